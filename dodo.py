@@ -1,0 +1,103 @@
+"""Any model reference to a running llama.cpp server, doing only the work that is missing.
+
+    doit serve model=demo            a real model, served
+    doit plan model=org/model        what that would take
+    doit list                        the steps; --status: which have something to do
+
+Steps keep receipts, not a database: doit is told that it has nothing to remember.
+"""
+
+from __future__ import annotations
+
+from pipeline.tasks import doit_tasks as tasks
+from pipeline.tasks.reporting import Reporter
+
+DOIT_CONFIG = {
+    "backend": "sqlite3",
+    "dep_file": ":memory:",
+    "default_tasks": ["_help"],
+    "reporter": Reporter,
+    "verbosity": 2,
+}
+
+steps = tasks.start()
+
+
+def task_source() -> tasks.Task:
+    """get llama.cpp's source: the submodule if checked out, else the pinned archive"""
+    return tasks.source(steps)
+
+
+def task_build_bins() -> tasks.Task:
+    """compile llama-server and its tools for this machine"""
+    return tasks.build_bins(steps)
+
+
+def task_resolve() -> tasks.Task:
+    """find out which files model= means"""
+    return tasks.resolve(steps)
+
+
+def task_fetch() -> tasks.Task:
+    """download the model's files"""
+    return tasks.fetch(steps)
+
+
+def task_converter() -> tasks.Task:
+    """make the environment of llama.cpp's converter"""
+    return tasks.converter(steps)
+
+
+def task_convert() -> tasks.Task:
+    """convert safetensors to GGUF"""
+    return tasks.convert(steps)
+
+
+def task_quantize() -> tasks.Task:
+    """quantize the GGUF to quant= (q4_k_m)"""
+    return tasks.quantize(steps)
+
+
+def task_prepare() -> tasks.Task:
+    """do all that serve needs, and start nothing"""
+    return tasks.prepare(steps)
+
+
+def task_serve() -> tasks.Task:
+    """serve model= in the foreground, preparing it if needed"""
+    return tasks.serve(steps)
+
+
+def task_plan() -> tasks.Task:
+    """show what serve would do, and what it would cost"""
+    return tasks.plan(steps)
+
+
+def task_verify() -> tasks.Task:
+    """hash every artifact again and compare it with its receipt"""
+    return tasks.verify(steps)
+
+
+def task_test() -> tasks.Task:
+    """run the tests; arguments after it go to pytest"""
+    return tasks.test()
+
+
+def task__help() -> tasks.Task:
+    """what a bare doit prints"""
+    return tasks.print_help(__doc__)
+
+
+def task__check() -> tasks.Task:
+    """say what is wrong with the request before any work"""
+    return tasks.check(steps)
+
+
+def task__port() -> tasks.Task:
+    """say that the port is taken before any work"""
+    return tasks.port(steps)
+
+
+def task__flags() -> tasks.Task:
+    """hold server.NAME=… against the options of the llama-server that will run"""
+    return tasks.flags(steps)

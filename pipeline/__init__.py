@@ -1,0 +1,12 @@
+"""Any model reference to a running llama.cpp server, doing only the work that is missing.
+
+A map, in reading order (each folder imports only those above it):
+
+    core/     knows nothing of models: errors, folders, variables, receipts, locks, processes
+    bins/     llama.cpp itself: pinned source, the host, backends, the build
+    models/   references, the hub, GGUF headers, conversion, quantization, memory
+    serve/    flags, the launch, the foreground server
+    tasks/    glue: turns the above into doit tasks; `dodo.py` is their table of contents
+
+`pins.toml` beside this file holds every pinned commit, tree and archive.
+"""

@@ -1,0 +1,1 @@
+"""llama.cpp itself: its source, this host, the backends, and the build into `bins/`."""

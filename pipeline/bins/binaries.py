@@ -1,0 +1,66 @@
+"""llama.cpp's programs, wherever they come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import notes, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home, absolute
+
+from .build import program_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binaries:
+    """A folder of programs; `commit` names llama.cpp's, and is empty for folders of others."""
+
+    folder: Path
+    commit: str
+    home: Home
+
+    def program(self, name: str) -> Path:
+        """The path of a program. Raises PipelineError where it is missing."""
+        path = self.folder / program_file(name)
+        if not path.exists():
+            raise PipelineError(
+                f"{self.folder}: there is no {path.name} in it",
+                "build it: doit build_bins"
+                if self.commit
+                else "LLAMA_SERVER_BINS_DIR names this folder; add the program or unset it",
+            )
+        return path
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a program."""
+        return (self.folder / program_file(name)).exists()
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a program, from its receipt or hashed once."""
+        path = self.program(name)
+        entry = receipts.load(self.folder).get(path.name)
+        if entry and receipts.status(path) is receipts.Status.CURRENT:
+            return entry.sha256
+        return notes.identity(self.home.run / "programs.json", path)
+
+    def recipe(self, name: str) -> Mapping[str, Any]:
+        """How the receipts of what it makes name a program."""
+        return {"commit": self.commit, "build": f"sha256:{self.sha256(name)}"}
+
+
+def external(home: Home) -> Binaries | None:
+    """The folder that LLAMA_SERVER_BINS_DIR names, if any. Raises PipelineError."""
+    chosen = os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
+    if not chosen:
+        return None
+    folder = absolute(chosen)
+    if not (folder / program_file("llama-server")).is_file():
+        raise PipelineError(
+            f"LLAMA_SERVER_BINS_DIR={chosen}: there is no {program_file('llama-server')} in it",
+            "name the folder that holds llama.cpp's programs, or unset it to have them built",
+        )
+    return Binaries(folder=folder, commit="", home=home)

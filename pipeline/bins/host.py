@@ -1,0 +1,75 @@
+"""This machine, as far as a build depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import capture
+
+SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
+MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A C++ compiler. `version` is the line with which it names itself."""
+
+    path: str
+    version: str
+
+
+def platform_tag() -> str:
+    """`linux-x64`, `macos-arm64`, `windows-x64` and so on."""
+    machine = platform.machine().lower()
+    return f"{SYSTEMS.get(sys.platform, sys.platform)}-{MACHINES.get(machine, machine)}"
+
+
+def cpu_identity() -> str:
+    """What a build for this very processor depends on: its model and its features, hashed."""
+    if sys.platform == "linux":
+        # The first processor's paragraph is enough, and reading on costs with every core.
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            first = file.read(8192).partition("\n\n")[0]
+        told = [
+            line
+            for line in first.splitlines()
+            if line.startswith(("model name", "flags", "Features", "CPU part", "CPU implementer"))
+        ]
+        text = "\n".join(told)
+    elif sys.platform == "darwin":
+        text = capture(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor()
+    else:
+        text = platform.processor()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find_compiler() -> Compiler | None:
+    """The C++ compiler that CMake will take: CXX, else the first of the usual names."""
+    chosen = os.environ.get("CXX", "").split()
+    for name in chosen[:1] or ["c++", "g++", "clang++", "cl"]:
+        path = shutil.which(name)
+        if path:
+            told = capture([path] if name == "cl" else [path, "--version"])
+            if told:
+                return Compiler(path, told.splitlines()[0].strip())
+    return None
+
+
+def require_compiler() -> Compiler:
+    """The C++ compiler. Raises PipelineError that says what to install."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise PipelineError(
+            "no C++ compiler was found (CXX, c++, g++, clang++)",
+            "Debian/Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+            "macOS: xcode-select --install; Windows: winget install "
+            "Microsoft.VisualStudio.2022.BuildTools, with its C++ workload",
+        )
+    return compiler

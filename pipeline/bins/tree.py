@@ -1,0 +1,75 @@
+"""git's hash of a tree of files, without git: it proves whose files they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+# A file's mode as git writes it, and the SHA-1 of its blob.
+Blob = tuple[str, bytes]
+FILE, PROGRAM, LINK = "100644", "100755", "120000"
+
+
+def blob(data: bytes) -> bytes:
+    """The SHA-1 that git gives to a file's content (git's identity, not a secret)."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).digest()
+
+
+def tree_hash(blobs: Mapping[str, Blob]) -> str:
+    """git's tree hash, in hex, of files given by their path with `/` between its parts."""
+    entries: list[tuple[str, str, bytes]] = []
+    folders: dict[str, dict[str, Blob]] = {}
+    for path, (mode, digest) in blobs.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            folders.setdefault(name, {})[rest] = (mode, digest)
+        else:
+            entries.append((name, mode, digest))
+    for name, inside in folders.items():
+        entries.append((name, "40000", bytes.fromhex(tree_hash(inside))))
+    # git sorts a folder as though its name ended in a slash
+    entries.sort(key=lambda entry: (entry[0] + "/" * (entry[1] == "40000")).encode())
+    data = b"".join(b"%s %s\0%s" % (mode.encode(), n.encode(), sha) for n, mode, sha in entries)
+    return hashlib.sha1(b"tree %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Every file below `folder`, a `.git` at its top left out."""
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != ".git":
+                        waiting.append(Path(entry.path))
+                elif entry.name != ".git":
+                    yield entry
+
+
+def folder_hash(folder: Path) -> str:
+    """git's tree hash of all files below `folder`. Reads every byte."""
+    return tree_hash(dict(_blobs(folder, files(folder))))
+
+
+def _blobs(folder: Path, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, Blob]]:
+    for entry in entries:
+        path = Path(entry.path).relative_to(folder).as_posix()
+        if entry.is_symlink():
+            yield path, (LINK, blob(os.fsencode(Path(entry.path).readlink())))
+        else:
+            executable = entry.stat().st_mode & 0o100
+            yield path, (PROGRAM if executable else FILE, blob(Path(entry.path).read_bytes()))
+
+
+def stamp(folder: Path) -> tuple[int, int]:
+    """Bytes in all, and the newest modification time of any file or folder, in ns."""
+    total, newest = 0, 0
+    folders = set()
+    for entry in files(folder):
+        stat = entry.stat(follow_symlinks=False)
+        total += stat.st_size
+        newest = max(newest, stat.st_mtime_ns)
+        folders.add(Path(entry.path).parent)
+    return total, max([newest, *(path.stat().st_mtime_ns for path in folders)])

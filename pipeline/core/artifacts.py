@@ -1,0 +1,66 @@
+"""The one way in which a file is made: lock, look again, make beside, check, publish, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import receipts
+from .locks import only_one
+from .publish import full_disk_is_an_error, part, publish_file, remove, require_space
+from .receipts import Entry, Recipe
+
+
+def make(
+    target: Path,
+    recipe: Recipe,
+    maker: Callable[[Path], None],
+    *,
+    need: int = 0,
+    source: Mapping[str, Any] | None = None,
+    keep: bool = True,
+    force: bool = False,
+) -> Entry:
+    """Have `target` as `recipe` says, made by `maker(path)` unless its receipt says that it is.
+
+    `need` is the disk space in bytes that making takes. `keep=False` marks a step on the way;
+    what was once kept stays kept. Raises what `maker` raises, with nothing published.
+    """
+    with only_one(target), full_disk_is_an_error(target.parent):
+        known = receipts.load(target.parent).get(target.name)
+        if known and not force and receipts.settle(target, recipe):
+            known = receipts.load(target.parent)[target.name]
+            if keep and not known.keep:
+                known = replace(known, keep=True)
+                receipts.change(target, known)
+            return known
+        made = part(target)
+        remove(made)
+        require_space(target.parent, need)
+        start = time.monotonic()
+        try:
+            maker(made)
+            entry = receipts.stamp(
+                made,
+                recipe,
+                source=source,
+                keep=keep,
+                seconds=time.monotonic() - start,
+            )
+            publish_file(made, target)
+        finally:
+            remove(made)
+        receipts.change(target, entry)
+        return entry
+
+
+def discard(target: Path) -> None:
+    """Remove the file of a step that has served; its receipt keeps saying what it was."""
+    entry = receipts.load(target.parent).get(target.name)
+    with only_one(target):
+        remove(target)
+        if entry:
+            receipts.change(target, replace(entry, mtime_ns=None))

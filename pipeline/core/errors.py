@@ -1,0 +1,27 @@
+"""The two ways in which a run ends badly, and how they read."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Something could not be done. `message` says what and where, `hint` the next step."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(PipelineError):
+    """What was asked for cannot be meant: found before any work, exit status 3."""
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """`; did you mean X?` for the nearest of `known`, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

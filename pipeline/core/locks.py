@@ -1,0 +1,30 @@
+"""One maker at a time.
+
+The operating system drops the lock when its holder dies, however it dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .say import say
+
+
+@contextmanager
+def only_one(target: Path) -> Iterator[None]:
+    """Hold the lock of the artifact `target`; say so once where another run holds it."""
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another run is making {target.name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,72 @@
+"""Pinned archives, through the user's own pip: mirror, proxy and certificates as pip knows them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from . import hashing, paths
+from .errors import PipelineError
+from .locks import only_one
+from .pins import Archive
+from .process import last_lines, run
+from .publish import full_disk_is_an_error, part, publish_file, require_space
+
+
+def pip_environment() -> dict[str, str]:
+    """pip with the user's own settings, and quiet about itself."""
+    import os
+
+    return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+
+
+def download_argv(archive: Archive, folder: Path) -> list[str]:
+    """The pip command that puts the archive's file into `folder`."""
+    only = "--no-binary" if archive.kind == "sdist" else "--only-binary"
+    return [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+        *(only, archive.package, "--dest", str(folder)),
+        f"{archive.package}=={archive.version}",
+    ]
+
+
+def cached(archive: Archive, home: paths.Home) -> Path:
+    """Where the archive is, or would be, kept for all checkouts."""
+    return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
+
+
+def fetch(archive: Archive, home: paths.Home) -> Path:
+    """The archive's file, downloaded unless the cache has it, and with the pinned sha256.
+
+    The cached file is hashed each time: this runs only when its content is about to be used.
+    Raises PipelineError.
+    """
+    target = cached(archive, home)
+    with only_one(target), full_disk_is_an_error(target.parent):
+        if target.exists() and hashing.sha256(target) == archive.sha256:
+            return target
+        require_space(target.parent, archive.size)
+        log = home.logs / f"download-{archive.package}.log"
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pip-") as folder:
+            command = download_argv(archive, Path(folder))
+            status = run(command, log=log, env=pip_environment())
+            got = Path(folder) / archive.file
+            if status or not got.exists():
+                raise PipelineError(
+                    f"{archive.package} {archive.version} could not be downloaded "
+                    f"(pip ended with {status}):\n{last_lines(log, 5)}",
+                    "check the network and pip's settings (pip config list); the log is "
+                    f"{log}. Or put {archive.file} into {target.parent} by hand",
+                )
+            digest = hashing.sha256(got)
+            if digest != archive.sha256:
+                raise PipelineError(
+                    f"{archive.file}: sha256 is {digest}, pinned is {archive.sha256}",
+                    "the package index gave another file than the pinned one; nothing of it "
+                    "was used",
+                )
+            made = part(target)
+            got.replace(made)
+            publish_file(made, target)
+    return target

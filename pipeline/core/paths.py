@@ -1,0 +1,93 @@
+"""Where things live."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import PipelineError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder that holds everything made: LLAMA_PIPELINE_HOME, by default the repository."""
+
+    root: Path
+
+    @property
+    def bins(self) -> Path:
+        return self.root / "bins"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+
+def user_folder() -> Path:
+    """The folder in which the user typed the command: relative paths start there.
+
+    doit changes to the folder of dodo.py, and `doitw` even before it; the latter says
+    where it came from in LLAMA_PIPELINE_CWD.
+    """
+    if "LLAMA_PIPELINE_CWD" in os.environ:
+        return Path(os.environ["LLAMA_PIPELINE_CWD"])
+    import sys
+
+    loader = sys.modules.get("doit.loader")
+    return Path(getattr(loader, "initial_workdir", None) or Path.cwd())
+
+
+def absolute(text: str | Path) -> Path:
+    """`text` as an absolute path; `~` is the user's home, relative means the user's folder."""
+    return Path(os.path.normpath(user_folder() / Path(text).expanduser()))
+
+
+def home() -> Home:
+    """The home that the environment names."""
+    chosen = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
+    return Home(absolute(chosen) if chosen else REPOSITORY)
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder`, and prove that a file can be written there, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PipelineError(
+            f"{folder}: nothing can be written there: {error.strerror}",
+            "set LLAMA_PIPELINE_HOME to a folder that you may write to",
+        ) from None
+
+
+def cache(home: Home) -> Path:
+    """A folder shared by all checkouts for what can be fetched or made again.
+
+    LLAMA_PIPELINE_CACHE, else the platform's cache folder, else (where that cannot be written)
+    a folder inside the home.
+    """
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("LLAMA_PIPELINE_CACHE", "").strip()
+    folder = absolute(chosen) if chosen else user_cache_path("llama-pipeline", appauthor=False)
+    try:
+        require_writable(folder)
+    except PipelineError:
+        if chosen:
+            raise
+        folder = home.root / ".cache"
+        require_writable(folder)
+    return folder

@@ -1,0 +1,64 @@
+"""The pins of `pipeline/pins.toml`, and the archives that they name."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PINS = Path(__file__).resolve().parents[1] / "pins.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A package whose content is used. `folder` is the part of it that is; sizes in bytes."""
+
+    package: str
+    version: str
+    kind: str  # "sdist" or "wheel"
+    file: str
+    folder: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file inside an archive."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """Everything that is fetched, by identity."""
+
+    llama_cpp_commit: str
+    llama_cpp_tree: str
+    llama_cpp_archive: Archive
+    demo_name: str
+    demo_archive: Archive
+    demo_files: Mapping[str, PinnedFile]
+    torch: str
+    torch_index: str
+
+
+@cache
+def pins() -> Pins:
+    """Read the pins, once."""
+    data: dict[str, Any] = tomllib.loads(PINS.read_text(encoding="utf-8"))
+    llama_cpp, demo, converter = data["llama_cpp"], data["demo"], data["converter"]
+    return Pins(
+        llama_cpp_commit=llama_cpp["commit"],
+        llama_cpp_tree=llama_cpp["tree"],
+        llama_cpp_archive=Archive(**llama_cpp["archive"]),
+        demo_name=demo["name"],
+        demo_archive=Archive(**demo["archive"]),
+        demo_files={name: PinnedFile(**file) for name, file in demo["files"].items()},
+        torch=converter["torch"],
+        torch_index=converter["torch_index"],
+    )

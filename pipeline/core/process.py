@@ -1,0 +1,208 @@
+"""Programs that are run: shown first, logged, and never left behind.
+
+A child lives no longer than this process, however this process ends:
+
+- Linux: the kernel kills it when its parent dies (`prctl(PR_SET_PDEATHSIG)`).
+- Windows: it belongs to a job object that ends with the last handle to it.
+- macOS and others: a small shell waits on a pipe that this process holds, and kills the child
+  when the pipe closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import PipelineError
+from .say import say
+
+Argv = Sequence[str | os.PathLike[str]]
+WINDOWS = os.name == "nt"
+LAST_LINES = 15
+
+
+def shown(argv: Argv) -> str:
+    """The command as one could type it."""
+    words = [os.fspath(word) for word in argv]
+    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
+
+
+def capture(argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str | None:
+    """What a short program prints on both channels; None where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(
+            [os.fspath(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            env=None if env is None else dict(env),
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def start(
+    argv: Argv,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    own_group: bool = False,
+    on_parent_death: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start a program whose two channels arrive on `stdout`, and that cannot outlive us.
+
+    `own_group` keeps the terminal's Ctrl-C from reaching it: then stopping it is our job.
+    Raises PipelineError where it cannot be started.
+    """
+    words = [os.fspath(word) for word in argv]
+    linux = sys.platform == "linux"
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=None if env is None else dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=own_group and not WINDOWS,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if own_group else 0,
+            preexec_fn=_die_with(os.getpid(), on_parent_death) if linux else None,
+        )
+    except OSError as error:
+        raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
+    if WINDOWS:
+        _put_in_job(process)
+    elif not linux:
+        _watch_from_outside(process)
+    return process
+
+
+@contextmanager
+def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """However the block ends, the process has ended after it."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Its output line by line; a carriage return (a progress bar's) ends a line too."""
+    buffer = b""
+    while process.stdout and (chunk := os.read(process.stdout.fileno(), 65536)):
+        *lines, buffer = re.split(rb"\r\n|\n|\r", buffer + chunk)
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    if buffer:
+        yield buffer.decode("utf-8", "replace")
+
+
+def run(
+    argv: Argv,
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    append: bool = False,
+) -> int:
+    """Run a program to its end: everything it prints goes to `log`, each line to `on_line`.
+
+    Returns the exit status. Says what is run on stderr first.
+    """
+    say(f"+ {shown(argv)}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("a" if append else "w", encoding="utf-8") as file,
+        running(start(argv, env=env, cwd=cwd)) as process,
+    ):
+        file.write(f"+ {shown(argv)}\n")
+        for line in lines_of(process):
+            # A full disk must not hide what the program itself has to say about it.
+            with contextlib.suppress(OSError):
+                file.write(line + "\n")
+            if on_line:
+                on_line(line)
+        return process.wait()
+
+
+def attached(argv: Argv, *, cwd: Path | None = None) -> int:
+    """Run a program on the user's own terminal; returns its exit status."""
+    say(f"+ {shown(argv)}")
+    return subprocess.run([os.fspath(word) for word in argv], cwd=cwd, check=False).returncode
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> str:
+    """The end of a log, indented, for an error message."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(f"  | {line}" for line in lines[-count:])
+    return ""
+
+
+def _die_with(parent: int, death: signal.Signals) -> Callable[[], None]:
+    """For the child, between fork and exec: ask the kernel to end it when its parent ends."""
+    library = ctypes.CDLL(None)
+
+    def ask() -> None:
+        library.prctl(1, int(death))  # PR_SET_PDEATHSIG of linux/prctl.h
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(1)
+
+    return ask
+
+
+def _watch_from_outside(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child when the pipe that only this process holds open closes."""
+    watch = subprocess.Popen(
+        ["/bin/sh", "-c", 'cat >/dev/null; kill -KILL "$0" 2>/dev/null', str(process.pid)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    reap = process.wait
+
+    def wait(timeout: float | None = None) -> int:
+        code = reap(timeout)
+        watch.kill()  # before anybody else can get the child's number
+        watch.wait()
+        return code
+
+    process.wait = wait  # type: ignore[method-assign]
+
+
+def _put_in_job(process: subprocess.Popen[bytes]) -> None:
+    """Windows: the job is closed, and its processes end, when this process ends."""
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.CreateJobObjectW.restype = ctypes.c_void_p
+    job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
+    # JOBOBJECT_EXTENDED_LIMIT_INFORMATION is 144 bytes on 64-bit Windows; LimitFlags stands at
+    # byte 16 of it. 0x2000 is JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, 9 the class of the structure.
+    limits = (ctypes.c_uint32 * 36)()
+    limits[4] = 0x2000
+    handle = ctypes.c_void_p(int(process._handle))  # type: ignore[attr-defined,unused-ignore]
+    if not (
+        kernel.SetInformationJobObject(job, 9, ctypes.byref(limits), ctypes.sizeof(limits))
+        and kernel.AssignProcessToJobObject(job, handle)
+    ):
+        process.kill()
+        raise PipelineError("the process could not be put in a job object, so it was not started")

@@ -1,0 +1,164 @@
+"""Receipts: which inputs made an artifact, and the stamp its file had then.
+
+One `.state.json` a folder, one entry an artifact. An artifact is current when the recipe asked
+for equals the recorded one and size and modification time are the recorded ones; any difference
+is dirty, newer and older are never compared. Deciding reads one small file and one stamp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .hashing import sha256
+from .publish import flush, part
+from .say import say
+
+SCHEMA = 1
+FILE = ".state.json"
+
+# What made an artifact: plain JSON values, so that equality is what the file can say.
+Recipe = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the receipt says of one artifact.
+
+    `mtime_ns` is None once the file was removed on purpose: what it was made of, and its
+    sha256, stay known, so that nothing made from it has to be made again. `keep` is false for
+    an artifact that was only a step on the way to another.
+    """
+
+    recipe: Recipe
+    size: int
+    mtime_ns: int | None
+    sha256: str
+    made_at: str
+    seconds: float
+    source: Mapping[str, Any] | None = None
+    keep: bool = True
+
+
+class Status(Enum):
+    """How an artifact stands to its receipt."""
+
+    CURRENT = "current"
+    MOVED = "copied or restored"  # the size recorded, another time: one hash decides
+    DIRTY = "made differently"
+    MISSING = "missing"
+
+
+def load(folder: Path) -> dict[str, Entry]:
+    """The receipts of `folder`. Unreadable ones are reported and count as none."""
+    path = folder / FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
+        return {name: Entry(**entry) for name, entry in data["artifacts"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        say(f"{path}: not readable as receipts ({error}); treated as absent")
+        return {}
+
+
+def status(target: Path, recipe: Recipe | None = None) -> Status:
+    """Compare `target` with its receipt, and its receipt with `recipe` where one is given."""
+    try:
+        stat = target.stat()
+    except OSError:
+        return Status.MISSING
+    entry = load(target.parent).get(target.name)
+    if entry is None or (recipe is not None and entry.recipe != recipe):
+        return Status.DIRTY
+    if stat.st_size != entry.size:
+        return Status.DIRTY
+    return Status.CURRENT if stat.st_mtime_ns == entry.mtime_ns else Status.MOVED
+
+
+def settle(target: Path, recipe: Recipe | None = None) -> bool:
+    """Whether `target` is current, hashing it once where it was copied or restored."""
+    found = status(target, recipe)
+    if found is not Status.MOVED:
+        return found is Status.CURRENT
+    entry = load(target.parent)[target.name]
+    say(f"{target.name} has another time than its receipt; hashing it once")
+    if sha256(target) != entry.sha256:
+        return False
+    change(target, replace(entry, mtime_ns=target.stat().st_mtime_ns))
+    return True
+
+
+def stamp(
+    target: Path,
+    recipe: Recipe,
+    *,
+    seconds: float,
+    source: Mapping[str, Any] | None = None,
+    keep: bool = True,
+    digest: str = "",
+) -> Entry:
+    """The entry of the finished file `target`, which is hashed unless `digest` is given."""
+    stat = target.stat()
+    return Entry(
+        recipe=recipe,
+        source=source,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        sha256=digest or sha256(target),
+        made_at=now(),
+        seconds=round(seconds, 1),
+        keep=keep,
+    )
+
+
+def now() -> str:
+    """The present time as receipts write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def change(target: Path, entry: Entry | None) -> None:
+    """Record `entry` for `target`, or drop its receipt."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f"{FILE}.lock")):
+        entries = load(target.parent)
+        if entry is None:
+            if entries.pop(target.name, None) is None:
+                return
+        else:
+            entries[target.name] = entry
+        save(target.parent, entries)
+
+
+def save(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Write all receipts of `folder`; `change` does it under a lock, for one."""
+    path = folder / FILE
+    data = {
+        "schema": SCHEMA,
+        "artifacts": {
+            name: {key: value for key, value in asdict(entry).items() if value is not None}
+            | {"mtime_ns": entry.mtime_ns}
+            for name, entry in sorted(entries.items())
+        },
+    }
+    made = part(path)
+    made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(made)
+    made.replace(path)
+
+
+def forget(target: Path) -> bool:
+    """Drop the receipt of `target`; whether there was one."""
+    if target.name not in load(target.parent):
+        return False
+    change(target, None)
+    return True

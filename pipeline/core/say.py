@@ -1,0 +1,24 @@
+"""What is being done, on stderr; results go to stdout."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(text: str) -> None:
+    """One line about what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: `4.9 GB` (powers of 1000, as file sizes are shown)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

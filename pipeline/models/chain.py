@@ -1,0 +1,182 @@
+"""From a resolved reference to the GGUF that is served: which steps lie between, and which of
+them have something to do. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import receipts
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.receipts import Status
+
+from . import converter, quants
+from .convert import Conversion
+from .quantize import Quantization
+from .resolve import Resolved
+
+DEFAULT_QUANT = "Q4_K_M"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted of a model; `quant` is empty where nobody asked."""
+
+    quant: str = ""
+    keep_f16: bool = False
+    imatrix: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The steps of one model. `final` is the file that is served."""
+
+    resolved: Resolved
+    final: Path
+    conversion: Conversion | None = None
+    quantization: Quantization | None = None
+
+    @property
+    def fetches(self) -> bool:
+        return not self.resolved.local
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which steps have something to do, each with the reason; empty: up to date."""
+
+    fetch: str = ""
+    convert: str = ""
+    quantize: str = ""
+
+
+def chain(
+    resolved: Resolved, wanted: Wanted, home: Home, script: Path, source: Mapping[str, Any]
+) -> Chain:
+    """The steps that `wanted` takes. `script` is the converter, `source` names llama.cpp's tree.
+
+    Raises UsageError.
+    """
+    made = home.models / "gguf" / resolved.slug
+    if resolved.kind == "gguf":
+        first = resolved.folder / resolved.files[0].name
+        if not resolved.local or wanted.quant in ("", resolved.precision):
+            return Chain(resolved=resolved, final=first)
+        if resolved.precision not in quants.UNQUANTIZED:
+            raise UsageError(
+                f"{first}: is {resolved.precision or 'of unknown type'}, and quant="
+                f"{wanted.quant.lower()} was asked for: quantizing twice costs quality",
+                "leave quant out to serve the file as it is, or give the unquantized model",
+            )
+        target = made / f"model.{wanted.quant.lower()}.gguf"
+        return Chain(
+            resolved=resolved,
+            final=target,
+            quantization=Quantization(
+                resolved=resolved,
+                target=target,
+                input=first,
+                conversion=None,
+                quant=wanted.quant,
+                imatrix=wanted.imatrix,
+            ),
+        )
+
+    quant = wanted.quant or DEFAULT_QUANT
+
+    def conversion(outtype: str, keep: bool) -> Conversion:
+        return Conversion(
+            resolved=resolved,
+            target=made / f"model.{outtype.lower()}.gguf",
+            outtype=outtype,
+            script=script,
+            recipe={
+                "step": "convert",
+                "files": resolved.recipe(),
+                "name": resolved.name,
+                "outtype": outtype,
+                "converter": {**source, "requirements": converter.requirements_sha256()},
+            },
+            keep=keep,
+        )
+
+    if quant in quants.DIRECT:
+        direct = conversion(quant, keep=True)
+        return Chain(resolved=resolved, final=direct.target, conversion=direct)
+    first_step = conversion(resolved.precision, keep=wanted.keep_f16)
+    target = made / f"model.{quant.lower()}.gguf"
+    return Chain(
+        resolved=resolved,
+        final=target,
+        conversion=first_step,
+        quantization=Quantization(
+            resolved=resolved,
+            target=target,
+            input=first_step.target,
+            conversion=first_step,
+            quant=quant,
+            imatrix=wanted.imatrix,
+        ),
+    )
+
+
+def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
+    """How the served file stands to what made it; `tool` None: llama-quantize is not built."""
+    if chain.quantization:
+        recipe = chain.quantization.recipe(home, tool) if tool is not None else None
+        if recipe is None:
+            return Status.DIRTY if chain.final.exists() else Status.MISSING
+        return receipts.status(chain.final, recipe)
+    if chain.conversion:
+        return receipts.status(chain.final, chain.conversion.recipe)
+    return Status.CURRENT if not _unfetched(chain.resolved) else Status.DIRTY
+
+
+def settle(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> bool:
+    """Whether the served file is current, hashing it once where it was copied or restored."""
+    recipe = None
+    if chain.quantization and tool is not None:
+        recipe = chain.quantization.recipe(home, tool)
+    elif chain.conversion and not chain.quantization:
+        recipe = chain.conversion.recipe
+    return recipe is not None and receipts.settle(chain.final, recipe)
+
+
+def needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Needs:
+    """What each step has to do, from receipts and stamps alone."""
+    final = final_status(chain, home, tool)
+    fetch = _unfetched(chain.resolved) if chain.fetches else ""
+    if not chain.conversion:
+        quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
+        return Needs(fetch=fetch, quantize=quantize)
+    if final is Status.CURRENT:
+        return Needs(quantize="a step on the way is left over" if leftover(chain) else "")
+    if not chain.quantization:
+        return Needs(fetch=fetch, convert=final.value)
+    between = receipts.status(chain.conversion.target, chain.conversion.recipe)
+    if between is Status.CURRENT:
+        return Needs(quantize=final.value)
+    # Where the final file was only copied or restored, the steps before it hash it and stop.
+    return Needs(fetch=fetch, convert=between.value, quantize=final.value)
+
+
+def leftover(chain: Chain) -> bool:
+    """Whether an intermediate file that nobody wanted kept is still there."""
+    if not (chain.conversion and chain.quantization) or chain.conversion.keep:
+        return False
+    entry = receipts.load(chain.conversion.target.parent).get(chain.conversion.target.name)
+    return entry is not None and not entry.keep and chain.conversion.target.exists()
+
+
+def _unfetched(resolved: Resolved) -> str:
+    """Why the model's files are not all there; empty: they are."""
+    if resolved.local:
+        return ""
+    for file in resolved.files:
+        found = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
+        if found is not Status.CURRENT:
+            return f"{file.name} is {found.value}"
+    return ""

@@ -1,0 +1,172 @@
+"""The official converter's own environment: large, pinned, shared by all checkouts."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import venv
+from functools import cache
+from pathlib import Path
+
+from pipeline.core import paths, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.locks import only_one
+from pipeline.core.packages import pip_environment
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+from pipeline.core.process import WINDOWS, capture, last_lines, run
+from pipeline.core.publish import full_disk_is_an_error, remove, require_space
+from pipeline.core.receipts import Recipe
+from pipeline.core.say import say
+
+REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
+INSTALLED_BYTES = 1_300_000_000
+DOWNLOAD_BYTES = 270_000_000
+
+
+@cache
+def requirements_sha256() -> str:
+    """The identity of everything that is installed, torch and its index included."""
+    told = f"{REQUIREMENTS.read_text(encoding='utf-8')}{pins().torch} {pins().torch_index}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def recipe() -> Recipe:
+    """What the environment depends on."""
+    return {
+        "step": "converter",
+        "requirements": requirements_sha256(),
+        "python": platform.python_version(),
+        "platform": f"{sys.platform}-{platform.machine()}",
+    }
+
+
+def folder(home: Home) -> Path:
+    """Where it is, or would be. An environment cannot be moved, so it is made in its place."""
+    digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
+    return paths.cache(home) / f"converter-{digest}"
+
+
+def python(home: Home) -> Path:
+    """The environment's Python. Its folder's receipt is on this file."""
+    inside = ("Scripts", "python.exe") if WINDOWS else ("bin", "python")
+    return folder(home).joinpath(*inside)
+
+
+def is_current(home: Home) -> bool:
+    """Whether the environment was made to its end."""
+    entry = receipts.load(folder(home)).get("environment")
+    return entry is not None and entry.recipe == recipe() and python(home).exists()
+
+
+def make(home: Home, *, force: bool = False) -> None:
+    """Have the environment, its receipt written last. Raises PipelineError."""
+    target = folder(home)
+    with only_one(target), full_disk_is_an_error(target.parent):
+        if is_current(home) and not force:
+            return
+        remove(target)  # what a cut run left
+        require_space(target.parent, INSTALLED_BYTES)
+        say("making the converter's environment (1.2 GB, once)")
+        venv.create(target, with_pip=False, symlinks=not WINDOWS)
+        log = home.logs / "converter.log"
+        for arguments in pip_arguments(python(home)):
+            if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
+                raise PipelineError(
+                    f"the converter's environment could not be made:\n{last_lines(log, 5)}",
+                    f"check the network and pip's settings; the log is {log}",
+                )
+        _require_cpu_torch(python(home))
+        stamp = target / "environment"
+        stamp.write_text(requirements_sha256() + "\n", encoding="utf-8")
+        receipts.change(stamp, receipts.stamp(stamp, recipe(), seconds=0))
+
+
+def pip_arguments(python: Path) -> list[list[str]]:
+    """The pip calls, run by this environment's pip, that fill the other one.
+
+    torch comes alone, without its dependencies and from PyTorch's index of CPU builds: a plain
+    install of it brings several GB of CUDA on Linux.
+    """
+    into = ["--python", str(python), "install", "--quiet", "--no-deps"]
+    return [
+        # On macOS the CPU build carries no mark; elsewhere the mark keeps CUDA builds of a
+        # mirror out, should PyTorch's index not answer.
+        [
+            *(*into, "--index-url", pins().torch_index, "--retries", "2"),
+            f"torch=={pins().torch}+cpu; sys_platform != 'darwin'",
+            f"torch=={pins().torch}; sys_platform == 'darwin'",
+        ],
+        [*into, "--require-hashes", "--requirement", str(REQUIREMENTS)],
+    ]
+
+
+def clean(home: Home) -> None:
+    """Remove the environment."""
+    remove(folder(home))
+
+
+def forget(home: Home) -> bool:
+    """Drop the environment's receipt."""
+    return receipts.forget(folder(home) / "environment")
+
+
+def environment() -> dict[str, str]:
+    """For running the converter: offline, without the user's tokens and Python settings.
+
+    A tokenizer's own code would be downloaded and run otherwise.
+    """
+    private = ("HF_", "HUGGING", "PYTHON", "TRANSFORMERS_", "NO_LOCAL_GGUF")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(private)}
+    return env | {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # the source tree stays as it was checked
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUTF8": "1",
+    }
+
+
+def architectures(source: Path) -> frozenset[str]:
+    """The architectures that the converter in `source` knows; empty where it is not there."""
+    try:
+        text = (source / "conversion" / "__init__.py").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    for node in ast.parse(text).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.target.id == "TEXT_MODEL_MAP"
+            and node.value is not None
+        ):
+            return frozenset(ast.literal_eval(node.value))
+    return frozenset()
+
+
+def _require_cpu_torch(python: Path) -> None:
+    told = capture(
+        [python, "-c", "import torch; print(torch.__version__, torch.version.cuda)"], timeout=120
+    )
+    if told is None or told.split()[-1] != "None":
+        raise PipelineError(
+            f"the converter's torch is not usable or not a CPU build: {told or 'import fails'}",
+            f"pip config list: an index of yours may shadow {pins().torch_index}",
+        )
+
+
+def stage(files: dict[str, Path], into: Path) -> None:
+    """Lay the converter's input out: links to just these files, so that no code lies beside."""
+    for name, file in files.items():
+        link = into / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            link.symlink_to(file.resolve())
+        except OSError:  # Windows without the right to make links
+            try:
+                os.link(file, link)
+            except OSError:
+                shutil.copyfile(file, link)

@@ -1,0 +1,244 @@
+"""Read a GGUF's header: small, bounded, and skipping vocabularies without building them.
+
+The layout is that of ggml's docs/gguf.md: magic, version, counts, key-value pairs, tensor table,
+then the tensors, aligned. Everything in it is checked before it is used as a length.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import notes
+from pipeline.core.errors import PipelineError
+from pipeline.core.say import size as shown_size
+
+from .quants import FILE_TYPES
+
+MAGIC = b"GGUF"
+MAX_PAIRS = 100_000
+MAX_TENSORS = 1_000_000
+MAX_STRING = 64 * 1024 * 1024  # bytes; a chat template has some thousands
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+
+# Value types: struct format by number; 8 is a string, 9 an array.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
+SCALARS[12] = "d"
+STRING, ARRAY = 8, 9
+
+# ggml_type: elements in a block, bytes of a block (ggml/src/ggml-common.h).
+BLOCKS = {
+    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
+    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210)},
+    **{15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18)},
+    **{21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4)},
+    **{27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66)},
+    **{39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18)},
+}
+POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
+
+
+class Broken(ValueError):
+    """The bytes are no GGUF header, or stop before its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a GGUF says of itself. `size` is how many bytes the whole file must have at least.
+
+    `values` holds the plain values; arrays (vocabularies) are left out.
+    """
+
+    tensors: int
+    size: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture", ""))
+
+    @property
+    def name(self) -> str:
+        return str(self.values.get("general.name", ""))
+
+    @property
+    def quant(self) -> str:
+        """The file's type in llama-quantize's spelling; empty where it does not say."""
+        return FILE_TYPES.get(self.values.get("general.file_type", -1), "")
+
+    @property
+    def context_length(self) -> int:
+        """The trained context in tokens; 0 where it is not said."""
+        return int(self.values.get(f"{self.architecture}.context_length", 0))
+
+    @property
+    def pooling(self) -> str:
+        """How an embedding model pools, `none` for all others."""
+        return POOLING.get(self.values.get(f"{self.architecture}.pooling_type", 0), "none")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return "tokenizer.chat_template" in self.values
+
+    @property
+    def shards(self) -> int:
+        """Into how many files the model is split; 1 for a whole one."""
+        return max(1, int(self.values.get("split.count", 1)))
+
+
+class _Reader:
+    """A position in a buffer that may end too early."""
+
+    def __init__(self, buffer: bytes | mmap.mmap) -> None:
+        self.buffer = buffer
+        self.at = 0
+
+    def skip(self, count: int) -> int:
+        start = self.at
+        self.at += count
+        if self.at > len(self.buffer):
+            raise Broken("it ends inside its header")
+        return start
+
+    def scalar(self, form: str) -> Any:
+        start = self.skip(struct.calcsize("<" + form))
+        return struct.unpack_from("<" + form, self.buffer, start)[0]
+
+    def count(self, most: int, what: str) -> int:
+        number = int(self.scalar("Q"))
+        if number > most:
+            raise Broken(f"it claims {number} {what}")
+        return number
+
+    def string(self) -> str:
+        length = self.count(MAX_STRING, "bytes in one text")
+        start = self.skip(length)
+        return self.buffer[start : self.at].decode("utf-8", "replace")
+
+    def skip_array(self) -> None:
+        kind = self.scalar("I")
+        count = self.count(len(self.buffer), "elements in an array")
+        if kind in SCALARS:
+            self.skip(count * struct.calcsize("<" + SCALARS[kind]))
+        elif kind == STRING:
+            buffer, at, end = self.buffer, self.at, len(self.buffer)
+            for _ in range(count):  # a vocabulary: the one loop here that must be quick
+                at += 8 + int.from_bytes(buffer[at : at + 8], "little")
+                if at > end:
+                    raise Broken("it ends inside its header")
+            self.at = at
+        else:
+            raise Broken(f"it holds an array of value type {kind}")
+
+
+def parse(buffer: bytes | mmap.mmap) -> Header:
+    """Parse the header at the start of `buffer`. Raises Broken."""
+    reader = _Reader(buffer)
+    start = reader.skip(4)
+    if buffer[start : start + 4] != MAGIC:
+        raise Broken("it does not start with GGUF")
+    version = reader.scalar("I")
+    if version not in (2, 3):
+        raise Broken(f"it has GGUF version {version}; 2 and 3 are known")
+    tensors = reader.count(MAX_TENSORS, "tensors")
+    values: dict[str, Any] = {}
+    for _ in range(reader.count(MAX_PAIRS, "values")):
+        key, kind = reader.string(), reader.scalar("I")
+        if kind == ARRAY:
+            reader.skip_array()
+        elif kind == STRING:
+            values[key] = reader.string()
+        elif kind in SCALARS:
+            values[key] = reader.scalar(SCALARS[kind])
+        else:
+            raise Broken(f"{key} has value type {kind}")
+    end = max((tensor_end for tensor_end in _tensor_ends(reader, tensors)), default=0)
+    alignment = int(values.get("general.alignment", 32))
+    if alignment < 1:
+        raise Broken(f"its alignment is {alignment}")
+    data = -(-reader.at // alignment) * alignment
+    return Header(tensors=tensors, size=data + end, values=values)
+
+
+def _tensor_ends(reader: _Reader, tensors: int) -> Iterator[int]:
+    """Where each tensor ends, in bytes from the start of the data."""
+    for _ in range(tensors):
+        name = reader.string()
+        dimensions = reader.scalar("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise Broken(f"its tensor {name} has {dimensions} dimensions")
+        elements = 1
+        for _ in range(dimensions):
+            elements *= reader.scalar("Q")
+        kind, offset = reader.scalar("I"), reader.scalar("Q")
+        # A type newer than the table: at least its start must be there.
+        block, width = BLOCKS.get(kind, (1, 0))
+        yield offset + -(-elements // block) * width
+
+
+def read(path: Path) -> Header:
+    """The header of the file `path`, which must be as long as its header says.
+
+    Raises PipelineError.
+    """
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            if length < 24:
+                raise Broken("it is too short")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+                header = parse(buffer)
+    except Broken as error:
+        raise PipelineError(f"{path}: is no usable GGUF: {error}", "download it again") from None
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
+    if length < header.size:
+        raise PipelineError(
+            f"{path}: is cut short: it has {shown_size(length)} ({length} bytes), its header "
+            f"needs {shown_size(header.size)} ({header.size} bytes)",
+            "download or copy it again",
+        )
+    return header
+
+
+def read_noted(path: Path, book: Path) -> Header:
+    """As `read`, but from the notes in `book` while the file keeps its stamp."""
+    known = notes.recall(book, path)
+    if known is None:
+        header = read(path)
+        values = {k: v for k, v in header.values.items() if k != "tokenizer.chat_template"}
+        if header.has_chat_template:
+            values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
+        known = {"tensors": header.tensors, "size": header.size, "values": values}
+        notes.remember(book, path, known)
+    return Header(**known)
+
+
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+
+
+def shards(first: Path) -> list[Path]:
+    """All files of the model whose first file is `first`, in order. Raises PipelineError."""
+    match = SHARD.fullmatch(first.name)
+    if not match:
+        return [first]
+    count = int(match["count"])
+    names = [f"{match['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+    if first.name != names[0]:
+        raise PipelineError(
+            f"{first}: is part {int(match['number'])} of {count} of a split model",
+            f"give the first part: {first.with_name(names[0])}",
+        )
+    paths = [first.with_name(name) for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise PipelineError(
+            f"{first}: {len(missing)} of its {count} parts are missing: {', '.join(missing)}",
+            "put all parts into the same folder",
+        )
+    return paths

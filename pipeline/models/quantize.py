@@ -1,0 +1,115 @@
+"""GGUF to a smaller GGUF, with llama-quantize."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import artifacts, notes, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.core.process import capture, last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.receipts import Recipe
+
+from . import gguf
+from .convert import Conversion
+from .resolve import Resolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """One quantization, of what `conversion` makes or of the user's own file `input`."""
+
+    resolved: Resolved
+    target: Path
+    input: Path
+    conversion: Conversion | None
+    quant: str
+    imatrix: Path | None
+
+    def input_sha256(self, home: Home) -> str | None:
+        """The identity of the input, whether or not the file is still there; None: unknown."""
+        if self.conversion is None:
+            known = notes.recall(home.run / "sha256.json", self.input)
+            return None if known is None else str(known)
+        entry = receipts.load(self.input.parent).get(self.input.name)
+        return entry.sha256 if entry and entry.recipe == self.conversion.recipe else None
+
+    def recipe(self, home: Home, tool: Mapping[str, Any]) -> Recipe | None:
+        """What the result depends on; None while the input is not known."""
+        digest = self.input_sha256(home)
+        if digest is None:
+            return None
+        matrix = self.imatrix and notes.identity(home.run / "sha256.json", self.imatrix)
+        return {
+            "step": "quantize",
+            "input": f"sha256:{digest}",
+            "type": self.quant,
+            "imatrix": matrix and f"sha256:{matrix}",
+            "tool": dict(tool),
+        }
+
+
+def argv(quantization: Quantization, program: Path, made: Path) -> list[str]:
+    """llama-quantize's command line: options first, then input, output and type."""
+    matrix = ["--imatrix", str(quantization.imatrix)] if quantization.imatrix else []
+    return [str(program), *matrix, str(quantization.input), str(made), quantization.quant]
+
+
+def result_bytes(quantization: Quantization, program: Path) -> int:
+    """The size of the result, as llama-quantize itself tells it in advance."""
+    command = argv(quantization, program, quantization.target)
+    told = capture([command[0], "--dry-run", *command[1:]], timeout=120) or ""
+    found = re.search(r"quant size\s*=\s*([\d.]+) MiB", told)
+    # Vocabulary and the table of tensors come on top of it.
+    return int(float(found[1]) * 1024 * 1024) + 32 * 1024 * 1024 if found else 0
+
+
+def make(
+    quantization: Quantization,
+    home: Home,
+    program: Path,
+    tool: Mapping[str, Any],
+    *,
+    force: bool = False,
+) -> None:
+    """Have the quantized GGUF. Raises PipelineError."""
+    if quantization.conversion is None:
+        notes.identity(home.run / "sha256.json", quantization.input)
+    recipe = quantization.recipe(home, tool)
+    if recipe is None:
+        raise PipelineError(
+            f"{quantization.input}: has no receipt that fits", "run the same command again"
+        )
+    name = f"{quantization.resolved.name} to {quantization.quant}"
+
+    def maker(made: Path) -> None:
+        log = home.logs / f"quantize-{quantization.resolved.slug}.log"
+
+        with bar(f"quantizing {name}") as update:
+
+            def watch(line: str) -> None:
+                counter = re.match(r"\[\s*(\d+)/\s*(\d+)\]", line)
+                if counter:
+                    update(int(counter[1]), int(counter[2]))
+
+            status = run(argv(quantization, program, made), log=log, on_line=watch)
+        if status:
+            raise PipelineError(
+                f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
+                f"the whole log is {log}",
+            )
+        gguf.read(made)  # a full disk goes unnoticed by the program, not by this
+
+    artifacts.make(
+        quantization.target,
+        recipe,
+        maker,
+        need=result_bytes(quantization, program) if quantization.input.exists() else 0,
+        source=quantization.resolved.source,
+        force=force,
+    )

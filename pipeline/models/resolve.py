@@ -1,0 +1,243 @@
+"""Which files a reference means: their names, sizes and sha256, and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.core import notes
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+
+from . import gguf, safetensors
+from .reference import Reference
+
+# What the converter reads beside the weights. No program code is ever among it.
+SIDE_FILES = ("*.json", "tokenizer.model", "*.txt", "*.tiktoken", "*.jinja", "*/config.json")
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a model, its name relative to the model's folder. Size in bytes.
+
+    `blob` is git's SHA-1, which is all that the hub says of its small files.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    blob: str = ""
+
+    @property
+    def identity(self) -> str:
+        return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.blob}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A reference with nothing left open.
+
+    `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
+    they are the user's own and stay where they are. `precision` is the source's own type.
+    """
+
+    kind: Literal["gguf", "safetensors"]
+    name: str
+    slug: str
+    folder: Path
+    local: bool
+    source: Mapping[str, Any]
+    files: tuple[File, ...]
+    precision: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def recipe(self) -> dict[str, str]:
+        """How receipts name these inputs."""
+        return {file.name: file.identity for file in self.files}
+
+    def fetch_recipe(self, file: File) -> dict[str, Any]:
+        """What makes one of its files, for models that are fetched."""
+        return {"step": "fetch", "file": file.identity, **self.source}
+
+
+def slug(text: str) -> str:
+    """`text` as a name that every file system takes."""
+    return re.sub(r"[^\w.-]+", "-", text.replace("/", "__")).strip("-.") or "model"
+
+
+def local_slug(path: Path) -> str:
+    """A name for the artifacts of a local path: its own, and which path it is."""
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"local__{slug(path.stem if path.is_file() else path.name)}__{digest}"
+
+
+def demo(home: Home) -> Resolved:
+    """The demonstration model, from the pins."""
+    files = tuple(File(name, f.size, f.sha256) for name, f in pins().demo_files.items())
+    archive = pins().demo_archive
+    return Resolved(
+        kind="safetensors",
+        name=pins().demo_name,
+        slug=f"demo__{pins().demo_name}__{archive.sha256[:12]}",
+        folder=home.models / "source" / f"demo__{pins().demo_name}__{archive.sha256[:12]}",
+        local=False,
+        source={"type": "package", "ref": f"{archive.package}=={archive.version}"},
+        files=files,
+        precision="F32",
+    )
+
+
+def gguf_path(path: Path, home: Home) -> Resolved:
+    """A GGUF that is used in place, whole or its first part. Reads its header only.
+
+    The sha256 of its files stay empty: nothing is made from them, so nothing has to know.
+    Raises PipelineError.
+    """
+    book = home.run / "gguf.json"
+    paths = gguf.shards(path)
+    headers = [gguf.read_noted(part, book) for part in paths]
+    if headers[0].shards != len(paths):
+        raise PipelineError(
+            f"{path}: says that it is one of {headers[0].shards} parts",
+            "keep the names of the parts as they were: …-00001-of-0000N.gguf",
+        )
+    return Resolved(
+        kind="gguf",
+        name=headers[0].name or path.stem,
+        slug=local_slug(path),
+        folder=path.parent,
+        local=True,
+        source={"type": "file", "ref": str(path)},
+        files=tuple(File(part.name, part.stat().st_size, "") for part in paths),
+        precision=headers[0].quant,
+    )
+
+
+def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path], str]:
+    """A folder's weight files and its own precision, from headers alone.
+
+    `architectures` are those that the converter knows; empty means not known yet.
+    Raises PipelineError.
+    """
+    config = folder / "config.json"
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not config.is_file():
+        raise PipelineError(
+            f"{folder}: has no config.json",
+            "a model folder holds config.json, *.safetensors and the tokenizer's files",
+        )
+    if not weights and not (folder / INDEX).is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        if pickled:
+            raise PipelineError(
+                f"{folder}: has only pickled weights ({', '.join(pickled[:3])}), which run code "
+                "when they are read; they are not used",
+                "get the model's safetensors, or convert the weights where you trust them",
+            )
+        raise PipelineError(f"{folder}: has no *.safetensors")
+    _check_architecture(config, architectures)
+    if (folder / INDEX).is_file():
+        weights = _indexed(folder)
+    found: Counter[str] = Counter()
+    for path in weights:
+        found += safetensors.dtypes(path)
+    return weights, safetensors.own_precision(found)
+
+
+def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
+    """A folder of safetensors. Its files are hashed once for each stamp. Raises PipelineError."""
+    weights, precision = check_folder(path, architectures)
+    beside = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    book = home.run / "sha256.json"
+    files = tuple(
+        File(
+            file.relative_to(path).as_posix(),
+            file.stat().st_size,
+            notes.identity(book, file),
+        )
+        for file in sorted({*weights, *beside})
+    )
+    return Resolved(
+        kind="safetensors",
+        name=path.resolve().name,
+        slug=local_slug(path),
+        folder=path,
+        local=True,
+        source={"type": "folder", "ref": str(path)},
+        files=files,
+        precision=precision,
+    )
+
+
+def stored(path: Path) -> Resolved | None:
+    """What an earlier run resolved and stored at `path`, if that can be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["files"] = tuple(File(**file) for file in data["files"])
+        data["folder"] = path.parent.parent / data["folder"]
+        return Resolved(**data)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def store(path: Path, resolved: Resolved) -> None:
+    """Remember what a reference to the hub was resolved to."""
+    from pipeline.core.publish import part, publish_file
+
+    data = asdict(resolved)
+    data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = part(path)
+    made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    publish_file(made, path)
+
+
+def stored_path(reference: Reference, filename: str, quant: str, home: Home) -> Path:
+    """Where the answer to this question to the hub is kept."""
+    question = json.dumps([reference.repo, reference.revision, filename, quant])
+    digest = hashlib.sha256(question.encode()).hexdigest()[:12]
+    return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
+
+
+def _check_architecture(config: Path, known: frozenset[str]) -> None:
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+        names = data.get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise PipelineError(f"{config}: cannot be read as JSON: {error}") from None
+    if not names or not isinstance(names[0], str):
+        raise PipelineError(f"{config}: names no architecture", 'add "architectures": ["…"]')
+    if known and names[0] not in known:
+        raise UsageError(
+            f"{config}: the architecture {names[0]} is not known to this llama.cpp"
+            f"{did_you_mean(names[0], sorted(known))}",
+            "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
+        )
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """The weight files that the index names, all of which must be there."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{folder / INDEX}: cannot be read as an index: {error}") from None
+    missing = [name for name in names if not (folder / str(name)).is_file()]
+    if missing:
+        raise PipelineError(
+            f"{folder}: {len(missing)} of the {len(names)} files that {INDEX} names are "
+            f"missing: {', '.join(missing[:3])}",
+            "download them into the same folder",
+        )
+    return [folder / name for name in names]

@@ -1,0 +1,88 @@
+"""The options of a llama-server, read from the `--help` of the very program that will run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.process import capture
+from pipeline.core.publish import part
+from pipeline.core.variables import NO, YES
+
+# One option of the help: its names, and after a space the hint of its value, if it takes one.
+OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option: its longest name, the hint of its value, empty where it takes none."""
+
+    name: str
+    value: str
+
+    @property
+    def choices(self) -> list[str]:
+        """The values it takes, where the help lists them: `[on|off|auto]`, `{none,mean}`."""
+        listed = re.fullmatch(r"[\[{<]([\w.-]+(?:[|,][\w.-]+)+)[\]}>]", self.value)
+        return re.split(r"[|,]", listed[1]) if listed else []
+
+
+def parse_help(text: str) -> dict[str, Flag]:
+    """Every long name without its dashes (`ctx-size`) and the option it stands for."""
+    flags: dict[str, Flag] = {}
+    for line in text.splitlines():
+        match = OPTION.match(line)
+        if match:
+            names = [name for name in re.split(r",\s*", match[1]) if name.startswith("--")]
+            for name in names:
+                flags[name[2:]] = Flag(name, match[2] or "")
+    return flags
+
+
+def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
+    """The options of `program`, asked once for each sha256. Raises PipelineError."""
+    known = cache / f"{sha256}.json"
+    try:
+        return {name: Flag(**flag) for name, flag in json.loads(known.read_text("utf-8")).items()}
+    except (OSError, ValueError, TypeError):
+        pass
+    text = capture([program, "--help"])
+    flags = parse_help(text or "")
+    if "model" not in flags:
+        raise PipelineError(f"{program}: its --help lists no options of llama-server")
+    cache.mkdir(parents=True, exist_ok=True)
+    made = part(known)
+    made.write_text(json.dumps({n: asdict(f) for n, f in flags.items()}), encoding="utf-8")
+    made.replace(known)
+    return flags
+
+
+def arguments(options: Mapping[str, str], flags: Mapping[str, Flag], where: str) -> list[str]:
+    """The command-line words for options given as text; `_` and `-` are the same in names.
+
+    All mistakes are reported at once. Raises UsageError.
+    """
+    words: list[str] = []
+    wrong = []
+    for given, value in options.items():
+        name = given.replace("_", "-")
+        flag = flags.get(name)
+        if flag is None:
+            near = did_you_mean(name, list(flags)).replace("-", "_")
+            wrong.append(f"{where}{given}: llama-server has no --{name}{near}")
+        elif flag.value:
+            if flag.choices and value not in flag.choices:
+                allowed = ", ".join(flag.choices)
+                wrong.append(f"{where}{given}={value}: must be one of {allowed}")
+            words += [f"--{name}", value]
+        elif value.lower() in YES:
+            words.append(f"--{name}")
+        elif value.lower() not in NO:
+            wrong.append(f"{where}{given}={value}: --{name} takes no value; write 1 or 0")
+    if wrong:
+        raise UsageError("\n".join(wrong), "llama-server --help lists its options")
+    return words

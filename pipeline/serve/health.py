@@ -1,0 +1,68 @@
+"""Whether a port is free, and whether a server on it is ready."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import socket
+
+from pipeline.core.errors import PipelineError, UsageError
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise PipelineError where `host`:`port` cannot be listened on, with who holds it."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UsageError(f"host={host}: is no address: {error}") from None
+    with socket.socket(family, kind, proto) as probe:
+        if os.name != "nt":  # there it would let two servers share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                holder = _holder(port)
+                raise PipelineError(
+                    f"port {port} on {host} is in use{holder and f' by {holder}'}",
+                    "stop it, or take another: port=…",
+                ) from None
+            raise PipelineError(
+                f"port {port} on {host} cannot be used: {error.strerror}",
+                "ports below 1024 need rights of their own; take another: port=…"
+                if port < 1024
+                else "host must be an address of this machine",
+            ) from None
+
+
+def is_ready(host: str, port: int, path: str = "/health") -> bool:
+    """Whether the server answers that its model is loaded."""
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _holder(port: int) -> str:
+    """`name (pid N)` of the process that listens on `port`, where the system tells."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and connection.laddr
+                and connection.laddr[1] == port
+                and connection.pid
+            ):
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        pass  # another user's process, or a system that needs more rights to tell
+    return ""

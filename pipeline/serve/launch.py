@@ -1,0 +1,110 @@
+"""The command line and the environment of one llama-server. Nothing here has an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.core.process import shown
+
+from .flags import Flag, arguments
+
+# Inherited, these silently change a launch; upstream reads one variable for every option.
+INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was asked for; None and empty mean llama-server's own default."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    ctx_size: int | None = None
+    threads: int | None = None
+    gpu_layers: str | None = None
+    parallel: int | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    alias: str | None = None
+    api_key_file: Path | None = None
+    server: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A server as it will be started."""
+
+    executable: Path
+    arguments: tuple[str, ...]
+    env: Mapping[str, str]
+    host: str
+    port: int
+    log: Path
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.executable), *self.arguments]
+
+    @property
+    def shown(self) -> str:
+        return shown(self.command)
+
+    @property
+    def address(self) -> str:
+        """The host under which this machine reaches it."""
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+        return anywhere.get(self.host, self.host)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
+
+
+def model_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[str]:
+    """What the model itself asks for: embedding models and rerankers get their endpoint.
+
+    Such models read a whole text in one batch, so the batch is as long as the context.
+    """
+    if pooling == "none":
+        return []
+    endpoint = "--reranking" if pooling == "rank" else "--embeddings"
+    batch = str(batch_size or ctx_size)
+    return [endpoint, "--pooling", pooling, "--batch-size", batch, "--ubatch-size", batch]
+
+
+def server_arguments(
+    settings: Settings,
+    flags: Mapping[str, Flag],
+    *,
+    model: Path,
+    ctx_size: int,
+    alias: str,
+    pooling: str,
+) -> list[str]:
+    """llama-server's arguments, each under its own name. Raises UsageError."""
+    given = arguments(settings.server, flags, "server.")
+    words = ["--model", str(model), "--host", settings.host, "--port", str(settings.port)]
+    words += ["--ctx-size", str(ctx_size), "--alias", settings.alias or alias]
+    embedding = model_options(pooling, ctx_size, settings.batch_size)
+    words += embedding
+    if settings.batch_size is not None and not embedding:
+        words += ["--batch-size", str(settings.batch_size)]
+    for name in ("threads", "gpu_layers", "parallel", "device", "api_key_file"):
+        value = getattr(settings, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    # The server answers pages of any origin unless told otherwise.
+    if "cors-origins" in flags and "--cors-origins" not in given:
+        words += ["--cors-origins", "localhost"]
+    return [*words, *given]
+
+
+def clean_environment(inherited: Mapping[str, str], config: Path) -> dict[str, str]:
+    """The user's environment without what changes a launch unseen.
+
+    `config` is an empty folder of its own: llama.cpp reads a config.ini from the user's.
+    """
+    env = {name: value for name, value in inherited.items() if not name.startswith(INHERITED)}
+    return env | {"XDG_CONFIG_HOME": str(config)}

@@ -1,0 +1,139 @@
+"""One server in the foreground: started, watched until it is ready, stopped in time.
+
+States: loading (503 or no answer), ready (200 on /health), stopping, gone. A first Ctrl-C,
+SIGTERM or closed terminal asks the server to end; a second one, or the end of the grace period,
+kills it. The server never outlives this process (see core/process.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import LAST_LINES, lines_of, running, start
+from pipeline.core.say import say
+
+from . import health
+from .launch import Launch
+
+POLL_SECONDS = 0.02
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+
+
+def foreground(
+    launch: Launch,
+    *,
+    ready: Callable[[float], None],
+    ready_timeout: float,
+    stop_timeout: float,
+) -> None:
+    """Run the server until it is asked to stop; `ready(seconds)` is called once it answers.
+
+    Returns after a requested stop. Raises PipelineError where the server ends by itself, or is
+    not ready in time.
+    """
+    health.require_free(launch.host, launch.port)
+    say(f"+ {launch.shown}")
+    launch.log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with (
+        launch.log.open("w", encoding="utf-8") as log,
+        _asked_to_stop() as stops,
+        running(
+            start(launch.command, env=launch.env, own_group=True, on_parent_death=signal.SIGKILL)
+        ) as process,
+    ):
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        pump = threading.Thread(target=_pump, args=(process, log, last), daemon=True)
+        pump.start()
+        is_up = False
+        while process.poll() is None and not stops:
+            if is_up:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+            elif health.is_ready(launch.address, launch.port):
+                is_up = True
+                ready(time.monotonic() - began)
+            elif time.monotonic() - began > ready_timeout:
+                break
+            else:
+                time.sleep(POLL_SECONDS)
+        status = process.poll()
+        if status is None:
+            _stop(process, stops, stop_timeout)
+        pump.join(timeout=2)
+    if stops:
+        say("stopped")
+        return
+    shown = "\n".join(f"  | {line}" for line in last)
+    if status is None:
+        raise PipelineError(
+            f"llama-server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",
+            f"give it more: ready_timeout=…; the log is {launch.log}",
+        )
+    when = "after it was ready" if is_up else "before it was ready"
+    raise PipelineError(
+        f"llama-server ended {when}, {_how(status)}:\n{shown}", f"the log is {launch.log}"
+    )
+
+
+def _pump(process: subprocess.Popen[bytes], log: TextIO, last: deque[str]) -> None:
+    """The server's output to the terminal and the log. A closed terminal or a full disk must
+    not stop it: an unread pipe would stop the server."""
+    with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
+        for line in lines_of(process):
+            last.append(line)
+            with contextlib.suppress(OSError, ValueError):
+                log.write(line + "\n")
+                log.flush()
+            with contextlib.suppress(OSError, ValueError):
+                print(line, file=sys.stderr, flush=True)
+
+
+def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:
+    asked = len(stops)
+    process.terminate()
+    deadline = time.monotonic() + stop_timeout
+    while process.poll() is None:
+        if time.monotonic() > deadline or len(stops) > max(asked, 1):
+            say("it does not stop by itself; killing it")
+            process.kill()
+            process.wait()
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that grows by one with each request to stop, while the block runs."""
+    stops: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _how(status: int) -> str:
+    """An exit status as people say it."""
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"

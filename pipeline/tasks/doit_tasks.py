@@ -1,0 +1,208 @@
+"""Each step as the dict that doit wants."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from doit import doit_cmd
+from doit.exceptions import InvalidDodoFile, TaskFailed
+
+from pipeline import bootstrap
+from pipeline.core import process
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import REPOSITORY
+
+from . import planning, serving, verifying
+from .reporting import checked, guarded, interrupt_on_termination
+from .steps import Steps
+from .variables import request
+
+Task = dict[str, Any]
+
+MODEL_STEPS = ["_check", "source", "resolve", "build_bins", "fetch", "converter", "convert"]
+PREPARATION = [*MODEL_STEPS, "quantize"]
+
+
+def start() -> Steps:
+    """Read the command line's variables. Mistakes end the run before doit starts a task."""
+    interrupt_on_termination()
+    given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}
+    try:
+        return Steps(request(given))
+    except PipelineError as error:
+        raise InvalidDodoFile(str(error)) from None
+
+
+def task(
+    action: Callable[[], None],
+    *,
+    done: Callable[[], bool] | None = None,
+    after: list[str] | None = None,
+    clean: Callable[[], None] | None = None,
+    forget: Callable[[], None] | None = None,
+    lacks_model: bool = False,
+) -> Task:
+    """A doit task that prints live, and whose `done` alone decides whether it runs."""
+    return {
+        "actions": [guarded(action)],
+        "uptodate": [checked(done) if done else False],
+        "task_dep": after or [],
+        "clean": [guarded_clean(clean)] if clean else [],
+        "meta": {"forget": forget, "lacks_model": lacks_model},
+        "io": {"capture": False},
+        "verbosity": 2,
+    }
+
+
+def guarded_clean(clean: Callable[[], None]) -> Callable[[], TaskFailed | None]:
+    """As `guarded`; doit does not print what a clean action returns, so it is printed here."""
+    run = guarded(clean)
+
+    def tell() -> TaskFailed | None:
+        failed = run()
+        if failed:
+            print(f"error: {failed.get_msg().strip()}", file=sys.stderr)
+        return failed
+
+    return tell
+
+
+def lacks_model(steps: Steps) -> bool:
+    return steps.request.reference is None
+
+
+def source(steps: Steps) -> Task:
+    return task(
+        steps.get_source,
+        done=steps.source_is_done,
+        clean=steps.clean_source,
+        forget=steps.forget_source,
+    )
+
+
+def build_bins(steps: Steps) -> Task:
+    return task(
+        steps.build_bins,
+        done=steps.bins_are_done,
+        after=["source"],
+        clean=steps.clean_bins,
+        forget=steps.forget_bins,
+    )
+
+
+def resolve(steps: Steps) -> Task:
+    return task(
+        steps.resolve,
+        done=steps.resolve_is_done,
+        after=["_check"],
+        clean=steps.clean_resolve,
+        forget=steps.clean_resolve,  # its answer is its receipt
+        lacks_model=lacks_model(steps),
+    )
+
+
+def fetch(steps: Steps) -> Task:
+    return task(
+        steps.fetch,
+        done=steps.fetch_is_done,
+        after=["_check", "resolve"],
+        clean=steps.clean_fetch,
+        forget=steps.forget_fetch,
+        lacks_model=lacks_model(steps),
+    )
+
+
+def converter(steps: Steps) -> Task:
+    return task(
+        steps.make_converter,
+        done=steps.converter_is_done,
+        clean=steps.clean_converter,
+        forget=steps.forget_converter,
+    )
+
+
+def convert(steps: Steps) -> Task:
+    return task(
+        steps.convert,
+        done=steps.convert_is_done,
+        after=["_check", "source", "resolve", "build_bins", "fetch", "converter"],
+        clean=steps.clean_convert,
+        forget=steps.forget_convert,
+        lacks_model=lacks_model(steps),
+    )
+
+
+def quantize(steps: Steps) -> Task:
+    return task(
+        steps.quantize,
+        done=steps.quantize_is_done,
+        after=MODEL_STEPS,
+        clean=steps.clean_quantize,
+        forget=steps.forget_quantize,
+        lacks_model=lacks_model(steps),
+    )
+
+
+def prepare(steps: Steps) -> Task:
+    return {
+        "actions": None,
+        "task_dep": PREPARATION,
+        "meta": {"lacks_model": lacks_model(steps)},
+    }
+
+
+def serve(steps: Steps) -> Task:
+    before = ["_check", "_port", "source", "resolve", "build_bins", "_flags"]
+    return task(
+        lambda: serving.serve(steps),
+        after=[*before, *(step for step in PREPARATION if step not in before)],
+        lacks_model=lacks_model(steps),
+    )
+
+
+def plan(steps: Steps) -> Task:
+    return task(lambda: planning.plan(steps), lacks_model=lacks_model(steps))
+
+
+def verify(steps: Steps) -> Task:
+    return task(lambda: verifying.verify(steps))
+
+
+def test() -> Task:
+    """pytest in this environment, with what the tests need installed first."""
+
+    def run(words: list[str]) -> TaskFailed | None:
+        bootstrap.install("test")
+        status = process.attached([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY)
+        return TaskFailed(f"pytest ended with {status}") if status else None
+
+    return {
+        "actions": [run],
+        "pos_arg": "words",
+        "uptodate": [False],
+        "io": {"capture": False},
+        "verbosity": 2,
+    }
+
+
+def print_help(text: str | None) -> Task:
+    return {
+        "actions": [(print, [(text or "").strip()])],
+        "uptodate": [False],
+        "verbosity": 2,
+        "io": {"capture": False},
+    }
+
+
+def check(steps: Steps) -> Task:
+    return task(steps.check)
+
+
+def port(steps: Steps) -> Task:
+    return task(lambda: serving.check_port(steps), after=["_check"])
+
+
+def flags(steps: Steps) -> Task:
+    return task(lambda: serving.check_flags(steps), after=["build_bins"])

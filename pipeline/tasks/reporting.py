@@ -1,0 +1,89 @@
+"""How doit speaks here: on stderr, in one line a task, and without tracebacks for what users
+can mend."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from doit.exceptions import InvalidDodoFile, TaskFailed
+from doit.reporter import ConsoleReporter
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.say import say
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+WRONG_USAGE = 3
+
+
+class Reporter(ConsoleReporter):  # type: ignore[misc]
+    """doit's own marks, on stderr: `--` up to date, `.` done now."""
+
+    desc = "one line a task, on stderr"
+
+    def __init__(self, outstream: Any, options: dict[str, Any]) -> None:
+        super().__init__(sys.stderr, options)
+
+    def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
+        """Before any work: what is selected must know its model."""
+        for name in selected_tasks:
+            if (tasks[name].meta or {}).get("lacks_model"):
+                raise InvalidDodoFile(
+                    f"{name}: which model? Say model=… (model=demo for a first try)"
+                )
+
+    def complete_run(self) -> None:
+        """Failures were told when they happened."""
+        for message in self.runtime_errors:
+            self.write(f"{message}\n")
+
+    def _write_failure(self, result: dict[str, Any], write_exception: bool = True) -> None:
+        self.write(f"error: {result['task'].name}: {result['exception'].get_msg().strip()}\n")
+
+
+def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
+    """The action as doit wants it: errors as messages, an interruption as a clean end."""
+
+    @functools.wraps(action)
+    def run() -> TaskFailed | None:
+        try:
+            action()
+        except UsageError as error:
+            say(f"error: {error}")
+            raise SystemExit(WRONG_USAGE) from None
+        except PipelineError as error:
+            return TaskFailed(str(error))
+        except KeyboardInterrupt:
+            say("interrupted; what was finished stays, the next run goes on from there")
+            raise SystemExit(INTERRUPTED) from None
+        return None
+
+    return run
+
+
+def checked(question: Callable[[], bool]) -> Callable[[], bool]:
+    """A question as doit's `uptodate` wants it: what goes wrong in it, the action will tell."""
+
+    @functools.wraps(question)
+    def ask() -> bool:
+        try:
+            return question()
+        except PipelineError:
+            return False
+
+    return ask
+
+
+def interrupt_on_termination() -> None:
+    """SIGTERM and a closed terminal end a run as Ctrl-C does: children first, then we."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)

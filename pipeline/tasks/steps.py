@@ -1,0 +1,310 @@
+"""The steps: for each, what it does, when it has nothing to do, and how it is undone.
+
+The decisions are made in `bins`, `models` and `serve`; here they are put together for one
+command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.bins import binaries, build, source
+from pipeline.bins.backends import BACKENDS
+from pipeline.core import artifacts, notes, paths, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.publish import remove
+from pipeline.models import chain, convert, converter, demo, hub, quantize, resolve
+from pipeline.models.chain import Chain, Needs
+from pipeline.models.resolve import Resolved
+
+from .variables import Request
+
+
+class Steps:
+    """All steps for one request. Nothing is looked up before it is asked for."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.home = paths.home()
+        self._source: source.Source | None = None
+        self._resolved: Resolved | None = None
+
+    # What there is to work with
+
+    @property
+    def llama_cpp(self) -> source.Source:
+        if self._source is None:
+            self._source = source.find(self.home)
+        return self._source
+
+    @property
+    def build(self) -> build.Build:
+        backend = BACKENDS[self.request.backend]
+        return build.Build(source=self.llama_cpp, backend=backend, home=self.home)
+
+    @property
+    def binaries(self) -> binaries.Binaries:
+        """The user's own programs where the environment names some, else those that are built."""
+        return binaries.external(self.home) or binaries.Binaries(
+            folder=self.build.target, commit=self.llama_cpp.commit, home=self.home
+        )
+
+    @property
+    def tool(self) -> Mapping[str, Any] | None:
+        """How receipts name llama-quantize; None while there is none."""
+        program = self.binaries
+        return program.recipe("llama-quantize") if program.has("llama-quantize") else None
+
+    # The model, as far as it is known without network and without hashing
+
+    def known(self) -> Resolved | None:
+        """The resolved model, if nothing has to be asked or hashed to tell."""
+        if self._resolved is None:
+            try:
+                self._resolved = self._look()
+            except PipelineError:
+                return None  # the step `resolve` says what is wrong
+        return self._resolved
+
+    def chain(self) -> Chain | None:
+        """The model's steps, if the model is known."""
+        resolved = self.known()
+        if resolved is None:
+            return None
+        script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
+        return chain.chain(
+            resolved, self.request.wanted, self.home, script, self.llama_cpp.recipe()
+        )
+
+    def needs(self) -> Needs | None:
+        """What each of the model's steps has to do, if the model is known."""
+        steps = self.chain()
+        return chain.needs(steps, self.home, self.tool) if steps else None
+
+    def _look(self) -> Resolved | None:
+        reference, home = self.request.reference, self.home
+        if reference is None:
+            return None
+        if reference.kind == "demo":
+            return resolve.demo(home)
+        if reference.path is not None and reference.kind == "gguf":
+            return resolve.gguf_path(reference.path, home)
+        if reference.path is not None:
+            weights, _ = resolve.check_folder(reference.path, frozenset())
+            book = home.run / "sha256.json"
+            if any(notes.recall(book, file) is None for file in weights):
+                return None
+            return resolve.folder(reference.path, home, frozenset())
+        return resolve.stored(self._stored_path())
+
+    def _stored_path(self) -> Path:
+        request = self.request
+        if request.reference is None:
+            raise PipelineError("no model is named")
+        return resolve.stored_path(
+            request.reference, request.filename, request.wanted.quant, self.home
+        )
+
+    # Is there nothing to do? (called by doit, for running and for listing)
+
+    def source_is_done(self) -> bool:
+        """On disk; or not needed, because neither a build nor a conversion will read it."""
+        needs = self.needs()
+        if needs is not None and not needs.convert and self.bins_are_done():
+            return True
+        return not self._again() and source.is_current(self.llama_cpp)
+
+    def bins_are_done(self) -> bool:
+        if binaries.external(self.home):
+            return True
+        return not self._again() and build.is_current(self.build)
+
+    def resolve_is_done(self) -> bool:
+        return self.known() is not None and not self.request.refresh
+
+    def fetch_is_done(self) -> bool:
+        needs = self.needs()
+        return needs is not None and not needs.fetch
+
+    def converter_is_done(self) -> bool:
+        """Made; or not needed, because the model at hand is not converted."""
+        if self.request.reference and self.convert_is_done():
+            return True
+        return not self._again() and converter.is_current(self.home)
+
+    def convert_is_done(self) -> bool:
+        steps, needs = self.chain(), self.needs()
+        if steps is None or needs is None:
+            return False
+        return not needs.convert and not (self.request.force and steps.conversion)
+
+    def quantize_is_done(self) -> bool:
+        steps, needs = self.chain(), self.needs()
+        if steps is None or needs is None:
+            return False
+        return not needs.quantize and not (self.request.force and steps.quantization)
+
+    def _again(self) -> bool:
+        """`force=1` without a model means llama.cpp's own steps, with one the model's."""
+        return self.request.force and self.request.reference is None
+
+    # Do it
+
+    def check(self) -> None:
+        """What can be said before any work: the home is writable, local files are sound."""
+        for folder in (self.home.root, self.home.run):
+            paths.require_writable(folder)
+        binaries.external(self.home)
+        reference = self.request.reference
+        if reference and reference.path:
+            if reference.kind == "gguf":
+                resolve.gguf_path(reference.path, self.home)
+            else:
+                resolve.check_folder(reference.path, self._architectures())
+
+    def get_source(self) -> None:
+        source.fetch(self.llama_cpp, self.home)
+
+    def build_bins(self) -> None:
+        build.make(self.build, force=self._again())
+
+    def resolve(self) -> None:
+        reference = self._reference()
+        if reference.kind == "hub":
+            if self.request.offline:
+                raise PipelineError(
+                    f"{reference.text}: is not resolved yet, and offline=1 forbids to ask",
+                    "run once without offline=1",
+                )
+            request = self.request
+            found = hub.resolve(reference, request.filename, request.wanted.quant, self.home)
+            resolve.store(self._stored_path(), found)
+            self._resolved = found
+        elif reference.path and reference.kind == "folder":
+            self._resolved = resolve.folder(reference.path, self.home, self._architectures())
+        elif reference.path:
+            self._resolved = resolve.gguf_path(reference.path, self.home)
+
+    def fetch(self) -> None:
+        steps = self._chain()
+        if steps.conversion and chain.settle(steps, self.home, self.tool):
+            return
+        if steps.resolved.source["type"] == "package":
+            demo.fetch(steps.resolved, self.home)
+        else:
+            if self.request.offline:
+                raise PipelineError(
+                    f"{steps.resolved.name}: is not all here, and offline=1 forbids to fetch it",
+                    "run once without offline=1",
+                )
+            hub.fetch(steps.resolved)
+
+    def make_converter(self) -> None:
+        converter.make(self.home, force=self._again())
+
+    def convert(self) -> None:
+        steps = self._chain()
+        if steps.conversion is None:
+            return
+        if not self.request.force and chain.settle(steps, self.home, self.tool):
+            return
+        convert.make(steps.conversion, self.home, force=self.request.force)
+
+    def quantize(self) -> None:
+        steps = self._chain()
+        if steps.quantization is None:
+            return
+        program = self.binaries
+        quantize.make(
+            steps.quantization,
+            self.home,
+            program.program("llama-quantize"),
+            program.recipe("llama-quantize"),
+            force=self.request.force,
+        )
+        if steps.conversion and chain.leftover(steps):
+            artifacts.discard(steps.conversion.target)
+
+    # Undo it
+
+    def clean_source(self) -> None:
+        source.clean(self.llama_cpp)
+
+    def clean_bins(self) -> None:
+        build.clean(self.build)
+
+    def clean_resolve(self) -> None:
+        if self._reference().kind == "hub":
+            remove(self._stored_path())
+
+    def clean_fetch(self) -> None:
+        resolved = self._known()
+        if not resolved.local:
+            for file in resolved.files:
+                _remove_artifact(resolved.folder / file.name)
+
+    def clean_converter(self) -> None:
+        converter.clean(self.home)
+
+    def clean_convert(self) -> None:
+        steps = self._chain()
+        if steps.conversion:
+            _remove_artifact(steps.conversion.target)
+
+    def clean_quantize(self) -> None:
+        steps = self._chain()
+        if steps.quantization:
+            _remove_artifact(steps.quantization.target)
+
+    def forget_source(self) -> None:
+        source.forget(self.llama_cpp)
+
+    def forget_bins(self) -> None:
+        build.forget(self.build)
+
+    def forget_fetch(self) -> None:
+        resolved = self._known()
+        for file in resolved.files:
+            receipts.forget(resolved.folder / file.name)
+
+    def forget_converter(self) -> None:
+        converter.forget(self.home)
+
+    def forget_convert(self) -> None:
+        steps = self._chain()
+        if steps.conversion:
+            receipts.forget(steps.conversion.target)
+
+    def forget_quantize(self) -> None:
+        steps = self._chain()
+        if steps.quantization:
+            receipts.forget(steps.quantization.target)
+
+    def _reference(self) -> Any:
+        if self.request.reference is None:
+            raise PipelineError("no model is named", "say which: model=…")
+        return self.request.reference
+
+    def _known(self) -> Resolved:
+        self._reference()
+        resolved = self.known()
+        if resolved is None:
+            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+        return resolved
+
+    def _chain(self) -> Chain:
+        self._known()
+        steps = self.chain()
+        if steps is None:
+            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+        return steps
+
+    def _architectures(self) -> frozenset[str]:
+        return converter.architectures(self.llama_cpp.folder)
+
+
+def _remove_artifact(target: Path) -> None:
+    remove(target)
+    receipts.forget(target)

@@ -1,0 +1,174 @@
+"""Every variable of the command line, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.bins import backends
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import absolute
+from pipeline.core.variables import Variable, choice, flag, integer, read, text
+from pipeline.models import quants
+from pipeline.models.chain import Wanted
+from pipeline.models.reference import Reference, existing, parse
+from pipeline.serve.launch import Settings
+
+SERVER = "server."
+MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
+
+TABLE = (
+    *(Variable(name, text) for name in MODEL_NAMES),
+    Variable("quant", quants.parse),
+    Variable("revision", text),
+    Variable("filename", text),
+    Variable("imatrix", text),
+    Variable("backend", choice(*backends.NAMES)),
+    Variable("host", text),
+    Variable("port", integer(1, 65535)),
+    Variable("threads", integer(1, 4096)),
+    Variable("gpu_layers", text),
+    Variable("parallel", integer(1, 4096)),
+    Variable("batch_size", integer(1, 1 << 24)),
+    Variable("ctx_size", integer(1, 1 << 30)),
+    Variable("device", text),
+    Variable("alias", text),
+    Variable("api_key_file", text),
+    Variable("ready_timeout", integer(1, 86400)),
+    Variable("stop_timeout", integer(0, 3600)),
+    Variable("keep_f16", flag),
+    Variable("force", flag),
+    Variable("refresh", flag),
+    Variable("offline", flag),
+    Variable("format", choice("text", "json")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for, checked as far as it can be without looking inside."""
+
+    reference: Reference | None = None
+    filename: str = ""
+    wanted: Wanted = field(default_factory=Wanted)
+    settings: Settings = field(default_factory=Settings)
+    backend: str = "auto"
+    ready_timeout: int = 600  # seconds
+    stop_timeout: int = 10  # seconds
+    force: bool = False
+    refresh: bool = False
+    offline: bool = False
+    json: bool = False
+
+
+def request(given: Mapping[str, str]) -> Request:
+    """Read the variables. Raises UsageError that names every mistake at once."""
+    server = {n.removeprefix(SERVER): v for n, v in given.items() if n.startswith(SERVER)}
+    rest = {name: value for name, value in given.items() if not name.startswith(SERVER)}
+    values = read(rest, TABLE)
+
+    def number(name: str) -> int | None:
+        value = values.get(name)
+        return value if isinstance(value, int) else None
+
+    def word(name: str, default: str = "") -> str:
+        return str(values.get(name, default))
+
+    def file(name: str) -> Path | None:
+        if name not in values:
+            return None
+        path = absolute(word(name))
+        if not path.is_file():
+            raise UsageError(f"{name}={word(name)}: {path} is no file")
+        return path
+
+    for name in server:
+        own = name.replace("-", "_")
+        if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
+            raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
+    backend, device = word("backend", "auto"), word("device") or None
+    if device in backends.NAMES and device != "auto":
+        if backend not in ("auto", device):
+            raise UsageError(f"device={device} and backend={backend} contradict each other")
+        backend, device = device, None
+    default = Settings()
+    reference = _reference(values)
+    wanted = Wanted(
+        quant=_quant(reference, word("quant")),
+        keep_f16=bool(values.get("keep_f16", False)),
+        imatrix=file("imatrix"),
+    )
+    if wanted.quant in quants.NEED_IMATRIX and not wanted.imatrix:
+        raise UsageError(
+            f"quant={wanted.quant.lower()}: needs an importance matrix",
+            "give one: imatrix=PATH, or take a type that needs none, such as q4_k_m",
+        )
+    return Request(
+        reference=reference,
+        filename=word("filename"),
+        wanted=wanted,
+        settings=Settings(
+            host=word("host", default.host),
+            port=number("port") or default.port,
+            ctx_size=number("ctx_size"),
+            threads=number("threads"),
+            gpu_layers=word("gpu_layers") or None,
+            parallel=number("parallel"),
+            batch_size=number("batch_size"),
+            device=device,
+            alias=word("alias") or None,
+            api_key_file=file("api_key_file"),
+            server=server,
+        ),
+        backend=backends.choose(backend).backend.name,
+        ready_timeout=number("ready_timeout") or 600,
+        stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
+        force=bool(values.get("force", False)),
+        refresh=bool(values.get("refresh", False)),
+        offline=bool(values.get("offline", False)),
+        json=word("format", "text") == "json",
+    )
+
+
+def _reference(values: Mapping[str, object]) -> Reference | None:
+    named = [name for name in MODEL_NAMES if name in values]
+    if not named:
+        return None
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} all name a model", "give one of them")
+    given = str(values[named[0]])
+    if named[0] in ("gguf_path", "safetensors_dir"):
+        path = absolute(given)
+        if not path.exists():
+            raise UsageError(f"{named[0]}={given}: {path} does not exist")
+        reference = existing(given, path)
+        if (reference.kind == "folder") != (named[0] == "safetensors_dir"):
+            raise UsageError(f"{named[0]}={given}: {path} is a {reference.kind}")
+    else:
+        hub = named[0] == "hf_model" and not given.startswith("hf:")
+        reference = parse(f"hf:{given}" if hub else given)
+    if "revision" in values:
+        if reference.kind != "hub":
+            raise UsageError("revision: is for Hugging Face repositories only")
+        if reference.revision and reference.revision != values["revision"]:
+            raise UsageError(
+                f"revision={values['revision']} and @{reference.revision} contradict each other"
+            )
+        reference = replace(reference, revision=str(values["revision"]))
+    if "filename" in values and reference.kind != "hub":
+        raise UsageError("filename: is for Hugging Face repositories only")
+    return reference
+
+
+def _quant(reference: Reference | None, asked: str) -> str:
+    """The quant asked for, once: as `quant=` or in the reference."""
+    if reference is None or not reference.quant:
+        return asked
+    try:
+        named = quants.parse(reference.quant)
+    except ValueError:
+        named = reference.quant.upper()  # a repository's own name, such as UD-Q4_K_XL
+    if asked and asked != named:
+        raise UsageError(f"quant={asked.lower()} and :{reference.quant} contradict each other")
+    return named
