@@ -155,10 +155,16 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     return weights, safetensors.own_precision(found)
 
 
+def folder_is_known(path: Path, home: Home) -> bool:
+    """Whether `folder` would have nothing to hash. Raises PipelineError."""
+    weights, _ = check_folder(path, frozenset())
+    book = home.run / "sha256.json"
+    return all(notes.recall(book, file) is not None for file in _inputs(path, weights))
+
+
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. Its files are hashed once for each stamp. Raises PipelineError."""
     weights, precision = check_folder(path, architectures)
-    beside = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
     book = home.run / "sha256.json"
     files = tuple(
         File(
@@ -166,7 +172,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
             file.stat().st_size,
             notes.identity(book, file),
         )
-        for file in sorted({*weights, *beside})
+        for file in _inputs(path, weights)
     )
     return Resolved(
         kind="safetensors",
@@ -178,6 +184,12 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
         files=files,
         precision=precision,
     )
+
+
+def _inputs(path: Path, weights: list[Path]) -> list[Path]:
+    """The weights and what the converter reads beside them."""
+    beside = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    return sorted({*weights, *beside})
 
 
 def stored(path: Path) -> Resolved | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from doit.cmd_base import check_tasks_exist
 from doit.cmd_forget import Forget as DoitForget
 
@@ -14,7 +12,7 @@ class Forget(DoitForget):  # type: ignore[misc]
     doc_purpose = "drop the receipts of tasks, so that they run again"
     cmd_options = ()
 
-    def _execute(self, **_: Any) -> int:
+    def _execute(self) -> int:
         from .reporting import guarded
 
         tasks = {task.name: task for task in self.task_list}

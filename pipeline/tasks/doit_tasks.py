@@ -188,12 +188,7 @@ def test() -> Task:
 
 
 def print_help(text: str | None) -> Task:
-    return {
-        "actions": [(print, [(text or "").strip()])],
-        "uptodate": [False],
-        "verbosity": 2,
-        "io": {"capture": False},
-    }
+    return task(lambda: print((text or "").strip()))
 
 
 def check(steps: Steps) -> Task:

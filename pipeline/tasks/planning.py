@@ -12,6 +12,7 @@ from pipeline.bins import source
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.pins import pins
+from pipeline.core.process import shown
 from pipeline.core.publish import SPARE_BYTES
 from pipeline.core.say import size
 from pipeline.models import converter, quantize
@@ -48,7 +49,8 @@ def plan(steps: Steps) -> None:
         )
     else:
         print("memory      known once the model is made")
-    print(f"command     {told['shown'] or 'known once the model is made'}")
+    command = told["cmd"] and shown([told["executable"], *told["cmd"]])
+    print(f"command     {command or 'known once the model is made'}")
 
 
 def collect(steps: Steps) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def collect(steps: Steps) -> dict[str, Any]:
     if chain.quantization:
         rows.append(("quantize", steps.quantize_is_done(), str(chain.quantization.target)))
     todo = {name for name, done, _ in rows if not done}
-    memory, shown, context, env = None, None, None, None
+    memory, command, context, env = None, None, None, None
     if not todo:
         prepared = prepare(steps, chain.final)
         if prepared.fit.memory:
@@ -81,7 +83,7 @@ def collect(steps: Steps) -> dict[str, Any]:
                 "available_bytes": prepared.fit.available,
                 "fits": prepared.fit.fits,
             }
-        shown, context = prepared.launch.shown, context_text(prepared.fit)
+        command, context = list(prepared.launch.arguments), context_text(prepared.fit)
         env = {"XDG_CONFIG_HOME": prepared.launch.env["XDG_CONFIG_HOME"]}
     return {
         "model": chain.resolved.name,
@@ -95,7 +97,8 @@ def collect(steps: Steps) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(existing(steps.home.root)).free,
         "memory": memory,
         "context": context,
-        "shown": shown,
+        "executable": str(steps.binaries.folder / build_module.program_file("llama-server")),
+        "cmd": command,
         "env": env,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.bins import binaries, build, source
 from pipeline.bins.backends import BACKENDS
-from pipeline.core import artifacts, notes, paths, receipts
+from pipeline.core import artifacts, paths, receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.publish import remove
 from pipeline.models import chain, convert, converter, demo, hub, quantize, resolve
@@ -92,9 +92,7 @@ class Steps:
         if reference.path is not None and reference.kind == "gguf":
             return resolve.gguf_path(reference.path, home)
         if reference.path is not None:
-            weights, _ = resolve.check_folder(reference.path, frozenset())
-            book = home.run / "sha256.json"
-            if any(notes.recall(book, file) is None for file in weights):
+            if not resolve.folder_is_known(reference.path, home):
                 return None
             return resolve.folder(reference.path, home, frozenset())
         return resolve.stored(self._stored_path())

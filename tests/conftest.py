@@ -1,0 +1,195 @@
+"""What the tests share: a home of their own, doit as users run it, and real parts made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+# Nothing that the user's shell sets may reach the programs under test.
+for name in list(os.environ):
+    if name.startswith(("HF_", "LLAMA_ARG_", "LLAMA_SERVER_")) or name in (
+        "LLAMA_PIPELINE_HOME",
+        "LLAMA_PIPELINE_CWD",
+    ):
+        del os.environ[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished doit: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps that were run, not the ones that were up to date."""
+        return [line[3:] for line in self.err.splitlines() if line.startswith(".  ")]
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Doit:
+    """doit on one home, as a user runs it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "doit", *words]
+
+    def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        """doit in a session of its own, so that a test can signal it like a terminal."""
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=REPOSITORY,
+            env=self.env,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
+        )
+
+    def __call__(self, *words: str, status: int | None = 0, timeout: float = 1500) -> Run:
+        """Run to the end; the exit status must be `status` unless that is None."""
+        with self.start(*words) as process:
+            out, err = process.communicate(timeout=timeout)
+        if status is not None:
+            assert process.returncode == status, f"{words}: {process.returncode}\n{out}\n{err}"
+        return Run(process.returncode, out, err)
+
+    @contextmanager
+    def serving(self, *words: str) -> Iterator[str]:
+        """A server that is ready; yields its URL. It must end well when asked to."""
+        port = free_port()
+        with self.start("serve", *words, f"port={port}", "format=json") as process:
+            assert process.stdout is not None and process.stderr is not None
+            # Unread, a full pipe would stop the server.
+            err = (self.home / f"serve-{port}.err").open("w")
+            pump = subprocess.Popen(["cat"], stdin=process.stderr, stdout=err)
+            try:
+                line = process.stdout.readline()
+                assert line, (self.home / f"serve-{port}.err").read_text()
+                yield json.loads(line)["url"]
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=15) == 0
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                pump.wait()
+                err.close()
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, "the port is not free"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def wait_for(question: Callable[[], Any], seconds: float = 30) -> Any:
+    """The first true answer; the test fails where none comes in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = question()
+        if answer:
+            return answer
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """This checkout's own `bins/`, compiled by doit: minutes once, nothing after."""
+    Doit(REPOSITORY)("build_bins")
+    return REPOSITORY / "bins"
+
+
+@pytest.fixture(scope="session")
+def converter(built: Path) -> Path:
+    """The converter's environment, shared by all checkouts; its Python."""
+    from pipeline.core.paths import Home
+    from pipeline.models import converter
+
+    Doit(REPOSITORY)("converter")
+    return converter.python(Home(REPOSITORY))
+
+
+def with_programs(built: Path, home: Path) -> Doit:
+    """doit on `home`, which has this checkout's programs and source as though built there."""
+    home.mkdir(parents=True)
+    (home / "bins").mkdir()
+    for folder in built.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            shutil.copytree(folder, home / "bins" / folder.name, copy_function=os.link)
+    if (built / ".source").exists():
+        (home / "bins" / ".source").symlink_to(built / ".source")
+    return Doit(home)
+
+
+@pytest.fixture
+def doit(built: Path, tmp_path: Path) -> Doit:
+    """doit on an empty home with programs; its path has a space and letters beyond ASCII."""
+    return with_programs(built, tmp_path / "mein häus")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Doit:
+    """doit on an empty home: nothing is built, nothing should be."""
+    home = tmp_path / "empty home"
+    home.mkdir()
+    return Doit(home)
+
+
+@pytest.fixture(scope="session")
+def demo(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Doit:
+    """doit on a home in which the demonstration model was fetched. For reading only."""
+    doit = with_programs(built, tmp_path_factory.mktemp("demo") / "hôme")
+    doit("fetch", "model=demo")
+    return doit
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model as a safetensors folder. Tests that change it copy it first."""
+    from fakes import tiny_llama
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny llama é"
+    tiny_llama.make(folder)
+    return folder
+
+
+@pytest.fixture
+def own_tiny(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may change."""
+    return Path(shutil.copytree(tiny, tmp_path / "tiny ü"))

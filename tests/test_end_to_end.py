@@ -1,0 +1,158 @@
+"""From a reference to answers, with real models, programs and HTTP."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Doit, post
+
+pytestmark = pytest.mark.build
+
+SENTENCES = [
+    "A cat sits on the warm windowsill.",
+    "The kitten rests near the window in the sun.",
+    "Quarterly revenue rose by eleven percent.",
+    "Der Zug nach Köln fährt um acht Uhr ab.",
+]
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    return dot / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
+
+
+@pytest.fixture(scope="module")
+def reference(demo: Doit, converter: Path) -> list[list[float]]:
+    """What PyTorch computes for SENTENCES, in the converter's environment."""
+    folder = next((demo.home / "models" / "source").glob("demo__*"))
+    done = subprocess.run(
+        [converter, REPOSITORY / "tests" / "reference.py", folder],
+        input=json.dumps(SENTENCES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("quant", "least"), [("f16", 0.9999), ("q8_0", 0.999), ("q4_k_m", 0.985)])
+def test_the_demo_embeds_as_pytorch_does(
+    demo: Doit, reference: list[list[float]], quant: str, least: float
+) -> None:
+    with demo.serving("model=demo", f"quant={quant}") as url:
+        answer = post(f"{url}/v1/embeddings", {"input": SENTENCES})
+    found = [item["embedding"] for item in answer["data"]]
+    assert len(found) == len(SENTENCES)
+    for ours, theirs in zip(found, reference, strict=True):
+        assert cosine(ours, theirs) >= least
+
+
+def test_a_chat_model_answers_whole_and_streaming(doit: Doit, tiny: Path, converter: Path) -> None:
+    import openai
+
+    with doit.serving(f"model={tiny}", "ctx_size=2048", "alias=tiny") as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        messages = [{"role": "user", "content": "hello there"}]
+        whole = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=16, temperature=0
+        )
+        assert whole.model == "tiny"
+        assert whole.usage.completion_tokens == 16
+        assert whole.choices[0].message.content
+        pieces = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=16, temperature=0, stream=True
+        )
+        deltas = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]
+        assert len(deltas) > 2
+        assert "".join(deltas) == whole.choices[0].message.content
+        client.close()
+
+
+def test_a_gguf_is_used_in_place_whole_and_split(
+    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
+    doit("prepare", f"model={tiny}", "quant=f16")
+    whole = shutil.copy2(next((doit.home / "models" / "gguf").rglob("*.f16.gguf")), tmp_path)
+    split = next((doit.home / "bins").glob("*-cpu")) / "llama-gguf-split"
+    parts = tmp_path / "pärts"
+    parts.mkdir()
+    command = [split, "--split", "--split-max-tensors", "8", whole, parts / "tiny"]
+    subprocess.run(command, check=True, capture_output=True)
+    first = sorted(parts.iterdir())[0]
+    assert first.name.startswith("tiny-00001-of-0000")
+
+    before = sorted(doit.home.rglob("*.gguf"))
+    answers = []
+    for path in (whole, first):
+        with doit.serving(f"model={path}", "ctx_size=512") as url:
+            body = {"prompt": "hello", "n_predict": 12, "temperature": 0}
+            answers.append(post(f"{url}/completion", body)["content"])
+    assert answers[0] and answers[0] == answers[1]
+    assert sorted(doit.home.rglob("*.gguf")) == before, "a file used in place was copied"
+
+    second = sorted(parts.iterdir())[1]
+    wrong = doit("serve", f"model={second}", status=1)
+    assert str(first) in wrong.err and "part 2" in wrong.err
+
+
+def test_a_gguf_repository_through_the_hub(
+    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
+    from fakes import hub
+
+    doit("prepare", f"model={tiny}", "quant=q8_0")
+    repository = tmp_path / "hub" / "org" / "tiny-GGUF"
+    repository.mkdir(parents=True)
+    made = next((doit.home / "models" / "gguf").rglob("*.q8_0.gguf"))
+    shutil.copy(made, repository / "tiny-Q8_0.gguf")
+    shutil.copy(made, repository / "tiny-Q4_K_M.gguf")
+    with hub.start(tmp_path / "hub") as server:
+        doit.env |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1"}
+        doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        with doit.serving("model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf") as url:
+            models = json.loads(
+                subprocess.run(
+                    ["curl", "-sf", f"{url}/v1/models"], capture_output=True, check=True
+                ).stdout
+            )
+            assert models["data"][0]["id"] == "tiny-GGUF"
+        server.control(clear_log=True)
+        again = doit("prepare", "model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf")
+        assert again.steps == []
+        assert server.log() == [], "an up-to-date model needs no network"
+        unknown = doit("prepare", "model=org/tiny-GGUF:Q6_K", status=1)
+        assert "tiny-Q4_K_M.gguf" in unknown.err and "tiny-Q8_0.gguf" in unknown.err
+
+
+def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> None:
+    doit("prepare", f"model={tiny}")
+    with doit.serving(f"model={tiny}", "server.flash_attn=on") as url:
+        log = (doit.home / "logs" / f"serve-{url.rpartition(':')[2]}.log").read_text()
+        assert "model loaded" in log
+        properties = json.loads(
+            subprocess.run(["curl", "-sf", f"{url}/props"], capture_output=True, check=True).stdout
+        )
+        assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
+    planned = doit("plan", f"model={tiny}", "format=json").json()
+    assert {step["state"] for step in planned["steps"]} == {"up to date"}
+    assert planned["download_bytes"] == 0
+    assert planned["memory"]["fits"] is True
+    assert "--model" in planned["cmd"]
+
+
+def test_inherited_settings_do_not_change_a_launch(
+    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
+    doit.env |= {"LLAMA_ARG_CTX_SIZE": "64", "LLAMA_ARG_ALIAS": "stranger"}
+    with doit.serving(f"model={tiny}", "ctx_size=1024") as url:
+        listed = subprocess.run(
+            ["curl", "-sf", f"{url}/v1/models"], capture_output=True, check=True
+        )
+        assert b"stranger" not in listed.stdout
+        props = subprocess.run(["curl", "-sf", f"{url}/props"], capture_output=True, check=True)
+        assert json.loads(props.stdout)["default_generation_settings"]["n_ctx"] == 1024

@@ -1,0 +1,74 @@
+"""The rules of the house: types, style, who imports whom, and that the pins fit together."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check"],
+        ["ruff", "format", "--check"],
+        ["mypy"],
+        ["importlinter.cli", "lint"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_tools_find_nothing(command: list[str]) -> None:
+    if command[0] == "importlinter.cli":
+        words = [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as c; c()",
+        ]
+    else:
+        words = [sys.executable, "-m", *command]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def pinned(name: str) -> dict[str, str]:
+    text = (REPOSITORY / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    assert "://" not in text, "a lock file names no host"
+    found = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.M))
+    hashed = len(re.findall(r"^[\w.-]+==.*\\\n\s+--hash=sha256:", text, re.M))
+    assert hashed == len(re.findall(r"^[\w.-]+==", text, re.M)), "each one with its hashes"
+    return found
+
+
+def test_the_locked_requirements_fit_the_project() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    run, test = pinned("run"), pinned("test")
+    for wanted, locked in (
+        (project["dependencies"], run),
+        (project["dependencies"] + project["optional-dependencies"]["test"], test),
+    ):
+        for text in wanted:
+            requirement = Requirement(text)
+            assert requirement.specifier.contains(locked[requirement.name])
+    assert run.items() <= test.items(), "the tests run what users run"
+
+
+def test_the_submodule_is_the_pinned_commit() -> None:
+    from pipeline.core.pins import pins
+
+    listed = subprocess.run(
+        ["git", "ls-files", "-s", "vendor/llama.cpp"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a git checkout")
+    assert listed.stdout.split()[:2] == ["160000", pins().llama_cpp_commit]
+    modules = (REPOSITORY / ".gitmodules").read_text(encoding="utf-8")
+    assert "path = vendor/llama.cpp" in modules

@@ -1,0 +1,106 @@
+"""SIGKILL at a random instant: the next run ends right and repeats no finished step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Doit
+
+pytestmark = [pytest.mark.build, pytest.mark.slow]
+
+
+def kill_after(doit: Doit, seconds: float, *words: str) -> bool:
+    """Start doit and kill it and all it started; whether it was still running then."""
+    with doit.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(timeout=seconds)
+            return False
+        except subprocess.TimeoutExpired:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            # As after a power cut: nothing gets to tidy up.
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+            return True
+
+
+def seeded(name: str) -> random.Random:
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"{name}: TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+def leftovers(home: Path) -> list[Path]:
+    return [path for path in home.rglob(".*") if ".part" in path.name or ".old" in path.name]
+
+
+def test_source(doit: Doit) -> None:
+    dice = seeded("source")
+    (doit.home / "bins" / ".source").unlink()
+    killed = 0
+    for _ in range(5):
+        killed += kill_after(doit, dice.uniform(0.2, 2.0), "source")
+        shutil.rmtree(doit.home / "bins" / ".source", ignore_errors=bool(dice.getrandbits(1)))
+        (doit.home / "bins" / ".source").mkdir(exist_ok=True)
+    assert killed >= 1
+    doit("source")
+    assert doit("source").steps == []
+    assert leftovers(doit.home) == []
+    assert "1 artifact" in doit("verify").out or "artifacts as" in doit("verify").out
+
+
+def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path) -> None:
+    dice = seeded("convert and quantize")
+    model = f"model={tiny}"
+    doit("prepare", model)
+    expected = {path.name: path.read_bytes() for path in (doit.home / "models").rglob("*.gguf")}
+    killed = 0
+    for _ in range(14):
+        doit("clean", "convert", "quantize", model)
+        killed += kill_after(doit, dice.uniform(0.1, 4.5), "prepare", model)
+        had_intermediate = any((doit.home / "models").rglob("model.bf16.gguf"))
+        again = doit("prepare", model)
+        if had_intermediate:
+            assert "convert" not in again.steps, "a finished step was repeated"
+        found = {p.name: p.read_bytes() for p in (doit.home / "models").rglob("*.gguf")}
+        assert found == expected
+        assert leftovers(doit.home / "models") == []
+        assert doit("prepare", model).steps == []
+    assert killed >= 7
+
+
+def test_build(built: Path) -> None:
+    """On this checkout's own build folder: some objects are removed, so that there is work."""
+    dice = seeded("build")
+    doit = Doit(built.parent)
+    (target,) = built.glob("*-cpu")
+    folder = built / ".build" / target.name
+    before = {path.name for path in target.iterdir()}
+    killed = 0
+    for _ in range(5):
+        doit("forget", "build_bins")
+        objects = sorted(folder.rglob("*gguf-split*.o")) + sorted(folder.rglob("ggml-alloc.c.o"))
+        assert objects
+        for path in objects:
+            path.unlink()
+        killed += kill_after(doit, dice.uniform(0.2, 6.0), "build_bins")
+        for program in target.glob("llama-*"):  # old or new, each one runs
+            done = subprocess.run([program, "--help"], capture_output=True, check=False)
+            assert done.returncode in (0, 1), program
+        assert {path.name for path in target.iterdir()} == before
+    assert killed >= 1
+    again = doit("build_bins")
+    assert "source" not in again.steps
+    assert doit("build_bins").steps == []
+    assert leftovers(built) == []

@@ -1,0 +1,141 @@
+"""What is made again, and what is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Doit
+
+pytestmark = pytest.mark.build
+
+
+@pytest.fixture
+def made(doit: Doit, own_tiny: Path, converter: Path) -> Doit:
+    """The tiny model, prepared as q4_k_m."""
+    first = doit("prepare", f"model={own_tiny}")
+    assert first.steps == ["resolve", "convert", "quantize"]
+    return doit
+
+
+def ggufs(doit: Doit) -> list[str]:
+    return sorted(path.name for path in doit.home.rglob("*.gguf"))
+
+
+def test_the_second_run_makes_nothing(made: Doit, own_tiny: Path) -> None:
+    assert ggufs(made) == ["model.q4_k_m.gguf"], "the step on the way is removed"
+    assert made("prepare", f"model={own_tiny}").steps == []
+    status = made("list", "--status", f"model={own_tiny}").out
+    for step in ("source", "build_bins", "resolve", "fetch", "convert", "quantize"):
+        assert f"U {step} " in status
+    assert "R serve " in status
+
+
+def test_a_deleted_result_is_made_again_with_what_it_needs(made: Doit, own_tiny: Path) -> None:
+    next(made.home.rglob("*.q4_k_m.gguf")).unlink()
+    assert made("prepare", f"model={own_tiny}").steps == ["convert", "quantize"]
+
+
+def test_a_kept_intermediate_is_used_for_another_quant(made: Doit, own_tiny: Path) -> None:
+    kept = made("prepare", f"model={own_tiny}", "quant=q5_k_m", "keep_f16=1")
+    assert kept.steps == ["convert", "quantize"]
+    assert "model.bf16.gguf" in ggufs(made), "bf16 is the model's own precision"
+    assert made("prepare", f"model={own_tiny}", "quant=q6_k").steps == ["quantize"]
+    next(made.home.rglob("*.q6_k.gguf")).unlink()
+    assert made("prepare", f"model={own_tiny}", "quant=q6_k").steps == ["quantize"]
+    assert "model.bf16.gguf" in ggufs(made), "what was once kept stays"
+
+
+def test_what_somebody_asked_for_is_no_intermediate(made: Doit, own_tiny: Path) -> None:
+    assert made("prepare", f"model={own_tiny}", "quant=bf16").steps == ["convert"]
+    assert made("prepare", f"model={own_tiny}", "quant=q2_k").steps == ["quantize"]
+    assert ggufs(made) == ["model.bf16.gguf", "model.q2_k.gguf", "model.q4_k_m.gguf"]
+
+
+@pytest.mark.parametrize("quant", ["f16", "f32", "q8_0"])
+def test_direct_types_write_no_intermediate(
+    doit: Doit, own_tiny: Path, converter: Path, quant: str
+) -> None:
+    assert doit("prepare", f"model={own_tiny}", f"quant={quant}").steps == ["resolve", "convert"]
+    assert ggufs(doit) == [f"model.{quant}.gguf"]
+
+
+def test_an_edited_byte_makes_it_all_again(made: Doit, own_tiny: Path) -> None:
+    weights = own_tiny / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert made("prepare", f"model={own_tiny}").steps == ["resolve", "convert", "quantize"]
+
+
+def test_an_edited_config_makes_it_all_again(made: Doit, own_tiny: Path) -> None:
+    config = own_tiny / "config.json"
+    config.write_text(config.read_text().replace("16384", "8192"))
+    assert made("prepare", f"model={own_tiny}").steps == ["resolve", "convert", "quantize"]
+
+
+def test_a_touched_source_is_hashed_and_nothing_is_made(made: Doit, own_tiny: Path) -> None:
+    os.utime(own_tiny / "model.safetensors")
+    assert made("prepare", f"model={own_tiny}").steps == ["resolve"]
+    assert made("prepare", f"model={own_tiny}").steps == []
+
+
+def test_models_copied_away_and_back_are_hashed_once(
+    made: Doit, own_tiny: Path, tmp_path: Path
+) -> None:
+    made("prepare", f"model={own_tiny}", "quant=q8_0")
+    shutil.copytree(made.home / "models", tmp_path / "away", copy_function=shutil.copyfile)
+    shutil.rmtree(made.home / "models")
+    shutil.copytree(tmp_path / "away", made.home / "models", copy_function=shutil.copyfile)
+    before = {p: p.stat().st_mtime_ns for p in made.home.rglob("*.gguf")}
+    for quant in ("q4_k_m", "q8_0"):
+        again = made("prepare", f"model={own_tiny}", f"quant={quant}")
+        assert again.err.count("hashing it once") == 1
+        assert "+ " not in again.err, "no program was run"
+        assert made("prepare", f"model={own_tiny}", f"quant={quant}").steps == []
+    assert {p: p.stat().st_mtime_ns for p in made.home.rglob("*.gguf")} == before
+
+
+def test_a_damaged_copy_is_made_again(made: Doit, own_tiny: Path) -> None:
+    result = next(made.home.rglob("*.q4_k_m.gguf"))
+    data = bytearray(result.read_bytes())
+    data[-1] ^= 1
+    result.write_bytes(data)
+    wrong = made("verify", f"model={own_tiny}", status=1)
+    assert str(result) in wrong.err and "sha256" in wrong.err
+    assert made("prepare", f"model={own_tiny}").steps == ["convert", "quantize"]
+    assert "as their receipts say" in made("verify", f"model={own_tiny}").out
+
+
+def test_forget_clean_and_force(made: Doit, own_tiny: Path) -> None:
+    model = f"model={own_tiny}"
+    assert "forgot quantize" in made("forget", "quantize", model).out
+    assert ggufs(made) == ["model.q4_k_m.gguf"], "to forget removes nothing"
+    assert made("prepare", model).steps == ["convert", "quantize"]
+    made("clean", "quantize", model)
+    assert ggufs(made) == []
+    assert made("prepare", model).steps == ["convert", "quantize"]
+    assert made("prepare", model, "force=1").steps == ["convert", "quantize"]
+    assert made("prepare", model).steps == []
+
+
+def test_garbage_receipts_are_reported_and_treated_as_absent(made: Doit, own_tiny: Path) -> None:
+    receipts = next((made.home / "models" / "gguf").rglob(".state.json"))
+    receipts.write_text('{"schema": 1, "artifacts"')
+    again = made("prepare", f"model={own_tiny}")
+    assert "treated as absent" in again.err
+    assert again.steps == ["convert", "quantize"]
+    assert made("prepare", f"model={own_tiny}").steps == []
+
+
+def test_a_gguf_can_be_quantized_once(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
+    made("prepare", f"model={own_tiny}", "quant=f16")
+    own = shutil.copy(next(made.home.rglob("*.f16.gguf")), tmp_path / "mine.gguf")
+    assert made("prepare", f"model={own}", "quant=q5_k_m").steps == ["quantize"]
+    assert made("prepare", f"model={own}", "quant=q5_k_m").steps == []
+    assert made("prepare", f"model={own}", "quant=f16").steps == []
+    result = next(made.home.rglob("*.q5_k_m.gguf"))
+    refused = made("prepare", f"model={result}", "quant=q2_k", status=3)
+    assert "twice costs quality" in refused.err

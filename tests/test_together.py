@@ -1,0 +1,70 @@
+"""Several runs at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Doit, free_port, wait_for
+
+pytestmark = pytest.mark.build
+
+
+def test_two_prepares_make_the_model_once(doit: Doit, tiny: Path, converter: Path) -> None:
+    both = [doit.start("prepare", f"model={tiny}") for _ in range(2)]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    commands = [line for _, err in told for line in err.splitlines() if line.startswith("+ ")]
+    assert len([c for c in commands if "convert_hf_to_gguf.py" in c]) == 1
+    assert len([c for c in commands if "llama-quantize" in c]) == 1
+    assert any("waiting for it" in err for _, err in told)
+
+
+def test_everything_works_beside_a_running_server(doit: Doit, tiny: Path, converter: Path) -> None:
+    with doit.serving(f"model={tiny}", "ctx_size=512"):
+        assert "serve" in doit("list").out
+        assert doit("build_bins").steps == []
+        assert doit("plan", f"model={tiny}").status == 0
+        with doit.serving(f"model={tiny}", "ctx_size=512"):
+            pass
+
+
+def llama_servers(of: psutil.Process) -> list[psutil.Process]:
+    return [p for p in of.children(recursive=True) if p.name().startswith("llama-server")]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_requested_stop_ends_well(doit: Doit, tiny: Path, converter: Path, name: str) -> None:
+    port = free_port()
+    with doit.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("url")
+        server = llama_servers(psutil.Process(process.pid))[0]
+        os.kill(process.pid, getattr(signal, name))
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert not server.is_running()
+
+
+def test_a_killed_doit_leaves_no_server(doit: Doit, tiny: Path, converter: Path) -> None:
+    port = free_port()
+    with doit.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("url")
+        server = llama_servers(psutil.Process(process.pid))[0]
+        process.kill()
+        wait_for(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 5)
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_server_that_cannot_load_says_why(doit: Doit, tiny: Path, converter: Path) -> None:
+    doit("prepare", f"model={tiny}")
+    words = (f"model={tiny}", f"port={free_port()}", "server.lora=/no/such/adapter.gguf")
+    wrong = doit("serve", *words, status=1)
+    assert "ended before it was ready, exit status 1" in wrong.err
+    assert "adapter.gguf" in wrong.err.rpartition("error:")[2], "its last lines are shown"

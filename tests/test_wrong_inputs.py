@@ -1,0 +1,262 @@
+"""Wrong input: one clear error, the right exit status, and no work done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Doit, with_programs
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["modle=x"], ["modle", "did you mean model?"]),
+        (["model=demo", "port=eighty"], ["port=eighty", "from 1 to 65535"]),
+        (["model=demo", "port=70000"], ["port=70000", "from 1 to 65535"]),
+        (["model=demo", "quant=q4_k_x"], ["quant=q4_k_x", "Q4_K_"]),
+        (["model=demo", "quant=iq1_s"], ["iq1_s", "importance matrix", "imatrix="]),
+        (["model=demo", "gguf_path=x.gguf"], ["model and gguf_path"]),
+        (["model=/no/such/path"], ["/no/such/path", "does not exist"]),
+        (["model=./here.gguf"], ["here.gguf", "does not exist"]),
+        (["model=demo", "backend=coda"], ["backend=coda", "did you mean cuda?"]),
+        (["model=demo", "backend=cpu", "device=cuda"], ["device=cuda", "backend=cpu"]),
+        (["model=demo", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is no file"]),
+        (["model=demo", "server.port=1"], ["server.port", "port="]),
+        (["model=what"], ["model=what", "org/model"]),
+        ([], ["which model?", "model=demo"]),
+        (["modle=x", "port=0"], ["modle", "port=0"]),
+    ],
+)
+@pytest.mark.parametrize("task", ["serve", "plan"])
+def test_wrong_usage(bare: Doit, task: str, words: list[str], says: list[str]) -> None:
+    wrong = bare(task, *words, status=3)
+    for text in says:
+        assert text in wrong.err
+    assert "Traceback" not in wrong.err
+    assert wrong.steps == [] and list(bare.home.iterdir()) == []
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def only_pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def shard_missing(folder: Path) -> None:
+    weights = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors").rename(folder / weights["a"])
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weights}))
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["cannot be read as JSON"]),
+        (only_pickled, ["pickled", "pytorch_model.bin"]),
+        (shard_missing, ["1 of the 2 files", "model-00002-of-00002.safetensors"]),
+        (cut, ["model.safetensors", "its header needs"]),
+        (config(architectures=None), ["names no architecture"]),
+        (lambda folder: (folder / "model.safetensors").unlink(), ["has no *.safetensors"]),
+    ],
+)
+def test_a_folder_that_is_no_model(
+    bare: Doit, own_tiny: Path, damage: Callable[[Path], None], says: list[str]
+) -> None:
+    damage(own_tiny)
+    wrong = bare("serve", f"model={own_tiny}", status=1)
+    for text in says:
+        assert text in wrong.err
+    assert "Traceback" not in wrong.err
+    assert wrong.steps == [], "nothing was begun"
+
+
+@pytest.mark.build
+def test_an_unknown_architecture(doit: Doit, own_tiny: Path) -> None:
+    config(architectures=["LlamaForCausalLN"])(own_tiny)
+    wrong = doit("serve", f"model={own_tiny}", status=3)
+    assert "LlamaForCausalLN" in wrong.err and "did you mean LlamaForCausalLM?" in wrong.err
+    assert "convert" not in wrong.steps
+
+
+@pytest.mark.build
+def test_ggufs_that_are_none(doit: Doit, tiny: Path, converter: Path, tmp_path: Path) -> None:
+    doit("prepare", f"model={tiny}", "quant=q8_0")
+    whole = next(doit.home.rglob("*.gguf")).read_bytes()
+    for name, data, says in (
+        ("text.gguf", b"this is a page, not a model", "does not start with GGUF"),
+        ("short.gguf", whole[: len(whole) // 2], "is cut short"),
+        ("head.gguf", whole[:1000], "ends inside its header"),
+        ("empty.gguf", b"", "too short"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        wrong = doit("serve", f"model={path}", status=1)
+        assert says in wrong.err and str(path) in wrong.err
+        assert wrong.steps == []
+
+
+@pytest.mark.build
+def test_options_that_llama_server_has_not(doit: Doit, tiny: Path) -> None:
+    wrong = doit("serve", f"model={tiny}", "server.ctx_sise=5", "server.jinja=maybe", status=3)
+    assert "llama-server has no --ctx-sise; did you mean ctx_size?" in wrong.err
+    assert "--jinja takes no value" in wrong.err
+    assert "convert" not in wrong.steps, "before any work on the model"
+
+
+@pytest.mark.build
+def test_a_taken_port_is_said_before_anything(doit: Doit, tiny: Path) -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        wrong = doit("serve", f"model={tiny}", f"port={port}", status=1)
+    assert f"port {port} on 127.0.0.1 is in use by" in wrong.err
+    assert f"pid {os.getpid()}" in wrong.err
+    assert wrong.steps == []
+
+
+@pytest.fixture
+def small_disk(built: Path, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MiB of its own."""
+    folder = tmp_path / "smäll"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(folder)]
+    if os.name == "nt" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.build
+def test_a_full_disk_is_said_and_nothing_is_published(
+    small_disk: Path, built: Path, own_tiny: Path, converter: Path
+) -> None:
+    home = small_disk / "home"
+    home.mkdir()
+    doit = Doit(home)
+    doit.env["LLAMA_SERVER_BINS_DIR"] = str(next(built.glob("*-cpu")))
+    (home / "bins").mkdir()
+    (home / "bins" / ".source").symlink_to(built / ".source")
+    # It fits by the estimate, and the disk fills up while it runs.
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(b"\0" * (free - 70 * 1024 * 1024))
+    refused = doit("prepare", "model=demo", status=1)
+    assert "are needed there and" in refused.err
+    assert not list(home.rglob("*.gguf")) and not list(home.rglob(".*.part"))
+    filler.unlink()
+
+
+@pytest.mark.build
+def test_a_disk_that_fills_up_while_quantizing(
+    small_disk: Path, built: Path, tiny: Path, converter: Path
+) -> None:
+    from pipeline.core import publish
+    from pipeline.core.errors import PipelineError
+    from pipeline.core.paths import Home
+    from pipeline.models import quantize, resolve
+
+    doit = with_programs(built, small_disk.parent / "elsewhere")
+    doit("prepare", f"model={tiny}", "quant=f16")
+    source = next(doit.home.rglob("*.f16.gguf"))
+    home = Home(small_disk / "home")
+    (small_disk / "home").mkdir()
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(b"\0" * (free - 200_000))
+    program = next(built.glob("*-cpu")) / "llama-quantize"
+    target = home.models / "gguf" / "x" / "model.q8_0.gguf"
+    wanted = quantize.Quantization(
+        resolved=resolve.gguf_path(source, Home(doit.home)),
+        target=target,
+        input=source,
+        conversion=None,
+        quant="Q8_0",
+        imatrix=None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "SPARE_BYTES", -(1 << 40))  # the estimate lets it through
+        with pytest.raises(PipelineError):
+            quantize.make(wanted, home, program, {})
+    assert not target.exists() and not list(target.parent.glob("*.part"))
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    home = tmp_path / "read only"
+    home.mkdir()
+    mounted = False
+    if os.geteuid() == 0:  # root may write anywhere but on a read-only mount
+        command = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(home)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting takes more rights")
+        mounted = True
+    else:
+        home.chmod(0o500)
+    try:
+        wrong = Doit(home)("serve", "model=demo", status=1)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(home)], check=True)
+    assert "nothing can be written there" in wrong.err
+    assert "LLAMA_PIPELINE_HOME" in wrong.err
+    assert "Traceback" not in wrong.err
+
+
+def test_bare_doit_helps_and_starts_nothing(bare: Doit) -> None:
+    told = bare()
+    assert "doit serve model=demo" in told.out
+    assert list(bare.home.iterdir()) == []
+
+
+def test_listing_needs_no_network_and_makes_nothing(bare: Doit) -> None:
+    bare.env |= {"PIP_NO_INDEX": "1", "https_proxy": "http://127.0.0.1:1"}
+    names = {line.split()[0] for line in bare("list").out.splitlines()}
+    assert names >= {
+        "source",
+        "build_bins",
+        "resolve",
+        "fetch",
+        "converter",
+        "convert",
+        "quantize",
+        "prepare",
+        "verify",
+        "plan",
+        "serve",
+        "test",
+    }
+    status = bare("list", "--status", "model=org/model").out
+    assert "R resolve" in status and "R build_bins" in status
+    assert list(bare.home.iterdir()) == []
+
+
+def test_no_network_is_said(bare: Doit, tmp_path: Path) -> None:
+    bare.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    bare.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "no cache")
+    wrong = bare("source", status=1)
+    assert "could not be downloaded" in wrong.err and "pip" in wrong.err
+    assert "Traceback" not in wrong.err
+    assert not list(tmp_path.rglob("*.tar.gz"))
+    assert REPOSITORY.name not in wrong.out
