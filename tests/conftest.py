@@ -117,6 +117,11 @@ def post(url: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return json.load(answer)
+
+
 def wait_for(question: Callable[[], Any], seconds: float = 30) -> Any:
     """The first true answer; the test fails where none comes in time."""
     end = time.monotonic() + seconds

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Doit, post
+from conftest import REPOSITORY, Doit, get, post
 
 pytestmark = pytest.mark.build
 
@@ -115,11 +115,7 @@ def test_a_gguf_repository_through_the_hub(
         doit.env |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1"}
         doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         with doit.serving("model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf") as url:
-            models = json.loads(
-                subprocess.run(
-                    ["curl", "-sf", f"{url}/v1/models"], capture_output=True, check=True
-                ).stdout
-            )
+            models = get(f"{url}/v1/models")
             assert models["data"][0]["id"] == "tiny-GGUF"
         server.control(clear_log=True)
         again = doit("prepare", "model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf")
@@ -134,9 +130,7 @@ def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> Non
     with doit.serving(f"model={tiny}", "server.flash_attn=on") as url:
         log = (doit.home / "logs" / f"serve-{url.rpartition(':')[2]}.log").read_text()
         assert "model loaded" in log
-        properties = json.loads(
-            subprocess.run(["curl", "-sf", f"{url}/props"], capture_output=True, check=True).stdout
-        )
+        properties = get(f"{url}/props")
         assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
     planned = doit("plan", f"model={tiny}", "format=json").json()
     assert {step["state"] for step in planned["steps"]} == {"up to date"}
@@ -150,9 +144,5 @@ def test_inherited_settings_do_not_change_a_launch(
 ) -> None:
     doit.env |= {"LLAMA_ARG_CTX_SIZE": "64", "LLAMA_ARG_ALIAS": "stranger"}
     with doit.serving(f"model={tiny}", "ctx_size=1024") as url:
-        listed = subprocess.run(
-            ["curl", "-sf", f"{url}/v1/models"], capture_output=True, check=True
-        )
-        assert b"stranger" not in listed.stdout
-        props = subprocess.run(["curl", "-sf", f"{url}/props"], capture_output=True, check=True)
-        assert json.loads(props.stdout)["default_generation_settings"]["n_ctx"] == 1024
+        assert get(f"{url}/v1/models")["data"][0]["id"] == tiny.name
+        assert get(f"{url}/props")["default_generation_settings"]["n_ctx"] == 1024

@@ -174,7 +174,10 @@ def test() -> Task:
     """pytest in this environment, with what the tests need installed first."""
 
     def run(words: list[str]) -> TaskFailed | None:
-        bootstrap.install("test")
+        try:
+            bootstrap.install("test")
+        except bootstrap.BootstrapError as error:
+            return TaskFailed(f"{error.message}\n  hint: {error.hint}")
         status = process.attached([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY)
         return TaskFailed(f"pytest ended with {status}") if status else None
 

@@ -183,7 +183,7 @@ def test_known_versions(version: int) -> None:
         (raw(("general.alignment", 4, bytes(4))), "alignment is 0"),
         (raw(tensors=text("w") + struct.pack("<I", 5), count=1), "5 dimensions"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "bytes",
 )
 def test_refused_headers_say_why(tmp_path: Path, data: bytes, said: str) -> None:
     assert said in refusal(tmp_path / "a.gguf", data)
@@ -234,7 +234,8 @@ def test_a_value_of_the_wrong_type_is_an_error_or_nothing(
 ) -> None:
     """Hostile values where a number is expected never end in a traceback."""
     path = tmp_path / "a.gguf"
-    path.write_bytes(raw(("general.architecture", 8, text("llama")), (key, *NOT_NUMBERS[kind])))
+    head = raw(("general.architecture", 8, text("llama")), (key, *NOT_NUMBERS[kind]))
+    path.write_bytes(head + bytes(64))
     try:
         header = gguf.read(path)
         shown = (header.shards, header.context_length, header.pooling, header.quant)
@@ -246,17 +247,16 @@ def test_a_value_of_the_wrong_type_is_an_error_or_nothing(
 
 def test_cut_at_every_byte(full: Path, tmp_path: Path) -> None:
     data, path = full.read_bytes(), tmp_path / "cut.gguf"
-    end = gguf.read(full).size
-    for length in range(end):
-        with pytest.raises(gguf.Broken if length < 24 else (gguf.Broken, PipelineError)) as caught:
-            header = gguf.parse(data[:length])
-            path.write_bytes(data[:length])
-            gguf.read(path)
-        if not isinstance(caught.value, gguf.Broken):
-            assert "cut short" in str(caught.value)
-            assert header.size == end
-    for length in (0, 3, 23, 24, end // 2, end - 1):  # the same through a file
-        assert str(path) in refusal(path, data[:length])
+    seen = set()
+    for length in range(gguf.read(full).size):
+        try:
+            gguf.parse(data[:length])
+            said = "is cut short"
+        except gguf.Broken as error:
+            said = "is no usable GGUF: it is too short" if length < 24 else str(error)
+        assert said in refusal(path, data[:length])
+        seen.add(said)
+    assert {"is cut short", "it ends inside its header"} <= seen
 
 
 def test_flipped_bytes_are_only_ever_an_error(full: Path, tmp_path: Path) -> None:

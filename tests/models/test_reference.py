@@ -84,9 +84,9 @@ def test_paths_that_do_not_exist_are_said_to_be_missing(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("model", "", "hf:", "hf:model", "hf:a/b/c", "org/model:", "org/model@", "or g/model"),
+        *("model", "hf:", "hf:model", "hf:a/b/c", "org/model:", "org/model@", "or g/model"),
         *("org/model:Q4@main:Q8", "hf:./model", "hf:../model", "hf:org/..", "hf:org/."),
-        *("org/model@", "org/model;rm", "http://host/org/model"),
+        *("org/model;rm", "http://host/org/model"),
     ],
 )
 def test_what_is_no_reference(text: str) -> None:

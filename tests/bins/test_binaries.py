@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.bins import binaries
+from pipeline.bins.build import program_file
+from pipeline.core import receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+
+SERVER = program_file("llama-server")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "größe").mkdir()
+    (tmp_path / "größe" / SERVER).write_bytes(b"one")
+    return tmp_path / "größe"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+    monkeypatch.delenv("LLAMA_SERVER_BINS_DIR", raising=False)
+    return Home(tmp_path / "home")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_external(folder: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert binaries.external(home) is None
+    monkeypatch.setenv("LLAMA_SERVER_BINS_DIR", " größe ")
+    found = binaries.external(home)
+    assert found == binaries.Binaries(folder=folder, commit="", home=home)
+    assert found.program("llama-server") == folder / SERVER
+    assert found.recipe("llama-server") == {"commit": "", "build": f"sha256:{sha256(b'one')}"}
+
+
+@pytest.mark.parametrize("there", ["nothing", "empty", "a folder of that name"])
+def test_an_external_folder_without_a_server(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    if there == "empty":
+        (tmp_path / "own").mkdir()
+    elif there == "a folder of that name":
+        (tmp_path / "own" / SERVER).mkdir(parents=True)
+    monkeypatch.setenv("LLAMA_SERVER_BINS_DIR", "own")
+    with pytest.raises(PipelineError, match="LLAMA_SERVER_BINS_DIR=own: there is no llama-server"):
+        binaries.external(home)
+
+
+@pytest.mark.parametrize(("commit", "hint"), [("abc", "doit build_bins"), ("", "unset it")])
+def test_a_missing_program(folder: Path, home: Home, commit: str, hint: str) -> None:
+    found = binaries.Binaries(folder=folder, commit=commit, home=home)
+    assert found.has("llama-server")
+    assert not found.has("llama-quantize")
+    with pytest.raises(PipelineError, match="there is no llama-quantize") as caught:
+        found.program("llama-quantize")
+    assert hint in caught.value.hint
+
+
+def test_the_receipt_knows_the_sha256_while_it_is_current(folder: Path, home: Home) -> None:
+    program = folder / SERVER
+    found = binaries.Binaries(folder=folder, commit="abc", home=home)
+    entry = receipts.stamp(program, {}, seconds=0, digest="from the receipt")
+    receipts.change(program, entry)
+    assert found.sha256("llama-server") == "from the receipt"
+    program.write_bytes(b"another")
+    assert found.sha256("llama-server") == sha256(b"another")
+    assert found.recipe("llama-server")["build"] == f"sha256:{sha256(b'another')}"
+
+
+def test_others_programs_are_hashed_once(folder: Path, home: Home) -> None:
+    found = binaries.Binaries(folder=folder, commit="", home=home)
+    first, stat = found.sha256("llama-server"), (folder / SERVER).stat()
+    (folder / SERVER).write_bytes(b"two")
+    os.utime(folder / SERVER, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert found.sha256("llama-server") == first
+    os.utime(folder / SERVER, ns=(1, 1))
+    assert found.sha256("llama-server") == sha256(b"two")

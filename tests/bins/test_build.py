@@ -1,0 +1,281 @@
+"""The build, with a stand-in of six lines for llama.cpp: real CMake, Ninja and compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.bins import build, host
+from pipeline.bins.backends import BACKENDS, Backend
+from pipeline.bins.build import Build, program_file
+from pipeline.bins.source import Source
+from pipeline.core import receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+
+compiles = pytest.mark.skipif(
+    os.name == "nt" or not shutil.which("g++"), reason="compiles, with scripts around g++"
+)
+TOOLS = {"cmake": "/tools/cmake", "ninja": "/tools/ninja"}
+LISTS = f"""
+cmake_minimum_required(VERSION 3.20)
+project(stand_in LANGUAGES CXX)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}}/bin)
+foreach(name {" ".join(build.PROGRAMS)})
+  add_executable(${{name}} main.cpp)
+endforeach()
+"""
+MAIN = """
+#include <cstdio>
+#ifndef WHO
+#define WHO 0
+#endif
+int main() { std::printf("version: stand-in %d\\n", WHO); return 0; }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Build:
+    folder = tmp_path / "source ü"
+    folder.mkdir()
+    (folder / "CMakeLists.txt").write_text(LISTS)
+    (folder / "main.cpp").write_text(MAIN)
+    source = Source(folder=folder, commit="0123456789" * 4, tree="t" * 40, local=True)
+    return Build(source=source, backend=BACKENDS["cpu"], home=Home(tmp_path / "home"))
+
+
+def compiler(path: Path, who: int) -> Path:
+    """A compiler that leaves its mark in what it makes."""
+    path.write_text(
+        f'#!/bin/sh\n[ "$*" = --version ] && echo "compiler {who}" && exit\n'
+        f'exec g++ -DWHO={who} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def told(plan: Build, name: str = "llama-server") -> str:
+    return subprocess.check_output([plan.target / program_file(name)], text=True).strip()
+
+
+# The plan
+
+
+def test_places(plan: Build) -> None:
+    assert plan.tag == f"{host.platform_tag()}-cpu"
+    assert plan.target == plan.home.bins / plan.tag
+    assert plan.folder.parent == plan.home.bins / ".build"
+    assert plan.log.parent == plan.home.logs
+
+
+def test_program_files() -> None:
+    assert program_file("llama-server") == "llama-server" + (".exe" if os.name == "nt" else "")
+    assert {"llama-server", "llama-quantize"} <= set(build.PROGRAMS)
+
+
+@pytest.mark.parametrize(("ccache", "launcher"), [(None, ""), ("/usr/bin/ccache",) * 2])
+def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
+    argv = build.configure_argv(plan, TOOLS, ccache)
+    assert argv[0] == "/tools/cmake"
+    assert argv[argv.index("-S") + 1] == str(plan.source.folder)
+    assert argv[argv.index("-B") + 1] == str(plan.folder)
+    assert argv[argv.index("-G") + 1] == "Ninja"
+    assert {
+        "-DCMAKE_MAKE_PROGRAM=/tools/ninja",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DLLAMA_USE_PREBUILT_UI=OFF",
+        "-DLLAMA_BUILD_COMMIT=012345678",
+        f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
+        f"-DCMAKE_C_COMPILER_LAUNCHER={launcher}",
+        *plan.backend.options,
+    } <= set(argv)
+    assert argv == build.configure_argv(plan, TOOLS, ccache)
+
+
+def test_the_recipe_names_everything(plan: Build) -> None:
+    recipe = build.recipe(plan)
+    assert recipe == build.recipe(plan)
+    assert recipe["source"] == {"commit": plan.source.commit, "tree": plan.source.tree}
+    assert recipe["options"] == list(build.options(plan))
+    assert recipe["cpu"] == host.cpu_identity()
+    others = [
+        replace(plan, source=replace(plan.source, commit="f" * 40)),
+        replace(plan, source=replace(plan.source, tree="u" * 40)),
+        replace(plan, backend=Backend("cuda", plan.backend.options)),
+        replace(plan, backend=Backend("cpu", ("-DMORE=ON",))),
+    ]
+    assert all(build.recipe(other) != recipe for other in others)
+
+
+def test_where_things_lie_is_no_part_of_the_recipe(plan: Build, tmp_path: Path) -> None:
+    moved = replace(plan.source, folder=tmp_path / "moved")
+    other = Build(source=moved, backend=plan.backend, home=Home(tmp_path / "other"))
+    assert build.recipe(other) == build.recipe(plan)
+
+
+@compiles
+@pytest.mark.parametrize("name", ["CXX", "CC", "CXXFLAGS", "CFLAGS", "LDFLAGS"])
+def test_what_cmake_takes_from_the_environment_is_in_the_recipe(
+    plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = build.recipe(plan)
+    value = str(compiler(tmp_path / "own", 1)) if name in ("CC", "CXX") else "-DWHO=1"
+    monkeypatch.setenv(name, value)
+    assert build.recipe(plan) != before
+
+
+CACHE = "x:INTERNAL=1\nCMAKE_HOME_DIRECTORY:INTERNAL={0}\nCMAKE_CACHEFILE_DIR:INTERNAL={1}\n"
+
+
+@pytest.mark.parametrize(
+    ("cache", "another"),
+    [
+        (None, False),
+        (CACHE, False),
+        (CACHE.replace("{0}", "/moved"), True),
+        (CACHE.replace("{1}", "/moved"), True),
+        ("", True),
+        ("\udcff", True),
+    ],
+    ids=["none", "same", "source", "folder", "empty", "garbage"],
+)
+def test_a_build_folder_of_another_place(plan: Build, cache: str | None, another: bool) -> None:
+    if cache is not None:
+        plan.folder.mkdir(parents=True)
+        text = cache.replace("{0}", str(plan.source.folder)).replace("{1}", str(plan.folder))
+        (plan.folder / "CMakeCache.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert build._made_for_another_source(plan) is another
+
+
+def test_without_a_compiler_nothing_is_begun(
+    plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not build.is_current(plan)
+    with pytest.raises(PipelineError, match="no C\\+\\+ compiler"):
+        build.make(plan)
+    assert not plan.home.root.exists()
+
+
+# The work
+
+
+@compiles
+def test_compiled_once(plan: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not build.is_current(plan)
+    build.make(plan)
+    shown = capsys.readouterr().err
+    assert shown.count("+ ") == 2
+    assert "built llama.cpp stand-in 0" in shown
+    assert f"building llama.cpp for {plan.tag}: 100 %" in shown
+    assert build.is_current(plan)
+    assert {told(plan, name) for name in build.PROGRAMS} == {"version: stand-in 0"}
+    assert set(receipts.load(plan.target)) == {program_file(name) for name in build.PROGRAMS}
+    assert sorted(path.name for path in plan.home.bins.iterdir() if path.suffix != ".lock") == [
+        *(".build", plan.tag)
+    ]
+
+    build.make(plan)
+    assert capsys.readouterr().err == ""
+
+    for file in plan.target.glob("llama-*"):  # a copy is hashed, not built
+        os.utime(file, ns=(1, 1))
+    assert not build.is_current(plan)
+    build.make(plan)
+    assert "+ " not in capsys.readouterr().err
+    assert build.is_current(plan)
+
+    build.make(plan, force=True)
+    assert "+ " in capsys.readouterr().err
+
+    (plan.target / program_file("llama-bench")).unlink()
+    assert not build.is_current(plan)
+    build.make(plan)
+    assert build.is_current(plan)
+
+    assert build.forget(plan)
+    assert not build.forget(plan)
+    assert not build.is_current(plan)
+    build.clean(plan)
+    assert not plan.target.exists()
+    assert not plan.folder.exists()
+
+
+@compiles
+@pytest.mark.parametrize("name", ["compiler-2", "compiler-1"], ids=["other", "upgraded"])
+def test_another_compiler_really_compiles(
+    plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The build folder stays, and CMake and Ninja go on with the compiler that they know."""
+    for who, file in ((1, "compiler-1"), (2, name)):
+        monkeypatch.setenv("CXX", str(compiler(tmp_path / file, who)))
+        build.make(plan)
+        assert build.is_current(plan)
+        assert told(plan) == f"version: stand-in {who}"
+
+
+@compiles
+def test_a_moved_home_is_built_again(plan: Build, tmp_path: Path) -> None:
+    build.make(plan)
+    plan.home.root.rename(tmp_path / "moved")
+    moved = replace(plan, home=Home(tmp_path / "moved"))
+    assert build.is_current(moved)
+    build.make(moved, force=True)
+    assert told(moved) == "version: stand-in 0"
+    assert not plan.home.root.exists()
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("int main() { return nothing_of_that_name; }", "error: .*nothing_of_that_name"),
+        ("int other(); int main() { return other(); }", "undefined reference to .other"),
+        ("int main() { return 1; }", "does not run"),
+        ("int main() { __builtin_trap(); }", "does not run"),
+        ("int main() { return 0; }", "does not run"),
+    ],
+    ids=["compiler", "linker", "status", "crash", "silent"],
+)
+def test_what_is_no_good_is_not_published(plan: Build, wrong: str, message: str) -> None:
+    (plan.source.folder / "main.cpp").write_text(wrong)
+    plan.target.mkdir(parents=True)
+    (plan.target / "old").touch()
+    with pytest.raises(PipelineError, match=message) as caught:
+        build.make(plan)
+    assert str(plan.log) in caught.value.hint
+    assert [path.name for path in plan.target.iterdir()] == ["old"]
+    assert not (plan.home.bins / f".{plan.tag}.part").exists()
+    assert not build.is_current(plan)
+
+
+@compiles
+def test_what_a_killed_run_left_is_mended(plan: Build) -> None:
+    for left in (f".{plan.tag}.part", f".{plan.tag}.old"):
+        (plan.home.bins / left).mkdir(parents=True)
+        (plan.home.bins / left / "half").touch()
+    build.make(plan)
+    assert build.is_current(plan)
+    assert sorted(path.name for path in plan.home.bins.iterdir() if path.suffix != ".lock") == [
+        *(".build", plan.tag)
+    ]
+
+
+@compiles
+def test_cmake_itself_fails(plan: Build) -> None:
+    (plan.source.folder / "CMakeLists.txt").write_text("message(FATAL_ERROR no)")
+    with pytest.raises(PipelineError, match="CMake Error"):
+        build.make(plan)
+    assert not plan.target.exists()

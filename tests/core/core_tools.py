@@ -1,0 +1,99 @@
+"""Real surroundings for the tests of core/: Python children, small disks, an old kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Put before a child's script: the kernel answers renameat2 as one that never heard of it does.
+NO_RENAMEAT2 = """
+import ctypes, platform, struct
+number = {"x86_64": 316, "aarch64": 276}[platform.machine()]
+# load the number; is it this one? then SECCOMP_RET_ERRNO | ENOSYS (0x50026), else allow
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+rules = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert ctypes.CDLL(None).prctl(22, 2, rules) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+"""
+
+
+@contextmanager
+def child(script: str, *words: object, **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that runs `script`; killed at the end of the block if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"},
+        **more,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line that the child prints."""
+    assert process.stdout is not None
+    told = process.stdout.readline()
+    assert told or process.stderr is None, process.stderr.read()
+    return told.strip()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a good end; what the child said on stderr."""
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return err
+
+
+def wait_for(question: Callable[[], Any]) -> None:
+    """Return once the answer is true; long enough for a slow machine."""
+    end = time.monotonic() + 30
+    while not question():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended, be it that nobody has asked how."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextmanager
+def disk(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
+    """A small disk mounted on `folder`; yields a function that mounts it with other options."""
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("only root on Linux can mount a small disk")
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield lambda other: subprocess.run(["mount", "-o", f"remount,{other}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def names(folder: Path) -> list[str]:
+    """What is in `folder`, locks left out."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")

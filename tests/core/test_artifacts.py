@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from core_tools import child, disk, finish, line, names, wait_for
+
+from pipeline.core import artifacts, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.locks import only_one
+from pipeline.core.receipts import Status
+
+ONE, TWO = {"v": 1}, {"v": 2}
+
+
+class Maker:
+    """Writes what it is told and counts how often."""
+
+    def __init__(self, content: bytes = b"one") -> None:
+        self.content, self.times = content, 0
+
+    def __call__(self, path: Path) -> None:
+        assert not path.exists()
+        self.times += 1
+        path.write_bytes(self.content)
+
+
+def test_made_once(tmp_path: Path) -> None:
+    target, maker = tmp_path / "sub" / "a", Maker()
+    entry = artifacts.make(target, ONE, maker, source={"type": "test"})
+    assert target.read_bytes() == b"one"
+    assert entry == receipts.load(target.parent)["a"]
+    assert entry.source == {"type": "test"}
+    assert artifacts.make(target, ONE, maker) == entry
+    assert maker.times == 1
+    assert names(target.parent) == [".state.json", "a"]
+
+
+@pytest.mark.parametrize("reason", ["force", "recipe", "size", "removed", "forgotten"])
+def test_made_again(tmp_path: Path, reason: str) -> None:
+    target = tmp_path / "a"
+    artifacts.make(target, ONE, Maker())
+    if reason == "size":
+        target.write_bytes(b"damaged")
+    elif reason == "removed":
+        target.unlink()
+    elif reason == "forgotten":
+        receipts.forget(target)
+    maker, recipe = Maker(b"two"), TWO if reason == "recipe" else ONE
+    artifacts.make(target, recipe, maker, force=reason == "force")
+    assert (maker.times, target.read_bytes()) == (1, b"two")
+    assert receipts.status(target, recipe) is Status.CURRENT
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_nothing_is_published_where_the_maker_fails(
+    tmp_path: Path, error: BaseException, there_before: bool
+) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    target = tmp_path / "a"
+    if there_before:
+        artifacts.make(target, ONE, Maker())
+    with pytest.raises(type(error)):
+        artifacts.make(target, TWO, fail)
+    assert names(tmp_path) == ([".state.json", "a"] if there_before else [])
+    if there_before:
+        assert target.read_bytes() == b"one"
+        assert receipts.status(target, ONE) is Status.CURRENT
+    artifacts.make(target, TWO, Maker(b"two"))  # and its lock is free
+    assert target.read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path, folder: bool) -> None:
+    left = tmp_path / ".a.part"
+    if folder:
+        left.mkdir()
+        (left / "x").write_text("x")
+    else:
+        left.write_bytes(b"half of something")
+    artifacts.make(tmp_path / "a", ONE, Maker())
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert names(tmp_path) == [".state.json", "a"]
+
+
+def test_kept_stays_kept(tmp_path: Path) -> None:
+    target, maker = tmp_path / "a", Maker()
+    asked = [
+        (artifacts.make(target, ONE, maker, keep=keep).keep, receipts.load(tmp_path)["a"].keep)
+        for keep in (False, False, True, False)
+    ]
+    assert asked == [(False, False), (False, False), (True, True), (True, True)]
+    assert maker.times == 1
+
+
+def test_too_little_space_is_said_before_any_work(tmp_path: Path) -> None:
+    maker = Maker()
+    with pytest.raises(PipelineError, match=r"are needed there and .* are free"):
+        artifacts.make(tmp_path / "a", ONE, maker, need=1 << 60)
+    assert maker.times == 0
+    assert names(tmp_path) == []
+
+
+def fill(path: Path) -> None:
+    path.write_bytes(bytes(2_000_000))
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, there_before: bool) -> None:
+    with disk(tmp_path / "disk", "size=1m"):
+        target = tmp_path / "disk" / "a"
+        if there_before:
+            artifacts.make(target, ONE, Maker())
+        with pytest.raises(PipelineError, match="the disk is full"):
+            artifacts.make(target, TWO, fill)
+        assert names(target.parent) == ([".state.json", "a"] if there_before else [])
+        if there_before:
+            assert receipts.settle(target, ONE)
+        artifacts.make(target, TWO, Maker(b"two"))
+        assert target.read_bytes() == b"two"
+
+
+def test_a_disk_too_full_for_the_receipt_leaves_no_parts(tmp_path: Path) -> None:
+    def to_the_brim(path: Path) -> None:
+        with path.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+
+    with disk(tmp_path / "disk", "size=256k"):
+        target = tmp_path / "disk" / "a"
+        with pytest.raises(PipelineError, match="the disk is full"):
+            artifacts.make(target, ONE, to_the_brim)
+        assert receipts.status(target, ONE) is not Status.CURRENT
+        assert [name for name in names(target.parent) if name.endswith(".part")] == []
+
+
+def test_a_read_only_disk_is_an_error_that_users_understand(tmp_path: Path) -> None:
+    maker = Maker()
+    with disk(tmp_path / "disk", "size=1m") as remount:
+        remount("ro")
+        with pytest.raises(PipelineError, match="Read-only file system"):
+            artifacts.make(tmp_path / "disk" / "a", ONE, maker)
+    assert maker.times == 0
+
+
+def test_an_unreadable_input_does_not_blame_the_target(tmp_path: Path) -> None:
+    """What `maker` may not read is no reason to move the home."""
+
+    def read_denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "elsewhere" / "model"))
+
+    with pytest.raises((PipelineError, PermissionError)) as caught:
+        artifacts.make(tmp_path / "home" / "a", ONE, read_denied)
+    assert "elsewhere" in str(caught.value)
+    assert "LLAMA_PIPELINE_HOME" not in str(caught.value)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from pipeline.core import artifacts
+target, go, made = map(Path, sys.argv[1:])
+def maker(path):
+    print("making", flush=True)
+    while not go.exists():
+        time.sleep(0.01)
+    path.write_bytes(b"one")
+    with made.open("a") as log:
+        log.write("made\\n")
+artifacts.make(target, {"v": 1}, maker)
+"""
+
+
+def test_two_at_once_make_it_once_and_the_second_says_that_it_waits(tmp_path: Path) -> None:
+    words = tmp_path / "out" / "a", tmp_path / "go", tmp_path / "made"
+    with child(SLOW, *words) as one:
+        assert line(one) == "making"
+        with child(SLOW, *words) as two:
+            assert two.stderr is not None
+            assert two.stderr.readline() == "another run is making a; waiting for it\n"
+            words[1].touch()
+            assert (finish(one), finish(two)) == ("", "")
+    assert words[2].read_text() == "made\n"
+    assert receipts.status(words[0], ONE) is Status.CURRENT
+
+
+# Each artifact is its version many times over, written in pieces: a torn one would show.
+FOREVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from pipeline.core import artifacts
+def maker(version):
+    def make(path):
+        with path.open("wb", buffering=0) as file:
+            for _ in range(40):
+                file.write(b"%8d" % version * 500)
+    return make
+print("ready", flush=True)
+for version in count(int(sys.argv[2])):
+    artifacts.make(Path(sys.argv[1]), {"v": version}, maker(version))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_the_file_is_whole_and_the_receipt_true(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance, target, seen = random.Random(seed), tmp_path / "a", set()
+    for start in range(0, 2_000_000, 100_000):
+        with child(FOREVER, target, start) as process:
+            assert line(process) == "ready"
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
+        if target.exists():
+            content = target.read_bytes()
+            version = int(content[:8])
+            assert content == b"%8d" % version * 20_000
+            entry = receipts.load(tmp_path).get("a")
+            if receipts.status(target) is Status.CURRENT:
+                assert entry is not None
+                assert entry.recipe == {"v": version}
+            seen.add(version)
+    assert len(seen) > 5, "the kills came too early to show anything"
+    artifacts.make(target, ONE, Maker())
+    assert target.read_bytes() == b"one"
+    assert names(tmp_path) == [".state.json", "a"]
+
+
+def waiting(work: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> threading.Thread:
+    """`work` in a thread, come so far as to wait for the lock that the caller holds."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: "waiting for it" in capsys.readouterr().err)
+    return thread
+
+
+def test_discard_keeps_what_the_run_it_waited_for_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "a"
+    artifacts.make(target, ONE, Maker())
+    with only_one(target):
+        thread = waiting(lambda: artifacts.discard(target), capsys)
+        target.write_bytes(b"two!")
+        receipts.change(target, receipts.stamp(target, TWO, seconds=0))
+    thread.join()
+    entry = receipts.load(tmp_path)["a"]
+    assert not target.exists()
+    assert (entry.recipe, entry.size, entry.mtime_ns) == (TWO, 4, None)
+
+
+def test_discard_of_what_was_never_made(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    artifacts.discard(tmp_path / "a")
+    assert names(tmp_path) == []

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from core_tools import disk
+
+from pipeline.core import hashing, notes
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "modèle.gguf"
+    path.write_bytes(b"one")
+    return path
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "notes.json"
+
+
+def test_remembered(file: Path, book: Path, tmp_path: Path) -> None:
+    assert notes.recall(book, file) is None
+    notes.remember(book, file, {"n": [1, "é"]})
+    (tmp_path / "other").touch()
+    notes.remember(book, tmp_path / "other", 2)
+    assert notes.recall(book, file) == {"n": [1, "é"]}
+    assert notes.recall(book, tmp_path / "other") == 2
+    assert notes.recall(book, tmp_path / "unknown") is None
+
+
+@pytest.mark.parametrize("change", ["size", "newer", "older", "gone"])
+def test_another_stamp_is_another_file(file: Path, book: Path, change: str) -> None:
+    notes.remember(book, file, 1)
+    if change == "size":
+        stat = file.stat()
+        file.write_bytes(b"longer")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "gone":
+        file.unlink()
+    else:
+        moment = file.stat().st_mtime_ns + (1 if change == "newer" else -1) * 1_000_000_000
+        os.utime(file, ns=(moment, moment))
+    assert notes.recall(book, file) is None
+
+
+def test_identity_is_hashed_once(file: Path, book: Path) -> None:
+    first = notes.identity(book, file)
+    assert first == hashing.sha256(file)
+    stat = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert notes.identity(book, file) == first  # the stamp alone was looked at
+    os.utime(file, ns=(1, 1))
+    assert notes.identity(book, file) == hashing.sha256(file) != first
+
+
+@pytest.mark.parametrize("inside", [b"", b"{", b"[]", b"\xff", b'{"%s": 5}', b'{"%s": {"x": 1}}'])
+def test_a_spoilt_book_is_an_empty_one(file: Path, book: Path, inside: bytes) -> None:
+    book.parent.mkdir()
+    book.write_bytes(inside.replace(b"%s", str(file).encode()))
+    assert notes.recall(book, file) is None
+    notes.remember(book, file, 1)
+    assert notes.recall(book, file) == 1
+
+
+def test_a_book_that_cannot_be_written_is_no_harm(file: Path) -> None:
+    book = file / "below a file" / "notes.json"
+    notes.remember(book, file, 1)
+    assert notes.recall(book, file) is None
+    assert notes.identity(book, file) == hashing.sha256(file)
+
+
+@pytest.mark.parametrize("trouble", ["ro", "full"])
+def test_a_read_only_or_full_disk_is_no_harm(file: Path, tmp_path: Path, trouble: str) -> None:
+    with disk(tmp_path / "disk", "size=64k") as remount:
+        book = tmp_path / "disk" / "notes.json"
+        notes.remember(book, file, 1)
+        if trouble == "ro":
+            remount("ro")
+            notes.remember(book, file, 2)
+        else:
+            notes.remember(book, file, "x" * 100_000)
+        assert notes.recall(book, file) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux only")
+def test_a_name_that_is_not_utf_8(tmp_path: Path, book: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le.gguf"))
+    file.write_bytes(b"one")
+    notes.remember(book, file, 1)
+    assert notes.recall(book, file) == 1

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from core_tools import disk, names
+
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_PIPELINE_CWD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path / "here" / "below"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x/y", "here/below/x/y"),
+        ("../x", "here/x"),
+        ("./", "here/below"),
+        ("~", "user"),
+        ("~/größe 1", "user/größe 1"),
+        ("~nobody-of-that-name.gguf", "here/below/~nobody-of-that-name.gguf"),
+        ("a~b", "here/below/a~b"),
+    ],
+)
+def test_paths_start_where_the_user_is(tmp_path: Path, text: str, expected: str) -> None:
+    assert paths.absolute(text) == tmp_path / expected
+    assert paths.absolute(Path(text)) == tmp_path / expected
+
+
+def test_an_absolute_path_is_what_it_is(tmp_path: Path) -> None:
+    assert paths.absolute(tmp_path / "a" / ".." / "b") == tmp_path / "b"
+
+
+def test_without_doitw_the_working_folder_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAMA_PIPELINE_CWD")
+    monkeypatch.setattr("doit.loader.initial_workdir", None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert paths.absolute("x") == Path.cwd() / "x"
+
+
+def test_paths_are_absolute_even_where_the_variable_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", "")
+    assert paths.absolute("x").is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("mine", "here/below/mine"), ("~/mine", "user/mine"), (" ", None)]
+)
+def test_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", value)
+    root = tmp_path / expected if expected else paths.REPOSITORY
+    home = paths.home()
+    assert home.root == root
+    assert [home.bins, home.models, home.logs, home.run] == [
+        root / name for name in ("bins", "models", "logs", "run")
+    ]
+
+
+def test_the_repository_is_the_home_by_default() -> None:
+    assert (paths.home().root / "dodo.py").is_file()
+
+
+def test_writable(tmp_path: Path) -> None:
+    paths.require_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path / "new" / "folder") == []
+
+
+def test_below_a_file_nothing_is_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(PipelineError, match="nothing can be written there") as caught:
+            paths.require_writable(folder)
+        assert str(folder) in caught.value.message
+
+
+def test_a_read_only_disk_is_not_writable(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "size=64k") as remount:
+        remount("ro")
+        for folder in (tmp_path / "disk", tmp_path / "disk" / "new"):
+            with pytest.raises(PipelineError, match="Read-only file system"):
+                paths.require_writable(folder)
+
+
+class TestCache:
+    def test_chosen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLAMA_PIPELINE_CACHE", "~/kept")
+        assert paths.cache(paths.Home(tmp_path)) == tmp_path / "user" / "kept"
+        assert (tmp_path / "user" / "kept").is_dir()
+
+    def test_the_platforms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from platformdirs import user_cache_path
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        expected = user_cache_path("llama-pipeline", appauthor=False)
+        assert paths.cache(paths.Home(tmp_path)) == expected
+
+    def test_inside_the_home_where_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "user").touch()  # on macOS the platform's folder is below it
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user" / "xdg"))
+        home = paths.Home(tmp_path / "home")
+        assert paths.cache(home) == home.root / ".cache"
+        assert (home.root / ".cache").is_dir()
+
+    def test_a_choice_is_not_replaced_by_a_guess(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "file"))
+        with pytest.raises(PipelineError, match="nothing can be written there"):
+            paths.cache(paths.Home(tmp_path / "home"))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+import pytest
+from packaging.utils import parse_sdist_filename, parse_wheel_filename
+from packaging.version import Version
+
+from pipeline.core.pins import Archive, pins
+
+ARCHIVES = [pins().llama_cpp_archive, pins().demo_archive]
+
+
+def is_sha(text: str, digits: int) -> bool:
+    return re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) is not None
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.package)
+def test_archives(archive: Archive) -> None:
+    assert archive.kind in ("sdist", "wheel")
+    if archive.kind == "sdist":
+        name, version = parse_sdist_filename(archive.file)
+    else:
+        name, version = parse_wheel_filename(archive.file)[:2]
+    assert (name, version) == (archive.package, Version(archive.version))
+    assert is_sha(archive.sha256, 64)
+    assert archive.size > 1_000_000
+    assert PurePosixPath(archive.file).name == archive.file
+    assert not archive.folder.startswith("/")
+    assert not archive.folder.endswith("/")
+    assert ".." not in archive.folder.split("/")
+
+
+def test_llama_cpp() -> None:
+    assert is_sha(pins().llama_cpp_commit, 40)
+    assert is_sha(pins().llama_cpp_tree, 40)
+
+
+def test_the_demo() -> None:
+    files = pins().demo_files
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(files)
+    for name, file in files.items():
+        assert is_sha(file.sha256, 64)
+        assert file.size > 0
+        assert not PurePosixPath(name).is_absolute()
+        assert ".." not in PurePosixPath(name).parts
+    assert re.fullmatch(r"[\w.-]+", pins().demo_name)
+
+
+def test_torch() -> None:
+    assert Version(pins().torch) >= Version("2")
+    assert pins().torch_index.startswith("https://")
+
+
+def test_every_pin_is_another() -> None:
+    told = [file.sha256 for file in pins().demo_files.values()]
+    told += [archive.sha256 for archive in ARCHIVES]
+    told += [pins().llama_cpp_commit, pins().llama_cpp_tree]
+    assert len(set(told)) == len(told)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import random
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from core_tools import NO_RENAMEAT2, child, finish, line, names
+
+from pipeline.core import publish
+from pipeline.core.errors import PipelineError
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux does it")
+seccomp = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="needs a system call filter for this machine",
+)
+
+
+def folder(path: Path, content: str) -> Path:
+    (path / "sub").mkdir(parents=True)
+    (path / "a").write_text(content)
+    (path / "sub" / "b").write_text(content)
+    (path / "link").symlink_to("a")
+    return path
+
+
+def content(path: Path) -> set[str]:
+    return {(path / name).read_text() for name in ("a", "sub/b", "link")}
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, there_before: bool) -> None:
+    target = tmp_path / "bins"
+    if there_before:
+        folder(target, "old")
+        (target / "only in old").touch()
+    made = folder(publish.part(target), "new")
+    publish.publish_folder(made, target)
+    assert content(target) == {"new"}
+    assert names(target) == ["a", "link", "sub"]
+    assert names(tmp_path) == ["bins"]
+
+
+@linux
+def test_no_reader_ever_sees_it_missing(tmp_path: Path) -> None:
+    target, done, looks, missed = folder(tmp_path / "bins", "old"), threading.Event(), 0, 0
+
+    def look() -> None:
+        nonlocal looks, missed
+        while not done.is_set():
+            looks += 1
+            missed += not os.path.lexists(target)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for i in range(100):
+        publish.publish_folder(folder(publish.part(target), str(i)), target)
+    done.set()
+    reader.join()
+    assert missed == 0
+    assert looks > 100
+    assert content(target) == {"99"}
+
+
+@seccomp
+def test_where_no_exchange_exists_two_renames_do_it(tmp_path: Path) -> None:
+    target = folder(tmp_path / "bins", "old")
+    folder(publish.part(target), "new")
+    script = f"""{NO_RENAMEAT2}
+import sys
+from pathlib import Path
+from pipeline.core import publish
+target = Path(sys.argv[1])
+assert not publish._exchange(publish.part(target), target)
+publish.publish_folder(publish.part(target), target)
+"""
+    with child(script, target) as process:
+        finish(process)
+    assert content(target) == {"new"}
+    assert names(tmp_path) == ["bins"]
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        (["old aside", "new part"], "old"),  # cut between the two renames
+        (["old aside"], "old"),
+        (["old aside", "new there"], "new"),  # cut before the old one was removed
+        (["new there"], "new"),
+        ([], None),
+    ],
+)
+def test_what_a_cut_left_is_finished_or_undone(
+    tmp_path: Path, left: list[str], expected: str | None
+) -> None:
+    target = tmp_path / "bins"
+    places = {"aside": tmp_path / ".bins.old", "part": publish.part(target), "there": target}
+    for what in left:
+        version, place = what.split()
+        folder(places[place], version)
+    publish.recover_folder(target)
+    assert not places["aside"].exists()
+    assert (content(target) if target.exists() else None) == ({expected} if expected else None)
+
+
+FOREVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from pipeline.core import publish
+target = Path(sys.argv[1])
+print("ready", flush=True)
+for version in count(int(sys.argv[2])):
+    publish.recover_folder(target)
+    made = publish.part(target)
+    publish.remove(made)
+    made.mkdir()
+    for name in "abc":
+        (made / name).write_text(str(version))
+    publish.publish_folder(made, target)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "old_kernel", [pytest.param(False, marks=linux), pytest.param(True, marks=seccomp)]
+)
+def test_killed_at_any_instant_a_whole_folder_stands(tmp_path: Path, old_kernel: bool) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance, target, seen = random.Random(seed), tmp_path / "bins", set()
+    for start in range(0, 1_000_000, 100_000):
+        with child(NO_RENAMEAT2 * old_kernel + FOREVER, target, start) as process:
+            assert line(process) == "ready"
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
+        publish.recover_folder(target)
+        if seen or target.exists():
+            (version,) = {(target / name).read_text() for name in "abc"}
+            seen.add(version)
+    assert len(seen) > 3, "the kills came too early to show anything"
+
+
+def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    publish.part(tmp_path / "a").write_text("new")
+    publish.publish_file(publish.part(tmp_path / "a"), tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_space(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    publish.require_space(tmp_path / "new" / "folder", 1000)
+    assert (tmp_path / "new" / "folder").is_dir()
+    with pytest.raises(PipelineError, match=r"GB are needed there") as caught:
+        publish.require_space(tmp_path, free)  # the spare room does not fit
+    assert str(tmp_path) in caught.value.message
+    assert "LLAMA_PIPELINE_HOME" in caught.value.hint
+
+
+def test_remove(tmp_path: Path) -> None:
+    kept = folder(tmp_path / "kept", "x")
+    (tmp_path / "link").symlink_to(kept)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    folder(tmp_path / "folder", "x")
+    for name in ("link", "dangling", "file", "folder", "nothing"):
+        publish.remove(tmp_path / name)
+    assert names(tmp_path) == ["kept"]
+    assert content(kept) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EROFS, "Read-only"),
+        (errno.EACCES, "denied"),
+    ],
+)
+def test_errors_of_the_disk_are_said_plainly(tmp_path: Path, number: int, message: str) -> None:
+    with (
+        pytest.raises(PipelineError, match=message) as caught,
+        publish.full_disk_is_an_error(tmp_path),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output"), publish.full_disk_is_an_error(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))

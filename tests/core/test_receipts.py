@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from core_tools import child, finish, line
+
+from pipeline.core import artifacts, receipts
+from pipeline.core.receipts import Status
+
+RECIPE = {"step": "quantize", "input": "sha256:1", "imatrix": None, "tool": {"a": 1, "b": 2}}
+
+
+def made(target: Path, content: bytes = b"content") -> Path:
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(content)
+    receipts.change(target, receipts.stamp(target, RECIPE, seconds=1.25))
+    return target
+
+
+def test_current(tmp_path: Path) -> None:
+    target = made(tmp_path / "a.gguf")
+    same = {"tool": {"b": 2, "a": 1}, "imatrix": None, "input": "sha256:1", "step": "quantize"}
+    assert receipts.status(target) is receipts.status(target, same) is Status.CURRENT
+    assert receipts.settle(target, RECIPE)
+    entry = json.loads((tmp_path / ".state.json").read_text())["artifacts"]["a.gguf"]
+    assert entry["recipe"] == RECIPE
+    assert (entry["size"], entry["mtime_ns"]) == (7, target.stat().st_mtime_ns)
+    assert entry["sha256"].startswith("ed7002b439e9ac84")
+
+
+def test_moved_is_hashed_once_and_stamped_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = made(tmp_path / "a.gguf")
+    os.utime(target, ns=(1, 1))
+    assert receipts.status(target, RECIPE) is Status.MOVED
+    assert receipts.settle(target, RECIPE)
+    assert "hashing it once" in capsys.readouterr().err
+    assert receipts.status(target, RECIPE) is Status.CURRENT
+    assert receipts.settle(target, RECIPE)
+    assert capsys.readouterr().err == ""
+
+
+def test_moved_with_another_recipe_is_not_hashed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = made(tmp_path / "a.gguf")
+    os.utime(target, ns=(1, 1))
+    assert not receipts.settle(target, {"step": "convert"})
+    assert capsys.readouterr().err == ""
+
+
+def test_same_size_other_content_is_dirty(tmp_path: Path) -> None:
+    target = made(tmp_path / "a.gguf")
+    before = receipts.load(tmp_path)
+    target.write_bytes(b"CONTENT")
+    os.utime(target, ns=(1, 1))
+    assert not receipts.settle(target, RECIPE)
+    assert receipts.load(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", ["recipe", "nested", "size", "older", "forgotten"])
+def test_dirty(tmp_path: Path, change: str) -> None:
+    target, recipe = made(tmp_path / "a.gguf"), dict(RECIPE)
+    if change == "recipe":
+        recipe["input"] = "sha256:2"
+    elif change == "nested":
+        recipe["tool"] = {"a": 1, "b": 3}
+    elif change == "forgotten":
+        assert receipts.forget(target)
+        assert not receipts.forget(target)
+    else:
+        target.write_bytes(b"longer than it was")
+        if change == "older":  # older is as dirty as newer
+            os.utime(target, ns=(1, 1))
+    assert receipts.status(target, recipe) is Status.DIRTY
+    assert not receipts.settle(target, recipe)
+
+
+def test_missing(tmp_path: Path) -> None:
+    target = made(tmp_path / "a.gguf")
+    target.unlink()
+    assert receipts.status(target, RECIPE) is Status.MISSING
+    assert receipts.status(tmp_path / "no" / "folder") is Status.MISSING
+    assert not receipts.settle(target, RECIPE)
+
+
+ENTRY = {"recipe": {}, "size": 7, "mtime_ns": 1, "sha256": "", "made_at": "", "seconds": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"schema": 1, "artif',
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"schema": 1}',
+        b'{"schema": 2, "artifacts": {}}',
+        b'{"schema": 1, "artifacts": []}',
+        b'{"schema": 1, "artifacts": {"a": 5}}',
+        json.dumps({"schema": 1, "artifacts": {"a": {**ENTRY, "later": 1}}}).encode(),
+        json.dumps({"schema": 1, "artifacts": {"a": {"recipe": {}}}}).encode(),
+        pytest.param(b"[" * 200_000, id="deep"),
+        pytest.param(None, id="folder"),
+    ],
+)
+def test_unreadable_receipts_are_told_and_count_as_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    book = tmp_path / ".state.json"
+    target = tmp_path / "a"
+    target.write_bytes(b"content")
+    if content is None:
+        book.mkdir()
+    else:
+        book.write_bytes(content)
+    assert receipts.load(tmp_path) == {}
+    assert "treated as absent" in capsys.readouterr().err
+    assert receipts.status(target) is Status.DIRTY
+    if content is not None:  # and the next receipt mends it
+        made(target)
+        capsys.readouterr()
+        assert receipts.status(target, RECIPE) is Status.CURRENT
+        assert capsys.readouterr().err == ""
+
+
+def test_no_receipts_are_nothing_to_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert receipts.load(tmp_path) == {}
+    assert capsys.readouterr().err == ""
+
+
+def test_removed_on_purpose_stays_known_and_may_come_back(tmp_path: Path) -> None:
+    target = made(tmp_path / "a.gguf")
+    digest = receipts.load(tmp_path)["a.gguf"].sha256
+    artifacts.discard(target)
+    entry = receipts.load(tmp_path)["a.gguf"]
+    assert (entry.mtime_ns, entry.sha256, entry.recipe) == (None, digest, RECIPE)
+    assert (
+        json.loads((tmp_path / ".state.json").read_text())["artifacts"]["a.gguf"]["mtime_ns"]
+        is None
+    )
+    assert receipts.status(target, RECIPE) is Status.MISSING
+    target.write_bytes(b"content")
+    assert receipts.status(target, RECIPE) is Status.MOVED
+    assert receipts.settle(target, RECIPE)
+
+
+@pytest.mark.parametrize("name", ["模型 ü.gguf", "a\u0301.gguf", "with space & 'quotes'.gguf"])
+def test_any_name(tmp_path: Path, name: str) -> None:
+    target = made(tmp_path / "größe" / name)
+    made(target.with_name("other"))
+    assert receipts.status(target, RECIPE) is Status.CURRENT
+    assert list(receipts.load(target.parent)) == sorted([name, "other"])
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pipeline.core import artifacts, receipts
+folder, name = Path(sys.argv[1]), sys.argv[2]
+target = folder / name
+target.write_bytes(b"content")
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(100):
+    receipts.change(target, receipts.stamp(target, {"i": i}, seconds=0))
+    receipts.change(folder / f"{name}-{i}", receipts.stamp(target, {"i": i}, seconds=0))
+"""
+
+
+def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    with (
+        child(WRITER, tmp_path, "one", stdin=subprocess.PIPE) as one,
+        child(WRITER, tmp_path, "two", stdin=subprocess.PIPE) as two,
+    ):
+        assert (line(one), line(two)) == ("ready", "ready")
+        for process in (one, two):
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert finish(one) == finish(two) == ""  # neither ever read half a file
+    entries = receipts.load(tmp_path)
+    assert len(entries) == 202
+    assert entries["one"].recipe == entries["two"].recipe == {"i": 99}

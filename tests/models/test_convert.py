@@ -1,0 +1,177 @@
+"""Command lines of the converter and of llama-quantize, and what the converter gets to see."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+from pipeline.models import convert, converter, quantize
+from pipeline.models.convert import Conversion
+from pipeline.models.quantize import Quantization
+from pipeline.models.resolve import File, Resolved
+
+UPSTREAM = Path("/tmp/scratch/x/llama_cpp_python-0.3.36/vendor/llama.cpp")
+
+
+@pytest.fixture
+def conversion(tmp_path: Path) -> Conversion:
+    resolved = Resolved(
+        kind="safetensors",
+        name="A model",
+        slug="local__m",
+        folder=tmp_path / "model",
+        local=True,
+        source={},
+        files=(File("model.safetensors", 1_000_000, "s"),),
+        precision="F32",
+    )
+    return Conversion(
+        resolved=resolved,
+        target=tmp_path / "model.f16.gguf",
+        outtype="F16",
+        script=Path("/src/convert_hf_to_gguf.py"),
+        recipe={"step": "convert"},
+        keep=True,
+    )
+
+
+def test_the_converters_command_line(conversion: Conversion) -> None:
+    words = convert.argv(conversion, Path("/venv/bin/python"), Path("/in"), Path("/out.part"))
+    assert words == [
+        *("/venv/bin/python", "/src/convert_hf_to_gguf.py", "/in", "--outfile", "/out.part"),
+        *("--outtype", "f16", "--model-name", "A model"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outtype", "ratio"), [("F32", 1.0), ("F16", 0.5), ("BF16", 0.5), ("Q8_0", 0.27)]
+)
+def test_the_space_that_a_conversion_needs(
+    conversion: Conversion, outtype: str, ratio: float
+) -> None:
+    need = dataclasses.replace(conversion, outtype=outtype).need
+    assert 1_000_000 * ratio * 0.97 < need < 1_000_000 * ratio * 1.05
+
+
+@pytest.mark.parametrize("matrix", [None, Path("/m/imatrix.gguf")])
+def test_the_quantizers_command_line(conversion: Conversion, matrix: Path | None) -> None:
+    quantization = Quantization(
+        resolved=conversion.resolved,
+        target=Path("/q.gguf"),
+        input=conversion.target,
+        conversion=conversion,
+        quant="Q4_K_M",
+        imatrix=matrix,
+    )
+    assert quantize.argv(quantization, Path("/bin/llama-quantize"), Path("/q.part")) == [
+        "/bin/llama-quantize",
+        *(["--imatrix", "/m/imatrix.gguf"] if matrix else []),
+        *(str(conversion.target), "/q.part", "Q4_K_M"),
+    ]
+
+
+def test_the_converter_sees_no_token_and_no_python_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    private = {
+        **{"HF_TOKEN": "hf_x", "HF_HOME": "/h", "HF_ENDPOINT": "http://e", "HF_HUB_OFFLINE": "0"},
+        **{"HUGGING_FACE_HUB_TOKEN": "hf_x", "HUGGINGFACE_HUB_CACHE": "/h"},
+        **{"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "PYTHONSTARTUP": "/evil"},
+        **{"TRANSFORMERS_CACHE": "/h", "NO_LOCAL_GGUF": "1"},
+    }
+    for name, value in {**private, "HTTPS_PROXY": "http://kept"}.items():
+        monkeypatch.setenv(name, value)
+    env = converter.environment()
+    assert env["HTTPS_PROXY"] == "http://kept"
+    assert "PATH" in env
+    assert not set(private) - {"HF_HUB_OFFLINE"} & set(env)
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert env["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+def test_only_the_named_files_are_laid_out(tmp_path: Path) -> None:
+    model, into = tmp_path / "model", tmp_path / "in"
+    (model / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "1_Pooling/config.json", "modeling.py", "pytorch_model.bin"):
+        (model / name).write_text(name)
+    link = model / "model.safetensors"
+    link.symlink_to(tmp_path / "blob")  # as huggingface_hub's cache has it
+    (tmp_path / "blob").write_text("weights")
+    names = ("config.json", "1_Pooling/config.json", "model.safetensors")
+    converter.stage({name: model / name for name in names}, into)
+    laid = {p.relative_to(into).as_posix(): p.read_text() for p in into.rglob("*") if p.is_file()}
+    assert laid == {names[0]: names[0], names[1]: names[1], names[2]: "weights"}
+
+
+def test_torch_is_never_installed_with_what_it_asks_for() -> None:
+    calls = converter.pip_arguments(Path("/venv/bin/python"))
+    for call in calls:
+        assert call[:3] == ["--python", "/venv/bin/python", "install"]
+        assert "--no-deps" in call
+    torch, rest = calls
+    wanted = [Requirement(word) for word in torch if word.startswith("torch")]
+    assert all(requirement.name == "torch" and requirement.marker for requirement in wanted)
+    for platform in ("linux", "win32", "darwin"):
+        (chosen,) = [
+            r for r in wanted if r.marker and r.marker.evaluate({"sys_platform": platform})
+        ]
+        assert str(chosen.specifier) == f"=={pins().torch}" + "+cpu" * (platform != "darwin")
+    assert torch[torch.index("--index-url") + 1] == pins().torch_index
+    assert "--require-hashes" in rest
+
+
+def test_everything_but_torch_is_pinned_by_hash() -> None:
+    text = converter.REQUIREMENTS.read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) > 5
+    for line in lines:
+        name = line.split("==")[0]
+        assert "==" in line, line
+        assert "--hash=sha256:" in line, line
+        assert name != "torch"
+        assert not name.startswith(("nvidia", "triton", "cuda"))
+
+
+def test_the_environment_is_current_only_with_a_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.core import receipts
+
+    monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    home = Home(tmp_path / "home")
+    python = converter.python(home)
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert tmp_path / "cache" in python.parents
+    assert not converter.is_current(home)  # as a cut run leaves it
+    stamp = converter.folder(home) / "environment"
+    stamp.touch()
+    receipts.change(stamp, receipts.stamp(stamp, converter.recipe(), seconds=0))
+    assert converter.is_current(home)
+    assert converter.forget(home)
+    assert not converter.is_current(home)
+
+
+def test_architectures_are_read_without_running_the_converter(tmp_path: Path) -> None:
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "conversion" / "__init__.py").write_text(
+        "raise SystemExit('it was run')\n"
+        "OTHER: dict[str, str] = {'NoModel': 'x'}\n"
+        "TEXT_MODEL_MAP: dict[str, str] = {\n    'BertModel': 'bert',\n    'LlamaModel': 'llama',\n}\n"
+    )
+    assert converter.architectures(tmp_path) == {"BertModel", "LlamaModel"}
+    assert converter.architectures(tmp_path / "none") == frozenset()
+    (tmp_path / "conversion" / "__init__.py").write_text("MAP = {}\n")
+    assert converter.architectures(tmp_path) == frozenset()
+
+
+@pytest.mark.skipif(not UPSTREAM.exists(), reason="llama.cpp's source is not unpacked here")
+def test_the_real_converter_knows_the_usual_architectures() -> None:
+    known = converter.architectures(UPSTREAM)
+    assert {"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"} <= known
+    assert len(known) > 100

@@ -1,0 +1,116 @@
+"""Which context fits: a pure function of what a context takes and of the room there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.models import memory
+from pipeline.models.gguf import Header
+from pipeline.models.memory import MARGIN, MIB, Memory, fit, parse
+
+WEIGHTS = 1000 * MIB
+A_TOKEN = 128 * 1024  # bytes
+
+
+def header(trained: int) -> Header:
+    values = {"general.architecture": "llama", "llama.context_length": trained}
+    return Header(tensors=1, size=1, values=values if trained else {})
+
+
+def measured(asked: list[int] | None = None) -> Callable[[int], Memory]:
+    def measure(ctx_size: int) -> Memory:
+        if asked is not None:
+            asked.append(ctx_size)
+        return Memory(WEIGHTS, ctx_size * A_TOKEN, 10 * MIB)
+
+    return measure
+
+
+def room_for(tokens: int) -> int:
+    return measured()(tokens).total + MARGIN
+
+
+def test_the_table_of_llama_fit_params_is_summed_up() -> None:
+    text = "some log line 1 2\nCUDA0 4096 512 300\nCUDA1 4000 500 200\nHost 100 0 24\n"
+    assert parse(text) == Memory(8196 * MIB, 1012 * MIB, 524 * MIB)
+    assert parse("Host 1 2 3 \n") == Memory(MIB, 2 * MIB, 3 * MIB)
+    assert parse("CPU 1 2 3").total == 6 * MIB  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", ["", "error: 1 2", "Host 1 2\n", "Host a b c\n", "1 2 3 4 5\n"])
+def test_no_table_is_nothing_known(text: str) -> None:
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize("trained", [512, 4096, 8192, 131072])
+def test_the_trained_context_where_it_fits(trained: int) -> None:
+    found = fit(header(trained), None, room_for(trained), measured())
+    assert (found.ctx_size, found.trained, found.fits) == (trained, trained, True)
+
+
+@pytest.mark.parametrize("trained", [8192, 40960, 131072, 1 << 20])
+@pytest.mark.parametrize("share", [0.1, 0.34, 0.5, 0.77, 0.99])
+def test_reduced_to_the_largest_that_fits(trained: int, share: float) -> None:
+    room = room_for(max(4096, int(trained * share)))
+    asked: list[int] = []
+    found = fit(header(trained), None, room, measured(asked))
+    assert found.fits
+    assert found.ctx_size % 256 == 0
+    assert measured()(found.ctx_size).total + MARGIN <= room
+    assert measured()(found.ctx_size + 256).total + MARGIN > room
+    assert len(asked) < 20  # each question runs a program
+
+
+@pytest.mark.parametrize("trained", [4500, 5000, 10_000])
+def test_the_largest_below_an_uneven_trained_context(trained: int) -> None:
+    best = (trained - 1) // 256 * 256
+    assert fit(header(trained), None, room_for(best), measured()).ctx_size == best
+
+
+def test_never_below_4096_even_where_that_does_not_fit() -> None:
+    found = fit(header(32768), None, WEIGHTS, measured())
+    assert (found.ctx_size, found.fits) == (4096, False)
+    assert fit(header(2048), None, 0, measured()).ctx_size == 2048  # trained for no more
+    assert fit(header(0), None, 0, measured()).ctx_size == 4096  # not said
+
+
+def test_what_was_asked_for_is_not_touched() -> None:
+    for asked in (256, 5000, 1 << 20):
+        found = fit(header(8192), asked, 0, measured())
+        assert (found.ctx_size, found.fits, found.trained) == (asked, False, 8192)
+
+
+def test_nothing_is_reduced_where_nothing_can_be_measured() -> None:
+    found = fit(header(32768), None, 0, lambda ctx_size: None)
+    assert (found.ctx_size, found.memory, found.fits) == (32768, None, True)
+
+
+def test_memory_that_is_there() -> None:
+    import psutil
+
+    assert 0 < memory.available() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
+def test_a_measurement_is_made_once(tmp_path: Path) -> None:
+    program, model, book = tmp_path / "fit", tmp_path / "m.gguf", tmp_path / "book.json"
+    asked = tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\necho "$@" >> "{asked}"\necho CPU 10 "$4" 3\n')
+    program.chmod(0o755)
+    model.write_bytes(b"m")
+
+    def measure(build: str, ctx_size: int) -> Memory | None:
+        return memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
+
+    assert measure("b1", 7) == measure("b1", 7) == Memory(10 * MIB, 7 * MIB, 3 * MIB)
+    assert measure("b1", 8) == Memory(10 * MIB, 8 * MIB, 3 * MIB)
+    assert measure("b2", 7) == Memory(10 * MIB, 7 * MIB, 3 * MIB)
+    lines = asked.read_text().splitlines()
+    assert [line.split()[3] for line in lines] == ["7", "8", "7"]
+    assert f"-m {model} -c 7 -b 8" in lines[0]
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert measure("b3", 7) is None

@@ -1,0 +1,321 @@
+"""Folders and GGUFs of the user's own: what is in them, and every way in which they are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import Home
+from pipeline.models import resolve
+from pipeline.models.reference import parse
+from pipeline.models.resolve import File
+
+KNOWN = frozenset({"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"})
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder as the hub lays it out: two weight files and their index."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "My Model"
+    (folder / "1_Pooling").mkdir(parents=True)
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    save_file({"a": np.zeros((4, 4), np.float16)}, folder / names[0])
+    save_file({"b": np.zeros(2, np.float32)}, folder / names[1])
+    write(folder / resolve.INDEX, {"weight_map": {"a": names[0], "b": names[1]}})
+    write(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    write(folder / "1_Pooling" / "config.json", {})
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "modeling_evil.py").write_text("raise SystemExit('code of the model ran')")
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    return folder
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+
+
+def refusal(folder: Path, known: frozenset[str] = KNOWN) -> str:
+    with pytest.raises(PipelineError) as caught:
+        resolve.check_folder(folder, known)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home) -> None:
+    found = resolve.folder(model, home, KNOWN)
+    assert (found.kind, found.name, found.precision, found.local) == (
+        *("safetensors", "My Model", "F16"),
+        True,
+    )
+    names = [file.name for file in found.files]
+    assert names == [
+        *("1_Pooling/config.json", "config.json", "model-00001-of-00002.safetensors"),
+        *("model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"),
+    ]
+    for file in found.files:
+        data = (model / file.name).read_bytes()
+        assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert found.bytes == sum(file.size for file in found.files)
+
+
+def test_a_folder_without_index_is_all_its_weights(model: Path) -> None:
+    (model / resolve.INDEX).unlink()
+    weights, _ = resolve.check_folder(model, KNOWN)
+    assert [path.name[-10:] for path in weights] == ["afetensors"] * 2
+
+
+def test_weights_that_the_index_leaves_out_are_left_out(model: Path) -> None:
+    shutil.copy(model / "model-00001-of-00002.safetensors", model / "consolidated.safetensors")
+    weights, _ = resolve.check_folder(model, KNOWN)
+    assert "consolidated.safetensors" not in [path.name for path in weights]
+
+
+def test_files_are_hashed_once_for_each_stamp(model: Path, home: Home) -> None:
+    first = resolve.folder(model, home, KNOWN)
+    file = model / "tokenizer.model"
+    stat = file.stat()
+    file.write_bytes(b"PIECES")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert resolve.folder(model, home, KNOWN) == first  # not read again
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    changed = {f.name: f.sha256 for f in resolve.folder(model, home, KNOWN).files}
+    assert changed["tokenizer.model"] == hashlib.sha256(b"PIECES").hexdigest()
+    assert changed["config.json"] == first.files[1].sha256
+
+
+def test_a_folder_without_config(model: Path) -> None:
+    (model / "config.json").unlink()
+    assert "has no config.json" in refusal(model)
+
+
+def test_pickled_weights_are_refused_and_named(model: Path) -> None:
+    for path in [*model.glob("*.safetensors"), model / resolve.INDEX]:
+        path.unlink()
+    message = refusal(model)
+    assert "only pickled weights (pytorch_model.bin)" in message
+    assert "run code" in message
+    (model / "pytorch_model.bin").unlink()
+    assert "has no *.safetensors" in refusal(model)
+
+
+def test_missing_weights_are_named(model: Path) -> None:
+    (model / "model-00002-of-00002.safetensors").unlink()
+    message = refusal(model)
+    assert "1 of the 2 files" in message
+    assert "model-00002-of-00002.safetensors" in message
+
+
+def test_cut_weights_are_refused(model: Path) -> None:
+    path = model / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "model-00002" in refusal(model)
+
+
+def test_an_index_cannot_reach_outside_of_its_folder(model: Path) -> None:
+    whole = model / "model-00001-of-00002.safetensors"
+    outside = model.parent / "outside.safetensors"
+    shutil.copy(whole, outside)
+    (model / "sub").mkdir()
+    for name in ("../outside.safetensors", "sub/../../outside.safetensors", str(outside)):
+        write(model / resolve.INDEX, {"weight_map": {"a": name}})
+        assert "outside.safetensors" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *(b"", b"{", b"\xff", b"[" * 100_000, [], "text", 1, {}, {"weight_map": []}),
+        *({"weight_map": None}, {"weight_map": {"a": 5}}, {"weight_map": {"a": None}}),
+        *({"weight_map": {"a": []}}, {"weight_map": {"a": 5, "b": "c"}}, {"weight_map": {}}),
+    ],
+    ids=lambda index: str(index)[:40],
+)
+def test_hostile_indexes_are_errors_and_no_crash(model: Path, index: Any) -> None:
+    (model / "5").write_bytes(b"")  # a number names a file here
+    write(model / resolve.INDEX, index)
+    refusal(model)
+
+
+def test_an_unknown_architecture_names_the_nearest(model: Path) -> None:
+    write(model / "config.json", {"architectures": ["LlamaForCausalLN"]})
+    with pytest.raises(UsageError, match="did you mean LlamaForCausalLM"):
+        resolve.check_folder(model, KNOWN)
+    assert resolve.check_folder(model, frozenset())[1] == "F16"  # not known yet: not refused
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(b"", b"{", b"\xff\xfe", b"[" * 100_000, [], [1], "text", 7, None, {}),
+        *({"architectures": None}, {"architectures": []}, {"architectures": [1]}),
+        *({"architectures": [[]]}, {"architectures": 5}, {"architectures": {"a": 1}}),
+    ],
+    ids=lambda config: str(config)[:40],
+)
+def test_hostile_configs_are_errors_and_no_crash(model: Path, config: Any) -> None:
+    write(model / "config.json", config)
+    assert "config.json" in refusal(model)
+
+
+def test_an_architecture_that_is_no_list_is_not_taken_for_its_first_letter(model: Path) -> None:
+    write(model / "config.json", {"architectures": "LlamaForCausalLM"})
+    try:
+        resolve.check_folder(model, KNOWN)
+    except PipelineError as error:
+        assert "architecture L " not in str(error)
+
+
+def a_gguf(path: Path, fill: Callable[[Any], None] = lambda writer: None) -> Path:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_file_type(1)
+    fill(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_is_used_in_place(tmp_path: Path, home: Home) -> None:
+    path = a_gguf(tmp_path / "Some model.gguf", lambda writer: writer.add_name("Its name"))
+    found = resolve.gguf_path(path, home)
+    assert (found.kind, found.name, found.precision, found.local) == (
+        *("gguf", "Its name", "F16"),
+        True,
+    )
+    assert found.folder == tmp_path
+    assert found.files == (File("Some model.gguf", path.stat().st_size, ""),)
+    assert resolve.gguf_path(a_gguf(tmp_path / "b.gguf"), home).name == "b"
+
+
+def test_a_split_gguf_is_all_its_parts(tmp_path: Path, home: Home) -> None:
+    for n in (1, 2):
+        a_gguf(
+            tmp_path / f"m-0000{n}-of-00002.gguf",
+            lambda writer: writer.add_uint16("split.count", 2),
+        )
+    first = tmp_path / "m-00001-of-00002.gguf"
+    assert [f.name[-21:-5] for f in resolve.gguf_path(first, home).files] == [
+        *("m-00001-of-00002", "m-00002-of-00002")
+    ]
+    first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(PipelineError, match="one of 2 parts"):
+        resolve.gguf_path(tmp_path / "renamed.gguf", home)
+
+
+def test_a_broken_gguf_is_refused(tmp_path: Path, home: Home) -> None:
+    path = a_gguf(tmp_path / "a.gguf")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(PipelineError, match="no usable GGUF"):
+        resolve.gguf_path(path, home)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("org/model", "a b?c*d", 'x<>:"|y', "..", "...", "", "/", "-", " lead", "trail. ", "ü/é"),
+        *("tab\tnew\nline", "C:\\x", "\0", "con/nul"),
+    ],
+)
+def test_slugs_are_names_on_every_file_system(text: str, tmp_path: Path) -> None:
+    slug = resolve.slug(text)
+    assert slug
+    assert not set(slug) & set('<>:"/\\|?* \t\n\0')
+    assert slug[-1] not in ". "
+    assert slug[0] not in "-."
+    assert slug.upper() not in ("CON", "NUL", "AUX", "PRN")
+    (tmp_path / slug).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [slug]
+
+
+def test_the_slug_of_a_path_tells_paths_apart(tmp_path: Path) -> None:
+    one, two = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    one.mkdir(parents=True)
+    two.mkdir(parents=True)
+    assert resolve.local_slug(one) != resolve.local_slug(two)
+    assert resolve.local_slug(one) == resolve.local_slug(tmp_path / "b" / ".." / "a" / "model")
+
+
+def test_the_slug_of_a_long_name_can_be_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ("m" * 250)
+    folder.mkdir()
+    assert len(os.fsencode(resolve.local_slug(folder))) <= 200  # `.state.json.lock` and such follow
+
+
+@pytest.fixture
+def resolved(home: Home) -> resolve.Resolved:
+    return replace(
+        resolve.demo(home),
+        source={"type": "hf", "ref": "org/ü", "revision": "c" * 40},
+        files=(File("a/b.json", 3, "", "blob"), File("w.safetensors", 9, "sha")),
+    )
+
+
+def test_stored_and_read_back(resolved: resolve.Resolved, home: Home, tmp_path: Path) -> None:
+    path = resolve.stored_path(parse("hf:org/model"), "", "", home)
+    resolve.store(path, resolved)
+    assert resolve.stored(path) == resolved
+    # The home may be moved as a whole.
+    shutil.move(home.root, tmp_path / "moved")
+    moved = resolve.stored(tmp_path / "moved" / path.relative_to(home.root))
+    relative = resolved.folder.relative_to(home.root)
+    assert moved == replace(resolved, folder=tmp_path / "moved" / relative)
+
+
+def test_each_question_has_its_own_answer(home: Home) -> None:
+    questions = [
+        *(("hf:org/model", "", ""), ("hf:org/model@v1", "", ""), ("hf:org/model", "a.gguf", "")),
+        *(("hf:org/model", "", "Q8_0"), ("hf:org/other", "", "")),
+    ]
+    paths = {resolve.stored_path(parse(ref), name, quant, home) for ref, name, quant in questions}
+    assert len(paths) == len(questions)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"", b"{", b"\xff", b"null", b"[]", b"3", b"{}", b'{"files": null}'),
+        *(b'{"files": [], "folder": 3}', b'{"files": [1], "folder": "a"}'),
+        *(b'{"files": [], "folder": "a"}', b'{"files": [{"name": "a"}], "folder": "a"}'),
+        b'{"files": [], "folder": "a", "unheard": 1}',
+    ],
+)
+def test_an_unreadable_answer_counts_as_none(tmp_path: Path, garbage: bytes) -> None:
+    path = tmp_path / "models" / "resolved" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(garbage)
+    assert resolve.stored(path) is None
+    assert resolve.stored(tmp_path / "none.json") is None
+
+
+def test_recipes_name_files_by_identity(resolved: resolve.Resolved) -> None:
+    assert resolved.recipe() == {"a/b.json": "git:blob", "w.safetensors": "sha256:sha"}
+    recipe = resolved.fetch_recipe(resolved.files[1])
+    assert recipe["file"] == "sha256:sha"
+    assert recipe["revision"] == "c" * 40
+
+
+def test_the_demo_is_pinned(home: Home) -> None:
+    demo = resolve.demo(home)
+    assert "config.json" in demo.recipe()
+    assert all(len(file.sha256) == 64 and file.size for file in demo.files)
+    assert home.root in demo.folder.parents

@@ -1,0 +1,162 @@
+"""The options of a llama-server, from a help in the form of the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.serve import flags
+from pipeline.serve.flags import Flag, arguments, parse_help
+
+HELP = r"""load_backend: loaded CPU backend
+----- common params -----
+
+-h,    --help, --usage                  print usage and exit
+-t,    --threads N                      number of CPU threads (default: -1)
+                                        (env: LLAMA_ARG_THREADS)
+--cpu-strict <0|1>                      strict placement (default: 0)
+--poll <0...100>                        polling level, see --cpu-strict and -t
+-c,    --ctx-size N                     size of the context
+-n,    --predict, --n-predict N         number of tokens (-1 = infinity)
+-fa,   --flash-attn [on|off|auto]       set it ('on', 'off', or 'auto')
+-kvo,  --kv-offload, -nkvo, --no-kv-offload
+                                        whether to offload the cache
+-e,    --escape, --no-escape            process escapes (\n, \t)
+-ctk,  --cache-type-k TYPE              data type for K
+                                        allowed values: f32, f16
+--pooling {none,mean,cls,last,rank}     pooling type
+--control-vector-layer-range START END
+                                        layers to apply it to
+-m,    --model FNAME                    model path to load
+
+----- server params -----
+
+--swa-full                              use the full cache (default: false)
+"""
+FLAGS = parse_help(HELP)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("help", ""), ("usage", ""), ("threads", "N"), ("cpu-strict", "<0|1>")),
+        *(("poll", "<0...100>"), ("predict", "N"), ("n-predict", "N"), ("escape", "")),
+        *(("no-escape", ""), ("kv-offload", ""), ("no-kv-offload", ""), ("swa-full", "")),
+        *(("cache-type-k", "TYPE"), ("pooling", "{none,mean,cls,last,rank}"), ("model", "FNAME")),
+        *(("control-vector-layer-range", "START END"), ("flash-attn", "[on|off|auto]")),
+    ],
+)
+def test_an_option_of_the_help(name: str, value: str) -> None:
+    assert FLAGS[name] == Flag(f"--{name}", value)
+
+
+def test_nothing_but_options_is_taken_for_one() -> None:
+    assert len(FLAGS) == 19
+    assert parse_help("usage: program [--model X]\n  see --help\n") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "choices"),
+    [
+        *(
+            ("[on|off|auto]", ["on", "off", "auto"]),
+            ("<0|1>", ["0", "1"]),
+            ("{a,b-c}", ["a", "b-c"]),
+        ),
+        *(("N", []), ("<0...100>", []), ("", []), ("lo-hi", []), ("[KEY]", [])),
+    ],
+)
+def test_choices_where_the_help_lists_them(value: str, choices: list[str]) -> None:
+    assert Flag("--x", value).choices == choices
+
+
+def test_values_and_either_spelling_of_names() -> None:
+    given = {"cache_type_k": "q8_0", "flash-attn": "off", "n_predict": "-1", "poll": "50"}
+    assert arguments(given, FLAGS, "server.") == [
+        *("--cache-type-k", "q8_0", "--flash-attn", "off", "--n-predict", "-1", "--poll", "50")
+    ]
+    assert arguments({}, FLAGS, "server.") == []
+
+
+@pytest.mark.parametrize("word", ["1", "true", "YES", "On"])
+def test_a_switch_that_is_on(word: str) -> None:
+    assert arguments({"swa_full": word, "no-escape": word}, FLAGS, "") == [
+        *("--swa-full", "--no-escape")
+    ]
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "OFF", ""])
+def test_a_switch_that_is_off_is_left_out(word: str) -> None:
+    assert arguments({"swa_full": word}, FLAGS, "") == []
+
+
+def test_all_mistakes_at_once_each_with_what_is_allowed() -> None:
+    wrong = {"ctx_sise": "1", "flash_attn": "maybe", "swa_full": "5", "m": "x", "poll": "1"}
+    with pytest.raises(UsageError) as caught:
+        arguments(wrong, FLAGS, "server.")
+    assert caught.value.message.splitlines() == [
+        "server.ctx_sise: llama-server has no --ctx-sise; did you mean ctx_size?",
+        "server.flash_attn=maybe: must be one of on, off, auto",
+        "server.swa_full=5: --swa-full takes no value; write 1 or 0",
+        "server.m: llama-server has no --m",
+    ]
+
+
+def program(path: Path, prints: str, status: int = 0) -> tuple[Path, str]:
+    """A program that prints this and counts its runs; and its sha256."""
+    count = path.with_name("runs")
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nopen({str(count)!r}, 'a').write('x')\n"
+        f"assert sys.argv[1:] == ['--help']\nprint({prints!r})\nsys.exit({status})\n"
+    )
+    path.chmod(0o755)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
+
+
+@POSIX
+def test_a_program_is_asked_once_for_each_sha256(tmp_path: Path) -> None:
+    server, digest = program(tmp_path / "server", HELP)
+    cache = tmp_path / "cache" / "flags"
+    assert flags.read(server, digest, cache) == flags.read(server, digest, cache) == FLAGS
+    assert (tmp_path / "runs").read_text() == "x"
+    server, newer = program(server, HELP + "--brand-new                 an option\n")
+    assert newer != digest
+    assert "brand-new" in flags.read(server, newer, cache)
+    assert "brand-new" not in flags.read(server, digest, cache)
+    assert (tmp_path / "runs").read_text() == "xx"
+    assert {path.name for path in cache.iterdir()} == {f"{digest}.json", f"{newer}.json"}
+
+
+@POSIX
+@pytest.mark.parametrize("garbage", ["", "{", "[]", "null", "3", '{"model": 1}', '{"model": {}}'])
+def test_a_broken_cache_is_asked_anew(tmp_path: Path, garbage: str) -> None:
+    server, digest = program(tmp_path / "server", HELP)
+    (tmp_path / f"{digest}.json").write_text(garbage)
+    assert flags.read(server, digest, tmp_path) == FLAGS
+    assert "model" in json.loads((tmp_path / f"{digest}.json").read_text())
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("prints", "status"),
+    [("", 0), ("hello", 0), (HELP, 1), ("\0\x80\xff" * 99, 0), ("--modal X   no", 0)],
+    ids=["nothing", "hello", "fails", "bytes", "another program"],
+)
+def test_a_program_whose_help_is_no_help(tmp_path: Path, prints: str, status: int) -> None:
+    server, digest = program(tmp_path / "server", prints, status)
+    with pytest.raises(PipelineError, match="lists no options of llama-server"):
+        flags.read(server, digest, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="none"):
+        flags.read(tmp_path / "none", "0" * 64, tmp_path)

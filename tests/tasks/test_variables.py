@@ -1,0 +1,206 @@
+"""The command line's variables and what they add up to; every mistake is found before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import UsageError
+from pipeline.models.chain import Wanted
+from pipeline.serve.launch import Settings
+from pipeline.tasks.variables import Request, request
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the user types in: a GGUF, a model folder, a matrix."""
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "imatrix.gguf").write_bytes(b"GGUF")
+    (tmp_path / "keys").write_text("secret")
+    return tmp_path
+
+
+def ask(**given: Any) -> Request:
+    """`server.x` is written `server__x`."""
+    return request({name.replace("__", "."): str(value) for name, value in given.items()})
+
+
+def refusal(**given: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        ask(**given)
+    return str(caught.value)
+
+
+def test_nothing_asked_is_the_defaults() -> None:
+    assert ask() == Request(backend="cpu")
+    assert (ask().ready_timeout, ask().stop_timeout) == (600, 10)
+    assert (ask().settings.host, ask().settings.port) == ("127.0.0.1", 8080)
+
+
+def test_everything_asked_arrives(here: Path) -> None:
+    found = ask(
+        **{"model": "org/model@v1", "quant": "iq2_xs", "imatrix": "imatrix.gguf", "port": 9},
+        **{"filename": "x.gguf", "host": "::", "threads": 3, "gpu_layers": "all", "parallel": 2},
+        **{"batch_size": 64, "ctx_size": 4096, "device": "CUDA0", "alias": "a", "format": "json"},
+        **{"api_key_file": "keys", "ready_timeout": 7, "stop_timeout": 0, "keep_f16": "yes"},
+        **{"force": 1, "refresh": "on", "offline": "TRUE", "server__flash_attn": "on"},
+    )
+    assert found.reference
+    assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
+    assert found.filename == "x.gguf"
+    assert found.wanted == Wanted(quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf")
+    assert found.settings == Settings(
+        **{"host": "::", "port": 9, "threads": 3, "gpu_layers": "all", "parallel": 2},
+        **{"batch_size": 64, "ctx_size": 4096, "device": "CUDA0", "alias": "a"},
+        api_key_file=here / "keys",
+        server={"flash_attn": "on"},
+    )
+    assert (found.ready_timeout, found.stop_timeout) == (7, 0)
+    assert (found.force, found.refresh, found.offline, found.json) == (True, True, True, True)
+
+
+def test_unknown_names_name_the_nearest() -> None:
+    message = refusal(modle="demo", prot=1, zzzzz=1)
+    assert "modle: there is no such variable; did you mean model?" in message
+    assert "prot: there is no such variable; did you mean port?" in message
+    assert "zzzzz: there is no such variable\n" in message
+    assert "docs/variables.md" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        *(("port", 1, 65535), ("threads", 1, 4096), ("parallel", 1, 4096)),
+        *(("ctx_size", 1, 1 << 30), ("batch_size", 1, 1 << 24)),
+        *(("ready_timeout", 1, 86400), ("stop_timeout", 0, 3600)),
+    ],
+)
+def test_ranges(name: str, low: int, high: int) -> None:
+    for value in (low, high):
+        found = ask(**{name: value})
+        assert value in (getattr(found, name, None), getattr(found.settings, name, None))
+    for wrong in (low - 1, high + 1, "", "x", "1.5", "1e3"):
+        assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    message = refusal(
+        port=0, quant="q4_k_mm", backend="cuda13", force="maybe", format="xml", model=" "
+    )
+    for part in (
+        "port=0: must be a whole number",
+        "quant=q4_k_mm: must be a type of llama-quantize; did you mean Q4_K_M?",
+        "backend=cuda13: must be one of auto, cuda",
+        "force=maybe: must be 1 or 0",
+        "format=xml: must be one of text, json",
+        "model= : must be a value",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "demo", "gguf_path": "m.gguf"}, "model and gguf_path all name a model"),
+        ({"hf_model": "a/b", "safetensors_dir": "folder"}, "hf_model and safetensors_dir"),
+        ({"device": "cuda", "backend": "cpu"}, "device=cuda and backend=cpu contradict"),
+        ({"model": "a/b:Q4_K_M", "quant": "q8_0"}, "quant=q8_0 and :Q4_K_M contradict"),
+        ({"model": "a/b:UD-Q4_K_XL", "quant": "q4_k_m"}, "contradict each other"),
+        ({"model": "a/b@v1", "revision": "v2"}, "revision=v2 and @v1 contradict"),
+        ({"model": "demo", "revision": "v2"}, "revision: is for Hugging Face repositories"),
+        ({"gguf_path": "m.gguf", "filename": "x"}, "filename: is for Hugging Face repositories"),
+        ({"gguf_path": "none.gguf"}, "does not exist"),
+        ({"gguf_path": "folder"}, "is a folder"),
+        ({"safetensors_dir": "m.gguf"}, "is a gguf"),
+        ({"imatrix": "none"}, "imatrix=none: "),
+        ({"api_key_file": "folder"}, "is no file"),
+        ({"model": "nothing"}, "is no reference"),
+        ({"backend": "hip"}, "backend=hip: this version builds cpu only"),
+    ],
+)
+def test_contradictions_and_impossible_wishes(given: dict[str, str], said: str) -> None:
+    assert said in refusal(**given)
+
+
+def test_the_same_said_twice_is_no_contradiction() -> None:
+    assert ask(model="a/b:q4_k_m", quant="Q4_K_M").wanted.quant == "Q4_K_M"
+    assert ask(model="a/b:Q4_K", quant="q4_k_m").wanted.quant == "Q4_K_M"
+    assert ask(model="a/b@v1", revision="v1").reference.revision == "v1"  # type: ignore[union-attr]
+    found = ask(device="cpu", backend="cpu")
+    assert (found.backend, found.settings.device) == ("cpu", None)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("q4_k_m", "Q4_K_M"),
+        ("Q8_0", "Q8_0"),
+        ("iQ4_xS", "IQ4_XS"),
+        ("q5_k", "Q5_K_M"),
+        ("bf16", "BF16"),
+    ],
+)
+def test_quants_in_any_letter_case(written: str, meant: str) -> None:
+    assert ask(model="demo", quant=written).wanted.quant == meant
+    assert ask(model=f"a/b:{written}").wanted.quant == meant
+
+
+def test_other_words_in_any_letter_case() -> None:
+    assert ask(backend="CPU").backend == "cpu"
+    assert ask(format="JSON").json
+    assert ask(force="Yes").force
+    assert not ask(force="OFF").force
+
+
+def test_a_repositorys_own_quant_name_is_kept() -> None:
+    assert ask(model="a/b:ud-q4_k_xl").wanted.quant == "UD-Q4_K_XL"
+
+
+@pytest.mark.parametrize("quant", ["iq1_s", "IQ2_XXS", "iq3_xxs", "q2_k_s"])
+def test_quants_that_need_an_importance_matrix(quant: str) -> None:
+    message = refusal(model="folder", quant=quant)
+    assert f"quant={quant.lower()}: needs an importance matrix" in message
+    assert "imatrix=PATH" in message
+    assert ask(model="folder", quant=quant, imatrix="imatrix.gguf").wanted.quant == quant.upper()
+
+
+def test_a_gguf_that_somebody_else_made_needs_no_matrix() -> None:
+    """It is downloaded, not quantized here."""
+    assert ask(model="org/model-GGUF:IQ2_XXS").wanted.quant == "IQ2_XXS"
+    assert ask(hf_model="org/model-GGUF", quant="iq2_xxs").wanted.quant == "IQ2_XXS"
+
+
+def test_options_of_the_server() -> None:
+    given = {"server__flash_attn": "on", "server__no-mmap": 1, "server__threads": 4}
+    assert ask(**given).settings.server == {"flash_attn": "on", "no-mmap": "1", "threads": "4"}
+
+
+@pytest.mark.parametrize("name", ["model", "host", "port", "ctx_size", "ctx-size", "alias"])
+def test_options_with_a_variable_of_their_own(name: str) -> None:
+    message = refusal(**{f"server__{name}": "1"})
+    assert f"server.{name}: is a variable of its own" in message
+    assert f"write {name.replace('-', '_')}=" in message
+
+
+def test_an_option_given_in_both_ways() -> None:
+    assert "server.batch-size" in refusal(**{"server__batch-size": 1, "batch_size": 2})
+
+
+def test_models_said_explicitly(here: Path) -> None:
+    for given in ({"gguf_path": "m.gguf"}, {"model": "m.gguf"}):
+        found = ask(**given).reference
+        assert found
+        assert (found.kind, found.path) == ("gguf", here / "m.gguf")
+    for given in ({"safetensors_dir": "folder"}, {"model": "./folder"}):
+        found = ask(**given).reference
+        assert found
+        assert (found.kind, found.path) == ("folder", here / "folder")
+    (here / "org" / "model").mkdir(parents=True)
+    for text in ("org/model", "hf:org/model"):
+        found = ask(hf_model=text, revision="v1").reference
+        assert found
+        assert (found.kind, found.repo, found.revision) == ("hub", "org/model", "v1")
