@@ -93,6 +93,11 @@ def task__check() -> tasks.Task:
     return tasks.check(steps)
 
 
+def task__settle() -> tasks.Task:
+    """hash the served file once where it was copied or restored"""
+    return tasks.settle(steps)
+
+
 def task__port() -> tasks.Task:
     """say that the port is taken before any work"""
     return tasks.port(steps)

@@ -28,11 +28,13 @@ def test_the_page_of_variables_is_complete() -> None:
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_commands_in_the_pages_are_understood(bare: Doit, command: str) -> None:
     """Each is read as doit would run it, up to the point where work begins."""
-    words = [word for word in shlex.split(command) if "path" not in word and ".gguf" not in word]
-    words = [word for word in words if not word.startswith("model=~")]
-    assert bare("list", "-q", *(word for word in words if "=" in word)).status == 0
-    task = words[0] if words[0] not in ("list", "forget", "clean") else words[1]
-    assert f"{task} " in bare("list").out or task.startswith("-")
+    words = shlex.split(command)
+    # The models on disk that the pages speak of are not here.
+    variables = [w for w in words if "=" in w and not w.startswith(("model=~", "model=model."))]
+    listed = bare("list", "-q", *variables).out.split()
+    named = [w for w in words if "=" not in w and not w.startswith("-")]
+    assert named, "a task or a command of doit"
+    assert all(word in [*listed, "list", "forget", "clean"] for word in named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -106,7 +106,7 @@ def test_a_damaged_copy_is_made_again(made: Doit, own_tiny: Path) -> None:
     wrong = made("verify", f"model={own_tiny}", status=1)
     assert str(result) in wrong.err and "sha256" in wrong.err
     assert made("prepare", f"model={own_tiny}").steps == ["convert", "quantize"]
-    assert "as their receipts say" in made("verify", f"model={own_tiny}").out
+    assert "as their receipts say" in made("verify", f"model={own_tiny}").err
 
 
 def test_forget_clean_and_force(made: Doit, own_tiny: Path) -> None:

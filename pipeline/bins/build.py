@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
@@ -43,6 +45,7 @@ PROGRAMS = (
 )
 BUILD_BYTES = 700_000_000  # of a build folder and what is published from it
 FIRST_ERRORS = 5
+COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
 FIXED_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -100,10 +103,17 @@ def recipe(build: Build) -> Recipe:
         "source": build.source.recipe(),
         "backend": build.backend.name,
         "options": list(options(build)),
-        "compiler": compiler.version if compiler else None,
+        # Without a compiler nothing can be built again, and what is there is taken as it is.
+        "compiler": compiler.version if compiler else _recorded(build, "compiler"),
+        "environment": {name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ},
         "tools": {"cmake": version("cmake"), "ninja": version("ninja")},
         "cpu": host.cpu_identity(),
     }
+
+
+def _recorded(build: Build, key: str) -> Any:
+    entry = receipts.load(build.target).get(program_file("llama-server"))
+    return entry.recipe.get(key) if entry else None
 
 
 def is_current(build: Build) -> bool:
@@ -131,7 +141,7 @@ def configure_argv(build: Build, tools: Mapping[str, str], ccache: str | None) -
 def make(build: Build, *, force: bool = False) -> None:
     """Compile and publish, unless it stands already. Raises PipelineError."""
     host.require_compiler()
-    with only_one(build.target), full_disk_is_an_error(build.target.parent):
+    with full_disk_is_an_error(build.target.parent), only_one(build.target):
         recover_folder(build.target)
         wanted = recipe(build)
         files = [build.target / program_file(name) for name in PROGRAMS]
@@ -178,8 +188,13 @@ def _compile(build: Build) -> None:
         "CCACHE_BASEDIR": str(build.home.root),
         "CCACHE_NOHASHDIR": "1",
     }
-    if _made_for_another_source(build):
+    # CMake keeps the compiler and the folders that it first saw, whatever it is told later.
+    toolchain = build.folder / ".toolchain.json"
+    now = json.dumps([str(build.folder), str(build.source.folder), *_toolchain(build)])
+    if not toolchain.is_file() or toolchain.read_text(encoding="utf-8") != now:
         remove(build.folder)
+        build.folder.mkdir(parents=True)
+        toolchain.write_text(now, encoding="utf-8")
     errors: list[str] = []
 
     def watch(line: str) -> None:
@@ -216,20 +231,9 @@ def _tools() -> dict[str, str]:
     }
 
 
-def _made_for_another_source(build: Build) -> bool:
-    """Whether CMake would refuse the build folder: it, or the source, was moved."""
-    try:
-        told = (build.folder / "CMakeCache.txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    source = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", told, re.M)
-    folder = re.search(r"^CMAKE_CACHEFILE_DIR:INTERNAL=(.*)$", told, re.M)
-    return not (
-        source
-        and folder
-        and Path(source[1]) == build.source.folder
-        and Path(folder[1]) == build.folder
-    )
+def _toolchain(build: Build) -> list[Any]:
+    wanted = recipe(build)
+    return [wanted["compiler"], wanted["environment"], wanted["tools"]]
 
 
 def _try_out(server: Path, log: Path) -> None:

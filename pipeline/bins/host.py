@@ -58,7 +58,8 @@ def find_compiler() -> Compiler | None:
         if path:
             told = capture([path] if name == "cl" else [path, "--version"])
             if told:
-                return Compiler(path, told.splitlines()[0].strip())
+                # GCC begins with the name it was called by, which makes no difference
+                return Compiler(path, told.splitlines()[0].removeprefix(name).strip())
     return None
 
 

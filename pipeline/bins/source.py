@@ -77,20 +77,20 @@ def is_current(source: Source) -> bool:
     )
 
 
-def fetch(source: Source, home: Home) -> None:
+def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
     """Have the source on disk. Raises PipelineError."""
     if not is_fetched(source):
         if source.local:
             say(f"{source.folder}: differs from the pin; used and recorded as {source.tree}")
         return
-    with only_one(source.folder), full_disk_is_an_error(source.folder.parent):
+    with full_disk_is_an_error(source.folder.parent), only_one(source.folder):
         recover_folder(source.folder)
         if is_current(source):
             return
         start = time.monotonic()
         # Times differ after a copy: the hash decides, as it would for a file.
         if not (source.folder.is_dir() and tree.folder_hash(source.folder) == source.tree):
-            archive = packages.fetch(pins().llama_cpp_archive, home)
+            archive = packages.fetch(pins().llama_cpp_archive, home, offline=offline)
             made = part(source.folder)
             remove(made)
             require_space(made.parent, UNPACKED_BYTES)

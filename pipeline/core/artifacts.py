@@ -29,7 +29,7 @@ def make(
     `need` is the disk space in bytes that making takes. `keep=False` marks a step on the way;
     what was once kept stays kept. Raises what `maker` raises, with nothing published.
     """
-    with only_one(target), full_disk_is_an_error(target.parent):
+    with full_disk_is_an_error(target.parent), only_one(target):
         known = receipts.load(target.parent).get(target.name)
         if known and not force and receipts.settle(target, recipe):
             known = receipts.load(target.parent)[target.name]
@@ -37,6 +37,7 @@ def make(
                 known = replace(known, keep=True)
                 receipts.change(target, known)
             return known
+        keep = keep or (known is not None and known.keep and known.mtime_ns is not None)
         made = part(target)
         remove(made)
         require_space(target.parent, need)
@@ -58,9 +59,11 @@ def make(
 
 
 def discard(target: Path) -> None:
-    """Remove the file of a step that has served; its receipt keeps saying what it was."""
+    """Remove the file of a step that has served; its receipt keeps saying what it was.
+
+    Call it under the target's lock.
+    """
     entry = receipts.load(target.parent).get(target.name)
-    with only_one(target):
-        remove(target)
-        if entry:
-            receipts.change(target, replace(entry, mtime_ns=None))
+    remove(target)
+    if entry:
+        receipts.change(target, replace(entry, mtime_ns=None))

@@ -16,27 +16,33 @@ from .publish import part
 def recall(book: Path, file: Path) -> Any | None:
     """What `remember` noted about `file`, if its size and time are still those of then."""
     note = _load(book).get(str(file))
-    if not note:
-        return None
     try:
-        stat = file.stat()
-    except OSError:
+        return note["value"] if note and note["stamp"] == stamp(file) else None
+    except (OSError, KeyError, TypeError):
         return None
-    return note["value"] if note["stamp"] == [stat.st_size, stat.st_mtime_ns] else None
 
 
-def remember(book: Path, file: Path, value: Any) -> None:
-    """Note a JSON value about `file`. A note that cannot be written is only a loss of time."""
+def stamp(file: Path) -> list[int]:
+    """The file's size in bytes and its modification time in ns."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def remember(book: Path, file: Path, value: Any, stamp: list[int]) -> None:
+    """Note a JSON value about `file`, found out when it carried `stamp`: take the stamp first,
+    since somebody may write to the file meanwhile.
+
+    A note that cannot be written is only a loss of time.
+    """
     from filelock import FileLock
 
-    stat = file.stat()
     try:
         book.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(book.with_name(f".{book.name}.lock")):
             notes = _load(book)
-            notes[str(file)] = {"stamp": [stat.st_size, stat.st_mtime_ns], "value": value}
+            notes[str(file)] = {"stamp": stamp, "value": value}
             made = part(book)
-            made.write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
+            made.write_text(json.dumps(notes), encoding="utf-8")
             made.replace(book)
     except OSError:
         return
@@ -46,8 +52,9 @@ def identity(book: Path, file: Path) -> str:
     """SHA-256 of `file`, in hex, hashed only when its stamp is new."""
     known = recall(book, file)
     if known is None:
+        before = stamp(file)
         known = sha256(file)
-        remember(book, file, known)
+        remember(book, file, known, before)
     return str(known)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import tempfile
 from pathlib import Path
 
 from . import hashing, paths
@@ -11,13 +11,11 @@ from .errors import PipelineError
 from .locks import only_one
 from .pins import Archive
 from .process import last_lines, run
-from .publish import full_disk_is_an_error, part, publish_file, require_space
+from .publish import full_disk_is_an_error, part, publish_file, remove, require_space
 
 
 def pip_environment() -> dict[str, str]:
     """pip with the user's own settings, and quiet about itself."""
-    import os
-
     return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
@@ -36,22 +34,28 @@ def cached(archive: Archive, home: paths.Home) -> Path:
     return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
 
 
-def fetch(archive: Archive, home: paths.Home) -> Path:
+def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
     """The archive's file, downloaded unless the cache has it, and with the pinned sha256.
 
     The cached file is hashed each time: this runs only when its content is about to be used.
     Raises PipelineError.
     """
     target = cached(archive, home)
-    with only_one(target), full_disk_is_an_error(target.parent):
+    with full_disk_is_an_error(target.parent), only_one(target):
         if target.exists() and hashing.sha256(target) == archive.sha256:
             return target
+        if offline:
+            raise PipelineError(
+                f"{archive.file}: is not in {target.parent}, and offline=1 forbids to fetch it",
+                "run once without offline=1, or put it there by hand",
+            )
         require_space(target.parent, archive.size)
         log = home.logs / f"download-{archive.package}.log"
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pip-") as folder:
-            command = download_argv(archive, Path(folder))
-            status = run(command, log=log, env=pip_environment())
-            got = Path(folder) / archive.file
+        folder = target.with_name(f".{target.name}.pip")
+        remove(folder)  # a killed run's
+        try:
+            status = run(download_argv(archive, folder), log=log, env=pip_environment())
+            got = folder / archive.file
             if status or not got.exists():
                 raise PipelineError(
                     f"{archive.package} {archive.version} could not be downloaded "
@@ -69,4 +73,6 @@ def fetch(archive: Archive, home: paths.Home) -> Path:
             made = part(target)
             got.replace(made)
             publish_file(made, target)
+        finally:
+            remove(folder)
     return target

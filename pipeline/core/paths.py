@@ -7,8 +7,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import PipelineError
+from .errors import PipelineError, UsageError
 
+PROBE_BYTES = 16 * 1024  # receipts and notes need about as much
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -50,8 +51,14 @@ def user_folder() -> Path:
 
 
 def absolute(text: str | Path) -> Path:
-    """`text` as an absolute path; `~` is the user's home, relative means the user's folder."""
-    return Path(os.path.normpath(user_folder() / Path(text).expanduser()))
+    """`text` as an absolute path; `~` is the user's home, relative means the user's folder.
+
+    Raises UsageError where there is no such user.
+    """
+    try:
+        return user_folder() / Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: {error}") from None
 
 
 def home() -> Home:
@@ -64,12 +71,12 @@ def require_writable(folder: Path) -> None:
     """Make `folder`, and prove that a file can be written there, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * PROBE_BYTES)
     except OSError as error:
         raise PipelineError(
             f"{folder}: nothing can be written there: {error.strerror}",
-            "set LLAMA_PIPELINE_HOME to a folder that you may write to",
+            "free some space, or set LLAMA_PIPELINE_HOME to a folder that you may write to",
         ) from None
 
 

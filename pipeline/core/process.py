@@ -59,12 +59,13 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     own_group: bool = False,
-    on_parent_death: signal.Signals = signal.SIGTERM,
+    killed_with_us: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose two channels arrive on `stdout`, and that cannot outlive us.
 
-    `own_group` keeps the terminal's Ctrl-C from reaching it: then stopping it is our job.
-    Raises PipelineError where it cannot be started.
+    `own_group` keeps the terminal's Ctrl-C from reaching it: then stopping it is our job. When
+    this process dies it gets SIGTERM, which lets a build tool end its own children, or with
+    `killed_with_us` SIGKILL. Raises PipelineError where it cannot be started.
     """
     words = [os.fspath(word) for word in argv]
     linux = sys.platform == "linux"
@@ -78,7 +79,7 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=own_group and not WINDOWS,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if own_group else 0,
-            preexec_fn=_die_with(os.getpid(), on_parent_death) if linux else None,
+            preexec_fn=_die_with(os.getpid(), killed_with_us) if linux else None,
         )
     except OSError as error:
         raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
@@ -160,9 +161,15 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
     return ""
 
 
-def _die_with(parent: int, death: signal.Signals) -> Callable[[], None]:
+def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, or on Windows Ctrl-Break to the group that `own_group` made."""
+    process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined,unused-ignore]
+
+
+def _die_with(parent: int, killed: bool) -> Callable[[], None]:
     """For the child, between fork and exec: ask the kernel to end it when its parent ends."""
     library = ctypes.CDLL(None)
+    death = signal.SIGKILL if killed else signal.SIGTERM
 
     def ask() -> None:
         library.prctl(1, int(death))  # PR_SET_PDEATHSIG of linux/prctl.h

@@ -22,6 +22,8 @@ from .say import say
 SCHEMA = 1
 FILE = ".state.json"
 
+_told: set[Path] = set()  # unreadable receipts are reported once
+
 # What made an artifact: plain JSON values, so that equality is what the file can say.
 Recipe = Mapping[str, Any]
 
@@ -52,6 +54,7 @@ class Status(Enum):
     MOVED = "copied or restored"  # the size recorded, another time: one hash decides
     DIRTY = "made differently"
     MISSING = "missing"
+    FORCED = "to be made again"
 
 
 def load(folder: Path) -> dict[str, Entry]:
@@ -65,7 +68,9 @@ def load(folder: Path) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        say(f"{path}: not readable as receipts ({error}); treated as absent")
+        if path not in _told:
+            _told.add(path)
+            say(f"{path}: not readable as receipts ({error}); treated as absent")
         return {}
 
 
@@ -91,6 +96,7 @@ def settle(target: Path, recipe: Recipe | None = None) -> bool:
     entry = load(target.parent)[target.name]
     say(f"{target.name} has another time than its receipt; hashing it once")
     if sha256(target) != entry.sha256:
+        change(target, None)
         return False
     change(target, replace(entry, mtime_ns=target.stat().st_mtime_ns))
     return True

@@ -64,6 +64,8 @@ def chain(
     if resolved.kind == "gguf":
         first = resolved.folder / resolved.files[0].name
         if not resolved.local or wanted.quant in ("", resolved.precision):
+            if wanted.imatrix:
+                raise UsageError("imatrix: is not used, the GGUF is taken as it is", "leave it out")
             return Chain(resolved=resolved, final=first)
         if resolved.precision not in quants.UNQUANTIZED:
             raise UsageError(
@@ -86,6 +88,8 @@ def chain(
         )
 
     quant = wanted.quant or DEFAULT_QUANT
+    if wanted.imatrix and quant in quants.DIRECT:
+        raise UsageError(f"imatrix: is not used for quant={quant.lower()}", "leave it out")
 
     def conversion(outtype: str, keep: bool) -> Conversion:
         return Conversion(
@@ -126,7 +130,8 @@ def chain(
 def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
     """How the served file stands to what made it; `tool` None: llama-quantize is not built."""
     if chain.quantization:
-        recipe = chain.quantization.recipe(home, tool) if tool is not None else None
+        known = chain.quantization.known_input(home)
+        recipe = chain.quantization.recipe(home, tool, known) if tool is not None else None
         if recipe is None:
             return Status.DIRTY if chain.final.exists() else Status.MISSING
         return receipts.status(chain.final, recipe)
@@ -135,19 +140,11 @@ def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> St
     return Status.CURRENT if not _unfetched(chain.resolved) else Status.DIRTY
 
 
-def settle(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> bool:
-    """Whether the served file is current, hashing it once where it was copied or restored."""
-    recipe = None
-    if chain.quantization and tool is not None:
-        recipe = chain.quantization.recipe(home, tool)
-    elif chain.conversion and not chain.quantization:
-        recipe = chain.conversion.recipe
-    return recipe is not None and receipts.settle(chain.final, recipe)
-
-
-def needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Needs:
+def needs(
+    chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool = False
+) -> Needs:
     """What each step has to do, from receipts and stamps alone."""
-    final = final_status(chain, home, tool)
+    final = Status.FORCED if force else final_status(chain, home, tool)
     fetch = _unfetched(chain.resolved) if chain.fetches else ""
     if not chain.conversion:
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
@@ -156,10 +153,13 @@ def needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Needs:
         return Needs(quantize="a step on the way is left over" if leftover(chain) else "")
     if not chain.quantization:
         return Needs(fetch=fetch, convert=final.value)
-    between = receipts.status(chain.conversion.target, chain.conversion.recipe)
+    between = (
+        Status.FORCED
+        if force
+        else receipts.status(chain.conversion.target, chain.conversion.recipe)
+    )
     if between is Status.CURRENT:
         return Needs(quantize=final.value)
-    # Where the final file was only copied or restored, the steps before it hash it and stop.
     return Needs(fetch=fetch, convert=between.value, quantize=final.value)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
+from pipeline.core.publish import remove
 from pipeline.core.receipts import Recipe
 
 from . import converter, gguf
-from .resolve import Resolved
+from .resolve import Resolved, slug
 
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
@@ -42,8 +44,24 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
     """The converter's command line. The name is given, so that folders do not shape the bytes."""
     return [
         *(str(python), str(conversion.script), str(folder), "--outfile", str(made)),
-        *("--outtype", conversion.outtype.lower(), "--model-name", conversion.resolved.name),
+        *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
     ]
+
+
+@contextmanager
+def _staged(conversion: Conversion, made: Path) -> Iterator[Path]:
+    """A folder with the converter's input. It is named after the model, whose metadata the
+    converter takes from there."""
+    resolved = conversion.resolved
+    top = made.with_name(f"{made.name}.in")
+    remove(top)  # a killed run's
+    try:
+        folder = top / slug(resolved.name)
+        files = {file.name: resolved.folder / file.name for file in resolved.files}
+        converter.stage(files, folder)
+        yield folder
+    finally:
+        remove(top)
 
 
 def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
@@ -51,14 +69,11 @@ def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
 
     def maker(made: Path) -> None:
         resolved = conversion.resolved
-        log = home.logs / f"convert-{resolved.slug}.log"
+        log = home.logs / f"convert-{resolved.slug}-{conversion.outtype.lower()}.log"
         with (
-            tempfile.TemporaryDirectory(dir=made.parent, prefix=".in-") as top,
+            _staged(conversion, made) as folder,
             bar(f"converting {resolved.name} to {conversion.outtype}") as update,
         ):
-            folder = Path(top) / resolved.name
-            files = {file.name: resolved.folder / file.name for file in resolved.files}
-            converter.stage(files, folder)
             full: list[str] = []
 
             def watch(line: str) -> None:

@@ -63,12 +63,17 @@ def is_current(home: Home) -> bool:
     return entry is not None and entry.recipe == recipe() and python(home).exists()
 
 
-def make(home: Home, *, force: bool = False) -> None:
+def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
     """Have the environment, its receipt written last. Raises PipelineError."""
     target = folder(home)
-    with only_one(target), full_disk_is_an_error(target.parent):
+    with full_disk_is_an_error(target.parent), only_one(target):
         if is_current(home) and not force:
             return
+        if offline:
+            raise PipelineError(
+                "the converter's environment is not made, and offline=1 forbids to fetch it",
+                "run once without offline=1",
+            )
         remove(target)  # what a cut run left
         require_space(target.parent, INSTALLED_BYTES)
         say("making the converter's environment (1.2 GB, once)")

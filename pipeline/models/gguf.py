@@ -64,22 +64,24 @@ class Header:
 
     @property
     def name(self) -> str:
-        return str(self.values.get("general.name", ""))
+        """The model's own name, without what a terminal or a command line would trip over."""
+        name = str(self.values.get("general.name", ""))
+        return "".join(sign for sign in name if sign.isprintable()).strip()
 
     @property
     def quant(self) -> str:
         """The file's type in llama-quantize's spelling; empty where it does not say."""
-        return FILE_TYPES.get(self.values.get("general.file_type", -1), "")
+        return FILE_TYPES.get(whole(self.values, "general.file_type", -1), "")
 
     @property
     def context_length(self) -> int:
         """The trained context in tokens; 0 where it is not said."""
-        return int(self.values.get(f"{self.architecture}.context_length", 0))
+        return whole(self.values, f"{self.architecture}.context_length", 0)
 
     @property
     def pooling(self) -> str:
         """How an embedding model pools, `none` for all others."""
-        return POOLING.get(self.values.get(f"{self.architecture}.pooling_type", 0), "none")
+        return POOLING.get(whole(self.values, f"{self.architecture}.pooling_type", 0), "none")
 
     @property
     def has_chat_template(self) -> bool:
@@ -88,7 +90,13 @@ class Header:
     @property
     def shards(self) -> int:
         """Into how many files the model is split; 1 for a whole one."""
-        return max(1, int(self.values.get("split.count", 1)))
+        return max(1, whole(self.values, "split.count", 1))
+
+
+def whole(values: Mapping[str, Any], key: str, default: int) -> int:
+    """A value that should be a whole number; the default where it is none at all."""
+    value = values.get(key, default)
+    return value if isinstance(value, int) else default
 
 
 class _Reader:
@@ -158,7 +166,7 @@ def parse(buffer: bytes | mmap.mmap) -> Header:
         else:
             raise Broken(f"{key} has value type {kind}")
     end = max((tensor_end for tensor_end in _tensor_ends(reader, tensors)), default=0)
-    alignment = int(values.get("general.alignment", 32))
+    alignment = whole(values, "general.alignment", 32)
     if alignment < 1:
         raise Broken(f"its alignment is {alignment}")
     data = -(-reader.at // alignment) * alignment
@@ -210,12 +218,13 @@ def read_noted(path: Path, book: Path) -> Header:
     """As `read`, but from the notes in `book` while the file keeps its stamp."""
     known = notes.recall(book, path)
     if known is None:
+        stamp = notes.stamp(path) if path.exists() else [0, 0]
         header = read(path)
         values = {k: v for k, v in header.values.items() if k != "tokenizer.chat_template"}
         if header.has_chat_template:
             values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
         known = {"tensors": header.tensors, "size": header.size, "values": values}
-        notes.remember(book, path, known)
+        notes.remember(book, path, known, stamp)
     return Header(**known)
 
 

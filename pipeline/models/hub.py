@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -10,8 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.core import artifacts
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.hashing import sha256
 from pipeline.core.paths import Home
+from pipeline.core.publish import remove
 from pipeline.core.say import say
 from pipeline.core.say import size as shown_size
 
@@ -108,9 +111,6 @@ def fetch(resolved: Resolved) -> None:
 
 def _download(resolved: Resolved, file: File, made: Path) -> None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    from pipeline.core.hashing import sha256
 
     folder = made.with_name(made.name + ".d")
     say(f"downloading {file.name} ({shown_size(file.size)})")
@@ -121,21 +121,21 @@ def _download(resolved: Resolved, file: File, made: Path) -> None:
             revision=str(resolved.source["revision"]),
             local_dir=folder,
         )
-        if file.sha256 and sha256(Path(got)) != file.sha256:
-            raise PipelineError(
-                f"{file.name}: sha256 is {sha256(Path(got))}, the hub says {file.sha256}",
-                "run the same command again; nothing was published",
-            )
-        Path(got).replace(made)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
+    except Exception as error:  # the client's own, its HTTP library's, the system's
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise PipelineError(
             f"{file.name}: could not be downloaded: {error}", "run the same command again"
         ) from None
+    else:
+        found = sha256(Path(got))
+        if file.sha256 and found != file.sha256:
+            raise PipelineError(
+                f"{file.name}: sha256 is {found}, the hub says {file.sha256}",
+                "run the same command again; nothing was published",
+            )
+        Path(got).replace(made)
     finally:
-        from pipeline.core.publish import remove
-
         remove(folder)
 
 
@@ -143,7 +143,7 @@ def _model_info(reference: Reference) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -171,7 +171,9 @@ def _model_info(reference: Reference) -> Any:
             f"{repo}: is not resolved yet, and HF_HUB_OFFLINE forbids to ask",
             "run once with the network, or give a path",
         ) from None
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
+    except HFValidationError as error:
+        raise UsageError(f"{repo}: is no name of a repository: {error}") from None
+    except Exception as error:  # the client's own, its HTTP library's, the system's
         raise PipelineError(
             f"{repo}: the hub could not be asked: {type(error).__name__}: {error}",
             f"check the network and {_endpoint()}",

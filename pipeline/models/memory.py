@@ -53,8 +53,12 @@ def available() -> int:
     try:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return free
         used = int((group / "memory.current").read_text(encoding="ascii"))
-        return free if limit == "max" else max(0, min(free, int(limit) - used))
+        # Files read lately count as used there, and give way when memory is asked for.
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, min(free, int(limit) - used + int(told.get("inactive_file", 0))))
     except (OSError, ValueError):
         return free
 
@@ -73,6 +77,7 @@ def measure(
 ) -> Memory | None:
     """What `model` takes at this context; asked of llama-fit-params once, then noted."""
     question = f"{build} {ctx_size} {' '.join(options)}"
+    stamp = notes.stamp(model)
     known = notes.recall(book, model) or {}
     if question not in known:
         found = parse(
@@ -85,7 +90,7 @@ def measure(
         if found is None:
             return None
         known[question] = [found.weights, found.context, found.compute]
-        notes.remember(book, model, known)
+        notes.remember(book, model, known, stamp)
     return Memory(*known[question])
 
 

@@ -31,27 +31,41 @@ class Quantization:
     quant: str
     imatrix: Path | None
 
-    def input_sha256(self, home: Home) -> str | None:
+    def known_input(self, home: Home) -> str | None:
         """The identity of the input, whether or not the file is still there; None: unknown."""
         if self.conversion is None:
-            known = notes.recall(home.run / "sha256.json", self.input)
-            return None if known is None else str(known)
+            book = home.run / "sha256.json"
+            return _identity([notes.recall(book, path) for path in gguf.shards(self.input)])
         entry = receipts.load(self.input.parent).get(self.input.name)
-        return entry.sha256 if entry and entry.recipe == self.conversion.recipe else None
+        known = entry and entry.recipe == self.conversion.recipe
+        return _identity([entry.sha256]) if entry and known else None
 
-    def recipe(self, home: Home, tool: Mapping[str, Any]) -> Recipe | None:
+    def hashed_input(self, home: Home) -> str | None:
+        """As `known_input`, but the user's own file is hashed where that is needed."""
+        if self.conversion is None:
+            book = home.run / "sha256.json"
+            return _identity([notes.identity(book, path) for path in gguf.shards(self.input)])
+        return self.known_input(home)
+
+    def recipe(self, home: Home, tool: Mapping[str, Any], input: str | None) -> Recipe | None:
         """What the result depends on; None while the input is not known."""
-        digest = self.input_sha256(home)
-        if digest is None:
+        if input is None:
             return None
         matrix = self.imatrix and notes.identity(home.run / "sha256.json", self.imatrix)
         return {
             "step": "quantize",
-            "input": f"sha256:{digest}",
+            "input": input,
             "type": self.quant,
             "imatrix": matrix and f"sha256:{matrix}",
             "tool": dict(tool),
         }
+
+
+def _identity(digests: list[str | None]) -> str | None:
+    """One name for all parts of an input; None where a part is not known."""
+    if None in digests:
+        return None
+    return "sha256:" + "+".join(map(str, digests))
 
 
 def argv(quantization: Quantization, program: Path, made: Path) -> list[str]:
@@ -78,9 +92,7 @@ def make(
     force: bool = False,
 ) -> None:
     """Have the quantized GGUF. Raises PipelineError."""
-    if quantization.conversion is None:
-        notes.identity(home.run / "sha256.json", quantization.input)
-    recipe = quantization.recipe(home, tool)
+    recipe = quantization.recipe(home, tool, quantization.hashed_input(home))
     if recipe is None:
         raise PipelineError(
             f"{quantization.input}: has no receipt that fits", "run the same command again"
@@ -88,7 +100,8 @@ def make(
     name = f"{quantization.resolved.name} to {quantization.quant}"
 
     def maker(made: Path) -> None:
-        log = home.logs / f"quantize-{quantization.resolved.slug}.log"
+        quant = quantization.quant.lower()
+        log = home.logs / f"quantize-{quantization.resolved.slug}-{quant}.log"
 
         with bar(f"quantizing {name}") as update:
 

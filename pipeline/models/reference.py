@@ -38,7 +38,7 @@ def parse(text: str) -> Reference:
         return Reference(kind="demo", text=text)
     match = HUB.fullmatch(text.removeprefix("hf:"))
     path = absolute(text)
-    if not text.startswith("hf:") and path.exists():
+    if not text.startswith("hf:") and exists(path):
         note = f"{text}: taken as the path {path}, which exists" if match else ""
         return existing(text, path, note)
     looks_like_path = (
@@ -60,11 +60,19 @@ def parse(text: str) -> Reference:
     raise UsageError(f"model={text}: is no reference", f"a reference is {FORMS}")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name too long for one is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def existing(text: str, path: Path, note: str = "") -> Reference:
     """A reference to a file or folder that exists. Raises UsageError."""
     if path.is_dir():
         return Reference(kind="folder", text=text, path=path, note=note)
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" and path.is_file():
         return Reference(kind="gguf", text=text, path=path, note=note)
     raise UsageError(
         f"model={text}: {path.name} is neither a .gguf file nor a folder",

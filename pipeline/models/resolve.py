@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -73,12 +74,19 @@ class Resolved:
 
 def slug(text: str) -> str:
     """`text` as a name that every file system takes."""
-    return re.sub(r"[^\w.-]+", "-", text.replace("/", "__")).strip("-.") or "model"
+    name = re.sub(r"[^\w.-]+", "-", text.replace("/", "__"))
+    # Cut to 80 bytes of whole letters; names that differ behind that differ by a hash too.
+    return name.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip("-.") or "model"
+
+
+def is_plain(name: str) -> bool:
+    """Whether `name` is a file's own name on every system: no folder, no drive, no trick."""
+    return name not in ("", ".", "..") and not re.search(r'[/\\:\0]', name)
 
 
 def local_slug(path: Path) -> str:
     """A name for the artifacts of a local path: its own, and which path it is."""
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     return f"local__{slug(path.stem if path.is_file() else path.name)}__{digest}"
 
 
@@ -225,10 +233,10 @@ def stored_path(reference: Reference, filename: str, quant: str, home: Home) -> 
 def _check_architecture(config: Path, known: frozenset[str]) -> None:
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
-        names = data.get("architectures") or []
+        names = data.get("architectures")
     except (OSError, ValueError, AttributeError) as error:
         raise PipelineError(f"{config}: cannot be read as JSON: {error}") from None
-    if not names or not isinstance(names[0], str):
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise PipelineError(f"{config}: names no architecture", 'add "architectures": ["…"]')
     if known and names[0] not in known:
         raise UsageError(
@@ -242,10 +250,13 @@ def _indexed(folder: Path) -> list[Path]:
     """The weight files that the index names, all of which must be there."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        names = sorted(set(index["weight_map"].values()), key=str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{folder / INDEX}: cannot be read as an index: {error}") from None
-    missing = [name for name in names if not (folder / str(name)).is_file()]
+    for name in names:
+        if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):
+            raise PipelineError(f"{folder / INDEX}: names {name!r}, which is no file beside it")
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise PipelineError(
             f"{folder}: {len(missing)} of the {len(names)} files that {INDEX} names are "

@@ -6,6 +6,7 @@ The layout: 8 bytes of length (little endian), that many bytes of JSON, then the
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
 from pathlib import Path
 
@@ -30,11 +31,14 @@ def dtypes(path: Path) -> Counter[str]:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
     found: Counter[str] = Counter()
     end = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            start, stop = tensor["data_offsets"]
-            found[tensor["dtype"]] += stop - start
-            end = max(end, stop)
+    try:
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                start, stop = map(operator.index, tensor["data_offsets"])
+                found[str(tensor["dtype"])] += stop - start
+                end = max(end, stop)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise PipelineError(f"{path}: its header is not that of a safetensors file") from None
     if length != 8 + head + end:
         raise PipelineError(
             f"{path}: has {length} bytes, its header needs {8 + head + end}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -53,11 +54,12 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     text = capture([program, "--help"])
     flags = parse_help(text or "")
     if "model" not in flags:
-        raise PipelineError(f"{program}: its --help lists no options of llama-server")
-    cache.mkdir(parents=True, exist_ok=True)
-    made = part(known)
-    made.write_text(json.dumps({n: asdict(f) for n, f in flags.items()}), encoding="utf-8")
-    made.replace(known)
+        raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+    with contextlib.suppress(OSError):  # asked again next time
+        cache.mkdir(parents=True, exist_ok=True)
+        made = part(known)
+        made.write_text(json.dumps({n: asdict(f) for n, f in flags.items()}), encoding="utf-8")
+        made.replace(known)
     return flags
 
 

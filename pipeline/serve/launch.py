@@ -12,6 +12,7 @@ from .flags import Flag, arguments
 
 # Inherited, these silently change a launch; upstream reads one variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
+OURS = ("LLAMA_SERVER_BINS_DIR",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,13 @@ class Launch:
     host: str
     port: int
     log: Path
+    folder: Path  # where it runs: relative paths among its options start there
+    prefix: str = ""  # llama-server's --api-prefix
+    tls: bool = False
+
+    @property
+    def health(self) -> str:
+        return f"{self.prefix}/health"
 
     @property
     def command(self) -> list[str]:
@@ -59,7 +67,7 @@ class Launch:
     @property
     def url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}"
+        return f"http{'s' * self.tls}://{host}:{self.port}{self.prefix}"
 
 
 def model_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[str]:
@@ -101,10 +109,16 @@ def server_arguments(
     return [*words, *given]
 
 
-def clean_environment(inherited: Mapping[str, str], config: Path) -> dict[str, str]:
+def inherited(environment: Mapping[str, str]) -> list[str]:
+    """The variables that would change a launch unseen."""
+    return sorted(name for name in environment if name.startswith(INHERITED) and name not in OURS)
+
+
+def clean_environment(environment: Mapping[str, str], config: Path) -> dict[str, str]:
     """The user's environment without what changes a launch unseen.
 
     `config` is an empty folder of its own: llama.cpp reads a config.ini from the user's.
     """
-    env = {name: value for name, value in inherited.items() if not name.startswith(INHERITED)}
+    without = set(inherited(environment))
+    env = {name: value for name, value in environment.items() if name not in without}
     return env | {"XDG_CONFIG_HOME": str(config)}

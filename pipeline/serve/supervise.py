@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import LAST_LINES, lines_of, running, start
+from pipeline.core.process import LAST_LINES, ask_to_stop, lines_of, running, start
 from pipeline.core.say import say
 
 from . import health
@@ -50,7 +50,13 @@ def foreground(
         launch.log.open("w", encoding="utf-8") as log,
         _asked_to_stop() as stops,
         running(
-            start(launch.command, env=launch.env, own_group=True, on_parent_death=signal.SIGKILL)
+            start(
+                launch.command,
+                env=launch.env,
+                cwd=launch.folder,
+                own_group=True,
+                killed_with_us=True,
+            )
         ) as process,
     ):
         last: deque[str] = deque(maxlen=LAST_LINES)
@@ -61,7 +67,7 @@ def foreground(
             if is_up:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-            elif health.is_ready(launch.address, launch.port):
+            elif health.is_ready(launch.address, launch.port, launch.health, tls=launch.tls):
                 is_up = True
                 ready(time.monotonic() - began)
             elif time.monotonic() - began > ready_timeout:
@@ -102,7 +108,7 @@ def _pump(process: subprocess.Popen[bytes], log: TextIO, last: deque[str]) -> No
 
 def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:
     asked = len(stops)
-    process.terminate()
+    ask_to_stop(process)
     deadline = time.monotonic() + stop_timeout
     while process.poll() is None:
         if time.monotonic() > deadline or len(stops) > max(asked, 1):

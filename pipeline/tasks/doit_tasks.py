@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +14,30 @@ from pipeline import bootstrap
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
+from pipeline.core.say import say
+from pipeline.serve import launch
 
 from . import planning, serving, verifying
-from .reporting import checked, guarded, interrupt_on_termination
+from .reporting import checked, guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
 from .variables import request
 
 Task = dict[str, Any]
 
-MODEL_STEPS = ["_check", "source", "resolve", "build_bins", "fetch", "converter", "convert"]
-PREPARATION = [*MODEL_STEPS, "quantize"]
+# In the order in which doit takes them: what can go wrong soonest comes first.
+PREPARED_FOR = ["_check", "resolve", "source", "build_bins"]
+PREPARATION = [*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize"]
 
 
 def start() -> Steps:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
     interrupt_on_termination()
+    replace_closed_streams()
+    inherited = launch.inherited(os.environ)
+    for name in inherited:
+        del os.environ[name]
+    if inherited:
+        say(f"not used, though set: {', '.join(inherited)}; give options as server.NAME=…")
     given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}
     try:
         return Steps(request(given))
@@ -56,15 +66,15 @@ def task(
     }
 
 
-def guarded_clean(clean: Callable[[], None]) -> Callable[[], TaskFailed | None]:
-    """As `guarded`; doit does not print what a clean action returns, so it is printed here."""
+def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
+    """As `guarded`; doit goes on after a failed clean action, and ends well: this does not."""
     run = guarded(clean)
 
-    def tell() -> TaskFailed | None:
+    def tell() -> None:
         failed = run()
         if failed:
-            print(f"error: {failed.get_msg().strip()}", file=sys.stderr)
-        return failed
+            say(f"error: {failed.get_msg().strip()}")
+            raise SystemExit(1)
 
     return tell
 
@@ -93,10 +103,13 @@ def build_bins(steps: Steps) -> Task:
 
 
 def resolve(steps: Steps) -> Task:
+    reference = steps.request.reference
+    is_folder = reference is not None and reference.kind == "folder"
     return task(
         steps.resolve,
         done=steps.resolve_is_done,
-        after=["_check"],
+        # the converter in it knows which architectures a folder may have
+        after=["_check", "source"] if is_folder else ["_check"],
         clean=steps.clean_resolve,
         forget=steps.clean_resolve,  # its answer is its receipt
         lacks_model=lacks_model(steps),
@@ -127,7 +140,7 @@ def convert(steps: Steps) -> Task:
     return task(
         steps.convert,
         done=steps.convert_is_done,
-        after=["_check", "source", "resolve", "build_bins", "fetch", "converter"],
+        after=PREPARATION[:-2],
         clean=steps.clean_convert,
         forget=steps.forget_convert,
         lacks_model=lacks_model(steps),
@@ -138,7 +151,7 @@ def quantize(steps: Steps) -> Task:
     return task(
         steps.quantize,
         done=steps.quantize_is_done,
-        after=MODEL_STEPS,
+        after=PREPARATION[:-1],
         clean=steps.clean_quantize,
         forget=steps.forget_quantize,
         lacks_model=lacks_model(steps),
@@ -154,10 +167,9 @@ def prepare(steps: Steps) -> Task:
 
 
 def serve(steps: Steps) -> Task:
-    before = ["_check", "_port", "source", "resolve", "build_bins", "_flags"]
     return task(
         lambda: serving.serve(steps),
-        after=[*before, *(step for step in PREPARATION if step not in before)],
+        after=list(dict.fromkeys(["_check", "_port", *PREPARED_FOR, "_flags", *PREPARATION])),
         lacks_model=lacks_model(steps),
     )
 
@@ -177,7 +189,7 @@ def test() -> Task:
         try:
             bootstrap.install("test")
         except bootstrap.BootstrapError as error:
-            return TaskFailed(f"{error.message}\n  hint: {error.hint}")
+            return TaskFailed(str(error))
         status = process.attached([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY)
         return TaskFailed(f"pytest ended with {status}") if status else None
 
@@ -196,6 +208,10 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     return task(steps.check)
+
+
+def settle(steps: Steps) -> Task:
+    return task(steps.settle, done=steps.is_settled, after=PREPARED_FOR)
 
 
 def port(steps: Steps) -> Task:

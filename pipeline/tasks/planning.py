@@ -27,9 +27,9 @@ QUANT_SHARE = 0.35  # of an F16 file: about what Q4_K_M takes, for a size not ye
 
 def plan(steps: Steps) -> None:
     """Print the plan: text, or one JSON object with format=json. Raises PipelineError."""
-    steps.check()
+    steps.check_request()
     if steps.known() is None:
-        steps.resolve()
+        steps.resolve(store=False)
     told = collect(steps)
     if steps.request.json:
         print(json.dumps(told, indent=1, ensure_ascii=False))

@@ -4,9 +4,11 @@ can mend."""
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -57,6 +59,11 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
             raise SystemExit(WRONG_USAGE) from None
         except PipelineError as error:
             return TaskFailed(str(error))
+        except BrokenPipeError:  # whoever read our output has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except OSError as error:
+            return TaskFailed(f"{error.filename or 'the system'}: {error.strerror or error}")
         except KeyboardInterrupt:
             say("interrupted; what was finished stays, the next run goes on from there")
             raise SystemExit(INTERRUPTED) from None
@@ -72,10 +79,17 @@ def checked(question: Callable[[], bool]) -> Callable[[], bool]:
     def ask() -> bool:
         try:
             return question()
-        except PipelineError:
+        except (PipelineError, OSError):
             return False
 
     return ask
+
+
+def replace_closed_streams() -> None:
+    """A closed stdout or stderr (`2>&-`) takes what is printed and keeps it to itself."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def interrupt_on_termination() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import user_folder
 from pipeline.core.say import say, size
 from pipeline.models import gguf, memory
 from pipeline.models.gguf import Header
@@ -61,7 +62,12 @@ def fit_context(steps: Steps, model: Path, header: Header) -> Fit:
         if settings.parallel:
             options += ["--parallel", str(settings.parallel)]
         program = programs.program("llama-fit-params")
-        build = programs.sha256("llama-fit-params")[:12]
+        digest = programs.sha256("llama-fit-params")
+        # Options such as cache_type_k change what is needed; it knows those that do.
+        its = flags.read(program, digest, steps.home.run / "flags")
+        shared = {n: v for n, v in settings.server.items() if n.replace("_", "-") in its}
+        options += flags.arguments(shared, its, "server.")
+        build = digest[:12]
         book = steps.home.run / "memory.json"
         return memory.measure(program, build, model, options, ctx_size, book)
 
@@ -75,6 +81,7 @@ def prepare(steps: Steps, model: Path) -> Prepared:
     fit = fit_context(steps, model, header)
     resolved = steps.known()
     config = home.run / "xdg"
+    server = {name.replace("-", "_"): value for name, value in request.settings.server.items()}
     arguments = launch.server_arguments(
         request.settings,
         known_flags(steps),
@@ -91,6 +98,9 @@ def prepare(steps: Steps, model: Path) -> Prepared:
             host=request.settings.host,
             port=request.settings.port,
             log=home.logs / f"serve-{request.settings.port}.log",
+            folder=user_folder(),
+            prefix=server.get("api_prefix", "").rstrip("/"),
+            tls="ssl_cert_file" in server,
         ),
         model=model,
         header=header,

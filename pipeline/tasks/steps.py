@@ -14,8 +14,10 @@ from pipeline.bins import binaries, build, source
 from pipeline.bins.backends import BACKENDS
 from pipeline.core import artifacts, paths, receipts
 from pipeline.core.errors import PipelineError
+from pipeline.core.locks import only_one
 from pipeline.core.publish import remove
-from pipeline.models import chain, convert, converter, demo, hub, quantize, resolve
+from pipeline.core.say import say
+from pipeline.models import chain, convert, converter, demo, hub, quantize, quants, resolve
 from pipeline.models.chain import Chain, Needs
 from pipeline.models.resolve import Resolved
 
@@ -81,7 +83,8 @@ class Steps:
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""
         steps = self.chain()
-        return chain.needs(steps, self.home, self.tool) if steps else None
+        force = self.request.force
+        return chain.needs(steps, self.home, self.tool, force=force) if steps else None
 
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
@@ -133,16 +136,19 @@ class Steps:
         return not self._again() and converter.is_current(self.home)
 
     def convert_is_done(self) -> bool:
-        steps, needs = self.chain(), self.needs()
-        if steps is None or needs is None:
-            return False
-        return not needs.convert and not (self.request.force and steps.conversion)
+        needs = self.needs()
+        return needs is not None and not needs.convert
 
     def quantize_is_done(self) -> bool:
-        steps, needs = self.chain(), self.needs()
-        if steps is None or needs is None:
-            return False
-        return not needs.quantize and not (self.request.force and steps.quantization)
+        needs = self.needs()
+        return needs is not None and not needs.quantize
+
+    def is_settled(self) -> bool:
+        """Whether the served file is where its receipt left it, or has none anyway."""
+        steps = self.chain()
+        if steps is None or self.request.force:
+            return True
+        return chain.final_status(steps, self.home, self.tool) is not receipts.Status.MOVED
 
     def _again(self) -> bool:
         """`force=1` without a model means llama.cpp's own steps, with one the model's."""
@@ -151,11 +157,20 @@ class Steps:
     # Do it
 
     def check(self) -> None:
-        """What can be said before any work: the home is writable, local files are sound."""
-        for folder in (self.home.root, self.home.run):
+        """What can be said before any work: the home is writable, what is local is sound."""
+        home = self.home
+        for folder in (home.root, home.run, home.logs, home.models, home.bins):
             paths.require_writable(folder)
-        binaries.external(self.home)
+        self.check_request()
+
+    def check_request(self) -> None:
+        """As `check`, for runs that make nothing."""
         reference = self.request.reference
+        external = binaries.external(self.home)
+        quant = self.request.wanted.quant or chain.DEFAULT_QUANT
+        is_converted = reference is not None and reference.kind in ("demo", "folder")
+        if external and is_converted and quant not in quants.DIRECT:
+            external.program("llama-quantize")
         if reference and reference.path:
             if reference.kind == "gguf":
                 resolve.gguf_path(reference.path, self.home)
@@ -163,13 +178,15 @@ class Steps:
                 resolve.check_folder(reference.path, self._architectures())
 
     def get_source(self) -> None:
-        source.fetch(self.llama_cpp, self.home)
+        source.fetch(self.llama_cpp, self.home, offline=self.request.offline)
 
     def build_bins(self) -> None:
         build.make(self.build, force=self._again())
 
-    def resolve(self) -> None:
+    def resolve(self, *, store: bool = True) -> None:
         reference = self._reference()
+        if reference.note:
+            say(reference.note)
         if reference.kind == "hub":
             if self.request.offline:
                 raise PipelineError(
@@ -178,19 +195,26 @@ class Steps:
                 )
             request = self.request
             found = hub.resolve(reference, request.filename, request.wanted.quant, self.home)
-            resolve.store(self._stored_path(), found)
+            if store:
+                resolve.store(self._stored_path(), found)
             self._resolved = found
         elif reference.path and reference.kind == "folder":
             self._resolved = resolve.folder(reference.path, self.home, self._architectures())
         elif reference.path:
             self._resolved = resolve.gguf_path(reference.path, self.home)
 
+    def settle(self) -> None:
+        """Hash the served file once where it was copied or restored, before other steps look."""
+        steps = self._chain()
+        with only_one(steps.final):
+            receipts.settle(steps.final)
+
     def fetch(self) -> None:
         steps = self._chain()
-        if steps.conversion and chain.settle(steps, self.home, self.tool):
+        if steps.resolved.local:
             return
         if steps.resolved.source["type"] == "package":
-            demo.fetch(steps.resolved, self.home)
+            demo.fetch(steps.resolved, self.home, offline=self.request.offline)
         else:
             if self.request.offline:
                 raise PipelineError(
@@ -200,30 +224,34 @@ class Steps:
             hub.fetch(steps.resolved)
 
     def make_converter(self) -> None:
-        converter.make(self.home, force=self._again())
+        converter.make(self.home, force=self._again(), offline=self.request.offline)
 
     def convert(self) -> None:
         steps = self._chain()
-        if steps.conversion is None:
-            return
-        if not self.request.force and chain.settle(steps, self.home, self.tool):
-            return
-        convert.make(steps.conversion, self.home, force=self.request.force)
+        if steps.conversion:
+            convert.make(steps.conversion, self.home, force=self.request.force)
 
     def quantize(self) -> None:
         steps = self._chain()
         if steps.quantization is None:
             return
-        program = self.binaries
-        quantize.make(
-            steps.quantization,
-            self.home,
-            program.program("llama-quantize"),
-            program.recipe("llama-quantize"),
-            force=self.request.force,
-        )
-        if steps.conversion and chain.leftover(steps):
-            artifacts.discard(steps.conversion.target)
+        program = self.binaries.program("llama-quantize")
+        tool = self.binaries.recipe("llama-quantize")
+        force = self.request.force
+        if steps.conversion is None:
+            quantize.make(steps.quantization, self.home, program, tool, force=force)
+            return
+        # Another run that makes another quant of the model may remove the input when it is done
+        # with it: hold it while it is read, and make it once more where it was just removed.
+        while True:
+            with only_one(steps.conversion.target):
+                ready = chain.final_status(steps, self.home, tool) is receipts.Status.CURRENT
+                if ready or steps.conversion.target.exists():
+                    quantize.make(steps.quantization, self.home, program, tool, force=force)
+                    if chain.leftover(steps):
+                        artifacts.discard(steps.conversion.target)
+                    return
+            convert.make(steps.conversion, self.home)
 
     # Undo it
 
@@ -248,7 +276,10 @@ class Steps:
 
     def clean_convert(self) -> None:
         steps = self._chain()
-        if steps.conversion:
+        if steps.quantization and steps.conversion:
+            with only_one(steps.conversion.target):
+                artifacts.discard(steps.conversion.target)
+        elif steps.conversion:
             _remove_artifact(steps.conversion.target)
 
     def clean_quantize(self) -> None:
@@ -304,5 +335,6 @@ class Steps:
 
 
 def _remove_artifact(target: Path) -> None:
-    remove(target)
-    receipts.forget(target)
+    with only_one(target):
+        remove(target)
+        receipts.forget(target)

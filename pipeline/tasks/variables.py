@@ -84,6 +84,11 @@ def request(given: Mapping[str, str]) -> Request:
         return path
 
     for name in server:
+        if name.replace("-", "_") == "api_key":
+            raise UsageError(
+                f"{SERVER}{name}: would stand in the list of processes",
+                "write the key into a file: api_key_file=PATH",
+            )
         own = name.replace("-", "_")
         if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
             raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
@@ -99,6 +104,11 @@ def request(given: Mapping[str, str]) -> Request:
         keep_f16=bool(values.get("keep_f16", False)),
         imatrix=file("imatrix"),
     )
+    if wanted.imatrix and is_text(wanted.imatrix):
+        raise UsageError(
+            f"imatrix={word('imatrix')}: is a text, not an importance matrix",
+            "compute one from it with llama-imatrix, which stands among the programs in bins/",
+        )
     if wanted.quant in quants.NEED_IMATRIX and not wanted.imatrix:
         raise UsageError(
             f"quant={wanted.quant.lower()}: needs an importance matrix",
@@ -129,6 +139,17 @@ def request(given: Mapping[str, str]) -> Request:
         offline=bool(values.get("offline", False)),
         json=word("format", "text") == "json",
     )
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file starts as texts do: valid UTF-8 without a zero byte."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        start[:-4].decode()  # the last letter may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 def _reference(values: Mapping[str, object]) -> Reference | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.hashing import sha256
 from pipeline.core.receipts import FILE, Entry
-from pipeline.core.say import plural
+from pipeline.core.say import plural, say
 from pipeline.models import gguf
 
 from .steps import Steps
@@ -18,29 +19,50 @@ from .steps import Steps
 
 def verify(steps: Steps) -> None:
     """Check everything in the home, or only what belongs to `model=`. Raises PipelineError."""
-    count, wrong = 0, []
-    for folder in folders(steps):
-        for name, entry in receipts.load(folder).items():
-            if entry.mtime_ns is None:  # removed on purpose after it had served
-                continue
-            count += 1
-            try:
-                problem = check(folder / name, entry)
-            except (OSError, PipelineError) as error:
-                problem = str(error)
-            print(f"{'wrong' if problem else 'ok':<5} {folder / name}", flush=True)
-            if problem:
-                wrong.append(f"{folder / name}: {problem}")
+    found: list[dict[str, str]] = []
+    for path, entry in artifacts(steps):
+        try:
+            problem = check(path, entry)
+        except (OSError, PipelineError) as error:
+            problem = str(error)
+        found.append({"path": str(path), "problem": problem})
+        if not steps.request.json:
+            print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
+    if steps.request.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    wrong = [f"{item['path']}: {item['problem']}" for item in found if item["problem"]]
     if wrong:
         raise PipelineError(
-            f"{plural(len(wrong), 'artifact')} of {count} differ:\n" + "\n".join(wrong),
+            f"{plural(len(wrong), 'artifact')} of {len(found)} differ:\n" + "\n".join(wrong),
             "doit forget the step that made it, and run it again",
         )
-    print(f"{plural(count, 'artifact')} as their receipts say")
+    say(f"{plural(len(found), 'artifact')} as their receipts say")
 
 
-def check(path: Path, entry: Entry) -> str:
+def artifacts(steps: Steps) -> Iterator[tuple[Path, Entry | None]]:
+    """The artifacts that are meant; a `.gguf` of the user's own has no receipt."""
+    home, resolved = steps.home, steps.known()
+    tops = [home.bins, home.models]
+    if steps.request.reference:
+        if resolved is None:
+            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+        tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
+        if resolved.local and resolved.kind == "gguf":
+            yield from ((resolved.folder / file.name, None) for file in resolved.files)
+    for top in tops:
+        for receipt in sorted(top.rglob(FILE)):
+            if any(folder.name.endswith((".part", ".old")) for folder in receipt.parents):
+                continue
+            for name, entry in receipts.load(receipt.parent).items():
+                if entry.mtime_ns is not None:  # else removed on purpose after it had served
+                    yield receipt.parent / name, entry
+
+
+def check(path: Path, entry: Entry | None) -> str:
     """What is wrong with an artifact; empty: nothing."""
+    if entry is None:
+        gguf.read(path)
+        return ""
     if not path.exists():
         return "is missing"
     if path.is_dir():
@@ -54,14 +76,3 @@ def check(path: Path, entry: Entry) -> str:
     if path.suffix == ".gguf":
         gguf.read(path)
     return ""
-
-
-def folders(steps: Steps) -> Iterator[Path]:
-    """The folders with receipts that are meant."""
-    home, resolved = steps.home, steps.known()
-    if resolved is not None:
-        tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
-    else:
-        tops = [home.bins, home.models]
-    for top in tops:
-        yield from sorted(path.parent for path in top.rglob(FILE))
