@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,56 @@ def test_a_gguf_can_be_quantized_once(made: Doit, own_tiny: Path, tmp_path: Path
     result = next(made.home.rglob("*.q5_k_m.gguf"))
     refused = made("prepare", f"model={result}", "quant=q2_k", status=3)
     assert "twice costs quality" in refused.err
+
+
+def test_all_parts_of_a_split_gguf_are_its_input(
+    made: Doit, own_tiny: Path, tmp_path: Path
+) -> None:
+    made("prepare", f"model={own_tiny}", "quant=bf16")
+    program = next((made.home / "bins").glob("*-cpu")) / "llama-gguf-split"
+    whole = next(made.home.rglob("*.bf16.gguf"))
+    parts = ["--split", "--split-max-tensors", "8", whole, tmp_path / "tiny"]
+    subprocess.run([program, *parts], check=True, capture_output=True)
+    first, second, *_ = sorted(tmp_path.glob("tiny-0*.gguf"))
+    assert made("prepare", f"model={first}", "quant=q4_0").steps == ["quantize"]
+    assert made("prepare", f"model={first}", "quant=q4_0").steps == []
+    data = bytearray(second.read_bytes())
+    data[-8] ^= 1
+    second.write_bytes(data)
+    assert made("prepare", f"model={first}", "quant=q4_0").steps == ["quantize"]
+
+
+def test_what_was_kept_stays_kept(made: Doit, own_tiny: Path) -> None:
+    made("prepare", f"model={own_tiny}", "quant=q6_k", "keep_f16=1")
+    made("prepare", f"model={own_tiny}", "quant=q6_k", "force=1")
+    assert "model.bf16.gguf" in ggufs(made)
+
+
+def test_force_fetches_what_it_needs_again(doit: Doit, demo: Doit) -> None:
+    doit("prepare", "model=demo", "quant=q8_0")
+    shutil.rmtree(doit.home / "models" / "source")
+    assert doit("prepare", "model=demo", "quant=q8_0").steps == [], "the GGUF is all there"
+    again = doit("prepare", "model=demo", "quant=q8_0", "force=1")
+    assert again.steps == ["fetch", "convert"]
+
+
+def test_a_restored_model_needs_no_converter(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
+    os.utime(next(made.home.rglob("*.q4_k_m.gguf")))
+    made.env |= {"LLAMA_PIPELINE_CACHE": str(tmp_path / "empty"), "PIP_NO_INDEX": "1"}
+    again = made("prepare", f"model={own_tiny}", "offline=1")
+    assert again.err.count("hashing it once") == 1 and again.steps == []
+
+
+def test_offline_uses_no_network(doit: Doit, tmp_path: Path) -> None:
+    doit.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "empty")
+    for task in ("fetch", "converter"):
+        wrong = doit(task, "model=demo", "offline=1", status=1)
+        assert "offline=1" in wrong.err and "+ " not in wrong.err
+
+
+def test_the_users_own_files_are_never_written_to(
+    made: Doit, own_tiny: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in own_tiny.iterdir()}
+    made("run", "-a", "prepare", f"model={own_tiny}")
+    assert {path.name: path.stat().st_mtime_ns for path in own_tiny.iterdir()} == before

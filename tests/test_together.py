@@ -68,3 +68,15 @@ def test_a_server_that_cannot_load_says_why(doit: Doit, tiny: Path, converter: P
     wrong = doit("serve", *words, status=1)
     assert "ended before it was ready, exit status 1" in wrong.err
     assert "adapter.gguf" in wrong.err.rpartition("error:")[2], "its last lines are shown"
+
+
+def test_two_quants_of_one_model_at_once(doit: Doit, tiny: Path, converter: Path) -> None:
+    """They share the file between; neither may take it away from the other."""
+    quants = ("q4_k_m", "q5_k_m", "q6_k")
+    all_at_once = [doit.start("prepare", f"model={tiny}", f"quant={quant}") for quant in quants]
+    told = [process.communicate(timeout=300) for process in all_at_once]
+    assert [process.returncode for process in all_at_once] == [0, 0, 0], told
+    made = sorted(path.name for path in doit.home.rglob("*.gguf"))
+    assert made == sorted(f"model.{quant}.gguf" for quant in quants)
+    for quant in quants:
+        assert doit("prepare", f"model={tiny}", f"quant={quant}").steps == []

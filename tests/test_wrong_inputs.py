@@ -260,3 +260,36 @@ def test_no_network_is_said(bare: Doit, tmp_path: Path) -> None:
     assert "Traceback" not in wrong.err
     assert not list(tmp_path.rglob("*.tar.gz"))
     assert REPOSITORY.name not in wrong.out
+
+
+@pytest.mark.build
+def test_an_index_names_only_files_beside_it(bare: Doit, own_tiny: Path) -> None:
+    (own_tiny / "model.safetensors").rename(own_tiny.parent / "evil.safetensors")
+    index = own_tiny / "model.safetensors.index.json"
+    for name in ("../evil.safetensors", str(own_tiny.parent / "evil.safetensors"), 5):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        wrong = bare("prepare", f"model={own_tiny}", status=1)
+        assert "which is no file beside it" in wrong.err and "Traceback" not in wrong.err
+
+
+def test_a_hub_that_does_not_answer(bare: Doit) -> None:
+    bare.env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    wrong = bare("resolve", "model=org/model", status=1)
+    assert "http://127.0.0.1:9" in wrong.err and "Traceback" not in wrong.err
+    assert bare("resolve", "model=-a-/b", status=3).err.count("Traceback") == 0
+
+
+def test_closed_output_ends_quietly(bare: Doit) -> None:
+    with bare.start("list", stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        process.stderr.read()
+    closed = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *bare.command("plan", "modle=x")],
+        cwd=REPOSITORY,
+        env=bare.env,
+        capture_output=True,
+        check=False,
+    )
+    assert closed.returncode == 3

@@ -233,13 +233,13 @@ def _tools() -> dict[str, str]:
 
 def _toolchain(build: Build) -> list[Any]:
     wanted = recipe(build)
-    return [wanted["compiler"], wanted["environment"], wanted["tools"]]
+    return [wanted["compiler"], wanted["environment"], wanted["tools"], wanted["cpu"]]
 
 
 def _try_out(server: Path, log: Path) -> None:
     """What does not start is not published."""
     told = capture([server, "--version"])
-    if told is None:
+    if not told:
         raise PipelineError(
             f"the llama-server just built does not run ({server.name} --version fails)",
             f"the build's log is {log}",

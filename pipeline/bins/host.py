@@ -56,7 +56,8 @@ def find_compiler() -> Compiler | None:
     for name in chosen[:1] or ["c++", "g++", "clang++", "cl"]:
         path = shutil.which(name)
         if path:
-            told = capture([path] if name == "cl" else [path, "--version"])
+            # CXX may hold words of its own, such as a launcher before the compiler
+            told = capture([path] if name == "cl" else [path, *chosen[1:], "--version"])
             if told:
                 # GCC begins with the name it was called by, which makes no difference
                 return Compiler(path, told.splitlines()[0].removeprefix(name).strip())

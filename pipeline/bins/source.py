@@ -21,7 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.locks import only_one
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
-from pipeline.core.process import capture
+from pipeline.core.process import outcome
 from pipeline.core.publish import (
     full_disk_is_an_error,
     part,
@@ -73,7 +73,7 @@ def is_current(source: Source) -> bool:
         entry is not None
         and entry.recipe == _recipe(source)
         and source.folder.is_dir()
-        and (entry.size, entry.mtime_ns) == tree.stamp(source.folder)
+        and entry.sha256 == tree.stamp(source.folder)
     )
 
 
@@ -106,14 +106,13 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
                 publish_folder(made, source.folder)
             finally:
                 remove(made)
-        size, mtime_ns = tree.stamp(source.folder)
         receipts.change(
             source.folder,
             receipts.Entry(
                 recipe=_recipe(source),
-                size=size,
-                mtime_ns=mtime_ns,
-                sha256="",  # a folder: its identity is the tree hash in the recipe
+                size=UNPACKED_BYTES,
+                mtime_ns=0,
+                sha256=tree.stamp(source.folder),  # the content's hash stands in the recipe
                 made_at=receipts.now(),
                 seconds=round(time.monotonic() - start, 1),
             ),
@@ -177,11 +176,12 @@ def _changes_hash(folder: Path, changes: str) -> str:
 
 def _git(folder: Path, *words: str) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    output = capture(["git", "-C", folder, *words], env=env | {"GIT_OPTIONAL_LOCKS": "0"})
-    if output is None:
+    command = ["git", "-C", str(folder), *words]
+    status, output, complaint = outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})
+    if status != 0:
         raise PipelineError(
-            f"{folder}: `git {' '.join(words)}` fails there",
-            "install git, or empty the folder to use the pinned archive",
+            f"{folder}: `git {' '.join(words)}` fails there: {complaint.strip()}",
+            "install or set up git, or empty the folder to use the pinned archive",
         )
     return output
 
@@ -198,7 +198,7 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
             folder, _, name = member.name.partition(inside + "/")
             if folder or not name or name == ".git" or not member.isreg():
                 continue
-            if ".." in Path(name).parts or Path(name).is_absolute():
+            if ".." in Path(name).parts or Path(name).is_absolute() or Path(name).drive:
                 raise PipelineError(f"{archive}: a file in it is named {member.name!r}")
             content = tar.extractfile(member)
             assert content is not None  # it is a regular file

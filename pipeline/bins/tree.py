@@ -30,8 +30,10 @@ def tree_hash(blobs: Mapping[str, Blob]) -> str:
     for name, inside in folders.items():
         entries.append((name, "40000", bytes.fromhex(tree_hash(inside))))
     # git sorts a folder as though its name ended in a slash
-    entries.sort(key=lambda entry: (entry[0] + "/" * (entry[1] == "40000")).encode())
-    data = b"".join(b"%s %s\0%s" % (mode.encode(), n.encode(), sha) for n, mode, sha in entries)
+    entries.sort(key=lambda entry: os.fsencode(entry[0] + "/" * (entry[1] == "40000")))
+    data = b"".join(
+        b"%s %s\0%s" % (mode.encode(), os.fsencode(name), digest) for name, mode, digest in entries
+    )
     return hashlib.sha1(b"tree %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -63,13 +65,10 @@ def _blobs(folder: Path, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[
             yield path, (PROGRAM if executable else FILE, blob(Path(entry.path).read_bytes()))
 
 
-def stamp(folder: Path) -> tuple[int, int]:
-    """Bytes in all, and the newest modification time of any file or folder, in ns."""
-    total, newest = 0, 0
-    folders = set()
+def stamp(folder: Path) -> str:
+    """A hash over name, size and time of every file: changes where any file may have changed."""
+    told = []
     for entry in files(folder):
         stat = entry.stat(follow_symlinks=False)
-        total += stat.st_size
-        newest = max(newest, stat.st_mtime_ns)
-        folders.add(Path(entry.path).parent)
-    return total, max([newest, *(path.stat().st_mtime_ns for path in folders)])
+        told.append(f"{entry.path[len(str(folder)) :]}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    return hashlib.sha256(os.fsencode("\n".join(sorted(told)))).hexdigest()

@@ -20,13 +20,22 @@ def pip_environment() -> dict[str, str]:
 
 
 def download_argv(archive: Archive, folder: Path) -> list[str]:
-    """The pip command that puts the archive's file into `folder`."""
+    """The pip command that puts the archive's file into `folder`.
+
+    It reads `pinned.txt` in that folder: pip asks a source archive for its metadata, which runs
+    code of it, so pip itself must know the sha256.
+    """
     only = "--no-binary" if archive.kind == "sdist" else "--only-binary"
     return [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
         *(only, archive.package, "--dest", str(folder)),
-        f"{archive.package}=={archive.version}",
+        *("--requirement", str(folder / "pinned.txt")),
     ]
+
+
+def requirement(archive: Archive) -> str:
+    """The archive as a line of pip's requirements."""
+    return f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
 
 
 def cached(archive: Archive, home: paths.Home) -> Path:
@@ -53,6 +62,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
         log = home.logs / f"download-{archive.package}.log"
         folder = target.with_name(f".{target.name}.pip")
         remove(folder)  # a killed run's
+        folder.mkdir()
+        (folder / "pinned.txt").write_text(requirement(archive), encoding="utf-8")
         try:
             status = run(download_argv(archive, folder), log=log, env=pip_environment())
             got = folder / archive.file

@@ -42,7 +42,7 @@ def user_folder() -> Path:
     doit changes to the folder of dodo.py, and `doitw` even before it; the latter says
     where it came from in LLAMA_PIPELINE_CWD.
     """
-    if "LLAMA_PIPELINE_CWD" in os.environ:
+    if os.environ.get("LLAMA_PIPELINE_CWD"):
         return Path(os.environ["LLAMA_PIPELINE_CWD"])
     import sys
 

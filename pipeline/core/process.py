@@ -28,6 +28,7 @@ from .say import say
 Argv = Sequence[str | os.PathLike[str]]
 WINDOWS = os.name == "nt"
 LAST_LINES = 15
+LONGEST_LINE = 1024 * 1024  # bytes; what is longer is cut into lines of about this length
 
 
 def shown(argv: Argv) -> str:
@@ -36,21 +37,32 @@ def shown(argv: Argv) -> str:
     return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
-def capture(argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str | None:
-    """What a short program prints on both channels; None where it is missing, fails or hangs."""
+def outcome(
+    argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a short program; -1 where it is missing or hangs.
+
+    Bytes that are no UTF-8 (in file names) stay as they are: `surrogateescape`.
+    """
     try:
         done = subprocess.run(
             [os.fspath(word) for word in argv],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             timeout=timeout,
             env=None if env is None else dict(env),
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, "", str(error)
+    out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+    return done.returncode, out, err
+
+
+def capture(argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str | None:
+    """What a short program prints on both channels; None where it is missing, fails or hangs."""
+    status, out, err = outcome(argv, timeout=timeout, env=env)
+    return out + err if status == 0 else None
 
 
 def start(
@@ -108,10 +120,15 @@ def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
 
 
 def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Its output line by line; a carriage return (a progress bar's) ends a line too."""
-    buffer = b""
+    """Its output line by line; a carriage return (a progress bar's) ends a line too, at once."""
+    buffer, ended_by_return = b"", False
     while process.stdout and (chunk := os.read(process.stdout.fileno(), 65536)):
+        if ended_by_return:  # the other half of a \r\n
+            chunk = chunk.removeprefix(b"\n")
+        ended_by_return = chunk.endswith(b"\r")
         *lines, buffer = re.split(rb"\r\n|\n|\r", buffer + chunk)
+        if len(buffer) > LONGEST_LINE:
+            lines, buffer = [*lines, buffer], b""
         for line in lines:
             yield line.decode("utf-8", "replace")
     if buffer:
@@ -133,18 +150,30 @@ def run(
     """
     say(f"+ {shown(argv)}")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open("a" if append else "w", encoding="utf-8") as file,
-        running(start(argv, env=env, cwd=cwd)) as process,
-    ):
-        file.write(f"+ {shown(argv)}\n")
+    with running(start(argv, env=env, cwd=cwd)) as process, _log(log, append) as write:
+        write(f"+ {shown(argv)}")
         for line in lines_of(process):
-            # A full disk must not hide what the program itself has to say about it.
-            with contextlib.suppress(OSError):
-                file.write(line + "\n")
+            write(line)
             if on_line:
                 on_line(line)
         return process.wait()
+
+
+@contextmanager
+def _log(path: Path, append: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function that writes a line. A full disk must not hide what a program has to say
+    about it, so what cannot be written is dropped."""
+    file = path.open("a" if append else "w", encoding="utf-8", errors="replace")
+
+    def write(line: str) -> None:
+        with contextlib.suppress(OSError):
+            file.write(line + "\n")
+
+    try:
+        yield write
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def attached(argv: Argv, *, cwd: Path | None = None) -> int:
@@ -164,6 +193,13 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
 def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, or on Windows Ctrl-Break to the group that `own_group` made."""
     process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined,unused-ignore]
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the group of a process that was started with `own_group`."""
+    if not WINDOWS:  # there the job object does it
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _die_with(parent: int, killed: bool) -> Callable[[], None]:
@@ -192,6 +228,8 @@ def _watch_from_outside(process: subprocess.Popen[bytes]) -> None:
         code = reap(timeout)
         watch.kill()  # before anybody else can get the child's number
         watch.wait()
+        if watch.stdin:
+            watch.stdin.close()
         return code
 
     process.wait = wait  # type: ignore[method-assign]

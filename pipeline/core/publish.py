@@ -50,10 +50,11 @@ def full_disk_is_an_error(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PipelineError(
-                f"{folder}: the disk is full; nothing was published",
+                f"{folder}: the disk is full; what was being made is not there, all else is",
                 "free some space, or set LLAMA_PIPELINE_HOME to a folder on another disk",
             ) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        ours = error.filename is None or str(error.filename).startswith(str(folder))
+        if ours and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise PipelineError(
                 f"{error.filename or folder}: {error.strerror}",
                 "set LLAMA_PIPELINE_HOME to a folder that you may write to",
@@ -81,8 +82,8 @@ def publish_file(made: Path, target: Path) -> None:
 
 def publish_folder(made: Path, target: Path) -> None:
     """Put the finished folder `made` in the place of `target`, in the same parent folder."""
-    for path in made.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+    for path in (*made.rglob("*"), made):
+        if not path.is_symlink():
             flush(path)
     if not target.exists():
         made.rename(target)

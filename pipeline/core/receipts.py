@@ -67,7 +67,7 @@ def load(folder: Path) -> dict[str, Entry]:
         return {name: Entry(**entry) for name, entry in data["artifacts"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if path not in _told:
             _told.add(path)
             say(f"{path}: not readable as receipts ({error}); treated as absent")
@@ -157,9 +157,12 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
         },
     }
     made = part(path)
-    made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    flush(made)
-    made.replace(path)
+    try:
+        made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush(made)
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def forget(target: Path) -> bool:

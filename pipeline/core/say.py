@@ -13,7 +13,7 @@ def say(text: str) -> None:
 def size(count: float) -> str:
     """Bytes as people read them: `4.9 GB` (powers of 1000, as file sizes are shown)."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
+        if abs(count) < (1000 if unit == "B" else 999.95):
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

@@ -39,10 +39,8 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     """A whole number from `low` to `high`, both included."""
 
     def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = low - 1
+        digits = value.strip().isdecimal() and len(value) < 20
+        number = int(value) if digits else low - 1
         if not low <= number <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return number

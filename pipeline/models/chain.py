@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.receipts import Status
 
@@ -53,6 +53,21 @@ class Needs:
     quantize: str = ""
 
 
+def require_makeable(wanted: Wanted) -> None:
+    """Raise UsageError where llama-quantize cannot make what is wanted."""
+    if wanted.quant and wanted.quant not in quants.TYPES:
+        raise UsageError(
+            f"quant={wanted.quant.lower()}: is no type of llama-quantize"
+            f"{did_you_mean(wanted.quant, quants.TYPES)}",
+            "such names are for GGUF files that a repository already has",
+        )
+    if wanted.quant in quants.NEED_IMATRIX and not wanted.imatrix:
+        raise UsageError(
+            f"quant={wanted.quant.lower()}: needs an importance matrix",
+            "give one: imatrix=PATH, or take a type that needs none, such as q4_k_m",
+        )
+
+
 def chain(
     resolved: Resolved, wanted: Wanted, home: Home, script: Path, source: Mapping[str, Any]
 ) -> Chain:
@@ -73,6 +88,7 @@ def chain(
                 f"{wanted.quant.lower()} was asked for: quantizing twice costs quality",
                 "leave quant out to serve the file as it is, or give the unquantized model",
             )
+        require_makeable(wanted)
         target = made / f"model.{wanted.quant.lower()}.gguf"
         return Chain(
             resolved=resolved,
@@ -87,6 +103,7 @@ def chain(
             ),
         )
 
+    require_makeable(wanted)
     quant = wanted.quant or DEFAULT_QUANT
     if wanted.imatrix and quant in quants.DIRECT:
         raise UsageError(f"imatrix: is not used for quant={quant.lower()}", "leave it out")

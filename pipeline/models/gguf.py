@@ -236,8 +236,10 @@ def shards(first: Path) -> list[Path]:
     match = SHARD.fullmatch(first.name)
     if not match:
         return [first]
-    count = int(match["count"])
-    names = [f"{match['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+    count, suffix = int(match["count"]), first.suffix
+    names = [f"{match['stem']}-{n:05d}-of-{count:05d}{suffix}" for n in range(1, count + 1)]
+    if not names:
+        return [first]
     if first.name != names[0]:
         raise PipelineError(
             f"{first}: is part {int(match['number'])} of {count} of a split model",
@@ -247,7 +249,7 @@ def shards(first: Path) -> list[Path]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise PipelineError(
-            f"{first}: {len(missing)} of its {count} parts are missing: {', '.join(missing)}",
+            f"{first}: {len(missing)} of its {count} parts are missing: {', '.join(missing[:3])}",
             "put all parts into the same folder",
         )
     return paths

@@ -47,7 +47,12 @@ def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Reso
                 f"{reference.repo}: has neither GGUF nor safetensors files",
                 "pickled weights are not used: they run code when they are read",
             )
-        beside = [n for n in files if any(fnmatch(n, p) for p in SIDE_FILES)]
+        beside = [
+            name
+            for name in files
+            if not PurePosixPath(name).name.startswith(".")
+            and any(fnmatch(name, pattern) for pattern in SIDE_FILES)
+        ]
         chosen = sorted({*weights, *beside})
         kind = "safetensors"
     for name in chosen:
@@ -74,7 +79,12 @@ def choose(
     else:
         wanted = quant or "Q4_K_M"
         pattern = re.compile(rf"(^|[^a-z0-9]){re.escape(wanted)}([^a-z0-9_]|$)", re.IGNORECASE)
-        found = [name for name in ggufs if pattern.search(PurePosixPath(name).name)]
+        found = [
+            name
+            for name in ggufs
+            if pattern.search(PurePosixPath(name).name)
+            and not PurePosixPath(name).name.lower().startswith("mmproj")
+        ]
     if len(found) == 1:
         return found[0]
     listing = "\n".join(f"  {name}  {shown_size(files[name].size)}" for name in sorted(ggufs))
@@ -89,10 +99,11 @@ def require_safe(name: str, repo: str) -> None:
     """Refuse a file name that could be written anywhere but below the model's folder."""
     parts = name.split("/")
     if (
-        name != name.strip()
+        not name.isprintable()
         or "\\" in name
         or ":" in name
-        or any(part in ("", ".", "..") or part.endswith((".", " ")) for part in parts)
+        # a leading dot is how the pipeline's own files beside the model are named
+        or any(not part or part.startswith((".", " ")) or part.endswith((".", " ")) for part in parts)
     ):
         raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")
 
@@ -111,6 +122,7 @@ def fetch(resolved: Resolved) -> None:
 
 def _download(resolved: Resolved, file: File, made: Path) -> None:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError
 
     folder = made.with_name(made.name + ".d")
     say(f"downloading {file.name} ({shown_size(file.size)})")
@@ -121,6 +133,8 @@ def _download(resolved: Resolved, file: File, made: Path) -> None:
             revision=str(resolved.source["revision"]),
             local_dir=folder,
         )
+    except GatedRepoError:
+        raise _gated(str(resolved.source["ref"])) from None
     except Exception as error:  # the client's own, its HTTP library's, the system's
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -155,10 +169,7 @@ def _model_info(reference: Reference) -> Any:
             repo, revision=reference.revision or None, files_metadata=True, timeout=30
         )
     except GatedRepoError:
-        raise PipelineError(
-            f"{repo}: its owner asks you to accept terms first",
-            f"accept them on the model's page ({_endpoint()}/{repo}) and set HF_TOKEN",
-        ) from None
+        raise _gated(repo) from None
     except RevisionNotFoundError:
         raise PipelineError(f"{repo}: has no revision {reference.revision!r}") from None
     except RepositoryNotFoundError:
@@ -178,6 +189,13 @@ def _model_info(reference: Reference) -> Any:
             f"{repo}: the hub could not be asked: {type(error).__name__}: {error}",
             f"check the network and {_endpoint()}",
         ) from None
+
+
+def _gated(repo: str) -> PipelineError:
+    return PipelineError(
+        f"{repo}: its owner asks you to accept terms first",
+        f"accept them on the model's page ({_endpoint()}/{repo}) and set HF_TOKEN",
+    )
 
 
 def _endpoint() -> str:

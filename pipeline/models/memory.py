@@ -107,7 +107,7 @@ def fit(
     best = Fit(trained, measured(trained), room, trained)
     if best.fits or trained <= SMALLEST_CONTEXT:
         return best
-    low, high = SMALLEST_CONTEXT, trained
+    low, high = SMALLEST_CONTEXT, -(-trained // STEP) * STEP
     best = Fit(low, measured(low), room, trained)
     while best.fits and high - low > STEP:
         middle = (low + high) // 2 // STEP * STEP

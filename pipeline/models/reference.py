@@ -13,7 +13,7 @@ from pipeline.core.paths import absolute
 Kind = Literal["demo", "gguf", "folder", "hub"]
 
 HUB = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+?)"
+    r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
     r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<late>[\w.-]+))?"
 )
 FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf, or of a folder"
@@ -48,6 +48,8 @@ def parse(text: str) -> Reference:
         or (text.lower().endswith((".gguf", ".safetensors")) and not text.startswith("hf:"))
     )
     if match and not looks_like_path:
+        if match["quant"] and match["late"]:
+            raise UsageError(f"model={text}: names two quants", f"a reference is {FORMS}")
         return Reference(
             kind="hub",
             text=text,

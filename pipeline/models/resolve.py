@@ -234,7 +234,7 @@ def _check_architecture(config: Path, known: frozenset[str]) -> None:
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
         names = data.get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PipelineError(f"{config}: cannot be read as JSON: {error}") from None
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise PipelineError(f"{config}: names no architecture", 'add "architectures": ["…"]')
@@ -251,7 +251,11 @@ def _indexed(folder: Path) -> list[Path]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         names = sorted(set(index["weight_map"].values()), key=str)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not names:
+            raise ValueError("it names no file")
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    ) as error:
         raise PipelineError(f"{folder / INDEX}: cannot be read as an index: {error}") from None
     for name in names:
         if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):

@@ -27,7 +27,7 @@ def dtypes(path: Path) -> Counter[str]:
             if not 2 <= head <= min(MAX_HEADER, length - 8):
                 raise PipelineError(f"{path}: is no safetensors file, or is cut short")
             header = json.loads(file.read(head))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
     found: Counter[str] = Counter()
     end = 0
@@ -35,6 +35,8 @@ def dtypes(path: Path) -> Counter[str]:
         for name, tensor in header.items():
             if name != "__metadata__":
                 start, stop = map(operator.index, tensor["data_offsets"])
+                if not 0 <= start <= stop:
+                    raise ValueError(name)
                 found[str(tensor["dtype"])] += stop - start
                 end = max(end, stop)
     except (AttributeError, KeyError, TypeError, ValueError):

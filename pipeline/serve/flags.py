@@ -49,7 +49,7 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     known = cache / f"{sha256}.json"
     try:
         return {name: Flag(**flag) for name, flag in json.loads(known.read_text("utf-8")).items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
     text = capture([program, "--help"])
     flags = parse_help(text or "")

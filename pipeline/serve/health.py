@@ -17,7 +17,7 @@ def require_free(host: str, port: int) -> None:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UsageError(f"host={host}: is no address: {error}") from None
     with socket.socket(family, kind, proto) as probe:
         if os.name != "nt":  # there it would let two servers share a port

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import LAST_LINES, ask_to_stop, lines_of, running, start
+from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, lines_of, running, start
 from pipeline.core.say import say
 
 from . import health
@@ -77,6 +77,7 @@ def foreground(
         status = process.poll()
         if status is None:
             _stop(process, stops, stop_timeout)
+        end_group(process)  # what it started itself goes with it
         pump.join(timeout=2)
     if stops:
         say("stopped")
@@ -129,6 +130,8 @@ def _asked_to_stop() -> Iterator[list[int]]:
         stops.append(number)
 
     numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    # What was ignored when we were started stays so: that is how nohup works.
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield stops

@@ -24,7 +24,8 @@ from .variables import request
 
 Task = dict[str, Any]
 
-# In the order in which doit takes them: what can go wrong soonest comes first.
+# doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
+# what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
 PREPARED_FOR = ["_check", "resolve", "source", "build_bins"]
 PREPARATION = [*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize"]
 
@@ -83,10 +84,17 @@ def lacks_model(steps: Steps) -> bool:
     return steps.request.reference is None
 
 
+def is_folder(steps: Steps) -> bool:
+    reference = steps.request.reference
+    return reference is not None and reference.kind == "folder"
+
+
 def source(steps: Steps) -> Task:
     return task(
         steps.get_source,
         done=steps.source_is_done,
+        # of a folder the source knows the architectures; all else is resolved first
+        after=["_check"] if is_folder(steps) or lacks_model(steps) else ["resolve"],
         clean=steps.clean_source,
         forget=steps.forget_source,
     )
@@ -103,13 +111,10 @@ def build_bins(steps: Steps) -> Task:
 
 
 def resolve(steps: Steps) -> Task:
-    reference = steps.request.reference
-    is_folder = reference is not None and reference.kind == "folder"
     return task(
         steps.resolve,
         done=steps.resolve_is_done,
-        # the converter in it knows which architectures a folder may have
-        after=["_check", "source"] if is_folder else ["_check"],
+        after=["_check", "source"] if is_folder(steps) else ["_check"],
         clean=steps.clean_resolve,
         forget=steps.clean_resolve,  # its answer is its receipt
         lacks_model=lacks_model(steps),
@@ -120,7 +125,8 @@ def fetch(steps: Steps) -> Task:
     return task(
         steps.fetch,
         done=steps.fetch_is_done,
-        after=["_check", "resolve"],
+        # options of the server are checked first, where there are any
+        after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
         clean=steps.clean_fetch,
         forget=steps.forget_fetch,
         lacks_model=lacks_model(steps),
@@ -131,6 +137,7 @@ def converter(steps: Steps) -> Task:
     return task(
         steps.make_converter,
         done=steps.converter_is_done,
+        after=[] if lacks_model(steps) else ["_settle", "fetch"],
         clean=steps.clean_converter,
         forget=steps.forget_converter,
     )
@@ -169,7 +176,7 @@ def prepare(steps: Steps) -> Task:
 def serve(steps: Steps) -> Task:
     return task(
         lambda: serving.serve(steps),
-        after=list(dict.fromkeys(["_check", "_port", *PREPARED_FOR, "_flags", *PREPARATION])),
+        after=["_port", "_flags", *PREPARATION],
         lacks_model=lacks_model(steps),
     )
 
@@ -215,7 +222,7 @@ def settle(steps: Steps) -> Task:
 
 
 def port(steps: Steps) -> Task:
-    return task(lambda: serving.check_port(steps), after=["_check"])
+    return task(lambda: serving.check_port(steps))
 
 
 def flags(steps: Steps) -> Task:

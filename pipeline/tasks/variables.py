@@ -11,7 +11,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
 from pipeline.models import quants
-from pipeline.models.chain import Wanted
+from pipeline.models.chain import Wanted, require_makeable
 from pipeline.models.reference import Reference, existing, parse
 from pipeline.serve.launch import Settings
 
@@ -109,11 +109,8 @@ def request(given: Mapping[str, str]) -> Request:
             f"imatrix={word('imatrix')}: is a text, not an importance matrix",
             "compute one from it with llama-imatrix, which stands among the programs in bins/",
         )
-    if wanted.quant in quants.NEED_IMATRIX and not wanted.imatrix:
-        raise UsageError(
-            f"quant={wanted.quant.lower()}: needs an importance matrix",
-            "give one: imatrix=PATH, or take a type that needs none, such as q4_k_m",
-        )
+    if reference and reference.kind in ("demo", "folder"):
+        require_makeable(wanted)
     return Request(
         reference=reference,
         filename=word("filename"),

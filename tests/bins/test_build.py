@@ -136,29 +136,6 @@ def test_what_cmake_takes_from_the_environment_is_in_the_recipe(
     assert build.recipe(plan) != before
 
 
-CACHE = "x:INTERNAL=1\nCMAKE_HOME_DIRECTORY:INTERNAL={0}\nCMAKE_CACHEFILE_DIR:INTERNAL={1}\n"
-
-
-@pytest.mark.parametrize(
-    ("cache", "another"),
-    [
-        (None, False),
-        (CACHE, False),
-        (CACHE.replace("{0}", "/moved"), True),
-        (CACHE.replace("{1}", "/moved"), True),
-        ("", True),
-        ("\udcff", True),
-    ],
-    ids=["none", "same", "source", "folder", "empty", "garbage"],
-)
-def test_a_build_folder_of_another_place(plan: Build, cache: str | None, another: bool) -> None:
-    if cache is not None:
-        plan.folder.mkdir(parents=True)
-        text = cache.replace("{0}", str(plan.source.folder)).replace("{1}", str(plan.folder))
-        (plan.folder / "CMakeCache.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert build._made_for_another_source(plan) is another
-
-
 def test_without_a_compiler_nothing_is_begun(
     plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,14 +204,29 @@ def test_another_compiler_really_compiles(
 
 
 @compiles
-def test_a_moved_home_is_built_again(plan: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["home", "source"])
+def test_what_was_moved_is_built_again_on_demand(plan: Build, tmp_path: Path, what: str) -> None:
+    """CMake refuses a folder that it made elsewhere, or for files elsewhere."""
     build.make(plan)
-    plan.home.root.rename(tmp_path / "moved")
-    moved = replace(plan, home=Home(tmp_path / "moved"))
+    if what == "home":
+        plan.home.root.rename(tmp_path / "moved")
+        moved = replace(plan, home=Home(tmp_path / "moved"))
+    else:
+        folder = plan.source.folder.rename(tmp_path / "moved")
+        moved = replace(plan, source=replace(plan.source, folder=folder))
     assert build.is_current(moved)
     build.make(moved, force=True)
     assert told(moved) == "version: stand-in 0"
-    assert not plan.home.root.exists()
+    assert plan.home.root.exists() == (what == "source")
+
+
+@compiles
+def test_programs_stay_current_where_the_compiler_was_removed(
+    plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.make(plan)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.is_current(plan)
 
 
 @compiles

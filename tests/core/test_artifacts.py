@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from core_tools import child, disk, finish, line, names, wait_for
+from core_tools import child, disk, finish, line, names
 
 from pipeline.core import artifacts, receipts
 from pipeline.core.errors import PipelineError
@@ -99,6 +98,13 @@ def test_kept_stays_kept(tmp_path: Path) -> None:
     ]
     assert asked == [(False, False), (False, False), (True, True), (True, True)]
     assert maker.times == 1
+    assert artifacts.make(target, TWO, maker, keep=False).keep  # also when it is made again
+
+
+def test_what_was_discarded_is_no_longer_kept(tmp_path: Path) -> None:
+    artifacts.make(tmp_path / "a", ONE, Maker())
+    artifacts.discard(tmp_path / "a")
+    assert not artifacts.make(tmp_path / "a", ONE, Maker(), keep=False).keep
 
 
 def test_too_little_space_is_said_before_any_work(tmp_path: Path) -> None:
@@ -238,27 +244,13 @@ def test_killed_at_any_instant_the_file_is_whole_and_the_receipt_true(tmp_path: 
     assert names(tmp_path) == [".state.json", "a"]
 
 
-def waiting(work: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> threading.Thread:
-    """`work` in a thread, come so far as to wait for the lock that the caller holds."""
-    thread = threading.Thread(target=work)
-    thread.start()
-    wait_for(lambda: "waiting for it" in capsys.readouterr().err)
-    return thread
-
-
-def test_discard_keeps_what_the_run_it_waited_for_recorded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "a"
-    artifacts.make(target, ONE, Maker())
+def test_discard_keeps_the_receipt(tmp_path: Path) -> None:
+    target, maker = tmp_path / "a", Maker()
+    made = artifacts.make(target, ONE, maker)
     with only_one(target):
-        thread = waiting(lambda: artifacts.discard(target), capsys)
-        target.write_bytes(b"two!")
-        receipts.change(target, receipts.stamp(target, TWO, seconds=0))
-    thread.join()
-    entry = receipts.load(tmp_path)["a"]
-    assert not target.exists()
-    assert (entry.recipe, entry.size, entry.mtime_ns) == (TWO, 4, None)
+        artifacts.discard(target)
+    assert names(tmp_path) == [".state.json"]
+    assert receipts.load(tmp_path)["a"] == replace(made, mtime_ns=None)
 
 
 def test_discard_of_what_was_never_made(tmp_path: Path) -> None:

@@ -22,19 +22,32 @@ def book(tmp_path: Path) -> Path:
     return tmp_path / "run" / "notes.json"
 
 
+def note(book: Path, file: Path, value: object) -> None:
+    notes.remember(book, file, value, notes.stamp(file))
+
+
 def test_remembered(file: Path, book: Path, tmp_path: Path) -> None:
     assert notes.recall(book, file) is None
-    notes.remember(book, file, {"n": [1, "é"]})
+    note(book, file, {"n": [1, "é"]})
     (tmp_path / "other").touch()
-    notes.remember(book, tmp_path / "other", 2)
+    note(book, tmp_path / "other", 2)
     assert notes.recall(book, file) == {"n": [1, "é"]}
     assert notes.recall(book, tmp_path / "other") == 2
     assert notes.recall(book, tmp_path / "unknown") is None
 
 
+def test_what_was_found_out_before_a_change_is_not_noted_for_after_it(
+    file: Path, book: Path
+) -> None:
+    before = notes.stamp(file)
+    file.write_bytes(b"longer")
+    notes.remember(book, file, 1, before)
+    assert notes.recall(book, file) is None
+
+
 @pytest.mark.parametrize("change", ["size", "newer", "older", "gone"])
 def test_another_stamp_is_another_file(file: Path, book: Path, change: str) -> None:
-    notes.remember(book, file, 1)
+    note(book, file, 1)
     if change == "size":
         stat = file.stat()
         file.write_bytes(b"longer")
@@ -63,13 +76,13 @@ def test_a_spoilt_book_is_an_empty_one(file: Path, book: Path, inside: bytes) ->
     book.parent.mkdir()
     book.write_bytes(inside.replace(b"%s", str(file).encode()))
     assert notes.recall(book, file) is None
-    notes.remember(book, file, 1)
+    note(book, file, 1)
     assert notes.recall(book, file) == 1
 
 
 def test_a_book_that_cannot_be_written_is_no_harm(file: Path) -> None:
     book = file / "below a file" / "notes.json"
-    notes.remember(book, file, 1)
+    note(book, file, 1)
     assert notes.recall(book, file) is None
     assert notes.identity(book, file) == hashing.sha256(file)
 
@@ -78,12 +91,12 @@ def test_a_book_that_cannot_be_written_is_no_harm(file: Path) -> None:
 def test_a_read_only_or_full_disk_is_no_harm(file: Path, tmp_path: Path, trouble: str) -> None:
     with disk(tmp_path / "disk", "size=64k") as remount:
         book = tmp_path / "disk" / "notes.json"
-        notes.remember(book, file, 1)
+        note(book, file, 1)
         if trouble == "ro":
             remount("ro")
-            notes.remember(book, file, 2)
+            note(book, file, 2)
         else:
-            notes.remember(book, file, "x" * 100_000)
+            note(book, file, "x" * 100_000)
         assert notes.recall(book, file) == 1
 
 
@@ -91,5 +104,5 @@ def test_a_read_only_or_full_disk_is_no_harm(file: Path, tmp_path: Path, trouble
 def test_a_name_that_is_not_utf_8(tmp_path: Path, book: Path) -> None:
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le.gguf"))
     file.write_bytes(b"one")
-    notes.remember(book, file, 1)
+    note(book, file, 1)
     assert notes.recall(book, file) == 1

@@ -119,6 +119,16 @@ def test_a_pip_that_reaches_nothing(home: Home, cached: bool) -> None:
     assert "No matching distribution" in (home.logs / "download-some-thing.log").read_text()
 
 
+def test_offline(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PipelineError, match="offline=1 forbids"):
+        packages.fetch(WHEEL, home, offline=True)
+    archive = replace(WHEEL, sha256=hashlib.sha256(b"right").hexdigest())
+    packages.cached(archive, home).parent.mkdir(parents=True)
+    packages.cached(archive, home).write_bytes(b"right")
+    assert packages.fetch(archive, home, offline=True) == packages.cached(archive, home)
+    assert "+ " not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("before", ["nothing", "damaged", "left by a killed run"])
 def test_fetched_once(
     home: Home,
@@ -134,7 +144,8 @@ def test_fetched_once(
     if before == "damaged":
         target.write_bytes(b"damaged")
     elif before == "left by a killed run":
-        (target.parent / ".pip-x7sd2").mkdir()
+        (target.parent / f".{target.name}.pip").mkdir()
+        (target.parent / f".{target.name}.pip" / "half").touch()
         (target.parent / f".{target.name}.part").write_bytes(b"half")
     assert packages.fetch(archive, home) == target
     assert target.read_bytes() == (tmp_path / "index" / WHEEL.file).read_bytes()

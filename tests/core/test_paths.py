@@ -6,7 +6,7 @@ import pytest
 from core_tools import disk, names
 
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +22,10 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "expected"),
     [
         ("x/y", "here/below/x/y"),
-        ("../x", "here/x"),
+        ("../x", "here/below/../x"),  # not shortened: `below` may be a link
         ("./", "here/below"),
         ("~", "user"),
         ("~/größe 1", "user/größe 1"),
-        ("~nobody-of-that-name.gguf", "here/below/~nobody-of-that-name.gguf"),
         ("a~b", "here/below/a~b"),
     ],
 )
@@ -36,7 +35,20 @@ def test_paths_start_where_the_user_is(tmp_path: Path, text: str, expected: str)
 
 
 def test_an_absolute_path_is_what_it_is(tmp_path: Path) -> None:
-    assert paths.absolute(tmp_path / "a" / ".." / "b") == tmp_path / "b"
+    assert paths.absolute(tmp_path / "a") == tmp_path / "a"
+
+
+def test_the_home_of_nobody() -> None:
+    with pytest.raises(UsageError, match="~nobody-of-that-name/x"):
+        paths.absolute("~nobody-of-that-name/x")
+
+
+def test_up_from_a_link_is_up_from_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    (tmp_path / "far" / "x").write_text("found")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "below").symlink_to(tmp_path / "far" / "off")
+    assert paths.absolute("../x").read_text() == "found"
 
 
 def test_without_doitw_the_working_folder_counts(

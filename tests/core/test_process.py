@@ -159,10 +159,10 @@ def test_last_lines(tmp_path: Path) -> None:
 # Nobody is left behind
 
 PARENT = """
-import signal, sys, time
+import sys, time
 from pipeline.core.process import start
 child = start(sys.argv[3:], own_group=sys.argv[2] == "own",
-              on_parent_death=signal.Signals[sys.argv[1]])
+              killed_with_us=sys.argv[1] == "killed")
 print(child.pid, child.stdout.readline().decode().strip(), flush=True)
 time.sleep(60)
 """
@@ -188,7 +188,7 @@ def die_and_see(parent: subprocess.Popen[str]) -> None:
 
 @posix
 @pytest.mark.parametrize("group", ["own", "shared"])
-@pytest.mark.parametrize("death", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("death", ["asked", "killed"])
 def test_a_child_dies_with_its_parent(death: str, group: str) -> None:
     with child(PARENT, death, group, *SLEEP) as parent:
         die_and_see(parent)
@@ -196,7 +196,7 @@ def test_a_child_dies_with_its_parent(death: str, group: str) -> None:
 
 @linux
 def test_a_stubborn_child_dies_with_a_parent_that_asked_for_it() -> None:
-    with child(PARENT, "SIGKILL", "own", *STUBBORN) as parent:
+    with child(PARENT, "killed", "own", *STUBBORN) as parent:
         die_and_see(parent)
 
 
@@ -275,9 +275,16 @@ def test_own_group(own: bool) -> None:
         assert (os.getpgid(sleeper.pid) != os.getpgrp()) is own
 
 
+@posix
+def test_ask_to_stop() -> None:
+    with process.running(process.start(SLEEP, own_group=True)) as sleeper:
+        process.ask_to_stop(sleeper)
+        assert sleeper.wait(timeout=30) == -signal.SIGTERM
+
+
 @linux
 def test_a_child_born_after_its_parents_death_does_not_live() -> None:
     """The kernel tells nothing to a child that asks too late; it looks for itself."""
-    ask = process._die_with(parent=1 << 30, death=signal.SIGTERM)
+    ask = process._die_with(1 << 30, killed=False)
     born = subprocess.Popen(["true"], preexec_fn=ask)
     assert born.wait() == 1

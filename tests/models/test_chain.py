@@ -55,11 +55,22 @@ class World:
     def quantize(self, steps: Chain, tool: dict[str, str] = TOOL) -> None:
         """Quantize; the intermediate is discarded as the step itself would do it."""
         assert steps.quantization
-        recipe = steps.quantization.recipe(self.home, tool)
+        recipe = steps.quantization.recipe(
+            self.home, tool, steps.quantization.known_input(self.home)
+        )
         assert recipe is not None
         make(steps.final, recipe, repr(recipe).encode())
         if chain.leftover(steps) and steps.conversion:
             artifacts.discard(steps.conversion.target)
+
+    def settle(self, steps: Chain) -> bool:
+        """What the steps do first with a file that was copied."""
+        if steps.quantization:
+            known = steps.quantization.known_input(self.home)
+            recipe = steps.quantization.recipe(self.home, TOOL, known)
+        else:
+            recipe = steps.conversion.recipe if steps.conversion else None
+        return recipe is not None and receipts.settle(steps.final, recipe)
 
     def everything(self, steps: Chain) -> None:
         self.fetch()
@@ -172,7 +183,7 @@ def test_copied_files_are_hashed_once_and_not_made_again(world: World) -> None:
     touch(steps.final)
     assert chain.final_status(steps, world.home, TOOL) is Status.MOVED
     assert world.needs(steps).quantize == "copied or restored"
-    assert chain.settle(steps, world.home, TOOL)
+    assert world.settle(steps)
     assert world.needs(steps) == Needs()
 
 
@@ -180,7 +191,7 @@ def test_copied_and_changed_files_are_not_settled(world: World) -> None:
     steps = world.chain()
     world.everything(steps)
     steps.final.write_bytes(b"!" * steps.final.stat().st_size)
-    assert not chain.settle(steps, world.home, TOOL)
+    assert not world.settle(steps)
     assert ended(world.needs(steps)) == (False, True, True)
 
 
@@ -191,7 +202,7 @@ def test_a_home_copied_as_a_whole_settles(world: World, tmp_path: Path) -> None:
         replace(world.resolved, folder=tmp_path / "copy" / "models" / "source" / "m"),
     )
     shutil.copytree(world.home.models, copied.home.models, copy_function=shutil.copyfile)
-    assert chain.settle(copied.chain(), copied.home, TOOL)
+    assert copied.settle(copied.chain())
     assert copied.needs(copied.chain()) == Needs()
 
 
@@ -203,7 +214,7 @@ def test_a_changed_input_makes_everything_again(world: World) -> None:
     assert needs.fetch == "model.safetensors is made differently"
     assert needs.quantize == "made differently"
     assert needs.convert
-    assert not chain.settle(changed.chain(), changed.home, TOOL)
+    assert not changed.settle(changed.chain())
 
 
 def test_a_changed_tool_quantizes_again(world: World) -> None:
@@ -251,7 +262,7 @@ def test_an_intermediate_left_over_by_a_cut_run_is_something_to_do(world: World)
     world.fetch()
     world.convert(steps)
     assert steps.quantization
-    recipe = steps.quantization.recipe(world.home, TOOL)
+    recipe = steps.quantization.recipe(world.home, TOOL, steps.quantization.known_input(world.home))
     assert recipe
     make(steps.final, recipe, b"final")  # and killed before the intermediate was discarded
     assert chain.leftover(steps)
@@ -273,7 +284,7 @@ def test_types_that_the_converter_writes_itself(world: World, quant: str) -> Non
     assert world.needs(steps) == Needs()
     touch(steps.final)
     assert world.needs(steps).convert == "copied or restored"
-    assert chain.settle(steps, world.home, TOOL)
+    assert world.settle(steps)
     assert world.needs(steps) == Needs()
 
 

@@ -44,7 +44,7 @@ def test_the_converters_command_line(conversion: Conversion) -> None:
     words = convert.argv(conversion, Path("/venv/bin/python"), Path("/in"), Path("/out.part"))
     assert words == [
         *("/venv/bin/python", "/src/convert_hf_to_gguf.py", "/in", "--outfile", "/out.part"),
-        *("--outtype", "f16", "--model-name", "A model"),
+        *("--outtype", "f16", "--model-name=A model"),
     ]
 
 
@@ -79,10 +79,17 @@ def test_the_converter_sees_no_token_and_no_python_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     private = {
-        **{"HF_TOKEN": "hf_x", "HF_HOME": "/h", "HF_ENDPOINT": "http://e", "HF_HUB_OFFLINE": "0"},
-        **{"HUGGING_FACE_HUB_TOKEN": "hf_x", "HUGGINGFACE_HUB_CACHE": "/h"},
-        **{"PYTHONPATH": "/evil", "PYTHONHOME": "/evil", "PYTHONSTARTUP": "/evil"},
-        **{"TRANSFORMERS_CACHE": "/h", "NO_LOCAL_GGUF": "1"},
+        "HF_TOKEN": "hf_x",
+        "HF_HOME": "/h",
+        "HF_ENDPOINT": "http://e",
+        "HF_HUB_OFFLINE": "0",
+        "HUGGING_FACE_HUB_TOKEN": "hf_x",
+        "HUGGINGFACE_HUB_CACHE": "/h",
+        "PYTHONPATH": "/evil",
+        "PYTHONHOME": "/evil",
+        "PYTHONSTARTUP": "/evil",
+        "TRANSFORMERS_CACHE": "/h",
+        "NO_LOCAL_GGUF": "1",
     }
     for name, value in {**private, "HTTPS_PROXY": "http://kept"}.items():
         monkeypatch.setenv(name, value)
@@ -162,7 +169,7 @@ def test_architectures_are_read_without_running_the_converter(tmp_path: Path) ->
     (tmp_path / "conversion" / "__init__.py").write_text(
         "raise SystemExit('it was run')\n"
         "OTHER: dict[str, str] = {'NoModel': 'x'}\n"
-        "TEXT_MODEL_MAP: dict[str, str] = {\n    'BertModel': 'bert',\n    'LlamaModel': 'llama',\n}\n"
+        "TEXT_MODEL_MAP: dict[str, str] = {\n    'BertModel': 'bert',\n    'LlamaModel': 'x',\n}\n"
     )
     assert converter.architectures(tmp_path) == {"BertModel", "LlamaModel"}
     assert converter.architectures(tmp_path / "none") == frozenset()

@@ -51,10 +51,18 @@ def write(path: Path, fill: Callable[[Any], None], tensors: bool = True) -> Path
 
 def everything(writer: Any) -> None:
     adders = {
-        **{"u8": writer.add_uint8, "i8": writer.add_int8, "u16": writer.add_uint16},
-        **{"i16": writer.add_int16, "u32": writer.add_uint32, "i32": writer.add_int32},
-        **{"u64": writer.add_uint64, "i64": writer.add_int64, "f32": writer.add_float32},
-        **{"f64": writer.add_float64, "yes": writer.add_bool, "no": writer.add_bool},
+        "u8": writer.add_uint8,
+        "i8": writer.add_int8,
+        "u16": writer.add_uint16,
+        "i16": writer.add_int16,
+        "u32": writer.add_uint32,
+        "i32": writer.add_int32,
+        "u64": writer.add_uint64,
+        "i64": writer.add_int64,
+        "f32": writer.add_float32,
+        "f64": writer.add_float64,
+        "yes": writer.add_bool,
+        "no": writer.add_bool,
         "text": writer.add_string,
     }
     for name, value in SCALARS.items():

@@ -165,9 +165,12 @@ def ask(server: fake.Running, tmp_path: Path) -> Ask:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         environment = {
             **kept,
-            **{"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf")},
-            **{"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"},
-            **{"PYTHONPATH": str(REPOSITORY), **more},
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONPATH": str(REPOSITORY),
+            **more,
         }
         done = subprocess.run(
             [sys.executable, "-c", CLIENT],

@@ -49,7 +49,7 @@ def test_paths_start_where_the_user_types(here: Path, monkeypatch: pytest.Monkey
     file.parent.mkdir()
     file.touch()
     folder.mkdir()
-    for text in ("sub/A model.GGUF", "./sub/../sub/A model.GGUF", str(file)):
+    for text in ("sub/A model.GGUF", "./sub/A model.GGUF", str(file)):
         assert (parse(text).kind, parse(text).path) == ("gguf", file)
     for text in ("folder", "./folder/", str(folder)):
         assert (parse(text).kind, parse(text).path) == ("folder", folder)
@@ -99,7 +99,7 @@ def test_impossible_paths_are_errors_and_no_crash(text: str) -> None:
     try:
         assert parse(text).kind == "hub"
     except UsageError as error:
-        assert error.hint
+        assert text in str(error)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "gguf"])

@@ -152,7 +152,7 @@ def test_a_broken_cache_is_asked_anew(tmp_path: Path, garbage: str) -> None:
 )
 def test_a_program_whose_help_is_no_help(tmp_path: Path, prints: str, status: int) -> None:
     server, digest = program(tmp_path / "server", prints, status)
-    with pytest.raises(PipelineError, match="lists no options of llama-server"):
+    with pytest.raises(PipelineError, match="lists no options of llama"):
         flags.read(server, digest, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

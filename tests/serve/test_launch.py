@@ -14,7 +14,9 @@ from pipeline.serve.launch import Launch, Settings, clean_environment, server_ar
 FLAGS = {
     name: Flag(f"--{name}", value)
     for name, value in {
-        **{"model": "FNAME", "flash-attn": "[on|off|auto]", "cors-origins": "ORIGINS"},
+        "model": "FNAME",
+        "flash-attn": "[on|off|auto]",
+        "cors-origins": "ORIGINS",
         "swa-full": "",
     }.items()
 }
@@ -87,13 +89,20 @@ def test_an_unknown_option_stops_the_launch() -> None:
 
 def test_nothing_inherited_changes_a_launch() -> None:
     inherited = {
-        **{"LLAMA_ARG_MODEL": "/evil", "LLAMA_API_KEY": "k", "LLAMA_SERVER_X": "1"},
-        **{"LLAMA_APP_CMD": "x", "XDG_CONFIG_HOME": "/home/u/.config"},
-        **{"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "2,0", "LLAMA_OTHER": "kept"},
+        "LLAMA_ARG_MODEL": "/evil",
+        "LLAMA_API_KEY": "k",
+        "LLAMA_SERVER_X": "1",
+        "LLAMA_APP_CMD": "x",
+        "XDG_CONFIG_HOME": "/home/u/.config",
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "2,0",
+        "LLAMA_OTHER": "kept",
     }
     before = dict(inherited)
     assert clean_environment(inherited, Path("/run/empty")) == {
-        **{"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "2,0", "LLAMA_OTHER": "kept"},
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "2,0",
+        "LLAMA_OTHER": "kept",
         "XDG_CONFIG_HOME": "/run/empty",
     }
     assert inherited == before
@@ -106,6 +115,7 @@ LAUNCH = Launch(
     host="127.0.0.1",
     port=8080,
     log=Path("/log"),
+    folder=Path("/run/server"),
 )
 
 

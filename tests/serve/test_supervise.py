@@ -31,7 +31,7 @@ from pipeline.serve.supervise import foreground
 port, log, ready_timeout, stop_timeout, arguments = json.loads(sys.argv[1])
 launch = Launch(
     executable=Path(sys.executable), arguments=tuple(arguments), env=dict(os.environ),
-    host="127.0.0.1", port=port, log=Path(log),
+    host="127.0.0.1", port=port, log=Path(log), folder=Path(log).parents[1],
 )
 try:
     foreground(
@@ -235,6 +235,7 @@ def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
         host="127.0.0.1",
         port=free_port(),
         log=tmp_path / "log",
+        folder=tmp_path,
     )
     with pytest.raises(PipelineError, match="cannot be started"):
         foreground(launch, ready=print, ready_timeout=1, stop_timeout=1)

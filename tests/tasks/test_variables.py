@@ -19,7 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "imatrix.gguf").write_bytes(b"GGUF")
+    (tmp_path / "imatrix.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     (tmp_path / "keys").write_text("secret")
     return tmp_path
 
@@ -43,19 +43,43 @@ def test_nothing_asked_is_the_defaults() -> None:
 
 def test_everything_asked_arrives(here: Path) -> None:
     found = ask(
-        **{"model": "org/model@v1", "quant": "iq2_xs", "imatrix": "imatrix.gguf", "port": 9},
-        **{"filename": "x.gguf", "host": "::", "threads": 3, "gpu_layers": "all", "parallel": 2},
-        **{"batch_size": 64, "ctx_size": 4096, "device": "CUDA0", "alias": "a", "format": "json"},
-        **{"api_key_file": "keys", "ready_timeout": 7, "stop_timeout": 0, "keep_f16": "yes"},
-        **{"force": 1, "refresh": "on", "offline": "TRUE", "server__flash_attn": "on"},
+        model="org/model@v1",
+        quant="iq2_xs",
+        imatrix="imatrix.gguf",
+        port=9,
+        filename="x.gguf",
+        host="::",
+        threads=3,
+        gpu_layers="all",
+        parallel=2,
+        batch_size=64,
+        ctx_size=4096,
+        device="CUDA0",
+        alias="a",
+        format="json",
+        api_key_file="keys",
+        ready_timeout=7,
+        stop_timeout=0,
+        keep_f16="yes",
+        force=1,
+        refresh="on",
+        offline="TRUE",
+        server__flash_attn="on",
     )
     assert found.reference
     assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
     assert found.filename == "x.gguf"
     assert found.wanted == Wanted(quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf")
     assert found.settings == Settings(
-        **{"host": "::", "port": 9, "threads": 3, "gpu_layers": "all", "parallel": 2},
-        **{"batch_size": 64, "ctx_size": 4096, "device": "CUDA0", "alias": "a"},
+        host="::",
+        port=9,
+        threads=3,
+        gpu_layers="all",
+        parallel=2,
+        batch_size=64,
+        ctx_size=4096,
+        device="CUDA0",
+        alias="a",
         api_key_file=here / "keys",
         server={"flash_attn": "on"},
     )
