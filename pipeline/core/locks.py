@@ -14,11 +14,14 @@ from .say import say
 
 @contextmanager
 def only_one(target: Path) -> Iterator[None]:
-    """Hold the lock of the artifact `target`; say so once where another run holds it."""
+    """Hold the lock of the artifact `target`; say so once where another run holds it.
+
+    Who holds it may take it again: `is_singleton` makes it one lock within this process.
+    """
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:

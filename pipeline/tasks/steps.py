@@ -229,7 +229,10 @@ class Steps:
     def convert(self) -> None:
         steps = self._chain()
         if steps.conversion:
-            convert.make(steps.conversion, self.home, force=self.request.force)
+            # Whoever held the lock before may have made the file, used it and removed it.
+            with only_one(steps.conversion.target):
+                if not self.convert_is_done():
+                    convert.make(steps.conversion, self.home, force=self.request.force)
 
     def quantize(self) -> None:
         steps = self._chain()
@@ -241,17 +244,15 @@ class Steps:
         if steps.conversion is None:
             quantize.make(steps.quantization, self.home, program, tool, force=force)
             return
-        # Another run that makes another quant of the model may remove the input when it is done
-        # with it: hold it while it is read, and make it once more where it was just removed.
-        while True:
-            with only_one(steps.conversion.target):
-                ready = chain.final_status(steps, self.home, tool) is receipts.Status.CURRENT
-                if ready or steps.conversion.target.exists():
-                    quantize.make(steps.quantization, self.home, program, tool, force=force)
-                    if chain.leftover(steps):
-                        artifacts.discard(steps.conversion.target)
-                    return
-            convert.make(steps.conversion, self.home)
+        # Another run that makes another quant of the model removes the input when it is done with
+        # it: hold it while it is read, and make it once more where it was just removed.
+        with only_one(steps.conversion.target):
+            done = chain.final_status(steps, self.home, tool) is receipts.Status.CURRENT
+            if (force or not done) and not steps.conversion.target.exists():
+                convert.make(steps.conversion, self.home)
+            quantize.make(steps.quantization, self.home, program, tool, force=force)
+            if chain.leftover(steps):
+                artifacts.discard(steps.conversion.target)
 
     # Undo it
 
