@@ -90,6 +90,7 @@ class Doit:
             try:
                 line = process.stdout.readline()
                 assert line, (self.home / f"serve-{port}.err").read_text()
+                (self.home / f"serve-{port}.out").write_text(line)
                 yield json.loads(line)["url"]
                 process.send_signal(signal.SIGINT)
                 assert process.wait(timeout=15) == 0

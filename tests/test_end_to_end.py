@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> Non
         assert "model loaded" in log
         properties = get(f"{url}/props")
         assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
+        threads = re.search(r"n_threads = (\d+)", log)
+        assert threads
+        told = json.loads((doit.home / f"serve-{url.rpartition(':')[2]}.out").read_text())
+        assert told["threads"] == int(threads[1]) and told["quant"] == "Q4_K_M"
+        assert told["context"] == "16384 tokens, as trained" and told["log"].startswith(
+            str(doit.home)
+        )
     planned = doit("plan", f"model={tiny}", "format=json").json()
     assert {step["state"] for step in planned["steps"]} == {"up to date"}
     assert planned["download_bytes"] == 0

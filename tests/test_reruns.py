@@ -115,8 +115,13 @@ def test_forget_clean_and_force(made: Doit, own_tiny: Path) -> None:
     assert "forgot quantize" in made("forget", "quantize", model).out
     assert ggufs(made) == ["model.q4_k_m.gguf"], "to forget removes nothing"
     assert made("prepare", model).steps == ["convert", "quantize"]
+    made("clean", "convert", model)
+    assert made("prepare", model).steps == [], "what was made from it stays up to date"
+    made("forget", "resolve", model)
+    assert made("prepare", model).steps == ["resolve"]
     made("clean", "quantize", model)
     assert ggufs(made) == []
+    assert "which" in made("clean", "quantize", status=1).err
     assert made("prepare", model).steps == ["convert", "quantize"]
     assert made("prepare", model, "force=1").steps == ["convert", "quantize"]
     assert made("prepare", model).steps == []

@@ -80,8 +80,6 @@ def is_current(source: Source) -> bool:
 def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
     """Have the source on disk. Raises PipelineError."""
     if not is_fetched(source):
-        if source.local:
-            say(f"{source.folder}: differs from the pin; used and recorded as {source.tree}")
         return
     with full_disk_is_an_error(source.folder.parent), only_one(source.folder):
         recover_folder(source.folder)
@@ -156,12 +154,10 @@ def _submodule(folder: Path) -> Source:
     heads = _git(folder, "rev-parse", "HEAD", "HEAD^{tree}").split()
     commit, committed = heads[0], heads[1]
     changes = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-    identity = committed
-    if changes:
-        identity += "+" + _changes_hash(folder, changes)
-    return Source(
-        folder=folder, commit=commit, tree=identity, local=identity != pinned.llama_cpp_tree
-    )
+    if committed == pinned.llama_cpp_tree and not changes:
+        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=committed, local=False)
+    identity = f"{committed}+{_changes_hash(folder, changes)}" if changes else committed
+    return Source(folder=folder, commit=commit, tree=identity, local=True)
 
 
 def _changes_hash(folder: Path, changes: str) -> str:

@@ -48,6 +48,18 @@ def remember(book: Path, file: Path, value: Any, stamp: list[int]) -> None:
         return
 
 
+def forget(book: Path, path: Path) -> None:
+    """Drop the notes about the file `path`, or about all files below the folder."""
+    from filelock import FileLock
+
+    if book.exists():
+        with FileLock(book.with_name(f".{book.name}.lock")):
+            notes = {n: v for n, v in _load(book).items() if not Path(n).is_relative_to(path)}
+            made = part(book)
+            made.write_text(json.dumps(notes), encoding="utf-8")
+            made.replace(book)
+
+
 def identity(book: Path, file: Path) -> str:
     """SHA-256 of `file`, in hex, hashed only when its stamp is new."""
     known = recall(book, file)

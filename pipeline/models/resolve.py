@@ -200,6 +200,13 @@ def _inputs(path: Path, weights: list[Path]) -> list[Path]:
     return sorted({*weights, *beside})
 
 
+def forget(path: Path | None, home: Home) -> None:
+    """Forget what was noted of the user's own file or folder: it is looked at again."""
+    if path is not None:
+        for book in ("sha256.json", "gguf.json", "memory.json"):
+            notes.forget(home.run / book, path)
+
+
 def stored(path: Path) -> Resolved | None:
     """What an earlier run resolved and stored at `path`, if that can be read."""
     try:

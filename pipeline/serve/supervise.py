@@ -27,17 +27,19 @@ from . import health
 from .launch import Launch
 
 POLL_SECONDS = 0.02
+KEPT_LINES = 200
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 def foreground(
     launch: Launch,
     *,
-    ready: Callable[[float], None],
+    ready: Callable[[float, str], None],
     ready_timeout: float,
     stop_timeout: float,
 ) -> None:
-    """Run the server until it is asked to stop; `ready(seconds)` is called once it answers.
+    """Run the server until it is asked to stop; `ready(seconds, output)` is called once it
+    answers, with the end of what it has printed until then.
 
     Returns after a requested stop. Raises PipelineError where the server ends by itself, or is
     not ready in time.
@@ -59,7 +61,7 @@ def foreground(
             )
         ) as process,
     ):
-        last: deque[str] = deque(maxlen=LAST_LINES)
+        last: deque[str] = deque(maxlen=KEPT_LINES)
         pump = threading.Thread(target=_pump, args=(process, log, last), daemon=True)
         pump.start()
         is_up = False
@@ -69,7 +71,7 @@ def foreground(
                     process.wait(timeout=0.2)
             elif health.is_ready(launch.address, launch.port, launch.health, tls=launch.tls):
                 is_up = True
-                ready(time.monotonic() - began)
+                ready(time.monotonic() - began, "\n".join(last))
             elif time.monotonic() - began > ready_timeout:
                 break
             else:
@@ -82,7 +84,7 @@ def foreground(
     if stops:
         say("stopped")
         return
-    shown = "\n".join(f"  | {line}" for line in last)
+    shown = "\n".join(f"  | {line}" for line in list(last)[-LAST_LINES:])
     if status is None:
         raise PipelineError(
             f"llama-server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",

@@ -115,8 +115,8 @@ def resolve(steps: Steps) -> Task:
         steps.resolve,
         done=steps.resolve_is_done,
         after=["_check", "source"] if is_folder(steps) else ["_check"],
-        clean=steps.clean_resolve,
-        forget=steps.clean_resolve,  # its answer is its receipt
+        clean=steps.forget_resolve,
+        forget=steps.forget_resolve,  # its answer is its receipt
         lacks_model=lacks_model(steps),
     )
 
@@ -127,8 +127,8 @@ def fetch(steps: Steps) -> Task:
         done=steps.fetch_is_done,
         # options of the server are checked first, where there are any
         after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
-        clean=steps.clean_fetch,
-        forget=steps.forget_fetch,
+        clean=lambda: steps.clean("fetch"),
+        forget=lambda: steps.forget("fetch"),
         lacks_model=lacks_model(steps),
     )
 
@@ -148,8 +148,8 @@ def convert(steps: Steps) -> Task:
         steps.convert,
         done=steps.convert_is_done,
         after=PREPARATION[:-2],
-        clean=steps.clean_convert,
-        forget=steps.forget_convert,
+        clean=lambda: steps.clean("convert"),
+        forget=lambda: steps.forget("convert"),
         lacks_model=lacks_model(steps),
     )
 
@@ -159,8 +159,8 @@ def quantize(steps: Steps) -> Task:
         steps.quantize,
         done=steps.quantize_is_done,
         after=PREPARATION[:-1],
-        clean=steps.clean_quantize,
-        forget=steps.forget_quantize,
+        clean=lambda: steps.clean("quantize"),
+        forget=lambda: steps.forget("quantize"),
         lacks_model=lacks_model(steps),
     )
 

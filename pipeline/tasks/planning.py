@@ -51,6 +51,8 @@ def plan(steps: Steps) -> None:
         print("memory      known once the model is made")
     command = told["cmd"] and shown([told["executable"], *told["cmd"]])
     print(f"command     {command or 'known once the model is made'}")
+    for name, value in (told["env"] or {}).items():
+        print(f"environment {name}={value}")
 
 
 def collect(steps: Steps) -> dict[str, Any]:
@@ -83,7 +85,10 @@ def collect(steps: Steps) -> dict[str, Any]:
                 "available_bytes": prepared.fit.available,
                 "fits": prepared.fit.fits,
             }
-        command, context = list(prepared.launch.arguments), context_text(prepared.fit)
+        command, context = (
+            list(prepared.launch.arguments),
+            context_text(prepared.fit, steps.request.settings.ctx_size),
+        )
         env = {"XDG_CONFIG_HOME": prepared.launch.env["XDG_CONFIG_HOME"]}
     return {
         "model": chain.resolved.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def prepare(steps: Steps, model: Path) -> Prepared:
         known_flags(steps),
         model=model,
         ctx_size=fit.ctx_size,
-        alias=resolved.name if resolved else model.stem,
+        # a comma would make two names of it
+        alias=(resolved.name if resolved else model.stem).replace(",", " "),
         pooling=header.pooling,
     )
     return Prepared(
@@ -119,8 +121,8 @@ def serve(steps: Steps) -> None:
     for warning in warnings(steps, prepared):
         say(f"warning: {warning}")
 
-    def ready(seconds: float) -> None:
-        told = summary(steps, prepared, seconds)
+    def ready(seconds: float, output: str) -> None:
+        told = summary(steps, prepared, seconds, output)
         if steps.request.json:
             print(json.dumps(told, ensure_ascii=False), flush=True)
         else:
@@ -153,17 +155,18 @@ def warnings(steps: Steps, prepared: Prepared) -> list[str]:
     return found
 
 
-def context_text(fit: Fit) -> str:
-    """The context, and why it is not the trained one where it is not."""
+def context_text(fit: Fit, asked: int | None) -> str:
+    """The context, and where it comes from."""
+    if asked:
+        return f"{fit.ctx_size} tokens, as asked for ({fit.trained} trained)"
     if fit.ctx_size == fit.trained:
         return f"{fit.ctx_size} tokens, as trained"
-    if fit.ctx_size < fit.trained:
-        return f"{fit.ctx_size} tokens of {fit.trained} trained"
-    return f"{fit.ctx_size} tokens, more than the {fit.trained} trained"
+    return f"{fit.ctx_size} tokens of {fit.trained} trained: what the free memory holds"
 
 
-def summary(steps: Steps, prepared: Prepared, seconds: float) -> dict[str, object]:
-    """What is told once the server is ready."""
+def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> dict[str, object]:
+    """What is told once the server is ready; `output` is what it has printed."""
+    threads = re.search(r"n_threads = (\d+)", output)
     settings, resolved = steps.request.settings, steps.known()
     return {
         "url": prepared.launch.url,
@@ -172,8 +175,8 @@ def summary(steps: Steps, prepared: Prepared, seconds: float) -> dict[str, objec
         "size": size(prepared.bytes),
         "backend": steps.request.backend,
         "device": settings.device or "CPU",
-        "threads": settings.threads or "llama-server's default",
-        "context": context_text(prepared.fit),
+        "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),
+        "context": context_text(prepared.fit, settings.ctx_size),
         "log": str(prepared.launch.log),
         "ready in": f"{seconds:.2f} s",
     }

@@ -19,6 +19,7 @@ from pipeline.core.publish import remove
 from pipeline.core.say import say
 from pipeline.models import chain, convert, converter, demo, hub, quantize, quants, resolve
 from pipeline.models.chain import Chain, Needs
+from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
 from .variables import Request
@@ -102,11 +103,8 @@ class Steps:
 
     def _stored_path(self) -> Path:
         request = self.request
-        if request.reference is None:
-            raise PipelineError("no model is named")
-        return resolve.stored_path(
-            request.reference, request.filename, request.wanted.quant, self.home
-        )
+        quant = request.wanted.quant
+        return resolve.stored_path(self._reference(), request.filename, quant, self.home)
 
     # Is there nothing to do? (called by doit, for running and for listing)
 
@@ -171,6 +169,13 @@ class Steps:
         is_converted = reference is not None and reference.kind in ("demo", "folder")
         if external and is_converted and quant not in quants.DIRECT:
             external.program("llama-quantize")
+        if reference and reference.note:
+            say(reference.note)
+        if self.llama_cpp.local:
+            say(
+                f"{self.llama_cpp.folder} differs from the pin; used as it is, and recorded as "
+                f"{self.llama_cpp.tree}"
+            )
         if reference and reference.path:
             if reference.kind == "gguf":
                 resolve.gguf_path(reference.path, self.home)
@@ -185,8 +190,6 @@ class Steps:
 
     def resolve(self, *, store: bool = True) -> None:
         reference = self._reference()
-        if reference.note:
-            say(reference.note)
         if reference.kind == "hub":
             if self.request.offline:
                 raise PipelineError(
@@ -254,65 +257,57 @@ class Steps:
             if chain.leftover(steps):
                 artifacts.discard(steps.conversion.target)
 
-    # Undo it
+    # Undo it: `clean` removes files with their receipts, `forget` the receipts alone
 
     def clean_source(self) -> None:
         source.clean(self.llama_cpp)
 
-    def clean_bins(self) -> None:
-        build.clean(self.build)
-
-    def clean_resolve(self) -> None:
-        if self._reference().kind == "hub":
-            remove(self._stored_path())
-
-    def clean_fetch(self) -> None:
-        resolved = self._known()
-        if not resolved.local:
-            for file in resolved.files:
-                _remove_artifact(resolved.folder / file.name)
-
-    def clean_converter(self) -> None:
-        converter.clean(self.home)
-
-    def clean_convert(self) -> None:
-        steps = self._chain()
-        if steps.quantization and steps.conversion:
-            with only_one(steps.conversion.target):
-                artifacts.discard(steps.conversion.target)
-        elif steps.conversion:
-            _remove_artifact(steps.conversion.target)
-
-    def clean_quantize(self) -> None:
-        steps = self._chain()
-        if steps.quantization:
-            _remove_artifact(steps.quantization.target)
-
     def forget_source(self) -> None:
         source.forget(self.llama_cpp)
+
+    def clean_bins(self) -> None:
+        build.clean(self.build)
 
     def forget_bins(self) -> None:
         build.forget(self.build)
 
-    def forget_fetch(self) -> None:
-        resolved = self._known()
-        for file in resolved.files:
-            receipts.forget(resolved.folder / file.name)
+    def clean_converter(self) -> None:
+        converter.clean(self.home)
 
     def forget_converter(self) -> None:
         converter.forget(self.home)
 
-    def forget_convert(self) -> None:
-        steps = self._chain()
-        if steps.conversion:
-            receipts.forget(steps.conversion.target)
+    def forget_resolve(self) -> None:
+        """What the hub answered, or what was found out about the user's own files."""
+        reference = self._reference()
+        if reference.kind == "hub":
+            remove(self._stored_path())
+        else:
+            resolve.forget(reference.path, self.home)
 
-    def forget_quantize(self) -> None:
+    def targets(self, step: str) -> list[Path]:
+        """The files of the model that a step made or would make. Raises PipelineError."""
         steps = self._chain()
-        if steps.quantization:
-            receipts.forget(steps.quantization.target)
+        if step == "fetch" and not steps.resolved.local:
+            return [steps.resolved.folder / file.name for file in steps.resolved.files]
+        made = steps.conversion if step == "convert" else steps.quantization
+        return [made.target] if made and step != "fetch" else []
 
-    def _reference(self) -> Any:
+    def clean(self, step: str) -> None:
+        between = self._chain().conversion if self._chain().quantization else None
+        for target in self.targets(step):
+            with only_one(target):
+                if between and target == between.target:
+                    artifacts.discard(target)  # what was made from it stays up to date
+                else:
+                    remove(target)
+                    receipts.forget(target)
+
+    def forget(self, step: str) -> None:
+        for target in self.targets(step):
+            receipts.forget(target)
+
+    def _reference(self) -> Reference:
         if self.request.reference is None:
             raise PipelineError("no model is named", "say which: model=…")
         return self.request.reference
@@ -333,9 +328,3 @@ class Steps:
 
     def _architectures(self) -> frozenset[str]:
         return converter.architectures(self.llama_cpp.folder)
-
-
-def _remove_artifact(target: Path) -> None:
-    with only_one(target):
-        remove(target)
-        receipts.forget(target)

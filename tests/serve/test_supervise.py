@@ -35,7 +35,7 @@ launch = Launch(
 )
 try:
     foreground(
-        launch, ready=lambda seconds: print("ready", flush=True),
+        launch, ready=lambda seconds, output: print("ready", flush=True),
         ready_timeout=ready_timeout, stop_timeout=stop_timeout,
     )
 except PipelineError as error:
