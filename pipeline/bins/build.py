@@ -148,6 +148,8 @@ def make(build: Build, *, force: bool = False) -> None:
         if not force and all(receipts.settle(file, wanted) for file in files):
             return
         start = time.monotonic()
+        if force:
+            remove(build.folder)
         require_space(build.folder, 0 if build.folder.exists() else BUILD_BYTES)
         _compile(build)
         made = part(build.target)

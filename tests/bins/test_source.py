@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.bins import source, tree
 from pipeline.core import packages, receipts
+from pipeline.tasks import steps, variables
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -154,14 +155,20 @@ class TestSubmodule:
             source.find(home)
 
     def test_neither_fetch_nor_clean_touches_it(
-        self, module: Path, home: Home, capsys: pytest.CaptureFixture[str]
+        self,
+        module: Path,
+        home: Home,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        source.fetch(source.find(home), home)
-        assert capsys.readouterr().err == ""
+        monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(home.root))
+        steps.Steps(variables.Request()).check_request()
+        assert capsys.readouterr().err == "", "nothing is worth saying"
         (module / "CMakeLists.txt").write_text("changed")
         found = source.find(home)
-        source.fetch(found, home)
+        steps.Steps(variables.Request()).check_request()
         assert f"recorded as {found.tree}" in capsys.readouterr().err
+        source.fetch(found, home)
         source.clean(found)
         assert not source.forget(found)
         assert (module / "CMakeLists.txt").read_text() == "changed"
