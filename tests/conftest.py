@@ -22,6 +22,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+# A shell starts background jobs with SIGINT ignored, and programs hand that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Nothing that the user's shell sets may reach the programs under test.
 for name in list(os.environ):
     if name.startswith(("HF_", "LLAMA_ARG_", "LLAMA_SERVER_")) or name in (

@@ -224,6 +224,16 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     assert "Traceback" not in wrong.err
 
 
+@pytest.mark.parametrize("words", [["build_bins"], ["serve", "model=demo"]])
+def test_no_compiler_is_said_before_anything_is_fetched(bare: Doit, words: list[str]) -> None:
+    bare.env["CXX"] = "/no/such/c++"
+    wrong = bare(*words, status=1)
+    assert "no C++ compiler" in wrong.err
+    for way in ("apt install", "dnf install", "xcode-select", "winget"):
+        assert way in wrong.err
+    assert wrong.steps == []
+
+
 def test_bare_doit_helps_and_starts_nothing(bare: Doit) -> None:
     told = bare()
     assert "doit serve model=demo" in told.out

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
@@ -55,13 +56,18 @@ def find_compiler() -> Compiler | None:
     chosen = os.environ.get("CXX", "").split()
     for name in chosen[:1] or ["c++", "g++", "clang++", "cl"]:
         path = shutil.which(name)
-        if path:
-            # CXX may hold words of its own, such as a launcher before the compiler
-            told = capture([path] if name == "cl" else [path, *chosen[1:], "--version"])
-            if told:
-                # GCC begins with the name it was called by, which makes no difference
-                return Compiler(path, told.splitlines()[0].removeprefix(name).strip())
+        # CXX may hold words of its own, such as a launcher before the compiler
+        words = () if name == "cl" else (*chosen[1:], "--version")
+        told = path and _told(path, words, Path(path).stat().st_mtime_ns)
+        if path and told:
+            # GCC begins with the name it was called by, which makes no difference
+            return Compiler(path, told.splitlines()[0].removeprefix(name).strip())
     return None
+
+
+@cache  # several steps ask, and each answer takes some ms
+def _told(path: str, words: tuple[str, ...], mtime_ns: int) -> str | None:
+    return capture([path, *words])
 
 
 def require_compiler() -> Compiler:

@@ -132,8 +132,8 @@ def _asked_to_stop() -> Iterator[list[int]]:
         stops.append(number)
 
     numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    # What was ignored when we were started stays so: that is how nohup works.
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)  # that is how nohup works
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield stops

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import binaries, build, source
+from pipeline.bins import binaries, build, host, source
 from pipeline.bins.backends import BACKENDS
 from pipeline.core import artifacts, paths, receipts
 from pipeline.core.errors import PipelineError
@@ -160,6 +160,8 @@ class Steps:
         for folder in (home.root, home.run, home.logs, home.models, home.bins):
             paths.require_writable(folder)
         self.check_request()
+        if not self.bins_are_done():
+            host.require_compiler()
 
     def check_request(self) -> None:
         """As `check`, for runs that make nothing."""
