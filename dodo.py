@@ -93,6 +93,11 @@ def task__check() -> tasks.Task:
     return tasks.check(steps)
 
 
+def task__compiler() -> tasks.Task:
+    """say that a compiler is missing before any work"""
+    return tasks.compiler(steps)
+
+
 def task__settle() -> tasks.Task:
     """hash the served file once where it was copied or restored"""
     return tasks.settle(steps)

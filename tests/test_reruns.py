@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def test_forget_clean_and_force(made: Doit, own_tiny: Path) -> None:
     assert made("prepare", model).steps == ["resolve"]
     made("clean", "quantize", model)
     assert ggufs(made) == []
-    assert "which" in made("clean", "quantize", status=1).err
+    assert "which" in made("clean", "quantize", status=3).err
     assert made("prepare", model).steps == ["convert", "quantize"]
     assert made("prepare", model, "force=1").steps == ["convert", "quantize"]
     assert made("prepare", model).steps == []
@@ -198,3 +199,25 @@ def test_the_users_own_files_are_never_written_to(
     before = {path.name: path.stat().st_mtime_ns for path in own_tiny.iterdir()}
     made("run", "-a", "prepare", f"model={own_tiny}")
     assert {path.name: path.stat().st_mtime_ns for path in own_tiny.iterdir()} == before
+
+
+def test_a_leftover_that_is_wanted_now_is_kept(made: Doit, own_tiny: Path) -> None:
+    """A killed run leaves the step on the way; who asks for it then owns it."""
+    made("prepare", f"model={own_tiny}", "quant=bf16")
+    receipts = next((made.home / "models" / "gguf").rglob(".state.json"))
+    data = json.loads(receipts.read_text(encoding="utf-8"))
+    data["artifacts"]["model.bf16.gguf"]["keep"] = False  # as such a run leaves it
+    receipts.write_text(json.dumps(data), encoding="utf-8")
+    assert made("prepare", f"model={own_tiny}", "quant=bf16").steps == []
+    assert made("prepare", f"model={own_tiny}", "quant=q6_k").steps == ["quantize"]
+    assert "model.bf16.gguf" in ggufs(made)
+
+
+def test_a_restored_intermediate_needs_no_converter(
+    made: Doit, own_tiny: Path, tmp_path: Path
+) -> None:
+    made("prepare", f"model={own_tiny}", "quant=bf16")
+    os.utime(next(made.home.rglob("*.bf16.gguf")))
+    made.env |= {"LLAMA_PIPELINE_CACHE": str(tmp_path / "empty"), "PIP_NO_INDEX": "1"}
+    again = made("prepare", f"model={own_tiny}", "quant=q5_0", "offline=1")
+    assert again.err.count("hashing it once") == 1 and again.steps == ["quantize"]

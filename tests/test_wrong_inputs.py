@@ -303,3 +303,19 @@ def test_closed_output_ends_quietly(bare: Doit) -> None:
         check=False,
     )
     assert closed.returncode == 3
+
+
+@pytest.mark.build
+def test_what_cannot_be_meant_is_said_before_a_build(
+    doit: Doit, bare: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
+    doit("prepare", f"model={tiny}", "quant=q8_0")
+    own = shutil.copy(next(doit.home.rglob("*.gguf")), tmp_path / "own.gguf")
+    for words, says in (
+        (["quant=q5_0"], "quantizing twice"),
+        (["quant=q8_0", "keep_f16=1"], "keep_f16: the GGUF is taken as it is"),
+        ([f"imatrix={own}"], "imatrix: is not used"),
+    ):
+        wrong = bare("prepare", f"model={own}", *words, status=3)
+        assert wrong.steps == [] and says in wrong.err
+        assert not (bare.home / "bins" / ".source").exists()

@@ -18,25 +18,20 @@ class Backend:
     options: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend and why it was taken."""
-
-    backend: Backend
-    reason: str
-
-
 # GGML_METAL is on by default on macOS; said here so that `cpu` means the same everywhere.
 BACKENDS = {"cpu": Backend("cpu", ("-DGGML_METAL=OFF",))}
 
 
-def choose(wanted: str) -> Choice:
-    """The backend asked for, or the best one for `auto`. Raises UsageError."""
+def choose(wanted: str) -> Backend:
+    """The backend asked for; for `auto` the only one that this version builds.
+
+    Raises UsageError.
+    """
     if wanted == "auto":
-        return Choice(BACKENDS["cpu"], "the only backend that this version builds")
+        return BACKENDS["cpu"]
     if wanted not in BACKENDS:
         raise UsageError(
             f"backend={wanted}: this version builds {', '.join(BACKENDS)} only",
             "leave backend out, or name a folder of your own binaries in LLAMA_SERVER_BINS_DIR",
         )
-    return Choice(BACKENDS[wanted], "asked for")
+    return BACKENDS[wanted]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import notes, receipts
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, absolute
 
 from .build import program_file
@@ -53,13 +53,13 @@ class Binaries:
 
 
 def external(home: Home) -> Binaries | None:
-    """The folder that LLAMA_SERVER_BINS_DIR names, if any. Raises PipelineError."""
+    """The folder that LLAMA_SERVER_BINS_DIR names, if any. Raises UsageError."""
     chosen = os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
     if not chosen:
         return None
     folder = absolute(chosen)
     if not (folder / program_file("llama-server")).is_file():
-        raise PipelineError(
+        raise UsageError(
             f"LLAMA_SERVER_BINS_DIR={chosen}: there is no {program_file('llama-server')} in it",
             "name the folder that holds llama.cpp's programs, or unset it to have them built",
         )

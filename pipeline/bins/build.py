@@ -140,13 +140,13 @@ def configure_argv(build: Build, tools: Mapping[str, str], ccache: str | None) -
 
 def make(build: Build, *, force: bool = False) -> None:
     """Compile and publish, unless it stands already. Raises PipelineError."""
-    host.require_compiler()
     with full_disk_is_an_error(build.target.parent), only_one(build.target):
         recover_folder(build.target)
         wanted = recipe(build)
         files = [build.target / program_file(name) for name in PROGRAMS]
         if not force and all(receipts.settle(file, wanted) for file in files):
             return
+        host.require_compiler()
         start = time.monotonic()
         if force:
             remove(build.folder)
@@ -174,10 +174,10 @@ def clean(build: Build) -> None:
     remove(build.folder)
 
 
-def forget(build: Build) -> bool:
+def forget(build: Build) -> None:
     """Drop the receipts of the published programs."""
-    found = [receipts.forget(build.target / program_file(name)) for name in PROGRAMS]
-    return any(found)
+    for name in PROGRAMS:
+        receipts.forget(build.target / program_file(name))
 
 
 def _compile(build: Build) -> None:

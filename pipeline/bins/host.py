@@ -70,14 +70,12 @@ def _told(path: str, words: tuple[str, ...], mtime_ns: int) -> str | None:
     return capture([path, *words])
 
 
-def require_compiler() -> Compiler:
-    """The C++ compiler. Raises PipelineError that says what to install."""
-    compiler = find_compiler()
-    if compiler is None:
+def require_compiler() -> None:
+    """Raise PipelineError that says what to install where there is no C++ compiler."""
+    if find_compiler() is None:
         raise PipelineError(
             "no C++ compiler was found (CXX, c++, g++, clang++)",
             "Debian/Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
             "macOS: xcode-select --install; Windows: winget install "
             "Microsoft.VisualStudio.2022.BuildTools, with its C++ workload",
         )
-    return compiler

@@ -39,12 +39,14 @@ UNPACKED_BYTES = 180_000_000  # of the pinned tree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A tree of llama.cpp's source. `tree` is its identity; `local`: not the pinned one."""
+    """A tree of llama.cpp's source. `tree` is its identity; `local`: not the pinned one;
+    `fetched`: out of the pinned archive, not the submodule."""
 
     folder: Path
     commit: str
     tree: str
-    local: bool
+    local: bool = False
+    fetched: bool = False
 
     def recipe(self) -> Mapping[str, Any]:
         """How receipts name it."""
@@ -60,13 +62,13 @@ def find(home: Home) -> Source:
         folder=home.bins / ".source" / f"llama.cpp-{pins().llama_cpp_commit[:12]}",
         commit=pins().llama_cpp_commit,
         tree=pins().llama_cpp_tree,
-        local=False,
+        fetched=True,
     )
 
 
 def is_current(source: Source) -> bool:
     """Whether the source is on disk as it was when it was checked."""
-    if not is_fetched(source):
+    if not source.fetched:
         return True  # a submodule is asked anew each time by `find`
     entry = receipts.load(source.folder.parent).get(source.folder.name)
     return (
@@ -79,7 +81,7 @@ def is_current(source: Source) -> bool:
 
 def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
     """Have the source on disk. Raises PipelineError."""
-    if not is_fetched(source):
+    if not source.fetched:
         return
     with full_disk_is_an_error(source.folder.parent), only_one(source.folder):
         recover_folder(source.folder)
@@ -119,19 +121,15 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
 
 def clean(source: Source) -> None:
     """Remove what `fetch` unpacked; never the submodule."""
-    if is_fetched(source):
+    if source.fetched:
         remove(source.folder)
         receipts.forget(source.folder)
 
 
-def forget(source: Source) -> bool:
+def forget(source: Source) -> None:
     """Drop the receipt of what `fetch` unpacked."""
-    return is_fetched(source) and receipts.forget(source.folder)
-
-
-def is_fetched(source: Source) -> bool:
-    """Whether it comes out of the pinned archive, not from the submodule."""
-    return source.folder.parent.name == ".source"
+    if source.fetched:
+        receipts.forget(source.folder)
 
 
 def _recipe(source: Source) -> Mapping[str, Any]:
@@ -150,12 +148,12 @@ def _submodule(folder: Path) -> Source:
                 "empty the folder to use the pinned archive, or run: "
                 "git submodule update --init vendor/llama.cpp",
             )
-        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=found, local=False)
+        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=found)
     heads = _git(folder, "rev-parse", "HEAD", "HEAD^{tree}").split()
     commit, committed = heads[0], heads[1]
     changes = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
     if committed == pinned.llama_cpp_tree and not changes:
-        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=committed, local=False)
+        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=committed)
     identity = f"{committed}+{_changes_hash(folder, changes)}" if changes else committed
     return Source(folder=folder, commit=commit, tree=identity, local=True)
 

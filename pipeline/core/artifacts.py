@@ -58,6 +58,14 @@ def make(
         return entry
 
 
+def keep(target: Path) -> None:
+    """Record that a file which was a step on the way is wanted for itself."""
+    with only_one(target):
+        entry = receipts.load(target.parent).get(target.name)
+        if entry:
+            receipts.change(target, replace(entry, keep=True))
+
+
 def discard(target: Path) -> None:
     """Remove the file of a step that has served; its receipt keeps saying what it was.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .hashing import sha256
-from .publish import part
+from .publish import publish_text
 
 
 def recall(book: Path, file: Path) -> Any | None:
@@ -41,9 +41,7 @@ def remember(book: Path, file: Path, value: Any, stamp: list[int]) -> None:
         with FileLock(book.with_name(f".{book.name}.lock")):
             notes = _load(book)
             notes[str(file)] = {"stamp": stamp, "value": value}
-            made = part(book)
-            made.write_text(json.dumps(notes), encoding="utf-8")
-            made.replace(book)
+            publish_text(book, json.dumps(notes))
     except OSError:
         return
 
@@ -55,9 +53,7 @@ def forget(book: Path, path: Path) -> None:
     if book.exists():
         with FileLock(book.with_name(f".{book.name}.lock")):
             notes = {n: v for n, v in _load(book).items() if not Path(n).is_relative_to(path)}
-            made = part(book)
-            made.write_text(json.dumps(notes), encoding="utf-8")
-            made.replace(book)
+            publish_text(book, json.dumps(notes))
 
 
 def identity(book: Path, file: Path) -> str:

@@ -89,12 +89,10 @@ def cache(home: Home) -> Path:
     from platformdirs import user_cache_path
 
     chosen = os.environ.get("LLAMA_PIPELINE_CACHE", "").strip()
-    folder = absolute(chosen) if chosen else user_cache_path("llama-pipeline", appauthor=False)
-    try:
-        require_writable(folder)
-    except PipelineError:
-        if chosen:
-            raise
-        folder = home.root / ".cache"
-        require_writable(folder)
-    return folder
+    if chosen:
+        return absolute(chosen)
+    folder = user_cache_path("llama-pipeline", appauthor=False)
+    # The nearest folder above that is there decides, without a trial that would leave something.
+    above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    usable = os.access(above, os.W_OK | os.X_OK) and above.is_dir()
+    return folder if usable else home.root / ".cache"

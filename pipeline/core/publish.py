@@ -80,6 +80,16 @@ def publish_file(made: Path, target: Path) -> None:
     flush(target.parent)
 
 
+def publish_text(target: Path, text: str) -> None:
+    """Write a small text whole or not at all."""
+    made = part(target)
+    try:
+        made.write_text(text, encoding="utf-8")
+        publish_file(made, target)
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def publish_folder(made: Path, target: Path) -> None:
     """Put the finished folder `made` in the place of `target`, in the same parent folder."""
     for path in (*made.rglob("*"), made):

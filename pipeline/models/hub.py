@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.core import artifacts
 from pipeline.core.errors import PipelineError, UsageError
@@ -18,8 +19,10 @@ from pipeline.core.publish import remove
 from pipeline.core.say import say
 from pipeline.core.say import size as shown_size
 
+from .gguf import SHARD
 from .reference import Reference
 from .resolve import SIDE_FILES, File, Resolved, slug
+from .safetensors import own_precision
 
 
 def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Resolved:
@@ -36,10 +39,9 @@ def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Reso
         for sibling in info.siblings or []
     }
     ggufs = [name for name in files if name.lower().endswith(".gguf")]
-    chosen: Iterable[str]
-    if ggufs or filename:
-        chosen = [choose(ggufs, files, filename, reference.quant or quant, reference.text)]
-        kind = "gguf"
+    kind: Literal["gguf", "safetensors"] = "gguf" if ggufs or filename else "safetensors"
+    if kind == "gguf":
+        chosen = parts(choose(ggufs, files, filename, quant, reference.text), files)
     else:
         weights = [name for name in files if fnmatch(name, "*.safetensors") and "/" not in name]
         if not weights:
@@ -54,19 +56,20 @@ def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Reso
             and any(fnmatch(name, pattern) for pattern in SIDE_FILES)
         ]
         chosen = sorted({*weights, *beside})
-        kind = "safetensors"
     for name in chosen:
         require_safe(name, reference.repo)
     named = f"{slug(reference.repo)}__{info.sha[:12]}"
     return Resolved(
-        kind="gguf" if kind == "gguf" else "safetensors",
+        kind=kind,
         name=reference.repo.split("/")[1],
         slug=named,
         folder=home.models / ("gguf" if kind == "gguf" else "source") / named,
         local=False,
         source={"type": "hf", "ref": reference.repo, "revision": info.sha},
         files=tuple(files[name] for name in chosen),
-        precision="BF16",
+        precision=own_precision(Counter(info.safetensors.parameters))
+        if info.safetensors
+        else "BF16",
     )
 
 
@@ -74,17 +77,15 @@ def choose(
     ggufs: list[str], files: dict[str, File], filename: str, quant: str, asked: str
 ) -> str:
     """The one GGUF file that is meant. Raises PipelineError that lists what there is."""
+    models = [name for name in ggufs if is_model(name)]
     if filename:
         found = [filename] if filename in ggufs else []
+    elif not quant and len(models) == 1:
+        found = models
     else:
         wanted = quant or "Q4_K_M"
         pattern = re.compile(rf"(^|[^a-z0-9]){re.escape(wanted)}([^a-z0-9_]|$)", re.IGNORECASE)
-        found = [
-            name
-            for name in ggufs
-            if pattern.search(PurePosixPath(name).name)
-            and not PurePosixPath(name).name.lower().startswith("mmproj")
-        ]
+        found = [name for name in models if pattern.search(PurePosixPath(name).name)]
     if len(found) == 1:
         return found[0]
     listing = "\n".join(f"  {name}  {shown_size(files[name].size)}" for name in sorted(ggufs))
@@ -93,6 +94,27 @@ def choose(
         f"{asked}: {len(found) or 'no'} GGUF files match {what}; there are:\n{listing}",
         "name one: filename=…",
     )
+
+
+def is_model(name: str) -> bool:
+    """Whether a GGUF is a model by its name: no projector, and no later part of another file."""
+    file = PurePosixPath(name).name
+    part = SHARD.fullmatch(file)
+    return not file.lower().startswith("mmproj") and (not part or int(part["number"]) == 1)
+
+
+def parts(first: str, files: Mapping[str, File]) -> list[str]:
+    """All files of the model whose first file is `first`. Raises PipelineError."""
+    match = SHARD.fullmatch(PurePosixPath(first).name)
+    if not match or int(match["count"]) == 0:
+        return [first]
+    count, folder = int(match["count"]), PurePosixPath(first).parent
+    names = [f"{match['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+    paths = [(folder / name).as_posix() for name in names]
+    missing = [path for path in paths if path not in files]
+    if missing:
+        raise PipelineError(f"{first}: the repository lacks parts of it: {', '.join(missing[:3])}")
+    return paths
 
 
 def require_safe(name: str, repo: str) -> None:
@@ -108,19 +130,24 @@ def require_safe(name: str, repo: str) -> None:
         raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")
 
 
-def fetch(resolved: Resolved) -> None:
+def fetch(resolved: Resolved, *, offline: bool = False) -> None:
     """Download what is missing, each file checked before it is published."""
     for file in resolved.files:
         artifacts.make(
             resolved.folder / file.name,
             resolved.fetch_recipe(file),
-            lambda made, file=file: _download(resolved, file, made),  # type: ignore[misc]
+            lambda made, file=file: _download(resolved, file, made, offline),  # type: ignore[misc]
             need=file.size,
             source=resolved.source,
         )
 
 
-def _download(resolved: Resolved, file: File, made: Path) -> None:
+def _download(resolved: Resolved, file: File, made: Path, offline: bool) -> None:
+    if offline:
+        raise PipelineError(
+            f"{resolved.name}: {file.name} is not here, and offline=1 forbids to fetch it",
+            "run once without offline=1",
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError
 

@@ -31,21 +31,20 @@ class Quantization:
     quant: str
     imatrix: Path | None
 
-    def known_input(self, home: Home) -> str | None:
-        """The identity of the input, whether or not the file is still there; None: unknown."""
-        if self.conversion is None:
-            book = home.run / "sha256.json"
-            return _identity([notes.recall(book, path) for path in gguf.shards(self.input)])
-        entry = receipts.load(self.input.parent).get(self.input.name)
-        known = entry and entry.recipe == self.conversion.recipe
-        return _identity([entry.sha256]) if entry and known else None
+    def input_identity(self, home: Home, *, hashing: bool = False) -> str | None:
+        """What the input is, whether or not it is still there; None where that is not known.
 
-    def hashed_input(self, home: Home) -> str | None:
-        """As `known_input`, but the user's own file is hashed where that is needed."""
+        The user's own files are hashed only with `hashing`.
+        """
         if self.conversion is None:
+            look = notes.identity if hashing else notes.recall
             book = home.run / "sha256.json"
-            return _identity([notes.identity(book, path) for path in gguf.shards(self.input)])
-        return self.known_input(home)
+            digests = [look(book, path) for path in gguf.shards(self.input)]
+        else:
+            entry = receipts.load(self.input.parent).get(self.input.name)
+            known = entry and entry.recipe == self.conversion.recipe
+            digests = [entry.sha256 if entry and known else None]
+        return None if None in digests else "sha256:" + "+".join(map(str, digests))
 
     def recipe(self, home: Home, tool: Mapping[str, Any], input: str | None) -> Recipe | None:
         """What the result depends on; None while the input is not known."""
@@ -59,13 +58,6 @@ class Quantization:
             "imatrix": matrix and f"sha256:{matrix}",
             "tool": dict(tool),
         }
-
-
-def _identity(digests: list[str | None]) -> str | None:
-    """One name for all parts of an input; None where a part is not known."""
-    if None in digests:
-        return None
-    return "sha256:" + "+".join(map(str, digests))
 
 
 def argv(quantization: Quantization, program: Path, made: Path) -> list[str]:
@@ -92,7 +84,7 @@ def make(
     force: bool = False,
 ) -> None:
     """Have the quantized GGUF. Raises PipelineError."""
-    recipe = quantization.recipe(home, tool, quantization.hashed_input(home))
+    recipe = quantization.recipe(home, tool, quantization.input_identity(home, hashing=True))
     if recipe is None:
         raise PipelineError(
             f"{quantization.input}: has no receipt that fits", "run the same command again"

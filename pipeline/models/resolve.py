@@ -16,6 +16,7 @@ from pipeline.core import notes
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.publish import publish_text
 
 from . import gguf, safetensors
 from .reference import Reference
@@ -220,14 +221,10 @@ def stored(path: Path) -> Resolved | None:
 
 def store(path: Path, resolved: Resolved) -> None:
     """Remember what a reference to the hub was resolved to."""
-    from pipeline.core.publish import part, publish_file
-
     data = asdict(resolved)
     data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = part(path)
-    made.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    publish_file(made, path)
+    publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def stored_path(reference: Reference, filename: str, quant: str, home: Home) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.process import capture
-from pipeline.core.publish import part
+from pipeline.core.publish import publish_text
 from pipeline.core.variables import NO, YES
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
@@ -57,9 +57,7 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
         raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
     with contextlib.suppress(OSError):  # asked again next time
         cache.mkdir(parents=True, exist_ok=True)
-        made = part(known)
-        made.write_text(json.dumps({n: asdict(f) for n, f in flags.items()}), encoding="utf-8")
-        made.replace(known)
+        publish_text(known, json.dumps({name: asdict(flag) for name, flag in flags.items()}))
     return flags
 
 

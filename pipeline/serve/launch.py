@@ -70,16 +70,19 @@ class Launch:
         return f"http{'s' * self.tls}://{host}:{self.port}{self.prefix}"
 
 
-def model_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[str]:
-    """What the model itself asks for: embedding models and rerankers get their endpoint.
-
-    Such models read a whole text in one batch, so the batch is as long as the context.
-    """
+def endpoint_options(pooling: str) -> list[str]:
+    """Embedding models and rerankers get their endpoint, as their own metadata asks for it."""
     if pooling == "none":
         return []
-    endpoint = "--reranking" if pooling == "rank" else "--embeddings"
+    return ["--reranking" if pooling == "rank" else "--embeddings", "--pooling", pooling]
+
+
+def batch_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[str]:
+    """Models that pool read a whole text in one batch, so it is as long as the context."""
+    if pooling == "none":
+        return ["--batch-size", str(batch_size)] if batch_size else []
     batch = str(batch_size or ctx_size)
-    return [endpoint, "--pooling", pooling, "--batch-size", batch, "--ubatch-size", batch]
+    return ["--batch-size", batch, "--ubatch-size", batch]
 
 
 def server_arguments(
@@ -95,10 +98,8 @@ def server_arguments(
     given = arguments(settings.server, flags, "server.")
     words = ["--model", str(model), "--host", settings.host, "--port", str(settings.port)]
     words += ["--ctx-size", str(ctx_size), "--alias", settings.alias or alias]
-    embedding = model_options(pooling, ctx_size, settings.batch_size)
-    words += embedding
-    if settings.batch_size is not None and not embedding:
-        words += ["--batch-size", str(settings.batch_size)]
+    words += endpoint_options(pooling)
+    words += batch_options(pooling, ctx_size, settings.batch_size)
     for name in ("threads", "gpu_layers", "parallel", "device", "api_key_file"):
         value = getattr(settings, name)
         if value is not None:

@@ -20,6 +20,7 @@ class Forget(DoitForget):  # type: ignore[misc]
         check_tasks_exist(tasks, names)
         if not names:
             self.outstream.write("say which tasks: doit forget TASK …\n")
+            return 3
         for name in names:
             forget = (tasks[name].meta or {}).get("forget")
             if forget is None:

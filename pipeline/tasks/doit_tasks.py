@@ -26,7 +26,7 @@ Task = dict[str, Any]
 
 # doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
 # what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
-PREPARED_FOR = ["_check", "resolve", "source", "build_bins"]
+PREPARED_FOR = ["_check", "_compiler", "resolve", "source", "build_bins"]
 PREPARATION = [*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize"]
 
 
@@ -38,7 +38,10 @@ def start() -> Steps:
     for name in inherited:
         del os.environ[name]
     if inherited:
-        say(f"not used, though set: {', '.join(inherited)}; give options as server.NAME=…")
+        say(
+            f"not used, though set: {', '.join(inherited)}; give options as "
+            "server.NAME=…, a key as api_key_file=…"
+        )
     given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}
     try:
         return Steps(request(given))
@@ -104,7 +107,7 @@ def build_bins(steps: Steps) -> Task:
     return task(
         steps.build_bins,
         done=steps.bins_are_done,
-        after=["source"],
+        after=["_compiler", "source"] if lacks_model(steps) else ["_compiler", "source", "resolve"],
         clean=steps.clean_bins,
         forget=steps.forget_bins,
     )
@@ -176,7 +179,7 @@ def prepare(steps: Steps) -> Task:
 def serve(steps: Steps) -> Task:
     return task(
         lambda: serving.serve(steps),
-        after=["_port", "_flags", *PREPARATION],
+        after=["_port", *(["_flags"] if steps.request.settings.server else []), *PREPARATION],
         lacks_model=lacks_model(steps),
     )
 
@@ -193,12 +196,16 @@ def test() -> Task:
     """pytest in this environment, with what the tests need installed first."""
 
     def run(words: list[str]) -> TaskFailed | None:
+        return guarded(lambda: pytest(words))()
+
+    def pytest(words: list[str]) -> None:
         try:
             bootstrap.install("test")
         except bootstrap.BootstrapError as error:
-            return TaskFailed(str(error))
+            raise PipelineError(error.message, error.hint) from None
         status = process.attached([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY)
-        return TaskFailed(f"pytest ended with {status}") if status else None
+        if status:
+            raise PipelineError(f"pytest ended with {status}")
 
     return {
         "actions": [run],
@@ -215,6 +222,10 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     return task(steps.check)
+
+
+def compiler(steps: Steps) -> Task:
+    return task(steps.check_compiler)
 
 
 def settle(steps: Steps) -> Task:

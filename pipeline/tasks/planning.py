@@ -28,11 +28,11 @@ QUANT_SHARE = 0.35  # of an F16 file: about what Q4_K_M takes, for a size not ye
 def plan(steps: Steps) -> None:
     """Print the plan: text, or one JSON object with format=json. Raises PipelineError."""
     steps.check_request()
-    if steps.known() is None:
+    if not steps.resolve_is_done():
         steps.resolve(store=False)
     told = collect(steps)
     if steps.request.json:
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print(json.dumps(told, indent=1))
         return
     for step in told["steps"]:
         print(f"{step['state']:<11} {step['name']:<11} {step['what']}")
@@ -75,7 +75,7 @@ def collect(steps: Steps) -> dict[str, Any]:
     todo = {name for name, done, _ in rows if not done}
     memory, command, context, env = None, None, None, None
     if not todo:
-        prepared = prepare(steps, chain.final)
+        prepared = prepare(steps, chain)
         if prepared.fit.memory:
             memory = {
                 "weights_bytes": prepared.fit.memory.weights,
@@ -111,7 +111,7 @@ def collect(steps: Steps) -> dict[str, Any]:
 def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     """What is still to come over the network; the converter's packages are counted as installed."""
     total = 0
-    if "source" in todo and source.is_fetched(steps.llama_cpp):
+    if "source" in todo and steps.llama_cpp.fetched:
         archive = pins().llama_cpp_archive
         total += 0 if packages.cached(archive, steps.home).exists() else archive.size
     if "fetch" in todo:

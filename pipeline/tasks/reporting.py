@@ -4,6 +4,7 @@ can mend."""
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -81,14 +82,20 @@ def checked(question: Callable[[], bool]) -> Callable[[], bool]:
             return question()
         except (PipelineError, OSError):
             return False
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
 
     return ask
 
 
 def replace_closed_streams() -> None:
-    """A closed stdout or stderr (`2>&-`) takes what is printed and keeps it to itself."""
+    """A closed stdout or stderr (`2>&-`) takes what is printed and keeps it to itself, and a
+    letter that the terminal cannot show is shown as its number."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        elif stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 

@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError
+from pipeline.bins import binaries
 from pipeline.core.paths import user_folder
 from pipeline.core.say import say, size
 from pipeline.models import gguf, memory
+from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, launch, supervise
@@ -26,7 +27,7 @@ class Prepared:
     """A launch and what is known about it."""
 
     launch: Launch
-    model: Path
+    name: str
     header: Header
     bytes: int
     fit: Fit
@@ -59,7 +60,7 @@ def fit_context(steps: Steps, model: Path, header: Header) -> Fit:
     def measured(ctx_size: int) -> Memory | None:
         if not programs.has("llama-fit-params"):
             return None
-        options = launch.model_options(header.pooling, ctx_size, settings.batch_size)[3:]
+        options = launch.batch_options(header.pooling, ctx_size, settings.batch_size)
         if settings.parallel:
             options += ["--parallel", str(settings.parallel)]
         program = programs.program("llama-fit-params")
@@ -75,12 +76,11 @@ def fit_context(steps: Steps, model: Path, header: Header) -> Fit:
     return memory.fit(header, settings.ctx_size, memory.available(), measured)
 
 
-def prepare(steps: Steps, model: Path) -> Prepared:
-    """The launch of `model`. Starts no server. Raises PipelineError."""
-    request, home = steps.request, steps.home
+def prepare(steps: Steps, chain: Chain) -> Prepared:
+    """The launch of a model that is all made. Starts no server. Raises PipelineError."""
+    request, home, model = steps.request, steps.home, chain.final
     header = gguf.read_noted(model, home.run / "gguf.json")
     fit = fit_context(steps, model, header)
-    resolved = steps.known()
     config = home.run / "xdg"
     server = {name.replace("-", "_"): value for name, value in request.settings.server.items()}
     arguments = launch.server_arguments(
@@ -89,7 +89,7 @@ def prepare(steps: Steps, model: Path) -> Prepared:
         model=model,
         ctx_size=fit.ctx_size,
         # a comma would make two names of it
-        alias=(resolved.name if resolved else model.stem).replace(",", " "),
+        alias=chain.resolved.name.replace(",", " "),
         pooling=header.pooling,
     )
     return Prepared(
@@ -104,7 +104,7 @@ def prepare(steps: Steps, model: Path) -> Prepared:
             prefix=server.get("api_prefix", "").rstrip("/"),
             tls="ssl_cert_file" in server,
         ),
-        model=model,
+        name=chain.resolved.name,
         header=header,
         bytes=sum(part.stat().st_size for part in gguf.shards(model)),
         fit=fit,
@@ -113,10 +113,7 @@ def prepare(steps: Steps, model: Path) -> Prepared:
 
 def serve(steps: Steps) -> None:
     """Serve the model in the foreground until asked to stop. Raises PipelineError."""
-    chain = steps.chain()
-    if chain is None:
-        raise PipelineError("the model is not resolved yet", "doit resolve model=…")
-    prepared = prepare(steps, chain.final)
+    prepared = prepare(steps, steps.require_chain())
     (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
     for warning in warnings(steps, prepared):
         say(f"warning: {warning}")
@@ -124,7 +121,7 @@ def serve(steps: Steps) -> None:
     def ready(seconds: float, output: str) -> None:
         told = summary(steps, prepared, seconds, output)
         if steps.request.json:
-            print(json.dumps(told, ensure_ascii=False), flush=True)
+            print(json.dumps(told), flush=True)
         else:
             width = max(len(name) for name in told)
             print("\n".join(f"{name:<{width}}  {value}" for name, value in told.items()))
@@ -167,14 +164,15 @@ def context_text(fit: Fit, asked: int | None) -> str:
 def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> dict[str, object]:
     """What is told once the server is ready; `output` is what it has printed."""
     threads = re.search(r"n_threads = (\d+)", output)
-    settings, resolved = steps.request.settings, steps.known()
+    settings = steps.request.settings
+    ours = binaries.external(steps.home) is None
     return {
         "url": prepared.launch.url,
-        "model": resolved.name if resolved else prepared.model.name,
+        "model": prepared.name,
         "quant": prepared.header.quant or "unknown",
         "size": size(prepared.bytes),
-        "backend": steps.request.backend,
-        "device": settings.device or "CPU",
+        "backend": steps.request.backend if ours else "that of LLAMA_SERVER_BINS_DIR",
+        "device": settings.device or ("CPU" if ours else "llama-server's choice"),
         "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),
         "context": context_text(prepared.fit, settings.ctx_size),
         "log": str(prepared.launch.log),

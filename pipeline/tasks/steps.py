@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.bins import binaries, build, host, source
 from pipeline.bins.backends import BACKENDS
 from pipeline.core import artifacts, paths, receipts
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.locks import only_one
 from pipeline.core.publish import remove
 from pipeline.core.say import say
@@ -113,7 +113,7 @@ class Steps:
         needs = self.needs()
         if needs is not None and not needs.convert and self.bins_are_done():
             return True
-        return not self._again() and source.is_current(self.llama_cpp)
+        return source.is_current(self.llama_cpp)
 
     def bins_are_done(self) -> bool:
         if binaries.external(self.home):
@@ -142,11 +142,12 @@ class Steps:
         return needs is not None and not needs.quantize
 
     def is_settled(self) -> bool:
-        """Whether the served file is where its receipt left it, or has none anyway."""
+        """Whether the model's files are where their receipts left them."""
         steps = self.chain()
         if steps is None or self.request.force:
             return True
-        return chain.final_status(steps, self.home, self.tool) is not receipts.Status.MOVED
+        moved = chain.moved(steps, self.home, self.tool)
+        return moved is None and not chain.is_unmarked(steps)
 
     def _again(self) -> bool:
         """`force=1` without a model means llama.cpp's own steps, with one the model's."""
@@ -160,7 +161,10 @@ class Steps:
         for folder in (home.root, home.run, home.logs, home.models, home.bins):
             paths.require_writable(folder)
         self.check_request()
-        if not self.bins_are_done():
+
+    def check_compiler(self) -> None:
+        """Without programs that may only have to be hashed, a compiler will be needed."""
+        if not self.bins_are_done() and not self.build.target.exists():
             host.require_compiler()
 
     def check_request(self) -> None:
@@ -183,6 +187,7 @@ class Steps:
                 resolve.gguf_path(reference.path, self.home)
             else:
                 resolve.check_folder(reference.path, self._architectures())
+        self.chain()  # what cannot be meant is said now
 
     def get_source(self) -> None:
         source.fetch(self.llama_cpp, self.home, offline=self.request.offline)
@@ -207,32 +212,32 @@ class Steps:
             self._resolved = resolve.folder(reference.path, self.home, self._architectures())
         elif reference.path:
             self._resolved = resolve.gguf_path(reference.path, self.home)
+        self.chain()  # what cannot be meant is said now
 
     def settle(self) -> None:
-        """Hash the served file once where it was copied or restored, before other steps look."""
-        steps = self._chain()
-        with only_one(steps.final):
-            receipts.settle(steps.final)
+        """Hash once what was copied or restored, and mark what is wanted now, before other
+        steps look."""
+        steps = self.require_chain()
+        while moved := chain.moved(steps, self.home, self.tool):
+            with only_one(moved):
+                receipts.settle(moved)
+        if steps.conversion and chain.is_unmarked(steps):
+            artifacts.keep(steps.conversion.target)
 
     def fetch(self) -> None:
-        steps = self._chain()
+        steps = self.require_chain()
         if steps.resolved.local:
             return
         if steps.resolved.source["type"] == "package":
             demo.fetch(steps.resolved, self.home, offline=self.request.offline)
         else:
-            if self.request.offline:
-                raise PipelineError(
-                    f"{steps.resolved.name}: is not all here, and offline=1 forbids to fetch it",
-                    "run once without offline=1",
-                )
-            hub.fetch(steps.resolved)
+            hub.fetch(steps.resolved, offline=self.request.offline)
 
     def make_converter(self) -> None:
         converter.make(self.home, force=self._again(), offline=self.request.offline)
 
     def convert(self) -> None:
-        steps = self._chain()
+        steps = self.require_chain()
         if steps.conversion:
             # Whoever held the lock before may have made the file, used it and removed it.
             with only_one(steps.conversion.target):
@@ -240,7 +245,7 @@ class Steps:
                     convert.make(steps.conversion, self.home, force=self.request.force)
 
     def quantize(self) -> None:
-        steps = self._chain()
+        steps = self.require_chain()
         if steps.quantization is None:
             return
         program = self.binaries.program("llama-quantize")
@@ -262,19 +267,22 @@ class Steps:
     # Undo it: `clean` removes files with their receipts, `forget` the receipts alone
 
     def clean_source(self) -> None:
-        source.clean(self.llama_cpp)
+        with only_one(self.llama_cpp.folder):
+            source.clean(self.llama_cpp)
 
     def forget_source(self) -> None:
         source.forget(self.llama_cpp)
 
     def clean_bins(self) -> None:
-        build.clean(self.build)
+        with only_one(self.build.target):
+            build.clean(self.build)
 
     def forget_bins(self) -> None:
         build.forget(self.build)
 
     def clean_converter(self) -> None:
-        converter.clean(self.home)
+        with only_one(converter.folder(self.home)):
+            converter.clean(self.home)
 
     def forget_converter(self) -> None:
         converter.forget(self.home)
@@ -289,14 +297,14 @@ class Steps:
 
     def targets(self, step: str) -> list[Path]:
         """The files of the model that a step made or would make. Raises PipelineError."""
-        steps = self._chain()
+        steps = self.require_chain()
         if step == "fetch" and not steps.resolved.local:
             return [steps.resolved.folder / file.name for file in steps.resolved.files]
         made = steps.conversion if step == "convert" else steps.quantization
         return [made.target] if made and step != "fetch" else []
 
     def clean(self, step: str) -> None:
-        between = self._chain().conversion if self._chain().quantization else None
+        between = self.require_chain().conversion if self.require_chain().quantization else None
         for target in self.targets(step):
             with only_one(target):
                 if between and target == between.target:
@@ -311,18 +319,12 @@ class Steps:
 
     def _reference(self) -> Reference:
         if self.request.reference is None:
-            raise PipelineError("no model is named", "say which: model=…")
+            raise UsageError("no model is named", "say which: model=…")
         return self.request.reference
 
-    def _known(self) -> Resolved:
+    def require_chain(self) -> Chain:
+        """The model's steps. Raises PipelineError where they are not known yet."""
         self._reference()
-        resolved = self.known()
-        if resolved is None:
-            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
-        return resolved
-
-    def _chain(self) -> Chain:
-        self._known()
         steps = self.chain()
         if steps is None:
             raise PipelineError("the model is not resolved yet", "doit resolve model=…")

@@ -18,6 +18,15 @@ from pipeline.serve.launch import Settings
 SERVER = "server."
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
 
+
+def gpu_layers(value: str) -> str:
+    """llama-server's own: a number, auto or all."""
+    word = value.strip().lower()
+    if word not in ("auto", "all") and not word.isdecimal():
+        raise ValueError("a whole number, auto or all")
+    return word
+
+
 TABLE = (
     *(Variable(name, text) for name in MODEL_NAMES),
     Variable("quant", quants.parse),
@@ -28,7 +37,7 @@ TABLE = (
     Variable("host", text),
     Variable("port", integer(1, 65535)),
     Variable("threads", integer(1, 4096)),
-    Variable("gpu_layers", text),
+    Variable("gpu_layers", gpu_layers),
     Variable("parallel", integer(1, 4096)),
     Variable("batch_size", integer(1, 1 << 24)),
     Variable("ctx_size", integer(1, 1 << 30)),
@@ -93,11 +102,14 @@ def request(given: Mapping[str, str]) -> Request:
         if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
             raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
     backend, device = word("backend", "auto"), word("device") or None
-    if device in backends.NAMES and device != "auto":
+    if device and device.lower() in backends.NAMES and device.lower() != "auto":
+        device = device.lower()
         if backend not in ("auto", device):
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
     default = Settings()
+    if values.get("refresh") and values.get("offline"):
+        raise UsageError("refresh=1 and offline=1 contradict each other")
     reference = _reference(values)
     wanted = Wanted(
         quant=_quant(reference, word("quant")),
@@ -128,7 +140,7 @@ def request(given: Mapping[str, str]) -> Request:
             api_key_file=file("api_key_file"),
             server=server,
         ),
-        backend=backends.choose(backend).backend.name,
+        backend=backends.choose(backend).name,
         ready_timeout=number("ready_timeout") or 600,
         stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
         force=bool(values.get("force", False)),

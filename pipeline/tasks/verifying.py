@@ -10,6 +10,7 @@ from pipeline.bins import tree
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.hashing import sha256
+from pipeline.core.process import WINDOWS
 from pipeline.core.receipts import FILE, Entry
 from pipeline.core.say import plural, say
 from pipeline.models import gguf
@@ -29,7 +30,7 @@ def verify(steps: Steps) -> None:
         if not steps.request.json:
             print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
     if steps.request.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1))
     wrong = [f"{item['path']}: {item['problem']}" for item in found if item["problem"]]
     if wrong:
         raise PipelineError(
@@ -66,6 +67,8 @@ def check(path: Path, entry: Entry | None) -> str:
     if not path.exists():
         return "is missing"
     if path.is_dir():
+        if WINDOWS:  # which does not keep the modes that are part of git's hash
+            return "" if tree.stamp(path) == entry.sha256 else "has changed files"
         found = tree.folder_hash(path)
         return "" if found == entry.recipe["tree"] else f"has the tree hash {found}"
     if path.stat().st_size != entry.size:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline.bins import binaries
 from pipeline.bins.build import program_file
 from pipeline.core import receipts
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
 SERVER = program_file("llama-server")
@@ -51,7 +52,7 @@ def test_an_external_folder_without_a_server(
     elif there == "a folder of that name":
         (tmp_path / "own" / SERVER).mkdir(parents=True)
     monkeypatch.setenv("LLAMA_SERVER_BINS_DIR", "own")
-    with pytest.raises(PipelineError, match="LLAMA_SERVER_BINS_DIR=own: there is no llama-server"):
+    with pytest.raises(UsageError, match="LLAMA_SERVER_BINS_DIR=own: there is no llama-server"):
         binaries.external(home)
 
 
@@ -68,8 +69,8 @@ def test_a_missing_program(folder: Path, home: Home, commit: str, hint: str) -> 
 def test_the_receipt_knows_the_sha256_while_it_is_current(folder: Path, home: Home) -> None:
     program = folder / SERVER
     found = binaries.Binaries(folder=folder, commit="abc", home=home)
-    entry = receipts.stamp(program, {}, seconds=0, digest="from the receipt")
-    receipts.change(program, entry)
+    entry = receipts.stamp(program, {}, seconds=0)
+    receipts.change(program, replace(entry, sha256="from the receipt"))
     assert found.sha256("llama-server") == "from the receipt"
     program.write_bytes(b"another")
     assert found.sha256("llama-server") == sha256(b"another")

@@ -46,7 +46,7 @@ def test_the_usual_names_in_their_order(compilers: Path) -> None:
     for name in ("clang++", "g++", "c++"):
         path = program(compilers / name, f"echo '{name} 1.0'; echo more")
         assert host.find_compiler() == host.Compiler(str(path), "1.0")
-        assert host.require_compiler() == host.find_compiler()
+        host.require_compiler()
 
 
 @posix

@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.bins import source, tree
 from pipeline.core import packages, receipts
-from pipeline.tasks import steps, variables
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.tasks import steps, variables
 
 FILES = {"CMakeLists.txt": b"project(x)\n", "ggml/src/a.c": b"int a;\n", "build.sh": b"#!/bin/sh\n"}
 INSIDE = "package-1.0/vendor/llama.cpp"
@@ -74,7 +74,7 @@ class TestSubmodule:
         )
         assert found.tree == tree.folder_hash(module)
         assert source.is_current(found)
-        assert not source.is_fetched(found)
+        assert not found.fetched
 
     def test_what_git_ignores_does_not_count(self, module: Path, home: Home) -> None:
         (module / "build").mkdir()
@@ -170,7 +170,7 @@ class TestSubmodule:
         assert f"recorded as {found.tree}" in capsys.readouterr().err
         source.fetch(found, home)
         source.clean(found)
-        assert not source.forget(found)
+        source.forget(found)
         assert (module / "CMakeLists.txt").read_text() == "changed"
         assert not home.root.exists()
 
@@ -284,7 +284,8 @@ class TestArchive:
     ) -> None:
         kept = pinned(*GOOD)
         found = source.find(home)
-        assert source.is_fetched(found)
+        assert found.fetched
+        assert not found.local
         assert not source.is_current(found)
         source.fetch(found, home)
         assert tree.folder_hash(found.folder) == source.pins().llama_cpp_tree == found.tree
@@ -365,8 +366,9 @@ class TestArchive:
         pinned(*GOOD)
         found = source.find(home)
         source.fetch(found, home)
-        assert source.forget(found)
-        assert not source.forget(found)
+        source.forget(found)
+        assert receipts.load(found.folder.parent) == {}
+        source.forget(found)
         assert not source.is_current(found)
         assert found.folder.exists()
         source.fetch(found, home)

@@ -101,6 +101,17 @@ def test_kept_stays_kept(tmp_path: Path) -> None:
     assert artifacts.make(target, TWO, maker, keep=False).keep  # also when it is made again
 
 
+def test_kept_without_being_made_again(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    artifacts.keep(target)
+    assert receipts.load(tmp_path) == {}  # what has no receipt gets none
+    made = artifacts.make(target, ONE, Maker(), keep=False)
+    for _ in range(2):
+        artifacts.keep(target)
+        assert receipts.load(tmp_path) == {"a": replace(made, keep=True)}
+    assert names(tmp_path) == [".state.json", "a"]
+
+
 def test_what_was_discarded_is_no_longer_kept(tmp_path: Path) -> None:
     artifacts.make(tmp_path / "a", ONE, Maker())
     artifacts.discard(tmp_path / "a")

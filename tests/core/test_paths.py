@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from core_tools import disk, names
 
-from pipeline.core import paths
+from pipeline.core import packages, paths
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.pins import pins
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +113,7 @@ class TestCache:
     def test_chosen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LLAMA_PIPELINE_CACHE", "~/kept")
         assert paths.cache(paths.Home(tmp_path)) == tmp_path / "user" / "kept"
-        assert (tmp_path / "user" / "kept").is_dir()
+        assert not (tmp_path / "user").exists()  # deciding writes nothing
 
     def test_the_platforms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from platformdirs import user_cache_path
@@ -119,6 +121,7 @@ class TestCache:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         expected = user_cache_path("llama-pipeline", appauthor=False)
         assert paths.cache(paths.Home(tmp_path)) == expected
+        assert names(tmp_path) == []
 
     def test_inside_the_home_where_that_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,12 +130,27 @@ class TestCache:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user" / "xdg"))
         home = paths.Home(tmp_path / "home")
         assert paths.cache(home) == home.root / ".cache"
-        assert (home.root / ".cache").is_dir()
+        assert names(tmp_path) == ["user"]
+
+    def test_inside_the_home_where_the_disk_is_read_only(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home = paths.Home(tmp_path / "home")
+        with disk(tmp_path / "user", "size=64k") as remount:
+            for name in ("HOME", "XDG_CACHE_HOME"):
+                monkeypatch.setenv(name, str(tmp_path / "user" / "not there" / "yet"))
+            assert tmp_path / "user" in paths.cache(home).parents
+            remount("ro")
+            assert paths.cache(home) == home.root / ".cache"
 
     def test_a_choice_is_not_replaced_by_a_guess(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "file"))
-        with pytest.raises(PipelineError, match="nothing can be written there"):
-            paths.cache(paths.Home(tmp_path / "home"))
+        home = paths.Home(tmp_path / "home")
+        assert paths.cache(home) == tmp_path / "file"
+        # an OSError with the path in it is told as a plain error by the tasks
+        with pytest.raises((PipelineError, OSError), match=re.escape(str(tmp_path / "file"))):
+            packages.fetch(pins().demo_archive, home, offline=True)
+        assert names(tmp_path) == ["file"]

@@ -48,6 +48,17 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, there_before: bool)
     assert names(tmp_path) == ["bins"]
 
 
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "größe.json"
+    for text in ("one: ü\n", "two"):
+        publish.publish_text(target, text)
+        assert target.read_bytes() == text.encode()
+    with pytest.raises(UnicodeEncodeError):
+        publish.publish_text(target, "a lone half \ud800")
+    assert target.read_text() == "two"
+    assert names(tmp_path) == ["größe.json"]
+
+
 @linux
 def test_no_reader_ever_sees_it_missing(tmp_path: Path) -> None:
     target, done, looks, missed = folder(tmp_path / "bins", "old"), threading.Event(), 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import artifacts, notes, receipts
+from pipeline.core import artifacts, receipts
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.receipts import Status
@@ -56,7 +57,7 @@ class World:
         """Quantize; the intermediate is discarded as the step itself would do it."""
         assert steps.quantization
         recipe = steps.quantization.recipe(
-            self.home, tool, steps.quantization.known_input(self.home)
+            self.home, tool, steps.quantization.input_identity(self.home)
         )
         assert recipe is not None
         make(steps.final, recipe, repr(recipe).encode())
@@ -64,13 +65,10 @@ class World:
             artifacts.discard(steps.conversion.target)
 
     def settle(self, steps: Chain) -> bool:
-        """What the steps do first with a file that was copied."""
-        if steps.quantization:
-            known = steps.quantization.known_input(self.home)
-            recipe = steps.quantization.recipe(self.home, TOOL, known)
-        else:
-            recipe = steps.conversion.recipe if steps.conversion else None
-        return recipe is not None and receipts.settle(steps.final, recipe)
+        """What the steps do first with files that were copied; is the served one current then?"""
+        while moved := chain.moved(steps, self.home, TOOL):
+            receipts.settle(moved)
+        return chain.final_status(steps, self.home, TOOL) is Status.CURRENT
 
     def everything(self, steps: Chain) -> None:
         self.fetch()
@@ -183,8 +181,10 @@ def test_copied_files_are_hashed_once_and_not_made_again(world: World) -> None:
     touch(steps.final)
     assert chain.final_status(steps, world.home, TOOL) is Status.MOVED
     assert world.needs(steps).quantize == "copied or restored"
+    assert chain.moved(steps, world.home, TOOL) == steps.final
     assert world.settle(steps)
     assert world.needs(steps) == Needs()
+    assert chain.moved(steps, world.home, TOOL) is None
 
 
 def test_copied_and_changed_files_are_not_settled(world: World) -> None:
@@ -193,6 +193,69 @@ def test_copied_and_changed_files_are_not_settled(world: World) -> None:
     steps.final.write_bytes(b"!" * steps.final.stat().st_size)
     assert not world.settle(steps)
     assert ended(world.needs(steps)) == (False, True, True)
+
+
+def test_a_moved_intermediate_decides_only_while_the_served_file_is_not_current(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = world.chain(keep_f16=True)
+    assert chain.moved(steps, world.home, TOOL) is None  # nothing is there
+    world.everything(steps)
+    assert steps.conversion
+    between = steps.conversion.target
+    touch(between)
+    assert chain.moved(steps, world.home, TOOL) is None
+    assert chain.moved(steps, world.home, None) == between  # what made the other cannot be told
+    touch(steps.final)
+    assert chain.moved(steps, world.home, TOOL) == steps.final
+    assert world.settle(steps)
+    assert receipts.status(between) is Status.MOVED  # a large file that nobody has to hash
+
+    steps.final.unlink()
+    shutil.rmtree(world.resolved.folder)
+    assert chain.moved(steps, world.home, TOOL) == between
+    newer = world.chain(keep_f16=True, source={"commit": "c2", "tree": "t2"})
+    assert chain.moved(newer, world.home, TOOL) is None  # it is made again whatever it holds
+    assert world.needs(steps).convert == "copied or restored"
+    capsys.readouterr()
+    assert not world.settle(steps)
+    assert capsys.readouterr().err.count("hashing it once") == 1
+    assert world.needs(steps) == Needs(quantize="missing")
+
+
+def test_a_moved_intermediate_that_changed_is_converted_again(world: World) -> None:
+    steps = world.chain(keep_f16=True)
+    world.everything(steps)
+    assert steps.conversion
+    for file in (steps.conversion.target, steps.final):
+        file.write_bytes(b"!" * file.stat().st_size)
+    assert not world.settle(steps)
+    assert chain.moved(steps, world.home, TOOL) is None
+    assert world.needs(steps) == Needs(convert="made differently", quantize="made differently")
+
+
+@pytest.mark.parametrize("wish", [{"keep_f16": True}, {"quant": "BF16"}])
+def test_an_intermediate_wanted_for_keeps_is_marked(world: World, wish: dict[str, Any]) -> None:
+    passing, kept = world.chain(), world.chain(**wish)
+    assert passing.conversion
+    assert kept.conversion
+    assert kept.conversion.target == passing.conversion.target
+    assert not chain.is_unmarked(kept)  # nothing is there
+    world.fetch()
+    world.convert(passing)
+    assert chain.is_unmarked(kept)
+    assert not chain.is_unmarked(passing)
+    artifacts.keep(kept.conversion.target)
+    assert not chain.is_unmarked(kept)
+    world.quantize(passing)
+    assert kept.conversion.target.exists()
+    assert world.needs(kept) == world.needs(passing) == Needs()
+
+
+def test_what_was_discarded_is_not_unmarked(world: World) -> None:
+    world.everything(world.chain())
+    assert not chain.is_unmarked(world.chain(keep_f16=True))
+    assert not chain.is_unmarked(world.chain("BF16"))
 
 
 def test_a_home_copied_as_a_whole_settles(world: World, tmp_path: Path) -> None:
@@ -262,7 +325,8 @@ def test_an_intermediate_left_over_by_a_cut_run_is_something_to_do(world: World)
     world.fetch()
     world.convert(steps)
     assert steps.quantization
-    recipe = steps.quantization.recipe(world.home, TOOL, steps.quantization.known_input(world.home))
+    known = steps.quantization.input_identity(world.home)
+    recipe = steps.quantization.recipe(world.home, TOOL, known)
     assert recipe
     make(steps.final, recipe, b"final")  # and killed before the intermediate was discarded
     assert chain.leftover(steps)
@@ -286,6 +350,16 @@ def test_types_that_the_converter_writes_itself(world: World, quant: str) -> Non
     assert world.needs(steps).convert == "copied or restored"
     assert world.settle(steps)
     assert world.needs(steps) == Needs()
+
+
+@pytest.mark.parametrize("quant", quants.DIRECT)
+def test_no_file_between_can_be_kept_where_there_is_none(world: World, quant: str) -> None:
+    with pytest.raises(UsageError, match=f"keep_f16: quant={quant.lower()} is written without"):
+        world.chain(quant, keep_f16=True)
+    gguf = a_gguf(world, quant, local=True)
+    for taken in (gguf, a_gguf(world, "BF16", local=False)):
+        with pytest.raises(UsageError, match="keep_f16: the GGUF is taken as it is"):
+            taken.chain(quant, keep_f16=True)
 
 
 def test_a_type_nobody_can_make_is_refused(world: World) -> None:
@@ -337,7 +411,11 @@ def test_an_unquantized_gguf_of_the_user_is_quantized(world: World, precision: s
     assert local.resolved.folder not in steps.final.parents
     assert local.needs(steps) == Needs(quantize="missing")
     source = local.resolved.folder / "m.gguf"
-    notes.identity(local.home.run / "sha256.json", source)
+    assert steps.quantization
+    assert steps.quantization.input_identity(local.home) is None  # deciding hashes nothing
+    known = steps.quantization.input_identity(local.home, hashing=True)
+    assert known == f"sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}"
+    assert steps.quantization.input_identity(local.home) == known
     local.quantize(steps)
     assert local.needs(steps) == Needs()
     source.write_bytes(b"GGUF changed!")

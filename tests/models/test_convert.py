@@ -160,7 +160,8 @@ def test_the_environment_is_current_only_with_a_receipt(
     stamp.touch()
     receipts.change(stamp, receipts.stamp(stamp, converter.recipe(), seconds=0))
     assert converter.is_current(home)
-    assert converter.forget(home)
+    converter.forget(home)
+    assert stamp.exists()
     assert not converter.is_current(home)
 
 

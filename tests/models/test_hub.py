@@ -16,7 +16,10 @@ from conftest import REPOSITORY
 from fakes import hub as fake
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.models import hub
 from pipeline.models.hub import choose, require_safe
+from pipeline.models.reference import parse
 from pipeline.models.resolve import File
 
 # The client reads its settings when it is imported, hence a process of its own.
@@ -28,7 +31,7 @@ from pipeline.core.paths import Home
 from pipeline.models import hub
 from pipeline.models.reference import parse
 
-home, text, revision, filename, quant, fetch = json.load(sys.stdin)
+home, text, revision, filename, quant, fetch, offline = json.load(sys.stdin)
 try:
     from dataclasses import replace
     reference = parse("hf:" + text)
@@ -36,7 +39,7 @@ try:
         reference = replace(reference, revision=revision)
     found = hub.resolve(reference, filename, quant, Home(Path(home)))
     if fetch:
-        hub.fetch(found)
+        hub.fetch(found, offline=offline)
     print(json.dumps({
         "kind": found.kind, "folder": str(found.folder), "slug": found.slug,
         "source": found.source, "files": [[f.name, f.size, f.sha256] for f in found.files],
@@ -79,7 +82,9 @@ def test_a_file_by_its_name() -> None:
         ({"quant": "Q4"}, "no GGUF files match Q4"),
         ({"filename": "none.gguf"}, "no GGUF files match none.gguf"),
         ({"names": ("a-Q4_K_M.gguf", "b.q4_k_m.gguf")}, "2 GGUF files match Q4_K_M, the default"),
-        ({"names": ("a.gguf",)}, "no GGUF files match Q4_K_M, the default"),
+        ({"names": ("a.gguf", "b.gguf")}, "no GGUF files match Q4_K_M, the default"),
+        ({"quant": "Q8_0", "names": ("a.gguf",)}, "no GGUF files match Q8_0"),
+        ({"names": ("mmproj-a-Q4_K_M.gguf",)}, "no GGUF files match Q4_K_M, the default"),
     ],
 )
 def test_no_file_is_guessed_and_all_are_listed(wish: dict[str, Any], said: str) -> None:
@@ -88,6 +93,75 @@ def test_no_file_is_guessed_and_all_are_listed(wish: dict[str, Any], said: str) 
     assert said in str(caught.value)
     for name in wish.get("names", LISTING):
         assert f"  {name}  4.0 GB" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.gguf",),
+        ("a-Q8_0.gguf",),
+        ("a.gguf", "mmproj-a-F16.gguf"),
+        ("sub/a-00001-of-00002.gguf", "sub/a-00002-of-00002.gguf"),
+    ],
+)
+def test_the_only_model_needs_no_quant(names: tuple[str, ...]) -> None:
+    assert pick(names=names) == names[0]
+
+
+def test_later_parts_and_projectors_are_no_choice() -> None:
+    names = (
+        *("a-Q4_K_M-00002-of-00002.gguf", "a-Q4_K_M-00001-of-00002.gguf"),
+        *("mmproj-a-Q4_K_M.gguf", "sub/mmproj-a-Q4_K_M.gguf", "a-Q8_0.gguf"),
+    )
+    assert pick(names=names) == pick("Q4_K_M", names=names) == names[1]
+
+
+def listed(*names: str) -> dict[str, File]:
+    return {name: File(name, 1, "s") for name in names}
+
+
+def test_all_parts_of_a_model() -> None:
+    assert hub.parts("sub/a.gguf", listed("sub/a.gguf", "b.gguf")) == ["sub/a.gguf"]
+    names = [f"sub/a-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
+    others = ["sub/a-00001-of-00002.gguf", "a-00002-of-00003.gguf", "sub/b.gguf"]
+    for asked in names:  # whichever of them `filename` names
+        assert hub.parts(asked, listed(*others, *reversed(names))) == names
+
+
+def test_a_part_that_the_repository_lacks() -> None:
+    names = [f"sub/a-{n:05d}-of-00003.gguf" for n in (1, 3)]
+    with pytest.raises(PipelineError, match="lacks parts") as caught:
+        hub.parts(names[0], listed(*names, "a-00002-of-00003.gguf"))
+    assert "sub/a-00002-of-00003.gguf" in str(caught.value)
+    assert names[1] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "precision"),
+    [
+        (None, "BF16"),
+        ({"F32": 10}, "F32"),
+        ({"F32": 10, "F16": 1000}, "F16"),
+        ({"BF16": 1000, "F32": 10}, "BF16"),
+        ({"F8_E4M3": 1000, "F32": 10}, "BF16"),
+    ],
+)
+def test_the_precision_that_the_hub_tells(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: dict[str, int] | None,
+    precision: str,
+) -> None:
+    from huggingface_hub.hf_api import ModelInfo
+
+    more: dict[str, Any] = {}
+    if said:
+        more = {"safetensors": {"parameters": said, "total": sum(said.values())}}
+    siblings = [{"rfilename": "model.safetensors", "size": 9, "blobId": "b"}]
+    info = ModelInfo(id="org/m", sha="c" * 40, siblings=siblings, **more)
+    monkeypatch.setattr(hub, "_model_info", lambda reference: info)
+    found = hub.resolve(parse("hf:org/m"), "", "", Home(tmp_path))
+    assert (found.kind, found.precision) == ("safetensors", precision)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +211,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.Running]:
     safe = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
     code = {"modeling.py": b"evil", "pytorch_model.bin": b"pickle", "README.md": b"x"}
     repo("org/safe", {**safe, **code, "1_Pooling/config.json": b"{}", "onnx/model.onnx": b"x"})
+    split = {f"m-{n:05d}-of-00002.gguf": GGUF * n for n in (1, 2)}
+    repo("org/split", {**split, "mmproj-m-F16.gguf": GGUF})
     repo("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
     repo("org/gated", {"m-Q4_K_M.gguf": GGUF}, gated="manual", token="hf_member")
     repo("org/private", {"m-Q4_K_M.gguf": GGUF}, private=True, token="hf_member")
@@ -160,6 +236,7 @@ def ask(server: fake.Running, tmp_path: Path) -> Ask:
         filename: str = "",
         quant: str = "",
         fetch: bool = False,
+        offline: bool = False,
         **more: str,
     ) -> dict[str, Any]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
@@ -174,7 +251,9 @@ def ask(server: fake.Running, tmp_path: Path) -> Ask:
         }
         done = subprocess.run(
             [sys.executable, "-c", CLIENT],
-            input=json.dumps([str(tmp_path / "home"), text, revision, filename, quant, fetch]),
+            input=json.dumps(
+                [str(tmp_path / "home"), text, revision, filename, quant, fetch, offline]
+            ),
             capture_output=True,
             text=True,
             env=environment,
@@ -212,11 +291,33 @@ def test_a_gguf_is_chosen_fetched_and_recorded(ask: Ask, server: fake.Running) -
 
 
 def test_quant_filename_and_revision_choose(ask: Ask) -> None:
-    assert ask("org/gguf:Q8_0")["files"][0][0] == "m-Q8_0.gguf"
+    assert ask("org/gguf")["files"][0][0] == "m-Q4_K_M.gguf"
     assert ask("org/gguf", quant="Q8_0")["files"][0][0] == "m-Q8_0.gguf"
     found = ask("org/gguf", filename="d.gguf", revision="dev")
     assert found["files"][0][0] == "d.gguf"
-    assert "d.gguf" in ask("org/gguf@dev")["error"]
+    assert ask("org/gguf@dev")["files"] == found["files"]
+    assert "d.gguf" in ask("org/gguf@dev", quant="Q8_0")["error"]
+
+
+def test_all_parts_are_fetched(ask: Ask) -> None:
+    found = ask("org/split", filename="m-00001-of-00002.gguf", fetch=True)
+    assert [name for name, *_ in found["files"]] == [
+        *("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
+    ]
+    for number, (name, *_) in enumerate(found["files"], start=1):
+        assert (Path(found["folder"]) / name).read_bytes() == GGUF * number
+
+
+def test_offline_nothing_is_fetched_and_what_is_here_will_do(
+    ask: Ask, server: fake.Running
+) -> None:
+    message = ask("org/gguf", fetch=True, offline=True)["error"]
+    assert "m-Q4_K_M.gguf is not here, and offline=1 forbids to fetch it" in message
+    file = Path(ask("org/gguf", fetch=True)["folder"]) / "m-Q4_K_M.gguf"
+    os.utime(file, ns=(1, 1))  # copied: hashed, not fetched
+    server.control(clear_log=True)
+    assert "error" not in ask("org/gguf", fetch=True, offline=True)
+    assert [line["path"] for line in server.log() if "resolve" in line["path"]] == []
 
 
 def test_safetensors_come_without_code_and_pickles(ask: Ask) -> None:

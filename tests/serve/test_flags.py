@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -111,8 +112,8 @@ def program(path: Path, prints: str, status: int = 0) -> tuple[Path, str]:
     """A program that prints this and counts its runs; and its sha256."""
     count = path.with_name("runs")
     path.write_text(
-        f"#!{sys.executable}\nimport sys\nopen({str(count)!r}, 'a').write('x')\n"
-        f"assert sys.argv[1:] == ['--help']\nprint({prints!r})\nsys.exit({status})\n"
+        f'#!/bin/sh\nprintf x >>{shlex.quote(str(count))}\n[ "$*" = --help ] || exit 9\n'
+        f"printf '%s\\n' {shlex.quote(prints)}\nexit {status}\n"
     )
     path.chmod(0o755)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()

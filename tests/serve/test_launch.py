@@ -9,7 +9,14 @@ import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.flags import Flag
-from pipeline.serve.launch import Launch, Settings, clean_environment, server_arguments
+from pipeline.serve.launch import (
+    Launch,
+    Settings,
+    batch_options,
+    clean_environment,
+    endpoint_options,
+    server_arguments,
+)
 
 FLAGS = {
     name: Flag(f"--{name}", value)
@@ -72,6 +79,26 @@ def test_embedding_models_and_rerankers(pooling: str, endpoint: str) -> None:
     words = command(Settings(batch_size=64), pooling)
     assert words.count("--batch-size") == 1
     assert words[words.index("--batch-size") + 1] == words[words.index("--ubatch-size") + 1] == "64"
+
+
+@pytest.mark.parametrize(
+    ("pooling", "asked", "words"),
+    [
+        *(("none", None, []), ("none", 64, ["--batch-size", "64"])),
+        ("mean", None, ["--batch-size", "8192", "--ubatch-size", "8192"]),
+        ("rank", 64, ["--batch-size", "64", "--ubatch-size", "64"]),
+    ],
+)
+def test_what_is_measured_is_what_is_served(
+    pooling: str, asked: int | None, words: list[str]
+) -> None:
+    """llama-fit-params gets the batches alone; it knows no endpoints."""
+    assert batch_options(pooling, 8192, asked) == words
+    served = command(Settings(batch_size=asked), pooling)
+    expected = [*endpoint_options(pooling), *words]
+    at = served.index("tiny") + 1
+    assert served[at : at + len(expected)] == expected
+    assert served.count("--batch-size") == words.count("--batch-size")
 
 
 def test_pages_of_other_origins_only_where_the_user_says_so() -> None:

@@ -63,7 +63,6 @@ def test_everything_asked_arrives(here: Path) -> None:
         keep_f16="yes",
         force=1,
         refresh="on",
-        offline="TRUE",
         server__flash_attn="on",
     )
     assert found.reference
@@ -84,7 +83,9 @@ def test_everything_asked_arrives(here: Path) -> None:
         server={"flash_attn": "on"},
     )
     assert (found.ready_timeout, found.stop_timeout) == (7, 0)
-    assert (found.force, found.refresh, found.offline, found.json) == (True, True, True, True)
+    assert (found.force, found.refresh, found.offline, found.json) == (True, True, False, True)
+    found = ask(offline="TRUE")
+    assert (found.refresh, found.offline) == (False, True)
 
 
 def test_unknown_names_name_the_nearest() -> None:
@@ -109,6 +110,18 @@ def test_ranges(name: str, low: int, high: int) -> None:
         assert value in (getattr(found, name, None), getattr(found.settings, name, None))
     for wrong in (low - 1, high + 1, "", "x", "1.5", "1e3"):
         assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("0", "0"), ("99", "99"), ("auto", "auto"), (" ALL ", "all")]
+)
+def test_gpu_layers(written: str, meant: str) -> None:
+    assert ask(gpu_layers=written).settings.gpu_layers == meant
+
+
+@pytest.mark.parametrize("wrong", ["-1", "1.5", "1e3", "", "most", "all,all"])
+def test_gpu_layers_that_mean_nothing(wrong: str) -> None:
+    assert f"gpu_layers={wrong}: must be a whole number, auto or all" in refusal(gpu_layers=wrong)
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -143,6 +156,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"imatrix": "none"}, "imatrix=none: "),
         ({"api_key_file": "folder"}, "is no file"),
         ({"model": "nothing"}, "is no reference"),
+        ({"refresh": "1", "offline": "1"}, "refresh=1 and offline=1 contradict each other"),
+        ({"device": "CUDA", "backend": "cpu"}, "device=cuda and backend=cpu contradict"),
         ({"backend": "hip"}, "backend=hip: this version builds cpu only"),
     ],
 )
@@ -154,8 +169,10 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
     assert ask(model="a/b:q4_k_m", quant="Q4_K_M").wanted.quant == "Q4_K_M"
     assert ask(model="a/b:Q4_K", quant="q4_k_m").wanted.quant == "Q4_K_M"
     assert ask(model="a/b@v1", revision="v1").reference.revision == "v1"  # type: ignore[union-attr]
-    found = ask(device="cpu", backend="cpu")
-    assert (found.backend, found.settings.device) == ("cpu", None)
+    for device in ("cpu", "CPU"):
+        found = ask(device=device, backend="cpu")
+        assert (found.backend, found.settings.device) == ("cpu", None)
+    assert ask(refresh=0, offline=1).offline
 
 
 @pytest.mark.parametrize(
