@@ -50,6 +50,7 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
     Raises PipelineError.
     """
     target = cached(archive, home)
+    paths.require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
         if target.exists() and hashing.sha256(target) == archive.sha256:
             return target

@@ -76,7 +76,8 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         raise PipelineError(
             f"{folder}: nothing can be written there: {error.strerror}",
-            "free some space, or set LLAMA_PIPELINE_HOME to a folder that you may write to",
+            "free some space, or set LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE) to a "
+            "folder that you may write to",
         ) from None
 
 

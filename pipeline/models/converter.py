@@ -66,6 +66,7 @@ def is_current(home: Home) -> bool:
 def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
     """Have the environment, its receipt written last. Raises PipelineError."""
     target = folder(home)
+    paths.require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
         if is_current(home) and not force:
             return
