@@ -32,9 +32,18 @@ def bar(title: str) -> Iterator[Update]:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+        progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = progress.add_task(title, total=None)
+
+        def show(done: float, total: float) -> None:
+            # Only now, so that what is printed before it stands as it was written.
+            progress.start()
+            progress.update(task, completed=done, total=total)
+
+        try:
+            yield show
+        finally:
+            progress.stop()
         return
 
     tenth = 0
