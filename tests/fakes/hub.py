@@ -257,13 +257,16 @@ class Handler(BaseHTTPRequestHandler):
                         "size": said.stated_size,
                         "pointerSize": file.pointer_size,
                     }
-        return {
+        info = {
             "id": repo,
             "sha": commit,
             "private": settings.get("private", False),
             "gated": settings.get("gated", False),
             "siblings": siblings,
         }
+        if counts := settings.get("parameters"):  # of its safetensors, by element type
+            info["safetensors"] = {"parameters": counts, "total": sum(counts.values())}
+        return info
 
     def send_file(self, at: str, repo: str, commit: str, path: str, file: File) -> None:
         answer = self.state(at, repo, path, file)

@@ -42,6 +42,7 @@ try:
         hub.fetch(found, offline=offline)
     print(json.dumps({
         "kind": found.kind, "folder": str(found.folder), "slug": found.slug,
+        "precision": found.precision,
         "source": found.source, "files": [[f.name, f.size, f.sha256] for f in found.files],
     }))
 except PipelineError as error:
@@ -137,34 +138,6 @@ def test_a_part_that_the_repository_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "precision"),
-    [
-        (None, "BF16"),
-        ({"F32": 10}, "F32"),
-        ({"F32": 10, "F16": 1000}, "F16"),
-        ({"BF16": 1000, "F32": 10}, "BF16"),
-        ({"F8_E4M3": 1000, "F32": 10}, "BF16"),
-    ],
-)
-def test_the_precision_that_the_hub_tells(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    said: dict[str, int] | None,
-    precision: str,
-) -> None:
-    from huggingface_hub.hf_api import ModelInfo
-
-    more: dict[str, Any] = {}
-    if said:
-        more = {"safetensors": {"parameters": said, "total": sum(said.values())}}
-    siblings = [{"rfilename": "model.safetensors", "size": 9, "blobId": "b"}]
-    info = ModelInfo(id="org/m", sha="c" * 40, siblings=siblings, **more)
-    monkeypatch.setattr(hub, "_model_info", lambda reference: info)
-    found = hub.resolve(parse("hf:org/m"), "", "", Home(tmp_path))
-    assert (found.kind, found.precision) == ("safetensors", precision)
-
-
-@pytest.mark.parametrize(
     "name", ["a.gguf", "sub/dir/a b.gguf", "ü.json", "a..b", "1_Pooling/c.json"]
 )
 def test_safe_names(name: str) -> None:
@@ -187,6 +160,14 @@ def test_unsafe_names(name: str) -> None:
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
 WEIGHTS = b"weights" * 400
+# Parameters by element type as the hub tells them, and the precision that follows.
+PRECISIONS = [
+    (None, "BF16"),
+    ({"F32": 10}, "F32"),
+    ({"F32": 10, "F16": 1000}, "F16"),
+    ({"BF16": 1000, "F32": 10}, "BF16"),
+    ({"F8_E4M3": 1000, "F32": 10}, "BF16"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +198,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.Running]:
     repo("org/gated", {"m-Q4_K_M.gguf": GGUF}, gated="manual", token="hf_member")
     repo("org/private", {"m-Q4_K_M.gguf": GGUF}, private=True, token="hf_member")
     repo("org/receipts", {**safe, ".state.json": b'{"schema": 1, "artifacts": {}}'})
+    for number, (said, _) in enumerate(PRECISIONS):
+        repo(f"org/precision-{number}", safe, parameters=said)
     with fake.start(root) as running:
         yield running
 
@@ -288,6 +271,12 @@ def test_a_gguf_is_chosen_fetched_and_recorded(ask: Ask, server: fake.Running) -
     server.control(clear_log=True)
     assert ask("org/gguf", fetch=True) == found
     assert [line["path"] for line in server.log() if "resolve" in line["path"]] == []
+
+
+@pytest.mark.parametrize("number", range(len(PRECISIONS)))
+def test_the_precision_that_the_hub_tells(ask: Ask, number: int) -> None:
+    found = ask(f"org/precision-{number}")
+    assert (found["kind"], found["precision"]) == ("safetensors", PRECISIONS[number][1])
 
 
 def test_quant_filename_and_revision_choose(ask: Ask) -> None:
