@@ -154,3 +154,26 @@ def test_inherited_settings_do_not_change_a_launch(
     with doit.serving(f"model={tiny}", "ctx_size=1024") as url:
         assert get(f"{url}/v1/models")["data"][0]["id"] == tiny.name
         assert get(f"{url}/props")["default_generation_settings"]["n_ctx"] == 1024
+
+
+def test_a_safetensors_repository_through_the_hub(
+    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
+    from fakes import hub
+
+    repository = Path(shutil.copytree(tiny, tmp_path / "hub" / "org" / "tiny"))
+    (repository / "modeling_tiny.py").write_text("raise SystemExit('this must not be run')")
+    (repository / "pytorch_model.bin").write_bytes(b"pickle")
+    with hub.start(tmp_path / "hub") as server:
+        doit.env |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1"}
+        doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        first = doit("prepare", "model=org/tiny")
+        assert first.steps == ["resolve", "fetch", "convert", "quantize"]
+        asked = {line["path"].rpartition("/")[2] for line in server.log()}
+        assert "model.safetensors" in asked
+        assert not asked & {"modeling_tiny.py", "pytorch_model.bin"}
+    # and now without the hub
+    with doit.serving("model=org/tiny", "ctx_size=512", "offline=1") as url:
+        answer = post(f"{url}/completion", {"prompt": "hello", "n_predict": 8, "temperature": 0})
+        assert answer["tokens_predicted"] == 8
+    assert "as their receipts say" in doit("verify", "model=org/tiny").err
