@@ -221,3 +221,21 @@ def test_a_restored_intermediate_needs_no_converter(
     made.env |= {"LLAMA_PIPELINE_CACHE": str(tmp_path / "empty"), "PIP_NO_INDEX": "1"}
     again = made("prepare", f"model={own_tiny}", "quant=q5_0", "offline=1")
     assert again.err.count("hashing it once") == 1 and again.steps == ["quantize"]
+
+
+def test_an_importance_matrix_from_a_text(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
+    text = tmp_path / "some text ü.txt"
+    text.write_text("A kettle sings, a window rattles, and rain writes on the roof. " * 300)
+    words = (f"model={own_tiny}", "quant=iq2_xxs", f"imatrix={text}")
+    first = made("prepare", *words)
+    assert first.steps == ["convert", "quantize"] and "llama-imatrix" in first.err
+    matrices = list(made.home.rglob("imatrix-*.gguf"))
+    assert len(matrices) == 1
+    assert made("prepare", *words).steps == []
+    again = made("prepare", f"model={own_tiny}", "quant=iq2_xs", f"imatrix={text}")
+    assert "llama-imatrix" not in again.err, "the matrix serves another quant"
+    given = made("prepare", f"model={own_tiny}", "quant=iq1_s", f"imatrix={matrices[0]}")
+    assert given.steps == ["convert", "quantize"] and "llama-imatrix" not in given.err
+    text.write_text("too short")
+    wrong = made("prepare", *words, status=1)
+    assert "could not be computed" in wrong.err and "Traceback" not in wrong.err

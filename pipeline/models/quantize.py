@@ -15,7 +15,7 @@ from pipeline.core.process import capture, last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.receipts import Recipe
 
-from . import gguf
+from . import gguf, imatrix
 from .convert import Conversion
 from .resolve import Resolved
 
@@ -60,10 +60,12 @@ class Quantization:
         }
 
 
-def argv(quantization: Quantization, program: Path, made: Path) -> list[str]:
+def argv(
+    quantization: Quantization, program: Path, made: Path, matrix: Path | None = None
+) -> list[str]:
     """llama-quantize's command line: options first, then input, output and type."""
-    matrix = ["--imatrix", str(quantization.imatrix)] if quantization.imatrix else []
-    return [str(program), *matrix, str(quantization.input), str(made), quantization.quant]
+    options = ["--imatrix", str(matrix)] if matrix else []
+    return [str(program), *options, str(quantization.input), str(made), quantization.quant]
 
 
 def result_bytes(quantization: Quantization, program: Path) -> int:
@@ -81,9 +83,11 @@ def make(
     program: Path,
     tool: Mapping[str, Any],
     *,
+    imatrix_program: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Have the quantized GGUF. Raises PipelineError."""
+    """Have the quantized GGUF. `imatrix_program` computes the matrix where a text is given for
+    one. Raises PipelineError."""
     recipe = quantization.recipe(home, tool, quantization.input_identity(home, hashing=True))
     if recipe is None:
         raise PipelineError(
@@ -95,6 +99,19 @@ def make(
         quant = quantization.quant.lower()
         log = home.logs / f"quantize-{quantization.resolved.slug}-{quant}.log"
 
+        matrix = quantization.imatrix
+        if matrix and imatrix_program:
+            text, digest = matrix, recipe["imatrix"]
+            matrix = quantization.target.with_name(f"imatrix-{digest.partition(':')[2][:12]}.gguf")
+            imatrix.make(
+                matrix,
+                model=quantization.input,
+                text=text,
+                inputs={"input": recipe["input"], "text": digest, "tool": dict(tool)},
+                program=imatrix_program,
+                home=home,
+            )
+
         with bar(f"quantizing {name}") as update:
 
             def watch(line: str) -> None:
@@ -102,7 +119,7 @@ def make(
                 if counter:
                     update(int(counter[1]), int(counter[2]))
 
-            status = run(argv(quantization, program, made), log=log, on_line=watch)
+            status = run(argv(quantization, program, made, matrix), log=log, on_line=watch)
         if status:
             raise PipelineError(
                 f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",

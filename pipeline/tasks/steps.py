@@ -17,7 +17,17 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.locks import only_one
 from pipeline.core.publish import remove
 from pipeline.core.say import say
-from pipeline.models import chain, convert, converter, demo, hub, quantize, quants, resolve
+from pipeline.models import (
+    chain,
+    convert,
+    converter,
+    demo,
+    hub,
+    imatrix,
+    quantize,
+    quants,
+    resolve,
+)
 from pipeline.models.chain import Chain, Needs
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
@@ -175,6 +185,9 @@ class Steps:
         is_converted = reference is not None and reference.kind in ("demo", "folder")
         if external and is_converted and quant not in quants.DIRECT:
             external.program("llama-quantize")
+        given = self.request.wanted.imatrix
+        if external and given and imatrix.is_text(given):
+            external.program("llama-imatrix")
         if reference and reference.note:
             say(reference.note)
         if self.llama_cpp.local:
@@ -251,8 +264,23 @@ class Steps:
         program = self.binaries.program("llama-quantize")
         tool = self.binaries.recipe("llama-quantize")
         force = self.request.force
+        given = self.request.wanted.imatrix
+        text = given is not None and imatrix.is_text(given)
+        matrix = self.binaries.program("llama-imatrix") if text else None
+
+        def make() -> None:
+            if steps.quantization:
+                quantize.make(
+                    steps.quantization,
+                    self.home,
+                    program,
+                    tool,
+                    imatrix_program=matrix,
+                    force=force,
+                )
+
         if steps.conversion is None:
-            quantize.make(steps.quantization, self.home, program, tool, force=force)
+            make()
             return
         # Another run that makes another quant of the model removes the input when it is done with
         # it: hold it while it is read, and make it once more where it was just removed.
@@ -260,7 +288,7 @@ class Steps:
             done = chain.final_status(steps, self.home, tool) is receipts.Status.CURRENT
             if (force or not done) and not steps.conversion.target.exists():
                 convert.make(steps.conversion, self.home)
-            quantize.make(steps.quantization, self.home, program, tool, force=force)
+            make()
             if chain.leftover(steps):
                 artifacts.discard(steps.conversion.target)
 

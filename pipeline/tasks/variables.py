@@ -116,11 +116,6 @@ def request(given: Mapping[str, str]) -> Request:
         keep_f16=bool(values.get("keep_f16", False)),
         imatrix=file("imatrix"),
     )
-    if wanted.imatrix and is_text(wanted.imatrix):
-        raise UsageError(
-            f"imatrix={word('imatrix')}: is a text, not an importance matrix",
-            "compute one from it with llama-imatrix, which stands among the programs in bins/",
-        )
     if reference and reference.kind in ("demo", "folder"):
         require_makeable(wanted)
     return Request(
@@ -148,17 +143,6 @@ def request(given: Mapping[str, str]) -> Request:
         offline=bool(values.get("offline", False)),
         json=word("format", "text") == "json",
     )
-
-
-def is_text(path: Path) -> bool:
-    """Whether a file starts as texts do: valid UTF-8 without a zero byte."""
-    with path.open("rb") as file:
-        start = file.read(4096)
-    try:
-        start[:-4].decode()  # the last letter may be cut in two
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in start
 
 
 def _reference(values: Mapping[str, object]) -> Reference | None:

@@ -68,7 +68,8 @@ def test_the_quantizers_command_line(conversion: Conversion, matrix: Path | None
         quant="Q4_K_M",
         imatrix=matrix,
     )
-    assert quantize.argv(quantization, Path("/bin/llama-quantize"), Path("/q.part")) == [
+    program, made = Path("/bin/llama-quantize"), Path("/q.part")
+    assert quantize.argv(quantization, program, made, matrix) == [
         "/bin/llama-quantize",
         *(["--imatrix", "/m/imatrix.gguf"] if matrix else []),
         *(str(conversion.target), "/q.part", "Q4_K_M"),

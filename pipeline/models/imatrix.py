@@ -1,0 +1,69 @@
+"""An importance matrix out of a text, with llama-imatrix: what weighs in a model, by use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import artifacts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+
+from . import gguf
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file starts as texts do: valid UTF-8 without a zero byte. A matrix does not."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        start[:-4].decode()  # the last letter may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
+def argv(program: Path, model: Path, text: Path, made: Path) -> list[str]:
+    """llama-imatrix's command line."""
+    files = ["--model", str(model), "--file", str(text), "--output", str(made)]
+    return [str(program), *files, "--output-format", "gguf"]
+
+
+def make(
+    target: Path,
+    *,
+    model: Path,
+    text: Path,
+    inputs: Mapping[str, Any],
+    program: Path,
+    home: Home,
+) -> None:
+    """Have the matrix of `model` for `text`; `inputs` names both. Raises PipelineError."""
+
+    def maker(made: Path) -> None:
+        log = home.logs / f"{target.parent.name}-{target.stem}.log"
+        total = 0
+
+        with bar(f"computing the importance matrix of {text.name}") as update:
+
+            def watch(line: str) -> None:
+                nonlocal total
+                if chunks := re.search(r"computing over (\d+) chunks", line):
+                    total = int(chunks[1])
+                if done := re.findall(r"\[(\d+)\][\d.]+,", line):
+                    update(int(done[-1]), total)
+
+            status = run(argv(program, model, text, made), log=log, on_line=watch)
+        if status or not made.exists():
+            raise PipelineError(
+                f"the importance matrix could not be computed from {text} (status {status}):\n"
+                f"{last_lines(log, 5)}",
+                f"the text must have some thousand words at least; the whole log is {log}",
+            )
+        gguf.read(made)
+
+    artifacts.make(target, {"step": "imatrix", **inputs}, maker)
