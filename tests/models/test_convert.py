@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from pipeline.bins import source
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.models import convert, converter, quantize
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
 from pipeline.models.resolve import File, Resolved
-
-UPSTREAM = Path("/tmp/scratch/x/llama_cpp_python-0.3.36/vendor/llama.cpp")
 
 
 @pytest.fixture
@@ -179,8 +178,8 @@ def test_architectures_are_read_without_running_the_converter(tmp_path: Path) ->
     assert converter.architectures(tmp_path) == frozenset()
 
 
-@pytest.mark.skipif(not UPSTREAM.exists(), reason="llama.cpp's source is not unpacked here")
-def test_the_real_converter_knows_the_usual_architectures() -> None:
-    known = converter.architectures(UPSTREAM)
+@pytest.mark.build
+def test_the_real_converter_knows_the_usual_architectures(built: Path) -> None:
+    known = converter.architectures(source.find(Home(built.parent)).folder)
     assert {"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"} <= known
     assert len(known) > 100
