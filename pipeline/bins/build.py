@@ -21,6 +21,7 @@ from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.publish import (
     full_disk_is_an_error,
+    is_cut,
     part,
     publish_folder,
     recover_folder,
@@ -119,7 +120,7 @@ def _recorded(build: Build, key: str) -> Any:
 def is_current(build: Build) -> bool:
     """Whether every program stands in `bins/` as this recipe made it."""
     wanted = recipe(build)
-    return all(
+    return not is_cut(build.target) and all(
         receipts.status(build.target / program_file(name), wanted) is receipts.Status.CURRENT
         for name in PROGRAMS
     )

@@ -24,6 +24,7 @@ from pipeline.core.pins import pins
 from pipeline.core.process import outcome
 from pipeline.core.publish import (
     full_disk_is_an_error,
+    is_cut,
     part,
     publish_folder,
     recover_folder,
@@ -75,6 +76,7 @@ def is_current(source: Source) -> bool:
         entry is not None
         and entry.recipe == _recipe(source)
         and source.folder.is_dir()
+        and not is_cut(source.folder)
         and entry.sha256 == tree.stamp(source.folder)
     )
 

@@ -112,12 +112,18 @@ def publish_folder(made: Path, target: Path) -> None:
 
 def recover_folder(target: Path) -> None:
     """Finish or undo what a cut `publish_folder` left. Call it under the target's lock."""
+    remove(part(target))  # unfinished, or after the exchange the old one
     aside = target.with_name(f".{target.name}.old")
     if aside.exists():
         if target.exists():
             remove(aside)
         else:
             aside.rename(target)
+
+
+def is_cut(target: Path) -> bool:
+    """Whether a cut `publish_folder` left something, or another run is in the midst of it."""
+    return part(target).exists() or target.with_name(f".{target.name}.old").exists()
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -17,6 +17,7 @@ from pipeline.bins.source import Source
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
+from pipeline.core.publish import part
 
 compiles = pytest.mark.skipif(
     os.name == "nt" or not shutil.which("g++"), reason="compiles, with scripts around g++"
@@ -183,6 +184,14 @@ def test_compiled_once(plan: Build, capsys: pytest.CaptureFixture[str]) -> None:
     assert not build.is_current(plan)
     build.make(plan)
     assert build.is_current(plan)
+
+    # A kill after the exchange leaves the old programs beside; they are removed, nothing is made.
+    shutil.copytree(plan.target, part(plan.target))
+    assert not build.is_current(plan)
+    capsys.readouterr()
+    build.make(plan)
+    assert build.is_current(plan) and not part(plan.target).exists()
+    assert "+ " not in capsys.readouterr().err
 
     build.forget(plan)
     assert receipts.load(plan.target) == {}
