@@ -68,6 +68,11 @@ def task_serve() -> tasks.Task:
     return tasks.serve(steps)
 
 
+def task_lock() -> tasks.Task:
+    """write pipeline.lock: what model= was made of, for frozen=1"""
+    return tasks.lock(steps)
+
+
 def task_plan() -> tasks.Task:
     """show what serve would do, and what it would cost"""
     return tasks.plan(steps)
@@ -101,6 +106,11 @@ def task__compiler() -> tasks.Task:
 def task__settle() -> tasks.Task:
     """hash the served file once where it was copied or restored"""
     return tasks.settle(steps)
+
+
+def task__frozen() -> tasks.Task:
+    """with frozen=1: hold what was made against pipeline.lock"""
+    return tasks.frozen(steps)
 
 
 def task__port() -> tasks.Task:

@@ -22,6 +22,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+pytest_plugins = ["twins"]
+
 # A shell starts background jobs with SIGINT ignored, and programs hand that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -106,7 +106,9 @@ def recipe(build: Build) -> Recipe:
         "options": list(options(build)),
         # Without a compiler nothing can be built again, and what is there is taken as it is.
         "compiler": compiler.version if compiler else _recorded(build, "compiler"),
-        "environment": {name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ},
+        "environment": {
+            name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
+        },
         "tools": {"cmake": version("cmake"), "ninja": version("ninja")},
         "cpu": host.cpu_identity(),
     }

@@ -197,8 +197,7 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
             if ".." in Path(name).parts or Path(name).is_absolute() or Path(name).drive:
                 raise PipelineError(f"{archive}: a file in it is named {member.name!r}")
             content = tar.extractfile(member)
-            assert content is not None  # it is a regular file
-            data = content.read()
+            data = content.read() if content else b""  # None for what is no regular file
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

@@ -58,6 +58,17 @@ def make(
         return entry
 
 
+def publish(
+    target: Path, recipe: Recipe, *, source: Mapping[str, Any], sha256: str, seconds: float
+) -> None:
+    """Publish what was made under the target's `part` name, and whose sha256 was proven, and
+    record it. Call it under the target's lock."""
+    made = part(target)
+    entry = receipts.stamp(made, recipe, source=source, seconds=seconds, digest=sha256)
+    publish_file(made, target)
+    receipts.change(target, entry)
+
+
 def keep(target: Path) -> None:
     """Record that a file which was a step on the way is wanted for itself."""
     with only_one(target):

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from .say import say
+from .say import say, size
 
 Update = Callable[[float, float], None]
+WINDOW = 20.0  # seconds over which the speed is taken
+
+
+class Count(Protocol):
+    """Count bytes as done, or with a minus as not done after all. `arrived=False`: they were there
+    before and tell nothing about the speed."""
+
+    def __call__(self, count: int, *, arrived: bool = True) -> None: ...
 
 
 @contextmanager
@@ -56,3 +68,99 @@ def bar(title: str) -> Iterator[Update]:
             say(f"{title}: {10 * reached} %")
 
     yield update
+
+
+@contextmanager
+def transfer(title: str, total: int) -> Iterator[Count]:
+    """Count bytes from any thread; shows how many are done, at what speed, and the time left."""
+    pace = Pace(total)
+    lock = threading.Lock()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        class Note(ProgressColumn):
+            def render(self, task: Task) -> Text:  # at each refresh: a stall is seen
+                with lock:
+                    return Text(", ".join(pace.told(f"{size(pace.done)} of {size(total)}")))
+
+        # The words need most of a line of 80.
+        note = Note(table_column=Column(no_wrap=True))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), note)
+        progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = progress.add_task(title, total=total)
+        shown = 0.0
+
+        def show(count: int, *, arrived: bool = True) -> None:
+            nonlocal shown
+            with lock:
+                pace.count(count, arrived=arrived)
+                now = time.monotonic()
+                if now - shown < 0.1:
+                    return
+                shown = now
+            progress.start()
+            progress.update(task, completed=pace.done)
+
+        try:
+            yield show
+        finally:
+            progress.stop()
+        return
+
+    tenth = 0
+
+    def write(count: int, *, arrived: bool = True) -> None:
+        nonlocal tenth
+        with lock:
+            pace.count(count, arrived=arrived)
+            reached = 10 * pace.done // total if total else 0
+            if reached > tenth:
+                tenth = reached
+                say(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
+
+    yield write
+
+
+class Pace:
+    """How fast bytes arrive and how long the rest will take."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done = total, 0
+        self._clock = clock
+        self._arrived = 0
+        self._samples = deque([(clock(), 0)])
+
+    def count(self, count: int, *, arrived: bool) -> None:
+        self.done += count
+        if arrived:
+            self._arrived += count
+        now = self._clock()
+        if now - self._samples[-1][0] > WINDOW / 40:
+            self._samples.append((now, self._arrived))
+            while now - self._samples[1][0] > WINDOW:
+                self._samples.popleft()
+
+    def told(self, done: str) -> list[str]:
+        """What is done, the speed and the time left, as far as they are known."""
+        then, before = self._samples[0]
+        passed = self._clock() - then
+        speed = (self._arrived - before) / passed if passed else 0.0
+        if speed < 1:
+            return [done]
+        words = [done, f"{size(speed)}/s"]
+        if self.done < self.total:
+            words.append(f"{duration((self.total - self.done) / speed)} left")
+        return words
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `2 min 10 s`, `3 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

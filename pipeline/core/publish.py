@@ -84,7 +84,7 @@ def publish_text(target: Path, text: str) -> None:
     """Write a small text whole or not at all."""
     made = part(target)
     try:
-        made.write_text(text, encoding="utf-8")
+        made.write_text(text, encoding="utf-8", newline="\n")
         publish_file(made, target)
     finally:
         made.unlink(missing_ok=True)

@@ -109,15 +109,16 @@ def stamp(
     seconds: float,
     source: Mapping[str, Any] | None = None,
     keep: bool = True,
+    digest: str = "",
 ) -> Entry:
-    """The entry of the finished file `target`, which is hashed."""
+    """The entry of the finished file `target`, which is hashed unless its `digest` is known."""
     stat = target.stat()
     return Entry(
         recipe=recipe,
         source=source,
         size=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
-        sha256=sha256(target),
+        sha256=digest or sha256(target),
         made_at=now(),
         seconds=round(seconds, 1),
         keep=keep,

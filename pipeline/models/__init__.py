@@ -1,1 +1,1 @@
-"""From a reference to a GGUF: which files, converted how, quantized to what, how large in memory."""
+"""From a reference to a GGUF: which files, converted how, quantized to what, how much memory."""

@@ -55,7 +55,7 @@ class Needs:
 
 def require_makeable(wanted: Wanted) -> None:
     """Raise UsageError where llama-quantize cannot make what is wanted."""
-    if wanted.quant and wanted.quant not in quants.TYPES:
+    if wanted.quant and wanted.quant not in (*quants.TYPES, quants.AUTO, quants.ALL):
         raise UsageError(
             f"quant={wanted.quant.lower()}: is no type of llama-quantize"
             f"{did_you_mean(wanted.quant, quants.TYPES)}",
@@ -192,10 +192,10 @@ def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | No
     if final is Status.MOVED:
         return chain.final
     between = chain.conversion if chain.quantization else None
-    if between and final is not Status.CURRENT:
-        if receipts.status(between.target, between.recipe) is Status.MOVED:
-            return between.target
-    return None
+    if between is None or final is Status.CURRENT:
+        return None
+    copied = receipts.status(between.target, between.recipe) is Status.MOVED
+    return between.target if copied else None
 
 
 def is_unmarked(chain: Chain) -> bool:

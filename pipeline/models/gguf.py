@@ -7,11 +7,12 @@ then the tensors, aligned. Everything in it is checked before it is used as a le
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.core import notes
 from pipeline.core.errors import PipelineError
 from pipeline.core.say import size as shown_size
 
+from .ggml import row_bytes
 from .quants import FILE_TYPES
 
 MAGIC = b"GGUF"
@@ -26,21 +28,15 @@ MAX_PAIRS = 100_000
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 * 1024 * 1024  # bytes; a chat template has some thousands
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+MAX_ARRAY = 1024  # numbers; a value for each layer is kept, a vocabulary never
+MAX_KEPT = 65_536  # numbers of all such arrays together
 
 # Value types: struct format by number; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 SCALARS[12] = "d"
 STRING, ARRAY = 8, 9
 
-# ggml_type: elements in a block, bytes of a block (ggml/src/ggml-common.h).
-BLOCKS = {
-    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
-    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210)},
-    **{15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18)},
-    **{21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4)},
-    **{27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66)},
-    **{39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18)},
-}
+PROJECTING = ("mm.", "resampler.", "adapter.")  # tensors, as llama.cpp's clip-impl.h names them
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
 
 
@@ -48,15 +44,24 @@ class Broken(ValueError):
     """The bytes are no GGUF header, or stop before its end."""
 
 
+class Cut(Broken):
+    """They are the start of a longer file, and stop before the header's end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a GGUF says of itself. `size` is how many bytes the whole file must have at least.
+    """What a GGUF says of itself. `size` is how many bytes the whole file must have at least,
+    `data` where its tensors start, `vocabulary` how many tokens it knows (0: not said).
 
-    `values` holds the plain values; arrays (vocabularies) are left out.
+    `widths` are those of a projector's last part, whose output has one of them. `values` holds
+    the plain values and short arrays of numbers; the tokenizer's are left out.
     """
 
     tensors: int
     size: int
+    data: int
+    vocabulary: int = 0
+    widths: list[int] = field(default_factory=list)
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,17 +106,22 @@ def whole(values: Mapping[str, Any], key: str, default: int) -> int:
 
 
 class _Reader:
-    """A position in a buffer that may end too early."""
+    """A position in a buffer that may end too early, and starts a file of `size` bytes."""
 
-    def __init__(self, buffer: bytes | mmap.mmap) -> None:
+    def __init__(self, buffer: bytes | mmap.mmap, size: int) -> None:
         self.buffer = buffer
+        self.size = size
         self.at = 0
+        self.kept = 0
+
+    def move(self, to: int) -> None:
+        if to > len(self.buffer):
+            raise (Cut if to <= self.size else Broken)("it ends inside its header")
+        self.at = to
 
     def skip(self, count: int) -> int:
         start = self.at
-        self.at += count
-        if self.at > len(self.buffer):
-            raise Broken("it ends inside its header")
+        self.move(start + count)
         return start
 
     def scalar(self, form: str) -> Any:
@@ -129,25 +139,34 @@ class _Reader:
         start = self.skip(length)
         return self.buffer[start : self.at].decode("utf-8", "replace")
 
-    def skip_array(self) -> None:
+    def array(self) -> tuple[int, list[Any] | None]:
+        """How many elements there are, and they themselves where they are a few numbers."""
         kind = self.scalar("I")
-        count = self.count(len(self.buffer), "elements in an array")
+        count = self.count(self.size, "elements in an array")
         if kind in SCALARS:
-            self.skip(count * struct.calcsize("<" + SCALARS[kind]))
-        elif kind == STRING:
-            buffer, at, end = self.buffer, self.at, len(self.buffer)
-            for _ in range(count):  # a vocabulary: the one loop here that must be quick
-                at += 8 + int.from_bytes(buffer[at : at + 8], "little")
-                if at > end:
-                    raise Broken("it ends inside its header")
-            self.at = at
-        else:
+            form = f"<{count}{SCALARS[kind]}"
+            start = self.skip(count * struct.calcsize("<" + SCALARS[kind]))
+            if count > MAX_ARRAY or self.kept + count > MAX_KEPT:
+                return count, None
+            self.kept += count
+            return count, list(struct.unpack_from(form, self.buffer, start))
+        if kind != STRING:
             raise Broken(f"it holds an array of value type {kind}")
+        buffer, at, end = self.buffer, self.at, len(self.buffer)
+        for _ in range(count):  # a vocabulary: the one loop here that must be quick
+            at += 8 + int.from_bytes(buffer[at : at + 8], "little")
+            if at > end:
+                break
+        self.move(at)
+        return count, None
 
 
-def parse(buffer: bytes | mmap.mmap) -> Header:
-    """Parse the header at the start of `buffer`. Raises Broken."""
-    reader = _Reader(buffer)
+def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
+    """Parse the header at the start of `buffer`, the start of a file of `size` bytes.
+
+    Raises Broken, and Cut where more of the file's bytes are needed.
+    """
+    reader = _Reader(buffer, len(buffer) if size is None else size)
     start = reader.skip(4)
     if buffer[start : start + 4] != MAGIC:
         raise Broken("it does not start with GGUF")
@@ -156,38 +175,51 @@ def parse(buffer: bytes | mmap.mmap) -> Header:
         raise Broken(f"it has GGUF version {version}; 2 and 3 are known")
     tensors = reader.count(MAX_TENSORS, "tensors")
     values: dict[str, Any] = {}
+    vocabulary = 0
     for _ in range(reader.count(MAX_PAIRS, "values")):
         key, kind = reader.string(), reader.scalar("I")
         if kind == ARRAY:
-            reader.skip_array()
+            count, numbers = reader.array()
+            if key == "tokenizer.ggml.tokens":
+                vocabulary = count
+            elif numbers is not None and not key.startswith("tokenizer."):
+                values[key] = numbers
         elif kind == STRING:
             values[key] = reader.string()
         elif kind in SCALARS:
             values[key] = reader.scalar(SCALARS[kind])
         else:
             raise Broken(f"{key} has value type {kind}")
-    end = max((tensor_end for tensor_end in _tensor_ends(reader, tensors)), default=0)
+    widths: set[int] = set()
+    end = max(_tensor_ends(reader, tensors, widths), default=0)
     alignment = whole(values, "general.alignment", 32)
     if alignment < 1:
         raise Broken(f"its alignment is {alignment}")
     data = -(-reader.at // alignment) * alignment
-    return Header(tensors=tensors, size=data + end, values=values)
+    return Header(
+        tensors=tensors,
+        size=data + end,
+        data=data,
+        vocabulary=vocabulary,
+        widths=sorted(widths),
+        values=values,
+    )
 
 
-def _tensor_ends(reader: _Reader, tensors: int) -> Iterator[int]:
-    """Where each tensor ends, in bytes from the start of the data."""
+def _tensor_ends(reader: _Reader, tensors: int, widths: set[int]) -> Iterator[int]:
+    """Where each tensor ends, in bytes from the start of the data. Adds to `widths`."""
     for _ in range(tensors):
         name = reader.string()
         dimensions = reader.scalar("I")
         if dimensions > MAX_DIMENSIONS:
             raise Broken(f"its tensor {name} has {dimensions} dimensions")
-        elements = 1
-        for _ in range(dimensions):
-            elements *= reader.scalar("Q")
+        shape = [int(reader.scalar("Q")) for _ in range(dimensions)]
+        if name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
+            widths.update(shape)
+        elements = math.prod(shape)
         kind, offset = reader.scalar("I"), reader.scalar("Q")
-        # A type newer than the table: at least its start must be there.
-        block, width = BLOCKS.get(kind, (1, 0))
-        yield offset + -(-elements // block) * width
+        # Of a type newer than the table at least its start must be there.
+        yield offset + row_bytes(kind, elements)
 
 
 def read(path: Path) -> Header:
@@ -221,12 +253,12 @@ def read_noted(path: Path, book: Path) -> Header:
         return Header(**notes.recall(book, path))  # type: ignore[arg-type]
     stamp = notes.stamp(path) if path.exists() else [0, 0]
     header = read(path)
-    values = {k: v for k, v in header.values.items() if k != "tokenizer.chat_template"}
+    values = dict(header.values)
     if header.has_chat_template:
         values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
-    note = {"tensors": header.tensors, "size": header.size, "values": values}
-    notes.remember(book, path, note, stamp)
-    return Header(tensors=header.tensors, size=header.size, values=values)
+    header = replace(header, values=values)
+    notes.remember(book, path, asdict(header), stamp)
+    return header
 
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)

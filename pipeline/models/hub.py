@@ -1,34 +1,66 @@
-"""Models from Hugging Face, through huggingface_hub: what a repository holds, and its files."""
+"""What the hub says of a repository and its files, through huggingface_hub; each failure as an
+error of its own. Models are chosen from it in `repository`, files are fetched in `fetch`."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-from collections import Counter
-from collections.abc import Mapping
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from pipeline.core import artifacts
+from pipeline.core.download import Location, read_range
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.hashing import sha256
-from pipeline.core.paths import Home
-from pipeline.core.publish import remove
-from pipeline.core.say import say
-from pipeline.core.say import size as shown_size
+from pipeline.core.say import say, size
 
-from .gguf import SHARD
 from .reference import Reference
-from .resolve import SIDE_FILES, File, Resolved, slug
-from .safetensors import own_precision
+from .resolve import File
+from .skeleton import Readable
+
+ASK_TIMEOUT = 30  # seconds, for one question about a whole repository
+FIRST_READ = 256 * 1024  # bytes; the headers of most safetensors files are shorter
 
 
-def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Resolved:
-    """Ask the hub which files of which commit are meant. Raises PipelineError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """One commit of a repository. `parameters` counts them by element type, where it is known."""
+
+    repo: str  # as the hub spells it today
+    commit: str
+    files: Mapping[str, File]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    gated: bool = False
+
+
+AGAIN = "run the same command again: the hub is asked anew"
+
+
+class Changed(PipelineError):
+    """What the hub says now contradicts what it said before: it has to be asked again."""
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+def ask(reference: Reference) -> Listing:
+    """What the repository holds at the revision asked for. Raises PipelineError."""
+    from huggingface_hub import HfApi
+
     say(f"asking the hub about {reference.repo}")
-    info = _model_info(reference)
+    with told(reference.repo, reference.revision):
+        info = HfApi().model_info(
+            reference.repo,
+            revision=reference.revision or None,
+            files_metadata=True,
+            timeout=ASK_TIMEOUT,
+        )
+    if info.id and info.id != reference.repo:
+        say(f"{reference.repo} is {info.id} today")
     files = {
         sibling.rfilename: File(
             sibling.rfilename,
@@ -38,192 +70,195 @@ def resolve(reference: Reference, filename: str, quant: str, home: Home) -> Reso
         )
         for sibling in info.siblings or []
     }
-    ggufs = [name for name in files if name.lower().endswith(".gguf")]
-    kind: Literal["gguf", "safetensors"] = "gguf" if ggufs or filename else "safetensors"
-    if kind == "gguf":
-        chosen = parts(choose(ggufs, files, filename, quant, reference.text), files)
-    else:
-        weights = [name for name in files if fnmatch(name, "*.safetensors") and "/" not in name]
-        if not weights:
-            raise PipelineError(
-                f"{reference.repo}: has neither GGUF nor safetensors files",
-                "pickled weights are not used: they run code when they are read",
-            )
-        beside = [
-            name
-            for name in files
-            if not PurePosixPath(name).name.startswith(".")
-            and any(fnmatch(name, pattern) for pattern in SIDE_FILES)
-        ]
-        chosen = sorted({*weights, *beside})
-    for name in chosen:
-        require_safe(name, reference.repo)
-    named = f"{slug(reference.repo)}__{info.sha[:12]}"
-    return Resolved(
-        kind=kind,
-        name=reference.repo.split("/")[1],
-        slug=named,
-        folder=home.models / ("gguf" if kind == "gguf" else "source") / named,
-        local=False,
-        source={"type": "hf", "ref": reference.repo, "revision": info.sha},
-        files=tuple(files[name] for name in chosen),
-        precision=own_precision(Counter(info.safetensors.parameters))
-        if info.safetensors
-        else "BF16",
+    return Listing(
+        repo=info.id or reference.repo,
+        commit=str(info.sha),
+        files=files,
+        parameters=info.safetensors.parameters if info.safetensors else {},
+        gated=bool(info.gated),
     )
 
 
-def choose(
-    ggufs: list[str], files: dict[str, File], filename: str, quant: str, asked: str
-) -> str:
-    """The one GGUF file that is meant. Raises PipelineError that lists what there is."""
-    models = [name for name in ggufs if is_model(name)]
-    if filename:
-        found = [filename] if filename in ggufs else []
-    elif not quant and len(models) == 1:
-        found = models
-    else:
-        wanted = quant or "Q4_K_M"
-        pattern = re.compile(rf"(^|[^a-z0-9]){re.escape(wanted)}([^a-z0-9_]|$)", re.IGNORECASE)
-        found = [name for name in models if pattern.search(PurePosixPath(name).name)]
-    if len(found) == 1:
-        return found[0]
-    listing = "\n".join(f"  {name}  {shown_size(files[name].size)}" for name in sorted(ggufs))
-    what = filename or quant or "Q4_K_M, the default"
-    raise PipelineError(
-        f"{asked}: {len(found) or 'no'} GGUF files match {what}; there are:\n{listing}",
-        "name one: filename=…",
-    )
+def cached(reference: Reference) -> Listing | None:
+    """The same from the user's Hugging Face cache, without network: the files that it holds.
 
+    None where it holds none, or where its files do not tell what they are (no links).
+    """
+    from huggingface_hub import constants
 
-def is_model(name: str) -> bool:
-    """Whether a GGUF is a model by its name: no projector, and no later part of another file."""
-    file = PurePosixPath(name).name
-    part = SHARD.fullmatch(file)
-    return not file.lower().startswith("mmproj") and (not part or int(part["number"]) == 1)
-
-
-def parts(first: str, files: Mapping[str, File]) -> list[str]:
-    """All files of the model whose first file is `first`. Raises PipelineError."""
-    match = SHARD.fullmatch(PurePosixPath(first).name)
-    if not match or int(match["count"]) == 0:
-        return [first]
-    count, folder = int(match["count"]), PurePosixPath(first).parent
-    names = [f"{match['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
-    paths = [(folder / name).as_posix() for name in names]
-    missing = [path for path in paths if path not in files]
-    if missing:
-        raise PipelineError(f"{first}: the repository lacks parts of it: {', '.join(missing[:3])}")
-    return paths
-
-
-def require_safe(name: str, repo: str) -> None:
-    """Refuse a file name that could be written anywhere but below the model's folder."""
-    parts = name.split("/")
-    if (
-        not name.isprintable()
-        or "\\" in name
-        or ":" in name
-        # a leading dot is how the pipeline's own files beside the model are named
-        or any(not part or part.startswith((".", " ")) or part.endswith((".", " ")) for part in parts)
-    ):
-        raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")
-
-
-def fetch(resolved: Resolved, *, offline: bool = False) -> None:
-    """Download what is missing, each file checked before it is published."""
-    for file in resolved.files:
-        artifacts.make(
-            resolved.folder / file.name,
-            resolved.fetch_recipe(file),
-            lambda made, file=file: _download(resolved, file, made, offline),  # type: ignore[misc]
-            need=file.size,
-            source=resolved.source,
-        )
-
-
-def _download(resolved: Resolved, file: File, made: Path, offline: bool) -> None:
-    if offline:
-        raise PipelineError(
-            f"{resolved.name}: {file.name} is not here, and offline=1 forbids to fetch it",
-            "run once without offline=1",
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError
-
-    folder = made.with_name(made.name + ".d")
-    say(f"downloading {file.name} ({shown_size(file.size)})")
+    top = Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
+    named = reference.revision or "main"
     try:
-        got = hf_hub_download(
-            str(resolved.source["ref"]),
-            file.name,
-            revision=str(resolved.source["revision"]),
-            local_dir=folder,
+        pointer = top / "refs" / named
+        commit = pointer.read_text(encoding="ascii").strip() if pointer.is_file() else named
+        snapshot = top / "snapshots" / commit
+        files = {}
+        for path in sorted(snapshot.rglob("*")):
+            if path.is_symlink() and path.is_file():
+                blob, name = path.resolve().name, path.relative_to(snapshot).as_posix()
+                sha256 = blob if len(blob) == 64 else ""
+                files[name] = File(name, path.stat().st_size, sha256, "" if sha256 else blob)
+    except (OSError, ValueError):
+        return None
+    return Listing(repo=reference.repo, commit=commit, files=files) if files else None
+
+
+def cached_file(listing: Listing, file: File) -> Path:
+    """Where the Hugging Face cache keeps a file of what `cached` found."""
+    from huggingface_hub import constants
+
+    top = Path(constants.HF_HUB_CACHE) / f"models--{listing.repo.replace('/', '--')}"
+    return top / "blobs" / (file.sha256 or file.blob)
+
+
+def client() -> Any:
+    """huggingface_hub's own HTTP client, with the user's proxy and certificates."""
+    from huggingface_hub import get_session
+
+    return get_session()
+
+
+def timeout() -> float:
+    """Seconds without a byte after which a connection counts as dead."""
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def locate(repo: str, commit: str, file: File) -> Location:
+    """Where the bytes of a file are right now. Raises PipelineError.
+
+    The token is among the headers only where the hub itself has the bytes: the address that it
+    redirects to is signed, and another host.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(repo, file.name, revision=commit)
+    with told(repo, commit, file.name):
+        seen = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)
+    expected = file.sha256 or file.blob
+    if seen.size is not None and seen.size != file.size:
+        raise Changed(
+            f"{repo}: the hub's list gives {file.name} {file.size} bytes, the file's own answer "
+            f"{seen.size}",
+            AGAIN,
         )
-    except GatedRepoError:
-        raise _gated(str(resolved.source["ref"])) from None
-    except Exception as error:  # the client's own, its HTTP library's, the system's
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    if expected and seen.etag and seen.etag != expected:
+        raise Changed(
+            f"{repo}: {file.name} is {seen.etag} now, and was {expected} when it was resolved",
+            AGAIN,
+        )
+    ours = urlsplit(seen.location)[:2] == urlsplit(url)[:2]
+    headers = build_hf_headers()
+    if not ours:
+        headers.pop("authorization", None)
+    return Location(url=seen.location, headers=headers)
+
+
+def readable(repo: str, commit: str, file: File) -> Readable:
+    """A file on the hub to read the start of: what was read is kept, the address too."""
+    kept = b""
+
+    @cache
+    def location() -> Location:
+        return locate(repo, commit, file)
+
+    def read(start: int, stop: int) -> bytes:
+        nonlocal kept
+        if stop > len(kept) >= start:  # onwards from what is known, and not in little steps
+            until = min(file.size, max(stop, FIRST_READ))
+            kept += read_range(client(), file.name, location, len(kept), until, timeout=timeout())
+        if stop <= len(kept):
+            return kept[start:stop]
+        return read_range(client(), file.name, location, start, stop, timeout=timeout())
+
+    return Readable(name=file.name, size=file.size, read=read)
+
+
+@contextmanager
+def told(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
+    """Turn the client's exceptions into errors that name the next step. Raises PipelineError."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
         raise PipelineError(
-            f"{file.name}: could not be downloaded: {error}", "run the same command again"
+            f"{repo}: its owner asks you to accept terms first",
+            f"accept them on the model's page ({endpoint()}/{repo}) and set HF_TOKEN to a token "
+            "that may read it",
         ) from None
-    else:
-        found = sha256(Path(got))
-        if file.sha256 and found != file.sha256:
-            raise PipelineError(
-                f"{file.name}: sha256 is {found}, the hub says {file.sha256}",
-                "run the same command again; nothing was published",
-            )
-        Path(got).replace(made)
-    finally:
-        remove(folder)
-
-
-def _model_info(reference: Reference) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repo = reference.repo
-    try:
-        return HfApi().model_info(
-            repo, revision=reference.revision or None, files_metadata=True, timeout=30
-        )
-    except GatedRepoError:
-        raise _gated(repo) from None
-    except RevisionNotFoundError:
-        raise PipelineError(f"{repo}: has no revision {reference.revision!r}") from None
-    except RepositoryNotFoundError:
+    except errors.RevisionNotFoundError:
+        if name:  # it was there when the files were chosen
+            raise Changed(f"{repo}: its commit {revision} is gone", AGAIN) from None
+        raise UsageError(
+            f"{repo}: has no revision {revision!r}",
+            f"a branch, a tag or a commit: see {endpoint()}/{repo}/tree/main",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        token = "the token in use may not see it" if has_token() else "set HF_TOKEN"
         raise PipelineError(
             f"{repo}: there is no such repository, or it is private",
-            "check the name; for a private one set HF_TOKEN",
+            f"check the name; for a private one {token}",
         ) from None
-    except OfflineModeIsEnabled:
+    except errors.EntryNotFoundError:
+        raise Changed(
+            f"{repo}: {name} is gone from the repository",
+            AGAIN,
+        ) from None
+    except errors.OfflineModeIsEnabled:
         raise PipelineError(
-            f"{repo}: is not resolved yet, and HF_HUB_OFFLINE forbids to ask",
-            "run once with the network, or give a path",
+            f"{repo}: HF_HUB_OFFLINE forbids to ask the hub", "run once with the network"
         ) from None
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UsageError(f"{repo}: is no name of a repository: {error}") from None
+    except PipelineError:
+        raise
     except Exception as error:  # the client's own, its HTTP library's, the system's
-        raise PipelineError(
-            f"{repo}: the hub could not be asked: {type(error).__name__}: {error}",
-            f"check the network and {_endpoint()}",
-        ) from None
+        raise _refused(repo, error) from None
 
 
-def _gated(repo: str) -> PipelineError:
+def _refused(repo: str, error: Exception) -> PipelineError:
+    """The error for an answer that has no exception of its own, or for no answer."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    if status == 401 and has_token():
+        return PipelineError(
+            f"{repo}: the hub does not know the token in use (status 401)",
+            "HF_TOKEN, or what `hf auth login` stored, is mistyped or expired; make a new one at "
+            f"{endpoint()}/settings/tokens",
+        )
+    if status == 403:
+        return PipelineError(
+            f"{repo}: the hub refuses access (status 403)",
+            "a fine-grained token needs the right to read this repository",
+        )
+    if status == 429:
+        return PipelineError(
+            f"{repo}: the hub asks to slow down (status 429)",
+            "wait some minutes; with HF_TOKEN set more is allowed",
+        )
+    what = f"it answered {status}" if status else type(error).__name__
     return PipelineError(
-        f"{repo}: its owner asks you to accept terms first",
-        f"accept them on the model's page ({_endpoint()}/{repo}) and set HF_TOKEN",
+        f"{repo}: the hub could not be asked: {what}",
+        f"check the network and {endpoint()}, then run the same command again",
     )
 
 
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+def has_token() -> bool:
+    """Whether requests carry a token."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def shown(files: Mapping[str, File]) -> str:
+    """Some of a repository's files, for an error message."""
+    names = sorted(files, key=lambda name: files[name].size, reverse=True)
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"{name} ({size(files[name].size)})" for name in names[:5]) + rest

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from pipeline.core import notes
 from pipeline.core.process import capture
-
-from .gguf import Header
 
 MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
@@ -19,12 +18,27 @@ MARGIN = 256 * MIB  # for the server itself and whoever else wants some
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What one device holds, in bytes. `name` is llama.cpp's: `Host` is main memory."""
+
+    name: str
+    weights: int
+    context: int
+    compute: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes for weights, cache and compute buffers."""
+    """Bytes for weights, cache and compute buffers, and how they lie on the devices.
+
+    An `estimate` comes from a formula and knows no devices; all else llama.cpp itself told.
+    """
 
     weights: int
     context: int
     compute: int
+    devices: tuple[Device, ...] = field(default=(), compare=False)
+    estimate: bool = False
 
     @property
     def total(self) -> int:
@@ -33,7 +47,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A context in tokens, what it takes (None: not known) and what there is, in bytes."""
+    """A context in tokens, what it takes (None: not known) and what there is, in bytes.
+
+    `trained` is the model's own context, 0 where that is not known."""
 
     ctx_size: int
     memory: Memory | None
@@ -64,55 +80,76 @@ def available() -> int:
 
 
 def parse(text: str) -> Memory | None:
-    """The sum over the devices of llama-fit-params' table, which is in MiB."""
-    rows = re.findall(r"^\S+ (\d+) (\d+) (\d+)\s*$", text, re.M)
+    """llama-fit-params' table, which is in MiB: one row for each device."""
+    rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", text, re.M)
+    return together(
+        Device(name, *(int(number) * MIB for number in numbers)) for name, *numbers in rows
+    )
+
+
+def together(devices: Iterable[Device]) -> Memory | None:
+    """The sum over the devices; None where there are none."""
+    rows = tuple(devices)
     if not rows:
         return None
-    weights, context, compute = (sum(int(row[i]) for row in rows) * MIB for i in range(3))
-    return Memory(weights, context, compute)
+    return Memory(
+        weights=sum(row.weights for row in rows),
+        context=sum(row.context for row in rows),
+        compute=sum(row.compute for row in rows),
+        devices=rows,
+    )
+
+
+def resized(memory: Memory, before: int, after: int) -> Memory:
+    """What another quant of the model takes: `memory` is that of the one whose tensors have
+    `before` bytes, the other's have `after`. Cache and compute buffers stay the same.
+
+    The devices' shares are as exact as all tensors shrink alike.
+    """
+    rows = (replace(row, weights=row.weights * after // max(1, before)) for row in memory.devices)
+    return replace(memory, weights=memory.weights * after // max(1, before), devices=tuple(rows))
 
 
 def measure(
     program: Path, build: str, model: Path, options: list[str], ctx_size: int, book: Path
 ) -> Memory | None:
     """What `model` takes at this context; asked of llama-fit-params once, then noted."""
-    question = f"{build} {ctx_size} {' '.join(options)}"
+    question = json.dumps([build, ctx_size, *options])
     stamp = notes.stamp(model)
     known = notes.recall(book, model) or {}
-    if question not in known:
-        found = parse(
-            capture(
-                [program, "-m", model, "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"],
-                timeout=120,
-            )
-            or ""
-        )
-        if found is None:
-            return None
-        known[question] = [found.weights, found.context, found.compute]
+    if question in known:
+        return together(Device(*row) for row in known[question])
+    words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
+    found = parse(capture([program, *words], timeout=120) or "")
+    if found:
+        known[question] = [astuple(device) for device in found.devices]
         notes.remember(book, model, known, stamp)
-    return Memory(*known[question])
+    return found
 
 
 def fit(
-    header: Header,
+    trained: int,
     asked: int | None,
     room: int,
     measured: Callable[[int], Memory | None],
 ) -> Fit:
-    """The context asked for, or the longest up to the trained one that fits into `room` bytes."""
-    trained = header.context_length or SMALLEST_CONTEXT
+    """The context asked for, or the longest up to the `trained` one (0: not known) that fits into
+    `room` bytes."""
+
+    def at(ctx_size: int) -> Fit:
+        return Fit(ctx_size, measured(ctx_size), room, trained)
+
     if asked:
-        return Fit(asked, measured(asked), room, trained)
-    best = Fit(trained, measured(trained), room, trained)
+        return at(asked)
+    best = at(trained or SMALLEST_CONTEXT)
     if best.fits or trained <= SMALLEST_CONTEXT:
         return best
     low, high = SMALLEST_CONTEXT, -(-trained // STEP) * STEP
-    best = Fit(low, measured(low), room, trained)
+    best = at(low)
     while best.fits and high - low > STEP:
         middle = (low + high) // 2 // STEP * STEP
         if middle in (low, high):
             break
-        tried = Fit(middle, measured(middle), room, trained)
+        tried = at(middle)
         low, high, best = (middle, high, tried) if tried.fits else (low, middle, best)
     return best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.core.errors import did_you_mean
 
 # In llama-quantize's own spelling; file names and variables use lower case.
@@ -13,6 +15,14 @@ TYPES = (
     *("F16", "BF16", "F32"),
 )
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+# As uploaders write a quant into names, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, …
+LABEL = re.compile(
+    r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-8]|tq[12]|mxfp4|nvfp4|bf16|fp?16|fp?32)"
+    r"(?:_(?:k|ks|kss|kl|kt|s|m|l|xl|xxl|xs|xxs|nl|moe|r\d+|\d))*(?![a-z0-9])",
+    re.IGNORECASE,
+)
+AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)
 
 # The converter writes these itself, so that no intermediate file is needed.
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
@@ -33,10 +43,17 @@ FILE_TYPES = {
 
 
 def parse(value: str) -> str:
-    """llama-quantize's own name of a type given in any letter case; ValueError otherwise."""
-    word = value.strip().upper()
-    word = ALIASES.get(word, word)
-    if word not in TYPES:
+    """A type of llama-quantize, or a quant as repositories name them, in capitals.
+
+    Raises ValueError for anything else.
+    """
+    word = value.strip().upper().replace("FP16", "F16").replace("FP32", "F32")
+    if word not in TYPES and word not in ALIASES and not LABEL.fullmatch(word):
         near = did_you_mean(word, TYPES)
-        raise ValueError(f"a type of llama-quantize{near or ': ' + ', '.join(TYPES)}")
+        raise ValueError(f"auto, or a type of llama-quantize{near or ': ' + ', '.join(TYPES)}")
     return word
+
+
+def canonical(word: str) -> str:
+    """llama-quantize's own name where `word` is another name of one of its types."""
+    return ALIASES.get(word, word)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,15 @@ from . import gguf, safetensors
 from .reference import Reference
 
 # What the converter reads beside the weights. No program code is ever among it.
-SIDE_FILES = ("*.json", "tokenizer.model", "*.txt", "*.tiktoken", "*.jinja", "*/config.json")
+SIDE_FILES = (
+    "*.json",
+    "tokenizer.model",
+    "*.txt",
+    "*.tiktoken",
+    "*.jinja",
+    "*/config.json",
+    "additional_chat_templates/*.jinja",
+)
 INDEX = "model.safetensors.index.json"
 
 
@@ -49,6 +57,7 @@ class Resolved:
 
     `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
     they are the user's own and stay where they are. `precision` is the source's own type.
+    `mmproj` names the projector among the files, and `why` says how they were chosen.
     """
 
     kind: Literal["gguf", "safetensors"]
@@ -59,6 +68,8 @@ class Resolved:
     source: Mapping[str, Any]
     files: tuple[File, ...]
     precision: str
+    mmproj: str = ""
+    why: str = ""
 
     @property
     def bytes(self) -> int:
@@ -82,7 +93,7 @@ def slug(text: str) -> str:
 
 def is_plain(name: str) -> bool:
     """Whether `name` is a file's own name on every system: no folder, no drive, no trick."""
-    return name not in ("", ".", "..") and not re.search(r'[/\\:\0]', name)
+    return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
 
 
 def local_slug(path: Path) -> str:
@@ -227,10 +238,10 @@ def store(path: Path, resolved: Resolved) -> None:
     publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def stored_path(reference: Reference, filename: str, quant: str, home: Home) -> Path:
+def stored_path(reference: Reference, question: Sequence[object], home: Home) -> Path:
     """Where the answer to this question to the hub is kept."""
-    question = json.dumps([reference.repo, reference.revision, filename, quant])
-    digest = hashlib.sha256(question.encode()).hexdigest()[:12]
+    text = json.dumps([reference.repo, reference.revision, *question])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
 
 
@@ -253,17 +264,10 @@ def _check_architecture(config: Path, known: frozenset[str]) -> None:
 def _indexed(folder: Path) -> list[Path]:
     """The weight files that the index names, all of which must be there."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()), key=str)
-        if not names:
-            raise ValueError("it names no file")
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    ) as error:
-        raise PipelineError(f"{folder / INDEX}: cannot be read as an index: {error}") from None
-    for name in names:
-        if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):
-            raise PipelineError(f"{folder / INDEX}: names {name!r}, which is no file beside it")
+        data = (folder / INDEX).read_bytes()
+    except OSError as error:
+        raise PipelineError(f"{folder / INDEX}: cannot be read: {error.strerror}") from None
+    names = indexed(data, str(folder / INDEX))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise PipelineError(
@@ -272,3 +276,17 @@ def _indexed(folder: Path) -> list[Path]:
             "download them into the same folder",
         )
     return [folder / name for name in names]
+
+
+def indexed(data: bytes, where: str) -> list[str]:
+    """The weight files that an index names; all must lie beside it. Raises PipelineError."""
+    try:
+        names = sorted(set(json.loads(data)["weight_map"].values()), key=str)
+        if not names:
+            raise ValueError("it names no file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PipelineError(f"{where}: cannot be read as an index: {error}") from None
+    for name in names:
+        if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):
+            raise PipelineError(f"{where}: names {name!r}, which is no file beside it")
+    return names

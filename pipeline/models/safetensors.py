@@ -6,8 +6,11 @@ The layout: 8 bytes of length (little endian), that many bytes of JSON, then the
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
@@ -18,35 +21,70 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What one file says of itself: its header's own bytes, bytes by element type, and elements."""
+
+    raw: bytes
+    dtypes: Counter[str]
+    elements: int
+
+
+def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
+    """The header of the file `name` of `length` bytes, of which `read(start, stop)` gets some.
+
+    Raises PipelineError where it is not that of a whole file.
+    """
+    start = read(0, 8) if length >= 8 else b""
+    count = int.from_bytes(start, "little")
+    if len(start) != 8 or not 2 <= count <= min(MAX_HEADER, length - 8):
+        raise PipelineError(f"{name}: is no safetensors file, or is cut short")
+    raw = start + read(8, 8 + count)
+    if len(raw) != 8 + count:
+        raise PipelineError(f"{name}: its header could not be read to its end")
+    try:
+        header = json.loads(raw[8:])
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{name}: cannot be read as safetensors: {error}") from None
+    found: Counter[str] = Counter()
+    elements, spans = 0, []
+    try:
+        for key, tensor in header.items():
+            if key != "__metadata__":
+                begin, end = map(operator.index, tensor["data_offsets"])
+                if not 0 <= begin <= end:
+                    raise ValueError(key)
+                found[str(tensor["dtype"])] += end - begin
+                elements += math.prod(max(0, operator.index(n)) for n in tensor["shape"])
+                spans.append((begin, end))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise PipelineError(f"{name}: its header is not that of a safetensors file") from None
+    at = 0
+    for begin, end in sorted(spans):  # the format knows neither gaps nor overlaps
+        if begin != at:
+            raise PipelineError(f"{name}: its tensors overlap or leave gaps, at byte {begin}")
+        at = end
+    if length != 8 + count + at:
+        raise PipelineError(
+            f"{name}: has {length} bytes, its header needs {8 + count + at}",
+            "download or copy it again",
+        )
+    return Head(raw=raw, dtypes=found, elements=elements)
+
+
 def dtypes(path: Path) -> Counter[str]:
     """Bytes by element type of one file, which must be whole. Raises PipelineError."""
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
-            head = int.from_bytes(file.read(8), "little")
-            if not 2 <= head <= min(MAX_HEADER, length - 8):
-                raise PipelineError(f"{path}: is no safetensors file, or is cut short")
-            header = json.loads(file.read(head))
-    except (OSError, ValueError, RecursionError) as error:
+
+            def read(start: int, stop: int) -> bytes:
+                file.seek(start)
+                return file.read(stop - start)
+
+            return head(str(path), length, read).dtypes
+    except OSError as error:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
-    found: Counter[str] = Counter()
-    end = 0
-    try:
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, stop = map(operator.index, tensor["data_offsets"])
-                if not 0 <= start <= stop:
-                    raise ValueError(name)
-                found[str(tensor["dtype"])] += stop - start
-                end = max(end, stop)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise PipelineError(f"{path}: its header is not that of a safetensors file") from None
-    if length != 8 + head + end:
-        raise PipelineError(
-            f"{path}: has {length} bytes, its header needs {8 + head + end}",
-            "download or copy it again",
-        )
-    return found
 
 
 def own_precision(found: Counter[str]) -> str:

@@ -10,6 +10,9 @@ from pipeline.core.process import shown
 
 from .flags import Flag, arguments
 
+# The token is for the hub alone, which llama-server never asks here.
+PRIVATE = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
 # Inherited, these silently change a launch; upstream reads one variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
 OURS = ("LLAMA_SERVER_BINS_DIR",)
@@ -93,10 +96,13 @@ def server_arguments(
     ctx_size: int,
     alias: str,
     pooling: str,
+    mmproj: Path | None = None,
 ) -> list[str]:
     """llama-server's arguments, each under its own name. Raises UsageError."""
     given = arguments(settings.server, flags, "server.")
     words = ["--model", str(model), "--host", settings.host, "--port", str(settings.port)]
+    if mmproj:
+        words += ["--mmproj", str(mmproj)]
     words += ["--ctx-size", str(ctx_size), "--alias", settings.alias or alias]
     words += endpoint_options(pooling)
     words += batch_options(pooling, ctx_size, settings.batch_size)
@@ -120,6 +126,6 @@ def clean_environment(environment: Mapping[str, str], config: Path) -> dict[str,
 
     `config` is an empty folder of its own: llama.cpp reads a config.ini from the user's.
     """
-    without = set(inherited(environment))
+    without = {*inherited(environment), *PRIVATE}
     env = {name: value for name, value in environment.items() if name not in without}
     return env | {"XDG_CONFIG_HOME": str(config)}

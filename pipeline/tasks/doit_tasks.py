@@ -15,9 +15,10 @@ from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.say import say
+from pipeline.models import quants
 from pipeline.serve import launch
 
-from . import planning, serving, verifying
+from . import locking, planning, resolving, serving, undoing, verifying
 from .reporting import checked, guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
 from .variables import request
@@ -87,19 +88,28 @@ def lacks_model(steps: Steps) -> bool:
     return steps.request.reference is None
 
 
-def is_folder(steps: Steps) -> bool:
+def comes_first(steps: Steps) -> list[str]:
+    """What has to be there for `resolve`: of a folder the source knows the architectures, and
+    quant=auto asks the programs and the converter. All else is resolved before any of it."""
     reference = steps.request.reference
-    return reference is not None and reference.kind == "folder"
+    if reference and steps.request.wanted.quant == quants.AUTO:
+        is_converted = reference.kind in ("demo", "folder")
+        return ["source", "build_bins", *(["converter"] if is_converted else [])]
+    return ["source"] if reference and reference.kind == "folder" else []
+
+
+def after_resolve(steps: Steps, step: str) -> list[str]:
+    """`resolve`, unless it needs `step` itself."""
+    return [] if lacks_model(steps) or step in comes_first(steps) else ["resolve"]
 
 
 def source(steps: Steps) -> Task:
     return task(
         steps.get_source,
         done=steps.source_is_done,
-        # of a folder the source knows the architectures; all else is resolved first
-        after=["_check"] if is_folder(steps) or lacks_model(steps) else ["resolve"],
-        clean=steps.clean_source,
-        forget=steps.forget_source,
+        after=["_check", *after_resolve(steps, "source")],
+        clean=lambda: undoing.clean_source(steps),
+        forget=lambda: undoing.forget_source(steps),
     )
 
 
@@ -107,19 +117,19 @@ def build_bins(steps: Steps) -> Task:
     return task(
         steps.build_bins,
         done=steps.bins_are_done,
-        after=["_compiler", "source"] if lacks_model(steps) else ["_compiler", "source", "resolve"],
-        clean=steps.clean_bins,
-        forget=steps.forget_bins,
+        after=["_compiler", "source", *after_resolve(steps, "build_bins")],
+        clean=lambda: undoing.clean_bins(steps),
+        forget=lambda: undoing.forget_bins(steps),
     )
 
 
 def resolve(steps: Steps) -> Task:
     return task(
-        steps.resolve,
+        lambda: resolving.resolve(steps),
         done=steps.resolve_is_done,
-        after=["_check", "source"] if is_folder(steps) else ["_check"],
-        clean=steps.forget_resolve,
-        forget=steps.forget_resolve,  # its answer is its receipt
+        after=["_check", *comes_first(steps)],
+        clean=lambda: undoing.forget_resolve(steps),
+        forget=lambda: undoing.forget_resolve(steps),  # its answer is its receipt
         lacks_model=lacks_model(steps),
     )
 
@@ -130,8 +140,8 @@ def fetch(steps: Steps) -> Task:
         done=steps.fetch_is_done,
         # options of the server are checked first, where there are any
         after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
-        clean=lambda: steps.clean("fetch"),
-        forget=lambda: steps.forget("fetch"),
+        clean=lambda: undoing.clean(steps, "fetch"),
+        forget=lambda: undoing.forget(steps, "fetch"),
         lacks_model=lacks_model(steps),
     )
 
@@ -140,9 +150,9 @@ def converter(steps: Steps) -> Task:
     return task(
         steps.make_converter,
         done=steps.converter_is_done,
-        after=[] if lacks_model(steps) else ["_settle", "fetch"],
-        clean=steps.clean_converter,
-        forget=steps.forget_converter,
+        after=["_settle", "fetch"] if after_resolve(steps, "converter") else [],
+        clean=lambda: undoing.clean_converter(steps),
+        forget=lambda: undoing.forget_converter(steps),
     )
 
 
@@ -151,8 +161,8 @@ def convert(steps: Steps) -> Task:
         steps.convert,
         done=steps.convert_is_done,
         after=PREPARATION[:-2],
-        clean=lambda: steps.clean("convert"),
-        forget=lambda: steps.forget("convert"),
+        clean=lambda: undoing.clean(steps, "convert"),
+        forget=lambda: undoing.forget(steps, "convert"),
         lacks_model=lacks_model(steps),
     )
 
@@ -162,8 +172,8 @@ def quantize(steps: Steps) -> Task:
         steps.quantize,
         done=steps.quantize_is_done,
         after=PREPARATION[:-1],
-        clean=lambda: steps.clean("quantize"),
-        forget=lambda: steps.forget("quantize"),
+        clean=lambda: undoing.clean(steps, "quantize"),
+        forget=lambda: undoing.forget(steps, "quantize"),
         lacks_model=lacks_model(steps),
     )
 
@@ -171,7 +181,7 @@ def quantize(steps: Steps) -> Task:
 def prepare(steps: Steps) -> Task:
     return {
         "actions": None,
-        "task_dep": PREPARATION,
+        "task_dep": ["_frozen"],
         "meta": {"lacks_model": lacks_model(steps)},
     }
 
@@ -179,9 +189,13 @@ def prepare(steps: Steps) -> Task:
 def serve(steps: Steps) -> Task:
     return task(
         lambda: serving.serve(steps),
-        after=["_port", *(["_flags"] if steps.request.settings.server else []), *PREPARATION],
+        after=["_port", *(["_flags"] if steps.request.settings.server else []), "_frozen"],
         lacks_model=lacks_model(steps),
     )
+
+
+def lock(steps: Steps) -> Task:
+    return task(lambda: locking.lock(steps), after=["_frozen"], lacks_model=lacks_model(steps))
 
 
 def plan(steps: Steps) -> Task:
@@ -221,7 +235,17 @@ def print_help(text: str | None) -> Task:
 
 
 def check(steps: Steps) -> Task:
-    return task(steps.check)
+    def run() -> None:
+        steps.check()
+        locking.require(steps)
+
+    return task(run)
+
+
+def frozen(steps: Steps) -> Task:
+    return task(
+        lambda: locking.require(steps), done=lambda: not steps.request.frozen, after=PREPARATION
+    )
 
 
 def compiler(steps: Steps) -> Task:

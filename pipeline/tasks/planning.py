@@ -1,71 +1,55 @@
-"""`plan`: what `serve` would do, and what it would cost. Nothing is made."""
+"""`plan`: what `serve` would do, and what it would cost. No weight is moved, nothing is made."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.bins import build as build_module
-from pipeline.bins import source
+from pipeline.bins import gpus, source
 from pipeline.core import packages
-from pipeline.core.errors import PipelineError
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
 from pipeline.core.publish import SPARE_BYTES
-from pipeline.core.say import size
-from pipeline.models import converter, quantize
+from pipeline.core.say import plural, size
+from pipeline.models import choice, converter, fetch, memory, quants
 from pipeline.models.chain import Chain
+from pipeline.models.memory import Fit
 
-from .serving import context_text, prepare
+from . import estimating, locking, resolving, serving
+from .estimating import Outlook
+from .serving import context_text
 from .steps import Steps
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
-QUANT_SHARE = 0.35  # of an F16 file: about what Q4_K_M takes, for a size not yet known
 
 
 def plan(steps: Steps) -> None:
-    """Print the plan: text, or one JSON object with format=json. Raises PipelineError."""
+    """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
     steps.check_request()
-    if not steps.resolve_is_done():
-        steps.resolve(store=False)
-    told = collect(steps)
-    if steps.request.json:
-        print(json.dumps(told, indent=1))
+    locking.require(steps)
+    if steps.request.wanted.quant == quants.ALL:
+        rows = every_quant(steps)
+        print(json.dumps(rows, indent=1) if steps.request.json else quants_text(rows))
         return
-    for step in told["steps"]:
-        print(f"{step['state']:<11} {step['name']:<11} {step['what']}")
-    print()
-    print(f"download    {size(told['download_bytes'])}")
-    print(
-        f"disk        {size(told['disk_peak_bytes'])} needed at the peak, "
-        f"{size(told['disk_free_bytes'])} free"
-    )
-    if told["memory"]:
-        print(
-            f"memory      {size(told['memory']['total_bytes'])} for weights, cache and compute "
-            f"at {told['context']}; {size(told['memory']['available_bytes'])} free"
-        )
-    else:
-        print("memory      known once the model is made")
-    command = told["cmd"] and shown([told["executable"], *told["cmd"]])
-    print(f"command     {command or 'known once the model is made'}")
-    for name, value in (told["env"] or {}).items():
-        print(f"environment {name}={value}")
+    if not steps.resolve_is_done():
+        resolving.resolve(steps, store=False)
+    told = collect(steps)
+    print(json.dumps(told, indent=1) if steps.request.json else text(told))
 
 
 def collect(steps: Steps) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
-    chain, needs = steps.chain(), steps.needs()
-    if chain is None or needs is None:
-        raise PipelineError("the model could not be resolved")
+    chain = steps.require_chain()
     rows = [
         ("source", steps.source_is_done(), f"llama.cpp {steps.llama_cpp.commit[:12]}"),
         ("build_bins", steps.bins_are_done(), str(steps.binaries.folder)),
     ]
     if chain.fetches:
-        what = f"{len(chain.resolved.files)} files, {size(chain.resolved.bytes)}"
+        what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
         rows.append(("fetch", steps.fetch_is_done(), what))
     if chain.conversion:
         rows.append(("converter", steps.converter_is_done(), str(converter.folder(steps.home))))
@@ -73,39 +57,164 @@ def collect(steps: Steps) -> dict[str, Any]:
     if chain.quantization:
         rows.append(("quantize", steps.quantize_is_done(), str(chain.quantization.target)))
     todo = {name for name, done, _ in rows if not done}
-    memory, command, context, env = None, None, None, None
-    if not todo:
-        prepared = prepare(steps, chain)
-        if prepared.fit.memory:
-            memory = {
-                "weights_bytes": prepared.fit.memory.weights,
-                "context_bytes": prepared.fit.memory.context,
-                "compute_bytes": prepared.fit.memory.compute,
-                "total_bytes": prepared.fit.memory.total,
-                "available_bytes": prepared.fit.available,
-                "fits": prepared.fit.fits,
-            }
-        command, context = (
-            list(prepared.launch.arguments),
-            context_text(prepared.fit, steps.request.settings.ctx_size),
-        )
-        env = {"XDG_CONFIG_HOME": prepared.launch.env["XDG_CONFIG_HOME"]}
+    ahead = estimating.outlook(steps, chain)
+    fit = serving.fit_context(steps, ahead)
+    launch = None
+    if steps.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
+        launch = serving.launch_of(steps, chain, ahead.header, fit)
     return {
         "model": chain.resolved.name,
+        "why": chain.resolved.why,
         "file": str(chain.final),
+        "file_bytes": ahead.bytes,
+        "files": [{"name": f.name, "bytes": f.size} for f in chain.resolved.files],
         "steps": [
             {"name": name, "state": UP_TO_DATE if done else TO_DO, "what": what}
             for name, done, what in rows
         ],
         "download_bytes": download_bytes(steps, chain, todo),
-        "disk_peak_bytes": disk_bytes(chain, todo, steps),
-        "disk_free_bytes": shutil.disk_usage(existing(steps.home.root)).free,
-        "memory": memory,
-        "context": context,
+        "disk_peak_bytes": disk_bytes(chain, todo, ahead),
+        "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
+        "disk_folder": str(steps.home.models),
+        "memory": memory_of(fit),
+        "context": context_text(fit, steps.request.settings.ctx_size),
         "executable": str(steps.binaries.folder / build_module.program_file("llama-server")),
-        "cmd": command,
-        "env": env,
+        "cmd": list(launch.arguments) if launch else None,
+        "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
     }
+
+
+def memory_of(fit: Fit) -> dict[str, Any] | None:
+    """What the model needs at its context, and where that fits."""
+    needed = fit.memory
+    if needed is None:
+        return None
+    return {
+        "estimate": needed.estimate,
+        "weights_bytes": needed.weights,
+        "context_bytes": needed.context,
+        "compute_bytes": needed.compute,
+        "total_bytes": needed.total,
+        "devices": [
+            {
+                "name": device.name,
+                "weights_bytes": device.weights,
+                "context_bytes": device.context,
+                "compute_bytes": device.compute,
+            }
+            for device in needed.devices
+        ],
+        "available_bytes": fit.available,
+        "fits": fit.fits,
+        "gpus": [
+            {
+                "name": gpu.name,
+                "total_bytes": gpu.total,
+                "free_bytes": gpu.free,
+                "fits": needed.total <= gpu.free,
+            }
+            for gpu in gpus.find()
+        ],
+    }
+
+
+def text(told: dict[str, Any]) -> str:
+    """The plan for people."""
+    lines = [f"{step['state']:<11} {step['name']:<11} {step['what']}" for step in told["steps"]]
+    lines += ["", f"model       {told['model']}{': ' * bool(told['why'])}{told['why']}"]
+    if len(told["files"]) > 1:
+        lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in told["files"]]
+    lines += [
+        f"download    {size(told['download_bytes'])}",
+        f"disk        {size(told['disk_peak_bytes'])} needed at the peak, "
+        f"{size(told['disk_free_bytes'])} free in {told['disk_folder']}",
+    ]
+    if needed := told["memory"]:
+        about = "about " * needed["estimate"]
+        lines += [
+            f"context     {told['context']}",
+            f"memory      {about}{size(needed['total_bytes'])}: "
+            f"weights {size(needed['weights_bytes'])}, cache {size(needed['context_bytes'])}, "
+            f"compute {size(needed['compute_bytes'])}",
+            f"RAM         {verdict(needed['fits'])}: {size(needed['available_bytes'])} free",
+        ]
+        lines += [
+            f"GPU         {verdict(gpu['fits'])}: {gpu['name']}, {size(gpu['free_bytes'])} free"
+            for gpu in needed["gpus"]
+        ]
+        if needed["estimate"]:
+            lines += [
+                "            an estimate by a formula; llama.cpp's own figure once it is built"
+            ]
+    else:
+        lines += ["memory      known once the model is made"]
+    command = told["cmd"] and shown([told["executable"], *told["cmd"]])
+    lines += [f"command     {command or 'known once llama.cpp is built and the model known'}"]
+    lines += [f"environment {name}={value}" for name, value in (told["env"] or {}).items()]
+    return "\n".join(lines)
+
+
+def verdict(fits: bool) -> str:
+    return "fits" if fits else "does not fit"
+
+
+def every_quant(steps: Steps) -> list[dict[str, Any]]:
+    """Each quant that a repository has, or that can be made: file, memory, and whether it fits."""
+    request = steps.request
+    base = Steps(
+        replace(
+            request,
+            wish=replace(request.wish, quant=""),
+            wanted=replace(request.wanted, quant=""),
+        )
+    )
+    reference = base.require_reference()
+    found: list[tuple[str, str, Outlook]] = []
+    if reference.kind == "hub" and not request.frozen:
+        shelf = resolving.Shelf(base)
+        options = choice.narrow(choice.options(shelf.listing.files), request.wish, reference.text)
+        found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
+        if not found:
+            base.resolved_to(shelf.resolved())
+    if not found:
+        if base.known() is None:
+            resolving.resolve(base, store=False)
+        chain = base.require_chain()
+        if chain.resolved.kind == "gguf" and chain.resolved.precision not in quants.UNQUANTIZED:
+            found = [(chain.resolved.precision, chain.final.name, estimating.outlook(base, chain))]
+        else:
+            of = estimating.unquantized(base, base.chain_with("Q4_K_M"))
+            found = [(quant, "", of(quant)) for quant in quants.TYPES]
+    room, rows = memory.available(), []
+    for quant, name, ahead in found:
+        ctx_size = estimating.context_to_fit(base, ahead.trained)
+        needed = ahead.at(ctx_size)
+        rows.append(
+            {
+                "quant": quant,
+                "name": name,
+                "file_bytes": ahead.bytes,
+                "ctx_size": ctx_size,
+                "memory_bytes": needed.total if needed else None,
+                "estimate": needed.estimate if needed else True,
+                "fits": needed is None or needed.total + memory.MARGIN <= room,
+            }
+        )
+    return sorted(rows, key=lambda row: row["file_bytes"])
+
+
+def quants_text(rows: list[dict[str, Any]]) -> str:
+    """The table for people."""
+    told = [
+        f"{row['quant'] or '?':<12} {size(row['file_bytes']):>9} "
+        f"{size(row['memory_bytes']) if row['memory_bytes'] else '?':>9}  "
+        f"{verdict(row['fits']):<12}  {row['name']}".rstrip()
+        for row in rows
+    ]
+    contexts = " or ".join(str(ctx) for ctx in sorted({row["ctx_size"] for row in rows}))
+    about = ", an estimate" if any(row["estimate"] for row in rows) else ""
+    head = f"{'quant':<12} {'file':>9} {'memory':>9}  (at a context of {contexts}{about})"
+    return "\n".join([head, *told])
 
 
 def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
@@ -119,13 +228,13 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
             archive = pins().demo_archive
             total += 0 if packages.cached(archive, steps.home).exists() else archive.size
         else:
-            total += chain.resolved.bytes
+            total += fetch.bytes_to_come(chain.resolved)
     if "converter" in todo:
         total += converter.DOWNLOAD_BYTES
     return total
 
 
-def disk_bytes(chain: Chain, todo: set[str], steps: Steps) -> int:
+def disk_bytes(chain: Chain, todo: set[str], ahead: Outlook) -> int:
     """What all that is to do takes at its peak, intermediates included."""
     total = 0
     if "source" in todo:
@@ -139,12 +248,7 @@ def disk_bytes(chain: Chain, todo: set[str], steps: Steps) -> int:
     if "convert" in todo and chain.conversion:
         total += chain.conversion.need
     if "quantize" in todo and chain.quantization:
-        known = 0
-        if chain.quantization.input.exists() and steps.binaries.has("llama-quantize"):
-            program = steps.binaries.program("llama-quantize")
-            known = quantize.result_bytes(chain.quantization, program)
-        unquantized = chain.conversion.need if chain.conversion else chain.resolved.bytes
-        total += known or int(unquantized * QUANT_SHARE)
+        total += ahead.bytes
     return total + SPARE_BYTES if total else 0
 
 

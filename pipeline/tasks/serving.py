@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.bins import binaries
 from pipeline.core.paths import user_folder
 from pipeline.core.say import say, size
 from pipeline.models import gguf, memory
+from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
@@ -19,6 +20,8 @@ from pipeline.serve import flags, health, launch, supervise
 from pipeline.serve.flags import Flag
 from pipeline.serve.launch import Launch
 
+from . import estimating
+from .estimating import Outlook
 from .steps import Steps
 
 
@@ -53,60 +56,73 @@ def check_flags(steps: Steps) -> None:
     flags.arguments(steps.request.settings.server, known_flags(steps), "server.")
 
 
-def fit_context(steps: Steps, model: Path, header: Header) -> Fit:
-    """The context to serve with, and the memory that it takes."""
-    settings, programs = steps.request.settings, steps.binaries
+def fit_context(steps: Steps, ahead: Outlook) -> Fit:
+    """The context to serve with, and the memory that it takes, the projector's included."""
+    beside = projector_bytes(steps)
 
     def measured(ctx_size: int) -> Memory | None:
-        if not programs.has("llama-fit-params"):
-            return None
-        options = launch.batch_options(header.pooling, ctx_size, settings.batch_size)
-        if settings.parallel:
-            options += ["--parallel", str(settings.parallel)]
-        program = programs.program("llama-fit-params")
-        digest = programs.sha256("llama-fit-params")
-        # Options such as cache_type_k change what is needed; it knows those that do.
-        its = flags.read(program, digest, steps.home.run / "flags")
-        shared = {n: v for n, v in settings.server.items() if n.replace("_", "-") in its}
-        options += flags.arguments(shared, its, "server.")
-        build = digest[:12]
-        book = steps.home.run / "memory.json"
-        return memory.measure(program, build, model, options, ctx_size, book)
+        found = ahead.at(ctx_size)
+        return found and replace(found, weights=found.weights + beside)
 
-    return memory.fit(header, settings.ctx_size, memory.available(), measured)
+    return memory.fit(ahead.trained, steps.request.settings.ctx_size, memory.available(), measured)
 
 
-def prepare(steps: Steps, chain: Chain) -> Prepared:
-    """The launch of a model that is all made. Starts no server. Raises PipelineError."""
-    request, home, model = steps.request, steps.home, chain.final
-    header = gguf.read_noted(model, home.run / "gguf.json")
-    fit = fit_context(steps, model, header)
-    config = home.run / "xdg"
+def projector(steps: Steps) -> Path | None:
+    """The projector that the model is served with."""
+    resolved = steps.require_resolved()
+    if steps.request.mmproj:
+        return steps.request.mmproj
+    return resolved.folder / resolved.mmproj if resolved.mmproj else None
+
+
+def projector_bytes(steps: Steps) -> int:
+    """Its size, whether or not it is there yet."""
+    if steps.request.mmproj:
+        return steps.request.mmproj.stat().st_size
+    resolved = steps.require_resolved()
+    return sum(file.size for file in resolved.files if file.name == resolved.mmproj)
+
+
+def launch_of(steps: Steps, chain: Chain, header: Header, fit: Fit) -> Launch:
+    """How llama-server will be started. Raises PipelineError."""
+    request, home = steps.request, steps.home
     server = {name.replace("-", "_"): value for name, value in request.settings.server.items()}
     arguments = launch.server_arguments(
         request.settings,
         known_flags(steps),
-        model=model,
+        model=chain.final,
+        mmproj=projector(steps),
         ctx_size=fit.ctx_size,
         # a comma would make two names of it
         alias=chain.resolved.name.replace(",", " "),
         pooling=header.pooling,
     )
+    return Launch(
+        executable=steps.binaries.program("llama-server"),
+        arguments=tuple(arguments),
+        env=launch.clean_environment(os.environ, home.run / "xdg"),
+        host=request.settings.host,
+        port=request.settings.port,
+        log=home.logs / f"serve-{request.settings.port}.log",
+        folder=user_folder(),
+        prefix=server.get("api_prefix", "").rstrip("/"),
+        tls="ssl_cert_file" in server,
+    )
+
+
+def prepare(steps: Steps, chain: Chain) -> Prepared:
+    """The launch of a model that is all made. Starts no server. Raises PipelineError."""
+    made = estimating.of_made(steps, chain.final)
+    header = gguf.read_noted(chain.final, steps.home.run / "gguf.json")
+    its = projector(steps)
+    if its:
+        projectors.require(gguf.read_noted(its, steps.home.run / "gguf.json"), header, its.name)
+    fit = fit_context(steps, made)
     return Prepared(
-        launch=Launch(
-            executable=steps.binaries.program("llama-server"),
-            arguments=tuple(arguments),
-            env=launch.clean_environment(os.environ, config),
-            host=request.settings.host,
-            port=request.settings.port,
-            log=home.logs / f"serve-{request.settings.port}.log",
-            folder=user_folder(),
-            prefix=server.get("api_prefix", "").rstrip("/"),
-            tls="ssl_cert_file" in server,
-        ),
+        launch=launch_of(steps, chain, header, fit),
         name=chain.resolved.name,
         header=header,
-        bytes=sum(part.stat().st_size for part in gguf.shards(model)),
+        bytes=made.bytes,
         fit=fit,
     )
 
@@ -155,7 +171,9 @@ def warnings(steps: Steps, prepared: Prepared) -> list[str]:
 def context_text(fit: Fit, asked: int | None) -> str:
     """The context, and where it comes from."""
     if asked:
-        return f"{fit.ctx_size} tokens, as asked for ({fit.trained} trained)"
+        return f"{fit.ctx_size} tokens, as asked for ({fit.trained or 'unknown'} trained)"
+    if not fit.trained:
+        return f"{fit.ctx_size} tokens; the trained context is not known"
     if fit.ctx_size == fit.trained:
         return f"{fit.ctx_size} tokens, as trained"
     return f"{fit.ctx_size} tokens of {fit.trained} trained: what the free memory holds"
@@ -171,6 +189,7 @@ def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> di
         "model": prepared.name,
         "quant": prepared.header.quant or "unknown",
         "size": size(prepared.bytes),
+        **({"projector": its.name} if (its := projector(steps)) else {}),
         "backend": steps.request.backend if ours else "that of LLAMA_SERVER_BINS_DIR",
         "device": settings.device or ("CPU" if ours else "llama-server's choice"),
         "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),

@@ -7,6 +7,7 @@ command line.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ from pipeline.core.locks import only_one
 from pipeline.core.publish import remove
 from pipeline.core.say import say
 from pipeline.models import (
+    autoquant,
     chain,
     convert,
     converter,
     demo,
+    fetch,
+    gguf,
     hub,
     imatrix,
+    lockfile,
+    projector,
     quantize,
     quants,
     resolve,
 )
-from pipeline.models.chain import Chain, Needs
+from pipeline.models.chain import Chain, Needs, Wanted
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
@@ -43,6 +49,7 @@ class Steps:
         self.home = paths.home()
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
+        self._quant = ""  # what quant=auto means
 
     # What there is to work with
 
@@ -81,15 +88,50 @@ class Steps:
                 return None  # the step `resolve` says what is wrong
         return self._resolved
 
+    def decides_quant(self) -> bool:
+        """Whether quant=auto has to be decided here: a repository's GGUF is chosen with it."""
+        resolved = self.known()
+        if self.request.wanted.quant != quants.AUTO or resolved is None:
+            return False
+        ours = resolved.kind == "safetensors" or resolved.local
+        return ours and resolved.precision in quants.UNQUANTIZED
+
+    def wanted(self) -> Wanted | None:
+        """What is wanted of the known model; None while quant=auto is not decided."""
+        wanted, resolved = self.request.wanted, self.known()
+        if wanted.quant != quants.AUTO or resolved is None:
+            return wanted
+        if not self.decides_quant():
+            return replace(wanted, quant="")
+        if self.request.frozen:
+            self._quant = str(self.require_locked().get("quantization", {}).get("type", ""))
+        if not self._quant and not self.request.refresh:
+            where = autoquant.path(self.home, resolved, self.request.settings.ctx_size)
+            self._quant = autoquant.stored(where)
+        return replace(wanted, quant=self._quant) if self._quant else None
+
+    def resolved_to(self, resolved: Resolved) -> None:
+        """The model, as `resolve` found it."""
+        self._resolved = resolved
+
+    def decided_on(self, quant: str) -> None:
+        """What quant=auto means for the model at hand."""
+        self._quant = quant
+
     def chain(self) -> Chain | None:
         """The model's steps, if the model is known."""
-        resolved = self.known()
-        if resolved is None:
+        resolved, wanted = self.known(), self.wanted()
+        if resolved is None or wanted is None:
             return None
+        return self._chain(resolved, wanted)
+
+    def chain_with(self, quant: str) -> Chain:
+        """The steps of the known model with another quant. Raises PipelineError."""
+        return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
+
+    def _chain(self, resolved: Resolved, wanted: Wanted) -> Chain:
         script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
-        return chain.chain(
-            resolved, self.request.wanted, self.home, script, self.llama_cpp.recipe()
-        )
+        return chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
 
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""
@@ -109,12 +151,22 @@ class Steps:
             if not resolve.folder_is_known(reference.path, home):
                 return None
             return resolve.folder(reference.path, home, frozenset())
-        return resolve.stored(self._stored_path())
+        if self.request.frozen:
+            return lockfile.resolved(self.require_locked(), home)
+        return resolve.stored(self.stored_path())
 
-    def _stored_path(self) -> Path:
-        request = self.request
-        quant = request.wanted.quant
-        return resolve.stored_path(self._reference(), request.filename, quant, self.home)
+    @property
+    def lock_file(self) -> Path:
+        """pipeline.lock, in the folder where the command is typed."""
+        return paths.absolute(lockfile.FILE)
+
+    def stored_path(self) -> Path:
+        """Where the hub's answer to this request is kept."""
+        wish = self.request.wish
+        question: list[object] = [wish.quant, wish.filename, wish.pattern, wish.mmproj]
+        if wish.quant == quants.AUTO:
+            question.append(self.request.settings.ctx_size)
+        return resolve.stored_path(self.require_reference(), question, self.home)
 
     # Is there nothing to do? (called by doit, for running and for listing)
 
@@ -131,7 +183,7 @@ class Steps:
         return not self._again() and build.is_current(self.build)
 
     def resolve_is_done(self) -> bool:
-        return self.known() is not None and not self.request.refresh
+        return not self.request.refresh and self.chain() is not None
 
     def fetch_is_done(self) -> bool:
         needs = self.needs()
@@ -195,11 +247,16 @@ class Steps:
                 f"{self.llama_cpp.folder} differs from the pin; used as it is, and recorded as "
                 f"{self.llama_cpp.tree}"
             )
+        book = self.home.run / "gguf.json"
+        own = self.request.mmproj and gguf.read_noted(self.request.mmproj, book)
         if reference and reference.path:
             if reference.kind == "gguf":
                 resolve.gguf_path(reference.path, self.home)
+                if own and self.request.mmproj:
+                    model = gguf.read_noted(reference.path, book)
+                    projector.require(own, model, self.request.mmproj.name)
             else:
-                resolve.check_folder(reference.path, self._architectures())
+                resolve.check_folder(reference.path, self.architectures())
         self.chain()  # what cannot be meant is said now
 
     def get_source(self) -> None:
@@ -207,25 +264,6 @@ class Steps:
 
     def build_bins(self) -> None:
         build.make(self.build, force=self._again())
-
-    def resolve(self, *, store: bool = True) -> None:
-        reference = self._reference()
-        if reference.kind == "hub":
-            if self.request.offline:
-                raise PipelineError(
-                    f"{reference.text}: is not resolved yet, and offline=1 forbids to ask",
-                    "run once without offline=1",
-                )
-            request = self.request
-            found = hub.resolve(reference, request.filename, request.wanted.quant, self.home)
-            if store:
-                resolve.store(self._stored_path(), found)
-            self._resolved = found
-        elif reference.path and reference.kind == "folder":
-            self._resolved = resolve.folder(reference.path, self.home, self._architectures())
-        elif reference.path:
-            self._resolved = resolve.gguf_path(reference.path, self.home)
-        self.chain()  # what cannot be meant is said now
 
     def settle(self) -> None:
         """Hash once what was copied or restored, and mark what is wanted now, before other
@@ -244,7 +282,15 @@ class Steps:
         if steps.resolved.source["type"] == "package":
             demo.fetch(steps.resolved, self.home, offline=self.request.offline)
         else:
-            hub.fetch(steps.resolved, offline=self.request.offline)
+            try:
+                fetch.fetch(steps.resolved, offline=self.request.offline)
+            except hub.Changed as error:
+                if self.request.frozen:
+                    raise UsageError(
+                        f"frozen=1: {error.message}", "what is locked cannot be had any more"
+                    ) from None
+                remove(self.stored_path())  # so that the next run asks anew
+                raise
 
     def make_converter(self) -> None:
         converter.make(self.home, force=self._again(), offline=self.request.offline)
@@ -292,71 +338,32 @@ class Steps:
             if chain.leftover(steps):
                 artifacts.discard(steps.conversion.target)
 
-    # Undo it: `clean` removes files with their receipts, `forget` the receipts alone
-
-    def clean_source(self) -> None:
-        with only_one(self.llama_cpp.folder):
-            source.clean(self.llama_cpp)
-
-    def forget_source(self) -> None:
-        source.forget(self.llama_cpp)
-
-    def clean_bins(self) -> None:
-        with only_one(self.build.target):
-            build.clean(self.build)
-
-    def forget_bins(self) -> None:
-        build.forget(self.build)
-
-    def clean_converter(self) -> None:
-        with only_one(converter.folder(self.home)):
-            converter.clean(self.home)
-
-    def forget_converter(self) -> None:
-        converter.forget(self.home)
-
-    def forget_resolve(self) -> None:
-        """What the hub answered, or what was found out about the user's own files."""
-        reference = self._reference()
-        if reference.kind == "hub":
-            remove(self._stored_path())
-        else:
-            resolve.forget(reference.path, self.home)
-
-    def targets(self, step: str) -> list[Path]:
-        """The files of the model that a step made or would make. Raises PipelineError."""
-        steps = self.require_chain()
-        if step == "fetch" and not steps.resolved.local:
-            return [steps.resolved.folder / file.name for file in steps.resolved.files]
-        made = steps.conversion if step == "convert" else steps.quantization
-        return [made.target] if made and step != "fetch" else []
-
-    def clean(self, step: str) -> None:
-        between = self.require_chain().conversion if self.require_chain().quantization else None
-        for target in self.targets(step):
-            with only_one(target):
-                if between and target == between.target:
-                    artifacts.discard(target)  # what was made from it stays up to date
-                else:
-                    remove(target)
-                    receipts.forget(target)
-
-    def forget(self, step: str) -> None:
-        for target in self.targets(step):
-            receipts.forget(target)
-
-    def _reference(self) -> Reference:
+    def require_reference(self) -> Reference:
+        """The model that is named. Raises UsageError where none is."""
         if self.request.reference is None:
             raise UsageError("no model is named", "say which: model=…")
         return self.request.reference
 
+    def require_resolved(self) -> Resolved:
+        """The model that is named. Raises PipelineError where it is not known yet."""
+        self.require_reference()
+        found = self.known()
+        if found is None:
+            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+        return found
+
+    def require_locked(self) -> lockfile.Entry:
+        """What pipeline.lock says of the request. Raises UsageError."""
+        return lockfile.find(self.lock_file, self.request.asked)
+
     def require_chain(self) -> Chain:
         """The model's steps. Raises PipelineError where they are not known yet."""
-        self._reference()
+        self.require_reference()
         steps = self.chain()
         if steps is None:
             raise PipelineError("the model is not resolved yet", "doit resolve model=…")
         return steps
 
-    def _architectures(self) -> frozenset[str]:
+    def architectures(self) -> frozenset[str]:
+        """The architectures that the converter at hand knows."""
         return converter.architectures(self.llama_cpp.folder)

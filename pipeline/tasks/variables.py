@@ -10,8 +10,9 @@ from pipeline.bins import backends
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
-from pipeline.models import quants
+from pipeline.models import hub, projector, quants
 from pipeline.models.chain import Wanted, require_makeable
+from pipeline.models.choice import Wish
 from pipeline.models.reference import Reference, existing, parse
 from pipeline.serve.launch import Settings
 
@@ -27,11 +28,19 @@ def gpu_layers(value: str) -> str:
     return word
 
 
+def quant(value: str) -> str:
+    """A quant, or auto, or all."""
+    word = value.strip().upper()
+    return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
+
+
 TABLE = (
     *(Variable(name, text) for name in MODEL_NAMES),
-    Variable("quant", quants.parse),
+    Variable("quant", quant),
     Variable("revision", text),
     Variable("filename", text),
+    Variable("pattern", text),
+    Variable("mmproj", text),
     Variable("imatrix", text),
     Variable("backend", choice(*backends.NAMES)),
     Variable("host", text),
@@ -49,6 +58,7 @@ TABLE = (
     Variable("keep_f16", flag),
     Variable("force", flag),
     Variable("refresh", flag),
+    Variable("frozen", flag),
     Variable("offline", flag),
     Variable("format", choice("text", "json")),
 )
@@ -59,7 +69,8 @@ class Request:
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
-    filename: str = ""
+    wish: Wish = field(default_factory=Wish)
+    mmproj: Path | None = None  # a projector of the user's own
     wanted: Wanted = field(default_factory=Wanted)
     settings: Settings = field(default_factory=Settings)
     backend: str = "auto"
@@ -67,8 +78,24 @@ class Request:
     stop_timeout: int = 10  # seconds
     force: bool = False
     refresh: bool = False
+    frozen: bool = False
     offline: bool = False
     json: bool = False
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What it says of its model: under this pipeline.lock keeps it."""
+        reference, wish, imatrix = self.reference, self.wish, self.wanted.imatrix
+        said = {
+            "model": (reference.repo or reference.text) if reference else "",
+            "revision": reference.revision if reference else "",
+            "quant": wish.quant.lower(),
+            "filename": wish.filename,
+            "pattern": wish.pattern,
+            "mmproj": wish.mmproj,
+            "imatrix": imatrix.name if imatrix else "",
+        }
+        return {name: value for name, value in said.items() if value}
 
 
 def request(given: Mapping[str, str]) -> Request:
@@ -108,19 +135,24 @@ def request(given: Mapping[str, str]) -> Request:
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
     default = Settings()
-    if values.get("refresh") and values.get("offline"):
-        raise UsageError("refresh=1 and offline=1 contradict each other")
+    contradictions = (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern"))
+    for one, other in contradictions:
+        if values.get(one) and values.get(other):
+            raise UsageError(f"{one}= and {other}= contradict each other", "leave one out")
     reference = _reference(values)
+    asked = _quant(reference, word("quant"))
     wanted = Wanted(
-        quant=_quant(reference, word("quant")),
+        quant=quants.canonical(asked),
         keep_f16=bool(values.get("keep_f16", False)),
         imatrix=file("imatrix"),
     )
     if reference and reference.kind in ("demo", "folder"):
         require_makeable(wanted)
+    mmproj, named = _mmproj(reference, word("mmproj"))
     return Request(
         reference=reference,
-        filename=word("filename"),
+        wish=Wish(quant=asked, filename=word("filename"), pattern=word("pattern"), mmproj=named),
+        mmproj=mmproj,
         wanted=wanted,
         settings=Settings(
             host=word("host", default.host),
@@ -140,7 +172,8 @@ def request(given: Mapping[str, str]) -> Request:
         stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
         force=bool(values.get("force", False)),
         refresh=bool(values.get("refresh", False)),
-        offline=bool(values.get("offline", False)),
+        frozen=bool(values.get("frozen", False)),
+        offline=bool(values.get("offline", False)) or hub.is_offline(),
         json=word("format", "text") == "json",
     )
 
@@ -170,9 +203,22 @@ def _reference(values: Mapping[str, object]) -> Reference | None:
                 f"revision={values['revision']} and @{reference.revision} contradict each other"
             )
         reference = replace(reference, revision=str(values["revision"]))
-    if "filename" in values and reference.kind != "hub":
-        raise UsageError("filename: is for Hugging Face repositories only")
+    for name in ("filename", "pattern"):
+        if name in values and reference.kind != "hub":
+            raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
+
+
+def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:
+    """`mmproj=` as a file of the user's own, or as what it means inside a repository."""
+    if given.lower() in ("", projector.NONE):
+        return None, given.lower()
+    path = absolute(given)
+    if path.is_file():
+        return path, projector.NONE
+    if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
+        raise UsageError(f"mmproj={given}: {path} is no file", "a path of a .gguf, or none")
+    return None, given
 
 
 def _quant(reference: Reference | None, asked: str) -> str:
@@ -183,6 +229,6 @@ def _quant(reference: Reference | None, asked: str) -> str:
         named = quants.parse(reference.quant)
     except ValueError:
         named = reference.quant.upper()  # a repository's own name, such as UD-Q4_K_XL
-    if asked and asked != named:
+    if asked and quants.canonical(asked) != quants.canonical(named):
         raise UsageError(f"quant={asked.lower()} and :{reference.quant} contradict each other")
     return named

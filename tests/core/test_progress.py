@@ -8,7 +8,7 @@ import sys
 import pytest
 from core_tools import REPOSITORY
 
-from pipeline.core.progress import bar
+from pipeline.core.progress import Pace, bar, duration, transfer
 
 
 def test_a_line_at_every_tenth_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,15 +29,75 @@ def test_an_unknown_total_and_a_step_back_say_nothing(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "building: 90 %\n"
 
 
+def test_a_transfer_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with transfer("fetching", 1000) as count:
+        count(200, arrived=False)
+        count(150)
+        count(-150, arrived=False)  # it proved wrong
+        count(150)
+        count(650)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "fetching: 20 %"
+    assert lines[1].startswith("fetching: 30 %, ")
+    assert lines[1].endswith(" left")
+    assert lines[2].startswith("fetching: 100 %, ")
+    assert lines[2].endswith("/s")
+    assert len(lines) == 3
+
+
+def test_the_speed_is_that_of_what_arrived_lately() -> None:
+    now = 0.0
+    pace = Pace(100_000, clock=lambda: now)
+    assert pace.told("0 %") == ["0 %"]
+    pace.count(40_000, arrived=False)
+    for _ in range(30):
+        now += 1
+        pace.count(1000, arrived=True)
+    assert pace.told("70 %") == ["70 %", "1.0 kB/s", "30 s left"]
+    for _ in range(30):
+        now += 1
+        pace.count(100, arrived=True)
+    assert pace.told("73 %") == ["73 %", "100 B/s", "4 min 30 s left"]
+    now += 10_000  # nothing came
+    assert pace.told("73 %") == ["73 %"]
+
+
+def test_how_long_is_written() -> None:
+    told = [duration(seconds) for seconds in (0.4, 45, 59.6, 130, 3600, 11_100)]
+    assert told == ["0 s", "45 s", "1 min 0 s", "2 min 10 s", "1 h 0 min", "3 h 5 min"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
 def test_a_bar_on_a_terminal() -> None:
-    script = """
+    told = on_a_terminal("""
 import time
 from pipeline.core.progress import bar
 with bar("building") as update:
     update(30, 60)
     time.sleep(0.3)
-"""
+""")
+    assert b"building" in told
+    assert b"50%" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
+def test_a_transfer_on_a_terminal() -> None:
+    told = on_a_terminal("""
+import time
+from pipeline.core.progress import transfer
+with transfer("fetching", 10_000_000) as count:
+    time.sleep(0.1)
+    count(5_000_000)
+    time.sleep(0.3)
+""")
+    assert b"fetching" in told
+    assert b"5.0 MB of 10.0 MB, " in told
+    assert b"MB/s, " in told
+    assert b" s left" in told
+
+
+def on_a_terminal(script: str) -> bytes:
+    """What a Python script writes to its terminal."""
     master, slave = os.openpty()
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen([sys.executable, "-c", script], stderr=slave, env=env) as process:
@@ -48,5 +108,4 @@ with bar("building") as update:
                 told += chunk
         os.close(master)
     assert process.returncode == 0
-    assert b"building" in told
-    assert b"50%" in told
+    return told

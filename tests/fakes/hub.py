@@ -17,8 +17,9 @@ on SIGTERM or when stdin closes, so it never outlives the test that started it.
   bad         [{"path": ..., "kind": ...}]: see hub_faults.py
 
 Folders are read at every request, so writing a file is a push: `main` gets another commit, and
-the commit before it is gone (the site would keep it). A token nobody knows is taken for that of a
-stranger; the site refuses it even for public files.
+the commit before it is gone (the site would keep it). `DIR/.hub.json` may hold {"tokens": [...]}:
+any other token is refused then, even for public files, as on the site; without it, it is taken for
+that of a stranger.
 
 `POST /_control` takes {"faults": [...]} to switch faults on, {"reset": true} to switch them off,
 {"clear_log": true}; `GET /_log` lists the requests so far.
@@ -136,6 +137,11 @@ class Hub:
         self.log: list[dict[str, Any]] = []
         self.cdn = ""
 
+    def knows(self, token: str | None) -> bool:
+        path = self.root / ".hub.json"
+        tokens = json.loads(path.read_text()).get("tokens") if path.exists() else None
+        return token is None or tokens is None or token in tokens
+
     def settings(self, repo: str) -> dict[str, Any] | None:
         """What `.hub.json` says, {} without one, None where there is no such repository."""
         folder = self.root / repo
@@ -220,6 +226,8 @@ class Handler(BaseHTTPRequestHandler):
         if early.status != 200:
             return self.send_json(early.status, {"error": "fault"}, early.headers)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        if not hub.knows(token):
+            return self.fail(401, "", "Invalid credentials in Authorization header")
         if refused := refusal(repo, settings, token, at):
             return self.fail(*refused)
         assert settings is not None
@@ -322,7 +330,7 @@ class Handler(BaseHTTPRequestHandler):
         answer.headers["Content-Range"] = f"bytes {answer.start}-{answer.stop - 1}/{answer.size}"
 
     def fail(self, status: int, code: str, message: str, **headers: str) -> None:
-        headers |= {"X-Error-Code": code, "X-Error-Message": message}
+        headers |= {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
         self.send_json(status, {"error": message}, headers)
 
     def send_json(self, status: int, data: Any, headers: dict[str, str] | None = None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.models import gguf
+from pipeline.models import ggml, gguf
 
 SCALARS = {
     "u8": 250,
@@ -106,10 +106,10 @@ def refusal(path: Path, data: bytes) -> str:
     return str(caught.value)
 
 
-def test_every_value_type_is_read_and_arrays_are_skipped(full: Path) -> None:
+def test_every_value_type_is_read_and_arrays_of_texts_are_skipped(full: Path) -> None:
     header = gguf.read(full)
     got = {k[5:]: v for k, v in header.values.items() if k.startswith("test.")}
-    assert got == SCALARS
+    assert got == {**SCALARS, "ints": [1, 2, 3]}
     assert (header.architecture, header.name, header.quant) == ("llama", "Tiny", "Q4_K_M")
     assert (header.context_length, header.pooling, header.shards) == (8192, "none", 1)
     assert header.has_chat_template
@@ -155,10 +155,10 @@ def test_block_sizes_are_those_of_the_format() -> None:
     from gguf import GGML_QUANT_SIZES
 
     theirs = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
-    both = set(theirs) & set(gguf.BLOCKS)
-    assert {kind: gguf.BLOCKS[kind] for kind in both} == {kind: theirs[kind] for kind in both}
+    both = set(theirs) & set(ggml.BLOCKS)
+    assert {kind: ggml.BLOCKS[kind] for kind in both} == {kind: theirs[kind] for kind in both}
     # Q8_1 is made in memory only and never stored.
-    assert set(theirs) - set(gguf.BLOCKS) <= {9}
+    assert set(theirs) - set(ggml.BLOCKS) <= {9}
 
 
 def test_a_big_vocabulary_is_skipped_to_what_follows(tmp_path: Path) -> None:
@@ -359,3 +359,34 @@ def test_a_claim_of_many_shards_is_told_in_a_few_words(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="99998 of its 99999") as caught:
         gguf.shards(first)
     assert len(str(caught.value)) < 2000
+
+
+def test_short_arrays_of_numbers_are_kept_and_the_tokenizers_are_not() -> None:
+    heads = ("llama.attention.head_count_kv", 9, array(4, 3, struct.pack("<III", 8, 0, 4)))
+    header = gguf.parse(
+        raw(
+            heads,
+            ("long", 9, array(0, gguf.MAX_ARRAY + 1, bytes(gguf.MAX_ARRAY + 1))),
+            ("words", 9, array(8, 1, text("a"))),
+            ("tokenizer.ggml.tokens", 9, array(8, 2, text("a") + text("b"))),
+            ("tokenizer.ggml.scores", 9, array(6, 2, struct.pack("<ff", 0, 0))),
+        )
+    )
+    assert header.values == {"llama.attention.head_count_kv": [8, 0, 4]}
+    assert header.vocabulary == 2
+
+
+def test_many_short_arrays_are_kept_only_up_to_a_sum() -> None:
+    pairs = [(f"a{n}", 9, array(0, 1024, bytes(1024))) for n in range(100)]
+    assert len(gguf.parse(raw(*pairs)).values) == gguf.MAX_KEPT // 1024
+
+
+def test_more_is_asked_for_only_where_more_can_come() -> None:
+    whole = raw(("a", 8, text("b" * 1000)), ("c", 9, array(8, 2, text("d") + text("e" * 99))))
+    for length in range(len(whole)):
+        with pytest.raises(gguf.Cut):
+            gguf.parse(whole[:length], len(whole))
+        with pytest.raises(gguf.Broken) as caught:
+            gguf.parse(whole[:length])
+        assert not isinstance(caught.value, gguf.Cut)
+    assert gguf.parse(whole, 1 << 40).values == {"a": "b" * 1000}

@@ -1,4 +1,4 @@
-"""Models of the hub: the choice as pure functions, the rest over real HTTP with the real client."""
+"""The hub and its files over real HTTP, with the real client, bad behaviour included."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,152 +16,50 @@ import pytest
 from conftest import REPOSITORY
 from fakes import hub as fake
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.paths import Home
-from pipeline.models import hub
-from pipeline.models.hub import choose, require_safe
-from pipeline.models.reference import parse
-from pipeline.models.resolve import File
-
 # The client reads its settings when it is imported, hence a process of its own.
 CLIENT = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import hub
+from pipeline.models import fetch, hub, repository, safetensors
+from pipeline.models.choice import Wish
 from pipeline.models.reference import parse
 
-home, text, revision, filename, quant, fetch, offline = json.load(sys.stdin)
+home, text, revision, filename, quant, wanted, offline = json.load(sys.stdin)
+reference = parse("hf:" + text)
+if revision:
+    reference = replace(reference, revision=revision)
 try:
-    from dataclasses import replace
-    reference = parse("hf:" + text)
-    if revision:
-        reference = replace(reference, revision=revision)
-    found = hub.resolve(reference, filename, quant, Home(Path(home)))
-    if fetch:
-        hub.fetch(found, offline=offline)
+    listing = hub.ask(reference)
+
+    def readable(file):
+        return hub.readable(listing.repo, listing.commit, file)
+
+    def dtypes(file):
+        return safetensors.head(file.name, file.size, readable(file).get).dtypes
+
+    found = repository.resolve(
+        listing, Wish(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),
+        fits=lambda option: True, read=lambda file: readable(file).get(0, file.size),
+        read_header=None, read_dtypes=dtypes,
+    )
+    if wanted:
+        fetch.fetch(found, offline=offline)
     print(json.dumps({
         "kind": found.kind, "folder": str(found.folder), "slug": found.slug,
-        "precision": found.precision,
+        "precision": found.precision, "why": found.why,
         "source": found.source, "files": [[f.name, f.size, f.sha256] for f in found.files],
     }))
 except PipelineError as error:
-    print(json.dumps({"error": str(error)}))
+    print(json.dumps({"error": str(error), "kind": type(error).__name__}))
 """
-LISTING = (
-    *("m-F16.gguf", "m-BF16.gguf", "m-Q4_K_S.gguf", "m-Q4_K_M.gguf", "m-Q4_K.gguf", "m-Q8_0.gguf"),
-    *("m-UD-Q4_K_XL.gguf", "m-IQ4_XS.gguf", "m-IQ2_XXS.gguf", "sub/m.Q5_K_M.gguf"),
-)
-
-
-def pick(quant: str = "", filename: str = "", names: tuple[str, ...] = LISTING) -> str:
-    files = {name: File(name, 4_000_000_000, "s") for name in names}
-    return choose(list(names), files, filename, quant, "org/model")
-
-
-@pytest.mark.parametrize(
-    ("quant", "name"),
-    [
-        *(("", "m-Q4_K_M.gguf"), ("Q4_K_M", "m-Q4_K_M.gguf"), ("q8_0", "m-Q8_0.gguf")),
-        *(("F16", "m-F16.gguf"), ("BF16", "m-BF16.gguf"), ("Q4_K", "m-Q4_K.gguf")),
-        *(("UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"), ("IQ4_XS", "m-IQ4_XS.gguf")),
-        ("Q5_K_M", "sub/m.Q5_K_M.gguf"),
-    ],
-)
-def test_the_file_of_a_quant(quant: str, name: str) -> None:
-    assert pick(quant) == name
-
-
-def test_a_file_by_its_name() -> None:
-    assert pick("Q8_0", "sub/m.Q5_K_M.gguf") == "sub/m.Q5_K_M.gguf"
-
-
-@pytest.mark.parametrize(
-    ("wish", "said"),
-    [
-        ({"quant": "Q6_K"}, "no GGUF files match Q6_K"),
-        ({"quant": "Q4"}, "no GGUF files match Q4"),
-        ({"filename": "none.gguf"}, "no GGUF files match none.gguf"),
-        ({"names": ("a-Q4_K_M.gguf", "b.q4_k_m.gguf")}, "2 GGUF files match Q4_K_M, the default"),
-        ({"names": ("a.gguf", "b.gguf")}, "no GGUF files match Q4_K_M, the default"),
-        ({"quant": "Q8_0", "names": ("a.gguf",)}, "no GGUF files match Q8_0"),
-        ({"names": ("mmproj-a-Q4_K_M.gguf",)}, "no GGUF files match Q4_K_M, the default"),
-    ],
-)
-def test_no_file_is_guessed_and_all_are_listed(wish: dict[str, Any], said: str) -> None:
-    with pytest.raises(PipelineError) as caught:
-        pick(**wish)
-    assert said in str(caught.value)
-    for name in wish.get("names", LISTING):
-        assert f"  {name}  4.0 GB" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("a.gguf",),
-        ("a-Q8_0.gguf",),
-        ("a.gguf", "mmproj-a-F16.gguf"),
-        ("sub/a-00001-of-00002.gguf", "sub/a-00002-of-00002.gguf"),
-    ],
-)
-def test_the_only_model_needs_no_quant(names: tuple[str, ...]) -> None:
-    assert pick(names=names) == names[0]
-
-
-def test_later_parts_and_projectors_are_no_choice() -> None:
-    names = (
-        *("a-Q4_K_M-00002-of-00002.gguf", "a-Q4_K_M-00001-of-00002.gguf"),
-        *("mmproj-a-Q4_K_M.gguf", "sub/mmproj-a-Q4_K_M.gguf", "a-Q8_0.gguf"),
-    )
-    assert pick(names=names) == pick("Q4_K_M", names=names) == names[1]
-
-
-def listed(*names: str) -> dict[str, File]:
-    return {name: File(name, 1, "s") for name in names}
-
-
-def test_all_parts_of_a_model() -> None:
-    assert hub.parts("sub/a.gguf", listed("sub/a.gguf", "b.gguf")) == ["sub/a.gguf"]
-    names = [f"sub/a-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
-    others = ["sub/a-00001-of-00002.gguf", "a-00002-of-00003.gguf", "sub/b.gguf"]
-    for asked in names:  # whichever of them `filename` names
-        assert hub.parts(asked, listed(*others, *reversed(names))) == names
-
-
-def test_a_part_that_the_repository_lacks() -> None:
-    names = [f"sub/a-{n:05d}-of-00003.gguf" for n in (1, 3)]
-    with pytest.raises(PipelineError, match="lacks parts") as caught:
-        hub.parts(names[0], listed(*names, "a-00002-of-00003.gguf"))
-    assert "sub/a-00002-of-00003.gguf" in str(caught.value)
-    assert names[1] not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["a.gguf", "sub/dir/a b.gguf", "ü.json", "a..b", "1_Pooling/c.json"]
-)
-def test_safe_names(name: str) -> None:
-    require_safe(name, "org/model")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("../a", "a/../b", "/etc/passwd", "a//b", "./a", "a/.", "", "a\\..\\b", "C:/a", "C:a"),
-        *(" a", "a ", "a./b", "a /b", "dir/..", "..", "a:stream"),
-        *("a\0b", "a\nb", "a\x1b[2Jb"),  # no file system takes the first, no terminal the last
-        *(".state.json", "sub/.state.json", ".config.json.part"),  # the pipeline's own names
-    ],
-)
-def test_unsafe_names(name: str) -> None:
-    with pytest.raises(PipelineError, match="not safe"):
-        require_safe(name, "org/model")
-
-
 GGUF = b"GGUF" + bytes(range(256)) * 40
-WEIGHTS = b"weights" * 400
-# Parameters by element type as the hub tells them, and the precision that follows.
+HEAD = json.dumps({"w": {"dtype": "BF16", "shape": [1000], "data_offsets": [0, 2000]}}).encode()
+WEIGHTS = len(HEAD).to_bytes(8, "little") + HEAD + bytes(2000)
+# Parameters by element type as the hub tells them, and the precision that follows; without them
+# the weights' own header is read.
 PRECISIONS = [
     (None, "BF16"),
     ({"F32": 10}, "F32"),
@@ -195,6 +94,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.Running]:
     split = {f"m-{n:05d}-of-00002.gguf": GGUF * n for n in (1, 2)}
     repo("org/split", {**split, "mmproj-m-F16.gguf": GGUF})
     repo("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    for number in range(len(FAULTS)):
+        repo(f"org/fault-{number}", {"m-Q4_K_M.gguf": GGUF})
     repo("org/gated", {"m-Q4_K_M.gguf": GGUF}, gated="manual", token="hf_member")
     repo("org/private", {"m-Q4_K_M.gguf": GGUF}, private=True, token="hf_member")
     repo("org/receipts", {**safe, ".state.json": b'{"schema": 1, "artifacts": {}}'})
@@ -301,7 +202,8 @@ def test_offline_nothing_is_fetched_and_what_is_here_will_do(
     ask: Ask, server: fake.Running
 ) -> None:
     message = ask("org/gguf", fetch=True, offline=True)["error"]
-    assert "m-Q4_K_M.gguf is not here, and offline=1 forbids to fetch it" in message
+    assert "1 file not here, and offline=1" in message
+    assert "m-Q4_K_M.gguf" in message
     file = Path(ask("org/gguf", fetch=True)["folder"]) / "m-Q4_K_M.gguf"
     os.utime(file, ns=(1, 1))  # copied: hashed, not fetched
     server.control(clear_log=True)
@@ -323,25 +225,13 @@ def test_safetensors_come_without_code_and_pickles(ask: Ask) -> None:
     assert on_disk == set(names)
 
 
-def test_a_flipped_byte_is_refused_and_nothing_published(ask: Ask, server: fake.Running) -> None:
-    server.control(faults=[{"kind": "flip_byte", "path": "*.gguf"}])
-    message = ask("org/gguf", fetch=True)["error"]
-    assert "m-Q4_K_M.gguf: sha256 is" in message
-    assert hashlib.sha256(GGUF).hexdigest() in message
-    server.control(reset=True)
-    folder = Path(ask("org/gguf")["folder"])
-    assert [path.name for path in folder.rglob("*") if path.suffix != ".lock"] == []
-    ask("org/gguf", fetch=True)
-    assert (folder / "m-Q4_K_M.gguf").read_bytes() == GGUF
-
-
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
         ("org/none", {}, "org/none: there is no such repository, or it is private"),
         ("org/private", {}, "for a private one set HF_TOKEN"),
         ("org/gguf@v9", {}, "org/gguf: has no revision 'v9'"),
-        ("org/pickled", {}, "pickled weights are not used"),
+        ("org/pickled", {}, "has only pickled weights (pytorch_model.bin)"),
         ("org/gguf", {"filename": "x.gguf"}, "m-Q8_0.gguf"),
         ("org/gguf", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to ask"),
         ("org/gguf", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and http://127"),
@@ -355,16 +245,64 @@ def test_each_error_has_a_message_of_its_own(
     assert "hf_" not in message.lower().replace("hf_token", "").replace("hf_hub_offline", "")
 
 
+# What a lasting fault ends in: a part of the error, or "" where the bytes arrive all the same.
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "slow", "bytes_per_second": 20_000}, ""),
+    ({"kind": "stall", "after": 0}, "nothing came in time"),
+    ({"kind": "cut", "after": 0}, "the connection ended early"),
+    ({"kind": "cut", "after": 4000}, ""),  # each answer brings some
+    ({"kind": "status416", "at": "cdn"}, "answered 416"),
+    ({"kind": "ignore_range"}, ""),
+    ({"kind": "wrong_content_range"}, "another range than the one asked"),
+    ({"kind": "etag_changes"}, "when it was resolved"),
+    ({"kind": "etag_changes", "at": "cdn"}, ""),  # started over, and then it is the right sha256
+    ({"kind": "flip_byte"}, f"expected {hashlib.sha256(GGUF).hexdigest()}, got "),
+    ({"kind": "wrong_size", "at": "api"}, "the hub's list gives m-Q4_K_M.gguf"),
+    ({"kind": "wrong_size", "at": "hub"}, "the file's own answer"),
+    ({"kind": "status429", "retry_after": 1, "times": 3, "at": "cdn"}, ""),
+    ({"kind": "status429", "retry_after": 0, "at": "cdn"}, "answered 429"),
+    ({"kind": "status500", "at": "cdn"}, "answered 500"),
+    ({"kind": "status500", "at": "cdn", "times": 2}, ""),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cut", "status500"])
-def test_a_download_that_fails_is_an_error_and_leaves_nothing(
-    ask: Ask, server: fake.Running, kind: str
+def test_under_every_fault_the_right_bytes_are_published_or_none(
+    ask: Ask, server: fake.Running
 ) -> None:
-    folder = Path(ask("org/gguf")["folder"])
-    server.control(faults=[{"kind": kind, "at": "cdn"}])
-    message = ask("org/gguf", fetch=True)["error"]
-    assert "m-Q4_K_M.gguf: could not be downloaded" in message
-    assert [path.name for path in folder.rglob("*") if path.suffix != ".lock"] == []
+    # Number 8 changes between two requests, which with one piece it takes a cut to make.
+    faults = [
+        {**fault, "path": "*.gguf", "repo": f"org/fault-{number}"}
+        for number, (fault, _) in enumerate(FAULTS)
+    ]
+    faults.append({"kind": "cut", "after": 3000, "repo": "org/fault-8", "path": "*.gguf"})
+    server.control(faults=faults)
+
+    def one(number: int, **more: Any) -> dict[str, Any]:
+        asked = f"org/fault-{number}"
+        return ask(asked, fetch=True, HF_HUB_DOWNLOAD_TIMEOUT="1", **more)
+
+    with ThreadPoolExecutor(len(FAULTS)) as pool:
+        answers = list(pool.map(one, range(len(FAULTS))))
+    server.control(reset=True)
+    folders = [Path(ask(f"org/fault-{n}")["folder"]) for n in range(len(FAULTS))]
+    for (fault, said), answer, folder in zip(FAULTS, answers, folders, strict=True):
+        file = folder / "m-Q4_K_M.gguf"
+        if said:
+            assert said in answer.get("error", "no error"), (fault, answer)
+            assert not file.exists(), fault
+            assert not (folder / ".state.json").exists(), fault
+        else:
+            assert file.read_bytes() == GGUF, (fault, answer)
+    with ThreadPoolExecutor(4) as pool:  # a later run recovers by itself
+        answers = list(pool.map(one, range(len(FAULTS))))
+    for (fault, _), answer, folder in zip(FAULTS, answers, folders, strict=True):
+        assert "error" not in answer, (fault, answer)
+        assert (folder / "m-Q4_K_M.gguf").read_bytes() == GGUF
+        assert [path.name for path in folder.iterdir() if ".part" in path.name] in (
+            [],
+            [".m-Q4_K_M.gguf.part.lock"],
+        )
 
 
 def test_a_hub_in_trouble_is_an_error(ask: Ask, server: fake.Running) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.models import memory
 from pipeline.models.gguf import Header
-from pipeline.models.memory import MARGIN, MIB, Memory, fit, parse
+from pipeline.models.memory import MARGIN, MIB, Device, Memory, fit, parse, resized
 
 WEIGHTS = 1000 * MIB
 A_TOKEN = 128 * 1024  # bytes
@@ -18,7 +18,7 @@ A_TOKEN = 128 * 1024  # bytes
 
 def header(trained: int) -> Header:
     values = {"general.architecture": "llama", "llama.context_length": trained}
-    return Header(tensors=1, size=1, values=values if trained else {})
+    return Header(tensors=1, size=1, data=1, values=values if trained else {})
 
 
 def measured(asked: list[int] | None = None) -> Callable[[int], Memory]:
@@ -37,6 +37,10 @@ def room_for(tokens: int) -> int:
 def test_the_table_of_llama_fit_params_is_summed_up() -> None:
     text = "some log line 1 2\nCUDA0 4096 512 300\nCUDA1 4000 500 200\nHost 100 0 24\n"
     assert parse(text) == Memory(8196 * MIB, 1012 * MIB, 524 * MIB)
+    found = parse(text)
+    assert found
+    assert [device.name for device in found.devices] == ["CUDA0", "CUDA1", "Host"]
+    assert found.devices[1] == Device("CUDA1", 4000 * MIB, 500 * MIB, 200 * MIB)
     assert parse("Host 1 2 3 \n") == Memory(MIB, 2 * MIB, 3 * MIB)
     assert parse("CPU 1 2 3").total == 6 * MIB  # type: ignore[union-attr]
 
@@ -46,9 +50,18 @@ def test_no_table_is_nothing_known(text: str) -> None:
     assert parse(text) is None
 
 
+def test_another_quant_changes_the_weights_alone() -> None:
+    found = parse("CUDA0 4000 512 300\nHost 100 0 24\n")
+    assert found
+    smaller = resized(found, before=16, after=4)
+    assert smaller == Memory(1025 * MIB, 512 * MIB, 324 * MIB)
+    assert [device.weights for device in smaller.devices] == [1000 * MIB, 25 * MIB]
+    assert resized(Memory(100, 7, 7, estimate=True), 2, 1) == Memory(50, 7, 7, estimate=True)
+
+
 @pytest.mark.parametrize("trained", [512, 4096, 8192, 131072])
 def test_the_trained_context_where_it_fits(trained: int) -> None:
-    found = fit(header(trained), None, room_for(trained), measured())
+    found = fit(trained, None, room_for(trained), measured())
     assert (found.ctx_size, found.trained, found.fits) == (trained, trained, True)
 
 
@@ -57,7 +70,7 @@ def test_the_trained_context_where_it_fits(trained: int) -> None:
 def test_reduced_to_the_largest_that_fits(trained: int, share: float) -> None:
     room = room_for(max(4096, int(trained * share)))
     asked: list[int] = []
-    found = fit(header(trained), None, room, measured(asked))
+    found = fit(trained, None, room, measured(asked))
     assert found.fits
     assert found.ctx_size % 256 == 0
     assert measured()(found.ctx_size).total + MARGIN <= room
@@ -68,24 +81,24 @@ def test_reduced_to_the_largest_that_fits(trained: int, share: float) -> None:
 @pytest.mark.parametrize("trained", [4500, 5000, 10_000])
 def test_the_largest_below_an_uneven_trained_context(trained: int) -> None:
     best = (trained - 1) // 256 * 256
-    assert fit(header(trained), None, room_for(best), measured()).ctx_size == best
+    assert fit(trained, None, room_for(best), measured()).ctx_size == best
 
 
 def test_never_below_4096_even_where_that_does_not_fit() -> None:
-    found = fit(header(32768), None, WEIGHTS, measured())
+    found = fit(32768, None, WEIGHTS, measured())
     assert (found.ctx_size, found.fits) == (4096, False)
-    assert fit(header(2048), None, 0, measured()).ctx_size == 2048  # trained for no more
-    assert fit(header(0), None, 0, measured()).ctx_size == 4096  # not said
+    assert fit(2048, None, 0, measured()).ctx_size == 2048  # trained for no more
+    assert fit(0, None, 0, measured()).ctx_size == 4096  # not said
 
 
 def test_what_was_asked_for_is_not_touched() -> None:
     for asked in (256, 5000, 1 << 20):
-        found = fit(header(8192), asked, 0, measured())
+        found = fit(8192, asked, 0, measured())
         assert (found.ctx_size, found.fits, found.trained) == (asked, False, 8192)
 
 
 def test_nothing_is_reduced_where_nothing_can_be_measured() -> None:
-    found = fit(header(32768), None, 0, lambda ctx_size: None)
+    found = fit(32768, None, 0, lambda ctx_size: None)
     assert (found.ctx_size, found.memory, found.fits) == (32768, None, True)
 
 
@@ -106,7 +119,10 @@ def test_a_measurement_is_made_once(tmp_path: Path) -> None:
     def measure(build: str, ctx_size: int) -> Memory | None:
         return memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
 
-    assert measure("b1", 7) == measure("b1", 7) == Memory(10 * MIB, 7 * MIB, 3 * MIB)
+    first, second = measure("b1", 7), measure("b1", 7)
+    assert first == second == Memory(10 * MIB, 7 * MIB, 3 * MIB)
+    assert first and second
+    assert first.devices == second.devices == (Device("CPU", 10 * MIB, 7 * MIB, 3 * MIB),)
     assert measure("b1", 8) == Memory(10 * MIB, 8 * MIB, 3 * MIB)
     assert measure("b2", 7) == Memory(10 * MIB, 7 * MIB, 3 * MIB)
     lines = asked.read_text().splitlines()

@@ -271,7 +271,7 @@ def resolved(home: Home) -> resolve.Resolved:
 
 
 def test_stored_and_read_back(resolved: resolve.Resolved, home: Home, tmp_path: Path) -> None:
-    path = resolve.stored_path(parse("hf:org/model"), "", "", home)
+    path = resolve.stored_path(parse("hf:org/model"), [], home)
     resolve.store(path, resolved)
     assert resolve.stored(path) == resolved
     # The home may be moved as a whole.
@@ -283,10 +283,10 @@ def test_stored_and_read_back(resolved: resolve.Resolved, home: Home, tmp_path: 
 
 def test_each_question_has_its_own_answer(home: Home) -> None:
     questions = [
-        *(("hf:org/model", "", ""), ("hf:org/model@v1", "", ""), ("hf:org/model", "a.gguf", "")),
-        *(("hf:org/model", "", "Q8_0"), ("hf:org/other", "", "")),
+        *(("hf:org/model", ["", ""]), ("hf:org/model@v1", ["", ""]), ("hf:org/other", ["", ""])),
+        *(("hf:org/model", ["Q8_0", ""]), ("hf:org/model", ["", "Q8_0"])),
     ]
-    paths = {resolve.stored_path(parse(ref), name, quant, home) for ref, name, quant in questions}
+    paths = {resolve.stored_path(parse(ref), more, home) for ref, more in questions}
     assert len(paths) == len(questions)
 
 

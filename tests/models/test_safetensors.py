@@ -116,6 +116,40 @@ def test_hostile_headers_are_errors_and_no_crash(tmp_path: Path, header: Any) ->
         safetensors.dtypes(path)
 
 
+@pytest.mark.parametrize("spans", [[(0, 4), (2, 6)], [(0, 4), (5, 9)], [(4, 8)], [(0, 4), (0, 4)]])
+def test_tensors_that_overlap_or_leave_gaps(tmp_path: Path, spans: list[tuple[int, int]]) -> None:
+    header = {str(n): tensor(list(span))["a"] for n, span in enumerate(spans)}
+    path = by_hand(tmp_path / "a.safetensors", header, bytes(max(end for _, end in spans)))
+    with pytest.raises(PipelineError, match="overlap or leave gaps"):
+        safetensors.dtypes(path)
+
+
+def test_a_header_from_elsewhere_is_all_that_is_read(real: Path) -> None:
+    data, asked = real.read_bytes(), []
+
+    def read(start: int, stop: int) -> bytes:
+        asked.append((start, stop))
+        return data[start:stop]
+
+    head = safetensors.head("far", len(data), read)
+    assert data.startswith(head.raw) and len(data) == len(head.raw) + 76
+    assert (head.elements, head.dtypes) == (4 * 8 + 3, {"F16": 64, "F32": 12})
+    assert asked == [(0, 8), (8, len(head.raw))]
+
+
+@pytest.mark.parametrize("length", [8, 100_000_001, 2**60, 2**64 - 1])
+def test_a_claim_of_a_long_header_is_not_followed(length: int) -> None:
+    asked = []
+
+    def read(start: int, stop: int) -> bytes:
+        asked.append(stop)
+        return length.to_bytes(8, "little")[start:stop]
+
+    with pytest.raises(PipelineError, match="far"):
+        safetensors.head("far", 2**62, read)
+    assert all(stop <= 16 for stop in asked)
+
+
 def test_flipped_header_bytes_are_only_ever_an_error(real: Path, tmp_path: Path) -> None:
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"TEST_SEED={seed}")

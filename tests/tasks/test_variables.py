@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.models.chain import Wanted
+from pipeline.models.choice import Wish
 from pipeline.serve.launch import Settings
 from pipeline.tasks.variables import Request, request
 
@@ -48,6 +49,7 @@ def test_everything_asked_arrives(here: Path) -> None:
         imatrix="imatrix.gguf",
         port=9,
         filename="x.gguf",
+        mmproj="none",
         host="::",
         threads=3,
         gpu_layers="all",
@@ -67,7 +69,7 @@ def test_everything_asked_arrives(here: Path) -> None:
     )
     assert found.reference
     assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
-    assert found.filename == "x.gguf"
+    assert found.wish == Wish(quant="IQ2_XS", filename="x.gguf", mmproj="none")
     assert found.wanted == Wanted(quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf")
     assert found.settings == Settings(
         host="::",
@@ -130,7 +132,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     )
     for part in (
         "port=0: must be a whole number",
-        "quant=q4_k_mm: must be a type of llama-quantize; did you mean Q4_K_M?",
+        "quant=q4_k_mm: must be auto, or a type of llama-quantize; did you mean Q4_K_M?",
         "backend=cuda13: must be one of auto, cuda",
         "force=maybe: must be 1 or 0",
         "format=xml: must be one of text, json",
@@ -156,7 +158,12 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"imatrix": "none"}, "imatrix=none: "),
         ({"api_key_file": "folder"}, "is no file"),
         ({"model": "nothing"}, "is no reference"),
-        ({"refresh": "1", "offline": "1"}, "refresh=1 and offline=1 contradict each other"),
+        ({"refresh": "1", "offline": "1"}, "refresh= and offline= contradict each other"),
+        ({"refresh": "1", "frozen": "1"}, "refresh= and frozen= contradict each other"),
+        ({"model": "a/b", "filename": "x", "pattern": "*"}, "filename= and pattern= contradict"),
+        ({"gguf_path": "m.gguf", "pattern": "*"}, "pattern: is for Hugging Face repositories"),
+        ({"gguf_path": "m.gguf", "mmproj": "p.gguf"}, "p.gguf is no file"),
+        ({"model": "a/b", "mmproj": "projector"}, "projector is no file"),
         ({"device": "CUDA", "backend": "cpu"}, "device=cuda and backend=cpu contradict"),
         ({"backend": "hip"}, "backend=hip: this version builds cpu only"),
     ],
@@ -173,6 +180,30 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
         found = ask(device=device, backend="cpu")
         assert (found.backend, found.settings.device) == ("cpu", None)
     assert ask(refresh=0, offline=1).offline
+
+
+def test_quants_as_repositories_name_them() -> None:
+    asked = ask(model="a/b", quant="ud-q4_k_xl")
+    assert (asked.wish.quant, asked.asked) == (
+        "UD-Q4_K_XL",
+        {"model": "a/b", "quant": "ud-q4_k_xl"},
+    )
+    assert ask(model="a/b", quant="auto").wanted.quant == "AUTO"
+    # llama-quantize's alias is kept for a repository that has a file of that very name
+    assert ask(model="a/b:q4_k").wish.quant == "Q4_K"
+    assert ask(model="a/b:q4_k").wanted.quant == "Q4_K_M"
+
+
+def test_a_projector_of_ones_own_or_of_the_repository(here: Path) -> None:
+    asked = ask(model="a/b", mmproj="m.gguf")  # a path that exists wins
+    assert (asked.mmproj, asked.wish.mmproj) == (here / "m.gguf", "none")
+    asked = ask(model="a/b", mmproj="mmproj-F16.gguf")
+    assert (asked.mmproj, asked.wish.mmproj) == (None, "mmproj-F16.gguf")
+
+
+def test_the_hubs_own_switch_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert ask(model="a/b").offline
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""Whether a server's answer is what was asked for, and if not, what may mend it."""
+
+from __future__ import annotations
+
+import http
+import re
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.core.errors import PipelineError
+
+if TYPE_CHECKING:
+    import httpx2
+
+LONGEST_WAIT = 300.0  # seconds
+
+
+class ChangedError(PipelineError):
+    """The file on the server became another one between two requests."""
+
+
+class NoRangesError(Exception):
+    """The server answers with the whole file, whatever part is asked for."""
+
+
+class TroubleError(Exception):
+    """What another request may mend. `wrong`: the server answered, but not what was asked;
+    `expired`: the address may no longer be used; `wait`: seconds that the server asks for."""
+
+    def __init__(
+        self,
+        host: str,
+        text: str,
+        *,
+        wrong: bool = False,
+        expired: bool = False,
+        wait: float | None = None,
+    ) -> None:
+        super().__init__(f"{host}: {text}")
+        self.host, self.wrong, self.expired, self.wait = host, wrong, expired, wait
+
+
+class Judge:
+    """Judges all answers about one file, which is `size` bytes long where that is known.
+
+    No text of it holds what must stay private: addresses and headers, which the library's own
+    texts may quote.
+    """
+
+    def __init__(self, name: str, size: int | None, *, streamed: bool) -> None:
+        self._name, self._size, self._streamed = name, size, streamed
+        self._lock = threading.Lock()
+        self._etags: dict[str, str] = {}  # by host: two mirrors need not agree
+
+    def accept(self, answer: httpx2.Response, at: int, stop: int) -> tuple[int, int, bool]:
+        """How many bytes come before those asked for, where the latter stop, and whether the
+        answer ends there.
+
+        Raises PipelineError, ChangedError, NoRangesError, TroubleError before any byte is used.
+        """
+        status, host = answer.status_code, answer.url.host
+        if status not in (200, 206):
+            self._refuse(answer)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise PipelineError(f"{self._name}: {host} sends it compressed, which was not asked")
+        length = answer.headers.get("Content-Length", "")
+        count = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
+        if status == 200:
+            self._require_size(host, count)
+            self._require_same(answer)
+            if at and not self._streamed:
+                raise NoRangesError
+            stop = stop if count is None else min(stop, count)
+            return at, stop, count == stop
+        said = answer.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", said, re.ASCII)
+        if not found:
+            raise TroubleError(host, "the answer does not say which range it is", wrong=True)
+        total = None if found[3] == "*" else int(found[3])
+        self._require_size(host, total)
+        self._require_same(answer)
+        stop = stop if total is None else min(stop, total)
+        if (int(found[1]), int(found[2])) != (at, stop - 1):
+            raise TroubleError(host, "the answer is another range than the one asked", wrong=True)
+        return 0, stop, count == stop - at
+
+    def _refuse(self, answer: httpx2.Response) -> NoReturn:
+        status, host = answer.status_code, answer.url.host
+        known = status in set(http.HTTPStatus)  # the server's own words could be anything
+        text = f"answered {status}{f' {http.HTTPStatus(status).phrase}' if known else ''}"
+        if status in (401, 403, 410):
+            raise TroubleError(host, text, expired=True)
+        if status in (429, 503):
+            wait = retry_after(answer.headers.get("Retry-After", ""), time.time())
+            raise TroubleError(host, text, wait=wait)
+        if status in (408, 416) or status >= 500:
+            raise TroubleError(host, text, wrong=status == 416)
+        raise PipelineError(f"{self._name}: {host}: {text}")
+
+    def _require_size(self, host: str, size: int | None) -> None:
+        if None not in (size, self._size) and size != self._size:
+            raise PipelineError(
+                f"{self._name}: {host} says {size} bytes, expected {self._size}",
+                "the file changed there, or something on the way answers in its place",
+            )
+
+    def _require_same(self, answer: httpx2.Response) -> None:
+        etag, host = answer.headers.get("ETag", ""), answer.url.host
+        if etag and not etag.startswith("W/"):
+            with self._lock:
+                known = self._etags.setdefault(host, etag)
+            if known != etag:
+                raise ChangedError(f"{self._name}: changed on {host} while it was fetched")
+
+
+def trouble(error: httpx2.RequestError) -> TroubleError:
+    """An error of the library, in our words."""
+    import httpx2
+
+    host = error.request.url.host
+    match error:
+        case httpx2.ReadTimeout():
+            return TroubleError(host, "nothing came in time")
+        case httpx2.TimeoutException():
+            return TroubleError(host, "no connection in time")
+        case httpx2.ConnectError() | httpx2.ReadError():  # the system's words
+            return TroubleError(host, str(error) or "the connection broke")
+        case httpx2.RemoteProtocolError():
+            return TroubleError(host, "the connection ended early")
+    return TroubleError(host, type(error).__name__)
+
+
+def retry_after(text: str, now: float) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date; None where it is neither."""
+    if re.fullmatch(r"\d+", text, re.ASCII):
+        return min(float(text), LONGEST_WAIT)
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)

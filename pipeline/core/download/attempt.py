@@ -1,0 +1,165 @@
+"""One attempt at a file: threads fetch its pieces, the one that wants it hashes them in order."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from io import FileIO
+
+from pipeline.core.progress import Count
+
+from .partial import Partial
+from .remote import HaltedError, Remote
+
+# The library hands over at most 64 KiB. Written one by one, the threads would wait for each
+# other's turn twice as often: a third of the speed.
+BLOCK = 1024 * 1024
+TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
+
+
+class Attempt:
+    """One attempt at a file: threads fetch its pieces, the one that wants it hashes them."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        partial: Partial,
+        submit: Callable[[Callable[[], None]], None],
+        count: Count,
+    ) -> None:
+        self._remote, self._partial, self._submit, self._count = remote, partial, submit, count
+        self._earlier = set(partial.done)  # not proved by having seen them arrive
+        self._change = threading.Condition()
+        self._failure: BaseException | None = None
+        self._writing = 0
+
+    def ask(self, found: Sequence[Sequence[int]]) -> None:
+        for numbers in found:
+            self._submit(functools.partial(self._fetch, numbers))
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt; the first reason stands."""
+        with self._change:
+            self._failure = self._failure or error
+            self._change.notify_all()
+        self._remote.halt()
+
+    def settle(self) -> None:
+        """Wait for the writes under way; after `fail` no other begins."""
+        with self._change:
+            while self._writing:
+                self._change.wait(TICK)
+
+    def digest(self, *others: hashlib._Hash) -> str:
+        """The file's sha256 in hex, hashed while it arrives; `others` see the same bytes."""
+        partial = self._partial
+        sha256 = hashlib.sha256()
+        buffer = memoryview(bytearray(min(partial.piece, partial.size)))
+        with partial.path.open("rb", buffering=0) as file:
+            for number in range(partial.count):
+                data = buffer[: partial.length(number)]
+                while True:
+                    self._wait_for(number)
+                    file.seek(partial.bounds(number)[0])
+                    whole = _fill(file, data)
+                    if number not in self._earlier:
+                        break
+                    self._earlier.discard(number)
+                    if whole and zlib.crc32(data) == partial.done[number]:
+                        break
+                    partial.forget(number)
+                    self._count(-len(data), arrived=False)
+                    self.ask([[number]])
+                for digest in (sha256, *others):
+                    digest.update(data)
+        return sha256.hexdigest()
+
+    def _wait_for(self, number: int) -> None:
+        with self._change:
+            while True:
+                if self._failure:
+                    raise self._failure
+                if number in self._partial.done:
+                    return
+                self._change.wait(TICK)
+
+    def _fetch(self, numbers: Sequence[int]) -> None:
+        """Have these pieces, in one request; what lies between them is dropped."""
+        if self._remote.halted:
+            return
+        partial, wanted = self._partial, frozenset(numbers)
+        start, stop = partial.bounds(numbers[0])[0], partial.bounds(numbers[-1])[1]
+        waiting: list[bytes] = []
+        size = crc = counted = told = 0
+        next_count = 0.0
+        try:
+            with closing(self._remote.read(start, stop)) as blocks:
+                for at, data in _cut(blocks, start, partial.piece):
+                    number = at // partial.piece
+                    if number not in wanted:
+                        continue
+                    waiting.append(data)
+                    size += len(data)
+                    counted += len(data)
+                    end = at + len(data)
+                    last = end == partial.bounds(number)[1]
+                    now = time.monotonic()
+                    if last or now > next_count:  # not each time: all threads share one lock
+                        next_count = now + TICK
+                        self._count(counted - told)
+                        told = counted
+                    if last or size >= BLOCK:
+                        block = b"".join(waiting)
+                        crc = zlib.crc32(block, crc)
+                        with self._writes():
+                            partial.write(end - size, block)
+                            if last:
+                                partial.record(number, crc)
+                        waiting.clear()
+                        size = 0
+                    if last:
+                        crc = counted = told = 0
+        except HaltedError:
+            pass
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            if told:
+                self._count(-told, arrived=False)
+
+    @contextmanager
+    def _writes(self) -> Iterator[None]:
+        with self._change:
+            if self._failure:
+                raise HaltedError
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._writing -= 1
+                self._change.notify_all()
+
+
+def _cut(blocks: Iterable[bytes], at: int, piece: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks with their positions, cut where one piece ends and the next begins."""
+    for data in blocks:
+        while data:
+            head, data = data[: piece - at % piece], data[piece - at % piece :]
+            yield at, head
+            at += len(head)
+
+
+def _fill(file: FileIO, data: memoryview) -> bool:
+    """Read until `data` is full; whether there was enough."""
+    while data:
+        count = file.readinto(data)
+        if not count:
+            return False
+        data = data[count:]
+    return True

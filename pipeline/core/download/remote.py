@@ -1,0 +1,200 @@
+"""A file on a server: any range of it, through cuts, refusals, redirects and expired addresses."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.say import say
+
+from .answers import Judge, TroubleError, trouble
+
+if TYPE_CHECKING:
+    import httpx2
+
+RETRIES = 5  # in a row, without a new byte
+PAUSE = 0.5  # seconds before the first of them; each pause is twice the one before
+WAITS = 10  # in a row, where the server says how long to wait
+AGAIN = "run it again: it continues where it stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """Where a file's bytes are at this moment: a URL, perhaps signed and short-lived, and the
+    headers that it needs."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# Finds the file's present location; asked again when an address has expired. Raises PipelineError.
+Locate = Callable[[], Location]
+
+
+class HaltedError(Exception):
+    """`Remote.halt` was called."""
+
+
+class Remote:
+    """One file, read by several threads at once. `streamed` also takes the whole file for an
+    answer to a range, and drops what comes before it."""
+
+    def __init__(
+        self,
+        client: httpx2.Client,
+        name: str,
+        locate: Locate,
+        *,
+        size: int | None,
+        timeout: float,
+        pause: float = PAUSE,
+        streamed: bool = False,
+    ) -> None:
+        self.name = name
+        self._client, self._locate = client, locate
+        self._timeout, self._pause = timeout, pause
+        self._judge = Judge(name, size, streamed=streamed)
+        self._lock = threading.Lock()
+        self._locating = threading.Lock()  # held while the network is asked
+        self._halted = threading.Event()
+        self._location: Location | None = None
+        self._answers: set[httpx2.Response] = set()
+        self._arrived = 0
+        self._said_wait = False
+
+    def halt(self) -> None:
+        """Make all `read` of this file end with HaltedError, also those that wait for bytes."""
+        self._halted.set()
+        with self._lock:
+            answers = list(self._answers)
+        for answer in answers:
+            stream = answer.extensions.get("network_stream")
+            connection = stream.get_extra_info("socket") if stream else None
+            if connection:
+                with suppress(OSError):
+                    # The plain socket's method: the one of TLS drops state that a reader uses.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    @property
+    def halted(self) -> bool:
+        return self._halted.is_set()
+
+    def read(self, start: int, stop: int) -> Generator[bytes, None, None]:
+        """The bytes from `start` to before `stop`, or to the end of a file of unknown size.
+
+        Raises PipelineError, ChangedError, NoRangesError, HaltedError.
+        """
+        import httpx2
+
+        at = reached = start
+        failures = waits = 0
+        renewed = False
+        arrived = -1
+        while at < stop:
+            location = self._where()
+            try:
+                with self._ask(location, at, stop) as answer:
+                    skip, stop, exact = self._judge.accept(answer, at, stop)
+                    for data in answer.iter_raw():
+                        if skip:
+                            data, skip = data[skip:], max(0, skip - len(data))
+                        data = data[: stop - at]
+                        if self._halted.is_set():
+                            raise HaltedError
+                        at += len(data)
+                        self._arrived += len(data)
+                        if data:
+                            yield data
+                        if at == stop and not exact:
+                            break  # hang up: more would come
+                if at < stop:
+                    raise TroubleError(answer.url.host, "the answer ended early")
+                return
+            except TroubleError as error:
+                problem = error
+            except httpx2.RequestError as error:
+                problem = trouble(error)
+            if self._halted.is_set():
+                raise HaltedError
+            if at > reached:
+                reached, failures, waits, renewed = at, 0, 0, False
+            if problem.expired and not renewed:
+                renewed = True
+                self._forget(location)
+            elif problem.wait is not None and waits < WAITS:
+                waits += 1
+                self._say_wait(problem.host, problem.wait)
+                self._halted.wait(max(problem.wait, self._pause))
+            else:
+                failures += 1
+                # A server that refuses some of many connections is not down while others bring
+                # bytes.
+                stuck = problem.wrong or self._arrived == arrived
+                arrived = self._arrived
+                if problem.expired:
+                    raise PipelineError(
+                        f"{self.name}: {problem}", "see whether you may still have it"
+                    )
+                if problem.wait is not None or (failures > RETRIES and stuck):
+                    raise PipelineError(f"{self.name}: {problem}", AGAIN)
+                self._halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
+
+    def _where(self) -> Location:
+        with self._locating:
+            if self._halted.is_set():
+                raise HaltedError
+            if self._location is None:
+                self._location = self._locate()
+            return self._location
+
+    def _forget(self, location: Location) -> None:
+        """The address has expired; where another thread has a new one already, that stays."""
+        with self._locating:
+            if self._location is location:
+                self._location = None
+
+    @contextmanager
+    def _ask(self, location: Location, at: int, stop: int) -> Iterator[httpx2.Response]:
+        headers = {
+            **location.headers,
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={at}-{stop - 1}",
+        }
+        with self._client.stream(
+            "GET", location.url, headers=headers, timeout=self._timeout, follow_redirects=True
+        ) as answer:
+            with self._lock:
+                self._answers.add(answer)
+            try:
+                if self._halted.is_set():
+                    raise HaltedError
+                yield answer
+            finally:
+                with self._lock:
+                    self._answers.discard(answer)
+
+    def _say_wait(self, host: str, seconds: float) -> None:
+        with self._lock:
+            said, self._said_wait = self._said_wait, True
+        if not said:
+            say(f"{self.name}: {host} asks to wait {seconds:.0f} s")
+
+
+def read_range(
+    client: httpx2.Client,
+    name: str,
+    locate: Locate,
+    start: int,
+    stop: int,
+    *,
+    timeout: float,
+) -> bytes:
+    """The bytes from `start` to before `stop`, fewer where the file ends. Raises PipelineError."""
+    remote = Remote(client, name, locate, size=None, timeout=timeout, streamed=True)
+    with closing(remote.read(start, stop)) as blocks:
+        return b"".join(blocks)

@@ -1,0 +1,193 @@
+"""Downloads of files over HTTP: in pieces side by side, hashed while they arrive, resumed after a
+kill."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.core import progress
+from pipeline.core.errors import PipelineError
+from pipeline.core.publish import remove
+from pipeline.core.say import say
+from pipeline.core.say import size as shown_size
+
+from .answers import ChangedError, NoRangesError
+from .attempt import Attempt
+from .partial import Partial, runs
+from .remote import AGAIN, PAUSE, Locate, Remote
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECTIONS = 8
+PIECE = 4 * 1024 * 1024  # bytes; what a kill costs is one piece for each connection
+GRACE = 0.5  # seconds for the threads to end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What must arrive: `size` in bytes, and its sha256, or (small files of a hub) git blob id."""
+
+    size: int
+    sha256: str = ""
+    blob: str = ""
+
+
+class Downloads:
+    """All files of one download: they share connections and a progress bar of `total` bytes.
+
+    `timeout` is how many seconds may pass without a byte. The first file that fails ends all, and
+    so does leaving it: enter it inside the pool whose threads call `get`, not around that.
+    """
+
+    def __init__(
+        self,
+        client: httpx2.Client,
+        *,
+        title: str,
+        total: int,
+        timeout: float,
+        connections: int = CONNECTIONS,
+        piece: int = PIECE,
+        pause: float = PAUSE,
+    ) -> None:
+        self._client, self._timeout, self._piece, self._pause = client, timeout, piece, pause
+        self._bar = progress.transfer(title, total)
+        self._stack = ExitStack()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # Daemons: one that waits for a silent server does not keep the program from ending.
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(connections)
+        ]
+        self._lock = threading.Lock()
+        self._attempts: set[Attempt] = set()
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._count = self._stack.enter_context(self._bar)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop(error or PipelineError("the downloads have ended"))
+        for _ in self._threads:
+            self._jobs.put(None)
+        end = time.monotonic() + GRACE
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        self._stack.close()
+
+    def get(self, name: str, content: Content, locate: Locate, made: Path) -> str:
+        """Have the bytes of `content` at `made`; its sha256 in hex. Any thread may call it.
+
+        `made` and its journal stay for the next run where it fails, except when they proved
+        wrong. Raises PipelineError, or the OSError of a full disk; if another file failed before,
+        the error of that one.
+        """
+        try:
+            return self._get(name, content, locate, made)
+        except BaseException as error:
+            self._stop(error)
+            raise
+
+    def _get(self, name: str, content: Content, locate: Locate, made: Path) -> str:
+        identity = {"sha256": content.sha256, "blob": content.blob}
+        if not any(identity.values()):
+            remove(made)  # nothing could prove that an earlier run's bytes belong to it
+        partial = Partial(made, identity, content.size, self._piece)
+        if partial.done:
+            say(f"{name}: {shown_size(partial.bytes_done)} are here from an earlier run")
+        self._count(partial.bytes_done, arrived=False)
+        by_blob = bool(content.blob and not content.sha256)
+        streamed = again = False
+        while True:
+            blob = hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)
+            remote = Remote(
+                self._client,
+                name,
+                locate,
+                size=content.size,
+                timeout=self._timeout,
+                pause=self._pause,
+                streamed=streamed,
+            )
+            try:
+                with self._try(remote, partial, streamed) as this:
+                    sha256 = this.digest(*([blob] if by_blob else []))
+            except NoRangesError:
+                say(f"{name}: the server gives no parts of it, so it comes in one stream")
+                streamed = True
+                continue
+            except ChangedError as error:
+                wrong: PipelineError = error
+            else:
+                if content.sha256 not in ("", sha256):
+                    wrong = _mismatch(name, "sha256", content.sha256, sha256)
+                elif by_blob and content.blob != blob.hexdigest():
+                    wrong = _mismatch(name, "git blob id", content.blob, blob.hexdigest())
+                else:
+                    partial.finish()
+                    return sha256
+            self._count(-partial.bytes_done, arrived=False)
+            partial.discard()
+            if again:
+                raise wrong
+            say(f"{wrong.message}; fetching it once more")
+            partial.open()
+            again = True
+
+    @contextmanager
+    def _try(self, remote: Remote, partial: Partial, streamed: bool) -> Iterator[Attempt]:
+        """Ask for all missing pieces; nothing writes to the file any more when it ends."""
+        this = Attempt(remote, partial, self._jobs.put, self._count)
+        with self._lock:
+            if self._failure:
+                raise self._failure
+            self._attempts.add(this)
+        try:
+            missing = [n for n in range(partial.count) if n not in partial.done]
+            if missing:
+                this.ask([missing] if streamed else runs(missing, len(self._threads)))
+            yield this
+        except BaseException as error:
+            this.fail(error)
+            raise
+        finally:
+            this.settle()
+            with self._lock:
+                self._attempts.discard(this)
+
+    def _stop(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            error = PipelineError("the downloads were interrupted", AGAIN)
+        with self._lock:
+            self._failure = self._failure or error
+            attempts = list(self._attempts)
+        for this in attempts:
+            this.fail(error)
+
+    def _work(self) -> None:
+        while job := self._jobs.get():
+            job()
+
+
+def _mismatch(name: str, what: str, expected: str, got: str) -> PipelineError:
+    return PipelineError(
+        f"{name}: {what} of what arrived is not the right one: expected {expected}, got {got}",
+        "the server, or something on the way, gives other bytes than were published",
+    )

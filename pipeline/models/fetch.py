@@ -1,0 +1,165 @@
+"""The files of a repository: out of the user's own disks where they are there, else downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline.core import artifacts, download, receipts
+from pipeline.core.download import Content, Downloads
+from pipeline.core.errors import PipelineError
+from pipeline.core.hashing import git_blob, sha256
+from pipeline.core.locks import only_one
+from pipeline.core.publish import full_disk_is_an_error, part, remove, require_space
+from pipeline.core.receipts import Status
+from pipeline.core.say import plural, say, size
+
+from . import hub
+from .resolve import File, Resolved
+
+FILES_AT_ONCE = 4
+
+
+def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> None:
+    """Have all files, each checked before it is published. Raises PipelineError.
+
+    What is there stays: `force` fetches it again.
+    """
+    with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
+        for file in sorted(resolved.files, key=lambda file: file.name):
+            # In one order, so that two runs never wait for each other.
+            if force or not is_here(resolved, file):
+                locks.enter_context(only_one(resolved.folder / file.name))
+        # Another run may have fetched some meanwhile.
+        lacking = [file for file in resolved.files if force or not _settled(resolved, file)]
+        lacking = [file for file in lacking if force or not _taken_from_elsewhere(resolved, file)]
+        if lacking and offline:
+            raise PipelineError(
+                f"{resolved.name}: {plural(len(lacking), 'file')} not here, and offline=1 (or "
+                f"HF_HUB_OFFLINE) forbids to fetch: {', '.join(file.name for file in lacking)}",
+                f"run once with the network: {size(sum(file.size for file in lacking))}",
+            )
+        if lacking:
+            _download(resolved, lacking)
+
+
+def bytes_to_come(resolved: Resolved) -> int:
+    """How much is still to be downloaded; a partial file's part of it is not."""
+    total = 0
+    for file in resolved.files:
+        if not is_here(resolved, file) and next(elsewhere(resolved, file), None) is None:
+            total += max(0, file.size - download.bytes_kept(part(resolved.folder / file.name)))
+    return total
+
+
+def is_here(resolved: Resolved, file: File) -> bool:
+    """Whether the file is as its receipt says. Hashes nothing."""
+    found = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
+    return found is Status.CURRENT
+
+
+def _settled(resolved: Resolved, file: File) -> bool:
+    return receipts.settle(resolved.folder / file.name, resolved.fetch_recipe(file))
+
+
+def _download(resolved: Resolved, files: list[File]) -> None:
+    """Several files at once, each published as soon as it is whole. The caller has their locks."""
+    repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
+    targets = {file: resolved.folder / file.name for file in files}
+    there = sum(download.bytes_kept(part(target)) for target in targets.values())
+    total = sum(file.size for file in files)
+    require_space(resolved.folder, total - there)
+    say(f"fetching {resolved.name}: {plural(len(files), 'file')}, {size(total)}")
+
+    def one(file: File) -> tuple[str, float]:
+        start = time.monotonic()
+        content = Content(size=file.size, sha256=file.sha256, blob=file.blob)
+        made = part(targets[file])
+        made.parent.mkdir(parents=True, exist_ok=True)
+        digest = downloads.get(file.name, content, lambda: hub.locate(repo, commit, file), made)
+        return digest, time.monotonic() - start
+
+    with (
+        ThreadPoolExecutor(FILES_AT_ONCE) as pool,
+        Downloads(
+            hub.client(), title=f"fetching {resolved.name}", total=total, timeout=hub.timeout()
+        ) as downloads,
+    ):
+        # The small ones first: what is wrong with the access shows at once.
+        running: Mapping[Future[tuple[str, float]], File] = {
+            pool.submit(one, file): file for file in sorted(files, key=lambda file: file.size)
+        }
+        waiting = set(running)
+        try:
+            while waiting:
+                # With a limit, since a wait without one cannot be interrupted on Windows.
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _publish(resolved, running[future], *future.result())
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+
+
+def _publish(resolved: Resolved, file: File, digest: str, seconds: float) -> None:
+    artifacts.publish(
+        resolved.folder / file.name,
+        resolved.fetch_recipe(file),
+        source=resolved.source,
+        sha256=digest,
+        seconds=seconds,
+    )
+
+
+def _taken_from_elsewhere(resolved: Resolved, file: File) -> bool:
+    """Link or copy the file from where the user has it already."""
+    target = resolved.folder / file.name
+    for path in elsewhere(resolved, file):
+        start = time.monotonic()
+        made = part(target)
+        download.discard(made)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _link(path, made):
+            require_space(target.parent, file.size)
+            shutil.copyfile(path, made)
+        digest = sha256(made)
+        if digest == file.sha256 or (not file.sha256 and git_blob(made) == file.blob):
+            say(f"{file.name}: taken from {path.parent}")
+            _publish(resolved, file, digest, time.monotonic() - start)
+            return True
+        remove(made)
+        say(f"{path}: is damaged (its sha256 is {digest}); not used")
+    return False
+
+
+def _link(path: Path, made: Path) -> bool:
+    """Whether `made` could be made another name of the file `path`."""
+    try:
+        os.link(path.resolve(), made)
+    except (OSError, NotImplementedError):  # another disk, or a file system without links
+        return False
+    return True
+
+
+def elsewhere(resolved: Resolved, file: File) -> Iterator[Path]:
+    """Where the same file may be: in the user's Hugging Face cache, under another revision."""
+    if resolved.source["type"] != "hf":
+        return
+    from huggingface_hub import constants
+
+    repo = str(resolved.source["ref"]).replace("/", "--")
+    path = Path(constants.HF_HUB_CACHE) / f"models--{repo}" / "blobs" / (file.sha256 or file.blob)
+    if path.is_file() and path.stat().st_size == file.size:
+        yield path
+    prefix = resolved.slug.rpartition("__")[0]
+    for folder in sorted(resolved.folder.parent.glob(f"{prefix}__*")):
+        other = folder / file.name
+        entry = receipts.load(other.parent).get(other.name) if folder != resolved.folder else None
+        if entry and entry.sha256 == file.sha256 and other.is_file():
+            yield other

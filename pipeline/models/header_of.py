@@ -1,0 +1,47 @@
+"""Run the official converter as it will be run later, but write only its result's header.
+
+Started with the converter's own Python: this file, the converter's path, the converter's words.
+The converter's tensors are lazy: what is not written is mostly not read or computed either. Some
+models are repacked at once all the same (NVFP4 checkpoints, the experts of DeepSeek V4): there
+the memory is bounded, and the exit status is TOO_MUCH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+TOO_MUCH = 75  # EX_TEMPFAIL of sysexits.h
+MOST_MEMORY = 2 * 1024**3  # bytes; a model of 70 billion weights takes 0.4
+
+
+def write_no_tensors(writer: Any, *, progress: bool = False) -> None:
+    """In the place of GGUFWriter.write_tensors_to_file: what comes before the first tensor."""
+    writer.write_ti_data_to_file()
+    for file in writer.fout:
+        writer.write_padding(file, file.tell(), writer.data_alignment)
+
+
+def main(script: Path, words: list[str]) -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        resource = importlib.import_module("resource")
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+    # As Python itself and the converter have it: the gguf package of the same tree.
+    sys.path[0] = str(script.parent)
+    sys.path.insert(1, str(script.parent / "gguf-py"))
+    importlib.import_module("gguf").GGUFWriter.write_tensors_to_file = write_no_tensors
+    sys.argv = [str(script), *words]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except (MemoryError, RuntimeError) as error:  # numpy raises the one, torch the other
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            sys.exit(TOO_MUCH)
+        raise
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,139 @@
+"""pipeline.lock: what models were made of, and what came out, to be made so again.
+
+One `[[model]]` for each request: what was asked for, the commit and every file with its sha256,
+llama.cpp, the converter, the quantization, and the sha256 of the result. Nothing in it depends on
+the folder, the machine or the time, so locking twice writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UsageError
+from pipeline.core.locks import only_one
+from pipeline.core.paths import Home
+from pipeline.core.publish import publish_text
+
+from .repository import of_files
+from .resolve import File, Resolved
+
+FILE = "pipeline.lock"
+SCHEMA = 1
+HEADER = "# Written by `doit lock`. With frozen=1 exactly this is built, or nothing.\n\n"
+KEYS = {"asked", "name", "kind", "precision", "source", "files"}
+Entry = dict[str, Any]
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries of a lock file; none where there is no file. Raises UsageError."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
+        entries: list[Entry] = data["model"]
+        for entry in entries:
+            if lacking := KEYS - entry.keys():
+                raise ValueError(f"a [[model]] lacks {', '.join(sorted(lacking))}")
+            if not all(isinstance(entry[name], dict) for name in ("asked", "source")):
+                raise ValueError("asked and source of a [[model]] must be tables")
+        asked = [entry["asked"] for entry in entries]
+        if twice := [one for one in asked if asked.count(one) > 1]:
+            raise ValueError(f"it has {twice[0]} twice")
+        return entries
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: cannot be read as a lock file: {error}", "restore it, or remove it and lock"
+        ) from None
+
+
+def write(path: Path, entry: Entry) -> None:
+    """Put `entry` in the place of the one for the same request. Raises UsageError."""
+    import tomli_w
+
+    with only_one(path):
+        entries = [other for other in read(path) if other["asked"] != entry["asked"]]
+        entries = sorted([*entries, entry], key=lambda entry: sorted(entry["asked"].items()))
+        publish_text(path, HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries}))
+
+
+def find(path: Path, asked: Mapping[str, str]) -> Entry:
+    """The entry of a request. Raises UsageError where there is none."""
+    entries = read(path)
+    for entry in entries:
+        if entry["asked"] == asked:
+            return entry
+    known = [" ".join(f"{n}={v}" for n, v in entry["asked"].items()) for entry in entries]
+    there = "it holds:\n  " + "\n  ".join(known) if known else "it is missing or empty"
+    raise UsageError(
+        f"frozen=1: {path} does not pin this request; {there}",
+        "lock it: doit lock with the same variables",
+    )
+
+
+def resolved(entry: Entry, home: Home) -> Resolved | None:
+    """The model of an entry that names a repository; None for others. Raises PipelineError."""
+    if entry["source"].get("type") != "hf":
+        return None
+    try:
+        files = [
+            # As the hub names it: small files by their blob id alone.
+            File(file["name"], file["size"], "", file["blob"])
+            if "blob" in file
+            else File(file["name"], file["size"], file["sha256"])
+            for file in entry["files"]
+        ]
+        found = of_files(
+            entry["source"],
+            "gguf" if entry["kind"] == "gguf" else "safetensors",
+            files,
+            home,
+            precision=entry["precision"],
+            mmproj=entry.get("mmproj", ""),
+            why=f"as {FILE} says",
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{FILE}: an entry cannot be read: {error!r}", "lock again") from None
+    return replace(found, name=entry["name"])
+
+
+def require_same(path: Path, locked: Entry, here: Entry) -> None:
+    """Raise UsageError that names everything in which what is here differs from what is locked.
+
+    What `here` cannot tell yet is not compared: the result before it is made, and the sha256 of
+    small files before they are fetched, which their blob id stands for.
+    """
+    before, after = dict(_flat(locked)), dict(_flat(here))
+    unknown = {
+        name
+        for name in before.keys() - after.keys()
+        if name.startswith("result.") or name.removesuffix(".sha256") + ".blob" in after
+    }
+    different = [
+        f"  {name}: locked is {before.get(name, 'nothing')}, here is {after.get(name, 'nothing')}"
+        for name in sorted((before.keys() | after.keys()) - unknown)
+        if before.get(name) != after.get(name)
+    ]
+    if different:
+        raise UsageError(
+            f"frozen=1: {path} and what is here differ:\n" + "\n".join(different),
+            "restore what differs, or lock anew: doit lock with the same variables",
+        )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value by its dotted name; files by their own names."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for number, inner in enumerate(value):
+            own = inner.get("name", number) if isinstance(inner, Mapping) else number
+            yield from _flat(inner, f"{name}[{own}]")
+    else:
+        yield name, value

@@ -1,0 +1,183 @@
+"""Skeletons: GGUF files with the real header and a hole for the tensors.
+
+llama.cpp's own tools tell from them how much memory a model takes and how big its quants become,
+before a weight is moved. The files lie elsewhere; only their first bytes are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.core import sparse
+from pipeline.core.errors import PipelineError
+from pipeline.core.locks import only_one
+from pipeline.core.process import outcome
+from pipeline.core.publish import full_disk_is_an_error, part, publish_file, remove
+from pipeline.core.say import size as shown_size
+
+from . import convert, converter, gguf, safetensors
+from .convert import Conversion
+from .gguf import Broken, Cut, Header
+from .header_of import TOO_MUCH
+from .resolve import is_plain, slug
+
+FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
+MAX_HEADER = 256 * 1024 * 1024
+MAX_SIDE_FILE = 256 * 1024 * 1024  # the largest known tokenizer.json has some 30 MB
+DRIVER = Path(__file__).with_name("header_of.py")
+SECONDS = 600  # for the converter; the headers of the largest models take a tenth of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readable:
+    """A file of `size` bytes that may be anywhere; `read(start, stop)` gets the bytes between."""
+
+    name: str
+    size: int
+    read: Callable[[int, int], bytes]
+
+    def get(self, start: int, stop: int) -> bytes:
+        """Exactly these bytes. Raises PipelineError where fewer or more came."""
+        data = self.read(start, stop) if stop > start else b""
+        if len(data) != stop - start:
+            raise PipelineError(
+                f"{self.name}: {stop - start} bytes were asked for and {len(data)} came",
+                "run the same command again",
+            )
+        return data
+
+
+def local(path: Path, name: str) -> Readable:
+    """A file on this machine."""
+
+    def read(start: int, stop: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    return Readable(name=name, size=path.stat().st_size, read=read)
+
+
+def prefix(file: Readable) -> tuple[bytes, Header]:
+    """A GGUF's header with all the bytes before its tensors. Raises PipelineError."""
+    data, length = b"", FIRST_READ
+    while True:
+        stop = min(length, file.size, MAX_HEADER)
+        data += file.get(len(data), stop)
+        try:
+            header = gguf.parse(data, file.size)
+            break
+        except Cut:
+            if stop == MAX_HEADER:
+                raise PipelineError(
+                    f"{file.name}: its header is longer than {shown_size(MAX_HEADER)}"
+                ) from None
+            length *= 2
+        except Broken as error:
+            raise PipelineError(f"{file.name}: is no usable GGUF: {error}") from None
+    if header.size > file.size:
+        raise PipelineError(
+            f"{file.name}: is cut short: it has {file.size} bytes, its header needs {header.size}"
+        )
+    return data[: header.data], header
+
+
+def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
+    """The skeleton of a GGUF, whole or split, in `folder`: its (first) file.
+
+    What is there already is taken: name the folder after the files' identity. None where the
+    file system knows no holes. Raises PipelineError.
+    """
+    targets = []
+    for file in files:
+        name = PurePosixPath(file.name).name  # parts find each other by name, in one folder
+        if not is_plain(name):
+            raise PipelineError(f"{file.name!r}: is no name of a file")
+        target = folder / name
+        targets.append(target)
+        with full_disk_is_an_error(folder), only_one(target):
+            if target.exists() and target.stat().st_size == file.size:
+                continue
+            if not _publish(target, prefix(file)[0], file.size):
+                return None
+    return targets[0] if targets else None
+
+
+def safetensors_skeleton(
+    conversion: Conversion, files: Sequence[Readable], target: Path, python: Path
+) -> Path | None:
+    """The skeleton of what `conversion` will make from `files`, by the converter itself, run with
+    `python`. What is there already is taken.
+
+    Weights are not read; all other files are, whole. None where the file system knows no holes, or
+    the converter would have to work through the weights. Raises PipelineError, also for what it
+    would refuse later: a model or a tokenizer that it does not know.
+    """
+    with full_disk_is_an_error(target.parent), only_one(target):
+        if target.exists():
+            return target
+        top, made = target.with_name(f"{part(target).name}.in"), part(target)
+        try:
+            remove(top)  # a killed run's
+            # The converter takes metadata from the folder's name: as in the real conversion.
+            folder = top / slug(conversion.resolved.name)
+            if not all(_lay_out(file, folder) for file in files):
+                return None
+            words = convert.argv(conversion, python, folder, made)
+            status, out, err = outcome(
+                [words[0], str(DRIVER), *words[1:]],
+                timeout=SECONDS,
+                env=converter.environment(),
+            )
+            if status in (-1, TOO_MUCH):  # it did not end, or it would compute the weights
+                return None
+            if status:
+                raise PipelineError(
+                    f"{conversion.resolved.name}: the converter refuses its headers (status "
+                    f"{status}):\n" + "\n".join(f"  | {x}" for x in (out + err).splitlines()[-8:])
+                )
+            try:
+                header = gguf.parse(made.read_bytes(), 1 << 62)
+            except Broken as error:
+                raise PipelineError(
+                    f"{conversion.resolved.name}: would become no usable GGUF: {error}"
+                ) from None
+            length = -(-header.size // 32) * 32  # the converter pads the last tensor too
+            if not sparse.extend(made, length):
+                return None
+            publish_file(made, target)
+            return target
+        finally:
+            remove(top)
+            remove(made)
+
+
+def _lay_out(file: Readable, folder: Path) -> bool:
+    """Put a file of the model into `folder`: weights as a header and a hole, others whole."""
+    names = PurePosixPath(file.name).parts
+    if not names or not all(is_plain(name) for name in names):
+        raise PipelineError(f"{file.name!r}: is no name of a file")
+    target = folder.joinpath(*names)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".safetensors":
+        raw = safetensors.head(file.name, file.size, file.get).raw
+        target.write_bytes(raw)
+        return sparse.extend(target, file.size)
+    if file.size > MAX_SIDE_FILE:
+        raise PipelineError(f"{file.name}: has {shown_size(file.size)}, too much to be read here")
+    target.write_bytes(file.get(0, file.size))
+    return True
+
+
+def _publish(target: Path, start: bytes, size: int) -> bool:
+    made = part(target)
+    try:
+        made.write_bytes(start)
+        if not sparse.extend(made, size):
+            return False
+        publish_file(made, target)
+        return True
+    finally:
+        remove(made)

@@ -1,0 +1,223 @@
+"""What a model would take before it is here: llama.cpp's own tools say it of the headers alone.
+
+Where they are not built yet a formula does, and its figures are marked as an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.models import (
+    converter,
+    fetch,
+    formula,
+    gguf,
+    hub,
+    memory,
+    safetensors,
+    sizes,
+    skeleton,
+)
+from pipeline.models.chain import Chain
+from pipeline.models.gguf import Header
+from pipeline.models.memory import Memory
+from pipeline.models.resolve import File, Resolved
+from pipeline.models.skeleton import Readable
+from pipeline.serve import flags, launch
+
+from .steps import Steps
+
+AT_ONCE = 8  # headers of a split model that are read at the same time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """A GGUF that may not exist yet: its size in bytes, its trained context in tokens, and what
+    it takes at a context. `header` is None where only a formula could be asked."""
+
+    bytes: int
+    trained: int
+    at: Callable[[int], Memory | None]
+    header: Header | None = None
+
+
+def measure(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
+    """What `model` (whole, or its skeleton) takes, as llama-fit-params tells it; without that
+    program the formula's estimate."""
+    shape = formula.of_header(header, tensor_bytes(steps, model))
+    found = _measured(steps, model, header, ctx_size)
+    if found is None:
+        found = formula.memory(shape, ctx_size)
+    # The tool counts more compute buffers than the server takes, except for what pools.
+    return found if header.pooling != "none" else formula.served(found, shape, ctx_size)
+
+
+def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
+    settings, programs = steps.request.settings, steps.binaries
+    if not programs.has("llama-fit-params"):
+        return None
+    options = launch.batch_options(header.pooling, ctx_size, settings.batch_size)
+    if settings.parallel:
+        options += ["--parallel", str(settings.parallel)]
+    program = programs.program("llama-fit-params")
+    digest = programs.sha256("llama-fit-params")
+    # Options such as cache_type_k change what is needed; it knows those that do.
+    its = flags.read(program, digest, steps.home.run / "flags")
+    shared = {n: v for n, v in settings.server.items() if n.replace("_", "-") in its}
+    options += flags.arguments(shared, its, "server.")
+    book = steps.home.run / "memory.json"
+    return memory.measure(program, digest[:12], model, options, ctx_size, book)
+
+
+def tensor_bytes(steps: Steps, model: Path) -> int:
+    """The bytes of all tensors of a GGUF, whole or split."""
+    book = steps.home.run / "gguf.json"
+    headers = [gguf.read_noted(path, book) for path in gguf.shards(model)]
+    return sum(header.size - header.data for header in headers)
+
+
+def outlook(steps: Steps, chain: Chain) -> Outlook:
+    """What the GGUF at the end of `chain` will take. Raises PipelineError."""
+    resolved, needs = chain.resolved, steps.needs()
+    if chain.final.is_file() and needs and not (needs.fetch or needs.convert or needs.quantize):
+        return of_made(steps, chain.final)
+    if chain.conversion is None and chain.quantization is None:
+        model = [file for file in resolved.files if file.name != resolved.mmproj]
+        return of_gguf(steps, readables(steps, resolved, model), key=model[0].identity)
+    quant = chain.quantization.quant if chain.quantization else chain.conversion.outtype  # type: ignore[union-attr]
+    return unquantized(steps, chain)(quant)
+
+
+def of_made(steps: Steps, model: Path) -> Outlook:
+    """Of a GGUF that is here."""
+    book = steps.home.run / "gguf.json"
+    header = gguf.read_noted(model, book)
+    return Outlook(
+        bytes=sum(part.stat().st_size for part in gguf.shards(model)),
+        trained=header.context_length,
+        at=lambda ctx_size: measure(steps, model, header, ctx_size),
+        header=header,
+    )
+
+
+def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
+    """Of a GGUF, from its headers. `key` tells its content apart from others."""
+    folder = steps.home.run / "headers" / key.rpartition(":")[2][:24]
+    made = skeleton.gguf_skeleton(files, folder)
+    size = sum(file.size for file in files)
+    if made is None:  # no holes on this disk
+        header = skeleton.prefix(files[0])[1]
+        shape = formula.of_header(header, size - header.data)
+        return Outlook(
+            bytes=size,
+            trained=header.context_length,
+            at=lambda ctx_size: formula.memory(shape, ctx_size),
+            header=header,
+        )
+    return of_made(steps, made)
+
+
+def unquantized(steps: Steps, chain: Chain) -> Callable[[str], Outlook]:
+    """For what is made here: a function from a quant to what it will take."""
+    source = _unquantized_gguf(steps, chain)
+    if source is None or not steps.binaries.has("llama-quantize"):
+        return _by_formula(steps, chain.resolved)
+    header, before = gguf.read(source), tensor_bytes(steps, source)
+    program = steps.binaries.program("llama-quantize")
+    matrix = chain.quantization is not None and chain.quantization.imatrix is not None
+
+    def of(quant: str) -> Outlook:
+        size = sizes.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
+        after = size - header.data if size else before
+
+        def at(ctx_size: int) -> Memory | None:
+            found = measure(steps, source, header, ctx_size)
+            return found and memory.resized(found, before, after)
+
+        return Outlook(
+            bytes=size or before + header.data, trained=header.context_length, at=at, header=header
+        )
+
+    return of
+
+
+def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
+    """The GGUF that is quantized, or its skeleton; None where neither can be had."""
+    made = chain.conversion
+    if made is None:
+        return chain.quantization.input if chain.quantization else None
+    if made.target.is_file() and not steps.needs().convert:  # type: ignore[union-attr]
+        return made.target
+    if not (converter.is_current(steps.home) and made.script.is_file()):
+        return None
+    key = converter.requirements_sha256()[:8]
+    folder = steps.home.run / "headers" / chain.resolved.slug
+    target = folder / f"{made.outtype.lower()}-{steps.llama_cpp.tree[:8]}-{key}.gguf"
+    try:
+        files = readables(steps, chain.resolved, chain.resolved.files)
+    except PipelineError:
+        return None  # not here, and not to be had piece by piece
+    return skeleton.safetensors_skeleton(made, files, target, converter.python(steps.home))
+
+
+def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], Outlook]:
+    """From config.json and the weights' headers, as far as they can be read."""
+    config: dict[str, Any] = {}
+    elements = int(resolved.bytes * 8 / formula.BITS.get(resolved.precision, (16, 16))[0])
+    if resolved.kind == "safetensors":
+        try:
+            files = {f.name: f for f in readables(steps, resolved, resolved.files)}
+            told = json.loads(files["config.json"].get(0, files["config.json"].size))
+            config = told if isinstance(told, dict) else {}
+            weights = [file for name, file in files.items() if name.endswith(".safetensors")]
+            elements = sum(safetensors.head(f.name, f.size, f.get).elements for f in weights)
+        except (PipelineError, KeyError, ValueError, RecursionError):
+            pass  # the sizes alone have to do
+
+    def of(quant: str) -> Outlook:
+        shape = formula.of_config(config, elements, quant)
+        trained = config.get("max_position_embeddings")
+        return Outlook(
+            bytes=shape.weights,
+            trained=trained if isinstance(trained, int) and trained > 0 else 0,
+            at=lambda ctx_size: formula.memory(shape, ctx_size),
+        )
+
+    return of
+
+
+def readables(steps: Steps, resolved: Resolved, files: Iterable[File]) -> list[Readable]:
+    """The model's files wherever they are, their headers read at once. Raises PipelineError."""
+    found = []
+    for file in files:
+        path = resolved.folder / file.name
+        here = path if path.is_file() else next(fetch.elsewhere(resolved, file), None)
+        if here:
+            found.append(skeleton.local(here, file.name))
+        elif resolved.source["type"] == "hf" and not steps.request.offline:
+            repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
+            found.append(hub.readable(repo, commit, file))
+        else:
+            raise PipelineError(f"{file.name}: is not here yet")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), found))
+    return found
+
+
+def context_to_fit(steps: Steps, trained: int) -> int:
+    """The context at which a model must fit to be chosen: the one asked for, else the smallest
+    that it would be reduced to."""
+    asked = steps.request.settings.ctx_size
+    return asked or min(trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
+
+
+def fits(steps: Steps, found: Outlook, room: int) -> bool:
+    """Whether a model fits into `room` bytes of memory; what cannot be told counts as fitting."""
+    needed = found.at(context_to_fit(steps, found.trained))
+    return needed is None or needed.total + memory.MARGIN <= room

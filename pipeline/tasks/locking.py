@@ -1,0 +1,85 @@
+"""`lock` and `frozen=1`: what a request is made of, written down and held against what is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.bins import binaries
+from pipeline.core import notes, receipts
+from pipeline.core.say import say
+from pipeline.models import converter, fetch, lockfile
+from pipeline.models.lockfile import Entry
+from pipeline.models.resolve import File, Resolved
+
+from .steps import Steps
+
+
+def lock(steps: Steps) -> None:
+    """Write the entry of the prepared model into pipeline.lock. Raises PipelineError."""
+    target = steps.lock_file
+    lockfile.write(target, entry(steps))
+    say(f"{target}: {steps.require_chain().resolved.name} is locked")
+
+
+def require(steps: Steps) -> None:
+    """Raise UsageError where what is here, as far as it is known yet, is not what is locked."""
+    if not steps.request.frozen:
+        return
+    locked = steps.require_locked()
+    if steps.chain() is not None:
+        lockfile.require_same(steps.lock_file, locked, entry(steps))
+
+
+def entry(steps: Steps) -> Entry:
+    """Everything the model is made of, and the result once it is made. Raises PipelineError."""
+    chain = steps.require_chain()
+    resolved = chain.resolved
+    source = {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local}
+    found: Entry = {
+        "asked": steps.request.asked,
+        "name": resolved.name,
+        "kind": resolved.kind,
+        "precision": resolved.precision,
+        "source": source,
+        "llama_cpp": llama_cpp(steps),
+        "files": [_file(steps, resolved, file) for file in resolved.files],
+    }
+    if resolved.mmproj:
+        found["mmproj"] = resolved.mmproj
+    if not (chain.conversion or chain.quantization):
+        return found
+    if chain.conversion:
+        found["converter"] = {"requirements_sha256": converter.requirements_sha256()}
+        found["quantization"] = {"type": chain.conversion.outtype}
+    if chain.quantization:
+        found["quantization"] = {"type": chain.quantization.quant}
+        if matrix := chain.quantization.imatrix:
+            found["quantization"]["imatrix_sha256"] = _sha256(steps, matrix)
+    made = receipts.load(chain.final.parent).get(chain.final.name)
+    if made and steps.quantize_is_done() and steps.convert_is_done():
+        found["result"] = {"name": chain.final.name, "sha256": made.sha256}
+    return found
+
+
+def llama_cpp(steps: Steps) -> dict[str, str]:
+    """The llama.cpp that converts, quantizes and serves."""
+    found = {"commit": steps.llama_cpp.commit, "tree": steps.llama_cpp.tree}
+    if binaries.external(steps.home) and steps.binaries.has("llama-quantize"):
+        found["llama_quantize_sha256"] = steps.binaries.sha256("llama-quantize")
+    return found
+
+
+def _file(steps: Steps, resolved: Resolved, file: File) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": file.name, "size": file.size}
+    path = resolved.folder / file.name
+    if file.blob and not file.sha256:  # a small file, of which the hub knows git's hash only
+        known = receipts.load(path.parent).get(path.name)
+        sha256 = {"sha256": known.sha256} if known and fetch.is_here(resolved, file) else {}
+        return {**found, "blob": file.blob, **sha256}
+    return {**found, "sha256": file.sha256 or _sha256(steps, path)}
+
+
+def _sha256(steps: Steps, path: Path) -> str:
+    """Of a file of the user's own: hashed once."""
+    return notes.identity(steps.home.run / "sha256.json", path)

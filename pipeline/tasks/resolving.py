@@ -1,0 +1,155 @@
+"""`resolve` for what the hub has, and the choices that depend on this host's memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.say import say, size
+from pipeline.models import (
+    autoquant,
+    gguf,
+    hub,
+    memory,
+    projector,
+    repository,
+    safetensors,
+    skeleton,
+)
+from pipeline.models import resolve as stored
+from pipeline.models.choice import Option
+from pipeline.models.gguf import Header
+from pipeline.models.hub import Listing
+from pipeline.models.resolve import File, Resolved
+
+from . import estimating
+from .estimating import Outlook
+from .steps import Steps
+
+
+class Shelf:
+    """A repository's files, and what its models would take. Headers are read once."""
+
+    def __init__(self, steps: Steps) -> None:
+        """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
+        self.steps = steps
+        self.listing = _listing(steps)
+        self.room = memory.available()
+        self._measured: tuple[Option, Outlook] | None = None
+
+    def read(self, file: File) -> bytes:
+        """A small file, whole."""
+        return self._readable(file).get(0, file.size)
+
+    def read_header(self, files: Sequence[File]) -> Header:
+        """The header of a GGUF's first file."""
+        return skeleton.prefix(self._readable(files[0]))[1]
+
+    def read_dtypes(self, file: File) -> Counter[str]:
+        """Bytes by element type of a safetensors file."""
+        return safetensors.head(file.name, file.size, self._readable(file).get).dtypes
+
+    def outlook(self, option: Option) -> Outlook:
+        """What an option takes. One header is read for all: quants differ by their weights."""
+        if self._measured is None:
+            files = [self._readable(file) for file in option.files]
+            key = option.files[0].identity
+            self._measured = option, estimating.of_gguf(self.steps, files, key)
+        known, found = self._measured
+        if option.files == known.files:
+            return found
+
+        def at(ctx_size: int) -> memory.Memory | None:
+            needed = found.at(ctx_size)
+            return needed and memory.resized(needed, known.bytes, option.bytes)
+
+        return Outlook(bytes=option.bytes, trained=found.trained, at=at, header=found.header)
+
+    def fits(self, option: Option) -> bool:
+        """Whether an option fits this host's memory."""
+        return estimating.fits(self.steps, self.outlook(option), self.room)
+
+    def resolved(self) -> Resolved:
+        """The files that the request means. Raises PipelineError."""
+        reference = self.steps.require_reference()
+        found = repository.resolve(
+            self.listing,
+            self.steps.request.wish,
+            reference.text,
+            self.steps.home,
+            fits=self.fits,
+            read=self.read,
+            read_header=self.read_header,
+            read_dtypes=self.read_dtypes,
+        )
+        own = self.steps.request.mmproj
+        if own and found.kind == "gguf":
+            projector.require(gguf.read(own), self.read_header(found.files), own.name)
+        if self.listing.gated and not self.steps.request.offline:
+            # Whether this user may have the files: told now, not after the build.
+            hub.locate(self.listing.repo, self.listing.commit, found.files[0])
+        what = f"{len(found.files)} files, " if len(found.files) > 1 else ""
+        say(f"{found.name}: {found.why + ' ' if found.why else ''}({what}{size(found.bytes)})")
+        return found
+
+    def _readable(self, file: File) -> skeleton.Readable:
+        if not self.steps.request.offline:
+            return hub.readable(self.listing.repo, self.listing.commit, file)
+        return skeleton.local(hub.cached_file(self.listing, file), file.name)
+
+
+def _listing(steps: Steps) -> Listing:
+    reference = steps.require_reference()
+    if not steps.request.offline:
+        return hub.ask(reference)
+    found = hub.cached(reference)
+    if found is None:
+        raise PipelineError(
+            f"{reference.text}: is neither resolved nor in the Hugging Face cache, and offline=1 "
+            "(or HF_HUB_OFFLINE) forbids to ask",
+            "run once with the network, or give a path",
+        )
+    say(
+        f"{reference.text}: from the Hugging Face cache, which holds {len(found.files)} files of it"
+    )
+    return found
+
+
+def resolve(steps: Steps, *, store: bool = True) -> None:
+    """Have the model known, and what is wanted of it. `store=False` keeps it for this run only.
+
+    Raises PipelineError.
+    """
+    reference = steps.require_reference()
+    if reference.kind == "hub" and steps.request.frozen:
+        steps.require_locked()
+    elif reference.kind == "hub":
+        found = Shelf(steps).resolved()
+        steps.resolved_to(found)
+        if store:
+            stored.store(steps.stored_path(), found)
+    elif reference.path and reference.kind == "folder":
+        steps.resolved_to(stored.folder(reference.path, steps.home, steps.architectures()))
+    elif reference.path:
+        steps.resolved_to(stored.gguf_path(reference.path, steps.home))
+    if steps.wanted() is None or (steps.request.refresh and steps.decides_quant()):
+        _decide_quant(steps, store=store)
+    steps.chain()  # what cannot be meant is said now
+
+
+def _decide_quant(steps: Steps, *, store: bool) -> None:
+    """quant=auto of a model that is made here: the best that fits the memory."""
+    resolved = steps.require_resolved()
+    room = memory.available()
+    of = estimating.unquantized(steps, steps.chain_with(autoquant.CANDIDATES[-1]))
+    quant, why = autoquant.CANDIDATES[-1], "none fits the memory: the smallest there is"
+    for candidate in autoquant.CANDIDATES:
+        if estimating.fits(steps, of(candidate), room):
+            quant, why = candidate, "the best that fits the memory"
+            break
+    say(f"{resolved.name}: quant {quant.lower()}, {why}")
+    steps.decided_on(quant)
+    if store:
+        where = autoquant.path(steps.home, resolved, steps.request.settings.ctx_size)
+        autoquant.store(where, quant, why)

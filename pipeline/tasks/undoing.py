@@ -1,0 +1,79 @@
+"""The steps undone: `clean` removes files with their receipts, `forget` the receipts alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.bins import build, source
+from pipeline.core import artifacts, receipts
+from pipeline.core.download import discard
+from pipeline.core.locks import only_one
+from pipeline.core.publish import part, remove
+from pipeline.models import converter, resolve
+
+from .steps import Steps
+
+
+def clean_source(steps: Steps) -> None:
+    with only_one(steps.llama_cpp.folder):
+        source.clean(steps.llama_cpp)
+
+
+def forget_source(steps: Steps) -> None:
+    source.forget(steps.llama_cpp)
+
+
+def clean_bins(steps: Steps) -> None:
+    with only_one(steps.build.target):
+        build.clean(steps.build)
+
+
+def forget_bins(steps: Steps) -> None:
+    build.forget(steps.build)
+
+
+def clean_converter(steps: Steps) -> None:
+    with only_one(converter.folder(steps.home)):
+        converter.clean(steps.home)
+
+
+def forget_converter(steps: Steps) -> None:
+    converter.forget(steps.home)
+
+
+def forget_resolve(steps: Steps) -> None:
+    """What the hub answered, or what was found out about the user's own files."""
+    reference = steps.require_reference()
+    if reference.kind == "hub":
+        remove(steps.stored_path())
+    else:
+        resolve.forget(reference.path, steps.home)
+
+
+def targets(steps: Steps, step: str) -> list[Path]:
+    """The files of the model that a step made or would make. Raises PipelineError."""
+    chain = steps.require_chain()
+    if step == "fetch":
+        resolved = chain.resolved
+        return [] if resolved.local else [resolved.folder / file.name for file in resolved.files]
+    made = chain.conversion if step == "convert" else chain.quantization
+    return [made.target] if made else []
+
+
+def clean(steps: Steps, step: str) -> None:
+    """Remove what the step made, and what a cut download left."""
+    chain = steps.require_chain()
+    between = chain.conversion if chain.quantization else None
+    for target in targets(steps, step):
+        with only_one(target):
+            discard(part(target))
+            if between and target == between.target:
+                artifacts.discard(target)  # what was made from it stays up to date
+            else:
+                remove(target)
+                receipts.forget(target)
+
+
+def forget(steps: Steps, step: str) -> None:
+    for target in targets(steps, step):
+        receipts.forget(target)

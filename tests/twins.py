@@ -1,0 +1,108 @@
+"""Real parts for tests of models: the built programs, the converter, models of some size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from fakes import large_llama
+from fakes.large_llama import Size
+
+from pipeline.bins import source
+from pipeline.core.paths import Home
+from pipeline.models import chain, convert, resolve, skeleton
+from pipeline.models.chain import Wanted
+from pipeline.models.convert import Conversion
+from pipeline.models.resolve import File, Resolved
+
+# As much of each as makes a tenth of the sum mean something, and still is made in seconds.
+DENSE = Size(layers=8, hidden=1024, feed_forward=2816, heads=16, kv_heads=16)
+GROUPED = Size(layers=8, hidden=1024, feed_forward=2816, heads=16, kv_heads=4)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A model that was really converted, and the skeleton that was there before."""
+
+    folder: Path
+    real: Path
+    skeleton: Path
+
+
+@pytest.fixture(scope="session")
+def program(built: Path) -> Callable[[str], Path]:
+    """A built program by its name."""
+    return lambda name: next(path for path in built.glob(f"*/{name}*") if path.stem == name)
+
+
+@pytest.fixture(scope="session")
+def script(built: Path) -> Path:
+    return source.find(Home(REPOSITORY)).folder / "convert_hf_to_gguf.py"
+
+
+def conversion(folder: Path, outtype: str, home: Home, script: Path) -> Conversion:
+    """The conversion of a folder whose weights are too large to be hashed for a test."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = (File(p.relative_to(folder).as_posix(), p.stat().st_size, "0") for p in found)
+    resolved = Resolved(
+        kind="safetensors",
+        name=folder.name,
+        slug=resolve.local_slug(folder),
+        folder=folder,
+        local=True,
+        source={"type": "folder"},
+        files=tuple(files),
+        precision="BF16",
+    )
+    made = chain.chain(resolved, Wanted(quant=outtype), home, script, {}).conversion
+    assert made
+    return made
+
+
+def skeleton_of(made: Conversion, python: Path, target: Path) -> Path:
+    folder = made.resolved.folder
+    files = [skeleton.local(folder / f.name, f.name) for f in made.resolved.files]
+    found = skeleton.safetensors_skeleton(made, files, target, python)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="session")
+def twin(
+    converter: Path, script: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path, str], Twin]:
+    """Converts a folder, once each."""
+    known: dict[tuple[Path, str], Twin] = {}
+    top = tmp_path_factory.mktemp("twins")
+
+    def make(folder: Path, outtype: str) -> Twin:
+        if (folder, outtype) not in known:
+            home = Home(top / f"{len(known)}")
+            made = conversion(folder, outtype, home, script)
+            found = skeleton_of(made, converter, home.models / "skeleton" / "s.gguf")
+            convert.make(made, home)
+            known[folder, outtype] = Twin(folder, made.target, found)
+        return known[folder, outtype]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def large(
+    twin: Callable[[Path, str], Twin], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Size], Twin]:
+    """A model of this size in BF16, of some hundred MB."""
+    top = tmp_path_factory.mktemp("large")
+    known: dict[Size, Twin] = {}
+
+    def make(size: Size) -> Twin:
+        if size not in known:
+            folder = top / f"llama {len(known)}"
+            large_llama.make(folder, size)
+            known[size] = twin(folder, "BF16")
+        return known[size]
+
+    return make
