@@ -2,9 +2,11 @@
 
 A map, in reading order (each folder imports only those above it):
 
-    core/     knows nothing of models: errors, folders, variables, receipts, locks, processes
+    core/     knows nothing of models: errors, folders, variables, receipts, locks, processes,
+              downloads
     bins/     llama.cpp itself: pinned source, the host, backends, the build
-    models/   references, the hub, GGUF headers, conversion, quantization, memory
+    models/   references, the hub and what is chosen from it, headers, conversion, quantization,
+              memory, pipeline.lock
     serve/    flags, the launch, the foreground server
     tasks/    glue: turns the above into doit tasks; `dodo.py` is their table of contents
 

@@ -64,7 +64,7 @@ def ask(reference: Reference) -> Listing:
     files = {
         sibling.rfilename: File(
             sibling.rfilename,
-            sibling.size or 0,
+            -1 if sibling.size is None else sibling.size,  # refused where the file is chosen
             sibling.lfs.sha256 if sibling.lfs else "",
             sibling.blob_id or "",
         )

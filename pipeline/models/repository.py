@@ -206,7 +206,7 @@ def of_files(
         if not (SHA256.fullmatch(file.sha256) or (SHA1.fullmatch(file.blob) and not file.sha256)):
             raise PipelineError(f"{repo}: nothing tells what {file.name} must be: it has no hash")
         if type(file.size) is not int or file.size < 0:
-            raise PipelineError(f"{repo}: {file.name} has the size {file.size!r}")
+            raise PipelineError(f"{repo}: nothing tells how large {file.name} is")
     if mmproj and mmproj not in [file.name for file in files]:
         raise PipelineError(f"{repo}: its projector {mmproj} is not among its files")
     named = f"{slug(repo)}__{slug(commit[:12])}"

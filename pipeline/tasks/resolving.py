@@ -13,6 +13,7 @@ from pipeline.models import (
     hub,
     memory,
     projector,
+    quants,
     repository,
     safetensors,
     skeleton,
@@ -141,10 +142,13 @@ def resolve(steps: Steps, *, store: bool = True) -> None:
 def _decide_quant(steps: Steps, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
     resolved = steps.require_resolved()
-    room = memory.available()
-    of = estimating.unquantized(steps, steps.chain_with(autoquant.CANDIDATES[-1]))
-    quant, why = autoquant.CANDIDATES[-1], "none fits the memory: the smallest there is"
-    for candidate in autoquant.CANDIDATES:
+    room, wanted = memory.available(), steps.request.wanted
+    candidates: tuple[str, ...] = autoquant.CANDIDATES
+    if wanted.imatrix or wanted.keep_f16:  # of no use for what the converter writes itself
+        candidates = tuple(quant for quant in candidates if quant not in quants.DIRECT)
+    of = estimating.unquantized(steps, steps.chain_with(candidates[-1]))
+    quant, why = candidates[-1], "none fits the memory: the smallest there is"
+    for candidate in candidates:
         if estimating.fits(steps, of(candidate), room):
             quant, why = candidate, "the best that fits the memory"
             break

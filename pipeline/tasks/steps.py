@@ -222,6 +222,8 @@ class Steps:
         home = self.home
         for folder in (home.root, home.run, home.logs, home.models, home.bins):
             paths.require_writable(folder)
+        if self.request.wanted.quant == quants.ALL:
+            raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
         self.check_request()
 
     def check_compiler(self) -> None:
