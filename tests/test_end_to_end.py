@@ -122,7 +122,7 @@ def test_a_gguf_repository_through_the_hub(
         again = doit("prepare", "model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf")
         assert again.steps == []
         assert server.log() == [], "an up-to-date model needs no network"
-        unknown = doit("prepare", "model=org/tiny-GGUF:Q6_K", status=1)
+        unknown = doit("prepare", "model=org/tiny-GGUF:Q6_K", status=3)
         assert "tiny-Q4_K_M.gguf" in unknown.err and "tiny-Q8_0.gguf" in unknown.err
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
 from pipeline.core.publish import publish_text
 
 from . import quants
+from .chain import Wanted
 from .resolve import Resolved
 
 # What is chosen from, best first: none needs an importance matrix, and above Q8_0 more bits are
@@ -19,15 +21,24 @@ from .resolve import Resolved
 CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
-def path(home: Home, resolved: Resolved, ctx_size: int | None) -> Path:
-    """Where the decision for a model at a context is kept."""
-    return home.models / "resolved" / f"{resolved.slug}__auto-{ctx_size or 'smallest'}.json"
+def candidates(wanted: Wanted) -> tuple[str, ...]:
+    """What is chosen from for a request: an importance matrix and keep_f16 are of no use for what
+    the converter writes itself."""
+    if wanted.imatrix or wanted.keep_f16:
+        return tuple(quant for quant in CANDIDATES if quant not in quants.DIRECT)
+    return CANDIDATES
+
+
+def path(home: Home, resolved: Resolved, wanted: Wanted, ctx_size: int | None) -> Path:
+    """Where the decision between the candidates for a model at a context is kept."""
+    question = f"{ctx_size or 'smallest'}-{candidates(wanted)[0].lower()}"
+    return home.models / "resolved" / f"{resolved.slug}__auto-{question}.json"
 
 
 def store(where: Path, quant: str, why: str) -> None:
     """Keep a decision."""
-    where.parent.mkdir(parents=True, exist_ok=True)
-    publish_text(where, json.dumps({"quant": quant, "why": why}) + "\n")
+    with only_one(where):
+        publish_text(where, json.dumps({"quant": quant, "why": why}) + "\n")
 
 
 def stored(where: Path) -> str:

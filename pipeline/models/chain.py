@@ -43,6 +43,13 @@ class Chain:
     def fetches(self) -> bool:
         return not self.resolved.local
 
+    @property
+    def quant(self) -> str:
+        """The type that is made; empty where a GGUF is taken as it is."""
+        if self.quantization:
+            return self.quantization.quant
+        return self.conversion.outtype if self.conversion else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:

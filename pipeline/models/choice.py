@@ -181,7 +181,7 @@ def choose(
         raise UsageError(
             f"{asked}: which one? There are:\n{listing(left)}", "name it: filename=… or pattern=…"
         )
-    ready = [option for option in left if not option.missing] or left
+    ready = [option for option in left if not option.missing] or [whole(left[0], asked)]
     if not wish.quant:
         order = [option for quant in PREFERENCE for option in ready if option.label == quant]
         for option in order:

@@ -15,7 +15,7 @@ from pipeline.core.download import Content, Downloads
 from pipeline.core.errors import PipelineError
 from pipeline.core.hashing import git_blob, sha256
 from pipeline.core.locks import only_one
-from pipeline.core.publish import full_disk_is_an_error, part, remove, require_space
+from pipeline.core.publish import full_disk_is_an_error, part, require_space
 from pipeline.core.receipts import Status
 from pipeline.core.say import plural, say, size
 
@@ -25,19 +25,19 @@ from .resolve import File, Resolved
 FILES_AT_ONCE = 4
 
 
-def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> None:
-    """Have all files, each checked before it is published. Raises PipelineError.
+def fetch(resolved: Resolved, *, offline: bool = False) -> None:
+    """Have all files, each checked before it is published; what is there stays.
 
-    What is there stays: `force` fetches it again.
+    Raises PipelineError; hub.Changed where the hub does not have them any more.
     """
     with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
             # In one order, so that two runs never wait for each other.
-            if force or not is_here(resolved, file):
+            if not is_here(resolved, file):
                 locks.enter_context(only_one(resolved.folder / file.name))
         # Another run may have fetched some meanwhile.
-        lacking = [file for file in resolved.files if force or not _settled(resolved, file)]
-        lacking = [file for file in lacking if force or not _taken_from_elsewhere(resolved, file)]
+        lacking = [file for file in resolved.files if not _settled(resolved, file)]
+        lacking = [file for file in lacking if not _taken_from_elsewhere(resolved, file)]
         if lacking and offline:
             raise PipelineError(
                 f"{resolved.name}: {plural(len(lacking), 'file')} not here, and offline=1 (or "
@@ -108,13 +108,15 @@ def _download(resolved: Resolved, files: list[File]) -> None:
 
 
 def _publish(resolved: Resolved, file: File, digest: str, seconds: float) -> None:
+    target = resolved.folder / file.name
     artifacts.publish(
-        resolved.folder / file.name,
+        target,
         resolved.fetch_recipe(file),
         source=resolved.source,
         sha256=digest,
         seconds=seconds,
     )
+    download.discard(part(target))  # its journal: until now a kill would have needed it
 
 
 def _taken_from_elsewhere(resolved: Resolved, file: File) -> bool:
@@ -122,19 +124,22 @@ def _taken_from_elsewhere(resolved: Resolved, file: File) -> bool:
     target = resolved.folder / file.name
     for path in elsewhere(resolved, file):
         start = time.monotonic()
+        digest = sha256(path)
+        if not (digest == file.sha256 or (not file.sha256 and git_blob(path) == file.blob)):
+            say(f"{path}: is damaged (its sha256 is {digest}); not used")
+            continue
         made = part(target)
         download.discard(made)
         target.parent.mkdir(parents=True, exist_ok=True)
         if not _link(path, made):
             require_space(target.parent, file.size)
             shutil.copyfile(path, made)
-        digest = sha256(made)
-        if digest == file.sha256 or (not file.sha256 and git_blob(made) == file.blob):
+            if sha256(made) != digest:
+                raise PipelineError(f"{path}: could not be copied whole", "run it again")
+        if path != target:
             say(f"{file.name}: taken from {path.parent}")
-            _publish(resolved, file, digest, time.monotonic() - start)
-            return True
-        remove(made)
-        say(f"{path}: is damaged (its sha256 is {digest}); not used")
+        _publish(resolved, file, digest, time.monotonic() - start)
+        return True
     return False
 
 
@@ -148,15 +153,16 @@ def _link(path: Path, made: Path) -> bool:
 
 
 def elsewhere(resolved: Resolved, file: File) -> Iterator[Path]:
-    """Where the same file may be: in the user's Hugging Face cache, under another revision."""
+    """Where the same file may be: in its place without a receipt, in the user's Hugging Face
+    cache, under another revision. Its size is right; its content is still to be proven."""
     if resolved.source["type"] != "hf":
         return
-    from huggingface_hub import constants
-
-    repo = str(resolved.source["ref"]).replace("/", "--")
-    path = Path(constants.HF_HUB_CACHE) / f"models--{repo}" / "blobs" / (file.sha256 or file.blob)
-    if path.is_file() and path.stat().st_size == file.size:
-        yield path
+    for path in (
+        resolved.folder / file.name,
+        hub.cached_file(str(resolved.source["ref"]), file),
+    ):
+        if path.is_file() and path.stat().st_size == file.size:
+            yield path
     prefix = resolved.slug.rpartition("__")[0]
     for folder in sorted(resolved.folder.parent.glob(f"{prefix}__*")):
         other = folder / file.name

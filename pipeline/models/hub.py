@@ -43,8 +43,9 @@ class Changed(PipelineError):
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network, as huggingface_hub reads it."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
+    """Whether the environment forbids the network, as huggingface_hub reads it."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def ask(reference: Reference) -> Listing:
@@ -84,9 +85,7 @@ def cached(reference: Reference) -> Listing | None:
 
     None where it holds none, or where its files do not tell what they are (no links).
     """
-    from huggingface_hub import constants
-
-    top = Path(constants.HF_HUB_CACHE) / f"models--{reference.repo.replace('/', '--')}"
+    top = cache_folder(reference.repo)
     named = reference.revision or "main"
     try:
         pointer = top / "refs" / named
@@ -103,12 +102,16 @@ def cached(reference: Reference) -> Listing | None:
     return Listing(repo=reference.repo, commit=commit, files=files) if files else None
 
 
-def cached_file(listing: Listing, file: File) -> Path:
-    """Where the Hugging Face cache keeps a file of what `cached` found."""
+def cached_file(repo: str, file: File) -> Path:
+    """Where the Hugging Face cache has a file, or would have it."""
+    return cache_folder(repo) / "blobs" / (file.sha256 or file.blob)
+
+
+def cache_folder(repo: str) -> Path:
+    """Where the Hugging Face cache keeps a repository."""
     from huggingface_hub import constants
 
-    top = Path(constants.HF_HUB_CACHE) / f"models--{listing.repo.replace('/', '--')}"
-    return top / "blobs" / (file.sha256 or file.blob)
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def client() -> Any:

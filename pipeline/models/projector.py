@@ -46,11 +46,7 @@ def pair(
 
     `asked` is a file's name, `none`, or empty: the one that fits. Raises UsageError.
     """
-    found = sorted(
-        name
-        for name in files
-        if name.lower().endswith(".gguf") and PROJECTOR.search(PurePosixPath(name).name)
-    )
+    found = candidates(files)
     if asked == NONE:
         return None, "; without its projector, as asked for" if found else ""
     if asked:
@@ -67,20 +63,31 @@ def pair(
     if not found:
         return None, ""
     header = read_header(model.files)
-    fitting = []
-    for name in found:
+    for name in sorted(found, key=lambda name: rank(name, model.name)):
         its = read_header([files[name]])
+        if asked:
+            require(its, header, asked)
         if fits(its, header):
-            fitting.append(name)
-        elif asked:
-            what = "does not fit this model" if is_projector(its) else "is no projector"
-            raise UsageError(
-                f"mmproj={asked}: {what}, by its metadata", "mmproj=none leaves it out"
-            )
-    if not fitting:
-        return None, f"; none of its projectors fits ({', '.join(found)}), so it gets none"
-    best = min(fitting, key=lambda name: rank(name, model.name))
-    return files[best], f"; with the projector {best}, whose metadata fits"
+            return files[name], f"; with the projector {name}, whose metadata fits"
+    return None, f"; none of its projectors fits ({', '.join(found)}), so it gets none"
+
+
+def candidates(files: Mapping[str, File]) -> list[str]:
+    """What may be projectors, by their names."""
+    return sorted(
+        name
+        for name in files
+        if name.lower().endswith(".gguf") and PROJECTOR.search(PurePosixPath(name).name)
+    )
+
+
+def likely_bytes(files: Mapping[str, File], model: str, asked: str) -> int:
+    """About how much the projector will take, before any header was read; 0 without one."""
+    if asked == NONE:
+        return 0
+    named = [name for name in candidates(files) if asked in ("", name, PurePosixPath(name).name)]
+    best = min(named, key=lambda name: rank(name, model), default="")
+    return files[best].size if best else 0
 
 
 def rank(name: str, model: str) -> tuple[int, int, int, str]:

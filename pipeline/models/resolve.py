@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pipeline.core import notes
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.publish import publish_text
@@ -234,8 +235,8 @@ def store(path: Path, resolved: Resolved) -> None:
     """Remember what a reference to the hub was resolved to."""
     data = asdict(resolved)
     data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    with only_one(path):
+        publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def stored_path(reference: Reference, question: Sequence[object], home: Home) -> Path:

@@ -18,7 +18,7 @@ from pipeline.core.say import say
 from pipeline.models import quants
 from pipeline.serve import launch
 
-from . import locking, planning, resolving, serving, undoing, verifying
+from . import checking, doing, locking, planning, resolving, serving, undoing, verifying
 from .reporting import checked, guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
 from .variables import request
@@ -105,7 +105,7 @@ def after_resolve(steps: Steps, step: str) -> list[str]:
 
 def source(steps: Steps) -> Task:
     return task(
-        steps.get_source,
+        lambda: doing.get_source(steps),
         done=steps.source_is_done,
         after=["_check", *after_resolve(steps, "source")],
         clean=lambda: undoing.clean_source(steps),
@@ -115,7 +115,7 @@ def source(steps: Steps) -> Task:
 
 def build_bins(steps: Steps) -> Task:
     return task(
-        steps.build_bins,
+        lambda: doing.build_bins(steps),
         done=steps.bins_are_done,
         after=["_compiler", "source", *after_resolve(steps, "build_bins")],
         clean=lambda: undoing.clean_bins(steps),
@@ -136,7 +136,7 @@ def resolve(steps: Steps) -> Task:
 
 def fetch(steps: Steps) -> Task:
     return task(
-        steps.fetch,
+        lambda: doing.fetch(steps),
         done=steps.fetch_is_done,
         # options of the server are checked first, where there are any
         after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
@@ -148,7 +148,7 @@ def fetch(steps: Steps) -> Task:
 
 def converter(steps: Steps) -> Task:
     return task(
-        steps.make_converter,
+        lambda: doing.make_converter(steps),
         done=steps.converter_is_done,
         after=["_settle", "fetch"] if after_resolve(steps, "converter") else [],
         clean=lambda: undoing.clean_converter(steps),
@@ -158,7 +158,7 @@ def converter(steps: Steps) -> Task:
 
 def convert(steps: Steps) -> Task:
     return task(
-        steps.convert,
+        lambda: doing.convert(steps),
         done=steps.convert_is_done,
         after=PREPARATION[:-2],
         clean=lambda: undoing.clean(steps, "convert"),
@@ -169,7 +169,7 @@ def convert(steps: Steps) -> Task:
 
 def quantize(steps: Steps) -> Task:
     return task(
-        steps.quantize,
+        lambda: doing.quantize(steps),
         done=steps.quantize_is_done,
         after=PREPARATION[:-1],
         clean=lambda: undoing.clean(steps, "quantize"),
@@ -236,8 +236,8 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     def run() -> None:
-        steps.check()
-        locking.require(steps)
+        checking.check(steps)
+        locking.require(steps, before=True)
 
     return task(run)
 
@@ -249,11 +249,11 @@ def frozen(steps: Steps) -> Task:
 
 
 def compiler(steps: Steps) -> Task:
-    return task(steps.check_compiler)
+    return task(lambda: checking.check_compiler(steps))
 
 
 def settle(steps: Steps) -> Task:
-    return task(steps.settle, done=steps.is_settled, after=PREPARED_FOR)
+    return task(lambda: doing.settle(steps), done=steps.is_settled, after=PREPARED_FOR)
 
 
 def port(steps: Steps) -> Task:

@@ -5,6 +5,7 @@ Where they are not built yet a formula does, and its figures are marked as an es
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
+from pipeline.core.receipts import Status
 from pipeline.models import (
     converter,
     fetch,
@@ -26,7 +29,7 @@ from pipeline.models import (
 )
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
-from pipeline.models.memory import Memory
+from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import File, Resolved
 from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
@@ -38,8 +41,9 @@ AT_ONCE = 8  # headers of a split model that are read at the same time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """A GGUF that may not exist yet: its size in bytes, its trained context in tokens, and what
-    it takes at a context. `header` is None where only a formula could be asked."""
+    """A GGUF that may not exist yet: its size in bytes (0: llama-quantize refuses to make it), its
+    trained context in tokens, and what it takes at a context. `header` is None where only a formula
+    could be asked."""
 
     bytes: int
     trained: int
@@ -87,11 +91,15 @@ def outlook(steps: Steps, chain: Chain) -> Outlook:
     resolved, needs = chain.resolved, steps.needs()
     if chain.final.is_file() and needs and not (needs.fetch or needs.convert or needs.quantize):
         return of_made(steps, chain.final)
-    if chain.conversion is None and chain.quantization is None:
-        model = [file for file in resolved.files if file.name != resolved.mmproj]
+    if chain.quant:
+        return unquantized(steps, chain)(chain.quant)
+    model = [file for file in resolved.files if file.name != resolved.mmproj]
+    try:
         return of_gguf(steps, readables(steps, resolved, model), key=model[0].identity)
-    quant = chain.quantization.quant if chain.quantization else chain.conversion.outtype  # type: ignore[union-attr]
-    return unquantized(steps, chain)(quant)
+    except PipelineError:
+        if not steps.request.offline:
+            raise
+        return Outlook(bytes=sum(f.size for f in model), trained=0, at=lambda ctx_size: None)
 
 
 def of_made(steps: Steps, model: Path) -> Outlook:
@@ -134,15 +142,12 @@ def unquantized(steps: Steps, chain: Chain) -> Callable[[str], Outlook]:
 
     def of(quant: str) -> Outlook:
         size = sizes.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
-        after = size - header.data if size else before
 
         def at(ctx_size: int) -> Memory | None:
             found = measure(steps, source, header, ctx_size)
-            return found and memory.resized(found, before, after)
+            return memory.resized(found, before, size - header.data) if found and size else None
 
-        return Outlook(
-            bytes=size or before + header.data, trained=header.context_length, at=at, header=header
-        )
+        return Outlook(bytes=size, trained=header.context_length, at=at, header=header)
 
     return of
 
@@ -152,13 +157,15 @@ def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
     made = chain.conversion
     if made is None:
         return chain.quantization.input if chain.quantization else None
-    if made.target.is_file() and not steps.needs().convert:  # type: ignore[union-attr]
+    if receipts.status(made.target, made.recipe) is Status.CURRENT:
         return made.target
     if not (converter.is_current(steps.home) and made.script.is_file()):
         return None
-    key = converter.requirements_sha256()[:8]
     folder = steps.home.run / "headers" / chain.resolved.slug
-    target = folder / f"{made.outtype.lower()}-{steps.llama_cpp.tree[:8]}-{key}.gguf"
+    key = hashlib.sha256(json.dumps(made.recipe, sort_keys=True).encode()).hexdigest()
+    target = folder / f"{made.outtype.lower()}-{key[:12]}.gguf"
+    if target.exists():
+        return target
     try:
         files = readables(steps, chain.resolved, chain.resolved.files)
     except PipelineError:
@@ -210,14 +217,9 @@ def readables(steps: Steps, resolved: Resolved, files: Iterable[File]) -> list[R
     return found
 
 
-def context_to_fit(steps: Steps, trained: int) -> int:
-    """The context at which a model must fit to be chosen: the one asked for, else the smallest
-    that it would be reduced to."""
-    asked = steps.request.settings.ctx_size
-    return asked or min(trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
-
-
-def fits(steps: Steps, found: Outlook, room: int) -> bool:
-    """Whether a model fits into `room` bytes of memory; what cannot be told counts as fitting."""
-    needed = found.at(context_to_fit(steps, found.trained))
-    return needed is None or needed.total + memory.MARGIN <= room
+def least(steps: Steps, found: Outlook, room: int) -> Fit:
+    """How a model fits into `room` bytes of memory at the context at which it must, to be chosen:
+    the one asked for, else the smallest that it would be reduced to."""
+    smallest = min(found.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
+    ctx_size = steps.request.settings.ctx_size or smallest
+    return Fit(ctx_size, found.at(ctx_size), room, found.trained)

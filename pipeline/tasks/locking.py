@@ -7,7 +7,9 @@ from typing import Any
 
 from pipeline.bins import binaries
 from pipeline.core import notes, receipts
+from pipeline.core.receipts import Status
 from pipeline.core.say import say
+from pipeline.models import chain as chains
 from pipeline.models import converter, fetch, lockfile
 from pipeline.models.lockfile import Entry
 from pipeline.models.resolve import File, Resolved
@@ -22,13 +24,19 @@ def lock(steps: Steps) -> None:
     say(f"{target}: {steps.require_chain().resolved.name} is locked")
 
 
-def require(steps: Steps) -> None:
-    """Raise UsageError where what is here, as far as it is known yet, is not what is locked."""
+def require(steps: Steps, *, before: bool = False) -> None:
+    """Raise UsageError where what is here, as far as it is known yet, is not what is locked.
+
+    `before` the work a result does not count that force=1 makes again.
+    """
     if not steps.request.frozen:
         return
     locked = steps.require_locked()
     if steps.chain() is not None:
-        lockfile.require_same(steps.lock_file, locked, entry(steps))
+        here = entry(steps)
+        if before and steps.request.force:
+            here.pop("result", None)
+        lockfile.require_same(steps.lock_file, locked, here)
 
 
 def entry(steps: Steps) -> Entry:
@@ -47,17 +55,17 @@ def entry(steps: Steps) -> Entry:
     }
     if resolved.mmproj:
         found["mmproj"] = resolved.mmproj
-    if not (chain.conversion or chain.quantization):
+    if steps.request.mmproj:
+        found["mmproj_sha256"] = _sha256(steps, steps.request.mmproj)
+    if not chain.quant:
         return found
     if chain.conversion:
         found["converter"] = {"requirements_sha256": converter.requirements_sha256()}
-        found["quantization"] = {"type": chain.conversion.outtype}
-    if chain.quantization:
-        found["quantization"] = {"type": chain.quantization.quant}
-        if matrix := chain.quantization.imatrix:
-            found["quantization"]["imatrix_sha256"] = _sha256(steps, matrix)
-    made = receipts.load(chain.final.parent).get(chain.final.name)
-    if made and steps.quantize_is_done() and steps.convert_is_done():
+    found["quantization"] = {"type": chain.quant}
+    if chain.quantization and chain.quantization.imatrix:
+        found["quantization"]["imatrix_sha256"] = _sha256(steps, chain.quantization.imatrix)
+    if chains.final_status(chain, steps.home, steps.tool) is Status.CURRENT:
+        made = receipts.load(chain.final.parent)[chain.final.name]
         found["result"] = {"name": chain.final.name, "sha256": made.sha256}
     return found
 

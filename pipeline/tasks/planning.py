@@ -19,7 +19,7 @@ from pipeline.models import choice, converter, fetch, memory, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
 
-from . import estimating, locking, resolving, serving
+from . import checking, estimating, locking, resolving, serving
 from .estimating import Outlook
 from .serving import context_text
 from .steps import Steps
@@ -29,15 +29,16 @@ UP_TO_DATE, TO_DO = "up to date", "to do"
 
 def plan(steps: Steps) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
-    steps.check_request()
-    locking.require(steps)
+    checking.check_request(steps)
+    locking.require(steps, before=True)
     if steps.request.wanted.quant == quants.ALL:
         rows = every_quant(steps)
         print(json.dumps(rows, indent=1) if steps.request.json else quants_text(rows))
         return
     if not steps.resolve_is_done():
         resolving.resolve(steps, store=False)
-    told = collect(steps)
+    with steps.asking_anew():
+        told = collect(steps)
     print(json.dumps(told, indent=1) if steps.request.json else text(told))
 
 
@@ -147,7 +148,7 @@ def text(told: dict[str, Any]) -> str:
                 "            an estimate by a formula; llama.cpp's own figure once it is built"
             ]
     else:
-        lines += ["memory      known once the model is made"]
+        lines += ["memory      known once the model is here"]
     command = told["cmd"] and shown([told["executable"], *told["cmd"]])
     lines += [f"command     {command or 'known once llama.cpp is built and the model known'}"]
     lines += [f"environment {name}={value}" for name, value in (told["env"] or {}).items()]
@@ -170,7 +171,7 @@ def every_quant(steps: Steps) -> list[dict[str, Any]]:
     )
     reference = base.require_reference()
     found: list[tuple[str, str, Outlook]] = []
-    if reference.kind == "hub" and not request.frozen:
+    if reference.kind == "hub" and not (request.offline and base.known()):
         shelf = resolving.Shelf(base)
         options = choice.narrow(choice.options(shelf.listing.files), request.wish, reference.text)
         found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
@@ -184,20 +185,20 @@ def every_quant(steps: Steps) -> list[dict[str, Any]]:
             found = [(chain.resolved.precision, chain.final.name, estimating.outlook(base, chain))]
         else:
             of = estimating.unquantized(base, base.chain_with("Q4_K_M"))
-            found = [(quant, "", of(quant)) for quant in quants.TYPES]
+            made = ((quant, of(quant)) for quant in quants.TYPES)
+            found = [(quant, "", ahead) for quant, ahead in made if ahead.bytes]
     room, rows = memory.available(), []
     for quant, name, ahead in found:
-        ctx_size = estimating.context_to_fit(base, ahead.trained)
-        needed = ahead.at(ctx_size)
+        fit = estimating.least(base, ahead, room)
         rows.append(
             {
                 "quant": quant,
                 "name": name,
                 "file_bytes": ahead.bytes,
-                "ctx_size": ctx_size,
-                "memory_bytes": needed.total if needed else None,
-                "estimate": needed.estimate if needed else True,
-                "fits": needed is None or needed.total + memory.MARGIN <= room,
+                "ctx_size": fit.ctx_size,
+                "memory_bytes": fit.memory.total if fit.memory else None,
+                "estimate": fit.memory.estimate if fit.memory else True,
+                "fits": fit.fits,
             }
         )
     return sorted(rows, key=lambda row: row["file_bytes"])
@@ -244,7 +245,8 @@ def disk_bytes(chain: Chain, todo: set[str], ahead: Outlook) -> int:
     if "converter" in todo:
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:
-        total += chain.resolved.bytes
+        is_hub = chain.resolved.source["type"] == "hf"
+        total += fetch.bytes_to_come(chain.resolved) if is_hub else chain.resolved.bytes
     if "convert" in todo and chain.conversion:
         total += chain.conversion.need
     if "quantize" in todo and chain.quantization:

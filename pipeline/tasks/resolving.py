@@ -9,11 +9,12 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.say import say, size
 from pipeline.models import (
     autoquant,
+    choice,
     gguf,
     hub,
+    lockfile,
     memory,
     projector,
-    quants,
     repository,
     safetensors,
     skeleton,
@@ -23,6 +24,7 @@ from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.resolve import File, Resolved
+from pipeline.models.skeleton import Readable
 
 from . import estimating
 from .estimating import Outlook
@@ -30,14 +32,15 @@ from .steps import Steps
 
 
 class Shelf:
-    """A repository's files, and what its models would take. Headers are read once."""
+    """A repository's files, and what its models would take. What was read of one is kept."""
 
     def __init__(self, steps: Steps) -> None:
         """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
         self.steps = steps
         self.listing = _listing(steps)
         self.room = memory.available()
-        self._measured: tuple[Option, Outlook] | None = None
+        self._readables: dict[File, Readable] = {}
+        self._measured: dict[str, tuple[Option, Outlook]] = {}
 
     def read(self, file: File) -> bytes:
         """A small file, whole."""
@@ -52,12 +55,14 @@ class Shelf:
         return safetensors.head(file.name, file.size, self._readable(file).get).dtypes
 
     def outlook(self, option: Option) -> Outlook:
-        """What an option takes. One header is read for all: quants differ by their weights."""
-        if self._measured is None:
+        """What an option takes. One header is read for all quants of a model: they differ by
+        their weights."""
+        model = choice.stem(option)
+        if model not in self._measured:
             files = [self._readable(file) for file in option.files]
             key = option.files[0].identity
-            self._measured = option, estimating.of_gguf(self.steps, files, key)
-        known, found = self._measured
+            self._measured[model] = option, estimating.of_gguf(self.steps, files, key)
+        known, found = self._measured[model]
         if option.files == known.files:
             return found
 
@@ -68,8 +73,14 @@ class Shelf:
         return Outlook(bytes=option.bytes, trained=found.trained, at=at, header=found.header)
 
     def fits(self, option: Option) -> bool:
-        """Whether an option fits this host's memory."""
-        return estimating.fits(self.steps, self.outlook(option), self.room)
+        """Whether an option fits this host's memory, with the projector that it may get."""
+        wish, own = self.steps.request.wish, self.steps.request.mmproj
+        beside = (
+            own.stat().st_size
+            if own
+            else projector.likely_bytes(self.listing.files, option.name, wish.mmproj)
+        )
+        return estimating.least(self.steps, self.outlook(option), self.room - beside).fits
 
     def resolved(self) -> Resolved:
         """The files that the request means. Raises PipelineError."""
@@ -95,9 +106,14 @@ class Shelf:
         return found
 
     def _readable(self, file: File) -> skeleton.Readable:
-        if not self.steps.request.offline:
-            return hub.readable(self.listing.repo, self.listing.commit, file)
-        return skeleton.local(hub.cached_file(self.listing, file), file.name)
+        if file not in self._readables:
+            repo = self.listing.repo
+            self._readables[file] = (
+                skeleton.local(hub.cached_file(repo, file), file.name)
+                if self.steps.request.offline
+                else hub.readable(repo, self.listing.commit, file)
+            )
+        return self._readables[file]
 
 
 def _listing(steps: Steps) -> Listing:
@@ -124,7 +140,7 @@ def resolve(steps: Steps, *, store: bool = True) -> None:
     """
     reference = steps.require_reference()
     if reference.kind == "hub" and steps.request.frozen:
-        steps.require_locked()
+        lockfile.resolved(steps.require_locked(), steps.home)  # says what is wrong with it
     elif reference.kind == "hub":
         found = Shelf(steps).resolved()
         steps.resolved_to(found)
@@ -134,26 +150,23 @@ def resolve(steps: Steps, *, store: bool = True) -> None:
         steps.resolved_to(stored.folder(reference.path, steps.home, steps.architectures()))
     elif reference.path:
         steps.resolved_to(stored.gguf_path(reference.path, steps.home))
-    if steps.wanted() is None or (steps.request.refresh and steps.decides_quant()):
+    if steps.wanted() is None:
         _decide_quant(steps, store=store)
     steps.chain()  # what cannot be meant is said now
 
 
 def _decide_quant(steps: Steps, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
-    resolved = steps.require_resolved()
-    room, wanted = memory.available(), steps.request.wanted
-    candidates: tuple[str, ...] = autoquant.CANDIDATES
-    if wanted.imatrix or wanted.keep_f16:  # of no use for what the converter writes itself
-        candidates = tuple(quant for quant in candidates if quant not in quants.DIRECT)
+    resolved, room = steps.require_resolved(), memory.available()
+    candidates = autoquant.candidates(steps.request.wanted)
     of = estimating.unquantized(steps, steps.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"
     for candidate in candidates:
-        if estimating.fits(steps, of(candidate), room):
+        ahead = of(candidate)
+        if ahead.bytes and estimating.least(steps, ahead, room).fits:
             quant, why = candidate, "the best that fits the memory"
             break
     say(f"{resolved.name}: quant {quant.lower()}, {why}")
     steps.decided_on(quant)
     if store:
-        where = autoquant.path(steps.home, resolved, steps.request.settings.ctx_size)
-        autoquant.store(where, quant, why)
+        autoquant.store(steps.decision_path(resolved), quant, why)

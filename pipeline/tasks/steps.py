@@ -1,36 +1,28 @@
-"""The steps: for each, what it does, when it has nothing to do, and how it is undone.
+"""The steps of one command line: what there is to work with, and which of them have nothing to do.
 
-The decisions are made in `bins`, `models` and `serve`; here they are put together for one
-command line.
+The decisions are made in `bins`, `models` and `serve`; here they are put together. `doing` does
+the steps and `undoing` undoes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import binaries, build, host, source
+from pipeline.bins import binaries, build, source
 from pipeline.bins.backends import BACKENDS
-from pipeline.core import artifacts, paths, receipts
+from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.locks import only_one
 from pipeline.core.publish import remove
-from pipeline.core.say import say
 from pipeline.models import (
     autoquant,
     chain,
-    convert,
     converter,
-    demo,
-    fetch,
-    gguf,
     hub,
-    imatrix,
     lockfile,
-    projector,
-    quantize,
     quants,
     resolve,
 )
@@ -106,8 +98,7 @@ class Steps:
         if self.request.frozen:
             self._quant = str(self.require_locked().get("quantization", {}).get("type", ""))
         if not self._quant and not self.request.refresh:
-            where = autoquant.path(self.home, resolved, self.request.settings.ctx_size)
-            self._quant = autoquant.stored(where)
+            self._quant = autoquant.stored(self.decision_path(resolved))
         return replace(wanted, quant=self._quant) if self._quant else None
 
     def resolved_to(self, resolved: Resolved) -> None:
@@ -168,6 +159,11 @@ class Steps:
             question.append(self.request.settings.ctx_size)
         return resolve.stored_path(self.require_reference(), question, self.home)
 
+    def decision_path(self, resolved: Resolved) -> Path:
+        """Where it is kept what quant=auto means for a model that is made here."""
+        ctx_size = self.request.settings.ctx_size
+        return autoquant.path(self.home, resolved, self.request.wanted, ctx_size)
+
     # Is there nothing to do? (called by doit, for running and for listing)
 
     def source_is_done(self) -> bool:
@@ -180,7 +176,7 @@ class Steps:
     def bins_are_done(self) -> bool:
         if binaries.external(self.home):
             return True
-        return not self._again() and build.is_current(self.build)
+        return not self.again() and build.is_current(self.build)
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None
@@ -193,7 +189,7 @@ class Steps:
         """Made; or not needed, because the model at hand is not converted."""
         if self.request.reference and self.convert_is_done():
             return True
-        return not self._again() and converter.is_current(self.home)
+        return not self.again() and converter.is_current(self.home)
 
     def convert_is_done(self) -> bool:
         needs = self.needs()
@@ -211,134 +207,23 @@ class Steps:
         moved = chain.moved(steps, self.home, self.tool)
         return moved is None and not chain.is_unmarked(steps)
 
-    def _again(self) -> bool:
+    def again(self) -> bool:
         """`force=1` without a model means llama.cpp's own steps, with one the model's."""
         return self.request.force and self.request.reference is None
 
-    # Do it
-
-    def check(self) -> None:
-        """What can be said before any work: the home is writable, what is local is sound."""
-        home = self.home
-        for folder in (home.root, home.run, home.logs, home.models, home.bins):
-            paths.require_writable(folder)
-        if self.request.wanted.quant == quants.ALL:
-            raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
-        self.check_request()
-
-    def check_compiler(self) -> None:
-        """Without programs that may only have to be hashed, a compiler will be needed."""
-        if not self.bins_are_done() and not self.build.target.exists():
-            host.require_compiler()
-
-    def check_request(self) -> None:
-        """As `check`, for runs that make nothing."""
-        reference = self.request.reference
-        external = binaries.external(self.home)
-        quant = self.request.wanted.quant or chain.DEFAULT_QUANT
-        is_converted = reference is not None and reference.kind in ("demo", "folder")
-        if external and is_converted and quant not in quants.DIRECT:
-            external.program("llama-quantize")
-        given = self.request.wanted.imatrix
-        if external and given and imatrix.is_text(given):
-            external.program("llama-imatrix")
-        if reference and reference.note:
-            say(reference.note)
-        if self.llama_cpp.local:
-            say(
-                f"{self.llama_cpp.folder} differs from the pin; used as it is, and recorded as "
-                f"{self.llama_cpp.tree}"
-            )
-        book = self.home.run / "gguf.json"
-        own = self.request.mmproj and gguf.read_noted(self.request.mmproj, book)
-        if reference and reference.path:
-            if reference.kind == "gguf":
-                resolve.gguf_path(reference.path, self.home)
-                if own and self.request.mmproj:
-                    model = gguf.read_noted(reference.path, book)
-                    projector.require(own, model, self.request.mmproj.name)
-            else:
-                resolve.check_folder(reference.path, self.architectures())
-        self.chain()  # what cannot be meant is said now
-
-    def get_source(self) -> None:
-        source.fetch(self.llama_cpp, self.home, offline=self.request.offline)
-
-    def build_bins(self) -> None:
-        build.make(self.build, force=self._again())
-
-    def settle(self) -> None:
-        """Hash once what was copied or restored, and mark what is wanted now, before other
-        steps look."""
-        steps = self.require_chain()
-        while moved := chain.moved(steps, self.home, self.tool):
-            with only_one(moved):
-                receipts.settle(moved)
-        if steps.conversion and chain.is_unmarked(steps):
-            artifacts.keep(steps.conversion.target)
-
-    def fetch(self) -> None:
-        steps = self.require_chain()
-        if steps.resolved.local:
-            return
-        if steps.resolved.source["type"] == "package":
-            demo.fetch(steps.resolved, self.home, offline=self.request.offline)
-        else:
-            try:
-                fetch.fetch(steps.resolved, offline=self.request.offline)
-            except hub.Changed as error:
-                if self.request.frozen:
-                    raise UsageError(
-                        f"frozen=1: {error.message}", "what is locked cannot be had any more"
-                    ) from None
-                remove(self.stored_path())  # so that the next run asks anew
-                raise
-
-    def make_converter(self) -> None:
-        converter.make(self.home, force=self._again(), offline=self.request.offline)
-
-    def convert(self) -> None:
-        steps = self.require_chain()
-        if steps.conversion:
-            # Whoever held the lock before may have made the file, used it and removed it.
-            with only_one(steps.conversion.target):
-                if not self.convert_is_done():
-                    convert.make(steps.conversion, self.home, force=self.request.force)
-
-    def quantize(self) -> None:
-        steps = self.require_chain()
-        if steps.quantization is None:
-            return
-        program = self.binaries.program("llama-quantize")
-        tool = self.binaries.recipe("llama-quantize")
-        force = self.request.force
-        given = self.request.wanted.imatrix
-        text = given is not None and imatrix.is_text(given)
-        matrix = self.binaries.program("llama-imatrix") if text else None
-
-        def make() -> None:
-            if steps.quantization:
-                quantize.make(
-                    steps.quantization,
-                    self.home,
-                    program,
-                    tool,
-                    imatrix_program=matrix,
-                    force=force,
-                )
-
-        if steps.conversion is None:
-            make()
-            return
-        # Another run that makes another quant of the model removes the input when it is done with
-        # it: hold it while it is read, and make it once more where it was just removed.
-        with only_one(steps.conversion.target):
-            done = chain.final_status(steps, self.home, tool) is receipts.Status.CURRENT
-            if (force or not done) and not steps.conversion.target.exists():
-                convert.make(steps.conversion, self.home)
-            make()
-            if chain.leftover(steps):
-                artifacts.discard(steps.conversion.target)
+    @contextmanager
+    def asking_anew(self) -> Iterator[None]:
+        """Where the hub contradicts what it said before, the next run asks it anew: what it said
+        is dropped. With frozen=1 nothing else may be taken. Raises PipelineError."""
+        try:
+            yield
+        except hub.Changed as error:
+            if self.request.frozen:
+                raise UsageError(
+                    f"frozen=1: {error.message}", "what is locked cannot be had any more"
+                ) from None
+            remove(self.stored_path())
+            raise
 
     def require_reference(self) -> Reference:
         """The model that is named. Raises UsageError where none is."""
@@ -360,10 +245,10 @@ class Steps:
 
     def require_chain(self) -> Chain:
         """The model's steps. Raises PipelineError where they are not known yet."""
-        self.require_reference()
+        self.require_resolved()
         steps = self.chain()
         if steps is None:
-            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+            raise PipelineError("what quant=auto means is not decided yet", "doit resolve model=…")
         return steps
 
     def architectures(self) -> frozenset[str]:

@@ -92,7 +92,7 @@ class Request:
             "quant": wish.quant.lower(),
             "filename": wish.filename,
             "pattern": wish.pattern,
-            "mmproj": wish.mmproj,
+            "mmproj": self.mmproj.name if self.mmproj else wish.mmproj,
             "imatrix": imatrix.name if imatrix else "",
         }
         return {name: value for name, value in said.items() if value}
@@ -135,12 +135,16 @@ def request(given: Mapping[str, str]) -> Request:
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
     default = Settings()
+    if values.get("refresh") and hub.is_offline():
+        raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
     contradictions = (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern"))
     for one, other in contradictions:
         if values.get(one) and values.get(other):
             raise UsageError(f"{one}= and {other}= contradict each other", "leave one out")
     reference = _reference(values)
     asked = _quant(reference, word("quant"))
+    if asked == quants.ALL and values.get("frozen"):
+        raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
     wanted = Wanted(
         quant=quants.canonical(asked),
         keep_f16=bool(values.get("keep_f16", False)),
@@ -193,8 +197,8 @@ def _reference(values: Mapping[str, object]) -> Reference | None:
         if (reference.kind == "folder") != (named[0] == "safetensors_dir"):
             raise UsageError(f"{named[0]}={given}: {path} is a {reference.kind}")
     else:
-        hub = named[0] == "hf_model" and not given.startswith("hf:")
-        reference = parse(f"hf:{given}" if hub else given)
+        unsaid = named[0] == "hf_model" and not given.startswith("hf:")
+        reference = parse(f"hf:{given}" if unsaid else given)
     if "revision" in values:
         if reference.kind != "hub":
             raise UsageError("revision: is for Hugging Face repositories only")

@@ -42,11 +42,10 @@ def verify(steps: Steps) -> None:
 
 def artifacts(steps: Steps) -> Iterator[tuple[Path, Entry | None]]:
     """The artifacts that are meant; a `.gguf` of the user's own has no receipt."""
-    home, resolved = steps.home, steps.known()
+    home = steps.home
     tops = [home.bins, home.models]
     if steps.request.reference:
-        if resolved is None:
-            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+        resolved = steps.require_resolved()
         tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
         if resolved.local and resolved.kind == "gguf":
             yield from ((resolved.folder / file.name, None) for file in resolved.files)

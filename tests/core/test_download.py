@@ -243,7 +243,7 @@ def test_an_expired_address_is_asked_for_again(site: Site, tmp_path: Path) -> No
     assert len(asked) == 2, "once, and not for each connection"
 
     with pytest.raises(PipelineError, match=r"127\.0\.0\.1: answered 401") as caught:
-        fetch(site, tmp_path / "made", locate=lambda: expired)
+        fetch(site, tmp_path / "another", locate=lambda: expired)
     assert "s3cret" not in str(caught.value)
 
 

@@ -53,6 +53,17 @@ def test_what_is_there_is_not_fetched_again(
     assert capsys.readouterr().err.splitlines()[0] == there
 
 
+def test_a_whole_file_that_was_not_published_is_not_fetched_again(
+    site: Site, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    fetch(site, made)
+    site.running.control(clear_log=True)
+    fetch(site, made)
+    assert_whole(site, made)
+    assert site.sent() == 0
+
+
 def test_a_torn_journal(site: Site, tmp_path: Path) -> None:
     made = tmp_path / "made"
     missing = leave_partial(site, made)

@@ -1,7 +1,7 @@
 """Downloads of files over HTTP: in pieces side by side, hashed while they arrive, resumed after a
 kill.
 
-`session` has the files of one download, `attempt` one try at a file, `partial` what is on the disk
+`session` has all files of a download, `attempt` one try at a file, `partial` what is on the disk
 of it, `remote` any range of it on the server, `answers` whether an answer is what was asked for.
 """
 

@@ -23,7 +23,7 @@ TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
 
 
 class Attempt:
-    """One attempt at a file: threads fetch its pieces, the one that wants it hashes them."""
+    """The first failure ends it, for all its threads."""
 
     def __init__(
         self,

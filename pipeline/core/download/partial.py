@@ -89,10 +89,6 @@ class Partial:
         discard(self.path)
         self.done.clear()
 
-    def finish(self) -> None:
-        """The file is whole: the journal goes."""
-        remove(self._journal)
-
 
 def runs(missing: Sequence[int], connections: int) -> list[range]:
     """Consecutive pieces to ask for at once: many at first, so that few requests are made, single

@@ -1,5 +1,5 @@
-"""Downloads of files over HTTP: in pieces side by side, hashed while they arrive, resumed after a
-kill."""
+"""The files of one download: they share threads, a progress bar, and the fate of the first that
+fails."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class Downloads:
     def get(self, name: str, content: Content, locate: Locate, made: Path) -> str:
         """Have the bytes of `content` at `made`; its sha256 in hex. Any thread may call it.
 
-        `made` and its journal stay for the next run where it fails, except when they proved
-        wrong. Raises PipelineError, or the OSError of a full disk; if another file failed before,
-        the error of that one.
+        `made` and its journal stay for the next run, except when they proved wrong: publish the
+        one and `discard` the other. Raises PipelineError, or the OSError of a full disk; if another
+        file failed before, the error of that one.
         """
         try:
             return self._get(name, content, locate, made)
@@ -141,7 +141,6 @@ class Downloads:
                 elif by_blob and content.blob != blob.hexdigest():
                     wrong = _mismatch(name, "git blob id", content.blob, blob.hexdigest())
                 else:
-                    partial.finish()
                     return sha256
             self._count(-partial.bytes_done, arrived=False)
             partial.discard()

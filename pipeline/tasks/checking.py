@@ -1,0 +1,55 @@
+"""What can be said before any work: the home is writable, what is local is sound, and what will be
+needed is there."""
+
+from __future__ import annotations
+
+from pipeline.bins import binaries, host
+from pipeline.core import paths
+from pipeline.core.errors import UsageError
+from pipeline.core.say import say
+from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
+
+from .steps import Steps
+
+
+def check(steps: Steps) -> None:
+    """Raise PipelineError where a run that makes something would fail."""
+    home = steps.home
+    for folder in (home.root, home.run, home.logs, home.models, home.bins):
+        paths.require_writable(folder)
+    if steps.request.wanted.quant == quants.ALL:
+        raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
+    check_request(steps)
+
+
+def check_compiler(steps: Steps) -> None:
+    """Without programs that may only have to be hashed, a compiler will be needed."""
+    if not steps.bins_are_done() and not steps.build.target.exists():
+        host.require_compiler()
+
+
+def check_request(steps: Steps) -> None:
+    """As `check`, for runs that make nothing."""
+    request, home, source = steps.request, steps.home, steps.llama_cpp
+    reference, wanted = request.reference, request.wanted
+    external = binaries.external(home)
+    quant = wanted.quant or chain.DEFAULT_QUANT
+    is_converted = reference is not None and reference.kind in ("demo", "folder")
+    if external and is_converted and quant not in quants.DIRECT:
+        external.program("llama-quantize")
+    if external and wanted.imatrix and imatrix.is_text(wanted.imatrix):
+        external.program("llama-imatrix")
+    if reference and reference.note:
+        say(reference.note)
+    if source.local:
+        say(f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}")
+    book = home.run / "gguf.json"
+    own = request.mmproj and gguf.read_noted(request.mmproj, book)
+    if reference and reference.path:
+        if reference.kind == "gguf":
+            resolve.gguf_path(reference.path, home)
+            if own and request.mmproj:
+                projector.require(own, gguf.read_noted(reference.path, book), request.mmproj.name)
+        else:
+            resolve.check_folder(reference.path, steps.architectures())
+    steps.chain()  # what cannot be meant is said now

@@ -1,0 +1,82 @@
+"""What each step does, where `steps` says that there is something to do."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from pipeline.bins import build, source
+from pipeline.core import artifacts, receipts
+from pipeline.core.locks import only_one
+from pipeline.core.receipts import Status
+from pipeline.models import chain as chains
+from pipeline.models import convert as conversions
+from pipeline.models import converter, demo, imatrix
+from pipeline.models import fetch as fetching
+from pipeline.models import quantize as quantizations
+
+from .steps import Steps
+
+
+def get_source(steps: Steps) -> None:
+    source.fetch(steps.llama_cpp, steps.home, offline=steps.request.offline)
+
+
+def build_bins(steps: Steps) -> None:
+    build.make(steps.build, force=steps.again())
+
+
+def settle(steps: Steps) -> None:
+    """Hash once what was copied or restored, and mark what is wanted now, before other steps
+    look."""
+    chain = steps.require_chain()
+    while moved := chains.moved(chain, steps.home, steps.tool):
+        with only_one(moved):
+            receipts.settle(moved)
+    if chain.conversion and chains.is_unmarked(chain):
+        artifacts.keep(chain.conversion.target)
+
+
+def fetch(steps: Steps) -> None:
+    resolved, offline = steps.require_chain().resolved, steps.request.offline
+    if resolved.local:
+        return
+    if resolved.source["type"] == "package":
+        demo.fetch(resolved, steps.home, offline=offline)
+        return
+    with steps.asking_anew():
+        fetching.fetch(resolved, offline=offline)
+
+
+def make_converter(steps: Steps) -> None:
+    converter.make(steps.home, force=steps.again(), offline=steps.request.offline)
+
+
+def convert(steps: Steps) -> None:
+    made = steps.require_chain().conversion
+    if made:
+        # Whoever held the lock before may have made the file, used it and removed it.
+        with only_one(made.target):
+            if not steps.convert_is_done():
+                conversions.make(made, steps.home, force=steps.request.force)
+
+
+def quantize(steps: Steps) -> None:
+    chain, home, force = steps.require_chain(), steps.home, steps.request.force
+    made, between = chain.quantization, chain.conversion
+    if made is None:
+        return
+    program = steps.binaries.program("llama-quantize")
+    tool = steps.binaries.recipe("llama-quantize")
+    text = made.imatrix is not None and imatrix.is_text(made.imatrix)
+    matrix = steps.binaries.program("llama-imatrix") if text else None
+    with ExitStack() as lock:
+        if between:
+            # Another run that makes another quant of the model removes the input when it is done
+            # with it: hold it while it is read, and make it once more where it was just removed.
+            lock.enter_context(only_one(between.target))
+            done = chains.final_status(chain, home, tool) is Status.CURRENT
+            if (force or not done) and not between.target.exists():
+                conversions.make(between, home)
+        quantizations.make(made, home, program, tool, imatrix_program=matrix, force=force)
+        if between and chains.leftover(chain):
+            artifacts.discard(between.target)

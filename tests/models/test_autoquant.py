@@ -1,0 +1,50 @@
+"""quant=auto for what is made here: what is chosen from, and what an earlier decision holds for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.paths import Home
+from pipeline.models import autoquant
+from pipeline.models.chain import Wanted
+from pipeline.models.resolve import Resolved
+
+PLAIN = Wanted(quant="AUTO")
+
+
+@pytest.fixture
+def resolved(tmp_path: Path) -> Resolved:
+    return Resolved(
+        kind="safetensors",
+        name="tiny",
+        slug="tiny",
+        folder=tmp_path,
+        local=True,
+        source={},
+        files=(),
+        precision="BF16",
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted", [Wanted(quant="AUTO", keep_f16=True), Wanted(quant="AUTO", imatrix=Path("matrix"))]
+)
+def test_what_the_converter_writes_itself_is_no_candidate(
+    tmp_path: Path, resolved: Resolved, wanted: Wanted
+) -> None:
+    assert autoquant.candidates(PLAIN)[0] == "Q8_0"
+    assert autoquant.candidates(wanted)[0] == "Q6_K"
+    home = Home(tmp_path)
+    autoquant.store(autoquant.path(home, resolved, PLAIN, None), "Q8_0", "it fits")
+    assert autoquant.stored(autoquant.path(home, resolved, PLAIN, None)) == "Q8_0"
+    assert autoquant.stored(autoquant.path(home, resolved, wanted, None)) == ""
+    assert autoquant.stored(autoquant.path(home, resolved, PLAIN, 8192)) == ""
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"quant": "Q9"}', '{"quant": ["Q8_0"]}'])
+def test_a_decision_that_cannot_be_used(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "auto.json"
+    path.write_text(text)
+    assert autoquant.stored(path) == ""
