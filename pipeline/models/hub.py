@@ -4,6 +4,7 @@ error of its own. Models are chosen from it in `repository`, files are fetched i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Listing:
     gated: bool = False
 
 
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 AGAIN = "run the same command again: the hub is asked anew"
 
 
@@ -46,6 +48,23 @@ def is_offline() -> bool:
     """Whether the environment forbids the network, as huggingface_hub reads it."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return said.strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+def check_environment() -> None:
+    """Raise UsageError for what huggingface_hub would stumble over when it is imported."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        value = os.environ.get(name, "10")
+        if not re.fullmatch(r"[0-9]{1,6}", value.strip()) or not int(value):
+            raise UsageError(f"{name}={value}: must be a number of seconds", "or leave it unset")
+    if not os.environ.get("HF_ENDPOINT", " ").strip():
+        os.environ.pop("HF_ENDPOINT", None)  # set to nothing means not set; the library differs
+    try:
+        parts = urlsplit(endpoint())
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError("HF_ENDPOINT: is no address of a hub", "https://HOST, or leave it unset")
 
 
 def ask(reference: Reference) -> Listing:
@@ -63,11 +82,11 @@ def ask(reference: Reference) -> Listing:
     if info.id and info.id != reference.repo:
         say(f"{reference.repo} is {info.id} today")
     files = {
-        sibling.rfilename: File(
-            sibling.rfilename,
-            -1 if sibling.size is None else sibling.size,  # refused where the file is chosen
-            sibling.lfs.sha256 if sibling.lfs else "",
-            sibling.blob_id or "",
+        str(sibling.rfilename): File(
+            str(sibling.rfilename),
+            sibling.size if type(sibling.size) is int else -1,  # refused where the file is chosen
+            str(sibling.lfs.sha256) if sibling.lfs else "",
+            str(sibling.blob_id or ""),
         )
         for sibling in info.siblings or []
     }
@@ -89,7 +108,11 @@ def cached(reference: Reference) -> Listing | None:
     named = reference.revision or "main"
     try:
         pointer = top / "refs" / named
+        if ".." in named.split("/"):
+            return None
         commit = pointer.read_text(encoding="ascii").strip() if pointer.is_file() else named
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            return None
         snapshot = top / "snapshots" / commit
         files = {}
         for path in sorted(snapshot.rglob("*")):
@@ -137,8 +160,8 @@ def locate(repo: str, commit: str, file: File) -> Location:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    url = hf_hub_url(repo, file.name, revision=commit)
     with told(repo, commit, file.name):
+        url = hf_hub_url(repo, file.name, revision=commit)
         seen = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)
     expected = file.sha256 or file.blob
     if seen.size is not None and seen.size != file.size:
@@ -242,10 +265,19 @@ def _refused(repo: str, error: Exception) -> PipelineError:
             f"{repo}: the hub asks to slow down (status 429)",
             "wait some minutes; with HF_TOKEN set more is allowed",
         )
+    if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
+        return PipelineError(
+            f"{repo}: what {endpoint()} answers is not what a hub answers ({type(error).__name__})",
+            "see HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
+        )
     what = f"it answered {status}" if status else type(error).__name__
+    if (not status and isinstance(error, (OSError, ImportError))) or what == "ConnectError":
+        what = f"{what}: {error}"  # the system's words; no address stands in them
+    via = [n for n in PROXIES if os.environ.get(n)]
     return PipelineError(
         f"{repo}: the hub could not be asked: {what}",
-        f"check the network and {endpoint()}, then run the same command again",
+        f"check the network and {endpoint()}{', ' * bool(via)}{' and '.join(via)}, then run the "
+        "same command again",
     )
 
 
@@ -257,7 +289,9 @@ def has_token() -> bool:
 
 
 def endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    """The hub's address as it may be shown: without a password."""
+    text = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+    return re.sub(r"//[^/@]*@", "//", text)
 
 
 def shown(files: Mapping[str, File]) -> str:

@@ -18,7 +18,8 @@ from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
 from pipeline.core.publish import publish_text
 
-from .repository import of_files
+from .reference import HUB
+from .repository import SHA1, of_files
 from .resolve import File, Resolved
 
 FILE = "pipeline.lock"
@@ -40,6 +41,12 @@ def read(path: Path) -> list[Entry]:
                 raise ValueError(f"a [[model]] lacks {', '.join(sorted(lacking))}")
             if not all(isinstance(entry[name], dict) for name in ("asked", "source")):
                 raise ValueError("asked and source of a [[model]] must be tables")
+            if not entry["files"]:
+                raise ValueError("a [[model]] has no files")
+            texts = {f"source.{name}": value for name, value in entry["source"].items()}
+            texts |= {name: entry[name] for name in ("name", "kind", "precision")}
+            if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+                raise ValueError(f"{', '.join(wrong)} of a [[model]] must be texts")
         asked = [entry["asked"] for entry in entries]
         if twice := [one for one in asked if asked.count(one) > 1]:
             raise ValueError(f"it has {twice[0]} twice")
@@ -80,6 +87,10 @@ def resolved(entry: Entry, home: Home) -> Resolved | None:
     """The model of an entry that names a repository; None for others. Raises PipelineError."""
     if entry["source"].get("type") != "hf":
         return None
+    if not SHA1.fullmatch(entry["source"].get("revision", "")):
+        raise UsageError(f"{FILE}: an entry's source.revision is no commit", "lock again")
+    if not HUB.fullmatch(entry["source"].get("ref", "")):
+        raise UsageError(f"{FILE}: an entry's source.ref names no repository", "lock again")
     try:
         files = [
             # As the hub names it: small files by their blob id alone.

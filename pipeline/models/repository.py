@@ -79,6 +79,11 @@ def resolve(
             "give the path of a projector",
         )
     names = weights(listing, read)
+    if "config.json" not in listing.files:
+        raise PipelineError(
+            f"{listing.repo}: has weights and no config.json, without which nothing converts them",
+            "look for the model in the Transformers layout, or for a GGUF of it",
+        )
     why = f"no GGUF with {wish.quant} is there: converted from safetensors" if found else ""
     beside = [
         name

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
+from pipeline.core.parallel import for_each
 from pipeline.core.receipts import Status
 from pipeline.models import (
     converter,
@@ -212,8 +212,7 @@ def readables(steps: Steps, resolved: Resolved, files: Iterable[File]) -> list[R
             found.append(hub.readable(repo, commit, file))
         else:
             raise PipelineError(f"{file.name}: is not here yet")
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), found))
+    for_each(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), found, AT_ONCE)
     return found
 
 

@@ -32,6 +32,7 @@ def require(steps: Steps, *, before: bool = False) -> None:
     if not steps.request.frozen:
         return
     locked = steps.require_locked()
+    lockfile.resolved(locked, steps.home)  # what cannot be used of it is said now
     if steps.chain() is not None:
         here = entry(steps)
         if before and steps.request.force:

@@ -157,7 +157,11 @@ class Steps:
         question: list[object] = [wish.quant, wish.filename, wish.pattern, wish.mmproj]
         if wish.quant == quants.AUTO:
             question.append(self.request.settings.ctx_size)
-        return resolve.stored_path(self.require_reference(), question, self.home)
+        path = resolve.stored_path(self.require_reference(), question, self.home)
+        if self.request.offline and not path.exists():
+            # What a cache held is no answer of the hub's: with the network it is asked anew.
+            path = resolve.stored_path(self.require_reference(), [*question, "offline"], self.home)
+        return path
 
     def decision_path(self, resolved: Resolved) -> Path:
         """Where it is kept what quant=auto means for a model that is made here."""

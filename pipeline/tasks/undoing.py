@@ -44,6 +44,8 @@ def forget_converter(steps: Steps) -> None:
 def forget_resolve(steps: Steps) -> None:
     """What the hub answered, or what was found out about the user's own files."""
     reference = steps.require_reference()
+    if steps.decides_quant():
+        remove(steps.decision_path(steps.require_resolved()))
     if reference.kind == "hub":
         remove(steps.stored_path())
     else:

@@ -142,6 +142,8 @@ def request(given: Mapping[str, str]) -> Request:
         if values.get(one) and values.get(other):
             raise UsageError(f"{one}= and {other}= contradict each other", "leave one out")
     reference = _reference(values)
+    if reference and reference.kind == "hub":
+        hub.check_environment()
     asked = _quant(reference, word("quant"))
     if asked == quants.ALL and values.get("frozen"):
         raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")

@@ -148,7 +148,7 @@ WHOLE = "[[model]]\nasked={}\nname='n'\nkind='gguf'\nprecision=''\nsource={}\nfi
         ("schema = 1\n[model]\na = 1\n", "keys"),
         ("schema = 1\n[[model]]\n", "lacks asked, files, kind, name, precision, source"),
         ("schema = 1\n" + WHOLE.replace("name='n'\n", ""), "lacks name"),
-        ("schema = 1\n" + WHOLE + WHOLE.replace("files=[]\n", ""), "lacks files"),
+        ("schema = 1\n" + WHOLE.replace("files=[]\n", ""), "lacks files"),
         ("schema = 1\n" + WHOLE.replace("asked={}", "asked='x'"), "must be tables"),
         ("schema = 1\n" + WHOLE.replace("source={}", "source=[]"), "must be tables"),
         ("schema = 1\n" + WHOLE[:-4], "end of document"),
@@ -278,7 +278,7 @@ def test_files_that_cannot_be_checked(files: Any) -> None:
 
 @pytest.mark.parametrize("source", [{"type": "hf"}, {"type": "hf", "ref": "org/model"}])
 def test_a_source_that_names_no_commit(source: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="an entry cannot be read"):
+    with pytest.raises(UsageError, match="source.revision is no commit"):
         lockfile.resolved({**entry(), "source": source}, Home(Path("home")))
 
 

@@ -265,8 +265,13 @@ def test_an_index_too_large_to_be_read() -> None:
     large = file(INDEX, repository.MAX_INDEX + 1)
     assert "too large" in refused(listing("model.safetensors", files=[large]))
     limit = file(INDEX, repository.MAX_INDEX)
-    found = resolve(listing("model.safetensors", files=[limit]), index("model.safetensors"))
-    assert names(found) == ["model.safetensors", INDEX]
+    there = listing("config.json", "model.safetensors", files=[limit])
+    found = resolve(there, index("model.safetensors"))
+    assert names(found) == ["config.json", "model.safetensors", INDEX]
+
+
+def test_weights_without_a_configuration() -> None:
+    assert "no config.json" in refused("model.safetensors")
 
 
 @pytest.mark.parametrize(

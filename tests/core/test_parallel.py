@@ -1,0 +1,48 @@
+"""Several things at once: all are done, the first failure is told, nothing waits for the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from pipeline.core.parallel import for_each
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50])
+def test_all_are_done_and_no_more_than_so_many_at_once(at_once: int) -> None:
+    lock, running, most, done = threading.Lock(), 0, 0, []
+
+    def work(number: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+            done.append(number)
+
+    for_each(work, range(20), at_once)
+    assert sorted(done) == list(range(20))
+    assert most <= at_once
+
+
+def test_nothing_to_do() -> None:
+    for_each(lambda item: 1 / 0, [], 4)
+
+
+def test_a_failure_is_told_while_another_still_waits() -> None:
+    hold = threading.Event()
+
+    def work(number: int) -> None:
+        if number:
+            raise ValueError(number)
+        hold.wait(30)
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="1"):
+        for_each(work, [0, 1], 2)
+    assert time.monotonic() - start < 10
+    hold.set()
