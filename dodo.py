@@ -113,6 +113,11 @@ def task__frozen() -> tasks.Task:
     return tasks.frozen(steps)
 
 
+def task__lockable() -> tasks.Task:
+    """say that pipeline.lock cannot be written before any work"""
+    return tasks.lockable(steps)
+
+
 def task__port() -> tasks.Task:
     """say that the port is taken before any work"""
     return tasks.port(steps)

@@ -772,3 +772,45 @@ def test_what_is_not_there(site: Site, parts: Parts) -> None:
     for run in (missing, revision, filename, away):
         assert "Traceback" not in run.err and run.out == ""
     assert weights(site.doit) == []
+
+
+def test_an_architecture_that_nobody_knows_is_refused_before_the_download(
+    site: Site, parts: Parts
+) -> None:
+    files: dict[str, Path | bytes] = dict(tree(parts.folder))
+    config = json.loads((parts.folder / "config.json").read_text())
+    files["config.json"] = json.dumps({**config, "architectures": ["LlamaForCausalLN"]}).encode()
+    site.put("org/unheard", files)
+    refused = site.doit("prepare", "model=org/unheard", status=3)
+    assert "the architecture LlamaForCausalLN is not known" in refused.err
+    assert "did you mean LlamaForCausalLM?" in refused.err
+    assert weights(site.doit) == []
+
+
+def test_a_gguf_that_this_llama_cpp_cannot_read_is_not_planned(site: Site, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "nobody")
+    writer.add_tensor("token_embd.weight", np.zeros((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    site.put("org/newer", {"m-F32.gguf": tmp_path / "m.gguf"})
+    refused = site.doit("plan", "model=org/newer", status=3)
+    assert "the architecture nobody is not known to this llama.cpp" in refused.err
+
+
+def test_what_a_cache_held_is_no_answer_of_the_hubs(site: Site, parts: Parts) -> None:
+    """Prepared offline from a cache with one quant: online the hub is asked what else there is."""
+    site.put("org/more", {"tiny-Q8_0.gguf": parts.q8_0, "tiny-Q4_K_M.gguf": parts.q8_0})
+    fill_cache(site, "org/more", "tiny-Q8_0.gguf")
+    site.doit("prepare", "model=org/more", "offline=1")
+    online = site.doit("plan", "model=org/more", "format=json").json()
+    assert [file["name"] for file in online["files"]] == ["tiny-Q4_K_M.gguf"]
+
+
+def test_a_mistyped_name_does_not_cost_a_build(bare: Doit, site: Site) -> None:
+    """quant=auto is decided with the programs, and they are not built for what is not there."""
+    bare.env |= {name: site.doit.env[name] for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY")}
+    refused = bare("prepare", "model=org/none", "quant=auto", status=1)
+    assert "there is no such repository" in refused.err
+    assert refused.steps == ["_check"] or refused.steps == []

@@ -25,6 +25,7 @@ PREFERENCE = (
     *("Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_M", "IQ3_M", "Q3_K_S", "Q2_K", "IQ2_M"),
 )
 PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
+MOST_LISTED = 60
 MARKS = ("", "i1", "imat", "imatrix", "gguf")
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name tells a quant too
 
@@ -113,7 +114,9 @@ def listing(found: Iterable[Option]) -> str:
         (option.label or "?", shown_size(option.bytes), f"{option.name}{parts(option)}")
         for option in sorted(found, key=lambda option: option.bytes)
     ]
-    return "\n".join(f"  {quant:<12} {size:>9}  {name}" for quant, size, name in rows)
+    lines = [f"  {quant:<12} {size:>9}  {name}" for quant, size, name in rows]
+    more = len(lines) - MOST_LISTED
+    return "\n".join([*lines[:MOST_LISTED], *([f"  and {more} more"] if more > 0 else [])])
 
 
 def parts(option: Option) -> str:

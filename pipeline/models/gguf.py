@@ -27,6 +27,7 @@ MAGIC = b"GGUF"
 MAX_PAIRS = 100_000
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 * 1024 * 1024  # bytes; a chat template has some thousands
+MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ARRAY = 1024  # numbers; a value for each layer is kept, a vocabulary never
 MAX_KEPT = 65_536  # numbers of all such arrays together
@@ -82,7 +83,8 @@ class Header:
     @property
     def context_length(self) -> int:
         """The trained context in tokens; 0 where it is not said."""
-        return whole(self.values, f"{self.architecture}.context_length", 0)
+        said = whole(self.values, f"{self.architecture}.context_length", 0)
+        return said if 0 < said <= MAX_CONTEXT else 0
 
     @property
     def pooling(self) -> str:

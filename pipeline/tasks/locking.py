@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.bins import binaries
 from pipeline.core import notes, receipts
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import require_writable as require_folder
 from pipeline.core.receipts import Status
 from pipeline.core.say import say
 from pipeline.models import chain as chains
@@ -31,13 +33,20 @@ def require(steps: Steps, *, before: bool = False) -> None:
     """
     if not steps.request.frozen:
         return
-    locked = steps.require_locked()
-    lockfile.resolved(locked, steps.home)  # what cannot be used of it is said now
+    locked, reference = steps.require_locked(), steps.require_reference()
+    found = lockfile.resolved(locked, steps.home)  # what cannot be used of it is said now
+    if reference.kind == "hub" and found is None:
+        raise UsageError(f"{steps.lock_file}: an entry's source.type must be hf", "lock again")
     if steps.chain() is not None:
         here = entry(steps)
         if before and steps.request.force:
             here.pop("result", None)
         lockfile.require_same(steps.lock_file, locked, here)
+
+
+def require_writable(steps: Steps) -> None:
+    """Raise PipelineError where pipeline.lock cannot be written."""
+    require_folder(steps.lock_file.parent)
 
 
 def entry(steps: Steps) -> Entry:

@@ -78,6 +78,9 @@ def collect(steps: Steps) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
         "disk_folder": str(steps.home.models),
         "memory": memory_of(fit),
+        "estimate_why": ": llama.cpp's own tool could not tell"
+        if steps.binaries.has("llama-fit-params")
+        else "; llama.cpp's own figure once it is built",
         "context": context_text(fit, steps.request.settings.ctx_size),
         "executable": str(steps.binaries.folder / build_module.program_file("llama-server")),
         "cmd": list(launch.arguments) if launch else None,
@@ -144,9 +147,7 @@ def text(told: dict[str, Any]) -> str:
             for gpu in needed["gpus"]
         ]
         if needed["estimate"]:
-            lines += [
-                "            an estimate by a formula; llama.cpp's own figure once it is built"
-            ]
+            lines += [f"            an estimate by a formula{told['estimate_why']}"]
     else:
         lines += ["memory      known once the model is here"]
     command = told["cmd"] and shown([told["executable"], *told["cmd"]])

@@ -37,7 +37,7 @@ class Shelf:
     def __init__(self, steps: Steps) -> None:
         """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
         self.steps = steps
-        self.listing = _listing(steps)
+        self.listing = listing(steps)
         self.room = memory.available()
         self._readables: dict[File, Readable] = {}
         self._measured: dict[str, tuple[Option, Outlook]] = {}
@@ -85,16 +85,22 @@ class Shelf:
     def resolved(self) -> Resolved:
         """The files that the request means. Raises PipelineError."""
         reference = self.steps.require_reference()
-        found = repository.resolve(
-            self.listing,
-            self.steps.request.wish,
-            reference.text,
-            self.steps.home,
-            fits=self.fits,
-            read=self.read,
-            read_header=self.read_header,
-            read_dtypes=self.read_dtypes,
-        )
+        try:
+            found = repository.resolve(
+                self.listing,
+                self.steps.request.wish,
+                reference.text,
+                self.steps.home,
+                fits=self.fits,
+                read=self.read,
+                read_header=self.read_header,
+                read_dtypes=self.read_dtypes,
+            )
+        except PipelineError as error:
+            if self.steps.request.offline:
+                error.hint = "only the Hugging Face cache was looked at: run once with the network"
+            raise
+        require_architecture(self.steps, found)
         own = self.steps.request.mmproj
         if own and found.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(found.files), own.name)
@@ -114,6 +120,19 @@ class Shelf:
                 else hub.readable(repo, self.listing.commit, file)
             )
         return self._readables[file]
+
+
+def require_architecture(steps: Steps, found: Resolved) -> None:
+    """Raise UsageError where the converter at hand does not know the model's architecture."""
+    if found.architecture:
+        stored.require_known(found.architecture, steps.architectures(), found.name)
+
+
+def listing(steps: Steps) -> Listing:
+    """What the repository holds, asked once a run. Raises PipelineError."""
+    if steps.listing is None:
+        steps.listing = _listing(steps)
+    return steps.listing
 
 
 def _listing(steps: Steps) -> Listing:

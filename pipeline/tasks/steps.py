@@ -42,6 +42,7 @@ class Steps:
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
+        self.listing: hub.Listing | None = None  # what the hub said in this run
 
     # What there is to work with
 

@@ -88,7 +88,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.Running]:
         },
         branches={"dev": ".hub/dev"},
     )
-    safe = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
+    config = b'{"architectures": ["LlamaForCausalLM"]}'
+    safe = {"config.json": config, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
     code = {"modeling.py": b"evil", "pytorch_model.bin": b"pickle", "README.md": b"x"}
     repo("org/safe", {**safe, **code, "1_Pooling/config.json": b"{}", "onnx/model.onnx": b"x"})
     split = {f"m-{n:05d}-of-00002.gguf": GGUF * n for n in (1, 2)}
