@@ -13,6 +13,7 @@ from typing import Protocol
 from .say import say, size
 
 Update = Callable[[float, float], None]
+PATIENCE = 1.0
 WINDOW = 20.0  # seconds over which the speed is taken
 
 
@@ -71,8 +72,11 @@ def bar(title: str) -> Iterator[Update]:
 
 
 @contextmanager
-def transfer(title: str, total: int) -> Iterator[Count]:
-    """Count bytes from any thread; shows how many are done, at what speed, and the time left."""
+def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Count]:
+    """Count bytes from any thread; shows how many are done, at what speed, and the time left.
+
+    `patience` is how many seconds lie between two lines, where they are written to no terminal.
+    """
     pace = Pace(total)
     lock = threading.Lock()
     if sys.stderr.isatty():
@@ -110,15 +114,17 @@ def transfer(title: str, total: int) -> Iterator[Count]:
             progress.stop()
         return
 
-    tenth = 0
+    tenth, said = 0, time.monotonic()
 
     def write(count: int, *, arrived: bool = True) -> None:
-        nonlocal tenth
+        nonlocal tenth, said
         with lock:
             pace.count(count, arrived=arrived)
             reached = 10 * pace.done // total if total else 0
-            if reached > tenth:
-                tenth = reached
+            now = time.monotonic()
+            # What is over in a moment needs no lines about it.
+            if reached > tenth and now - said >= patience:
+                tenth, said = reached, now
                 say(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
 
     yield write

@@ -30,7 +30,7 @@ def test_an_unknown_total_and_a_step_back_say_nothing(capsys: pytest.CaptureFixt
 
 
 def test_a_transfer_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with transfer("fetching", 1000) as count:
+    with transfer("fetching", 1000, patience=0) as count:
         count(200, arrived=False)
         count(150)
         count(-150, arrived=False)  # it proved wrong
@@ -43,6 +43,15 @@ def test_a_transfer_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]
     assert lines[2].startswith("fetching: 100 %, ")
     assert lines[2].endswith("/s")
     assert len(lines) == 3
+
+
+def test_a_transfer_that_is_over_in_a_moment_says_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with transfer("fetching", 1000) as count:
+        for _ in range(10):
+            count(100)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_speed_is_that_of_what_arrived_lately() -> None:
