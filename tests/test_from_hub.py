@@ -20,7 +20,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import Doit, Run, get, post, with_programs
+from conftest import Doit, Run, get, post, wait_for, with_programs
 from fakes import hub, tiny_llama, tiny_projector
 
 from pipeline.core import receipts
@@ -814,3 +814,51 @@ def test_a_mistyped_name_does_not_cost_a_build(bare: Doit, site: Site) -> None:
     refused = bare("prepare", "model=org/none", "quant=auto", status=1)
     assert "there is no such repository" in refused.err
     assert refused.steps == ["_check"] or refused.steps == []
+
+
+LARGE = 96 * 1024 * 1024  # bytes: more than all connections have under way
+
+
+def slow_large(site: Site) -> bytes:
+    """A repository with one large file, of which each connection brings 8 MB a second."""
+    content = random.Random(5).randbytes(LARGE)
+    site.put("org/large", {"large-Q8_0.gguf": content})
+    site.server.control(faults=[{"kind": "slow", "at": "cdn", "bytes_per_second": 8_000_000}])
+    return content
+
+
+def test_a_killed_fetch_goes_on_from_what_is_there(site: Site) -> None:
+    content = slow_large(site)
+    site.doit("resolve", "model=org/large")
+    site.log()
+
+    def sent() -> int:
+        return sum(line["sent"] for line in site.server.log() if line["server"] == "cdn")
+
+    with site.doit.start("fetch", "model=org/large") as process:
+        wait_for(lambda: sent() > LARGE // 2)
+        process.kill()
+        process.communicate()
+    assert not list(site.doit.home.rglob("large-Q8_0.gguf"))
+    site.doit("fetch", "model=org/large")
+    [file] = site.doit.home.rglob("large-Q8_0.gguf")
+    assert file.read_bytes() == content
+    in_flight = 8 * 4 * 1024 * 1024  # connections, each with a piece
+    # What a connection's buffers hold counts as sent, though nobody received it.
+    assert sent() < LARGE + in_flight + 8 * 4 * 1024 * 1024
+    assert sorted(path.suffix for path in file.parent.iterdir() if "part" in path.name) == []
+
+
+def test_two_fetches_of_one_model_download_it_once(site: Site) -> None:
+    content = slow_large(site)
+    site.doit("resolve", "model=org/large")
+    site.log()
+    with site.doit.start("fetch", "model=org/large") as first:
+        wait_for(lambda: any(line["server"] == "cdn" for line in site.server.log()))
+        second = site.doit("fetch", "model=org/large")
+        first.communicate()
+    assert first.returncode == 0
+    assert "another run is making large-Q8_0.gguf; waiting for it" in second.err
+    assert sum(line["sent"] for line in site.log() if line["server"] == "cdn") == LARGE
+    [file] = site.doit.home.rglob("large-Q8_0.gguf")
+    assert file.read_bytes() == content
