@@ -19,7 +19,7 @@ from pipeline.core.publish import full_disk_is_an_error, part, require_space
 from pipeline.core.receipts import Status
 from pipeline.core.say import plural, say, size
 
-from . import hub
+from . import hub, hub_cache
 from .resolve import File, Resolved
 
 FILES_AT_ONCE = 4
@@ -28,7 +28,7 @@ FILES_AT_ONCE = 4
 def fetch(resolved: Resolved, *, offline: bool = False) -> None:
     """Have all files, each checked before it is published; what is there stays.
 
-    Raises PipelineError; hub.Changed where the hub does not have them any more.
+    Raises PipelineError; Changed where the hub does not have them any more.
     """
     with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
@@ -159,7 +159,7 @@ def elsewhere(resolved: Resolved, file: File) -> Iterator[Path]:
         return
     for path in (
         resolved.folder / file.name,
-        hub.cached_file(str(resolved.source["ref"]), file),
+        hub_cache.cached_file(str(resolved.source["ref"]), file),
     ):
         if path.is_file() and path.stat().st_size == file.size:
             yield path

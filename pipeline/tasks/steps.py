@@ -27,6 +27,7 @@ from pipeline.models import (
     resolve,
 )
 from pipeline.models.chain import Chain, Needs, Wanted
+from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
@@ -222,7 +223,7 @@ class Steps:
         is dropped. With frozen=1 nothing else may be taken. Raises PipelineError."""
         try:
             yield
-        except hub.Changed as error:
+        except Changed as error:
             if self.request.frozen:
                 raise UsageError(
                     f"frozen=1: {error.message}", "what is locked cannot be had any more"

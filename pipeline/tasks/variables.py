@@ -10,7 +10,7 @@ from pipeline.bins import backends
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
-from pipeline.models import hub, projector, quants
+from pipeline.models import hub_settings, projector, quants
 from pipeline.models.chain import Wanted, require_makeable
 from pipeline.models.choice import Wish
 from pipeline.models.reference import Reference, existing, parse
@@ -135,7 +135,7 @@ def request(given: Mapping[str, str]) -> Request:
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
     default = Settings()
-    if values.get("refresh") and hub.is_offline():
+    if values.get("refresh") and hub_settings.is_offline():
         raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
     contradictions = (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern"))
     for one, other in contradictions:
@@ -143,7 +143,7 @@ def request(given: Mapping[str, str]) -> Request:
             raise UsageError(f"{one}= and {other}= contradict each other", "leave one out")
     reference = _reference(values)
     if reference and reference.kind == "hub":
-        hub.check_environment()
+        hub_settings.check_environment()
     asked = _quant(reference, word("quant"))
     if asked == quants.ALL and values.get("frozen"):
         raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
@@ -179,7 +179,7 @@ def request(given: Mapping[str, str]) -> Request:
         force=bool(values.get("force", False)),
         refresh=bool(values.get("refresh", False)),
         frozen=bool(values.get("frozen", False)),
-        offline=bool(values.get("offline", False)) or hub.is_offline(),
+        offline=bool(values.get("offline", False)) or hub_settings.is_offline(),
         json=word("format", "text") == "json",
     )
 

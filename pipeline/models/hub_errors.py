@@ -1,0 +1,97 @@
+"""Each failure of the hub as an error of its own, with the next step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.core.errors import PipelineError, UsageError
+
+from .hub_settings import endpoint, has_token
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+AGAIN = "run the same command again: the hub is asked anew"
+
+
+class Changed(PipelineError):
+    """What the hub says now contradicts what it said before: it has to be asked again."""
+
+
+@contextmanager
+def told(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
+    """Turn the client's exceptions into errors that name the next step. Raises PipelineError."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise PipelineError(
+            f"{repo}: its owner asks you to accept terms first",
+            f"accept them on the model's page ({endpoint()}/{repo}) and set HF_TOKEN to a token "
+            "that may read it",
+        ) from None
+    except errors.RevisionNotFoundError:
+        if name:  # it was there when the files were chosen
+            raise Changed(f"{repo}: its commit {revision} is gone", AGAIN) from None
+        raise UsageError(
+            f"{repo}: has no revision {revision!r}",
+            f"a branch, a tag or a commit: see {endpoint()}/{repo}/tree/main",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        token = "the token in use may not see it" if has_token() else "set HF_TOKEN"
+        raise PipelineError(
+            f"{repo}: there is no such repository, or it is private",
+            f"check the name; for a private one {token}",
+        ) from None
+    except errors.EntryNotFoundError:
+        raise Changed(
+            f"{repo}: {name} is gone from the repository",
+            AGAIN,
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise PipelineError(
+            f"{repo}: HF_HUB_OFFLINE forbids to ask the hub", "run once with the network"
+        ) from None
+    except errors.HFValidationError as error:
+        raise UsageError(f"{repo}: is no name of a repository: {error}") from None
+    except PipelineError:
+        raise
+    except Exception as error:  # the client's own, its HTTP library's, the system's
+        raise _refused(repo, error) from None
+
+
+def _refused(repo: str, error: Exception) -> PipelineError:
+    """The error for an answer that has no exception of its own, or for no answer."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    if status == 401 and has_token():
+        return PipelineError(
+            f"{repo}: the hub does not know the token in use (status 401)",
+            "HF_TOKEN, or what `hf auth login` stored, is mistyped or expired; make a new one at "
+            f"{endpoint()}/settings/tokens",
+        )
+    if status == 403:
+        return PipelineError(
+            f"{repo}: the hub refuses access (status 403)",
+            "a fine-grained token needs the right to read this repository",
+        )
+    if status == 429:
+        return PipelineError(
+            f"{repo}: the hub asks to slow down (status 429)",
+            "wait some minutes; with HF_TOKEN set more is allowed",
+        )
+    if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
+        return PipelineError(
+            f"{repo}: what {endpoint()} answers is not what a hub answers ({type(error).__name__})",
+            "see HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
+        )
+    what = f"it answered {status}" if status else type(error).__name__
+    if (not status and isinstance(error, (OSError, ImportError))) or what == "ConnectError":
+        what = f"{what}: {error}"  # the system's words; no address stands in them
+    via = [n for n in PROXIES if os.environ.get(n)]
+    return PipelineError(
+        f"{repo}: the hub could not be asked: {what}",
+        f"check the network and {endpoint()}{', ' * bool(via)}{' and '.join(via)}, then run the "
+        "same command again",
+    )
