@@ -862,3 +862,14 @@ def test_two_fetches_of_one_model_download_it_once(site: Site) -> None:
     assert sum(line["sent"] for line in site.log() if line["server"] == "cdn") == LARGE
     [file] = site.doit.home.rglob("large-Q8_0.gguf")
     assert file.read_bytes() == content
+
+
+def test_cleaning_resolve_takes_the_headers_along(site: Site, parts: Parts) -> None:
+    site.put("org/one", {"tiny-Q8_0.gguf": parts.q8_0})
+    site.doit("resolve", "model=org/one")
+    site.doit("plan", "model=org/one")
+    headers = site.doit.home / "run" / "headers"
+    assert [path.name for path in headers.rglob("*.gguf")] == ["tiny-Q8_0.gguf"]
+    site.doit("clean", "resolve", "model=org/one")
+    assert list(headers.rglob("*.gguf")) == []
+    assert "asking the hub" in site.doit("resolve", "model=org/one").err

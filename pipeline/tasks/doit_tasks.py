@@ -137,7 +137,7 @@ def resolve(steps: Steps) -> Task:
         lambda: resolving.resolve(steps),
         done=steps.resolve_is_done,
         after=["_check", *comes_first(steps)],
-        clean=lambda: undoing.forget_resolve(steps),
+        clean=lambda: undoing.clean_resolve(steps),
         forget=lambda: undoing.forget_resolve(steps),  # its answer is its receipt
         lacks_model=lacks_model(steps),
     )

@@ -122,6 +122,17 @@ def headers(run: Path) -> Path:
     return folder
 
 
+def folder_name(identity: str) -> str:
+    """Under what the headers of a GGUF are kept: by what its first file is."""
+    return identity.rpartition(":")[2][:24]
+
+
+def header_folders(steps: Steps, resolved: Resolved) -> list[Path]:
+    """Where the headers of a model may have been kept."""
+    names = [resolved.slug, *(folder_name(file.identity) for file in resolved.files)]
+    return [steps.home.run / "headers" / name for name in names if name]
+
+
 def of_made(steps: Steps, model: Path) -> Outlook:
     """Of a GGUF that is here."""
     book = steps.home.run / "gguf.json"
@@ -136,7 +147,7 @@ def of_made(steps: Steps, model: Path) -> Outlook:
 
 def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
     """Of a GGUF, from its headers. `key` tells its content apart from others."""
-    folder = headers(steps.home.run) / key.rpartition(":")[2][:24]
+    folder = headers(steps.home.run) / folder_name(key)
     made = skeleton.gguf_skeleton(files, folder)
     size = sum(file.size for file in files)
     if made is None:  # no holes on this disk

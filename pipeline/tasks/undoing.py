@@ -11,6 +11,7 @@ from pipeline.core.locks import only_one
 from pipeline.core.publish import part, remove
 from pipeline.models import converter, resolve
 
+from . import estimating
 from .steps import Steps
 
 
@@ -50,6 +51,14 @@ def forget_resolve(steps: Steps) -> None:
         remove(steps.stored_path())
     else:
         resolve.forget(reference.path, steps.home)
+
+
+def clean_resolve(steps: Steps) -> None:
+    """As `forget_resolve`, and the headers that were read for plan and quant=auto."""
+    resolved = steps.known()
+    forget_resolve(steps)
+    for folder in estimating.header_folders(steps, resolved) if resolved else ():
+        remove(folder)
 
 
 def targets(steps: Steps, step: str) -> list[Path]:
