@@ -63,10 +63,13 @@ def measure(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory 
     program the formula's estimate."""
     shape = formula.of_header(header, tensor_bytes(steps, model))
     found = _measured(steps, model, header, ctx_size)
+    server = {name.replace("-", "_"): v for name, v in steps.request.settings.server.items()}
+    given = server.get("ubatch_size", "")
+    ubatch = int(given) if given.isdecimal() else formula.UBATCH
     if found is None:
-        found = formula.memory(shape, ctx_size)
+        found = formula.memory(shape, ctx_size, ubatch)
     # The tool counts more compute buffers than the server takes, except for what pools.
-    return found if header.pooling != "none" else formula.served(found, shape, ctx_size)
+    return found if header.pooling != "none" else formula.served(found, shape, ctx_size, ubatch)
 
 
 def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
