@@ -796,7 +796,8 @@ def test_a_gguf_that_this_llama_cpp_cannot_read_is_not_planned(site: Site, tmp_p
     writer.close()
     site.put("org/newer", {"m-F32.gguf": tmp_path / "m.gguf"})
     refused = site.doit("plan", "model=org/newer", status=3)
-    assert "the architecture nobody is not known to this llama.cpp" in refused.err
+    assert "m-F32.gguf: this llama.cpp cannot load it" in refused.err
+    assert "its architecture is 'nobody'" in refused.err
 
 
 def test_what_a_cache_held_is_no_answer_of_the_hubs(site: Site, parts: Parts) -> None:

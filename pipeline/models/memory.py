@@ -117,7 +117,7 @@ def measure(
     """What `model` takes at this context; asked of llama-fit-params once, then noted. None where
     it does not tell.
 
-    Raises UsageError where this llama.cpp does not know the model's architecture.
+    Raises UsageError where this llama.cpp cannot load the model, as its server could not either.
     """
     question = json.dumps([build, ctx_size, *options])
     stamp = notes.stamp(model)
@@ -126,10 +126,12 @@ def measure(
         return together(Device(*row) for row in known[question])
     words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
     status, out, err = outcome([program, *words], timeout=120)
-    if unknown := re.search(r"unknown model architecture: '?([^'\s]*)", out + err):
+    if status and "failed to load model" in out + err:
+        # It aborts, and its log may or may not have been written by then.
+        reason = re.search(r"error loading model: (.*)", out + err)
         raise UsageError(
-            f"{model.name}: the architecture {unknown[1]} is not known to this llama.cpp",
-            "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
+            f"{model.name}: this llama.cpp cannot load it{(reason and f': {reason[1]}') or ''}",
+            "it may be too new: pipeline/pins.toml says which llama.cpp is used; or it is damaged",
         )
     found = parse(out + err) if status == 0 else None
     if found:

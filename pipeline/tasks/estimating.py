@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
 from pipeline.core.publish import require_space
@@ -86,7 +86,11 @@ def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memor
     shared = {n: v for n, v in settings.server.items() if n.replace("_", "-") in its}
     options += flags.arguments(shared, its, "server.")
     book = steps.home.run / "memory.json"
-    return memory.measure(program, digest[:12], model, options, ctx_size, book)
+    try:
+        return memory.measure(program, digest[:12], model, options, ctx_size, book)
+    except UsageError as error:
+        error.message += f" (its architecture is {header.architecture!r})"
+        raise
 
 
 def tensor_bytes(steps: Steps, model: Path) -> int:

@@ -16,7 +16,7 @@ from pipeline.core import packages, receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.tasks import steps, variables
+from pipeline.tasks import checking, steps, variables
 
 FILES = {"CMakeLists.txt": b"project(x)\n", "ggml/src/a.c": b"int a;\n", "build.sh": b"#!/bin/sh\n"}
 INSIDE = "package-1.0/vendor/llama.cpp"
@@ -162,11 +162,11 @@ class TestSubmodule:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(home.root))
-        steps.Steps(variables.Request()).check_request()
+        checking.check_request(steps.Steps(variables.Request()))
         assert capsys.readouterr().err == "", "nothing is worth saying"
         (module / "CMakeLists.txt").write_text("changed")
         found = source.find(home)
-        steps.Steps(variables.Request()).check_request()
+        checking.check_request(steps.Steps(variables.Request()))
         assert f"recorded as {found.tree}" in capsys.readouterr().err
         source.fetch(found, home)
         source.clean(found)
