@@ -83,6 +83,11 @@ def task_verify() -> tasks.Task:
     return tasks.verify(steps)
 
 
+def task_doctor() -> tasks.Task:
+    """tell what this machine has, and what each backend lacks; format=json too"""
+    return tasks.doctor(steps)
+
+
 def task_test() -> tasks.Task:
     """run the tests; arguments after it go to pytest"""
     return tasks.test()

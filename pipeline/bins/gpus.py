@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 
 from pipeline.core.process import outcome
 
-QUERY = ("--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
+FORM = "--format=csv,noheader,nounits"
+QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
+CARD_QUERY = ("--query-gpu=name,compute_cap,driver_version,mig.mode.current,memory.total", FORM)
+OLD_CARD_QUERY = ("--query-gpu=name,driver_version,memory.total", FORM)  # before driver 510
 MIB = 1024 * 1024
 
 
@@ -20,6 +24,17 @@ class Gpu:
     free: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a build has to know of a card. What the driver does not tell is empty or None."""
+
+    name: str
+    capability: str = ""  # such as 8.9
+    driver: str = ""
+    total: int | None = None  # bytes
+    split: bool = False  # MIG is on: programs see its slices, not the card
+
+
 def parse(text: str) -> list[Gpu]:
     """nvidia-smi's lines, with memory in MiB; what is no such line is left out."""
     found = []
@@ -29,6 +44,36 @@ def parse(text: str) -> list[Gpu]:
         if name and total.strip().isdecimal() and rest.strip().isdecimal():
             found.append(Gpu(name=name.strip(), total=int(total) * MIB, free=int(rest) * MIB))
     return found
+
+
+def parse_cards(text: str) -> list[Card]:
+    """The lines of CARD_QUERY or OLD_CARD_QUERY. A line without a driver's version is no card:
+    errors are printed in their place, with status 0 too."""
+    found = []
+    for line in text.splitlines():
+        words = [word.strip() for word in line.rsplit(",", 4)]
+        if len(words) == 5 and re.fullmatch(r"\d+(\.\d+)+", words[2]):
+            name, capability, driver, split, total = words
+        else:
+            words = [word.strip() for word in line.rsplit(",", 2)]
+            if len(words) < 3 or not re.fullmatch(r"\d+(\.\d+)+", words[1]):
+                continue
+            (name, driver, total), capability, split = words, "", ""
+        found.append(
+            Card(
+                name=name,
+                capability=capability if re.fullmatch(r"\d+\.\d+", capability) else "",
+                driver=driver,
+                total=int(total) * MIB if total.isdecimal() else None,
+                split=split == "Enabled",
+            )
+        )
+    return found
+
+
+def parse_slices(text: str) -> list[str]:
+    """The MIG slices that `nvidia-smi -L` lists: their profiles, such as `1g.10gb`."""
+    return re.findall(r"^\s+MIG (\S+)\s+Device", text, re.M)
 
 
 def find() -> list[Gpu]:

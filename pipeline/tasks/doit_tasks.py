@@ -221,6 +221,15 @@ def verify(steps: Steps) -> Task:
     return task(lambda: verifying.verify(steps))
 
 
+def doctor(steps: Steps) -> Task:
+    def run() -> None:
+        from . import doctor as doctoring  # no other task looks so closely
+
+        doctoring.doctor(steps)
+
+    return task(run)
+
+
 def test() -> Task:
     """pytest in this environment, with what the tests need installed first."""
 

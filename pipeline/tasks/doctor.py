@@ -1,0 +1,216 @@
+"""`doctor`: this machine, and what each backend lacks. It can be pasted into a bug report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.bins.detect import Host, Tool, detect
+from pipeline.bins.probe import probe
+from pipeline.bins.providers import PACKAGES, provider
+from pipeline.bins.readiness import MISSING, POSSIBLE, USABLE, Lack, Verdict, verdicts
+from pipeline.core.pins import pins
+from pipeline.core.say import size
+
+from .steps import Steps
+
+WIDTH = 10  # of the first column
+STATES = {
+    USABLE: "usable",
+    POSSIBLE: "possible here, not built by this version yet",
+    MISSING: "not usable; missing:",
+}
+
+
+def doctor(steps: Steps) -> None:
+    """Print what was seen: text, or one JSON document with format=json."""
+    told = document(hidden(detect(probe(steps.home)), hider(steps.home.root)))
+    print(json.dumps(told, indent=1) if steps.request.json else "\n".join(lines(told)))
+
+
+def hider(home: Path) -> Callable[[str], str]:
+    """A function that takes out of a text what tells whose machine this is: the two homes, the
+    user's and the host's name."""
+    node = platform.node()
+    folders = {str(Path.home()): "~", str(home): "$LLAMA_PIPELINE_HOME"}
+    names = dict.fromkeys(users(), "USER") | dict.fromkeys((node, node.partition(".")[0]), "HOST")
+
+    def hide(text: str) -> str:
+        for folder, shown in sorted(folders.items(), key=lambda item: -len(item[0])):
+            if len(folder) > 1:  # not / alone
+                text = text.replace(folder, shown)
+        for name, shown in names.items():
+            if name:
+                text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", shown, text)
+        return text
+
+    return hide
+
+
+def users() -> set[str]:
+    """The user's names: the system's, and what the environment says."""
+    import psutil
+
+    told = {os.environ.get(name, "") for name in ("LOGNAME", "USER", "USERNAME")}
+    own = psutil.Process().username().rpartition("\\")[2]  # Windows puts the domain before it
+    return told | ({own} if not own.isdecimal() else set())  # a number where it has no name
+
+
+def hidden(host: Host, hide: Callable[[str], str]) -> Host:
+    """The machine without names in what was printed by programs or set by the user."""
+    return replace(
+        host,
+        name=hide(host.name),
+        cxx=hide(host.cxx),
+        xcode=hide(host.xcode),
+        tools={
+            name: Tool(path=hide(tool.path), version=hide(tool.version))
+            for name, tool in host.tools.items()
+        },
+        problems={name: hide(text) for name, text in host.problems.items()},
+    )
+
+
+def document(host: Host) -> dict[str, Any]:
+    """All that is told, as plain values. Sizes in bytes."""
+    return {
+        "pipeline": {
+            "llama_cpp": pins().llama_cpp_commit,
+            "python": platform.python_version(),
+            "doit": version("doit"),
+        },
+        "system": {
+            "name": host.name,
+            "platform": f"{host.system}-{host.machine}",
+            "wsl": host.wsl,
+            "rosetta": host.rosetta,
+            "jetson": host.jetson or None,
+        },
+        "cpu": {
+            "model": host.cpu,
+            "features": list(host.features),
+            "cores": host.cores,
+            "threads": host.threads,
+        },
+        "memory": {"total_bytes": host.memory, "available_bytes": host.memory_free},
+        "disk": {"free_bytes": host.disk_free},
+        "devices": {
+            "nvidia": [
+                {
+                    "name": card.name,
+                    "compute_capability": card.capability or None,
+                    "memory_bytes": card.total,
+                    "driver": card.driver or None,
+                    "mig": card.split,
+                }
+                for card in host.nvidia
+            ],
+            "mig_slices": list(host.slices),
+            "amd": list(host.amd),
+            "intel": list(host.intel),
+            "apple": list(host.apple),
+            "vulkan": [asdict(device) for device in host.vulkan],
+        },
+        "tools": {
+            **{name: asdict(tool) for name, tool in host.tools.items()},
+            **{name: {"path": None, "version": version(name)} for name in ("cmake", "ninja")},
+        },
+        "vulkan_headers": host.vulkan_headers or None,
+        "xcode": host.xcode or None,
+        "parts": sorted(host.parts),
+        "problems": dict(host.problems),
+        "backends": {v.backend: backend(v, host) for v in verdicts(host)},
+    }
+
+
+def backend(verdict: Verdict, host: Host) -> dict[str, Any]:
+    return {
+        "state": verdict.state,
+        "missing": [lack_of(lack, host) for lack in verdict.lacks],
+        "notes": list(verdict.notes),
+    }
+
+
+def lack_of(lack: Lack, host: Host) -> dict[str, Any]:
+    """What is missing: the command for this system, and for the others."""
+    return {
+        "what": lack.what,
+        "install": provider(lack.package, host.system, host.family) or None,
+        "packages": dict(PACKAGES.get(lack.package, {})),
+    }
+
+
+def lines(told: dict[str, Any]) -> Iterator[str]:
+    """The document as people read it."""
+    system, cpu, memory = told["system"], told["cpu"], told["memory"]
+    kinds = [name.upper() for name in ("wsl", "rosetta") if system[name]]
+    yield row("system", ", ".join([system["name"], system["platform"], *kinds]))
+    if system["jetson"]:
+        yield row("", system["jetson"])
+    yield row(
+        "cpu",
+        f"{cpu['model'] or 'unknown'}, {count(cpu['cores'])} cores, "
+        f"{count(cpu['threads'])} threads",
+    )
+    yield row("", " ".join(cpu["features"]) or "features unknown")
+    yield row(
+        "memory", f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
+    )
+    yield row("disk", f"{size(told['disk']['free_bytes'])} free in the home")
+    yield from block("devices", device_lines(told["devices"]))
+    tools = [
+        f"{name} {tool['version']} ({tool['path'] or 'its wheel'})"
+        for name, tool in told["tools"].items()
+    ]
+    if told["vulkan_headers"]:
+        tools.append(f"Vulkan headers {told['vulkan_headers']}")
+    if told["xcode"]:
+        tools.append(f"Xcode tools ({told['xcode']})")
+    yield from block("tools", tools)
+    pipeline = told["pipeline"]
+    yield row(
+        "pipeline",
+        f"llama.cpp {pipeline['llama_cpp'][:12]}, Python {pipeline['python']}, "
+        f"doit {pipeline['doit']}",
+    )
+    yield from block("problems", [f"{name}: {text}" for name, text in told["problems"].items()])
+    for name, answer in told["backends"].items():
+        yield row(name, STATES[answer["state"]])
+        for lack in answer["missing"]:
+            yield row("", lack["what"] + (f": {lack['install']}" if lack["install"] else ""))
+        for note in answer["notes"]:
+            yield row("", f"note: {note}")
+
+
+def device_lines(devices: dict[str, Any]) -> list[str]:
+    """One line for each card; none at all is said too."""
+    found = []
+    for card in devices["nvidia"]:
+        words = [card["name"]]
+        words += [f"compute capability {card['compute_capability'] or 'unknown'}"]
+        words += [size(card["memory_bytes"])] if card["memory_bytes"] else ["memory unknown"]
+        words += [f"driver {card['driver'] or 'unknown'}", *(["MIG"] if card["mig"] else [])]
+        found.append(", ".join(words))
+    found += [f"MIG slice {name}" for name in devices["mig_slices"]]
+    found += [name for maker in ("amd", "intel", "apple") for name in devices[maker]]
+    found += [f"Vulkan: {device['name']}, {device['kind']}" for device in devices["vulkan"]]
+    return found or ["no graphics card answers"]
+
+
+def block(title: str, texts: list[str]) -> Iterator[str]:
+    yield from (row("" if number else title, text) for number, text in enumerate(texts))
+
+
+def row(title: str, text: str) -> str:
+    return f"{title:<{WIDTH}} {text}"
+
+
+def count(number: int | None) -> str:
+    return str(number) if number else "unknown"

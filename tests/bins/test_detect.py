@@ -1,0 +1,547 @@
+"""Machines out of written samples of what their tools print, and what each backend lacks there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bins import devices, gpus, probe, providers, readiness
+from pipeline.bins.detect import Host, detect
+from pipeline.bins.gpus import MIB
+from pipeline.bins.probe import Facts, Told
+from pipeline.bins.readiness import MISSING, POSSIBLE, USABLE, Verdict
+
+posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
+
+GPP = "g++ (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022"
+NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Cuda compilation tools, release {0}, V{0}.88
+Build cuda_{0}.r{0}/compiler.36424714_0
+"""
+RTX = "NVIDIA GeForce RTX 4090, 8.9, 580.65.06, [N/A], 24564\n"
+GTX = "NVIDIA GeForce GTX 1080, 6.1, 580.65.06, [N/A], 8192\n"
+A100 = "NVIDIA A100-SXM4-40GB, 8.0, 580.65.06, Enabled, 40960\n"
+SLICES = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-4a4e)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4)
+  MIG 1g.5gb      Device  1: (UUID: MIG-cba6)
+"""
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580\n"
+NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
+VULKANINFO = """==========
+VULKANINFO
+==========
+
+Vulkan Instance Version: 1.3.239
+
+Devices:
+========
+GPU0:
+\tapiVersion         = 1.3.242
+\tdeviceType         = PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU
+\tdeviceName         = Intel(R) Graphics (RPL-P)
+GPU1:
+\tapiVersion         = 1.3.242
+\tdeviceType         = PHYSICAL_DEVICE_TYPE_CPU
+\tdeviceName         = llvmpipe (LLVM 15.0.6, 256 bits)
+"""
+LLVMPIPE = VULKANINFO[: VULKANINFO.index("GPU0")] + VULKANINFO[VULKANINFO.index("GPU1") :]
+HEADERS = """// Version of this file
+#define VK_HEADER_VERSION {1}
+
+// Complete version of this file
+#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, 1, {0}, VK_HEADER_VERSION)
+"""
+GLSLC = "shaderc v2023.2 v2025.2\nspirv-tools v2025.1\nglslang 11.1.0\n"
+ROCMINFO = """ROCk module is loaded
+==========
+HSA Agents
+==========
+*******
+Agent 1
+*******
+  Name:                    AMD Ryzen 9 7950X 16-Core Processor
+  Marketing Name:          AMD Ryzen 9 7950X 16-Core Processor
+*******
+Agent 2
+*******
+  Name:                    gfx1100
+  Uuid:                    GPU-4242
+  Marketing Name:          Radeon RX 7900 XTX
+  Vendor Name:             AMD
+"""
+HIPCC = "HIP version: 6.2.41133-dd7f95766\nAMD clang version 18.0.0git\n"
+SYCL = """[opencl:cpu:0] Intel(R) OpenCL, AMD Ryzen 9 OpenCL 3.0 [2024.17]
+[opencl:gpu:1] Intel(R) OpenCL Graphics, Intel(R) Arc(TM) A770 Graphics OpenCL 3.0 NEO [23.43]
+[{}] Intel(R) Level-Zero, Intel(R) Arc(TM) A770 Graphics 1.3 [1.3.27642]
+"""
+ICPX = "Intel(R) oneAPI DPC++/C++ Compiler 2024.1.0 (2024.1.0.20240308)\nTarget: x86_64\n"
+PROFILER = """Graphics/Displays:
+
+    Apple M2:
+
+      Chipset Model: Apple M2
+      Type: GPU
+      Bus: Built-In
+      Total Number of Cores: 10
+      Vendor: Apple (0x106b)
+      Metal Support: Metal 3
+"""
+INTEL_MAC = """Graphics/Displays:
+    Intel Iris Plus Graphics 655:
+      Chipset Model: Intel Iris Plus Graphics 655
+      VRAM (Dynamic, Max): 1536 MB
+      Metal Family: Supported, Metal GPUFamily macOS 2
+"""
+M2 = """machdep.cpu.brand_string: Apple M2
+hw.optional.neon: 1
+hw.optional.AdvSIMD: 1
+hw.optional.arm.FEAT_BF16: 1
+hw.optional.arm.FEAT_DotProd: 1
+hw.optional.arm.FEAT_I8MM: 1
+hw.optional.arm.FEAT_SME: 0
+"""
+CUDA_PARTS = frozenset({"cublas", "libcuda"})
+VULKAN_PARTS = frozenset({"loader", "spirv"})
+
+
+def ok(out: str = "", err: str = "") -> Told:
+    return Told(path="/usr/bin/it", status=0, out=out, err=err)
+
+
+def linux(told: Mapping[str, Told] | None = None, **more: Any) -> Host:
+    """A Debian machine with g++ and what is told besides."""
+    facts = Facts(system="linux", machine="x64", name="Debian", family="debian")
+    return detect(replace(facts, told={"g++": ok(GPP), **(told or {})}, **more))
+
+
+def mac(told: Mapping[str, Told] | None = None) -> Host:
+    facts = Facts(system="macos", machine="arm64", name="macOS-14.5")
+    return detect(
+        replace(facts, told={"clang++": ok("Apple clang version 15.0.0"), **(told or {})})
+    )
+
+
+def of(host: Host, backend: str) -> Verdict:
+    return next(v for v in readiness.verdicts(host) if v.backend == backend)
+
+
+def lacks(host: Host, backend: str) -> str:
+    verdict = of(host, backend)
+    assert (verdict.state == MISSING) == bool(verdict.lacks)
+    return "\n".join(lack.what for lack in verdict.lacks)
+
+
+def smi(cards: str, nvcc: str = "", slices: str = "") -> dict[str, Told]:
+    found = {"nvidia-smi": ok(cards), "nvidia-smi -L": ok(slices)}
+    return {**found, "nvcc": ok(NVCC.format(nvcc))} if nvcc else found
+
+
+# The processor
+
+CPUINFO = "processor\t: 0\nmodel name\t: {}\nflags\t\t: {}\n\nprocessor\t: 1\nflags\t\t: avx512f\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "features"),
+    [
+        ("fpu sse2", ()),
+        ("sse2 avx avx2 fma f16c", ("AVX2", "FMA", "F16C")),
+        ("avx2 avx_vnni", ("AVX2", "AVX-VNNI")),
+        (
+            "avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
+            ("AVX2", "AVX-512", "AVX512-VNNI", "AVX512-BF16", "AMX"),
+        ),
+    ],
+)
+def test_features_of_x86(flags: str, features: tuple[str, ...]) -> None:
+    host = linux(files={"cpuinfo": CPUINFO.format("AMD EPYC: 9", flags)})
+    assert (host.cpu, host.features) == ("AMD EPYC: 9", features)
+
+
+def test_features_of_arm() -> None:
+    text = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp sve i8mm bf16 sve2\n\n"
+    host = linux(files={"cpuinfo": text}, processor="aarch64")
+    assert host.cpu == "aarch64"
+    assert host.features == ("NEON", "DOTPROD", "I8MM", "BF16", "SVE", "SVE2")
+
+
+def test_features_of_a_mac() -> None:
+    host = mac({"sysctl": ok(M2)})
+    assert (host.cpu, host.rosetta) == ("Apple M2", False)
+    assert host.features == ("NEON", "DOTPROD", "I8MM", "BF16")
+    text = "machdep.cpu.brand_string: Intel(R) Core(TM) i7\nmachdep.cpu.leaf7_features: BMI1 AVX2\n"
+    unknown = Told(path="sysctl", status=1, out=text, err="sysctl: unknown oid")
+    assert mac({"sysctl": unknown}).features == ("AVX2",)
+
+
+def test_nothing_is_known_of_an_empty_machine() -> None:
+    host = detect(Facts(system="windows", machine="x64"))
+    assert {v.state for v in readiness.verdicts(host)} == {MISSING}
+    assert (host.cpu, host.features, host.tools) == ("", (), {})
+
+
+# Versions
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "version"),
+    [
+        ("g++", GPP, "12.2.0"),
+        ("g++", "g++ (Ubuntu 13.2.0-23ubuntu4) 13.2.0", "13.2.0"),
+        ("clang++", "Debian clang version 14.0.6\nTarget: x86_64", "14.0.6"),
+        ("clang++", "Apple clang version 15.0.0 (clang-1500.3.9.4)", "15.0.0"),
+        ("nvcc", NVCC.format("13.0"), "13.0"),
+        ("hipcc", HIPCC, "6.2.41133"),
+        ("icpx", ICPX, "2024.1.0"),
+        ("glslc", GLSLC, "2023.2"),
+        ("node", "v20.20.2", "20.20.2"),
+        ("ccache", "ccache version 4.7.5\nFeatures: x", "4.7.5"),
+        (
+            "cl",
+            "Microsoft (R) C/C++ Optimizing Compiler Version 19.38.33134 for x64",
+            "19.38.33134",
+        ),
+        ("gcc", "something else", "something else"),
+    ],
+)
+def test_versions(name: str, out: str, version: str) -> None:
+    assert linux({name: ok(out)}).tools[name].version == version
+    assert linux({name: ok(err=out)}).tools[name].version == version
+
+
+def test_a_tool_that_fails_or_hangs_is_a_problem_and_no_tool() -> None:
+    failed = Told(path="/x", status=3, err="\n  cannot run  \nmore")
+    host = linux({"node": failed, "glslc": Told(path="/x", status=-1, hung=True)})
+    assert host.problems == {"node": "cannot run", "glslc": "gave no answer in 5 s"}
+    assert set(host.tools) == {"g++"}
+
+
+# cpu
+
+
+def test_cpu_needs_a_compiler() -> None:
+    assert of(linux(), "cpu") == Verdict(backend="cpu", state=USABLE)
+    assert lacks(detect(Facts(system="linux", machine="x64")), "cpu") == "a C++ compiler"
+
+
+def test_the_compiler_that_cxx_names_is_the_only_one() -> None:
+    assert "CXX names (icc -O)" in lacks(linux(cxx="icc -O"), "cpu")
+    assert of(linux({"CXX": ok("icc 1.0")}, cxx="icc -O"), "cpu").state == USABLE
+
+
+# cuda
+
+
+def test_everything_for_cuda_is_possible_but_not_built_yet() -> None:
+    host = linux(smi(RTX, "13.0"), parts=CUDA_PARTS)
+    (card,) = host.nvidia
+    assert (card.capability, card.driver, card.total) == ("8.9", "580.65.06", 24564 * MIB)
+    assert of(host, "cuda") == Verdict(backend="cuda", state=POSSIBLE)
+
+
+def test_driver_without_toolkit() -> None:
+    assert lacks(linux(smi(RTX)), "cuda") == "the CUDA toolkit (nvcc)"
+
+
+def test_toolkit_without_driver() -> None:
+    host = linux({"nvcc": ok(NVCC.format("13.0"))}, parts=CUDA_PARTS)
+    assert lacks(host, "cuda") == "an NVIDIA card with its driver"
+    host = linux({"nvcc": ok(NVCC.format("13.0"))}, parts=CUDA_PARTS, pci=(("0x10de", "0x030200"),))
+    assert lacks(host, "cuda") == "the NVIDIA driver for the card that is here"
+    sound = linux(pci=(("0x10de", "0x040300"),))  # a card's other function
+    assert lacks(sound, "cuda") == "an NVIDIA card with its driver"
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        (set(), ["cuBLAS for CUDA 13.0", "the libcuda stub of CUDA 13.0"]),
+        ({"libcuda"}, ["cuBLAS for CUDA 13.0"]),
+        ({"cublas"}, ["the libcuda stub of CUDA 13.0"]),
+    ],
+)
+def test_nvcc_is_not_a_toolkit(parts: set[str], missing: list[str]) -> None:
+    host = linux(smi(RTX, "13.0"), parts=frozenset(parts))
+    assert lacks(host, "cuda").splitlines() == missing
+
+
+def test_card_older_than_the_toolkit_supports() -> None:
+    host = linux(smi(GTX, "13.0"), parts=CUDA_PARTS)
+    assert lacks(host, "cuda") == (
+        "an older toolkit for NVIDIA GeForce GTX 1080 (6.1): CUDA 13 compiles for 7.5 and newer"
+    )
+    assert of(linux(smi(GTX, "12.4"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+
+
+def test_card_newer_than_the_toolkit() -> None:
+    text = "NVIDIA GeForce RTX 5090, 12.0, 580.65.06, [N/A], 32607\n"
+    host = linux(smi(text, "12.4"), parts=CUDA_PARTS)
+    assert lacks(host, "cuda") == "CUDA 12.8 or newer for NVIDIA GeForce RTX 5090 (12.0)"
+    assert of(linux(smi(text, "12.8"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+
+
+def test_driver_older_than_the_toolkit() -> None:
+    text = RTX.replace("580.65.06", "550.54.14")
+    host = linux(smi(text, "13.0"), parts=CUDA_PARTS)
+    assert lacks(host, "cuda") == "driver 580 or newer for CUDA 13; 550.54.14 is here"
+    assert of(linux(smi(text, "12.4"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+
+
+def test_two_cards_of_different_capability() -> None:
+    verdict = of(linux(smi(RTX + GTX, "12.4"), parts=CUDA_PARTS), "cuda")
+    assert verdict.state == POSSIBLE
+    assert verdict.notes == ("cards of different compute capability: 6.1, 8.9",)
+    verdict = of(linux(smi(RTX + GTX, "13.0"), parts=CUDA_PARTS), "cuda")
+    assert verdict.state == POSSIBLE
+    assert verdict.notes[0].startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
+
+
+def test_mig_slices() -> None:
+    host = linux(smi(A100, "13.0", SLICES), parts=CUDA_PARTS)
+    assert host.slices == ("3g.20gb", "1g.5gb")
+    assert of(host, "cuda").state == POSSIBLE
+    assert of(host, "cuda").notes == ("MIG slices: 3g.20gb, 1g.5gb",)
+    without = linux(smi(A100, "13.0", SLICES.splitlines()[0]), parts=CUDA_PARTS)
+    assert "MIG is on and none is made" in lacks(without, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (Told(path="/x", status=-1, hung=True), "gave no answer in 5 s"),
+        (ok(MISMATCH), "Failed to initialize NVML: Driver/library version mismatch"),
+        (ok(NO_DRIVER), NO_DRIVER.strip()),
+        (ok("No devices were found\n"), "No devices were found"),
+        (ok("NVIDIA X, [GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost]\n"), "NVIDIA X"),
+        (ok(), "printed nothing"),
+        (Told(path="/x", status=9, out=NO_DRIVER), NO_DRIVER.strip()),
+        (Told(path="/x", status=-11), "ended with -11"),
+    ],
+)
+def test_nvidia_smi_that_does_not_list(answer: Told, fault: str) -> None:
+    host = linux({"nvidia-smi": answer})
+    assert host.nvidia == ()
+    assert host.problems["nvidia-smi"].startswith(fault)
+    first, *_ = lacks(host, "cuda").splitlines()
+    assert first.startswith(f"a driver that answers; nvidia-smi: {fault}")
+
+
+def test_an_old_driver_does_not_know_every_field() -> None:
+    unknown = Told(path="/x", status=2, out='Field "compute_cap" is not a valid field to query.\n')
+    told = {"nvidia-smi": unknown, "nvidia-smi, old": ok("Tesla K80, 470.256.02, 11441\n")}
+    (card,) = linux(told).nvidia
+    assert (card.name, card.capability, card.driver) == ("Tesla K80", "", "470.256.02")
+
+
+def test_cards_whose_memory_is_the_machines() -> None:
+    (card,) = gpus.parse_cards("NVIDIA GB10, 12.1, 580.95.05, [N/A], [N/A]\n")
+    assert (card.capability, card.total, card.split) == ("12.1", None, False)
+    (odd,) = gpus.parse_cards("Quadro, 2, 1024, 7.5, 580.1, Disabled, 16384\n")
+    assert odd.name == "Quadro, 2, 1024"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22", "550.54.14"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Rel", "580.65.06"),
+        ("", ""),
+    ],
+)
+def test_a_driver_without_nvidia_smi(text: str, version: str) -> None:
+    host = linux(files={"nvidia": text})
+    assert host.nvidia_driver == version
+    assert (f"driver {version} is loaded" in lacks(host, "cuda")) == bool(version)
+
+
+def test_wsl() -> None:
+    host = linux(files={"kernel": "5.15.153.1-microsoft-standard-WSL2\n"})
+    assert host.wsl
+    assert "installed in Windows" in lacks(host, "cuda")
+    assert of(linux(smi(RTX, "13.0"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+
+
+@pytest.mark.parametrize(
+    ("model", "capability"),
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit\0", "8.7"),
+        ("NVIDIA Jetson Xavier NX Developer Kit\0", "7.2"),
+        ("NVIDIA Jetson AGX Thor Developer Kit\0", "11.0"),
+        ("NVIDIA Jetson Nano Developer Kit\0", "5.3"),
+        ("NVIDIA Jetson Orin Nano Developer Kit\0", "8.7"),
+    ],
+)
+def test_jetson(model: str, capability: str) -> None:
+    release = "# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic"
+    files = {"device-tree": model, "tegra": release}
+    old = {"nvidia-smi": ok("NVIDIA-SMI has failed\n"), "nvcc": ok(NVCC.format("12.6"))}
+    host = linux(old, files=files, parts=CUDA_PARTS)
+    (card,) = host.nvidia
+    assert (host.jetson, card.capability) == (model.strip("\0"), capability)
+    assert card.driver == "L4T 36.3.0"
+    assert "nvidia-smi" not in host.problems
+    assert not linux(files={"device-tree": "Raspberry Pi 5 Model B Rev 1.0\0"}).jetson
+
+
+# metal
+
+
+def test_metal() -> None:
+    tools = {"xcode-select": ok("/Library/Developer/CommandLineTools\n")}
+    host = mac({**tools, "system_profiler": ok(PROFILER)})
+    assert host.apple == ("Apple M2 (Metal 3)",)
+    assert of(host, "metal").state == POSSIBLE
+    assert devices.apple(INTEL_MAC) == ("Intel Iris Plus Graphics 655 (Metal GPUFamily macOS 2)",)
+    assert lacks(mac(), "metal") == "the Xcode command line tools"
+    assert lacks(linux(), "metal") == "macOS"
+    assert "none for macOS" in lacks(mac(), "cuda")
+
+
+def test_rosetta() -> None:
+    host = mac({"sysctl": ok(M2 + "sysctl.proc_translated: 1\n")})
+    assert host.rosetta
+    assert any("Rosetta" in note for note in of(host, "cpu").notes)
+
+
+# hip and sycl
+
+
+def test_hip() -> None:
+    parts = frozenset({"hipblas", "rocblas"})
+    host = linux({"rocminfo": ok(ROCMINFO), "hipcc": ok(HIPCC)}, parts=parts)
+    assert host.amd == ("Radeon RX 7900 XTX (gfx1100)",)
+    assert of(host, "hip").state == POSSIBLE
+    assert "hipcc" in lacks(linux({"rocminfo": ok(ROCMINFO)}, parts=parts), "hip")
+    assert lacks(linux(), "hip") == "an AMD card"
+    seen = linux({"hipcc": ok(HIPCC)}, pci=(("0x1002", "0x030000"),))
+    assert lacks(seen, "hip").splitlines() == [
+        "AMD's compute driver (amdgpu, /dev/kfd) for the card",
+        "the headers of hipblas and rocblas",
+    ]
+
+
+def test_amd_cards_of_the_kernel() -> None:
+    nodes = tuple(f"cpu_cores_count 0\ngfx_target_version {n}\n" for n in (0, 90010, 110000))
+    assert linux(kfd=nodes).amd == ("gfx90a", "gfx1100")
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["level_zero:gpu][level_zero:0", "ext_oneapi_level_zero:gpu:0", "level_zero:gpu:0"],
+)
+def test_sycl(spelled: str) -> None:
+    told = {"sycl-ls": ok(SYCL.format(spelled)), "icpx": ok(ICPX)}
+    host = linux(told, parts=frozenset({"mkl"}))
+    assert host.intel == ("Intel(R) Arc(TM) A770 Graphics",)
+    assert of(host, "sycl").state == POSSIBLE
+    assert lacks(linux(told), "sycl") == "oneMKL"
+    assert lacks(linux(), "sycl") == "an Intel graphics card"
+    assert "icpx" in lacks(linux(pci=(("0x8086", "0x038000"),)), "sycl")
+
+
+# vulkan
+
+
+def vulkan(headers: tuple[int, int], info: str = VULKANINFO) -> Host:
+    told = {"vulkaninfo": ok(info), "glslc": ok(GLSLC)}
+    return linux(told, files={"vulkan_core.h": HEADERS.format(*headers)}, parts=VULKAN_PARTS)
+
+
+@pytest.mark.parametrize(
+    ("headers", "enough"),
+    [((3, 239), False), ((3, 271), False), ((3, 272), True), ((4, 309), True), ((2, 300), False)],
+)
+def test_vulkan_headers_too_old(headers: tuple[int, int], enough: bool) -> None:
+    host = vulkan(headers)
+    assert host.vulkan_headers == f"1.{headers[0]}.{headers[1]}"
+    assert (of(host, "vulkan").state == POSSIBLE) == enough
+    if not enough:
+        assert lacks(host, "vulkan") == (
+            f"Vulkan headers 1.3.272 or newer (vk::LayerSettingEXT); {host.vulkan_headers} are here"
+        )
+
+
+def test_vulkan_devices() -> None:
+    both = vulkan((4, 309))
+    assert [device.kind for device in both.vulkan] == ["INTEGRATED_GPU", "CPU"]
+    assert of(both, "vulkan").notes == ()
+    assert "software" in of(vulkan((4, 309), LLVMPIPE), "vulkan").notes[0]
+
+
+def test_what_vulkan_lacks() -> None:
+    said = lacks(linux(), "vulkan")
+    for word in ("vulkaninfo", "headers", "loader", "glslc", "SPIR-V"):
+        assert word in said
+    broken = Told(path="/x", status=1, err="ERROR_INCOMPATIBLE_DRIVER")
+    assert "ERROR_INCOMPATIBLE_DRIVER" in lacks(linux({"vulkaninfo": broken}), "vulkan")
+
+
+# Packages
+
+
+def test_every_package_that_a_verdict_names_is_in_the_table() -> None:
+    hosts = [linux(), mac(), linux(smi(GTX, "13.0")), vulkan((3, 239)), linux(smi(RTX))]
+    hosts += [linux(pci=(("0x1002", "0x030000"), ("0x8086", "0x030000"), ("0x10de", "0x030000")))]
+    for host in hosts:
+        for verdict in readiness.verdicts(host):
+            for lack in verdict.lacks:
+                assert not lack.package or lack.package in providers.PACKAGES
+
+
+def test_who_provides_it() -> None:
+    assert providers.provider("compiler", "linux", "fedora") == "dnf install gcc-c++"
+    assert providers.provider("compiler", "macos", "") == "xcode-select --install"
+    assert providers.provider("xcode", "linux", "debian") == ""
+    both = providers.provider("glslc", "linux", "")
+    assert both == "Debian/Ubuntu: apt install glslc; Fedora: dnf install glslc"
+    assert all(set(told) <= set(providers.FAMILIES) for told in providers.PACKAGES.values())
+
+
+# The thin layer
+
+
+@posix
+def test_tools_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs is said to; what is missing is not there; all in the time of one."""
+    monkeypatch.setattr(probe, "TIMEOUT", 1)
+    monkeypatch.setattr(probe, "PATIENCE", 3)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, script in {
+        "good": "echo yes; echo no >&2; exit 4",
+        "slow": "echo first; exec /bin/sleep 20",
+        "slower": "/bin/sleep 20",
+        "broken": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "broken").write_text("#!/no/such/program\n")
+    start = time.monotonic()
+    names = ("good", "slow", "slower", "broken", "missing")
+    told = probe.ask({name: (name, "--version") for name in names})
+    assert time.monotonic() - start < 4
+    assert told["good"] == Told(path=str(tmp_path / "good"), status=4, out="yes\n", err="no\n")
+    assert told["slow"].hung and told["slower"].hung
+    assert (told["broken"].status, told["broken"].hung) == (-1, False)
+    assert "missing" not in told
+
+
+def test_the_toolkits_folder_is_what_nvcc_says() -> None:
+    text = "#$ _HERE_=/usr/local/cuda-13.0/bin\n#$ TOP=/usr/local/cuda-13.0/bin/..\nnvcc fatal\n"
+    told = Told(path="/x", status=1, err=text)
+    assert Path(probe.toolkit(told)) == Path("/usr/local/cuda-13.0")
+    assert (probe.toolkit(None), probe.toolkit(ok())) == ("", "")
+
+
+@posix
+def test_parts_of_a_toolkit(tmp_path: Path) -> None:
+    for name in ("lib64/libcublas.so", "targets/x86_64-linux/lib/stubs/libcuda.so"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert probe.parts(str(tmp_path)) >= CUDA_PARTS
