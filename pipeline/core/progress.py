@@ -122,8 +122,8 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
             pace.count(count, arrived=arrived)
             reached = 10 * pace.done // total if total else 0
             now = time.monotonic()
-            # What is over in a moment needs no lines about it.
-            if reached > tenth and now - said >= patience:
+            # What is over in a moment needs one line about it, not ten.
+            if reached > tenth and (reached == 10 or now - said >= patience):
                 tenth, said = reached, now
                 say(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
 
