@@ -28,6 +28,11 @@ def task_source() -> tasks.Task:
     return tasks.source(steps)
 
 
+def task_cuda_toolkit() -> tasks.Task:
+    """get NVIDIA's compiler where CUDA is built and no toolkit is installed"""
+    return tasks.cuda_toolkit(steps)
+
+
 def task_build_bins() -> tasks.Task:
     """compile llama-server and its tools for this machine"""
     return tasks.build_bins(steps)

@@ -1,37 +1,86 @@
-"""What llama.cpp can be built for. A backend more is an entry more in BACKENDS."""
+"""How llama.cpp is built for each backend."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
 
-# The names that `backend=` takes.
-NAMES = ("auto", "cuda", "metal", "vulkan", "hip", "sycl", "cpu")
+from . import cuda_wheels
+from .selection import WHEELS, Selection
+
+# How llama.cpp names their devices: CUDA0, Vulkan1.
+DEVICES = {"cuda": "CUDA", "metal": "MTL", "hip": "ROCm", "sycl": "SYCL", "vulkan": "Vulkan"}
+# GGML_METAL is on by default on macOS; said so that `cpu` means the same everywhere.
+NO_METAL = "-DGGML_METAL=OFF"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """A backend: its name, and the CMake options that build it."""
+    """What to compile: CMake options that shape the result, options that say where tools lie, and
+    the versions of these. `libraries` go along with the programs; more that these need is looked
+    for in `folders`."""
 
     name: str
-    options: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    libraries: tuple[Path, ...] = ()
+    folders: tuple[Path, ...] = ()
 
 
-# GGML_METAL is on by default on macOS; said here so that `cpu` means the same everywhere.
-BACKENDS = {"cpu": Backend("cpu", ("-DGGML_METAL=OFF",))}
-
-
-def choose(wanted: str) -> Backend:
-    """The backend asked for; for `auto` the only one that this version builds.
-
-    Raises UsageError.
-    """
-    if wanted == "auto":
-        return BACKENDS["cpu"]
-    if wanted not in BACKENDS:
-        raise UsageError(
-            f"backend={wanted}: this version builds {', '.join(BACKENDS)} only",
-            "leave backend out, or name a folder of your own binaries in LLAMA_SERVER_BINS_DIR",
+def backend(
+    selection: Selection, home: Home, *, architectures: str = "", portable: bool = False
+) -> Backend:
+    """How to build what was selected. `architectures`: CMake's, for CUDA, instead of those of the
+    cards that are here."""
+    name = selection.backend
+    versions = {tool: version for tool, (_, version) in selection.tools.items()}
+    if name != "cuda":
+        return Backend(name=name, options=options(name, selection.cards), tools=versions)
+    wanted = architectures or ("" if portable else real(selection.cards))
+    base = (NO_METAL, "-DGGML_CUDA=ON", *((f"-DCMAKE_CUDA_ARCHITECTURES={wanted}",) * bool(wanted)))
+    if selection.toolkit == WHEELS:
+        kit = cuda_wheels.toolkit(home, cuda_wheels.CUDA_13)
+        driver = Path(selection.libcuda) if selection.libcuda else None
+        return Backend(
+            name=name,
+            # without the driver's library the programs start without it too
+            options=base if driver else (*base, "-DGGML_CUDA_NO_VMM=ON"),
+            places=cuda_wheels.cmake_options(kit, driver),
+            tools={**versions, "cuda": "wheels"},
+            libraries=cuda_wheels.runtime_libraries(kit),
         )
-    return BACKENDS[wanted]
+    folder = Path(selection.toolkit_folder)
+    path = selection.tools["nvcc"][0] if "nvcc" in selection.tools else "nvcc"
+    return Backend(
+        name=name,
+        options=base,
+        places=(
+            f"-DCUDAToolkit_ROOT={folder}",
+            f"-DCMAKE_CUDA_COMPILER={path}",
+            # found where they are installed; what is portable takes them along
+            *(() if portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
+        ),
+        tools=versions,
+        folders=tuple(folder / part for part in ("lib64", "lib")) if portable else (),
+    )
+
+
+def real(capabilities: tuple[str, ...]) -> str:
+    """Compute capabilities as CMAKE_CUDA_ARCHITECTURES: machine code for these cards alone."""
+    return ";".join(f"{capability.replace('.', '')}-real" for capability in capabilities)
+
+
+def options(name: str, cards: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The CMake options of every backend but CUDA."""
+    targets = (f"-DGPU_TARGETS={';'.join(cards)}",) if cards else ()
+    return {
+        "metal": ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
+        "hip": (NO_METAL, "-DGGML_HIP=ON", *targets),
+        "sycl": (NO_METAL, "-DGGML_SYCL=ON", "-DCMAKE_C_COMPILER=icx", "-DCMAKE_CXX_COMPILER=icpx"),
+        "vulkan": (NO_METAL, "-DGGML_VULKAN=ON"),
+        "cpu": (NO_METAL,),
+    }[name]

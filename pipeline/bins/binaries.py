@@ -12,7 +12,7 @@ from pipeline.core import notes, receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, absolute
 
-from .build import program_file
+from .programs import program_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import re
 import shutil
-import time
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
-from pipeline.core.errors import PipelineError
 from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
-from pipeline.core.process import WINDOWS, capture, last_lines, run
-from pipeline.core.progress import bar
+from pipeline.core.process import capture
 from pipeline.core.publish import (
     full_disk_is_an_error,
     is_cut,
@@ -31,45 +28,56 @@ from pipeline.core.publish import (
 from pipeline.core.receipts import Recipe
 from pipeline.core.say import say
 
-from . import host
+from . import host, shared, tryout
 from .backends import Backend
+from .compiling import Work, compile_all
+from .programs import PROGRAMS, program_file
 from .source import Source
 
-PROGRAMS = (
-    "llama-server",
-    "llama-quantize",
-    "llama-gguf-split",
-    "llama-perplexity",
-    "llama-imatrix",
-    "llama-bench",
-    "llama-fit-params",
-)
-BUILD_BYTES = 700_000_000  # of a build folder and what is published from it
-FIRST_ERRORS = 5
+# Of a build folder and what is published from it.
+BUILD_BYTES = 700_000_000
+GPU_BUILD_BYTES = 3_000_000_000
 COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
 FIXED_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # on, it may download whatever is the latest
-    "-DGGML_CCACHE=OFF",  # upstream's way of using it; ours is the launcher below
+    "-DGGML_CCACHE=OFF",  # upstream's way of using it; ours is the launcher
     "-DLLAMA_BUILD_NUMBER=0",  # unset, upstream asks the git of whatever folder it lies in
+)
+# Programs find their libraries beside them, in the build folder and wherever they are moved.
+SHARED_OPTIONS = (
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+)
+STATIC_OPTIONS = ("-DBUILD_SHARED_LIBS=OFF",)
+# Every variant of the CPU's code, the best one loaded at run time.
+PORTABLE_OPTIONS = (
+    *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+    "-DGGML_CUDA_NCCL=OFF",  # found by chance, it would be needed everywhere
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """One build: of what, for what, and where. Nothing is done yet."""
+    """One build: of what, for what, and where. Nothing is done yet.
+
+    `portable`: for other processors too; `elsewhere`: the device is not expected here."""
 
     source: Source
     backend: Backend
     home: Home
+    portable: bool = False
+    elsewhere: bool = False
+    jobs: int | None = None
 
     @property
     def tag(self) -> str:
-        return f"{host.platform_tag()}-{self.backend.name}"
+        tag = f"{host.platform_tag()}-{self.backend.name}"
+        return f"{tag}-portable" if self.portable else tag
 
     @property
     def target(self) -> Path:
@@ -84,20 +92,31 @@ class Build:
     def log(self) -> Path:
         return self.home.logs / f"build-{self.tag}.log"
 
+    @property
+    def is_shared(self) -> bool:
+        """One library for all programs where that library is large; else programs that are whole
+        in one file. Elsewhere than on Linux always the latter."""
+        return sys.platform == "linux" and (self.portable or self.backend.name != "cpu")
 
-def program_file(name: str) -> str:
-    """The file name of a program on this system."""
-    return f"{name}.exe" if WINDOWS else name
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk, about."""
+        return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
 
 
 def options(build: Build) -> tuple[str, ...]:
     """The CMake options that shape the result."""
     commit = f"-DLLAMA_BUILD_COMMIT={build.source.commit[:9]}"
-    return (*FIXED_OPTIONS, commit, *build.backend.options)
+    linking = SHARED_OPTIONS if build.is_shared else STATIC_OPTIONS
+    fixed = (*FIXED_OPTIONS, *linking, commit, *build.backend.options)
+    if not build.portable:
+        return fixed
+    return (*fixed, *(PORTABLE_OPTIONS if build.is_shared else PORTABLE_OPTIONS[:1]))
 
 
 def recipe(build: Build) -> Recipe:
-    """Everything that the programs depend on. They are built for this very processor."""
+    """Everything that the programs depend on. They are built for this very processor, unless they
+    are portable."""
     compiler = host.find_compiler()
     return {
         "step": "build",
@@ -109,8 +128,12 @@ def recipe(build: Build) -> Recipe:
         "environment": {
             name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
         },
-        "tools": {"cmake": version("cmake"), "ninja": version("ninja")},
-        "cpu": host.cpu_identity(),
+        "tools": {
+            "cmake": version("cmake"),
+            "ninja": version("ninja"),
+            **build.backend.tools,
+        },
+        "cpu": None if build.portable else host.cpu_identity(),
     }
 
 
@@ -119,26 +142,35 @@ def _recorded(build: Build, key: str) -> Any:
     return entry.recipe.get(key) if entry else None
 
 
+def files(build: Build) -> list[Path]:
+    """What is published: the programs, and the libraries that the last build put beside them."""
+    names = dict.fromkeys([*map(program_file, PROGRAMS), *receipts.load(build.target)])
+    return [build.target / name for name in names]
+
+
 def is_current(build: Build) -> bool:
-    """Whether every program stands in `bins/` as this recipe made it."""
+    """Whether everything stands in `bins/` as this recipe made it."""
     wanted = recipe(build)
     return not is_cut(build.target) and all(
-        receipts.status(build.target / program_file(name), wanted) is receipts.Status.CURRENT
-        for name in PROGRAMS
+        receipts.status(file, wanted) is receipts.Status.CURRENT for file in files(build)
     )
 
 
-def configure_argv(build: Build, tools: Mapping[str, str], ccache: str | None) -> list[str]:
-    """The CMake command that makes the build folder."""
-    launchers = [
-        f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache or ''}" for language in ("C", "CXX")
-    ]
-    return [
-        *(tools["cmake"], "-S", str(build.source.folder), "-B", str(build.folder)),
-        *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}"),
-        *options(build),
-        *launchers,
-    ]
+def work(build: Build) -> Work:
+    """What the compiler is asked for."""
+    wanted = recipe(build)
+    made_with = [wanted[key] for key in ("compiler", "environment", "tools", "cpu")]
+    return Work(
+        source=build.source.folder,
+        folder=build.folder,
+        options=(*options(build), *build.backend.places),
+        targets=PROGRAMS,
+        made_with=[*made_with, build.backend.places],
+        backend=build.backend.name,
+        root=build.home.root,
+        jobs=build.jobs,
+        log=build.log,
+    )
 
 
 def make(build: Build, *, force: bool = False) -> None:
@@ -146,29 +178,15 @@ def make(build: Build, *, force: bool = False) -> None:
     with full_disk_is_an_error(build.target.parent), only_one(build.target):
         recover_folder(build.target)
         wanted = recipe(build)
-        files = [build.target / program_file(name) for name in PROGRAMS]
-        if not force and all(receipts.settle(file, wanted) for file in files):
+        if not force and all(receipts.settle(file, wanted) for file in files(build)):
             return
         host.require_compiler()
-        start = time.monotonic()
         if force:
             remove(build.folder)
-        require_space(build.folder, 0 if build.folder.exists() else BUILD_BYTES)
-        _compile(build)
-        made = part(build.target)
-        remove(made)
-        try:
-            made.mkdir()
-            entries = {}
-            for file in files:
-                copy = made / file.name
-                shutil.copy2(build.folder / "bin" / file.name, copy)
-                entries[file.name] = receipts.stamp(copy, wanted, seconds=time.monotonic() - start)
-            _try_out(made / program_file("llama-server"), build.log)
-            receipts.save(made, entries)
-            publish_folder(made, build.target)
-        finally:
-            remove(made)
+        require_space(build.folder, 0 if build.folder.exists() else build.bytes)
+        done = compile_all(work(build))
+        told = _publish(build, wanted, done.seconds)
+        say(f"built llama.cpp {told} for {build.tag}: {done.told}")
 
 
 def clean(build: Build) -> None:
@@ -178,75 +196,60 @@ def clean(build: Build) -> None:
 
 
 def forget(build: Build) -> None:
-    """Drop the receipts of the published programs."""
-    for name in PROGRAMS:
-        receipts.forget(build.target / program_file(name))
+    """Drop the receipts of what is published."""
+    for file in files(build):
+        receipts.forget(file)
 
 
-def _compile(build: Build) -> None:
-    tools = _tools()
-    ccache = shutil.which("ccache")
-    env = {
-        **os.environ,
-        "NINJA_STATUS": "[%f/%t] ",
-        # Two checkouts share what they compiled: paths below the home count as relative.
-        "CCACHE_BASEDIR": str(build.home.root),
-        "CCACHE_NOHASHDIR": "1",
-    }
-    # CMake keeps the compiler and the folders that it first saw, whatever it is told later.
-    toolchain = build.folder / ".toolchain.json"
-    now = json.dumps([str(build.folder), str(build.source.folder), *_toolchain(build)])
-    if not toolchain.is_file() or toolchain.read_text(encoding="utf-8") != now:
-        remove(build.folder)
-        build.folder.mkdir(parents=True)
-        toolchain.write_text(now, encoding="utf-8")
-    errors: list[str] = []
-
-    def watch(line: str) -> None:
-        counter = re.match(r"\[(\d+)/(\d+)\] ", line)
-        if counter:
-            update(int(counter[1]), int(counter[2]))
-        elif re.search(r"\berror\b:|CMake Error|No space left|undefined reference", line, re.I):
-            errors.append(line.strip())
-
-    with bar(f"building llama.cpp for {build.tag}") as update:
-        status = run(configure_argv(build, tools, ccache), log=build.log, env=env, on_line=watch)
-        if status == 0:
-            command = [tools["cmake"], "--build", str(build.folder), "--target", *PROGRAMS]
-            status = run(command, log=build.log, env=env, on_line=watch, append=True)
-    if status:
-        shown = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(build.log)
-        full = any("No space left" in line for line in errors)
-        raise PipelineError(
-            f"llama.cpp could not be built (status {status}):\n{shown}",
-            "the disk is full: free some space and run the same command again"
-            if full
-            else f"the whole log is {build.log}",
-        )
+def made_files(build: Build) -> Mapping[str, Path]:
+    """What was made and belongs together, by the name that it is published under."""
+    folder = build.folder / "bin"
+    files = {name: folder / name for name in map(program_file, PROGRAMS)}
+    if not build.is_shared:
+        return files
+    if build.portable:
+        modules = (path for path in folder.glob(shared.MODULES) if not path.is_symlink())
+        files |= {path.name: path for path in modules}
+    libraries = {path.name: path for path in build.backend.libraries}
+    single = libraries | (_openmp() if build.portable else {})
+    needed = shared.closure(files.values(), [folder, *build.backend.folders], single)
+    return files | libraries | needed
 
 
-def _tools() -> dict[str, str]:
-    """cmake and ninja out of the environment's own packages."""
-    import cmake
-    import ninja
-
-    return {
-        "cmake": str(Path(cmake.CMAKE_BIN_DIR) / program_file("cmake")),
-        "ninja": str(Path(ninja.BIN_DIR) / program_file("ninja")),
-    }
+def _openmp() -> dict[str, Path]:
+    """The compiler's OpenMP library, which small systems do not have."""
+    name, compiler = "libgomp.so.1", host.find_compiler()
+    told = compiler and capture([compiler.path, f"-print-file-name={name}"])
+    path = Path(told.strip()) if told else Path(name)
+    return {name: path} if path.is_absolute() else {}
 
 
-def _toolchain(build: Build) -> list[Any]:
-    wanted = recipe(build)
-    return [wanted["compiler"], wanted["environment"], wanted["tools"], wanted["cpu"]]
+def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
+    """Copy, try out, publish; returns what the programs call themselves."""
+    made = part(build.target)
+    remove(made)
+    try:
+        made.mkdir()
+        entries = {}
+        for name, file in made_files(build).items():
+            _copy(file, made / name, keeps=build.folder)
+            entries[name] = receipts.stamp(made / name, wanted, seconds=seconds)
+        server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
+        told = tryout.version(server, hint)
+        if not build.elsewhere:
+            tryout.require_device(server, build.backend.name, hint)
+        receipts.save(made, entries)
+        publish_folder(made, build.target)
+    finally:
+        remove(made)
+    return told
 
 
-def _try_out(server: Path, log: Path) -> None:
-    """What does not start is not published."""
-    told = capture([server, "--version"])
-    if not told:
-        raise PipelineError(
-            f"the llama-server just built does not run ({server.name} --version fails)",
-            f"the build's log is {log}",
-        )
-    say("built llama.cpp " + told.splitlines()[0].removeprefix("version: "))
+def _copy(file: Path, target: Path, keeps: Path) -> None:
+    """What lies outside the build folder, such as CUDA's libraries, is large and never written to
+    again: one file under two names where the disk allows it."""
+    if not file.is_relative_to(keeps):
+        with contextlib.suppress(OSError):
+            os.link(file.resolve(), target)
+            return
+    shutil.copy2(file, target)

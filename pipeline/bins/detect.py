@@ -76,6 +76,7 @@ class Host:
     vulkan_headers: str = ""
     vendors: frozenset[str] = frozenset()  # of the graphics cards on the PCI bus
     nvidia_driver: str = ""  # of the kernel, whether or not nvidia-smi answers
+    cuda: str = ""  # the folder of nvcc's toolkit
     parts: frozenset[str] = frozenset()
     problems: Mapping[str, str] = field(default_factory=dict)
 
@@ -120,6 +121,7 @@ def detect(facts: Facts) -> Host:
         vulkan_headers=devices.vulkan_headers(files.get("vulkan_core.h", "")),
         vendors=frozenset(vendor for vendor, kind in facts.pci if kind.startswith(DISPLAY)),
         nvidia_driver=devices.kernel_driver(files.get("nvidia", "")),
+        cuda=facts.cuda,
         parts=facts.parts,
         problems=problems,
     )

@@ -95,16 +95,18 @@ class Facts:
     files: Mapping[str, str] = field(default_factory=dict)
     pci: tuple[tuple[str, str], ...] = ()
     kfd: tuple[str, ...] = ()
+    cuda: str = ""  # the folder of nvcc's toolkit
     parts: frozenset[str] = frozenset()
 
 
-def probe(home: Home) -> Facts:
-    """Capture everything, in the time that the slowest tool takes."""
+def probe(home: Home, cuda: str = "") -> Facts:
+    """Capture everything, in the time that the slowest tool takes. `cuda`: the folder of a toolkit
+    to look at before any other."""
     import psutil
 
     system, _, machine = host.platform_tag().partition("-")
     cxx = os.environ.get("CXX", "").strip()
-    told = ask(questions(system, cxx))
+    told = ask(questions(system, cxx), cuda)
     memory = psutil.virtual_memory()
     name, family = distribution() if system == "linux" else (platform.platform(terse=True), "")
     return Facts(
@@ -126,7 +128,8 @@ def probe(home: Home) -> Facts:
             for folder in matching("/sys/bus/pci/devices/*")
         ),
         kfd=tuple(read(p) for p in matching("/sys/class/kfd/kfd/topology/nodes/*/properties")),
-        parts=parts(toolkit(told.get("nvcc -v"))),
+        cuda=(toolkit_folder := toolkit(told.get("nvcc -v"))),
+        parts=parts(toolkit_folder),
     )
 
 
@@ -141,29 +144,33 @@ def questions(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def ask(asked: Mapping[str, tuple[str, ...]]) -> dict[str, Told]:
-    """Run what is there, all at once. What is missing has no entry."""
-    places = [os.environ.get("PATH", os.defpath)]
+def found(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str]:
+    """Where the programs lie that are here: in `cuda`, on PATH, or where they usually are."""
+    places = [f"{cuda}/bin"] if cuda else []
+    places.append(os.environ.get("PATH", os.defpath))
     places += [
         str(Path(os.environ[name]) / "bin")
         for name in ("CUDA_PATH", "CUDA_HOME", "ROCM_PATH", "VULKAN_SDK")
         if os.environ.get(name)
     ]
     search = os.pathsep.join([*places, *BESIDE_PATH])
-    found = {
-        name: path for name, words in asked.items() if (path := shutil.which(words[0], path=search))
-    }
+    return {n: path for n, words in asked.items() if (path := shutil.which(words[0], path=search))}
+
+
+def ask(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, Told]:
+    """Run what is there, all at once. What is missing has no entry."""
+    paths = found(asked, cuda)
     answers: dict[str, Told] = {}
 
     def run(name: str) -> None:
-        status, out, err = outcome([found[name], *asked[name][1:]], timeout=TIMEOUT)
+        status, out, err = outcome([paths[name], *asked[name][1:]], timeout=TIMEOUT)
         hung = status == -1 and "timed out" in err
-        answers[name] = Told(path=found[name], status=status, out=out, err=err, hung=hung)
+        answers[name] = Told(path=paths[name], status=status, out=out, err=err, hung=hung)
 
-    everything = threading.Thread(target=for_each, args=(run, found, len(found)), daemon=True)
+    everything = threading.Thread(target=for_each, args=(run, paths, len(paths)), daemon=True)
     everything.start()
     everything.join(PATIENCE)
-    silent = {n: Told(path=p, status=-1, hung=True) for n, p in found.items()}
+    silent = {n: Told(path=p, status=-1, hung=True) for n, p in paths.items()}
     return {**silent, **dict(answers)}
 
 

@@ -3,68 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from .backends import BACKENDS
+from . import cuda
 from .detect import AMD, INTEL, NVIDIA, Host
+from .verdict import DEVICE, Lack, Verdict, dotted, numbers
 
-# Toolkit's major version: the lowest compute capability it compiles for, and the lowest driver
-# that runs what it made (NVIDIA's release notes of CUDA, "minor version compatibility").
-LOWEST_CAPABILITY = {11: (3, 5), 12: (5, 0), 13: (7, 5)}
-LOWEST_DRIVER = {11: 450, 12: 525, 13: 580}
-# The first toolkit that knows a capability.
-FIRST_TOOLKIT: dict[tuple[int, ...], tuple[int, int]] = {
-    (8, 0): (11, 0),
-    (8, 6): (11, 1),
-    (8, 7): (11, 4),
-    (8, 9): (11, 8),
-    (9, 0): (11, 8),
-    (10, 0): (12, 8),
-    (12, 0): (12, 8),
-    (10, 3): (12, 9),
-    (12, 1): (12, 9),
-    (11, 0): (13, 0),
-}
 # VK_EXT_layer_settings came into the headers with 1.3.272 (KhronosGroup/Vulkan-Utility-Libraries
 # pull request 167). Measured: 1.3.239 fails, 1.4.309 compiles.
 LOWEST_VULKAN = (1, 3, 272)
-USABLE, POSSIBLE, MISSING = "usable", "possible", "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Something missing, and the key in PACKAGES of what provides it; empty: nothing does."""
-
-    what: str
-    package: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """`state` is usable, possible (all is here, this version does not build it) or missing."""
-
-    backend: str
-    state: str
-    lacks: tuple[Lack, ...] = ()
-    notes: tuple[str, ...] = ()
-
 
 Finding = tuple[list[Lack], list[str]]
 
 
 def verdicts(host: Host) -> list[Verdict]:
-    """One for each backend, in the order in which `auto` would prefer them."""
-    return [verdict(name, judge(host)) for name, judge in JUDGES.items()]
+    """One for each backend, in the order in which `auto` prefers them."""
+    return [verdict(name, host) for name in JUDGES]
 
 
-def verdict(name: str, finding: Finding) -> Verdict:
-    lacks, notes = finding
-    state = MISSING if lacks else USABLE if name in BACKENDS else POSSIBLE
-    return Verdict(backend=name, state=state, lacks=tuple(lacks), notes=tuple(notes))
+def verdict(name: str, host: Host) -> Verdict:
+    lacks, notes = JUDGES[name](host)
+    return Verdict(
+        backend=name,
+        lacks=tuple(lacks),
+        notes=tuple(notes),
+        seen=seen(name, host),
+        software=name == "vulkan" and is_software(host),
+    )
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in version.split(".") if word.isdecimal())
+def seen(name: str, host: Host) -> bool:
+    """Whether there is a card that the backend is for, working or not."""
+    hardware = [device for device in host.vulkan if device.kind != "CPU"]
+    return {
+        "cuda": cuda.seen(host),
+        "metal": host.system == "macos",
+        "hip": bool(host.amd or AMD in host.vendors),
+        "sycl": bool(host.intel or INTEL in host.vendors),
+        "vulkan": bool(hardware or host.vendors & {NVIDIA, AMD, INTEL}),
+        "cpu": True,
+    }[name]
+
+
+def is_software(host: Host) -> bool:
+    """Whether Vulkan has devices, and all of them are programs."""
+    return bool(host.vulkan) and all(device.kind == "CPU" for device in host.vulkan)
 
 
 def compiler(host: Host) -> list[Lack]:
@@ -84,103 +66,34 @@ def cpu(host: Host) -> Finding:
     return compiler(host), notes
 
 
-def cuda(host: Host) -> Finding:
-    if host.system == "macos":
-        return [Lack("a system with NVIDIA's driver: there is none for macOS")], []
+def nvidia(host: Host) -> Finding:
+    if not cuda.seen(host) and "nvcc" not in host.tools:
+        return cuda.nvidia_card(host), []  # where there is no card, no toolkit is missed
     notes: list[str] = []
-    seen = host.nvidia or NVIDIA in host.vendors or host.nvidia_driver or "nvcc" in host.tools
-    if not seen and "nvidia-smi" not in host.problems:
-        return nvidia_card(host), notes  # where there is no card, no toolkit is missed
-    return [*nvidia_card(host), *toolkit(host, notes), *compiler(host)], notes
-
-
-def nvidia_card(host: Host) -> list[Lack]:
-    """A card that answers, and that programs can use."""
-    fault = host.problems.get("nvidia-smi")
-    if host.nvidia:
-        if all(card.split for card in host.nvidia) and not host.slices:
-            return [Lack("a MIG slice: MIG is on and none is made (nvidia-smi mig -cgi … -C)")]
-        return []
-    if fault:
-        return [Lack(f"a driver that answers; nvidia-smi: {fault}", "nvidia driver")]
-    if host.nvidia_driver:
-        return [Lack(f"nvidia-smi, though driver {host.nvidia_driver} is loaded", "nvidia driver")]
-    if NVIDIA in host.vendors:
-        return [Lack("the NVIDIA driver for the card that is here", "nvidia driver")]
-    if host.wsl:
-        return [Lack("an NVIDIA card; under WSL the driver is installed in Windows, not here")]
-    return [Lack("an NVIDIA card with its driver")]
-
-
-def toolkit(host: Host, notes: list[str]) -> list[Lack]:
-    """nvcc and the parts of its toolkit, which are packages of their own."""
-    nvcc = host.tools.get("nvcc")
-    if nvcc is None:
-        return [Lack("the CUDA toolkit (nvcc)", "cuda")]
-    lacks = []
-    if "cublas" not in host.parts:
-        lacks.append(Lack(f"cuBLAS for CUDA {nvcc.version}", "cublas"))
-    if "libcuda" not in host.parts:
-        lacks.append(Lack(f"the libcuda stub of CUDA {nvcc.version}", "libcuda"))
-    if host.slices:
-        notes.append(f"MIG slices: {', '.join(host.slices)}")
-    return lacks + fitting(host, (*numbers(nvcc.version), 0)[:2], notes)
-
-
-def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack]:
-    """That the toolkit of this version compiles for the cards, and the driver runs the result."""
-    lacks = []
-    lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
-    cards = {
-        f"{card.name} ({card.capability})": numbers(card.capability)
-        for card in host.nvidia
-        if card.capability
-    }
-    too_old = [name for name, capability in cards.items() if capability < lowest]
-    limit = f"CUDA {version[0]} compiles for {dotted(lowest)} and newer"
-    for name in too_old:
-        if len(too_old) == len(cards):
-            lacks.append(Lack(f"an older toolkit for {name}: {limit}", "cuda"))
-        else:
-            notes.append(f"{name} is left out: {limit}")
-    for name, capability in cards.items():
-        first = FIRST_TOOLKIT.get(capability, (0, 0))
-        if version < first:
-            lacks.append(Lack(f"CUDA {dotted(first)} or newer for {name}", "cuda"))
-    if len(set(cards.values())) > 1:
-        each = ", ".join(dotted(capability) for capability in sorted(set(cards.values())))
-        notes.append(f"cards of different compute capability: {each}")
-    lowest_driver = LOWEST_DRIVER.get(version[0], 0)
-    for driver in sorted({card.driver for card in host.nvidia}):
-        if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise
-            told = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
-            lacks.append(Lack(told, "nvidia driver"))
-    return lacks
-
-
-def dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+    return [*cuda.nvidia_card(host), *cuda.toolkit(host, notes), *compiler(host)], notes
 
 
 def metal(host: Host) -> Finding:
     if host.system != "macos":
-        return [Lack("macOS")], []
+        return [Lack("macOS", "", DEVICE)], []
     lacks = [] if host.xcode else [Lack("the Xcode command line tools", "xcode")]
     if host.apple and not any("Metal" in unit or "Apple" in unit for unit in host.apple):
-        lacks.append(Lack("a graphics unit that speaks Metal"))
+        lacks.append(Lack("a graphics unit that speaks Metal", "", DEVICE))
     notes = ["Python runs under Rosetta: use an arm64 Python"] if host.rosetta else []
     return [*lacks, *compiler(host)], notes
 
 
 def hip(host: Host) -> Finding:
     if not host.amd and AMD not in host.vendors and "hipcc" not in host.tools:
-        return [Lack("an AMD card")], []
+        return [Lack("an AMD card", "", DEVICE)], []
     lacks = []
     if not host.amd:
-        seen = AMD in host.vendors
+        driverless = AMD in host.vendors
         fault = host.problems.get("rocminfo", "")
-        what = "AMD's compute driver (amdgpu, /dev/kfd) for the card" if seen else "an AMD card"
-        lacks.append(Lack(f"{what}; rocminfo: {fault}" if fault else what, "rocm" if seen else ""))
+        driver = "AMD's compute driver (amdgpu, /dev/kfd) for the card"
+        what = driver if driverless else "an AMD card"
+        told = f"{what}; rocminfo: {fault}" if fault else what
+        lacks.append(Lack(told, "rocm" if driverless else "", DEVICE))
     if "hipcc" not in host.tools:
         lacks.append(Lack("hipcc of ROCm", "rocm"))
     absent = [name for name in ("hipblas", "rocblas") if name not in host.parts]
@@ -191,7 +104,7 @@ def hip(host: Host) -> Finding:
 
 def sycl(host: Host) -> Finding:
     if not host.intel and INTEL not in host.vendors and "icpx" not in host.tools:
-        return [Lack("an Intel graphics card")], []
+        return [Lack("an Intel graphics card", "", DEVICE)], []
     lacks = []
     if "icpx" not in host.tools:
         lacks.append(Lack("icpx of oneAPI", "icpx"))
@@ -199,7 +112,7 @@ def sycl(host: Host) -> Finding:
         lacks.append(Lack("oneMKL", "mkl"))
     if not host.intel:
         what = "a device in sycl-ls: Level Zero's driver, or `setvars.sh` was not sourced"
-        lacks.append(Lack(what, "level zero"))
+        lacks.append(Lack(what, "level zero", DEVICE))
     return lacks, []
 
 
@@ -210,8 +123,8 @@ def vulkan(host: Host) -> Finding:
         if not host.has_vulkaninfo:
             fault = "vulkaninfo, which lists them, is not here"
         told = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
-        lacks.append(Lack(told, "vulkaninfo"))
-    elif all(device.kind == "CPU" for device in host.vulkan):
+        lacks.append(Lack(told, "vulkaninfo", DEVICE))
+    elif is_software(host):
         notes.append("the only device is software: for tests, slower than the cpu backend")
     if not host.vulkan_headers:
         lacks.append(Lack("the Vulkan headers", "vulkan headers"))
@@ -228,7 +141,7 @@ def vulkan(host: Host) -> Finding:
 
 
 JUDGES: dict[str, Callable[[Host], Finding]] = {
-    "cuda": cuda,
+    "cuda": nvidia,
     "metal": metal,
     "hip": hip,
     "sycl": sycl,

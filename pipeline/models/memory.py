@@ -62,24 +62,6 @@ class Fit:
         return self.memory is None or self.memory.total + MARGIN <= self.available
 
 
-def available() -> int:
-    """Bytes that a new process could have, a container's limit included."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return free
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        # Files read lately count as used there, and give way when memory is asked for.
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, min(free, int(limit) - used + int(told.get("inactive_file", 0))))
-    except (OSError, ValueError):
-        return free
-
-
 def parse(text: str) -> Memory | None:
     """llama-fit-params' table, which is in MiB: one row for each device."""
     rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", text, re.M)

@@ -3,7 +3,7 @@ needed is there."""
 
 from __future__ import annotations
 
-from pipeline.bins import binaries, host
+from pipeline.bins import binaries
 from pipeline.core import paths
 from pipeline.core.errors import UsageError
 from pipeline.core.say import say
@@ -23,15 +23,15 @@ def check(steps: Steps) -> None:
 
 
 def check_compiler(steps: Steps) -> None:
-    """Without programs that may only have to be hashed, a compiler will be needed."""
-    if not steps.bins_are_done() and not steps.build.target.exists():
-        host.require_compiler()
+    """Raise PipelineError where something has to be compiled and cannot be."""
+    steps.programs.require_tools()
 
 
 def check_request(steps: Steps) -> None:
     """As `check`, for runs that make nothing."""
     request, home, source = steps.request, steps.home, steps.llama_cpp
     reference, wanted = request.reference, request.wanted
+    steps.programs.require_device()
     external = binaries.external(home)
     quant = wanted.quant or chain.DEFAULT_QUANT
     is_converted = reference is not None and reference.kind in ("demo", "folder")

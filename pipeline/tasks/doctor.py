@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.bins.detect import Host, Tool, detect
 from pipeline.bins.probe import probe
 from pipeline.bins.providers import PACKAGES, provider
-from pipeline.bins.readiness import MISSING, POSSIBLE, USABLE, Lack, Verdict, verdicts
+from pipeline.bins.readiness import verdicts
+from pipeline.bins.verdict import MISSING, USABLE, Lack, Verdict
 from pipeline.core.pins import pins
 from pipeline.core.say import size
 
@@ -24,7 +25,6 @@ from .steps import Steps
 WIDTH = 10  # of the first column
 STATES = {
     USABLE: "usable",
-    POSSIBLE: "possible here, not built by this version yet",
     MISSING: "not usable; missing:",
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from pipeline.bins import build, source
+from pipeline.bins import source
 from pipeline.core import artifacts, receipts
 from pipeline.core.locks import only_one
 from pipeline.core.receipts import Status
+from pipeline.core.say import say
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
 from pipeline.models import converter, demo, imatrix
@@ -22,8 +23,14 @@ def get_source(steps: Steps) -> None:
     source.fetch(steps.llama_cpp, steps.home, offline=steps.request.offline)
 
 
+def make_toolkit(steps: Steps) -> None:
+    steps.programs.make_toolkit(steps.again())
+
+
 def build_bins(steps: Steps) -> None:
-    build.make(steps.build, force=steps.again())
+    for warning in steps.programs.warnings():
+        say(f"warning: {warning}")
+    steps.programs.make(steps.again())
 
 
 def settle(steps: Steps) -> None:

@@ -122,11 +122,27 @@ def source(steps: Steps) -> Task:
     )
 
 
+def cuda_toolkit(steps: Steps) -> Task:
+    return task(
+        lambda: doing.make_toolkit(steps),
+        done=steps.toolkit_is_done,
+        after=["_check", "_compiler"],
+        clean=lambda: undoing.clean_toolkit(steps),
+        forget=lambda: undoing.forget_toolkit(steps),
+    )
+
+
 def build_bins(steps: Steps) -> Task:
     return task(
         lambda: doing.build_bins(steps),
         done=steps.bins_are_done,
-        after=["_compiler", "source", *after_resolve(steps, "build_bins")],
+        after=[
+            "_check",
+            "_compiler",
+            "source",
+            "cuda_toolkit",
+            *after_resolve(steps, "build_bins"),
+        ],
         clean=lambda: undoing.clean_bins(steps),
         forget=lambda: undoing.forget_bins(steps),
     )
@@ -283,7 +299,7 @@ def settle(steps: Steps) -> Task:
 
 
 def port(steps: Steps) -> Task:
-    return task(lambda: serving.check_port(steps))
+    return task(lambda: serving.check_start(steps))
 
 
 def flags(steps: Steps) -> Task:

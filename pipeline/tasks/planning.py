@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import build as build_module
-from pipeline.bins import gpus, source
-from pipeline.core import packages
+from pipeline.bins import cuda_wheels, gpus, source
+from pipeline.bins.programs import program_file
+from pipeline.core import capacity, packages
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
 from pipeline.core.publish import SPARE_BYTES
 from pipeline.core.say import plural, size
-from pipeline.models import choice, converter, fetch, memory, quants
+from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
 
@@ -47,8 +47,11 @@ def collect(steps: Steps) -> dict[str, Any]:
     chain = steps.require_chain()
     rows = [
         ("source", steps.source_is_done(), f"llama.cpp {steps.llama_cpp.commit[:12]}"),
-        ("build_bins", steps.bins_are_done(), str(steps.binaries.folder)),
     ]
+    if steps.programs.release and not steps.programs.are_external:
+        kit = f"CUDA {steps.programs.release.version}, NVIDIA's wheels"
+        rows.append(("cuda_toolkit", steps.toolkit_is_done(), kit))
+    rows.append(("build_bins", steps.bins_are_done(), str(steps.binaries.folder)))
     if chain.fetches:
         what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
         rows.append(("fetch", steps.fetch_is_done(), what))
@@ -73,8 +76,11 @@ def collect(steps: Steps) -> dict[str, Any]:
             {"name": name, "state": UP_TO_DATE if done else TO_DO, "what": what}
             for name, done, what in rows
         ],
+        "backend": None if steps.programs.are_external else steps.programs.selection.backend,
+        "backend_why": "" if steps.programs.are_external else steps.programs.selection.why,
+        "warnings": list(steps.programs.warnings()),
         "download_bytes": download_bytes(steps, chain, todo),
-        "disk_peak_bytes": disk_bytes(chain, todo, ahead),
+        "disk_peak_bytes": disk_bytes(steps, chain, todo, ahead),
         "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
         "disk_folder": str(steps.home.models),
         "memory": memory_of(fit),
@@ -82,7 +88,7 @@ def collect(steps: Steps) -> dict[str, Any]:
         if steps.binaries.has("llama-fit-params")
         else "; llama.cpp's own figure once it is built",
         "context": context_text(fit, steps.request.settings.ctx_size),
-        "executable": str(steps.binaries.folder / build_module.program_file("llama-server")),
+        "executable": str(steps.binaries.folder / program_file("llama-server")),
         "cmd": list(launch.arguments) if launch else None,
         "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
     }
@@ -125,7 +131,12 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
 def text(told: dict[str, Any]) -> str:
     """The plan for people."""
     lines = [f"{step['state']:<11} {step['name']:<11} {step['what']}" for step in told["steps"]]
-    lines += ["", f"model       {told['model']}{': ' * bool(told['why'])}{told['why']}"]
+    lines += ["", *(f"warning     {warning}" for warning in told["warnings"])]
+    if told["backend"]:
+        lines += [
+            f"backend     {told['backend']}{': ' * bool(told['backend_why'])}{told['backend_why']}"
+        ]
+    lines += [f"model       {told['model']}{': ' * bool(told['why'])}{told['why']}"]
     if len(told["files"]) > 1:
         lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in told["files"]]
     lines += [
@@ -188,7 +199,7 @@ def every_quant(steps: Steps) -> list[dict[str, Any]]:
             of = estimating.unquantized(base, base.chain_with("Q4_K_M"))
             made = ((quant, of(quant)) for quant in quants.TYPES)
             found = [(quant, "", ahead) for quant, ahead in made if ahead.bytes]
-    room, rows = memory.available(), []
+    room, rows = capacity.memory(), []
     for quant, name, ahead in found:
         fit = estimating.least(base, ahead, room)
         rows.append(
@@ -225,6 +236,8 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     if "source" in todo and steps.llama_cpp.fetched:
         archive = pins().llama_cpp_archive
         total += 0 if packages.cached(archive, steps.home).exists() else archive.size
+    if "cuda_toolkit" in todo:
+        total += cuda_wheels.DOWNLOAD_BYTES
     if "fetch" in todo:
         if chain.resolved.source["type"] == "package":
             archive = pins().demo_archive
@@ -236,13 +249,15 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     return total
 
 
-def disk_bytes(chain: Chain, todo: set[str], ahead: Outlook) -> int:
+def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: Outlook) -> int:
     """What all that is to do takes at its peak, intermediates included."""
     total = 0
     if "source" in todo:
         total += source.UNPACKED_BYTES
+    if "cuda_toolkit" in todo:
+        total += cuda_wheels.INSTALLED_BYTES
     if "build_bins" in todo:
-        total += build_module.BUILD_BYTES
+        total += steps.programs.build.bytes
     if "converter" in todo:
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:

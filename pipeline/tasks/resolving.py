@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 from pipeline.core.say import say, size
 from pipeline.models import (
@@ -39,7 +40,7 @@ class Shelf:
         """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
         self.steps = steps
         self.listing = listing(steps)
-        self.room = memory.available()
+        self.room = capacity.memory()
         self._readables: dict[File, Readable] = {}
         self._measured: dict[str, tuple[Option, Outlook]] = {}
 
@@ -177,7 +178,7 @@ def resolve(steps: Steps, *, store: bool = True) -> None:
 
 def _decide_quant(steps: Steps, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
-    resolved, room = steps.require_resolved(), memory.available()
+    resolved, room = steps.require_resolved(), capacity.memory()
     candidates = autoquant.candidates(steps.request.wanted)
     of = estimating.unquantized(steps, steps.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"

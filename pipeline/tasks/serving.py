@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.bins import binaries
+from pipeline.core import capacity
 from pipeline.core.paths import user_folder
 from pipeline.core.say import say, size
 from pipeline.models import gguf, memory
@@ -46,8 +46,11 @@ def known_flags(steps: Steps) -> dict[str, Flag]:
     )
 
 
-def check_port(steps: Steps) -> None:
-    """Raise PipelineError where the port is taken."""
+def check_start(steps: Steps) -> None:
+    """Raise PipelineError where the port is taken, or the backend's device is not here: then the
+    CPU would be used."""
+    if not steps.programs.are_external:
+        steps.programs.selection.require_device()
     health.require_free(steps.request.settings.host, steps.request.settings.port)
 
 
@@ -64,7 +67,7 @@ def fit_context(steps: Steps, ahead: Outlook) -> Fit:
         found = ahead.at(ctx_size)
         return found and replace(found, weights=found.weights + beside)
 
-    return memory.fit(ahead.trained, steps.request.settings.ctx_size, memory.available(), measured)
+    return memory.fit(ahead.trained, steps.request.settings.ctx_size, capacity.memory(), measured)
 
 
 def projector(steps: Steps) -> Path | None:
@@ -131,10 +134,12 @@ def serve(steps: Steps) -> None:
     """Serve the model in the foreground until asked to stop. Raises PipelineError."""
     prepared = prepare(steps, steps.require_chain())
     (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
-    for warning in warnings(steps, prepared):
+    for warning in (*steps.programs.warnings(), *warnings(steps, prepared)):
         say(f"warning: {warning}")
 
     def ready(seconds: float, output: str) -> None:
+        if lacks_device(steps, output):
+            say("warning: llama-server uses no device of the backend; the log says why")
         told = summary(steps, prepared, seconds, output)
         if steps.request.json:
             print(json.dumps(told), flush=True)
@@ -179,19 +184,39 @@ def context_text(fit: Fit, asked: int | None) -> str:
     return f"{fit.ctx_size} tokens of {fit.trained} trained: what the free memory holds"
 
 
+def used_devices(output: str) -> list[str]:
+    """The devices that llama-server put the model on, as its log names them."""
+    return list(dict.fromkeys(re.findall(r"using device (\w+ \([^)]*\))", output)))
+
+
+def lacks_device(steps: Steps, output: str) -> bool:
+    """Whether programs for a graphics card put the model on none, unasked."""
+    settings, programs = steps.request.settings, steps.programs
+    if programs.are_external or programs.selection.backend == "cpu":
+        return False
+    is_asked = settings.device == "none" or settings.gpu_layers == "0"
+    return not is_asked and not used_devices(output)
+
+
+def backend_text(steps: Steps) -> str:
+    """The backend, and why it was chosen."""
+    selected = steps.programs.selection
+    return f"{selected.backend} ({selected.why})" if selected.why else selected.backend
+
+
 def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> dict[str, object]:
     """What is told once the server is ready; `output` is what it has printed."""
     threads = re.search(r"n_threads = (\d+)", output)
     settings = steps.request.settings
-    ours = binaries.external(steps.home) is None
+    ours = not steps.programs.are_external
     return {
         "url": prepared.launch.url,
         "model": prepared.name,
         "quant": prepared.header.quant or "unknown",
         "size": size(prepared.bytes),
         **({"projector": its.name} if (its := projector(steps)) else {}),
-        "backend": steps.request.backend if ours else "that of LLAMA_SERVER_BINS_DIR",
-        "device": settings.device or ("CPU" if ours else "llama-server's choice"),
+        "backend": backend_text(steps) if ours else "that of LLAMA_SERVER_BINS_DIR",
+        "device": ", ".join(used_devices(output)) or settings.device or "CPU",
         "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),
         "context": context_text(prepared.fit, settings.ctx_size),
         "log": str(prepared.launch.log),

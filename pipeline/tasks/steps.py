@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import binaries, build, source
-from pipeline.bins.backends import BACKENDS
+from pipeline.bins import source
+from pipeline.bins.binaries import Binaries
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.publish import remove
@@ -31,6 +31,7 @@ from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
+from .programs import Programs
 from .variables import Request
 
 
@@ -40,6 +41,7 @@ class Steps:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.home = paths.home()
+        self.programs = Programs(request, self.home, lambda: self.llama_cpp)
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
@@ -54,22 +56,13 @@ class Steps:
         return self._source
 
     @property
-    def build(self) -> build.Build:
-        backend = BACKENDS[self.request.backend]
-        return build.Build(source=self.llama_cpp, backend=backend, home=self.home)
-
-    @property
-    def binaries(self) -> binaries.Binaries:
-        """The user's own programs where the environment names some, else those that are built."""
-        return binaries.external(self.home) or binaries.Binaries(
-            folder=self.build.target, commit=self.llama_cpp.commit, home=self.home
-        )
+    def binaries(self) -> Binaries:
+        return self.programs.binaries
 
     @property
     def tool(self) -> Mapping[str, Any] | None:
         """How receipts name llama-quantize; None while there is none."""
-        program = self.binaries
-        return program.recipe("llama-quantize") if program.has("llama-quantize") else None
+        return self.programs.tool
 
     # The model, as far as it is known without network and without hashing
 
@@ -180,9 +173,10 @@ class Steps:
         return source.is_current(self.llama_cpp)
 
     def bins_are_done(self) -> bool:
-        if binaries.external(self.home):
-            return True
-        return not self.again() and build.is_current(self.build)
+        return self.programs.are_done(self.again())
+
+    def toolkit_is_done(self) -> bool:
+        return self.programs.toolkit_is_done(self.again())
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.bins import build, source
+from pipeline.bins import cuda_wheels, source
 from pipeline.core import artifacts, receipts
 from pipeline.core.download import discard
 from pipeline.core.locks import only_one
@@ -25,12 +25,24 @@ def forget_source(steps: Steps) -> None:
 
 
 def clean_bins(steps: Steps) -> None:
-    with only_one(steps.build.target):
-        build.clean(steps.build)
+    with only_one(steps.programs.build.target):
+        steps.programs.clean()
 
 
 def forget_bins(steps: Steps) -> None:
-    build.forget(steps.build)
+    steps.programs.forget()
+
+
+def clean_toolkit(steps: Steps) -> None:
+    release = steps.programs.release
+    if release:
+        with only_one(cuda_wheels.place(steps.home, release)):
+            cuda_wheels.clean(steps.home, release)
+
+
+def forget_toolkit(steps: Steps) -> None:
+    if release := steps.programs.release:
+        cuda_wheels.forget(steps.home, release)
 
 
 def clean_converter(steps: Steps) -> None:

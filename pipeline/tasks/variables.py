@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.bins import backends
+from pipeline.bins.programs import program_file
+from pipeline.bins.wish import BACKENDS, DEFAULT_WAY, WAYS, Bins, architectures
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
@@ -42,7 +43,12 @@ TABLE = (
     Variable("pattern", text),
     Variable("mmproj", text),
     Variable("imatrix", text),
-    Variable("backend", choice(*backends.NAMES)),
+    Variable("backend", choice(*BACKENDS)),
+    Variable("bins", choice(*WAYS)),
+    Variable("cuda_architectures", architectures),
+    Variable("cuda_toolkit", text),
+    Variable("portable", flag),
+    Variable("jobs", integer(1, 1024)),
     Variable("host", text),
     Variable("port", integer(1, 65535)),
     Variable("threads", integer(1, 4096)),
@@ -73,7 +79,7 @@ class Request:
     mmproj: Path | None = None  # a projector of the user's own
     wanted: Wanted = field(default_factory=Wanted)
     settings: Settings = field(default_factory=Settings)
-    backend: str = "auto"
+    bins: Bins = field(default_factory=Bins)
     ready_timeout: int = 600  # seconds
     stop_timeout: int = 10  # seconds
     force: bool = False
@@ -129,7 +135,7 @@ def request(given: Mapping[str, str]) -> Request:
         if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
             raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
     backend, device = word("backend", "auto"), word("device") or None
-    if device and device.lower() in backends.NAMES and device.lower() != "auto":
+    if device and device.lower() in BACKENDS and device.lower() != "auto":
         device = device.lower()
         if backend not in ("auto", device):
             raise UsageError(f"device={device} and backend={backend} contradict each other")
@@ -173,7 +179,7 @@ def request(given: Mapping[str, str]) -> Request:
             api_key_file=file("api_key_file"),
             server=server,
         ),
-        backend=backends.choose(backend).name,
+        bins=_bins(values, backend),
         ready_timeout=number("ready_timeout") or 600,
         stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
         force=bool(values.get("force", False)),
@@ -213,6 +219,39 @@ def _reference(values: Mapping[str, object]) -> Reference | None:
         if name in values and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
+
+
+def _bins(values: Mapping[str, object], backend: str) -> Bins:
+    """Which programs are wanted. Raises UsageError where that contradicts itself."""
+    given = {
+        name: values[name]
+        for name in ("cuda_architectures", "cuda_toolkit", "portable", "jobs")
+        if name in values
+    }
+    way = str(values.get("bins", DEFAULT_WAY))
+    for name in ("cuda_architectures", "cuda_toolkit"):
+        if name in given and backend not in ("auto", "cuda"):
+            raise UsageError(f"{name}= and backend={backend} contradict each other")
+    for name in given:
+        if way != "build":
+            raise UsageError(f"{name}: is for what is compiled, not for bins={way}", "leave it out")
+    toolkit = str(given.get("cuda_toolkit", "auto"))
+    if toolkit not in ("auto", "system"):
+        toolkit = str(absolute(toolkit))
+        if not (Path(toolkit) / "bin" / program_file("nvcc")).is_file():
+            raise UsageError(
+                f"cuda_toolkit={given['cuda_toolkit']}: there is no bin/nvcc in it",
+                "auto, system, or the folder of a CUDA toolkit",
+            )
+    jobs = given.get("jobs")
+    return Bins(
+        way=way,
+        backend="cuda" if "cuda_architectures" in given else backend,
+        architectures=str(given.get("cuda_architectures", "")),
+        toolkit=toolkit,
+        portable=bool(given.get("portable", False)),
+        jobs=jobs if isinstance(jobs, int) else None,
+    )
 
 
 def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import build, host
-from pipeline.bins.backends import BACKENDS, Backend
-from pipeline.bins.build import Build, program_file
+from pipeline.bins import build, compiling, host
+from pipeline.bins.backends import Backend
+from pipeline.bins.build import Build
+from pipeline.bins.programs import PROGRAMS, program_file
 from pipeline.bins.source import Source
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
@@ -22,12 +23,13 @@ from pipeline.core.publish import part
 compiles = pytest.mark.skipif(
     os.name == "nt" or not shutil.which("g++"), reason="compiles, with scripts around g++"
 )
+CPU = Backend(name="cpu", options=("-DGGML_METAL=OFF",))
 TOOLS = {"cmake": "/tools/cmake", "ninja": "/tools/ninja"}
 LISTS = f"""
 cmake_minimum_required(VERSION 3.20)
 project(stand_in LANGUAGES CXX)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}}/bin)
-foreach(name {" ".join(build.PROGRAMS)})
+foreach(name {" ".join(PROGRAMS)})
   add_executable(${{name}} main.cpp)
 endforeach()
 """
@@ -54,7 +56,7 @@ def plan(tmp_path: Path) -> Build:
     (folder / "CMakeLists.txt").write_text(LISTS)
     (folder / "main.cpp").write_text(MAIN)
     source = Source(folder=folder, commit="0123456789" * 4, tree="t" * 40, local=True)
-    return Build(source=source, backend=BACKENDS["cpu"], home=Home(tmp_path / "home"))
+    return Build(source=source, backend=CPU, home=Home(tmp_path / "home"))
 
 
 def compiler(path: Path, who: int) -> Path:
@@ -83,12 +85,12 @@ def test_places(plan: Build) -> None:
 
 def test_program_files() -> None:
     assert program_file("llama-server") == "llama-server" + (".exe" if os.name == "nt" else "")
-    assert {"llama-server", "llama-quantize"} <= set(build.PROGRAMS)
+    assert {"llama-server", "llama-quantize"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize(("ccache", "launcher"), [(None, ""), ("/usr/bin/ccache",) * 2])
 def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
-    argv = build.configure_argv(plan, TOOLS, ccache)
+    argv = compiling.configure_argv(build.work(plan), TOOLS, ccache)
     assert argv[0] == "/tools/cmake"
     assert argv[argv.index("-S") + 1] == str(plan.source.folder)
     assert argv[argv.index("-B") + 1] == str(plan.folder)
@@ -102,7 +104,7 @@ def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
         f"-DCMAKE_C_COMPILER_LAUNCHER={launcher}",
         *plan.backend.options,
     } <= set(argv)
-    assert argv == build.configure_argv(plan, TOOLS, ccache)
+    assert argv == compiling.configure_argv(build.work(plan), TOOLS, ccache)
 
 
 def test_the_recipe_names_everything(plan: Build) -> None:
@@ -114,8 +116,10 @@ def test_the_recipe_names_everything(plan: Build) -> None:
     others = [
         replace(plan, source=replace(plan.source, commit="f" * 40)),
         replace(plan, source=replace(plan.source, tree="u" * 40)),
-        replace(plan, backend=Backend("cuda", plan.backend.options)),
-        replace(plan, backend=Backend("cpu", ("-DMORE=ON",))),
+        replace(plan, backend=Backend(name="cuda", options=plan.backend.options)),
+        replace(plan, backend=Backend(name="cpu", options=("-DMORE=ON",))),
+        replace(plan, backend=Backend(name="cpu", options=CPU.options, tools={"nvcc": "13.4"})),
+        replace(plan, portable=True),
     ]
     assert all(build.recipe(other) != recipe for other in others)
 
@@ -161,8 +165,8 @@ def test_compiled_once(plan: Build, capsys: pytest.CaptureFixture[str]) -> None:
     assert "built llama.cpp stand-in 0" in shown
     assert f"building llama.cpp for {plan.tag}: 100 %" in shown
     assert build.is_current(plan)
-    assert {told(plan, name) for name in build.PROGRAMS} == {"version: stand-in 0"}
-    assert set(receipts.load(plan.target)) == {program_file(name) for name in build.PROGRAMS}
+    assert {told(plan, name) for name in PROGRAMS} == {"version: stand-in 0"}
+    assert set(receipts.load(plan.target)) == {program_file(name) for name in PROGRAMS}
     assert sorted(path.name for path in plan.home.bins.iterdir() if path.suffix != ".lock") == [
         *(".build", plan.tag)
     ]

@@ -15,7 +15,7 @@ from pipeline.bins import devices, gpus, probe, providers, readiness
 from pipeline.bins.detect import Host, detect
 from pipeline.bins.gpus import MIB
 from pipeline.bins.probe import Facts, Told
-from pipeline.bins.readiness import MISSING, POSSIBLE, USABLE, Verdict
+from pipeline.bins.verdict import MISSING, USABLE, Verdict
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
 
@@ -227,7 +227,8 @@ def test_a_tool_that_fails_or_hangs_is_a_problem_and_no_tool() -> None:
 
 
 def test_cpu_needs_a_compiler() -> None:
-    assert of(linux(), "cpu") == Verdict(backend="cpu", state=USABLE)
+    assert of(linux(), "cpu") == Verdict(backend="cpu", seen=True)
+    assert of(linux(), "cpu").state == USABLE
     assert lacks(detect(Facts(system="linux", machine="x64")), "cpu") == "a C++ compiler"
 
 
@@ -239,11 +240,12 @@ def test_the_compiler_that_cxx_names_is_the_only_one() -> None:
 # cuda
 
 
-def test_everything_for_cuda_is_possible_but_not_built_yet() -> None:
+def test_everything_for_cuda_is_here() -> None:
     host = linux(smi(RTX, "13.0"), parts=CUDA_PARTS)
     (card,) = host.nvidia
     assert (card.capability, card.driver, card.total) == ("8.9", "580.65.06", 24564 * MIB)
-    assert of(host, "cuda") == Verdict(backend="cuda", state=POSSIBLE)
+    assert of(host, "cuda") == Verdict(backend="cuda", seen=True)
+    assert of(host, "cuda").state == USABLE
 
 
 def test_driver_without_toolkit() -> None:
@@ -277,36 +279,36 @@ def test_card_older_than_the_toolkit_supports() -> None:
     assert lacks(host, "cuda") == (
         "an older toolkit for NVIDIA GeForce GTX 1080 (6.1): CUDA 13 compiles for 7.5 and newer"
     )
-    assert of(linux(smi(GTX, "12.4"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+    assert of(linux(smi(GTX, "12.4"), parts=CUDA_PARTS), "cuda").state == USABLE
 
 
 def test_card_newer_than_the_toolkit() -> None:
     text = "NVIDIA GeForce RTX 5090, 12.0, 580.65.06, [N/A], 32607\n"
     host = linux(smi(text, "12.4"), parts=CUDA_PARTS)
     assert lacks(host, "cuda") == "CUDA 12.8 or newer for NVIDIA GeForce RTX 5090 (12.0)"
-    assert of(linux(smi(text, "12.8"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+    assert of(linux(smi(text, "12.8"), parts=CUDA_PARTS), "cuda").state == USABLE
 
 
 def test_driver_older_than_the_toolkit() -> None:
     text = RTX.replace("580.65.06", "550.54.14")
     host = linux(smi(text, "13.0"), parts=CUDA_PARTS)
     assert lacks(host, "cuda") == "driver 580 or newer for CUDA 13; 550.54.14 is here"
-    assert of(linux(smi(text, "12.4"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+    assert of(linux(smi(text, "12.4"), parts=CUDA_PARTS), "cuda").state == USABLE
 
 
 def test_two_cards_of_different_capability() -> None:
     verdict = of(linux(smi(RTX + GTX, "12.4"), parts=CUDA_PARTS), "cuda")
-    assert verdict.state == POSSIBLE
+    assert verdict.state == USABLE
     assert verdict.notes == ("cards of different compute capability: 6.1, 8.9",)
     verdict = of(linux(smi(RTX + GTX, "13.0"), parts=CUDA_PARTS), "cuda")
-    assert verdict.state == POSSIBLE
+    assert verdict.state == USABLE
     assert verdict.notes[0].startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
 
 
 def test_mig_slices() -> None:
     host = linux(smi(A100, "13.0", SLICES), parts=CUDA_PARTS)
     assert host.slices == ("3g.20gb", "1g.5gb")
-    assert of(host, "cuda").state == POSSIBLE
+    assert of(host, "cuda").state == USABLE
     assert of(host, "cuda").notes == ("MIG slices: 3g.20gb, 1g.5gb",)
     without = linux(smi(A100, "13.0", SLICES.splitlines()[0]), parts=CUDA_PARTS)
     assert "MIG is on and none is made" in lacks(without, "cuda")
@@ -365,7 +367,7 @@ def test_wsl() -> None:
     host = linux(files={"kernel": "5.15.153.1-microsoft-standard-WSL2\n"})
     assert host.wsl
     assert "installed in Windows" in lacks(host, "cuda")
-    assert of(linux(smi(RTX, "13.0"), parts=CUDA_PARTS), "cuda").state == POSSIBLE
+    assert of(linux(smi(RTX, "13.0"), parts=CUDA_PARTS), "cuda").state == USABLE
 
 
 @pytest.mark.parametrize(
@@ -397,7 +399,7 @@ def test_metal() -> None:
     tools = {"xcode-select": ok("/Library/Developer/CommandLineTools\n")}
     host = mac({**tools, "system_profiler": ok(PROFILER)})
     assert host.apple == ("Apple M2 (Metal 3)",)
-    assert of(host, "metal").state == POSSIBLE
+    assert of(host, "metal").state == USABLE
     assert devices.apple(INTEL_MAC) == ("Intel Iris Plus Graphics 655 (Metal GPUFamily macOS 2)",)
     assert lacks(mac(), "metal") == "the Xcode command line tools"
     assert lacks(linux(), "metal") == "macOS"
@@ -417,7 +419,7 @@ def test_hip() -> None:
     parts = frozenset({"hipblas", "rocblas"})
     host = linux({"rocminfo": ok(ROCMINFO), "hipcc": ok(HIPCC)}, parts=parts)
     assert host.amd == ("Radeon RX 7900 XTX (gfx1100)",)
-    assert of(host, "hip").state == POSSIBLE
+    assert of(host, "hip").state == USABLE
     assert "hipcc" in lacks(linux({"rocminfo": ok(ROCMINFO)}, parts=parts), "hip")
     assert lacks(linux(), "hip") == "an AMD card"
     seen = linux({"hipcc": ok(HIPCC)}, pci=(("0x1002", "0x030000"),))
@@ -440,7 +442,7 @@ def test_sycl(spelled: str) -> None:
     told = {"sycl-ls": ok(SYCL.format(spelled)), "icpx": ok(ICPX)}
     host = linux(told, parts=frozenset({"mkl"}))
     assert host.intel == ("Intel(R) Arc(TM) A770 Graphics",)
-    assert of(host, "sycl").state == POSSIBLE
+    assert of(host, "sycl").state == USABLE
     assert lacks(linux(told), "sycl") == "oneMKL"
     assert lacks(linux(), "sycl") == "an Intel graphics card"
     assert "icpx" in lacks(linux(pci=(("0x8086", "0x038000"),)), "sycl")
@@ -461,7 +463,7 @@ def vulkan(headers: tuple[int, int], info: str = VULKANINFO) -> Host:
 def test_vulkan_headers_too_old(headers: tuple[int, int], enough: bool) -> None:
     host = vulkan(headers)
     assert host.vulkan_headers == f"1.{headers[0]}.{headers[1]}"
-    assert (of(host, "vulkan").state == POSSIBLE) == enough
+    assert (of(host, "vulkan").state == USABLE) == enough
     if not enough:
         assert lacks(host, "vulkan") == (
             f"Vulkan headers 1.3.272 or newer (vk::LayerSettingEXT); {host.vulkan_headers} are here"

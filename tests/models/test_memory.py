@@ -102,12 +102,6 @@ def test_nothing_is_reduced_where_nothing_can_be_measured() -> None:
     assert (found.ctx_size, found.memory, found.fits) == (32768, None, True)
 
 
-def test_memory_that_is_there() -> None:
-    import psutil
-
-    assert 0 < memory.available() <= psutil.virtual_memory().total
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
 def test_a_measurement_is_made_once(tmp_path: Path) -> None:
     program, model, book = tmp_path / "fit", tmp_path / "m.gguf", tmp_path / "book.json"

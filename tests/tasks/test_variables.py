@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.bins.programs import program_file
+from pipeline.bins.wish import Bins
 from pipeline.core.errors import UsageError
 from pipeline.models.chain import Wanted
 from pipeline.models.choice import Wish
@@ -37,7 +40,8 @@ def refusal(**given: Any) -> str:
 
 
 def test_nothing_asked_is_the_defaults() -> None:
-    assert ask() == Request(backend="cpu")
+    assert ask() == Request()
+    assert ask().bins == Bins(way="prebuilt" if os.name == "nt" else "build", backend="auto")
     assert (ask().ready_timeout, ask().stop_timeout) == (600, 10)
     assert (ask().settings.host, ask().settings.port) == ("127.0.0.1", 8080)
 
@@ -165,7 +169,15 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"gguf_path": "m.gguf", "mmproj": "p.gguf"}, "p.gguf is no file"),
         ({"model": "a/b", "mmproj": "projector"}, "projector is no file"),
         ({"device": "CUDA", "backend": "cpu"}, "device=cuda and backend=cpu contradict"),
-        ({"backend": "hip"}, "backend=hip: this version builds cpu only"),
+        (
+            {"cuda_architectures": "90", "backend": "vulkan"},
+            "cuda_architectures= and backend=vulkan contradict",
+        ),
+        ({"cuda_toolkit": "auto", "backend": "cpu"}, "cuda_toolkit= and backend=cpu contradict"),
+        ({"cuda_architectures": "ninety"}, "cuda_architectures=ninety: must be such as 89"),
+        ({"cuda_toolkit": "/nowhere"}, "cuda_toolkit=/nowhere: there is no bin/nvcc in it"),
+        ({"jobs": "0"}, "jobs=0: must be a whole number from 1"),
+        ({"bins": "prebuilt", "jobs": "2"}, "jobs: is for what is compiled, not for bins=prebuilt"),
     ],
 )
 def test_contradictions_and_impossible_wishes(given: dict[str, str], said: str) -> None:
@@ -178,7 +190,7 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
     assert ask(model="a/b@v1", revision="v1").reference.revision == "v1"  # type: ignore[union-attr]
     for device in ("cpu", "CPU"):
         found = ask(device=device, backend="cpu")
-        assert (found.backend, found.settings.device) == ("cpu", None)
+        assert (found.bins.backend, found.settings.device) == ("cpu", None)
     assert ask(refresh=0, offline=1).offline
 
 
@@ -222,7 +234,7 @@ def test_quants_in_any_letter_case(written: str, meant: str) -> None:
 
 
 def test_other_words_in_any_letter_case() -> None:
-    assert ask(backend="CPU").backend == "cpu"
+    assert ask(backend="CPU").bins.backend == "cpu"
     assert ask(format="JSON").json
     assert ask(force="Yes").force
     assert not ask(force="OFF").force
@@ -276,3 +288,28 @@ def test_models_said_explicitly(here: Path) -> None:
         found = ask(hf_model=text, revision="v1").reference
         assert found
         assert (found.kind, found.repo, found.revision) == ("hub", "org/model", "v1")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("89", "89"),
+        ("8.9", "89"),
+        ("86-real, 90-virtual", "86-real;90-virtual"),
+        ("12.0a;120f-real", "120a;120f-real"),
+        ("ALL-major", "all-major"),
+        ("native", "native"),
+    ],
+)
+def test_cuda_architectures(given: str, meant: str) -> None:
+    wanted = ask(cuda_architectures=given, portable=True, jobs=3).bins
+    assert (wanted.architectures, wanted.backend) == (meant, "cuda")
+    assert (wanted.portable, wanted.jobs, wanted.is_for_elsewhere) == (True, 3, True)
+
+
+def test_a_toolkit_of_ones_own(here: Path) -> None:
+    (here / "cuda" / "bin").mkdir(parents=True)
+    (here / "cuda" / "bin" / program_file("nvcc")).touch()
+    assert ask(cuda_toolkit="cuda").bins.toolkit == str(here / "cuda")
+    assert ask(cuda_toolkit="system").bins.toolkit == "system"
+    assert not ask(cuda_toolkit="system").bins.is_for_elsewhere

@@ -1,0 +1,41 @@
+"""Which programs are asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pipeline.core.process import WINDOWS
+
+# The names that `backend=` takes; `auto` is the first of them that works.
+BACKENDS = ("auto", "cuda", "metal", "hip", "sycl", "vulkan", "cpu")
+AUTO, SYSTEM = "auto", "system"
+# Where the programs come from: compiled here, upstream's, or out of an installed package.
+WAYS = ("build", "prebuilt", "package")
+DEFAULT_WAY = "prebuilt" if WINDOWS else "build"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bins:
+    """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder."""
+
+    way: str = DEFAULT_WAY
+    backend: str = AUTO
+    architectures: str = ""
+    toolkit: str = AUTO
+    portable: bool = False
+    jobs: int | None = None
+
+    @property
+    def is_for_elsewhere(self) -> bool:
+        """Whether it may be meant for machines with other devices."""
+        return self.portable or bool(self.architectures)
+
+
+def architectures(value: str) -> str:
+    """CUDA architectures as CMake takes them; 8.9 is 89, and a comma separates as well."""
+    words = [word.strip().lower() for word in re.split(r"[;,]", value) if word.strip()]
+    one = re.compile(r"(\d{1,2}\.\d|\d{2,3})[af]?(-real|-virtual)?|native|all|all-major")
+    if not words or not all(one.fullmatch(word) for word in words):
+        raise ValueError("such as 89, 8.9 or 86-real;90-virtual; native, all or all-major")
+    return ";".join(word.replace(".", "") for word in words)

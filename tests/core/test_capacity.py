@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.core import capacity
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container's limits, as the kernel shows them."""
+    monkeypatch.setattr(capacity, "GROUP", tmp_path)
+    return tmp_path
+
+
+def test_without_a_container(group: Path) -> None:
+    assert 0 < capacity.memory() <= psutil.virtual_memory().total
+    assert 1 <= capacity.processors() <= (psutil.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("?", None)],
+)
+def test_a_container_with_less_time(group: Path, quota: str, count: int | None) -> None:
+    free = capacity.processors()
+    (group / "cpu.max").write_text(quota)
+    assert capacity.processors() == (count or free)
+
+
+def test_a_container_with_less_memory(group: Path) -> None:
+    (group / "memory.max").write_text("1000000\n")
+    (group / "memory.current").write_text("900000\n")
+    (group / "memory.stat").write_text("anon 5\ninactive_file 300000\n")
+    assert capacity.memory() == 400_000
+    (group / "memory.current").write_text("2000000\n")
+    assert capacity.memory() == 0
+    (group / "memory.max").write_text("max\n")
+    assert capacity.memory() > 1_000_000
