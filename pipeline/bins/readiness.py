@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import cuda
+from pipeline.core.say import size
+
+from . import cuda, cuda_wheels
+from .cuda_wheels import Release
 from .detect import AMD, INTEL, NVIDIA, Host
 from .verdict import DEVICE, Lack, Verdict, dotted, numbers
 
@@ -70,7 +73,25 @@ def nvidia(host: Host) -> Finding:
     if not cuda.seen(host) and "nvcc" not in host.tools:
         return cuda.nvidia_card(host), []  # where there is no card, no toolkit is missed
     notes: list[str] = []
-    return [*cuda.nvidia_card(host), *cuda.toolkit(host, notes), *compiler(host)], notes
+    lacks, release = cuda.toolkit(host, notes), wheels(host)
+    if lacks and release:
+        missing = " and ".join(lack.what for lack in lacks)
+        fetched = f"{size(cuda_wheels.DOWNLOAD_BYTES)}, once"
+        notes.append(
+            f"without {missing} NVIDIA's wheels of CUDA {release.version} are taken ({fetched})"
+        )
+        lacks = []
+    return [*cuda.nvidia_card(host), *lacks, *compiler(host)], notes
+
+
+def wheels(host: Host) -> Release | None:
+    """The release of NVIDIA's wheels for this system, its driver and its cards."""
+    driver = host.nvidia[0].driver if host.nvidia else ""
+    platform = f"{host.system}-{host.machine}"
+    release = None if host.jetson else cuda_wheels.for_driver(driver, platform)
+    if release and cuda.fitting(host, numbers(release.version), []):
+        return None
+    return release
 
 
 def metal(host: Host) -> Finding:

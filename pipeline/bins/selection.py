@@ -13,9 +13,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.publish import publish_text
 
-from . import cuda, cuda_wheels, host, readiness
+from . import cuda, host, readiness
 from .cuda_driver import driver_library
-from .cuda_wheels import Release
 from .detect import Host, detect
 from .fingerprint import fingerprint
 from .probe import probe
@@ -141,7 +140,7 @@ def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
     if name == "cuda":
         # where no card is seen, the verdict does not look at the toolkit
         lacks, toolkit = cuda.toolkit(machine, []), SYSTEM
-        release = wheels(machine) if lacks and wish.toolkit == AUTO else None
+        release = readiness.wheels(machine) if lacks and wish.toolkit == AUTO else None
         if release:
             lacks, toolkit, versions = [], WHEELS, {"nvcc": ("", release.version)}
         build = [*lacks, *readiness.compiler(machine)]
@@ -155,20 +154,6 @@ def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
         toolkit=toolkit,
         toolkit_folder=machine.cuda if toolkit == SYSTEM else "",
     )
-
-
-def wheels(machine: Host) -> Release | None:
-    """The release of NVIDIA's wheels for this system, its driver and its cards."""
-    platform = f"{machine.system}-{machine.machine}"
-    release = None if machine.jetson else cuda_wheels.for_driver(driver(machine), platform)
-    if release and cuda.fitting(machine, numbers(release.version), []):
-        return None
-    return release
-
-
-def driver(machine: Host) -> str:
-    """The version of NVIDIA's driver; empty where no card is."""
-    return machine.nvidia[0].driver if machine.nvidia else ""
 
 
 def cards(machine: Host, backend: str, version: str) -> tuple[str, ...]:

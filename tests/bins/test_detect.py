@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.bins import devices, gpus, probe, providers, readiness
+from pipeline.bins import cuda, devices, gpus, probe, providers, readiness
 from pipeline.bins.detect import Host, detect
 from pipeline.bins.gpus import MIB
 from pipeline.bins.probe import Facts, Told
@@ -248,8 +248,19 @@ def test_everything_for_cuda_is_here() -> None:
     assert of(host, "cuda").state == USABLE
 
 
+def toolkit_lacks(host: Host) -> list[str]:
+    """What of the toolkit is missing; NVIDIA's wheels stand in for it, which a note says."""
+    missing = [lack.what for lack in cuda.toolkit(host, [])]
+    verdict = of(host, "cuda")
+    assert verdict.state == USABLE
+    assert verdict.notes[-1].startswith(f"without {' and '.join(missing)} NVIDIA's wheels of CUDA")
+    return missing
+
+
 def test_driver_without_toolkit() -> None:
-    assert lacks(linux(smi(RTX)), "cuda") == "the CUDA toolkit (nvcc)"
+    assert toolkit_lacks(linux(smi(RTX))) == ["the CUDA toolkit (nvcc)"]
+    old = RTX.replace("580.65.06", "550.54.14")  # too old for the wheels
+    assert lacks(linux(smi(old)), "cuda") == "the CUDA toolkit (nvcc)"
 
 
 def test_toolkit_without_driver() -> None:
@@ -271,7 +282,7 @@ def test_toolkit_without_driver() -> None:
 )
 def test_nvcc_is_not_a_toolkit(parts: set[str], missing: list[str]) -> None:
     host = linux(smi(RTX, "13.0"), parts=frozenset(parts))
-    assert lacks(host, "cuda").splitlines() == missing
+    assert toolkit_lacks(host) == missing
 
 
 def test_card_older_than_the_toolkit_supports() -> None:
@@ -285,7 +296,7 @@ def test_card_older_than_the_toolkit_supports() -> None:
 def test_card_newer_than_the_toolkit() -> None:
     text = "NVIDIA GeForce RTX 5090, 12.0, 580.65.06, [N/A], 32607\n"
     host = linux(smi(text, "12.4"), parts=CUDA_PARTS)
-    assert lacks(host, "cuda") == "CUDA 12.8 or newer for NVIDIA GeForce RTX 5090 (12.0)"
+    assert toolkit_lacks(host) == ["CUDA 12.8 or newer for NVIDIA GeForce RTX 5090 (12.0)"]
     assert of(linux(smi(text, "12.8"), parts=CUDA_PARTS), "cuda").state == USABLE
 
 
