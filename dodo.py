@@ -28,6 +28,11 @@ def task_source() -> tasks.Task:
     return tasks.source(steps)
 
 
+def task_build_ui() -> tasks.Task:
+    """build llama-server's own page with npm, where Node.js is here"""
+    return tasks.build_ui(steps)
+
+
 def task_cuda_toolkit() -> tasks.Task:
     """get NVIDIA's compiler where CUDA is built and no toolkit is installed"""
     return tasks.cuda_toolkit(steps)
@@ -36,6 +41,21 @@ def task_cuda_toolkit() -> tasks.Task:
 def task_build_bins() -> tasks.Task:
     """compile llama-server and its tools for this machine"""
     return tasks.build_bins(steps)
+
+
+def task_package() -> tasks.Task:
+    """pack the programs for other machines, as .tar.gz and .zip"""
+    return tasks.package(steps)
+
+
+def task_install_package() -> tasks.Task:
+    """install the programs of the archive pkg="""
+    return tasks.install_package(steps)
+
+
+def task_recipe() -> tasks.Task:
+    """print a key for caches: another one whenever the programs would be"""
+    return tasks.recipe(steps)
 
 
 def task_resolve() -> tasks.Task:
@@ -106,6 +126,11 @@ def task__help() -> tasks.Task:
 def task__check() -> tasks.Task:
     """say what is wrong with the request before any work"""
     return tasks.check(steps)
+
+
+def task__writable() -> tasks.Task:
+    """say that nothing can be written before any work"""
+    return tasks.writable(steps)
 
 
 def task__compiler() -> tasks.Task:

@@ -10,9 +10,16 @@ from pipeline.core.paths import Home
 
 from . import cuda_wheels
 from .selection import WHEELS, Selection
+from .wish import Bins
 
-# How llama.cpp names their devices: CUDA0, Vulkan1.
-DEVICES = {"cuda": "CUDA", "metal": "MTL", "hip": "ROCm", "sycl": "SYCL", "vulkan": "Vulkan"}
+# How --list-devices names their devices, before the number: CUDA0, Vulkan1.
+DEVICES = {
+    "cuda": "CUDA",
+    "metal": "MTL|Metal",
+    "hip": "ROCm",
+    "sycl": "SYCL",
+    "vulkan": "Vulkan",
+}
 # GGML_METAL is on by default on macOS; said so that `cpu` means the same everywhere.
 NO_METAL = "-DGGML_METAL=OFF"
 
@@ -31,16 +38,14 @@ class Backend:
     folders: tuple[Path, ...] = ()
 
 
-def backend(
-    selection: Selection, home: Home, *, architectures: str = "", portable: bool = False
-) -> Backend:
-    """How to build what was selected. `architectures`: CMake's, for CUDA, instead of those of the
-    cards that are here."""
+def backend(selection: Selection, home: Home, wish: Bins) -> Backend:
+    """How to build what was selected: for CUDA for the architectures asked for, else for the cards
+    that are here; what is portable for all of upstream's choice."""
     name = selection.backend
     versions = {tool: version for tool, (_, version) in selection.tools.items()}
     if name != "cuda":
         return Backend(name=name, options=options(name, selection.cards), tools=versions)
-    wanted = architectures or ("" if portable else real(selection.cards))
+    wanted = wish.architectures or ("" if wish.portable else real(selection.cards))
     base = (NO_METAL, "-DGGML_CUDA=ON", *((f"-DCMAKE_CUDA_ARCHITECTURES={wanted}",) * bool(wanted)))
     if selection.toolkit == WHEELS:
         kit = cuda_wheels.toolkit(home, cuda_wheels.CUDA_13)
@@ -62,10 +67,10 @@ def backend(
             f"-DCUDAToolkit_ROOT={folder}",
             f"-DCMAKE_CUDA_COMPILER={path}",
             # found where they are installed; what is portable takes them along
-            *(() if portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
+            *(() if wish.portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
         ),
         tools=versions,
-        folders=tuple(folder / part for part in ("lib64", "lib")) if portable else (),
+        folders=tuple(folder / part for part in ("lib64", "lib")) if wish.portable else (),
     )
 
 

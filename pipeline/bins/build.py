@@ -28,11 +28,13 @@ from pipeline.core.publish import (
 from pipeline.core.receipts import Recipe
 from pipeline.core.say import say
 
-from . import host, shared, tryout
+from . import host, shared, ui
 from .backends import Backend
 from .compiling import Work, compile_all
 from .programs import PROGRAMS, program_file
 from .source import Source
+from .tryout import try_out
+from .ui import Ui
 
 # Of a build folder and what is published from it.
 BUILD_BYTES = 700_000_000
@@ -43,7 +45,7 @@ FIXED_OPTIONS = (
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_APP=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",  # on, it may download whatever is the latest
+    *ui.OPTIONS,
     "-DGGML_CCACHE=OFF",  # upstream's way of using it; ours is the launcher
     "-DLLAMA_BUILD_NUMBER=0",  # unset, upstream asks the git of whatever folder it lies in
 )
@@ -73,6 +75,7 @@ class Build:
     portable: bool = False
     elsewhere: bool = False
     jobs: int | None = None
+    page: Ui | None = None
 
     @property
     def tag(self) -> str:
@@ -84,8 +87,16 @@ class Build:
         return self.home.bins / self.tag
 
     @property
-    def folder(self) -> Path:
-        """CMake's folder; it stays, so that the next build does only what changed."""
+    def programs(self) -> Path:
+        return self.target
+
+    @property
+    def commit(self) -> str:
+        return self.source.commit
+
+    @property
+    def work_folder(self) -> Path:
+        """CMake's; it stays, so that the next build does only what changed."""
         return self.home.bins / ".build" / self.tag
 
     @property
@@ -103,6 +114,62 @@ class Build:
         """What it takes on the disk, about."""
         return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
 
+    def recipe(self) -> Recipe:
+        """Everything that the programs depend on: the processor too, unless they are portable."""
+        compiler = host.find_compiler()
+        return {
+            "step": "build",
+            "source": self.source.recipe(),
+            "backend": self.backend.name,
+            "options": list(options(self)),
+            # Without a compiler nothing can be built again, and what is there is taken as it is.
+            "compiler": compiler.version if compiler else _recorded(self, "compiler"),
+            "environment": {
+                name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
+            },
+            "tools": {
+                "cmake": version("cmake"),
+                "ninja": version("ninja"),
+                **self.backend.tools,
+            },
+            "cpu": None if self.portable else host.cpu_identity(),
+            "page": ui.recipe(self.page) if self.page else None,
+        }
+
+    def is_current(self) -> bool:
+        """Whether everything stands in `bins/` as this recipe made it."""
+        wanted = self.recipe()
+        return not is_cut(self.target) and all(
+            receipts.status(file, wanted) is receipts.Status.CURRENT for file in files(self)
+        )
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Compile and publish, unless it stands already. Raises PipelineError."""
+        with full_disk_is_an_error(self.target.parent), only_one(self.target):
+            recover_folder(self.target)
+            wanted = self.recipe()
+            if not force and all(receipts.settle(file, wanted) for file in files(self)):
+                return
+            host.require_compiler()
+            if force:
+                remove(self.work_folder)
+            require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)
+            done = compile_all(
+                work(self), lambda: ui.place(self.page, self.source, self.work_folder)
+            )
+            told = _publish(self, wanted, done.seconds)
+            say(f"built llama.cpp {told} for {self.tag}: {done.told}")
+
+    def clean(self) -> None:
+        """Remove the published programs and the build folder."""
+        remove(self.target)
+        remove(self.work_folder)
+
+    def forget(self) -> None:
+        """Drop the receipts of what is published."""
+        for file in files(self):
+            receipts.forget(file)
+
 
 def options(build: Build) -> tuple[str, ...]:
     """The CMake options that shape the result."""
@@ -112,29 +179,6 @@ def options(build: Build) -> tuple[str, ...]:
     if not build.portable:
         return fixed
     return (*fixed, *(PORTABLE_OPTIONS if build.is_shared else PORTABLE_OPTIONS[:1]))
-
-
-def recipe(build: Build) -> Recipe:
-    """Everything that the programs depend on. They are built for this very processor, unless they
-    are portable."""
-    compiler = host.find_compiler()
-    return {
-        "step": "build",
-        "source": build.source.recipe(),
-        "backend": build.backend.name,
-        "options": list(options(build)),
-        # Without a compiler nothing can be built again, and what is there is taken as it is.
-        "compiler": compiler.version if compiler else _recorded(build, "compiler"),
-        "environment": {
-            name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
-        },
-        "tools": {
-            "cmake": version("cmake"),
-            "ninja": version("ninja"),
-            **build.backend.tools,
-        },
-        "cpu": None if build.portable else host.cpu_identity(),
-    }
 
 
 def _recorded(build: Build, key: str) -> Any:
@@ -148,21 +192,13 @@ def files(build: Build) -> list[Path]:
     return [build.target / name for name in names]
 
 
-def is_current(build: Build) -> bool:
-    """Whether everything stands in `bins/` as this recipe made it."""
-    wanted = recipe(build)
-    return not is_cut(build.target) and all(
-        receipts.status(file, wanted) is receipts.Status.CURRENT for file in files(build)
-    )
-
-
 def work(build: Build) -> Work:
     """What the compiler is asked for."""
-    wanted = recipe(build)
+    wanted = build.recipe()
     made_with = [wanted[key] for key in ("compiler", "environment", "tools", "cpu")]
     return Work(
         source=build.source.folder,
-        folder=build.folder,
+        folder=build.work_folder,
         options=(*options(build), *build.backend.places),
         targets=PROGRAMS,
         made_with=[*made_with, build.backend.places],
@@ -173,37 +209,9 @@ def work(build: Build) -> Work:
     )
 
 
-def make(build: Build, *, force: bool = False) -> None:
-    """Compile and publish, unless it stands already. Raises PipelineError."""
-    with full_disk_is_an_error(build.target.parent), only_one(build.target):
-        recover_folder(build.target)
-        wanted = recipe(build)
-        if not force and all(receipts.settle(file, wanted) for file in files(build)):
-            return
-        host.require_compiler()
-        if force:
-            remove(build.folder)
-        require_space(build.folder, 0 if build.folder.exists() else build.bytes)
-        done = compile_all(work(build))
-        told = _publish(build, wanted, done.seconds)
-        say(f"built llama.cpp {told} for {build.tag}: {done.told}")
-
-
-def clean(build: Build) -> None:
-    """Remove the published programs and the build folder."""
-    remove(build.target)
-    remove(build.folder)
-
-
-def forget(build: Build) -> None:
-    """Drop the receipts of what is published."""
-    for file in files(build):
-        receipts.forget(file)
-
-
 def made_files(build: Build) -> Mapping[str, Path]:
     """What was made and belongs together, by the name that it is published under."""
-    folder = build.folder / "bin"
+    folder = build.work_folder / "bin"
     files = {name: folder / name for name in map(program_file, PROGRAMS)}
     if not build.is_shared:
         return files
@@ -232,12 +240,10 @@ def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
         made.mkdir()
         entries = {}
         for name, file in made_files(build).items():
-            _copy(file, made / name, keeps=build.folder)
+            _copy(file, made / name, keeps=build.work_folder)
             entries[name] = receipts.stamp(made / name, wanted, seconds=seconds)
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
-        told = tryout.version(server, hint)
-        if not build.elsewhere:
-            tryout.require_device(server, build.backend.name, hint)
+        told = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
         receipts.save(made, entries)
         publish_folder(made, build.target)
     finally:

@@ -76,8 +76,9 @@ def build_argv(work: Work, tools: Mapping[str, str], count: int) -> list[str]:
     return [tools["cmake"], *folder, "--target", *work.targets]
 
 
-def compile_all(work: Work) -> Done:
-    """Configure and compile. Raises PipelineError with the first errors."""
+def compile_all(work: Work, prepare: Callable[[], None]) -> Done:
+    """Configure and compile; `prepare` puts into the folder what is to be built in. Raises
+    PipelineError with the first errors."""
     start, watch = time.monotonic(), Watch()
     tools, ccache = own_tools(), shutil.which("ccache")
     statistics = work.folder / ".ccache.log"
@@ -89,6 +90,7 @@ def compile_all(work: Work) -> Done:
         "CCACHE_STATSLOG": str(statistics),
     }
     begin(work)
+    prepare()
     statistics.unlink(missing_ok=True)
     count = work.jobs or jobs(work.backend, capacity.processors(), capacity.memory())
     commands = (configure_argv(work, tools, ccache), build_argv(work, tools, count))

@@ -99,3 +99,11 @@ def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack
             told = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
             lacks.append(Lack(told, "nvidia driver", TOOLKIT))
     return lacks
+
+
+def newest(driver: str) -> tuple[int, int] | None:
+    """The newest CUDA whose programs a driver runs: every minor version of a major one; None where
+    the driver is not known."""
+    number = (numbers(driver) or (0,))[0]
+    majors = [major for major, lowest in LOWEST_DRIVER.items() if number >= lowest]
+    return (max(majors), 99) if majors else None

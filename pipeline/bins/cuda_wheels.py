@@ -163,7 +163,7 @@ def _fill(made: Path, release: Release, log: Path) -> None:
 
 
 def pip_argv(release: Release, folder: Path) -> list[str]:
-    """The pip command that fills `folder`. `--no-user`: a user's `user = true` excludes a target."""
+    """The pip command that fills `folder`. `--no-user`: with it in pip's settings there is no target."""
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
         *("--no-compile", "--only-binary", ":all:", "--require-hashes"),

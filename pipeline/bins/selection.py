@@ -43,6 +43,7 @@ class Selection:
     tools: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     toolkit: str = ""
     toolkit_folder: str = ""
+    driver: str = ""
     libcuda: str = ""  # the driver's own library, where no stub is there to link with
 
     def require_device(self) -> None:
@@ -153,6 +154,7 @@ def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
         tools=versions,
         toolkit=toolkit,
         toolkit_folder=machine.cuda if toolkit == SYSTEM else "",
+        driver=machine.nvidia[0].driver if machine.nvidia else "",
     )
 
 

@@ -121,6 +121,16 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
         )
 
 
+def files(source: Source, inside: str) -> list[str]:
+    """The files below its folder `inside` that are part of it: not what git ignores there."""
+    folder = source.folder / inside
+    if not source.fetched and (source.folder / ".git").exists():
+        words = ("--cached", "--others", "--exclude-standard", "-z")
+        listed = dict.fromkeys(_git(folder, "ls-files", *words).split("\0"))
+        return [name for name in listed if name and os.path.lexists(folder / name)]
+    return [Path(entry.path).relative_to(folder).as_posix() for entry in tree.files(folder)]
+
+
 def clean(source: Source) -> None:
     """Remove what `fetch` unpacked; never the submodule."""
     if source.fetched:

@@ -10,40 +10,37 @@ from pipeline.core.process import outcome
 
 from .backends import DEVICES
 
-TIMEOUT = 60  # seconds; a driver that compiles its kernels first takes some
+TIMEOUT = 120  # seconds; a first start reads hundreds of MB, and asks every driver
 
 
-def version(server: Path, hint: str) -> str:
-    """What llama-server calls itself. Raises PipelineError where it does not start."""
-    status, out, err = outcome([server, "--version"], timeout=TIMEOUT)
-    told = (out + err).strip()
-    if status or not told:
-        why = told.splitlines()[-1] if told else "prints nothing"
-        raise PipelineError(f"{server.name} does not run (--version: {status}, {why})", hint)
-    return next(
-        (line.strip().removeprefix("version: ") for line in told.splitlines() if "version" in line),
-        told.splitlines()[0],
-    )
-
-
-def devices(server: Path) -> str:
-    """What --list-devices prints, or why it does not."""
-    _, out, err = outcome([server, "--list-devices"], timeout=TIMEOUT)
-    return (out + err).strip()
-
-
-def shows(told: str, backend: str) -> bool:
-    """Whether a device of the backend is among them."""
-    return bool(re.search(rf"^\s*{DEVICES[backend]}\d+:", told, re.M))
-
-
-def require_device(server: Path, backend: str, hint: str) -> None:
-    """Raise PipelineError unless the programs see a device of their backend."""
-    if backend == "cpu":
-        return
-    told = devices(server)
-    if not shows(told, backend):
-        seen = "\n".join(f"  | {line}" for line in told.splitlines()[-10:])
+def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True) -> str:
+    """What llama-server calls itself. Raises PipelineError where it does not start, or does not
+    see a device of its backend."""
+    version = told(server, "--version", hint)
+    devices = told(server, "--list-devices", hint)
+    if needs_device and not shows(devices, backend):
         raise PipelineError(
-            f"{server.name} --list-devices shows no {DEVICES[backend]} device:\n{seen}", hint
+            f"{server.name} --list-devices shows no device of {backend}:\n{indented(devices)}", hint
         )
+    named = (line for line in version.splitlines() if line.startswith("version: "))
+    return next(named, version.splitlines()[0]).removeprefix("version: ")
+
+
+def shows(devices: str, backend: str) -> bool:
+    """Whether a device of the backend is among them; the CPU is none, and needs none."""
+    return backend == "cpu" or bool(re.search(rf"^ *({DEVICES[backend]})\d*:", devices, re.M))
+
+
+def told(server: Path, option: str, hint: str) -> str:
+    """What it prints. Raises PipelineError where that is nothing, or it fails."""
+    status, out, err = outcome([server, option], timeout=TIMEOUT)
+    text = (out + err).encode("utf-8", "replace").decode("utf-8").strip()
+    if status or not text:
+        raise PipelineError(
+            f"{server.name} does not run ({option} ended with {status}):\n{indented(text)}", hint
+        )
+    return text
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.splitlines()[-15:])

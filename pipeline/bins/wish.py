@@ -12,24 +12,29 @@ BACKENDS = ("auto", "cuda", "metal", "hip", "sycl", "vulkan", "cpu")
 AUTO, SYSTEM = "auto", "system"
 # Where the programs come from: compiled here, upstream's, or out of an installed package.
 WAYS = ("build", "prebuilt", "package")
+LATEST = "latest"
+TAG = r"[A-Za-z0-9]([\w.+-]{0,98}\w)?"
 DEFAULT_WAY = "prebuilt" if WINDOWS else "build"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bins:
-    """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder."""
+    """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
+    where nothing is said; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
 
     way: str = DEFAULT_WAY
     backend: str = AUTO
     architectures: str = ""
     toolkit: str = AUTO
-    portable: bool = False
+    portable: bool | None = None
     jobs: int | None = None
+    ui: str = AUTO
+    release: str = ""
 
     @property
     def is_for_elsewhere(self) -> bool:
         """Whether it may be meant for machines with other devices."""
-        return self.portable or bool(self.architectures)
+        return bool(self.portable or self.architectures)
 
 
 def architectures(value: str) -> str:
@@ -39,3 +44,10 @@ def architectures(value: str) -> str:
     if not words or not all(one.fullmatch(word) for word in words):
         raise ValueError("such as 89, 8.9 or 86-real;90-virtual; native, all or all-major")
     return ";".join(word.replace(".", "") for word in words)
+
+
+def release_name(value: str) -> str:
+    """A tag, or `latest`. Raises ValueError with what is allowed."""
+    if not re.fullmatch(TAG, value, re.ASCII):
+        raise ValueError(f"{LATEST}, or a tag of upstream's such as b10605 or v0.5.0")
+    return value

@@ -34,6 +34,21 @@ class PinnedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prebuilt:
+    """Upstream's own programs: the default `release`, and one archive of it, which is the `file`
+    inside a package: for which platform and backend, and the files in it with their sha256."""
+
+    release: str
+    platform: str
+    backend: str
+    file: str
+    sha256: str
+    size: int
+    archive: Archive
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
     """Everything that is fetched, by identity."""
 
@@ -45,6 +60,7 @@ class Pins:
     demo_files: Mapping[str, PinnedFile]
     torch: str
     torch_index: str
+    prebuilt: Prebuilt
 
 
 @cache
@@ -61,4 +77,11 @@ def pins() -> Pins:
         demo_files={name: PinnedFile(**file) for name, file in demo["files"].items()},
         torch=converter["torch"],
         torch_index=converter["torch_index"],
+        prebuilt=_prebuilt(data["prebuilt"]),
     )
+
+
+def _prebuilt(table: Mapping[str, Any]) -> Prebuilt:
+    lines = [line.split("  ", 1) for line in table["files"].splitlines()]
+    files = {name: digest for digest, name in lines}
+    return Prebuilt(**{**table, "archive": Archive(**table["archive"]), "files": files})

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from .errors import PipelineError
 from .say import say
+from .watch import watched
 
 Argv = Sequence[str | os.PathLike[str]]
 WINDOWS = os.name == "nt"
@@ -143,16 +144,23 @@ def run(
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     append: bool = False,
+    patience: float | None = None,
 ) -> int:
     """Run a program to its end: everything it prints goes to `log`, each line to `on_line`.
 
-    Returns the exit status. Says what is run on stderr first.
+    With `patience` it is killed, and all that it started, once it has printed nothing for so many
+    seconds. Returns the exit status. Says what is run on stderr first.
     """
     say(f"+ {shown(argv)}")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with running(start(argv, env=env, cwd=cwd)) as process, _log(log, append) as write:
+    with (
+        running(start(argv, env=env, cwd=cwd, own_group=patience is not None)) as process,
+        _log(log, append) as write,
+        watched(patience, write, lambda: _kill(process)) as heard,
+    ):
         write(f"+ {shown(argv)}")
         for line in lines_of(process):
+            heard()
             write(line)
             if on_line:
                 on_line(line)
@@ -200,6 +208,11 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     if not WINDOWS:  # there the job object does it
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    end_group(process)
 
 
 def _die_with(parent: int, killed: bool) -> Callable[[], None]:

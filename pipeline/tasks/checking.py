@@ -12,11 +12,16 @@ from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
 from .steps import Steps
 
 
-def check(steps: Steps) -> None:
-    """Raise PipelineError where a run that makes something would fail."""
+def require_writable(steps: Steps) -> None:
+    """Raise PipelineError where nothing can be made."""
     home = steps.home
     for folder in (home.root, home.run, home.logs, home.models, home.bins):
         paths.require_writable(folder)
+
+
+def check(steps: Steps) -> None:
+    """Raise PipelineError where a run that makes something would fail."""
+    require_writable(steps)
     if steps.request.wanted.quant == quants.ALL:
         raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
     check_request(steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import ExitStack
 
 from pipeline.bins import source
@@ -23,14 +25,19 @@ def get_source(steps: Steps) -> None:
     source.fetch(steps.llama_cpp, steps.home, offline=steps.request.offline)
 
 
-def make_toolkit(steps: Steps) -> None:
-    steps.programs.make_toolkit(steps.again())
-
-
 def build_bins(steps: Steps) -> None:
     for warning in steps.programs.warnings():
         say(f"warning: {warning}")
-    steps.programs.make(steps.again())
+    if steps.programs.are_compiled and steps.programs.without_page:
+        say(f"llama-server is built without its page: {steps.programs.without_page}")
+    steps.programs.make()
+
+
+def tell_recipe(steps: Steps) -> None:
+    """Print one word that is another one whenever the programs would be: a cache's key."""
+    way = steps.programs.way
+    told = json.dumps(way.recipe(), sort_keys=True)
+    print(f"{way.tag}-{hashlib.sha256(told.encode()).hexdigest()[:16]}")
 
 
 def settle(steps: Steps) -> None:
@@ -57,7 +64,7 @@ def fetch(steps: Steps) -> None:
 
 
 def make_converter(steps: Steps) -> None:
-    converter.make(steps.home, force=steps.again(), offline=steps.request.offline)
+    converter.make(steps.home, force=steps.request.again, offline=steps.request.offline)
 
 
 def convert(steps: Steps) -> None:

@@ -48,9 +48,12 @@ def collect(steps: Steps) -> dict[str, Any]:
     rows = [
         ("source", steps.source_is_done(), f"llama.cpp {steps.llama_cpp.commit[:12]}"),
     ]
-    if steps.programs.release and not steps.programs.are_external:
+    if steps.programs.are_compiled and steps.programs.page:
+        node = f"llama-server's page, with Node.js {steps.programs.page.node.version}"
+        rows.append(("build_ui", steps.programs.page_is_done(), node))
+    if steps.programs.release:
         kit = f"CUDA {steps.programs.release.version}, NVIDIA's wheels"
-        rows.append(("cuda_toolkit", steps.toolkit_is_done(), kit))
+        rows.append(("cuda_toolkit", steps.programs.toolkit_is_done(), kit))
     rows.append(("build_bins", steps.bins_are_done(), str(steps.binaries.folder)))
     if chain.fetches:
         what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
@@ -257,7 +260,7 @@ def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: Outlook) -> in
     if "cuda_toolkit" in todo:
         total += cuda_wheels.INSTALLED_BYTES
     if "build_bins" in todo:
-        total += steps.programs.build.bytes
+        total += steps.programs.way.bytes
     if "converter" in todo:
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:

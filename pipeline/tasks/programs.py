@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.bins import backends, binaries, build, cuda_wheels, selection
+from pipeline.bins import (
+    backends,
+    binaries,
+    cuda,
+    cuda_wheels,
+    host,
+    selection,
+    ui,
+)
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.build import Build
 from pipeline.bins.cuda_wheels import Release
 from pipeline.bins.selection import Selection
 from pipeline.bins.source import Source
+from pipeline.bins.ui import Ui
+from pipeline.bins.way import Way
 from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 
 from .variables import Request
 
@@ -22,42 +34,56 @@ class Programs:
 
     def __init__(self, request: Request, home: Home, source: Callable[[], Source]) -> None:
         self.request = request
+        self.wish = request.bins
         self.home = home
         self._source = source
 
     @property
     def are_external(self) -> bool:
-        """Whether they are the user's own: then none are built."""
+        """Whether they are the user's own: then none are made."""
         return binaries.external(self.home) is not None
+
+    @property
+    def are_compiled(self) -> bool:
+        return not self.are_external and self.wish.way == "build"
 
     @cached_property
     def selection(self) -> Selection:
         """The backend, and why."""
-        return selection.select(self.request.bins, self.home)
+        return selection.select(self.wish, self.home)
 
     @cached_property
-    def build(self) -> Build:
-        """What to compile."""
-        wish = self.request.bins
-        backend = backends.backend(
-            self.selection, self.home, architectures=wish.architectures, portable=wish.portable
-        )
+    def way(self) -> Way:
+        """Where they come from."""
+        if self.wish.way == "package":
+            from pipeline.bins import install, packaged
+
+            return packaged.Packaged(install.default_target(self.home))
+        if self.wish.way == "prebuilt":
+            from pipeline.bins import prebuilt
+
+            return prebuilt.Prebuilt(
+                platform=host.platform_tag(),
+                backend=self.selection.backend,
+                release=self.wish.release or pins().prebuilt.release,
+                home=self.home,
+                driver_cuda=lambda: cuda.newest(self.selection.driver),
+            )
         return Build(
             source=self._source(),
-            backend=backend,
+            backend=backends.backend(self.selection, self.home, self.wish),
             home=self.home,
-            portable=wish.portable,
-            elsewhere=wish.is_for_elsewhere and bool(self.selection.device_lacks),
-            jobs=wish.jobs,
+            portable=bool(self.wish.portable),
+            elsewhere=self.wish.is_for_elsewhere and bool(self.selection.device_lacks),
+            jobs=self.wish.jobs,
+            page=self.page,
         )
 
     @property
     def binaries(self) -> Binaries:
         """The user's own programs where the environment names some, else those that are made."""
         own = binaries.external(self.home)
-        return own or Binaries(
-            folder=self.build.target, commit=self._source().commit, home=self.home
-        )
+        return own or Binaries(folder=self.way.programs, commit=self.way.commit, home=self.home)
 
     @property
     def tool(self) -> Mapping[str, Any] | None:
@@ -65,51 +91,86 @@ class Programs:
         program = self.binaries
         return program.recipe("llama-quantize") if program.has("llama-quantize") else None
 
+    # What goes into a build
+
     @property
     def release(self) -> Release | None:
-        """The CUDA toolkit that is fetched for the build; None where none is."""
-        return cuda_wheels.CUDA_13 if self.selection.toolkit == selection.WHEELS else None
+        """The CUDA toolkit that is fetched; None where none is."""
+        is_fetched = self.are_compiled and self.selection.toolkit == selection.WHEELS
+        return cuda_wheels.CUDA_13 if is_fetched else None
+
+    @cached_property
+    def page(self) -> Ui | None:
+        """The page that is embedded; None where none is."""
+        return ui.choose(self.wish.ui, self._source(), self.home)[0]
+
+    @property
+    def without_page(self) -> str:
+        """Why no page is embedded; empty where one is."""
+        return ui.choose(self.wish.ui, self._source(), self.home)[1]
 
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the choice."""
-        return () if self.are_external else self.selection.warnings
+        is_chosen = not self.are_external and self.wish.way != "package"
+        return self.selection.warnings if is_chosen else ()
 
     # Is there nothing to do?
 
-    def are_done(self, again: bool) -> bool:
-        return self.are_external or (not again and build.is_current(self.build))
+    def are_done(self) -> bool:
+        """Made; force=1 makes them again where no model is named, refresh=1 asks for releases."""
+        anew = self.request.again or (self.request.refresh and self.wish.way == "prebuilt")
+        return self.are_external or (not anew and self.way.is_current())
 
-    def toolkit_is_done(self, again: bool) -> bool:
+    def toolkit_is_done(self) -> bool:
         """There; or not needed."""
-        if self.are_external or self.release is None or self.are_done(again):
+        if self.release is None or self.are_done():
             return True
-        return not again and cuda_wheels.is_current(self.home, self.release)
+        return not self.request.again and cuda_wheels.is_current(self.home, self.release)
+
+    def page_is_done(self) -> bool:
+        """There; or not needed."""
+        if not self.are_compiled or self.page is None or self.are_done():
+            return True
+        return not self.request.again and ui.is_current(self.page)
 
     # The work
 
     def require_device(self) -> None:
         """Raise PipelineError where the backend asked for has no device here, unless what is made
         is for other machines."""
-        if not self.are_external and not self.request.bins.is_for_elsewhere:
+        if not self.are_external and self.wish.way != "package" and not self.wish.is_for_elsewhere:
             self.selection.require_device()
 
     def require_tools(self) -> None:
         """Raise PipelineError where something will have to be compiled and cannot be. Programs
         that are there may only have to be hashed."""
-        if not self.are_done(again=False) and not self.build.target.exists():
+        if self.are_compiled and not self.are_done() and not self.way.target.exists():
             self.selection.require_tools()
 
-    def make_toolkit(self, again: bool) -> None:
+    def make_toolkit(self) -> None:
         if self.release:
-            cuda_wheels.make(self.release, self.home, offline=self.request.offline, force=again)
+            offline, force = self.request.offline, self.request.again
+            cuda_wheels.make(self.release, self.home, offline=offline, force=force)
 
-    def make(self, again: bool) -> None:
-        build.make(self.build, force=again)
+    def make_page(self) -> None:
+        if self.page:
+            ui.make(self.page, offline=self.request.offline, force=self.request.again)
 
-    def clean(self) -> None:
-        build.clean(self.build)
+    def make(self) -> None:
+        self.way.make(
+            force=self.request.again, offline=self.request.offline, refresh=self.request.refresh
+        )
 
     def forget(self) -> None:
         """Look at the machine anew, too."""
-        build.forget(self.build)
+        self.way.forget()
         selection.forget(self.home)
+
+    # For other machines
+
+    def portable(self) -> Programs:
+        """The same for other processors, unless portable=0 was said."""
+        wish = self.wish
+        if wish.way == "build" and wish.portable is None:
+            wish = replace(wish, portable=True)
+        return Programs(replace(self.request, bins=wish), self.home, self._source)

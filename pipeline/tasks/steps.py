@@ -168,15 +168,13 @@ class Steps:
     def source_is_done(self) -> bool:
         """On disk; or not needed, because neither a build nor a conversion will read it."""
         needs = self.needs()
-        if needs is not None and not needs.convert and self.bins_are_done():
+        builds = self.programs.are_compiled and not self.bins_are_done()
+        if needs is not None and not needs.convert and not builds:
             return True
         return source.is_current(self.llama_cpp)
 
     def bins_are_done(self) -> bool:
-        return self.programs.are_done(self.again())
-
-    def toolkit_is_done(self) -> bool:
-        return self.programs.toolkit_is_done(self.again())
+        return self.programs.are_done()
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None
@@ -189,7 +187,7 @@ class Steps:
         """Made; or not needed, because the model at hand is not converted."""
         if self.request.reference and self.convert_is_done():
             return True
-        return not self.again() and converter.is_current(self.home)
+        return not self.request.again and converter.is_current(self.home)
 
     def convert_is_done(self) -> bool:
         needs = self.needs()
@@ -206,10 +204,6 @@ class Steps:
             return True
         moved = chain.moved(steps, self.home, self.tool)
         return moved is None and not chain.is_unmarked(steps)
-
-    def again(self) -> bool:
-        """`force=1` without a model means llama.cpp's own steps, with one the model's."""
-        return self.request.force and self.request.reference is None
 
     @contextmanager
     def asking_anew(self) -> Iterator[None]:

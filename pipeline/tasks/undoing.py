@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.bins import cuda_wheels, source
+from pipeline.bins import cuda_wheels, source, ui
 from pipeline.core import artifacts, receipts
 from pipeline.core.download import discard
 from pipeline.core.locks import only_one
@@ -25,8 +25,8 @@ def forget_source(steps: Steps) -> None:
 
 
 def clean_bins(steps: Steps) -> None:
-    with only_one(steps.programs.build.target):
-        steps.programs.clean()
+    with only_one(steps.programs.way.target):
+        steps.programs.way.clean()
 
 
 def forget_bins(steps: Steps) -> None:
@@ -43,6 +43,14 @@ def clean_toolkit(steps: Steps) -> None:
 def forget_toolkit(steps: Steps) -> None:
     if release := steps.programs.release:
         cuda_wheels.forget(steps.home, release)
+
+
+def clean_page(steps: Steps) -> None:
+    ui.clean(steps.home)
+
+
+def forget_page(steps: Steps) -> None:
+    ui.forget(steps.home)
 
 
 def clean_converter(steps: Steps) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.bins.programs import program_file
-from pipeline.bins.wish import BACKENDS, DEFAULT_WAY, WAYS, Bins, architectures
+from pipeline.bins.wish import BACKENDS, DEFAULT_WAY, WAYS, Bins, architectures, release_name
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
@@ -49,6 +49,10 @@ TABLE = (
     Variable("cuda_toolkit", text),
     Variable("portable", flag),
     Variable("jobs", integer(1, 1024)),
+    Variable("ui", choice("auto", "on", "off")),
+    Variable("release", release_name),
+    Variable("pkg", text),
+    Variable("into", text),
     Variable("host", text),
     Variable("port", integer(1, 65535)),
     Variable("threads", integer(1, 4096)),
@@ -87,6 +91,13 @@ class Request:
     frozen: bool = False
     offline: bool = False
     json: bool = False
+    pkg: Path | None = None  # an archive to install
+    into: Path | None = None  # and where
+
+    @property
+    def again(self) -> bool:
+        """`force=1` without a model means llama.cpp's own steps, with one the model's."""
+        return self.force and self.reference is None
 
     @property
     def asked(self) -> dict[str, str]:
@@ -187,6 +198,8 @@ def request(given: Mapping[str, str]) -> Request:
         frozen=bool(values.get("frozen", False)),
         offline=bool(values.get("offline", False)) or hub_settings.is_offline(),
         json=word("format", "text") == "json",
+        pkg=file("pkg"),
+        into=absolute(word("into")) if "into" in values else None,
     )
 
 
@@ -225,7 +238,7 @@ def _bins(values: Mapping[str, object], backend: str) -> Bins:
     """Which programs are wanted. Raises UsageError where that contradicts itself."""
     given = {
         name: values[name]
-        for name in ("cuda_architectures", "cuda_toolkit", "portable", "jobs")
+        for name in ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
         if name in values
     }
     way = str(values.get("bins", DEFAULT_WAY))
@@ -235,6 +248,8 @@ def _bins(values: Mapping[str, object], backend: str) -> Bins:
     for name in given:
         if way != "build":
             raise UsageError(f"{name}: is for what is compiled, not for bins={way}", "leave it out")
+    if "release" in values and way != "prebuilt":
+        raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
     toolkit = str(given.get("cuda_toolkit", "auto"))
     if toolkit not in ("auto", "system"):
         toolkit = str(absolute(toolkit))
@@ -249,8 +264,10 @@ def _bins(values: Mapping[str, object], backend: str) -> Bins:
         backend="cuda" if "cuda_architectures" in given else backend,
         architectures=str(given.get("cuda_architectures", "")),
         toolkit=toolkit,
-        portable=bool(given.get("portable", False)),
+        portable=bool(given["portable"]) if "portable" in given else None,
         jobs=jobs if isinstance(jobs, int) else None,
+        ui=str(given.get("ui", "auto")),
+        release=str(values.get("release", "")),
     )
 
 

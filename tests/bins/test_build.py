@@ -79,7 +79,7 @@ def told(plan: Build, name: str = "llama-server") -> str:
 def test_places(plan: Build) -> None:
     assert plan.tag == f"{host.platform_tag()}-cpu"
     assert plan.target == plan.home.bins / plan.tag
-    assert plan.folder.parent == plan.home.bins / ".build"
+    assert plan.work_folder.parent == plan.home.bins / ".build"
     assert plan.log.parent == plan.home.logs
 
 
@@ -93,7 +93,7 @@ def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
     argv = compiling.configure_argv(build.work(plan), TOOLS, ccache)
     assert argv[0] == "/tools/cmake"
     assert argv[argv.index("-S") + 1] == str(plan.source.folder)
-    assert argv[argv.index("-B") + 1] == str(plan.folder)
+    assert argv[argv.index("-B") + 1] == str(plan.work_folder)
     assert argv[argv.index("-G") + 1] == "Ninja"
     assert {
         "-DCMAKE_MAKE_PROGRAM=/tools/ninja",
@@ -108,8 +108,8 @@ def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
 
 
 def test_the_recipe_names_everything(plan: Build) -> None:
-    recipe = build.recipe(plan)
-    assert recipe == build.recipe(plan)
+    recipe = plan.recipe()
+    assert recipe == plan.recipe()
     assert recipe["source"] == {"commit": plan.source.commit, "tree": plan.source.tree}
     assert recipe["options"] == list(build.options(plan))
     assert recipe["cpu"] == host.cpu_identity()
@@ -121,13 +121,13 @@ def test_the_recipe_names_everything(plan: Build) -> None:
         replace(plan, backend=Backend(name="cpu", options=CPU.options, tools={"nvcc": "13.4"})),
         replace(plan, portable=True),
     ]
-    assert all(build.recipe(other) != recipe for other in others)
+    assert all(other.recipe() != recipe for other in others)
 
 
 def test_where_things_lie_is_no_part_of_the_recipe(plan: Build, tmp_path: Path) -> None:
     moved = replace(plan.source, folder=tmp_path / "moved")
     other = Build(source=moved, backend=plan.backend, home=Home(tmp_path / "other"))
-    assert build.recipe(other) == build.recipe(plan)
+    assert other.recipe() == plan.recipe()
 
 
 @compiles
@@ -135,19 +135,19 @@ def test_where_things_lie_is_no_part_of_the_recipe(plan: Build, tmp_path: Path) 
 def test_what_cmake_takes_from_the_environment_is_in_the_recipe(
     plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    before = build.recipe(plan)
+    before = plan.recipe()
     value = str(compiler(tmp_path / "own", 1)) if name in ("CC", "CXX") else "-DWHO=1"
     monkeypatch.setenv(name, value)
-    assert build.recipe(plan) != before
+    assert plan.recipe() != before
 
 
 def test_without_a_compiler_nothing_is_begun(
     plan: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not build.is_current(plan)
+    assert not plan.is_current()
     with pytest.raises(PipelineError, match="no C\\+\\+ compiler"):
-        build.make(plan)
+        plan.make()
     assert [path for path in plan.home.root.rglob("*") if path.suffix != ".lock"] == [
         plan.home.bins
     ]
@@ -158,53 +158,53 @@ def test_without_a_compiler_nothing_is_begun(
 
 @compiles
 def test_compiled_once(plan: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not build.is_current(plan)
-    build.make(plan)
+    assert not plan.is_current()
+    plan.make()
     shown = capsys.readouterr().err
     assert shown.count("+ ") == 2
     assert "built llama.cpp stand-in 0" in shown
     assert f"building llama.cpp for {plan.tag}: 100 %" in shown
-    assert build.is_current(plan)
+    assert plan.is_current()
     assert {told(plan, name) for name in PROGRAMS} == {"version: stand-in 0"}
     assert set(receipts.load(plan.target)) == {program_file(name) for name in PROGRAMS}
     assert sorted(path.name for path in plan.home.bins.iterdir() if path.suffix != ".lock") == [
         *(".build", plan.tag)
     ]
 
-    build.make(plan)
+    plan.make()
     assert capsys.readouterr().err == ""
 
     for file in plan.target.glob("llama-*"):  # a copy is hashed, not built
         os.utime(file, ns=(1, 1))
-    assert not build.is_current(plan)
-    build.make(plan)
+    assert not plan.is_current()
+    plan.make()
     assert "+ " not in capsys.readouterr().err
-    assert build.is_current(plan)
+    assert plan.is_current()
 
-    build.make(plan, force=True)
+    plan.make(force=True)
     assert "+ " in capsys.readouterr().err
 
     (plan.target / program_file("llama-bench")).unlink()
-    assert not build.is_current(plan)
-    build.make(plan)
-    assert build.is_current(plan)
+    assert not plan.is_current()
+    plan.make()
+    assert plan.is_current()
 
     # A kill after the exchange leaves the old programs beside; they are removed, nothing is made.
     shutil.copytree(plan.target, part(plan.target))
-    assert not build.is_current(plan)
+    assert not plan.is_current()
     capsys.readouterr()
-    build.make(plan)
-    assert build.is_current(plan) and not part(plan.target).exists()
+    plan.make()
+    assert plan.is_current() and not part(plan.target).exists()
     assert "+ " not in capsys.readouterr().err
 
-    build.forget(plan)
+    plan.forget()
     assert receipts.load(plan.target) == {}
-    build.forget(plan)
-    assert not build.is_current(plan)
+    plan.forget()
+    assert not plan.is_current()
     assert told(plan) == "version: stand-in 0"
-    build.clean(plan)
+    plan.clean()
     assert not plan.target.exists()
-    assert not plan.folder.exists()
+    assert not plan.work_folder.exists()
 
 
 @compiles
@@ -215,8 +215,8 @@ def test_another_compiler_really_compiles(
     """The build folder stays, and CMake and Ninja go on with the compiler that they know."""
     for who, file in ((1, "compiler-1"), (2, name)):
         monkeypatch.setenv("CXX", str(compiler(tmp_path / file, who)))
-        build.make(plan)
-        assert build.is_current(plan)
+        plan.make()
+        assert plan.is_current()
         assert told(plan) == f"version: stand-in {who}"
 
 
@@ -224,15 +224,15 @@ def test_another_compiler_really_compiles(
 @pytest.mark.parametrize("what", ["home", "source"])
 def test_what_was_moved_is_built_again_on_demand(plan: Build, tmp_path: Path, what: str) -> None:
     """CMake refuses a folder that it made elsewhere, or for files elsewhere."""
-    build.make(plan)
+    plan.make()
     if what == "home":
         plan.home.root.rename(tmp_path / "moved")
         moved = replace(plan, home=Home(tmp_path / "moved"))
     else:
         folder = plan.source.folder.rename(tmp_path / "moved")
         moved = replace(plan, source=replace(plan.source, folder=folder))
-    assert build.is_current(moved)
-    build.make(moved, force=True)
+    assert moved.is_current()
+    moved.make(force=True)
     assert told(moved) == "version: stand-in 0"
     assert plan.home.root.exists() == (what == "source")
 
@@ -244,21 +244,21 @@ def test_programs_stay_current_where_the_compiler_was_removed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    build.make(plan)
+    plan.make()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build.is_current(plan)
+    assert plan.is_current()
 
     for file in plan.target.glob("llama-*"):  # a copy is hashed, which takes no compiler
         os.utime(file, ns=(1, 1))
-    assert not build.is_current(plan)
+    assert not plan.is_current()
     capsys.readouterr()
-    build.make(plan)
+    plan.make()
     assert "+ " not in capsys.readouterr().err
-    assert build.is_current(plan)
+    assert plan.is_current()
 
     with pytest.raises(PipelineError, match="no C\\+\\+ compiler"):
-        build.make(plan, force=True)
-    assert build.is_current(plan)
+        plan.make(force=True)
+    assert plan.is_current()
 
 
 @compiles
@@ -278,11 +278,11 @@ def test_what_is_no_good_is_not_published(plan: Build, wrong: str, message: str)
     plan.target.mkdir(parents=True)
     (plan.target / "old").touch()
     with pytest.raises(PipelineError, match=message) as caught:
-        build.make(plan)
+        plan.make()
     assert str(plan.log) in caught.value.hint
     assert [path.name for path in plan.target.iterdir()] == ["old"]
     assert not (plan.home.bins / f".{plan.tag}.part").exists()
-    assert not build.is_current(plan)
+    assert not plan.is_current()
 
 
 @compiles
@@ -290,8 +290,8 @@ def test_what_a_killed_run_left_is_mended(plan: Build) -> None:
     for left in (f".{plan.tag}.part", f".{plan.tag}.old"):
         (plan.home.bins / left).mkdir(parents=True)
         (plan.home.bins / left / "half").touch()
-    build.make(plan)
-    assert build.is_current(plan)
+    plan.make()
+    assert plan.is_current()
     assert sorted(path.name for path in plan.home.bins.iterdir() if path.suffix != ".lock") == [
         *(".build", plan.tag)
     ]
@@ -301,5 +301,5 @@ def test_what_a_killed_run_left_is_mended(plan: Build) -> None:
 def test_cmake_itself_fails(plan: Build) -> None:
     (plan.source.folder / "CMakeLists.txt").write_text("message(FATAL_ERROR no)")
     with pytest.raises(PipelineError, match="CMake Error"):
-        build.make(plan)
+        plan.make()
     assert not plan.target.exists()

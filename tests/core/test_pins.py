@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from pipeline.core.pins import Archive, pins
 
-ARCHIVES = [pins().llama_cpp_archive, pins().demo_archive]
+ARCHIVES = [pins().llama_cpp_archive, pins().demo_archive, pins().prebuilt.archive]
 
 
 def is_sha(text: str, digits: int) -> bool:
@@ -48,6 +48,18 @@ def test_the_demo() -> None:
     assert re.fullmatch(r"[\w.-]+", pins().demo_name)
 
 
+def test_the_prebuilt_programs() -> None:
+    prebuilt = pins().prebuilt
+    assert prebuilt.file == f"llama-{prebuilt.release}-bin-win-cpu-x64.zip"
+    assert (prebuilt.platform, prebuilt.backend) == ("windows-x64", "cpu")
+    assert is_sha(prebuilt.sha256, 64)
+    assert prebuilt.size < prebuilt.archive.size
+    assert {"llama-server.exe", "llama-quantize.exe", "llama.dll"} <= set(prebuilt.files)
+    for name, digest in prebuilt.files.items():
+        assert is_sha(digest, 64)
+        assert PurePosixPath(name).name == name
+
+
 def test_torch() -> None:
     assert Version(pins().torch) >= Version("2")
     assert pins().torch_index.startswith("https://")
@@ -56,5 +68,6 @@ def test_torch() -> None:
 def test_every_pin_is_another() -> None:
     told = [file.sha256 for file in pins().demo_files.values()]
     told += [archive.sha256 for archive in ARCHIVES]
+    told += [pins().prebuilt.sha256]
     told += [pins().llama_cpp_commit, pins().llama_cpp_tree]
     assert len(set(told)) == len(told)

@@ -288,3 +288,20 @@ def test_a_child_born_after_its_parents_death_does_not_live() -> None:
     ask = process._die_with(1 << 30, killed=False)
     born = subprocess.Popen(["true"], preexec_fn=ask)
     assert born.wait() == 1
+
+
+@posix
+def test_a_program_that_says_nothing_is_killed_with_its_children(tmp_path: Path) -> None:
+    log, heard = tmp_path / "log", list[str]()
+    script = "import subprocess as s, os; print(s.Popen(['sleep', '600']).pid); os.wait()"
+    assert process.run(python(script), log=log, on_line=heard.append, patience=0.5) != 0
+    assert log.read_text().splitlines()[-1] == "killed: it had printed nothing for 0.5 s"
+    wait_for(lambda: gone(int(heard[0])))
+
+
+def test_a_program_that_talks_is_left_alone(tmp_path: Path) -> None:
+    script, heard = "import time\nfor i in range(5): print(i); time.sleep(0.4)", list[str]()
+    assert (
+        process.run(python(script), log=tmp_path / "log", on_line=heard.append, patience=1.5) == 0
+    )
+    assert heard == list("01234")

@@ -1,0 +1,153 @@
+"""Questions to GitHub's API about upstream, and each way in which it does not answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.progress import duration
+
+if TYPE_CHECKING:
+    import httpx2
+
+UPSTREAM = "ggml-org/llama.cpp"
+TIMEOUT = 30.0  # seconds without a byte
+LONGEST_ANSWER = 120.0  # seconds
+MOST_BYTES = 32 * 1024 * 1024  # of an answer; 30 releases take about 1.5 MB
+TOKENS = ("GITHUB_TOKEN", "GH_TOKEN")
+
+
+class MissingError(PipelineError):
+    """There is nothing of that name."""
+
+
+def api() -> str:
+    """The API's address, as GitHub's own machines name it. Raises UsageError."""
+    text = os.environ.get("GITHUB_API_URL", "").strip().rstrip("/") or "https://api.github.com"
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or "@" in text:
+        raise UsageError("GITHUB_API_URL: is no address of an API", "https://HOST, or unset it")
+    return text
+
+
+def token() -> tuple[str, str]:
+    """The variable that holds a token, and the token; both empty where there is none.
+
+    Raises UsageError.
+    """
+    for name in TOKENS:
+        value = os.environ.get(name, "").strip()
+        if not re.fullmatch(r"[!-~]*", value):
+            raise UsageError(f"{name}: holds letters that no token has", "copy it anew")
+        if value:
+            return name, value
+    return "", ""
+
+
+def client() -> httpx2.Client:
+    """An HTTP client with the user's proxy and certificates. Raises UsageError."""
+    import httpx2
+
+    try:
+        return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
+    except (ValueError, ImportError, OSError) as error:
+        raise UsageError(
+            f"what the environment says of proxy or certificates is wrong: {error}",
+            "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR",
+        ) from None
+
+
+def ask(client: httpx2.Client, path: str) -> bytes:
+    """What the API says about `path` of upstream's repository.
+
+    The token goes to the API's host and, after a redirect, to no other. Raises MissingError,
+    PipelineError.
+    """
+    import httpx2
+
+    from pipeline.core.download.answers import trouble
+
+    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+    if token()[1]:
+        headers["Authorization"] = f"Bearer {token()[1]}"
+    url = f"{api()}/repos/{UPSTREAM}/{path}"
+    try:
+        with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
+            if answer.status_code != 200:
+                raise refusal(answer.status_code, answer.headers, time.time())
+            return _body(answer)
+    except httpx2.RequestError as error:
+        raise PipelineError(
+            f"llama.cpp's releases could not be asked for: {trouble(error)}",
+            "check the network and the proxy (HTTPS_PROXY), then run the same command again; or "
+            "build it: bins=build",
+        ) from None
+
+
+def _body(answer: httpx2.Response) -> bytes:
+    end = time.monotonic() + LONGEST_ANSWER
+    data = bytearray()
+    for block in answer.iter_bytes():
+        data += block
+        if len(data) > MOST_BYTES or time.monotonic() > end:
+            raise strange("it does not end")
+    return bytes(data)
+
+
+def strange(what: str) -> PipelineError:
+    """The error for an answer that is not what it should be."""
+    return PipelineError(
+        f"what {urlsplit(api()).hostname} answers is no list of releases ({what})",
+        "see whether a proxy or a login page answers in GitHub's place, and GITHUB_API_URL",
+    )
+
+
+def refusal(status: int, headers: Mapping[str, str], now: float) -> PipelineError:
+    """The error for an answer that is none; `now` in seconds since 1970."""
+    name, _ = token()
+    limited = headers.get("x-ratelimit-remaining") == "0" or "retry-after" in headers
+    if status == 429 or (status == 403 and limited):
+        wait = wait_told(headers, now)
+        until = "" if wait is None else f" for {duration(wait)}, until {_clock(now + wait)}"
+        raised = "" if name else f", or set {TOKENS[0]}: with a token it allows more"
+        return PipelineError(
+            f"GitHub's API allows no more questions{until} (status {status})",
+            f"wait until then{raised}",
+        )
+    if status == 401 and name:
+        return PipelineError(
+            f"GitHub does not know the token in {name} (status 401)",
+            "it is mistyped or expired; make a new one, or unset it: none is needed",
+        )
+    where = f"{urlsplit(api()).hostname} answered {status}"
+    if status == 404:
+        return MissingError(where)
+    if status == 403 and name:
+        hint = f"see whether the token in {name} may read public repositories, or unset it"
+    elif status < 500:
+        hint = "see whether a proxy or a firewall answers in GitHub's place, and GITHUB_API_URL"
+    else:
+        hint = "run the same command again, later; or build it: bins=build"
+    return PipelineError(f"llama.cpp's releases could not be asked for: {where}", hint)
+
+
+def wait_told(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the API may be asked again, where its headers tell."""
+    for name, since in (("retry-after", 0.0), ("x-ratelimit-reset", now)):
+        value = headers.get(name, "")
+        if re.fullmatch(r"\d{1,10}", value, re.ASCII):
+            return max(0.0, float(value) - since)
+    return None
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))

@@ -1,0 +1,96 @@
+"""npm, at work in a folder of its own: fetch a project's packages, and build it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.say import say
+
+from .node import Node
+
+INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--include=dev")
+BUILD = ("run", "build")
+PATIENCE = 300.0  # seconds without a word; npm tries again by itself, and says so
+# Of the user's variables these change what is made.
+DROPPED = ("LLAMA_", "VITE_", "PUBLIC_", "NODE_ENV")
+WITHOUT = "ui=off builds the server without its page"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A folder with a package-lock.json, in which npm works."""
+
+    folder: Path
+    node: Node
+    log: Path
+
+    def install(self, *, offline: bool = False, patience: float = PATIENCE) -> None:
+        """Fetch the packages, each with the hash that the lock file has of it, and run nothing of
+        theirs. Raises PipelineError."""
+        lock = json.loads((self.folder / "package-lock.json").read_text(encoding="utf-8"))
+        total, done = len(lock["packages"]), 0
+
+        def count(line: str) -> None:
+            nonlocal done
+            if line.startswith("npm http "):
+                done = min(done + 1, total)
+                update(done, total)
+
+        words = (*INSTALL, "--offline" if offline else "--prefer-offline", "--loglevel=http")
+        with bar("fetching the packages of llama.cpp's page") as update:
+            status = self._npm(words, {}, on_line=count, patience=patience)
+        if status and offline:
+            raise self._failed(words, status, "offline=1 allows only what npm has in its cache")
+        if status:
+            advice = "check the network and npm's settings (npm config list)"
+            raise self._failed(words, status, advice)
+
+    def build(self, variables: dict[str, str]) -> None:
+        """Run the project's own build. Raises PipelineError."""
+        say("building llama.cpp's page, which takes a minute or two")
+        status = self._npm(BUILD, variables, append=True)
+        if status:
+            raise self._failed(BUILD, status)
+
+    def _npm(
+        self,
+        words: Sequence[str],
+        variables: dict[str, str],
+        *,
+        on_line: Callable[[str], None] | None = None,
+        append: bool = False,
+        patience: float | None = None,
+    ) -> int:
+        return run(
+            [self.node.npm, *words],
+            log=self.log,
+            env={**environment(self.node), **variables},
+            cwd=self.folder,
+            on_line=on_line,
+            append=append,
+            patience=patience,
+        )
+
+    def _failed(self, words: Sequence[str], status: int, advice: str = "") -> PipelineError:
+        said = last_lines(self.log)
+        if "ENOSPC" in said:
+            advice = "the disk is full: free some space and run the same command again"
+        told = (advice, f"the whole log is {self.log}", WITHOUT)
+        return PipelineError(
+            f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{said}",
+            "; ".join(filter(None, told)),
+        )
+
+
+def environment(node: Node) -> dict[str, str]:
+    """What npm is run with: itself a script, it must find this very Node.js."""
+    kept = {name: os.environ[name] for name in os.environ if not name.startswith(DROPPED)}
+    search = [str(Path(node.path).parent), kept.get("PATH", os.defpath)]
+    return {**kept, "PATH": os.pathsep.join(search), "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}

@@ -1,0 +1,178 @@
+"""Pack a published folder of programs for other machines, as `.tar.gz` and as `.zip`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import artifacts, notes, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.core.publish import remove
+from pipeline.core.receipts import Recipe, Status
+from pipeline.core.say import say
+
+from .manifest import MANIFEST, SCHEMA
+from .packing import FORMAT, WRITERS, Member, Writer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """What to pack: a folder of programs, and what made it. Nothing is done yet."""
+
+    folder: Path
+    commit: str
+    tree: str
+    platform: str
+    backend: str
+    portable: bool
+    home: Home
+    license: Path | None = None
+    name: str = "llama-cpp"
+
+    @property
+    def stem(self) -> str:
+        return f"{self.name}-{self.commit[:12]}-{self.platform}-{self.backend}"
+
+    def archive(self, ending: str) -> Path:
+        return self.home.bins / "packages" / (self.stem + ending)
+
+
+def members(package: Package) -> dict[str, Member]:
+    """Every file of the package by its path, sorted; the manifest speaks of all others.
+
+    Raises PipelineError where the folder holds no llama-server, or a link that leaves it.
+    """
+    found = {"README.md": _text(readme(package))}
+    if package.license:
+        found["LICENSE"] = _file(package, package.license.resolve())
+    for path in package.folder.iterdir() if package.folder.is_dir() else ():
+        if not path.name.startswith(".") and not path.is_dir():
+            found[f"bin/{path.name}"] = _file(package, path)
+    if not {"bin/llama-server", "bin/llama-server.exe"} & found.keys():
+        raise PipelineError(
+            f"{package.folder}: there is no llama-server in it to pack",
+            "build it: doit build_bins",
+        )
+    found[MANIFEST] = _text(json.dumps(manifest(package, found), indent=1) + "\n")
+    return dict(sorted(found.items()))
+
+
+def manifest(package: Package, found: Mapping[str, Member]) -> Mapping[str, Any]:
+    """What the package says of itself, as its `manifest.json`."""
+    return {
+        "schema": SCHEMA,
+        "name": package.name,
+        "commit": package.commit,
+        "tree": package.tree,
+        "platform": package.platform,
+        "backend": package.backend,
+        "portable": package.portable,
+        "files": {
+            path: {"sha256": member.sha256, "size": member.size}
+            for path, member in sorted(found.items())
+        },
+    }
+
+
+def readme(package: Package) -> str:
+    """The text at the package's root."""
+    cpu = (
+        "It chooses the code for the processor at hand when it starts."
+        if package.portable
+        else "It was built for the very processor of the machine that built it."
+    )
+    windows = package.platform.startswith("windows")
+    program = "bin\\llama-server.exe" if windows else "bin/llama-server"
+    terms = ", see LICENSE" if package.license else ""
+    return f"""# llama.cpp for {package.platform}, {package.backend}
+
+Programs of llama.cpp, commit `{package.commit}` (tree `{package.tree}`). {cpu}
+
+Unpack it anywhere and run:
+
+    {program} --model MODEL.gguf --host 127.0.0.1 --port 8080
+
+The libraries beside the programs belong to them: move the folder as a whole.
+`{MANIFEST}` holds the sha256 of every file.
+
+llama.cpp is published by its authors under the MIT license{terms}.
+"""
+
+
+def recipe(found: Mapping[str, Member]) -> Recipe:
+    """Everything that the bytes of an archive depend on: the manifest names all the rest."""
+    return {"step": "package", "format": FORMAT, "manifest": found[MANIFEST].sha256}
+
+
+def is_current(package: Package) -> bool:
+    """Whether both archives stand as they would be made."""
+    try:
+        wanted = recipe(members(package))
+    except PipelineError:
+        return False
+    return all(
+        receipts.status(package.archive(ending), wanted) is Status.CURRENT for ending in WRITERS
+    )
+
+
+def make(package: Package, *, force: bool = False) -> list[Path]:
+    """Write both archives, unless they stand already. Raises PipelineError."""
+    found = members(package)
+    need = sum(member.size for member in found.values())
+    for ending, write in WRITERS.items():
+
+        def maker(path: Path, ending: str = ending, write: Writer = write) -> None:
+            say(f"packing {package.stem}{ending}")
+            write(path, found)
+
+        artifacts.make(package.archive(ending), recipe(found), maker, need=need, force=force)
+    return [package.archive(ending) for ending in WRITERS]
+
+
+def clean(package: Package) -> None:
+    """Remove both archives and their receipts."""
+    for ending in WRITERS:
+        remove(package.archive(ending))
+    forget(package)
+
+
+def forget(package: Package) -> None:
+    """Drop the receipts of both archives."""
+    for ending in WRITERS:
+        receipts.forget(package.archive(ending))
+
+
+def _text(text: str) -> Member:
+    data = text.encode()
+    return Member(len(data), hashlib.sha256(data).hexdigest(), text=data)
+
+
+def _file(package: Package, path: Path) -> Member:
+    link = _neighbour(path) if path.is_symlink() else ""
+    mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+    return Member(path.stat().st_size, _sha256(package, path), mode, path, link=link)
+
+
+def _neighbour(path: Path) -> str:
+    """Where a link among libraries leads. Any other link would lead nowhere elsewhere."""
+    link = path.readlink()
+    if len(link.parts) != 1 or not (path.parent / link).is_file():
+        raise PipelineError(
+            f"{path}: is a link to {link}, which is no file in the same folder",
+            "put a file in its place, or build again: doit build_bins force=1",
+        )
+    return str(link)
+
+
+def _sha256(package: Package, path: Path) -> str:
+    """From its receipt, or hashed once."""
+    entry = receipts.load(path.parent).get(path.name)
+    if entry and receipts.status(path) is Status.CURRENT:
+        return entry.sha256
+    return notes.identity(package.home.run / "programs.json", path)

@@ -1,0 +1,57 @@
+"""bins=package: the programs that `install_package` put there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+
+from . import install
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """An installed package. It is made by nothing but its archive."""
+
+    target: Path
+
+    @property
+    def tag(self) -> str:
+        return "package"
+
+    @property
+    def programs(self) -> Path:
+        return self.target / "bin"
+
+    @property
+    def commit(self) -> str:
+        """The commit that its manifest names, else what its llama-server says."""
+        found = install.installed(self.target)
+        return (found.commit or found.version) if found else "package"
+
+    @property
+    def bytes(self) -> int:
+        return 0
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {"step": "package", "commit": self.commit}
+
+    def is_current(self) -> bool:
+        return install.is_current(self.target)
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Hash once what was copied or restored. Raises PipelineError where that is not enough."""
+        if not install.settle(self.target):
+            raise PipelineError(
+                f"bins=package: there is no package in {self.target}, or it was changed",
+                "install one: doit install_package pkg=PATH",
+            )
+
+    def clean(self) -> None:
+        install.clean(self.target)
+
+    def forget(self) -> None:
+        install.forget(self.target)

@@ -1,0 +1,197 @@
+"""The members of a `.tar`, `.tar.gz`, `.tgz` or `.zip`, one after the other.
+
+The standard library reads them; what it would swallow from a hostile archive is refused here.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .errors import PipelineError
+from .members import Kind, Member, most_unpacked
+
+BLOCK = 128 * 1024
+# Bytes: of all headers before one member of a tar, and of a zip's list of its members.
+MOST_HEADERS, MOST_LIST = 64 * 1024, 4 * 1024 * 1024
+MOST_GLOBAL = 100  # tar headers that hold for all members
+MOST_LINK = 1024  # bytes that say where a link leads
+UNLIMITED = 1 << 62
+ENDINGS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
+
+Members = Generator[tuple[Member, IO[bytes] | None], None, None]
+
+
+def kind_of(archive: Path) -> str:
+    """`tar`, `tar.gz` or `zip`, by its content; its name must say the same."""
+    said = next((ENDINGS[end] for end in ENDINGS if archive.name.lower().endswith(end)), "")
+    try:
+        with archive.open("rb") as file:
+            found = _told_by(file.read(tarfile.BLOCKSIZE))
+    except OSError as error:
+        raise PipelineError(f"{archive}: cannot be read: {error.strerror}") from None
+    if not found or found != said:
+        unknown = "none that is known"
+        raise PipelineError(
+            f"{archive.name}: by its name it is {said or unknown}, by its content "
+            f"{found or unknown}",
+            f"known are {', '.join(ENDINGS)}; name it as what it is",
+        )
+    return said
+
+
+def _told_by(head: bytes) -> str:
+    if head.startswith(b"\x1f\x8b"):
+        return "tar.gz"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return ""
+    return "tar"
+
+
+def members(archive: Path, kind: str) -> Members:
+    """Each member and, of a file, its content: to be read before the next member is asked for.
+
+    Raises PipelineError where the archive is damaged.
+    """
+    with damage_is_an_error(archive):
+        if kind == "zip":
+            with _Guarded(io.FileIO(archive)) as file:
+                yield from _zip_members(file)
+        elif kind == "tar":
+            with _Guarded(io.FileIO(archive)) as file:
+                yield from _tar_members(file)
+        else:
+            with gzip.open(archive) as raw, _Guarded(raw) as file:
+                yield from _tar_members(file)
+                file.left = most_unpacked(archive.stat().st_size)
+                _read_to_end(file)
+
+
+@contextmanager
+def damage_is_an_error(archive: Path) -> Iterator[None]:
+    """What the libraries raise for bytes that they cannot make sense of."""
+    try:
+        yield
+    except (
+        *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error),
+        *(EOFError, ValueError, LookupError, ArithmeticError, RuntimeError),
+    ) as error:
+        raise PipelineError(
+            f"{archive.name}: is damaged or cut short: {error}",
+            "nothing of it was unpacked; get it again, whole",
+        ) from None
+
+
+class _Guarded(io.BufferedReader):
+    """A file of which no more than `left` bytes can be read: headers say how long they are."""
+
+    left = UNLIMITED
+    last = b""
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        if count is None or count < 0:
+            count = self.left
+        if count > self.left:
+            raise EOFError(f"{count} bytes more would have to be read, which is too much")
+        self.last = super().read(count)
+        self.left -= len(self.last)
+        return self.last
+
+    def seek(self, to: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_SET and to < 0:  # which is no error of the disk
+            raise EOFError("it points to what would lie before its start")
+        return super().seek(to, whence)
+
+
+def _tar_members(file: _Guarded) -> Members:
+    before = -1
+    file.left = MOST_HEADERS
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+        while info := tar.next():
+            file.left = UNLIMITED
+            tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
+            if info.offset <= before or len(tar.pax_headers) > MOST_GLOBAL:
+                raise tarfile.ReadError("its headers make no sense")
+            before = info.offset
+            yield _tar_member(info), tar.extractfile(info) if info.isreg() else None
+            file.left = MOST_HEADERS
+    if file.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything else for the end too
+        raise tarfile.ReadError("the tar has no end, or something else in its midst")
+
+
+def _tar_member(info: tarfile.TarInfo) -> Member:
+    links = {tarfile.SYMTYPE: Kind.SYMLINK, tarfile.LNKTYPE: Kind.HARDLINK}
+    odd = ""
+    if info.isdev():
+        odd = "is a device or a fifo"
+    elif info.issparse():
+        odd = "is a file with holes"
+    elif not (info.isreg() or info.isdir() or info.type in links):
+        odd = f"is no file, folder or link (its type is {info.type!r})"
+    return Member(
+        name=info.name,
+        kind=Kind.FOLDER if info.isdir() else links.get(info.type, Kind.FILE),
+        size=info.size if info.isreg() else 0,
+        mode=info.mode,
+        link=info.linkname,
+        odd=odd,
+    )
+
+
+def _read_to_end(file: _Guarded) -> None:
+    """Behind a tar's end come padding and gzip's checksum. Garbage behind those is fine."""
+    try:
+        while file.read(BLOCK):
+            pass
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):
+            raise
+
+
+def _zip_members(file: _Guarded) -> Members:
+    file.left = MOST_LIST
+    with zipfile.ZipFile(file) as archive:
+        file.left = UNLIMITED
+        for info in archive.infolist():
+            member = _zip_member(archive, info)
+            if member.odd:
+                yield member, None
+                continue
+            asked = copy.copy(info)
+            asked.file_size += 1  # or a stream longer than it says is quietly cut there
+            with archive.open(asked) as stream:
+                yield member, stream
+
+
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    name, mode = info.orig_filename, info.external_attr >> 16  # `filename` ends at a NUL
+    kind, odd, link = Kind.FILE, "", ""
+    if info.flag_bits & 1:
+        odd = "is encrypted"
+    elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        odd = f"is packed by method {info.compress_type}; stored and deflated are known"
+    elif stat.S_ISLNK(mode) and info.file_size > MOST_LINK:
+        odd = "is a link with too long a way"
+    elif stat.S_ISLNK(mode):
+        kind, link = Kind.SYMLINK, archive.read(info).decode("utf-8", "surrogateescape")
+    elif stat.S_ISDIR(mode) or name.endswith("/"):
+        kind = Kind.FOLDER
+        odd = "is a folder with content" if info.file_size else ""
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        odd = "is a device, a fifo or a socket"
+    return Member(name=name, kind=kind, size=info.file_size, mode=mode, link=link, odd=odd)

@@ -1,0 +1,103 @@
+"""Unpack an archive of which nothing is trusted.
+
+All members are judged (see `members`) before anything is written, and held to it while writing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+from .archive_formats import BLOCK, Members, damage_is_an_error, kind_of, members
+from .members import Contents, Kind, Member, judge, refusal
+from .process import WINDOWS
+from .publish import remove, require_space
+
+MOST_BYTES = 16_000_000_000
+MOST_FILES = 20_000
+CHANGED = "changed while the archive was read"
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    *,
+    most_bytes: int = MOST_BYTES,
+    most_files: int = MOST_FILES,
+    strip_top: bool = False,
+) -> list[Path]:
+    """Unpack into `target`, which must not exist; the paths of all files and links, sorted.
+
+    `strip_top` leaves out the one folder in which everything lies, if there is one. Files get
+    mode 0755 if anybody may run them, else 0644. Raises PipelineError for what is refused; then,
+    as after any other error, there is no `target`.
+    """
+    kind = kind_of(archive)
+    with closing(members(archive, kind)) as found:
+        contents = judge(
+            archive,
+            (member for member, _ in found),
+            most_bytes=most_bytes,
+            most_files=most_files,
+            packed=archive.stat().st_size,
+        )
+    require_space(target.parent, contents.total())
+    target.mkdir()
+    try:
+        top = contents.top() if strip_top else ""
+        with closing(members(archive, kind)) as found:
+            return _write(archive, contents, found, target, len(top))
+    except BaseException:
+        remove(target)
+        raise
+
+
+def _write(
+    archive: Path, contents: Contents, found: Members, target: Path, skip: int
+) -> list[Path]:
+    """Write everything; `skip` letters of each path are left out."""
+
+    def place(path: str) -> Path:
+        return target / path[skip:]
+
+    target.chmod(0o755)
+    for path in sorted(contents.folders):
+        place(path).mkdir(exist_ok=path[skip:] == "")
+        place(path).chmod(0o755)
+    paths = {member: path for path, member in contents.files.items()}
+    for member, stream in found:
+        if member.kind is Kind.FILE and stream:
+            if member not in paths:
+                raise refusal(archive, member.name, CHANGED)
+            _write_file(archive, member, stream, place(paths.pop(member)))
+    if paths:
+        raise refusal(archive, next(iter(paths.values())), CHANGED)
+    for path, (kind, end) in contents.links.items():
+        if kind is Kind.SYMLINK and not WINDOWS:
+            place(path).symlink_to(os.path.relpath(place(end), place(path).parent))
+        else:  # making links is a privilege on Windows
+            shutil.copy(place(end), place(path))
+    return sorted(place(path) for path in (*contents.files, *contents.links))
+
+
+def _write_file(archive: Path, member: Member, stream: IO[bytes], path: Path) -> None:
+    count = 0
+    with path.open("xb") as file:
+        for block in _blocks(archive, stream):
+            count += len(block)
+            if count > member.size:
+                break
+            file.write(block)
+    if count != member.size:
+        raise refusal(archive, member.name, f"does not hold the {member.size} bytes that it says")
+    path.chmod(0o755 if member.mode & 0o111 else 0o644)
+
+
+def _blocks(archive: Path, stream: IO[bytes]) -> Iterator[bytes]:
+    with damage_is_an_error(archive):
+        while block := stream.read(BLOCK):
+            yield block

@@ -1,0 +1,226 @@
+"""Which members of an archive may be unpacked, and where. Nothing is read or written here.
+
+The rules are those of every system at once, so that an archive means the same on each.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from .errors import PipelineError
+from .say import size
+
+RATIO = 100  # programs pack to a third or a fifth
+RATIO_FROM = 64_000_000  # bytes; less is no bomb, whatever it was packed to
+LONGEST_PART, LONGEST_PATH = 255, 1024  # bytes
+MOST_LINKS = 40  # one after the other, as Linux follows them
+FORBIDDEN = frozenset('\\:*?"<>|')
+RESERVED = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
+    device + number for device in ("com", "lpt") for number in "0123456789¹²³"
+}
+
+
+class Kind(Enum):
+    FILE = "file"
+    FOLDER = "folder"
+    SYMLINK = "symbolic link"
+    HARDLINK = "hard link"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A member as the archive tells it. `odd` says what else it is, which nobody takes."""
+
+    name: str
+    kind: Kind
+    size: int = 0
+    mode: int = 0
+    link: str = ""
+    odd: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is unpacked, by path. `links` leads each link to the file at its end."""
+
+    files: dict[str, Member] = field(default_factory=dict)
+    links: dict[str, tuple[Kind, str]] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+
+    def top(self) -> str:
+        """`name/` where everything lies in the one folder `name`, else nothing."""
+        tops = {path.partition("/")[0] for path in (*self.files, *self.links, *self.folders)}
+        return f"{tops.pop()}/" if len(tops) == 1 and tops <= self.folders else ""
+
+    def total(self) -> int:
+        """The bytes that they take on a disk where links are copies."""
+        ends = (self.files[end].size for _, end in self.links.values())
+        return sum(member.size for member in self.files.values()) + sum(ends)
+
+
+def most_unpacked(packed: int) -> int:
+    """The most bytes that an archive of `packed` bytes may unpack to."""
+    return RATIO_FROM + RATIO * packed
+
+
+class _WhyNotError(Exception):
+    """Why a member is refused."""
+
+
+def refusal(archive: Path, name: str, why: str) -> PipelineError:
+    """The error for the member `name`, which may be hostile or very long itself."""
+    shown = repr(name) if len(name) <= 120 else f"{name[:120]!r}…"
+    return PipelineError(
+        f"{archive.name}: {shown} {why}",
+        "nothing of it was unpacked; take an archive from a source that you trust",
+    )
+
+
+def judge(
+    archive: Path, members: Iterable[Member], *, most_bytes: int, most_files: int, packed: int
+) -> Contents:
+    """What to unpack of an archive of `packed` bytes. Raises PipelineError for what is refused.
+
+    Stops at the first such member, so that `members` need not be read to their end.
+    """
+    judged = _Judge(most_bytes, most_files, packed)
+    for member in members:
+        try:
+            judged.add(member)
+        except _WhyNotError as why:
+            raise refusal(archive, member.name, str(why)) from None
+    for path in judged.leads:
+        try:
+            judged.follow(path)
+        except _WhyNotError as why:
+            raise refusal(archive, path, str(why)) from None
+    if not judged.contents.files:
+        raise PipelineError(f"{archive.name}: there is no file in it")
+    return judged.contents
+
+
+def path_of(name: str) -> str:
+    """The path of a member in the tree, "" for the top itself."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise _WhyNotError("has control characters or bytes that are no UTF-8 in its name")
+    if name.startswith(("/", "\\")) or name[1:2] == ":":
+        raise _WhyNotError("is an absolute path")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    for part in parts:
+        _check_part(part)
+    path = "/".join(parts)
+    if len(path.encode()) > LONGEST_PATH:
+        raise _WhyNotError(f"is longer than {LONGEST_PATH} bytes")
+    return path
+
+
+def _check_part(part: str) -> None:
+    if part == "..":
+        raise _WhyNotError("leads out of the archive with ..")
+    if forbidden := sorted(FORBIDDEN & set(part)):
+        raise _WhyNotError(f"has {' '.join(forbidden)} in its name, which Windows does not allow")
+    if part.endswith((".", " ")):
+        raise _WhyNotError("has a name that ends in a dot or a space; Windows drops them")
+    if part.partition(".")[0].rstrip().casefold() in RESERVED:
+        raise _WhyNotError(f"is named as a device of Windows ({part})")
+    if len(part.encode()) > LONGEST_PART:
+        raise _WhyNotError(f"has a name longer than {LONGEST_PART} bytes")
+
+
+class _Judge:
+    """The members so far."""
+
+    def __init__(self, most_bytes: int, most_files: int, packed: int) -> None:
+        self.contents = Contents()
+        self.leads: dict[str, Member] = {}
+        self._most_bytes, self._most_files, self._packed = most_bytes, most_files, packed
+        self._named: set[str] = set()
+        self._spelled: dict[str, str] = {}  # as a disk that ignores letter case sees it
+        self._bytes = 0
+
+    def add(self, member: Member) -> None:
+        if member.odd:
+            raise _WhyNotError(member.odd)
+        path = path_of(member.name)
+        if not path:
+            if member.kind is Kind.FOLDER:
+                return
+            raise _WhyNotError("has no name")
+        if member.kind is not Kind.FOLDER and member.mode & 0o6000:
+            raise _WhyNotError("has its setuid or setgid bit set")
+        self._place(path, member.kind)
+        if member.kind is Kind.FILE:
+            self._weigh(member.size)
+            self.contents.files[path] = member
+        elif member.kind is not Kind.FOLDER:
+            self.leads[path] = member
+
+    def _place(self, path: str, kind: Kind) -> None:
+        """Find room for it: no two names for one place, and nothing below a file or a link."""
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            above = "/".join(parts[:depth])
+            self._spell(above)
+            if above in self.contents.files or above in self.leads:
+                raise _WhyNotError(f"lies below {above!r}, which is no folder")
+            self.contents.folders.add(above)
+        self._spell(path)
+        if path in self._named:
+            raise _WhyNotError("is in it twice")
+        self._named.add(path)
+        if kind is Kind.FOLDER:
+            self.contents.folders.add(path)
+        elif path in self.contents.folders:
+            raise _WhyNotError("is a folder too")
+
+    def _spell(self, path: str) -> None:
+        folded = unicodedata.normalize("NFC", path).casefold()
+        known = self._spelled.setdefault(unicodedata.normalize("NFC", folded), path)
+        if known != path:
+            raise _WhyNotError(f"and {known!r} are one name where letter case does not count")
+        if len(self._spelled) > self._most_files:
+            raise _WhyNotError(f"is one more than the {self._most_files} files that are allowed")
+
+    def _weigh(self, count: int) -> None:
+        self._bytes += count
+        if count < 0 or self._bytes > self._most_bytes:
+            raise _WhyNotError(
+                f"makes it {size(self._bytes)} in all; allowed are {size(self._most_bytes)}"
+            )
+        if self._bytes > most_unpacked(self._packed):
+            raise _WhyNotError(
+                f"makes it {size(self._bytes)} out of an archive of {size(self._packed)}: "
+                f"more than {RATIO} to 1"
+            )
+
+    def follow(self, path: str) -> None:
+        """Lead a link to its file. Links end at files, so a folder is never one in disguise."""
+        end = path
+        for _ in range(MOST_LINKS):
+            end = _next(end, self.leads[end])
+            if end in self.contents.files:
+                self._weigh(self.contents.files[end].size)
+                self.contents.links[path] = (self.leads[path].kind, end)
+                return
+            if end not in self.leads:
+                raise _WhyNotError(f"is a link to {end[:120]!r}, which is no file in the archive")
+        raise _WhyNotError("is a link that leads to no file, only to more links")
+
+
+def _next(path: str, member: Member) -> str:
+    """Where a link leads: from its own folder, a hard link from the top."""
+    place = path.split("/")[:-1] if member.kind is Kind.SYMLINK else []
+    if member.link.startswith("/"):
+        raise _WhyNotError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
+    for part in member.link.split("/"):
+        if part == ".." and not place:
+            raise _WhyNotError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
+        if part == "..":
+            place.pop()
+        elif part not in ("", "."):
+            place.append(part)
+    return "/".join(place)

@@ -1,0 +1,59 @@
+"""`package` and `install_package`: the programs for other machines, and from them."""
+
+from __future__ import annotations
+
+from pipeline.bins import host, install, package
+from pipeline.bins.package import Package
+from pipeline.core.errors import UsageError
+from pipeline.core.say import say
+
+from .programs import Programs
+from .steps import Steps
+
+
+def planned(steps: Steps, programs: Programs) -> Package:
+    """What to pack."""
+    source, compiled = steps.llama_cpp, programs.are_compiled
+    named = "package" if programs.wish.way == "package" else programs.selection.backend
+    return Package(
+        folder=programs.way.programs,
+        commit=programs.way.commit,
+        tree=source.tree if compiled else "",
+        platform=host.platform_tag(),
+        backend=named,
+        portable=bool(programs.wish.portable) or programs.wish.way == "prebuilt",
+        home=steps.home,
+        license=source.folder / "LICENSE" if compiled else None,
+    )
+
+
+def pack(steps: Steps) -> None:
+    """Make the programs for other processors, unless they stand, and pack them. Prints the
+    archives. Raises PipelineError."""
+    programs = steps.programs.portable()
+    programs.require_device()
+    programs.require_tools()
+    if not programs.are_done():
+        programs.make_page()
+        programs.make_toolkit()
+        programs.make()
+    for path in package.make(planned(steps, programs), force=steps.request.again):
+        print(path)
+
+
+def clean(steps: Steps) -> None:
+    package.clean(planned(steps, steps.programs.portable()))
+
+
+def forget(steps: Steps) -> None:
+    package.forget(planned(steps, steps.programs.portable()))
+
+
+def install_package(steps: Steps) -> None:
+    """Unpack, check, try out and swap in an archive of programs. Raises PipelineError."""
+    pkg, target = steps.request.pkg, steps.request.into or install.default_target(steps.home)
+    if pkg is None:
+        raise UsageError("no package is named", "say which: pkg=PATH")
+    install.install(pkg, target, home=steps.home, force=steps.request.again)
+    if steps.request.into is None:
+        say("doit serve bins=package serves with it")
