@@ -43,17 +43,23 @@ def backend(selection: Selection, home: Home, wish: Bins) -> Backend:
     that are here; what is portable for all of upstream's choice."""
     name = selection.backend
     versions = {tool: version for tool, (_, version) in selection.tools.items()}
+    cards = () if wish.portable else selection.cards
     if name != "cuda":
-        return Backend(name=name, options=options(name, selection.cards), tools=versions)
-    wanted = wish.architectures or ("" if wish.portable else real(selection.cards))
+        return Backend(name=name, options=options(name, cards), tools=versions)
+    wanted = wish.architectures or real(cards)
     base = (NO_METAL, "-DGGML_CUDA=ON", *((f"-DCMAKE_CUDA_ARCHITECTURES={wanted}",) * bool(wanted)))
     if selection.toolkit == WHEELS:
         kit = cuda_wheels.toolkit(home, cuda_wheels.CUDA_13)
         driver = Path(selection.libcuda) if selection.libcuda else None
         return Backend(
             name=name,
-            # without the driver's library the programs start without it too
-            options=base if driver else (*base, "-DGGML_CUDA_NO_VMM=ON"),
+            # Virtual memory (VMM) needs the driver's library; built without, the programs start
+            # without it too. NCCL would be the system's, of whatever CUDA.
+            options=(
+                *base,
+                f"-DGGML_CUDA_NO_VMM={'OFF' if driver else 'ON'}",
+                "-DGGML_CUDA_NCCL=OFF",
+            ),
             places=cuda_wheels.cmake_options(kit, driver),
             tools={**versions, "cuda": "wheels"},
             libraries=cuda_wheels.runtime_libraries(kit),

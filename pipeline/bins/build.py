@@ -39,7 +39,12 @@ from .ui import Ui
 # Of a build folder and what is published from it.
 BUILD_BYTES = 700_000_000
 GPU_BUILD_BYTES = 3_000_000_000
-COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
+COMPILER_VARIABLES = (
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"),
+    *("CUDAHOSTCXX", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "HIPCXX", "HIPFLAGS"),
+)
+# Where CMake looks for tools, and keeps what it found.
+TOOL_PLACES = ("VULKAN_SDK", "ROCM_PATH", "MKLROOT", "CMAKE_PREFIX_PATH")
 FIXED_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DLLAMA_BUILD_TESTS=OFF",
@@ -201,7 +206,7 @@ def work(build: Build) -> Work:
         folder=build.work_folder,
         options=(*options(build), *build.backend.places),
         targets=PROGRAMS,
-        made_with=[*made_with, build.backend.places],
+        made_with=[*made_with, build.backend.places, *map(os.environ.get, TOOL_PLACES)],
         backend=build.backend.name,
         root=build.home.root,
         jobs=build.jobs,

@@ -23,8 +23,12 @@ from .programs import program_file
 
 FIRST_ERRORS = 5
 LANGUAGES = ("C", "CXX", "CUDA", "HIP")
+# What says that the system ended a compiler; 137 is a shell's word for SIGKILL.
+KILLED = re.compile(r"\bKilled\b|out of memory|Cannot allocate|signal 9\b|\[code=137\]", re.I)
 FAILURE = re.compile(
-    r"\berror\b:|CMake Error|No space left|undefined reference|Killed|out of memory", re.I
+    r"\berror\b( \w+)?\s*:|\bfatal\s*:|CMake Error|No space left|undefined reference|"
+    r"cannot find -l|" + KILLED.pattern,
+    re.I,
 )
 
 
@@ -76,7 +80,7 @@ def build_argv(work: Work, tools: Mapping[str, str], count: int) -> list[str]:
     return [tools["cmake"], *folder, "--target", *work.targets]
 
 
-def compile_all(work: Work, prepare: Callable[[], None]) -> Done:
+def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     """Configure and compile; `prepare` puts into the folder what is to be built in. Raises
     PipelineError with the first errors."""
     start, watch = time.monotonic(), Watch()
@@ -84,6 +88,8 @@ def compile_all(work: Work, prepare: Callable[[], None]) -> Done:
     statistics = work.folder / ".ccache.log"
     env = {
         **os.environ,
+        # projects inside llama.cpp's own look for ninja there
+        "PATH": os.pathsep.join([str(Path(tools["ninja"]).parent), os.environ.get("PATH", "")]),
         "NINJA_STATUS": "[%f/%t] ",
         "CCACHE_BASEDIR": str(work.root),
         "CCACHE_NOHASHDIR": "1",
@@ -92,7 +98,7 @@ def compile_all(work: Work, prepare: Callable[[], None]) -> Done:
     begin(work)
     prepare()
     statistics.unlink(missing_ok=True)
-    count = work.jobs or jobs(work.backend, capacity.processors(), capacity.memory())
+    count = jobs(work.jobs, work.backend, capacity.processors(), capacity.memory())
     commands = (configure_argv(work, tools, ccache), build_argv(work, tools, count))
     with bar(f"building llama.cpp for {work.folder.name}") as update:
         for number, command in enumerate(commands):
@@ -109,15 +115,20 @@ class Watch:
     """What Ninja's lines tell."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps = self.total = 0
         self.errors: list[str] = []
+
+    def count(self, done: int, total: int, update: Callable[[float, float], None]) -> None:
+        """A project inside counts its own few steps: they are not those of the whole."""
+        if total * 2 >= self.total:
+            self.steps, self.total = done, total
+            update(done, total)
 
     def line(self, update: Callable[[float, float], None]) -> Callable[[str], None]:
         def see(line: str) -> None:
             counter = re.match(r"\[(\d+)/(\d+)\] ", line)
             if counter:
-                self.steps = int(counter[1])
-                update(self.steps, int(counter[2]))
+                self.count(int(counter[1]), int(counter[2]), update)
             elif FAILURE.search(line):
                 self.errors.append(line.strip())
 
@@ -129,10 +140,22 @@ def begin(work: Work) -> None:
     they are others now, it begins anew."""
     note = work.folder / ".toolchain.json"
     now = json.dumps([str(work.folder), str(work.source), *work.made_with])
-    if not note.is_file() or note.read_text(encoding="utf-8") != now:
+    if _read(note) != now:
         remove(work.folder)
         work.folder.mkdir(parents=True)
         note.write_text(now, encoding="utf-8")
+    # Nor does it forget an option that it is not told any more, unless its cache is gone.
+    note, now = work.folder / ".options.json", json.dumps(work.options)
+    if _read(note) != now:
+        remove(work.folder / "CMakeCache.txt")
+        note.write_text(now, encoding="utf-8")
+
+
+def _read(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
@@ -141,7 +164,7 @@ def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
     hint = f"the whole log is {log}"
     if any("No space left" in line for line in errors):
         hint = "the disk is full: free some space and run the same command again"
-    elif any(re.search(r"Killed|out of memory", line) for line in errors):
+    elif any(KILLED.search(line) for line in errors):
         hint = f"the memory was not enough: give fewer jobs=; {hint}"
     return PipelineError(f"llama.cpp could not be built (status {status}):\n{told}", hint)
 

@@ -66,7 +66,12 @@ def toolkit(host: Host, notes: list[str]) -> list[Lack]:
         lacks.append(Lack(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
     if host.slices:
         notes.append(f"MIG slices: {', '.join(host.slices)}")
-    return lacks + fitting(host, (*numbers(nvcc.version), 0)[:2], notes)
+    lacks += fitting(host, (*numbers(nvcc.version), 0)[:2], notes)
+    different = {numbers(card.capability) for card in host.nvidia if card.capability}
+    if len(different) > 1:
+        each = ", ".join(map(dotted, sorted(different)))
+        notes.append(f"cards of different compute capability: {each}")
+    return lacks
 
 
 def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack]:
@@ -90,9 +95,6 @@ def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack
         if version < first:
             newer = f"CUDA {dotted(first)} or newer for {name}"
             lacks.append(Lack(newer, "cuda", TOOLKIT))
-    if len(set(cards.values())) > 1:
-        each = ", ".join(dotted(capability) for capability in sorted(set(cards.values())))
-        notes.append(f"cards of different compute capability: {each}")
     lowest_driver = LOWEST_DRIVER.get(version[0], 0)
     for driver in sorted({card.driver for card in host.nvidia}):
         if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise

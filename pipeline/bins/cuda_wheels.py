@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ from .cuda import LOWEST_DRIVER
 from .verdict import numbers
 
 PLATFORMS = ("linux-x64", "linux-arm64")
-DOWNLOAD_BYTES = 620_000_000
-INSTALLED_BYTES = 1_100_000_000
+ON_ARM = host.platform_tag() == "linux-arm64"
+DOWNLOAD_BYTES = 721_000_000 if ON_ARM else 620_000_000
+INSTALLED_BYTES = 1_170_000_000 if ON_ARM else 1_100_000_000
 STAMP = "toolkit"  # written last: what has it is whole
+NVCC_TIME = 1_000_000_000  # any, but always the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,24 +149,27 @@ def _fill(made: Path, release: Release, log: Path) -> None:
         raise PipelineError(
             f"CUDA {release.version} could not be installed (pip ended with {status}):\n"
             f"{last_lines(log, 5)}",
-            f"check the network and pip's settings (pip config list); the log is {log}",
+            "check the network, pip's settings (pip config list) and the free space in "
+            f"{made.parent}; the log is {log}",
         )
     remove(temporary)
     root = made / "nvidia" / f"cu{release.major}"
     add_names(root)
-    told = capture([root / "bin" / "nvcc", "--version"])
-    if f"release {release.version}," not in (told or ""):
+    told = capture([root / "bin" / "nvcc", "--version"]) or "no answer"
+    if f"release {release.version}," not in told:
         raise PipelineError(
-            f"the nvcc of NVIDIA's wheels does not run here: {told or 'no answer'}",
+            f"the nvcc of NVIDIA's wheels does not run here: {told}",
             "install the CUDA toolkit of your distribution or NVIDIA's",
         )
+    # ccache knows a compiler by its size and time: what it holds is good for the next one as well.
+    os.utime(root / "bin" / "nvcc", (NVCC_TIME, NVCC_TIME))
     stamp = made / STAMP
     stamp.write_text(f"{release.version}\n", encoding="utf-8")
     receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(release), seconds=0)})
 
 
 def pip_argv(release: Release, folder: Path) -> list[str]:
-    """The pip command that fills `folder`. `--no-user`: with it in pip's settings there is no target."""
+    """The pip command that fills `folder`; a target excludes `user = true` in pip's settings."""
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
         *("--no-compile", "--only-binary", ":all:", "--require-hashes"),
@@ -191,20 +197,19 @@ def forget(home: Home, release: Release) -> None:
     receipts.forget(place(home, release) / STAMP)
 
 
-def cmake_options(toolkit: Toolkit, driver: Path | None) -> tuple[str, ...]:
-    """What makes CMake take this toolkit, and link with the driver's library where one is here.
-
-    The wheels have no stub of it, and without it llama.cpp cannot use virtual memory (VMM).
-    """
+def cmake_options(kit: Toolkit, driver: Path | None) -> tuple[str, ...]:
+    """What makes CMake take this toolkit, and link with the driver's library where one is here:
+    the wheels have no stub of it."""
+    linked = (f"-DCUDA_cuda_driver_LIBRARY={driver}",) if driver else ()
     return (
-        f"-DCUDAToolkit_ROOT={toolkit.root}",
-        f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}",
-        f"-DCUDA_cuda_driver_LIBRARY={driver}" if driver else "-DGGML_CUDA_NO_VMM=ON",
+        f"-DCUDAToolkit_ROOT={kit.root}",
+        f"-DCMAKE_CUDA_COMPILER={kit.nvcc}",
+        *linked,
     )
 
 
-def runtime_libraries(toolkit: Toolkit) -> tuple[Path, ...]:
+def runtime_libraries(kit: Toolkit) -> tuple[Path, ...]:
     """What the built programs load: beside them, or by their run path. cuBLAS loads NVRTC."""
-    names = [f"lib{name}.so.{toolkit.major}" for name in ("cudart", "cublas", "cublasLt", "nvrtc")]
-    names.append(f"libnvrtc-builtins.so.{toolkit.version}")
-    return tuple(toolkit.root / "lib" / name for name in names)
+    names = [f"lib{name}.so.{kit.major}" for name in ("cudart", "cublas", "cublasLt", "nvrtc")]
+    names.append(f"libnvrtc-builtins.so.{kit.version}")
+    return tuple(kit.root / "lib" / name for name in names)

@@ -11,10 +11,12 @@ from typing import Any
 from . import host, probe
 
 # Changed by whoever changes what `detect` understands or `readiness` concludes.
-RULES = 1
+RULES = 2
 VARIABLES = (
     *("PATH", "CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
-    *("MKLROOT", "CMAKE_PREFIX_PATH"),
+    *("MKLROOT", "CMAKE_PREFIX_PATH", "LD_LIBRARY_PATH"),
+    # what hides or adds devices
+    *("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "ROCR_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR"),
 )
 # Devices appear and vanish here, drivers and packages with their versions.
 PLACES = (
@@ -34,6 +36,9 @@ def fingerprint(cuda: str = "") -> str:
     seen.append(probe.read("/proc/driver/nvidia/version"))
     folders = (*probe.LIBRARIES, *(f"{prefix}/include/vulkan" for prefix in probe.PREFIXES))
     seen.append([changed(folder) for folder in folders])
+    # of toolkits, which lie in folders of their own
+    toolkits = (cuda, *probe.matching("/usr/local/cuda*"), "/opt/cuda")
+    seen.append([sorted(probe.parts(toolkit)) for toolkit in toolkits])
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 

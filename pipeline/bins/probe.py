@@ -147,10 +147,12 @@ def questions(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
 def found(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str]:
     """Where the programs lie that are here: in `cuda`, on PATH, or where they usually are."""
     places = [f"{cuda}/bin"] if cuda else []
+    sdk = os.environ.get("VULKAN_SDK")
+    places += [f"{sdk}/bin"] if sdk else []  # where CMake looks for glslc before PATH
     places.append(os.environ.get("PATH", os.defpath))
     places += [
         str(Path(os.environ[name]) / "bin")
-        for name in ("CUDA_PATH", "CUDA_HOME", "ROCM_PATH", "VULKAN_SDK")
+        for name in ("CUDA_PATH", "CUDA_HOME", "ROCM_PATH")
         if os.environ.get(name)
     ]
     search = os.pathsep.join([*places, *BESIDE_PATH])

@@ -9,7 +9,7 @@ from pipeline.core.say import size
 from . import cuda, cuda_wheels
 from .cuda_wheels import Release
 from .detect import AMD, INTEL, NVIDIA, Host
-from .verdict import DEVICE, Lack, Verdict, dotted, numbers
+from .verdict import DEVICE, TOOLKIT, Lack, Verdict, dotted, numbers
 
 # VK_EXT_layer_settings came into the headers with 1.3.272 (KhronosGroup/Vulkan-Utility-Libraries
 # pull request 167). Measured: 1.3.239 fails, 1.4.309 compiles.
@@ -86,12 +86,30 @@ def nvidia(host: Host) -> Finding:
 
 def wheels(host: Host) -> Release | None:
     """The release of NVIDIA's wheels for this system, its driver and its cards."""
-    driver = host.nvidia[0].driver if host.nvidia else ""
     platform = f"{host.system}-{host.machine}"
-    release = None if host.jetson else cuda_wheels.for_driver(driver, platform)
+    release = None if host.jetson else cuda_wheels.for_driver(driver(host), platform)
     if release and cuda.fitting(host, numbers(release.version), []):
         return None
     return release
+
+
+def no_wheels(host: Host) -> list[Lack]:
+    """That NVIDIA's wheels would be taken instead of a toolkit, were the driver newer."""
+    platform = f"{host.system}-{host.machine}"
+    lowest = cuda.LOWEST_DRIVER[cuda_wheels.CUDA_13.major]
+    if (
+        host.jetson
+        or cuda_wheels.lack("", platform)
+        or not cuda_wheels.lack(driver(host), platform)
+    ):
+        return []
+    what = f"or driver {lowest} or newer for NVIDIA's wheels instead; {driver(host)} is here"
+    return [Lack(what, "nvidia driver", TOOLKIT)]
+
+
+def driver(host: Host) -> str:
+    """The version of NVIDIA's driver; empty where no card is."""
+    return host.nvidia[0].driver if host.nvidia else ""
 
 
 def metal(host: Host) -> Finding:
@@ -146,7 +164,10 @@ def vulkan(host: Host) -> Finding:
         told = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
         lacks.append(Lack(told, "vulkaninfo", DEVICE))
     elif is_software(host):
-        notes.append("the only device is software: for tests, slower than the cpu backend")
+        notes.append(
+            "the only device is software, slower than the cpu backend; llama.cpp passes over it "
+            "unless GGML_VK_VISIBLE_DEVICES names it by its number"
+        )
     if not host.vulkan_headers:
         lacks.append(Lack("the Vulkan headers", "vulkan headers"))
     elif numbers(host.vulkan_headers) < LOWEST_VULKAN:
@@ -155,7 +176,9 @@ def vulkan(host: Host) -> Finding:
     if "loader" not in host.parts:
         lacks.append(Lack("the Vulkan loader to link with", "vulkan loader"))
     if "glslc" not in host.tools:
-        lacks.append(Lack("glslc", "glslc"))
+        # One that does not start passes CMake's questions, and the shaders fail minutes later.
+        fault = host.problems.get("glslc", "")
+        lacks.append(Lack(f"a glslc that runs: {fault}" if fault else "glslc", "glslc"))
     if "spirv" not in host.parts:
         lacks.append(Lack("the SPIR-V headers", "spirv"))
     return [*lacks, *compiler(host)], notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,14 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.publish import publish_text
 
-from . import cuda, host, readiness
+from . import cuda, cuda_wheels, host, readiness
 from .cuda_driver import driver_library
 from .detect import Host, detect
 from .fingerprint import fingerprint
 from .probe import probe
 from .providers import provider
 from .verdict import DEVICE, TOOL, TOOLKIT, Lack, Verdict, dotted, numbers
-from .wish import AUTO, SYSTEM, Bins
+from .wish import AUTO, BACKENDS, SYSTEM, Bins
 
 # The tools whose versions a build depends on.
 TOOLCHAINS = {"cuda": ("nvcc",), "hip": ("hipcc",), "sycl": ("icpx",), "vulkan": ("glslc",)}
@@ -71,20 +72,17 @@ def select(wish: Bins, home: Home) -> Selection:
     folder = wish.toolkit if wish.toolkit not in (AUTO, SYSTEM) else ""
     now = fingerprint(folder)
     book = home.run / "backends.json"
-    question = json.dumps([now, wish.way, wish.backend, wish.toolkit])
-    known = load(book)
+    question = json.dumps([wish.way, wish.backend, wish.toolkit, wish.is_for_elsewhere])
+    known = load(book, now)
     if remembered := of_plain(known.get(question)):
         return remembered
-    chosen = choose(detect(probe(home, folder)), wish)
+    facts = probe(home, folder)
+    chosen = choose(detect(facts), wish)
     if chosen.toolkit == WHEELS:
         chosen = replace(chosen, libcuda=str(driver_library() or ""))
-    # What other states of the machine led to is of no use any more.
-    kept = {q: s for q, s in known.items() if json.loads(q)[0] == now}
-    try:
-        book.parent.mkdir(parents=True, exist_ok=True)
-        publish_text(book, json.dumps({**kept, question: asdict(chosen)}))
-    except OSError:
-        pass  # only a loss of time
+    # What hangs or is missing may be mended before the next run.
+    if not chosen.build_lacks and not any(told.hung for told in facts.told.values()):
+        save(book, now, {**known, question: asdict(chosen)})
     return chosen
 
 
@@ -93,21 +91,34 @@ def forget(home: Home) -> None:
     (home.run / "backends.json").unlink(missing_ok=True)
 
 
-def load(book: Path) -> dict[str, Any]:
+def load(book: Path, machine: str) -> dict[str, Any]:
+    """What was chosen before on the machine as it is now."""
     try:
-        known = json.loads(book.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = json.loads(book.read_text(encoding="utf-8"))
+        choices = told["choices"] if told["machine"] == machine else {}
+        return dict(choices)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+
+
+def save(book: Path, machine: str, choices: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # only a loss of time
+        book.parent.mkdir(parents=True, exist_ok=True)
+        publish_text(book, json.dumps({"machine": machine, "choices": choices}))
 
 
 def of_plain(told: Any) -> Selection | None:
     """A selection as it was written down; None where that is none, or another version's."""
+    form = json.loads(json.dumps(asdict(Selection(backend=AUTO))))
     try:
-        lists = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
-        tools = {name: (path, version) for name, (path, version) in told["tools"].items()}
+        if {name: type(value) for name, value in told.items()} != {n: type(form[n]) for n in form}:
+            return None
+        if told["backend"] not in BACKENDS:
+            return None
+        lists = {n: tuple(map(str, told[n])) for n in form if isinstance(form[n], list)}
+        tools = {n: (str(path), str(version)) for n, (path, version) in told["tools"].items()}
         return Selection(**{**told, **lists, "tools": tools})
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return None
 
 
@@ -121,41 +132,62 @@ def choose(machine: Host, wish: Bins) -> Selection:
         found = described(machine, wish, verdict)
         lacks = (*found.device_lacks, *found.build_lacks)
         if not lacks and not verdict.software:
-            return replace(found, warnings=tuple(passed))
+            return replace(found, warnings=(*passed, *found.warnings))
         if lacks and verdict.seen:
             passed.append(f"{verdict.backend} is not used: it lacks {'; it lacks '.join(lacks)}")
     cpu = described(machine, wish, verdicts[-1])
     why = "no graphics card that can be used is here" if passed else "no graphics card is here"
     if passed:
         passed.insert(0, "the CPU is used, though a graphics card is here")
-    return replace(cpu, why=why, warnings=tuple(passed))
+    return replace(cpu, why=why, warnings=(*passed, *cpu.warnings))
 
 
 def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
     """What choosing this backend means here."""
-    name, build, toolkit = verdict.backend, list(verdict.of(TOOL, TOOLKIT)), ""
+    name, toolkit, notes = verdict.backend, "", list(verdict.notes)
+    device, build = list(verdict.of(DEVICE)), list(verdict.of(TOOL, TOOLKIT))
     tools = {t: machine.tools[t] for t in TOOLCHAINS.get(name, ()) if t in machine.tools}
     versions = {t: (tool.path, tool.version) for t, tool in tools.items()}
     if name == "vulkan":
         versions["vulkan headers"] = ("", machine.vulkan_headers)
     if name == "cuda":
-        # where no card is seen, the verdict does not look at the toolkit
-        lacks, toolkit = cuda.toolkit(machine, []), SYSTEM
-        release = readiness.wheels(machine) if lacks and wish.toolkit == AUTO else None
-        if release:
-            lacks, toolkit, versions = [], WHEELS, {"nvcc": ("", release.version)}
-        build = [*lacks, *readiness.compiler(machine)]
+        # What is for other machines may be made although the cards here are of no use to it.
+        judged = replace(machine, nvidia=()) if wish.is_for_elsewhere else machine
+        toolkit, lacks = cuda_toolkit(judged, wish)
+        if toolkit == WHEELS:
+            versions = {"nvcc": ("", cuda_wheels.CUDA_13.version)}
+        build, notes = [*lacks, *readiness.compiler(machine)], []
+        if wish.way == "build" and (made := numbers(nvcc(versions))):
+            unfit = cuda.fitting(machine, made, notes)
+            device += unfit if wish.is_for_elsewhere else []
     return Selection(
         backend=name,
         why=", ".join(devices(machine, name)) or "asked for",
-        device_lacks=lines(verdict.of(DEVICE), machine),
+        warnings=tuple(notes),
+        device_lacks=lines(device, machine),
         build_lacks=lines(build, machine) if wish.way == "build" else (),
-        cards=cards(machine, name, versions.get("nvcc", ("", ""))[1]),
+        cards=cards(machine, name, nvcc(versions)),
         tools=versions,
         toolkit=toolkit,
         toolkit_folder=machine.cuda if toolkit == SYSTEM else "",
         driver=machine.nvidia[0].driver if machine.nvidia else "",
     )
+
+
+def cuda_toolkit(machine: Host, wish: Bins) -> tuple[str, list[Lack]]:
+    """Which toolkit is taken, and what it lacks: where no card is seen, the verdict does not look
+    at it."""
+    lacks = cuda.toolkit(machine, [])
+    if not lacks or wish.toolkit != AUTO:
+        return SYSTEM, lacks
+    if readiness.wheels(machine):
+        return WHEELS, []
+    return SYSTEM, [*lacks, *readiness.no_wheels(machine)]
+
+
+def nvcc(tools: Mapping[str, tuple[str, str]]) -> str:
+    """Its version; empty where there is none."""
+    return tools.get("nvcc", ("", ""))[1]
 
 
 def cards(machine: Host, backend: str, version: str) -> tuple[str, ...]:
@@ -164,9 +196,10 @@ def cards(machine: Host, backend: str, version: str) -> tuple[str, ...]:
     if backend == "hip":
         names = (re.search(r"gfx\w+", card) for card in machine.amd)
         return tuple(dict.fromkeys(name[0] for name in names if name))
-    if backend != "cuda" or not version:
+    made = numbers(version)
+    if backend != "cuda" or not made:
         return ()
-    lowest = cuda.LOWEST_CAPABILITY.get(numbers(version)[0], (0, 0))
+    lowest = cuda.LOWEST_CAPABILITY.get(made[0], (0, 0))
     found = {numbers(card.capability) for card in machine.nvidia if card.capability}
     return tuple(dotted(capability) for capability in sorted(found) if capability >= lowest)
 

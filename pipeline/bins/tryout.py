@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
@@ -29,6 +30,13 @@ def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True)
 def shows(devices: str, backend: str) -> bool:
     """Whether a device of the backend is among them; the CPU is none, and needs none."""
     return backend == "cpu" or bool(re.search(rf"^ *({DEVICES[backend]})\d*:", devices, re.M))
+
+
+def devices(server: Path, env: Mapping[str, str]) -> list[str]:
+    """What --list-devices lists, a line each without what is free; none where it fails."""
+    _, out, err = outcome([server, "--list-devices"], timeout=TIMEOUT, env=env)
+    found = re.findall(r"^ *(\w+\d+: .+?)(?: \(\d+ MiB, .*)?$", out + err, re.M)
+    return [name for name in found if not name.startswith("CPU")]
 
 
 def told(server: Path, option: str, hint: str) -> str:

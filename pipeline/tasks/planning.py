@@ -30,6 +30,7 @@ UP_TO_DATE, TO_DO = "up to date", "to do"
 def plan(steps: Steps) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
     checking.check_request(steps)
+    checking.check_compiler(steps)
     locking.require(steps, before=True)
     if steps.request.wanted.quant == quants.ALL:
         rows = every_quant(steps)

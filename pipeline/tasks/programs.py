@@ -23,6 +23,7 @@ from pipeline.bins.selection import Selection
 from pipeline.bins.source import Source
 from pipeline.bins.ui import Ui
 from pipeline.bins.way import Way
+from pipeline.bins.wish import AUTO
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
@@ -109,6 +110,12 @@ class Programs:
         """Why no page is embedded; empty where one is."""
         return ui.choose(self.wish.ui, self._source(), self.home)[1]
 
+    @property
+    def way_backend(self) -> str:
+        """What the programs were made for; empty where nobody knows."""
+        is_known = not self.are_external and self.wish.way != "package"
+        return self.selection.backend if is_known else ""
+
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the choice."""
         is_chosen = not self.are_external and self.wish.way != "package"
@@ -137,8 +144,9 @@ class Programs:
 
     def require_device(self) -> None:
         """Raise PipelineError where the backend asked for has no device here, unless what is made
-        is for other machines."""
-        if not self.are_external and self.wish.way != "package" and not self.wish.is_for_elsewhere:
+        is for other machines; auto ends where one is."""
+        is_chosen = not self.are_external and self.wish.way != "package"
+        if is_chosen and self.wish.backend != AUTO and not self.wish.is_for_elsewhere:
             self.selection.require_device()
 
     def require_tools(self) -> None:

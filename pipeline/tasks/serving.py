@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.bins import tryout
 from pipeline.core import capacity
 from pipeline.core.paths import user_folder
 from pipeline.core.say import say, size
@@ -138,9 +139,10 @@ def serve(steps: Steps) -> None:
         say(f"warning: {warning}")
 
     def ready(seconds: float, output: str) -> None:
-        if lacks_device(steps, output):
-            say("warning: llama-server uses no device of the backend; the log says why")
-        told = summary(steps, prepared, seconds, output)
+        devices = seen_devices(steps, prepared)
+        if lacks_device(steps, devices):
+            say("warning: llama-server sees no device of its backend; the CPU is used")
+        told = summary(steps, prepared, seconds, output, devices)
         if steps.request.json:
             print(json.dumps(told), flush=True)
         else:
@@ -184,27 +186,31 @@ def context_text(fit: Fit, asked: int | None) -> str:
     return f"{fit.ctx_size} tokens of {fit.trained} trained: what the free memory holds"
 
 
-def used_devices(output: str) -> list[str]:
-    """The devices that llama-server put the model on, as its log names them."""
-    return list(dict.fromkeys(re.findall(r"using device (\w+ \([^)]*\))", output)))
+def seen_devices(steps: Steps, prepared: Prepared) -> list[str]:
+    """The devices that our llama-server sees, as it names them; one for the CPU sees none."""
+    programs = steps.programs
+    if programs.are_external or programs.way_backend == "cpu":
+        return []
+    return tryout.devices(prepared.launch.executable, prepared.launch.env)
 
 
-def lacks_device(steps: Steps, output: str) -> bool:
-    """Whether programs for a graphics card put the model on none, unasked."""
-    settings, programs = steps.request.settings, steps.programs
-    if programs.are_external or programs.selection.backend == "cpu":
-        return False
-    is_asked = settings.device == "none" or settings.gpu_layers == "0"
-    return not is_asked and not used_devices(output)
+def lacks_device(steps: Steps, devices: list[str]) -> bool:
+    """Whether programs for a graphics card see none."""
+    programs = steps.programs
+    return not programs.are_external and programs.way_backend not in ("cpu", "") and not devices
 
 
 def backend_text(steps: Steps) -> str:
     """The backend, and why it was chosen."""
+    if steps.programs.wish.way == "package":
+        return "that of the installed package"
     selected = steps.programs.selection
     return f"{selected.backend} ({selected.why})" if selected.why else selected.backend
 
 
-def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> dict[str, object]:
+def summary(
+    steps: Steps, prepared: Prepared, seconds: float, output: str, devices: list[str]
+) -> dict[str, object]:
     """What is told once the server is ready; `output` is what it has printed."""
     threads = re.search(r"n_threads = (\d+)", output)
     settings = steps.request.settings
@@ -216,7 +222,9 @@ def summary(steps: Steps, prepared: Prepared, seconds: float, output: str) -> di
         "size": size(prepared.bytes),
         **({"projector": its.name} if (its := projector(steps)) else {}),
         "backend": backend_text(steps) if ours else "that of LLAMA_SERVER_BINS_DIR",
-        "device": ", ".join(used_devices(output)) or settings.device or "CPU",
+        "device": settings.device
+        or ", ".join(devices)
+        or ("CPU" if ours else "llama-server's choice"),
         "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),
         "context": context_text(prepared.fit, settings.ctx_size),
         "log": str(prepared.launch.log),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,3 +304,171 @@ def test_cmake_itself_fails(plan: Build) -> None:
     with pytest.raises(PipelineError, match="CMake Error"):
         plan.make()
     assert not plan.target.exists()
+
+
+def test_jobs_reach_the_compiler(plan: Build) -> None:
+    assert build.work(replace(plan, jobs=3)).jobs == 3
+    assert replace(plan, jobs=3).recipe() == plan.recipe()
+
+
+# Shared libraries, and devices
+
+SHARED_LISTS = f"""
+cmake_minimum_required(VERSION 3.20)
+project(stand_in LANGUAGES CXX)
+option(OPENMP "" OFF)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}}/bin)
+set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${{CMAKE_BINARY_DIR}}/bin)
+add_library(ggml-base base.cpp)
+set_target_properties(ggml-base PROPERTIES VERSION 0.9.4 SOVERSION 0)
+foreach(name {" ".join(PROGRAMS)})
+  add_executable(${{name}} main.cpp)
+  target_link_libraries(${{name}} ggml-base)
+endforeach()
+if(GGML_BACKEND_DL)
+  add_library(ggml-cpu-x MODULE module.cpp)
+  set_target_properties(ggml-cpu-x PROPERTIES PREFIX lib)
+  target_link_libraries(ggml-cpu-x ggml-base)
+  add_dependencies(llama-server ggml-cpu-x)
+  if(OPENMP)
+    target_compile_options(ggml-cpu-x PRIVATE -fopenmp)
+    target_link_options(ggml-cpu-x PRIVATE -fopenmp)
+  endif()
+endif()
+"""
+BASE = 'const char *device() { return "Vulkan0: stand-in (1 MiB, 1 MiB free)"; }\n'
+SHARED_MAIN = """
+#include <cstdio>
+#include <cstring>
+const char *device();
+int main(int count, char **words) {
+  if (count > 1 && !std::strcmp(words[1], "--list-devices"))
+    std::printf("Available devices:\\n  %s\\n", device());
+  else
+    std::printf("version: stand-in\\n");
+  return 0;
+}
+"""
+MODULE = """
+const char *device();
+#ifdef _OPENMP
+#include <omp.h>
+int threads() { return omp_get_max_threads(); }
+#endif
+const char *other() { return device(); }
+"""
+BASE_LIBRARY = "libggml-base.so.0"
+linux = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="publishes ELF libraries"
+)
+
+
+@pytest.fixture
+def vulkan(plan: Build) -> Build:
+    folder = plan.source.folder
+    (folder / "CMakeLists.txt").write_text(SHARED_LISTS)
+    for name, text in (("base", BASE), ("main", SHARED_MAIN), ("module", MODULE)):
+        (folder / f"{name}.cpp").write_text(text)
+    return replace(plan, backend=Backend(name="vulkan"))
+
+
+def listed(folder: Path) -> str:
+    return subprocess.check_output([folder / "llama-server", "--list-devices"], text=True)
+
+
+def published(plan: Build) -> set[str]:
+    """All that lies there but the programs."""
+    assert {path.name for path in plan.target.iterdir()} >= set(PROGRAMS)
+    assert not any(path.is_symlink() for path in plan.target.iterdir())
+    return {path.name for path in plan.target.iterdir()} - {*PROGRAMS, receipts.FILE}
+
+
+@linux
+def test_a_library_for_all_programs(vulkan: Build, tmp_path: Path) -> None:
+    vulkan.make()
+    assert published(vulkan) == {BASE_LIBRARY}
+    assert set(receipts.load(vulkan.target)) == {*PROGRAMS, BASE_LIBRARY}
+    assert vulkan.is_current()
+    shutil.rmtree(vulkan.work_folder)
+    moved = vulkan.target.rename(tmp_path / "moved ü")
+    assert "Vulkan0: stand-in" in listed(moved)
+
+
+@linux
+def test_a_lost_library_is_published_again(vulkan: Build) -> None:
+    vulkan.make()
+    (vulkan.target / BASE_LIBRARY).unlink()
+    assert not vulkan.is_current()
+    vulkan.make()
+    assert vulkan.is_current() and "Vulkan0" in listed(vulkan.target)
+
+    (vulkan.target / BASE_LIBRARY).write_bytes(b"damaged")
+    assert not vulkan.is_current()
+    vulkan.make()
+    assert "Vulkan0" in listed(vulkan.target)
+
+    vulkan.forget()
+    assert receipts.load(vulkan.target) == {} and not vulkan.is_current()
+    vulkan.make()
+    assert vulkan.is_current()
+    vulkan.clean()
+    assert not vulkan.target.exists() and not vulkan.work_folder.exists()
+
+
+@linux
+def test_without_its_device_nothing_is_published(vulkan: Build) -> None:
+    vulkan.make()
+    old = receipts.load(vulkan.target)
+    base = vulkan.source.folder / "base.cpp"
+    base.write_text(BASE.replace("Vulkan0", "CUDA0"))
+    newer = replace(vulkan, source=replace(vulkan.source, tree="u" * 40))
+    with pytest.raises(PipelineError, match="shows no device of vulkan") as caught:
+        newer.make()
+    assert "CUDA0: stand-in" in caught.value.message
+    assert str(newer.log) in caught.value.hint
+    assert receipts.load(vulkan.target) == old
+    assert "Vulkan0" in listed(vulkan.target), "the old one stays"
+    assert not part(vulkan.target).exists()
+
+    replace(newer, elsewhere=True).make()
+    assert "CUDA0" in listed(vulkan.target)
+    assert newer.is_current()
+
+
+@linux
+@pytest.mark.parametrize("openmp", ["OFF", "ON"])
+def test_what_is_portable_takes_its_modules_along(vulkan: Build, openmp: str) -> None:
+    backend = replace(vulkan.backend, options=(f"-DOPENMP={openmp}",))
+    portable = replace(vulkan, portable=True, backend=backend)
+    portable.make()
+    further = {"libgomp.so.1"} if openmp == "ON" else set()
+    assert published(portable) == {BASE_LIBRARY, "libggml-cpu-x.so", *further}
+    assert portable.target.name.endswith("-vulkan-portable")
+    assert portable.recipe()["cpu"] is None
+    assert portable.is_current() and not vulkan.is_current()
+
+
+@linux
+def test_libraries_of_a_toolkit_go_along(vulkan: Build, tmp_path: Path) -> None:
+    """One file under two names, where the disk allows it; receipts and all."""
+    library = tmp_path / "toolkit ü" / "libcublas.so.13"
+    library.parent.mkdir()
+    library.with_name("libcublas.so.13.8").write_bytes(b"large")
+    library.symlink_to("libcublas.so.13.8")
+    backend = replace(vulkan.backend, libraries=(library,))
+    replace(vulkan, backend=backend).make()
+    made = vulkan.target / library.name
+    assert published(vulkan) == {BASE_LIBRARY, library.name}
+    assert made.read_bytes() == b"large" and made.samefile(library)
+    vulkan.clean()
+    assert library.read_bytes() == b"large"
+
+
+@linux
+def test_backends_live_beside_each_other(plan: Build, vulkan: Build) -> None:
+    vulkan.make()
+    plan.make()
+    assert plan.target != vulkan.target and plan.work_folder != vulkan.work_folder
+    assert plan.is_current() and vulkan.is_current()
+    plan.clean()
+    assert vulkan.is_current()

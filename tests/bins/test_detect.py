@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from machines import (
+    A100,
+    CUDA_PARTS,
+    GLSLC,
+    GPP,
+    GTX,
+    HIPCC,
+    ICPX,
+    INTEL_MAC,
+    LLVMPIPE,
+    M2,
+    MISMATCH,
+    NO_DRIVER,
+    NVCC,
+    PROFILER,
+    ROCMINFO,
+    RTX,
+    SLICES,
+    SYCL,
+    lacks,
+    linux,
+    mac,
+    of,
+    ok,
+    smi,
+    vulkan,
+)
 
 from pipeline.bins import cuda, devices, gpus, probe, providers, readiness
 from pipeline.bins.detect import Host, detect
@@ -18,130 +42,6 @@ from pipeline.bins.probe import Facts, Told
 from pipeline.bins.verdict import MISSING, USABLE, Verdict
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
-
-GPP = "g++ (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022"
-NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2025 NVIDIA Corporation
-Cuda compilation tools, release {0}, V{0}.88
-Build cuda_{0}.r{0}/compiler.36424714_0
-"""
-RTX = "NVIDIA GeForce RTX 4090, 8.9, 580.65.06, [N/A], 24564\n"
-GTX = "NVIDIA GeForce GTX 1080, 6.1, 580.65.06, [N/A], 8192\n"
-A100 = "NVIDIA A100-SXM4-40GB, 8.0, 580.65.06, Enabled, 40960\n"
-SLICES = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-4a4e)
-  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4)
-  MIG 1g.5gb      Device  1: (UUID: MIG-cba6)
-"""
-MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580\n"
-NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
-VULKANINFO = """==========
-VULKANINFO
-==========
-
-Vulkan Instance Version: 1.3.239
-
-Devices:
-========
-GPU0:
-\tapiVersion         = 1.3.242
-\tdeviceType         = PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU
-\tdeviceName         = Intel(R) Graphics (RPL-P)
-GPU1:
-\tapiVersion         = 1.3.242
-\tdeviceType         = PHYSICAL_DEVICE_TYPE_CPU
-\tdeviceName         = llvmpipe (LLVM 15.0.6, 256 bits)
-"""
-LLVMPIPE = VULKANINFO[: VULKANINFO.index("GPU0")] + VULKANINFO[VULKANINFO.index("GPU1") :]
-HEADERS = """// Version of this file
-#define VK_HEADER_VERSION {1}
-
-// Complete version of this file
-#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, 1, {0}, VK_HEADER_VERSION)
-"""
-GLSLC = "shaderc v2023.2 v2025.2\nspirv-tools v2025.1\nglslang 11.1.0\n"
-ROCMINFO = """ROCk module is loaded
-==========
-HSA Agents
-==========
-*******
-Agent 1
-*******
-  Name:                    AMD Ryzen 9 7950X 16-Core Processor
-  Marketing Name:          AMD Ryzen 9 7950X 16-Core Processor
-*******
-Agent 2
-*******
-  Name:                    gfx1100
-  Uuid:                    GPU-4242
-  Marketing Name:          Radeon RX 7900 XTX
-  Vendor Name:             AMD
-"""
-HIPCC = "HIP version: 6.2.41133-dd7f95766\nAMD clang version 18.0.0git\n"
-SYCL = """[opencl:cpu:0] Intel(R) OpenCL, AMD Ryzen 9 OpenCL 3.0 [2024.17]
-[opencl:gpu:1] Intel(R) OpenCL Graphics, Intel(R) Arc(TM) A770 Graphics OpenCL 3.0 NEO [23.43]
-[{}] Intel(R) Level-Zero, Intel(R) Arc(TM) A770 Graphics 1.3 [1.3.27642]
-"""
-ICPX = "Intel(R) oneAPI DPC++/C++ Compiler 2024.1.0 (2024.1.0.20240308)\nTarget: x86_64\n"
-PROFILER = """Graphics/Displays:
-
-    Apple M2:
-
-      Chipset Model: Apple M2
-      Type: GPU
-      Bus: Built-In
-      Total Number of Cores: 10
-      Vendor: Apple (0x106b)
-      Metal Support: Metal 3
-"""
-INTEL_MAC = """Graphics/Displays:
-    Intel Iris Plus Graphics 655:
-      Chipset Model: Intel Iris Plus Graphics 655
-      VRAM (Dynamic, Max): 1536 MB
-      Metal Family: Supported, Metal GPUFamily macOS 2
-"""
-M2 = """machdep.cpu.brand_string: Apple M2
-hw.optional.neon: 1
-hw.optional.AdvSIMD: 1
-hw.optional.arm.FEAT_BF16: 1
-hw.optional.arm.FEAT_DotProd: 1
-hw.optional.arm.FEAT_I8MM: 1
-hw.optional.arm.FEAT_SME: 0
-"""
-CUDA_PARTS = frozenset({"cublas", "libcuda"})
-VULKAN_PARTS = frozenset({"loader", "spirv"})
-
-
-def ok(out: str = "", err: str = "") -> Told:
-    return Told(path="/usr/bin/it", status=0, out=out, err=err)
-
-
-def linux(told: Mapping[str, Told] | None = None, **more: Any) -> Host:
-    """A Debian machine with g++ and what is told besides."""
-    facts = Facts(system="linux", machine="x64", name="Debian", family="debian")
-    return detect(replace(facts, told={"g++": ok(GPP), **(told or {})}, **more))
-
-
-def mac(told: Mapping[str, Told] | None = None) -> Host:
-    facts = Facts(system="macos", machine="arm64", name="macOS-14.5")
-    return detect(
-        replace(facts, told={"clang++": ok("Apple clang version 15.0.0"), **(told or {})})
-    )
-
-
-def of(host: Host, backend: str) -> Verdict:
-    return next(v for v in readiness.verdicts(host) if v.backend == backend)
-
-
-def lacks(host: Host, backend: str) -> str:
-    verdict = of(host, backend)
-    assert (verdict.state == MISSING) == bool(verdict.lacks)
-    return "\n".join(lack.what for lack in verdict.lacks)
-
-
-def smi(cards: str, nvcc: str = "", slices: str = "") -> dict[str, Told]:
-    found = {"nvidia-smi": ok(cards), "nvidia-smi -L": ok(slices)}
-    return {**found, "nvcc": ok(NVCC.format(nvcc))} if nvcc else found
-
 
 # The processor
 
@@ -462,11 +362,6 @@ def test_sycl(spelled: str) -> None:
 # vulkan
 
 
-def vulkan(headers: tuple[int, int], info: str = VULKANINFO) -> Host:
-    told = {"vulkaninfo": ok(info), "glslc": ok(GLSLC)}
-    return linux(told, files={"vulkan_core.h": HEADERS.format(*headers)}, parts=VULKAN_PARTS)
-
-
 @pytest.mark.parametrize(
     ("headers", "enough"),
     [((3, 239), False), ((3, 271), False), ((3, 272), True), ((4, 309), True), ((2, 300), False)],
@@ -494,6 +389,8 @@ def test_what_vulkan_lacks() -> None:
         assert word in said
     broken = Told(path="/x", status=1, err="ERROR_INCOMPATIBLE_DRIVER")
     assert "ERROR_INCOMPATIBLE_DRIVER" in lacks(linux({"vulkaninfo": broken}), "vulkan")
+    foreign = Told(path="/x", status=1, err="glslc: version `GLIBC_2.38' not found")
+    assert "a glslc that runs: glslc: version" in lacks(linux({"glslc": foreign}), "vulkan")
 
 
 # Packages
@@ -543,6 +440,21 @@ def test_tools_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert told["slow"].hung and told["slower"].hung
     assert (told["broken"].status, told["broken"].hung) == (-1, False)
     assert "missing" not in told
+
+
+@posix
+def test_the_sdk_goes_before_path_as_for_cmake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("path", "sdk ü/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "glslc").write_text(f"#!/bin/sh\necho {folder}\n")
+        (tmp_path / folder / "glslc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    asked = {"glslc": ("glslc", "--version")}
+    assert probe.ask(asked)["glslc"].out == "path\n"
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "sdk ü"))
+    assert probe.ask(asked)["glslc"].out == "sdk ü/bin\n"
 
 
 def test_the_toolkits_folder_is_what_nvcc_says() -> None:

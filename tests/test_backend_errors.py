@@ -1,0 +1,120 @@
+"""A backend that is asked for and not possible: one clear error, at once, and nothing made."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Doit
+
+from pipeline.bins import probe
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="shell scripts stand in for tools"
+)
+PROGRAMS = {
+    "nvcc": "echo 'Cuda compilation tools, release 13.0, V13.0.88'",
+    "vulkaninfo": "echo 'deviceType = PHYSICAL_DEVICE_TYPE_CPU'; echo 'deviceName = llvmpipe'",
+    "rocminfo": "echo no ROCk module >&2; exit 1",
+}
+TOOLKIT_HERE = pytest.mark.skipif(
+    {"cublas", "libcuda"} <= probe.parts(""), reason="the system has all of CUDA's libraries"
+)
+
+
+@pytest.fixture
+def here(bare: Doit, tmp_path: Path) -> Doit:
+    """A machine with a compiler, and with programs that say that no card is there."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, script in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    for name in ("g++", "git", "sh"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    for name in ("CXX", "CUDA_PATH", "CUDA_HOME", "ROCM_PATH", "VULKAN_SDK"):
+        bare.env.pop(name, None)
+    # nor does a toolkit that was fetched before count
+    bare.env |= {"PATH": str(folder), "LLAMA_PIPELINE_CACHE": str(tmp_path / "cache")}
+    return bare
+
+
+def nothing_was_made(doit: Doit) -> None:
+    made = {path.name for path in doit.home.rglob("*") if path.is_file()}
+    assert made <= {"backends.json"}
+
+
+@pytest.mark.parametrize("backend", ["cuda", "metal", "hip", "sycl", "vulkan"])
+@pytest.mark.parametrize("words", [["build_bins"], ["serve", "model=demo"]], ids=lambda w: w[0])
+def test_not_possible_here(here: Doit, words: list[str], backend: str) -> None:
+    run = here(*words, f"backend={backend}", status=1, timeout=60)
+    assert run.err.count("error: ") == 1
+    assert f"backend={backend} is not possible here; missing:\n  " in run.err
+    assert "hint: doit doctor tells what is here" in run.err
+    assert "Traceback" not in run.err and run.out == ""
+    assert run.steps == []
+    nothing_was_made(here)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "metal", "vulkan"])
+def test_no_plan_of_what_cannot_run(here: Doit, backend: str) -> None:
+    run = here("plan", "model=demo", f"backend={backend}", status=1, timeout=60)
+    assert f"backend={backend} is not possible here; missing:\n  " in run.err
+    assert run.out == "" and "Traceback" not in run.err
+
+
+def test_tools_are_named_with_their_packages(here: Doit) -> None:
+    run = here("build_bins", "backend=vulkan", status=1, timeout=60)
+    assert "\n  glslc" in run.err
+    if shutil.which("apt-get"):
+        assert "apt install glslc" in run.err
+
+
+@TOOLKIT_HERE
+def test_the_systems_toolkit_lacks_parts(here: Doit) -> None:
+    words = ("cuda_toolkit=system", "cuda_architectures=90")
+    run = here("build_bins", *words, status=1, timeout=60)
+    assert "backend=cuda is not possible here" in run.err
+    assert "cuBLAS for CUDA 13.0" in run.err or "libcuda stub of CUDA 13.0" in run.err
+    nothing_was_made(here)
+
+
+@TOOLKIT_HERE
+def test_for_another_machine_nvidias_wheels_are_taken(here: Doit) -> None:
+    told = here("plan", "model=demo", "cuda_architectures=90", "format=json").json()
+    assert told["backend"] == "cuda"
+    (step,) = [step for step in told["steps"] if step["name"] == "cuda_toolkit"]
+    assert step["state"] == "to do" and "NVIDIA's wheels" in step["what"]
+    assert told["download_bytes"] > 500_000_000
+    run = here("cuda_toolkit", "cuda_architectures=90", "offline=1", status=1, timeout=60)
+    assert "offline=1 forbids to fetch it" in run.err and "Traceback" not in run.err
+
+
+def test_auto_says_why_a_card_is_not_used(here: Doit) -> None:
+    smi = Path(here.env["PATH"]) / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Unknown Error'\n")
+    smi.chmod(0o755)
+    told = here("plan", "model=demo", "format=json").json()
+    assert told["backend"] == "cpu"
+    assert "though a graphics card is here" in told["warnings"][0]
+    assert any("nvidia-smi: Failed to initialize NVML" in text for text in told["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["cuda_toolkit=/no/such"], ["cuda_toolkit=/no/such", "bin/nvcc"]),
+        (["cuda_architectures=sm_90"], ["cuda_architectures=sm_90", "86-real"]),
+        (["cuda_architectures=90", "backend=vulkan"], ["cuda_architectures=", "backend=vulkan"]),
+        (["jobs=0"], ["jobs=0", "from 1 to 1024"]),
+        (["portable=1", "bins=prebuilt"], ["portable", "bins=prebuilt"]),
+    ],
+)
+def test_wrong_usage(here: Doit, words: list[str], says: list[str]) -> None:
+    wrong = here("build_bins", *words, status=3, timeout=60)
+    for text in says:
+        assert text in wrong.err
+    assert "Traceback" not in wrong.err and list(here.home.iterdir()) == []

@@ -1,0 +1,187 @@
+"""What a Vulkan build needs on Debian and its kin: headers that are new enough, Mesa's device.
+
+Where the system's own headers are too old for llama.cpp (Debian 12), those of Debian 13 are
+unpacked beside them, out of the mirror that this machine's apt already uses.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from pipeline.bins import devices
+from pipeline.bins.readiness import LOWEST_VULKAN
+from pipeline.core.locks import only_one
+from pipeline.core.paths import Home, cache
+from pipeline.core.publish import part, publish_folder, recover_folder, remove
+
+SYSTEM = Path("/usr")
+RUNTIME = ("libvulkan1", "mesa-vulkan-drivers", "vulkan-tools", "glslc")
+DEVELOPMENT = ("libvulkan-dev", "spirv-headers")
+SUITE = "trixie"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+HEADER = "include/vulkan/vulkan_core.h"
+SPIRV = "share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake"
+
+
+@dataclass(frozen=True)
+class Software:
+    """Mesa's device: its name, and the environment that makes llama.cpp take it.
+
+    llama.cpp passes over devices that are processors, unless one is named by its number.
+    """
+
+    name: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def vulkan_sdk() -> Path:
+    """A folder for VULKAN_SDK. What is missing is installed or fetched; else tests are skipped."""
+    own = Path(os.environ.get("VULKAN_SDK") or SYSTEM)
+    for folder in (own, SYSTEM, sdk_folder()):
+        if is_enough(folder) and not missing(RUNTIME):
+            return folder
+    return provide()
+
+
+@pytest.fixture(scope="session")
+def software(vulkan_sdk: Path) -> Software:
+    """The first Vulkan device that is a program."""
+    found = devices.vulkan_devices(asked("vulkaninfo", "--summary"))
+    for number, device in enumerate(found):
+        if device.kind == "CPU":
+            return Software(device.name, {"GGML_VK_VISIBLE_DEVICES": str(number)})
+    pytest.skip(f"no Vulkan device in software, only {[device.name for device in found]}")
+
+
+def sdk_folder() -> Path:
+    return cache(Home(REPOSITORY)) / "tests" / f"vulkan-sdk-{SUITE}" / "usr"
+
+
+def is_enough(folder: Path) -> bool:
+    """Whether the headers are there and new enough, and a loader to link with."""
+    header = folder / HEADER
+    if not header.is_file() or not (folder / SPIRV).is_file():
+        return False
+    version = devices.vulkan_headers(header.read_text(encoding="utf-8"))
+    loaders = [*folder.glob("lib/libvulkan.so"), *folder.glob("lib/*-linux-gnu/libvulkan.so")]
+    return numbers(version) >= LOWEST_VULKAN and any(path.exists() for path in loaders)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in version.split(".") if word.isdecimal())
+
+
+def provide() -> Path:
+    """Everything from apt, where this machine has it and lets us."""
+    for program in ("apt-get", "dpkg"):
+        if not shutil.which(program):
+            pytest.skip(f"Vulkan for tests comes from apt, and there is no {program} here")
+    absent = missing(RUNTIME)
+    if absent and os.geteuid():
+        pytest.skip(f"as root: apt-get install {' '.join(absent)}")
+    if os.geteuid() == 0:
+        call("apt-get", "update", check=False)  # a source of someone else's may be out of order
+        new = numbers(candidate("libvulkan-dev")) >= LOWEST_VULKAN
+        install(missing((*RUNTIME, *DEVELOPMENT)) if new else absent)
+        if is_enough(SYSTEM):
+            return SYSTEM
+    target = sdk_folder().parent
+    with only_one(target):
+        recover_folder(target)
+        if not is_enough(sdk_folder()):
+            try:
+                fetch(target)
+            finally:
+                remove(part(target))
+    return sdk_folder()
+
+
+def missing(packages: tuple[str, ...]) -> list[str]:
+    """Those that dpkg does not know as installed."""
+    status = ("dpkg-query", "-W", "-f=${db:Status-Status}")
+    return [name for name in packages if asked(*status, name) != "installed"]
+
+
+def candidate(package: str) -> str:
+    """The version that apt would install, or nothing."""
+    lines = asked("apt-cache", "policy", package).splitlines()
+    return next((line.split()[1] for line in lines if "Candidate:" in line), "")
+
+
+def install(packages: list[str]) -> None:
+    if packages:
+        call("apt-get", "install", "--yes", "--no-install-recommends", *packages)
+
+
+def mirror() -> str:
+    """Where this machine gets Debian's own packages from."""
+    form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
+    told = asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")
+    for line in told.splitlines():
+        if line.startswith("Debian Debian "):
+            return line.split()[2]
+    pytest.skip("the system's Vulkan headers are too old, and apt has no source of Debian's here")
+
+
+def fetch(target: Path) -> None:
+    """Debian 13's headers, unpacked whole or not at all. apt holds them against its keyring."""
+    made = part(target)
+    state = made / "apt"
+    packages = state / "packages"
+    for folder in ("state/lists/partial", "cache/archives/partial", "packages"):
+        (state / folder).mkdir(parents=True)
+    (state / "status").touch()
+    (state / "debian.sources").write_text(
+        f"Types: deb\nURIs: {mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {KEYRING}\n"
+    )
+    apt = ["apt-get", *(word for option in options(state) for word in ("-o", option))]
+    call(*apt, "update")
+    call(*apt, "download", *DEVELOPMENT, folder=packages)
+    for package in packages.glob("*.deb"):
+        call("dpkg", "-x", str(package), str(made))
+    remove(state)
+    # The loader of Debian 13 wants its C library; the one of this machine is what will be run.
+    loader = made / "usr/lib/libvulkan.so"
+    loader.unlink(missing_ok=True)
+    told = asked("dpkg-query", "-L", "libvulkan1").splitlines()
+    loader.symlink_to(next(path for path in told if path.endswith("libvulkan.so.1")))
+    publish_folder(made, target)
+
+
+def options(state: Path) -> list[str]:
+    """apt's settings for a suite that is none of this machine's, away from its own records."""
+    return [
+        f"Dir::State={state / 'state'}",
+        f"Dir::State::status={state / 'status'}",
+        f"Dir::Cache={state / 'cache'}",
+        f"Dir::Etc::SourceList={state / 'debian.sources'}",
+        "Dir::Etc::SourceParts=-",
+        "Acquire::Languages=none",
+        "APT::Update::Error-Mode=any",  # else a mirror that does not answer is a warning
+        "APT::Sandbox::User=root",  # the folder is the user's own, and hidden from apt's
+    ]
+
+
+def asked(*words: str) -> str:
+    """What a program prints; nothing where it is missing or fails."""
+    if not shutil.which(words[0]):
+        return ""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def call(*words: str, folder: Path | None = None, check: bool = True) -> None:
+    """Run it; the tests are skipped where it fails, as without a network."""
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    if check and done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg"))]
+        pytest.skip(f"{words[0]} failed with {done.returncode}: {' '.join(said[:1])}")
