@@ -189,7 +189,7 @@ def install_package(steps: Steps) -> Task:
 
 
 def recipe(steps: Steps) -> Task:
-    return task(lambda: doing.tell_recipe(steps), after=["source"])
+    return task(lambda: doing.tell_recipe(steps))
 
 
 def resolve(steps: Steps) -> Task:

@@ -68,8 +68,9 @@ def check(path: Path, entry: Entry | None) -> str:
     if path.is_dir():
         if WINDOWS:  # which does not keep the modes that are part of git's hash
             return "" if tree.stamp(path) == entry.sha256 else "has changed files"
+        wanted = {**entry.recipe, **(entry.source or {})}["tree"]
         found = tree.folder_hash(path)
-        return "" if found == entry.recipe["tree"] else f"has the tree hash {found}"
+        return "" if found == wanted else f"has the tree hash {found}, its receipt says {wanted}"
     if path.stat().st_size != entry.size:
         return f"has {path.stat().st_size} bytes, its receipt says {entry.size}"
     found = sha256(path)
