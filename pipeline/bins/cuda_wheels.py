@@ -26,7 +26,7 @@ from pipeline.core.receipts import Recipe
 from pipeline.core.say import say, size
 
 from . import host
-from .cuda import LOWEST_DRIVER
+from .cuda_versions import LOWEST_DRIVER
 from .verdict import numbers
 
 PLATFORMS = ("linux-x64", "linux-arm64")

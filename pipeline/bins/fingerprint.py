@@ -13,7 +13,7 @@ from . import host, probe
 # Changed by whoever changes what `detect` understands or `readiness` concludes.
 RULES = 2
 VARIABLES = (
-    *("PATH", "CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
+    *("CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
     *("MKLROOT", "CMAKE_PREFIX_PATH", "LD_LIBRARY_PATH"),
     # what hides or adds devices
     *("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "ROCR_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR"),

@@ -217,6 +217,8 @@ def parts(cuda: str) -> frozenset[str]:
 
 def matching(pattern: str) -> list[str]:
     """The paths that a pattern with a whole path in it means."""
+    if not glob.has_magic(pattern):
+        return [pattern] if os.path.lexists(pattern) else []
     return sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes relative ones
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipeline.core.say import size
 
 from . import cuda, cuda_wheels
+from .cuda_versions import LOWEST_DRIVER
 from .cuda_wheels import Release
 from .detect import AMD, INTEL, NVIDIA, Host
 from .verdict import DEVICE, TOOLKIT, Lack, Verdict, dotted, numbers
@@ -96,7 +97,7 @@ def wheels(host: Host) -> Release | None:
 def no_wheels(host: Host) -> list[Lack]:
     """That NVIDIA's wheels would be taken instead of a toolkit, were the driver newer."""
     platform = f"{host.system}-{host.machine}"
-    lowest = cuda.LOWEST_DRIVER[cuda_wheels.CUDA_13.major]
+    lowest = LOWEST_DRIVER[cuda_wheels.CUDA_13.major]
     if (
         host.jetson
         or cuda_wheels.lack("", platform)

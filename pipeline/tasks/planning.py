@@ -80,8 +80,8 @@ def collect(steps: Steps) -> dict[str, Any]:
             {"name": name, "state": UP_TO_DATE if done else TO_DO, "what": what}
             for name, done, what in rows
         ],
-        "backend": None if steps.programs.are_external else steps.programs.selection.backend,
-        "backend_why": "" if steps.programs.are_external else steps.programs.selection.why,
+        "backend": steps.programs.backend or None,
+        "backend_why": steps.programs.selection.why if steps.programs.are_chosen else "",
         "warnings": list(steps.programs.warnings()),
         "download_bytes": download_bytes(steps, chain, todo),
         "disk_peak_bytes": disk_bytes(steps, chain, todo, ahead),

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.bins import (
     backends,
     binaries,
-    cuda,
+    cuda_versions,
     cuda_wheels,
     host,
     selection,
@@ -68,7 +68,7 @@ class Programs:
                 backend=self.selection.backend,
                 release=self.wish.release or pins().prebuilt.release,
                 home=self.home,
-                driver_cuda=lambda: cuda.newest(self.selection.driver),
+                driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
         return Build(
             source=self._source(),
@@ -111,15 +111,18 @@ class Programs:
         return ui.choose(self.wish.ui, self._source(), self.home)[1]
 
     @property
-    def way_backend(self) -> str:
-        """What the programs were made for; empty where nobody knows."""
-        is_known = not self.are_external and self.wish.way != "package"
-        return self.selection.backend if is_known else ""
+    def backend(self) -> str:
+        """What the programs are made for; empty where nobody knows."""
+        return self.selection.backend if self.are_chosen else ""
+
+    @property
+    def are_chosen(self) -> bool:
+        """Whether a backend is chosen: it is not for programs that are there as they are."""
+        return not self.are_external and self.wish.way != "package"
 
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the choice."""
-        is_chosen = not self.are_external and self.wish.way != "package"
-        return self.selection.warnings if is_chosen else ()
+        return self.selection.warnings if self.are_chosen else ()
 
     # Is there nothing to do?
 
@@ -145,8 +148,7 @@ class Programs:
     def require_device(self) -> None:
         """Raise PipelineError where the backend asked for has no device here, unless what is made
         is for other machines; auto ends where one is."""
-        is_chosen = not self.are_external and self.wish.way != "package"
-        if is_chosen and self.wish.backend != AUTO and not self.wish.is_for_elsewhere:
+        if self.are_chosen and self.wish.backend != AUTO and not self.wish.is_for_elsewhere:
             self.selection.require_device()
 
     def require_tools(self) -> None:

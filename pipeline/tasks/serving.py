@@ -50,7 +50,7 @@ def known_flags(steps: Steps) -> dict[str, Flag]:
 def check_start(steps: Steps) -> None:
     """Raise PipelineError where the port is taken, or the backend's device is not here: then the
     CPU would be used."""
-    if not steps.programs.are_external:
+    if steps.programs.are_chosen:
         steps.programs.selection.require_device()
     health.require_free(steps.request.settings.host, steps.request.settings.port)
 
@@ -189,7 +189,7 @@ def context_text(fit: Fit, asked: int | None) -> str:
 def seen_devices(steps: Steps, prepared: Prepared) -> list[str]:
     """The devices that our llama-server sees, as it names them; one for the CPU sees none."""
     programs = steps.programs
-    if programs.are_external or programs.way_backend == "cpu":
+    if programs.are_external or programs.backend == "cpu":
         return []
     return tryout.devices(prepared.launch.executable, prepared.launch.env)
 
@@ -197,7 +197,7 @@ def seen_devices(steps: Steps, prepared: Prepared) -> list[str]:
 def lacks_device(steps: Steps, devices: list[str]) -> bool:
     """Whether programs for a graphics card see none."""
     programs = steps.programs
-    return not programs.are_external and programs.way_backend not in ("cpu", "") and not devices
+    return programs.backend not in ("cpu", "") and not devices
 
 
 def backend_text(steps: Steps) -> str:

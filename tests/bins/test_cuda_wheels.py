@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import cuda_driver, cuda_wheels
-from pipeline.bins.cuda import LOWEST_CAPABILITY, LOWEST_DRIVER
+from pipeline.bins.cuda_versions import LOWEST_CAPABILITY, LOWEST_DRIVER
 from pipeline.bins.cuda_wheels import CUDA_13, Release, Toolkit
 from pipeline.core import publish, receipts
 from pipeline.core.errors import PipelineError

@@ -34,9 +34,10 @@ from machines import (
 )
 
 from pipeline.bins import fingerprint, probe, selection
+from pipeline.bins.choosing import choose
 from pipeline.bins.detect import Host, detect
 from pipeline.bins.probe import Facts, Told
-from pipeline.bins.selection import WHEELS, Selection, choose, of_plain, select
+from pipeline.bins.selection import WHEELS, Selection, of_plain, select
 from pipeline.bins.wish import BACKENDS, SYSTEM, Bins
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
