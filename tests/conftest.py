@@ -163,8 +163,9 @@ def with_programs(built: Path, home: Path) -> Doit:
     for folder in built.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
             shutil.copytree(folder, home / "bins" / folder.name, copy_function=os.link)
-    if (built / ".source").exists():
-        (home / "bins" / ".source").symlink_to(built / ".source")
+    for name in (".source", ".ui"):
+        if (built / name).exists():
+            (home / "bins" / name).symlink_to(built / name)
     return Doit(home)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import debian
 import pytest
 from conftest import Doit, post, wait_for
 
@@ -20,17 +21,8 @@ from pipeline.core.paths import Home
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.build,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="needs Chromium and its driver (Debian: apt install chromium chromium-driver)",
-    ),
-]
+pytestmark = [pytest.mark.build, pytest.mark.slow]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MESSAGE = "hello there, größe"
 LETTERS = re.compile(r"\W+")
 
@@ -43,19 +35,28 @@ def with_page(doit: Doit) -> Doit:
     return doit
 
 
+def programs() -> tuple[str | None, str | None]:
+    """Chromium and its driver."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
     from selenium import webdriver
 
+    chromium, driver_path = programs()
+    if not (chromium and driver_path):
+        debian.require("chromium", "chromium-driver")
+        chromium, driver_path = programs()
     options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
+    options.binary_location = str(chromium)
     for word in ("headless=new", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,900"):
         options.add_argument(f"--{word}")
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")  # Chromium refuses to start as root with it
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=driver_path))
     try:
         yield driver
     finally:
@@ -98,10 +99,10 @@ def test_a_message_in_the_page_is_answered(
         )
         assert len(seen(".chat-message-assistant")) == 1
         assert [text.strip() for text in seen(".chat-message-user-bubble")] == [MESSAGE]
-        wrong = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-        assert wrong == []
+        # The page asks for what this server does not offer, too: those are of the network.
+        assert [line for line in browser.get_log("browser") if line["source"] == "javascript"] == []
         log = (with_page.home / "logs" / f"serve-{url.rpartition(':')[2]}.log").read_text()
-        assert log.count("/v1/chat/completions") == 2, "once from here, once from the page"
+        assert log.count("stop processing") == 2, "once from here, once from the page"
 
 
 def test_the_page_is_what_was_built(with_page: Doit, tiny: Path, converter: Path) -> None:

@@ -7,11 +7,10 @@ unpacked beside them, out of the mirror that this machine's apt already uses.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import debian
 import pytest
 from conftest import REPOSITORY
 
@@ -46,7 +45,7 @@ def vulkan_sdk() -> Path:
     """A folder for VULKAN_SDK. What is missing is installed or fetched; else tests are skipped."""
     own = Path(os.environ.get("VULKAN_SDK") or SYSTEM)
     for folder in (own, SYSTEM, sdk_folder()):
-        if is_enough(folder) and not missing(RUNTIME):
+        if is_enough(folder) and not debian.missing(RUNTIME):
             return folder
     return provide()
 
@@ -54,7 +53,7 @@ def vulkan_sdk() -> Path:
 @pytest.fixture(scope="session")
 def software(vulkan_sdk: Path) -> Software:
     """The first Vulkan device that is a program."""
-    found = devices.vulkan_devices(asked("vulkaninfo", "--summary"))
+    found = devices.vulkan_devices(debian.asked("vulkaninfo", "--summary"))
     for number, device in enumerate(found):
         if device.kind == "CPU":
             return Software(device.name, {"GGML_VK_VISIBLE_DEVICES": str(number)})
@@ -81,16 +80,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def provide() -> Path:
     """Everything from apt, where this machine has it and lets us."""
-    for program in ("apt-get", "dpkg"):
-        if not shutil.which(program):
-            pytest.skip(f"Vulkan for tests comes from apt, and there is no {program} here")
-    absent = missing(RUNTIME)
-    if absent and os.geteuid():
-        pytest.skip(f"as root: apt-get install {' '.join(absent)}")
-    if os.geteuid() == 0:
-        call("apt-get", "update", check=False)  # a source of someone else's may be out of order
-        new = numbers(candidate("libvulkan-dev")) >= LOWEST_VULKAN
-        install(missing((*RUNTIME, *DEVELOPMENT)) if new else absent)
+    debian.require(*RUNTIME)
+    if os.geteuid() == 0 and numbers(candidate("libvulkan-dev")) >= LOWEST_VULKAN:
+        debian.require(*DEVELOPMENT)
         if is_enough(SYSTEM):
             return SYSTEM
     target = sdk_folder().parent
@@ -104,27 +96,16 @@ def provide() -> Path:
     return sdk_folder()
 
 
-def missing(packages: tuple[str, ...]) -> list[str]:
-    """Those that dpkg does not know as installed."""
-    status = ("dpkg-query", "-W", "-f=${db:Status-Status}")
-    return [name for name in packages if asked(*status, name) != "installed"]
-
-
 def candidate(package: str) -> str:
     """The version that apt would install, or nothing."""
-    lines = asked("apt-cache", "policy", package).splitlines()
+    lines = debian.asked("apt-cache", "policy", package).splitlines()
     return next((line.split()[1] for line in lines if "Candidate:" in line), "")
-
-
-def install(packages: list[str]) -> None:
-    if packages:
-        call("apt-get", "install", "--yes", "--no-install-recommends", *packages)
 
 
 def mirror() -> str:
     """Where this machine gets Debian's own packages from."""
     form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
-    told = asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")
+    told = debian.asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")
     for line in told.splitlines():
         if line.startswith("Debian Debian "):
             return line.split()[2]
@@ -143,15 +124,15 @@ def fetch(target: Path) -> None:
         f"Types: deb\nURIs: {mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {KEYRING}\n"
     )
     apt = ["apt-get", *(word for option in options(state) for word in ("-o", option))]
-    call(*apt, "update")
-    call(*apt, "download", *DEVELOPMENT, folder=packages)
+    debian.call(*apt, "update")
+    debian.call(*apt, "download", *DEVELOPMENT, folder=packages)
     for package in packages.glob("*.deb"):
-        call("dpkg", "-x", str(package), str(made))
+        debian.call("dpkg", "-x", str(package), str(made))
     remove(state)
     # The loader of Debian 13 wants its C library; the one of this machine is what will be run.
     loader = made / "usr/lib/libvulkan.so"
     loader.unlink(missing_ok=True)
-    told = asked("dpkg-query", "-L", "libvulkan1").splitlines()
+    told = debian.asked("dpkg-query", "-L", "libvulkan1").splitlines()
     loader.symlink_to(next(path for path in told if path.endswith("libvulkan.so.1")))
     publish_folder(made, target)
 
@@ -168,20 +149,3 @@ def options(state: Path) -> list[str]:
         "APT::Update::Error-Mode=any",  # else a mirror that does not answer is a warning
         "APT::Sandbox::User=root",  # the folder is the user's own, and hidden from apt's
     ]
-
-
-def asked(*words: str) -> str:
-    """What a program prints; nothing where it is missing or fails."""
-    if not shutil.which(words[0]):
-        return ""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    return done.stdout if done.returncode == 0 else ""
-
-
-def call(*words: str, folder: Path | None = None, check: bool = True) -> None:
-    """Run it; the tests are skipped where it fails, as without a network."""
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    if check and done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg"))]
-        pytest.skip(f"{words[0]} failed with {done.returncode}: {' '.join(said[:1])}")

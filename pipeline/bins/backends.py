@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def backend(selection: Selection, home: Home, wish: Bins) -> Backend:
                 f"-DGGML_CUDA_NO_VMM={'OFF' if driver else 'ON'}",
                 "-DGGML_CUDA_NCCL=OFF",
             ),
-            places=cuda_wheels.cmake_options(kit, driver),
+            places=(*cuda_wheels.cmake_options(kit, driver), found_by_the_linker(kit.root / "lib")),
             tools={**versions, "cuda": "wheels"},
             libraries=cuda_wheels.runtime_libraries(kit),
         )
@@ -72,12 +73,18 @@ def backend(selection: Selection, home: Home, wish: Bins) -> Backend:
         places=(
             f"-DCUDAToolkit_ROOT={folder}",
             f"-DCMAKE_CUDA_COMPILER={path}",
+            found_by_the_linker(folder / "lib64"),
             # found where they are installed; what is portable takes them along
             *(() if wish.portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
         ),
         tools=versions,
         folders=tuple(folder / part for part in ("lib64", "lib")) if wish.portable else (),
     )
+
+
+def found_by_the_linker(folder: Path) -> str:
+    """The programs do not name cuBLAS themselves, and the linker looks for it all the same."""
+    return f"-DCMAKE_EXE_LINKER_FLAGS_INIT=-Wl,-rpath-link,{shlex.quote(str(folder))}"
 
 
 def real(capabilities: tuple[str, ...]) -> str:

@@ -201,11 +201,7 @@ def cmake_options(kit: Toolkit, driver: Path | None) -> tuple[str, ...]:
     """What makes CMake take this toolkit, and link with the driver's library where one is here:
     the wheels have no stub of it."""
     linked = (f"-DCUDA_cuda_driver_LIBRARY={driver}",) if driver else ()
-    return (
-        f"-DCUDAToolkit_ROOT={kit.root}",
-        f"-DCMAKE_CUDA_COMPILER={kit.nvcc}",
-        *linked,
-    )
+    return (f"-DCUDAToolkit_ROOT={kit.root}", f"-DCMAKE_CUDA_COMPILER={kit.nvcc}", *linked)
 
 
 def runtime_libraries(kit: Toolkit) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import last_lines, run
+from pipeline.core.process import LAST_LINES, last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.say import say
 
@@ -17,7 +17,10 @@ from .node import Node
 
 INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--include=dev")
 BUILD = ("run", "build")
-PATIENCE = 300.0  # seconds without a word; npm tries again by itself, and says so
+# Each download is said, which shows that npm is alive; it tries three times, without long pauses.
+NETWORK = ("--loglevel=http", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
+DOWNLOADS = 10_000  # lines of a log that they take at most
+PATIENCE = 300.0  # seconds without a word
 # Of the user's variables these change what is made.
 DROPPED = ("LLAMA_", "VITE_", "PUBLIC_", "NODE_ENV")
 WITHOUT = "ui=off builds the server without its page"
@@ -39,11 +42,11 @@ class Project:
 
         def count(line: str) -> None:
             nonlocal done
-            if line.startswith("npm http "):
+            if line.startswith("npm http fetch GET 200 "):
                 done = min(done + 1, total)
                 update(done, total)
 
-        words = (*INSTALL, "--offline" if offline else "--prefer-offline", "--loglevel=http")
+        words = (*INSTALL, "--offline" if offline else "--prefer-offline", *NETWORK)
         with bar("fetching the packages of llama.cpp's page") as update:
             status = self._npm(words, {}, on_line=count, patience=patience)
         if status and offline:
@@ -79,7 +82,7 @@ class Project:
         )
 
     def _failed(self, words: Sequence[str], status: int, advice: str = "") -> PipelineError:
-        said = last_lines(self.log)
+        said = self._said()
         if "ENOSPC" in said:
             advice = "the disk is full: free some space and run the same command again"
         told = (advice, f"the whole log is {self.log}", WITHOUT)
@@ -87,6 +90,11 @@ class Project:
             f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{said}",
             "; ".join(filter(None, told)),
         )
+
+    def _said(self) -> str:
+        """The end of the log without its downloads."""
+        lines = last_lines(self.log, DOWNLOADS).splitlines()
+        return "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
 
 
 def environment(node: Node) -> dict[str, str]:
