@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from doit import doit_cmd
 from doit.exceptions import InvalidDodoFile, TaskFailed
@@ -19,11 +17,11 @@ from pipeline.models import quants
 from pipeline.serve import launch
 
 from . import checking, doing, locking, planning, resolving, serving, undoing, verifying
-from .reporting import checked, guarded, interrupt_on_termination, replace_closed_streams
+from .order import after_resolve, comes_first, lacks_model
+from .reporting import guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
+from .task import Task, task
 from .variables import request
-
-Task = dict[str, Any]
 
 # doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
 # what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
@@ -50,54 +48,6 @@ def start() -> Steps:
         raise InvalidDodoFile(str(error)) from None
 
 
-def task(
-    action: Callable[[], None],
-    *,
-    done: Callable[[], bool] | None = None,
-    after: list[str] | None = None,
-    clean: Callable[[], None] | None = None,
-    forget: Callable[[], None] | None = None,
-    lacks_model: bool = False,
-) -> Task:
-    """A doit task that prints live, and whose `done` alone decides whether it runs."""
-    return {
-        "actions": [guarded(action)],
-        "uptodate": [checked(done) if done else False],
-        "task_dep": after or [],
-        "clean": [guarded_clean(clean)] if clean else [],
-        "meta": {"forget": forget, "lacks_model": lacks_model},
-        "io": {"capture": False},
-        "verbosity": 2,
-    }
-
-
-def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
-    """As `guarded`; doit goes on after a failed clean action, and ends well: this does not."""
-    run = guarded(clean)
-
-    def tell() -> None:
-        failed = run()
-        if failed:
-            say(f"error: {failed.get_msg().strip()}")
-            raise SystemExit(1)
-
-    return tell
-
-
-def lacks_model(steps: Steps) -> bool:
-    return steps.request.reference is None
-
-
-def comes_first(steps: Steps) -> list[str]:
-    """What has to be there for `resolve`: of a folder the source knows the architectures, and
-    quant=auto asks the programs and the converter. All else is resolved before any of it."""
-    reference = steps.request.reference
-    if reference and steps.request.wanted.quant == quants.AUTO:
-        is_converted = reference.kind in ("demo", "folder")
-        return ["source", "build_bins", *(["converter"] if is_converted else [])]
-    return ["source"] if reference and reference.kind == "folder" else []
-
-
 def asks_before_building(steps: Steps) -> bool:
     """A repository that is not there should not cost a build, though quant=auto is decided after
     it."""
@@ -105,91 +55,6 @@ def asks_before_building(steps: Steps) -> bool:
     is_hub = request.reference is not None and request.reference.kind == "hub"
     is_auto = request.wanted.quant == quants.AUTO and not request.frozen
     return is_hub and is_auto and not steps.resolve_is_done()
-
-
-def after_resolve(steps: Steps, step: str) -> list[str]:
-    """`resolve`, unless it needs `step` itself."""
-    return [] if lacks_model(steps) or step in comes_first(steps) else ["resolve"]
-
-
-def source(steps: Steps) -> Task:
-    return task(
-        lambda: doing.get_source(steps),
-        done=steps.source_is_done,
-        after=["_check", *after_resolve(steps, "source")],
-        clean=lambda: undoing.clean_source(steps),
-        forget=lambda: undoing.forget_source(steps),
-    )
-
-
-def build_ui(steps: Steps) -> Task:
-    return task(
-        steps.programs.make_page,
-        done=steps.programs.page_is_done,
-        after=["_check", "_compiler", "source"],
-        clean=lambda: undoing.clean_page(steps),
-        forget=lambda: undoing.forget_page(steps),
-    )
-
-
-def cuda_toolkit(steps: Steps) -> Task:
-    return task(
-        steps.programs.make_toolkit,
-        done=steps.programs.toolkit_is_done,
-        after=["_check", "_compiler"],
-        clean=lambda: undoing.clean_toolkit(steps),
-        forget=lambda: undoing.forget_toolkit(steps),
-    )
-
-
-def build_bins(steps: Steps) -> Task:
-    return task(
-        lambda: doing.build_bins(steps),
-        done=steps.bins_are_done,
-        after=[
-            *("_check", "_compiler", *goes_into_a_build(steps)),
-            *after_resolve(steps, "build_bins"),
-        ],
-        clean=lambda: undoing.clean_bins(steps),
-        forget=lambda: undoing.forget_bins(steps),
-    )
-
-
-def goes_into_a_build(steps: Steps) -> list[str]:
-    return ["source", "build_ui", "cuda_toolkit"] if steps.programs.are_compiled else []
-
-
-def package(steps: Steps) -> Task:
-    def run() -> None:
-        from . import packaging  # archives are of no use to other tasks
-
-        packaging.pack(steps)
-
-    def clean() -> None:
-        from . import packaging
-
-        packaging.clean(steps)
-
-    def forget() -> None:
-        from . import packaging
-
-        packaging.forget(steps)
-
-    after = ["_check", *(["source"] if steps.programs.are_compiled else [])]
-    return task(run, after=after, clean=clean, forget=forget)
-
-
-def install_package(steps: Steps) -> Task:
-    def run() -> None:
-        from . import packaging
-
-        packaging.install_package(steps)
-
-    return task(run, after=["_writable"])
-
-
-def recipe(steps: Steps) -> Task:
-    return task(lambda: doing.tell_recipe(steps))
 
 
 def resolve(steps: Steps) -> Task:
@@ -328,18 +193,10 @@ def check(steps: Steps) -> Task:
     return task(run)
 
 
-def writable(steps: Steps) -> Task:
-    return task(lambda: checking.require_writable(steps))
-
-
 def frozen(steps: Steps) -> Task:
     return task(
         lambda: locking.require(steps), done=lambda: not steps.request.frozen, after=PREPARATION
     )
-
-
-def compiler(steps: Steps) -> Task:
-    return task(lambda: checking.check_compiler(steps))
 
 
 def settle(steps: Steps) -> Task:

@@ -1,0 +1,46 @@
+"""A step as the dict that doit wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.core.say import say
+
+from .reporting import checked, guarded
+
+Task = dict[str, Any]
+
+
+def task(
+    action: Callable[[], None],
+    *,
+    done: Callable[[], bool] | None = None,
+    after: list[str] | None = None,
+    clean: Callable[[], None] | None = None,
+    forget: Callable[[], None] | None = None,
+    lacks_model: bool = False,
+) -> Task:
+    """A doit task that prints live, and whose `done` alone decides whether it runs."""
+    return {
+        "actions": [guarded(action)],
+        "uptodate": [checked(done) if done else False],
+        "task_dep": after or [],
+        "clean": [guarded_clean(clean)] if clean else [],
+        "meta": {"forget": forget, "lacks_model": lacks_model},
+        "io": {"capture": False},
+        "verbosity": 2,
+    }
+
+
+def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
+    """As `guarded`; doit goes on after a failed clean action, and ends well: this does not."""
+    run = guarded(clean)
+
+    def tell() -> None:
+        failed = run()
+        if failed:
+            say(f"error: {failed.get_msg().strip()}")
+            raise SystemExit(1)
+
+    return tell
