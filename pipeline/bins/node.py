@@ -73,6 +73,7 @@ def _version(node: Path, book: Path) -> str:
     version = told[1] if told else ""
     with node.open("rb") as file:
         # A version manager's script stays the same while what it starts changes.
-        if version and file.read(2) != b"#!":
+        # And a home that is not there yet is made by the steps, not by who looks at them.
+        if version and book.parent.is_dir() and file.read(2) != b"#!":
             notes.remember(book, node, version, before)
     return version

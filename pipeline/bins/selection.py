@@ -100,8 +100,8 @@ def load(book: Path, machine: str) -> dict[str, Any]:
 
 
 def save(book: Path, machine: str, choices: Mapping[str, Any]) -> None:
+    # A home that is not there yet is made by the steps, not by who looks at them.
     with contextlib.suppress(OSError):  # only a loss of time
-        book.parent.mkdir(parents=True, exist_ok=True)
         publish_text(book, json.dumps({"machine": machine, "choices": choices}))
 
 

@@ -335,6 +335,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.programs, self.runs, self.home = folder / "prög rams", folder / "runs", folder / "home"
         self.programs.mkdir()
+        (self.home / "run").mkdir(parents=True)
         self.program("g++", "echo g++ 12.2.0")
         self.program("nvidia-smi")
         self.program("vulkaninfo")
@@ -474,11 +475,18 @@ def test_what_is_no_selection(change: dict[str, Any]) -> None:
 
 @posix
 def test_a_home_that_cannot_be_written(machine: Machine) -> None:
-    machine.home.mkdir()
+    (machine.home / "run").rmdir()
     (machine.home / "run").touch()  # root may write everywhere else
     first, looked = machine.select()
     assert looked and first.backend == "cpu"
     assert machine.select() == (first, True)
+
+
+@posix
+def test_looking_makes_no_home(machine: Machine) -> None:
+    (machine.home / "run").rmdir()
+    assert machine.select()[1] and machine.select()[1]
+    assert list(machine.home.iterdir()) == []
 
 
 @posix

@@ -185,6 +185,8 @@ class TestNode:
 
     @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js (apt install nodejs npm)")
     def test_a_program_is_asked_once(self, home: Home) -> None:
+        assert find_node(home) is None or not home.root.exists(), "looking makes no home"
+        home.run.mkdir(parents=True)
         before = find_node(home)
         if before is None:
             pytest.skip("this machine's Node.js is too old, or without npm")
