@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_a_cuda_toolkit_of_the_system() -> None:
     assert made.places == (
         f"-DCUDAToolkit_ROOT={Path('/usr/local/cuda-13.0')}",
         "-DCMAKE_CUDA_COMPILER=/usr/local/bin/nvcc",
+        "-DCMAKE_EXE_LINKER_FLAGS_INIT=-Wl,-rpath-link,/usr/local/cuda-13.0/lib64",
         "-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",
     )
     assert (made.tools, made.libraries, made.folders) == ({"nvcc": "13.0"}, (), ())
@@ -86,7 +88,11 @@ def test_nvidias_wheels(driver: str) -> None:
     )
     places = [f"-DCUDAToolkit_ROOT={kit.root}", f"-DCMAKE_CUDA_COMPILER={kit.nvcc}"]
     linked = [f"-DCUDA_cuda_driver_LIBRARY={Path(driver)}"] if driver else []
-    assert list(made.places) == places + linked
+    *found, looked_for = made.places
+    assert found == places + linked
+    prefix, _, folder = looked_for.partition("-Wl,-rpath-link,")
+    assert prefix == "-DCMAKE_EXE_LINKER_FLAGS_INIT="
+    assert shlex.split(folder) == [str(kit.root / "lib")]
     assert made.tools == {"nvcc": "13.4", "cuda": "wheels"}
     names = {path.name for path in made.libraries}
     assert {"libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13"} <= names

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from pipeline.bins import backends, build, compiling, cuda_driver, cuda_wheels, host, source
 from pipeline.bins.cuda_wheels import CUDA_13, Toolkit
@@ -31,6 +32,11 @@ project(probe LANGUAGES CXX CUDA)
 find_package(CUDAToolkit REQUIRED)
 add_executable(probe probe.cu)
 target_link_libraries(probe PRIVATE CUDA::cudart CUDA::cublas)
+# as llama.cpp's programs, which know of cuBLAS through ggml alone
+add_library(between SHARED between.cpp)
+target_link_libraries(between PRIVATE CUDA::cublas)
+add_executable(outer outer.cpp)
+target_link_libraries(outer PRIVATE between)
 if(TARGET CUDA::cuda_driver)
   add_executable(driver driver.cpp)
   target_link_libraries(driver PRIVATE CUDA::cuda_driver)
@@ -53,6 +59,11 @@ int main() {
     std::printf("runtime %d cublas %zu\n", runtime, cublasGetCudartVersion() / 1000);
 }
 """
+BETWEEN = """
+#include <cublas_v2.h>
+int between() { return cublasGetCudartVersion() > 0 ? 3 : 4; }
+"""
+OUTER = "int between();\nint main() { return between(); }\n"
 DRIVER = 'extern "C" int cuDriverGetVersion(int *);\nint main() { return cuDriverGetVersion(0); }\n'
 STAND_IN = 'extern "C" int cuDriverGetVersion(int *) { return 7; }\n'
 
@@ -60,7 +71,7 @@ STAND_IN = 'extern "C" int cuDriverGetVersion(int *) { return 7; }\n'
 @pytest.fixture(scope="module")
 def kit() -> Toolkit:
     """The toolkit in the user's cache, made at the first time."""
-    return cuda_wheels.make(CUDA_13, Home(Path(__file__).resolve().parents[2]))
+    return cuda_wheels.make(CUDA_13, Home(REPOSITORY))
 
 
 def cmake(*words: str | Path) -> str:
@@ -110,6 +121,8 @@ def test_a_program_starts_with_the_libraries_beside_it(kit: Toolkit, tmp_path: P
     folder.mkdir()
     (folder / "CMakeLists.txt").write_text(LISTS)
     (folder / "probe.cu").write_text(PROBE)
+    (folder / "between.cpp").write_text(BETWEEN)
+    (folder / "outer.cpp").write_text(OUTER)
     out = tmp_path / "out"
     rpath = ("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
     library = cuda_driver.driver_library()
@@ -119,13 +132,16 @@ def test_a_program_starts_with_the_libraries_beside_it(kit: Toolkit, tmp_path: P
         words = ["-shared", "-fPIC", f"-Wl,-soname,{cuda_driver.NAME}", "-o", library]
         subprocess.run(["g++", *words, folder / "stand_in.cpp"], check=True)
     (folder / "driver.cpp").write_text(DRIVER)
-    configure(folder, out, *cuda_wheels.cmake_options(kit, library), *rpath)
+    selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(library))
+    made = backends.backend(selected, Home(REPOSITORY), Bins())
+    configure(folder, out, *made.places, *rpath)
     cmake("--build", out)
     for path in cuda_wheels.runtime_libraries(kit):
         (out / path.name).symlink_to(path)
     env = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     told = subprocess.run([out / "probe"], env=env, capture_output=True, text=True, check=False)
     assert (told.returncode, told.stderr) == (0, "")
+    assert subprocess.run([out / "outer"], env=env, check=False).returncode == 3
     assert told.stdout == f"runtime {kit.version.replace('.', '0')}0 cublas {kit.major}\n"
     env["LD_LIBRARY_PATH"] = str(library.parent)
     assert subprocess.run([out / "driver"], env=env, check=False).returncode in (1, 7)
