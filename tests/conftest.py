@@ -59,6 +59,7 @@ class Doit:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.summary: Any = {}  # of the server that was started last
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "doit", *words]
@@ -86,17 +87,18 @@ class Doit:
     @contextmanager
     def serving(self, *words: str) -> Iterator[str]:
         """A server that is ready; yields its URL. It must end well when asked to."""
-        port = free_port()
+        port, logs = free_port(), self.home / "logs"
+        logs.mkdir(exist_ok=True)
         with self.start("serve", *words, f"port={port}", "format=json") as process:
             assert process.stdout is not None and process.stderr is not None
             # Unread, a full pipe would stop the server.
-            err = (self.home / f"serve-{port}.err").open("w")
+            err = (logs / f"serve-{port}.err").open("w")
             pump = subprocess.Popen(["cat"], stdin=process.stderr, stdout=err)
             try:
                 line = process.stdout.readline()
-                assert line, (self.home / f"serve-{port}.err").read_text()
-                (self.home / f"serve-{port}.out").write_text(line)
-                yield json.loads(line)["url"]
+                assert line, (logs / f"serve-{port}.err").read_text()
+                self.summary = json.loads(line)
+                yield self.summary["url"]
                 process.send_signal(signal.SIGINT)
                 assert process.wait(timeout=15) == 0
             finally:
@@ -121,6 +123,16 @@ def post(url: str, body: dict[str, Any]) -> Any:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
+
+
+def chat(url: str) -> str:
+    """What the server answers to a message: the same each time."""
+    body = {
+        "messages": [{"role": "user", "content": "hello there"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    return str(post(f"{url}/v1/chat/completions", body)["choices"][0]["message"]["content"])
 
 
 def get(url: str) -> Any:
@@ -157,15 +169,19 @@ def converter(built: Path) -> Path:
 
 
 def with_programs(built: Path, home: Path) -> Doit:
-    """doit on `home`, which has this checkout's programs and source as though built there."""
+    """doit on `home`, which has this checkout's programs, page and source as though made there."""
     home.mkdir(parents=True)
     (home / "bins").mkdir()
     for folder in built.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
             shutil.copytree(folder, home / "bins" / folder.name, copy_function=os.link)
-    for name in (".source", ".ui"):
-        if (built / name).exists():
-            (home / "bins" / name).symlink_to(built / name)
+    if (built / ".ui").exists():  # else each home would run npm for its next build
+        no_locks = shutil.ignore_patterns("*.lock")  # one file would be a lock of all homes
+        shutil.copytree(
+            built / ".ui", home / "bins" / ".ui", copy_function=os.link, ignore=no_locks
+        )
+    if (built / ".source").exists():
+        (home / "bins" / ".source").symlink_to(built / ".source")
     return Doit(home)
 
 
@@ -199,6 +215,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny llama é"
     tiny_llama.make(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gguf(
+    built: Path, converter: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same as a GGUF, which needs nothing but a llama-server. For reading only."""
+    doit = with_programs(built, tmp_path_factory.mktemp("gguf") / "hôme")
+    doit("prepare", f"model={tiny}", "quant=q8_0")
+    return next((doit.home / "models").rglob("*.gguf"))
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> Non
         assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
         threads = re.search(r"n_threads = (\d+)", log)
         assert threads
-        told = json.loads((doit.home / f"serve-{url.rpartition(':')[2]}.out").read_text())
+        told = doit.summary
         assert told["threads"] == int(threads[1]) and told["quant"] == "Q4_K_M"
         assert told["context"] == "16384 tokens, as trained" and told["log"].startswith(
             str(doit.home)

@@ -171,11 +171,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def told(doit: Doit, url: str) -> Any:
-    """The summary of a server that `serving` started."""
-    return json.loads((doit.home / f"serve-{url.rpartition(':')[2]}.out").read_text())
-
-
 def chat(url: str, content: Any = "hello there") -> Any:
     """What is counted of an answer of 8 tokens."""
     messages = [{"role": "user", "content": content}]
@@ -214,7 +209,7 @@ def test_a_split_model_is_served_and_then_needs_no_hub(site: Site, parts: Parts)
     site.put("org/split", files | {"tiny-Q4_K_M.gguf": parts.q4_k_m})
     with site.doit.serving("model=org/split:Q8_0", "ctx_size=512") as url:
         assert chat(url)["completion_tokens"] == 8
-        assert told(site.doit, url)["quant"] == "Q8_0"
+        assert site.doit.summary["quant"] == "Q8_0"
     assert weights(site.doit) == [path.name for path in parts.shards]
     folder = next(site.doit.home.rglob("*-00001-of-00003.gguf")).parent
     noted = {name: entry.sha256 for name, entry in receipts.load(folder).items()}
@@ -240,11 +235,11 @@ def test_the_projector_that_fits_is_served(site: Site, parts: Parts) -> None:
     site.put("org/eyes", {"tiny-Q8_0.gguf": parts.q8_0, **parts.mmproj})
     with doit.serving("model=org/eyes", "mmproj=none", "ctx_size=1024") as url:
         assert get(f"{url}/props")["modalities"]["vision"] is False
-        assert "projector" not in told(doit, url)
+        assert "projector" not in doit.summary
     assert weights(doit) == ["tiny-Q8_0.gguf"]
 
     with doit.serving("model=org/eyes", "ctx_size=1024") as url:
-        assert told(doit, url)["projector"] == "mmproj-tiny-F16.gguf"
+        assert doit.summary["projector"] == "mmproj-tiny-F16.gguf"
         assert get(f"{url}/props")["modalities"]["vision"] is True
         text = chat(url, "what is this?")["prompt_tokens"]
         assert chat(url, picture())["prompt_tokens"] >= text + tiny_projector.PATCHES
@@ -253,7 +248,7 @@ def test_the_projector_that_fits_is_served(site: Site, parts: Parts) -> None:
     assert cmd[cmd.index("--mmproj") + 1].endswith("mmproj-tiny-F16.gguf")
 
     with doit.serving("model=org/eyes", "mmproj=mmproj-tiny-F32.gguf", "ctx_size=1024") as url:
-        assert told(doit, url)["projector"] == "mmproj-tiny-F32.gguf"
+        assert doit.summary["projector"] == "mmproj-tiny-F32.gguf"
         chat(url, picture())
 
 
@@ -271,7 +266,7 @@ def test_a_projector_of_another_width_is_refused_at_once(site: Site, parts: Part
 def test_a_projector_of_the_users_own(site: Site, parts: Parts) -> None:
     own = parts.mmproj["mmproj-tiny-F16.gguf"]
     with site.doit.serving(f"model={parts.q8_0}", f"mmproj={own}", "ctx_size=1024") as url:
-        assert told(site.doit, url)["projector"] == own.name
+        assert site.doit.summary["projector"] == own.name
         chat(url, picture())
     wide = parts.mmproj["mmproj-wide-F16.gguf"]
     wrong = site.doit("serve", f"model={parts.q8_0}", f"mmproj={wide}", status=None)
@@ -319,7 +314,7 @@ def test_only_the_weights_and_what_belongs_to_them_is_taken(site: Site, parts: P
     }
     site.put("org/trapped", tree(parts.folder) | traps | {"empty.txt": b""})
     with site.doit.serving("model=org/trapped", "ctx_size=512") as url:
-        assert told(site.doit, url)["quant"] == "Q4_K_M"
+        assert site.doit.summary["quant"] == "Q4_K_M"
         chat(url)
     source = next((site.doit.home / "models" / "source").iterdir())
     found = {name for name in tree(source) if not name.endswith(".lock")}
@@ -542,7 +537,7 @@ def test_what_was_chosen_is_locked(site: Site, parts: Parts) -> None:
     plan = other("plan", *words, "frozen=1", "ctx_size=1024", "format=json").json()
     assert plan["download_bytes"] == sum(file["bytes"] for file in plan["files"])
     with other.serving(*words, "frozen=1", "ctx_size=1024") as url:
-        assert told(other, url)["projector"] == "mmproj-tiny-F16.gguf"
+        assert other.summary["projector"] == "mmproj-tiny-F16.gguf"
         chat(url, picture())
     assert weights(other) == weights(site.doit)
     assert not [entry for entry in site.log() if entry["path"].startswith("/api/")]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Doit, post, with_programs
@@ -41,13 +39,6 @@ def model(vulkan: Doit, tiny: Path, converter: Path) -> Path:
     return next((vulkan.home / "models").rglob("*.gguf"))
 
 
-def told(doit: Doit) -> dict[str, Any]:
-    """The summary of the server that was started last."""
-    latest = max(doit.home.glob("serve-*.out"), key=lambda path: path.stat().st_mtime)
-    summary: dict[str, Any] = json.loads(latest.read_text())
-    return summary
-
-
 def test_the_build_lists_the_device(vulkan: Doit, software: Software) -> None:
     (server,) = vulkan.home.glob("bins/*-vulkan/llama-server")
     done = subprocess.run(
@@ -68,7 +59,7 @@ def test_it_answers_as_the_cpu_does(vulkan: Doit, model: Path, software: Softwar
         with vulkan.serving(*words) as url:
             answer = post(f"{url}/v1/chat/completions", QUESTION)
         answers[backend] = answer["choices"][0]["message"]["content"]
-        summary = told(vulkan)
+        summary = vulkan.summary
         assert summary["backend"].split()[0] == backend
         assert (software.name in summary["device"]) == (backend == "vulkan")
     assert answers["vulkan"] == answers["cpu"]

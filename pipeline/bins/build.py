@@ -52,7 +52,9 @@ FIXED_OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     *ui.OPTIONS,
     "-DGGML_CCACHE=OFF",  # upstream's way of using it; ours is the launcher
-    "-DLLAMA_BUILD_NUMBER=0",  # unset, upstream asks the git of whatever folder it lies in
+    # unset, upstream asks the git of whatever folder it lies in
+    *("-DLLAMA_BUILD_NUMBER=0", "-DGIT_EXE=OFF"),
+    "-DCMAKE_UNITY_BUILD_RELOCATABLE=ON",  # else each home's path is in what ccache compares
 )
 # Programs find their libraries beside them, in the build folder and wherever they are moved.
 SHARED_OPTIONS = (
@@ -178,9 +180,10 @@ class Build:
 
 def options(build: Build) -> tuple[str, ...]:
     """The CMake options that shape the result."""
-    commit = f"-DLLAMA_BUILD_COMMIT={build.source.commit[:9]}"
+    short = build.source.commit[:9]
+    commits = (f"-DLLAMA_BUILD_COMMIT={short}", f"-DGGML_BUILD_COMMIT={short}")
     linking = SHARED_OPTIONS if build.is_shared else STATIC_OPTIONS
-    fixed = (*FIXED_OPTIONS, *linking, commit, *build.backend.options)
+    fixed = (*FIXED_OPTIONS, *linking, *commits, *build.backend.options)
     if not build.portable:
         return fixed
     return (*fixed, *(PORTABLE_OPTIONS if build.is_shared else PORTABLE_OPTIONS[:1]))

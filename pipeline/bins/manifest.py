@@ -11,6 +11,8 @@ from typing import Any
 from pipeline.core.errors import PipelineError
 from pipeline.core.say import say
 
+from .wish import TAG
+
 MANIFEST = "manifest.json"
 SCHEMA = 1
 MOST_BYTES = 4_000_000
@@ -51,7 +53,7 @@ def _read(path: Path) -> tuple[str, dict[str, tuple[Any, Any]]]:
     data = json.loads(path.read_bytes())
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']!r}, this version reads {SCHEMA}")
-    if not re.fullmatch(r"[0-9a-f]{7,64}", data["commit"]):
+    if not re.fullmatch(TAG, data["commit"], re.ASCII):
         raise ValueError(f"commit {data['commit']!r}")
     listed = {name: (file["sha256"], file["size"]) for name, file in data["files"].items()}
     return data["commit"], listed

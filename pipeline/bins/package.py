@@ -37,7 +37,8 @@ class Package:
 
     @property
     def stem(self) -> str:
-        return f"{self.name}-{self.commit[:12]}-{self.platform}-{self.backend}"
+        stem = f"{self.name}-{self.commit[:12]}-{self.platform}-{self.backend}"
+        return stem if self.portable else f"{stem}-native"
 
     def archive(self, ending: str) -> Path:
         return self.home.bins / "packages" / (self.stem + ending)
@@ -90,9 +91,10 @@ def readme(package: Package) -> str:
     windows = package.platform.startswith("windows")
     program = "bin\\llama-server.exe" if windows else "bin/llama-server"
     terms = ", see LICENSE" if package.license else ""
+    tree = f" (tree `{package.tree}`)" if package.tree else ""
     return f"""# llama.cpp for {package.platform}, {package.backend}
 
-Programs of llama.cpp, commit `{package.commit}` (tree `{package.tree}`). {cpu}
+Programs of llama.cpp, commit `{package.commit}`{tree}. {cpu}
 
 Unpack it anywhere and run:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ class Packaged:
 
     @property
     def commit(self) -> str:
-        """The commit that its manifest names, else what its llama-server says."""
+        """The commit that its manifest names, else what its llama-server says, as one word."""
         found = install.installed(self.target)
-        return (found.commit or found.version) if found else "package"
+        version = found.version.removeprefix("version: ") if found else ""
+        word = re.sub(r"[^A-Za-z0-9.]+", "-", version)[:64].strip("-.")
+        return (found.commit if found else "") or word or "package"
 
     @property
     def bytes(self) -> int:

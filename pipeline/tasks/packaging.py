@@ -10,20 +10,22 @@ from pipeline.core.say import say
 from .programs import Programs
 from .steps import Steps
 
+VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor each
+
 
 def planned(steps: Steps, programs: Programs) -> Package:
     """What to pack."""
-    source, compiled = steps.llama_cpp, programs.are_compiled
-    named = "package" if programs.wish.way == "package" else programs.selection.backend
+    way, source, compiled = programs.way, steps.llama_cpp, programs.are_compiled
+    terms = (source.folder if compiled else way.target) / "LICENSE"
     return Package(
-        folder=programs.way.programs,
-        commit=programs.way.commit,
+        folder=way.programs,
+        commit=way.commit,
         tree=source.tree if compiled else "",
         platform=host.platform_tag(),
-        backend=named,
-        portable=bool(programs.wish.portable) or programs.wish.way == "prebuilt",
+        backend=programs.backend or "package",
+        portable=bool(programs.wish.portable) or any(way.programs.glob(VARIANTS)),
         home=steps.home,
-        license=source.folder / "LICENSE" if compiled else None,
+        license=terms if compiled or terms.is_file() else None,
     )
 
 

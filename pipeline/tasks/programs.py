@@ -163,7 +163,7 @@ class Programs:
             cuda_wheels.make(self.release, self.home, offline=offline, force=force)
 
     def make_page(self) -> None:
-        if self.page:
+        if self.are_compiled and self.page:
             ui.make(self.page, offline=self.request.offline, force=self.request.again)
 
     def make(self) -> None:

@@ -101,6 +101,7 @@ def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
         "-DCMAKE_BUILD_TYPE=Release",
         "-DLLAMA_USE_PREBUILT_UI=OFF",
         "-DLLAMA_BUILD_COMMIT=012345678",
+        "-DGGML_BUILD_COMMIT=012345678",
         f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
         f"-DCMAKE_C_COMPILER_LAUNCHER={launcher}",
         *plan.backend.options,

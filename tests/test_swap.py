@@ -1,0 +1,108 @@
+"""Programs are replaced while they run; and what a build costs that has nothing to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from subprocess import DEVNULL
+
+import pytest
+from conftest import Doit, chat
+
+from pipeline.bins import host
+
+pytestmark = pytest.mark.build
+BUILT = "built llama.cpp "
+# What is asked about graphics cards and toolkits, or would compile.
+TOOLS = (
+    *("nvidia-smi", "nvcc", "rocminfo", "hipcc", "sycl-ls", "icpx", "vulkaninfo", "glslc"),
+    *("clang", "ccache", "cmake", "ninja", "npm"),
+)
+
+
+@pytest.fixture
+def home(built: Path) -> Doit:
+    """doit on this checkout, whose build folder has it all: to build anew takes seconds."""
+    return Doit(built.parent)
+
+
+def server(doit: Doit, folder: str) -> Path:
+    return doit.home / "bins" / folder / "llama-server"
+
+
+def test_a_server_goes_on_while_it_is_built_anew(home: Doit, gguf: Path) -> None:
+    program = server(home, f"{host.platform_tag()}-cpu")
+    before = program.stat().st_ino
+    with home.serving(f"model={gguf}", "ctx_size=512") as url:
+        said = chat(url)
+        home("forget", "build_bins")
+        for path in (home.home / "bins" / ".build").rglob("ggml-alloc.c.o"):
+            path.unlink()  # some work
+        answers = 0
+        with home.start("build_bins", stdout=DEVNULL, stderr=DEVNULL) as build:
+            while build.poll() is None:
+                assert chat(url) == said
+                answers += 1
+        assert build.returncode == 0 and answers > 0
+        assert program.stat().st_ino != before, "it was published anew"
+        assert chat(url) == said
+    assert home("build_bins").steps == []
+    with home.serving(f"model={gguf}", "ctx_size=512") as url:
+        assert chat(url) == said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packs this machine's programs as on Linux")
+def test_a_server_goes_on_while_its_package_is_replaced(doit: Doit, bare: Doit, gguf: Path) -> None:
+    archive = doit("package", "portable=0").out.splitlines()[0]
+    bare("install_package", f"pkg={archive}")
+    program = server(bare, "package/bin")
+    before = program.stat().st_ino
+    with bare.serving(f"model={gguf}", "bins=package", "ctx_size=512") as url:
+        said = chat(url)
+        assert "installed llama.cpp" in bare("install_package", f"pkg={archive}", "force=1").err
+        assert program.stat().st_ino != before
+        assert chat(url) == said
+
+
+def test_two_builds_at_once_compile_once(home: Doit) -> None:
+    home("forget", "build_bins")
+    both = [home.start("build_bins") for _ in range(2)]
+    told = [process.communicate(timeout=1200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum(err.count(BUILT) for err in told) == 1
+    assert home("build_bins").steps == []
+
+
+def test_a_recipe_is_a_key_for_caches(doit: Doit) -> None:
+    def recipe(*words: str) -> str:
+        out = doit("recipe", *words).out
+        assert len(out.split()) == 1 and "/" not in out
+        return out.strip()
+
+    plain = recipe()
+    assert plain.startswith(f"{host.platform_tag()}-cpu-") and recipe() == plain
+    others = [recipe("portable=1"), recipe("ui=off"), recipe("cuda_architectures=90")]
+    doit.env["CXXFLAGS"] = "-O1"
+    others.append(recipe())
+    del doit.env["CXXFLAGS"]
+    assert len({plain, *others}) == 1 + len(others)
+    assert recipe() == plain
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in for tools")
+def test_nothing_to_do_starts_no_tool(doit: Doit, tmp_path: Path) -> None:
+    folder, log = tmp_path / "tools ü", tmp_path / "log"
+    folder.mkdir()
+    for name in TOOLS:
+        real = shutil.which(name)
+        go_on = f'exec "{real}" "$@"' if real else "exit 1"
+        (folder / name).write_text(f'#!/bin/sh\necho {name} >> "{log}"\n{go_on}\n')
+        (folder / name).chmod(0o755)
+    doit.env["PATH"] = f"{folder}{os.pathsep}{doit.env.get('PATH', os.defpath)}"
+    doit("build_bins")
+    assert "nvidia-smi" in log.read_text(), "a machine with other tools is looked at"
+    log.unlink()
+    assert doit("build_bins").steps == []
+    assert not log.exists(), log.read_text()
