@@ -10,6 +10,7 @@ import pytest
 from conftest import Doit
 
 from pipeline.bins import probe
+from pipeline.bins.programs import program_file
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("g++"), reason="shell scripts stand in for tools"
@@ -118,3 +119,13 @@ def test_wrong_usage(here: Doit, words: list[str], says: list[str]) -> None:
     for text in says:
         assert text in wrong.err
     assert "Traceback" not in wrong.err and list(here.home.iterdir()) == []
+
+
+def test_programs_of_the_users_own_are_not_packed(bare: Doit, tmp_path: Path) -> None:
+    own = tmp_path / "öwn"
+    own.mkdir()
+    (own / program_file("llama-server")).touch()
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(own)
+    wrong = bare("package", status=3)
+    assert "LLAMA_SERVER_BINS_DIR names programs of your own" in wrong.err
+    assert "Traceback" not in wrong.err

@@ -72,3 +72,9 @@ def test_the_submodule_is_the_pinned_commit() -> None:
     assert listed.stdout.split()[:2] == ["160000", pins().llama_cpp_commit]
     modules = (REPOSITORY / ".gitmodules").read_text(encoding="utf-8")
     assert "path = vendor/llama.cpp" in modules
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest takes them for one."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -121,6 +121,10 @@ class Build:
         """What it takes on the disk, about."""
         return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
 
+    @property
+    def download(self) -> int:
+        return 0  # source and toolkit are steps of their own
+
     def recipe(self) -> Recipe:
         """Everything that the programs depend on: the processor too, unless they are portable."""
         compiler = host.find_compiler()

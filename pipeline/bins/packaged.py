@@ -39,6 +39,10 @@ class Packaged:
     def bytes(self) -> int:
         return 0
 
+    @property
+    def download(self) -> int:
+        return 0
+
     def recipe(self) -> Mapping[str, Any]:
         return {"step": "package", "commit": self.commit}
 

@@ -99,6 +99,12 @@ class Prebuilt:
     def bytes(self) -> int:
         return UNPACKED_BYTES
 
+    @property
+    def download(self) -> int:
+        assets = self.found.choice.assets if self.found else ()
+        absent = (a for a in assets if not releases.cached(a, self.home).exists())
+        return sum(asset.size for asset in absent)
+
     def recipe(self) -> Recipe:
         """What the programs depend on, as far as it is known."""
         found = self.found

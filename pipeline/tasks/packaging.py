@@ -33,6 +33,11 @@ def pack(steps: Steps) -> None:
     """Make the programs for other processors, unless they stand, and pack them. Prints the
     archives. Raises PipelineError."""
     programs = steps.programs.portable()
+    if programs.are_external:
+        raise UsageError(
+            "LLAMA_SERVER_BINS_DIR names programs of your own, and they are not packed",
+            "unset it to have them built and packed",
+        )
     programs.require_device()
     programs.require_tools()
     if not programs.are_done():

@@ -242,6 +242,8 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
         total += 0 if packages.cached(archive, steps.home).exists() else archive.size
     if "cuda_toolkit" in todo:
         total += cuda_wheels.DOWNLOAD_BYTES
+    if "build_bins" in todo:
+        total += steps.programs.way.download
     if "fetch" in todo:
         if chain.resolved.source["type"] == "package":
             archive = pins().demo_archive
