@@ -1,0 +1,1 @@
+"""Files that ask for servers: read, checked, and turned into instances."""

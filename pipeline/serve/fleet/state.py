@@ -1,0 +1,139 @@
+"""The folder of one configuration: what is wanted, written by `up` and `down`, and what is there,
+written by the supervisor. Files are replaced whole, private to the user, and never believed
+blindly: a process is the one that was started only if its number and its start time agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.core.paths import Home
+from pipeline.core.publish import publish_text
+from pipeline.serve.instance import Instance, from_json
+
+WAITING = "waiting"  # for its turn to load
+LOADING = "loading"
+READY = "ready"
+PAUSING = "pausing"  # before it is started again
+STOPPING = "stopping"
+STOPPED = "stopped"  # as asked for
+EXITED = "exited"  # by itself, with status 0, and not to be started again
+FAILED = "failed"  # and given up: `reason` says why
+SETTLED = (READY, STOPPED, EXITED, FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What should run. `asked` is another number with each `up`: what had failed is tried anew."""
+
+    config: str  # the file, as the user knows it
+    instances: tuple[Instance, ...] = ()
+    max_loading: int | None = None  # so many load at once; None: all
+    asked: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """An instance as the supervisor sees it. Times in seconds since 1970."""
+
+    name: str
+    state: str
+    asked: int = 0  # the Wanted that this answers
+    pid: int | None = None
+    started: float | None = None  # of the process, as psutil's create_time tells it
+    ready_at: float | None = None
+    restarts: int = 0
+    reason: str = ""  # of the last end, with its last lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the supervisor last wrote."""
+
+    pid: int
+    started: float
+    asked: int  # the newest Wanted that it has read
+    instances: tuple[Seen, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The files of one configuration."""
+
+    path: Path
+
+    @property
+    def wanted(self) -> Path:
+        return self.path / "wanted.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor for as long as it lives."""
+        return self.path / "supervisor.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "supervisor.log"
+
+    @property
+    def marker(self) -> str:
+        """What every process of this configuration has in its environment."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+
+
+def folder(home: Home, config: str) -> Folder:
+    """The folder of the configuration named by `config`: the absolute path of a file, or
+    `profile:NAME`."""
+    short = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40]
+    name = f"{short}-{hashlib.sha256(os.fsencode(config)).hexdigest()[:8]}"
+    return Folder(home.run / "instances" / name)
+
+
+def write_wanted(at: Folder, wanted: Wanted) -> None:
+    """Publish what should run."""
+    told = asdict(wanted) | {"instances": [one.as_json() for one in wanted.instances]}
+    _write(at.wanted, told)
+
+
+def write_state(at: Folder, state: State) -> None:
+    """Publish what is there."""
+    _write(at.state, asdict(state))
+
+
+def read_wanted(at: Folder) -> Wanted | None:
+    """What should run; None where nothing was ever asked for, or the file is damaged."""
+    try:
+        told = json.loads(at.wanted.read_text(encoding="utf-8"))
+        instances = tuple(from_json(one) for one in told["instances"])
+        return Wanted(**{**told, "instances": instances})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read_state(at: Folder) -> State | None:
+    """What the supervisor last wrote; None where there is nothing, or it is damaged."""
+    try:
+        told = json.loads(at.state.read_text(encoding="utf-8"))
+        return State(**{**told, "instances": tuple(Seen(**one) for one in told["instances"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def by_name(instances: Iterable[Instance]) -> dict[str, Instance]:
+    """The instances, by name."""
+    return {one.name: one for one in instances}
+
+
+def _write(path: Path, told: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    publish_text(path, json.dumps(told))

@@ -1,0 +1,1 @@
+"""One address for all servers of a configuration."""

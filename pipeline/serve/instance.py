@@ -1,0 +1,71 @@
+"""One server that a file asks for, whatever the form of the file: plain data, ready to be started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+LLAMA_CPP, VLLM = "llama.cpp", "vllm"
+ENGINES = (LLAMA_CPP, VLLM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A server as it will be started and watched. Times in seconds; 0 turns a probe off.
+
+    Two that are equal need no restart. No key stands in it, only the file that holds one.
+    """
+
+    name: str
+    engine: str = LLAMA_CPP
+    executable: str
+    cmd: tuple[str, ...]  # the arguments after the executable
+    env: Mapping[str, str] = field(default_factory=dict)  # over the inherited one
+    folder: str  # where it runs: relative paths among its options start there
+    log_file: str
+
+    # how others reach it
+    host: str = "127.0.0.1"
+    port: int = 8080
+    prefix: str = ""  # before every path, such as llama-server's --api-prefix
+    tls: bool = False
+    aliases: tuple[str, ...] = ()  # the model names that it answers to, beside its own name
+    kind: str = "chat"  # chat, embedding or rerank: what a request to try it with looks like
+    api_key_file: str | None = None  # also what it is asked with
+
+    # how it is kept
+    background: bool = True
+    gpu_ids: str | None = None
+    restart: str = "on-failure"  # always, never
+    max_restarts: int = 5  # in a row; a server that stays ready for a while starts anew at 0
+    restart_pause: float = 1.0  # before the first one; each further one waits twice as long
+    ready_timeout: float = 600.0
+    stop_timeout: float = 10.0
+    probe_timeout: float = 60.0  # for one token, once health answers
+
+    @property
+    def command(self) -> list[str]:
+        return [self.executable, *self.cmd]
+
+    @property
+    def address(self) -> str:
+        """The host under which this machine reaches it."""
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+        return anywhere.get(self.host, self.host)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http{'s' * self.tls}://{host}:{self.port}{self.prefix}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what `plan` shows and the supervisor reads."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def from_json(told: Mapping[str, Any]) -> Instance:
+    """The inverse of `as_json`. Raises TypeError or KeyError where it is none."""
+    lists = {name: tuple(told[name]) for name in ("cmd", "aliases")}
+    return Instance(**{**told, **lists})
