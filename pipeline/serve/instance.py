@@ -1,4 +1,4 @@
-"""One server that a file asks for, whatever the form of the file: plain data, ready to be started."""
+"""One server that a file asks for, whatever the form of that file: ready to be started."""
 
 from __future__ import annotations
 

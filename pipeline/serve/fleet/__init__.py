@@ -1,1 +1,1 @@
-"""Many servers, kept by one supervisor: what is wanted stands in one file, what is there in another."""
+"""Many servers under one supervisor: what is wanted is in one file, what is there in another."""
