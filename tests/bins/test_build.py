@@ -18,6 +18,7 @@ from pipeline.bins.programs import PROGRAMS, program_file
 from pipeline.bins.source import Source
 from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
+from pipeline.core.hashing import sha256
 from pipeline.core.paths import Home
 from pipeline.core.publish import part
 
@@ -122,8 +123,18 @@ def test_the_recipe_names_everything(plan: Build) -> None:
         replace(plan, backend=Backend(name="cpu", options=("-DMORE=ON",))),
         replace(plan, backend=Backend(name="cpu", options=CPU.options, tools={"nvcc": "13.4"})),
         replace(plan, portable=True),
+        *([replace(plan, source=replace(plan.source, fetched=True))] * (sys.platform == "linux")),
     ]
     assert all(other.recipe() != recipe for other in others)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are compiled one by one elsewhere")
+def test_only_what_is_not_edited_is_compiled_together(plan: Build) -> None:
+    assert not any("_INCLUDE=" in word for word in build.work(plan).options)
+    fetched = replace(plan, source=replace(plan.source, fetched=True))
+    hook = build.work(fetched).options[-1]
+    assert hook == f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={build.UNITED}"
+    assert fetched.recipe()["united"] == sha256(build.UNITED)
 
 
 def test_where_things_lie_is_no_part_of_the_recipe(plan: Build, tmp_path: Path) -> None:
