@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
@@ -17,6 +17,9 @@ from pipeline.core.variables import NO, YES
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
 OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
 
+# Such an option is listed, and refused when it is used.
+REMOVED = "the argument has been removed"
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -24,12 +27,14 @@ class Flag:
 
     name: str
     value: str
+    names: tuple[str, ...] = field(default=(), compare=False)  # all of them, with their dashes
 
     @property
     def choices(self) -> list[str]:
         """The values it takes, where the help lists them: `[on|off|auto]`, `{none,mean}`."""
         listed = re.fullmatch(r"[\[{<]([\w.-]+(?:[|,][\w.-]+)+)[\]}>]", self.value)
-        return re.split(r"[|,]", listed[1]) if listed else []
+        words = re.split(r"[|,]", listed[1]) if listed else []
+        return [] if ".." in words else words  # `<dev1,dev2,..>` is an example
 
 
 def parse_help(text: str) -> dict[str, Flag]:
@@ -37,10 +42,11 @@ def parse_help(text: str) -> dict[str, Flag]:
     flags: dict[str, Flag] = {}
     for line in text.splitlines():
         match = OPTION.match(line)
-        if match:
-            names = [name for name in re.split(r",\s*", match[1]) if name.startswith("--")]
+        if match and REMOVED not in line:
+            names = tuple(re.split(r",\s*", match[1]))
             for name in names:
-                flags[name[2:]] = Flag(name, match[2] or "")
+                if name.startswith("--"):
+                    flags[name[2:]] = Flag(name, match[2] or "", names)
     return flags
 
 
@@ -48,8 +54,11 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, asked once for each sha256. Raises PipelineError."""
     known = cache / f"{sha256}.json"
     try:
-        return {name: Flag(**flag) for name, flag in json.loads(known.read_text("utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        told = json.loads(known.read_text("utf-8")).items()
+        return {
+            name: Flag(flag["name"], flag["value"], tuple(flag["names"])) for name, flag in told
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     text = capture([program, "--help"])
     flags = parse_help(text or "")

@@ -1,0 +1,70 @@
+"""What a file asks for, whatever its form: one draft for each instance, not yet a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.serve.config.tables import Control, Gateway, Master
+
+Value = str | int | float | bool | list[str | int | float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An instance as it was written down: defaults merged, nothing looked at."""
+
+    name: str
+    control: Control
+    server: Mapping[str, Value]  # by the option's name without its dashes, in written order
+    extra_args: tuple[str, ...] = ()
+    model: Mapping[str, str] = field(default_factory=dict)  # prepare's variables; empty: no table
+    download_to: Path | None = None  # the folder in which a prepared file is to be put
+    place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
+    places: Mapping[str, str] = field(default_factory=dict)  # of `server.ctx-size` and so on
+
+    @property
+    def engine(self) -> str:
+        return self.control.engine
+
+    def at(self, key: str) -> str:
+        """Where `key` stands, such as `server.ctx-size` or `control.gpu_ids`."""
+        return self.places.get(key, f"{self.place}.{key}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A file of instances, or a profile."""
+
+    source: str  # the absolute path of the file, or `profile:NAME`
+    folder: Path  # relative paths in the file start there
+    label: str  # the file's name, as it is said in messages
+    master: Master = field(default_factory=Master)
+    gateway: Gateway = field(default_factory=Gateway)
+    drafts: tuple[Draft, ...] = ()
+    notes: tuple[str, ...] = ()  # what was decided, to be said once
+    mistakes: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
+
+    @property
+    def enabled(self) -> tuple[Draft, ...]:
+        """The instances that are to be started."""
+        if not self.master.enable:
+            return ()
+        return tuple(draft for draft in self.drafts if draft.control.enabled)
+
+    def prepares(self) -> dict[str, dict[str, str]]:
+        """By instance, the variables of `prepare` for the models that are to be made first."""
+        return {draft.name: dict(draft.model) for draft in self.enabled if draft.model}
+
+    def path(self, text: str) -> Path:
+        """A path of the file; `~` is the user's home, relative means the file's folder."""
+        return beside(self.folder, text)
+
+
+def beside(folder: Path, text: str) -> Path:
+    """`text` as an absolute path; relative means `folder`."""
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return folder / text

@@ -1,0 +1,129 @@
+"""The command line of one llama-server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import UsageError
+from pipeline.models import quants, reference
+from pipeline.serve import launch
+
+from .addresses import Address
+from .configuration import Draft, Value, beside
+from .mistakes import shown
+from .options import Given, words
+
+# What else names a model, or makes a router of the server.
+SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
+FILES = ("FNAME", "FILE", "PATH", "DIR")  # hints of options that take a path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A prepared model."""
+
+    path: Path
+    name: str
+    mmproj: Path | None = None
+    pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
+    ctx_size: int = 0  # in tokens, as trained; 0: not known
+
+
+def command(given: Given, at: Address, model: Model | None, key: Path | None) -> tuple[str, ...]:
+    """The arguments: the prepared model, the table as written, what is added, extra_args."""
+    draft = given.draft
+    found = ["--model", str(model.path)] if model else []
+    found += words(_table(given))
+    added: list[str] = []
+    if not given.text("host"):
+        added += ["--host", at.host]
+    if not given.text("port"):
+        added += ["--port", str(at.port)]
+    if not given.text("alias"):
+        added += ["--alias", draft.name]
+    if "metrics" in given.flags and not given.says("metrics"):
+        added += ["--metrics"]
+    # The server answers pages of any origin unless told otherwise.
+    if "cors-origins" in given.flags and not given.says("cors-origins"):
+        added += ["--cors-origins", "localhost"]
+    if key and not given.text("api-key-file"):
+        added += ["--api-key-file", str(key)]
+    if model:
+        added += _of_model(given, model)
+    return (*found, *added, *draft.extra_args)
+
+
+def kind(given: Given, model: Model | None) -> str:
+    """chat, embedding or rerank."""
+    pooling = given.text("pooling") or (model.pooling if model else "none")
+    if given.is_on("reranking", "rerank") or pooling == "rank":
+        return "rerank"
+    if given.is_on("embeddings", "embedding") or pooling != "none":
+        return "embedding"
+    return "chat"
+
+
+def mistakes(given: Given, folder: Path) -> Iterator[str]:
+    """A model that is named twice, and files that are missing."""
+    draft = given.draft
+    named = [name for name in SOURCES[:4] if given.text(name)]
+    if draft.model and named:
+        yield f"{draft.at(f'server.{named[0]}')}: contradicts the model table; leave one out"
+    if draft.model:
+        yield from _model_mistakes(draft)
+    for name in ("model", "mmproj"):
+        text = given.text(name)
+        if text and not beside(folder, text).is_file():
+            yield f"{draft.at(f'server.{name}')} = {text}: {beside(folder, text)} is no file"
+
+
+def _model_mistakes(draft: Draft) -> Iterator[str]:
+    """What the model table cannot mean."""
+    try:
+        reference.parse(draft.model["model"])
+    except UsageError as error:
+        yield f"{draft.at('model.ref')} = {error.message.removeprefix('model=')}"
+    quant = draft.model.get("quant", quants.AUTO)
+    if quant.upper() != quants.AUTO:
+        try:
+            quants.parse(quant)
+        except ValueError as allowed:
+            yield f"{draft.at('model.quant')} = {shown(quant)}: must be {allowed}"
+    imatrix = draft.model.get("imatrix")
+    if imatrix and not Path(imatrix).is_file():
+        yield f"{draft.at('model.imatrix')}: {imatrix} is no file"
+
+
+def remarks(given: Given) -> Iterator[str]:
+    """What is allowed and perhaps not meant."""
+    if not given.draft.model and not given.says(*SOURCES):
+        yield f"{given.draft.place}: names no model, so llama-server routes to the models it finds"
+
+
+def _table(given: Given) -> dict[str, Value]:
+    """The table without a literal key; `~` is the user's home in options that take a path."""
+    table: dict[str, Value] = {}
+    for name, value in given.draft.server.items():
+        flag = given.flags.get(name)
+        takes_path = flag is not None and flag.value.startswith(FILES)
+        if isinstance(value, str) and value.startswith("~") and takes_path:
+            value = str(beside(Path(), value))
+        if name != "api-key":
+            table[name] = value
+    return table
+
+
+def _of_model(given: Given, model: Model) -> list[str]:
+    """What a prepared model asks for: its projector, its endpoint, a batch for a whole text."""
+    found: list[str] = []
+    if model.mmproj and not given.says("mmproj", "mmproj-url", "no-mmproj"):
+        found += ["--mmproj", str(model.mmproj)]
+    if not given.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
+        found += launch.endpoint_options(model.pooling)
+    asked = given.text("ctx-size")
+    ctx_size = int(asked) if asked.isdecimal() and int(asked) else model.ctx_size
+    if model.pooling != "none" and ctx_size and not given.says("batch-size", "ubatch-size"):
+        found += launch.batch_options(model.pooling, ctx_size, None)
+    return found

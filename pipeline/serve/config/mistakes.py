@@ -1,0 +1,109 @@
+"""What is wrong in a file, in words: where, which value, what is allowed, the nearest word."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.core.errors import UsageError, did_you_mean
+
+Path = tuple[str | int, ...]
+Kind = TypeVar("Kind", bound=BaseModel)
+HINT = "docs/instances.md and docs/profiles.md list the keys"
+LONGEST_VALUE = 60
+SECRET = "api_key"  # noqa: S105 - the key whose value is not shown
+
+ALLOWED = {
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be a text, in quotes",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
+    "missing": "is missing",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be more than {gt:g}",
+    "literal_error": "must be {expected}",
+}
+
+
+def dotted(path: Path) -> str:
+    """The path as it is written in the file: a part with a dot stands in quotes."""
+    parts = map(str, path)
+    return ".".join(
+        part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False)
+        for part in parts
+    )
+
+
+def shown(value: object) -> str:
+    """A value as it is shown in a message, not too long."""
+    if isinstance(value, (dict, list)):
+        return "{…}" if isinstance(value, dict) else "[…]"
+    text = str(value)
+    if isinstance(value, (str, bool)):
+        text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def require_none(wrong: Iterable[str], hint: str = HINT) -> None:
+    """Raise UsageError that names every mistake, each once."""
+    lines = list(dict.fromkeys(wrong))
+    if lines:
+        raise UsageError("\n".join(lines), hint)
+
+
+def validated(
+    kind: type[Kind],
+    told: dict[str, Any],
+    known: Callable[[Path], list[str]],
+    tell: Callable[[Path, str], None],
+) -> Kind:
+    """`told` as a `kind`; each mistake is told with its path, and left out of the result.
+
+    `known` gives the keys that the table at a path may have.
+    """
+    while True:  # each round leaves out what was wrong, so the next one finds less
+        try:
+            return kind.model_validate(told)
+        except ValidationError as error:
+            for one in error.errors(include_url=False):
+                path = tuple(one["loc"])
+                tell(path, _text(one, path, known))
+                _leave_out(told, path[:-1] if one["type"] == "missing" else path)
+
+
+def _text(one: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> str:
+    if one["type"] == "extra_forbidden":
+        allowed = known(path[:-1])
+        near = did_you_mean(str(path[-1]), allowed)
+        return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
+    if one["type"] == "missing":
+        return ": is missing"
+    known_text = ALLOWED.get(one["type"])
+    text = known_text.format(**one.get("ctx", {})) if known_text else one["msg"]
+    silent = isinstance(one["input"], dict) or path[-1:] == (SECRET,)
+    value = "" if silent else f" = {shown(one['input'])}"
+    near = ""
+    if one["type"] == "literal_error" and isinstance(one["input"], str):
+        near = did_you_mean(one["input"], re.findall(r"'([^']+)'", text))
+    return f"{value}: {text}{near}"
+
+
+def _leave_out(told: Any, path: Path) -> None:
+    """Remove what stands at `path`, or the list that it is an item of."""
+    for depth, part in enumerate(path):
+        if depth == len(path) - 1 or isinstance(path[depth + 1], int):
+            told.pop(part, None)
+            return
+        told = told.get(part, {})

@@ -1,0 +1,225 @@
+"""What a profile adds up to. The command line wins over the environment, that over the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic_core import PydanticCustomError
+
+from . import yaml_form
+from .configuration import Draft, Value, beside
+from .mistakes import dotted, shown
+from .profile_tables import LlamaCpp, Profile, Tuning
+from .tables import Control, gpu_ids
+from .toml_form import option
+
+OVERRIDES = {
+    "LLAMACPP_CTX_SIZE_OVERRIDE": "ctx-size",
+    "LLAMACPP_N_GPU_LAYERS_OVERRIDE": "n-gpu-layers",
+    "LLAMACPP_THREADS_OVERRIDE": "threads",
+    "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
+    "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
+}
+CARDS_OVERRIDE = "CUDA_VISIBLE_DEVICES_OVERRIDE"
+SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
+VLLM_TUNING = {
+    "tensor_parallel_size": "tensor-parallel-size",
+    "max_model_len": "max-model-len",
+    "max_batch_tokens": "max-num-batched-tokens",
+    "max_concurrent_requests": "max-num-seqs",
+    "gpu_memory_fraction": "gpu-memory-utilization",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """A profile while it is read: its options so far, and what is to be said."""
+
+    label: str
+    name: str
+    folder: Path
+    read: yaml_form.Read
+    server: dict[str, Value] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def place(self, *path: str | int) -> str:
+        """`llm_profiles.yaml: line 12: profiles.chat.llamacpp.port`."""
+        whole = ("profiles", self.name, *path)
+        line = self.read.line(whole)
+        return f"{self.label}: {f'line {line}: ' if line else ''}{dotted(whole)}"
+
+    def put(self, name: str, value: Value, place: str) -> None:
+        """Set an option, over what was set before."""
+        name = SAME.get(name, name)
+        self.server[name] = value
+        self.places[f"server.{name}"] = place
+
+
+def draft(
+    reading: Reading,
+    profile: Profile,
+    environ: Mapping[str, str],
+    given: Mapping[str, Value],
+) -> Draft:
+    """The instance that the profile means, with what the environment and `given` change."""
+    is_llama = profile.backend == "llamacpp"
+    engine: Literal["llama.cpp", "vllm"] = "llama.cpp" if is_llama else "vllm"
+    extra = _table(reading, profile)
+    for name, value in _overrides(reading, is_llama, environ).items():
+        reading.put(OVERRIDES[name], value, name)
+    for key, value in given.items():
+        reading.put(option(key), value, f"{key}=")
+    if is_llama:
+        _tune_llama(reading, profile)
+    else:
+        _tune_vllm(reading, profile)
+    _label(reading, profile, is_llama)
+    model, download_to = _file(reading, profile.llamacpp) if is_llama else ({}, None)
+    if not is_llama and profile.vllm.model:
+        reading.put("model", profile.vllm.model, reading.place("vllm", "model"))
+    elif not is_llama and profile.model_id:
+        reading.put("model", profile.model_id, reading.place("model_id"))
+    return Draft(
+        name=reading.name,
+        control=Control(engine=engine, gpu_ids=_cards(reading, profile, environ)),
+        server=reading.server,
+        extra_args=extra,
+        model=model,
+        download_to=download_to,
+        place=reading.place(),
+        places=reading.places,
+    )
+
+
+def _table(reading: Reading, profile: Profile) -> tuple[str, ...]:
+    """Set the options that stand in the engine's table; returns its extra_args."""
+    table = profile.llamacpp if profile.backend == "llamacpp" else profile.vllm
+    extra: tuple[str, ...] = ()
+    for key, value in (table.__pydantic_extra__ or {}).items():
+        place = reading.place(profile.backend, key)
+        if key != "extra_args":
+            reading.put(option(key), value, place)
+        elif isinstance(value, list):
+            extra = tuple(map(str, value))
+        else:
+            reading.wrong.append(f"{place} = {shown(value)}: must be a list")
+    return extra
+
+
+def _overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> dict[str, Value]:
+    """The values of the environment's overrides; a blank one is unset."""
+    found: dict[str, Value] = {}
+    for name, key in OVERRIDES.items():
+        text = environ.get(name, "").strip()
+        if not text:
+            continue
+        words = ("auto", "all") if key == "n-gpu-layers" else ()
+        if not is_llama:
+            reading.notes.append(f"{name}: is for llama-server, and this profile is vLLM's")
+        elif text in words:
+            found[name] = text
+        elif text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 12:
+            found[name] = int(text)
+        else:
+            allowed = f"a whole number{', auto or all' if words else ''}"
+            reading.wrong.append(f"{name} = {shown(text)}: must be {allowed}")
+    return found
+
+
+def _tuning(reading: Reading, profile: Profile) -> dict[str, tuple[int | float, str]]:
+    """The words of no engine that are given, and where: under `gpu`, or beside it."""
+    found: dict[str, tuple[int | float, str]] = {}
+    for key in Tuning.model_fields:
+        for path, table in (((), profile), (("gpu",), profile.gpu)):
+            value = getattr(table, key)
+            if value is None:
+                continue
+            place = reading.place(*path, key)
+            if key in found:
+                reading.wrong.append(f"{place}: is given beside gpu too; leave one out")
+            found[key] = (value, place)
+    return found
+
+
+def _tune_vllm(reading: Reading, profile: Profile) -> None:
+    for key, (value, place) in _tuning(reading, profile).items():
+        name = VLLM_TUNING.get(key)
+        if name is None:
+            reading.notes.append(f"{place}: vLLM has no such option")
+        elif name not in reading.server:
+            reading.put(name, value, place)
+
+
+def _tune_llama(reading: Reading, profile: Profile) -> None:
+    """llama-server divides its context among the requests, so that of one is multiplied."""
+    told = _tuning(reading, profile)
+    for key, name in (("max_concurrent_requests", "parallel"), ("max_batch_tokens", "batch-size")):
+        if key in told and name not in reading.server:
+            reading.put(name, *told[key])
+    if "max_model_len" in told and "ctx-size" not in reading.server:
+        length, place = told["max_model_len"]
+        slots = reading.server.get("parallel", 1)
+        slots = slots if isinstance(slots, int) and slots > 0 else 1
+        reading.put("ctx-size", int(length) * slots, place)
+        if slots > 1:
+            reading.notes.append(f"{place}: {length} tokens for each of {slots} requests")
+    for key in ("num_gpus", "tensor_parallel_size", "gpu_memory_fraction"):
+        if key in told:
+            reading.notes.append(f"{told[key][1]}: llama-server has no such option")
+
+
+def _label(reading: Reading, profile: Profile, is_llama: bool) -> None:
+    """What the labels turn on."""
+    name = "alias" if is_llama else "served-model-name"
+    if profile.model_id and name not in reading.server:
+        reading.put(name, profile.model_id, reading.place("model_id"))
+    asked = {"embeddings", "embedding", "reranking", "rerank"} & reading.server.keys()
+    if profile.supports_embeddings and is_llama and not asked:
+        place = reading.place("supports_embeddings")
+        reading.put("embeddings", True, place)
+        if profile.task_type and "embed" not in profile.task_type.lower():
+            reading.notes.append(f"{place}: llama-server then answers for embeddings alone")
+
+
+def _file(reading: Reading, table: LlamaCpp) -> tuple[dict[str, str], Path | None]:
+    """The model's file becomes `--model`, or where it is missing what has to be prepared for it,
+    and the folder in which it is wanted."""
+    if "model" in reading.server:
+        return {}, None
+    root = beside(reading.folder, table.model_root) if table.model_root else None
+    file = table.gguf_path or (table.hf_filename if root else None)
+    path = beside(root or reading.folder, file) if file else None
+    place = reading.place("llamacpp")
+    if path and path.is_file():
+        reading.put("model", str(path), place)
+        return {}, None
+    if not table.hf_repo_id:
+        why = f"{path} does not exist, and no hf_repo_id says where it comes from"
+        if path is None:
+            why = "names no file: gguf_path, or model_root with hf_filename"
+        reading.wrong.append(f"{place}: {why}")
+        return {}, None
+    wanted = {"model": f"hf:{table.hf_repo_id}"}
+    name = table.hf_filename or (path.name if path else "")
+    if name:
+        wanted["filename"] = name
+    return wanted, path.parent if table.gguf_path and path else root
+
+
+def _cards(reading: Reading, profile: Profile, environ: Mapping[str, str]) -> str | None:
+    """The cards that it sees, as `gpu_ids` says it."""
+    told = environ.get(CARDS_OVERRIDE, "").strip()
+    reading.places["control.gpu_ids"] = reading.place("gpu", "device_ids")
+    if not told:
+        return profile.gpu.device_ids
+    reading.places["control.gpu_ids"] = CARDS_OVERRIDE
+    try:
+        return gpu_ids(told)
+    except PydanticCustomError as error:
+        reading.wrong.append(f"{CARDS_OVERRIDE} = {shown(told)}: {error.message()}")
+        return None

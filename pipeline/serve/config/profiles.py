@@ -1,0 +1,100 @@
+"""Profiles: one server, chosen by its name from a YAML registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UsageError, did_you_mean
+
+from . import mistakes, names, yaml_form
+from .configuration import Configuration, Value
+from .profile_options import Reading, draft
+from .profile_tables import Profile, Registry
+
+
+def load_profile(
+    file: Path,
+    name: str,
+    environ: Mapping[str, str],
+    *,
+    given: Mapping[str, Value] | None = None,
+    patient: bool = False,
+) -> Configuration:
+    """The profile `name` of the registry `file`, as a configuration of one instance.
+
+    `environ` may hold overrides, `given` options of the command line, which win over all. Raises
+    UsageError that names every mistake; with `patient` those in values are left in the result.
+    """
+    file = Path(file).absolute()
+    if not file.exists():
+        raise UsageError(f"{file}: there is no registry of profiles", _registries(file.parent))
+    read = yaml_form.read(file)
+    reading = Reading(label=file.name, name=name, folder=file.parent, read=read)
+    found = _profiles(reading, read.told)
+    if name not in found:
+        raise UsageError(
+            f"{file.name}: there is no profile {name}{did_you_mean(name, list(found))}",
+            f"it has {', '.join(found) or 'none'}",
+        )
+    if why := names.wrong(name):
+        reading.wrong.append(f"{reading.place()}: {why}")
+    profile = _validated(reading, found[name])
+    drafted = draft(reading, profile, environ, given or {})
+    if not patient:
+        mistakes.require_none(reading.wrong)
+    return Configuration(
+        source=f"profile:{name}",
+        folder=file.parent,
+        label=file.name,
+        drafts=(drafted,),
+        notes=tuple(reading.notes),
+        mistakes=tuple(reading.wrong),
+    )
+
+
+def _profiles(reading: Reading, told: Any) -> dict[str, Any]:
+    """The profiles by name. Raises UsageError where the file has none."""
+    if not isinstance(told, dict) or "profiles" not in told:
+        keys = ", ".join(map(str, told)) if isinstance(told, dict) else f"a {type(told).__name__}"
+        raise UsageError(f"{reading.label}: has no key profiles", f"it has {keys}")
+    found = told["profiles"]
+    if not isinstance(found, dict):
+        raise UsageError(f"{reading.label}: profiles: must be a table of profiles by name")
+    return {str(name): profile for name, profile in found.items()}
+
+
+def _validated(reading: Reading, told: Any) -> Profile:
+    """The profile with all mistakes told; a key without a value is one that is not there."""
+
+    def tell(path: mistakes.Path, text: str) -> None:
+        reading.wrong.append(f"{reading.place(*path[2:])}{text}")
+
+    registry = mistakes.validated(
+        Registry, {"profiles": {reading.name: _given(told or {})}}, lambda _: [], tell
+    )
+    profile = registry.profiles.get(reading.name) or Profile()
+    for path, table in (((), profile), (("gpu",), profile.gpu)):
+        for key in table.__pydantic_extra__ or {}:
+            near = did_you_mean(key, list(type(table).model_fields))
+            reading.notes.append(f"{reading.place(*path, key)}: is not known and not used{near}")
+    return profile
+
+
+def _given(told: Any, depth: int = 2) -> Any:
+    """A profile and its tables without the keys that have no value."""
+    if not isinstance(told, dict) or not depth:
+        return told
+    given = {key: value for key, value in told.items() if value is not None and value != ""}
+    return {str(key): _given(value, depth - 1) for key, value in given.items()}
+
+
+def _registries(folder: Path) -> str:
+    """What there is instead of a registry."""
+    try:
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError:
+        found = []
+    there = f"in {folder} there is {', '.join(found) or 'no YAML file'}"
+    return f"{there}; LLM_PROFILES_CONFIG_PATH names the registry"

@@ -1,0 +1,125 @@
+"""The text of a configuration file, and the tables in it. Clear errors where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UsageError
+
+DEEPEST = 32  # tables in tables; five are ever needed
+LARGEST_BYTES = 4 * 1024 * 1024
+TOO_DEEP = "its tables are nested too deeply"
+
+
+def text_of(file: Path) -> str:
+    """The text of `file`. Raises UsageError."""
+    if file.is_dir():
+        raise UsageError(f"{file}: is a folder, not a file", "name the file in it")
+    try:
+        with file.open("rb") as opened:
+            told = opened.read(LARGEST_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{file}: there is no such file", _beside(file)) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{file}: cannot be read: {why}") from None
+    if len(told) > LARGEST_BYTES:
+        raise UsageError(f"{file}: is larger than {LARGEST_BYTES // 1024 // 1024} MB")
+    try:
+        text = told.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = told.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{file}: line {line}: is not UTF-8", "save it as UTF-8") from None
+    if not text.strip():
+        raise UsageError(f"{file}: is empty", "configs/ has examples")
+    return text
+
+
+def toml(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises UsageError that names line and column."""
+    text = text_of(file).replace("\r\n", "\n")
+    try:
+        return shallow(tomllib.loads(text), str(file))
+    except tomllib.TOMLDecodeError as error:
+        why, _, at = str(error).removesuffix(")").rpartition(" (at ")
+        raise UsageError(f"{file}: {at}: is no TOML: {why}", "configs/ has examples") from None
+    except RecursionError:
+        raise UsageError(f"{file}: {TOO_DEEP}") from None
+
+
+def overrides(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in `text`, empty where blank. Raises UsageError that names `where`."""
+    if not text.strip():
+        return {}
+    try:
+        told = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{where}: {at}: is no JSON: {error.msg}") from None
+    except ValueError as error:
+        raise UsageError(f"{where}: is no JSON object: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: {TOO_DEEP}") from None
+    if not isinstance(told, dict):
+        raise UsageError(
+            f"{where}: must be a JSON object", 'such as {"instance": {"chat": {"server": …}}}'
+        )
+    return shallow(told, where)
+
+
+def shallow(told: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same tables; a dotted key can nest them as deep as it is long. Raises UsageError."""
+    level: list[Any] = [told]
+    for _ in range(DEEPEST):
+        lists = [one if isinstance(one, list) else list(one.values()) for one in level]
+        level = [item for one in lists for item in one if isinstance(item, (dict, list))]
+        if not level:
+            return told
+    raise UsageError(f"{where}: {TOO_DEEP}")
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `under`, table by table and key by key; null takes a key away."""
+    result = dict(under)
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict):
+            below = result.get(key)
+            result[key] = merged(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+def holds(told: Any, path: tuple[str | int, ...]) -> bool:
+    """Whether there is something at `path` of these tables."""
+    for part in path:
+        if isinstance(part, int):
+            return isinstance(told, list)
+        if not isinstance(told, dict) or part not in told:
+            return False
+        told = told[part]
+    return True
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} is given twice")
+    return told
+
+
+def _beside(file: Path) -> str:
+    """What there is in its place."""
+    try:
+        found = sorted(p.name for p in file.parent.iterdir() if p.suffix == file.suffix)
+    except OSError:
+        return ""
+    return f"there is {', '.join(found[:10])}" if found else ""

@@ -1,0 +1,210 @@
+"""The tables of a configuration file: their keys, and what the values may be.
+
+The checks and the JSON Schemas are made from these types, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+Engine = Literal["llama.cpp", "vllm"]
+Scalar = str | int | float
+GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*")
+
+
+def gpu_ids(value: str) -> str:
+    """The ids without spaces. Raises where they are none."""
+    ids = value.replace(" ", "")
+    if not GPU_IDS.fullmatch(ids):
+        allowed = 'must be "all", "none", or ids such as "0" or "2,0"'
+        raise PydanticCustomError("gpu_ids", "{allowed}", {"allowed": allowed})
+    if len(set(ids.split(","))) < len(ids.split(",")):
+        raise PydanticCustomError("gpu_ids", "names a card twice")
+    return ids
+
+
+def _option(value: Any) -> Any:
+    """What an option may be: text, number, true, false, or a list of texts and numbers."""
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, list):
+        if all(
+            isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in value
+        ):
+            return value
+        raise PydanticCustomError("option", "its items must be texts or numbers")
+    kind = "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
+    raise PydanticCustomError(
+        "option", "must be a text, a number, true, false or a list, not {kind}", {"kind": kind}
+    )
+
+
+def _word(value: Any) -> Any:
+    """One word of extra_args: a number may stand without quotes."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Option = Annotated[str | int | float | bool | list[Scalar], BeforeValidator(_option)]
+Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
+GpuIds = Annotated[str, AfterValidator(gpu_ids)]
+Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """A table with fixed keys: any other one is a mistake."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Master(Table):
+    """What holds for all instances."""
+
+    enable: bool = True
+    """false: nothing is started."""
+    llama_cpp_path: Text | None = None
+    """The llama-server executable; else the installed package's, that of bins/, that on PATH."""
+    max_loading: Annotated[int, Field(ge=1)] | None = None
+    """So many instances load at once; absent: all."""
+    pixi_project_dir: Text | None = None
+    """vLLM: a Pixi project in which it is installed."""
+    pixi_environment: Text = "default"
+    """vLLM: the environment of that project."""
+    api_server_module: Text = "vllm.entrypoints.openai.api_server"
+    """vLLM: the module that is run."""
+    python: Text | None = None
+    """vLLM without a Pixi project: the Python that has it; else the one on PATH."""
+
+
+class Control(Table):
+    """How an instance is started and kept."""
+
+    enabled: bool = True
+    """Start this instance."""
+    engine: Engine = "llama.cpp"
+    """The program that serves."""
+    background: bool = True
+    """Start it and go on; false: stay with it."""
+    log_dir: Text | None = None
+    """The folder of its log, which is named after it."""
+    log_file: Text | None = None
+    """Its log; wins over log_dir."""
+    gpu_ids: GpuIds | None = None
+    """\"all\" changes nothing, \"none\" hides all cards, \"2,0\" shows these, in this order."""
+    restart: Literal["on-failure", "always", "never"] = "on-failure"
+    """When it is started again after it ended by itself."""
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """In a row; then it is given up."""
+    restart_pause: Seconds = 1.0
+    """Before the first restart, in seconds; each further one waits twice as long."""
+    ready_timeout: Seconds = 600.0
+    """Seconds until it must be ready."""
+    stop_timeout: Seconds = 10.0
+    """Seconds that it gets to stop."""
+    probe_timeout: Seconds = 60.0
+    """Seconds for one token, once it is healthy; 0 turns this probe off."""
+
+
+class Model(Table):
+    """A model that is prepared before the launch: the variables of `prepare`."""
+
+    ref: Text
+    """org/model, org/model:QUANT, a path of a .gguf or of a folder, or demo."""
+    quant: Text | None = None
+    """A type of llama-quantize, or auto."""
+    revision: Text | None = None
+    """Branch, tag or commit of a Hugging Face repository."""
+    filename: Text | None = None
+    """Which GGUF file of a repository."""
+    pattern: Text | None = None
+    """Choose among the GGUF files of a repository, with * and ?."""
+    mmproj: Text | None = None
+    """The projector: a path, a file's name in the repository, or none."""
+    imatrix: Text | None = None
+    """Path of an importance matrix, or of a text to compute one from."""
+    keep_f16: bool | None = None
+    """Keep the unquantized GGUF after quantizing."""
+
+
+class Gateway(Table):
+    """One address for all instances."""
+
+    enable: bool = False
+    """Start it beside the instances."""
+    host: Text = "127.0.0.1"
+    """Where it listens."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 9000
+    """Where it listens."""
+    hold_timeout: Seconds | None = None
+    """Seconds that a request waits for an instance to load; else that instance's ready_timeout."""
+    api_key: Text | None = None
+    """The key that clients send; "none": none, though others can reach it."""
+    api_key_file: Text | None = None
+    """A file that holds the key."""
+    models: dict[str, Text] = Field(default_factory=dict)
+    """Names that clients ask for, with * and ?, and the instance that answers to them."""
+
+
+class Server(BaseModel):
+    """Options of the server, `_` for `-`. A text or a number is passed as `--key value`, true as
+    `--key`, false not at all, a list as `--key value` once for each."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+    __pydantic_extra__: dict[str, Option] = Field(init=False)
+
+    extra_args: list[Word] | None = None
+    """Words of the command line as they are, last."""
+
+
+class InstanceTable(Table):
+    """One server."""
+
+    control: Control = Field(default_factory=Control)
+    server: Server = Field(default_factory=Server)
+    model: Model | None = None
+
+
+class Instances(BaseModel):
+    """`control` and `server` are the defaults of all; every other key is an instance."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, InstanceTable] = Field(init=False)
+
+    control: Control = Field(default_factory=Control)
+    server: Server = Field(default_factory=Server)
+
+
+class File(Table):
+    """A file of instances."""
+
+    model_config = ConfigDict(title="Instances of llama-server and vLLM")
+
+    master: Master = Field(default_factory=Master)
+    instance: Instances = Field(default_factory=Instances)
+    gateway: Gateway = Field(default_factory=Gateway)
+
+
+def keys(path: tuple[str | int, ...]) -> list[str]:
+    """The keys that a table at this path of a file of instances may have."""
+    match path:
+        case ():
+            return list(File.model_fields)
+        case ("master",):
+            return list(Master.model_fields)
+        case ("gateway",):
+            return list(Gateway.model_fields)
+        case ("instance", "control") | ("instance", _, "control"):
+            return list(Control.model_fields)
+        case ("instance", _, "model"):
+            return list(Model.model_fields)
+        case ("instance", _):
+            return list(InstanceTable.model_fields)
+    return []

@@ -1,0 +1,171 @@
+"""Files of instances: TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.reference import HUB, exists
+
+from . import mistakes, names, sources
+from .configuration import Configuration, Draft, Value, beside
+from .mistakes import dotted
+from .tables import Control, File, Instances, InstanceTable, Model, Server, keys
+
+
+def load(
+    file: Path, *, engine: str = "", overrides: str = "", where: str = "", patient: bool = False
+) -> Configuration:
+    """The instances that `file` asks for.
+
+    `engine` is that of instances which name none. `overrides` is the text of a JSON object that is
+    merged over the file, `where` the name of the variable that held it. Raises UsageError that
+    names every mistake; with `patient` they are left in the result, for `check` to raise with its
+    own, and only a file that cannot be read raises.
+    """
+    file = Path(file).absolute()
+    where = where or "overrides"
+    wrong: list[str] = []
+    over = _spelled(sources.overrides(overrides, where), where, wrong)
+    told = sources.merged(_spelled(sources.toml(file), file.name, wrong), over)
+
+    def place(path: mistakes.Path) -> str:
+        """`models.toml: instance.chat`, or the variable that gave it."""
+        return f"{where if sources.holds(over, path) else file.name}: {dotted(path)}"
+
+    def tell(path: mistakes.Path, text: str) -> None:
+        wrong.append(f"{place(path)}{text}")
+
+    if engine:
+        told = sources.merged({"instance": {"control": {"engine": engine}}}, told)
+    read = mistakes.validated(File, told, keys, tell)
+    section = read.instance
+    found = section.__pydantic_extra__ or {}
+    for name in found:
+        if why := names.wrong(name):
+            tell(("instance", name), f": {why}")
+    for one, other in names.alike(found):
+        tell(("instance", other), f": differs from {one} only in letter case; rename one")
+    if not found and read.master.enable and not wrong:
+        wrong.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
+    if not patient:
+        mistakes.require_none(wrong)
+    gateway = read.gateway
+    if gateway.api_key_file:
+        keyed = str(beside(file.parent, gateway.api_key_file))
+        gateway = gateway.model_copy(update={"api_key_file": keyed})
+    return Configuration(
+        source=str(file),
+        folder=file.parent,
+        label=file.name,
+        master=read.master,
+        gateway=gateway,
+        drafts=tuple(
+            _draft(file.parent, name, section, table, place) for name, table in found.items()
+        ),
+        notes=tuple(
+            f"{place(('instance', name, 'model', 'ref'))}: taken as a path, for it exists"
+            for name, table in found.items()
+            if table.model and HUB.fullmatch(ref := table.model.ref) and exists(file.parent / ref)
+        ),
+        mistakes=tuple(wrong),
+    )
+
+
+def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, Any]:
+    """Names of options may be written with `_` or `-`: from here on with `_`."""
+    section = told.get("instance")
+    if not isinstance(section, dict):
+        return told
+
+    def spelled(options: Any, path: mistakes.Path) -> Any:
+        if not isinstance(options, dict):
+            return options
+        result: dict[str, Any] = {}
+        for key, value in options.items():
+            name, dot, rest = key.partition(".")  # what follows a dot is a key of vLLM's JSON
+            name = name.replace("-", "_") + dot + rest
+            if name in result:
+                wrong.append(f"{label}: {dotted((*path, key))}: is given twice, with _ and with -")
+            result[name] = value
+        return result
+
+    result = {}
+    for name, table in section.items():
+        if name == "server":
+            table = spelled(table, ("instance", "server"))
+        elif isinstance(table, dict) and "server" in table:
+            table = {**table, "server": spelled(table["server"], ("instance", name, "server"))}
+        result[name] = table
+    return {**told, "instance": result}
+
+
+def _draft(
+    folder: Path,
+    name: str,
+    section: Instances,
+    table: InstanceTable,
+    place: Callable[[mistakes.Path], str],
+) -> Draft:
+    """The tables of one instance, laid over the defaults key by key."""
+    places: dict[str, str] = {}
+    control: dict[str, Any] = {}
+    server: dict[str, Any] = {}
+    for path, layer in ((("instance",), section), (("instance", name), table)):
+        for key in layer.control.model_fields_set:
+            control[key] = getattr(layer.control, key)
+            places[f"control.{key}"] = place((*path, "control", key))
+        for key, value in _options(layer.server).items():
+            server[key] = value
+            places[f"server.{option(key)}"] = place((*path, "server", key))
+    extra = server.pop("extra_args", ())
+    return Draft(
+        name=name,
+        control=Control.model_validate(control),
+        server={option(key): value for key, value in server.items()},
+        extra_args=tuple(extra),
+        model=variables(table.model, folder) if table.model else {},
+        place=place(("instance", name)),
+        places=places,
+    )
+
+
+def option(key: str) -> str:
+    """The option that a key means, without its dashes."""
+    name, dot, rest = key.partition(".")
+    return name.replace("_", "-") + dot + rest
+
+
+def _options(server: Server) -> dict[str, Value]:
+    told: dict[str, Value] = dict(server.__pydantic_extra__ or {})
+    if server.extra_args is not None:
+        told["extra_args"] = [*server.extra_args]
+    return told
+
+
+def variables(model: Model, folder: Path) -> dict[str, str]:
+    """The variables of `prepare` that a model table means, with absolute paths: what is relative
+    starts at `folder`, and never where the user happens to be."""
+    told = model.model_dump(exclude_none=True)
+    ref = told.pop("ref")
+    if ref != "demo" and _is_path(ref, folder):
+        ref = str(beside(folder, ref))
+    elif not ref.startswith("hf:") and HUB.fullmatch(ref):
+        ref = f"hf:{ref}"
+    told["model"] = ref
+    if "keep_f16" in told:
+        told["keep_f16"] = "1" if told["keep_f16"] else "0"
+    if "imatrix" in told:
+        told["imatrix"] = str(beside(folder, told["imatrix"]))
+    if told.get("mmproj", "none") != "none" and _is_path(told["mmproj"], folder, ""):
+        told["mmproj"] = str(beside(folder, told["mmproj"]))
+    return told
+
+
+def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:
+    """Whether it exists, or can be nothing but a path."""
+    looks = text.startswith(("./", "../", "~", ".\\", "..\\"))
+    if looks or (suffix and text.endswith(suffix) and not text.startswith("hf:")):
+        return True
+    return exists(folder / text)

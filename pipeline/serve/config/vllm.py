@@ -1,0 +1,102 @@
+"""The command line of one vLLM server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from pipeline.serve.flags import Flag, parse_help
+
+from .addresses import Address
+from .configuration import Configuration, beside
+from .options import Given, words
+
+LISTED = Path(__file__).with_name("vllm_flags.txt")
+KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
+OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
+
+
+@cache
+def flags() -> dict[str, Flag]:
+    """The options of vLLM's server, of the version that the list names."""
+    return parse_help(LISTED.read_text(encoding="utf-8")) | OURS
+
+
+@cache
+def version() -> str:
+    """The version whose options are listed."""
+    return LISTED.read_text(encoding="utf-8").splitlines()[0].removeprefix("vLLM ")
+
+
+def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:
+    """Pixi, or the Python that has vLLM: absolute where it is found."""
+    master = configuration.master
+    search = environ.get("PATH")
+    if master.pixi_project_dir:
+        return shutil.which("pixi", path=search) or "pixi"
+    if not master.python:
+        found = shutil.which("python", path=search) or shutil.which("python3", path=search)
+        return found or "python"
+    if "/" in master.python or "\\" in master.python or master.python.startswith("~"):
+        return str(configuration.path(master.python))
+    return shutil.which(master.python, path=search) or master.python
+
+
+def command(configuration: Configuration, given: Given, at: Address) -> tuple[str, ...]:
+    """The arguments after the executable."""
+    master, draft = configuration.master, given.draft
+    found: list[str] = []
+    if master.pixi_project_dir:
+        found += ["run", "--manifest-path", str(configuration.path(master.pixi_project_dir))]
+        found += ["--environment", master.pixi_environment, "python"]
+    found += ["-m", master.api_server_module]
+    found += words({name: value for name, value in draft.server.items() if name not in KEYS})
+    if not given.text("host"):
+        found += ["--host", at.host]  # its own default is every interface
+    if not given.text("port"):
+        found += ["--port", str(at.port)]
+    if not given.text("served-model-name"):
+        found += ["--served-model-name", draft.name]
+    return (*found, *draft.extra_args)
+
+
+def kind(given: Given) -> str:
+    """chat, embedding or rerank."""
+    task = given.text("task", "convert")
+    if task in ("score", "classify", "rerank"):
+        return "rerank"
+    return "embedding" if task.startswith("embed") or given.text("runner") == "pooling" else "chat"
+
+
+def aliases(given: Given) -> str:
+    """The names under which it serves, with commas."""
+    told = given.value("served-model-name")
+    return ",".join(map(str, told)) if isinstance(told, list) else given.text("served-model-name")
+
+
+def mistakes(configuration: Configuration, given: Given) -> Iterator[str]:
+    """No model, or one that is not there."""
+    draft, folder = given.draft, configuration.folder
+    model = given.text("model")
+    if draft.model:
+        yield f"{draft.at('model')}: prepares a GGUF for llama.cpp; vLLM takes server.model"
+    elif not model:
+        yield f"{draft.at('server.model')}: is missing: a folder, or a name on Hugging Face"
+    elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
+        yield f"{draft.at('server.model')} = {model}: {beside(folder, model)} does not exist"
+
+
+def remarks(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
+    """What will be missing at the start."""
+    program = executable(configuration, environ)
+    if not Path(program).is_absolute():
+        yield f"{configuration.label}: {program}, which starts vLLM, is not on PATH"
+    project = configuration.master.pixi_project_dir
+    if project:
+        folder = configuration.path(project)
+        manifests = ("pixi.toml", "pyproject.toml")
+        if not folder.is_file() and not any((folder / name).is_file() for name in manifests):
+            place = f"{configuration.label}: master.pixi_project_dir"
+            yield f"{place} = {project}: {folder} holds no Pixi project"

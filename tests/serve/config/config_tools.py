@@ -1,0 +1,127 @@
+"""What the tests of configurations share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks
+from pipeline.serve.config.configuration import Configuration
+from pipeline.serve.config.instances import instances
+from pipeline.serve.config.llama import Model
+from pipeline.serve.config.toml_form import load
+from pipeline.serve.flags import Flag, parse_help
+from pipeline.serve.instance import Instance
+
+HELP = """\
+-m,    --model FNAME                    model path to load
+-mu,   --model-url URL                  from there
+-c,    --ctx-size N                     size of the context
+-ngl,  --gpu-layers, --n-gpu-layers N   layers
+-np,   --parallel N                     slots
+-b,    --batch-size N                   batch
+-ub,   --ubatch-size N                  batch
+-t,    --threads N                      threads
+-fa,   --flash-attn [on|off|auto]       attention
+-lm,   --load-mode MODE                 mode
+-dev,  --device <dev1,dev2,..>          devices
+--lora FNAME                            adapter
+--jinja, --no-jinja                     templates
+-a,    --alias STRING                   names
+--host HOST                             host
+--port PORT                             port
+--metrics                               metrics
+--cors-origins ORIGINS                  origins
+--api-key KEY                           key
+--api-key-file FNAME                    keys
+--api-prefix PREFIX                     prefix
+--ssl-cert-file FNAME                   certificate
+--embedding, --embeddings               endpoint
+--rerank, --reranking                   endpoint
+--pooling {none,mean,cls,last,rank}     pooling
+-mm,   --mmproj FILE                    projector
+--mmproj-auto, --no-mmproj              projector
+--sleep-idle-seconds SECONDS            sleep
+--temp N                                temperature
+--draft-max N                           the argument has been removed. use --spec-draft-n-max
+--spec-draft-n-max N                    draft
+"""
+FLAGS = parse_help(HELP)
+
+
+def written(folder: Path, text: str, name: str = "models.toml") -> Path:
+    """A file of instances."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def server_in(folder: Path) -> Path:
+    """Something that may be executed."""
+    server = folder / "llama-server"
+    server.write_text("#!/bin/sh\n")
+    server.chmod(0o755)
+    return server
+
+
+def read(folder: Path, text: str, **more: Any) -> Configuration:
+    """A file of instances, read."""
+    return load(written(folder, text), **more)
+
+
+def wrong(folder: Path, text: str, **more: Any) -> list[str]:
+    """Every mistake that reading the text finds."""
+    with pytest.raises(UsageError) as caught:
+        read(folder, text, **more)
+    return caught.value.message.splitlines()
+
+
+def started(
+    configuration: Configuration,
+    folder: Path,
+    *,
+    models: Mapping[str, Model] | None = None,
+    flags: Mapping[str, Flag] | None = FLAGS,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Instance]:
+    """The instances, by name."""
+    found = instances(
+        configuration,
+        server=folder / "llama-server",
+        flags=flags,
+        models=models or {},
+        logs=folder / "logs",
+        keys=folder / "keys",
+        xdg=folder / "xdg",
+        environ=environ or {"PATH": ""},
+    )
+    return {one.name: one for one in found}
+
+
+def one(folder: Path, text: str, **more: Any) -> Instance:
+    """The only instance of a text."""
+    (found,) = started(read(folder, text), folder, **more).values()
+    return found
+
+
+def checked(folder: Path, text: str, *, cards: int | None = None) -> list[str]:
+    """Every mistake that `check` finds; none: the remarks."""
+    said: list[str] = []
+    configuration = read(folder, text, patient=True)
+    try:
+        checks.check(
+            configuration,
+            server=server_in(folder),
+            flags=FLAGS,
+            environ={"PATH": ""},
+            cards=cards,
+            note=said.append,
+        )
+    except UsageError as error:
+        return error.message.splitlines()
+    return [f"note: {line}" for line in said]

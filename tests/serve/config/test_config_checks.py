@@ -1,0 +1,280 @@
+"""What is wrong with the options, found before any work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from config_tools import FLAGS, checked, read, server_in
+
+from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks
+from pipeline.serve.config.options import typed
+from pipeline.serve.config.renamed import RENAMED
+from pipeline.serve.flags import Flag, parse_help
+from pipeline.serve.flags import read as read_flags
+
+SERVER = "[instance.chat.server]\n"
+ROUTER = "note: models.toml: instance.chat: names no model, so llama-server routes to the models it"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("ctx_sise = 1", "ctx_sise: llama-server has no --ctx-sise; did you mean ctx_size?"),
+        ("m = 'x'", "m: llama-server has no --m"),
+        ("jinja = 1", "jinja = 1: --jinja takes no value; write true, or leave it out"),
+        ("jinja = 'on'", 'jinja = "on": --jinja takes no value; write true, or leave it out'),
+        ("jinja = []", "jinja = […]: --jinja takes no value; write true, or leave it out"),
+        ("ctx_size = true", "ctx_size = true: --ctx-size takes a value: N"),
+        ("flash_attn = true", "flash_attn = true: must be one of on, off, auto, in quotes"),
+        ("flash_attn = 'onn'", 'flash_attn = "onn": must be one of on, off, auto'),
+        (
+            "pooling = ['mean', 'men']",
+            'pooling = "men": must be one of none, mean, cls, last, rank',
+        ),
+        ("mlock = true", "mlock: llama-server has no --mlock any more; use load_mode"),
+        (
+            "draft-max = 4",
+            "draft_max: llama-server has no --draft-max any more; use spec_draft_n_max",
+        ),
+        ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
+        ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
+        ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
+        ("port = [1, 2]", "port = […]: must be a whole number from 1 to 65535"),
+        ("model = 'none.gguf'", "model = none.gguf: "),
+        ("mmproj = 'none.gguf'", "mmproj = none.gguf: "),
+        ("api_key_file = 'none'", "api_key_file = none: "),
+        ("api_key = ''", 'api_key: must be a key, or "none"'),
+        ("api_key = true", "api_key = true: --api-key takes a value: KEY"),
+        ("api_key = ['a', 'none']", "api_key: none is no key"),
+        ("api_key = '#a'", "api_key: a key must not begin with # or hold spaces"),
+        ('api_key = "a\\nb"', "api_key: a key must not begin with # or hold spaces"),
+        ("api_key = 'a'\napi_key_file = 'models.toml'", "api_key: contradicts api_key_file"),
+        (
+            "extra_args = ['--api-key', 'x']",
+            "extra_args: --api-key would stand in the list of processes; write api_key = …",
+        ),
+        (
+            "extra_args = ['--api_key=x']",
+            "extra_args: --api-key would stand in the list of processes; write api_key = …",
+        ),
+    ],
+)
+def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
+    found = checked(tmp_path, SERVER + text)
+    assert found[0].startswith(f"models.toml: instance.chat.server.{line}"), found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("flash_attn = 'on'", "flash_attn = false", "jinja = true", "device = 'CUDA0'"),
+        *("extra_args = ['--whatever', 'x']", "port = '9'", "n_gpu_layers = 'all'"),
+    ],
+)
+def test_no_mistake(tmp_path: Path, text: str) -> None:
+    assert len(checked(tmp_path, SERVER + text)) == 1
+    assert checked(tmp_path, SERVER + text)[0].startswith(ROUTER)
+
+
+@pytest.mark.parametrize(("text", "good"), [("", False), ("# a\n \n", False), ("# a\nb", True)])
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+def test_a_file_without_a_key_would_let_everybody_in(
+    tmp_path: Path, engine: str, text: str, good: bool
+) -> None:
+    (tmp_path / "keys").write_text(text)
+    (tmp_path / "x").touch()
+    control = f"[instance.chat.control]\nengine = '{engine}'\n"
+    table = f"{control}{SERVER}model = 'x'\nhost = '0.0.0.0'\napi_key_file = 'keys'\n"
+    found = [line for line in checked(tmp_path, table) if "note" not in line]
+    place = "models.toml: instance.chat.server.api_key_file = keys"
+    wrong = f"{place}: {tmp_path / 'keys'} cannot be read, or holds no key"
+    assert found == ([] if good else [wrong])
+
+
+def test_all_mistakes_of_file_and_options_at_once(tmp_path: Path) -> None:
+    text = """
+    [master]
+    max_loading = 0
+    [instance.server]
+    ctx_sise = 1
+    [instance.a.server]
+    model = "gone.gguf"
+    [instance.b.control]
+    gpu_ids = "0,3"
+    [instance.b.server]
+    port = 8080
+    [instance.b.model]
+    ref = "demo"
+    [instance.c.server]
+    port = 1
+    model = "gone.gguf"
+    [instance.c.model]
+    ref = "demo"
+    """
+    gone = tmp_path / "gone.gguf"
+    assert checked(tmp_path, text, cards=2) == [
+        "models.toml: master.max_loading = 0: must be at least 1",
+        "models.toml: instance.server.ctx_sise: llama-server has no --ctx-sise"
+        "; did you mean ctx_size?",
+        f"models.toml: instance.a.server.model = gone.gguf: {gone} is no file",
+        "models.toml: instance.b.control.gpu_ids = 0,3: there is no card 3 (there are 2, from 0)",
+        "models.toml: instance.c.server.model: contradicts the model table; leave one out",
+        f"models.toml: instance.c.server.model = gone.gguf: {gone} is no file",
+        "models.toml: instance.b.server.port: 127.0.0.1:8080 is taken by instance.a.server.port",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "clash"),
+    [
+        ("", "", True),
+        ("port = 1", "port = 2", False),
+        ("host = '127.0.0.2'", "", False),
+        ("host = '0.0.0.0'", "", True),
+        ("", "host = '::'", True),
+        ("host = 'localhost'", "", True),
+        ("host = 'MyHost'", "host = 'myhost'", True),
+        ("host = '127.0.0.2,127.0.0.1'", "", True),
+        ("host = '/tmp/a.sock'", "host = '/tmp/b.sock'", False),
+        ("host = '/tmp/a.sock'", "host = '/tmp/a.sock'\nport = 1", True),
+        ("", "host = '/tmp/a.sock'", False),
+        ("extra_args = ['--port', '1']", "port = 1", True),
+    ],
+)
+def test_two_on_one_port(tmp_path: Path, one: str, two: str, clash: bool) -> None:
+    text = f"[instance.a.server]\napi_key = 'x'\n{one}\n[instance.b.server]\napi_key = 'x'\n{two}\n"
+    found = [line for line in checked(tmp_path, text) if "is taken by" in line]
+    assert len(found) == clash
+    off = f"{text}[instance.b.control]\nenabled = false"
+    assert not [line for line in checked(tmp_path, off) if "is taken by" in line]
+
+
+def test_the_port_of_the_gateway(tmp_path: Path) -> None:
+    text = f"{SERVER}port = 9000\n[gateway]\nenable = true\n"
+    (line,) = checked(tmp_path, text)
+    assert line == "models.toml: gateway.port: 127.0.0.1:9000 is taken by instance.chat.server.port"
+
+
+def test_two_that_write_one_log(tmp_path: Path) -> None:
+    text = (
+        "[instance.control]\nlog_file = 'l'\n[instance.a.server]\n[instance.b.server]\nport = 1\n"
+    )
+    (line,) = checked(tmp_path, text)
+    assert line == "models.toml: instance.control.log_file: l is written by instance.a"
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "cards", "wrong"),
+    [
+        *(("0", 1, ""), ("1,0", 2, ""), ("all", 0, ""), ("none", 0, ""), ("7", None, "")),
+        ("0", 0, "there is no card 0 (none)"),
+        ("0,2,3", 2, "there is no card 2, 3 (there are 2, from 0)"),
+        ("GPU-1a", 0, ""),
+    ],
+)
+def test_cards_that_are_not_there(
+    tmp_path: Path, gpu_ids: str, cards: int | None, wrong: str
+) -> None:
+    text = f"[instance.chat.control]\ngpu_ids = '{gpu_ids}'\n{SERVER}"
+    found = [line for line in checked(tmp_path, text, cards=cards) if "note" not in line]
+    assert found == (
+        [f"models.toml: instance.chat.control.gpu_ids = {gpu_ids}: {wrong}"] if wrong else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "remark"),
+    [
+        ("jinja = false", "jinja = false: leaves the option out; no_jinja = true turns it off"),
+        ("lora = ['a', 'b']", "lora: llama-server takes the last one alone; "),
+        ("host = '0.0.0.0'\napi_key = 'none'", "0.0.0.0 can be reached by others, without a key"),
+    ],
+)
+def test_what_is_said(tmp_path: Path, text: str, remark: str) -> None:
+    assert any(remark in line for line in checked(tmp_path, SERVER + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("ref = 'gone.gguf'", "ref = {}/gone.gguf: {}/gone.gguf does not exist"),
+        ("ref = 'nonsense'", "ref = nonsense: is no reference"),
+        (
+            "ref = 'demo'\nquant = 'q44'",
+            'quant = "q44": must be auto, or a type of llama-quantize',
+        ),
+        ("ref = 'demo'\nimatrix = 'gone'", "imatrix: {}/gone is no file"),
+    ],
+)
+def test_a_mistake_in_a_model_table(tmp_path: Path, text: str, line: str) -> None:
+    (found,) = checked(tmp_path, f"[instance.a.model]\n{text}")
+    assert found.startswith(f"models.toml: instance.a.model.{line.format(tmp_path, tmp_path)}")
+
+
+def test_options_of_the_command_line() -> None:
+    given = {"jinja": "1", "metrics": "Off", "port": "9", "flash-attn": "on", "unknown": "1"}
+    assert typed(given, FLAGS) == {
+        **{"jinja": True, "metrics": False, "port": "9", "flash-attn": "on", "unknown": "1"}
+    }
+
+
+class TestProgram:
+    def found(self, folder: Path, named: str, server: Path | None = None) -> str:
+        configuration = read(folder, f"[master]\nllama_cpp_path = '{named}'\n{SERVER}")
+        with pytest.raises(UsageError) as caught:
+            checks.check(configuration, server=server, flags=None, environ={})
+        return caught.value.message
+
+    def test_what_cannot_be_one(self, tmp_path: Path) -> None:
+        place = "models.toml: master.llama_cpp_path"
+        (tmp_path / "file").touch()
+        assert self.found(tmp_path, "gone") == f"{place} = gone: {tmp_path / 'gone'} is no file"
+        assert "is a folder; name the llama-server in it" in self.found(tmp_path, ".")
+        if os.name == "posix":
+            assert self.found(tmp_path, "file").endswith("may not be executed")
+
+    def test_none_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="there is no llama-server; name one, or run doit"):
+            checks.check(read(tmp_path, SERVER), server=None, flags=None, environ={})
+
+    def test_none_is_needed_for_vllm_alone(self, tmp_path: Path) -> None:
+        text = "[instance.control]\nengine = 'vllm'\n[instance.a.server]\nmodel = 'org/x'"
+        checks.check(read(tmp_path, text), server=None, flags=None, environ={})
+
+    def test_options_are_not_known(self, tmp_path: Path) -> None:
+        server = server_in(tmp_path)
+        configuration = read(tmp_path, f"{SERVER}whatever = 1")
+        checks.check(configuration, server=server, flags=None, environ={})
+
+
+def test_nothing_is_checked_of_what_is_off(tmp_path: Path) -> None:
+    assert checked(tmp_path, f"[master]\nenable = false\n{SERVER}ctx_sise = 1") == []
+    assert checked(tmp_path, f"[instance.chat.control]\nenabled = false\n{SERVER}x = 1") == []
+
+
+def test_aliases_are_known_of_every_flag() -> None:
+    assert FLAGS["gpu-layers"].names == ("-ngl", "--gpu-layers", "--n-gpu-layers")
+    assert FLAGS["host"].names == ("--host",)
+    assert not FLAGS["device"].choices
+    assert "draft-max" not in FLAGS
+
+
+def test_flags_of_the_cache_keep_their_aliases(tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_text(
+        '{"model": {"name": "--model", "value": "F", "names": ["-m"]}}'
+    )
+    assert read_flags(Path("none"), "0", tmp_path)["model"].names == ("-m",)
+
+
+@pytest.mark.build
+def test_renamed_options_against_the_real_program(built: Path, tmp_path: Path) -> None:
+    from pipeline.core.process import capture
+
+    (server,) = built.glob("linux-*-cpu/llama-server*") if os.name == "posix" else [Path()]
+    flags: dict[str, Flag] = parse_help(capture([server, "--help"]) or "")
+    for old, new in RENAMED.items():
+        assert old not in flags, f"--{old} is back"
+        assert new.replace("_", "-") in flags, f"--{new} is no more"

@@ -1,0 +1,439 @@
+"""Profiles: YAML, overrides, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from config_tools import FLAGS, server_in, started, written
+
+from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks
+from pipeline.serve.config.configuration import Configuration, Value
+from pipeline.serve.config.llama import Model
+from pipeline.serve.config.profiles import load_profile
+
+FILE = "llm_profiles.yaml"
+
+
+def registry(folder: Path, body: str, name: str = "chat") -> Path:
+    """A registry with one profile, whose keys are `body`."""
+    (folder / "x.gguf").touch()
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return written(folder, f"profiles:\n  {name}:\n{lines}", FILE)
+
+
+def profile(
+    folder: Path,
+    body: str,
+    environ: Mapping[str, str] | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> Configuration:
+    return load_profile(registry(folder, body), "chat", environ or {}, given=given)
+
+
+def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        profile(folder, body, environ)
+    return caught.value.message.splitlines()
+
+
+LLAMA = "llamacpp:\n  gguf_path: x.gguf\n"
+
+
+class TestThreeErrors:
+    def test_no_registry(self, tmp_path: Path) -> None:
+        written(tmp_path, "a: 1", "other.yml")
+        with pytest.raises(UsageError, match="there is no registry of profiles") as caught:
+            load_profile(tmp_path / FILE, "chat", {})
+        assert "other.yml" in caught.value.hint
+        assert "LLM_PROFILES_CONFIG_PATH" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("profile:\n  a: {}\nversion: 1", "profile, version"),
+            ("- 1", "a list"),
+            ("#", "NoneType"),
+        ],
+    )
+    def test_no_profiles(self, tmp_path: Path, text: str, found: str) -> None:
+        with pytest.raises(UsageError, match="has no key profiles") as caught:
+            load_profile(written(tmp_path, text, FILE), "chat", {})
+        assert found in caught.value.hint
+
+    def test_no_such_profile(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "profiles:\n  chat: {}\n  coder: {}\n", FILE)
+        with pytest.raises(
+            UsageError, match="there is no profile caht; did you mean chat"
+        ) as caught:
+            load_profile(file, "caht", {})
+        assert caught.value.hint == "it has chat, coder"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("profiles: [", "line 1, column 12: is no YAML"),
+        ("profiles:\n\t- a", "line 2, column 1: is no YAML"),
+        ("profiles: !!python/object:os.system {}", "is no YAML: could not determine a constructor"),
+        ("profiles: {}\n---\nprofiles: {}", "is no YAML: but found another document"),
+        (
+            "profiles:\n  chat:\n    backend: vllm\n    backend: x\n",
+            "line 4: backend is given twice",
+        ),
+        ("profiles: {}\nprofiles: {}", "line 2: profiles is given twice"),
+        ("a: &a [*a]\nprofiles: 3", "must be a table of profiles by name"),
+        ("profiles: []", "must be a table of profiles by name"),
+        ("[" * 100_000, "nested too deeply"),
+        ("", "is empty"),
+        ("x: \x00", "is no YAML"),
+    ],
+)
+def test_what_is_no_registry(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_profile(written(tmp_path, text, FILE), "chat", {})
+    assert FILE in caught.value.message and why in caught.value.message
+
+
+def test_anchors_that_multiply(tmp_path: Path) -> None:
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
+    text = "\n".join(lines) + "\nprofiles: {chat: {llamacpp: {model: y}}}"
+    assert load_profile(written(tmp_path, text, FILE), "chat", {}).drafts[0].server["model"] == "y"
+
+
+def test_a_profile_inside_itself(tmp_path: Path) -> None:
+    text = "profiles:\n  chat: &a\n    gpu: *a\n    llamacpp:\n      x: *a\n"
+    with pytest.raises(UsageError, match=r"llamacpp\.x: must be a text, a number"):
+        load_profile(written(tmp_path, text, FILE), "chat", {})
+
+
+def test_merge_keys(tmp_path: Path) -> None:
+    text = "x: &x {port: 1, threads: 2}\nprofiles:\n  chat:\n    llamacpp:\n      <<: *x\n"
+    file = written(tmp_path, f"{text}      port: 3\n      model: y\n", FILE)
+    (draft,) = load_profile(file, "chat", {}).drafts
+    assert dict(draft.server) == {"port": 3, "threads": 2, "model": "y"}
+
+
+def test_mistakes_name_line_and_key(tmp_path: Path) -> None:
+    body = """\
+display_name: 3
+supports_tools: "yes"
+backend: llamacp
+gpu:
+  device_ids: [0, x]
+  max_model_len: -1
+  gpu_memory_fraction: 1.5
+llamacpp:
+  gguf_path: x.gguf
+  port: {a: 1}
+  extra_args: --x
+"""
+    assert sorted(wrong(tmp_path, body)) == sorted(
+        f"{FILE}: line {line}: profiles.chat.{text}"
+        for line, text in [
+            (8, "gpu.max_model_len = -1: must be at least 1"),
+            (9, "gpu.gpu_memory_fraction = 1.5: must be at most 1"),
+            (
+                7,
+                'gpu.device_ids = […]: must be "all", "none", or ids such as "0" or "2,0"',
+            ),
+            (3, "display_name = 3: must be a text, in quotes"),
+            (4, 'supports_tools = "yes": must be true or false'),
+            (
+                5,
+                "backend = \"llamacp\": must be 'llamacpp' or 'vllm'; did you mean llamacpp?",
+            ),
+            (12, "llamacpp.port: must be a text, a number, true, false or a list, not a table"),
+            (13, 'llamacpp.extra_args = "--x": must be a list'),
+        ]
+    )
+
+
+def test_what_is_not_known_is_said(tmp_path: Path) -> None:
+    found = profile(tmp_path, f"display_nam: x\ngpu:\n  ids: [0]\n{LLAMA}")
+    assert [note.split(": ", 2)[2] for note in found.notes] == [
+        "profiles.chat.display_nam: is not known and not used; did you mean display_name?",
+        "profiles.chat.gpu.ids: is not known and not used",
+    ]
+
+
+def test_a_whole_profile(tmp_path: Path) -> None:
+    body = """\
+display_name: Chat
+task_type: chat
+model_id: org/chat
+supports_tools: true
+backend: llamacpp
+gpu:
+  device_ids: [1, 0]
+llamacpp:
+  gguf_path: x.gguf
+  host: 127.0.0.1
+  port: 11980
+  ctx_size: 4096
+  n_gpu_layers: 99
+  threads:
+  flash_attn: "on"
+  jinja: true
+"""
+    found = profile(tmp_path, body)
+    assert (found.source, found.folder, found.notes) == ("profile:chat", tmp_path, ())
+    (instance,) = started(found, tmp_path).values()
+    assert instance.cmd == (
+        *("--host", "127.0.0.1", "--port", "11980", "--ctx-size", "4096"),
+        *("--n-gpu-layers", "99", "--flash-attn", "on", "--jinja", "--alias", "org/chat"),
+        *("--model", str(tmp_path / "x.gguf"), "--metrics", "--cors-origins", "localhost"),
+    )
+    assert instance.env["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert (instance.name, instance.port, instance.aliases) == ("chat", 11980, ("org/chat",))
+    checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+
+
+class TestPrecedence:
+    BODY = (
+        f"{LLAMA}  ctx_size: 1\n  n_gpu_layers: 2\n  threads: 3\n  parallel: 4\n  batch_size: 5\n"
+    )
+    ENVIRON: ClassVar = {
+        "LLAMACPP_CTX_SIZE_OVERRIDE": "11",
+        "LLAMACPP_N_GPU_LAYERS_OVERRIDE": "12",
+        "LLAMACPP_THREADS_OVERRIDE": "13",
+        "LLAMACPP_PARALLEL_OVERRIDE": "14",
+        "LLAMACPP_BATCH_SIZE_OVERRIDE": "15",
+    }
+    NAMES = ("ctx-size", "n-gpu-layers", "threads", "parallel", "batch-size")
+
+    def values(self, found: Configuration) -> list[Value]:
+        return [found.drafts[0].server[name] for name in self.NAMES]
+
+    def test_the_profile_alone(self, tmp_path: Path) -> None:
+        assert self.values(profile(tmp_path, self.BODY)) == [1, 2, 3, 4, 5]
+
+    def test_the_environment_wins(self, tmp_path: Path) -> None:
+        assert self.values(profile(tmp_path, self.BODY, self.ENVIRON)) == [11, 12, 13, 14, 15]
+        assert self.values(profile(tmp_path, LLAMA, self.ENVIRON)) == [11, 12, 13, 14, 15]
+
+    def test_blank_is_unset(self, tmp_path: Path) -> None:
+        blank = dict.fromkeys([*self.ENVIRON, "CUDA_VISIBLE_DEVICES_OVERRIDE"], "  ")
+        found = profile(tmp_path, f"gpu: {{device_ids: [3]}}\n{self.BODY}", blank)
+        assert self.values(found) == [1, 2, 3, 4, 5]
+        assert found.drafts[0].control.gpu_ids == "3"
+
+    def test_the_command_line_wins_over_all(self, tmp_path: Path) -> None:
+        given: dict[str, Value] = {"ctx_size": 21, "gpu_layers": "all", "threads": 23}
+        found = profile(tmp_path, self.BODY, self.ENVIRON, given)
+        assert self.values(found) == [21, "all", 23, 14, 15]
+        assert "gpu-layers" not in found.drafts[0].server, "one name of two"
+        assert found.drafts[0].at("server.ctx-size") == "ctx_size="
+
+    def test_layers_may_be_words(self, tmp_path: Path) -> None:
+        environ = {"LLAMACPP_N_GPU_LAYERS_OVERRIDE": "auto"}
+        assert profile(tmp_path, LLAMA, environ).drafts[0].server["n-gpu-layers"] == "auto"
+
+    @pytest.mark.parametrize("value", ["x", "1.5", "auto", "1e3", "٣", "1 2"])
+    def test_what_is_no_number(self, tmp_path: Path, value: str) -> None:
+        (line,) = wrong(tmp_path, LLAMA, {"LLAMACPP_CTX_SIZE_OVERRIDE": value})
+        assert line == f'LLAMACPP_CTX_SIZE_OVERRIDE = "{value}": must be a whole number'
+
+
+class TestCards:
+    @pytest.mark.parametrize(
+        ("told", "cards"),
+        [
+            *(("[0, 1]", "0,1"), ("'2,0'", "2,0"), ("3", "3"), ("[]", "none"), ("none", "none")),
+            *(("all", "all"), ("['1']", "1"), ("", None)),
+        ],
+    )
+    def test_of_the_profile(self, tmp_path: Path, told: str, cards: str | None) -> None:
+        found = profile(tmp_path, f"gpu:\n  device_ids: {told}\n{LLAMA}")
+        assert found.drafts[0].control.gpu_ids == cards
+
+    @pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
+    def test_overridden(self, tmp_path: Path, engine: str) -> None:
+        body = f"backend: {engine}\nmodel_id: m\ngpu: {{device_ids: [0]}}\n{LLAMA}"
+        environ = {"CUDA_VISIBLE_DEVICES_OVERRIDE": "2,1"}
+        found = profile(tmp_path, body, environ)
+        (instance,) = started(found, tmp_path).values()
+        assert instance.env["CUDA_VISIBLE_DEVICES"] == "2,1"
+        assert instance.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert found.drafts[0].at("control.gpu_ids") == "CUDA_VISIBLE_DEVICES_OVERRIDE"
+
+    def test_overridden_with_nonsense(self, tmp_path: Path) -> None:
+        (line,) = wrong(tmp_path, LLAMA, {"CUDA_VISIBLE_DEVICES_OVERRIDE": "zero"})
+        assert line.startswith('CUDA_VISIBLE_DEVICES_OVERRIDE = "zero": must be "all", "none"')
+
+
+class TestFile:
+    def test_in_the_root(self, tmp_path: Path) -> None:
+        root = tmp_path / "root" / "sub"
+        root.mkdir(parents=True)
+        (root / "y.gguf").touch()
+        body = "llamacpp:\n  model_root: root\n  hf_filename: sub/y.gguf\n  hf_repo_id: org/y\n"
+        (draft,) = profile(tmp_path, body).drafts
+        assert draft.server["model"] == str(root / "y.gguf") and not draft.model
+
+    @pytest.mark.parametrize(
+        ("body", "variables", "folder"),
+        [
+            (
+                "model_root: r\n  hf_filename: y.gguf\n  hf_repo_id: org/y",
+                {"model": "hf:org/y", "filename": "y.gguf"},
+                "r",
+            ),
+            (
+                "gguf_path: g/y.gguf\n  hf_repo_id: org/y",
+                {"model": "hf:org/y", "filename": "y.gguf"},
+                "g",
+            ),
+            (
+                "gguf_path: g/z.gguf\n  hf_repo_id: org/y\n  hf_filename: y.gguf",
+                {"model": "hf:org/y", "filename": "y.gguf"},
+                "g",
+            ),
+            ("hf_repo_id: org/y\n  hf_filename: f", {"model": "hf:org/y", "filename": "f"}, None),
+            ("hf_repo_id: org/y", {"model": "hf:org/y"}, None),
+        ],
+    )
+    def test_missing_with_a_repository(
+        self, tmp_path: Path, body: str, variables: dict[str, str], folder: str | None
+    ) -> None:
+        found = profile(tmp_path, f"llamacpp:\n  {body}\n")
+        assert found.prepares() == {"chat": variables}
+        assert found.drafts[0].download_to == (tmp_path / folder if folder else None)
+        models = {"chat": Model(path=Path("/m"), name="m")}
+        (instance,) = started(found, tmp_path, models=models).values()
+        assert instance.cmd[:2] == ("--model", "/m")
+
+    @pytest.mark.parametrize(
+        ("body", "why"),
+        [
+            ("gguf_path: gone.gguf", "gone.gguf does not exist, and no hf_repo_id says where"),
+            ("model_root: r\n  hf_filename: f", "f does not exist, and no hf_repo_id says where"),
+            ("", "names no file: gguf_path, or model_root with hf_filename"),
+            ("port: 1", "names no file: gguf_path, or model_root with hf_filename"),
+            ("hf_filename: f", "names no file: gguf_path, or model_root with hf_filename"),
+        ],
+    )
+    def test_missing_without(self, tmp_path: Path, body: str, why: str) -> None:
+        (line,) = wrong(tmp_path, f"llamacpp:\n  {body}\n")
+        assert why in line and "profiles.chat.llamacpp" in line
+
+    def test_llama_servers_own(self, tmp_path: Path) -> None:
+        (draft,) = profile(tmp_path, "llamacpp:\n  model: z.gguf\n").drafts
+        assert draft.server["model"] == "z.gguf" and not draft.model
+
+
+TUNING = """\
+gpu:
+  num_gpus: 2
+  tensor_parallel_size: 2
+  max_model_len: 1000
+  max_batch_tokens: 512
+  max_concurrent_requests: 3
+  gpu_memory_fraction: 0.5
+"""
+
+
+class TestTuning:
+    def test_llama_server(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, TUNING + LLAMA)
+        server = found.drafts[0].server
+        assert (server["parallel"], server["batch-size"], server["ctx-size"]) == (3, 512, 3000)
+        assert [note.split(": ", 2)[2] for note in found.notes] == [
+            "profiles.chat.gpu.max_model_len: 1000 tokens for each of 3 requests",
+            "profiles.chat.gpu.num_gpus: llama-server has no such option",
+            "profiles.chat.gpu.tensor_parallel_size: llama-server has no such option",
+            "profiles.chat.gpu.gpu_memory_fraction: llama-server has no such option",
+        ]
+
+    def test_llama_servers_own_options_win(self, tmp_path: Path) -> None:
+        own = "  ctx_size: 1\n  parallel: 2\n  batch_size: 3\n"
+        server = profile(tmp_path, TUNING + LLAMA + own).drafts[0].server
+        assert (server["ctx-size"], server["parallel"], server["batch-size"]) == (1, 2, 3)
+
+    def test_the_context_is_for_one_request(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}  parallel: 2\n")
+        assert found.drafts[0].server["ctx-size"] == 14
+        found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}")
+        assert found.drafts[0].server["ctx-size"] == 7 and not found.notes
+
+    def test_vllm(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, f"{TUNING}backend: vllm\nmodel_id: org/m\n")
+        assert dict(found.drafts[0].server) == {
+            **{"tensor-parallel-size": 2, "max-model-len": 1000, "max-num-batched-tokens": 512},
+            **{"max-num-seqs": 3, "gpu-memory-utilization": 0.5},
+            **{"served-model-name": "org/m", "model": "org/m"},
+        }
+        (note,) = found.notes
+        assert "gpu.num_gpus: vLLM has no such option" in note
+
+    def test_beside_gpu(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, f"max_model_len: 9\n{LLAMA}")
+        assert found.drafts[0].server["ctx-size"] == 9
+        (line,) = wrong(tmp_path, f"max_model_len: 9\ngpu: {{max_model_len: 8}}\n{LLAMA}")
+        assert line.endswith("is given beside gpu too; leave one out")
+
+
+class TestLabels:
+    def test_embeddings(self, tmp_path: Path) -> None:
+        body = f"task_type: text-embedding\nsupports_embeddings: true\n{LLAMA}"
+        found = profile(tmp_path, body)
+        assert found.drafts[0].server["embeddings"] is True and not found.notes
+        (instance,) = started(found, tmp_path).values()
+        assert instance.kind == "embedding"
+
+    def test_embeddings_of_a_chat_model(self, tmp_path: Path) -> None:
+        (note,) = profile(tmp_path, f"task_type: chat\nsupports_embeddings: true\n{LLAMA}").notes
+        assert note.endswith("llama-server then answers for embeddings alone")
+
+    def test_embeddings_said_twice(self, tmp_path: Path) -> None:
+        body = f"supports_embeddings: true\n{LLAMA}  embedding: true\n"
+        assert "embeddings" not in profile(tmp_path, body).drafts[0].server
+
+    def test_an_alias_of_ones_own(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, f"model_id: m\n{LLAMA}  alias: mine\n")
+        assert found.drafts[0].server["alias"] == "mine"
+
+
+class TestVllm:
+    def test_a_model_of_its_own(self, tmp_path: Path) -> None:
+        body = "backend: vllm\nmodel_id: m\nvllm:\n  model: org/x\n  enforce_eager: true\n"
+        found = profile(tmp_path, f"{body}  extra_args: [--seed, 1]\n")
+        (instance,) = started(found, tmp_path).values()
+        assert instance.engine == "vllm" and instance.aliases == ("m",)
+        assert instance.cmd == (
+            *("-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"),
+            *("--served-model-name", "m", "--model", "org/x"),
+            *("--host", "127.0.0.1", "--port", "8000", "--seed", "1"),
+        )
+
+    def test_no_model(self, tmp_path: Path) -> None:
+        found = profile(tmp_path, "backend: vllm\n")
+        with pytest.raises(UsageError, match=r"chat\.server\.model: is missing"):
+            checks.check(found, server=None, flags=None, environ={})
+
+    def test_overrides_of_llama_server_are_said(self, tmp_path: Path) -> None:
+        environ = {"LLAMACPP_THREADS_OVERRIDE": "3"}
+        (note,) = profile(tmp_path, "backend: vllm\nmodel_id: m\n", environ).notes
+        assert note.startswith("LLAMACPP_THREADS_OVERRIDE: is for llama-server")
+
+
+def test_options_are_checked_with_their_line(tmp_path: Path) -> None:
+    found = profile(tmp_path, f"{LLAMA}  ctx_sise: 1\n  flash_attn: on\n")
+    with pytest.raises(UsageError) as caught:
+        checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+    assert caught.value.message.splitlines() == [
+        f"{FILE}: line 5: profiles.chat.llamacpp.ctx_sise: llama-server has no --ctx-sise"
+        "; did you mean ctx_size?",
+        f"{FILE}: line 6: profiles.chat.llamacpp.flash_attn = true: "
+        "must be one of on, off, auto, in quotes",
+    ]
+
+
+def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+    file = registry(tmp_path, LLAMA, '"a/b"')
+    with pytest.raises(UsageError, match="a name must not hold"):
+        load_profile(file, "a/b", {})

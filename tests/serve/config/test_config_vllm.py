@@ -1,0 +1,230 @@
+"""vLLM's command line, its arguments, and how its stand-ins see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import vllm_arguments
+from config_tools import one, read
+
+from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks, vllm
+from pipeline.serve.config.instances import write_keys
+from pipeline.serve.instance import Instance
+
+CHAT = "[instance.chat.control]\nengine = 'vllm'\n[instance.chat.server]\nmodel = 'org/x'\n"
+SERVED = (
+    "--model",
+    "org/x",
+    "--host",
+    "127.0.0.1",
+    "--port",
+    "8000",
+    "--served-model-name",
+    "chat",
+)
+MODULE = ("-m", "vllm.entrypoints.openai.api_server")
+
+
+def wrong(folder: Path, text: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        checks.check(read(folder, text, patient=True), server=None, flags=None, environ={})
+    return caught.value.message.splitlines()
+
+
+class TestCommand:
+    def test_a_pixi_project(self, tmp_path: Path) -> None:
+        found = one(tmp_path, f"[master]\npixi_project_dir = 'my project'\n{CHAT}")
+        assert found.command == [
+            *("pixi", "run", "--manifest-path", str(tmp_path / "my project")),
+            *("--environment", "default", "python", *MODULE, *SERVED),
+        ]
+        assert dict(found.env) == {} and found.engine == "vllm"
+
+    def test_another_environment_and_module(self, tmp_path: Path) -> None:
+        text = "pixi_project_dir = '/p'\npixi_environment = 'cuda'\napi_server_module = 'a.b'\n"
+        found = one(tmp_path, f"[master]\n{text}{CHAT}")
+        assert found.cmd[:8] == (
+            *("run", "--manifest-path", "/p", "--environment", "cuda", "python", "-m", "a.b"),
+        )
+
+    @pytest.mark.parametrize(
+        ("python", "executable"),
+        [
+            ("/opt/v/bin/python", "/opt/v/bin/python"),
+            ("v/bin/python", None),
+            ("python3.9", "python3.9"),
+        ],
+    )
+    def test_a_python(self, tmp_path: Path, python: str, executable: str | None) -> None:
+        found = one(tmp_path, f"[master]\npython = '{python}'\n{CHAT}")
+        assert found.executable == (executable or str(tmp_path / python))
+        assert found.cmd == (*MODULE, *SERVED)
+
+    @pytest.mark.parametrize(
+        ("text", "words", "absent"),
+        [
+            ("port = 9", "--port 9", "--port 8000"),
+            ("host = '127.0.0.2'", "--host 127.0.0.2", "--host 127.0.0.1"),
+            ("served_model_name = 'm'", "--served-model-name m", "--served-model-name chat"),
+            ("extra_args = ['--port=9']", "--port=9", "--port 8000"),
+            (
+                "enforce_eager = true\nno_enable_prefix_caching = true",
+                "--enforce-eager --no-",
+                "no_",
+            ),
+            ("'compilation_config.mode' = 3", "--compilation-config.mode 3", "_config"),
+            ("allowed_origins = '[\"x\"]'", '--allowed-origins ["x"]', "localhost"),
+        ],
+    )
+    def test_options(self, tmp_path: Path, text: str, words: str, absent: str) -> None:
+        cmd = " ".join(one(tmp_path, CHAT + text).cmd)
+        assert words in cmd and absent not in cmd
+
+    @pytest.mark.parametrize(
+        ("text", "kind"),
+        [
+            *(
+                ("", "chat"),
+                ("runner = 'pooling'", "embedding"),
+                ("convert = 'embed'", "embedding"),
+            ),
+            ("runner = 'pooling'\nconvert = 'classify'", "rerank"),
+        ],
+    )
+    def test_what_it_is_asked_with(self, tmp_path: Path, text: str, kind: str) -> None:
+        assert one(tmp_path, CHAT + text).kind == kind
+
+    def test_what_is_derived(self, tmp_path: Path) -> None:
+        text = "served_model_name = ['a', 'b']\nssl_certfile = 'c'\nextra_args = ['--port=9']"
+        found = one(tmp_path, CHAT + text)
+        assert (found.aliases, found.tls, found.port) == (("a", "b"), True, 9)
+
+
+class TestKeys:
+    def test_never_on_the_command_line(self, tmp_path: Path) -> None:
+        for text in ("api_key = 's3cret'", "host = '0.0.0.0'", "api_key_file = 'k'"):
+            found = one(tmp_path, CHAT + text)
+            told = json.dumps(found.as_json()["cmd"]) + json.dumps(dict(found.env))
+            assert "s3cret" not in told and "api-key" not in told and found.api_key_file
+
+    def test_a_literal_one(self, tmp_path: Path) -> None:
+        write_keys(read(tmp_path, f"{CHAT}api_key = 's3cret'"), None, tmp_path / "keys")
+        assert (tmp_path / "keys" / "chat.given1.key").read_text() == "s3cret\n"
+        assert wrong(tmp_path, f"{CHAT}api_key = ['a', 'b']") == [
+            "models.toml: instance.chat.server.api_key: vLLM reads one key"
+        ]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("max_model_ln = 1", "max_model_ln: vLLM 0.33.0 has no --max-model-ln; did you mean"),
+            ("enforce_eager = 1", "enforce_eager = 1: --enforce-eager takes no value"),
+            ("dtype = true", "dtype = true: --dtype takes a value: VALUE"),
+            ("api_key_file = 'none'", "api_key_file = none: "),
+        ],
+    )
+    def test_options(self, tmp_path: Path, text: str, line: str) -> None:
+        (found,) = wrong(tmp_path, CHAT + text)
+        assert found.startswith(f"models.toml: instance.chat.server.{line}")
+
+    def test_models(self, tmp_path: Path) -> None:
+        engine = "[instance.control]\nengine = 'vllm'\n"
+        assert wrong(tmp_path, f"{engine}[instance.a.server]\nport = 1") == [
+            "models.toml: instance.a.server.model: is missing: a folder, or a name on Hugging Face"
+        ]
+        assert wrong(tmp_path, f"{engine}[instance.a.model]\nref = 'demo'") == [
+            "models.toml: instance.a.model: prepares a GGUF for llama.cpp; vLLM takes server.model"
+        ]
+        (line,) = wrong(tmp_path, f"{engine}[instance.a.server]\nmodel = './gone'")
+        assert line.endswith(f"{tmp_path / 'gone'} does not exist")
+
+    def test_what_is_said(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        text = f"[master]\npixi_project_dir = 'p'\n{CHAT}served_model_name = ['a', 'b']"
+        configuration = read(tmp_path, text)
+        environ = {"PATH": ""}
+        checks.check(configuration, server=None, flags=None, environ=environ, note=said.append)
+        place = "models.toml: instance.chat.server.served_model_name"
+        several = "for all, extra_args after one --served-model-name"
+        assert said == [
+            f"{place}: vLLM takes the last one alone; {several}",
+            "models.toml: pixi, which starts vLLM, is not on PATH",
+            f"models.toml: master.pixi_project_dir = p: {tmp_path / 'p'} holds no Pixi project",
+        ]
+
+
+class TestListedArguments:
+    def test_their_version_is_the_one_of_the_page(self) -> None:
+        root = Path(__file__).parents[3]
+        page = (root / "docs" / "vllm.md").read_text(encoding="utf-8")
+        assert f"vLLM {vllm.version()}" in page
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("model", "VALUE"), ("max-model-len", "VALUE"), ("enforce-eager", "")),
+            *(("tensor-parallel-size", "VALUE"), ("gpu-memory-utilization", "VALUE")),
+            *(("host", "VALUE"), ("port", "VALUE"), ("served-model-name", "VALUE ...")),
+            *(("no-enable-prefix-caching", ""), ("trust-remote-code", ""), ("headless", "")),
+            *(
+                ("enable-auto-tool-choice", ""),
+                ("tool-call-parser", "VALUE"),
+                ("api-key-file", "FILE"),
+            ),
+        ],
+    )
+    def test_some_of_them(self, name: str, value: str) -> None:
+        assert vllm.flags()[name].value == value
+
+    @pytest.mark.network
+    def test_they_are_those_of_the_wheel(self, tmp_path: Path) -> None:
+        words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+        platform = ["--only-binary=:all:", "--platform", "manylinux_2_28_x86_64"]
+        subprocess.run([*words, *platform, f"vllm=={vllm.version()}"], check=True)
+        (wheel,) = tmp_path.glob("*.whl")
+        assert vllm_arguments.listed(wheel) == vllm.LISTED.read_text(encoding="utf-8")
+
+
+def recorder(folder: Path, name: str) -> None:
+    """A program that writes down how it was called."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        "told = {'argv': sys.argv, 'cards': os.environ.get('CUDA_VISIBLE_DEVICES')}\n"
+        "json.dump(told, open(os.environ['TOLD'], 'w'))\n"
+    )
+    program.chmod(0o755)
+
+
+def run(found: Instance, folder: Path) -> dict[str, object]:
+    """What the stand-in was told when the instance was started."""
+    told = folder / "told.json"
+    env = {**os.environ, **found.env, "TOLD": str(told)}
+    subprocess.run(found.command, cwd=found.folder, env=env, check=True)
+    read: dict[str, object] = json.loads(told.read_text())
+    return read
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-ins are scripts")
+@pytest.mark.parametrize("name", ["pixi", "python"])
+def test_what_a_stand_in_is_told(tmp_path: Path, name: str) -> None:
+    bin_folder = tmp_path / "bin ü"
+    recorder(bin_folder, name)
+    master = "[master]\npixi_project_dir = 'p q'\n" if name == "pixi" else ""
+    text = f"{master}{CHAT}[instance.control]\ngpu_ids = '1,0'\n"
+    found = one(tmp_path, text, environ={"PATH": str(bin_folder)})
+    assert found.executable == str(bin_folder / name)
+    pixi = ["run", "--manifest-path", str(tmp_path / "p q"), "--environment", "default", "python"]
+    assert run(found, tmp_path) == {
+        "argv": [str(bin_folder / name), *(pixi if master else []), *MODULE, *SERVED],
+        "cards": "1,0",
+    }
