@@ -22,7 +22,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-pytest_plugins = ["twins", "vulkan_sdk"]
+pytest_plugins = ["twins", "vulkan_sdk", "fleet_tools"]
 
 # A shell starts background jobs with SIGINT ignored, and programs hand that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,6 +18,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from .say import say
 from .watch import watched
 
 Argv = Sequence[str | os.PathLike[str]]
+Process = subprocess.Popen[bytes]
 WINDOWS = os.name == "nt"
 LAST_LINES = 15
 LONGEST_LINE = 1024 * 1024  # bytes; what is longer is cut into lines of about this length
@@ -101,6 +103,48 @@ def start(
     elif not linux:
         _watch_from_outside(process)
     return process
+
+
+def start_detached(
+    argv: Argv, *, log: Path, env: Mapping[str, str], cwd: Path, tied: bool = False
+) -> Process:
+    """Start a program that outlives us and our terminal; what it prints is appended to `log`.
+
+    With `tied` its stdin ends when we do: then it is told, and not ended. Raises PipelineError.
+    """
+    words = [os.fspath(word) for word in argv]
+    # Windows: with a console of its own, hidden, it can still send Ctrl-Break to its children.
+    flags = [getattr(subprocess, f"CREATE_{x}", 0) for x in ("NO_WINDOW", "NEW_PROCESS_GROUP")]
+    away = getattr(subprocess, "CREATE_BREAKAWAY_FROM_JOB", 0)
+    try:
+        with open(log, "ab", opener=private) as out:
+
+            def begin(more: int) -> Process:
+                return subprocess.Popen(
+                    words,
+                    cwd=cwd,
+                    env=dict(env),
+                    stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=not WINDOWS,
+                    creationflags=sum(flags) | more,
+                )
+
+            try:
+                process = begin(away)
+            except PermissionError:  # the job that we are in forbids to leave it
+                process = begin(0)
+    except OSError as error:
+        raise PipelineError(f"{words[0]}: cannot be started: {error}") from None
+    # Should it end first, nobody else would ask how, and its number would stay taken.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for files that only the user may read."""
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager
@@ -184,10 +228,11 @@ def _log(path: Path, append: bool) -> Iterator[Callable[[str], None]]:
             file.close()
 
 
-def attached(argv: Argv, *, cwd: Path | None = None) -> int:
+def attached(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
     """Run a program on the user's own terminal; returns its exit status."""
     say(f"+ {shown(argv)}")
-    return subprocess.run([os.fspath(word) for word in argv], cwd=cwd, check=False).returncode
+    words = [os.fspath(word) for word in argv]
+    return subprocess.run(words, cwd=cwd, env=dict(env) if env else None, check=False).returncode
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> str:
@@ -217,11 +262,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _die_with(parent: int, killed: bool) -> Callable[[], None]:
     """For the child, between fork and exec: ask the kernel to end it when its parent ends."""
-    library = ctypes.CDLL(None)
-    death = signal.SIGKILL if killed else signal.SIGTERM
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it, locks may be held
+    death = int(signal.SIGKILL if killed else signal.SIGTERM)
 
     def ask() -> None:
-        library.prctl(1, int(death))  # PR_SET_PDEATHSIG of linux/prctl.h
+        prctl(1, death)  # PR_SET_PDEATHSIG of linux/prctl.h
         if os.getppid() != parent:  # it ended before we asked
             os._exit(1)
 

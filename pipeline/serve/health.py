@@ -39,19 +39,29 @@ def require_free(host: str, port: int) -> None:
             ) from None
 
 
-def is_ready(host: str, port: int, path: str = "/health", *, tls: bool = False) -> bool:
+def connection(
+    host: str, port: int, *, tls: bool = False, timeout: float = 2
+) -> http.client.HTTPConnection:
+    """To one of our own servers; `timeout` in seconds, for each step of an exchange."""
+    if not tls:
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+    # On this machine, with a certificate that names it as others see it.
+    context = ssl._create_unverified_context()  # noqa: S323
+    return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+
+
+def is_ready(
+    host: str, port: int, path: str = "/health", *, tls: bool = False, timeout: float = 2
+) -> bool:
     """Whether the server answers that its model is loaded."""
-    connection = http.client.HTTPConnection(host, port, timeout=2)
-    if tls:  # our own server on this machine, whose certificate names it as others see it
-        context = ssl._create_unverified_context()  # noqa: S323
-        connection = http.client.HTTPSConnection(host, port, timeout=2, context=context)
+    server = connection(host, port, tls=tls, timeout=timeout)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
+        server.request("GET", path)
+        return server.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:
-        connection.close()
+        server.close()
 
 
 def _holder(port: int) -> str:

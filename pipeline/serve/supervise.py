@@ -8,27 +8,23 @@ kills it. The server never outlives this process (see core/process.py).
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import TextIO
+from collections.abc import Callable
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, lines_of, running, start
+from pipeline.core.process import ask_to_stop, end_group, running, start
 from pipeline.core.say import say
 
 from . import health
 from .launch import Launch
+from .output import pumped, quoted
+from .stopping import asked_to_stop, how
 
 POLL_SECONDS = 0.02
 KEPT_LINES = 200
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 def foreground(
@@ -50,7 +46,7 @@ def foreground(
     began = time.monotonic()
     with (
         launch.log.open("w", encoding="utf-8") as log,
-        _asked_to_stop() as stops,
+        asked_to_stop() as stops,
         running(
             start(
                 launch.command,
@@ -62,8 +58,15 @@ def foreground(
         ) as process,
     ):
         last: deque[str] = deque(maxlen=KEPT_LINES)
-        pump = threading.Thread(target=_pump, args=(process, log, last), daemon=True)
-        pump.start()
+
+        def to_log(line: str) -> None:
+            log.write(line + "\n")
+            log.flush()
+
+        def to_terminal(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        pump = pumped(process, last.append, to_log, to_terminal)
         is_up = False
         while process.poll() is None and not stops:
             if is_up:
@@ -84,7 +87,7 @@ def foreground(
     if stops:
         say("stopped")
         return
-    shown = "\n".join(f"  | {line}" for line in list(last)[-LAST_LINES:])
+    shown = quoted(last)
     if status is None:
         raise PipelineError(
             f"llama-server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",
@@ -92,21 +95,8 @@ def foreground(
         )
     when = "after it was ready" if is_up else "before it was ready"
     raise PipelineError(
-        f"llama-server ended {when}, {_how(status)}:\n{shown}", f"the log is {launch.log}"
+        f"llama-server ended {when}, {how(status)}:\n{shown}", f"the log is {launch.log}"
     )
-
-
-def _pump(process: subprocess.Popen[bytes], log: TextIO, last: deque[str]) -> None:
-    """The server's output to the terminal and the log. A closed terminal or a full disk must
-    not stop it: an unread pipe would stop the server."""
-    with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
-        for line in lines_of(process):
-            last.append(line)
-            with contextlib.suppress(OSError, ValueError):
-                log.write(line + "\n")
-                log.flush()
-            with contextlib.suppress(OSError, ValueError):
-                print(line, file=sys.stderr, flush=True)
 
 
 def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:
@@ -121,30 +111,3 @@ def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: floa
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that grows by one with each request to stop, while the block runs."""
-    stops: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stops.append(number)
-
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)  # that is how nohup works
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield stops
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _how(status: int) -> str:
-    """An exit status as people say it."""
-    if status < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-status).name}"
-    return f"exit status {status}"

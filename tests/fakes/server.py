@@ -2,10 +2,12 @@
 
     python tests/fakes/server.py --host H --port P [switches]
 
-Answers 503 on /health until it is ready, then 200. Ends on SIGTERM with status 0.
+Answers 503 on /health until it is ready, then 200, and requests for tokens with an empty object.
+Ends on SIGTERM with status 0.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -16,21 +18,64 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 
+SLEEP = [sys.executable, "-c", "import time; time.sleep(120)"]
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # who asked has gone
+
 
 class Handler(BaseHTTPRequestHandler):
     ready = False
+    wedged = False  # health answers, nothing else does
+    metrics = False
+    working = False  # the counters move
+    asked = 0
+    looks = 0
 
     def do_GET(self) -> None:
-        self.send_response(200 if Handler.ready and self.path == "/health" else 503)
-        self.send_header("Content-Length", "0")
+        if self.path == "/metrics" and Handler.metrics:
+            Handler.looks += 1
+            made = time.monotonic() if Handler.working else float(Handler.asked)
+            self.tell(
+                200,
+                "# TYPE llamacpp:tokens_predicted_total counter\n"
+                f"llamacpp:tokens_predicted_total {made}\n"
+                f"llamacpp:requests_processing {int(Handler.working)}\n"
+                f"llamacpp:requests_deferred {Handler.looks if Handler.wedged else 0}\n"
+                "llamacpp:predicted_tokens_seconds 12.5\n",
+            )
+        elif self.path in ("/metrics", "/slots"):
+            self.tell(501, "")
+        else:
+            self.tell(200 if Handler.ready and self.path == "/health" else 503, "")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        key = self.headers["Authorization"] or "no key"
+        say(f"asked {self.path} {body.decode()} {key}")
+        if Handler.wedged:
+            time.sleep(120)
+        Handler.asked += 1
+        self.tell(200, "{}")
+
+    def tell(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
+        self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def say(text: str, flush: bool = True) -> None:
+    sys.stdout.write(f"{text}\n")  # in one piece: several threads speak
+    if flush:
+        sys.stdout.flush()
 
 
 def main() -> None:
@@ -39,25 +84,37 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ready-after", type=float, default=0, help="seconds of loading")
     parser.add_argument("--never-ready", action="store_true")
+    parser.add_argument("--wedge-after", type=float, help="seconds until it makes no tokens")
+    parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--working", action="store_true", help="its counters move")
     parser.add_argument("--exit", type=int, help="end by itself with this status")
     parser.add_argument("--die", action="store_true", help="end by itself with SIGABRT")
     parser.add_argument("--after", type=float, default=0, help="seconds until it ends by itself")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--no-newline", type=int, default=0, help="print so many bytes first")
     parser.add_argument("--lines", type=int, default=0, help="print so many lines first")
+    parser.add_argument("--rate", type=int, default=0, help="go on to print so many a second")
     parser.add_argument("--grandchild", type=Path, help="start one; its pid goes to this file")
+    parser.add_argument("--setsid", action="store_true", help="it moves to another session")
+    parser.add_argument("--environment", type=Path, help="write it to this file as JSON")
     options = parser.parse_args()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        say("SIGTERM is ignored" if options.ignore_term else "ending on SIGTERM")
+        # No print here: the signal may have come in the midst of one.
+        text = "SIGTERM is ignored\n" if options.ignore_term else "ending on SIGTERM\n"
+        os.write(1, text.encode())
         if not options.ignore_term:
             os._exit(0)
 
     signal.signal(signal.SIGTERM, terminate)
     say(f"pid {os.getpid()}")
+    if options.environment:
+        options.environment.write_text(json.dumps(dict(os.environ)))
     if options.grandchild:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
-        options.grandchild.write_text(str(child.pid))
+        child = subprocess.Popen(SLEEP, start_new_session=options.setsid)
+        made = options.grandchild.with_suffix(".part")
+        made.write_text(str(child.pid))
+        made.replace(options.grandchild)
     for number in range(options.lines):
         print(f"line {number}")
     block = "x" * 65536
@@ -74,7 +131,8 @@ def main() -> None:
 
     if options.die or (options.exit is not None and not options.after):
         end()
-    server = ThreadingHTTPServer((options.host, options.port), Handler)
+    Handler.metrics, Handler.working = options.metrics, options.working
+    server = Server((options.host, options.port), Handler)
     if options.exit is not None:
         threading.Thread(target=end, daemon=True).start()
 
@@ -82,8 +140,22 @@ def main() -> None:
         time.sleep(options.ready_after)
         Handler.ready = not options.never_ready
         say("still loading" if options.never_ready else "model loaded")
+        if options.wedge_after is not None:
+            time.sleep(options.wedge_after)
+            Handler.wedged = True
+
+    def talk() -> None:
+        number = 0
+        while True:
+            for _ in range(options.rate // 10):
+                number += 1
+                say(f"talk {number}", flush=False)
+            sys.stdout.flush()
+            time.sleep(0.1)
 
     threading.Thread(target=load, daemon=True).start()
+    if options.rate:
+        threading.Thread(target=talk, daemon=True).start()
     server.serve_forever()
 
 

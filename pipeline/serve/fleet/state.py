@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.core.paths import Home
-from pipeline.core.publish import publish_text
+from pipeline.core.process import private
+from pipeline.core.publish import part
 from pipeline.serve.instance import Instance, from_json
 
 WAITING = "waiting"  # for its turn to load
@@ -99,6 +100,11 @@ def folder(home: Home, config: str) -> Folder:
     return Folder(home.run / "instances" / name)
 
 
+def folders(home: Home) -> list[Folder]:
+    """Those of all configurations that were ever up."""
+    return [Folder(path.parent) for path in sorted(home.run.glob("instances/*/wanted.json"))]
+
+
 def write_wanted(at: Folder, wanted: Wanted) -> None:
     """Publish what should run."""
     told = asdict(wanted) | {"instances": [one.as_json() for one in wanted.instances]}
@@ -135,5 +141,12 @@ def by_name(instances: Iterable[Instance]) -> dict[str, Instance]:
 
 
 def _write(path: Path, told: object) -> None:
+    """Replaced whole, but not flushed to the disk: after a power cut nothing of it is true."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    publish_text(path, json.dumps(told))
+    made = part(path)
+    try:
+        with open(made, "w", encoding="utf-8", opener=private) as file:
+            json.dump(told, file)
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)

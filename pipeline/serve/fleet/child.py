@@ -1,0 +1,97 @@
+"""One process of an instance: started, its output kept, its answers watched, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from threading import Event, Thread
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, shown, start
+from pipeline.serve.health import require_free
+from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.launch import clean_environment
+from pipeline.serve.output import pumped, quoted
+
+from . import asking, marker
+from .logfile import Log
+from .policy import Pace
+from .state import Folder
+
+LONGEST_LINE = 500  # characters, of what is quoted in a message
+
+
+class Child:
+    """A server that was started. `tell` is called from another thread: ready, or stuck."""
+
+    def __init__(
+        self, instance: Instance, at: Folder, pace: Pace, tell: Callable[[Child, str], None]
+    ) -> None:
+        """Raises PipelineError or OSError where it cannot be started."""
+        require_free(instance.host, instance.port)
+        if not Path(instance.folder).is_dir():
+            raise PipelineError(f"{instance.folder}: there is no such folder")
+        self.log, self.over = Log(Path(instance.log_file), pace.log_bytes), Event()
+        self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(instance.command)}")
+        self.process = start(
+            instance.command,
+            env=environment(instance, at),
+            cwd=Path(instance.folder),
+            own_group=True,
+            killed_with_us=True,
+        )
+        try:
+            self.started = marker.start_time(self.process.pid)
+            self.last: deque[str] = deque(maxlen=LAST_LINES)
+            self._pump = pumped(
+                self.process, self.log, lambda line: self.last.append(line[:LONGEST_LINE])
+            )
+            told = (instance, lambda word: tell(self, word), self.over, pace.probe_every)
+            Thread(target=asking.watch, args=told, daemon=True).start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def status(self) -> int | None:
+        """Its exit status once it has ended; then what is left of its group is killed."""
+        if self.process.poll() is None:
+            return None
+        end_group(self.process)
+        return self.process.wait()
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(OSError):
+            ask_to_stop(self.process)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            end_group(self.process)
+
+    def finish(self) -> str:
+        """Close what belonged to it; its last lines, to be quoted."""
+        self.over.set()
+        self._pump.join(timeout=1)
+        if not self._pump.is_alive():
+            self.log.close()
+            if self.process.stdout:
+                self.process.stdout.close()
+        return quoted(self.last)
+
+
+def environment(instance: Instance, at: Folder) -> dict[str, str]:
+    """What the server is started with: inherited, without what would change the launch unseen."""
+    env = dict(os.environ)
+    if instance.engine == LLAMA_CPP:
+        config = at.path / "xdg"
+        config.mkdir(parents=True, exist_ok=True)
+        env = clean_environment(env, config)
+    elif word := asking.key(instance):
+        env["VLLM_API_KEY"] = word
+    # Programs that change their title write it over their environment, unless told not to.
+    ours = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
+    return {**env, **instance.env, **ours}

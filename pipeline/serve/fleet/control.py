@@ -1,0 +1,272 @@
+"""What a user does to a configuration: up, down, and the same in the foreground.
+
+They write what is wanted and wait for the supervisor to have made it so; there is no other way to
+talk to it. Two that write take turns, and two `up` of one configuration wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.paths import REPOSITORY
+from pipeline.core.process import Process, last_lines, start_detached
+from pipeline.core.publish import full_disk_is_an_error
+from pipeline.core.say import say
+from pipeline.serve.instance import Instance
+
+from . import marker
+from .policy import Pace
+from .state import (
+    READY,
+    SETTLED,
+    STOPPED,
+    Folder,
+    Seen,
+    State,
+    Wanted,
+    by_name,
+    read_state,
+    read_wanted,
+    write_wanted,
+)
+
+LOOK_SECONDS = 0.05
+STARTS = 3  # of a supervisor that ends by itself
+GRACE_SECONDS = 5.0
+EXIT_SECONDS = 1.0  # for the supervisor's process to be gone, once it has let go of its lock
+Report = Callable[[Instance, Seen], None]
+
+
+def is_running(at: Folder) -> bool:
+    """Whether a supervisor holds the lock."""
+    from filelock import FileLock, Timeout
+
+    if not at.lock.exists():
+        return False
+    try:
+        with FileLock(at.lock, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+    except OSError as error:
+        raise PipelineError(f"{at.lock}: {error.strerror}", "move it out of the way") from None
+
+
+def living(at: Folder) -> State | None:
+    """What the supervisor last wrote, if it is the one that lives."""
+    state = read_state(at)
+    return state if state and marker.is_it(state.pid, state.started, at.marker) else None
+
+
+def changes(at: Folder, wanted: Wanted) -> list[tuple[str, str]]:
+    """What `up` would do: each name with start, keep, restart or stop."""
+    before, state = read_wanted(at), living(at)
+    old = by_name(before.instances) if before else {}
+    seen = {one.name: one.state for one in state.instances} if state else {}
+    over = {name for name, what in seen.items() if what in SETTLED and what != READY}
+    told = []
+    for new in wanted.instances:
+        if new.name not in seen or new.name in over:
+            told.append((new.name, "start"))
+        else:
+            told.append((new.name, "keep" if old.get(new.name) == new else "restart"))
+    gone = [name for name in seen if name not in by_name(wanted.instances) and name not in over]
+    return told + [(name, "stop") for name in gone]
+
+
+def up(
+    at: Folder, wanted: Wanted, *, report: Report, pace: Pace | None = None
+) -> list[tuple[Instance, Seen]]:
+    """Make it so, in the background; return once each instance is ready, or is not to be, and
+    what is wanted no more is stopped.
+
+    `report` is called whenever one is ready, has ended, or waits to be started again. Returns those
+    that are not ready. Interrupted, it leaves what was started running, and says so. Raises
+    PipelineError where there can be no supervisor.
+    """
+    with _alone(at.path / "up.lock", "another `up` of this configuration is under way"):
+        asked = _publish(at, wanted)
+        try:
+            return _settled(at, replace(wanted, asked=asked), report, pace or Pace())
+        except KeyboardInterrupt:
+            say("interrupted; what was started goes on: `doit ps` shows it, `doit down` stops it")
+            raise
+
+
+def run_foreground(at: Folder, wanted: Wanted, *, report: Report, pace: Pace | None = None) -> None:
+    """Make it so and stay, as the supervisor, until a signal or `down` ends it.
+
+    Returns once all is stopped. Call it in the main thread. Raises PipelineError where a supervisor
+    runs already.
+    """
+    from .supervisor import supervise
+
+    taken = PipelineError(
+        f"{wanted.config} is already up in the background", "`doit down` stops it first"
+    )
+    if is_running(at):
+        raise taken
+    _publish(at, wanted)
+    if not supervise(at, pace or Pace(), report):
+        raise taken
+
+
+def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS) -> list[str]:
+    """Stop the instances of these names, or all that are up; return their names.
+
+    Where the supervisor is dead, or hangs for `grace` seconds beyond their stop_timeout, their
+    processes are ended without it, and that is said.
+    Raises UsageError where a name is unknown.
+    """
+    if not at.path.exists():
+        _require_known(names, [])
+        return []
+    with _alone(at.path / "wanted.lock"):
+        told, state = read_wanted(at), read_state(at)
+        if told is None and names and is_running(at):
+            raise PipelineError(
+                f"{at.wanted}: missing or damaged, so the others would be stopped too",
+                "`doit up` writes it anew, `doit down` without a name stops all",
+            )
+        before = told or Wanted(config="")
+        seen = {one.name: one.state for one in state.instances} if state else {}
+        known = dict.fromkeys([*by_name(before.instances), *seen])
+        _require_known(names, list(known))
+        there = [x for x in known if seen.get(x) != STOPPED or x in by_name(before.instances)]
+        ending = list(dict.fromkeys(names)) or there
+        rest = tuple(one for one in before.instances if one.name not in ending)
+        if told is None or told.instances != rest:
+            write_wanted(at, replace(before, instances=rest))
+    patience = max([one.stop_timeout for one in before.instances], default=10.0) + grace
+    if not _stopped_in_time(at, before.asked, ending if rest else [], patience):
+        say(f"the supervisor did not stop them in {patience:g} s; they are ended without it")
+        _end_supervisor(at)
+        if rest:
+            _start_supervisor(at, Pace())
+    _end_leftovers(at)
+    deadline = time.monotonic() + EXIT_SECONDS
+    while not rest and not is_running(at) and living(at) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    return ending
+
+
+def _require_known(names: Sequence[str], known: list[str]) -> None:
+    wrong = [f"name={x}: there is no such instance{did_you_mean(x, known)}" for x in names]
+    wrong = [text for text, name in zip(wrong, names, strict=True) if name not in known]
+    if wrong:
+        listed = ", ".join(known) or "none"
+        raise UsageError("\n".join(wrong), f"the instances that are up: {listed}")
+
+
+def _stopped_in_time(at: Folder, asked: int, names: list[str], patience: float) -> bool:
+    """Wait until these are stopped, or without names until the supervisor is gone."""
+    deadline = time.monotonic() + patience
+    while is_running(at):
+        state, wanted = living(at), read_wanted(at)
+        if wanted and wanted.asked != asked:
+            say("another `up` has begun meanwhile")
+            return True
+        seen = {one.name: one.state for one in state.instances} if state else {}
+        if names and state and all(seen.get(name, STOPPED) == STOPPED for name in names):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
+
+
+def _end_supervisor(at: Folder) -> None:
+    """Kill it, then its servers: it holds the lock and does nothing."""
+    import psutil
+
+    state = living(at)
+    with suppress(psutil.Error):
+        if state and state.pid != os.getpid():
+            psutil.Process(state.pid).kill()
+    marker.end(at.marker, lambda value: True)
+
+
+def _end_leftovers(at: Folder) -> None:
+    """End what a killed supervisor left, unless another one has begun."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(at.lock, timeout=0, mode=0o600):
+            count = marker.end_servers(at.marker)
+    except Timeout:
+        return
+    if count:
+        say(f"ended {count} processes that were left without a supervisor")
+
+
+def _publish(at: Folder, wanted: Wanted) -> int:
+    """Write what is wanted, under a number of its own."""
+    with _alone(at.path / "wanted.lock"):
+        before, state = read_wanted(at), read_state(at)
+        newest = max(before.asked if before else 0, state.asked if state else 0)
+        asked = max(newest + 1, int(time.time()))  # another one even where both files are lost
+        write_wanted(at, replace(wanted, asked=asked))
+        return asked
+
+
+def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tuple[Instance, Seen]]:
+    """Wait until each has become what it will be; see to it that there is a supervisor."""
+    told: dict[str, Seen] = {}
+    supervisor: Process | None = None
+    starts = 0
+    while True:
+        state, still = living(at), read_wanted(at)
+        seen = {one.name: one for one in state.instances} if state else {}
+        for one in wanted.instances:
+            now = seen.get(one.name)
+            if still and one.name not in by_name(still.instances):
+                now = Seen(name=one.name, state=STOPPED, asked=wanted.asked)
+            if now and now.asked >= wanted.asked and told.get(one.name) != now:
+                told[one.name] = now
+                report(one, now)
+        ours = by_name(wanted.instances)
+        stopping = any(x.state != STOPPED for name, x in seen.items() if name not in ours)
+        if all(name in told and told[name].state in SETTLED for name in ours) and not stopping:
+            break
+        ended = supervisor is None or supervisor.poll() is not None
+        if state is None and ended and not is_running(at):
+            if starts == STARTS:
+                said = last_lines(at.log)
+                raise PipelineError(f"the supervisor ended by itself:\n{said}", f"see {at.log}")
+            starts += 1
+            supervisor = _start_supervisor(at, pace)
+        time.sleep(LOOK_SECONDS)
+    return [(one, told[one.name]) for one in wanted.instances if told[one.name].state != READY]
+
+
+def _start_supervisor(at: Folder, pace: Pace) -> Process:
+    words = [sys.executable, "-m", "pipeline.serve.fleet.supervisor", str(at.path)]
+    env = os.environ | {marker.VARIABLE: at.marker}
+    return start_detached([*words, json.dumps(asdict(pace))], log=at.log, env=env, cwd=REPOSITORY)
+
+
+@contextmanager
+def _alone(lock: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock; say `waiting` once where another process holds it."""
+    from filelock import FileLock, Timeout
+
+    with full_disk_is_an_error(lock.parent):
+        lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        held = FileLock(lock, mode=0o600)
+        try:
+            held.acquire(timeout=0 if waiting else -1)
+        except Timeout:
+            say(f"{waiting}; waiting for it")
+            held.acquire()
+        try:
+            yield
+        finally:
+            held.release()

@@ -1,0 +1,158 @@
+"""One instance over its life: the states of state.py, and what leads from one to the next.
+
+waiting → loading → ready      failed start, crash, stuck → pausing → waiting
+any → stopping → stopped       … or, by policy, exited or failed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.serve.instance import Instance
+
+from . import asking
+from .child import Child
+from .policy import End, Pace, decide
+from .state import (
+    EXITED,
+    FAILED,
+    LOADING,
+    PAUSING,
+    READY,
+    STOPPED,
+    STOPPING,
+    WAITING,
+    Folder,
+    Seen,
+)
+
+NEVER = float("inf")
+# For one that was killed to be gone: it may have much memory to give back, or a driver keeps it.
+KILL_SECONDS, KILL_SECONDS_LAST = 30.0, 1.5
+
+
+class Keeper:
+    """Keeps one instance. All calls come from one thread: children end with the one that started
+    them. `now` is time.monotonic()."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        asked: int,
+        at: Folder,
+        pace: Pace,
+        tell: Callable[[Keeper, Child, str], None],
+    ) -> None:
+        self.instance, self.at, self.pace, self.tell = instance, at, pace, tell
+        self.seen = Seen(name=instance.name, state=WAITING, asked=asked)
+        self.child: Child | None = None
+        self.failures = 0
+        self.until = NEVER  # when the present state has lasted too long
+        self._why = ""  # we end it, if it is not to be stopped
+        self.unwanted = False  # it is to be stopped, and not to be started again
+        self._killed = False
+        self._ready_since = NEVER
+
+    @property
+    def is_over(self) -> bool:
+        return self.seen.state in (STOPPED, EXITED, FAILED)
+
+    def renew(self, asked: int) -> None:
+        """It was asked for again: what runs answers that, and what pauses does so no longer."""
+        if self.unwanted or self.is_over:
+            return
+        self._is(self.seen.state, asked=asked)
+        if self.seen.state == PAUSING:
+            self.failures, self.until = 0, 0
+
+    def begin(self, now: float) -> None:
+        """Start it: it was its turn."""
+        self._why, self._killed, self._ready_since = "", False, NEVER
+        try:
+            self.child = Child(
+                self.instance,
+                self.at,
+                self.pace,
+                lambda child, word: self.tell(self, child, word),
+            )
+        except (PipelineError, OSError, RuntimeError, ValueError) as error:
+            self.settle(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
+        else:
+            self.until = now + self.instance.ready_timeout
+            self._is(LOADING, pid=self.child.process.pid, started=self.child.started)
+
+    def hear(self, child: Child, word: str, now: float) -> None:
+        """What was seen of its child from outside."""
+        if child is not self.child:
+            return
+        if word == READY and self.seen.state == LOADING:
+            self.until, self._ready_since = NEVER, now
+            self._is(READY, ready_at=time.time())
+        elif word == asking.STUCK and self.seen.state == READY:
+            self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
+            self._is(STOPPING)
+            self.kill(now)
+
+    def stop(self, now: float) -> None:
+        """It is not wanted any more."""
+        if self.child is None:
+            self._is(STOPPED, reason="")
+        elif self._killed:
+            self.until = min(self.until, now + KILL_SECONDS_LAST)
+        elif not self.unwanted and self.seen.state != STOPPING:
+            self._end(now)
+        self.unwanted = True
+
+    def kill(self, now: float) -> None:
+        """Do not wait for it any longer."""
+        if self.child and not self._killed:
+            self._killed = True
+            self.until = now + (KILL_SECONDS_LAST if self.unwanted else KILL_SECONDS)
+            self.child.kill()
+
+    def look(self, now: float) -> End | None:
+        """Go on where the present state has lasted too long; how its child has ended, if so."""
+        late = now >= self.until
+        if self.child is None:
+            if self.seen.state == PAUSING and late:
+                self._is(WAITING, restarts=self.seen.restarts + 1)
+            return None
+        status = self.child.status()
+        if status is None and not (late and self._killed):
+            if late and self.seen.state == LOADING:
+                self._why = f"failed start: not ready after {self.instance.ready_timeout:g} s"
+                self._end(now)
+            elif late:
+                self.kill(now)
+            return None
+        return End(
+            status=status,
+            why=self._why or ("" if status is not None else "it was killed, and does not end"),
+            was_ready=self._ready_since < NEVER,
+            was_steady=now - self._ready_since >= self.pace.steady_after,
+        )
+
+    def settle(self, end: End, now: float) -> None:
+        """It has ended, or could not be started: what it is now."""
+        lines = self.child.finish() if self.child else ""
+        self.child = None
+        if self.unwanted:
+            self._is(STOPPED, pid=None, started=None, ready_at=None, reason="")
+            return
+        verdict = decide(self.instance, end, self.failures, self.pace)
+        self.failures, self.until = verdict.failures, now + verdict.pause
+        reason = f"{verdict.reason}:\n{lines}" if lines else verdict.reason
+        self._is(verdict.state, pid=None, started=None, ready_at=None, reason=reason)
+
+    def _end(self, now: float) -> None:
+        self._is(STOPPING)
+        self.until = now + self.instance.stop_timeout
+        if self.child:
+            self.child.ask_to_stop()
+
+    def _is(self, state: str, **more: Any) -> None:
+        self.seen = replace(self.seen, state=state, **more)

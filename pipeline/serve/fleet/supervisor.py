@@ -1,0 +1,244 @@
+"""The one process that keeps the servers of a configuration.
+
+    python -m pipeline.serve.fleet.supervisor FOLDER [PACE]
+
+It reads what is wanted whenever that file changes, makes it so, and writes what is there. It ends
+when nothing is wanted any more, or when it is asked to; its servers never outlive it. PACE is a
+JSON object with fields of `policy.Pace`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import psutil
+from filelock import BaseFileLock, FileLock, Timeout
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import REPOSITORY
+from pipeline.core.process import Process, start_detached
+from pipeline.serve.instance import Instance
+from pipeline.serve.stopping import asked_to_stop
+
+from . import marker
+from .child import Child
+from .keeper import Keeper
+from .logfile import Log
+from .policy import Pace
+from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
+
+RETRY_SECONDS = 1.0  # where the state could not be written, or the warden is gone
+LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
+Stamp = tuple[int, int, int] | None
+Changed = Callable[[Instance, Seen], None]
+
+
+class Supervisor:
+    """Keeps what is wanted, in one thread; others only put what they have seen into a queue."""
+
+    def __init__(self, at: Folder, pace: Pace, changed: Changed, lock: BaseFileLock) -> None:
+        self.at, self.pace, self.changed, self.lock = at, pace, changed, lock
+        self.keepers: dict[str, Keeper] = {}
+        self.events: SimpleQueue[tuple[Keeper, Child, str]] = SimpleQueue()
+        self.note = Log(at.log, pace.log_bytes)
+        self.wanted = Wanted(config="")
+        self.told: dict[str, Seen] = {}
+        self.written: State | None = None
+        self.warden: Process | None = None
+        self._read: Stamp = None
+        self._wrote: Stamp = None
+        self._next_write = self._next_warden = 0.0
+        self._started = marker.start_time(os.getpid())
+
+    def run(self) -> None:
+        """Until nothing is wanted, or a signal asks to stop; a second one kills."""
+        try:
+            with asked_to_stop() as stops:
+                self.take_over()
+                while self.step(time.monotonic(), len(stops)):
+                    self.hear()
+        finally:  # nothing is left even where we fail
+            for keeper in self.keepers.values():
+                keeper.kill(time.monotonic())
+            if self.lock.is_locked:
+                marker.end_servers(self.at.marker)
+            if self.warden and self.warden.stdin:
+                self.warden.stdin.close()
+                self.warden.wait()
+
+    def step(self, now: float, stops: int) -> bool:
+        """Bring what is there nearer to what is wanted; False where nothing is left to do."""
+        self.watch_warden(now)
+        self.keep_lock()
+        news = self.read(stops > 0)
+        self.reconcile(now)
+        for keeper in self.keepers.values() if stops > 1 else ():
+            keeper.kill(now)
+        self.go_on(now)
+        over = all(keeper.is_over for keeper in self.keepers.values())
+        done = over and not news and not self.wanted.instances
+        self.publish(now, last=done)
+        if done:
+            self.say("asked to stop" if stops else "nothing is wanted any more")
+        return not done
+
+    def take_over(self) -> None:
+        """End what a killed supervisor left; this process and its launcher are spared."""
+        spared = [os.getpid(), *(parent.pid for parent in psutil.Process().parents())]
+        if count := marker.end(self.at.marker, lambda value: True, spared):
+            self.say(f"ended {count} processes that an earlier supervisor left")
+
+    def keep_lock(self) -> None:
+        """Take it again where somebody removed the folder: what runs goes on. Raises Timeout where
+        another supervisor was quicker."""
+        try:
+            if not self.at.lock.exists():
+                self.lock.release()
+                self.at.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self.lock.acquire(timeout=0)
+        except Timeout:
+            raise
+        except OSError:  # the disk itself is gone, or takes nothing
+            pass
+
+    def watch_warden(self, now: float) -> None:
+        if (self.warden and self.warden.poll() is None) or now < self._next_warden:
+            return
+        self._next_warden = now + RETRY_SECONDS
+        words = [sys.executable, "-m", "pipeline.serve.fleet.warden", self.at.marker]
+        env = os.environ | {marker.VARIABLE: self.at.marker}
+        try:
+            self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
+        except PipelineError as error:
+            self.say(f"no warden: {error.message}")
+
+    def read(self, stopping: bool) -> bool:
+        """Whether there is something new that is wanted."""
+        if stopping:
+            self.wanted = Wanted(config=self.wanted.config, asked=self.wanted.asked)
+            return False
+        stamp = _stamp(self.at.wanted)
+        if stamp == self._read:
+            return False
+        self._read, wanted = stamp, read_wanted(self.at)
+        if wanted is None:
+            self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
+            return False
+        self.wanted = wanted
+        return True
+
+    def reconcile(self, now: float) -> None:
+        """Equal: kept. Changed, or gone: stopped first. What had ended is tried again if asked."""
+        wanted = by_name(self.wanted.instances)
+        for name, keeper in self.keepers.items():
+            if keeper.instance != wanted.get(name):
+                keeper.stop(now)
+            elif keeper.seen.asked != self.wanted.asked:
+                keeper.renew(self.wanted.asked)
+        for name, instance in wanted.items():
+            there, asked = self.keepers.get(name), self.wanted.asked
+            if there is None or (
+                there.is_over and (there.instance, there.seen.asked) != (instance, asked)
+            ):
+                self.keepers[name] = Keeper(
+                    instance, asked, self.at, self.pace, lambda *seen: self.events.put(seen)
+                )
+
+    def go_on(self, now: float) -> None:
+        """What has ended is settled, with all that it left behind; whose turn it is begins."""
+        found = {name: keeper.look(now) for name, keeper in self.keepers.items()}
+        ends = {name: end for name, end in found.items() if end}
+        if ends:
+            values = {marker.server(self.at.marker, name) for name in ends}
+            marker.end(self.at.marker, values.__contains__)
+        for name, end in ends.items():
+            self.keepers[name].settle(end, time.monotonic())
+        most = self.wanted.max_loading or len(self.keepers)
+        keepers = self.keepers.values()
+        ports = {keeper.instance.port for keeper in keepers if keeper.unwanted and keeper.child}
+        for keeper in [self.keepers[name] for name in self.wanted_order()]:
+            loading = sum(one.seen.state == LOADING for one in keepers)
+            free = keeper.instance.port not in ports  # else whoever had it is about to go
+            if keeper.seen.state == WAITING and free and loading < most:
+                keeper.begin(time.monotonic())
+
+    def wanted_order(self) -> list[str]:
+        return [one.name for one in self.wanted.instances]
+
+    def hear(self) -> None:
+        """Wait for a tick, or for what others have seen."""
+        try:
+            keeper, child, word = self.events.get(timeout=self.pace.tick)
+            while True:
+                keeper.hear(child, word, time.monotonic())
+                keeper, child, word = self.events.get_nowait()
+        except Empty:
+            pass
+
+    def publish(self, now: float, last: bool) -> None:
+        """Tell and write what is there, if it is news; again later where it cannot be written."""
+        ordered = dict.fromkeys([*self.wanted_order(), *self.keepers])
+        seen = {name: self.keepers[name].seen for name in ordered}
+        for name, one in seen.items():
+            before = self.told.get(name)
+            if before != one:
+                news = one.reason if before is None or before.reason != one.reason else ""
+                self.say(f"{name}: {one.state}{news and f': {news}'}")
+                with contextlib.suppress(OSError, ValueError):  # whom it is told to is gone
+                    self.changed(self.keepers[name].instance, one)
+        self.told = seen
+        state = State(
+            pid=os.getpid(),
+            started=self._started,
+            asked=self.wanted.asked,
+            instances=tuple(seen.values()),
+        )
+        is_news = state != self.written or _stamp(self.at.state) != self._wrote
+        if not is_news or (now < self._next_write and not last):
+            return
+        try:
+            write_state(self.at, state)
+            self.written, self._wrote = state, _stamp(self.at.state)
+        except OSError as error:
+            self._next_write = now + RETRY_SECONDS
+            self.say(f"{self.at.state}: {error.strerror}; tried again")
+
+    def say(self, text: str) -> None:
+        self.note(f"{datetime.now().astimezone():%F %T} {text}")
+
+
+def _stamp(path: Path) -> Stamp:
+    """Another one whenever the file was replaced; None where there is none."""
+    try:
+        told = path.stat()
+        return told.st_ino, told.st_mtime_ns, told.st_size
+    except OSError:
+        return None
+
+
+def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: None) -> bool:
+    """Be the supervisor, in the main thread. False where there is another one."""
+    lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
+    try:
+        with lock:
+            Supervisor(at, pace, changed, lock).run()
+    except Timeout:
+        return False
+    return True
+
+
+def main() -> None:
+    pace = Pace(**json.loads(sys.argv[2])) if len(sys.argv) > 2 else Pace()
+    supervise(Folder(Path(sys.argv[1])), pace)
+
+
+if __name__ == "__main__":
+    main()

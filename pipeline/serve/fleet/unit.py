@@ -1,0 +1,62 @@
+"""A configuration under systemd."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+UNIT = """\
+[Unit]
+Description=llama-pipeline: {config}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+WorkingDirectory={folder}
+{environment}ExecStart={command}
+# The supervisor stops its servers itself; what is left after that time is killed.
+KillMode=mixed
+TimeoutStopSec={timeout:.0f}
+Restart=on-failure
+RestartSec=5
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def systemd_unit(
+    config: str,
+    command: Sequence[str],
+    *,
+    folder: Path,
+    env: Mapping[str, str],
+    stop_timeout: float,
+) -> str:
+    """The text of a user service that runs `command`, in `folder`, in the foreground.
+
+    `stop_timeout` is the longest of its instances, in seconds.
+    """
+    return UNIT.format(
+        config=_plain(config),
+        folder=_plain(str(folder)),
+        environment="".join(f"Environment={_quoted(f'{x}={y}')}\n" for x, y in env.items()),
+        command=" ".join(_quoted(word).replace("$", "$$") for word in command),
+        timeout=stop_timeout + 15,
+    )
+
+
+def _plain(text: str) -> str:
+    """For a value that is one text to the end of its line."""
+    return " ".join(text.replace("%", "%%").split("\n"))
+
+
+def _quoted(word: str) -> str:
+    """One word of a list, as systemd reads it."""
+    word = word.replace("%", "%%")
+    if re.fullmatch(r"[\w@%+=:,./$-]+", word, re.ASCII):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

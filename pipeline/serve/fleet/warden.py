@@ -1,0 +1,28 @@
+"""Ends the servers of a supervisor that was killed.
+
+    python -m pipeline.serve.fleet.warden MARKER
+
+Its stdin is a pipe that only the supervisor holds open: when it ends, the supervisor is gone. The
+kernel ends the servers themselves on Linux, this what they have started elsewhere too.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from pipeline.serve.stopping import STOP_SIGNALS
+
+from .marker import end_servers
+
+
+def main() -> None:
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the supervisor decides
+    sys.stdin.buffer.read()
+    end_servers(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

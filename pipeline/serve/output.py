@@ -1,0 +1,30 @@
+"""What a server prints."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+
+from pipeline.core.process import LAST_LINES, Process, lines_of
+
+
+def pumped(process: Process, *sinks: Callable[[str], object]) -> threading.Thread:
+    """A thread that hands each line of its output to each of `sinks`. A closed terminal or a full
+    disk must not stop it: an unread pipe would stop the server."""
+
+    def pump() -> None:
+        with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
+            for line in lines_of(process):
+                for sink in sinks:
+                    with contextlib.suppress(OSError, ValueError):
+                        sink(line)
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    return thread
+
+
+def quoted(lines: Iterable[str]) -> str:
+    """The last of them, indented, for an error message."""
+    return "\n".join(f"  | {line}" for line in list(lines)[-LAST_LINES:])

@@ -1,0 +1,61 @@
+"""Programs that outlive the one that started them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from core_tools import child, gone, wait_for
+
+from pipeline.core import process
+from pipeline.core.errors import PipelineError
+
+STARTER = """
+import os, sys
+from pathlib import Path
+from pipeline.core.process import start_detached
+
+script = "import sys, time; print(len(sys.stdin.read()), flush=True); time.sleep(60)"
+words = [sys.executable, "-c", script]
+log = Path(sys.argv[1])
+begun = start_detached(words, log=log, env=dict(os.environ), cwd=log.parent, tied=True)
+print(begun.pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sessions of POSIX")
+def test_it_outlives_us_and_hears_of_our_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with child(STARTER, log, stdin=-1) as starter:
+        assert starter.stdout
+        pid = int(starter.stdout.readline())
+        try:
+            assert os.getsid(pid) == pid
+            assert log.stat().st_mode & 0o777 == 0o600
+            assert log.read_text() == ""
+            starter.kill()
+            starter.wait()
+            wait_for(lambda: log.read_text() == "0\n")
+            assert not gone(pid)
+        finally:
+            os.kill(pid, 9)
+
+
+def test_its_end_is_noticed_without_asking(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "print('done')"]
+    log, env = tmp_path / "log", dict(os.environ)
+    begun = process.start_detached(words, log=log, env=env, cwd=tmp_path)
+    wait_for(lambda: begun.poll() == 0)
+    begun = process.start_detached(words, log=log, env=env, cwd=tmp_path)
+    wait_for(lambda: begun.poll() == 0)
+    assert log.read_text().split() == ["done", "done"]
+
+
+def test_what_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="cannot be started"):
+        process.start_detached([tmp_path / "none"], log=tmp_path / "log", env={}, cwd=tmp_path)
+    with pytest.raises(PipelineError, match="cannot be started"):
+        process.start_detached([sys.executable], log=tmp_path / "no" / "log", env={}, cwd=tmp_path)

@@ -1,0 +1,168 @@
+"""A configuration of stand-ins, and what is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import REPOSITORY, wait_for
+
+from pipeline.serve.fleet import control, looking, marker
+from pipeline.serve.fleet.policy import Pace
+from pipeline.serve.fleet.state import Folder, Seen, Wanted, read_state
+from pipeline.serve.instance import Instance
+
+SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
+QUICK = Pace(probe_every=0.3, steady_after=60, longest_pause=0.5)
+
+
+# Below those that the system gives to outgoing connections, such as the looks at 50 servers.
+PORTS = itertools.count(10_000 + os.getpid() * 997 % 20_000)
+
+
+def own_port() -> int:
+    """A port that no other test is given."""
+    for port in PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError
+
+
+def stand_in(folder: Path, name: str, *switches: str, **more: Any) -> Instance:
+    """An instance that is a stand-in with these switches."""
+    port = more.pop("port", None) or own_port()
+    return Instance(
+        name=name,
+        executable=sys.executable,
+        cmd=(SERVER, "--host", "127.0.0.1", "--port", str(port), *switches),
+        folder=str(folder),
+        log_file=str(folder / "logs" / f"{name}.log"),
+        port=port,
+        **{"restart_pause": 0.05, "max_restarts": 2, "probe_timeout": 0.0, **more},
+    )
+
+
+@dataclass
+class Fleet:
+    """A configuration under way; all of it ends with the test."""
+
+    at: Folder
+    pace: Pace = QUICK
+    instances: tuple[Instance, ...] = ()
+    told: list[tuple[str, Seen]] = field(default_factory=list)
+
+    def up(self, *instances: Instance, **more: Any) -> dict[str, Seen]:
+        """Those that are not ready."""
+        self.instances = instances
+        wanted = Wanted(config=str(self.at.path), instances=instances, **more)
+        failed = control.up(self.at, wanted, report=self.report, pace=self.pace)
+        return {one.name: seen for one, seen in failed}
+
+    def report(self, instance: Instance, seen: Seen) -> None:
+        self.told.append((instance.name, seen))
+
+    def down(self, *names: str) -> list[str]:
+        return control.down(self.at, names)
+
+    def state(self) -> dict[str, Seen]:
+        state = read_state(self.at)
+        return {one.name: one for one in state.instances} if state else {}
+
+    def pids(self) -> dict[str, int | None]:
+        return {name: seen.pid for name, seen in self.state().items()}
+
+    def until(self, name: str, *states: str, reason: str = "") -> Seen:
+        def reached() -> Seen | None:
+            seen = self.state().get(name)
+            return seen if seen and seen.state in states and reason in seen.reason else None
+
+        try:
+            return wait_for(reached)  # type: ignore[no-any-return]
+        except AssertionError:
+            raise AssertionError(f"{name} is no {states}: {self.state()}\n{self.log()}") from None
+
+    def supervisor(self) -> psutil.Process:
+        state = control.living(self.at)
+        assert state is not None, self.log()
+        return psutil.Process(state.pid)
+
+    def kill_supervisor(self) -> None:
+        process = self.supervisor()
+        process.send_signal(signal.SIGKILL)
+        wait_for(lambda: not control.living(self.at))
+
+    def log(self) -> str:
+        return self.at.log.read_text("utf-8") if self.at.log.exists() else ""
+
+    def rows(self) -> dict[str, looking.Row]:
+        return {row.name: row for row in looking.ps(self.at)}
+
+    def processes(self) -> list[psutil.Process]:
+        return [one for found in marker.marked(self.at.marker).values() for one in found]
+
+    def servers(self) -> list[psutil.Process]:
+        found = marker.marked(self.at.marker)
+        return [one for value, processes in found.items() if "/" in value for one in processes]
+
+    def nothing_left(self) -> None:
+        """No process, no port, no lock."""
+        wait_for(lambda: not self.processes(), 5)
+        assert not control.is_running(self.at)
+        for one in self.instances:
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", one.port)) != 0, f"{one.port} is in use"
+
+
+@contextlib.contextmanager
+def fleet_at(path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(Folder(path))
+    try:
+        yield fleet
+    finally:
+        for _ in range(3):
+            marker.end(fleet.at.marker, lambda value: True, [os.getpid()])
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """An empty configuration, in a folder with a space and a letter beyond ASCII."""
+    with fleet_at(tmp_path / "run ü" / "one") as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Fleet]:
+    """Another configuration."""
+    with fleet_at(tmp_path / "run ü" / "other") as fleet:
+        yield fleet
+
+
+def changed(instance: Instance, *switches: str) -> Instance:
+    """The same, started with more switches."""
+    return replace(instance, cmd=(*instance.cmd, *switches))
+
+
+def grandchild(note: Path) -> int:
+    """Its pid, once it has begun."""
+    return int(wait_for(lambda: note.exists() and note.read_text()))
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not asked how does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

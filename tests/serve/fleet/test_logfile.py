@@ -1,0 +1,130 @@
+"""Logs that are begun anew, and read meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, wait_for
+
+from pipeline.core.errors import PipelineError
+from pipeline.serve.fleet.logfile import KEPT, LOOK_SECONDS, Log, lines
+
+FOLLOW = """
+import sys
+from pathlib import Path
+from pipeline.serve.fleet.logfile import lines
+for line in lines(Path(sys.argv[1]), 2, follow=True):
+    print(line, flush=True)
+print("the end", flush=True)
+"""
+
+
+def numbers(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+def test_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "größe.log"
+    log = Log(path, 30)
+    for number in range(20):
+        log(f"line {number:02}")  # 8 bytes each: three fit
+    log.close()
+    assert sorted(one.name for one in path.parent.iterdir()) == [
+        "größe.log",
+        *(f"größe.log.{n + 1}" for n in range(KEPT)),
+    ]
+    assert numbers(path) == ["line 18", "line 19"]
+    assert numbers(path.with_name("größe.log.1")) == ["line 15", "line 16", "line 17"]
+    log("x" * 100)
+    log("after")
+    log.close()
+    assert numbers(path) == ["after"]
+    assert path.with_name("größe.log.1").read_text() == "x" * 100 + "\n"
+
+
+def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("x" * 95 + "\n")
+    with closing(Log(path, 100)) as log:
+        log("more")
+    assert numbers(path) == ["more"]
+    with closing(Log(path, 100)) as log:
+        log("and more")
+    assert numbers(path) == ["more", "and more"]
+
+
+def test_what_could_not_be_written_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.log"
+    path.parent.write_text("a file where a folder should be")
+    with closing(Log(path, 1000)) as log:
+        for number in range(3):
+            log(f"line {number}")
+        path.parent.unlink()
+        log("line 3")
+    assert numbers(path) == ["[3 lines could not be written]", "line 3"]
+
+
+def test_the_last_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    with pytest.raises(PipelineError, match="there is no log yet"):
+        list(lines(path, 10))
+    log = Log(path, 30)
+    for number in range(8):
+        log(f"line {number:02}")
+    log("\u2028 is no end of a line")
+    log.close()
+    assert list(lines(path, 2)) == ["line 07", "\u2028 is no end of a line"]
+    assert list(lines(path, 6))[:1] == ["line 03"], "those of the older log too"
+    assert len(list(lines(path, 100))) == 9
+    assert list(lines(path, 0)) == []
+
+
+def test_following(tmp_path: Path) -> None:
+    """No line is lost or told twice while the log is begun anew again and again."""
+    path, heard, over = tmp_path / "a.log", list[str](), threading.Event()
+
+    def follow() -> None:
+        heard.extend(lines(path, 5, follow=True, over=over.is_set))
+
+    thread = threading.Thread(target=follow)
+    thread.start()  # before there is a log
+    log = Log(path, 5000)
+    for number in range(2000):
+        log(f"line {number}")
+        if number % 200 == 0:
+            threading.Event().wait(LOOK_SECONDS * 1.5)
+    log.close()
+    over.set()
+    thread.join(30)
+    assert heard == [f"line {number}" for number in range(2000)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_following_ends_with_ctrl_c(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("one\ntwo\nthree\nhal")
+    with (
+        (tmp_path / "out").open("w") as out,
+        subprocess.Popen(
+            [sys.executable, "-c", FOLLOW, str(path)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        wait_for(lambda: (tmp_path / "out").read_text() == "two\nthree\n")
+        with path.open("a") as file:
+            file.write("f\n")
+        wait_for(lambda: (tmp_path / "out").read_text() == "two\nthree\nhalf\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert process.stderr and process.stderr.read() == ""
+    assert numbers(tmp_path / "out")[-1] == "the end"

@@ -1,0 +1,87 @@
+"""What follows an end: a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fleet_tools import stand_in
+
+from pipeline.serve.fleet.policy import End, Pace, Verdict, decide
+from pipeline.serve.fleet.state import EXITED, FAILED, PAUSING
+from pipeline.serve.instance import Instance
+
+CRASH = End(status=-9, was_ready=True)
+BROKEN = End(status=7)
+STUCK = End(status=-9, was_ready=True, why="stuck: no token within 5 s")
+WELL = End(status=0, was_ready=True)
+
+
+@pytest.fixture
+def instance(tmp_path: object) -> Instance:
+    return replace(stand_in(tmp_path, "a"), restart_pause=1.0, max_restarts=5)  # type: ignore[arg-type]
+
+
+def verdict(instance: Instance, end: End, failures: int = 0, **more: object) -> Verdict:
+    return decide(replace(instance, **more), end, failures, Pace())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("restart", "end", "state"),
+    [
+        ("on-failure", CRASH, PAUSING),
+        ("on-failure", BROKEN, PAUSING),
+        ("on-failure", STUCK, PAUSING),
+        ("on-failure", WELL, EXITED),
+        ("on-failure", End(status=0), PAUSING),  # it was to serve, and never did
+        ("always", CRASH, PAUSING),
+        ("always", WELL, PAUSING),
+        ("never", CRASH, FAILED),
+        ("never", BROKEN, FAILED),
+        ("never", STUCK, FAILED),
+        ("never", WELL, EXITED),
+    ],
+)
+def test_what_follows(instance: Instance, restart: str, end: End, state: str) -> None:
+    assert verdict(instance, end, restart=restart).state == state
+
+
+def test_pauses_double_up_to_a_bound(instance: Instance) -> None:
+    pauses = [verdict(instance, CRASH, n, max_restarts=99).pause for n in range(9)]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert verdict(instance, CRASH, 98, max_restarts=99, restart_pause=0.5).pause == 60
+    assert verdict(instance, CRASH, 3, restart_pause=90).pause == 90
+
+
+def test_the_budget_ends(instance: Instance) -> None:
+    assert verdict(instance, CRASH, 4) == Verdict(
+        state=PAUSING,
+        reason="crash: killed by SIGKILL after it was ready",
+        failures=5,
+        pause=16,
+    )
+    over = verdict(instance, BROKEN, 5)
+    assert over.state == FAILED
+    assert over.reason == (
+        "failed start: exit status 7 before it was ready; given up after 5 restarts in a row"
+    )
+    assert verdict(instance, CRASH, 0, max_restarts=0).state == FAILED
+
+
+def test_a_steady_server_starts_anew(instance: Instance) -> None:
+    steady = replace(CRASH, was_steady=True)
+    assert verdict(instance, steady, 5) == verdict(instance, CRASH, 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (CRASH, "crash: killed by SIGKILL after it was ready"),
+        (replace(CRASH, status=3), "crash: exit status 3 after it was ready"),
+        (WELL, "ended: exit status 0"),
+        (BROKEN, "failed start: exit status 7 before it was ready"),
+        (STUCK, "stuck: no token within 5 s"),
+    ],
+)
+def test_the_end_in_words(instance: Instance, end: End, text: str) -> None:
+    assert verdict(instance, end).reason == text
