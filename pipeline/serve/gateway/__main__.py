@@ -1,0 +1,41 @@
+"""`python -m pipeline.serve.gateway FOLDER …`: the gateway of the configuration in FOLDER."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.say import say
+from pipeline.serve.fleet.state import Folder
+
+from .settings import Gateway
+
+
+def main() -> int:
+    """The exit status: 0 after a requested stop, 1 where it failed, 3 for wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.serve.gateway", description=__doc__)
+    default = Gateway()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--host", default=default.host)
+    parser.add_argument("--port", type=int, default=default.port)
+    parser.add_argument("--api-key-file")
+    parser.add_argument("--models", type=json.loads, default={}, help="JSON: pattern to name")
+    parser.add_argument("--hold-timeout", type=float, help="seconds")
+    parser.add_argument("--without-key", action="store_true")
+    told = vars(parser.parse_args())
+    at = Folder(told.pop("folder"))
+    try:
+        from .running import run
+
+        run(at, Gateway(**told))
+    except PipelineError as error:
+        say(str(error))
+        return 3 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

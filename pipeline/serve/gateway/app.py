@@ -1,0 +1,164 @@
+"""The paths, and what the gateway answers itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import httpx2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipeline.serve.fleet.state import Folder
+
+from . import answers, counters
+from .answers import Refused
+from .fleet import Target, View
+from .keys import Keys
+from .proxy import Proxy
+from .routing import PATHS
+from .settings import Gateway
+from .upstream import authorisation, client
+
+HERE = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"  # the only pages that may ask
+METRICS_SECONDS = 2.0
+OPEN = ("/health", "/v1/health")  # without a key
+
+
+class Guard:
+    """Lets nothing through without a key but /health."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, file: str | None) -> None:
+        self._app = app
+        self._keys = keys
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Request(scope).headers
+            allowed = self._file is None or self._keys.allow(self._file, headers)
+            scope["allowed"] = allowed
+            if not allowed and scope["path"] not in OPEN:
+                refused = Refused(401, "the API key is missing or wrong", "invalid_api_key")
+                anthropic = answers.is_anthropic(scope["path"], headers)
+                await answers.error(refused, anthropic=anthropic)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class Own:
+    """What the gateway answers itself."""
+
+    def __init__(self, view: View, keys: Keys, counted: counters.Counters, proxy: Proxy) -> None:
+        self._view = view
+        self._keys = keys
+        self._counted = counted
+        self._proxy = proxy
+
+    async def index(self, request: Request) -> Response:
+        """What this is."""
+        names = list(self._view.now().groups)
+        return JSONResponse({"name": "llama-pipeline gateway", "models": names})
+
+    async def health(self, request: Request) -> Response:
+        """The state of each instance, to those who have the key."""
+        detailed = request.scope["allowed"]
+        status, body = answers.health(self._view.now(), detailed=detailed)
+        return JSONResponse(body, status)
+
+    async def models(self, request: Request) -> Response:
+        """All names and aliases."""
+        return JSONResponse(answers.models(self._view.now()))
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        group = self._view.now().groups.get(name)
+        if not group:
+            raise Refused(404, f"there is no model {name}", "model_not_found")
+        return JSONResponse(answers.model(name, group))
+
+    async def telemetry(self, request: Request) -> Response:
+        """Taken, and forgotten."""
+        return JSONResponse({})
+
+    async def metrics(self, request: Request) -> Response:
+        """The gateway's counters and the metrics of all instances that give any."""
+        targets = self._view.now().targets
+        texts: dict[str, str] = {}
+        async with anyio.create_task_group() as group:
+            for target in targets:
+                if target.is_ready:
+                    group.start_soon(self._ask_metrics, target, texts)
+        texts = {one.name: texts[one.name] for one in targets if one.name in texts}
+        lines = [
+            *self._counted.lines(),
+            *counters.states({one.name: one.is_ready for one in targets}),
+            *counters.merged(texts),
+        ]
+        text = "\n".join(lines) + "\n"
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def _ask_metrics(self, target: Target, texts: dict[str, str]) -> None:
+        try:
+            answer = await self._proxy.client.get(
+                f"{target.instance.url}/metrics",
+                headers=authorisation(target.instance.api_key_file, self._keys),
+                timeout=METRICS_SECONDS,
+            )
+        except httpx2.TransportError:
+            return
+        if answer.status_code == 200:
+            texts[target.name] = answer.text
+
+
+def app(at: Folder, settings: Gateway) -> Starlette:
+    """The gateway of the configuration in `at`."""
+    view, keys, counted = View(at), Keys(), counters.Counters()
+    proxy = Proxy(view, keys, counted, settings)
+    own = Own(view, keys, counted, proxy)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with client() as proxy.client:
+            yield
+
+    async def refused(request: Request, why: Exception) -> Response:
+        path = request.scope["path"]
+        if isinstance(why, HTTPException):
+            told = f"there is no {path}" if why.status_code == 404 else why.detail
+            why = Refused(why.status_code, told)
+        elif not isinstance(why, Refused):
+            why = Refused(500, "the gateway failed; its log says why")
+        counted.requests["", why.status] += 1
+        anthropic = answers.is_anthropic(path, request.headers)
+        return answers.error(why, anthropic=anthropic)
+
+    return Starlette(
+        routes=[
+            *(Route(path, proxy, methods=["POST"]) for path in PATHS),
+            Route("/", own.index),
+            *(Route(path, own.health) for path in OPEN),
+            *(Route(path, own.models) for path in ("/v1/models", "/models")),
+            Route("/v1/models/{name:path}", own.model),
+            Route("/metrics", own.metrics),
+            # What Claude Code reports about itself.
+            Route("/api/event_logging/{rest:path}", own.telemetry, methods=["POST"]),
+            Route("/api/claude_code/{rest:path}", own.telemetry, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware, allow_origin_regex=HERE, allow_methods=["*"], allow_headers=["*"]
+            ),
+            Middleware(Guard, keys=keys, file=settings.api_key_file),
+        ],
+        exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
+        lifespan=lifespan,
+    )

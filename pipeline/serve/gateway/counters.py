@@ -1,0 +1,108 @@
+"""What the gateway counts, and the instances' own metrics, as one Prometheus text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
+PREFIX = "llama_gateway"
+SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?(\s+\S.*)$")
+
+
+class Counters:
+    """Counted by the name of the instance; empty for what reached none."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()  # by status too; 499: client gone
+        self.in_flight: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()  # bytes from clients
+        self.sent: Counter[str] = Counter()  # bytes to clients
+        self.failures: Counter[str] = Counter()  # no answer, or one cut short
+        self.held = 0
+        self._first: Counter[tuple[str, float]] = Counter()
+        self._first_sum: defaultdict[str, float] = defaultdict(float)
+
+    def first_byte(self, instance: str, seconds: float) -> None:
+        """Note the time from a whole request to its answer's first byte, waiting included."""
+        self._first_sum[instance] += seconds
+        bucket = next((edge for edge in BUCKETS if seconds <= edge), float("inf"))
+        self._first[instance, bucket] += 1
+
+    def lines(self) -> Iterator[str]:
+        """The counters as Prometheus text."""
+        yield from _head("requests_total", "counter", "Requests answered, by instance and status")
+        for (instance, status), count in sorted(self.requests.items()):
+            yield _line("requests_total", count, instance=instance, status=str(status))
+        for name, kind, text, counted in (
+            ("in_flight", "gauge", "Requests that an instance works on", self.in_flight),
+            ("received_bytes_total", "counter", "Bytes of requests", self.received),
+            ("sent_bytes_total", "counter", "Bytes of answers", self.sent),
+            ("failures_total", "counter", "Answers that failed or were cut", self.failures),
+        ):
+            yield from _head(name, kind, text)
+            for instance, count in sorted(counted.items()):
+                yield _line(name, count, instance=instance)
+        yield from _head("held", "gauge", "Requests that wait for an instance to load")
+        yield _line("held", self.held)
+        name = "first_byte_seconds"
+        yield from _head(name, "histogram", "Time to the first byte of an answer")
+        for instance, total in sorted(self._first_sum.items()):
+            count = 0
+            for edge in (*BUCKETS, float("inf")):
+                count += self._first[instance, edge]
+                shown = "+Inf" if edge == float("inf") else f"{edge:g}"
+                yield _line(f"{name}_bucket", count, instance=instance, le=shown)
+            yield _line(f"{name}_sum", total, instance=instance)
+            yield _line(f"{name}_count", count, instance=instance)
+
+
+def states(states: Mapping[str, bool]) -> Iterator[str]:
+    """Which instances are ready, as Prometheus text."""
+    yield from _head("instance_ready", "gauge", "Whether an instance is ready")
+    for name, ready in states.items():
+        yield _line("instance_ready", int(ready), instance=name)
+
+
+def merged(texts: Mapping[str, str]) -> Iterator[str]:
+    """The metrics of instances, each line with its instance, each metric once and in one piece."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for instance, text in texts.items():
+        family = ""
+        known = set(heads)
+        for line in text.splitlines():
+            words = line.split(None, 3)
+            if words[:2] in (["#", "HELP"], ["#", "TYPE"]) and len(words) > 2:
+                family = words[2]
+                if family not in known:
+                    heads.setdefault(family, []).append(line)
+                continue
+            sample = SAMPLE.match(line)
+            if sample:
+                name = family if family and sample[1].startswith(family) else sample[1]
+                heads.setdefault(name, [])
+                samples.setdefault(name, []).append(_labelled(sample, instance))
+    for family, head in heads.items():
+        yield from head
+        yield from samples.get(family, ())
+
+
+def _labelled(sample: re.Match[str], instance: str) -> str:
+    theirs = re.sub(r"(^|,)\s*instance=", r"\1exported_instance=", sample[2] or "").strip(", ")
+    labels = ",".join(filter(None, (f'instance="{_escaped(instance)}"', theirs)))
+    return f"{sample[1]}{{{labels}}}{sample[3]}"
+
+
+def _head(name: str, kind: str, text: str) -> Iterable[str]:
+    return f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} {kind}"
+
+
+def _line(name: str, value: float, **labels: str) -> str:
+    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    return f"{PREFIX}_{name}{told and f'{{{told}}}'} {value}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,90 @@
+"""What is asked of a gateway, and the gateway as one more instance."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import REPOSITORY
+from pipeline.serve.fleet.state import Folder
+from pipeline.serve.instance import Instance
+
+from .keys import Keys
+
+GATEWAY = "gateway"  # the engine, the kind and the name of its instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """`api_key_file` is an absolute path. `models` leads patterns of model names (`claude-*`) to
+    names that instances have. `hold_timeout` is the longest wait for an instance that loads, in
+    seconds; None: what the instance itself is given to become ready."""
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+    api_key_file: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    hold_timeout: float | None = None
+    without_key: bool = False  # said explicitly: open to everyone who reaches the address
+
+
+def check(settings: Gateway) -> None:
+    """Raise UsageError where it may not be started so."""
+    if settings.api_key_file is not None:
+        if not Keys().of(settings.api_key_file):
+            raise UsageError(
+                f"api_key_file={settings.api_key_file}: cannot be read, or holds no key",
+                "the file holds one key on each line",
+            )
+    elif not (settings.without_key or is_loopback(settings.host)):
+        raise UsageError(
+            f"host={settings.host}: other machines reach it, and there is no API key",
+            "name a file that holds one: api_key_file=…; or listen on 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def arguments(at: Folder, settings: Gateway) -> tuple[str, ...]:
+    """What follows the Python that runs it. No key, only the file that holds one."""
+    words = ["-m", __package__, str(at.path), "--host", settings.host]
+    words += ["--port", str(settings.port)]
+    if settings.api_key_file is not None:
+        words += ["--api-key-file", settings.api_key_file]
+    if settings.models:
+        words += ["--models", json.dumps(dict(settings.models))]
+    if settings.hold_timeout is not None:
+        words += ["--hold-timeout", str(settings.hold_timeout)]
+    if settings.without_key:
+        words.append("--without-key")
+    return tuple(words)
+
+
+def as_instance(at: Folder, settings: Gateway) -> Instance:
+    """The gateway of the configuration in `at`, for its supervisor."""
+    return Instance(
+        name=GATEWAY,
+        engine=GATEWAY,
+        kind=GATEWAY,
+        executable=sys.executable,
+        cmd=arguments(at, settings),
+        folder=str(REPOSITORY),
+        log_file=str(Path(at.path) / "gateway.log"),
+        host=settings.host,
+        port=settings.port,
+        api_key_file=settings.api_key_file,
+        restart="always",
+        ready_timeout=60,
+        stop_timeout=5,
+    )

@@ -1,0 +1,513 @@
+"""The gateway as a process, before stand-ins that behave and misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from conftest import free_port, wait_for
+from gateway_tools import Site, site, stop
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as one:
+        yield one
+
+
+def later(pool: ThreadPoolExecutor, here: Site, **more: Any) -> Any:
+    """A request in the background that is held by now."""
+    before = here.metric("llama_gateway_held")
+    request = pool.submit(here.chat, **more)
+    wait_for(lambda: here.metric("llama_gateway_held") > before or request.done())
+    return request
+
+
+# Passing through
+
+
+def test_body_and_headers_pass_untouched(here: Site) -> None:
+    here.upstream("chat", aliases=("alias",))
+    here.gateway()
+    body = b'{ "model":"alias",\n "x": 1.0e3, "\xc3\xbc": 1}'
+    headers = {"X-Mine": "1", "Connection": "X-Hop", "X-Hop": "1", "Accept-Encoding": "br"}
+    answer = httpx2.post(f"{here.url}/v1/responses?beta=true", content=body, headers=headers)
+    assert answer.status_code == 200 and answer.headers["x-upstream"] == "chat"
+    (request,) = here.events("chat", "request")
+    assert request["path"] == "/v1/responses?beta=true"
+    assert request["body"].encode("latin-1") == body
+    got = request["headers"]
+    assert got["x-mine"] == "1" and got["accept-encoding"] == "br" and "x-hop" not in got
+    assert got["host"] == f"127.0.0.1:{here.instances['chat'].port}"
+    assert "transfer-encoding" not in answer.headers
+    assert here.metric('llama_gateway_requests_total{instance="chat",status="200"}') == 1
+    assert here.metric('llama_gateway_received_bytes_total{instance="chat"}') == len(body)
+    assert here.metric('llama_gateway_sent_bytes_total{instance="chat"}') == len(answer.content)
+
+
+def test_the_name_that_vllm_serves_is_put_in(here: Site) -> None:
+    here.upstream("big", engine="vllm", aliases=("org/model", "other"))
+    here.gateway()
+    for model in ("big", "org/model", "OTHER"):
+        assert here.chat(model, length=None).status_code == 200
+    bodies = [json.loads(one["body"]) for one in here.events("big", "request")]
+    assert [one["model"] for one in bodies] == ["org/model"] * 3
+    assert bodies[0]["do"] == {"length": None}
+
+
+def test_errors_of_an_instance_are_passed_on(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    for status in (400, 429, 500, 503):
+        answer = here.chat(status=status)
+        assert answer.status_code == status and answer.json()["error"]["type"] == "some_error"
+    assert len(here.events("chat", "request")) == 4, "none is repeated"
+
+
+def test_events_come_one_by_one(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    body = {"model": "chat", "do": {"chunks": 20, "pause": 0.1}}
+    times = []
+    with httpx2.stream("POST", f"{here.url}/v1/completions", json=body, timeout=60) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                times.append(time.monotonic())
+    assert len(times) == 20
+    assert times[-1] - times[0] > 1, "they did not come in one piece at the end"
+
+
+def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    with socket.create_connection(("127.0.0.1", here.port)) as connection:
+        connection.sendall(
+            b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100000001\r\n\r\n{"
+        )
+        answer = b""
+        while block := connection.recv(4096):
+            answer += block
+    assert answer.startswith(b"HTTP/1.1 413 ") and b'"request_too_large"' in answer
+    big = {"model": "chat", "text": "x" * 5_000_000}
+    assert here.post("/v1/chat/completions", big).status_code == 200
+
+
+def test_a_body_without_a_length_is_counted(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+
+    def blocks(count: int) -> Iterator[bytes]:
+        yield b'{"model": "chat", "text": "'
+        for _ in range(count):
+            yield b"x" * 1_000_000
+        yield b'"}'
+
+    url = f"{here.url}/v1/chat/completions"
+    assert httpx2.post(url, content=blocks(3), timeout=60).status_code == 200
+    with contextlib.suppress(httpx2.WriteError):  # it may still be writing when it is refused
+        assert httpx2.post(url, content=blocks(101), timeout=60).status_code == 413
+    assert len(here.events("chat", "request")) == 1
+
+
+def test_a_transcription_is_routed_by_its_form(here: Site) -> None:
+    here.upstream("chat")
+    here.upstream("ears", engine="vllm", aliases=("whisper-1",))
+    here.gateway()
+    sound = os.urandom(100_000)
+    answer = httpx2.post(
+        f"{here.url}/v1/audio/transcriptions",
+        files={"file": ("a.wav", sound)},
+        data={"model": "EARS"},
+    )
+    assert answer.status_code == 200
+    (request,) = here.events("ears", "request")
+    body = request["body"].encode("latin-1")
+    assert sound in body and b"whisper-1" in body and b"EARS" not in body
+
+
+# Clients that go away
+
+
+def test_a_client_that_leaves_ends_its_stream(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    body = {"model": "chat", "do": {"chunks": 100_000, "pause": 0.02}}
+    with httpx2.stream("POST", f"{here.url}/v1/chat/completions", json=body) as answer:
+        next(answer.iter_lines())
+    wait_for(lambda: here.events("chat", "gone"))
+    wait_for(lambda: here.metric('llama_gateway_in_flight{instance="chat"}') == 0)
+
+
+def test_a_client_that_leaves_ends_its_wait_for_an_answer(here: Site) -> None:
+    here.upstream("chat", "--slow", 60)
+    here.gateway()
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{here.url}/v1/messages", json={"model": "chat"}, timeout=0.5)
+    wait_for(lambda: here.events("chat", "gone"))
+    wait_for(lambda: here.metric('llama_gateway_requests_total{instance="chat",status="499"}'))
+
+
+def test_a_client_that_leaves_is_not_held(here: Site) -> None:
+    here.upstream("chat", state="loading")
+    here.gateway()
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{here.url}/v1/messages", json={"model": "chat"}, timeout=0.5)
+    wait_for(lambda: here.metric("llama_gateway_held") == 0)
+    here.says("chat", "ready")
+    assert here.chat().status_code == 200
+    assert len(here.events("chat", "request")) == 1
+
+
+# Waiting
+
+
+@pytest.mark.parametrize("state", ["waiting", "loading", "pausing", "stopping"])
+def test_a_request_is_held_until_its_instance_is_ready(here: Site, state: str) -> None:
+    here.upstream("chat", state=state)
+    here.upstream("other")
+    here.gateway()
+    with ThreadPoolExecutor() as pool:
+        held = later(pool, here, model="chat")
+        assert here.chat("other").status_code == 200, "others are not"
+        assert not held.done()
+        here.says("chat", "ready")
+        assert held.result(30).json()["name"] == "chat"
+
+
+def test_a_request_waits_for_a_server_that_answers_that_it_loads(here: Site) -> None:
+    here.upstream("chat", "--loading", 1.5)
+    here.gateway()
+    assert here.chat().status_code == 200
+
+
+def test_what_failed_is_told_at_once_with_its_reason(here: Site) -> None:
+    here.add("chat", state="failed", aliases=("m",))
+    here.says("chat", "failed", "exit status 1:\n  | a secret of the log")
+    here.add("more", state="stopped", aliases=("m",))
+    here.gateway()
+    answer = here.chat("m")
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    told = answer.json()["error"]["message"]
+    assert "chat is failed: exit status 1; more is stopped" in told and "secret" not in told
+
+
+def test_a_held_request_ends_when_its_instance_fails(here: Site) -> None:
+    here.add("chat", state="loading")
+    here.gateway()
+    with ThreadPoolExecutor() as pool:
+        held = later(pool, here, model="chat")
+        here.says("chat", "failed", "out of memory")
+        answer = held.result(30)
+    assert answer.status_code == 503 and "out of memory" in answer.text
+
+
+def test_a_request_is_held_no_longer_than_said(here: Site) -> None:
+    here.add("chat", state="loading", ready_timeout=0.5)
+    here.gateway()
+    answer = here.chat()
+    assert answer.status_code == 503 and "within 0.5 s: chat is loading" in answer.text
+    stop(here.processes["gateway"])
+    here.change("chat", ready_timeout=600.0)
+    here.gateway("--hold-timeout", 0.25)
+    assert "within 0.25 s" in here.chat().text
+
+
+# Failing over
+
+
+def names(here: Site, count: int, model: str) -> Counter[str]:
+    return Counter(here.chat(model).json()["name"] for _ in range(count))
+
+
+def test_instances_of_one_alias_take_turns(here: Site) -> None:
+    here.upstream("a", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.upstream("c", aliases=("m",), state="loading")
+    here.gateway()
+    assert names(here, 10, "m") == {"a": 5, "b": 5}
+    assert names(here, 3, "b") == {"b": 3}
+    here.says("b", "stopping")
+    assert names(here, 4, "m") == {"a": 4}
+
+
+def test_the_one_with_less_to_do_is_asked(here: Site) -> None:
+    here.upstream("a", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.gateway()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(here.chat, "a", slow=600)
+        wait_for(lambda: here.events("a", "request"))
+        assert names(here, 5, "m") == {"b": 5}
+        here.kill("gateway")
+
+
+def test_an_instance_that_cannot_be_reached_is_passed_over(here: Site) -> None:
+    here.add("a", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.upstream("c", "--loading", 600, aliases=("m",))
+    here.gateway()
+    assert names(here, 6, "m") == {"b": 6}
+    assert here.metric('llama_gateway_failures_total{instance="a"}') >= 1
+    assert "POST /v1/chat/completions: a cannot be reached" in here.output()
+
+
+def test_one_that_dies_before_it_answers_is_replaced(here: Site) -> None:
+    here.upstream("a", "--die", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.gateway()
+    assert names(here, 3, "m") == {"b": 3}
+    assert len(here.events("a", "request")) == 1
+
+
+def test_a_request_that_kills_its_server_does_not_kill_all(here: Site) -> None:
+    for name in "abc":
+        here.upstream(name, aliases=("m",))
+    here.gateway()
+    answer = here.chat("m", die=True)
+    assert answer.status_code == 502 and "ended without an answer" in answer.text
+    assert sum(len(here.events(name, "request")) for name in "abc") == 2
+    assert here.chat("m").status_code == 200
+
+
+def test_nothing_is_repeated_after_the_first_byte(here: Site) -> None:
+    here.upstream("a", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.gateway()
+    told = here.chat("m", chunks=5, die_after=2).text
+    assert '"number": 1}' in told and '"number": 2}' not in told and "[DONE]" not in told
+    assert 'data: {"error": {"message": "a ended amid its answer"' in told
+    events = here.post(
+        "/v1/messages", {"model": "b", "do": {"chunks": 5, "die_after": 2, "pause": 0.01}}
+    )
+    assert 'event: error\ndata: {"type": "error"' in events.text
+    assert len(here.events("b", "request")) == 1
+
+
+def test_a_document_that_is_cut_short_breaks_the_connection(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    with pytest.raises(httpx2.RemoteProtocolError):
+        here.chat(length=1000)
+    assert "Traceback" not in here.output()
+    assert here.chat().status_code == 200
+
+
+def test_a_restart_is_waited_for(here: Site) -> None:
+    """The file still says ready when the server is already gone."""
+    here.upstream("chat")
+    here.gateway()
+    here.kill("chat")
+    with ThreadPoolExecutor() as pool:
+        held = later(pool, here, model="chat")
+        here.says("chat", "pausing")
+        here.run("chat")
+        here.says("chat", "loading")
+        assert not held.done()
+        here.says("chat", "ready")
+        assert held.result(30).json()["name"] == "chat"
+
+
+def test_one_that_is_said_to_be_ready_and_is_not_is_no_endless_wait(here: Site) -> None:
+    here.add("chat")
+    here.gateway()
+    answer = here.chat()
+    assert answer.status_code == 503
+    assert "no instance answers: chat cannot be reached" in answer.json()["error"]["message"]
+
+
+def test_a_server_that_comes_back_is_used_at_once(here: Site) -> None:
+    here.add("chat")
+    here.gateway()
+    with ThreadPoolExecutor() as pool:
+        held = later(pool, here, model="chat")
+        here.run("chat")
+        assert held.result(30).status_code == 200
+
+
+# Keys and origins
+
+
+def test_no_path_but_health_answers_without_the_key(here: Site) -> None:
+    (here.path / "key").write_text("right-ü\n")
+    (here.path / "own").write_text("of-the-instance\n")
+    here.upstream("chat", api_key_file=str(here.path / "own"))
+    here.upstream("bare")
+    here.gateway("--api-key-file", here.path / "key")
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("GET", "/nothing"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/api/event_logging/batch"),
+    ):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "right"}):
+            answer = httpx2.request(method, here.url + path, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["type"] == "authentication_error"
+    assert here.get("/health").json() == {"status": "ok"}
+    bearer = {"Authorization": b"Bearer right-\xc3\xbc"}
+    anthropic = {"x-api-key": b"right-\xc3\xbc"}
+    assert "instances" in here.get("/health", headers=bearer).json()
+    for model in ("chat", "bare"):
+        for headers in (bearer, anthropic):
+            assert here.post("/v1/messages", {"model": model}, headers=headers).status_code == 200
+    for request in here.events("chat", "request"):
+        assert request["headers"]["authorization"] == "Bearer of-the-instance"
+        assert "x-api-key" not in request["headers"]
+    for request in here.events("bare", "request"):
+        assert not {"authorization", "x-api-key"} & set(request["headers"])
+    assert "right" not in here.output()
+
+
+def test_only_pages_of_this_machine_get_answers(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    path, allow = "/v1/models", "access-control-allow-origin"
+    for origin in ("http://localhost", "https://localhost:3000", "http://[::1]:80"):
+        assert here.get(path, headers={"Origin": origin}).headers[allow] == origin
+    for origin in ("http://evil.example", "http://localhost.evil.example", "null"):
+        assert allow not in here.get(path, headers={"Origin": origin}).headers
+        answer = here.post("/v1/chat/completions", {"model": "chat"}, headers={"Origin": origin})
+        assert allow not in answer.headers, "the instance's own is not passed on"
+    asked = {"Origin": "http://localhost:1", "Access-Control-Request-Method": "POST"}
+    answer = httpx2.options(f"{here.url}/v1/messages", headers=asked)
+    assert answer.status_code == 200 and answer.headers[allow] == "http://localhost:1"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("--host", "0.0.0.0"), 3, "there is no API key"),
+        (("--api-key-file", "/nowhere/key"), 3, "cannot be read"),
+    ],
+)
+def test_it_refuses_to_start(here: Site, words: tuple[str, ...], status: int, text: str) -> None:
+    with pytest.raises(AssertionError, match=text):
+        here.gateway(*words)
+    assert here.processes["gateway"].wait() == status
+
+
+def test_a_port_in_use_is_told(here: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        here.port = taken.getsockname()[1]
+        here.url = f"http://127.0.0.1:{free_port()}"
+        with pytest.raises(AssertionError, match="is in use"):
+            here.gateway()
+    assert here.processes["gateway"].wait() == 1
+
+
+# Its own answers
+
+
+def test_its_own_paths(here: Site) -> None:
+    here.upstream("chat", aliases=("org/alias",))
+    here.add("search", kind="embedding", state="loading")
+    here.gateway()
+    assert here.get("/").json()["models"] == ["chat", "org/alias", "search"]
+    assert here.get("/health").json() == {
+        "status": "degraded",
+        "instances": {"chat": {"state": "ready"}, "search": {"state": "loading"}},
+    }
+    assert here.get("/v1/models/org/alias").json()["instances"] == ["chat"]
+    assert here.get("/v1/models/none").status_code == 404
+    assert here.get("/nothing").json()["error"]["message"] == "there is no /nothing"
+    assert here.get("/v1/messages").json()["type"] == "error"
+    assert here.post("/api/event_logging/batch", {"events": []}).status_code == 200
+    answer = httpx2.post(f"{here.url}/v1/embeddings", content=b'{"model": "\\ud800"}')
+    assert answer.status_code == 404, "no valid text, and no failure"
+    answer = here.post("/v1/embeddings", {"model": "searh"})
+    assert answer.status_code == 404 and "did you mean search?" in answer.text
+
+
+def test_metrics_of_all(here: Site) -> None:
+    here.upstream("a")
+    here.upstream("b")
+    here.add("c")
+    here.add("d", state="loading")
+    here.gateway()
+    assert here.chat("a").status_code == 200
+    text = here.get("/metrics").text
+    for line in (
+        'llamacpp:tokens_total{instance="a"} 12345678',
+        'llamacpp:tokens_total{instance="b"} 12345678',
+        'latency_bucket{instance="a",le="0.5",exported_instance="inner"} 3',
+        'llama_gateway_first_byte_seconds_count{instance="a"} 1',
+        'llama_gateway_instance_ready{instance="d"} 0',
+    ):
+        assert f"\n{line}\n" in text
+    heads = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(heads) == len(set(heads))
+
+
+def test_patterns_lead_to_a_model(here: Site) -> None:
+    here.upstream("chat")
+    here.upstream("other")
+    here.gateway("--models", json.dumps({"claude-*": "chat"}))
+    assert here.post("/v1/messages", {"model": "claude-opus-9"}).json()["name"] == "chat"
+    (request,) = here.events("chat", "request")
+    assert "claude-opus-9" in request["body"], "llama-server takes any name"
+
+
+def test_instances_come_and_go_without_a_restart(here: Site) -> None:
+    here.upstream("a")
+    here.gateway()
+    assert here.chat("b").status_code == 404
+    here.upstream("b")
+    assert here.chat("b").status_code == 200
+    del here.instances["a"]
+    here.write()
+    assert here.chat("a").status_code == 404
+
+
+# Its end
+
+
+def test_it_ends_soon_even_amid_streams(here: Site) -> None:
+    here.upstream("chat")
+    here.add("slow", state="loading")
+    here.gateway()
+    body = {"model": "chat", "do": {"chunks": 100_000, "pause": 0.02}}
+    came = threading.Event()
+
+    def read() -> None:
+        with httpx2.stream("POST", f"{here.url}/v1/chat/completions", json=body) as answer:
+            for _ in answer.iter_lines():
+                came.set()
+
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(read)
+        held = later(pool, here, model="slow")
+        assert came.wait(30)
+        begin = time.monotonic()
+        assert stop(here.processes["gateway"]) == 0
+        assert time.monotonic() - begin < 5
+        assert isinstance(stream.exception(30), httpx2.TransportError)
+        assert held.result(30).status_code == 503 and "the gateway stops" in held.result().text
+    assert "Traceback" not in here.output()
+    wait_for(lambda: here.events("chat", "gone"))
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", here.port)) != 0
+
+
+def test_many_at_once(here: Site) -> None:
+    here.upstream("a", aliases=("m",))
+    here.upstream("b", aliases=("m",))
+    here.gateway()
+    with ThreadPoolExecutor(32) as pool:
+        told = list(pool.map(lambda n: here.chat("m", chunks=3, pause=0.05, n=n), range(96)))
+    assert all(one.text.endswith("[DONE]\n\n") for one in told)
+    assert {len(here.events(name, "request")) for name in "ab"} <= set(range(30, 67))
+    assert here.metric('llama_gateway_in_flight{instance="a"}') == 0
