@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pipeline.tasks import bins_tasks as bins
 from pipeline.tasks import doit_tasks as tasks
+from pipeline.tasks import fleet_tasks as fleet
 from pipeline.tasks.reporting import Reporter
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Task, Tasks
 
 DOIT_CONFIG = {
     "backend": "sqlite3",
@@ -60,14 +61,14 @@ def task_recipe() -> Task:
     return bins.recipe(steps)
 
 
-def task_resolve() -> Task:
+def task_resolve() -> Tasks:
     """find out which files model= means"""
-    return tasks.resolve(steps)
+    return tasks.each(steps, tasks.resolve)
 
 
-def task_fetch() -> Task:
+def task_fetch() -> Tasks:
     """download the model's files"""
-    return tasks.fetch(steps)
+    return tasks.each(steps, tasks.fetch)
 
 
 def task_converter() -> Task:
@@ -75,14 +76,14 @@ def task_converter() -> Task:
     return tasks.converter(steps)
 
 
-def task_convert() -> Task:
+def task_convert() -> Tasks:
     """convert safetensors to GGUF"""
-    return tasks.convert(steps)
+    return tasks.each(steps, tasks.convert)
 
 
-def task_quantize() -> Task:
+def task_quantize() -> Tasks:
     """quantize the GGUF to quant= (q4_k_m)"""
-    return tasks.quantize(steps)
+    return tasks.each(steps, tasks.quantize)
 
 
 def task_prepare() -> Task:
@@ -93,6 +94,36 @@ def task_prepare() -> Task:
 def task_serve() -> Task:
     """serve model= in the foreground, preparing it if needed"""
     return tasks.serve(steps)
+
+
+def task_up() -> Task:
+    """start the servers of config= in the background, and say when each is ready"""
+    return fleet.up(steps)
+
+
+def task_ps() -> Task:
+    """list the servers that are up"""
+    return fleet.ps(steps)
+
+
+def task_logs() -> Task:
+    """print the log of name=; follow=1 stays with it"""
+    return fleet.logs(steps)
+
+
+def task_down() -> Task:
+    """stop the servers of config=, or name= alone"""
+    return fleet.down(steps)
+
+
+def task_gateway() -> Task:
+    """serve one address for all servers of config=, in the foreground"""
+    return fleet.gateway(steps)
+
+
+def task_systemd() -> Task:
+    """print a unit that keeps the servers of config= up"""
+    return fleet.systemd(steps)
 
 
 def task_lock() -> Task:
@@ -140,14 +171,24 @@ def task__compiler() -> Task:
     return bins.compiler(steps)
 
 
-def task__settle() -> Task:
+def task__config() -> Task:
+    """say what is wrong with config= before any work"""
+    return fleet.config(steps)
+
+
+def task__options() -> Task:
+    """hold the options in config= against the llama-server that will run"""
+    return fleet.options(steps)
+
+
+def task__settle() -> Tasks:
     """hash the served file once where it was copied or restored"""
-    return tasks.settle(steps)
+    return tasks.each(steps, tasks.settle)
 
 
-def task__frozen() -> Task:
+def task__frozen() -> Tasks:
     """with frozen=1: hold what was made against pipeline.lock"""
-    return tasks.frozen(steps)
+    return tasks.each(steps, tasks.frozen)
 
 
 def task__lockable() -> Task:

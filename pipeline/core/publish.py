@@ -90,6 +90,21 @@ def publish_text(target: Path, text: str) -> None:
         made.unlink(missing_ok=True)
 
 
+def publish_same(file: Path, target: Path) -> None:
+    """Publish `file` under another name too: a link where the disk allows it, else a copy."""
+    made = part(target)
+    remove(made)
+    try:
+        try:
+            os.link(file, made)
+        except OSError:
+            require_space(target.parent, file.stat().st_size)
+            shutil.copyfile(file, made)
+        publish_file(made, target)
+    finally:
+        remove(made)
+
+
 def publish_folder(made: Path, target: Path) -> None:
     """Put the finished folder `made` in the place of `target`, in the same parent folder."""
     for path in (*made.rglob("*"), made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 def say(text: str) -> None:
@@ -17,6 +18,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows in columns as wide as they need, two spaces between them; the last may be of any
+    length."""
+    told = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[n]) for row in told) for n in range(len(told[0]))] if told else []
+    lines = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in told)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plural(count: int, noun: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from doit import doit_cmd
 from doit.exceptions import InvalidDodoFile, TaskFailed
@@ -16,17 +17,34 @@ from pipeline.core.say import say
 from pipeline.models import quants
 from pipeline.serve import launch
 
-from . import checking, doing, locking, planning, resolving, serving, undoing, verifying
+from . import (
+    checking,
+    doing,
+    fleet_tasks,
+    locking,
+    planning,
+    resolving,
+    serving,
+    undoing,
+    verifying,
+)
 from .order import after_resolve, comes_first, lacks_model
 from .reporting import guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
-from .task import Task, task
+from .task import Task, Tasks, task
 from .variables import request
 
 # doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
 # what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
 PREPARED_FOR = ["_check", "_compiler", "resolve", "source", "build_bins"]
 PREPARATION = [*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize"]
+
+
+def each(steps: Steps, make: Callable[[Steps], Task]) -> Tasks:
+    """A step of the model that is named, or one for each model of a configuration."""
+    if steps.configured is None:
+        return make(steps)
+    return ({**make(model), "name": name} for name, model in steps.models.items())
 
 
 def start() -> Steps:
@@ -43,9 +61,15 @@ def start() -> Steps:
         )
     given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}
     try:
-        return Steps(request(given))
+        steps = Steps(request(given))
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
+    if steps.request.many.source:
+        from .configured import Configured
+
+        steps.configured = Configured(steps, given)
+        steps.models = steps.configured.models
+    return steps
 
 
 def asks_before_building(steps: Steps) -> bool:
@@ -64,7 +88,7 @@ def resolve(steps: Steps) -> Task:
         after=["_check", *comes_first(steps)],
         clean=lambda: undoing.clean_resolve(steps),
         forget=lambda: undoing.forget_resolve(steps),  # its answer is its receipt
-        lacks_model=lacks_model(steps),
+        lacks=lacks_model(steps),
     )
 
 
@@ -76,7 +100,7 @@ def fetch(steps: Steps) -> Task:
         after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
         clean=lambda: undoing.clean(steps, "fetch"),
         forget=lambda: undoing.forget(steps, "fetch"),
-        lacks_model=lacks_model(steps),
+        lacks=lacks_model(steps),
     )
 
 
@@ -97,7 +121,7 @@ def convert(steps: Steps) -> Task:
         after=PREPARATION[:-2],
         clean=lambda: undoing.clean(steps, "convert"),
         forget=lambda: undoing.forget(steps, "convert"),
-        lacks_model=lacks_model(steps),
+        lacks=lacks_model(steps),
     )
 
 
@@ -108,7 +132,7 @@ def quantize(steps: Steps) -> Task:
         after=PREPARATION[:-1],
         clean=lambda: undoing.clean(steps, "quantize"),
         forget=lambda: undoing.forget(steps, "quantize"),
-        lacks_model=lacks_model(steps),
+        lacks=lacks_model(steps),
     )
 
 
@@ -116,21 +140,23 @@ def prepare(steps: Steps) -> Task:
     return {
         "actions": None,
         "task_dep": ["_frozen"],
-        "meta": {"lacks_model": lacks_model(steps)},
+        "meta": {"lacks": lacks_model(steps)},
     }
 
 
 def serve(steps: Steps) -> Task:
+    if steps.configured:
+        return fleet_tasks.serve(steps)
     return task(
         lambda: serving.serve(steps),
         after=["_port", *(["_flags"] if steps.request.settings.server else []), "_frozen"],
-        lacks_model=lacks_model(steps),
+        lacks=lacks_model(steps),
     )
 
 
 def lock(steps: Steps) -> Task:
     return task(
-        lambda: locking.lock(steps), after=["_lockable", "_frozen"], lacks_model=lacks_model(steps)
+        lambda: locking.lock(steps), after=["_lockable", "_frozen"], lacks=lacks_model(steps)
     )
 
 
@@ -139,7 +165,15 @@ def lockable(steps: Steps) -> Task:
 
 
 def plan(steps: Steps) -> Task:
-    return task(lambda: planning.plan(steps), lacks_model=lacks_model(steps))
+    def run() -> None:
+        if steps.configured is None:
+            planning.plan(steps)
+            return
+        from . import fleet_plan
+
+        fleet_plan.plan(steps.configured)
+
+    return task(run, lacks=lacks_model(steps))
 
 
 def verify(steps: Steps) -> Task:
@@ -185,12 +219,13 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     def run() -> None:
-        checking.check(steps)
-        locking.require(steps, before=True)
-        if asks_before_building(steps):
-            resolving.listing(steps)
+        for model in (*steps.models.values(),) or (steps,):
+            checking.check(model)
+            locking.require(model, before=True)
+            if asks_before_building(model):
+                resolving.listing(model)
 
-    return task(run)
+    return task(run, after=["_config"] if steps.configured else [])
 
 
 def frozen(steps: Steps) -> Task:

@@ -7,8 +7,18 @@ from pipeline.models import quants
 from .steps import Steps
 
 
-def lacks_model(steps: Steps) -> bool:
-    return steps.request.reference is None
+def lacks_model(steps: Steps) -> str:
+    """What has to be said yet, for what works on models."""
+    if steps.request.reference or steps.configured:
+        return ""
+    return "which model? Say model=… (model=demo for a first try)"
+
+
+def lacks_config(steps: Steps) -> str:
+    """What has to be said yet, for what works on many servers."""
+    if steps.configured:
+        return ""
+    return "which servers? Say config=… (configs/ has examples) or profile=…"
 
 
 def comes_first(steps: Steps) -> list[str]:
@@ -23,4 +33,5 @@ def comes_first(steps: Steps) -> list[str]:
 
 def after_resolve(steps: Steps, step: str) -> list[str]:
     """`resolve`, unless it needs `step` itself."""
-    return [] if lacks_model(steps) or step in comes_first(steps) else ["resolve"]
+    needed = any(step in comes_first(model) for model in steps.models.values())
+    return [] if needed or not steps.models else ["resolve"]

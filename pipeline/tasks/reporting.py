@@ -32,12 +32,10 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         super().__init__(sys.stderr, options)
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
-        """Before any work: what is selected must know its model."""
+        """Before any work: what is selected must know its model, or its configuration."""
         for name in selected_tasks:
-            if (tasks[name].meta or {}).get("lacks_model"):
-                raise InvalidDodoFile(
-                    f"{name}: which model? Say model=… (model=demo for a first try)"
-                )
+            if lacks := (tasks[name].meta or {}).get("lacks"):
+                raise InvalidDodoFile(f"{name}: {lacks}")
 
     def complete_run(self) -> None:
         """Failures were told when they happened."""

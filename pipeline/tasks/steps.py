@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bins import source
 from pipeline.bins.binaries import Binaries
@@ -34,14 +34,20 @@ from pipeline.models.resolve import Resolved
 from .programs import Programs
 from .variables import Request
 
+if TYPE_CHECKING:
+    from .configured import Configured
+
 
 class Steps:
     """All steps for one request. Nothing is looked up before it is asked for."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, programs: Programs | None = None) -> None:
         self.request = request
         self.home = paths.home()
-        self.programs = Programs(request, self.home, lambda: self.llama_cpp)
+        self.programs = programs or Programs(request, self.home, lambda: self.llama_cpp)
+        # by name: the one model of a request, or those of a configuration's instances
+        self.models: Mapping[str, Steps] = {"": self} if request.reference else {}
+        self.configured: Configured | None = None
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
@@ -167,9 +173,8 @@ class Steps:
 
     def source_is_done(self) -> bool:
         """On disk; or not needed, because neither a build nor a conversion will read it."""
-        needs = self.needs()
         builds = self.programs.are_compiled and not self.bins_are_done()
-        if needs is not None and not needs.convert and not builds:
+        if self.models and not builds and all(m.convert_is_done() for m in self.models.values()):
             return True
         return source.is_current(self.llama_cpp)
 
@@ -184,8 +189,8 @@ class Steps:
         return needs is not None and not needs.fetch
 
     def converter_is_done(self) -> bool:
-        """Made; or not needed, because the model at hand is not converted."""
-        if self.request.reference and self.convert_is_done():
+        """Made; or not needed, because no model at hand is converted."""
+        if self.models and all(model.convert_is_done() for model in self.models.values()):
             return True
         return not self.request.again and converter.is_current(self.home)
 

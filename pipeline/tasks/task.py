@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.core.say import say
@@ -10,6 +10,7 @@ from pipeline.core.say import say
 from .reporting import checked, guarded
 
 Task = dict[str, Any]
+Tasks = Task | Iterator[Task]
 
 
 def task(
@@ -19,15 +20,16 @@ def task(
     after: list[str] | None = None,
     clean: Callable[[], None] | None = None,
     forget: Callable[[], None] | None = None,
-    lacks_model: bool = False,
+    lacks: str = "",
 ) -> Task:
-    """A doit task that prints live, and whose `done` alone decides whether it runs."""
+    """A doit task that prints live, and whose `done` alone decides whether it runs. `lacks` says
+    what the command line has to name for it."""
     return {
         "actions": [guarded(action)],
         "uptodate": [checked(done) if done else False],
         "task_dep": after or [],
         "clean": [guarded_clean(clean)] if clean else [],
-        "meta": {"forget": forget, "lacks_model": lacks_model},
+        "meta": {"forget": forget, "lacks": lacks},
         "io": {"capture": False},
         "verbosity": 2,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.models.chain import Wanted, require_makeable
 from pipeline.models.choice import Wish
 from pipeline.models.reference import Reference, existing, parse
 from pipeline.serve.launch import Settings
+
+from . import many
+from .many import Many
 
 SERVER = "server."
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
@@ -71,6 +75,7 @@ TABLE = (
     Variable("frozen", flag),
     Variable("offline", flag),
     Variable("format", choice("text", "json")),
+    *many.TABLE,
 )
 
 
@@ -93,6 +98,7 @@ class Request:
     json: bool = False
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
+    many: Many = field(default_factory=Many)
 
     @property
     def again(self) -> bool:
@@ -200,6 +206,7 @@ def request(given: Mapping[str, str]) -> Request:
         json=word("format", "text") == "json",
         pkg=file("pkg"),
         into=absolute(word("into")) if "into" in values else None,
+        many=many.many(values, os.environ, MODEL_NAMES),
     )
 
 

@@ -1,0 +1,74 @@
+"""The steps of many servers, as the dicts that doit wants. What they do is loaded when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from pipeline.core.say import say
+
+from .many import ROUTER
+from .order import lacks_config
+from .steps import Steps
+from .task import Task, task
+
+
+def action(steps: Steps, module: str, name: str) -> Callable[[], None]:
+    """The function of a module beside this one, called with `steps`."""
+    return lambda: getattr(import_module(f"{__package__}.{module}"), name)(steps)
+
+
+def ready_to_run(steps: Steps) -> list[str]:
+    """What has to be there before anything is started."""
+    if steps.configured is None:
+        return []
+    return ["_config", *built(steps), *(["_frozen"] if steps.models else []), "_options"]
+
+
+def built(steps: Steps) -> list[str]:
+    """The step that makes llama-server, where none is found elsewhere."""
+    return ["build_bins"] if steps.configured and steps.configured.needs_programs else []
+
+
+def up(steps: Steps) -> Task:
+    run = action(steps, "running", "up")
+    return task(run, after=ready_to_run(steps), lacks=lacks_config(steps))
+
+
+def serve(steps: Steps) -> Task:
+    return task(action(steps, "running", "serve"), after=ready_to_run(steps))
+
+
+def ps(steps: Steps) -> Task:
+    return task(action(steps, "listing", "ps"))
+
+
+def logs(steps: Steps) -> Task:
+    return task(action(steps, "listing", "logs"))
+
+
+def down(steps: Steps) -> Task:
+    return task(action(steps, "listing", "down"))
+
+
+def gateway(steps: Steps) -> Task:
+    its_own = steps.request.many.engine == ROUTER  # then there is nothing but the router
+    after = ready_to_run(steps) if its_own else []
+    return task(action(steps, "gateways", "run"), after=after, lacks=lacks_config(steps))
+
+
+def systemd(steps: Steps) -> Task:
+    after = ["_config"] if steps.configured else []
+    return task(action(steps, "running", "systemd"), after=after, lacks=lacks_config(steps))
+
+
+def config(steps: Steps) -> Task:
+    return task(lambda: steps.configured.check() if steps.configured else None)
+
+
+def options(steps: Steps) -> Task:
+    def run() -> None:
+        if steps.configured:
+            steps.configured.check(say)
+
+    return task(run, after=["_config", *built(steps)])

@@ -1,0 +1,141 @@
+"""The gateway of a configuration: beside its instances, in the foreground, or another program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core import process
+from pipeline.core.errors import PipelineError
+from pipeline.core.publish import publish_text
+from pipeline.core.say import say
+from pipeline.serve.instance import Instance
+
+from . import many
+from .configured import Configured, require
+from .steps import Steps
+
+if TYPE_CHECKING:
+    from pipeline.serve.config import api_keys
+    from pipeline.serve.gateway.settings import Gateway
+
+
+def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
+    """What the file says of the gateway, and over it the command line; and its key, if one has to
+    be written for it. Raises PipelineError."""
+    from pipeline.serve.config import api_keys
+    from pipeline.serve.gateway import settings as gateways
+
+    table, given = configured.configuration.gateway, configured.steps.request
+    host = given.settings.host if "host" in configured.given else table.host
+    file = given.settings.api_key_file or (table.api_key_file and Path(table.api_key_file))
+    is_open = file is None and table.api_key == api_keys.NONE
+    key = api_keys.Key()
+    if file is None and not is_open:
+        if table.api_key:
+            key = api_keys.Key(configured.keys / "gateway.given.key", f"{table.api_key}\n")
+        elif not gateways.is_loopback(host):
+            key = api_keys.Key(configured.keys / "gateway.key", is_made=True)
+        file = key.path
+    told = gateways.Gateway(
+        host=host,
+        port=given.settings.port if "port" in configured.given else table.port,
+        api_key_file=str(file) if file else None,
+        models=table.models,
+        hold_timeout=table.hold_timeout,
+        without_key=is_open,
+    )
+    return told, key
+
+
+def ready(configured: Configured) -> Gateway:
+    """The same, with its key written. Raises PipelineError."""
+    from pipeline.serve.config import api_keys
+    from pipeline.serve.gateway.settings import check
+
+    told, key = settings(configured)
+    if done := api_keys.write(key):
+        say(f"gateway: others can reach it, so {done}: {key.path}")
+    check(told)
+    return told
+
+
+def instance(configured: Configured) -> Instance:
+    """The gateway as one more that the supervisor keeps. Raises PipelineError."""
+    from pipeline.serve.gateway.settings import as_instance
+
+    return as_instance(configured.at, settings(configured)[0])
+
+
+def run(steps: Steps) -> None:
+    """Serve in the foreground until asked to stop. Raises PipelineError."""
+    from pipeline.serve.fleet import control
+
+    configured = require(steps)
+    configured.check(strict=False)
+    told, wish = ready(configured), configured.wish
+    if wish.engine == many.ROUTER:
+        router(configured, told)
+        return
+    if not control.is_running(configured.at):
+        say(f"warning: nothing of {configured.configuration.label} is up: doit up")
+    if wish.engine == many.LITELLM:
+        litellm(configured, told)
+    else:
+        from pipeline.serve.gateway import running
+
+        running.run(configured.at, told)
+
+
+def litellm(configured: Configured, told: Gateway) -> None:
+    """LiteLLM's proxy for the instances. Raises PipelineError where it is not installed."""
+    import yaml
+
+    from pipeline.serve.gateway.litellm import litellm_config
+
+    made = litellm_config(configured.instances(), told)
+    file = _written(configured, "litellm.yaml", yaml.safe_dump(dict(made.config)))
+    program = shutil.which("litellm")
+    if program is None:
+        raise PipelineError(
+            "litellm: there is no such program on PATH", "install it: pipx install 'litellm[proxy]'"
+        )
+    keys = {name: _first_line(Path(path)) for name, path in made.key_files.items()}
+    words = [program, "--config", str(file), "--host", told.host, "--port", str(told.port)]
+    _stay([*words, "--telemetry", "False"], {**os.environ, **keys})
+
+
+def router(configured: Configured, told: Gateway) -> None:
+    """llama-server's own router for the instances. Raises PipelineError where they do not fit."""
+    from pipeline.serve.gateway.router import router_arguments, router_preset
+    from pipeline.serve.launch import clean_environment
+
+    instances = configured.instances()
+    file = _written(configured, "router.ini", router_preset(instances))
+    words = [str(configured.server), *router_arguments(file, len(instances), told)]
+    env = clean_environment(os.environ, configured.steps.home.run / "xdg")
+    _stay(words, {**env, **instances[0].env})
+
+
+def _written(configured: Configured, name: str, text: str) -> Path:
+    file = configured.at.path / name
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    publish_text(file, text)
+    say(f"wrote {file}")
+    return file
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except OSError as error:
+        raise PipelineError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _stay(words: Sequence[str], env: Mapping[str, str]) -> None:
+    status = process.attached(words, env=env)
+    if status:
+        raise PipelineError(f"{Path(words[0]).name} ended with {status}")

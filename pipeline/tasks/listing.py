@@ -1,0 +1,128 @@
+"""`ps`, `logs`, `down`: the servers that are up, listed, read, stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.core.say import say, size, table
+from pipeline.serve.fleet import state
+from pipeline.serve.fleet.state import READY, Folder
+
+from .steps import Steps
+
+if TYPE_CHECKING:
+    from pipeline.serve.fleet.looking import Row
+
+
+def ps(steps: Steps) -> None:
+    """List the instances of the configuration, or of all that there are."""
+    show(steps, folders(steps))
+
+
+def show(steps: Steps, places: Sequence[Folder], *, reasons: bool = True) -> None:
+    """Print a table, or JSON."""
+    from pipeline.serve.fleet import looking
+
+    rows = [row for at in places for row in looking.ps(at) if is_named(steps, row.name)]
+    if steps.request.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    elif rows:
+        told = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
+        print("\n".join([text(rows), *(told if reasons else [])]))
+    else:
+        say("nothing is up")
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The list for people."""
+    head = ("name", "engine", "model", "state", "since", "pid", "port", "restarts", "memory")
+    told: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s")]
+    for row in rows:
+        since = row.ready_since and time.strftime("%d %b %H:%M:%S", time.localtime(row.ready_since))
+        speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
+        sizes = [size(one) if one else "" for one in (row.memory, row.gpu_memory)]
+        told.append(
+            (
+                *(row.name, row.engine, row.model, row.state, since or "", row.pid or ""),
+                *(row.port, row.restarts, *sizes, speed),
+            )
+        )
+    return table(told)
+
+
+def logs(steps: Steps) -> None:
+    """Print the last lines of the logs, and with follow=1 what comes. Raises PipelineError."""
+    from pipeline.serve.fleet import logfile
+
+    wish, found = steps.request.many, files(steps)
+    if wish.follow and len(found) > 1:
+        raise UsageError("follow=1: follows one log", f"name=… one of {', '.join(found)}")
+    for name, (at, path) in found.items():
+        if len(found) > 1:
+            print(f"==> {name} <==")
+        over = functools.partial(is_over, at)
+        for line in logfile.lines(path, wish.lines, follow=wish.follow, over=over):
+            print(line, flush=wish.follow)
+
+
+def is_over(at: Folder) -> bool:
+    """Whether nobody writes to its logs any more."""
+    from pipeline.serve.fleet import control
+
+    return not control.is_running(at)
+
+
+def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
+    """The log of each instance that is meant, by name. Raises UsageError."""
+    found = {}
+    for at in folders(steps):
+        asked = state.read_wanted(at)
+        for one in asked.instances if asked else ():
+            found[one.name] = (at, Path(one.log_file))
+    names = steps.request.many.names or tuple(found)
+    wrong = [f"name={x}: is not up{did_you_mean(x, list(found))}" for x in names if x not in found]
+    if wrong or not found:
+        raise UsageError("\n".join(wrong) or "nothing is up", "`doit ps` lists what is there")
+    return {name: found[name] for name in names}
+
+
+def down(steps: Steps) -> None:
+    """Stop the instances that are named, or all of the configuration. Raises PipelineError."""
+    from pipeline.serve.fleet import control
+
+    names, places = steps.request.many.names, folders(steps)
+    if not steps.request.many.source and len(places) > 1:
+        raise UsageError(
+            "down: more than one configuration is up",
+            "say which: config=… is one of " + ", ".join(configs(places)),
+        )
+    ended = [name for at in places for name in control.down(at, names)]
+    if steps.request.json:
+        print(json.dumps(ended))
+    else:
+        say(f"stopped {', '.join(ended)}" if ended else "nothing was up")
+
+
+def folders(steps: Steps) -> list[Folder]:
+    """That of the configuration that is named, or else those of all that are up."""
+    if steps.request.many.source:
+        return [state.folder(steps.home, steps.request.many.source)]
+    from pipeline.serve.fleet import control
+
+    return [at for at in state.folders(steps.home) if control.is_running(at)]
+
+
+def configs(places: Sequence[Folder]) -> list[str]:
+    """The files that they stand for."""
+    return [asked.config for at in places if (asked := state.read_wanted(at))]
+
+
+def is_named(steps: Steps, name: str) -> bool:
+    return not steps.request.many.names or name in steps.request.many.names

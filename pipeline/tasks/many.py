@@ -1,0 +1,89 @@
+"""The variables of many servers: which file or profile asks for them, and what to do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import absolute
+from pipeline.core.variables import Variable, choice, flag, integer, text
+from pipeline.serve.instance import LLAMA_CPP, VLLM
+
+CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
+OVERRIDES = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_OVERRIDES", VLLM: "AUTO_INFER_VLLM_OVERRIDES"}
+PROFILE = "LLM_PROFILE_NAME"
+REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.yaml"
+LINES = 50  # of a log
+LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
+
+TABLE = (
+    Variable("config", text),
+    Variable("profile", text),
+    Variable("engine", choice(LLAMA_CPP, VLLM, LITELLM, ROUTER)),
+    Variable("name", text),
+    Variable("background", flag),
+    Variable("max_loading", integer(1, 10_000)),
+    Variable("dry_run", flag),
+    Variable("follow", flag),
+    Variable("lines", integer(0, 1_000_000)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Many:
+    """What the command line says about servers of a file; `config` is an absolute path."""
+
+    config: str = ""
+    profile: str = ""
+    engine: str = ""
+    names: tuple[str, ...] = ()
+    background: bool | None = None
+    max_loading: int | None = None
+    dry_run: bool = False
+    follow: bool = False
+    lines: int = LINES
+
+    @property
+    def source(self) -> str:
+        """What is asked for: the path of a file, or `profile:NAME`; empty where nothing is."""
+        return self.config or (f"profile:{self.profile}" if self.profile else "")
+
+
+def many(values: Mapping[str, object], environ: Mapping[str, str], models: Sequence[str]) -> Many:
+    """What is said here, or else in the environment, unless one of `models` names a model. Raises
+    UsageError."""
+    config, profile = str(values.get("config", "")), str(values.get("profile", ""))
+    engine = str(values.get("engine", ""))
+    named = [name for name in ("config", "profile", *models) if name in values]
+    if len(named) > 1 and named[0] not in models:
+        raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
+    if not named:
+        config, engine = _configured(engine, environ)
+        profile = "" if config else environ.get(PROFILE, "").strip()
+    limit, lines = values.get("max_loading"), values.get("lines")
+    background = values.get("background")
+    return Many(
+        config=str(absolute(config)) if config else "",
+        profile=profile,
+        engine=engine,
+        names=tuple(name for name in str(values.get("name", "")).split(",") if name.strip()),
+        background=background if isinstance(background, bool) else None,
+        max_loading=limit if isinstance(limit, int) else None,
+        dry_run=bool(values.get("dry_run", False)),
+        follow=bool(values.get("follow", False)),
+        lines=lines if isinstance(lines, int) else LINES,
+    )
+
+
+def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The file that the environment names for the engine, or for the first that has one."""
+    for one, name in CONFIGS.items():
+        if engine in ("", one, LITELLM, ROUTER) and (found := environ.get(name, "").strip()):
+            return found, engine or (one if one == VLLM else "")
+    return "", engine
+
+
+def registry(environ: Mapping[str, str]) -> str:
+    """The file of profiles, as the environment names it."""
+    return environ.get(REGISTRY, "").strip() or DEFAULT_REGISTRY

@@ -1,0 +1,80 @@
+"""Which file or profile is meant: what is said here wins over the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UsageError
+from pipeline.tasks.many import Many, many, registry
+
+MODELS = ("model", "hf_model")
+ENVIRON = {
+    "AUTO_INFER_LLAMA_CPP_CONFIG": "/llama.toml",
+    "AUTO_INFER_VLLM_CONFIG": "/vllm.toml",
+    "LLM_PROFILE_NAME": "small",
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+
+
+def source(given: dict[str, object], **environ: str) -> tuple[str, str]:
+    found = many(given, environ, MODELS)
+    return found.source, found.engine
+
+
+def test_nothing_is_meant() -> None:
+    assert many({}, {}, MODELS) == Many()
+    assert many({}, {"LLM_PROFILE_NAME": "  "}, MODELS).source == ""
+
+
+def test_what_is_said_wins(tmp_path: Path) -> None:
+    assert source({"config": "my.toml"}, **ENVIRON) == (str(tmp_path / "my.toml"), "")
+    assert source({"profile": "large"}, **ENVIRON) == ("profile:large", "")
+    assert source({"model": "demo"}, **ENVIRON) == ("", ""), "one model is meant"
+
+
+@pytest.mark.parametrize(
+    ("given", "without", "meant"),
+    [
+        ({}, (), ("/llama.toml", "")),
+        ({"engine": "vllm"}, (), ("/vllm.toml", "vllm")),
+        ({"engine": "llama.cpp"}, (), ("/llama.toml", "llama.cpp")),
+        ({"engine": "litellm"}, (), ("/llama.toml", "litellm")),
+        ({}, ("AUTO_INFER_LLAMA_CPP_CONFIG",), ("/vllm.toml", "vllm")),
+        ({}, ("AUTO_INFER_LLAMA_CPP_CONFIG", "AUTO_INFER_VLLM_CONFIG"), ("profile:small", "")),
+        ({}, tuple(ENVIRON), ("", "")),
+    ],
+)
+def test_the_environment(
+    given: dict[str, object], without: tuple[str, ...], meant: tuple[str, str]
+) -> None:
+    environ = {name: value for name, value in ENVIRON.items() if name not in without}
+    assert source(given, **environ) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"config": "a", "profile": "b"},
+        {"config": "a", "model": "b"},
+        {"profile": "a", "hf_model": "b"},
+    ],
+)
+def test_contradictions(given: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="contradict each other"):
+        many(given, {}, MODELS)
+
+
+def test_names_and_numbers() -> None:
+    told = many({"name": "a,b", "lines": 0, "max_loading": 2, "background": False}, {}, MODELS)
+    assert told == Many(names=("a", "b"), lines=0, max_loading=2, background=False)
+
+
+def test_the_registry() -> None:
+    assert registry({}) == "configs/llm_profiles.yaml"
+    assert registry({"LLM_PROFILES_CONFIG_PATH": "/p.yaml"}) == "/p.yaml"

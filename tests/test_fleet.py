@@ -1,0 +1,432 @@
+"""Many servers from one file, as users start, ask, watch and stop them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Doit, Run, free_port, get, post, wait_for
+
+pytestmark = pytest.mark.build
+MARKER = "LLAMA_PIPELINE_FLEET"
+
+
+def toml(tables: dict[str, dict[str, Any]]) -> str:
+    """The text of a file; JSON's texts, numbers and lists are TOML's too."""
+    lines = []
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+class Fleet:
+    """One file of instances on a home of its own; everything is stopped in the end."""
+
+    def __init__(self, doit: Doit, folder: Path) -> None:
+        self.doit, self.file = doit, folder / "models ü.toml"
+        self.tables: dict[str, dict[str, Any]] = {}
+
+    @property
+    def config(self) -> str:
+        return f"config={self.file}"
+
+    def write(self, tables: dict[str, dict[str, Any]]) -> None:
+        self.tables |= tables
+        self.file.write_text(toml(self.tables), encoding="utf-8")
+
+    def chat(self, name: str, gguf: Path, **server: Any) -> int:
+        """One more instance of the tiny model; its port."""
+        port = free_port()
+        self.write(
+            {
+                f"instance.{name}.model": {"ref": str(gguf)},
+                f"instance.{name}.server": {"port": port, "ctx_size": 512, **server},
+                f"instance.{name}.control": {
+                    "restart_pause": 0.1,
+                    "max_restarts": 2,
+                    "log_dir": str(self.doit.home / "logs"),
+                },
+            }
+        )
+        return port
+
+    def up(self, *words: str, status: int = 0) -> Run:
+        return self.doit("up", self.config, *words, status=status, timeout=120)
+
+    def ps(self) -> dict[str, dict[str, Any]]:
+        told = self.doit("ps", self.config, "format=json").json()
+        return {row["name"]: row for row in told}
+
+    def processes(self) -> list[psutil.Process]:
+        """What is left of it, the supervisor too."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                env = process.environ()
+                is_ours = MARKER in env and env.get("LLAMA_PIPELINE_HOME") == str(self.doit.home)
+            except (psutil.Error, OSError):
+                continue
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+
+@pytest.fixture
+def fleet(doit: Doit, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(doit, tmp_path)
+    yield fleet
+    doit("down", fleet.config, status=None)
+    assert fleet.processes() == []
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_servers_behind_one_address(fleet: Fleet, gguf: Path, converter: Path) -> None:
+    """Two chat servers and an embedder, asked with the clients that people use; one is killed,
+    one is broken; then nothing is left."""
+    import anthropic
+    import openai
+
+    ports = [fleet.chat(name, gguf, alias="chat") for name in ("first", "second")]
+    port, gateway = free_port(), free_port()
+    fleet.write(
+        {
+            "instance.embed.model": {"ref": "demo", "quant": "q8_0"},
+            "instance.embed.server": {"port": port},
+            "gateway": {"enable": True, "port": gateway},
+        }
+    )
+    told = fleet.up()
+    assert {line.partition(":")[0] for line in told.err.splitlines() if ": ready at" in line} == {
+        *("first", "second", "embed", "gateway")
+    }
+    before = fleet.ps()
+    assert {row["state"] for row in before.values()} == {"ready"}
+    assert before["embed"]["memory"] > 1_000_000
+
+    url = f"http://127.0.0.1:{gateway}"
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    said: list[Any] = [{"role": "user", "content": "hello there"}]
+    whole = client.chat.completions.create(model="chat", messages=said, max_tokens=8)
+    assert whole.usage and whole.usage.completion_tokens == 8
+    stream = client.chat.completions.create(model="chat", messages=said, max_tokens=8, stream=True)
+    assert len(list(stream)) >= 8
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    asked = client.chat.completions.create(
+        model="chat", messages=said, max_tokens=8, tools=[tool], tool_choice="auto"
+    )
+    assert asked.choices[0].message
+    vectors = client.embeddings.create(model="embed", input=["one", "two"])
+    assert [len(one.embedding) for one in vectors.data] == [384, 384]
+    assert {"chat", "embed"} <= {model.id for model in client.models.list()}
+    with pytest.raises(openai.NotFoundError, match="chat"):
+        client.chat.completions.create(model="chatt", messages=said)
+    claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    with claude.messages.stream(model="chat", messages=said, max_tokens=8) as events:
+        assert "".join(events.text_stream) is not None
+        assert events.get_final_message().usage.output_tokens == 8
+    assert claude.messages.count_tokens(model="chat", messages=said).input_tokens > 1
+
+    os.kill(before["first"]["pid"], signal.SIGKILL)
+    # the other one of this name answers meanwhile
+    assert client.chat.completions.create(model="chat", messages=said, max_tokens=2).choices
+    wait_for(lambda: fleet.ps()["first"]["restarts"] == 1 and answers(ports[0]))
+    after = fleet.ps()
+    for name in ("second", "embed", "gateway"):
+        assert after[name]["pid"] == before[name]["pid"], "others are untouched"
+
+    fleet.chat("broken", gguf, lora="/no/such.gguf")
+    fleet.write({"instance.broken.control": {"restart_pause": 0.1, "max_restarts": 1}})
+    wrong = fleet.up(status=1)
+    assert "broken is failed" in wrong.err and "no/such.gguf" in wrong.err
+    now = fleet.ps()
+    assert (now["broken"]["state"], now["broken"]["restarts"]) == ("failed", 1)
+    assert now["second"]["pid"] == before["second"]["pid"], "what did not change goes on"
+    assert get(f"{url}/health")["instances"]["second"]["state"] == "ready"
+
+    stopped = fleet.doit("down", fleet.config, "format=json").json()
+    assert set(stopped) == {"first", "second", "embed", "broken", "gateway"}
+    assert fleet.processes() == []
+    assert not any(answers(one) for one in (*ports, port, gateway))
+    assert "nothing is up" in fleet.doit("ps").err
+
+
+def test_a_changed_file_restarts_what_changed(fleet: Fleet, gguf: Path) -> None:
+    fleet.chat("kept", gguf)
+    fleet.chat("changed", gguf)
+    told = fleet.up()
+    assert [step for step in told.steps if step.startswith("resolve")] == []
+    first = fleet.ps()
+    fleet.tables["instance.changed.server"]["ctx_size"] = 256
+    fleet.chat("new", gguf)
+    dry = fleet.up("dry_run=1", "format=json").json()
+    assert {row["name"]: row["change"] for row in dry} == {
+        "kept": "keep",
+        "changed": "restart",
+        "new": "start",
+    }
+    assert fleet.ps().keys() == first.keys(), "dry_run starts nothing"
+    fleet.up()
+    second = fleet.ps()
+    assert second["kept"]["pid"] == first["kept"]["pid"]
+    assert second["changed"]["pid"] != first["changed"]["pid"]
+    fleet.doit("down", fleet.config, "name=kept,new")
+    assert {n: row["state"] for n, row in fleet.ps().items() if row["state"] == "ready"} == {
+        "changed": "ready"
+    }
+    wrong = fleet.doit("down", fleet.config, "name=chnged", status=3)
+    assert "did you mean changed?" in wrong.err
+
+
+def test_logs(fleet: Fleet, gguf: Path) -> None:
+    fleet.chat("one", gguf)
+    fleet.chat("two", gguf)
+    fleet.up()
+    both = fleet.doit("logs", fleet.config, "lines=5").out
+    assert "==> one <==" in both and "==> two <==" in both
+    one = fleet.doit("logs", "name=one").out
+    assert "listening on" in one
+    assert "follows one log" in fleet.doit("logs", "follow=1", status=3).err
+    with fleet.doit.start("logs", "name=one", "follow=1", "lines=1") as process:
+        assert process.stdout is not None and process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode in (0, 130)
+    assert oct((fleet.doit.home / "logs" / "one.log").stat().st_mode & 0o777) == "0o600"
+
+
+def test_up_stays_where_it_is_asked_to(fleet: Fleet, gguf: Path) -> None:
+    """background = false: Ctrl-C ends that one, and leaves the others."""
+    fleet.chat("there", gguf)
+    fleet.chat("here", gguf)
+    fleet.tables["instance.here.control"]["background"] = False
+    fleet.write({})
+    with fleet.doit.start("up", fleet.config) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("staying with here"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert {n: row["state"] for n, row in fleet.ps().items()}["there"] == "ready"
+    assert fleet.ps().get("here", {"state": "stopped"})["state"] == "stopped"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_all_of_it_in_the_foreground(fleet: Fleet, gguf: Path, name: str) -> None:
+    ports = [fleet.chat(one, gguf) for one in ("one", "two")]
+    with fleet.doit.start("up", fleet.config, "background=0") as process:
+        wait_for(lambda: all(map(answers, ports)))
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert fleet.processes() == [] and not any(map(answers, ports))
+
+
+def test_a_killed_supervisor_leaves_nothing(fleet: Fleet, gguf: Path) -> None:
+    ports = [fleet.chat(one, gguf) for one in ("one", "two")]
+    fleet.up()
+    (state,) = fleet.doit.home.glob("run/instances/*/state.json")
+    os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)
+    wait_for(lambda: fleet.processes() == [], 5)
+    assert not any(map(answers, ports))
+    assert {row["state"] for row in fleet.ps().values()} == {"lost"}
+    fleet.up()
+    assert {row["state"] for row in fleet.ps().values()} == {"ready"}
+
+
+def test_two_files_at_once(fleet: Fleet, gguf: Path, tmp_path: Path) -> None:
+    fleet.chat("one", gguf)
+    fleet.up()
+    (tmp_path / "second").mkdir()
+    second = Fleet(fleet.doit, tmp_path / "second")
+    second.chat("two", gguf)
+    second.up()
+    assert "more than one configuration is up" in fleet.doit("down", status=3).err
+    everything = fleet.doit("ps", "format=json").json()
+    assert {row["name"] for row in everything} == {"one", "two"}
+    second.doit("down", second.config)
+    assert fleet.ps()["one"]["state"] == "ready"
+
+
+def test_a_model_is_prepared_once(fleet: Fleet, tiny: Path, converter: Path) -> None:
+    for name in ("one", "two"):
+        fleet.chat(name, tiny, alias=name)
+        fleet.tables[f"instance.{name}.model"]["quant"] = "q8_0"
+    fleet.write({})
+    plan = fleet.doit("plan", fleet.config).out
+    assert "to do" in plan and "two  http://" not in plan.partition("name")[0]
+    told = fleet.up()
+    assert [step for step in told.steps if step.startswith("convert:")] == ["convert:one"]
+    assert [step for step in fleet.up().steps if ":" in step] == [], "nothing is made again"
+
+
+def test_every_mistake_is_told_before_any_work(fleet: Fleet) -> None:
+    fleet.write(
+        {
+            "master": {"enabel": True},
+            "instance.control": {"restart": "sometimes"},
+            "instance.chat.server": {"ctx_sise": 1, "port": 8080},
+            "instance.chat.model": {"ref": "demo", "quant": "q9"},
+            "instance.other.server": {"port": 8080, "model": "nowhere.gguf"},
+        }
+    )
+    wrong = fleet.doit("up", fleet.config, "threads=2", status=3)
+    for told in (
+        "threads=: is for one server",
+        "enabel",
+        "enable?",
+        "sometimes",
+        "ctx_sise",
+        "ctx_size?",
+        "nowhere.gguf",
+        "q9",
+    ):
+        assert told in wrong.err, wrong.err
+    assert not list(fleet.doit.home.glob("models/*")), "nothing was made"
+
+
+def test_a_program_of_ones_own(fleet: Fleet, built: Path, gguf: Path, tmp_path: Path) -> None:
+    """What is named as llama-server gets exactly what is promised."""
+    record, port = tmp_path / "told.json", free_port()
+    program = tmp_path / "llama-server"
+    server = Path(__file__).parent / "fakes" / "server.py"
+    (real,) = built.glob("*/llama-server")
+    program.write_text(
+        f"""#!{sys.executable}
+import json, os, subprocess, sys
+if "--help" in sys.argv:
+    sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
+if "--version" in sys.argv:
+    sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
+json.dump([sys.argv[1:], dict(os.environ)], open({str(record)!r}, "w"))
+os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", {str(port)!r}])
+"""
+    )
+    program.chmod(0o755)
+    fleet.write(
+        {
+            "master": {"llama_cpp_path": str(program)},
+            "instance.control": {"gpu_ids": "1,0", "log_dir": str(tmp_path / "own logs")},
+            "instance.server": {"ctx_size": 512},
+            "instance.a.server": {
+                "port": port,
+                "model": str(gguf),
+                "flash_attn": "on",
+                "no_warmup": True,
+                "check_tensors": False,
+                "lora": ["x.gguf", "y.gguf"],
+                "extra_args": ["--seed", "7"],
+            },
+        }
+    )
+    planned = fleet.doit("plan", fleet.config, "format=json").json()[0]
+    fleet.up()
+    words, env = json.loads(record.read_text())
+    assert words == planned["cmd"] and planned["executable"] == str(program)
+    assert " ".join(words).count("--lora ") == 2 and words[-2:] == ["--seed", "7"]
+    assert "--no-warmup" in words and "--check-tensors" not in words
+    assert words[words.index("--flash-attn") + 1] == "on"
+    assert words[words.index("--ctx-size") + 1] == "512"
+    assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("1,0", "PCI_BUS_ID")
+    assert planned["env"]["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert (tmp_path / "own logs" / "a.log").exists()
+
+
+def test_the_environment_names_the_file_and_overrides_it(fleet: Fleet, gguf: Path) -> None:
+    port = fleet.chat("chat", gguf)
+    fleet.doit.env["AUTO_INFER_LLAMA_CPP_CONFIG"] = str(fleet.file)
+    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
+        {"instance": {"chat": {"server": {"ctx_size": 256}, "control": {"gpu_ids": "none"}}}}
+    )
+    (planned,) = fleet.doit("plan", "format=json").json()
+    assert planned["cmd"][planned["cmd"].index("--ctx-size") + 1] == "256"
+    assert planned["env"]["CUDA_VISIBLE_DEVICES"] == ""
+    fleet.doit("up")
+    assert get(f"http://127.0.0.1:{port}/props")["default_generation_settings"]["n_ctx"] == 256
+    assert fleet.doit("down").status == 0
+    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = "{"
+    assert "AUTO_INFER_LLAMA_CPP_OVERRIDES" in fleet.doit("up", status=3).err
+
+
+def test_a_server_that_others_can_reach_gets_a_key(fleet: Fleet, gguf: Path) -> None:
+    port = fleet.chat("open", gguf, host="0.0.0.0")
+    told = fleet.up()
+    key = fleet.doit.home / "run" / "keys" / "open.key"
+    assert str(key) in told.err and oct(key.stat().st_mode & 0o777) == "0o600"
+    secret = key.read_text().strip()
+    with pytest.raises(Exception, match="401"):
+        post(f"http://127.0.0.1:{port}/v1/chat/completions", {"messages": []})
+    for process in fleet.processes():
+        assert secret not in " ".join(process.cmdline())
+    assert secret not in (fleet.doit.home / "logs" / "open.log").read_text()
+    fleet.doit("down", fleet.config)
+    fleet.up()
+    assert key.read_text().strip() == secret, "made once"
+
+
+def test_a_unit_for_systemd(fleet: Fleet, gguf: Path) -> None:
+    fleet.chat("chat", gguf)
+    unit = fleet.doit("systemd", fleet.config).out
+    assert f"config={fleet.file}" in unit and "background=0" in unit
+    assert str(fleet.doit.home) in unit, "the same home"
+
+
+def test_nothing_is_named(bare: Doit) -> None:
+    assert "which servers? Say config=" in bare("up", status=3).err
+    assert "config= and model= contradict" in bare("up", "config=x", "model=demo", status=3).err
+    assert "no such file" in bare("up", "config=nowhere.toml", status=3).err
+    assert bare("down").status == 0
+    assert bare("ps", "format=json").json() == []
+
+
+def test_llama_servers_own_router(fleet: Fleet, gguf: Path) -> None:
+    """One llama-server that starts the others itself."""
+    port = free_port()
+    fleet.chat("one", gguf)
+    fleet.chat("two", gguf)
+    words = ("gateway", fleet.config, "engine=router", f"port={port}")
+    log = (fleet.doit.home / "router.log").open("w")  # a pipe that nobody reads would stop it
+    with log, fleet.doit.start(*words, stdout=log, stderr=log) as process:
+        wait_for(lambda: process.poll() is not None or answers(port))
+        url = f"http://127.0.0.1:{port}"
+        said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        answer = wait_for(lambda: attempt(f"{url}/v1/chat/completions", said | {"model": "two"}))
+        assert answer["choices"]
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        process.communicate(timeout=30)
+    wait_for(lambda: not answers(port))
+
+
+def attempt(url: str, body: dict[str, Any]) -> Any:
+    """The answer, once the server is there and has loaded."""
+    try:
+        return post(url, body)
+    except OSError:
+        return None
+
+
+def test_the_gateway_in_the_foreground(fleet: Fleet, gguf: Path) -> None:
+    fleet.chat("one", gguf)
+    fleet.up()
+    port = free_port()
+    with fleet.doit.start("gateway", fleet.config, f"port={port}") as process:
+        wait_for(lambda: answers(port))
+        assert get(f"http://127.0.0.1:{port}/health")["instances"]["one"]["state"] == "ready"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 0, err
+    missing = fleet.doit("gateway", fleet.config, "engine=litellm", status=1)
+    assert "litellm.yaml" in missing.err and "no such program" in missing.err

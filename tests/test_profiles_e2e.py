@@ -1,0 +1,100 @@
+"""A profile of the registry, planned and served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Doit, chat, free_port
+from fakes import hub
+
+pytestmark = pytest.mark.build
+
+
+@pytest.fixture
+def registry(doit: Doit, gguf: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "profiles ü.yaml"
+    profile = {
+        "display_name": "Tiny",
+        "backend": "llamacpp",
+        "model_id": "tiny-chat",
+        "gpu": {"device_ids": "0"},
+        "llamacpp": {
+            "gguf_path": str(gguf),
+            "port": free_port(),
+            "ctx_size": 512,
+            "threads": 1,
+            "parallel": 1,
+        },
+    }
+    file.write_text(json.dumps({"profiles": {"tiny": profile}}), encoding="utf-8")  # YAML too
+    doit.env["LLM_PROFILES_CONFIG_PATH"] = str(file)
+    return file
+
+
+def planned(doit: Doit, *words: str) -> dict[str, Any]:
+    """The options of the one instance, and its environment."""
+    (told,) = doit("plan", "format=json", *words).json()
+    cmd = told["cmd"]
+    values = {w: v for w, v in zip(cmd, [*cmd[1:], ""], strict=True) if w.startswith("--")}
+    return values | told["env"]
+
+
+def test_who_wins(doit: Doit, registry: Path) -> None:
+    assert planned(doit, "profile=tiny")["--ctx-size"] == "512"
+    doit.env |= {"LLAMACPP_CTX_SIZE_OVERRIDE": "256", "LLAMACPP_THREADS_OVERRIDE": " "}
+    doit.env["CUDA_VISIBLE_DEVICES_OVERRIDE"] = "2,1"
+    told = planned(doit, "profile=tiny")
+    assert (told["--ctx-size"], told["--threads"], told["--alias"]) == ("256", "1", "tiny-chat")
+    assert told["CUDA_VISIBLE_DEVICES"] == "2,1"
+    assert planned(doit, "profile=tiny", "ctx_size=128")["--ctx-size"] == "128"
+    doit.env["LLM_PROFILE_NAME"] = "tiny"
+    assert planned(doit)["--ctx-size"] == "256"
+
+
+def test_served(doit: Doit, registry: Path) -> None:
+    port = free_port()
+    with doit.start("serve", "profile=tiny", f"port={port}", "format=json") as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["url"] == f"http://127.0.0.1:{port}"
+        assert chat(told["url"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_a_missing_file_is_had_from_its_repository(
+    doit: Doit, registry: Path, gguf: Path, tmp_path: Path
+) -> None:
+    """It is downloaded once, to where the profile wants it."""
+    (tmp_path / "hub" / "org" / "tiny-GGUF").mkdir(parents=True)
+    shutil.copyfile(gguf, tmp_path / "hub" / "org" / "tiny-GGUF" / "tiny-q8_0.gguf")
+    told = json.loads(registry.read_text())
+    table = told["profiles"]["tiny"]["llamacpp"]
+    del table["gguf_path"]
+    table |= {"model_root": "cache", "hf_repo_id": "org/tiny-GGUF", "hf_filename": "tiny-q8_0.gguf"}
+    registry.write_text(json.dumps(told))
+    placed = tmp_path / "cache" / "tiny-q8_0.gguf"
+    with hub.start(tmp_path / "hub") as site:
+        doit.env |= {"HF_ENDPOINT": site.endpoint, "HF_HOME": str(tmp_path / "hf")}
+        doit.env["NO_PROXY"] = "127.0.0.1"
+        doit("up", "profile=tiny")
+        assert placed.read_bytes() == gguf.read_bytes()
+        (row,) = doit("ps", "profile=tiny", "format=json").json()
+        assert row["state"] == "ready"
+        doit("down", "profile=tiny")
+    assert planned(doit, "profile=tiny", "offline=1")["--model"] == str(placed)
+
+
+def test_what_is_missing_is_said(doit: Doit, registry: Path) -> None:
+    wrong = doit("serve", "profile=tinny", status=3)
+    assert "did you mean tiny?" in wrong.err
+    registry.write_text("profile: {}\n")
+    assert "has no key profiles" in doit("serve", "profile=tiny", status=3).err
+    registry.unlink()
+    assert "no registry of profiles" in doit("serve", "profile=tiny", status=3).err

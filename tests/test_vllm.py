@@ -1,0 +1,146 @@
+"""vLLM as it is promised to be started, recorded by programs that stand in for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Doit, free_port
+
+SERVER = Path(__file__).parent / "fakes" / "server.py"
+STAND_IN = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+with open({record!r}, "w") as file:
+    json.dump([words, dict(os.environ)], file)
+port = words[words.index("--port") + 1]
+os.execv(sys.executable, [sys.executable, {server!r}, "--port", port])
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A user's machine on which `pixi` and `python` are such programs."""
+
+    doit: Doit
+    folder: Path
+
+    def program(self, name: str) -> Path:
+        path = self.folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        record = str(self.folder / f"{name}.json")
+        path.write_text(STAND_IN.format(python=sys.executable, record=record, server=str(SERVER)))
+        path.chmod(0o755)
+        return path
+
+    def told(self, name: str) -> tuple[list[str], dict[str, str]]:
+        words, env = json.loads((self.folder / f"{name}.json").read_text())
+        return words, env
+
+    def write(self, text: str) -> str:
+        file = self.folder / "vllm ü.toml"
+        file.write_text(text, encoding="utf-8")
+        return f"config={file}"
+
+
+@pytest.fixture
+def machine(bare: Doit, tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(bare, tmp_path)
+    (tmp_path / "bin").mkdir()
+    bare.env["PATH"] = os.pathsep.join([str(tmp_path / "bin"), bare.env["PATH"]])
+    bare.env["HF_TOKEN"] = "hf_secret"
+    yield machine
+    bare("down", status=None)
+
+
+def planned(machine: Machine, config: str) -> dict[str, Any]:
+    (told,) = machine.doit("plan", config, "engine=vllm", "format=json").json()
+    return dict(told)
+
+
+def test_in_a_pixi_project(machine: Machine) -> None:
+    machine.program("pixi")
+    project, port = machine.folder / "my project", free_port()
+    project.mkdir()
+    config = machine.write(
+        f"""
+[master]
+pixi_project_dir = "my project"
+[instance.control]
+gpu_ids = "1,0"
+[instance.qwen.server]
+model = "Qwen/Qwen2.5-0.5B-Instruct"
+port = {port}
+tensor_parallel_size = 2
+enable_prefix_caching = true
+trust_remote_code = false
+extra_args = ["--seed", "7"]
+"""
+    )
+    plan = planned(machine, config)
+    assert plan["executable"].endswith("pixi")
+    told = machine.doit("up", config, "engine=vllm")
+    assert f"qwen: ready at http://127.0.0.1:{port}" in told.err
+    words, env = machine.told("pixi")
+    assert words == plan["cmd"]
+    line = " ".join(words)
+    assert line.startswith(f"run --manifest-path {project} ")
+    assert "-m vllm.entrypoints.openai.api_server" in line
+    for pair in (
+        "--model Qwen/Qwen2.5-0.5B-Instruct",
+        "--tensor-parallel-size 2",
+        "--enable-prefix-caching",
+        "--host 127.0.0.1",
+        f"--port {port}",
+        "--served-model-name qwen",
+    ):
+        assert f"{pair} " in f"{line} ", pair
+    assert "trust-remote-code" not in line and line.endswith("--seed 7")
+    assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("1,0", "PCI_BUS_ID")
+    assert env["HF_TOKEN"] == "hf_secret", "vLLM loads from the hub itself"
+    assert machine.doit("ps", "format=json").json()[0]["engine"] == "vllm"
+    assert not list(machine.doit.home.glob("bins/*")), "no llama.cpp is needed"
+
+
+def test_in_a_python_with_a_key(machine: Machine) -> None:
+    """The key is in the environment, not on the command line."""
+    python, port = machine.program("vllm-python"), free_port()
+    config = machine.write(
+        f"""
+[master]
+python = {json.dumps(str(python))}
+[instance.open.server]
+model = "org/model"
+host = "0.0.0.0"
+port = {port}
+api_key = "sk-very-secret"
+"""
+    )
+    plan = planned(machine, config)
+    assert "sk-very-secret" not in json.dumps(plan)
+    machine.doit("up", config, "engine=vllm")
+    words, env = machine.told("vllm-python")
+    assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert "sk-very-secret" not in " ".join(words) and env["VLLM_API_KEY"] == "sk-very-secret"
+    for path in machine.doit.home.rglob("*"):
+        if path.is_file() and "sk-very-secret" in path.read_text(errors="replace"):
+            assert path.parent.name == "keys" and path.stat().st_mode & 0o77 == 0
+
+
+def test_options_that_vllm_does_not_have(machine: Machine) -> None:
+    config = machine.write(
+        """
+[instance.one.server]
+model = "org/model"
+tensor_paralel_size = 2
+ctx_size = 4096
+"""
+    )
+    wrong = machine.doit("plan", config, "engine=vllm", status=3).err
+    assert "tensor_parallel_size?" in wrong and "ctx_size" in wrong
