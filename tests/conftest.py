@@ -24,8 +24,11 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 pytest_plugins = ["twins", "vulkan_sdk", "fleet_tools"]
 
-# A shell starts background jobs with SIGINT ignored, and programs hand that on.
+# A shell starts background jobs with SIGINT ignored, nohup does it with SIGHUP, and programs hand
+# that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Nothing that the user's shell sets may reach the programs under test.
 for name in list(os.environ):

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Doit, Run, free_port, get, post, wait_for
+from conftest import REPOSITORY, Doit, Run, free_port, get, post, wait_for
 
 pytestmark = pytest.mark.build
 MARKER = "LLAMA_PIPELINE_FLEET"
@@ -177,6 +177,10 @@ def test_a_changed_file_restarts_what_changed(fleet: Fleet, gguf: Path) -> None:
         "new": "start",
     }
     assert fleet.ps().keys() == first.keys(), "dry_run starts nothing"
+    fleet.up("name=new")
+    assert fleet.ps()["changed"]["pid"] == first["changed"]["pid"], "it was not named"
+    assert fleet.ps()["new"]["state"] == "ready"
+    assert "did you mean kept?" in fleet.up("name=keptt", status=3).err
     fleet.up()
     second = fleet.ps()
     assert second["kept"]["pid"] == first["kept"]["pid"]
@@ -198,12 +202,16 @@ def test_logs(fleet: Fleet, gguf: Path) -> None:
     one = fleet.doit("logs", "name=one").out
     assert "listening on" in one
     assert "follows one log" in fleet.doit("logs", "follow=1", status=3).err
+    wrong = fleet.doit("logs", fleet.config, "name=won", status=3).err
+    assert "name=won: there is no such instance" in wrong
     with fleet.doit.start("logs", "name=one", "follow=1", "lines=1") as process:
         assert process.stdout is not None and process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
     assert process.returncode in (0, 130)
     assert oct((fleet.doit.home / "logs" / "one.log").stat().st_mode & 0o777) == "0o600"
+    fleet.doit("down", fleet.config)
+    assert "listening on" in fleet.doit("logs", fleet.config, "name=one").out, "it is still there"
 
 
 def test_up_stays_where_it_is_asked_to(fleet: Fleet, gguf: Path) -> None:
@@ -222,6 +230,36 @@ def test_up_stays_where_it_is_asked_to(fleet: Fleet, gguf: Path) -> None:
     assert process.returncode == 0
     assert {n: row["state"] for n, row in fleet.ps().items()}["there"] == "ready"
     assert fleet.ps().get("here", {"state": "stopped"})["state"] == "stopped"
+
+
+@pytest.mark.parametrize(("status", "told"), [(0, ""), (7, "here is failed: crash: exit status 7")])
+def test_up_stays_no_longer_than_its_server(
+    fleet: Fleet, gguf: Path, tmp_path: Path, status: int, told: str
+) -> None:
+    program, port = stand_in(tmp_path, f"--exit {status} --after 1"), fleet.chat("here", gguf)
+    fleet.tables["instance.here.control"] |= {"background": False, "restart": "never"}
+    fleet.write({"master": {"llama_cpp_path": str(program)}})
+    run = fleet.up(status=1 if status else 0)
+    assert told in run.err and not answers(port)
+
+
+def stand_in(folder: Path, words: str = "") -> Path:
+    """A llama-server that keeps in `told.json` what it is started with, and serves nothing."""
+    (real,) = REPOSITORY.glob("bins/*-cpu/llama-server")
+    program, server = folder / "llama-server", Path(__file__).parent / "fakes" / "server.py"
+    program.write_text(
+        f"""#!{sys.executable}
+import json, os, subprocess, sys
+if "--help" in sys.argv:
+    sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
+port = sys.argv[sys.argv.index("--port") + 1]
+with open({str(folder / "told.json")!r}, "w") as file:
+    json.dump([sys.argv[1:], dict(os.environ)], file)
+os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", port, *{words.split()!r}])
+"""
+    )
+    program.chmod(0o755)
+    return program
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -255,6 +293,11 @@ def test_two_files_at_once(fleet: Fleet, gguf: Path, tmp_path: Path) -> None:
     second.chat("two", gguf)
     second.up()
     assert "more than one configuration is up" in fleet.doit("down", status=3).err
+    assert fleet.tables["instance.one.control"]["log_dir"].endswith("logs")
+    clash = Fleet(fleet.doit, tmp_path)
+    clash.file = tmp_path / "third.toml"
+    clash.chat("one", gguf)
+    assert "is written by a server of" in clash.up(status=3).err
     everything = fleet.doit("ps", "format=json").json()
     assert {row["name"] for row in everything} == {"one", "two"}
     second.doit("down", second.config)
@@ -300,22 +343,7 @@ def test_every_mistake_is_told_before_any_work(fleet: Fleet) -> None:
 
 def test_a_program_of_ones_own(fleet: Fleet, built: Path, gguf: Path, tmp_path: Path) -> None:
     """What is named as llama-server gets exactly what is promised."""
-    record, port = tmp_path / "told.json", free_port()
-    program = tmp_path / "llama-server"
-    server = Path(__file__).parent / "fakes" / "server.py"
-    (real,) = built.glob("*/llama-server")
-    program.write_text(
-        f"""#!{sys.executable}
-import json, os, subprocess, sys
-if "--help" in sys.argv:
-    sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
-if "--version" in sys.argv:
-    sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
-json.dump([sys.argv[1:], dict(os.environ)], open({str(record)!r}, "w"))
-os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", {str(port)!r}])
-"""
-    )
-    program.chmod(0o755)
+    program, port = stand_in(tmp_path), free_port()
     fleet.write(
         {
             "master": {"llama_cpp_path": str(program)},
@@ -334,7 +362,7 @@ os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", {str(port)!
     )
     planned = fleet.doit("plan", fleet.config, "format=json").json()[0]
     fleet.up()
-    words, env = json.loads(record.read_text())
+    words, env = json.loads((tmp_path / "told.json").read_text())
     assert words == planned["cmd"] and planned["executable"] == str(program)
     assert " ".join(words).count("--lora ") == 2 and words[-2:] == ["--seed", "7"]
     assert "--no-warmup" in words and "--check-tensors" not in words
@@ -361,10 +389,25 @@ def test_the_environment_names_the_file_and_overrides_it(fleet: Fleet, gguf: Pat
     assert "AUTO_INFER_LLAMA_CPP_OVERRIDES" in fleet.doit("up", status=3).err
 
 
+def test_what_is_secret_in_overrides_stays_there(fleet: Fleet, gguf: Path, tmp_path: Path) -> None:
+    program = stand_in(tmp_path)
+    fleet.chat("chat", gguf)
+    fleet.write({"master": {"llama_cpp_path": str(program)}})
+    secret = "sk-in-the-overrides"
+    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
+        {"instance": {"chat": {"server": {"api_key": secret}}}}
+    )
+    fleet.up()
+    assert secret not in (tmp_path / "told.json").read_text()
+    for process in fleet.processes():
+        assert secret not in str(process.environ()) and secret not in " ".join(process.cmdline())
+    assert "a unit is no place for it" in fleet.doit("systemd", fleet.config, status=3).err
+
+
 def test_a_server_that_others_can_reach_gets_a_key(fleet: Fleet, gguf: Path) -> None:
     port = fleet.chat("open", gguf, host="0.0.0.0")
     told = fleet.up()
-    key = fleet.doit.home / "run" / "keys" / "open.key"
+    (key,) = fleet.doit.home.glob("run/instances/*/keys/open.key")
     assert str(key) in told.err and oct(key.stat().st_mode & 0o777) == "0o600"
     secret = key.read_text().strip()
     with pytest.raises(Exception, match="401"):
@@ -384,10 +427,33 @@ def test_a_unit_for_systemd(fleet: Fleet, gguf: Path) -> None:
     assert str(fleet.doit.home) in unit, "the same home"
 
 
+def test_preparing_checks_and_builds(fleet: Fleet, tiny: Path, converter: Path) -> None:
+    fleet.chat("chat", tiny)
+    fleet.tables["instance.chat.model"]["quant"] = "q8_0"
+    fleet.write({})
+    fleet.up("dry_run=1")
+    assert not list(fleet.doit.home.glob("models/gguf/*")), "dry_run makes nothing"
+    fleet.doit("prepare", fleet.config)
+    assert list(fleet.doit.home.rglob("*.q8_0.gguf"))
+    fleet.write({"master": {"enabel": True}})
+    assert "enable?" in fleet.doit("prepare", fleet.config, status=3).err
+
+
+def test_mistakes_beside_a_wrong_program(fleet: Fleet, gguf: Path) -> None:
+    fleet.chat("chat", gguf)
+    fleet.write({"master": {"llama_cpp_path": str(gguf.parent)}})
+    fleet.tables["instance.chat.control"]["restart"] = "sometimes"
+    fleet.write({})
+    wrong = fleet.doit("plan", fleet.config, "server.jinja=1", status=3).err
+    for told in ("is a folder", "sometimes", "server.jinja=: is for one server"):
+        assert told in wrong
+
+
 def test_nothing_is_named(bare: Doit) -> None:
     assert "which servers? Say config=" in bare("up", status=3).err
     assert "config= and model= contradict" in bare("up", "config=x", "model=demo", status=3).err
     assert "no such file" in bare("up", "config=nowhere.toml", status=3).err
+    assert "no such file" in bare("down", "config=nowhere.toml", status=3).err
     assert bare("down").status == 0
     assert bare("ps", "format=json").json() == []
 

@@ -35,6 +35,11 @@ class Card:
     split: bool = False  # MIG is on: programs see its slices, not the card
 
 
+def count() -> int | None:
+    """How many cards there are; None where no driver of NVIDIA's tells."""
+    return len(find()) if shutil.which("nvidia-smi") else None
+
+
 def parse(text: str) -> list[Gpu]:
     """nvidia-smi's lines, with memory in MiB; what is no such line is left out."""
     found = []

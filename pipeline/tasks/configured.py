@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bins import gpus, install
+from pipeline.bins import gpus
 from pipeline.bins.programs import program_file
-from pipeline.core import notes
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.locks import only_one
-from pipeline.core.paths import absolute
 from pipeline.core.publish import full_disk_is_an_error, publish_same
-from pipeline.serve import flags
 from pipeline.serve.flags import Flag
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import Folder
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
-from . import many
+from . import many, which_server
 from .steps import Steps
 from .variables import SERVER, request
 
@@ -31,19 +28,13 @@ if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, Draft
     from pipeline.serve.config.llama import Model
 
-# Where an image keeps llama.cpp's programs.
-IN_IMAGES = (
-    Path("/soft/app/llama-cpp/bin"),
-    Path("/hard/volume/workspace/llama-cpp/build/bin"),
-)
-
 # Options of the server with a variable of their own: said here, they win over a profile.
 OPTIONS = (
     *("host", "port", "threads", "gpu_layers", "parallel", "batch_size", "ctx_size"),
     *("device", "alias", "api_key_file"),
 )
-
 THE_GATEWAYS = ("host", "port", "api_key_file")  # options of it, too
+OF_A_MODEL = ("quant", "revision", "filename", "pattern", "mmproj", "imatrix", "keep_f16")
 
 
 class Configured:
@@ -53,16 +44,20 @@ class Configured:
     def __init__(self, steps: Steps, given: Mapping[str, str]) -> None:
         self.steps = steps
         self.wish = steps.request.many
-        self.at: Folder = state.folder(steps.home, self.wish.source)
         self.given = given
-        self._error: PipelineError | None = None
-        self.wrong: list[str] = []  # of the model tables
+        self.at: Folder = state.folder(steps.home, self.wish.source)
         self.models: dict[str, Steps] = {}
+        self._maker: dict[str, str] = {}  # of each instance with a model: who has its steps
+        self._wrong: list[str] = []  # of the model tables
+        self._error: PipelineError | None = None
         try:
             self._configuration = self._read()
-            self.models = self._models()
+            self._find_models()
         except PipelineError as error:
             self._error = error
+        # There may be keys in it: no server inherits them.
+        set_ones = [name for name in many.OVERRIDES.values() if os.environ.pop(name, "").strip()]
+        self.is_overridden = ", ".join(set_ones)
 
     @property
     def configuration(self) -> Configuration:
@@ -71,49 +66,58 @@ class Configured:
             raise self._error
         return self._configuration
 
+    @property
+    def keys(self) -> Path:
+        """Where keys are kept that were made, or stood in the file."""
+        return self.at.path / "keys"
+
     def _read(self) -> Configuration:
         wish = self.wish
         if wish.config:
             from pipeline.serve.config.toml_form import load
 
-            variable = many.OVERRIDES.get(wish.engine or LLAMA_CPP, "")
-            return load(
-                Path(wish.config),
-                engine=wish.engine if wish.engine in many.CONFIGS else "",
-                overrides=os.environ.get(variable, ""),
-                where=variable,
-                patient=True,
-            )
+            engine = wish.engine if wish.engine in many.CONFIGS else ""
+            variable = many.OVERRIDES[engine or LLAMA_CPP]
+            over = os.environ.get(variable, "")
+            file = Path(wish.config)
+            return load(file, engine=engine, overrides=over, where=variable, patient=True)
         from pipeline.serve.config.profiles import load_profile
 
-        file = absolute(many.registry(os.environ))
         own = {n: v for n, v in self.given.items() if n in OPTIONS}
         own |= {n.removeprefix(SERVER): v for n, v in self.given.items() if n.startswith(SERVER)}
-        return load_profile(file, wish.profile, os.environ, given=own, patient=True)
+        if "device" in own and self.steps.request.settings.device is None:
+            del own["device"]  # it named a backend
+        return load_profile(Path(wish.registry), wish.profile, os.environ, given=own, patient=True)
 
-    def _models(self) -> dict[str, Steps]:
+    def _find_models(self) -> None:
         """The steps of each model that is prepared first, by the name of the first instance that
         asks for it."""
-        mine = {variable.name for variable in many.TABLE}
-        common = {name: value for name, value in self.given.items() if name not in mine}
-        found: dict[str, Steps] = {}
-        self._maker: dict[str, str] = {}
+        mine = {*(variable.name for variable in many.TABLE), *OPTIONS}
+        common = {
+            name: value
+            for name, value in self.given.items()
+            if name not in mine and not name.startswith(SERVER)
+        }
         known: dict[tuple[tuple[str, str], ...], str] = {}
         for name, told in self._configuration.prepares().items():
-            key = tuple(sorted(told.items()))
+            asked = {**told, **common} if self.wish.profile else {**common, **told}
+            key = tuple(sorted(asked.items()))
             if key not in known:
                 try:
-                    found[name] = Steps(request({**common, **told}), self.steps.programs)
+                    self.models[name] = Steps(request(asked), self.steps.programs)
                 except UsageError as error:
-                    self.wrong.append(
-                        f"{self._configuration.label}: instance.{name}.model: {error}"
-                    )
+                    label = self._configuration.label
+                    self._wrong.append(f"{label}: instance.{name}.model: {error.message}")
                     continue
                 known[key] = name
             self._maker[name] = known[key]
-        return found
 
     # The program
+
+    @cached_property
+    def own(self) -> Path | None:
+        """A llama-server that is not the one in `bins/`."""
+        return which_server.elsewhere(self.configuration, self.steps.programs)
 
     @property
     def needs_programs(self) -> bool:
@@ -122,24 +126,6 @@ class Configured:
             return False
         return any(draft.engine == LLAMA_CPP for draft in self._configuration.enabled)
 
-    @cached_property
-    def own(self) -> Path | None:
-        """The llama-server that the file names, that of an installed package, or, where none is
-        in `bins/`, that on PATH."""
-        from pipeline.serve.config.instances import program
-
-        name, programs = program_file("llama-server"), self.steps.programs
-        if named := program(self.configuration, None):
-            return named
-        if programs.are_external:
-            return programs.binaries.program("llama-server")
-        package = install.default_target(self.steps.home) / "bin"
-        for folder in (*IN_IMAGES, package):
-            if (folder / name).is_file():
-                return folder / name
-        found = None if programs.binaries.has("llama-server") else shutil.which(name)
-        return Path(found) if found else None
-
     @property
     def server(self) -> Path:
         """The llama-server that will run, whether or not it is made yet."""
@@ -147,54 +133,38 @@ class Configured:
 
     def flags(self) -> Mapping[str, Flag] | None:
         """Its options; None where it is not there yet. Raises PipelineError."""
-        if not self.server.exists() or (self.own is None and not self.steps.bins_are_done()):
+        if self.own is None and not self.steps.bins_are_done():
             return None
-        home = self.steps.home
-        sha256 = notes.identity(home.run / "programs.json", self.server)
-        return flags.read(self.server, sha256, home.run / "flags")
+        return which_server.options(self.server, self.steps.home)
 
     # The instances
 
-    def place_files(self) -> None:
-        """Have the prepared files in the folders that a profile wants them in. Raises
-        PipelineError."""
-        for draft in self.configuration.enabled:
-            if draft.download_to and draft.model:
-                file = self.models[self._maker[draft.name]].require_chain().final
-                with full_disk_is_an_error(draft.download_to), only_one(draft.download_to):
-                    if not (draft.download_to / file.name).exists():
-                        publish_same(file, draft.download_to / file.name)
-
-    def check(
-        self,
-        note: Callable[[str], None] = lambda _: None,
-        *,
-        strict: bool = True,
-    ) -> None:
-        """Raise UsageError that names all mistakes that can be seen now. `strict`: cards must be
-        here, as far as their driver tells."""
+    def check(self, note: Callable[[str], None] = lambda _: None) -> None:
+        """Raise UsageError that names all mistakes that can be seen now."""
         from pipeline.serve.config import checks
 
-        wrong = [*self.configuration.mistakes, *self.wrong]
-        wrong += self.for_one_server(besides=THE_GATEWAYS)
-        configuration = replace(self.configuration, mistakes=tuple(wrong))
-        cards = len(gpus.find()) if strict else 0
+        wrong = [*self.configuration.mistakes, *self._wrong, *self.misplaced(THE_GATEWAYS)]
+        try:
+            flags = self.flags()
+        except PipelineError as error:
+            wrong.append(error.message)
+            flags = None
         checks.check(
-            configuration,
+            replace(self.configuration, mistakes=tuple(wrong)),
             server=self.server,
-            flags=self.flags(),
+            flags=flags,
             environ=os.environ,
-            cards=cards or None,
+            cards=gpus.count(),
             note=note,
         )
 
-    def for_one_server(self, besides: Sequence[str] = ()) -> list[str]:
-        """What is wrong with options that are given beside a file of many servers."""
-        names = [name for name in self.given if name in OPTIONS or name.startswith(SERVER)]
+    def misplaced(self, besides: Sequence[str] = ()) -> list[str]:
+        """What is wrong with variables of one server or model beside a file of many."""
+        of_one = {*OPTIONS, *OF_A_MODEL} - {*besides}
         return [
             f"{name}=: is for one server; write it into the file"
-            for name in names
-            if self.wish.config and name not in besides
+            for name in self.given
+            if self.wish.config and (name in of_one or name.startswith(SERVER))
         ]
 
     def instances(self) -> tuple[Instance, ...]:
@@ -216,17 +186,35 @@ class Configured:
             return found
         return tuple(replace(one, background=self.wish.background) for one in found)
 
-    @property
-    def keys(self) -> Path:
-        """Where keys are kept that were made, or stood in the file."""
-        return self.steps.home.run / "keys"
+    def logs(self) -> dict[str, Path]:
+        """Where the output of each goes."""
+        from pipeline.serve.config.instances import is_container, log_file
+
+        in_container = is_container(os.environ)
+        folder = Path(tempfile.gettempdir()) if in_container else self.steps.home.logs
+        enabled = self.configuration.enabled
+        return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
+
+    def place_files(self) -> None:
+        """Have the prepared files in the folders that a profile wants them in. Raises
+        PipelineError."""
+        for draft in self.configuration.enabled:
+            if draft.download_to and draft.model:
+                file = self.steps_of(draft).require_chain().final
+                with full_disk_is_an_error(draft.download_to), only_one(draft.download_to):
+                    if not (draft.download_to / file.name).exists():
+                        publish_same(file, draft.download_to / file.name)
+
+    def steps_of(self, draft: Draft) -> Steps:
+        """The steps of its model."""
+        return self.models[self._maker[draft.name]]
 
     def _model(self, draft: Draft) -> Model:
         from pipeline.serve.config.llama import Model
 
         from . import estimating, serving
 
-        steps = self.models[self._maker[draft.name]]
+        steps = self.steps_of(draft)
         chain = steps.require_chain()
         placed = draft.download_to and draft.download_to / chain.final.name
         ahead = estimating.outlook(steps, chain)
@@ -244,3 +232,14 @@ def require(steps: Steps) -> Configured:
     if steps.configured is None:
         raise UsageError("no servers are named", "say which: config=… or profile=…")
     return steps.configured
+
+
+def require_known(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UsageError for each of `names` that is not among `known`."""
+    wrong = [
+        f"name={name}: there is no such instance{did_you_mean(name, list(known))}"
+        for name in names
+        if name not in known
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong), f"there is {', '.join(known) or 'none'}")

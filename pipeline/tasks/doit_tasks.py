@@ -137,6 +137,8 @@ def quantize(steps: Steps) -> Task:
 
 
 def prepare(steps: Steps) -> Task:
+    if steps.configured:
+        return fleet_tasks.prepare(steps)
     return {
         "actions": None,
         "task_dep": ["_frozen"],

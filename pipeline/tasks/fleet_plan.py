@@ -1,40 +1,80 @@
-"""`plan config=…`: what `up` would start. Nothing is made."""
+"""`plan config=…` and `up dry_run=1`: what `up` would start. Nothing is made, nothing started."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from pipeline.core.errors import UsageError
 from pipeline.core.process import shown
-from pipeline.core.say import say, table
+from pipeline.core.say import say, size, table
 from pipeline.serve.instance import Instance
 
 from . import checking, locking, planning, resolving
-from .configured import Configured
-from .running import planned
+from .configured import Configured, require
+from .running import asked_for, planned
+from .steps import Steps
 
 
-def plan(configured: Configured) -> None:
-    """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
-    configured.check(say, strict=False)
+def look(configured: Configured) -> tuple[Instance, ...]:
+    """The instances as far as they are known now. Raises PipelineError."""
+    configured.check(say)
+    if wrong := configured.misplaced():
+        raise UsageError("\n".join(wrong))
     for model in configured.models.values():
         checking.check_request(model)
         locking.require(model, before=True)
         if not model.resolve_is_done():
             resolving.resolve(model, store=False)
-    found = planned(configured)
+    return planned(configured)
+
+
+def plan(configured: Configured) -> None:
+    """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
+    found = look(configured)
     if configured.steps.request.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
     else:
-        print("\n\n".join(part for part in (steps_text(configured), text(found)) if part))
+        parts = [steps_text(configured), text(found), *unknown(configured)]
+        print("\n\n".join(part for part in parts if part))
+
+
+def changes(steps: Steps) -> None:
+    """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
+    from pipeline.serve.fleet import control
+
+    configured = require(steps)
+    rows = control.changes(configured.at, asked_for(configured, look(configured)))
+    if steps.request.json:
+        print(json.dumps([{"name": name, "change": change} for name, change in rows]))
+    else:
+        print(table(rows) or "nothing to do")
 
 
 def steps_text(configured: Configured) -> str:
-    """What has to be prepared first."""
-    rows = []
+    """What has to be prepared first, and what that costs."""
+    told: list[dict[str, Any]] = []
+    rows: list[tuple[str, ...]] = []
+    if configured.needs_programs and not configured.models:
+        state = planning.UP_TO_DATE if configured.steps.bins_are_done() else planning.TO_DO
+        rows.append((state, "build_bins", str(configured.steps.binaries.folder)))
     for name, model in configured.models.items():
         with model.asking_anew():
-            told = planning.collect(model)
-        rows += [(step["state"], name, step["name"], step["what"]) for step in told["steps"]]
+            told.append(planning.collect(model))
+        for step in told[-1]["steps"]:
+            its_own = step["name"] in ("fetch", "convert", "quantize")
+            row = (
+                step["state"],
+                f"{step['name']}:{name}" if its_own else step["name"],
+                step["what"],
+            )
+            rows += [] if row in rows else [row]
+    if told:
+        peak, free = max(one["disk_peak_bytes"] for one in told), told[0]["disk_free_bytes"]
+        rows.append(("download", size(sum(one["download_bytes"] for one in told)), "at most"))
+        rows.append(("disk", size(peak), f"for the largest step, {size(free)} free"))
+        needed = [one["memory"]["total_bytes"] for one in told if one["memory"]]
+        rows.append(("memory", size(sum(needed)), "for one server of each model"))
     return table(rows)
 
 
@@ -47,5 +87,15 @@ def text(found: tuple[Instance, ...]) -> str:
     commands = []
     for one in found:
         env = [f"{name}={value}" for name, value in one.env.items()]
-        commands.append(f"{one.name}: {' '.join([*env, shown(one.command)])}")
+        commands.append(f"{one.name}, in {one.folder}:\n{shown(['env', *env, *one.command])}")
     return "\n\n".join([table(rows), *commands])
+
+
+def unknown(configured: Configured) -> list[str]:
+    """What cannot be said before the models are there."""
+    waiting = [name for name, model in configured.models.items() if not model.fetch_is_done()]
+    if not waiting:
+        return []
+    return [
+        f"options that follow from the model itself are known once it is here: {', '.join(waiting)}"
+    ]

@@ -22,7 +22,7 @@ def ready_to_run(steps: Steps) -> list[str]:
     """What has to be there before anything is started."""
     if steps.configured is None:
         return []
-    return ["_config", *built(steps), *(["_frozen"] if steps.models else []), "_options"]
+    return ["_config", *built(steps), "_options", *(["_frozen"] if steps.models else [])]
 
 
 def built(steps: Steps) -> list[str]:
@@ -31,8 +31,19 @@ def built(steps: Steps) -> list[str]:
 
 
 def up(steps: Steps) -> Task:
-    run = action(steps, "running", "up")
-    return task(run, after=ready_to_run(steps), lacks=lacks_config(steps))
+    if steps.request.many.dry_run:
+        run, after = action(steps, "fleet_plan", "changes"), []
+    else:
+        run, after = action(steps, "running", "up"), ready_to_run(steps)
+    return task(run, after=after, lacks=lacks_config(steps))
+
+
+def prepare(steps: Steps) -> Task:
+    def place() -> None:
+        if steps.configured:
+            steps.configured.place_files()
+
+    return task(place, after=ready_to_run(steps))
 
 
 def serve(steps: Steps) -> Task:

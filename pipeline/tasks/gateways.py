@@ -57,8 +57,8 @@ def ready(configured: Configured) -> Gateway:
     from pipeline.serve.gateway.settings import check
 
     told, key = settings(configured)
-    if done := api_keys.write(key):
-        say(f"gateway: others can reach it, so {done}: {key.path}")
+    if api_keys.write(key) and key.is_made:
+        say(f"gateway: others can reach it, so an API key was made: {key.path}")
     check(told)
     return told
 
@@ -75,7 +75,7 @@ def run(steps: Steps) -> None:
     from pipeline.serve.fleet import control
 
     configured = require(steps)
-    configured.check(strict=False)
+    configured.check()
     told, wish = ready(configured), configured.wish
     if wish.engine == many.ROUTER:
         router(configured, told)

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.core.errors import UsageError
 from pipeline.core.say import say, size, table
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import READY, Folder
 
+from .configured import require_known
 from .steps import Steps
 
 if TYPE_CHECKING:
@@ -81,16 +82,23 @@ def is_over(at: Folder) -> bool:
 
 def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
     """The log of each instance that is meant, by name. Raises UsageError."""
-    found = {}
+    found: dict[str, tuple[Folder, Path]] = {}
     for at in folders(steps):
         asked = state.read_wanted(at)
-        for one in asked.instances if asked else ():
-            found[one.name] = (at, Path(one.log_file))
-    names = steps.request.many.names or tuple(found)
-    wrong = [f"name={x}: is not up{did_you_mean(x, list(found))}" for x in names if x not in found]
-    if wrong or not found:
-        raise UsageError("\n".join(wrong) or "nothing is up", "`doit ps` lists what is there")
-    return {name: found[name] for name in names}
+        for name, file in (
+            {one.name: one.log_file for one in asked.instances}.items() if asked else ()
+        ):
+            if name in found:
+                raise UsageError(f"{name}: more than one configuration has it", "say config=…")
+            found[name] = (at, Path(file))
+    if not found and steps.configured:  # nothing is up, but the logs may be there
+        at, configured = steps.configured.at, steps.configured
+        found = {name: (at, file) for name, file in configured.logs().items()}
+    names = steps.request.many.names
+    require_known(names, list(found))
+    if not found:
+        raise UsageError("nothing is up", "`doit ps` lists what is there; or say config=…")
+    return {name: found[name] for name in names or found}
 
 
 def down(steps: Steps) -> None:
@@ -98,6 +106,8 @@ def down(steps: Steps) -> None:
     from pipeline.serve.fleet import control
 
     names, places = steps.request.many.names, folders(steps)
+    if names and not places:
+        require_known(names, [])
     if not steps.request.many.source and len(places) > 1:
         raise UsageError(
             "down: more than one configuration is up",
@@ -112,8 +122,12 @@ def down(steps: Steps) -> None:
 
 def folders(steps: Steps) -> list[Folder]:
     """That of the configuration that is named, or else those of all that are up."""
-    if steps.request.many.source:
-        return [state.folder(steps.home, steps.request.many.source)]
+    source = steps.request.many.source
+    if source:
+        at = state.folder(steps.home, source)
+        if steps.configured and not at.wanted.exists():
+            _ = steps.configured.configuration  # neither was it ever up, nor can it be read?
+        return [at]
     from pipeline.serve.fleet import control
 
     return [at for at in state.folders(steps.home) if control.is_running(at)]

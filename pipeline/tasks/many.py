@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute
+from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.variables import Variable, choice, flag, integer, text
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
@@ -36,6 +36,7 @@ class Many:
 
     config: str = ""
     profile: str = ""
+    registry: str = ""  # of the profile: an absolute path
     engine: str = ""
     names: tuple[str, ...] = ()
     background: bool | None = None
@@ -46,8 +47,8 @@ class Many:
 
     @property
     def source(self) -> str:
-        """What is asked for: the path of a file, or `profile:NAME`; empty where nothing is."""
-        return self.config or (f"profile:{self.profile}" if self.profile else "")
+        """What is asked for: a file, or a profile of a registry; empty where nothing is."""
+        return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
 
 
 def many(values: Mapping[str, object], environ: Mapping[str, str], models: Sequence[str]) -> Many:
@@ -66,8 +67,9 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
     return Many(
         config=str(absolute(config)) if config else "",
         profile=profile,
+        registry=registry(environ) if profile else "",
         engine=engine,
-        names=tuple(name for name in str(values.get("name", "")).split(",") if name.strip()),
+        names=tuple(filter(None, map(str.strip, str(values.get("name", "")).split(",")))),
         background=background if isinstance(background, bool) else None,
         max_loading=limit if isinstance(limit, int) else None,
         dry_run=bool(values.get("dry_run", False)),
@@ -86,4 +88,5 @@ def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str]:
 
 def registry(environ: Mapping[str, str]) -> str:
     """The file of profiles, as the environment names it."""
-    return environ.get(REGISTRY, "").strip() or DEFAULT_REGISTRY
+    named = environ.get(REGISTRY, "").strip()
+    return str(absolute(named) if named else REPOSITORY / DEFAULT_REGISTRY)

@@ -9,37 +9,60 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.paths import REPOSITORY
+from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.say import say, table
 from pipeline.serve import supervise
-from pipeline.serve.fleet.state import FAILED, PAUSING, READY, STOPPED, Folder, Seen, Wanted
+from pipeline.serve.fleet import state
+from pipeline.serve.fleet.state import (
+    EXITED,
+    FAILED,
+    PAUSING,
+    READY,
+    STOPPED,
+    Folder,
+    Seen,
+    Wanted,
+)
 from pipeline.serve.instance import Instance
 from pipeline.serve.launch import Launch
 
 from . import gateways, listing, many
-from .configured import Configured, require
+from .configured import Configured, require, require_known
 from .steps import Steps
 
-# What a service needs of the environment that it was written in.
-KEPT = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
+ENDED = (STOPPED, EXITED, FAILED)
+# What a service needs of the environment that it was written in: paths, and what a profile reads.
+PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
 
 
 def wanted(configured: Configured) -> Wanted:
-    """What `up` asks for. Writes the keys that are needed. Raises PipelineError."""
+    """What `up` asks for: with name= these beside what runs already. Writes the keys that are
+    needed. Raises PipelineError."""
     from pipeline.serve.config import instances
 
     configuration = configured.configuration
-    if wrong := configured.for_one_server():
+    if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
     configured.place_files()
     for made in instances.write_keys(configuration, configured.flags(), configured.keys):
         say(made)
     if configuration.gateway.enable:
         gateways.ready(configured)
+    return asked_for(configured, planned(configured))
+
+
+def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
+    """The same of what is planned. Raises UsageError where a name is unknown."""
+    wish, before = configured.wish, state.read_wanted(configured.at)
+    require_known(wish.names, [one.name for one in found])
+    if wish.names:
+        there = before.instances if before else ()
+        chosen = [one for one in found if one.name in wish.names]
+        found = [*(one for one in there if one.name not in wish.names), *chosen]
     return Wanted(
-        config=configuration.source,
-        instances=planned(configured),
-        max_loading=configured.wish.max_loading or configuration.master.max_loading,
+        config=wish.source,
+        instances=tuple(found),
+        max_loading=wish.max_loading or configured.configuration.master.max_loading,
     )
 
 
@@ -56,11 +79,7 @@ def up(steps: Steps) -> None:
 
     configured = require(steps)
     asked = wanted(configured)
-    if configured.wish.dry_run:
-        rows = control.changes(configured.at, asked)
-        told = [{"name": name, "change": change} for name, change in rows]
-        print(json.dumps(told) if steps.request.json else table(rows) or "nothing to do")
-        return
+    require_own_logs(steps, configured.at, asked)
     (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
     if configured.wish.background is False:
         control.run_foreground(configured.at, asked, report=report)
@@ -74,6 +93,23 @@ def up(steps: Steps) -> None:
             "`doit up` tries again what has failed; `doit logs name=…` shows more",
         )
     stay(configured.at, [one for one in asked.instances if not one.background])
+
+
+def require_own_logs(steps: Steps, at: Folder, asked: Wanted) -> None:
+    """Raise UsageError where servers of another configuration write to a log of these."""
+    from pipeline.serve.fleet import control
+
+    taken: dict[str, str] = {}
+    for other in state.folders(steps.home):
+        if other != at and (there := state.read_wanted(other)) and control.is_running(other):
+            taken |= {one.log_file: there.config for one in there.instances}
+    wrong = [
+        f"{one.name}: {one.log_file} is written by a server of {taken[one.log_file]}"
+        for one in asked.instances
+        if one.log_file in taken
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong), "say where its log goes: control.log_file or log_dir")
 
 
 def serve(steps: Steps) -> None:
@@ -120,20 +156,30 @@ def as_launch(instance: Instance, at: Folder) -> Launch:
 
 def systemd(steps: Steps) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
+    from pipeline.serve.config.profile_options import CARDS_OVERRIDE, OVERRIDES
     from pipeline.serve.fleet.unit import systemd_unit
 
     configured = require(steps)
-    wish = configured.wish
-    named = [f"config={wish.config}"] if wish.config else [f"profile={wish.profile}"]
-    named += [f"engine={wish.engine}"] if wish.engine else []
-    own = {name: os.environ[name] for name in KEPT if name in os.environ}
+    if configured.is_overridden:
+        raise UsageError(
+            f"{configured.is_overridden} is set: a unit is no place for it",
+            "write it into the file",
+        )
+    wish, given = configured.wish, dict(configured.given)
+    named = {"config": wish.config} if wish.config else {"profile": wish.profile}
+    engine = {"engine": wish.engine} if wish.engine else {}
+    words = {**given, **named, **engine, "background": "0"}
+    env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
+    kept = (*OVERRIDES, CARDS_OVERRIDE) if wish.profile else ()
+    env |= {name: os.environ[name] for name in kept if name in os.environ}
+    times = [draft.control.stop_timeout for draft in configured.configuration.enabled]
     print(
         systemd_unit(
             configured.configuration.label,
-            [str(REPOSITORY / "doitw"), "up", *named, "background=0"],
-            folder=REPOSITORY,
-            env=own,
-            stop_timeout=max([d.control.stop_timeout for d in configured.configuration.enabled]),
+            [str(REPOSITORY / "doitw"), "up", *(f"{n}={v}" for n, v in words.items())],
+            folder=user_folder(),
+            env=env,
+            stop_timeout=max(times, default=10.0),
         ),
         end="",
     )
@@ -161,17 +207,18 @@ def stay(at: Folder, instances: Sequence[Instance]) -> None:
     if not instances:
         return
     names = [one.name for one in instances]
-    say(f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}")
     try:
-        while any(seen.state not in (STOPPED, FAILED) for seen in _seen(at, names)):
+        say(f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}")
+        while there := control.living(at):
+            seen = [one for one in there.instances if one.name in names]
+            if all(one.state in ENDED for one in seen):
+                break
             time.sleep(0.2)
     except KeyboardInterrupt:
         control.down(at, names)
         say("stopped")
-
-
-def _seen(at: Folder, names: Sequence[str]) -> list[Seen]:
-    from pipeline.serve.fleet import control
-
-    there = control.living(at)
-    return [one for one in there.instances if one.name in names] if there else []
+        return
+    if there is None:
+        raise PipelineError("the supervisor is gone, and they with it", f"its log is {at.log}")
+    if failed := [one for one in seen if one.state == FAILED]:
+        raise PipelineError("\n".join(f"{one.name} is failed: {one.reason}" for one in failed))

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UsageError
+from pipeline.core.paths import REPOSITORY
 from pipeline.tasks.many import Many, many, registry
 
+DEFAULT = str(REPOSITORY / "configs/llm_profiles.yaml")
 MODELS = ("model", "hf_model")
 ENVIRON = {
     "AUTO_INFER_LLAMA_CPP_CONFIG": "/llama.toml",
@@ -34,7 +36,7 @@ def test_nothing_is_meant() -> None:
 
 def test_what_is_said_wins(tmp_path: Path) -> None:
     assert source({"config": "my.toml"}, **ENVIRON) == (str(tmp_path / "my.toml"), "")
-    assert source({"profile": "large"}, **ENVIRON) == ("profile:large", "")
+    assert source({"profile": "large"}, **ENVIRON) == (f"{DEFAULT}#large", "")
     assert source({"model": "demo"}, **ENVIRON) == ("", ""), "one model is meant"
 
 
@@ -46,7 +48,7 @@ def test_what_is_said_wins(tmp_path: Path) -> None:
         ({"engine": "llama.cpp"}, (), ("/llama.toml", "llama.cpp")),
         ({"engine": "litellm"}, (), ("/llama.toml", "litellm")),
         ({}, ("AUTO_INFER_LLAMA_CPP_CONFIG",), ("/vllm.toml", "vllm")),
-        ({}, ("AUTO_INFER_LLAMA_CPP_CONFIG", "AUTO_INFER_VLLM_CONFIG"), ("profile:small", "")),
+        ({}, ("AUTO_INFER_LLAMA_CPP_CONFIG", "AUTO_INFER_VLLM_CONFIG"), (f"{DEFAULT}#small", "")),
         ({}, tuple(ENVIRON), ("", "")),
     ],
 )
@@ -71,10 +73,10 @@ def test_contradictions(given: dict[str, object]) -> None:
 
 
 def test_names_and_numbers() -> None:
-    told = many({"name": "a,b", "lines": 0, "max_loading": 2, "background": False}, {}, MODELS)
+    told = many({"name": "a, b,", "lines": 0, "max_loading": 2, "background": False}, {}, MODELS)
     assert told == Many(names=("a", "b"), lines=0, max_loading=2, background=False)
 
 
 def test_the_registry() -> None:
-    assert registry({}) == "configs/llm_profiles.yaml"
+    assert registry({}) == DEFAULT, "wherever the command is typed"
     assert registry({"LLM_PROFILES_CONFIG_PATH": "/p.yaml"}) == "/p.yaml"
