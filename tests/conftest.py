@@ -39,6 +39,9 @@ for name in list(os.environ):
         del os.environ[name]
 
 
+PORTS: set[int] = set()  # that were handed out
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished doit: its exit status and what it printed."""
@@ -115,9 +118,14 @@ class Doit:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nothing listens on, and another one each time."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in PORTS:
+            PORTS.add(port)
+            return port
 
 
 def post(url: str, body: dict[str, Any]) -> Any:

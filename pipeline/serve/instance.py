@@ -9,6 +9,7 @@ from typing import Any
 
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 ENGINES = (LLAMA_CPP, VLLM)
+GATEWAY = "gateway"  # an engine too, of the one that leads to the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

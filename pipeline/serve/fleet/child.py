@@ -22,6 +22,7 @@ from .logfile import Log
 from .policy import Pace
 from .state import Folder
 
+VLLM_KEY = "VLLM_API_KEY"  # an inherited one would be asked for, and nobody knows it
 LONGEST_LINE = 500  # characters, of what is quoted in a message
 
 
@@ -85,13 +86,13 @@ class Child:
 
 def environment(instance: Instance, at: Folder) -> dict[str, str]:
     """What the server is started with: inherited, without what would change the launch unseen."""
-    env = dict(os.environ)
+    env = {name: value for name, value in os.environ.items() if name != VLLM_KEY}
     if instance.engine == LLAMA_CPP:
         config = at.path / "xdg"
         config.mkdir(parents=True, exist_ok=True)
         env = clean_environment(env, config)
     elif word := asking.key(instance):
-        env["VLLM_API_KEY"] = word
+        env[VLLM_KEY] = word
     # Programs that change their title write it over their environment, unless told not to.
     ours = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
     return {**env, **instance.env, **ours}
