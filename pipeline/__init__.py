@@ -7,7 +7,8 @@ A map, in reading order (each folder imports only those above it):
     bins/     llama.cpp itself: pinned source, the host, backends, the build
     models/   references, the hub and what is chosen from it, headers, conversion, quantization,
               memory, pipeline.lock
-    serve/    flags, the launch, the foreground server
+    serve/    flags, the launch, the foreground server; many servers: config/ reads the files that
+              ask for them, fleet/ keeps them, gateway/ is one address for all
     tasks/    glue: turns the above into doit tasks; `dodo.py` is their table of contents
 
 `pins.toml` beside this file holds every pinned commit, tree and archive.

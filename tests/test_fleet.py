@@ -405,13 +405,13 @@ def test_what_is_secret_in_overrides_stays_there(fleet: Fleet, gguf: Path, tmp_p
 
 
 def test_a_server_that_others_can_reach_gets_a_key(fleet: Fleet, gguf: Path) -> None:
-    port = fleet.chat("open", gguf, host="0.0.0.0")
+    port = fleet.chat("open", gguf, host="0.0.0.0", api_prefix="/own")
     told = fleet.up()
     (key,) = fleet.doit.home.glob("run/instances/*/keys/open.key")
     assert str(key) in told.err and oct(key.stat().st_mode & 0o777) == "0o600"
     secret = key.read_text().strip()
     with pytest.raises(Exception, match="401"):
-        post(f"http://127.0.0.1:{port}/v1/chat/completions", {"messages": []})
+        post(f"http://127.0.0.1:{port}/own/v1/chat/completions", {"messages": []})
     for process in fleet.processes():
         assert secret not in " ".join(process.cmdline())
     assert secret not in (fleet.doit.home / "logs" / "open.log").read_text()

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.bins.programs import program_file
-from pipeline.bins.wish import BACKENDS, DEFAULT_WAY, WAYS, Bins, architectures, release_name
+from pipeline.bins.wish import BACKENDS, Bins
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
@@ -18,7 +17,7 @@ from pipeline.models.choice import Wish
 from pipeline.models.reference import Reference, existing, parse
 from pipeline.serve.launch import Settings
 
-from . import many
+from . import bins_variables, many
 from .many import Many
 
 SERVER = "server."
@@ -47,16 +46,7 @@ TABLE = (
     Variable("pattern", text),
     Variable("mmproj", text),
     Variable("imatrix", text),
-    Variable("backend", choice(*BACKENDS)),
-    Variable("bins", choice(*WAYS)),
-    Variable("cuda_architectures", architectures),
-    Variable("cuda_toolkit", text),
-    Variable("portable", flag),
-    Variable("jobs", integer(1, 1024)),
-    Variable("ui", choice("auto", "on", "off")),
-    Variable("release", release_name),
-    Variable("pkg", text),
-    Variable("into", text),
+    *bins_variables.TABLE,
     Variable("host", text),
     Variable("port", integer(1, 65535)),
     Variable("threads", integer(1, 4096)),
@@ -196,7 +186,7 @@ def request(given: Mapping[str, str]) -> Request:
             api_key_file=file("api_key_file"),
             server=server,
         ),
-        bins=_bins(values, backend),
+        bins=bins_variables.read(values, backend),
         ready_timeout=number("ready_timeout") or 600,
         stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
         force=bool(values.get("force", False)),
@@ -239,43 +229,6 @@ def _reference(values: Mapping[str, object]) -> Reference | None:
         if name in values and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
-
-
-def _bins(values: Mapping[str, object], backend: str) -> Bins:
-    """Which programs are wanted. Raises UsageError where that contradicts itself."""
-    given = {
-        name: values[name]
-        for name in ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
-        if name in values
-    }
-    way = str(values.get("bins", DEFAULT_WAY))
-    for name in ("cuda_architectures", "cuda_toolkit"):
-        if name in given and backend not in ("auto", "cuda"):
-            raise UsageError(f"{name}= and backend={backend} contradict each other")
-    for name in given:
-        if way != "build":
-            raise UsageError(f"{name}: is for what is compiled, not for bins={way}", "leave it out")
-    if "release" in values and way != "prebuilt":
-        raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
-    toolkit = str(given.get("cuda_toolkit", "auto"))
-    if toolkit not in ("auto", "system"):
-        toolkit = str(absolute(toolkit))
-        if not (Path(toolkit) / "bin" / program_file("nvcc")).is_file():
-            raise UsageError(
-                f"cuda_toolkit={given['cuda_toolkit']}: there is no bin/nvcc in it",
-                "auto, system, or the folder of a CUDA toolkit",
-            )
-    jobs = given.get("jobs")
-    return Bins(
-        way=way,
-        backend="cuda" if "cuda_architectures" in given else backend,
-        architectures=str(given.get("cuda_architectures", "")),
-        toolkit=toolkit,
-        portable=bool(given["portable"]) if "portable" in given else None,
-        jobs=jobs if isinstance(jobs, int) else None,
-        ui=str(given.get("ui", "auto")),
-        release=str(values.get("release", "")),
-    )
 
 
 def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:
