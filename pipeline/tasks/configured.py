@@ -149,14 +149,18 @@ class Configured:
         except PipelineError as error:
             wrong.append(error.message)
             flags = None
+        cards = gpus.count()
         checks.check(
             replace(self.configuration, mistakes=tuple(wrong)),
             server=self.server,
             flags=flags,
             environ=os.environ,
-            cards=gpus.count(),
+            cards=cards,
             note=note,
         )
+        for draft in self.configuration.enabled if cards is None else ():
+            if draft.control.gpu_ids not in (None, "all", "none"):
+                note(f"{draft.at('control.gpu_ids')}: no driver of NVIDIA's is here to ask for it")
 
     def misplaced(self, besides: Sequence[str] = ()) -> list[str]:
         """What is wrong with variables of one server or model beside a file of many."""
