@@ -15,6 +15,7 @@ from pipeline.bins.programs import program_file
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.locks import only_one
 from pipeline.core.publish import full_disk_is_an_error, publish_same
+from pipeline.models import gguf
 from pipeline.serve.flags import Flag
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import Folder
@@ -81,18 +82,24 @@ class Configured:
             over = os.environ.get(variable, "")
             file = Path(wish.config)
             return load(file, engine=engine, overrides=over, where=variable, patient=True)
+        from pipeline.serve.config.profile_options import OF_MODEL
         from pipeline.serve.config.profiles import load_profile
 
-        own = {n: v for n, v in self.given.items() if n in OPTIONS}
-        own |= {n.removeprefix(SERVER): v for n, v in self.given.items() if n.startswith(SERVER)}
-        if "device" in own and self.steps.request.settings.device is None:
-            del own["device"]  # it named a backend
+        own = {
+            name: value
+            for name, value in self.given.items()
+            if name in (*OPTIONS, *OF_MODEL) or name.startswith(SERVER)
+        }
+        if self.steps.request.settings.device is None:
+            own.pop("device", None)  # it names a backend
         return load_profile(Path(wish.registry), wish.profile, os.environ, given=own, patient=True)
 
     def _find_models(self) -> None:
         """The steps of each model that is prepared first, by the name of the first instance that
         asks for it."""
         mine = {*(variable.name for variable in many.TABLE), *OPTIONS}
+        if self.wish.profile:
+            mine |= {*OF_A_MODEL}  # they are among the model's own by now
         common = {
             name: value
             for name, value in self.given.items()
@@ -100,7 +107,7 @@ class Configured:
         }
         known: dict[tuple[tuple[str, str], ...], str] = {}
         for name, told in self._configuration.prepares().items():
-            asked = {**told, **common} if self.wish.profile else {**common, **told}
+            asked = {**common, **told}
             key = tuple(sorted(asked.items()))
             if key not in known:
                 try:
@@ -200,14 +207,33 @@ class Configured:
         return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
 
     def place_files(self) -> None:
-        """Have the prepared files in the folders that a profile wants them in. Raises
-        PipelineError."""
+        """Have the prepared files where a profile wants them. The model itself, or its first part,
+        comes last: it says that all is there. Raises PipelineError."""
         for draft in self.configuration.enabled:
-            if draft.download_to and draft.model:
-                file = self.steps_of(draft).require_chain().final
-                with full_disk_is_an_error(draft.download_to), only_one(draft.download_to):
-                    if not (draft.download_to / file.name).exists():
-                        publish_same(file, draft.download_to / file.name)
+            if draft.download_to is None:
+                continue
+            first, *parts = gguf.shards(self.steps_of(draft).require_chain().final)
+            placed = self._placed(draft)
+            placed |= {part: draft.download_to.with_name(part.name) for part in parts}
+            with full_disk_is_an_error(draft.download_to.parent), only_one(draft.download_to):
+                for file in [*(file for file in placed if file != first), first]:
+                    if not placed[file].exists():
+                        publish_same(file, placed[file])
+
+    def _placed(self, draft: Draft) -> dict[Path, Path]:
+        """Where a profile wants the model, by its first part, and its projector."""
+        from pipeline.serve.config.configuration import projector_of
+
+        from . import serving
+
+        if draft.download_to is None:
+            return {}
+        steps, target = self.steps_of(draft), draft.download_to
+        first = steps.require_chain().final
+        # llama.cpp finds the parts of a split model by their names
+        target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
+        projector = None if steps.request.mmproj else serving.projector(steps)
+        return {first: target} | ({projector: projector_of(target)} if projector else {})
 
     def steps_of(self, draft: Draft) -> Steps:
         """The steps of its model."""
@@ -220,11 +246,11 @@ class Configured:
 
         steps = self.steps_of(draft)
         chain = steps.require_chain()
-        placed = draft.download_to and draft.download_to / chain.final.name
+        placed, mmproj = self._placed(draft), serving.projector(steps)
         ahead = estimating.outlook(steps, chain)
         return Model(
-            path=placed if placed and placed.exists() else chain.final,
-            mmproj=serving.projector(steps),
+            path=placed.get(chain.final, chain.final),
+            mmproj=placed.get(mmproj, mmproj) if mmproj else None,
             name=chain.resolved.name,
             pooling=ahead.header.pooling if ahead.header else "none",
             ctx_size=ahead.trained,

@@ -12,7 +12,8 @@ from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.publish import publish_text
 from pipeline.core.say import say
-from pipeline.serve.instance import Instance
+from pipeline.serve.instance import GATEWAY, Instance
+from pipeline.serve.keys import keys_of
 
 from . import many
 from .configured import Configured, require
@@ -31,22 +32,16 @@ def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
 
     table, given = configured.configuration.gateway, configured.steps.request
     host = given.settings.host if "host" in configured.given else table.host
-    file = given.settings.api_key_file or (table.api_key_file and Path(table.api_key_file))
-    is_open = file is None and table.api_key == api_keys.NONE
-    key = api_keys.Key()
-    if file is None and not is_open:
-        if table.api_key:
-            key = api_keys.Key(configured.keys / "gateway.given.key", f"{table.api_key}\n")
-        elif not gateways.is_loopback(host):
-            key = api_keys.Key(configured.keys / "gateway.key", is_made=True)
-        file = key.path
+    file = given.settings.api_key_file or table.api_key_file
+    folder = configured.configuration.folder
+    key = api_keys.decide(GATEWAY, host, file, table.api_key, folder, configured.keys)
     told = gateways.Gateway(
         host=host,
         port=given.settings.port if "port" in configured.given else table.port,
-        api_key_file=str(file) if file else None,
+        api_key_file=str(key.path) if key.path else None,
         models=table.models,
         hold_timeout=table.hold_timeout,
-        without_key=is_open,
+        without_key=file is None and table.api_key == api_keys.NONE,
     )
     return told, key
 
@@ -103,7 +98,7 @@ def litellm(configured: Configured, told: Gateway) -> None:
         raise PipelineError(
             "litellm: there is no such program on PATH", "install it: pipx install 'litellm[proxy]'"
         )
-    keys = {name: _first_line(Path(path)) for name, path in made.key_files.items()}
+    keys = {name: _first_key(Path(path)) for name, path in made.key_files.items()}
     words = [program, "--config", str(file), "--host", told.host, "--port", str(told.port)]
     _stay([*words, "--telemetry", "False"], {**os.environ, **keys})
 
@@ -128,11 +123,14 @@ def _written(configured: Configured, name: str, text: str) -> Path:
     return file
 
 
-def _first_line(file: Path) -> str:
+def _first_key(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8").partition("\n")[0].strip()
+        found = keys_of(file)
     except OSError as error:
         raise PipelineError(f"{file}: cannot be read: {error.strerror}") from None
+    if not found:
+        raise PipelineError(f"{file}: holds no key")
+    return found[0]
 
 
 def _stay(words: Sequence[str], env: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.serve.instance import LLAMA_CPP, VLLM
@@ -17,60 +17,48 @@ PORTS = {LLAMA_CPP: 8080, VLLM: 8000}
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Host and port. A path of a socket has no port."""
+    """Host and port."""
 
     host: str
     port: int
-    wrong: str = ""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return all(_is_loopback(host) for host in self.hosts)
-
-    @property
-    def hosts(self) -> list[str]:
-        """llama-server takes several, with commas."""
-        return [host.strip() for host in self.host.split(",")]
 
     def clashes(self, other: Address) -> bool:
         """Whether the two cannot be listened on at once."""
-        return any(
-            (one == two) if _is_socket(one) or _is_socket(two) else self._meets(other, one, two)
-            for one in self.hosts
-            for two in other.hosts
-        )
-
-    def _meets(self, other: Address, one: str, two: str) -> bool:
+        one, two = self.host, other.host
         same = _plain(one) == _plain(two) or one in ANYWHERE or two in ANYWHERE
         return self.port == other.port and same
 
 
 def address(given: Given) -> Address:
-    """Where the instance listens; `wrong` says why its port is none."""
-    default = PORTS[given.draft.engine]
-    host = given.text("host") or HOST
+    """Where the instance listens, once `mistakes` finds none."""
+    port = _port(given)
+    return Address(given.text("host") or HOST, PORTS[given.draft.engine] if port is None else port)
+
+
+def mistakes(given: Given) -> Iterator[str]:
+    """A host or a port that is none."""
+    if why := wrong_host(given.text("host")):
+        yield given.draft.tell("server.host", why)
+    if _port(given) == 0:
+        told = shown(given.value("port"))
+        yield given.draft.tell("server.port", f" = {told}: must be a whole number from 1 to 65535")
+
+
+def wrong_host(host: str) -> str:
+    """Why nothing could be watched there, or nothing: llama-server itself takes more."""
+    if "," in host or host.endswith(".sock"):
+        return f" = {shown(host)}: must be one host or address, not several and no socket's path"
+    return ""
+
+
+def _port(given: Given) -> int | None:
+    """None where it is not given, 0 where it is none."""
     told = given.value("port")
     if told is None or isinstance(told, bool):
-        return Address(host, default)
+        return None
     port = int(str(told)) if str(told).isascii() and str(told).isdecimal() else 0
-    if not 1 <= port <= 65535:
-        return Address(host, default, f" = {shown(told)}: must be a whole number from 1 to 65535")
-    return Address(host, port)
-
-
-def _is_socket(host: str) -> bool:
-    return host.endswith(".sock")
+    return port if port <= 65535 else 0
 
 
 def _plain(host: str) -> str:
     return HOST if host.lower() == "localhost" else host.lower()
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost" or _is_socket(host):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: who knows where it leads
-        return False

@@ -11,13 +11,16 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.locks import only_one
 from pipeline.core.publish import part, publish_file
-from pipeline.serve.instance import VLLM
+from pipeline.serve.instance import LLAMA_CPP
+from pipeline.serve.keys import is_loopback, keys_of
 
 from .addresses import Address
-from .configuration import Draft, beside
+from .configuration import Draft, Value, beside
 from .options import Given, spelled
+from .tables import Gateway
 
 NONE = "none"
+SECRETS = ("--api-key", "--hf-token", "-hft")
 BYTES = 32  # of a key that is made: 43 letters
 
 
@@ -31,56 +34,108 @@ class Key:
 
 
 def key(given: Given, at: Address, folder: Path, keys: Path) -> Key:
-    """The key of an instance: a file of the user's, a literal one that moves to a file, or one
-    that is made because others can reach it."""
+    """The key of an instance."""
     draft = given.draft
-    file, literal = given.text("api-key-file"), literals(draft)
+    literal = draft.server.get("api-key")
+    return decide(draft.name, at.host, given.text("api-key-file"), literal, folder, keys)
+
+
+def decide(
+    name: str, host: str, file: str | Path | None, literal: Value | None, folder: Path, keys: Path
+) -> Key:
+    """The key of what `name` serves at `host`: a file of the user's (relative means `folder`), a
+    literal one that moves to a file in `keys`, or one that is made because others can reach it."""
     if file:
-        return Key(beside(folder, file))
-    if literal == [NONE]:
+        return Key(beside(folder, str(file)))
+    told = split(literal)
+    if told == [NONE]:
         return Key()
-    if literal:
-        text = "".join(f"{one}\n" for one in literal)
-        return Key(_given_file(keys, draft.name, text), text)
-    return Key() if at.is_loopback else Key(keys / f"{draft.name}.key", is_made=True)
+    if told:
+        text = "".join(f"{one}\n" for one in told)
+        return Key(_given_file(keys, name, text), text)
+    return Key() if is_loopback(host) else Key(keys / f"{name}.key", is_made=True)
 
 
-def literals(draft: Draft) -> list[str]:
-    """The keys that stand in the file."""
-    told = draft.server.get("api-key")
-    listed = told if isinstance(told, list) else [] if told in (None, False, True) else [told]
-    return [one for text in listed for one in str(text).split(",") if one]
+def split(literal: Value | None) -> list[str]:
+    """The keys of `api_key`: one text with commas, or a list."""
+    listed = literal if isinstance(literal, list) else [literal]
+    texts = [str(one) for one in listed if one is not None and not isinstance(one, bool)]
+    return [one for text in texts for one in text.split(",") if one]
 
 
 def mistakes(given: Given, folder: Path) -> Iterator[str]:
-    """What cannot be meant about keys."""
+    """What cannot be meant about the keys of an instance."""
     draft = given.draft
-    if file := given.text("api-key-file"):
-        path, named = beside(folder, file), f"{draft.at('server.api-key-file')} = {file}"
-        lines = [line.strip() for line in _read(path).splitlines()]
-        if not path.is_file():
-            yield f"{named}: {path} is no file"
-        elif not any(line and not line.startswith("#") for line in lines):
-            yield f"{named}: {path} cannot be read, or holds no key"
-    place = draft.at("server.api-key")
-    told = literals(draft)
-    if "api-key" in draft.server and not told and draft.server["api-key"] is not False:
-        yield f'{place}: must be a key, or "none"'
-    if told and given.text("api-key-file"):
-        yield f"{place}: contradicts api_key_file; leave one out"
+    is_llama = draft.engine == LLAMA_CPP
+    file = given.text("api-key-file")
+    if file and (why := _wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
+        yield draft.tell("server.api-key-file", f" = {file}: {why}")
+    literal = draft.server.get("api-key")
+    for why in wrong_literal(literal, bool(file)):
+        yield draft.tell("server.api-key", f": {why}")
+    if not is_llama and len(told := split(literal)) > 1 and NONE not in told:
+        yield draft.tell("server.api-key", ": vLLM reads one key")
+    yield from _in_clear(draft)
+
+
+def mistakes_of_gateway(gateway: Gateway) -> Iterator[str]:
+    """What cannot be meant about the key of the gateway, each as `key = value: why`."""
+    file = gateway.api_key_file
+    if file and (why := _wrong_file(Path(file))):
+        yield f"api_key_file = {file}: {why}"
+    for why in wrong_literal(gateway.api_key, bool(file)):
+        yield f"api_key: {why}"
+
+
+def wrong_literal(literal: Value | None, has_file: bool) -> Iterator[str]:
+    """Why a key that stands in the configuration is none."""
+    told = split(literal)
+    if literal not in (None, False) and not told:
+        yield 'must be a key, or "none"'
+    if told and has_file:
+        yield "contradicts api_key_file; leave one out"
     if any(one.startswith("#") or not one.isprintable() or " " in one for one in told):
-        yield f"{place}: a key must not begin with # or hold spaces or control characters"
-    if len(told) > 1 and (NONE in told or draft.engine == VLLM):
-        yield f"{place}: {'none is no key' if NONE in told else 'vLLM reads one key'}"
-    for word in draft.extra_args:
-        if spelled(word).partition("=")[0] == "--api-key":
-            where = draft.at("server.extra-args")
-            yield f"{where}: --api-key would stand in the list of processes; write api_key = …"
+        yield "a key must not begin with # or hold spaces or control characters"
+    if len(told) > 1 and NONE in told:
+        yield "none is no key"
+
+
+def _wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
+    """Why a file of keys is none, or nothing. llama-server reads a space beside a key as part of
+    it, which no client can send."""
+    if not path.is_file():
+        return f"{path} is no file"
+    try:
+        keys = keys_of(path)
+        text = path.read_bytes()
+    except OSError:
+        keys = ()
+    if not keys:
+        return f"{path} cannot be read, or holds no key"
+    if os.name == "nt":
+        text = text.replace(b"\r\n", b"\n")
+    if is_read_as_it_is and not {one.encode() for one in keys} <= {*text.split(b"\n")}:
+        return f"{path}: has a space or a carriage return beside a key, which becomes part of it"
+    return ""
+
+
+def _in_clear(draft: Draft) -> Iterator[str]:
+    """Secrets that would stand on the command line."""
+    named = [(draft.at("server.extra-args"), spelled(word)) for word in draft.extra_args]
+    told = draft.server.get("hf-token")
+    if told is not None and not isinstance(told, bool):  # vLLM: true means one that it keeps
+        named.append((draft.at("server.hf-token"), "--hf-token"))
+    token = "write a model table" if draft.engine == LLAMA_CPP else "set HF_TOKEN"
+    for place, word in named:
+        option = word.partition("=")[0]
+        if option in SECRETS:
+            instead = "write api_key = …" if option == "--api-key" else token
+            yield f"{place}: {option} would stand in the list of processes; {instead}"
 
 
 def remarks(given: Given, at: Address) -> Iterator[str]:
     """What the user should know about keys."""
-    if literals(given.draft) == [NONE] and not at.is_loopback:
+    if split(given.draft.server.get("api-key")) == [NONE] and not is_loopback(at.host):
         yield f"{given.draft.place}: {at.host} can be reached by others, without a key"
 
 

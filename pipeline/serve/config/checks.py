@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pipeline.core.errors import did_you_mean
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP
 
-from . import api_keys, llama, mistakes, options, vllm
+from . import addresses, api_keys, llama, mistakes, options, vllm
 from .addresses import Address, address
-from .configuration import Configuration
-from .instances import given, log_file, program
+from .configuration import Configuration, Draft
+from .instances import aliases, given, log_file, program
 from .options import Given
 
 HINT = "docs/instances.md lists the keys; options that --help does not list go into extra_args"
@@ -39,10 +40,11 @@ def check(
     if LLAMA_CPP in engines:
         wrong += _program(configuration, program(configuration, server))
     for one in told:
-        wrong += _mistakes(configuration, one, cards)
+        wrong += _mistakes(configuration, one, cards, flags or {})
+    wrong += _gateway(configuration, [given(draft, flags) for draft in configuration.drafts])
     wrong += _clashes(configuration, told)
     mistakes.require_none(wrong, HINT)
-    for remark in (*configuration.notes, *_remarks(configuration, told, environ)):
+    for remark in (*configuration.notes, *_remarks(configuration, told, environ, flags or {})):
         note(remark)
 
 
@@ -60,33 +62,49 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
         yield f"{place} = {named}: {found} may not be executed"
 
 
-def _mistakes(configuration: Configuration, given: Given, cards: int | None) -> Iterator[str]:
+def _mistakes(
+    configuration: Configuration, given: Given, cards: int | None, ours: Mapping[str, Flag]
+) -> Iterator[str]:
     """What is wrong with one instance."""
     draft = given.draft
-    at = address(given)
-    if at.wrong:
-        yield f"{draft.at('server.port')}{at.wrong}"
+    yield from addresses.mistakes(given)
+    yield from options.mistakes(given, _called(draft), ours)
     if draft.engine == LLAMA_CPP:
-        yield from options.mistakes(draft, given.flags, "llama-server")
         yield from llama.mistakes(given, configuration.folder)
     else:
-        yield from options.mistakes(draft, given.flags, f"vLLM {vllm.version()}")
         yield from vllm.mistakes(configuration, given)
     yield from api_keys.mistakes(given, configuration.folder)
     ids = (draft.control.gpu_ids or "").split(",")
     absent = [one for one in ids if cards is not None and one.isdecimal() and int(one) >= cards]
     if absent:
-        place, there = (
-            draft.at("control.gpu_ids"),
-            f"there are {cards}, from 0" if cards else "none",
-        )
-        yield f"{place} = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
+        there = f"there are {cards}, from 0" if cards else "none"
+        why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
+        yield draft.tell("control.gpu_ids", why)
+
+
+def _gateway(configuration: Configuration, told: list[Given]) -> Iterator[str]:
+    """What is wrong with the gateway's table."""
+    place, gateway = f"{configuration.label}: gateway", configuration.gateway
+    if why := addresses.wrong_host(gateway.host):
+        yield f"{place}.host{why}"
+    for wrong in api_keys.mistakes_of_gateway(gateway):
+        yield f"{place}.{wrong}"
+    names = [one.draft.name for one in told]
+    names += [alias for one in told for alias in aliases(one)]
+    folded = {name.casefold() for name in names}
+    for pattern, name in gateway.models.items():
+        if name.casefold() not in folded:
+            key = mistakes.dotted(("models", pattern))
+            why = f"is no instance and no alias{did_you_mean(name, names)}"
+            yield f"{place}.{key} = {mistakes.shown(name)}: {why}"
 
 
 def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
     """Two that listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
-        (one.draft.at("server.port"), at) for one in told if not (at := address(one)).wrong
+        (one.draft.at("server.port"), address(one))
+        for one in told
+        if not any(addresses.mistakes(one))
     ]
     gateway = configuration.gateway
     if gateway.enable:
@@ -105,16 +123,24 @@ def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
 
 
 def _remarks(
-    configuration: Configuration, told: list[Given], environ: Mapping[str, str]
+    configuration: Configuration,
+    told: list[Given],
+    environ: Mapping[str, str],
+    ours: Mapping[str, Flag],
 ) -> Iterator[str]:
     """What is allowed and should be said."""
     for one in told:
-        yield from options.remarks(one.draft, one.flags)
+        yield from options.remarks(one, _called(one.draft), ours)
         yield from api_keys.remarks(one, address(one))
         if one.draft.engine == LLAMA_CPP:
             yield from llama.remarks(one)
     if any(one.draft.engine != LLAMA_CPP for one in told):
         yield from vllm.remarks(configuration, environ)
+
+
+def _called(draft: Draft) -> str:
+    """The program that will serve, as it is named in messages."""
+    return "llama-server" if draft.engine == LLAMA_CPP else f"vLLM {vllm.version()}"
 
 
 def _inside(place: str) -> str:

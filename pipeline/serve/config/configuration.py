@@ -20,7 +20,8 @@ class Draft:
     server: Mapping[str, Value]  # by the option's name without its dashes, in written order
     extra_args: tuple[str, ...] = ()
     model: Mapping[str, str] = field(default_factory=dict)  # prepare's variables; empty: no table
-    download_to: Path | None = None  # the folder in which a prepared file is to be put
+    download_to: Path | None = None  # the file that a prepared model is to be put at
+    typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.typed`
     place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
     places: Mapping[str, str] = field(default_factory=dict)  # of `server.ctx-size` and so on
 
@@ -31,6 +32,11 @@ class Draft:
     def at(self, key: str) -> str:
         """Where `key` stands, such as `server.ctx-size` or `control.gpu_ids`."""
         return self.places.get(key, f"{self.place}.{key}")
+
+    def tell(self, key: str, why: str) -> str:
+        """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""
+        place = self.at(key)  # `port=` where the command line gave it
+        return place + (why.removeprefix(" = ") if place.endswith("=") else why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,11 @@ class Configuration:
     def path(self, text: str) -> Path:
         """A path of the file; `~` is the user's home, relative means the file's folder."""
         return beside(self.folder, text)
+
+
+def projector_of(file: Path) -> Path:
+    """Where the projector of a model is put, and found, that is at `file`."""
+    return file.with_name(f"mmproj-{file.name}")
 
 
 def beside(folder: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
-from . import api_keys, llama, vllm
+from . import api_keys, llama, options, vllm
 from .addresses import address
 from .configuration import Configuration, Draft
 from .llama import Model
@@ -90,7 +90,15 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
 
 def given(draft: Draft, flags: Mapping[str, Flag] | None) -> Given:
     """What an instance says of its program's options."""
-    return Given(draft, (flags or {}) if draft.engine == LLAMA_CPP else vllm.flags())
+    known = (flags or {}) if draft.engine == LLAMA_CPP else vllm.flags()
+    return Given(options.typed(draft, known), known)
+
+
+def aliases(given: Given) -> list[str]:
+    """The model names that an instance is given, each once."""
+    is_llama = given.draft.engine == LLAMA_CPP
+    text = given.text("alias") if is_llama else vllm.aliases(given)
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def log_file(configuration: Configuration, draft: Draft, logs: Path) -> Path:
@@ -120,15 +128,14 @@ def _instance(
         model = _model(draft, models)
         executable = str(server)
         cmd = llama.command(given, at, model, key.path)
-        kind, alias = llama.kind(given, model), given.text("alias")
+        kind = llama.kind(given, model)
         env["XDG_CONFIG_HOME"] = str(folders.xdg)
         prefix, tls = given.text("api-prefix").rstrip("/"), bool(given.text("ssl-cert-file"))
     else:
         executable = vllm.executable(configuration, environ)
         cmd = vllm.command(configuration, given, at)
-        kind, alias = vllm.kind(given), vllm.aliases(given)
+        kind = vllm.kind(given)
         prefix, tls = "", bool(given.text("ssl-certfile"))
-    names = [name.strip() for name in alias.split(",")]
     asleep = given.text("sleep-idle-seconds") not in ("", "-1")
     unsaid = "probe_timeout" not in control.model_fields_set
     return Instance(
@@ -143,7 +150,7 @@ def _instance(
         port=at.port,
         prefix=prefix,
         tls=tls,
-        aliases=tuple(dict.fromkeys(name for name in names if name not in ("", draft.name))),
+        aliases=tuple(name for name in aliases(given) if name != draft.name),
         kind=kind,
         api_key_file=str(key.path) if key.path else None,
         background=control.background,

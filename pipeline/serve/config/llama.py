@@ -11,13 +11,12 @@ from pipeline.models import quants, reference
 from pipeline.serve import launch
 
 from .addresses import Address
-from .configuration import Draft, Value, beside
+from .configuration import Draft, beside
 from .mistakes import shown
-from .options import Given, words
+from .options import Given, expanded, words
 
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
-FILES = ("FNAME", "FILE", "PATH", "DIR")  # hints of options that take a path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ def command(given: Given, at: Address, model: Model | None, key: Path | None) ->
     """The arguments: the prepared model, the table as written, what is added, extra_args."""
     draft = given.draft
     found = ["--model", str(model.path)] if model else []
-    found += words(_table(given))
+    found += words({name: value for name, value in expanded(given).items() if name != "api-key"})
     added: list[str] = []
     if not given.text("host"):
         added += ["--host", at.host]
@@ -70,13 +69,13 @@ def mistakes(given: Given, folder: Path) -> Iterator[str]:
     draft = given.draft
     named = [name for name in SOURCES[:4] if given.text(name)]
     if draft.model and named:
-        yield f"{draft.at(f'server.{named[0]}')}: contradicts the model table; leave one out"
+        yield draft.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
     if draft.model:
         yield from _model_mistakes(draft)
     for name in ("model", "mmproj"):
         text = given.text(name)
         if text and not beside(folder, text).is_file():
-            yield f"{draft.at(f'server.{name}')} = {text}: {beside(folder, text)} is no file"
+            yield draft.tell(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
 
 
 def _model_mistakes(draft: Draft) -> Iterator[str]:
@@ -84,13 +83,13 @@ def _model_mistakes(draft: Draft) -> Iterator[str]:
     try:
         reference.parse(draft.model["model"])
     except UsageError as error:
-        yield f"{draft.at('model.ref')} = {error.message.removeprefix('model=')}"
+        yield draft.tell("model.ref", f" = {error.message.removeprefix('model=')}")
     quant = draft.model.get("quant", quants.AUTO)
     if quant.upper() != quants.AUTO:
         try:
             quants.parse(quant)
         except ValueError as allowed:
-            yield f"{draft.at('model.quant')} = {shown(quant)}: must be {allowed}"
+            yield draft.tell("model.quant", f" = {shown(quant)}: must be {allowed}")
     imatrix = draft.model.get("imatrix")
     if imatrix and not Path(imatrix).is_file():
         yield f"{draft.at('model.imatrix')}: {imatrix} is no file"
@@ -100,19 +99,6 @@ def remarks(given: Given) -> Iterator[str]:
     """What is allowed and perhaps not meant."""
     if not given.draft.model and not given.says(*SOURCES):
         yield f"{given.draft.place}: names no model, so llama-server routes to the models it finds"
-
-
-def _table(given: Given) -> dict[str, Value]:
-    """The table without a literal key; `~` is the user's home in options that take a path."""
-    table: dict[str, Value] = {}
-    for name, value in given.draft.server.items():
-        flag = given.flags.get(name)
-        takes_path = flag is not None and flag.value.startswith(FILES)
-        if isinstance(value, str) and value.startswith("~") and takes_path:
-            value = str(beside(Path(), value))
-        if name != "api-key":
-            table[name] = value
-    return table
 
 
 def _of_model(given: Given, model: Model) -> list[str]:

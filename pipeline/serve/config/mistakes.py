@@ -16,7 +16,7 @@ Path = tuple[str | int, ...]
 Kind = TypeVar("Kind", bound=BaseModel)
 HINT = "docs/instances.md and docs/profiles.md list the keys"
 LONGEST_VALUE = 60
-SECRET = "api_key"  # noqa: S105 - the key whose value is not shown
+SECRETS = ("api_key", "hf_token")  # keys whose values are not shown
 
 ALLOWED = {
     "bool_type": "must be true or false",
@@ -92,7 +92,7 @@ def _text(one: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> 
         return ": is missing"
     known_text = ALLOWED.get(one["type"])
     text = known_text.format(**one.get("ctx", {})) if known_text else one["msg"]
-    silent = isinstance(one["input"], dict) or path[-1:] == (SECRET,)
+    silent = isinstance(one["input"], dict) or any(part in SECRETS for part in path[-1:])
     value = "" if silent else f" = {shown(one['input'])}"
     near = ""
     if one["type"] == "literal_error" and isinstance(one["input"], str):

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 
 LONGEST = 64
+RESERVED = ("gateway",)  # runs beside the instances
+DEVICES = {"con", "prn", "aux", "nul"}  # no names of files on Windows, whatever follows a dot
+DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
 FORBIDDEN = "/\\," + (':*?"<>|' if os.name == "nt" else "")
 
 
@@ -15,8 +18,12 @@ def wrong(name: str) -> str:
         return "a name must not be empty, nor begin or end with a space"
     if len(name) > LONGEST:
         return f"a name has at most {LONGEST} characters"
-    if name.startswith("."):
-        return "a name must not begin with a dot"
+    if name.startswith(".") or name.endswith("."):
+        return "a name must not begin or end with a dot"
+    if name.casefold() in RESERVED:
+        return "this name is reserved; take another one"
+    if name.partition(".")[0].rstrip().casefold() in DEVICES:
+        return "a name must not be that of a device on Windows"
     if any(sign in FORBIDDEN or not sign.isprintable() for sign in name):
         return f"a name must not hold any of {' '.join(FORBIDDEN)} or control characters"
     return ""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.core.errors import did_you_mean
 from pipeline.core.variables import NO, YES
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP
+from pipeline.serve.instance import LLAMA_CPP, VLLM
 
-from .configuration import Draft, Value
+from .configuration import Draft, Value, beside
 from .mistakes import shown
 from .renamed import RENAMED
+from .tables import Scalar
 
+PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
 
@@ -30,14 +33,31 @@ def words(server: Mapping[str, Value]) -> list[str]:
     return found
 
 
-def typed(given: Mapping[str, str], flags: Mapping[str, Flag]) -> dict[str, Value]:
-    """Options of the command line as a file would hold them: `jinja=1` is true, `port=1` is 1."""
-    found: dict[str, Value] = {}
-    for key, text in given.items():
-        flag = flags.get(key.replace("_", "-"))
-        is_switch = flag is not None and not flag.value and text.lower() in YES | NO
-        found[key] = text.lower() in YES if is_switch else text
-    return found
+def typed(draft: Draft, flags: Mapping[str, Flag]) -> Draft:
+    """The draft with the switches that the command line gave as a file would hold them: there
+    `jinja=1` is true. What takes a value stays as it is."""
+    server = dict(draft.server)
+    for name in draft.typed:
+        flag, text = flags.get(name), str(server[name]).lower()
+        if flag and not flag.value and text in YES | NO:
+            server[name] = text in YES
+    return replace(draft, server=server)
+
+
+def expanded(given: Given) -> dict[str, Value]:
+    """The table; `~` is the user's home where an option takes a path."""
+    table: dict[str, Value] = {}
+    for name, value in given.draft.server.items():
+        flag = given.flags.get(name)
+        if name == "model" or (flag and flag.value.startswith(PATHS)):
+            value = [_home(one) for one in value] if isinstance(value, list) else _home(value)
+        table[name] = value
+    return table
+
+
+def _home(value: Scalar) -> Scalar:
+    is_in_it = isinstance(value, str) and value.startswith("~")
+    return str(beside(Path(), str(value))) if is_in_it else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +108,47 @@ def spelled(word: str) -> str:
     return word.replace("_", "-") if word.startswith("--") else word
 
 
-def mistakes(draft: Draft, flags: Mapping[str, Flag], program: str) -> Iterator[str]:
+def mistakes(given: Given, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What `program` would refuse among the options of the table; extra_args are taken as they are.
 
-    No flags: they are not known.
+    No flags: they are not known. `others` are options of llama-server, which vLLM has not.
     """
+    draft, flags = given.draft, given.flags
     for name, value in draft.server.items() if flags else ():
-        why = _wrong(name, value, flags, draft.engine, program)
-        if why:
-            yield f"{draft.at(f'server.{name}')}{why}"
+        if not is_passed_on(given, name, others) and (
+            why := _wrong(name, value, flags, draft.engine, program)
+        ):
+            yield draft.tell(f"server.{name}", why)
 
 
-def remarks(draft: Draft, flags: Mapping[str, Flag]) -> Iterator[str]:
+def remarks(given: Given, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What is allowed and may not mean what it seems to."""
+    draft, flags = given.draft, given.flags
     for name, value in draft.server.items():
-        place = draft.at(f"server.{name}")
+        key = f"server.{name}"
+        if flags and is_passed_on(given, name, others):
+            yield draft.tell(key, f": {program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
-            yield f"{place} = false: leaves the option out; {off} = true turns it off"
+            why = f" = false: leaves the option out; {off} = true turns it off"
+            yield draft.tell(key, why)
         if not isinstance(value, list) or len(value) < 2:
             continue
         if draft.engine == LLAMA_CPP:
-            yield f"{place}: llama-server takes the last one alone; for all, one text with commas"
+            why = ": llama-server takes the last one alone; for all, one text with commas"
+            yield draft.tell(key, why)
         elif name in flags and flags[name].value.endswith(SEVERAL):
-            yield f"{place}: vLLM takes the last one alone; for all, extra_args after one --{name}"
+            why = f": vLLM takes the last one alone; for all, extra_args after one --{name}"
+            yield draft.tell(key, why)
+
+
+def is_passed_on(given: Given, name: str, others: Iterable[str]) -> bool:
+    """Whether an unknown option may be one of another vLLM than the one whose options are listed:
+    no slip of the pen, and none of llama-server's."""
+    name = name.partition(".")[0]
+    if given.draft.engine != VLLM or name in given.flags or name in others:
+        return False
+    return not did_you_mean(name, list(given.flags))
 
 
 def _wrong(name: str, value: Value, flags: Mapping[str, Flag], engine: str, program: str) -> str:

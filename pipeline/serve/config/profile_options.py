@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Literal
 
 from pydantic_core import PydanticCustomError
 
+from pipeline.core.paths import absolute
+
 from . import yaml_form
-from .configuration import Draft, Value, beside
+from .configuration import Draft, Value, beside, projector_of
 from .mistakes import dotted, shown
 from .profile_tables import LlamaCpp, Profile, Tuning
 from .tables import Control, gpu_ids
@@ -23,7 +26,10 @@ OVERRIDES = {
     "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
     "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
 }
+WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
 CARDS_OVERRIDE = "CUDA_VISIBLE_DEVICES_OVERRIDE"
+# What the command line says of a repository's file. Where it does, the profile's own is not meant.
+OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj")
 SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
 VLLM_TUNING = {
     "tensor_parallel_size": "tensor-parallel-size",
@@ -60,26 +66,48 @@ class Reading:
         self.places[f"server.{name}"] = place
 
 
+def _named(key: str) -> str:
+    """The option that a variable of the command line means: `server.jinja`, `gpu_layers`."""
+    name = option(key.removeprefix("server."))
+    return SAME.get(name, name)
+
+
+def _give(reading: Reading, key: str, text: str) -> None:
+    """Set what the command line says. Relative paths there start where the user is."""
+    value: Value = int(text) if WHOLE.fullmatch(text) else text
+    if _named(key) == "api-key-file":
+        reading.server.pop("api-key", None)
+        value = str(absolute(text))
+    reading.put(_named(key), value, f"{key}=")
+
+
 def draft(
     reading: Reading,
     profile: Profile,
     environ: Mapping[str, str],
-    given: Mapping[str, Value],
+    given: Mapping[str, str],
 ) -> Draft:
-    """The instance that the profile means, with what the environment and `given` change."""
+    """The instance that the profile means, with what the environment and `given`, the command
+    line, change."""
     is_llama = profile.backend == "llamacpp"
     engine: Literal["llama.cpp", "vllm"] = "llama.cpp" if is_llama else "vllm"
     extra = _table(reading, profile)
     for name, value in _overrides(reading, is_llama, environ).items():
         reading.put(OVERRIDES[name], value, name)
-    for key, value in given.items():
-        reading.put(option(key), value, f"{key}=")
+    chosen = {key: given[key] for key in OF_MODEL if key in given}
+    options = {key: text for key, text in given.items() if key not in chosen}
+    if not is_llama:
+        if "revision" in chosen:
+            options["revision"] = chosen.pop("revision")  # vLLM has one, too
+        reading.wrong += [f"{key}=: is for a GGUF, and this profile is vLLM's" for key in chosen]
+    for key, text in options.items():
+        _give(reading, key, text)
     if is_llama:
         _tune_llama(reading, profile)
     else:
         _tune_vllm(reading, profile)
     _label(reading, profile, is_llama)
-    model, download_to = _file(reading, profile.llamacpp) if is_llama else ({}, None)
+    model, download_to = _file(reading, profile.llamacpp, chosen) if is_llama else ({}, None)
     if not is_llama and profile.vllm.model:
         reading.put("model", profile.vllm.model, reading.place("vllm", "model"))
     elif not is_llama and profile.model_id:
@@ -91,6 +119,7 @@ def draft(
         extra_args=extra,
         model=model,
         download_to=download_to,
+        typed=tuple(map(_named, options)),
         place=reading.place(),
         places=reading.places,
     )
@@ -178,26 +207,37 @@ def _label(reading: Reading, profile: Profile, is_llama: bool) -> None:
     name = "alias" if is_llama else "served-model-name"
     if profile.model_id and name not in reading.server:
         reading.put(name, profile.model_id, reading.place("model_id"))
-    asked = {"embeddings", "embedding", "reranking", "rerank"} & reading.server.keys()
-    if profile.supports_embeddings and is_llama and not asked:
-        place = reading.place("supports_embeddings")
+    if not profile.supports_embeddings:
+        return
+    place, server = reading.place("supports_embeddings"), reading.server.keys()
+    if is_llama and not server & {"embeddings", "embedding", "reranking", "rerank"}:
         reading.put("embeddings", True, place)
-        if profile.task_type and "embed" not in profile.task_type.lower():
-            reading.notes.append(f"{place}: llama-server then answers for embeddings alone")
+    elif not is_llama and not server & {"runner", "convert"}:
+        reading.put("runner", "pooling", place)
+    else:
+        return
+    if profile.task_type and "embed" not in profile.task_type.lower():
+        program = "llama-server" if is_llama else "vLLM"
+        reading.notes.append(f"{place}: {program} then answers for embeddings alone")
 
 
-def _file(reading: Reading, table: LlamaCpp) -> tuple[dict[str, str], Path | None]:
-    """The model's file becomes `--model`, or where it is missing what has to be prepared for it,
-    and the folder in which it is wanted."""
+def _file(
+    reading: Reading, table: LlamaCpp, chosen: Mapping[str, str]
+) -> tuple[dict[str, str], Path | None]:
+    """The variables of `prepare` for the model, and the file that it is wanted at where it is
+    still missing. `chosen` wins: what it names is another file than the profile's."""
     if "model" in reading.server:
         return {}, None
+    is_other = bool(chosen.keys() & {"pattern", "quant", "revision"} and table.hf_repo_id)
     root = beside(reading.folder, table.model_root) if table.model_root else None
-    file = table.gguf_path or (table.hf_filename if root else None)
-    path = beside(root or reading.folder, file) if file else None
-    place = reading.place("llamacpp")
+    name = chosen.get("filename") or table.hf_filename
+    gguf_path = None if "filename" in chosen else table.gguf_path
+    file = gguf_path or (name if root else None)
+    path = beside(root or reading.folder, file) if file and not is_other else None
+    reading.places["model.ref"] = place = reading.place("llamacpp")
     if path and path.is_file():
-        reading.put("model", str(path), place)
-        return {}, None
+        others = {key: chosen[key] for key in chosen if key != "filename"}
+        return _found(path) | others, None
     if not table.hf_repo_id:
         why = f"{path} does not exist, and no hf_repo_id says where it comes from"
         if path is None:
@@ -205,10 +245,16 @@ def _file(reading: Reading, table: LlamaCpp) -> tuple[dict[str, str], Path | Non
         reading.wrong.append(f"{place}: {why}")
         return {}, None
     wanted = {"model": f"hf:{table.hf_repo_id}"}
-    name = table.hf_filename or (path.name if path else "")
-    if name:
+    name = name or (Path(table.gguf_path).name if table.gguf_path else "")
+    if name and not chosen.keys() & {"pattern", "quant"}:
         wanted["filename"] = name
-    return wanted, path.parent if table.gguf_path and path else root
+    return {**wanted, **chosen}, path
+
+
+def _found(path: Path) -> dict[str, str]:
+    """The variables for a file that is there, as they were when it was downloaded."""
+    projector = projector_of(path)
+    return {"model": str(path)} | ({"mmproj": str(projector)} if projector.is_file() else {})
 
 
 def _cards(reading: Reading, profile: Profile, environ: Mapping[str, str]) -> str | None:

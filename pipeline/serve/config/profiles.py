@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.core.errors import UsageError, did_you_mean
 
 from . import mistakes, names, yaml_form
-from .configuration import Configuration, Value
+from .configuration import Configuration
 from .profile_options import Reading, draft
 from .profile_tables import Profile, Registry
 
@@ -19,13 +19,15 @@ def load_profile(
     name: str,
     environ: Mapping[str, str],
     *,
-    given: Mapping[str, Value] | None = None,
+    given: Mapping[str, str] | None = None,
     patient: bool = False,
 ) -> Configuration:
     """The profile `name` of the registry `file`, as a configuration of one instance.
 
-    `environ` may hold overrides, `given` options of the command line, which win over all. Raises
-    UsageError that names every mistake; with `patient` those in values are left in the result.
+    `environ` may hold overrides. `given` is what the command line says, in its own names and as
+    texts: options (`parallel`, `server.jinja`) and what chooses the file (`OF_MODEL`); it wins over
+    all. Raises UsageError that names every mistake; with `patient` those in values are left in the
+    result.
     """
     file = Path(file).absolute()
     if not file.exists():

@@ -11,7 +11,7 @@ from pipeline.serve.flags import Flag, parse_help
 
 from .addresses import Address
 from .configuration import Configuration, beside
-from .options import Given, words
+from .options import Given, expanded, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
@@ -52,7 +52,7 @@ def command(configuration: Configuration, given: Given, at: Address) -> tuple[st
         found += ["run", "--manifest-path", str(configuration.path(master.pixi_project_dir))]
         found += ["--environment", master.pixi_environment, "python"]
     found += ["-m", master.api_server_module]
-    found += words({name: value for name, value in draft.server.items() if name not in KEYS})
+    found += words({name: value for name, value in expanded(given).items() if name not in KEYS})
     if not given.text("host"):
         found += ["--host", at.host]  # its own default is every interface
     if not given.text("port"):
@@ -85,7 +85,7 @@ def mistakes(configuration: Configuration, given: Given) -> Iterator[str]:
     elif not model:
         yield f"{draft.at('server.model')}: is missing: a folder, or a name on Hugging Face"
     elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
-        yield f"{draft.at('server.model')} = {model}: {beside(folder, model)} does not exist"
+        yield draft.tell("server.model", f" = {model}: {beside(folder, model)} does not exist")
 
 
 def remarks(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:

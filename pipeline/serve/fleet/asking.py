@@ -13,6 +13,7 @@ from threading import Event
 
 from pipeline.serve import health
 from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
+from pipeline.serve.keys import keys_of
 
 from .state import READY
 
@@ -28,8 +29,7 @@ def key(instance: Instance) -> str | None:
     """The first key of its file. Raises OSError."""
     if instance.api_key_file is None:
         return None
-    path = Path(instance.folder, instance.api_key_file)
-    return next(iter(path.read_text(encoding="utf-8", errors="replace").split()), None)
+    return next(iter(keys_of(Path(instance.folder, instance.api_key_file))), None)
 
 
 def ask(

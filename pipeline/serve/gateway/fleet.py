@@ -16,10 +16,9 @@ from pipeline.serve.fleet.state import (
     read_state,
     read_wanted,
 )
-from pipeline.serve.instance import VLLM, Instance
+from pipeline.serve.instance import GATEWAY, VLLM, Instance
 
 from .keys import Stamp, stamp
-from .settings import GATEWAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ import hmac
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.serve.keys import keys_of
+
 Stamp = tuple[int, int, int] | None
 
 
@@ -19,7 +21,7 @@ def stamp(path: Path) -> Stamp:
 
 
 class Keys:
-    """The keys of files, one on each line, read again when a file changes."""
+    """The keys of files, read again when a file changes."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Stamp, tuple[str, ...]]] = {}
@@ -30,11 +32,10 @@ class Keys:
         known = self._known.get(file)
         if known is None or known[0] != now:
             try:
-                text = Path(file).read_text(encoding="utf-8")
-            except (OSError, ValueError):
-                text = ""
-            lines = (line.strip() for line in text.splitlines())
-            known = self._known[file] = (now, tuple(line for line in lines if line))
+                known = now, keys_of(Path(file))
+            except OSError:
+                known = now, ()
+            self._known[file] = known
         return known[1]
 
     def allow(self, file: str, headers: Mapping[str, str]) -> bool:

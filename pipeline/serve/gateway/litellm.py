@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.instance import Instance
+from pipeline.serve.instance import GATEWAY, Instance
 
-from .settings import GATEWAY, Gateway
+from .settings import Gateway
 
 # How LiteLLM calls a server that speaks OpenAI's API, and one whose reranking it knows.
 PROVIDERS = {"rerank": "hosted_vllm"}

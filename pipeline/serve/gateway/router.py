@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
 
-from .settings import GATEWAY, Gateway
+from .settings import Gateway
 
 # What the router decides itself.
 ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origins"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import sys
 from collections.abc import Mapping
@@ -12,11 +11,10 @@ from pathlib import Path
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
 from pipeline.serve.fleet.state import Folder
-from pipeline.serve.instance import Instance
+from pipeline.serve.instance import GATEWAY, Instance
+from pipeline.serve.keys import is_loopback
 
 from .keys import Keys
-
-GATEWAY = "gateway"  # the engine, the kind and the name of its instance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +44,6 @@ def check(settings: Gateway) -> None:
             f"host={settings.host}: other machines reach it, and there is no API key",
             "name a file that holds one: api_key_file=…; or listen on 127.0.0.1",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def arguments(at: Folder, settings: Gateway) -> tuple[str, ...]:
@@ -87,4 +77,5 @@ def as_instance(at: Folder, settings: Gateway) -> Instance:
         restart="always",
         ready_timeout=60,
         stop_timeout=5,
+        probe_timeout=0,  # it makes no tokens
     )

@@ -38,6 +38,7 @@ HELP = """\
 --cors-origins ORIGINS                  origins
 --api-key KEY                           key
 --api-key-file FNAME                    keys
+-hft,  --hf-token TOKEN                 token
 --api-prefix PREFIX                     prefix
 --ssl-cert-file FNAME                   certificate
 --embedding, --embeddings               endpoint

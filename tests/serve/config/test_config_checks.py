@@ -10,7 +10,6 @@ from config_tools import FLAGS, checked, read, server_in
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks
-from pipeline.serve.config.options import typed
 from pipeline.serve.config.renamed import RENAMED
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.flags import read as read_flags
@@ -60,6 +59,19 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "extra_args = ['--api_key=x']",
             "extra_args: --api-key would stand in the list of processes; write api_key = …",
         ),
+        (
+            "hf_token = 'x'",
+            "hf_token: --hf-token would stand in the list of processes; write a model table",
+        ),
+        (
+            "extra_args = ['-hft', 'x']",
+            "extra_args: -hft would stand in the list of processes; write a model table",
+        ),
+        (
+            "host = '127.0.0.1,10.0.0.1'",
+            'host = "127.0.0.1,10.0.0.1": must be one host or address, not several',
+        ),
+        ("host = '/tmp/a.sock'", 'host = "/tmp/a.sock": must be one host or address, not several'),
     ],
 )
 def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
@@ -92,6 +104,20 @@ def test_a_file_without_a_key_would_let_everybody_in(
     place = "models.toml: instance.chat.server.api_key_file = keys"
     wrong = f"{place}: {tmp_path / 'keys'} cannot be read, or holds no key"
     assert found == ([] if good else [wrong])
+
+
+def test_a_key_file_is_read_as_llama_server_reads_it(tmp_path: Path) -> None:
+    table = f"{SERVER}model = 'models.toml'\napi_key_file = 'keys'\n"
+    for text in ("a \n", "\tb\n", "good\nc \n"):
+        (tmp_path / "keys").write_text(text)
+        (line,) = checked(tmp_path, table)
+        assert line.endswith(
+            "has a space or a carriage return beside a key, which becomes part of it"
+        )
+    (tmp_path / "keys").write_text("a\n # one\n\nb")
+    assert checked(tmp_path, table) == []
+    (tmp_path / "keys").write_bytes(b"a\xff\n")
+    assert "cannot be read, or holds no key" in checked(tmp_path, table)[0]
 
 
 def test_all_mistakes_of_file_and_options_at_once(tmp_path: Path) -> None:
@@ -137,10 +163,6 @@ def test_all_mistakes_of_file_and_options_at_once(tmp_path: Path) -> None:
         ("", "host = '::'", True),
         ("host = 'localhost'", "", True),
         ("host = 'MyHost'", "host = 'myhost'", True),
-        ("host = '127.0.0.2,127.0.0.1'", "", True),
-        ("host = '/tmp/a.sock'", "host = '/tmp/b.sock'", False),
-        ("host = '/tmp/a.sock'", "host = '/tmp/a.sock'\nport = 1", True),
-        ("", "host = '/tmp/a.sock'", False),
         ("extra_args = ['--port', '1']", "port = 1", True),
     ],
 )
@@ -156,6 +178,38 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
     text = f"{SERVER}port = 9000\n[gateway]\nenable = true\n"
     (line,) = checked(tmp_path, text)
     assert line == "models.toml: gateway.port: 127.0.0.1:9000 is taken by instance.chat.server.port"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("api_key_file = 'models.toml'", []),
+        ("host = '0.0.0.0'\napi_key = 'none'", []),
+        ("[gateway.models]\n'a*' = 'chat'\n'b*' = 'Mine'\n'c' = 'off'", []),
+        ("host = 'a.sock'", ['host = "a.sock": must be one host or address, not several and no']),
+        ("api_key_file = 'gone'", ["api_key_file = {}/gone: {}/gone is no file"]),
+        ("api_key_file = 'empty'", ["api_key_file = {}/empty: {}/empty cannot be read, or holds"]),
+        (
+            "api_key = 'a b'\napi_key_file = 'models.toml'",
+            ["api_key: contradicts api_key_file", "api_key: a key must not begin with # or hold"],
+        ),
+        (
+            "[gateway.models]\n'claude-*' = 'chta'\nx = 'gone'",
+            [
+                'models."claude-*" = "chta": is no instance and no alias; did you mean chat?',
+                'models.x = "gone": is no instance and no alias',
+            ],
+        ),
+    ],
+)
+def test_the_table_of_the_gateway(tmp_path: Path, text: str, lines: list[str]) -> None:
+    (tmp_path / "empty").write_text("# none\n")
+    off = "[instance.off.control]\nenabled = false\n"
+    found = checked(tmp_path, f"{off}{SERVER}alias = 'mine'\n[gateway]\n{text}\n")
+    found = [line for line in found if "note" not in line]
+    assert len(found) == len(lines)
+    for one, start in zip(found, lines, strict=True):
+        assert one.startswith(f"models.toml: gateway.{start.replace('{}', str(tmp_path))}")
 
 
 def test_two_that_write_one_log(tmp_path: Path) -> None:
@@ -214,13 +268,6 @@ def test_a_mistake_in_a_model_table(tmp_path: Path, text: str, line: str) -> Non
     assert found.startswith(f"models.toml: instance.a.model.{line.format(tmp_path, tmp_path)}")
 
 
-def test_options_of_the_command_line() -> None:
-    given = {"jinja": "1", "metrics": "Off", "port": "9", "flash-attn": "on", "unknown": "1"}
-    assert typed(given, FLAGS) == {
-        **{"jinja": True, "metrics": False, "port": "9", "flash-attn": "on", "unknown": "1"}
-    }
-
-
 class TestProgram:
     def found(self, folder: Path, named: str, server: Path | None = None) -> str:
         configuration = read(folder, f"[master]\nllama_cpp_path = '{named}'\n{SERVER}")
@@ -235,6 +282,12 @@ class TestProgram:
         assert "is a folder; name the llama-server in it" in self.found(tmp_path, ".")
         if os.name == "posix":
             assert self.found(tmp_path, "file").endswith("may not be executed")
+
+    def test_beside_all_other_mistakes(self, tmp_path: Path) -> None:
+        text = f"[master]\nllama_cpp_path = '.'\n{SERVER}model = 'gone'\nport = 0"
+        with pytest.raises(UsageError) as caught:
+            checks.check(read(tmp_path, text), server=None, flags=None, environ={})
+        assert len(caught.value.message.splitlines()) == 3
 
     def test_none_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there is no llama-server; name one, or run doit"):

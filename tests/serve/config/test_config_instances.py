@@ -12,6 +12,7 @@ import pytest
 from config_tools import FLAGS, one, read, started
 
 from pipeline.core.errors import PipelineError
+from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
 from pipeline.serve.config.llama import Model
 from pipeline.serve.instance import from_json
@@ -83,8 +84,9 @@ class TestCommand:
 
     def test_the_users_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", "/h")
-        found = one(tmp_path, f"{SERVER}model = '~/x.gguf'\ntemp = '~/x'")
+        found = one(tmp_path, f"{SERVER}model = '~/x.gguf'\ntemp = '~/x'\nlora = ['~/a', 'b']")
         assert found.cmd[:4] == ("--model", "/h/x.gguf", "--temp", "~/x")
+        assert found.cmd[4:8] == ("--lora", "/h/a", "--lora", "b")
 
 
 class TestPreparedModel:
@@ -275,12 +277,12 @@ class TestKeys:
         found = one(tmp_path, SERVER + text)
         return found.cmd, found.api_key_file
 
-    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3", "/tmp/a.sock"])
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3", "LocalHost"])
     def test_loopback_needs_none(self, tmp_path: Path, host: str) -> None:
         cmd, key = self.key(tmp_path, f"host = '{host}'")
         assert key is None and "--api-key-file" not in cmd
 
-    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "myhost", "127.0.0.1,10.0.0.1"])
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "myhost"])
     def test_others_can_reach_it_so_one_is_made_once(self, tmp_path: Path, host: str) -> None:
         text = f"{SERVER}host = '{host}'"
         configuration = read(tmp_path, text)
@@ -298,6 +300,16 @@ class TestKeys:
         assert write_keys(configuration, FLAGS, path.parent) == []
         assert path.read_text() == made
         assert [file.name for file in path.parent.glob("[!.]*")] == ["chat.key"]
+
+    def test_the_gateways_is_decided_alike(self, tmp_path: Path) -> None:
+        def path(host: str, file: str | None, literal: str | None) -> Path | None:
+            return decide("gateway", host, file, literal, tmp_path, tmp_path / "keys").path
+
+        assert path("127.0.0.1", None, None) is None
+        assert path("0.0.0.0", None, "none") is None
+        assert path("0.0.0.0", None, None) == tmp_path / "keys" / "gateway.key"
+        assert path("127.0.0.1", None, "s3cret") == tmp_path / "keys" / "gateway.given1.key"
+        assert path("0.0.0.0", "k", None) == tmp_path / "k"
 
     def test_a_file_of_the_users(self, tmp_path: Path) -> None:
         cmd, key = self.key(tmp_path, "host = '0.0.0.0'\napi_key_file = 'k'")

@@ -11,9 +11,10 @@ from config_tools import FLAGS, server_in, started, written
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks
-from pipeline.serve.config.configuration import Configuration, Value
+from pipeline.serve.config.configuration import Configuration, Value, projector_of
 from pipeline.serve.config.llama import Model
 from pipeline.serve.config.profiles import load_profile
+from pipeline.serve.instance import Instance
 
 FILE = "llm_profiles.yaml"
 
@@ -29,7 +30,7 @@ def profile(
     folder: Path,
     body: str,
     environ: Mapping[str, str] | None = None,
-    given: Mapping[str, Value] | None = None,
+    given: Mapping[str, str] | None = None,
 ) -> Configuration:
     return load_profile(registry(folder, body), "chat", environ or {}, given=given)
 
@@ -38,6 +39,14 @@ def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> 
     with pytest.raises(UsageError) as caught:
         profile(folder, body, environ)
     return caught.value.message.splitlines()
+
+
+def instance_of(found: Configuration, folder: Path) -> Instance:
+    """Its instance, a model that is there taken as it is."""
+    (draft,) = found.drafts
+    model = Model(path=Path(draft.model.get("model", "")), name="x")
+    (instance,) = started(found, folder, models={draft.name: model}).values()
+    return instance
 
 
 LLAMA = "llamacpp:\n  gguf_path: x.gguf\n"
@@ -182,11 +191,12 @@ llamacpp:
 """
     found = profile(tmp_path, body)
     assert (found.source, found.folder, found.notes) == ("profile:chat", tmp_path, ())
-    (instance,) = started(found, tmp_path).values()
+    instance = instance_of(found, tmp_path)
     assert instance.cmd == (
+        *("--model", str(tmp_path / "x.gguf")),
         *("--host", "127.0.0.1", "--port", "11980", "--ctx-size", "4096"),
         *("--n-gpu-layers", "99", "--flash-attn", "on", "--jinja", "--alias", "org/chat"),
-        *("--model", str(tmp_path / "x.gguf"), "--metrics", "--cors-origins", "localhost"),
+        *("--metrics", "--cors-origins", "localhost"),
     )
     assert instance.env["CUDA_VISIBLE_DEVICES"] == "1,0"
     assert (instance.name, instance.port, instance.aliases) == ("chat", 11980, ("org/chat",))
@@ -223,11 +233,78 @@ class TestPrecedence:
         assert found.drafts[0].control.gpu_ids == "3"
 
     def test_the_command_line_wins_over_all(self, tmp_path: Path) -> None:
-        given: dict[str, Value] = {"ctx_size": 21, "gpu_layers": "all", "threads": 23}
+        given = {"ctx_size": "21", "gpu_layers": "all", "threads": "23"}
         found = profile(tmp_path, self.BODY, self.ENVIRON, given)
         assert self.values(found) == [21, "all", 23, 14, 15]
         assert "gpu-layers" not in found.drafts[0].server, "one name of two"
         assert found.drafts[0].at("server.ctx-size") == "ctx_size="
+
+    def test_what_is_typed_counts_as_what_is_written(self, tmp_path: Path) -> None:
+        given = {
+            **{"parallel": "4", "alias": "007", "server.jinja": "on", "server.metrics": "0"},
+            **{"server.flash-attn": "on", "server.cors_origins": "1"},
+        }
+        found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}", given=given)
+        assert found.drafts[0].server["ctx-size"] == 28
+        checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+        cmd = " ".join(instance_of(found, tmp_path).cmd)
+        for words in ("--parallel 4 --alias 007 --jinja --flash-attn on", "--cors-origins 1"):
+            assert words in cmd
+        assert "--metrics" not in cmd
+
+    def test_mistakes_of_the_command_line_stand_there(self, tmp_path: Path) -> None:
+        given = {"server.jinja": "x", "parallel": "4", "server.ctx_sise": "1", "port": "0"}
+        with pytest.raises(UsageError) as caught:
+            found = profile(tmp_path, LLAMA, given=given)
+            checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+        assert caught.value.message.splitlines() == [
+            "port=0: must be a whole number from 1 to 65535",
+            'server.jinja="x": --jinja takes no value; write true, or leave it out',
+            "server.ctx_sise=: llama-server has no --ctx-sise; did you mean ctx_size?",
+        ]
+
+    def test_a_file_of_keys_wins_over_a_key(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "k").write_text("key")
+        monkeypatch.setenv("PWD", str(tmp_path / "here"))
+        monkeypatch.chdir(tmp_path / "here")
+        found = profile(tmp_path, f"{LLAMA}  api_key: s3cret\n", given={"api_key_file": "k"})
+        checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+        assert instance_of(found, tmp_path).api_key_file == str(tmp_path / "here" / "k")
+
+    @pytest.mark.parametrize(
+        ("given", "model", "placed"),
+        [
+            ({"filename": "z.gguf"}, {"model": "hf:org/y", "filename": "z.gguf"}, "z.gguf"),
+            ({"quant": "q8_0"}, {"model": "hf:org/y", "quant": "q8_0"}, None),
+            ({"pattern": "*q8*"}, {"model": "hf:org/y", "pattern": "*q8*"}, None),
+            (
+                {"revision": "v1"},
+                {"model": "hf:org/y", "filename": "y.gguf", "revision": "v1"},
+                None,
+            ),
+            ({"filename": "x.gguf"}, {"model": "{}/x.gguf"}, None),
+            ({"mmproj": "none"}, {"model": "{}/y.gguf", "mmproj": "none"}, None),
+        ],
+    )
+    def test_the_file_of_the_command_line(
+        self, tmp_path: Path, given: dict[str, str], model: dict[str, str], placed: str | None
+    ) -> None:
+        (tmp_path / "y.gguf").touch()
+        body = "llamacpp:\n  model_root: .\n  hf_filename: y.gguf\n  hf_repo_id: org/y\n"
+        (draft,) = profile(tmp_path, body, given=given).drafts
+        expected = {key: value.replace("{}", str(tmp_path)) for key, value in model.items()}
+        assert dict(draft.model) == expected
+        assert draft.download_to == (tmp_path / placed if placed else None)
+
+    def test_the_file_of_the_command_line_is_none_of_vllms(self, tmp_path: Path) -> None:
+        given = {"revision": "v1", "filename": "x"}
+        with pytest.raises(UsageError, match="filename=: is for a GGUF, and this profile is vLLM"):
+            profile(tmp_path, "backend: vllm\nmodel_id: m\n", given=given)
+        found = profile(tmp_path, "backend: vllm\nmodel_id: m\n", given={"revision": "v1"})
+        assert found.drafts[0].server["revision"] == "v1"
 
     def test_layers_may_be_words(self, tmp_path: Path) -> None:
         environ = {"LLAMACPP_N_GPU_LAYERS_OVERRIDE": "auto"}
@@ -256,7 +333,7 @@ class TestCards:
         body = f"backend: {engine}\nmodel_id: m\ngpu: {{device_ids: [0]}}\n{LLAMA}"
         environ = {"CUDA_VISIBLE_DEVICES_OVERRIDE": "2,1"}
         found = profile(tmp_path, body, environ)
-        (instance,) = started(found, tmp_path).values()
+        instance = instance_of(found, tmp_path)
         assert instance.env["CUDA_VISIBLE_DEVICES"] == "2,1"
         assert instance.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         assert found.drafts[0].at("control.gpu_ids") == "CUDA_VISIBLE_DEVICES_OVERRIDE"
@@ -273,39 +350,61 @@ class TestFile:
         (root / "y.gguf").touch()
         body = "llamacpp:\n  model_root: root\n  hf_filename: sub/y.gguf\n  hf_repo_id: org/y\n"
         (draft,) = profile(tmp_path, body).drafts
-        assert draft.server["model"] == str(root / "y.gguf") and not draft.model
+        assert draft.model == {"model": str(root / "y.gguf")} and draft.download_to is None
 
     @pytest.mark.parametrize(
-        ("body", "variables", "folder"),
+        ("body", "variables", "file"),
         [
             (
                 "model_root: r\n  hf_filename: y.gguf\n  hf_repo_id: org/y",
                 {"model": "hf:org/y", "filename": "y.gguf"},
-                "r",
+                "r/y.gguf",
+            ),
+            (
+                "model_root: r\n  hf_filename: s/y.gguf\n  hf_repo_id: org/y",
+                {"model": "hf:org/y", "filename": "s/y.gguf"},
+                "r/s/y.gguf",
             ),
             (
                 "gguf_path: g/y.gguf\n  hf_repo_id: org/y",
                 {"model": "hf:org/y", "filename": "y.gguf"},
-                "g",
+                "g/y.gguf",
             ),
             (
                 "gguf_path: g/z.gguf\n  hf_repo_id: org/y\n  hf_filename: y.gguf",
                 {"model": "hf:org/y", "filename": "y.gguf"},
-                "g",
+                "g/z.gguf",
             ),
             ("hf_repo_id: org/y\n  hf_filename: f", {"model": "hf:org/y", "filename": "f"}, None),
             ("hf_repo_id: org/y", {"model": "hf:org/y"}, None),
         ],
     )
     def test_missing_with_a_repository(
-        self, tmp_path: Path, body: str, variables: dict[str, str], folder: str | None
+        self, tmp_path: Path, body: str, variables: dict[str, str], file: str | None
     ) -> None:
         found = profile(tmp_path, f"llamacpp:\n  {body}\n")
         assert found.prepares() == {"chat": variables}
-        assert found.drafts[0].download_to == (tmp_path / folder if folder else None)
+        assert found.drafts[0].download_to == (tmp_path / file if file else None)
         models = {"chat": Model(path=Path("/m"), name="m")}
         (instance,) = started(found, tmp_path, models=models).values()
         assert instance.cmd[:2] == ("--model", "/m")
+
+    def test_the_second_run_is_the_first_one(self, tmp_path: Path) -> None:
+        body = "llamacpp:\n  model_root: r\n  hf_filename: y.gguf\n  hf_repo_id: org/y\n"
+        file = tmp_path / "r" / "y.gguf"
+        model = Model(path=file, name="y", mmproj=projector_of(file), pooling="mean", ctx_size=64)
+        found = []
+        for _ in range(2):
+            configuration = profile(tmp_path, body)
+            found += started(configuration, tmp_path, models={"chat": model}).values()
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+            projector_of(file).touch()
+        assert found[0] == found[1] and "--embeddings" in found[1].cmd
+        assert configuration.drafts[0].model == {
+            "model": str(file),
+            "mmproj": str(tmp_path / "r" / "mmproj-y.gguf"),
+        }
 
     @pytest.mark.parametrize(
         ("body", "why"),
@@ -382,8 +481,15 @@ class TestLabels:
         body = f"task_type: text-embedding\nsupports_embeddings: true\n{LLAMA}"
         found = profile(tmp_path, body)
         assert found.drafts[0].server["embeddings"] is True and not found.notes
-        (instance,) = started(found, tmp_path).values()
-        assert instance.kind == "embedding"
+        assert instance_of(found, tmp_path).kind == "embedding"
+
+    def test_embeddings_of_vllm(self, tmp_path: Path) -> None:
+        body = "backend: vllm\nmodel_id: m\nsupports_embeddings: true\n"
+        found = profile(tmp_path, body)
+        assert found.drafts[0].server["runner"] == "pooling"
+        assert instance_of(found, tmp_path).kind == "embedding"
+        own = profile(tmp_path, f"{body}vllm:\n  convert: embed\n")
+        assert "runner" not in own.drafts[0].server
 
     def test_embeddings_of_a_chat_model(self, tmp_path: Path) -> None:
         (note,) = profile(tmp_path, f"task_type: chat\nsupports_embeddings: true\n{LLAMA}").notes

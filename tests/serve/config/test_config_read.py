@@ -251,7 +251,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
             "instance.chat.model.qant: there is no such key; did you mean quant?",
             'instance."a.b".serve: there is no such key; did you mean server?',
             "instance.Chat: differs from chat only in letter case; rename one",
-            'instance.".x": a name must not begin with a dot',
+            'instance.".x": a name must not begin or end with a dot',
             f"extra: there is no such key; the keys are {keys}",
         ]
     )
@@ -288,17 +288,28 @@ def test_a_wrong_table(tmp_path: Path, text: str, line: str) -> None:
 def test_a_key_is_not_shown(tmp_path: Path) -> None:
     (line,) = wrong(tmp_path, f"[gateway]\napi_key = 12345\n{ONE}")
     assert line == "models.toml: gateway.api_key: must be a text, in quotes"
+    (line,) = wrong(tmp_path, f"{ONE}hf_token = 2020-01-01")
+    assert "2020" not in line
 
 
 @pytest.mark.parametrize(
-    "name", ["", " a", "a/b", "a\\b", "..", ".hidden", "a,b", "x" * 65, "a\nb", "a\x7f"]
+    "name",
+    [
+        *("", " a", "a/b", "a\\b", "..", ".hidden", "a,b", "x" * 65, "a\nb", "a\x7f", "dot."),
+        *("con", "NUL", "aux.x", "Com1", "lpt9"),
+    ],
 )
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     (line,) = wrong(tmp_path, f"[instance.{json.dumps(name)}.server]\n".replace("\x7f", "\\u007f"))
     assert "a name" in line
 
 
-@pytest.mark.parametrize("name", ["a", "Qwen2.5", "ü ñ", "x" * 64, "a-b_c"])
+def test_the_gateway_has_its_name_for_itself(tmp_path: Path) -> None:
+    (line,) = wrong(tmp_path, "[instance.Gateway.server]")
+    assert line == "models.toml: instance.Gateway: this name is reserved; take another one"
+
+
+@pytest.mark.parametrize("name", ["a", "Qwen2.5", "ü ñ", "x" * 64, "a-b_c", "console", "com10"])
 def test_names_that_can_be(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, f'[instance."{name}".server]').drafts[0].name == name
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import vllm_arguments
-from config_tools import one, read
+from config_tools import FLAGS, one, read
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, vllm
@@ -100,6 +100,10 @@ class TestCommand:
     def test_what_it_is_asked_with(self, tmp_path: Path, text: str, kind: str) -> None:
         assert one(tmp_path, CHAT + text).kind == kind
 
+    def test_the_users_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/h")
+        assert one(tmp_path, CHAT.replace("org/x", "~/x")).cmd[2:4] == ("--model", "/h/x")
+
     def test_what_is_derived(self, tmp_path: Path) -> None:
         text = "served_model_name = ['a', 'b']\nssl_certfile = 'c'\nextra_args = ['--port=9']"
         found = one(tmp_path, CHAT + text)
@@ -129,11 +133,30 @@ class TestMistakes:
             ("enforce_eager = 1", "enforce_eager = 1: --enforce-eager takes no value"),
             ("dtype = true", "dtype = true: --dtype takes a value: VALUE"),
             ("api_key_file = 'none'", "api_key_file = none: "),
+            (
+                "hf_token = 's3cret'",
+                "hf_token: --hf-token would stand in the list of processes; set",
+            ),
+            ("extra_args = ['--hf-token=x']", "extra_args: --hf-token would stand in the list"),
         ],
     )
     def test_options(self, tmp_path: Path, text: str, line: str) -> None:
         (found,) = wrong(tmp_path, CHAT + text)
         assert found.startswith(f"models.toml: instance.chat.server.{line}")
+
+    def test_one_of_another_version_is_passed_on(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        configuration = read(tmp_path, f"{CHAT}zeta_xyz = 3\nhf_token = true")
+        environ = {"PATH": os.environ["PATH"]}
+        checks.check(configuration, server=None, flags=None, environ=environ, note=said.append)
+        place = "models.toml: instance.chat.server.zeta_xyz"
+        assert said[0] == f"{place}: vLLM 0.33.0 has no --zeta-xyz; passed on as it is"
+        assert "--zeta-xyz 3" in " ".join(one(tmp_path, f"{CHAT}zeta_xyz = 3").cmd)
+
+    def test_one_of_llama_server_is_not(self, tmp_path: Path) -> None:
+        configuration = read(tmp_path, f"{CHAT}cors_origins = 3")
+        with pytest.raises(UsageError, match=r"cors_origins: vLLM 0\.33\.0 has no --cors-origins"):
+            checks.check(configuration, server=None, flags=FLAGS, environ={})
 
     def test_models(self, tmp_path: Path) -> None:
         engine = "[instance.control]\nengine = 'vllm'\n"

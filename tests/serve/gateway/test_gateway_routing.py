@@ -27,7 +27,8 @@ from pipeline.serve.gateway.counters import merged
 from pipeline.serve.gateway.fleet import Fleet, View, assemble
 from pipeline.serve.gateway.keys import Keys
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
-from pipeline.serve.gateway.settings import Gateway, as_instance, check, is_loopback
+from pipeline.serve.gateway.settings import Gateway, as_instance, check
+from pipeline.serve.keys import is_loopback
 
 
 def fleet(*instances: Any, asked: int = 1, **states: str) -> Fleet:
@@ -237,7 +238,8 @@ def test_errors_in_both_forms() -> None:
 def test_keys_are_read_again_when_their_file_changes(tmp_path: Path) -> None:
     file, keys = tmp_path / "keys", Keys()
     assert not keys.allow(str(file), {"x-api-key": ""})
-    file.write_text("one\n\n  two \n")
+    file.write_text("\n# three\none\n\n  two \n")
+    assert keys.of(str(file)) == ("one", "two")
     for right in ({"authorization": "Bearer one"}, {"x-api-key": "two"}):
         assert keys.allow(str(file), right)
     for wrong in ({}, {"authorization": "one"}, {"authorization": "Bearer "}, {"x-api-key": "ö"}):
@@ -254,7 +256,7 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no API key"):
             check(Gateway(host=host))
         check(Gateway(host=host, without_key=True))
-    for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+    for host in ("127.0.0.1", "127.0.0.9", "::1", "LocalHost"):
         check(Gateway(host=host))
     with pytest.raises(UsageError, match="holds no key"):
         check(Gateway(api_key_file=str(tmp_path / "none")))
@@ -269,6 +271,7 @@ def test_the_gateway_as_an_instance(tmp_path: Path) -> None:
     assert (told.engine, told.kind, told.host, told.port) == ("gateway", "gateway", "127.0.0.1", 9)
     assert told.cmd[:3] == ("-m", "pipeline.serve.gateway", str(tmp_path))
     assert '{"c-*": "chat"}' in told.cmd
+    assert told.probe_timeout == 0, "it makes no tokens"
     assert "secret" not in str(told.as_json())
 
 
