@@ -35,7 +35,8 @@ OPTIONS = (
     *("device", "alias", "api_key_file"),
 )
 THE_GATEWAYS = ("host", "port", "api_key_file")  # options of it, too
-OF_A_MODEL = ("quant", "revision", "filename", "pattern", "mmproj", "imatrix", "keep_f16")
+OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj")  # these, too
+OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
 
 
 class Configured:
@@ -82,13 +83,12 @@ class Configured:
             over = os.environ.get(variable, "")
             file = Path(wish.config)
             return load(file, engine=engine, overrides=over, where=variable, patient=True)
-        from pipeline.serve.config.profile_options import OF_MODEL
         from pipeline.serve.config.profiles import load_profile
 
         own = {
             name: value
             for name, value in self.given.items()
-            if name in (*OPTIONS, *OF_MODEL) or name.startswith(SERVER)
+            if name in (*OPTIONS, *OF_A_FILE) or name.startswith(SERVER)
         }
         if self.steps.request.settings.device is None:
             own.pop("device", None)  # it names a backend
@@ -99,7 +99,7 @@ class Configured:
         asks for it."""
         mine = {*(variable.name for variable in many.TABLE), *OPTIONS}
         if self.wish.profile:
-            mine |= {*OF_A_MODEL}  # they are among the model's own by now
+            mine |= {*OF_A_FILE}  # they are among the model's own by now
         common = {
             name: value
             for name, value in self.given.items()

@@ -138,13 +138,15 @@ def serve(steps: Steps) -> None:
 
 
 def as_launch(instance: Instance, at: Folder) -> Launch:
-    """The instance for the foreground."""
+    """The instance for the foreground: without the mark of those that a supervisor may end."""
+    from pipeline.serve.fleet import marker
     from pipeline.serve.fleet.child import environment
 
+    env = environment(instance, at)
     return Launch(
         executable=Path(instance.executable),
         arguments=instance.cmd,
-        env=environment(instance, at),
+        env={name: value for name, value in env.items() if name != marker.VARIABLE},
         host=instance.host,
         port=instance.port,
         log=Path(instance.log_file),
