@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -31,6 +32,7 @@ Argv = Sequence[str | os.PathLike[str]]
 Process = subprocess.Popen[bytes]
 WINDOWS = os.name == "nt"
 LAST_LINES = 15
+LEFT_SECONDS = 5.0  # for what a program that has ended left in its pipe
 LONGEST_LINE = 1024 * 1024  # bytes; what is longer is cut into lines of about this length
 
 
@@ -98,6 +100,8 @@ def start(
         )
     except OSError as error:
         raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
+    except subprocess.SubprocessError as error:  # between fork and exec
+        raise PipelineError(f"{words[0]}: cannot be started: {error}") from None
     if WINDOWS:
         _put_in_job(process)
     elif not linux:
@@ -165,9 +169,13 @@ def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
 
 
 def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Its output line by line; a carriage return (a progress bar's) ends a line too, at once."""
+    """Its output line by line; a carriage return (a progress bar's) ends a line too, at once.
+
+    Ends with the pipe, or once the process is known to have ended and nothing comes any more: what
+    it started may hold the pipe for ever.
+    """
     buffer, ended_by_return = b"", False
-    while process.stdout and (chunk := os.read(process.stdout.fileno(), 65536)):
+    while process.stdout and (chunk := _read(process, process.stdout.fileno())):
         if ended_by_return:  # the other half of a \r\n
             chunk = chunk.removeprefix(b"\n")
         ended_by_return = chunk.endswith(b"\r")
@@ -178,6 +186,16 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
             yield line.decode("utf-8", "replace")
     if buffer:
         yield buffer.decode("utf-8", "replace")
+
+
+def _read(process: subprocess.Popen[bytes], pipe: int) -> bytes:
+    if not WINDOWS:  # there pipes cannot be waited for
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        while not poll.poll(LEFT_SECONDS * 1000):
+            if process.returncode is not None:
+                return b""
+    return os.read(pipe, 65536)
 
 
 def run(
@@ -243,16 +261,39 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
     return ""
 
 
-def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, or on Windows Ctrl-Break to the group that `own_group` made."""
-    process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined,unused-ignore]
+def ask_to_stop(process: subprocess.Popen[bytes], *, group: bool = False) -> None:
+    """SIGTERM, with `group` to all of its own group; on Windows always Ctrl-Break to that group."""
+    if group and not WINDOWS:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined,unused-ignore]
+
+
+def group_is_empty(process: subprocess.Popen[bytes]) -> bool:
+    """Whether nothing is left of the group that `own_group` made; on Windows nobody knows."""
+    if not WINDOWS:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, 0)
+            return False
+    return True
+
+
+def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for its end, but no longer than that."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the group of a process that was started with `own_group`."""
-    if not WINDOWS:  # there the job object does it
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    if WINDOWS:  # its job ends with the last handle to it
+        process.job.Close()  # type: ignore[attr-defined]
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -309,3 +350,4 @@ def _put_in_job(process: subprocess.Popen[bytes]) -> None:
     ):
         process.kill()
         raise PipelineError("the process could not be put in a job object, so it was not started")
+    process.job = subprocess.Handle(job.value)  # type: ignore[attr-defined,unused-ignore]

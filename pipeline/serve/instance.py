@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
@@ -69,4 +69,9 @@ class Instance:
 def from_json(told: Mapping[str, Any]) -> Instance:
     """The inverse of `as_json`. Raises TypeError or KeyError where it is none."""
     lists = {name: tuple(told[name]) for name in ("cmd", "aliases")}
-    return Instance(**{**told, **lists})
+    return Instance(**{**known(Instance, told), **lists})
+
+
+def known(kind: type[Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `kind` in what was read: a newer version may have written more."""
+    return {one.name: told[one.name] for one in fields(kind) if one.name in told}

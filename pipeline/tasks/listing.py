@@ -121,16 +121,22 @@ def down(steps: Steps) -> None:
 
 
 def folders(steps: Steps) -> list[Folder]:
-    """That of the configuration that is named, or else those of all that are up."""
+    """That of the configuration that is named, or else those of all that are up, or that a crash
+    left."""
     source = steps.request.many.source
     if source:
         at = state.folder(steps.home, source)
         if steps.configured and not at.wanted.exists():
             _ = steps.configured.configuration  # neither was it ever up, nor can it be read?
         return [at]
-    from pipeline.serve.fleet import control
+    from pipeline.serve.fleet import control, marker
 
-    return [at for at in state.folders(steps.home) if control.is_running(at)]
+    marked = {marker.of(value) for value in marker.everywhere()}
+    return [
+        at
+        for at in state.folders(steps.home)
+        if at.marker in marked or control.is_running(at) or control.is_left(at)
+    ]
 
 
 def configs(places: Sequence[Folder]) -> list[str]:

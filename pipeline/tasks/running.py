@@ -13,16 +13,7 @@ from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.say import say, table
 from pipeline.serve import supervise
 from pipeline.serve.fleet import state
-from pipeline.serve.fleet.state import (
-    EXITED,
-    FAILED,
-    PAUSING,
-    READY,
-    STOPPED,
-    Folder,
-    Seen,
-    Wanted,
-)
+from pipeline.serve.fleet.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
 from pipeline.serve.instance import Instance
 from pipeline.serve.launch import Launch
 
@@ -30,14 +21,13 @@ from . import gateways, listing, many
 from .configured import Configured, require, require_known
 from .steps import Steps
 
-ENDED = (STOPPED, EXITED, FAILED)
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
 
 
 def wanted(configured: Configured) -> Wanted:
-    """What `up` asks for: with name= these beside what runs already. Writes the keys that are
-    needed. Raises PipelineError."""
+    """What `up` starts: with name= only these. Writes the keys that are needed. Raises
+    PipelineError."""
     from pipeline.serve.config import instances
 
     configuration = configured.configuration
@@ -48,20 +38,24 @@ def wanted(configured: Configured) -> Wanted:
         say(made)
     if configuration.gateway.enable:
         gateways.ready(configured)
-    return asked_for(configured, planned(configured))
+    return chosen(configured, planned(configured))
 
 
 def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
-    """The same of what is planned. Raises UsageError where a name is unknown."""
-    wish, before = configured.wish, state.read_wanted(configured.at)
+    """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
+    UsageError where a name is unknown."""
+    from pipeline.serve.fleet import control
+
+    return control.merged(configured.at, chosen(configured, found), configured.wish.names)
+
+
+def chosen(configured: Configured, found: Sequence[Instance]) -> Wanted:
+    """Of what is planned, what is named. Raises UsageError where a name is unknown."""
+    wish = configured.wish
     require_known(wish.names, [one.name for one in found])
-    if wish.names:
-        there = before.instances if before else ()
-        chosen = [one for one in found if one.name in wish.names]
-        found = [*(one for one in there if one.name not in wish.names), *chosen]
     return Wanted(
         config=wish.source,
-        instances=tuple(found),
+        instances=tuple(one for one in found if not wish.names or one.name in wish.names),
         max_loading=wish.max_loading or configured.configuration.master.max_loading,
     )
 
@@ -80,12 +74,12 @@ def up(steps: Steps) -> None:
     configured = require(steps)
     asked = wanted(configured)
     require_own_logs(steps, configured.at, asked)
-    (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
+    names = configured.wish.names
     if configured.wish.background is False:
-        control.run_foreground(configured.at, asked, report=report)
+        control.run_foreground(configured.at, asked, report=report, names=names)
         say("stopped")
         return
-    failed = control.up(configured.at, asked, report=report)
+    failed = control.up(configured.at, asked, report=report, names=names)
     listing.show(steps, [configured.at], reasons=False)
     if failed:
         raise PipelineError(
@@ -121,7 +115,6 @@ def serve(steps: Steps) -> None:
         raise UsageError(
             f"serve: {configured.configuration.label} asks for {names}", "start them: doit up"
         )
-    (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
     began = as_launch(found[0], configured.at)
 
     def ready(seconds: float, _: str) -> None:

@@ -54,6 +54,25 @@ def test_its_end_is_noticed_without_asking(tmp_path: Path) -> None:
     assert log.read_text().split() == ["done", "done"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sessions of POSIX")
+def test_who_holds_the_pipe_does_not_hold_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "LEFT_SECONDS", 0.2)
+    words = "print('said', flush=True); import time; time.sleep(60)"
+    script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
+    script += "start_new_session=True).pid, flush=True)"
+    argv = [sys.executable, "-c", script, sys.executable, "-c", words]
+    with process.running(process.start(argv, own_group=True)) as begun:
+        begun.wait()
+        pid, *said = process.lines_of(begun)
+        try:
+            assert said in (["said"], [])
+            assert not gone(int(pid))
+        finally:
+            os.kill(int(pid), 9)
+
+
 def test_what_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot be started"):
         process.start_detached([tmp_path / "none"], log=tmp_path / "log", env={}, cwd=tmp_path)

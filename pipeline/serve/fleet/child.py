@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, shown, start
+from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, group_is_empty, shown, start
 from pipeline.serve.health import require_free
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
 from pipeline.serve.launch import clean_environment
 from pipeline.serve.output import pumped, quoted
 
@@ -37,6 +37,8 @@ class Child:
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
         self.log, self.over = Log(Path(instance.log_file), pace.log_bytes), Event()
+        self._by_launcher = instance.engine == VLLM  # such as pixi, that ends before its server
+        self._group_may_end = False
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(instance.command)}")
         self.process = start(
             instance.command,
@@ -61,34 +63,44 @@ class Child:
         """Its exit status once it has ended; then what is left of its group is killed."""
         if self.process.poll() is None:
             return None
+        if self._group_may_end and not group_is_empty(self.process):
+            return None
         end_group(self.process)
         return self.process.wait()
 
     def ask_to_stop(self) -> None:
+        self._group_may_end = self._by_launcher
         with contextlib.suppress(OSError):
-            ask_to_stop(self.process)
+            ask_to_stop(self.process, group=self._by_launcher)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
+        self._group_may_end = False
+        with contextlib.suppress(OSError):
             self.process.kill()
-            end_group(self.process)
+        end_group(self.process)
 
     def finish(self) -> str:
         """Close what belonged to it; its last lines, to be quoted."""
         self.over.set()
         self._pump.join(timeout=1)
-        if not self._pump.is_alive():
-            self.log.close()
-            if self.process.stdout:
-                self.process.stdout.close()
+        if self._pump.is_alive():  # who moved away holds the pipe
+            Thread(target=self._close, daemon=True).start()
+        else:
+            self._close()
         return quoted(self.last)
+
+    def _close(self) -> None:
+        self._pump.join()
+        self.log.close()
+        if self.process.stdout:
+            self.process.stdout.close()
 
 
 def environment(instance: Instance, at: Folder) -> dict[str, str]:
     """What the server is started with: inherited, without what would change the launch unseen."""
     env = {name: value for name, value in os.environ.items() if name != VLLM_KEY}
     if instance.engine == LLAMA_CPP:
-        config = at.path / "xdg"
+        config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
         env = clean_environment(env, config)
     elif word := asking.key(instance):

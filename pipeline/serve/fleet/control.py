@@ -10,24 +10,25 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
+from errno import ENOSPC, EROFS
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
-from pipeline.core.publish import full_disk_is_an_error
 from pipeline.core.say import say
 from pipeline.serve.instance import Instance
 
 from . import marker
 from .policy import Pace
 from .state import (
+    ENDED,
     READY,
     SETTLED,
     STOPPED,
+    STOPPING,
     Folder,
     Seen,
     State,
@@ -37,10 +38,13 @@ from .state import (
     read_wanted,
     write_wanted,
 )
+from .turns import alone
 
 LOOK_SECONDS = 0.05
 STARTS = 3  # of a supervisor that ends by itself
 GRACE_SECONDS = 5.0
+TAKEN_SECONDS = 10.0  # for a supervisor that lives to see what is wanted
+LOCK_SECONDS = 0.03  # two that look at a lock do not take each other for a supervisor
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone, once it has let go of its lock
 Report = Callable[[Instance, Seen], None]
 
@@ -52,18 +56,46 @@ def is_running(at: Folder) -> bool:
     if not at.lock.exists():
         return False
     try:
-        with FileLock(at.lock, timeout=0, mode=0o600):
+        with FileLock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
             return False
     except Timeout:
         return True
     except OSError as error:
+        if error.errno in (EROFS, ENOSPC):
+            return living(at) is not None
         raise PipelineError(f"{at.lock}: {error.strerror}", "move it out of the way") from None
 
 
 def living(at: Folder) -> State | None:
-    """What the supervisor last wrote, if it is the one that lives."""
+    """What the supervisor last wrote, if it is the one that lives. One in the foreground carries no
+    marker, so where the clock was set it is known by its lock."""
     state = read_state(at)
-    return state if state and marker.is_it(state.pid, state.started, at.marker) else None
+    is_it = state and (
+        marker.is_it(state.pid, state.started, at.marker) or marker.has_open(state.pid, at.lock)
+    )
+    return state if is_it else None
+
+
+def is_left(at: Folder) -> bool:
+    """Whether something that is wanted was there when the supervisor last wrote."""
+    wanted, state = read_wanted(at), read_state(at)
+    names = by_name(wanted.instances) if wanted else {}
+    return any(x.name in names and x.state not in ENDED for x in (state.instances if state else ()))
+
+
+def merged(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
+    """What `wanted` comes to: with names, those of it beside what runs already."""
+    if not names:
+        return wanted
+    before, state = read_wanted(at), living(at)
+    there = before.instances if before and (state or is_running(at)) else ()
+    if before and state and state.asked == before.asked:
+        running = {one.name for one in state.instances if one.state not in ENDED}
+        there = tuple(one for one in there if one.name in running)
+    kept = [one for one in there if one.name not in names]
+    return replace(
+        wanted, instances=(*kept, *(one for one in wanted.instances if one.name in names))
+    )
 
 
 def changes(at: Folder, wanted: Wanted) -> list[tuple[str, str]]:
@@ -83,26 +115,39 @@ def changes(at: Folder, wanted: Wanted) -> list[tuple[str, str]]:
 
 
 def up(
-    at: Folder, wanted: Wanted, *, report: Report, pace: Pace | None = None
+    at: Folder,
+    wanted: Wanted,
+    *,
+    report: Report,
+    pace: Pace | None = None,
+    names: Sequence[str] = (),
 ) -> list[tuple[Instance, Seen]]:
     """Make it so, in the background; return once each instance is ready, or is not to be, and
-    what is wanted no more is stopped.
+    what is wanted no more is stopped. With `names` these are started beside what runs.
 
     `report` is called whenever one is ready, has ended, or waits to be started again. Returns those
     that are not ready. Interrupted, it leaves what was started running, and says so. Raises
     PipelineError where there can be no supervisor.
     """
-    with _alone(at.path / "up.lock", "another `up` of this configuration is under way"):
-        asked = _publish(at, wanted)
+    with alone(at.path / "up.lock", "another `up` of this configuration is under way"):
+        asked = _publish(at, wanted, names)
         try:
-            return _settled(at, replace(wanted, asked=asked), report, pace or Pace())
+            return _settled(at, asked, report, pace or Pace())
         except KeyboardInterrupt:
             say("interrupted; what was started goes on: `doit ps` shows it, `doit down` stops it")
             raise
 
 
-def run_foreground(at: Folder, wanted: Wanted, *, report: Report, pace: Pace | None = None) -> None:
-    """Make it so and stay, as the supervisor, until a signal or `down` ends it.
+def run_foreground(
+    at: Folder,
+    wanted: Wanted,
+    *,
+    report: Report,
+    pace: Pace | None = None,
+    names: Sequence[str] = (),
+) -> None:
+    """Make it so and stay, as the supervisor, until a signal or `down` ends it. With `names` only
+    these of it.
 
     Returns once all is stopped. Call it in the main thread. Raises PipelineError where a supervisor
     runs already.
@@ -114,7 +159,7 @@ def run_foreground(at: Folder, wanted: Wanted, *, report: Report, pace: Pace | N
     )
     if is_running(at):
         raise taken
-    _publish(at, wanted)
+    _publish(at, wanted, names)
     if not supervise(at, pace or Pace(), report):
         raise taken
 
@@ -129,7 +174,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
     if not at.path.exists():
         _require_known(names, [])
         return []
-    with _alone(at.path / "wanted.lock"):
+    with alone(at.path / "wanted.lock", needed=bool(names)):
         told, state = read_wanted(at), read_state(at)
         if told is None and names and is_running(at):
             raise PipelineError(
@@ -140,15 +185,22 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
         seen = {one.name: one.state for one in state.instances} if state else {}
         known = dict.fromkeys([*by_name(before.instances), *seen])
         _require_known(names, list(known))
-        there = [x for x in known if seen.get(x) != STOPPED or x in by_name(before.instances)]
+        there = [x for x in known if not state or seen.get(x, STOPPED) != STOPPED]
         ending = list(dict.fromkeys(names)) or there
-        rest = tuple(one for one in before.instances if one.name not in ending)
+        rest = tuple(one for one in before.instances if names and one.name not in names)
         if told is None or told.instances != rest:
-            write_wanted(at, replace(before, instances=rest))
+            try:
+                write_wanted(at, replace(before, instances=rest))
+            except OSError as error:
+                if rest:
+                    raise
+                say(f"{at.wanted}: {error.strerror}; a signal stops them")
+                _signal_supervisor(at, kill=False)
     patience = max([one.stop_timeout for one in before.instances], default=10.0) + grace
     if not _stopped_in_time(at, before.asked, ending if rest else [], patience):
         say(f"the supervisor did not stop them in {patience:g} s; they are ended without it")
-        _end_supervisor(at)
+        _signal_supervisor(at, kill=True)  # it holds the lock and does nothing
+        marker.end_all(at, keepers=True)
         if rest:
             _start_supervisor(at, Pace())
     _end_leftovers(at)
@@ -183,15 +235,15 @@ def _stopped_in_time(at: Folder, asked: int, names: list[str], patience: float) 
     return True
 
 
-def _end_supervisor(at: Folder) -> None:
-    """Kill it, then its servers: it holds the lock and does nothing."""
+def _signal_supervisor(at: Folder, *, kill: bool) -> None:
+    """Ask it to stop, or kill it."""
     import psutil
 
     state = living(at)
     with suppress(psutil.Error):
         if state and state.pid != os.getpid():
-            psutil.Process(state.pid).kill()
-    marker.end(at.marker, lambda value: True)
+            process = psutil.Process(state.pid)
+            process.kill() if kill else process.terminate()
 
 
 def _end_leftovers(at: Folder) -> None:
@@ -199,29 +251,32 @@ def _end_leftovers(at: Folder) -> None:
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(at.lock, timeout=0, mode=0o600):
-            count = marker.end_servers(at.marker)
+        with FileLock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
+            count = marker.end_all(at)
     except Timeout:
         return
+    except OSError:  # a full disk, or one that takes nothing
+        count = 0 if living(at) else marker.end_all(at)
     if count:
         say(f"ended {count} processes that were left without a supervisor")
 
 
-def _publish(at: Folder, wanted: Wanted) -> int:
-    """Write what is wanted, under a number of its own."""
-    with _alone(at.path / "wanted.lock"):
+def _publish(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
+    """Write what is wanted, under a number of its own; return that."""
+    with alone(at.path / "wanted.lock"):
         before, state = read_wanted(at), read_state(at)
         newest = max(before.asked if before else 0, state.asked if state else 0)
         asked = max(newest + 1, int(time.time()))  # another one even where both files are lost
-        write_wanted(at, replace(wanted, asked=asked))
-        return asked
+        wanted = replace(merged(at, wanted, names), asked=asked)
+        write_wanted(at, wanted)
+        return wanted
 
 
 def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tuple[Instance, Seen]]:
     """Wait until each has become what it will be; see to it that there is a supervisor."""
     told: dict[str, Seen] = {}
     supervisor: Process | None = None
-    starts = 0
+    starts, taken = 0, time.monotonic()
     while True:
         state, still = living(at), read_wanted(at)
         seen = {one.name: one for one in state.instances} if state else {}
@@ -237,6 +292,14 @@ def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tup
         if all(name in told and told[name].state in SETTLED for name in ours) and not stopping:
             break
         ended = supervisor is None or supervisor.poll() is not None
+        is_behind = state is None or state.asked < wanted.asked
+        if not is_behind or any(one.state == STOPPING for one in seen.values()):
+            taken = time.monotonic()
+        elif time.monotonic() > taken + TAKEN_SECONDS and is_running(at):
+            raise PipelineError(
+                f"the supervisor does not take it up; its log is {at.log}",
+                "doit down, then up again",
+            )
         if state is None and ended and not is_running(at):
             if starts == STARTS:
                 said = last_lines(at.log)
@@ -251,22 +314,3 @@ def _start_supervisor(at: Folder, pace: Pace) -> Process:
     words = [sys.executable, "-m", "pipeline.serve.fleet.supervisor", str(at.path)]
     env = os.environ | {marker.VARIABLE: at.marker}
     return start_detached([*words, json.dumps(asdict(pace))], log=at.log, env=env, cwd=REPOSITORY)
-
-
-@contextmanager
-def _alone(lock: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a lock; say `waiting` once where another process holds it."""
-    from filelock import FileLock, Timeout
-
-    with full_disk_is_an_error(lock.parent):
-        lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        held = FileLock(lock, mode=0o600)
-        try:
-            held.acquire(timeout=0 if waiting else -1)
-        except Timeout:
-            say(f"{waiting}; waiting for it")
-            held.acquire()
-        try:
-            yield
-        finally:
-            held.release()

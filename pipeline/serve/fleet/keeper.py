@@ -18,8 +18,7 @@ from . import asking
 from .child import Child
 from .policy import End, Pace, decide
 from .state import (
-    EXITED,
-    FAILED,
+    ENDED,
     LOADING,
     PAUSING,
     READY,
@@ -32,7 +31,8 @@ from .state import (
 
 NEVER = float("inf")
 # For one that was killed to be gone: it may have much memory to give back, or a driver keeps it.
-KILL_SECONDS, KILL_SECONDS_LAST = 30.0, 1.5
+# With marker.PATIENCE it is less than the grace of `down`.
+KILL_SECONDS = 2.5
 
 
 class Keeper:
@@ -55,11 +55,11 @@ class Keeper:
         self._why = ""  # we end it, if it is not to be stopped
         self.unwanted = False  # it is to be stopped, and not to be started again
         self._killed = False
-        self._ready_since = NEVER
+        self._ready_since = self._ready_until = NEVER
 
     @property
     def is_over(self) -> bool:
-        return self.seen.state in (STOPPED, EXITED, FAILED)
+        return self.seen.state in ENDED
 
     def renew(self, asked: int) -> None:
         """It was asked for again: what runs answers that, and what pauses does so no longer."""
@@ -71,7 +71,8 @@ class Keeper:
 
     def begin(self, now: float) -> None:
         """Start it: it was its turn."""
-        self._why, self._killed, self._ready_since = "", False, NEVER
+        self._why, self._killed = "", False
+        self._ready_since = self._ready_until = NEVER
         try:
             self.child = Child(
                 self.instance,
@@ -94,6 +95,8 @@ class Keeper:
             self._is(READY, ready_at=time.time())
         elif word == asking.STUCK and self.seen.state == READY:
             self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
+            # it may have been so ever since it was last looked at
+            self._ready_until = now - self.pace.probe_every - self.instance.probe_timeout
             self._is(STOPPING)
             self.kill(now)
 
@@ -101,8 +104,6 @@ class Keeper:
         """It is not wanted any more."""
         if self.child is None:
             self._is(STOPPED, reason="")
-        elif self._killed:
-            self.until = min(self.until, now + KILL_SECONDS_LAST)
         elif not self.unwanted and self.seen.state != STOPPING:
             self._end(now)
         self.unwanted = True
@@ -111,7 +112,7 @@ class Keeper:
         """Do not wait for it any longer."""
         if self.child and not self._killed:
             self._killed = True
-            self.until = now + (KILL_SECONDS_LAST if self.unwanted else KILL_SECONDS)
+            self.until = now + KILL_SECONDS
             self.child.kill()
 
     def look(self, now: float) -> End | None:
@@ -133,7 +134,7 @@ class Keeper:
             status=status,
             why=self._why or ("" if status is not None else "it was killed, and does not end"),
             was_ready=self._ready_since < NEVER,
-            was_steady=now - self._ready_since >= self.pace.steady_after,
+            was_steady=min(now, self._ready_until) - self._ready_since >= self.pace.steady_after,
         )
 
     def settle(self, end: End, now: float) -> None:

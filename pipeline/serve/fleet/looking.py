@@ -13,7 +13,7 @@ from pipeline.serve.instance import Instance
 
 from . import asking, marker
 from .control import living
-from .state import EXITED, FAILED, READY, STOPPED, Folder, Seen, by_name, read_state, read_wanted
+from .state import ENDED, READY, STOPPED, Folder, Seen, by_name, read_state, read_wanted
 
 LOST = "lost"  # it was there when the supervisor last wrote, and is not, or has no supervisor
 SILENT = "not answering"  # it was ready, and does not answer in time
@@ -57,9 +57,7 @@ def ps(at: Folder) -> list[Row]:
         one = seen.get(instance.name) or Seen(name=instance.name, state=STOPPED)
         what = one.state
         is_there = marker.is_it(one.pid, one.started, marker.server(at.marker, one.name))
-        if what not in (STOPPED, EXITED, FAILED) and (
-            not is_kept or (one.pid is not None and not is_there)
-        ):
+        if what not in ENDED and (not is_kept or (one.pid is not None and not is_there)):
             what = LOST
         speed = None
         if what == READY:

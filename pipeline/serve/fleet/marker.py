@@ -9,8 +9,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
+
+from .state import Folder, read_state
 
 VARIABLE = "LLAMA_PIPELINE_FLEET"
 PATIENCE = 2.0  # seconds, for what is killed to be gone
@@ -22,15 +25,25 @@ def server(marker: str, name: str) -> str:
     return f"{marker}/{name}"
 
 
-def marked(marker: str) -> dict[str, list[psutil.Process]]:
-    """The living processes of a configuration and of this user, by the variable's value."""
+def everywhere() -> dict[str, list[psutil.Process]]:
+    """The living processes of all configurations and of this user, by the variable's value."""
     found: dict[str, list[psutil.Process]] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            value = _value(process)
-            if value.partition("/")[0] == marker and _is_ours(process):
-                found.setdefault(value, []).append(process)
+    with contextlib.suppress(OSError):  # no file can be opened any more
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if (value := _value(process)) and _is_ours(process):
+                    found.setdefault(value, []).append(process)
     return found
+
+
+def marked(marker: str) -> dict[str, list[psutil.Process]]:
+    """Those of one configuration."""
+    return {value: them for value, them in everywhere().items() if of(value) == marker}
+
+
+def of(value: str) -> str:
+    """The configuration's marker in the variable's value."""
+    return value.partition("/")[0]
 
 
 def end(marker: str, which: Callable[[str], bool], spare: Iterable[int] = ()) -> int:
@@ -57,9 +70,22 @@ def end(marker: str, which: Callable[[str], bool], spare: Iterable[int] = ()) ->
     return len(ended)
 
 
-def end_servers(marker: str) -> int:
-    """Kill every server of a configuration."""
-    return end(marker, lambda value: "/" in value)
+def end_all(at: Folder, *, keepers: bool = False, spare: Iterable[int] = ()) -> int:
+    """Kill every server of a configuration, with `keepers` the supervisor and the warden too.
+
+    A server whose environment cannot be read is known by what the supervisor wrote of it. Returns
+    how many there were.
+    """
+    count = end(at.marker, lambda value: keepers or "/" in value, spare)
+    state = read_state(at)
+    for one in state.instances if state else ():
+        if is_it(one.pid, one.started, server(at.marker, one.name)):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(one.pid)
+                if _is_ours(process):
+                    process.kill()
+                    count += 1
+    return count
 
 
 def start_time(pid: int) -> float:
@@ -81,6 +107,13 @@ def is_it(pid: int | None, started: float | None, value: str) -> bool:
         return abs(process.create_time() - started) < 2 or _value(process) == value
     except (psutil.Error, OSError):
         return False
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether the process `pid` lives and has that file open."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return any(path.samefile(one.path) for one in psutil.Process(pid).open_files())
+    return False
 
 
 def _value(process: psutil.Process) -> str:

@@ -9,14 +9,15 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.core.paths import Home
-from pipeline.core.process import private
+from pipeline.core.process import WINDOWS, private
 from pipeline.core.publish import part
-from pipeline.serve.instance import Instance, from_json
+from pipeline.serve.instance import Instance, from_json, known
 
 WAITING = "waiting"  # for its turn to load
 LOADING = "loading"
@@ -26,7 +27,9 @@ STOPPING = "stopping"
 STOPPED = "stopped"  # as asked for
 EXITED = "exited"  # by itself, with status 0, and not to be started again
 FAILED = "failed"  # and given up: `reason` says why
-SETTLED = (READY, STOPPED, EXITED, FAILED)
+ENDED = (STOPPED, EXITED, FAILED)
+SETTLED = (READY, *ENDED)
+REPLACE_SECONDS = 1.0  # Windows: nothing can be replaced while somebody reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,7 @@ def read_wanted(at: Folder) -> Wanted | None:
     try:
         told = json.loads(at.wanted.read_text(encoding="utf-8"))
         instances = tuple(from_json(one) for one in told["instances"])
-        return Wanted(**{**told, "instances": instances})
+        return Wanted(**{**known(Wanted, told), "instances": instances})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -130,7 +133,8 @@ def read_state(at: Folder) -> State | None:
     """What the supervisor last wrote; None where there is nothing, or it is damaged."""
     try:
         told = json.loads(at.state.read_text(encoding="utf-8"))
-        return State(**{**told, "instances": tuple(Seen(**one) for one in told["instances"])})
+        seen = tuple(Seen(**known(Seen, one)) for one in told["instances"])
+        return State(**{**known(State, told), "instances": seen})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -147,6 +151,18 @@ def _write(path: Path, told: object) -> None:
     try:
         with open(made, "w", encoding="utf-8", opener=private) as file:
             json.dump(told, file)
-        made.replace(path)
+        _replace(made, path)
     finally:
         made.unlink(missing_ok=True)
+
+
+def _replace(made: Path, path: Path) -> None:
+    deadline = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            made.replace(path)
+            return
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)

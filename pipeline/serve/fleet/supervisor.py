@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.process import Process, start_detached
+from pipeline.core.process import Process, ends_within, start_detached
 from pipeline.serve.instance import Instance
 from pipeline.serve.stopping import asked_to_stop
 
@@ -36,6 +37,9 @@ from .policy import Pace
 from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
 
 RETRY_SECONDS = 1.0  # where the state could not be written, or the warden is gone
+LONGEST_RETRY = 60.0  # of the warden: each pause is twice as long
+WARDEN_SECONDS = 3.0  # to end, once we do
+MOST_FAILED = 20  # steps in a row that went wrong
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
 Stamp = tuple[int, int, int] | None
 Changed = Callable[[Instance, Seen], None]
@@ -54,8 +58,12 @@ class Supervisor:
         self.written: State | None = None
         self.warden: Process | None = None
         self._read: Stamp = None
+        self._damaged: Stamp = None
         self._wrote: Stamp = None
         self._next_write = self._next_warden = 0.0
+        self._pause = RETRY_SECONDS
+        self._no_warden = ""  # what was said of it
+        self._failed = 0  # steps in a row
         self._started = marker.start_time(os.getpid())
 
     def run(self) -> None:
@@ -63,16 +71,35 @@ class Supervisor:
         try:
             with asked_to_stop() as stops:
                 self.take_over()
-                while self.step(time.monotonic(), len(stops)):
-                    self.hear()
+                while self.tried(stops):
+                    pass
         finally:  # nothing is left even where we fail
             for keeper in self.keepers.values():
                 keeper.kill(time.monotonic())
             if self.lock.is_locked:
-                marker.end_servers(self.at.marker)
+                marker.end_all(self.at)
             if self.warden and self.warden.stdin:
                 self.warden.stdin.close()
-                self.warden.wait()
+                if not ends_within(self.warden, WARDEN_SECONDS):
+                    self.warden.kill()
+
+    def tried(self, stops: list[int]) -> bool:
+        """One step, and what is heard after it. What goes wrong is tried again before it ends all
+        servers; raises where it goes on."""
+        try:
+            if not self.step(time.monotonic(), len(stops)):
+                return False
+            self.hear()
+            self._failed = 0
+        except Timeout:
+            raise
+        except Exception:
+            self._failed += 1
+            if self._failed == MOST_FAILED:
+                raise
+            self.say(f"went wrong, and is tried again:\n{traceback.format_exc().rstrip()}")
+            time.sleep(self.pace.tick)
+        return True
 
     def step(self, now: float, stops: int) -> bool:
         """Bring what is there nearer to what is wanted; False where nothing is left to do."""
@@ -92,8 +119,10 @@ class Supervisor:
 
     def take_over(self) -> None:
         """End what a killed supervisor left; this process and its launcher are spared."""
-        spared = [os.getpid(), *(parent.pid for parent in psutil.Process().parents())]
-        if count := marker.end(self.at.marker, lambda value: True, spared):
+        spared = [os.getpid()]
+        with contextlib.suppress(psutil.Error, OSError):
+            spared += [parent.pid for parent in psutil.Process().parents()]
+        if count := marker.end_all(self.at, keepers=True, spare=spared):
             self.say(f"ended {count} processes that an earlier supervisor left")
 
     def keep_lock(self) -> None:
@@ -110,15 +139,21 @@ class Supervisor:
             pass
 
     def watch_warden(self, now: float) -> None:
-        if (self.warden and self.warden.poll() is None) or now < self._next_warden:
+        if self.warden and self.warden.poll() is None:
+            if now > self._next_warden + LONGEST_RETRY:
+                self._pause = RETRY_SECONDS
             return
-        self._next_warden = now + RETRY_SECONDS
-        words = [sys.executable, "-m", "pipeline.serve.fleet.warden", self.at.marker]
+        if now < self._next_warden:
+            return
+        self._next_warden, self._pause = now + self._pause, min(self._pause * 2, LONGEST_RETRY)
+        words = [sys.executable, "-m", "pipeline.serve.fleet.warden", str(self.at.path)]
         env = os.environ | {marker.VARIABLE: self.at.marker}
         try:
             self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
         except PipelineError as error:
-            self.say(f"no warden: {error.message}")
+            if error.message != self._no_warden:
+                self.say(f"no warden: {error.message}; tried again")
+            self._no_warden = error.message
 
     def read(self, stopping: bool) -> bool:
         """Whether there is something new that is wanted."""
@@ -128,11 +163,13 @@ class Supervisor:
         stamp = _stamp(self.at.wanted)
         if stamp == self._read:
             return False
-        self._read, wanted = stamp, read_wanted(self.at)
+        wanted = read_wanted(self.at)
         if wanted is None:
-            self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
+            if stamp != self._damaged:
+                self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
+            self._damaged = stamp
             return False
-        self.wanted = wanted
+        self._read, self.wanted = stamp, wanted
         return True
 
     def reconcile(self, now: float) -> None:
@@ -226,6 +263,7 @@ def _stamp(path: Path) -> Stamp:
 
 def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: None) -> bool:
     """Be the supervisor, in the main thread. False where there is another one."""
+    _allow_many_files()
     lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
     try:
         with lock:
@@ -233,6 +271,15 @@ def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: 
     except Timeout:
         return False
     return True
+
+
+def _allow_many_files() -> None:
+    """Each server takes a pipe, a log and now and then a connection."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Ends the servers of a supervisor that was killed.
 
-    python -m pipeline.serve.fleet.warden MARKER
+    python -m pipeline.serve.fleet.warden FOLDER
 
 Its stdin is a pipe that only the supervisor holds open: when it ends, the supervisor is gone. The
 kernel ends the servers themselves on Linux, this what they have started elsewhere too.
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 from pipeline.serve.stopping import STOP_SIGNALS
 
-from .marker import end_servers
+from .marker import end_all
+from .state import Folder
 
 
 def main() -> None:
@@ -21,7 +23,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # the supervisor decides
     sys.stdin.buffer.read()
-    end_servers(sys.argv[1])
+    end_all(Folder(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -21,9 +23,11 @@ from conftest import REPOSITORY, wait_for
 from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import Home
 from pipeline.serve.fleet import control, looking, marker, state
 from pipeline.serve.fleet.state import FAILED, LOADING, READY, STOPPED, Wanted
 from pipeline.serve.instance import Instance
+from pipeline.tasks import listing
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -127,6 +131,33 @@ def test_a_killed_warden_is_replaced(fleet: Fleet, tmp_path: Path) -> None:
     wait_for(lambda: (second := warden()) and second.pid != first.pid)
 
 
+def test_a_warden_that_hangs(fleet: Fleet, tmp_path: Path) -> None:
+    """The supervisor ends all the same, and the warden with it."""
+    fleet.up(stand_in(tmp_path, "a"))
+    supervisor = fleet.supervisor()
+    for one in marker.marked(fleet.at.marker)[fleet.at.marker]:
+        if one.pid != supervisor.pid:
+            one.suspend()
+    supervisor.terminate()
+    wait_for(lambda: not lives(supervisor.pid))
+    fleet.nothing_left()
+
+
+def test_what_a_crash_left_is_listed_until_it_is_ended(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    many: Any = SimpleNamespace(source=None)
+    steps: Any = SimpleNamespace(request=SimpleNamespace(many=many), home=home)
+    with fleet_at(state.folder(home, "c.toml").path) as fleet:
+        fleet.up(stand_in(tmp_path, "a"))
+        assert listing.folders(steps) == [fleet.at]
+        fleet.kill_supervisor()
+        wait_for(lambda: not fleet.processes())
+        assert listing.folders(steps) == [fleet.at]
+        assert fleet.rows()["a"].state == looking.LOST
+        fleet.down()
+        assert listing.folders(steps) == []
+
+
 def test_only_what_changed_is_restarted(fleet: Fleet, tmp_path: Path) -> None:
     a, b, c, d = (stand_in(tmp_path, name) for name in "abcd")
     first = Wanted(config="c", instances=(a, b, c))
@@ -186,6 +217,38 @@ def test_down_by_name(fleet: Fleet, tmp_path: Path) -> None:
     fleet.nothing_left()
     assert fleet.down() == []
     assert fleet.down("alpha") == ["alpha"], "it is stopped, as asked for"
+
+
+def test_down_tells_what_ran(fleet: Fleet, tmp_path: Path) -> None:
+    """After a stop by a signal, nothing did."""
+    a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b")
+    fleet.up(a, b)
+    fleet.supervisor().terminate()
+    wait_for(lambda: not control.is_running(fleet.at))
+    wanted = Wanted(config="c", instances=(a, b))
+    assert control.merged(fleet.at, wanted, ["b"]).instances == (b,), "a is not started again"
+    assert fleet.down() == []
+
+
+def test_one_beside_the_others(fleet: Fleet, tmp_path: Path) -> None:
+    a, b, c = (stand_in(tmp_path, name) for name in "abc")
+    whole = Wanted(config="c", instances=(a, b, c))
+
+    def up(name: str) -> None:
+        control.up(fleet.at, whole, report=fleet.report, pace=fleet.pace, names=[name])
+
+    both = [threading.Thread(target=up, args=[name]) for name in "bc"]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert {name: row.state for name, row in fleet.rows().items()} == {"b": READY, "c": READY}
+    merged = control.merged(fleet.at, whole, ["a"])
+    assert sorted(control.changes(fleet.at, merged)) == [
+        ("a", "start"),
+        ("b", "keep"),
+        ("c", "keep"),
+    ]
 
 
 def test_down_while_loading(fleet: Fleet, tmp_path: Path) -> None:
@@ -286,6 +349,82 @@ def test_a_supervisor_that_hangs(
     wait_for(lambda: {name: row.state for name, row in fleet.rows().items()} == {"b": READY})
 
 
+def test_up_does_not_wait_for_one_that_hangs(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TAKEN_SECONDS", 1.0)
+    a = stand_in(tmp_path, "a")
+    fleet.up(a)
+    fleet.supervisor().suspend()
+    with pytest.raises(PipelineError, match="does not take it up"):
+        fleet.up(changed(a, "--metrics"))
+
+
+def test_fields_of_a_newer_version(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.up(stand_in(tmp_path, "a"))
+    for path, read in ((fleet.at.wanted, state.read_wanted), (fleet.at.state, state.read_state)):
+        before, told = read(fleet.at), json.loads(path.read_text())
+        told |= {"newer": 1, "instances": [one | {"newer": 2} for one in told["instances"]]}
+        path.write_text(json.dumps(told))
+        assert before and read(fleet.at) == before
+
+
+def test_a_supervisor_is_known_by_its_lock(fleet: Fleet, tmp_path: Path) -> None:
+    """In the foreground it carries no marker, and a clock that was set moves its start time."""
+    with client(fleet, "run_foreground", stand_in(tmp_path, "a")) as process:
+        fleet.until("a", READY)
+        told = state.read_state(fleet.at)
+        assert told
+        assert marker.has_open(process.pid, fleet.at.lock)
+        assert not marker.has_open(os.getpid(), fleet.at.lock)
+        fleet.down()
+        assert process.wait(timeout=20) == 0
+    assert not marker.has_open(process.pid, fleet.at.lock)
+
+
+def test_the_folder_of_another_user(fleet: Fleet, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    fleet.at.path.mkdir(parents=True)
+    os.chown(fleet.at.path, 1, 1)
+    with pytest.raises(PipelineError, match="belongs to "):
+        fleet.up(stand_in(tmp_path, "a"))
+
+
+def test_a_server_without_the_marker(fleet: Fleet, tmp_path: Path) -> None:
+    """Such as one with rights that hide its environment: its number and its start are known."""
+    fleet.up(stand_in(tmp_path, "a"))
+    fleet.kill_supervisor()
+    wait_for(lambda: not fleet.processes())
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as server:
+        old = state.read_state(fleet.at)
+        assert old
+        seen = replace(old.instances[0], pid=server.pid, started=marker.start_time(server.pid))
+        state.write_state(fleet.at, replace(old, instances=(seen,)))
+        assert control.is_left(fleet.at)
+        fleet.down()
+        assert server.wait(timeout=10) == -signal.SIGKILL
+    assert not control.is_left(fleet.at)
+
+
+def test_a_step_that_goes_wrong(fleet: Fleet, tmp_path: Path) -> None:
+    """Without a file to open, nothing is restarted; the others go on, and it then is."""
+    if sys.platform != "linux":
+        pytest.skip("limits of another process")
+    a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b")
+    fleet.up(a, b)
+    supervisor, before = fleet.supervisor(), fleet.pids()
+    most = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    assert most[0] == most[1], "as many as it may have"
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, most[1]))
+    os.kill(before["a"] or 0, signal.SIGKILL)
+    time.sleep(1)
+    assert lives(supervisor.pid) and lives(before["b"] or 0)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, most)
+    fleet.up(a, b)
+    assert fleet.pids()["b"] == before["b"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', "\0" * 100])
 def test_damaged_files(fleet: Fleet, tmp_path: Path, text: str) -> None:
     a = stand_in(tmp_path, "a")
@@ -321,6 +460,12 @@ def test_a_state_that_cannot_be_written(fleet: Fleet, tmp_path: Path) -> None:
     assert fleet.until("a", READY).restarts == 1
 
 
+def fill(stuff: Path) -> None:
+    with suppress(OSError), stuff.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """The servers go on, and are restarted; the state is written once that can be done."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -335,9 +480,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
             a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"), max_restarts=9)
             fleet.up(a)
             pid, stuff = fleet.pids()["a"] or 0, disk / "stuff"
-            with suppress(OSError), stuff.open("wb", buffering=0) as file:
-                while True:
-                    file.write(b"x" * 512)
+            fill(stuff)
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda: [one.pid for one in fleet.servers()] not in ([], [pid]))
             assert fleet.pids()["a"] == pid, "that is what was written last"
@@ -347,7 +490,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
             stuff.unlink()
             wait_for(lambda: fleet.pids()["a"] not in (pid, None))
             fleet.until("a", READY)
-            fleet.down()
+            fill(stuff)
+            assert fleet.down() == ["a"]
             fleet.nothing_left()
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

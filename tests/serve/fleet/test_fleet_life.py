@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -157,6 +158,23 @@ def test_stuck(fleet: Fleet, tmp_path: Path, more: list[str]) -> None:
     assert fleet.until("a", FAILED).restarts == 2
     assert fleet.state()["b"].restarts == 0
     assert "asked /completion" in Path(b.log_file).read_text()
+
+
+def test_the_time_it_may_have_been_stuck_is_not_steady(fleet: Fleet, tmp_path: Path) -> None:
+    """With equal times, as they are by default, the budget ends all the same."""
+    fleet.pace = replace(fleet.pace, probe_every=0.5, steady_after=0.5)
+    fleet.up(stand_in(tmp_path, "a", "--wedge-after", "0", probe_timeout=0.3, max_restarts=1))
+    assert fleet.until("a", FAILED, reason="given up").restarts == 1
+
+
+def test_behind_a_launcher(fleet: Fleet, tmp_path: Path) -> None:
+    """It is asked itself, and has its time although the launcher is gone at once."""
+    a = stand_in(tmp_path, "a", engine="vllm")
+    words = shlex.join(a.command)
+    fleet.up(replace(a, executable="/bin/sh", cmd=("-c", f"{words}; exit 0")))
+    fleet.down()
+    assert log_of(tmp_path).splitlines()[-1] == "ending on SIGTERM"
+    fleet.nothing_left()
 
 
 @pytest.mark.parametrize("switches", [["--metrics", "--working"], []], ids=["works", "is off"])

@@ -68,6 +68,13 @@ def test_the_budget_ends(instance: Instance) -> None:
     assert verdict(instance, CRASH, 0, max_restarts=0).state == FAILED
 
 
+def test_a_good_end_uses_the_budget_where_it_is_restarted(instance: Instance) -> None:
+    assert verdict(instance, WELL, 4, restart="always").failures == 5
+    over = verdict(instance, WELL, 5, restart="always")
+    assert over.state == FAILED
+    assert over.reason == "ended: exit status 0; given up after 5 restarts in a row"
+
+
 def test_a_steady_server_starts_anew(instance: Instance) -> None:
     steady = replace(CRASH, was_steady=True)
     assert verdict(instance, steady, 5) == verdict(instance, CRASH, 0)
