@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from . import address
+
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 ENGINES = (LLAMA_CPP, VLLM)
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
@@ -53,13 +55,11 @@ class Instance:
     @property
     def address(self) -> str:
         """The host under which this machine reaches it."""
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
-        return anywhere.get(self.host, self.host)
+        return address.reached(self.host)
 
     @property
     def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http{'s' * self.tls}://{host}:{self.port}{self.prefix}"
+        return address.url(self.host, self.port, self.prefix, tls=self.tls)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: what `plan` shows and the supervisor reads."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.core.process import shown
 
+from . import address
 from .flags import Flag, arguments
 
 # The token is for the hub alone, which llama-server never asks here.
@@ -64,13 +65,11 @@ class Launch:
     @property
     def address(self) -> str:
         """The host under which this machine reaches it."""
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
-        return anywhere.get(self.host, self.host)
+        return address.reached(self.host)
 
     @property
     def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http{'s' * self.tls}://{host}:{self.port}{self.prefix}"
+        return address.url(self.host, self.port, self.prefix, tls=self.tls)
 
 
 def endpoint_options(pooling: str) -> list[str]:
