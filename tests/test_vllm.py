@@ -133,6 +133,58 @@ api_key = "sk-very-secret"
             assert path.parent.name == "keys" and path.stat().st_mode & 0o77 == 0
 
 
+ANSWERS = """#!{python}
+import sys
+with open({record!r}, "a") as file:
+    file.write(" ".join(sys.argv[1:3]) + "\\n")
+if sys.argv[1] == "-c":
+    print("a warning of some library")
+    print("vllm 9.9.9")
+elif "--help=all" in sys.argv:
+    print({help!r})
+else:
+    sys.exit(1)
+"""
+HELP = """usage: api_server.py [-h] [--model MODEL]
+
+Frontend:
+  --served-model-name SERVED_MODEL_NAME [SERVED_MODEL_NAME ...]
+                        The names.
+  --host HOST           Where it listens.
+  --port PORT           Where it listens.
+  --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
+                        Cards.
+  --enable-newest-thing, --no-enable-newest-thing
+                        Of a version to come (default: False)
+  --kind {one,two}      One of two.
+  --model MODEL         A name.
+"""
+
+
+def test_the_installed_vllm_knows_its_own_options(machine: Machine) -> None:
+    """Each version is asked once; what it has is right, and what it has not is wrong."""
+    record, python = machine.folder / "asked", machine.folder / "bin" / "newest"
+
+    python.write_text(ANSWERS.format(python=sys.executable, record=str(record), help=HELP))
+    python.chmod(0o755)
+    text = f"""
+[master]
+python = {json.dumps(str(python))}
+[instance.one.server]
+model = "org/model"
+enable_newest_thing = true
+kind = "one"
+"""
+    plan = planned(machine, machine.write(text))
+    assert "--enable-newest-thing --kind one" in " ".join(plan["cmd"])
+    wrong = text + "max_model_len = 1\nenable_newest_thin = true\nhost = true\n"
+    said = machine.doit("plan", machine.write(wrong), "engine=vllm", status=3).err
+    assert "vLLM 9.9.9 has no --max-model-len" in said
+    assert "enable_newest_thing?" in said and "--host takes a value" in said
+    asked = record.read_text().splitlines()
+    assert [line.split()[0] for line in asked].count("-m") == 1, asked
+
+
 def test_options_that_vllm_does_not_have(machine: Machine) -> None:
     config = machine.write(
         """

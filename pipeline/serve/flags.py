@@ -53,21 +53,32 @@ def parse_help(text: str) -> dict[str, Flag]:
 def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, asked once for each sha256. Raises PipelineError."""
     known = cache / f"{sha256}.json"
+    if told := stored(known):
+        return told
+    text = capture([program, "--help"])
+    flags = parse_help(text or "")
+    if "model" not in flags:
+        raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+    with contextlib.suppress(OSError):  # asked again next time
+        store(known, flags)
+    return flags
+
+
+def stored(known: Path) -> dict[str, Flag] | None:
+    """The options that `store` kept there; None where nothing of use is."""
     try:
         told = json.loads(known.read_text("utf-8")).items()
         return {
             name: Flag(flag["name"], flag["value"], tuple(flag["names"])) for name, flag in told
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        pass
-    text = capture([program, "--help"])
-    flags = parse_help(text or "")
-    if "model" not in flags:
-        raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
-    with contextlib.suppress(OSError):  # asked again next time
-        cache.mkdir(parents=True, exist_ok=True)
-        publish_text(known, json.dumps({name: asdict(flag) for name, flag in flags.items()}))
-    return flags
+        return None
+
+
+def store(known: Path, flags: Mapping[str, Flag]) -> None:
+    """Keep them for the next time. Raises OSError."""
+    known.parent.mkdir(parents=True, exist_ok=True)
+    publish_text(known, json.dumps({name: asdict(flag) for name, flag in flags.items()}))
 
 
 def arguments(options: Mapping[str, str], flags: Mapping[str, Flag], where: str) -> list[str]:

@@ -19,7 +19,7 @@ from pipeline.models import gguf
 from pipeline.serve.flags import Flag
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import Folder
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
 
 from . import many, which_server
 from .steps import Steps
@@ -28,6 +28,7 @@ from .variables import SERVER, request
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, Draft
     from pipeline.serve.config.llama import Model
+    from pipeline.serve.config.vllm_installed import Listed
 
 # Options of the server with a variable of their own: said here, they win over a profile.
 OPTIONS = (
@@ -146,6 +147,18 @@ class Configured:
 
     # The instances
 
+    @cached_property
+    def installed_vllm(self) -> Listed | None:
+        """What an installed vLLM says of its options: slow, the first time."""
+        from pipeline.serve.config import vllm, vllm_installed
+
+        configuration = self.configuration
+        if all(draft.engine != VLLM for draft in configuration.enabled):
+            return None
+        words = [vllm.executable(configuration, os.environ), *vllm.python(configuration)]
+        cache = self.steps.home.run / "flags"
+        return vllm_installed.listed(words, configuration.master.api_server_module, cache)
+
     def check(self, note: Callable[[str], None] = lambda _: None) -> None:
         """Raise UsageError that names all mistakes that can be seen now."""
         from pipeline.serve.config import checks
@@ -163,6 +176,7 @@ class Configured:
             flags=flags,
             environ=os.environ,
             cards=cards,
+            installed=self.installed_vllm,
             note=note,
         )
         for draft in self.configuration.enabled if cards is None else ():

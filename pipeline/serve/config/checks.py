@@ -12,9 +12,10 @@ from pipeline.serve.instance import LLAMA_CPP
 
 from . import addresses, api_keys, llama, mistakes, options, vllm
 from .addresses import Address, address
-from .configuration import Configuration, Draft
+from .configuration import Configuration
 from .instances import aliases, given, log_file, program
 from .options import Given
+from .vllm_installed import Listed
 
 HINT = "docs/instances.md lists the keys; options that --help does not list go into extra_args"
 
@@ -26,16 +27,18 @@ def check(
     flags: Mapping[str, Flag] | None,
     environ: Mapping[str, str],
     cards: int | None = None,
+    installed: Listed | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Find every mistake, those of a patient `load` among them, before a model is prepared.
 
     `server` is the llama-server where the file names none, `flags` its options where they are
-    known, `cards` how many cards are there, None where that is not known. `note` gets what is
-    allowed and should be said. Raises UsageError that names every mistake.
+    known, `cards` how many cards are there, None where that is not known, `installed` the options
+    of the vLLM that is here. `note` gets what is allowed and should be said. Raises UsageError that
+    names every mistake.
     """
     wrong = [*configuration.mistakes]
-    told = [given(draft, flags) for draft in configuration.enabled]
+    told = [given(draft, flags, installed) for draft in configuration.enabled]
     engines = {one.draft.engine for one in told}
     if LLAMA_CPP in engines:
         wrong += _program(configuration, program(configuration, server))
@@ -68,7 +71,7 @@ def _mistakes(
     """What is wrong with one instance."""
     draft = given.draft
     yield from addresses.mistakes(given)
-    yield from options.mistakes(given, _called(draft), ours)
+    yield from options.mistakes(given, _called(given), ours)
     if draft.engine == LLAMA_CPP:
         yield from llama.mistakes(given, configuration.folder)
     else:
@@ -130,7 +133,7 @@ def _remarks(
 ) -> Iterator[str]:
     """What is allowed and should be said."""
     for one in told:
-        yield from options.remarks(one, _called(one.draft), ours)
+        yield from options.remarks(one, _called(one), ours)
         yield from api_keys.remarks(one, address(one))
         if one.draft.engine == LLAMA_CPP:
             yield from llama.remarks(one)
@@ -138,9 +141,10 @@ def _remarks(
         yield from vllm.remarks(configuration, environ)
 
 
-def _called(draft: Draft) -> str:
+def _called(given: Given) -> str:
     """The program that will serve, as it is named in messages."""
-    return "llama-server" if draft.engine == LLAMA_CPP else f"vLLM {vllm.version()}"
+    is_llama = given.draft.engine == LLAMA_CPP
+    return "llama-server" if is_llama else f"vLLM {given.installed or vllm.version()}"
 
 
 def _inside(place: str) -> str:

@@ -17,6 +17,7 @@ from .addresses import address
 from .configuration import Configuration, Draft
 from .llama import Model
 from .options import Given
+from .vllm_installed import Listed
 
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
@@ -88,10 +89,13 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
     return "KUBERNETES_SERVICE_HOST" in environ or any(path.exists() for path in marks)
 
 
-def given(draft: Draft, flags: Mapping[str, Flag] | None) -> Given:
-    """What an instance says of its program's options."""
-    known = (flags or {}) if draft.engine == LLAMA_CPP else vllm.flags()
-    return Given(options.typed(draft, known), known)
+def given(draft: Draft, flags: Mapping[str, Flag] | None, installed: Listed | None = None) -> Given:
+    """What an instance says of its program's options: vLLM's are those of the one that is
+    installed, where it was asked, else those of the version that is listed here."""
+    if draft.engine == LLAMA_CPP:
+        return Given(options.typed(draft, flags or {}), flags or {})
+    known = installed.flags if installed else vllm.flags()
+    return Given(options.typed(draft, known), known, installed.version if installed else "")
 
 
 def aliases(given: Given) -> list[str]:

@@ -66,6 +66,7 @@ class Given:
 
     draft: Draft
     flags: Mapping[str, Flag]
+    installed: str = ""  # vLLM: the version that told them; empty: they are the listed ones
 
     def value(self, name: str) -> Value | None:
         """The value that counts: the last one; None where it is not given."""
@@ -146,7 +147,9 @@ def is_passed_on(given: Given, name: str, others: Iterable[str]) -> bool:
     """Whether an unknown option may be one of another vLLM than the one whose options are listed:
     no slip of the pen, and none of llama-server's."""
     name = name.partition(".")[0]
-    if given.draft.engine != VLLM or name in given.flags or name in others:
+    if given.draft.engine != VLLM or given.installed:
+        return False
+    if name in given.flags or name in others:
         return False
     return not did_you_mean(name, list(given.flags))
 

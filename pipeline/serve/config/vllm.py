@@ -44,14 +44,20 @@ def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:
     return shutil.which(master.python, path=search) or master.python
 
 
+def python(configuration: Configuration) -> list[str]:
+    """What follows the executable before Python's own arguments."""
+    master = configuration.master
+    if not master.pixi_project_dir:
+        return []
+    project = str(configuration.path(master.pixi_project_dir))
+    environment = ("--environment", master.pixi_environment)
+    return ["run", "--manifest-path", project, *environment, "python"]
+
+
 def command(configuration: Configuration, given: Given, at: Address) -> tuple[str, ...]:
     """The arguments after the executable."""
-    master, draft = configuration.master, given.draft
-    found: list[str] = []
-    if master.pixi_project_dir:
-        found += ["run", "--manifest-path", str(configuration.path(master.pixi_project_dir))]
-        found += ["--environment", master.pixi_environment, "python"]
-    found += ["-m", master.api_server_module]
+    draft = given.draft
+    found = [*python(configuration), "-m", configuration.master.api_server_module]
     found += words({name: value for name, value in expanded(given).items() if name not in KEYS})
     if not given.text("host"):
         found += ["--host", at.host]  # its own default is every interface
