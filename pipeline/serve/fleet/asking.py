@@ -92,16 +92,11 @@ class Look:
 
 
 def look(instance: Instance) -> Look | None:
-    """From /metrics, else llama-server's /slots; None where neither tells."""
+    """From /metrics; None where it has none."""
     found = counters(instance, LOOK_SECONDS)
     if found:
         made = {name: value for name, value in found.items() if MADE.search(name)}
         return Look(made, any(value and BUSY.search(name) for name, value in found.items()))
-    if instance.engine == LLAMA_CPP:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            status, text = ask(instance, "/slots", timeout=LOOK_SECONDS)
-            if status == 200:
-                return Look(text, any(slot["is_processing"] for slot in json.loads(text)))
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
@@ -27,12 +26,12 @@ LONGEST_LINE = 500  # characters, of what is quoted in a message
 
 
 class Child:
-    """A server that was started. `tell` is called from another thread: ready, or stuck."""
+    """A server that was started. `said` is what was last seen of it: READY, then STUCK if it is;
+    `news` is set then, from another thread."""
 
-    def __init__(
-        self, instance: Instance, at: Folder, pace: Pace, tell: Callable[[Child, str], None]
-    ) -> None:
+    def __init__(self, instance: Instance, at: Folder, pace: Pace, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
+        self.said, self.news = "", news
         require_free(instance.host, instance.port)
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
@@ -53,11 +52,15 @@ class Child:
             self._pump = pumped(
                 self.process, self.log, lambda line: self.last.append(line[:LONGEST_LINE])
             )
-            told = (instance, lambda word: tell(self, word), self.over, pace.probe_every)
+            told = (instance, self._say, self.over, pace.probe_every)
             Thread(target=asking.watch, args=told, daemon=True).start()
         except BaseException:
             self.kill()
             raise
+
+    def _say(self, word: str) -> None:
+        self.said = word
+        self.news.set()
 
     def status(self) -> int | None:
         """Its exit status once it has ended; then what is left of its group is killed."""

@@ -7,8 +7,8 @@ any → stopping → stopped       … or, by policy, exited or failed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 from pipeline.core.errors import PipelineError
@@ -17,17 +17,7 @@ from pipeline.serve.instance import Instance
 from . import asking
 from .child import Child
 from .policy import End, Pace, decide
-from .state import (
-    ENDED,
-    LOADING,
-    PAUSING,
-    READY,
-    STOPPED,
-    STOPPING,
-    WAITING,
-    Folder,
-    Seen,
-)
+from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, Seen
 
 NEVER = float("inf")
 # For one that was killed to be gone: it may have much memory to give back, or a driver keeps it.
@@ -39,15 +29,8 @@ class Keeper:
     """Keeps one instance. All calls come from one thread: children end with the one that started
     them. `now` is time.monotonic()."""
 
-    def __init__(
-        self,
-        instance: Instance,
-        asked: int,
-        at: Folder,
-        pace: Pace,
-        tell: Callable[[Keeper, Child, str], None],
-    ) -> None:
-        self.instance, self.at, self.pace, self.tell = instance, at, pace, tell
+    def __init__(self, instance: Instance, asked: int, at: Folder, pace: Pace, news: Event) -> None:
+        self.instance, self.at, self.pace, self.news = instance, at, pace, news
         self.seen = Seen(name=instance.name, state=WAITING, asked=asked)
         self.child: Child | None = None
         self.failures = 0
@@ -74,31 +57,12 @@ class Keeper:
         self._why, self._killed = "", False
         self._ready_since = self._ready_until = NEVER
         try:
-            self.child = Child(
-                self.instance,
-                self.at,
-                self.pace,
-                lambda child, word: self.tell(self, child, word),
-            )
+            self.child = Child(self.instance, self.at, self.pace, self.news)
         except (PipelineError, OSError, RuntimeError, ValueError) as error:
             self.settle(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
             self.until = now + self.instance.ready_timeout
             self._is(LOADING, pid=self.child.process.pid, started=self.child.started)
-
-    def hear(self, child: Child, word: str, now: float) -> None:
-        """What was seen of its child from outside."""
-        if child is not self.child:
-            return
-        if word == READY and self.seen.state == LOADING:
-            self.until, self._ready_since = NEVER, now
-            self._is(READY, ready_at=time.time())
-        elif word == asking.STUCK and self.seen.state == READY:
-            self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
-            # it may have been so ever since it was last looked at
-            self._ready_until = now - self.pace.probe_every - self.instance.probe_timeout
-            self._is(STOPPING)
-            self.kill(now)
 
     def stop(self, now: float) -> None:
         """It is not wanted any more."""
@@ -122,6 +86,7 @@ class Keeper:
             if self.seen.state == PAUSING and late:
                 self._is(WAITING, restarts=self.seen.restarts + 1)
             return None
+        self._hear(self.child.said, now)
         status = self.child.status()
         if status is None and not (late and self._killed):
             if late and self.seen.state == LOADING:
@@ -148,6 +113,18 @@ class Keeper:
         self.failures, self.until = verdict.failures, now + verdict.pause
         reason = f"{verdict.reason}:\n{lines}" if lines else verdict.reason
         self._is(verdict.state, pid=None, started=None, ready_at=None, reason=reason)
+
+    def _hear(self, word: str, now: float) -> None:
+        """What was seen of its child from outside."""
+        if word and self.seen.state == LOADING:
+            self.until, self._ready_since = NEVER, now
+            self._is(READY, ready_at=time.time())
+        elif word == asking.STUCK and self.seen.state == READY:
+            self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
+            # it may have been so ever since it was last looked at
+            self._ready_until = now - self.pace.probe_every - self.instance.probe_timeout
+            self._is(STOPPING)
+            self.kill(now)
 
     def _end(self, now: float) -> None:
         self._is(STOPPING)

@@ -18,10 +18,10 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from threading import Event
 
 import psutil
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
@@ -30,41 +30,34 @@ from pipeline.serve.instance import Instance
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
-from .child import Child
 from .keeper import Keeper
 from .logfile import Log
 from .policy import Pace
 from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
 
 RETRY_SECONDS = 1.0  # where the state could not be written, or the warden is gone
-LONGEST_RETRY = 60.0  # of the warden: each pause is twice as long
 WARDEN_SECONDS = 3.0  # to end, once we do
-MOST_FAILED = 20  # steps in a row that went wrong
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
 Stamp = tuple[int, int, int] | None
 Changed = Callable[[Instance, Seen], None]
 
 
 class Supervisor:
-    """Keeps what is wanted, in one thread; others only put what they have seen into a queue."""
+    """Keeps what is wanted, in one thread; others set `news` where they have seen something."""
 
-    def __init__(self, at: Folder, pace: Pace, changed: Changed, lock: BaseFileLock) -> None:
-        self.at, self.pace, self.changed, self.lock = at, pace, changed, lock
+    def __init__(self, at: Folder, pace: Pace, changed: Changed) -> None:
+        self.at, self.pace, self.changed = at, pace, changed
         self.keepers: dict[str, Keeper] = {}
-        self.events: SimpleQueue[tuple[Keeper, Child, str]] = SimpleQueue()
-        self.note = Log(at.log, pace.log_bytes)
+        self.news = Event()
+        self.note, self._noted = Log(at.log, pace.log_bytes), ""
         self.wanted = Wanted(config="")
         self.told: dict[str, Seen] = {}
-        self.written: State | None = None
         self.warden: Process | None = None
         self._read: Stamp = None
-        self._damaged: Stamp = None
-        self._wrote: Stamp = None
+        self._wrote: tuple[State, Stamp] | None = None
         self._next_write = self._next_warden = 0.0
-        self._pause = RETRY_SECONDS
-        self._no_warden = ""  # what was said of it
-        self._failed = 0  # steps in a row
         self._started = marker.start_time(os.getpid())
+        self._lock = at.lock.stat().st_ino
 
     def run(self) -> None:
         """Until nothing is wanted, or a signal asks to stop; a second one kills."""
@@ -72,46 +65,35 @@ class Supervisor:
             with asked_to_stop() as stops:
                 self.take_over()
                 while self.tried(stops):
-                    pass
+                    self.news.wait(self.pace.tick)
+                    self.news.clear()
         finally:  # nothing is left even where we fail
             for keeper in self.keepers.values():
                 keeper.kill(time.monotonic())
-            if self.lock.is_locked:
-                marker.end_all(self.at)
+            marker.end_all(self.at)
             if self.warden and self.warden.stdin:
                 self.warden.stdin.close()
                 if not ends_within(self.warden, WARDEN_SECONDS):
                     self.warden.kill()
 
     def tried(self, stops: list[int]) -> bool:
-        """One step, and what is heard after it. What goes wrong is tried again before it ends all
-        servers; raises where it goes on."""
+        """One step. One that goes wrong is tried again: the servers need not end for it."""
         try:
-            if not self.step(time.monotonic(), len(stops)):
-                return False
-            self.hear()
-            self._failed = 0
-        except Timeout:
-            raise
+            return self.step(time.monotonic(), len(stops))
         except Exception:
-            self._failed += 1
-            if self._failed == MOST_FAILED:
-                raise
             self.say(f"went wrong, and is tried again:\n{traceback.format_exc().rstrip()}")
-            time.sleep(self.pace.tick)
-        return True
+            return True
 
     def step(self, now: float, stops: int) -> bool:
         """Bring what is there nearer to what is wanted; False where nothing is left to do."""
         self.watch_warden(now)
-        self.keep_lock()
-        news = self.read(stops > 0)
+        self.read(stops > 0 or self.is_replaced())
         self.reconcile(now)
         for keeper in self.keepers.values() if stops > 1 else ():
             keeper.kill(now)
         self.go_on(now)
         over = all(keeper.is_over for keeper in self.keepers.values())
-        done = over and not news and not self.wanted.instances
+        done = over and not self.wanted.instances
         self.publish(now, last=done)
         if done:
             self.say("asked to stop" if stops else "nothing is wanted any more")
@@ -125,52 +107,36 @@ class Supervisor:
         if count := marker.end_all(self.at, keepers=True, spare=spared):
             self.say(f"ended {count} processes that an earlier supervisor left")
 
-    def keep_lock(self) -> None:
-        """Take it again where somebody removed the folder: what runs goes on. Raises Timeout where
-        another supervisor was quicker."""
+    def is_replaced(self) -> bool:
+        """Whether somebody removed the folder, and with it the lock: another one may begin."""
         try:
-            if not self.at.lock.exists():
-                self.lock.release()
-                self.at.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self.lock.acquire(timeout=0)
-        except Timeout:
-            raise
-        except OSError:  # the disk itself is gone, or takes nothing
-            pass
+            return self.at.lock.stat().st_ino != self._lock
+        except FileNotFoundError:
+            return True
+        except OSError:  # the disk itself is gone
+            return False
 
     def watch_warden(self, now: float) -> None:
-        if self.warden and self.warden.poll() is None:
-            if now > self._next_warden + LONGEST_RETRY:
-                self._pause = RETRY_SECONDS
+        if now < self._next_warden or (self.warden and self.warden.poll() is None):
             return
-        if now < self._next_warden:
-            return
-        self._next_warden, self._pause = now + self._pause, min(self._pause * 2, LONGEST_RETRY)
+        self._next_warden = now + RETRY_SECONDS
         words = [sys.executable, "-m", "pipeline.serve.fleet.warden", str(self.at.path)]
         env = os.environ | {marker.VARIABLE: self.at.marker}
         try:
             self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
         except PipelineError as error:
-            if error.message != self._no_warden:
-                self.say(f"no warden: {error.message}; tried again")
-            self._no_warden = error.message
+            self.say(f"no warden: {error.message}; tried again")
 
-    def read(self, stopping: bool) -> bool:
-        """Whether there is something new that is wanted."""
+    def read(self, stopping: bool) -> None:
+        """Learn what is wanted, where that is news."""
+        stamp = _stamp(self.at.wanted)
         if stopping:
             self.wanted = Wanted(config=self.wanted.config, asked=self.wanted.asked)
-            return False
-        stamp = _stamp(self.at.wanted)
-        if stamp == self._read:
-            return False
-        wanted = read_wanted(self.at)
-        if wanted is None:
-            if stamp != self._damaged:
+        elif stamp != self._read:
+            if wanted := read_wanted(self.at):
+                self._read, self.wanted = stamp, wanted
+            else:
                 self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
-            self._damaged = stamp
-            return False
-        self._read, self.wanted = stamp, wanted
-        return True
 
     def reconcile(self, now: float) -> None:
         """Equal: kept. Changed, or gone: stopped first. What had ended is tried again if asked."""
@@ -185,9 +151,7 @@ class Supervisor:
             if there is None or (
                 there.is_over and (there.instance, there.seen.asked) != (instance, asked)
             ):
-                self.keepers[name] = Keeper(
-                    instance, asked, self.at, self.pace, lambda *seen: self.events.put(seen)
-                )
+                self.keepers[name] = Keeper(instance, asked, self.at, self.pace, self.news)
 
     def go_on(self, now: float) -> None:
         """What has ended is settled, with all that it left behind; whose turn it is begins."""
@@ -210,16 +174,6 @@ class Supervisor:
     def wanted_order(self) -> list[str]:
         return [one.name for one in self.wanted.instances]
 
-    def hear(self) -> None:
-        """Wait for a tick, or for what others have seen."""
-        try:
-            keeper, child, word = self.events.get(timeout=self.pace.tick)
-            while True:
-                keeper.hear(child, word, time.monotonic())
-                keeper, child, word = self.events.get_nowait()
-        except Empty:
-            pass
-
     def publish(self, now: float, last: bool) -> None:
         """Tell and write what is there, if it is news; again later where it cannot be written."""
         ordered = dict.fromkeys([*self.wanted_order(), *self.keepers])
@@ -238,18 +192,21 @@ class Supervisor:
             asked=self.wanted.asked,
             instances=tuple(seen.values()),
         )
-        is_news = state != self.written or _stamp(self.at.state) != self._wrote
+        is_news = (state, _stamp(self.at.state)) != self._wrote
         if not is_news or (now < self._next_write and not last):
             return
         try:
             write_state(self.at, state)
-            self.written, self._wrote = state, _stamp(self.at.state)
+            self._wrote = state, _stamp(self.at.state)
         except OSError as error:
             self._next_write = now + RETRY_SECONDS
             self.say(f"{self.at.state}: {error.strerror}; tried again")
 
     def say(self, text: str) -> None:
-        self.note(f"{datetime.now().astimezone():%F %T} {text}")
+        """Into the log; what is tried again and again is said once."""
+        if text != self._noted:
+            self._noted = text
+            self.note(f"{datetime.now().astimezone():%F %T} {text}")
 
 
 def _stamp(path: Path) -> Stamp:
@@ -267,7 +224,7 @@ def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: 
     lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
     try:
         with lock:
-            Supervisor(at, pace, changed, lock).run()
+            Supervisor(at, pace, changed).run()
     except Timeout:
         return False
     return True
