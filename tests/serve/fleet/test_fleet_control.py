@@ -466,35 +466,62 @@ def fill(stuff: Path) -> None:
             file.write(b"x" * 512)
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """The servers go on, and are restarted; the state is written once that can be done."""
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk]
+    at = tmp_path / "disk"
+    at.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", at]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        with fleet_at(disk / "run") as fleet:
-            a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"), max_restarts=9)
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", at], check=True)
+
+
+def test_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    """The servers go on, and are restarted; the state is written once that can be done."""
+    with fleet_at(disk / "run") as fleet:
+        a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"), max_restarts=9)
+        fleet.up(a)
+        pid, stuff = fleet.pids()["a"] or 0, disk / "stuff"
+        fill(stuff)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: [one.pid for one in fleet.servers()] not in ([], [pid]))
+        assert fleet.pids()["a"] == pid, "that is what was written last"
+        assert fleet.rows()["a"].state in (looking.LOST, READY)
+        with pytest.raises(PipelineError, match="the disk is full"):
             fleet.up(a)
-            pid, stuff = fleet.pids()["a"] or 0, disk / "stuff"
-            fill(stuff)
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: [one.pid for one in fleet.servers()] not in ([], [pid]))
-            assert fleet.pids()["a"] == pid, "that is what was written last"
-            assert fleet.rows()["a"].state in (looking.LOST, READY)
-            with pytest.raises(PipelineError, match="the disk is full"):
-                fleet.up(a)
-            stuff.unlink()
-            wait_for(lambda: fleet.pids()["a"] not in (pid, None))
-            fleet.until("a", READY)
-            fill(stuff)
+        stuff.unlink()
+        wait_for(lambda: fleet.pids()["a"] not in (pid, None))
+        fleet.until("a", READY)
+        fill(stuff)
+        assert fleet.down() == ["a"]
+        fleet.nothing_left()
+
+
+def test_a_disk_that_became_read_only(disk: Path, tmp_path: Path) -> None:
+    """As after an error of the disk: the servers go on, and can be stopped."""
+    with fleet_at(disk / "run") as fleet:
+        a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"))
+        fleet.up(a)
+        pid = fleet.pids()["a"] or 0
+
+        # Files that are open for writing forbid it for the one mount, not for a view of it.
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+            with pytest.raises(PipelineError, match="ead-only"):
+                fleet.up(changed(a, "--metrics"))
+            assert fleet.rows()["a"].state == READY
+            assert fleet.pids()["a"] == pid
             assert fleet.down() == ["a"]
             fleet.nothing_left()
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+        finally:
+            subprocess.run(["umount", disk], check=False)
 
 
 def test_numbers_that_are_used_again(fleet: Fleet, tmp_path: Path) -> None:
