@@ -163,6 +163,9 @@ class Configured:
         """Raise UsageError that names all mistakes that can be seen now."""
         from pipeline.serve.config import checks
 
+        if self.wish.besides:
+            here = self.configuration.label
+            note(f"{self.wish.besides} names another file, and is not read; this is about {here}")
         wrong = [*self.configuration.mistakes, *self._wrong, *self.misplaced(THE_GATEWAYS)]
         try:
             flags = self.flags()

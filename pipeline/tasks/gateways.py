@@ -91,6 +91,8 @@ def litellm(configured: Configured, told: Gateway) -> None:
 
     from pipeline.serve.gateway.litellm import litellm_config
 
+    if told.hold_timeout is not None:
+        say("warning: gateway.hold_timeout: LiteLLM holds no requests; it is left out")
     made = litellm_config(configured.instances(), told)
     file = _written(configured, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
@@ -109,7 +111,7 @@ def router(configured: Configured, told: Gateway) -> None:
     from pipeline.serve.launch import clean_environment
 
     instances = configured.instances()
-    file = _written(configured, "router.ini", router_preset(instances))
+    file = _written(configured, "router.ini", router_preset(instances, told))
     words = [str(configured.server), *router_arguments(file, len(instances), told)]
     env = clean_environment(os.environ, configured.steps.home.run / "xdg")
     _stay(words, {**env, **instances[0].env})

@@ -38,6 +38,7 @@ class Many:
     profile: str = ""
     registry: str = ""  # of the profile: an absolute path
     engine: str = ""
+    besides: str = ""  # a variable of the environment that names another file
     names: tuple[str, ...] = ()
     background: bool | None = None
     max_loading: int | None = None
@@ -59,8 +60,9 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
     named = [name for name in ("config", "profile", *models) if name in values]
     if len(named) > 1 and named[0] not in models:
         raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
+    besides = ""
     if not named:
-        config, engine = _configured(engine, environ)
+        config, engine, besides = _configured(engine, environ)
         profile = "" if config else environ.get(PROFILE, "").strip()
     limit, lines = values.get("max_loading"), values.get("lines")
     background = values.get("background")
@@ -69,6 +71,7 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
         profile=profile,
         registry=registry(environ) if profile else "",
         engine=engine,
+        besides=besides,
         names=tuple(filter(None, map(str.strip, str(values.get("name", "")).split(",")))),
         background=background if isinstance(background, bool) else None,
         max_loading=limit if isinstance(limit, int) else None,
@@ -78,12 +81,15 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
     )
 
 
-def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """The file that the environment names for the engine, or for the first that has one."""
-    for one, name in CONFIGS.items():
-        if engine in ("", one, LITELLM, ROUTER) and (found := environ.get(name, "").strip()):
-            return found, engine or (one if one == VLLM else "")
-    return "", engine
+def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
+    """The file that the environment names for the engine, or for the first that has one; its
+    engine, and the variable of another one that was not asked for."""
+    named = {one: environ.get(name, "").strip() for one, name in CONFIGS.items()}
+    fit = [one for one in CONFIGS if engine in ("", one, LITELLM, ROUTER) and named[one]]
+    if not fit:
+        return "", engine, ""
+    besides = "".join(CONFIGS[one] for one in fit[1:] if named[one] != named[fit[0]])
+    return named[fit[0]], engine or (VLLM if fit[0] == VLLM else ""), besides
 
 
 def registry(environ: Mapping[str, str]) -> str:

@@ -59,6 +59,13 @@ def test_the_environment(
     assert source(given, **environ) == meant
 
 
+def test_a_second_file_is_told() -> None:
+    assert many({}, ENVIRON, MODELS).besides == "AUTO_INFER_VLLM_CONFIG"
+    assert many({"engine": "vllm"}, ENVIRON, MODELS).besides == ""
+    same = {**ENVIRON, "AUTO_INFER_VLLM_CONFIG": "/llama.toml"}
+    assert many({}, same, MODELS).besides == ""
+
+
 @pytest.mark.parametrize(
     "given",
     [

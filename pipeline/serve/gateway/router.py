@@ -23,10 +23,14 @@ ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origin
 PRIVATE = {"XDG_CONFIG_HOME"}
 
 
-def router_preset(instances: Iterable[Instance]) -> str:
+def router_preset(instances: Iterable[Instance], settings: Gateway) -> str:
     """The preset file. Raises UsageError with every reason why these do not fit a router."""
     instances = [one for one in instances if one.engine != GATEWAY]
     wrong = [*_together(instances)]
+    if settings.models:
+        wrong.append("gateway.models: a router knows no patterns of names")
+    if settings.hold_timeout is not None:
+        wrong.append("gateway.hold_timeout: a router has no such limit")
     sections = []
     for one in instances:
         options = _options(one.cmd)

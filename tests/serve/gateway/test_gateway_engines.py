@@ -52,7 +52,7 @@ def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:
 
 def test_a_preset_holds_the_options() -> None:
     cmd = ("--model", "/m ü/a b.gguf", "-c", "4096", "--seed", "-1", "--no-mmap", "--port", "1")
-    text = router_preset([instance("a", cmd=cmd, aliases=("x", "y"), stop_timeout=2.5)])
+    text = router_preset([instance("a", cmd=cmd, aliases=("x", "y"), stop_timeout=2.5)], Gateway())
     assert text == (
         "version = 1\n\n[a]\nmodel = /m ü/a b.gguf\nc = 4096\nseed = -1\nno-mmap = true\n"
         "alias = x,y\nload-on-startup = true\nstop-timeout = 2\n"
@@ -66,7 +66,8 @@ def test_all_reasons_against_a_router_are_told_at_once() -> None:
                 instance("a", cmd=("--model", "x;y", "--lora", "1", "--lora", "2"), gpu_ids="0"),
                 instance("default", cmd=(), host="0.0.0.0", aliases=("a",), env={"A": "1"}),
                 instance("v", engine="vllm", cmd=("--model", "m"), tls=True),
-            ]
+            ],
+            Gateway(models={"gpt-*": "a"}, hold_timeout=1),
         )
     for text in (
         "different hosts: 0.0.0.0, 127.0.0.1",
@@ -79,10 +80,12 @@ def test_all_reasons_against_a_router_are_told_at_once() -> None:
         "default: its command names no --model",
         "v: it runs in vllm",
         "v: TLS",
+        "gateway.models: a router knows no patterns",
+        "gateway.hold_timeout:",
     ):
         assert text in why.value.message
     with pytest.raises(UsageError, match="there is none"):
-        router_preset([])
+        router_preset([], Gateway())
 
 
 @pytest.mark.build
@@ -91,7 +94,7 @@ def test_llama_server_understands_the_preset(built: Path, gguf: Path, tmp_path: 
     cmd = ("--model", str(gguf), "--ctx-size", "512", "--no-warmup", "--port", "1")
     both = [instance("one", cmd=cmd, aliases=("first",)), instance("two", cmd=cmd)]
     preset = tmp_path / "presets ü.ini"
-    preset.write_text(router_preset(both), encoding="utf-8")
+    preset.write_text(router_preset(both, Gateway()), encoding="utf-8")
     settings = Gateway(port=free_port())
     program = next(built.glob("*/llama-server*"))
     url = f"http://127.0.0.1:{settings.port}"
