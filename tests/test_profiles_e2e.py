@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,38 @@ def test_served(doit: Doit, registry: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("parts", [False, True])
 def test_a_missing_file_is_had_from_its_repository(
-    doit: Doit, registry: Path, gguf: Path, tmp_path: Path
+    doit: Doit, registry: Path, gguf: Path, tmp_path: Path, parts: bool
 ) -> None:
-    """It is downloaded once, to where the profile wants it."""
-    (tmp_path / "hub" / "org" / "tiny-GGUF").mkdir(parents=True)
-    shutil.copyfile(gguf, tmp_path / "hub" / "org" / "tiny-GGUF" / "tiny-q8_0.gguf")
+    """It is downloaded once, with all its parts, to where the profile wants it."""
+    there = tmp_path / "hub" / "org" / "tiny-GGUF"
+    there.mkdir(parents=True)
+    if parts:
+        split = next((doit.home / "bins").glob("*-cpu")) / "llama-gguf-split"
+        words = [split, "--split", "--split-max-tensors", "8", gguf, there / "tiny-q8_0"]
+        subprocess.run(words, check=True, capture_output=True)
+    else:
+        shutil.copyfile(gguf, there / "tiny-q8_0.gguf")
+    files = sorted(there.iterdir())
+    assert (len(files) > 1) == parts
     told = json.loads(registry.read_text())
     table = told["profiles"]["tiny"]["llamacpp"]
     del table["gguf_path"]
-    table |= {"model_root": "cache", "hf_repo_id": "org/tiny-GGUF", "hf_filename": "tiny-q8_0.gguf"}
+    table |= {"model_root": "cache", "hf_repo_id": "org/tiny-GGUF", "hf_filename": files[0].name}
     registry.write_text(json.dumps(told))
-    placed = tmp_path / "cache" / "tiny-q8_0.gguf"
     with hub.start(tmp_path / "hub") as site:
         doit.env |= {"HF_ENDPOINT": site.endpoint, "HF_HOME": str(tmp_path / "hf")}
         doit.env["NO_PROXY"] = "127.0.0.1"
         doit("up", "profile=tiny")
-        assert placed.read_bytes() == gguf.read_bytes()
+        for file in files:
+            assert (tmp_path / "cache" / file.name).read_bytes() == file.read_bytes()
         (row,) = doit("ps", "profile=tiny", "format=json").json()
         assert row["state"] == "ready"
+        assert chat(row["url"])
         doit("down", "profile=tiny")
-    assert planned(doit, "profile=tiny", "offline=1")["--model"] == str(placed)
+    placed = planned(doit, "profile=tiny", "offline=1")["--model"]
+    assert placed == str(tmp_path / "cache" / files[0].name)
 
 
 def test_what_is_missing_is_said(doit: Doit, registry: Path) -> None:
