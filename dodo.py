@@ -126,6 +126,11 @@ def task_systemd() -> Task:
     return fleet.systemd(steps)
 
 
+def task_kubernetes() -> Task:
+    """write manifests for the servers of config=, for kubectl apply -k"""
+    return fleet.kubernetes(steps)
+
+
 def task_lock() -> Task:
     """write pipeline.lock: what model= was made of, for frozen=1"""
     return tasks.lock(steps)

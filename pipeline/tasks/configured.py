@@ -166,7 +166,7 @@ class Configured:
         if self.wish.besides:
             here = self.configuration.label
             note(f"{self.wish.besides} names another file, and is not read; this is about {here}")
-        wrong = [*self.configuration.mistakes, *self._wrong, *self.misplaced(THE_GATEWAYS)]
+        wrong = [*self.wrong, *self.misplaced(THE_GATEWAYS)]
         try:
             flags = self.flags()
         except PipelineError as error:
@@ -251,6 +251,11 @@ class Configured:
         target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
         projector = None if steps.request.mmproj else serving.projector(steps)
         return {first: target} | ({projector: projector_of(target)} if projector else {})
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """What is wrong with the file and its model tables, found while they were read."""
+        return (*self.configuration.mistakes, *self._wrong)
 
     def steps_of(self, draft: Draft) -> Steps:
         """The steps of its model."""

@@ -73,6 +73,10 @@ def systemd(steps: Steps) -> Task:
     return task(action(steps, "running", "systemd"), after=after, lacks=lacks_config(steps))
 
 
+def kubernetes(steps: Steps) -> Task:
+    return task(action(steps, "manifests", "write"), lacks=lacks_config(steps))
+
+
 def config(steps: Steps) -> Task:
     return task(lambda: steps.configured.check() if steps.configured else None)
 

@@ -11,6 +11,7 @@ from pipeline.bins.wish import BACKENDS, Bins
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
+from pipeline.deploy.kubernetes.options import TABLE as KUBERNETES
 from pipeline.models import hub_settings, projector, quants
 from pipeline.models.chain import Wanted, require_makeable
 from pipeline.models.choice import Wish
@@ -66,6 +67,7 @@ TABLE = (
     Variable("offline", flag),
     Variable("format", choice("text", "json")),
     *many.TABLE,
+    *KUBERNETES,
 )
 
 

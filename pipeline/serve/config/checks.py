@@ -29,13 +29,14 @@ def check(
     cards: int | None = None,
     installed: Listed | None = None,
     note: Callable[[str], None] = lambda _: None,
+    is_there: Callable[[Path], bool] = Path.is_file,
 ) -> None:
     """Find every mistake, those of a patient `load` among them, before a model is prepared.
 
     `server` is the llama-server where the file names none, `flags` its options where they are
     known, `cards` how many cards are there, None where that is not known, `installed` the options
-    of the vLLM that is here. `note` gets what is allowed and should be said. Raises UsageError that
-    names every mistake.
+    of the vLLM that is here. `note` gets what is allowed and should be said, `is_there` tells
+    whether there is such a model file. Raises UsageError that names every mistake.
     """
     wrong = [*configuration.mistakes]
     told = [given(draft, flags, installed) for draft in configuration.enabled]
@@ -43,7 +44,7 @@ def check(
     if LLAMA_CPP in engines:
         wrong += _program(configuration, program(configuration, server))
     for one in told:
-        wrong += _mistakes(configuration, one, cards, flags or {})
+        wrong += _mistakes(configuration, one, cards, flags or {}, is_there)
     wrong += _gateway(configuration, [given(draft, flags) for draft in configuration.drafts])
     wrong += _clashes(configuration, told)
     mistakes.require_none(wrong, HINT)
@@ -66,14 +67,18 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
 
 
 def _mistakes(
-    configuration: Configuration, given: Given, cards: int | None, ours: Mapping[str, Flag]
+    configuration: Configuration,
+    given: Given,
+    cards: int | None,
+    ours: Mapping[str, Flag],
+    is_there: Callable[[Path], bool],
 ) -> Iterator[str]:
     """What is wrong with one instance."""
     draft = given.draft
     yield from addresses.mistakes(given)
     yield from options.mistakes(given, _called(given), ours)
     if draft.engine == LLAMA_CPP:
-        yield from llama.mistakes(given, configuration.folder)
+        yield from llama.mistakes(given, configuration.folder, is_there)
     else:
         yield from vllm.mistakes(configuration, given)
     yield from api_keys.mistakes(given, configuration.folder)

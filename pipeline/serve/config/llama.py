@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipeline.core.errors import UsageError
 from pipeline.models import quants, reference
@@ -23,9 +23,9 @@ SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models
 class Model:
     """A prepared model."""
 
-    path: Path
+    path: PurePath  # a pod's may be none of this system
     name: str
-    mmproj: Path | None = None
+    mmproj: PurePath | None = None
     pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
     ctx_size: int = 0  # in tokens, as trained; 0: not known
 
@@ -64,7 +64,9 @@ def kind(given: Given, model: Model | None) -> str:
     return "chat"
 
 
-def mistakes(given: Given, folder: Path) -> Iterator[str]:
+def mistakes(
+    given: Given, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+) -> Iterator[str]:
     """A model that is named twice, and files that are missing."""
     draft = given.draft
     named = [name for name in SOURCES[:4] if given.text(name)]
@@ -74,7 +76,7 @@ def mistakes(given: Given, folder: Path) -> Iterator[str]:
         yield from _model_mistakes(draft)
     for name in ("model", "mmproj"):
         text = given.text(name)
-        if text and not beside(folder, text).is_file():
+        if text and not is_there(beside(folder, text)):
             yield draft.tell(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
 
 

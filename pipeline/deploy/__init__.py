@@ -1,0 +1,1 @@
+"""Where servers run when it is not this machine: Kubernetes."""

@@ -1,0 +1,123 @@
+"""The objects of one workload, and those that all share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from . import pod, scaling
+from .options import Options
+from .workload import Workload
+
+CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces that may ask
+PREPARING = 3600  # seconds that a download may take before a rollout counts as stuck
+UNKNOWN = 100 * pod.GIB  # of disk
+SPARE = 1.1
+
+
+def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
+    """In the order in which they are needed."""
+    found = [_claim(workload, options)]
+    if workload.texts:
+        metadata = _metadata(workload, workload.files)
+        found.append(_config_map(metadata, dict(workload.texts)))
+    found += [_deployment(workload, options), _service(workload), _policy(workload)]
+    return [*found, scaling.autoscaler(workload, options)] if options.scales else found
+
+
+def settings() -> dict[str, Any]:
+    """What the containers that prepare models have in their environment."""
+    labels = {"app.kubernetes.io/name": pod.SETTINGS}
+    return _config_map({"name": pod.SETTINGS, "labels": labels}, pod.SETTINGS_OF_PREPARE)
+
+
+def kustomization(files: Sequence[str], namespace: str) -> dict[str, Any]:
+    """What `kubectl apply -k` reads."""
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        **({"namespace": namespace} if namespace else {}),
+        "resources": list(files),
+    }
+
+
+def storage(workload: Workload, options: Options) -> str:
+    """The size of the claim."""
+    return options.storage or pod.in_gib(workload.disk * SPARE if workload.disk else UNKNOWN)
+
+
+def _metadata(workload: Workload, name: str) -> dict[str, Any]:
+    return {"name": name, "labels": workload.all_labels}
+
+
+def _config_map(metadata: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def _claim(workload: Workload, options: Options) -> dict[str, Any]:
+    several = options.replicas[1] > 1
+    named = {"storageClassName": options.storage_class} if options.storage_class else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": _metadata(workload, workload.claim),
+        "spec": {
+            "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
+            **named,
+            "resources": {"requests": {"storage": storage(workload, options)}},
+        },
+    }
+
+
+def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
+    least, most = options.replicas
+    rolling = {"maxSurge": 0, "maxUnavailable": 1}
+    several = {"type": "RollingUpdate", "rollingUpdate": rolling}
+    loading = math.ceil(workload.instance.ready_timeout)
+    mounted = json.dumps([dict(workload.texts), pod.SETTINGS_OF_PREPARE], sort_keys=True)
+    checksum = hashlib.sha256(mounted.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(workload, workload.name),
+        "spec": {
+            # An autoscaler's number is its own: written here, each apply would undo it.
+            **({} if options.scales else {"replicas": least}),
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": loading + PREPARING,
+            "strategy": several if most > 1 else {"type": "Recreate"},
+            "selector": {"matchLabels": workload.labels},
+            "template": pod.template(workload, options, checksum),
+        },
+    }
+
+
+def _service(workload: Workload) -> dict[str, Any]:
+    port = {"name": "http", "port": workload.instance.port, "targetPort": "http", "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(workload, workload.name),
+        "spec": {"type": "ClusterIP", "selector": workload.labels, "ports": [port]},
+    }
+
+
+def _policy(workload: Workload) -> dict[str, Any]:
+    """Nobody but labelled pods, and the pods of labelled namespaces, reaches the port."""
+    allowed = [
+        {"podSelector": {"matchLabels": CLIENT}},
+        {"namespaceSelector": {"matchLabels": CLIENT}},
+    ]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(workload, workload.name),
+        "spec": {
+            "podSelector": {"matchLabels": workload.labels},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
+        },
+    }

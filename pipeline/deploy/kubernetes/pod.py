@@ -1,0 +1,217 @@
+"""The pod of one workload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.serve.instance import LLAMA_CPP
+
+from .options import Options
+from .workload import DATA, KEY, KEYS, TEXTS, Workload
+
+USER = 10001  # the image's own; any that is not root will do
+SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
+SETTINGS = "llama-pipeline"  # the ConfigMap of what prepares models
+TOKEN = {"name": "huggingface", "key": "token"}  # a Secret that need not be there
+
+PERIOD = 5  # seconds between two looks at a server that starts or is ready
+DRAIN = 5  # seconds until no Service leads to a pod that ends
+GIB = 1024**3
+BESIDE = GIB // 2  # of memory, for the server itself
+WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
+UNKNOWN = 8 * GIB
+PREPARING, CONVERTING = GIB, 4 * GIB
+
+SETTINGS_OF_PREPARE = {
+    "HF_HOME": f"{DATA}/.cache/huggingface",
+    "LLAMA_PIPELINE_CACHE": f"{DATA}/.cache/llama-pipeline",
+    "LLAMA_PIPELINE_HOME": DATA,
+}
+
+
+def template(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
+    """The pod's template. `checksum` changes with what is mounted, so that pods start anew."""
+    port = str(workload.instance.port)
+    return {
+        "metadata": {
+            "labels": workload.all_labels,
+            "annotations": {
+                "llama-pipeline/config": checksum,
+                "llama-pipeline/instance": workload.instance.name,
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": port,
+                "prometheus.io/path": f"{workload.instance.prefix}/metrics",
+            },
+        },
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # their variables would look like llama-server's
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
+            **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
+            "containers": [_server(workload, options)],
+            "volumes": _volumes(workload),
+        },
+    }
+
+
+def plain(args: Sequence[str]) -> list[str]:
+    """The words as they are: in a manifest, `$(NAME)` would be a variable."""
+    return [word.replace("$", "$$") for word in args]
+
+
+def _prepare(workload: Workload, options: Options) -> dict[str, Any]:
+    """Has the model on the claim, and does nothing where it is there."""
+    return {
+        "name": "prepare",
+        "image": options.image,
+        "command": [PIPELINE],
+        "args": plain(["prepare", *(f"{n}={v}" for n, v in workload.prepare.items())]),
+        "envFrom": [{"configMapRef": {"name": SETTINGS}}],
+        "env": [_home(), _token()],
+        "resources": _resources(CONVERTING if workload.converts else PREPARING, cpu=1),
+        "securityContext": _confined(),
+        "volumeMounts": [_mount("data", DATA), _mount("tmp", "/tmp")],  # noqa: S108
+    }
+
+
+def _server(workload: Workload, options: Options) -> dict[str, Any]:
+    instance = workload.instance
+    if workload.is_llama:
+        image, program, args = options.image, SERVER, list(instance.cmd)
+        env = [_home(), {"name": "XDG_CONFIG_HOME", "value": "/tmp/config"}]  # noqa: S108
+    else:
+        image, program = options.vllm_image, PYTHON
+        args = list(instance.cmd[instance.cmd.index("-m") :])
+        env = _environment_of_vllm(workload)
+    if not workload.gpus:  # nodes whose default runtime is NVIDIA's show every card
+        env += [
+            {"name": "CUDA_VISIBLE_DEVICES", "value": ""},
+            {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
+        ]
+    return {
+        "name": "server",
+        "image": image,
+        "command": [program],
+        "args": plain(args),
+        "env": env,
+        "ports": [{"name": "http", "containerPort": instance.port, "protocol": "TCP"}],
+        "resources": _resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
+        "securityContext": _confined(),
+        **probes(workload),
+        # Until every Service has heard of its end, a pod answers.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
+        "volumeMounts": _mounts(workload),
+    }
+
+
+def probes(workload: Workload) -> dict[str, Any]:
+    """`/health` is 503 while the model loads, and 200 also while the server is busy.
+
+    Loading may take `ready_timeout`; only then a pod is restarted. Afterwards it is restarted when
+    it has not answered for five minutes.
+    """
+    health = {"httpGet": {"path": f"{workload.instance.prefix}/health", "port": "http"}}
+    looks = max(1, math.ceil(workload.instance.ready_timeout / PERIOD))
+    return {
+        "startupProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=looks),
+        "readinessProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=3),
+        "livenessProbe": _probe(health, period=30, timeout=20, failures=10),
+    }
+
+
+def _probe(how: dict[str, Any], *, period: int, timeout: int, failures: int) -> dict[str, Any]:
+    seconds = {"periodSeconds": period, "timeoutSeconds": timeout}
+    return {**how, **seconds, "failureThreshold": failures}
+
+
+def memory(workload: Workload) -> int:
+    """What is asked for, in bytes."""
+    if workload.gpus:
+        return WITH_GPU
+    return workload.memory + BESIDE if workload.memory else UNKNOWN
+
+
+def in_gib(count: float) -> str:
+    """Bytes as a quantity, rounded up."""
+    return f"{max(1, math.ceil(count / GIB))}Gi"
+
+
+def _resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
+    """No limit but that of GPUs, which are never shared: a limit of memory would kill the server
+    for the page cache of its own weights on some nodes, one of processors slows it down."""
+    found: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
+    return {**found, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else found
+
+
+def _confined() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _home() -> dict[str, Any]:
+    return {"name": "HOME", "value": "/tmp"}  # noqa: S108
+
+
+def _token() -> dict[str, Any]:
+    return {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {**TOKEN, "optional": True}}}
+
+
+def _environment_of_vllm(workload: Workload) -> list[dict[str, Any]]:
+    """It downloads its model itself, to the claim."""
+    told = [
+        _home(),
+        {"name": "HF_HOME", "value": SETTINGS_OF_PREPARE["HF_HOME"]},
+        {"name": "XDG_CACHE_HOME", "value": f"{DATA}/.cache"},
+        {"name": "USER", "value": "vllm"},  # PyTorch asks for it, and no such user is in the image
+        _token(),
+    ]
+    if workload.has_key:
+        key = {"secretKeyRef": {"name": workload.secret, "key": KEY}}
+        told.append({"name": "VLLM_API_KEY", "valueFrom": key})
+    return told
+
+
+def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+
+
+def _mounts(workload: Workload) -> list[dict[str, Any]]:
+    is_llama = workload.is_llama
+    found = [_mount("data", DATA, read_only=is_llama), _mount("tmp", "/tmp")]  # noqa: S108
+    if is_llama and workload.has_key:
+        found.append(_mount("key", KEYS, read_only=True))
+    if workload.texts:
+        found.append(_mount("texts", TEXTS, read_only=True))
+    if not is_llama:
+        found.append(_mount("shm", "/dev/shm"))  # noqa: S108
+    return found
+
+
+def _volumes(workload: Workload) -> list[dict[str, Any]]:
+    claim = {"claimName": workload.claim}
+    found: list[dict[str, Any]] = [
+        {"name": "data", "persistentVolumeClaim": claim},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    if workload.instance.engine == LLAMA_CPP and workload.has_key:
+        # Its group may read it too: the kubelet gives it to fsGroup.
+        secret = {"secretName": workload.secret, "defaultMode": 0o400}
+        found.append({"name": "key", "secret": secret})
+    if workload.texts:
+        found.append({"name": "texts", "configMap": {"name": workload.files}})
+    if not workload.is_llama:
+        found.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    return found

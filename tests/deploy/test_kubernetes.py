@@ -1,0 +1,695 @@
+"""What `doit kubernetes` writes: held against the official schemas, against itself, and run."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import REPOSITORY, Doit, free_port, wait_for
+from fakes import hub
+
+from pipeline.deploy.kubernetes import folder, names, pod, scaling, workload
+from pipeline.deploy.kubernetes.options import Options, options
+
+EXAMPLES = (
+    *("one-chat", "cpu-only", "two-models-two-gpus", "chat-embed-rerank"),
+    *("mixed-engines", "vllm-pixi"),
+)
+WITH_DEMO = ("chat-embed-rerank", "mixed-engines")
+IMAGE = "image=registry.example:5000/team/llama:1.0"
+VERSIONS = kubernetes_validate.utils.all_versions()
+Documents = list[dict[str, Any]]
+
+
+# What holds for every folder of manifests
+
+
+def documents(at: Path) -> Documents:
+    """All that `kubectl apply -k` would send."""
+    listed = yaml.safe_load((at / "kustomization.yaml").read_text("utf-8"))["resources"]
+    texts = [(at / name).read_text("utf-8") for name in listed]
+    return [one for text in texts for one in yaml.safe_load_all(text)]
+
+
+def of(found: Documents, kind: str, name: str) -> dict[str, Any]:
+    (one,) = [x for x in found if x["kind"] == kind and x["metadata"]["name"] == name]
+    return one
+
+
+def every(value: Any) -> Iterator[Any]:
+    """Each value inside of a document."""
+    yield value
+    for one in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from every(one)
+
+
+def require_sound(at: Path) -> Documents:
+    """Hold a folder against the schemas, and its objects against each other."""
+    found = documents(at)
+    for one in found:
+        for version in (VERSIONS[0], VERSIONS[-1]):
+            kubernetes_validate.validate(one, version, strict=True)
+        assert names.LABEL.fullmatch(one["metadata"]["name"])
+        for label in one["metadata"].get("labels", {}).values():
+            assert re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", label)
+    keys = [(one["kind"], one["metadata"]["name"]) for one in found]
+    assert len(keys) == len(set(keys))
+    assert "Secret" not in dict(keys), "no key is written"
+    for deployment in (one for one in found if one["kind"] == "Deployment"):
+        require_fitting(found, deployment)
+    return found
+
+
+def require_fitting(found: Documents, deployment: dict[str, Any]) -> None:
+    """A Deployment, and all that speaks of its pods."""
+    name, spec = deployment["metadata"]["name"], deployment["spec"]
+    template = spec["template"]
+    labels, inside = template["metadata"]["labels"], template["spec"]
+    (server,) = inside["containers"]
+    (port,) = server["ports"]
+    for selector in (
+        spec["selector"]["matchLabels"],
+        (service := of(found, "Service", name))["spec"]["selector"],
+        (policy := of(found, "NetworkPolicy", name))["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    others = [x for x in found if x["kind"] == "Deployment" and x is not deployment]
+    for other in others:
+        theirs = other["spec"]["template"]["metadata"]["labels"]
+        assert not spec["selector"]["matchLabels"].items() <= theirs.items()
+    # one port, everywhere
+    words = server["args"]
+    assert words[words.index("--port") + 1] == str(port["containerPort"])
+    assert words[words.index("--host") + 1] == "0.0.0.0"
+    (opened,) = service["spec"]["ports"]
+    assert opened["targetPort"] == port["name"] and opened["port"] == port["containerPort"]
+    (rule,) = policy["spec"]["ingress"]
+    assert [one["port"] for one in rule["ports"]] == [port["name"]] and len(rule["from"]) == 2
+    annotations = template["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"])
+    # what is mounted is there
+    volumes = {one["name"]: one for one in inside["volumes"]}
+    claim = volumes["data"]["persistentVolumeClaim"]["claimName"]
+    (mode,) = of(found, "PersistentVolumeClaim", claim)["spec"]["accessModes"]
+    for container in (server, *inside.get("initContainers", ())):
+        assert {one["name"] for one in container["volumeMounts"]} <= volumes.keys()
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        for source in container.get("envFrom", ()):
+            of(found, "ConfigMap", source["configMapRef"]["name"])
+    if "texts" in volumes:
+        of(found, "ConfigMap", volumes["texts"]["configMap"]["name"])
+    assert inside["securityContext"]["runAsNonRoot"] and inside["securityContext"]["runAsUser"] > 0
+    # several pods
+    scaler = [x for x in found if x["kind"] == "HorizontalPodAutoscaler"]
+    several = bool(scaler) or spec["replicas"] > 1
+    assert mode == ("ReadWriteMany" if several else "ReadWriteOnce")
+    assert spec["strategy"]["type"] == ("RollingUpdate" if several else "Recreate")
+    assert ("replicas" in spec) != bool(scaler)
+    # time
+    start, ready, live = (server[f"{x}Probe"] for x in ("startup", "readiness", "liveness"))
+    assert start["httpGet"] == ready["httpGet"] == live["httpGet"]
+    assert start["httpGet"]["port"] == port["name"]
+    assert spec["progressDeadlineSeconds"] > start["periodSeconds"] * start["failureThreshold"]
+    assert live["periodSeconds"] * live["failureThreshold"] >= 300
+    assert live["timeoutSeconds"] <= live["periodSeconds"]
+    drain = int(server["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert inside["terminationGracePeriodSeconds"] > drain
+
+
+# The examples
+
+
+@pytest.fixture
+def user(doit: Doit, gguf: Path, converter: Path, tmp_path: Path) -> Iterator[Doit]:
+    """Somebody whose hub has what the examples ask for."""
+    for example in EXAMPLES:
+        told = tomllib.loads((REPOSITORY / "configs" / f"{example}.toml").read_text("utf-8"))
+        for table in told["instance"].values():
+            if "model" in table and table["model"]["ref"] != "demo":
+                at = tmp_path / "hub" / table["model"]["ref"]
+                at.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(gguf, at / f"tiny-{table['model']['quant']}.gguf")
+    with hub.start(tmp_path / "hub") as site:
+        doit.env |= {
+            "HF_ENDPOINT": site.endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        yield doit
+
+
+@pytest.mark.build
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example(user: Doit, example: str, tmp_path: Path) -> None:
+    config = f"config={REPOSITORY / 'configs' / example}.toml"
+    if example in WITH_DEMO:
+        wanting = user("kubernetes", config, IMAGE, status=3)
+        assert "doit prepare model=demo" in wanting.err + wanting.out
+        user("prepare", "model=demo")
+    user("kubernetes", config, IMAGE)
+    at = user.home / "deploy" / example
+    found = require_sound(at)
+    before = {path.name: path.read_bytes() for path in at.iterdir()}
+    again = user("kubernetes", config, IMAGE, "format=json").json()
+    assert again["folder"] == str(at) and not again["changed"]
+    assert {path.name: path.read_bytes() for path in at.iterdir()} == before
+    deployments = [one for one in found if one["kind"] == "Deployment"]
+    assert len(again["secrets"]) == len(deployments)
+    for one in deployments:
+        inside = one["spec"]["template"]["spec"]
+        for container in inside.get("initContainers", ()):
+            assert container["args"][0] == "prepare"
+            if "model=demo" not in container["args"]:
+                assert any(re.fullmatch("revision=[0-9a-f]{40}", x) for x in container["args"])
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_gpus_of_the_examples(user: Doit) -> None:
+    user("kubernetes", f"config={REPOSITORY}/configs/two-models-two-gpus.toml", IMAGE)
+    text = "".join(p.read_text("utf-8") for p in (user.home / "deploy").rglob("*.yaml"))
+    assert text.count("nvidia.com/gpu: '1'") == 2
+    assert "CUDA_VISIBLE_DEVICES" not in text, "the device plugin numbers them"
+    user("kubernetes", f"config={REPOSITORY}/configs/cpu-only.toml", IMAGE)
+    text = (user.home / "deploy" / "cpu-only" / "chat.server.yaml").read_text("utf-8")
+    assert "nvidia.com/gpu" not in text and "value: void" in text
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_the_pod_runs(user: Doit, tmp_path: Path) -> None:
+    """Its init container's command, then its server's, with the paths of the pod moved here."""
+    config = f"config={REPOSITORY}/configs/cpu-only.toml"
+    user("kubernetes", config, IMAGE)
+    found = documents(user.home / "deploy" / "cpu-only")
+    inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
+    (prepare,), (server,) = inside["initContainers"], inside["containers"]
+    data, keys = tmp_path / "claim ü", tmp_path / "key"
+    bins = next(path for path in (user.home / "bins").iterdir() if (path / "llama-server").exists())
+    keys.mkdir()
+    (keys / "api-key").write_text("of the secret")
+
+    def here(word: str) -> str:
+        word = word.replace(workload.KEYS, str(keys))
+        return re.sub(r"^/data(?=/|$)", str(data).replace("\\", r"\\"), word).replace("$$", "$")
+
+    told = of(found, "ConfigMap", "llama-pipeline")["data"]
+    image = Doit(tmp_path / "home of the image")
+    image.env |= {n: user.env[n] for n in ("HF_ENDPOINT", "NO_PROXY")}
+    image.env |= {"LLAMA_SERVER_BINS_DIR": str(bins)} | {n: here(v) for n, v in told.items()}
+    assert prepare["command"] == ["doit"]
+    image(*map(here, prepare["args"]))
+    again = image(*map(here, prepare["args"]))
+    assert not {"fetch", "convert", "quantize"} & {*again.steps}, "a pod that restarts finds it"
+
+    port = free_port()
+    assert server["command"] == ["llama-server"]
+    words = [here(word) for word in server["args"]]
+    words[words.index("--port") + 1] = str(port)
+    words[words.index("--host") + 1] = "127.0.0.1"
+    health = server["startupProbe"]["httpGet"]["path"]
+    env = {one["name"]: one["value"] for one in server["env"]}
+    assert env["CUDA_VISIBLE_DEVICES"] == ""
+    seen: list[int] = []
+
+    def asked(path: str, key: str = "") -> int:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                texts[path] = answer.read().decode()
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def is_ready() -> bool:
+        seen.append(asked(health))
+        return seen[-1] == 200
+
+    texts: dict[str, str] = {}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [bins / "llama-server", *words],
+            env={**env, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg")},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            wait_for(is_ready, 60)
+            assert {*seen} <= {0, 503, 200}, "not ready until it is"
+            assert asked("/v1/models") == 401 and asked("/v1/models", "of the secret") == 200
+            assert asked("/metrics") == 401 and asked("/metrics", "of the secret") == 200
+            for metric in ("llamacpp:requests_processing", "llamacpp:requests_deferred"):
+                assert re.search(rf"^{metric} ", texts["/metrics"], re.M)
+            process.terminate()
+            assert process.wait(inside["terminationGracePeriodSeconds"]) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_a_profile(user: Doit, gguf: Path, tmp_path: Path) -> None:
+    """Its model lands where `prepare` has it, whatever its folder on this machine."""
+    repository = tmp_path / "hub" / "Qwen" / "Qwen2.5-0.5B-Instruct-GGUF"
+    shutil.copyfile(gguf, repository / "qwen2.5-0.5b-instruct-q4_k_m.gguf")
+    user("kubernetes", "profile=small-chat", IMAGE)
+    found = require_sound(user.home / "deploy" / "small-chat")
+    words = server_of(found, "small-chat")["args"]
+    assert words[words.index("--model") + 1].startswith("/data/models/gguf/Qwen__")
+    inside = of(found, "Deployment", "small-chat")["spec"]["template"]["spec"]
+    assert "filename=qwen2.5-0.5b-instruct-q4_k_m.gguf" in inside["initContainers"][0]["args"]
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_a_reference_to_a_file_of_this_machine(write: Writer, gguf: Path) -> None:
+    shutil.copyfile(gguf, write.folder / "own.gguf")
+    said = write('[instance.chat.model]\nref = "own.gguf"\n', "gpus=0")
+    assert "own.gguf to /data/models/own.gguf on the claim chat-models" in said
+    found = write.found()
+    inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
+    assert "initContainers" not in inside
+    assert "/data/models/own.gguf" in server_of(found)["args"]
+    assert server_of(found)["resources"] == {"requests": {"cpu": "1", "memory": "1Gi"}}
+    refused = write('[instance.chat.model]\nref = "own.gguf"\nquant = "q2_k"\n', status=3)
+    assert "quantizing twice costs quality" in refused
+
+
+def page() -> Documents:
+    """The examples of the page."""
+    text = (REPOSITORY / "docs" / "kubernetes.md").read_text("utf-8")
+    return [yaml.safe_load(one) for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)]
+
+
+def test_the_page_holds_what_a_cluster_takes() -> None:
+    found = page()
+    assert [one.get("kind") for one in found] == ["Kustomization", "PodMonitor", None, "Pod"]
+    kubernetes_validate.validate(found[-1], VERSIONS[-1], strict=True)
+    (volume,) = found[-1]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "chat-models"}
+    (rule,) = found[2]["rules"]
+    (series,) = re.findall(r'__name__=~"([^"]+)"', rule["seriesQuery"])
+    for name in (
+        *("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+        *("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    ):
+        assert re.fullmatch(series, name), "the adapter finds it"
+        as_python = re.sub(r"\$\{(\d)\}", r"\\\1", rule["name"]["as"])
+        renamed = re.sub(rule["name"]["matches"], as_python, name)
+        assert renamed in (*scaling.LLAMA, *scaling.VLLM)
+
+
+# What the command line and the file can say
+
+
+class Writer:
+    """doit kubernetes on a file of its own, with nothing built and no network."""
+
+    def __init__(self, doit: Doit, at: Path) -> None:
+        self.doit, self.folder, self.out = doit, at, at / "out ü"
+
+    def __call__(self, text: str, *more: str, status: int = 0) -> str:
+        """What was said; the manifests are in `out`."""
+        file = self.folder / "my servers.toml"
+        file.write_text(text, encoding="utf-8")
+        image = [] if any(word.startswith("image=") for word in more) else [IMAGE]
+        words = ("kubernetes", f"config={file}", f"out={self.out}", *image, *more)
+        run = self.doit(*words, status=status)
+        return run.out + run.err
+
+    def found(self) -> Documents:
+        return require_sound(self.out)
+
+    def text(self) -> str:
+        return "".join(path.read_text("utf-8") for path in sorted(self.out.iterdir()))
+
+
+@pytest.fixture
+def write(bare: Doit, tmp_path: Path) -> Writer:
+    at = tmp_path / "a folder"
+    at.mkdir()
+    return Writer(bare, at)
+
+
+CHAT = '[instance.chat.server]\nmodel = "/models/chat.gguf"\n'
+
+
+def server_of(found: Documents, name: str = "chat") -> dict[str, Any]:
+    inside = of(found, "Deployment", name)["spec"]["template"]["spec"]
+    return inside["containers"][0]  # type: ignore[no-any-return]
+
+
+def test_a_model_that_is_on_the_volume_needs_no_preparing(write: Writer) -> None:
+    said = write(CHAT)
+    found = write.found()
+    inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
+    assert "initContainers" not in inside
+    words = server_of(found)["args"]
+    assert words[words.index("--model") + 1] == "/data/models/chat.gguf"
+    assert "--metrics" in words
+    assert "100Gi" in said and "one GPU is asked for" in said
+    assert "kubectl create secret generic chat-api-key" in said and "kubectl apply -k" in said
+
+
+def test_a_model_of_this_machine_is_to_be_copied(write: Writer) -> None:
+    (write.folder / "own ü.gguf").write_bytes(b"GGUF" * 10)
+    said = write('[instance.chat.server]\nmodel = "own ü.gguf"\n')
+    assert "on the claim chat-models" in said and "own ü.gguf to /data/models/" in said
+    assert "/data/models/own ü.gguf" in server_of(write.found())["args"]
+
+
+def test_no_key_is_written(write: Writer) -> None:
+    write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key = "topsecret"\n')
+    assert "topsecret" not in write.text()
+    (write.folder / "keys").write_text("topsecret\n")
+    said = write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key_file = "keys"\n')
+    assert f"--from-file=api-key={write.folder / 'keys'}" in shlex.split(said)
+    assert "topsecret" not in write.text() + said
+    assert workload.KEY_FILE in server_of(write.found())["args"]
+
+
+def test_without_a_key_where_the_file_says_so(write: Writer) -> None:
+    said = write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key = "none"\n')
+    assert "secret" not in said and "without a key" not in said
+    assert "--api-key-file" not in server_of(write.found())["args"]
+
+
+def test_small_texts_become_a_config_map(write: Writer) -> None:
+    (write.folder / "vorlage ü.jinja").write_text("{{ 'ü' }}\n\n  $(HOME)\n", encoding="utf-8")
+    write(CHAT + 'chat_template_file = "vorlage ü.jinja"\n')
+    found = write.found()
+    (data,) = of(found, "ConfigMap", "chat-files")["data"].values()
+    assert data == "{{ 'ü' }}\n\n  $(HOME)\n"
+    assert f"{workload.TEXTS}/chat-template-file" in server_of(found)["args"]
+    before = of(found, "Deployment", "chat")["spec"]["template"]["metadata"]["annotations"]
+    (write.folder / "vorlage ü.jinja").write_text("other", encoding="utf-8")
+    write(CHAT + 'chat_template_file = "vorlage ü.jinja"\n')
+    after = of(write.found(), "Deployment", "chat")["spec"]["template"]["metadata"]["annotations"]
+    assert before != after, "the pods start anew"
+
+
+def test_words_reach_the_server_as_they_are(write: Writer) -> None:
+    hard = [
+        "1e3",
+        "0x1f",
+        "0o17",
+        "y",
+        "no",
+        "~",
+        "null",
+        "$(HOME)",
+        "$$x",
+        " a ",
+        "#b",
+        "ü: 1",
+        "",
+    ]
+    write(CHAT + f"extra_args = {json.dumps(hard, ensure_ascii=False)}\n")
+    args = server_of(write.found())["args"]
+    assert args[-len(hard) :] == [word.replace("$", "$$") for word in hard]
+    for word in ("1e3", "0x1f", "0o17", "y", "no"):  # readers of YAML 1.2 take these for others
+        assert f"'{word}'\n" in write.text()
+
+
+def test_several_pods_and_autoscaling(write: Writer) -> None:
+    write(CHAT, "replicas=3", "storage=50Gi", "storage_class=fast", "namespace=llm")
+    found = write.found()
+    assert of(found, "Deployment", "chat")["spec"]["replicas"] == 3
+    claim = of(found, "PersistentVolumeClaim", "chat-models")["spec"]
+    assert claim["storageClassName"] == "fast"
+    assert claim["resources"]["requests"]["storage"] == "50Gi"
+    assert "namespace: llm" in (write.out / "kustomization.yaml").read_text("utf-8")
+    said = write(CHAT + "parallel = 8\n", "replicas=1-5", "namespace=llm")
+    assert "-n llm" in said
+    scaler = of(write.found(), "HorizontalPodAutoscaler", "chat")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 5)
+    assert scaler["scaleTargetRef"]["name"] == "chat"
+    targets = {
+        one["pods"]["metric"]["name"]: one["pods"]["target"]["averageValue"]
+        for one in scaler["metrics"]
+    }
+    assert targets == {"llamacpp_requests_processing": "6", "llamacpp_requests_deferred": "1"}
+
+
+def test_times(write: Writer) -> None:
+    control = "[instance.chat.control]\nready_timeout = 1801\nstop_timeout = 42.5\n"
+    write(CHAT + control)
+    found = write.found()
+    start = server_of(found)["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] >= 1801
+    inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
+    assert inside["terminationGracePeriodSeconds"] >= 43 + pod.DRAIN
+
+
+def test_vllm(write: Writer) -> None:
+    write(
+        '[instance.big.control]\nengine = "vllm"\ngpu_ids = "0,1"\n'
+        '[instance.big.server]\nmodel = "org/model"\nport = 8000\ntensor_parallel_size = 2\n',
+        "vllm_image=vllm/vllm-openai@sha256:" + "0" * 64,
+        "replicas=1-2",
+    )
+    server = server_of(write.found(), "big")
+    assert server["command"] == ["python3"] and server["args"][0] == "-m"
+    assert server["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    env = {one["name"]: one for one in server["env"]}
+    assert env["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "big-api-key"
+    assert "doit" not in server["command"] and "api-key" not in " ".join(server["args"])
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "line"),
+    [
+        (CHAT, ["image="], "image=: must be an image"),
+        (CHAT, ["image=Upper Case"], "must be an image"),
+        (CHAT, ["namespace=Not_One"], "namespace=Not_One: must be"),
+        (CHAT, ["replicas=4-2"], "replicas=4-2: must be"),
+        (CHAT, ["replicas=0"], "replicas=0: must be"),
+        (CHAT, ["storage=lots"], "storage=lots: must be"),
+        (CHAT, ["gpus=-1"], "gpus=-1: must be"),
+        (CHAT, ["name=other"], "there is no such instance"),
+        (CHAT, ["port=8081"], "port=: is for one server"),
+        ("[master]\nenable = false\n", [], "nothing to write"),
+        (CHAT + 'ssl_key_file = "/k"\nssl_cert_file = "/c"\n', [], "TLS ends in front of the pods"),
+        (CHAT + "metrics = false\n", ["replicas=1-4"], "the autoscaler"),
+        (CHAT + 'extra_args = ["--host", "::1"]\n', [], "no Service could reach it"),
+        (CHAT + 'extra_args = ["--api-key-file", "keys"]\n', [], "write api_key_file = "),
+        (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as a text"),
+        (CHAT.replace("/models/chat", "nowhere/chat"), [], "is no file"),
+        ('[instance.a.model]\nref = "o/m"\nquant = "auto"\n', [], "name a quant"),
+        ('[instance.a.model]\nref = "o/m"\nimatrix = "zeros"\n', [], "no pod has it"),
+    ],
+)
+def test_mistakes(write: Writer, text: str, more: list[str], line: str) -> None:
+    (write.folder / "zeros").write_bytes(b"\xff\xfe\0")
+    (write.folder / "keys").write_text("a-key\n")
+    assert line in write(text, *more, status=3)
+    assert not write.out.exists(), "nothing is written"
+
+
+def test_the_image_has_to_be_named(write: Writer) -> None:
+    file = write.folder / "chat.toml"
+    file.write_text(CHAT)
+    run = write.doit("kubernetes", f"config={file}", status=3)
+    assert "image=: is missing" in run.out + run.err
+    run = write.doit("kubernetes", status=3)
+    assert "config=" in run.out + run.err
+
+
+def test_names(write: Writer) -> None:
+    text = "".join(
+        f"[instance.{json.dumps(name, ensure_ascii=False)}.server]\n"
+        f'model = "/models/a.gguf"\nport = {8080 + number}\n'
+        for number, name in enumerate(
+            ["Chat", "a_b", "a-b", "a b", "ünï", "模型", "-x-", "9", "y" * 64]
+        )
+    )
+    write(text)
+    deployed = [one for one in write.found() if one["kind"] == "Deployment"]
+    assert len({one["metadata"]["name"] for one in deployed}) == 9
+    assert {"chat", "a-b"} < {one["metadata"]["name"] for one in deployed}
+    told = [one["spec"]["template"]["metadata"]["annotations"] for one in deployed]
+    assert {"模型", "a b"} < {one["llama-pipeline/instance"] for one in told}
+
+
+def test_two_that_would_have_one_name(write: Writer) -> None:
+    other = names.name("a_b")
+    text = f'[instance.a_b.server]\nmodel = "/models/a"\n[instance.{other}.server]\nport = 1\n'
+    assert "rename one" in write(text, status=3)
+
+
+def test_names_alone() -> None:
+    for text in ("chat", "a" * 40, "x-1"):
+        assert names.name(text) == text
+    for text in ("a.b", "-", "ß", "1", "a" * 41, "\N{PILE OF POO}", "a--b"):
+        found = names.name(text)
+        assert found != text and names.LABEL.fullmatch(found) and len(found) <= names.LONGEST
+        assert found[0].isalpha(), "a Service's name begins with a letter"
+
+
+# The folder
+
+
+def test_files_of_somebody_else_are_kept(write: Writer) -> None:
+    write.out.mkdir()
+    (write.out / "mine.yaml").write_text("kind: Mine\n")
+    assert "mine.yaml: not written by" in write(CHAT, status=3)
+    assert [path.name for path in write.out.iterdir()] == ["mine.yaml"]
+
+
+def test_what_is_not_asked_for_any_more_goes(write: Writer) -> None:
+    write(CHAT + '[instance.other.server]\nmodel = "/models/b.gguf"\nport = 8081\n')
+    assert (write.out / "other.server.yaml").exists()
+    assert "wrote" in write(CHAT)
+    assert not (write.out / "other.server.yaml").exists()
+    assert "nothing to do" in write(CHAT)
+    there = sorted(path.name for path in write.folder.iterdir())
+    assert there == [".out ü.lock", "my servers.toml", "out ü"]
+
+
+def test_a_folder_that_cannot_be_written(write: Writer) -> None:
+    (write.folder / "file").write_text("")
+    write.out = write.folder / "file"
+    assert "is no folder" in write(CHAT, status=3)
+    write.out = write.folder / "file" / "out"
+    assert "nothing can be written there" in write(CHAT, status=1)
+    write.out = Path(write.folder.anchor)
+    assert "not written by" in write(CHAT, status=3)
+
+
+def test_two_at_once(write: Writer) -> None:
+    file = write.folder / "chat.toml"
+    file.write_text(CHAT)
+    words = ("kubernetes", f"config={file}", f"out={write.out}", IMAGE)
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(write.doit.start(*words)) for _ in range(3)]
+        told = [one.communicate(timeout=60) for one in running]
+    assert [one.returncode for one in running] == [0, 0, 0], told
+    assert sum("wrote" in out for out, _ in told) == 1
+    write.found()
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_command_that_makes_a_secret(write: Writer, engine: str, own: bool) -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not here")
+    (write.folder / "my key").write_text("mine\n")
+    text = CHAT if engine == "llama.cpp" else '[instance.chat.server]\nmodel = "org/model"\n'
+    more = 'api_key_file = "my key"\n' if own else ""
+    said = write(text + more, f"engine={engine}", "namespace=llm", "format=json")
+    (command,) = json.loads(said[said.index("{") : said.rindex("}") + 1])["secrets"]
+    words = ["bash", "-o", "pipefail", "-c", f"{command} --dry-run=client -o json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    made = json.loads(done.stdout)
+    key = base64.b64decode(made["data"]["api-key"]).decode()
+    assert key == "mine" if own and engine == "vllm" else key == "mine\n" if own else len(key) == 64
+    assert {"name": "chat-api-key", "namespace": "llm"}.items() <= made["metadata"].items()
+    inside = of(write.found(), "Deployment", "chat")["spec"]["template"]["spec"]
+    asked = {
+        "llama.cpp": {"secretName": "chat-api-key"},
+        "vllm": {"name": "chat-api-key", "key": "api-key"},
+    }[engine]
+    assert any(isinstance(x, dict) and asked.items() <= x.items() for x in every(inside))
+
+
+def test_kustomize_takes_it(write: Writer) -> None:
+    """With the overlay of the page, and a prefix."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not here: it has kustomize in it")
+    write.out = write.folder / "one-chat"
+    write(CHAT, "image=registry.example/llama-pipeline:1.0", "replicas=1-2")
+    overlay = write.folder / "production"
+    overlay.mkdir()
+    told = {**page()[0], "namePrefix": "staging-"}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    words = ["kubectl", "kustomize", str(overlay)]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    found = list(yaml.safe_load_all(done.stdout))
+    assert len(found) == len(documents(write.out))
+    for one in found:
+        kubernetes_validate.validate(one, VERSIONS[-1], strict=True)
+        assert one["metadata"]["namespace"] == "llm"
+    inside = of(found, "Deployment", "staging-chat")["spec"]["template"]["spec"]
+    assert inside["runtimeClassName"] == "nvidia"
+    assert inside["containers"][0]["image"] == "registry.example/llama-pipeline:1.1"
+    claim = inside["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == "staging-chat-models"
+    scaler = of(found, "HorizontalPodAutoscaler", "staging-chat")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "staging-chat"
+
+
+# Decisions alone
+
+
+@pytest.mark.parametrize(
+    ("ids", "asked", "count", "is_said"),
+    [
+        ("none", None, 0, False),
+        ("none", 4, 0, False),
+        ("2,0", None, 2, True),
+        ("2,0", 4, 2, True),
+        ("all", None, 1, True),
+        (None, None, 1, True),
+        (None, 0, 0, False),
+        ("all", 4, 4, False),
+    ],
+)
+def test_gpus(ids: str | None, asked: int | None, count: int, is_said: bool) -> None:
+    found, told = workload.cards(ids, asked)
+    assert (found, bool(told)) == (count, is_said)
+
+
+def test_options_of_the_command_line() -> None:
+    assert options({}) == Options()
+    read = options({"replicas": "2-4", "gpus": "0", "port": "1", "out": "x"})
+    assert read.replicas == (2, 4) and read.scales and read.gpus == 0
+
+
+def test_sizes_are_rounded_up() -> None:
+    assert pod.in_gib(1) == "1Gi" and pod.in_gib(pod.GIB + 1) == "2Gi"
+    assert math.isclose(int(pod.in_gib(1e12)[:-2]), 1e12 / pod.GIB, rel_tol=0.01)
+
+
+def test_texts_are_read_back_as_they_were() -> None:
+    hard = [
+        "1e10000000000000",
+        "y",
+        "N",
+        "on",
+        "a\nb\n",
+        " x",
+        "",
+        "'",
+        "\u2028",
+        "0.1",
+        "-1",
+        "--a",
+    ]
+    assert yaml.safe_load(folder.text([{"data": hard}])) == {"data": hard}
