@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import PipelineError
 from .say import say
@@ -259,6 +260,36 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  | {line}" for line in lines[-count:])
     return ""
+
+
+def start_attached(
+    argv: Argv, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Process:
+    """Start a program on our own channels, which gets SIGTERM should we be killed. Raises
+    PipelineError where it cannot be started."""
+    words = [os.fspath(word) for word in argv]
+    linux = sys.platform == "linux"
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=None if env is None else dict(env),
+            preexec_fn=_die_with(os.getpid(), False) if linux else None,
+        )
+    except OSError as error:
+        raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
+
+
+def become(argv: Argv, *, env: Mapping[str, str], cwd: Path | None = None) -> NoReturn:
+    """Be another program from here on: signals reach it, its exit status is ours. Raises
+    PipelineError where it cannot be started."""
+    words = [os.fspath(word) for word in argv]
+    try:
+        if cwd:
+            os.chdir(cwd)
+        os.execvpe(words[0], words, dict(env))  # noqa: S606
+    except OSError as error:
+        raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
 
 
 def ask_to_stop(process: subprocess.Popen[bytes], *, group: bool = False) -> None:

@@ -1,1 +1,6 @@
-"""Where servers run when it is not this machine: Kubernetes."""
+"""Where servers are put to work: containers and clusters.
+
+`__main__` is what the image's commands run. `boot` reads the variables, `container` does what they
+ask for, `package` installs llama.cpp's programs, `health` answers the health check. `kubernetes/`
+writes manifests.
+"""

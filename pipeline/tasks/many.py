@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import REPOSITORY, absolute
+from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, text
+from pipeline.serve.config.named import CONFIGS as CONFIGS
+from pipeline.serve.config.named import OVERRIDES as OVERRIDES
+from pipeline.serve.config.named import PROFILE, registry
+from pipeline.serve.config.named import REGISTRY as REGISTRY
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
-CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
-OVERRIDES = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_OVERRIDES", VLLM: "AUTO_INFER_VLLM_OVERRIDES"}
-PROFILE = "LLM_PROFILE_NAME"
-REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.yaml"
 LINES = 50  # of a log
 LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
 
@@ -90,9 +90,3 @@ def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]
         return "", engine, ""
     besides = "".join(CONFIGS[one] for one in fit[1:] if named[one] != named[fit[0]])
     return named[fit[0]], engine or (VLLM if fit[0] == VLLM else ""), besides
-
-
-def registry(environ: Mapping[str, str]) -> str:
-    """The file of profiles, as the environment names it."""
-    named = environ.get(REGISTRY, "").strip()
-    return str(absolute(named) if named else REPOSITORY / DEFAULT_REGISTRY)

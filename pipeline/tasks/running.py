@@ -16,6 +16,7 @@ from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
 from pipeline.serve.instance import Instance
 from pipeline.serve.launch import Launch
+from pipeline.serve.service import service
 
 from . import gateways, listing, many
 from .configured import Configured, require, require_known
@@ -118,7 +119,8 @@ def serve(steps: Steps) -> None:
     began = as_launch(found[0], configured.at)
 
     def ready(seconds: float, _: str) -> None:
-        told = {"url": began.url, "model": found[0].name, "engine": found[0].engine}
+        told = service(os.environ) | {"url": began.url}
+        told |= {"model": found[0].name, "engine": found[0].engine}
         told |= {"log": str(began.log), "ready in": f"{seconds:.2f} s"}
         print(json.dumps(told) if steps.request.json else table(list(told.items())), flush=True)
 

@@ -20,6 +20,7 @@ from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, launch, supervise
 from pipeline.serve.flags import Flag
 from pipeline.serve.launch import Launch
+from pipeline.serve.service import service
 
 from . import estimating
 from .estimating import Outlook
@@ -216,6 +217,7 @@ def summary(
     settings = steps.request.settings
     ours = not steps.programs.are_external
     return {
+        **service(os.environ),
         "url": prepared.launch.url,
         "model": prepared.name,
         "quant": prepared.header.quant or "unknown",

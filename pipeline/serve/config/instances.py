@@ -86,7 +86,8 @@ def program(configuration: Configuration, found: Path | None) -> Path | None:
 
 def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINER) -> bool:
     """Whether this runs in a container, where logs go to the temporary folder."""
-    return "KUBERNETES_SERVICE_HOST" in environ or any(path.exists() for path in marks)
+    told = "KUBERNETES_SERVICE_HOST" in environ or environ.get("container")  # podman's, and ours
+    return bool(told) or any(path.exists() for path in marks)
 
 
 def given(draft: Draft, flags: Mapping[str, Flag] | None, installed: Listed | None = None) -> Given:

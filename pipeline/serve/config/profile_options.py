@@ -25,7 +25,10 @@ OVERRIDES = {
     "LLAMACPP_THREADS_OVERRIDE": "threads",
     "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
     "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
+    "LLAMACPP_HOST_OVERRIDE": "host",
+    "LLAMACPP_API_KEY_FILE_OVERRIDE": "api-key-file",
 }
+TEXTS = ("host", "api-key-file")  # all others are numbers
 WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
 CARDS_OVERRIDE = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 # What the command line says of a repository's file. Where it does, the profile's own is not meant.
@@ -73,12 +76,17 @@ def _named(key: str) -> str:
 
 
 def _give(reading: Reading, key: str, text: str) -> None:
-    """Set what the command line says. Relative paths there start where the user is."""
+    """Set what the command line says."""
     value: Value = int(text) if WHOLE.fullmatch(text) else text
-    if _named(key) == "api-key-file":
+    _override(reading, _named(key), value, f"{key}=")
+
+
+def _override(reading: Reading, name: str, value: Value, place: str) -> None:
+    """Set what is said outside of the profile. Relative paths there start where the user is."""
+    if name == "api-key-file":
         reading.server.pop("api-key", None)
-        value = str(absolute(text))
-    reading.put(_named(key), value, f"{key}=")
+        value = str(absolute(str(value)))
+    reading.put(name, value, place)
 
 
 def draft(
@@ -93,7 +101,7 @@ def draft(
     engine: Literal["llama.cpp", "vllm"] = "llama.cpp" if is_llama else "vllm"
     extra = _table(reading, profile)
     for name, value in _overrides(reading, is_llama, environ).items():
-        reading.put(OVERRIDES[name], value, name)
+        _override(reading, OVERRIDES[name], value, name)
     chosen = {key: given[key] for key in OF_MODEL if key in given}
     options = {key: text for key, text in given.items() if key not in chosen}
     if not is_llama:
@@ -150,7 +158,7 @@ def _overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> 
         words = ("auto", "all") if key == "n-gpu-layers" else ()
         if not is_llama:
             reading.notes.append(f"{name}: is for llama-server, and this profile is vLLM's")
-        elif text in words:
+        elif text in words or key in TEXTS:
             found[name] = text
         elif text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 12:
             found[name] = int(text)

@@ -227,6 +227,7 @@ class TestLogs:
         mark = tmp_path / ".dockerenv"
         assert not is_container({}, [mark])
         assert is_container({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, [mark])
+        assert is_container({"container": "podman"}, [mark])
         mark.touch()
         assert is_container({}, [mark])
 

@@ -232,6 +232,18 @@ class TestPrecedence:
         assert self.values(found) == [1, 2, 3, 4, 5]
         assert found.drafts[0].control.gpu_ids == "3"
 
+    def test_where_it_listens_and_its_key(self, tmp_path: Path) -> None:
+        (tmp_path / "key").write_text("secret")
+        environ = {
+            "LLAMACPP_HOST_OVERRIDE": "0.0.0.0",
+            "LLAMACPP_API_KEY_FILE_OVERRIDE": str(tmp_path / "key"),
+        }
+        body = f"{LLAMA}  host: 127.0.0.1\n  api_key: another\n"
+        (draft,) = profile(tmp_path, body, environ).drafts
+        assert draft.server["host"] == "0.0.0.0"
+        assert draft.server["api-key-file"] == str(tmp_path / "key")
+        assert "api-key" not in draft.server
+
     def test_the_command_line_wins_over_all(self, tmp_path: Path) -> None:
         given = {"ctx_size": "21", "gpu_layers": "all", "threads": "23"}
         found = profile(tmp_path, self.BODY, self.ENVIRON, given)

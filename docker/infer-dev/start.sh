@@ -1,0 +1,7 @@
+#!/bin/sh
+# The container's program: docker/entrypoint as dev, below an init that forwards signals and reaps.
+set -eu
+cd /soft/workspace 2>/dev/null || cd /home/dev
+export HOME=/home/dev LOGNAME=dev SHELL=/bin/bash USER=dev
+exec tini -s -- setpriv --reuid=dev --regid=dev --init-groups \
+    /opt/llama-pipeline/docker/entrypoint "$@"

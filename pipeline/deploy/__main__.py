@@ -1,0 +1,110 @@
+"""The commands of a container.
+
+python -m pipeline.deploy entrypoint [COMMAND …]      what docker/entrypoint is
+python -m pipeline.deploy boot                        the same servers, in the background
+python -m pipeline.deploy get-llama-cpp-pkg [ARCHIVE]
+python -m pipeline.deploy check-and-run-llama-cpp | check-and-run-vllm
+python -m pipeline.deploy healthcheck
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.paths import REPOSITORY, absolute
+from pipeline.core.process import become
+from pipeline.core.say import say
+from pipeline.serve.instance import LLAMA_CPP, VLLM
+
+from . import boot, container, package
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 3, 130
+
+
+def entrypoint(words: Sequence[str]) -> int:
+    """Do what the variables ask for, then run the command."""
+    return container.run(boot.boot(os.environ, words), os.environ)
+
+
+def boot_only(words: Sequence[str]) -> int:
+    """Start what the variables ask for, and leave it running."""
+    _none(words)
+    return container.up(boot.boot(os.environ), os.environ)
+
+
+def get_package(words: Sequence[str]) -> int:
+    """Install the package that is named here, or by the variable."""
+    _none(words[1:])
+    named = next(iter(words), "") or os.environ.get(boot.PACKAGE, "").strip()
+    if not named:
+        raise UsageError(f"{boot.PACKAGE} names no file", "name the archive of a package")
+    package.get(absolute(named), paths.home())
+    return 0
+
+
+def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
+    """Start the servers of the file that the variable of `engine` names; more words go to
+    `doit up`."""
+
+    def run(words: Sequence[str]) -> int:
+        source = boot.source(os.environ, engine)
+        env = package.environment(os.environ, paths.home())
+        command = container.doit("up", *source.words, *words)
+        become(command, env=container.for_doit(env), cwd=REPOSITORY)
+
+    return run
+
+
+def healthcheck(words: Sequence[str]) -> int:
+    """Say which servers do not answer."""
+    from . import health
+
+    _none(words)
+    wrong = health.ask(os.environ)
+    for line in wrong:
+        say(line)
+    return FAILED if wrong else 0
+
+
+def _none(words: Sequence[str]) -> None:
+    if words:
+        raise UsageError(f"{' '.join(words)}: is not understood", "give nothing here")
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "entrypoint": entrypoint,
+    "boot": boot_only,
+    "get-llama-cpp-pkg": get_package,
+    "check-and-run-llama-cpp": check_and_run(LLAMA_CPP),
+    "check-and-run-vllm": check_and_run(VLLM),
+    "healthcheck": healthcheck,
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command of this name; its exit status."""
+    name, *rest = words or ("",)
+    try:
+        if name not in COMMANDS:
+            near = did_you_mean(name, list(COMMANDS))
+            raise UsageError(f"{name}: there is no such command{near}", ", ".join(COMMANDS))
+        return COMMANDS[name](rest)
+    except UsageError as error:
+        say(f"error: {error}")
+        return WRONG_USAGE
+    except PipelineError as error:
+        say(f"error: {error}")
+        return FAILED
+    except OSError as error:
+        say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""What the variables of a container ask for. Nothing here has an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import absolute
+from pipeline.serve.config import named
+from pipeline.serve.instance import LLAMA_CPP, VLLM
+
+GET_PACKAGE, PACKAGE = "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT", "AUTO_INFER_LLAMA_CPP_PKG_PATH"
+ON_BOOT = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_ON_BOOT", VLLM: "AUTO_INFER_VLLM_ON_BOOT"}
+YES, NO = ("1", "true"), ("", "0", "false")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Servers that are asked for: `words` of the command line, and what their folder is named by
+    (see `state.folder`)."""
+
+    words: tuple[str, ...]
+    name: str
+    is_profile: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What to do: install, start, run a command."""
+
+    package: str = ""  # an archive of llama.cpp's programs
+    sources: tuple[Source, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
+    """What the environment asks for. Raises UsageError that names every mistake."""
+    wrong: list[str] = []
+    switches = {name: _is_on(environ, name, wrong) for name in (GET_PACKAGE, *ON_BOOT.values())}
+    files = {ON_BOOT[engine]: variable for engine, variable in named.CONFIGS.items()}
+    for switch, variable in {GET_PACKAGE: PACKAGE, **files}.items():
+        if switches[switch] and not _text(environ, variable):
+            wrong.append(f"{switch} is set, and {variable} names no file")
+    sources = [
+        source(environ, engine)
+        for engine in named.CONFIGS
+        if switches[ON_BOOT[engine]] and _text(environ, named.CONFIGS[engine])
+    ]
+    if len({one.name for one in sources}) < len(sources):
+        names = " and ".join(named.CONFIGS.values())
+        wrong.append(f"{names} name one file: start it once; control.engine mixes engines in it")
+    if wrong:
+        raise UsageError("\n".join(wrong), "docs/container.md lists the variables")
+    return Boot(
+        package=str(absolute(_text(environ, PACKAGE))) if switches[GET_PACKAGE] else "",
+        sources=(*sources, *_profile(environ)),
+        command=tuple(command),
+    )
+
+
+def source(environ: Mapping[str, str], engine: str) -> Source:
+    """The servers of the file that the environment names for an engine. Raises UsageError."""
+    variable = named.CONFIGS[engine]
+    if not (text := _text(environ, variable)):
+        raise UsageError(f"{variable} names no file", "set it to the path of a TOML file")
+    file = named.of_file(text)
+    engines = ("engine=vllm",) if engine == VLLM else ()
+    return Source(words=(f"config={file}", *engines), name=file)
+
+
+def _profile(environ: Mapping[str, str]) -> tuple[Source, ...]:
+    profile = _text(environ, named.PROFILE)
+    if not profile:
+        return ()
+    name = named.of_profile(profile, environ)
+    return (Source(words=(f"profile={profile}",), name=name, is_profile=True),)
+
+
+def _is_on(environ: Mapping[str, str], name: str, wrong: list[str]) -> bool:
+    value = _text(environ, name).lower()
+    if value not in (*YES, *NO):
+        wrong.append(f"{name}={value}: must be 1 or true, or 0 or false")
+    return value in YES
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name, "").strip()

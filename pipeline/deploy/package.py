@@ -1,0 +1,64 @@
+"""llama.cpp's programs in a container: an installed package goes before the image's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.bins import install
+from pipeline.core.errors import UsageError
+from pipeline.core.locks import only_one
+from pipeline.core.paths import Home
+from pipeline.core.publish import full_disk_is_an_error, part, publish_file
+from pipeline.core.say import say
+
+BINS = "LLAMA_SERVER_BINS_DIR"
+IMAGES_OWN = "/opt/llama-cpp/bin"  # where docker/Dockerfile puts its programs
+SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
+
+
+def target(home: Home, soft: Path = SOFT) -> Path:
+    """Where a package is installed."""
+    return soft / "llama-cpp" if soft.is_dir() else install.default_target(home)
+
+
+def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
+    """Have the package installed. Raises PipelineError; then the one before it stands."""
+    place = target(home, soft)
+    if soft.is_dir():
+        archive = cached(archive, soft / "cache")
+    found = install.install(archive, place, home=home)
+    say(f"llama.cpp {found.version.removeprefix('version: ')} stands in {place}")
+
+
+def cached(archive: Path, folder: Path) -> Path:
+    """A copy of the archive that stays when the archive itself is mounted no more. Raises
+    UsageError where there is neither."""
+    copy = folder / archive.name
+    if not archive.is_file():
+        if copy.is_file():
+            say(f"{archive} is not there; {copy} is taken")
+            return copy
+        raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
+    with full_disk_is_an_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(copy):
+            if not copy.is_file() or _stamp(copy) != _stamp(archive):
+                made = part(copy)
+                shutil.copy2(archive, made)
+                publish_file(made, copy)
+    return copy
+
+
+def environment(environ: Mapping[str, str], home: Home) -> dict[str, str]:
+    """The environment in which llama.cpp's programs are those of an installed package, if there is
+    one, and nobody named others."""
+    bins = install.default_target(home) / "bin"
+    ours = environ.get(BINS, "") == IMAGES_OWN and (bins / "llama-server").is_file()
+    return {**environ, **({BINS: str(bins)} if ours else {})}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns

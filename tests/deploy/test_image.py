@@ -1,0 +1,174 @@
+"""The image: what is in it, what is not, and that it runs with nothing to write to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import REPOSITORY, free_port, wait_for
+from images import Machine, buildah, config, end_all
+
+from pipeline.core.pins import pins
+from pipeline.deploy import package as packages
+from pipeline.serve import health
+
+DOCKER = REPOSITORY / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
+
+
+def tool(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """One of the environment's programs."""
+    program = shutil.which(name, path=Path(sys.executable).parent)
+    assert program, f"{name} is in requirements/test.txt"
+    return subprocess.run([program, *words], capture_output=True, text=True, cwd=REPOSITORY)
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = tool("hadolint", "docker/Dockerfile")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_compose_file_is_one() -> None:
+    done = tool(
+        "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_fits_the_project() -> None:
+    commits = set(re.findall(r"LLAMA_CPP_COMMIT=([0-9a-f]{40})", DOCKERFILE))
+    assert commits == {pins().llama_cpp_commit}
+    assert f"LLAMA_SERVER_BINS_DIR={packages.IMAGES_OWN}" in DOCKERFILE
+
+
+def compose() -> Any:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-cpu"])
+def test_the_services(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["ports"] == ["${LLAMACPP_HOST_PORT:-11980}:8080"]
+    assert service["env_file"] == ["stack.env", "service.env"]
+    assert service["volumes"][0] == "${LLM_CACHE_DIR:-models}:/models:${LLM_CACHE_MODE:-rw}"
+    assert ("deploy" in service) == (name == "llama")
+    assert service.get("profiles") == (["cpu"] if name == "llama-cpu" else None)
+    assert service["build"]["target"] == "runtime"
+    json.loads(service["environment"]["AUTO_INFER_LLAMA_CPP_OVERRIDES"])
+
+
+def test_every_variable_of_the_compose_file_is_explained() -> None:
+    """In one of the two files, or on the page."""
+    text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+    told = "".join(
+        file.read_text(encoding="utf-8")
+        for file in (*DOCKER.glob("*.env"), REPOSITORY / "docs" / "container.md")
+    )
+    names = sorted({*re.findall(r"\$\{(\w+)", text)})
+    assert [name for name in names if name not in told] == []
+
+
+@linux
+@pytest.mark.build
+@pytest.mark.slow
+class TestBuilt:
+    def test_what_it_says_of_itself(self, container: str) -> None:
+        told = config(container)
+        assert told["User"] == "10001:10001"
+        assert told["Labels"]["llama.cpp.commit"] == pins().llama_cpp_commit
+        assert told["Labels"]["org.opencontainers.image.title"] == "under test"
+        assert told["Labels"]["org.opencontainers.image.version"] == "1.2"
+        assert told["Healthcheck"]["Test"] == ["CMD", "healthcheck"]
+        assert told["Entrypoint"][0] == "tini"
+        assert {"SERVICE_NAME=under test", "SERVICE_VERSION=1.2"} <= {*told["Env"]}
+
+    def test_no_compiler_and_no_tool_of_one(self, container: str) -> None:
+        root = Path(buildah("mount", container))
+        try:
+            names = ("cc", "gcc", "g++", "c++", "ld", "as", "make", "cmake", "ninja", "nvcc")
+            folders = ("usr/bin", "usr/local/bin", "opt/llama-pipeline/.venv/bin")
+            found = [f"{f}/{n}" for f in folders for n in names if (root / f / n).exists()]
+            assert found == []
+            assert not list((root / "opt/llama-pipeline").glob("tests"))
+        finally:
+            buildah("umount", container)
+
+    def test_logs_go_to_the_temporary_folder(
+        self, container: str, shared: Path, tmp_path: Path
+    ) -> None:
+        home = tmp_path / "data"
+        home.mkdir()
+        home.chmod(0o777)
+        file = shared / "logs.toml"
+        file.write_text(f'[instance.chat.server]\nmodel = "{shared}/tiny.gguf"\n')
+        run = Machine(shared, home, container=container)("doit", "plan", f"config={file}")
+        assert " /tmp/chat.log" in run.out
+
+
+@contextmanager
+def locked_down(container: str, folder: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The container as `docker run --read-only --tmpfs /tmp --tmpfs /data` starts it: in a process
+    namespace of its own, nothing writable but memory, with `folder` at /models."""
+    root, told = buildah("mount", container), config(container)
+    script = """set -e
+        mount --bind "$1" "$1" && mount --bind "$2" "$1/models"
+        mount -o remount,bind,ro "$1/models"
+        mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc"
+        for place in tmp data; do mount -t tmpfs -o mode=1777 tmpfs "$1/$place"; done
+        mount -o remount,bind,ro "$1"
+        root=$1; shift 2
+        exec chroot --userspec=10001:10001 "$root" env -i "$@"
+    """
+    words = [*told["Env"], *(f"{name}={value}" for name, value in env.items())]
+    process = subprocess.Popen(
+        [
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"),
+            *(root, str(folder), *words, *told["Entrypoint"]),
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        end_all(process)  # type: ignore[arg-type]
+        buildah("umount", container)
+
+
+@linux
+@pytest.mark.build
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting is root's alone"
+)
+def test_a_read_only_root_and_models(container: str, shared: Path) -> None:
+    """As process 1, which a signal ends only because tini passes it on."""
+    port = free_port()
+    file = shared / "profiles-read-only.yaml"
+    told = f"model_root: /models, hf_filename: tiny.gguf, port: {port}, ctx_size: 256"
+    file.write_text(f"profiles:\n  tiny:\n    llamacpp: {{{told}}}\n", encoding="utf-8")
+    named = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": f"/models/{file.name}"}
+    with locked_down(container, shared, **named) as process:
+        wait_for(lambda: process.poll() is not None or health.is_ready("127.0.0.1", port), 60)
+        first = psutil.Process(process.pid).children()
+        assert [one.name() for one in first] == ["tini"], process.communicate()[0]
+        began = time.monotonic()
+        first[0].terminate()
+        out, _ = process.communicate(timeout=30)
+        assert time.monotonic() - began < 10
+    assert process.returncode == 0, out
+    assert "log       /tmp/tiny.log" in out
