@@ -121,6 +121,11 @@ def task_gateway() -> Task:
     return fleet.gateway(steps)
 
 
+def task_claude() -> Task:
+    """print how Claude Code is started on the gateway of config=; start=1 starts it"""
+    return fleet.claude(steps)
+
+
 def task_systemd() -> Task:
     """print a unit that keeps the servers of config= up"""
     return fleet.systemd(steps)

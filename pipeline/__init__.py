@@ -9,7 +9,7 @@ A map, in reading order (each folder imports only those above it):
               memory, pipeline.lock
     serve/    flags, the launch, the foreground server; many servers: config/ reads the files that
               ask for them, fleet/ keeps them, gateway/ is one address for all
-    deploy/   servers in containers, and manifests for Kubernetes
+    deploy/   containers, manifests for Kubernetes, Claude Code
     tasks/    glue: turns the above into doit tasks; `dodo.py` is their table of contents
 
 `pins.toml` beside this file holds every pinned commit, tree and archive.

@@ -22,7 +22,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-pytest_plugins = ["twins", "vulkan_sdk", "fleet_tools", "images"]
+pytest_plugins = ["browsing", "client_tools", "fleet_tools", "images", "twins", "vulkan_sdk"]
 
 # A shell starts background jobs with SIGINT ignored, nohup does it with SIGHUP, and programs hand
 # that on.

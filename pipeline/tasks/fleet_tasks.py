@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from doit.exceptions import TaskFailed
+
 from pipeline.core.say import say
 
 from .many import ROUTER
 from .order import lacks_config
+from .reporting import guarded
 from .steps import Steps
 from .task import Task, task
 
@@ -66,6 +69,16 @@ def gateway(steps: Steps) -> Task:
     its_own = steps.request.many.engine == ROUTER  # then there is nothing but the router
     after = ready_to_run(steps) if its_own else []
     return task(action(steps, "gateways", "run"), after=after, lacks=lacks_config(steps))
+
+
+def claude(steps: Steps) -> Task:
+    def run(words: list[str]) -> TaskFailed | None:
+        from . import claude_task
+
+        return guarded(lambda: claude_task.run(steps, words))()
+
+    lacks = "" if steps.request.many.url else lacks_config(steps)
+    return {**task(lambda: None, lacks=lacks), "actions": [run], "pos_arg": "words"}
 
 
 def systemd(steps: Steps) -> Task:

@@ -13,7 +13,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.publish import publish_text
 from pipeline.core.say import say
 from pipeline.serve.instance import GATEWAY, Instance
-from pipeline.serve.keys import keys_of
+from pipeline.serve.keys import first_key
 
 from . import many
 from .configured import Configured, require
@@ -100,7 +100,7 @@ def litellm(configured: Configured, told: Gateway) -> None:
         raise PipelineError(
             "litellm: there is no such program on PATH", "install it: pipx install 'litellm[proxy]'"
         )
-    keys = {name: _first_key(Path(path)) for name, path in made.key_files.items()}
+    keys = {name: first_key(Path(path)) for name, path in made.key_files.items()}
     words = [program, "--config", str(file), "--host", told.host, "--port", str(told.port)]
     _stay([*words, "--telemetry", "False"], {**os.environ, **keys})
 
@@ -123,16 +123,6 @@ def _written(configured: Configured, name: str, text: str) -> Path:
     publish_text(file, text)
     say(f"wrote {file}")
     return file
-
-
-def _first_key(file: Path) -> str:
-    try:
-        found = keys_of(file)
-    except OSError as error:
-        raise PipelineError(f"{file}: cannot be read: {error.strerror}") from None
-    if not found:
-        raise PipelineError(f"{file}: holds no key")
-    return found[0]
 
 
 def _stay(words: Sequence[str], env: Mapping[str, str]) -> None:

@@ -27,6 +27,8 @@ TABLE = (
     Variable("dry_run", flag),
     Variable("follow", flag),
     Variable("lines", integer(0, 1_000_000)),
+    Variable("url", text),
+    Variable("start", flag),
 )
 
 
@@ -45,6 +47,8 @@ class Many:
     dry_run: bool = False
     follow: bool = False
     lines: int = LINES
+    url: str = ""
+    start: bool = False
 
     @property
     def source(self) -> str:
@@ -78,6 +82,8 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
         dry_run=bool(values.get("dry_run", False)),
         follow=bool(values.get("follow", False)),
         lines=lines if isinstance(lines, int) else LINES,
+        url=str(values.get("url", "")),
+        start=bool(values.get("start", False)),
     )
 
 

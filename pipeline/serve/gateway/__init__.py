@@ -6,5 +6,6 @@ routing     which of them a request means
 asking      the model that a request names
 proxy       a request held, sent on, and its answer passed back as it comes
 upstream    one request to one instance
+page        llama.cpp's own page, and what it asks for
 app         the paths, and what the gateway answers itself
 """

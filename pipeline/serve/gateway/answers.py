@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from pipeline.serve.fleet.state import FAILED
+
 from .fleet import Fleet, Group
 
 RETRY_AFTER = "5"  # seconds, for who is told that nothing is ready
@@ -66,6 +68,15 @@ def state_of(group: Group) -> str:
     return (best or group)[0].state
 
 
+def status(group: Group) -> str:
+    """How a model is, in the words of llama-server's router, which its page knows."""
+    if any(one.is_ready for one in group):
+        return "loaded"
+    if any(one.is_coming for one in group):
+        return "loading"
+    return "failed" if state_of(group) == FAILED else "unloaded"
+
+
 def model(name: str, group: Group) -> dict[str, Any]:
     """One entry of the list of models, with what clients of either API read."""
     since = int(min((one.ready_at for one in group if one.ready_at), default=0))
@@ -80,6 +91,7 @@ def model(name: str, group: Group) -> dict[str, Any]:
         "lifecycle": "active",
         "kind": group[0].instance.kind,
         "state": state_of(group),
+        "status": {"value": status(group)},
         "instances": [one.name for one in group],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import httpx2
@@ -22,6 +22,7 @@ from . import answers, counters
 from .answers import Refused
 from .fleet import Target, View
 from .keys import Keys
+from .page import Feed, Page, Props, is_open
 from .proxy import Proxy
 from .routing import PATHS
 from .settings import Gateway
@@ -30,10 +31,11 @@ from .upstream import authorisation, client
 HERE = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"  # the only pages that may ask
 METRICS_SECONDS = 2.0
 OPEN = ("/health", "/v1/health")  # without a key
+NO_KEY = Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
 
 class Guard:
-    """Lets nothing through without a key but /health."""
+    """Lets nothing through without a key but /health, and the page itself."""
 
     def __init__(self, app: ASGIApp, keys: Keys, file: str | None) -> None:
         self._app = app
@@ -45,10 +47,9 @@ class Guard:
             headers = Request(scope).headers
             allowed = self._file is None or self._keys.allow(self._file, headers)
             scope["allowed"] = allowed
-            if not allowed and scope["path"] not in OPEN:
-                refused = Refused(401, "the API key is missing or wrong", "invalid_api_key")
+            if not (allowed or scope["path"] in OPEN or is_open(scope)):
                 anthropic = answers.is_anthropic(scope["path"], headers)
-                await answers.error(refused, anthropic=anthropic)(scope, receive, send)
+                await answers.error(NO_KEY, anthropic=anthropic)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -56,16 +57,22 @@ class Guard:
 class Own:
     """What the gateway answers itself."""
 
-    def __init__(self, view: View, keys: Keys, counted: counters.Counters, proxy: Proxy) -> None:
+    def __init__(
+        self, view: View, keys: Keys, counted: counters.Counters, proxy: Proxy, page: Page
+    ) -> None:
         self._view = view
         self._keys = keys
         self._counted = counted
         self._proxy = proxy
+        self._page = page
 
     async def index(self, request: Request) -> Response:
-        """What this is."""
+        """llama.cpp's page, where an instance has it for this client; else what this is."""
+        with suppress(Refused):
+            return await self._page.file(request)
         names = list(self._view.now().groups)
-        return JSONResponse({"name": "llama-pipeline gateway", "models": names})
+        told = {"models": names} if request.scope["allowed"] else {}
+        return JSONResponse({"name": "llama-pipeline gateway", **told})
 
     async def health(self, request: Request) -> Response:
         """The state of each instance, to those who have the key."""
@@ -123,7 +130,8 @@ def app(at: Folder, settings: Gateway) -> Starlette:
     """The gateway of the configuration in `at`."""
     view, keys, counted = View(at), Keys(), counters.Counters()
     proxy = Proxy(view, keys, counted, settings)
-    own = Own(view, keys, counted, proxy)
+    page = Page(view, proxy)
+    own = Own(view, keys, counted, proxy, page)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -149,9 +157,16 @@ def app(at: Folder, settings: Gateway) -> Starlette:
             *(Route(path, own.models) for path in ("/v1/models", "/models")),
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
+            # What llama.cpp's page asks for.
+            Route("/props", Props(view, proxy), methods=["GET"]),
+            Route("/models/load", page.load, methods=["POST"]),
+            Route("/models/sse", Feed(view), methods=["GET"]),
+            Route("/tools", page.nothing),
+            Route("/v1/streams/lookup", page.nothing, methods=["POST"]),
             # What Claude Code reports about itself.
             Route("/api/event_logging/{rest:path}", own.telemetry, methods=["POST"]),
             Route("/api/claude_code/{rest:path}", own.telemetry, methods=["POST"]),
+            Route("/{name:page_file}", page.file),
         ],
         middleware=[
             Middleware(

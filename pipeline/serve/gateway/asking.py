@@ -56,6 +56,11 @@ def asked(content_type: str, body: bytes) -> Asked:
     return found
 
 
+def asked_in_query(request: Request) -> Asked:
+    """What a request without a body asks for."""
+    return Asked(b"", request.query_params.get("model") or None, lambda name: b"")
+
+
 def _in_json(body: bytes) -> Asked:
     try:
         told = json.loads(body)

@@ -25,11 +25,11 @@ from starlette.types import Message, Receive, Scope, Send
 from pipeline.core.say import say
 
 from .answers import Refused, error_body, is_anthropic
-from .asking import Asked, asked, read_body
+from .asking import Asked, asked, asked_in_query, read_body
 from .counters import Counters
 from .fleet import Group, Target, View
 from .keys import Keys
-from .routing import PATHS, find
+from .routing import ANY, PATHS, find
 from .settings import Gateway
 from .upstream import NOT_PASSED_BACK, Again, ask, first_block, kept, told
 
@@ -78,7 +78,10 @@ class Proxy:
             body = await read_body(request)
         except ClientDisconnect:
             return
-        wish = asked(request.headers.get("content-type", ""), body)
+        if request.method == "GET":
+            wish = asked_in_query(request)
+        else:
+            wish = asked(request.headers.get("content-type", ""), body)
         call = _Call(request, wish, send)
         refused = None
         try:
@@ -126,7 +129,7 @@ class Proxy:
                 self._counters.held -= 1
 
     def _find(self, call: _Call) -> Group:
-        kind = PATHS[call.path]
+        kind = PATHS.get(call.path, ANY)
         return find(self._view.now(), call.asked.model, kind, self._settings.models)
 
     def _choose(self, group: Group) -> Target | None:

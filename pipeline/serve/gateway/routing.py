@@ -17,6 +17,7 @@ PATHS = {
     **dict.fromkeys(
         (
             "/v1/chat/completions",
+            "/v1/chat/completions/control",
             "/chat/completions",
             "/v1/chat/completions/input_tokens",
             "/chat/completions/input_tokens",

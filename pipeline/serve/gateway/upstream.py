@@ -21,6 +21,8 @@ HOP_BY_HOP = {
 }
 NOT_SENT_ON = HOP_BY_HOP | {
     *(b"host", b"content-length", b"expect", b"origin", b"authorization", b"x-api-key"),
+    # With it llama-server goes on when the client is gone, and waits to be asked for the rest.
+    b"x-conversation-id",
 }
 NOT_PASSED_BACK = HOP_BY_HOP | {b"server", b"date"}
 

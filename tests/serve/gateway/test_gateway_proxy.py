@@ -346,8 +346,8 @@ def test_no_path_but_health_answers_without_the_key(here: Site) -> None:
     here.upstream("bare")
     here.gateway("--api-key-file", here.path / "key")
     for method, path in (
-        ("GET", "/"),
         ("GET", "/v1/models"),
+        ("GET", "/props"),
         ("GET", "/metrics"),
         ("GET", "/nothing"),
         ("POST", "/v1/chat/completions"),
@@ -358,6 +358,7 @@ def test_no_path_but_health_answers_without_the_key(here: Site) -> None:
             assert answer.status_code == 401, path
             assert answer.json()["error"]["type"] == "authentication_error"
     assert here.get("/health").json() == {"status": "ok"}
+    assert here.get("/").json() == {"name": "llama-pipeline gateway"}
     bearer = {"Authorization": b"Bearer right-\xc3\xbc"}
     anthropic = {"x-api-key": b"right-\xc3\xbc"}
     assert "instances" in here.get("/health", headers=bearer).json()

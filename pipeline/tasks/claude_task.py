@@ -1,0 +1,97 @@
+"""`claude`: Claude Code on the models of a gateway, or of one server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.core import process
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import user_folder
+from pipeline.core.say import say
+from pipeline.deploy import claude
+from pipeline.serve.keys import first_key
+
+from .configured import require
+from .steps import Steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where it is to ask, and what to do where nothing answers."""
+
+    url: str
+    key_file: str | None
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    advice: str
+
+
+def run(steps: Steps, words: Sequence[str]) -> None:
+    """Print how it is started, or start it. Raises PipelineError."""
+    wish = steps.request.many
+    if wish.start and steps.request.json:
+        raise UsageError("start= and format=json contradict each other", "leave one out")
+    if len(wish.names) > 1:
+        raise UsageError(f"name={','.join(wish.names)}: names more than one model")
+    at = address(steps)
+    key = first_key(Path(at.key_file)) if at.key_file else ""
+    listed = claude.ask(at.url, key, at.advice)
+    models = claude.choose(listed, at.patterns, next(iter(wish.names), ""))
+    context = claude.context_of(at.url, key, models[""])
+    if warning := claude.too_small(models[""], context):
+        say(f"warning: {warning}")
+    env = claude.environment(at.url, models, context, os.environ)
+    if wish.start:
+        start(env, key, words)
+    elif steps.request.json:
+        command = [claude.PROGRAM, *words]
+        told = {"env": env, "unset": claude.DROPPED, "command": command}
+        print(json.dumps({**told, "key_variable": claude.KEY, "key_file": at.key_file}))
+    else:
+        form = claude.powershell if process.WINDOWS else claude.shell
+        print(form(env, at.key_file, words))
+
+
+def address(steps: Steps) -> Address:
+    """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
+    from . import gateways
+
+    given = steps.request
+    if given.many.url:
+        file = given.settings.api_key_file
+        return Address(
+            url=given.many.url.rstrip("/").removesuffix("/v1"),
+            key_file=str(file) if file else None,
+            advice="doit serve model=… starts a server",
+        )
+    from pipeline.serve import address
+
+    configured = require(steps)
+    told, _ = gateways.settings(configured)
+    asked = configured.wish.config or configured.wish.profile
+    return Address(
+        url=address.url(told.host, told.port),
+        key_file=told.api_key_file,
+        patterns=told.models,
+        advice=f"doit up starts what {asked} asks for, the gateway too where it has [gateway] "
+        "enable = true; doit gateway starts that alone",
+    )
+
+
+def start(env: Mapping[str, str], key: str, words: Sequence[str]) -> None:
+    """Claude Code in the user's terminal and folder, until it ends. Raises PipelineError."""
+    program = shutil.which(claude.PROGRAM)
+    if program is None:
+        raise PipelineError(
+            f"{claude.PROGRAM}: there is no such program on PATH",
+            "install Claude Code: npm install -g @anthropic-ai/claude-code",
+        )
+    kept = {name: value for name, value in os.environ.items() if name not in claude.DROPPED}
+    env = {**kept, **env, claude.KEY: key or claude.NO_KEY}
+    status = process.attached([program, *words], cwd=user_folder(), env=env)
+    if status:
+        raise PipelineError(f"{claude.PROGRAM} ended with {status}")

@@ -1,0 +1,49 @@
+"""The npm packages of this folder's lock file, installed once for all checkouts."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from filelock import FileLock
+
+from pipeline.core.paths import Home, cache
+
+HERE = Path(__file__).parent
+FILES = ("package.json", "package-lock.json")
+WORDS = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+
+
+def installed() -> Path:
+    """The folder that holds `node_modules`. The test is skipped where npm is not here."""
+    npm = shutil.which("npm")
+    if not (npm and shutil.which("node")):
+        pytest.skip("needs Node.js with npm")
+    content = b"".join((HERE / name).read_bytes() for name in FILES)
+    folder = cache(Home(REPOSITORY)) / "clients" / hashlib.sha256(content).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "done").exists():
+            for name in FILES:
+                shutil.copy(HERE / name, folder)
+            done = subprocess.run([npm, *WORDS], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm could not install the clients: {done.stderr.strip()[-300:]}")
+            (folder / "done").touch()
+    return folder
+
+
+def claude_code() -> Path:
+    """The folder of a program named `claude`: the package's own, of this platform.
+
+    Its install script, which is not run, would put the same file there.
+    """
+    packages = installed() / "node_modules" / "@anthropic-ai"
+    programs = [one for one in packages.glob("claude-code-*/claude*") if one.is_file()]
+    if not programs:
+        pytest.skip("Claude Code has no package for this platform")
+    return programs[0].parent

@@ -1,0 +1,74 @@
+"""What Claude Code is started with: decided and written without any server."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UsageError
+from pipeline.deploy.claude import (
+    DROPPED,
+    FAMILIES,
+    choose,
+    environment,
+    powershell,
+    shell,
+    too_small,
+)
+
+NAMES = ["chat", "small"]
+
+
+def test_which_model() -> None:
+    everything = dict.fromkeys(("", *FAMILIES), "chat")
+    assert choose(NAMES, {}, "") == everything
+    assert choose(NAMES, {"claude-haiku-*": "small"}, "") == {**everything, "haiku": "small"}
+    patterns = {"gpt-*": "chat", "claude-*": "small"}
+    assert set(choose(NAMES, patterns, "").values()) == {"small"}
+    assert choose(NAMES, patterns, "chat") == everything, "what is asked for wins"
+    with pytest.raises(UsageError, match="did you mean small"):
+        choose(NAMES, {}, "smal")
+
+
+def test_limits_fit_the_context() -> None:
+    models = choose(NAMES, {}, "")
+    env = environment("http://h:1", models, 40_000, {})
+    assert env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "40000"
+    assert env["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == "10000"
+    assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS" not in environment("http://h:1", models, None, {})
+    mine = environment("http://h:1", models, 40_000, {"API_TIMEOUT_MS": "5", "OTHER": "x"})
+    assert mine["API_TIMEOUT_MS"] == "5" and "OTHER" not in mine
+    assert too_small("chat", 16_384) and not too_small("chat", 32_768)
+    assert not too_small("chat", None)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+def test_the_lines_work_in_a_shell(tmp_path: Path) -> None:
+    key_file = tmp_path / "it's a ü" / "gateway key"
+    key_file.parent.mkdir()
+    key_file.write_text("# one\n\n  secret-key  \nother\n", encoding="utf-8")
+    claude = tmp_path / "claude"
+    claude.write_text('#!/bin/sh\nenv\nfor word in "$@"; do echo "word=$word"; done\n')
+    claude.chmod(0o755)
+    words = ["-p", "it's $HOME"]
+    text = shell({"ANTHROPIC_BASE_URL": "http://h:1"}, str(key_file), words)
+    assert "secret" not in text
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ANTHROPIC_API_KEY": "of somebody else"}
+    done = subprocess.run(["sh", "-c", text], env=env, capture_output=True, text=True, check=True)
+    told = done.stdout.splitlines()
+    assert "ANTHROPIC_AUTH_TOKEN=secret-key" in told
+    assert "ANTHROPIC_BASE_URL=http://h:1" in told
+    assert told[-2:] == ["word=-p", "word=it's $HOME"]
+    assert not any(line.startswith("ANTHROPIC_API_KEY=") for line in told)
+    assert "export ANTHROPIC_AUTH_TOKEN=none" in shell({}, None, [])
+
+
+def test_the_lines_for_powershell() -> None:
+    text = powershell({"ANTHROPIC_MODEL": "it's"}, r"C:\a b\key", ["-p", "hello"])
+    assert "$env:ANTHROPIC_MODEL = 'it''s'" in text
+    assert r"Get-Content 'C:\a b\key'" in text
+    assert text.endswith("claude '-p' 'hello'")
+    assert all(f"Env:{name}" in text for name in DROPPED)
