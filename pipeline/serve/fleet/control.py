@@ -266,7 +266,7 @@ def _publish(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
     with alone(at.path / "wanted.lock"):
         before, state = read_wanted(at), read_state(at)
         newest = max(before.asked if before else 0, state.asked if state else 0)
-        asked = max(newest + 1, int(time.time()))  # another one even where both files are lost
+        asked = max(newest + 1, time.time_ns())  # another one even where both files are lost
         wanted = replace(merged(at, wanted, names), asked=asked)
         write_wanted(at, wanted)
         return wanted
