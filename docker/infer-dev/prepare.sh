@@ -30,6 +30,7 @@ if ! setpriv --reuid=dev --regid=dev --init-groups test -w /soft/workspace; then
     echo "infer-dev: /soft/workspace belongs to user $(stat -Lc %u /soft/workspace), and dev, who is" \
         "$(id -u dev), may not write there" >&2
 fi
+[ -d /soft/app/llama-cpp ] || install -d -o dev -g dev /soft/app/llama-cpp
 for name in get-llama-cpp-pkg check-and-run-llama-cpp check-and-run-vllm; do
-    ln -sfn "/usr/local/bin/$name" "/soft/app/$name.sh"
+    ln -sfn "/usr/local/bin/$name" "/soft/app/llama-cpp/$name.sh"
 done

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bins import install
@@ -16,6 +17,9 @@ from pipeline.core.say import say
 BINS = "LLAMA_SERVER_BINS_DIR"
 IMAGES_OWN = "/opt/llama-cpp/bin"  # where docker/Dockerfile puts its programs
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
+# There these commands stand beside the programs, as NAME.sh.
+COMMANDS = ("get-llama-cpp-pkg", "check-and-run-llama-cpp", "check-and-run-vllm")
+ON_PATH = Path("/usr/local/bin")
 
 
 def target(home: Home, soft: Path = SOFT) -> Path:
@@ -28,8 +32,27 @@ def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
     place = target(home, soft)
     if soft.is_dir():
         archive = cached(archive, soft / "cache")
-    found = install.install(archive, place, home=home)
+        with _set_aside(place):
+            found = install.install(archive, place, home=home)
+    else:
+        found = install.install(archive, place, home=home)
     say(f"llama.cpp {found.version.removeprefix('version: ')} stands in {place}")
+
+
+@contextmanager
+def _set_aside(place: Path) -> Iterator[None]:
+    """Take the commands' links out of a folder that is replaced whole, and put them there again."""
+    links = {place / f"{name}.sh": ON_PATH / name for name in COMMANDS}
+    for link in links:
+        if link.is_symlink():
+            link.unlink()
+    try:
+        yield
+    finally:
+        for link, command in links.items():
+            if command.exists() and not link.exists():
+                place.mkdir(exist_ok=True)
+                link.symlink_to(command)
 
 
 def cached(archive: Path, folder: Path) -> Path:

@@ -178,7 +178,7 @@ def test_people_log_in_with_a_key_alone(image: Image, tmp_path: Path) -> None:
             "pixi --version; uv --version; node --version; npm --version; bun --version;"
             "python3 -c 'import sys; print(sys.version_info >= (3, 11))'; doit list -q | head -1;"
             "id -un; echo $GREETING $LLAMA_PIPELINE_HOME; touch /soft/app/new /soft/data/new;"
-            f"ls {' '.join(f'/soft/app/{one}' for one in COMMANDS)}; which {COMMANDS[0]}"
+            f"ls {' '.join(f'/soft/app/llama-cpp/{one}' for one in COMMANDS)}; which {COMMANDS[0]}"
         )
         assert status == 0, said
         lines = said.splitlines()
@@ -219,7 +219,7 @@ def test_the_entry_point_starts_servers(
             assert chat(f"http://127.0.0.1:{port}")
             status, said = it.ssh("doit ps config=$AUTO_INFER_LLAMA_CPP_CONFIG")
             assert status == 0 and "chat" in said, said
-            status, said = it.ssh("check-and-run-vllm.sh")
+            status, said = it.ssh("/soft/app/llama-cpp/check-and-run-vllm.sh")
             assert status == 3 and "AUTO_INFER_VLLM_CONFIG" in said, said
             it.init().terminate()
             it.process.wait(timeout=30)
