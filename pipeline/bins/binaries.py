@@ -14,6 +14,8 @@ from pipeline.core.paths import Home, absolute
 
 from .programs import program_file
 
+IMAGES_OWN = Path("/opt/llama-cpp/bin")  # where docker/Dockerfile puts its programs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binaries:
@@ -53,11 +55,14 @@ class Binaries:
 
 
 def external(home: Home) -> Binaries | None:
-    """The folder that LLAMA_SERVER_BINS_DIR names, if any. Raises UsageError."""
+    """The folder that LLAMA_SERVER_BINS_DIR names, if any; an installed package goes before a
+    container image's own. Raises UsageError."""
     chosen = os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
     if not chosen:
         return None
-    folder = absolute(chosen)
+    folder, installed = absolute(chosen), home.bins / "package" / "bin"
+    if folder == IMAGES_OWN and (installed / program_file("llama-server")).is_file():
+        folder = installed
     if not (folder / program_file("llama-server")).is_file():
         raise UsageError(
             f"LLAMA_SERVER_BINS_DIR={chosen}: there is no {program_file('llama-server')} in it",

@@ -52,9 +52,8 @@ def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
 
     def run(words: Sequence[str]) -> int:
         source = boot.source(os.environ, engine)
-        env = package.environment(os.environ, paths.home())
         command = container.doit("up", *source.words, *words)
-        become(command, env=container.for_doit(env), cwd=REPOSITORY)
+        become(command, env=container.for_doit(os.environ), cwd=REPOSITORY)
 
     return run
 

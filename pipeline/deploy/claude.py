@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 
@@ -62,6 +63,9 @@ def environment(
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
+    host = urlsplit(url).hostname or ""
+    for name in ("NO_PROXY", "no_proxy"):  # else the key would go to the proxy
+        told[name] = ",".join(filter(None, (given.get(name, ""), host)))
     if context:
         told["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(context)
         told["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(min(MOST_OUTPUT, context // 4))
@@ -80,7 +84,7 @@ def too_small(model: str, context: int | None) -> str:
 
 def shell(env: Mapping[str, str], key_file: str | None, words: Sequence[str]) -> str:
     """The lines for a POSIX shell. The key is read from its file when they are run."""
-    first = "awk 'NF && !/^[ \\t]*#/ {print $1; exit}'"
+    first = r"""awk '{gsub(/^[ \t\r]+|[ \t\r]+$/, "")} NF && !/^#/ {print; exit}'"""
     key = f'"$({first} {shlex.quote(key_file)})"' if key_file else NO_KEY
     lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     gone, command = " ".join(DROPPED), shlex.join([PROGRAM, *words])
@@ -116,8 +120,6 @@ def ask(url: str, key: str, advice: str) -> list[str]:
 
 def context_of(url: str, key: str, model: str) -> int | None:
     """The context of a model in tokens, where the server tells it."""
-    from urllib.parse import quote
-
     try:
         found = _get(f"{url}/props?model={quote(model, safe='')}", key, "")
     except PipelineError:  # another engine's, or one that does not run

@@ -55,11 +55,11 @@ def up(boot: Boot, environ: Mapping[str, str]) -> int:
 
 
 def prepared(boot: Boot, environ: Mapping[str, str]) -> dict[str, str]:
-    """Install the package that is asked for; the environment of all that is started then. Raises
+    """Install the package that is asked for; the environment of all that is started. Raises
     PipelineError."""
     if boot.package:
         package.get(Path(boot.package), paths.home())
-    return package.environment(environ, paths.home())
+    return dict(environ)
 
 
 def doit(*words: str) -> list[str]:
@@ -104,15 +104,18 @@ class Container:
 
     def stay(self, process: Process, patience: float = float("inf")) -> int:
         """Stay with a process; each signal is passed on to it, the first one stops the servers
-        too, and after `patience` seconds more it is killed."""
+        too, and after `patience` seconds more it is killed. Ctrl-C in a terminal is for a command
+        alone: it may only cancel a line."""
         told, deadline = 0, float("inf")
         while process.poll() is None:
             for number in self.stops[told:]:
-                if not told:
+                told += 1
+                if self.command and number == signal.SIGINT and os.isatty(0):
+                    continue
+                if self._stopping is None:
                     deadline = time.monotonic() + patience
                     self.begin_to_stop()
                 _pass_on(process, number)
-                told += 1
             if time.monotonic() > deadline:
                 process.kill()
             time.sleep(TICK)

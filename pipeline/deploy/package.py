@@ -1,9 +1,9 @@
-"""llama.cpp's programs in a container: an installed package goes before the image's own."""
+"""llama.cpp's programs in a container: a package is installed, and kept."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from pipeline.core.paths import Home
 from pipeline.core.publish import full_disk_is_an_error, part, publish_file
 from pipeline.core.say import say
 
-BINS = "LLAMA_SERVER_BINS_DIR"
-IMAGES_OWN = "/opt/llama-cpp/bin"  # where docker/Dockerfile puts its programs
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
 # There these commands stand beside the programs, as NAME.sh.
 COMMANDS = ("get-llama-cpp-pkg", "check-and-run-llama-cpp", "check-and-run-vllm")
@@ -72,14 +70,6 @@ def cached(archive: Path, folder: Path) -> Path:
                 shutil.copy2(archive, made)
                 publish_file(made, copy)
     return copy
-
-
-def environment(environ: Mapping[str, str], home: Home) -> dict[str, str]:
-    """The environment in which llama.cpp's programs are those of an installed package, if there is
-    one, and nobody named others."""
-    bins = install.default_target(home) / "bin"
-    ours = environ.get(BINS, "") == IMAGES_OWN and (bins / "llama-server").is_file()
-    return {**environ, **({BINS: str(bins)} if ours else {})}
 
 
 def _stamp(path: Path) -> tuple[int, int]:

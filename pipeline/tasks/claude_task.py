@@ -42,6 +42,8 @@ def run(steps: Steps, words: Sequence[str]) -> None:
     listed = claude.ask(at.url, key, at.advice)
     models = claude.choose(listed, at.patterns, next(iter(wish.names), ""))
     context = claude.context_of(at.url, key, models[""])
+    if context is None:
+        say(f"warning: {models['']} does not tell its context: Claude Code takes it for its own")
     if warning := claude.too_small(models[""], context):
         say(f"warning: {warning}")
     env = claude.environment(at.url, models, context, os.environ)

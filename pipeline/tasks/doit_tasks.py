@@ -28,6 +28,7 @@ from . import (
     undoing,
     verifying,
 )
+from .dashes import before_dashes, behind_dashes
 from .order import after_resolve, comes_first, lacks_model
 from .reporting import guarded, interrupt_on_termination, replace_closed_streams
 from .steps import Steps
@@ -59,7 +60,7 @@ def start() -> Steps:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
-    given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}
+    given = before_dashes(doit_cmd._CMDLINE_VARS or {})
     try:
         steps = Steps(request(given))
     except PipelineError as error:
@@ -195,7 +196,7 @@ def test() -> Task:
     """pytest in this environment, with what the tests need installed first."""
 
     def run(words: list[str]) -> TaskFailed | None:
-        return guarded(lambda: pytest(words))()
+        return guarded(lambda: pytest(behind_dashes(words)))()
 
     def pytest(words: list[str]) -> None:
         try:

@@ -9,6 +9,7 @@ from doit.exceptions import TaskFailed
 
 from pipeline.core.say import say
 
+from .dashes import behind_dashes
 from .many import ROUTER
 from .order import lacks_config
 from .reporting import guarded
@@ -75,7 +76,7 @@ def claude(steps: Steps) -> Task:
     def run(words: list[str]) -> TaskFailed | None:
         from . import claude_task
 
-        return guarded(lambda: claude_task.run(steps, words))()
+        return guarded(lambda: claude_task.run(steps, behind_dashes(words)))()
 
     lacks = "" if steps.request.many.url else lacks_config(steps)
     return {**task(lambda: None, lacks=lacks), "actions": [run], "pos_arg": "words"}

@@ -41,6 +41,8 @@ def test_limits_fit_the_context() -> None:
     assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS" not in environment("http://h:1", models, None, {})
     mine = environment("http://h:1", models, 40_000, {"API_TIMEOUT_MS": "5", "OTHER": "x"})
     assert mine["API_TIMEOUT_MS"] == "5" and "OTHER" not in mine
+    assert environment("http://h:1", models, None, {"NO_PROXY": "a"})["NO_PROXY"] == "a,h"
+    assert mine["no_proxy"] == "h", "the key is for nobody else"
     assert too_small("chat", 16_384) and not too_small("chat", 32_768)
     assert not too_small("chat", None)
 
@@ -49,7 +51,7 @@ def test_limits_fit_the_context() -> None:
 def test_the_lines_work_in_a_shell(tmp_path: Path) -> None:
     key_file = tmp_path / "it's a ü" / "gateway key"
     key_file.parent.mkdir()
-    key_file.write_text("# one\n\n  secret-key  \nother\n", encoding="utf-8")
+    key_file.write_bytes(b"# one\r\n\r\n  secret key\t\r\nother\r\n")
     claude = tmp_path / "claude"
     claude.write_text('#!/bin/sh\nenv\nfor word in "$@"; do echo "word=$word"; done\n')
     claude.chmod(0o755)
@@ -59,7 +61,7 @@ def test_the_lines_work_in_a_shell(tmp_path: Path) -> None:
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ANTHROPIC_API_KEY": "of somebody else"}
     done = subprocess.run(["sh", "-c", text], env=env, capture_output=True, text=True, check=True)
     told = done.stdout.splitlines()
-    assert "ANTHROPIC_AUTH_TOKEN=secret-key" in told
+    assert "ANTHROPIC_AUTH_TOKEN=secret key" in told
     assert "ANTHROPIC_BASE_URL=http://h:1" in told
     assert told[-2:] == ["word=-p", "word=it's $HOME"]
     assert not any(line.startswith("ANTHROPIC_API_KEY=") for line in told)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.deploy import package
-from pipeline.deploy.package import BINS, IMAGES_OWN
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 
@@ -33,15 +33,19 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "daten ü")
 
 
-def test_an_installed_one_goes_before_the_images_own(home: Home, tmp_path: Path) -> None:
-    own, nowhere = {BINS: IMAGES_OWN, "A": "b"}, tmp_path / "no such folder"
-    assert package.environment(own, home) == own
-    package.get(archive(tmp_path / "one.tgz", "1"), home, nowhere)
-    ours = str(home.bins / "package" / "bin")
-    assert package.environment(own, home) == {BINS: ours, "A": "b"}
-    named = {BINS: "/my/programs"}
-    assert package.environment(named, home) == named, "who names others gets them"
-    assert package.environment({}, home) == {}
+def test_an_installed_one_goes_before_the_images_own(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_SERVER_BINS_DIR", str(binaries.IMAGES_OWN))
+    package.get(archive(tmp_path / "one.tgz", "1"), home, tmp_path / "no such folder")
+    found = binaries.external(home)
+    assert found and found.folder == home.bins / "package" / "bin"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "llama-server").touch()
+    monkeypatch.setenv("LLAMA_SERVER_BINS_DIR", str(own))
+    found = binaries.external(home)
+    assert found and found.folder == own, "who names others gets them"
 
 
 def test_where_applications_live_it_is_cached(

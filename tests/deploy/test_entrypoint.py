@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
-from images import Machine
+from images import Machine, end_all
 
 from pipeline.serve import health
 
@@ -122,6 +124,58 @@ def test_a_command_that_does_not_stop_is_killed(machine: Machine) -> None:
         running.signal()
         assert running.end() == 128 + signal.SIGKILL
     assert not is_ready(port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="setsid gives it a terminal")
+def test_ctrl_c_is_for_the_command(shared: Path, built: Path, tmp_path: Path) -> None:
+    """It cancels a line; the servers go on, and so does the command."""
+    programs = next(path.parent for path in built.glob("*/llama-server"))
+    machine = Machine(shared, tmp_path / "home", {})
+    variables, port = toml(machine)
+    words = [sys.executable, "-m", "pipeline.deploy", "entrypoint", sys.executable, "-iq"]
+    ours, its = os.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *words],
+        env={**os.environ, **variables, "LLAMA_SERVER_BINS_DIR": str(programs)}
+        | {"LLAMA_PIPELINE_HOME": str(tmp_path / "home"), "TERM": "dumb"},
+        cwd=REPOSITORY,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    seen = b""
+
+    def says(text: bytes) -> bool:
+        nonlocal seen
+        while text not in seen and select.select([ours], [], [], 0)[0]:
+            seen += os.read(ours, 65536)
+        return text in seen
+
+    try:
+        wait_for(lambda: says(b">>> "), 90)
+        os.write(ours, b"\x03")
+        wait_for(lambda: says(b"KeyboardInterrupt"))
+        os.write(ours, b"print(6 * 7)\n")
+        wait_for(lambda: says(b"42"))
+        assert is_ready(port) and process.poll() is None
+        os.write(ours, b"exit(4)\n")
+        wait_for(lambda: says(b"stopped") and process.poll() is not None, 30)
+        assert process.returncode == 4
+        assert not is_ready(port)
+    finally:
+        end_all(process)
+        os.close(ours)
+
+
+def test_what_lies_in_the_working_folder_is_no_module(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(42)")
+    (tmp_path / "pipeline").mkdir()
+    if not (REPOSITORY / ".venv" / "bin" / "python").exists():
+        pytest.skip("the entry point runs in .venv, as ./doitw makes it")
+    entry = [str(REPOSITORY / "docker" / "entrypoint"), "echo", "hi"]
+    done = subprocess.run(entry, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "hi\n"
 
 
 def test_a_profile_in_the_foreground(machine: Machine) -> None:

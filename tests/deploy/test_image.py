@@ -20,8 +20,8 @@ import yaml
 from conftest import REPOSITORY, free_port, wait_for
 from images import Machine, buildah, config, end_all
 
+from pipeline.bins import binaries
 from pipeline.core.pins import pins
-from pipeline.deploy import package as packages
 from pipeline.serve import health
 
 DOCKER = REPOSITORY / "docker"
@@ -51,7 +51,7 @@ def test_the_compose_file_is_one() -> None:
 def test_the_dockerfile_fits_the_project() -> None:
     commits = set(re.findall(r"LLAMA_CPP_COMMIT=([0-9a-f]{40})", DOCKERFILE))
     assert commits == {pins().llama_cpp_commit}
-    assert f"LLAMA_SERVER_BINS_DIR={packages.IMAGES_OWN}" in DOCKERFILE
+    assert f"LLAMA_SERVER_BINS_DIR={binaries.IMAGES_OWN}" in DOCKERFILE
 
 
 def compose() -> Any:
@@ -62,12 +62,23 @@ def compose() -> Any:
 def test_the_services(name: str) -> None:
     service = compose()["services"][name]
     assert service["ports"] == ["${LLAMACPP_HOST_PORT:-11980}:8080"]
-    assert service["env_file"] == ["stack.env", "service.env"]
+    assert service["env_file"] == ["${STACK_ENV:-stack.env}", "${SERVICE_ENV:-service.env}"]
     assert service["volumes"][0] == "${LLM_CACHE_DIR:-models}:/models:${LLM_CACHE_MODE:-rw}"
     assert ("deploy" in service) == (name == "llama")
-    assert service.get("profiles") == (["cpu"] if name == "llama-cpu" else None)
+    assert service["profiles"] == (["cpu"] if name == "llama-cpu" else ["gpu"])
     assert service["build"]["target"] == "runtime"
-    json.loads(service["environment"]["AUTO_INFER_LLAMA_CPP_OVERRIDES"])
+
+
+def test_what_all_services_are_told() -> None:
+    """Servers and the gateway listen for others, and ask for the key."""
+    lines = (DOCKER / "stack.env").read_text(encoding="utf-8").splitlines()
+    told = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    listens = {"host": told["LLAMACPP_HOST_OVERRIDE"]}
+    listens["api_key_file"] = told["LLAMACPP_API_KEY_FILE_OVERRIDE"]
+    assert listens["host"] == "0.0.0.0"
+    for name in ("AUTO_INFER_LLAMA_CPP_OVERRIDES", "AUTO_INFER_VLLM_OVERRIDES"):
+        over = json.loads(told[name].strip("'"))
+        assert over == {"instance": {"server": listens}, "gateway": listens}
 
 
 def test_every_variable_of_the_compose_file_is_explained() -> None:

@@ -479,6 +479,8 @@ def test_vllm(write: Writer) -> None:
     assert server["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     env = {one["name"]: one for one in server["env"]}
     assert env["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "big-api-key"
+    looks = server["startupProbe"]
+    assert looks["failureThreshold"] * looks["periodSeconds"] >= 3600, "it downloads first"
     assert "doit" not in server["command"] and "api-key" not in " ".join(server["args"])
 
 
@@ -497,6 +499,7 @@ def test_vllm(write: Writer) -> None:
         ("[master]\nenable = false\n", [], "nothing to write"),
         (CHAT + 'ssl_key_file = "/k"\nssl_cert_file = "/c"\n', [], "TLS ends in front of the pods"),
         (CHAT + "metrics = false\n", ["replicas=1-4"], "the autoscaler"),
+        (CHAT + 'api_prefix = "/x"\n', [], "which no probe has"),
         (CHAT + 'extra_args = ["--host", "::1"]\n', [], "no Service could reach it"),
         (CHAT + 'extra_args = ["--api-key-file", "keys"]\n', [], "write api_key_file = "),
         (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as a text"),

@@ -129,6 +129,11 @@ def misled(instance: Instance, *, scales: bool) -> Iterator[str]:
         yield f"{instance.name}: --host {instance.host}: no Service could reach it; leave it out"
     if instance.api_key_file not in (None, KEY_FILE):
         yield f"{instance.name}: --api-key-file {instance.api_key_file}: write api_key_file = …"
+    if instance.engine == LLAMA_CPP and instance.prefix and instance.api_key_file:
+        yield (
+            f"{instance.name}: api_prefix: llama-server then wants the key for /health too, which "
+            "no probe has; leave it out, an Ingress rewrites paths"
+        )
     if instance.tls:
         yield f"{instance.name}: TLS ends in front of the pods"
 

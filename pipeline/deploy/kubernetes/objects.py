@@ -13,9 +13,9 @@ from .options import Options
 from .workload import Workload
 
 CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces that may ask
-PREPARING = 3600  # seconds that a download may take before a rollout counts as stuck
 UNKNOWN = 100 * pod.GIB  # of disk
 SPARE = 1.1
+PULLING = 600  # seconds for the image, before a rollout counts as stuck
 
 
 def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
             # An autoscaler's number is its own: written here, each apply would undo it.
             **({} if options.scales else {"replicas": least}),
             "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": loading + PREPARING,
+            "progressDeadlineSeconds": loading + pod.DOWNLOADING + PULLING,
             "strategy": several if most > 1 else {"type": "Recreate"},
             "selector": {"matchLabels": workload.labels},
             "template": pod.template(workload, options, checksum),

@@ -18,6 +18,7 @@ TOKEN = {"name": "huggingface", "key": "token"}  # a Secret that need not be the
 
 PERIOD = 5  # seconds between two looks at a server that starts or is ready
 DRAIN = 5  # seconds until no Service leads to a pod that ends
+DOWNLOADING = 3600  # seconds that a model may take to arrive
 GIB = 1024**3
 BESIDE = GIB // 2  # of memory, for the server itself
 WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
@@ -117,11 +118,12 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
 def probes(workload: Workload) -> dict[str, Any]:
     """`/health` is 503 while the model loads, and 200 also while the server is busy.
 
-    Loading may take `ready_timeout`; only then a pod is restarted. Afterwards it is restarted when
-    it has not answered for five minutes.
+    Loading may take `ready_timeout`, and vLLM's download before it an hour; only then a pod is
+    restarted. Afterwards it is restarted when it has not answered for five minutes.
     """
     health = {"httpGet": {"path": f"{workload.instance.prefix}/health", "port": "http"}}
-    looks = max(1, math.ceil(workload.instance.ready_timeout / PERIOD))
+    seconds = workload.instance.ready_timeout + (0 if workload.is_llama else DOWNLOADING)
+    looks = max(1, math.ceil(seconds / PERIOD))
     return {
         "startupProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=looks),
         "readinessProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=3),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
 
 import anyio
 import httpx2
@@ -17,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serve.fleet.state import Folder
+from pipeline.serve.keys import is_loopback
 
 from . import answers, counters
 from .answers import Refused
@@ -28,23 +32,34 @@ from .routing import PATHS
 from .settings import Gateway
 from .upstream import authorisation, client
 
-HERE = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"  # the only pages that may ask
+# The only pages that may ask.
+HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 METRICS_SECONDS = 2.0
 OPEN = ("/health", "/v1/health")  # without a key
+ODD_PATH = Refused(404, "there is no such path")
+ELSEWHERE = Refused(403, "a web page of another site may not ask; an API key lets its server in")
 NO_KEY = Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
 
 class Guard:
-    """Lets nothing through without a key but /health, and the page itself."""
+    """Lets nothing through without a key but /health, and the page itself; where there is no key,
+    no web page from elsewhere."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, file: str | None) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, settings: Gateway) -> None:
         self._app = app
         self._keys = keys
-        self._file = file
+        self._file = settings.api_key_file
+        self._is_local = is_loopback(settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Request(scope).headers
+            if not scope["path"].isprintable():
+                await answers.error(ODD_PATH, anthropic=False)(scope, receive, send)
+                return
+            if self._file is None and self._is_elsewhere(headers):
+                await answers.error(ELSEWHERE, anthropic=False)(scope, receive, send)
+                return
             allowed = self._file is None or self._keys.allow(self._file, headers)
             scope["allowed"] = allowed
             if not (allowed or scope["path"] in OPEN or is_open(scope)):
@@ -52,6 +67,23 @@ class Guard:
                 await answers.error(NO_KEY, anthropic=anthropic)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _is_elsewhere(self, headers: Mapping[str, str]) -> bool:
+        """Whether a page of another site asks: it says so, or its name was led to this machine."""
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if self._is_local and not (name == "localhost" or _is_address(name)):
+            return True
+        origin = headers.get("origin", "")
+        return bool(origin) and not HERE.fullmatch(origin) and urlsplit(origin).netloc != host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Own:
@@ -170,9 +202,12 @@ def app(at: Folder, settings: Gateway) -> Starlette:
         ],
         middleware=[
             Middleware(
-                CORSMiddleware, allow_origin_regex=HERE, allow_methods=["*"], allow_headers=["*"]
+                CORSMiddleware,
+                allow_origin_regex=HERE.pattern,
+                allow_methods=["*"],
+                allow_headers=["*"],
             ),
-            Middleware(Guard, keys=keys, file=settings.api_key_file),
+            Middleware(Guard, keys=keys, settings=settings),
         ],
         exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
         lifespan=lifespan,

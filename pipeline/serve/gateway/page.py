@@ -29,10 +29,11 @@ from .upstream import NOT_PASSED_BACK, kept
 
 # A file beside index.html, or in a folder of the page's own. No path of an API looks like it.
 FILE = (
-    r"(?:(?:_app|recommended-mcp)/(?:[\w-]+/)*)?"
-    r"[\w-][\w.-]*\.(?:html|js|css|json|ico|svg|png|webmanifest)"
+    r"(?:(?:_app|recommended-mcp)/(?:[\w-]{1,100}/){0,8})?"
+    r"[\w-][\w.-]{0,200}\.(?:html|js|css|json|ico|svg|png|webmanifest)"
 )
 ASKED_WITH = (b"accept-encoding", b"if-none-match")
+FILE_SECONDS = 5.0  # for each step: everyone may ask, so nothing may pile up
 LOOK_SECONDS = 0.5
 ALIVE_SECONDS = 15.0  # a feed says something so often, or what stands between would close it
 ROUTER = {
@@ -92,7 +93,8 @@ class Page:
         headers = [one for one in request.headers.raw if one[0].lower() in ASKED_WITH]
         headers.append((b"connection", b"close"))
         url = f"{target.instance.url}{request.scope['path']}"
-        sent = httpx2.Request("GET", url, headers=headers)
+        limits = {"timeout": httpx2.Timeout(FILE_SECONDS).as_dict()}
+        sent = httpx2.Request("GET", url, headers=headers, extensions=limits)
         try:
             answer = await self._proxy.client.send(sent, stream=True)
             try:
@@ -100,7 +102,7 @@ class Page:
                 body = b"".join([block async for block in answer.aiter_raw()])
             finally:
                 await answer.aclose()
-        except httpx2.TransportError:
+        except (httpx2.TransportError, httpx2.InvalidURL):
             return None
         if answer.status_code >= 400:  # 415: it has it packed only, and the client cannot unpack
             return None

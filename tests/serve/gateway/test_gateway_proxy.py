@@ -94,7 +94,7 @@ def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
     here.gateway()
     with socket.create_connection(("127.0.0.1", here.port)) as connection:
         connection.sendall(
-            b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100000001\r\n\r\n{"
+            b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000001\r\n\r\n{"
         )
         answer = b""
         while block := connection.recv(4096):
@@ -382,10 +382,45 @@ def test_only_pages_of_this_machine_get_answers(here: Site) -> None:
     for origin in ("http://evil.example", "http://localhost.evil.example", "null"):
         assert allow not in here.get(path, headers={"Origin": origin}).headers
         answer = here.post("/v1/chat/completions", {"model": "chat"}, headers={"Origin": origin})
-        assert allow not in answer.headers, "the instance's own is not passed on"
+        assert answer.status_code == 403 and allow not in answer.headers
+    assert not here.events("chat", "request"), "the model had no work of it"
+    assert here.get(path, headers={"Host": "evil.example"}).status_code == 403, (
+        "led to this machine"
+    )
+    assert here.get(path, headers={"Host": "localhost:1", "Origin": here.url}).status_code == 200
     asked = {"Origin": "http://localhost:1", "Access-Control-Request-Method": "POST"}
     answer = httpx2.options(f"{here.url}/v1/messages", headers=asked)
     assert answer.status_code == 200 and answer.headers[allow] == "http://localhost:1"
+
+
+def test_a_server_elsewhere_brings_the_key(here: Site) -> None:
+    """Its name and its origin do not matter then; a page still cannot read the answer."""
+    (here.path / "key").write_text("right\n")
+    here.upstream("chat")
+    here.gateway("--api-key-file", here.path / "key")
+    headers = {"Origin": "http://a.example", "Host": "a.example", "Authorization": "Bearer right"}
+    answer = here.post("/v1/chat/completions", {"model": "chat"}, headers=headers)
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/x.js%0A", "/v1/completions%0A", f"/{'a' * 60_000}.js"])
+def test_odd_paths_are_no_paths(here: Site, path: str) -> None:
+    here.upstream("chat")
+    here.gateway()
+    for method in ("GET", "POST"):
+        assert httpx2.request(method, here.url + path).status_code == 404
+    assert "Traceback" not in here.output()
+
+
+def test_a_hung_instance_holds_no_file_of_the_page(here: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as hung:
+        here.add("chat")
+        here.change("chat", port=hung.getsockname()[1])
+        here.gateway()
+        began = time.monotonic()
+        assert httpx2.get(f"{here.url}/bundle.js", timeout=30).status_code == 404
+        assert time.monotonic() - began > 1, "it was asked"
 
 
 @pytest.mark.parametrize(
