@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from pipeline.core.paths import Home, cache
 
-BASE = "docker.io/library/debian:bookworm-slim"  # what debian:bookworm-slim means
+BASE = "localhost/debian:bookworm-slim"  # a stand-in for the public one
 STORE = cache(Home(REPOSITORY)) / "tests" / "containers"
 LARGEST_STORE = 3_000_000_000  # bytes
 ISOLATION = ("--isolation", "chroot", "--network", "host")
@@ -67,7 +67,7 @@ def has(image: str) -> bool:
 
 
 def make_base() -> None:
-    """Debian as debootstrap makes it, under the name of the public image."""
+    """Debian as debootstrap makes it, in place of the public image."""
     if has(BASE):
         return
     with tempfile.TemporaryDirectory() as folder:

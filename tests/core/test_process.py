@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from core_tools import child, disk, finish, gone, line, wait_for
 
-from pipeline.core import process
+from pipeline.core import process, tied
 from pipeline.core.errors import PipelineError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -205,9 +205,9 @@ def test_a_stubborn_child_dies_with_a_parent_that_asked_for_it() -> None:
 def test_the_watcher_of_other_systems_does_the_same(program: list[str]) -> None:
     script = """
 import subprocess, sys, time
-from pipeline.core.process import _watch_from_outside
+from pipeline.core.tied import watch_from_outside
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
-_watch_from_outside(child)
+watch_from_outside(child)
 print(child.pid, child.stdout.readline().decode().strip(), flush=True)
 time.sleep(60)
 """
@@ -220,10 +220,11 @@ def test_the_watcher_ends_with_the_child_and_leaves_nothing_open() -> None:
     script = """
 import gc, subprocess, sys, warnings
 import psutil
-from pipeline.core.process import _watch_from_outside, running
+from pipeline.core.process import running
+from pipeline.core.tied import watch_from_outside
 warnings.simplefilter("always")
 with running(subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE)) as child:
-    _watch_from_outside(child)
+    watch_from_outside(child)
     assert len(psutil.Process().children()) == 2
 assert child.returncode == -15
 assert psutil.Process().children() == []
@@ -285,7 +286,7 @@ def test_ask_to_stop() -> None:
 @linux
 def test_a_child_born_after_its_parents_death_does_not_live() -> None:
     """The kernel tells nothing to a child that asks too late; it looks for itself."""
-    ask = process._die_with(1 << 30, killed=False)
+    ask = tied.die_with(1 << 30, killed=False)
     born = subprocess.Popen(["true"], preexec_fn=ask)
     assert born.wait() == 1
 

@@ -1,0 +1,69 @@
+"""A child lives no longer than this process, however this process ends.
+
+- Linux: the kernel kills it when its parent dies (`prctl(PR_SET_PDEATHSIG)`).
+- Windows: it belongs to a job object that ends with the last handle to it.
+- macOS and others: a small shell waits on a pipe that this process holds, and kills the child
+  when the pipe closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+from .errors import PipelineError
+
+
+def die_with(parent: int, killed: bool) -> Callable[[], None]:
+    """For the child, between fork and exec: ask the kernel to end it when its parent ends."""
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it, locks may be held
+    death = int(signal.SIGKILL if killed else signal.SIGTERM)
+
+    def ask() -> None:
+        prctl(1, death)  # PR_SET_PDEATHSIG of linux/prctl.h
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(1)
+
+    return ask
+
+
+def watch_from_outside(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child when the pipe that only this process holds open closes."""
+    watch = subprocess.Popen(
+        ["/bin/sh", "-c", 'cat >/dev/null; kill -KILL "$0" 2>/dev/null', str(process.pid)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    reap = process.wait
+
+    def wait(timeout: float | None = None) -> int:
+        code = reap(timeout)
+        watch.kill()  # before anybody else can get the child's number
+        watch.wait()
+        if watch.stdin:
+            watch.stdin.close()
+        return code
+
+    process.wait = wait  # type: ignore[method-assign]
+
+
+def put_in_job(process: subprocess.Popen[bytes]) -> None:
+    """Windows: the job is closed, and its processes end, when this process ends."""
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.CreateJobObjectW.restype = ctypes.c_void_p
+    job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
+    # JOBOBJECT_EXTENDED_LIMIT_INFORMATION is 144 bytes on 64-bit Windows; LimitFlags stands at
+    # byte 16 of it. 0x2000 is JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, 9 the class of the structure.
+    limits = (ctypes.c_uint32 * 36)()
+    limits[4] = 0x2000
+    handle = ctypes.c_void_p(int(process._handle))  # type: ignore[attr-defined,unused-ignore]
+    if not (
+        kernel.SetInformationJobObject(job, 9, ctypes.byref(limits), ctypes.sizeof(limits))
+        and kernel.AssignProcessToJobObject(job, handle)
+    ):
+        process.kill()
+        raise PipelineError("the process could not be put in a job object, so it was not started")
+    process.job = subprocess.Handle(job.value)  # type: ignore[attr-defined,unused-ignore]
