@@ -36,7 +36,7 @@ def main() -> None:
         print(f"up, {count} instances        {time.monotonic() - began:8.2f} s")
         time.sleep(2)
         supervisor = fleet.supervisor()
-        keepers = marker.marked(fleet.at.marker)[fleet.at.marker]
+        keepers = marker.marked(fleet.at)[fleet.at.marker]
         before = [sum(one.cpu_times()[:2]) for one in keepers]
         time.sleep(seconds)
         after = [sum(one.cpu_times()[:2]) for one in keepers]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
 
-from pipeline.serve.fleet import control, looking, marker
+from pipeline.serve.fleet import control, looking, marker, standing
 from pipeline.serve.fleet.policy import Pace
 from pipeline.serve.fleet.state import Folder, Seen, Wanted, read_state
 from pipeline.serve.instance import Instance
@@ -95,14 +95,14 @@ class Fleet:
             raise AssertionError(f"{name} is no {states}: {self.state()}\n{self.log()}") from None
 
     def supervisor(self) -> psutil.Process:
-        state = control.living(self.at)
+        state = standing.living(self.at)
         assert state is not None, self.log()
         return psutil.Process(state.pid)
 
     def kill_supervisor(self) -> None:
         process = self.supervisor()
         process.send_signal(signal.SIGKILL)
-        wait_for(lambda: not control.living(self.at))
+        wait_for(lambda: not standing.living(self.at))
 
     def log(self) -> str:
         return self.at.log.read_text("utf-8") if self.at.log.exists() else ""
@@ -111,16 +111,16 @@ class Fleet:
         return {row.name: row for row in looking.ps(self.at)}
 
     def processes(self) -> list[psutil.Process]:
-        return [one for found in marker.marked(self.at.marker).values() for one in found]
+        return [one for found in marker.marked(self.at).values() for one in found]
 
     def servers(self) -> list[psutil.Process]:
-        found = marker.marked(self.at.marker)
+        found = marker.marked(self.at)
         return [one for value, processes in found.items() if "/" in value for one in processes]
 
     def nothing_left(self) -> None:
         """No process, no port, no lock."""
         wait_for(lambda: not self.processes(), 5)
-        assert not control.is_running(self.at)
+        assert not standing.is_running(self.at)
         for one in self.instances:
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", one.port)) != 0, f"{one.port} is in use"
@@ -133,7 +133,7 @@ def fleet_at(path: Path) -> Iterator[Fleet]:
         yield fleet
     finally:
         for _ in range(3):
-            marker.end(fleet.at.marker, lambda value: True, [os.getpid()])
+            marker.end(fleet.at, lambda value: True, [os.getpid()])
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -78,3 +80,24 @@ def test_no_two_test_files_have_the_same_name() -> None:
     """pytest takes them for one."""
     names = [path.name for path in (REPOSITORY / "tests").rglob("*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no blank ones, comments, docstrings or imports."""
+    text = path.read_text(encoding="utf-8")
+    without: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+            without |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate((line.strip() for line in text.splitlines()), start=1)
+    return sum(bool(x) and not x.startswith("#") and n not in without for n, x in lines)
+
+
+def test_the_supervisor_stays_small() -> None:
+    """Else one of the ready-made ones would be the better choice."""
+    fleet = REPOSITORY / "pipeline" / "serve" / "fleet"
+    names = ("supervisor", "keeper", "policy", "child", "marker", "warden")
+    counts = {name: code_lines(fleet / f"{name}.py") for name in names}
+    assert min(counts.values()) > 5, "the count counts"
+    assert sum(counts.values()) < 400, counts

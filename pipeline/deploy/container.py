@@ -21,7 +21,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import WINDOWS, Process, become, start_attached
 from pipeline.core.say import say
-from pipeline.serve.fleet import control, state
+from pipeline.serve.fleet import control, standing, state
 from pipeline.serve.fleet.state import ENDED, FAILED, Folder
 from pipeline.serve.service import service
 from pipeline.serve.stopping import asked_to_stop
@@ -202,11 +202,11 @@ def _status(process: Process) -> int:
 def _seen(at: Folder) -> tuple[state.Seen, ...]:
     """The servers of a configuration; none where they were stopped by hand. Raises
     PipelineError where their supervisor is gone."""
-    if found := control.living(at):
+    if found := standing.living(at):
         return found.instances
     wanted = state.read_wanted(at)
     if wanted and not wanted.instances:
         return ()
-    if control.is_running(at):
+    if standing.is_running(at):
         return (state.Seen(name="", state=state.WAITING),)
     raise PipelineError("the supervisor is gone, and the servers with it", f"its log is {at.log}")

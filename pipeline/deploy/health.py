@@ -9,7 +9,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.serve import health
 from pipeline.serve.config import named
-from pipeline.serve.fleet import control, state
+from pipeline.serve.fleet import standing, state
 from pipeline.serve.fleet.state import EXITED, STOPPED, Folder
 from pipeline.serve.instance import Instance
 
@@ -23,7 +23,7 @@ LOOPBACK = ("localhost", "::1")
 def ask(environ: Mapping[str, str]) -> list[str]:
     """What is wrong with the servers; nothing where each answers. Raises PipelineError."""
     home = paths.home()
-    up = [at for at in state.folders(home) if control.living(at)]
+    up = [at for at in state.folders(home) if standing.living(at)]
     servers = [one for at in up for one in running(at)]
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:

@@ -10,8 +10,8 @@ from pipeline.core.process import LAST_LINES, Process, lines_of
 
 
 def pumped(process: Process, *sinks: Callable[[str], object]) -> threading.Thread:
-    """A thread that hands each line of its output to each of `sinks`. A closed terminal or a full
-    disk must not stop it: an unread pipe would stop the server."""
+    """A thread that hands each line of its output to each of `sinks`, and closes the pipe at its
+    end. A closed terminal or a full disk must not stop it: an unread pipe would stop the server."""
 
     def pump() -> None:
         with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
@@ -19,6 +19,8 @@ def pumped(process: Process, *sinks: Callable[[str], object]) -> threading.Threa
                 for sink in sinks:
                     with contextlib.suppress(OSError, ValueError):
                         sink(line)
+            if process.stdout:
+                process.stdout.close()
 
     thread = threading.Thread(target=pump, daemon=True)
     thread.start()

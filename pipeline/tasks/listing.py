@@ -75,9 +75,9 @@ def logs(steps: Steps) -> None:
 
 def is_over(at: Folder) -> bool:
     """Whether nobody writes to its logs any more."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.fleet import standing
 
-    return not control.is_running(at)
+    return not standing.is_running(at)
 
 
 def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
@@ -129,13 +129,13 @@ def folders(steps: Steps) -> list[Folder]:
         if steps.configured and not at.wanted.exists():
             _ = steps.configured.configuration  # neither was it ever up, nor can it be read?
         return [at]
-    from pipeline.serve.fleet import control, marker
+    from pipeline.serve.fleet import marker, standing
 
-    marked = {marker.of(value) for value in marker.everywhere()}
+    marked = marker.everywhere()
     return [
         at
         for at in state.folders(steps.home)
-        if at.marker in marked or control.is_running(at) or control.is_left(at)
+        if at.marker in marked or standing.is_running(at) or standing.is_left(at)
     ]
 
 

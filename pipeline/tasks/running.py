@@ -92,11 +92,11 @@ def up(steps: Steps) -> None:
 
 def require_own_logs(steps: Steps, at: Folder, asked: Wanted) -> None:
     """Raise UsageError where servers of another configuration write to a log of these."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.fleet import standing
 
     taken: dict[str, str] = {}
     for other in state.folders(steps.home):
-        if other != at and (there := state.read_wanted(other)) and control.is_running(other):
+        if other != at and (there := state.read_wanted(other)) and standing.is_running(other):
             taken |= {one.log_file: there.config for one in there.instances}
     wrong = [
         f"{one.name}: {one.log_file} is written by a server of {taken[one.log_file]}"
@@ -134,14 +134,12 @@ def serve(steps: Steps) -> None:
 
 def as_launch(instance: Instance, at: Folder) -> Launch:
     """The instance for the foreground: without the mark of those that a supervisor may end."""
-    from pipeline.serve.fleet import marker
-    from pipeline.serve.fleet.child import environment
+    from pipeline.serve.fleet.environment import environment
 
-    env = environment(instance, at)
     return Launch(
         executable=Path(instance.executable),
         arguments=instance.cmd,
-        env={name: value for name, value in env.items() if name != marker.VARIABLE},
+        env=environment(instance, at),
         host=instance.host,
         port=instance.port,
         log=Path(instance.log_file),
@@ -199,14 +197,14 @@ def first_line(reason: str) -> str:
 
 def stay(at: Folder, instances: Sequence[Instance]) -> None:
     """Stay with those that are not for the background, until they end; a stop ends them."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.fleet import control, standing
 
     if not instances:
         return
     names = [one.name for one in instances]
     try:
         say(f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}")
-        while there := control.living(at):
+        while there := standing.living(at):
             seen = [one for one in there.instances if one.name in names]
             if all(one.state in ENDED for one in seen):
                 break

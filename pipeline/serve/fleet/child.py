@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from datetime import datetime
 from pathlib import Path
@@ -12,16 +11,15 @@ from threading import Event, Thread
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, ask_to_stop, end_group, group_is_empty, shown, start
 from pipeline.serve.health import require_free
-from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
-from pipeline.serve.launch import clean_environment
+from pipeline.serve.instance import Instance
 from pipeline.serve.output import pumped, quoted
 
 from . import asking, marker
+from .environment import environment
 from .logfile import Log
 from .policy import Pace
 from .state import Folder
 
-VLLM_KEY = "VLLM_API_KEY"  # an inherited one would be asked for, and nobody knows it
 LONGEST_LINE = 500  # characters, of what is quoted in a message
 
 
@@ -36,12 +34,13 @@ class Child:
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
         self.log, self.over = Log(Path(instance.log_file), pace.log_bytes), Event()
-        self._by_launcher = instance.engine == VLLM  # such as pixi, that ends before its server
-        self._group_may_end = False
+        self._was_asked = False
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(instance.command)}")
+        # Programs that change their title write it over their environment, unless told not to.
+        mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
         self.process = start(
             instance.command,
-            env=environment(instance, at),
+            env=environment(instance, at) | mark,
             cwd=Path(instance.folder),
             own_group=True,
             killed_with_us=True,
@@ -63,51 +62,27 @@ class Child:
         self.news.set()
 
     def status(self) -> int | None:
-        """Its exit status once it has ended; then what is left of its group is killed."""
+        """Its exit status once it has ended; then what is left of its group is killed. Who was
+        asked to stop ends with its group: a launcher such as pixi ends before its server."""
         if self.process.poll() is None:
             return None
-        if self._group_may_end and not group_is_empty(self.process):
+        if self._was_asked and not group_is_empty(self.process):
             return None
         end_group(self.process)
         return self.process.wait()
 
     def ask_to_stop(self) -> None:
-        self._group_may_end = self._by_launcher
+        self._was_asked = True
         with contextlib.suppress(OSError):
-            ask_to_stop(self.process, group=self._by_launcher)
+            ask_to_stop(self.process, group=True)
 
     def kill(self) -> None:
-        self._group_may_end = False
-        with contextlib.suppress(OSError):
-            self.process.kill()
+        self._was_asked = False  # there is nothing more to wait for
         end_group(self.process)
 
     def finish(self) -> str:
         """Close what belonged to it; its last lines, to be quoted."""
         self.over.set()
-        self._pump.join(timeout=1)
-        if self._pump.is_alive():  # who moved away holds the pipe
-            Thread(target=self._close, daemon=True).start()
-        else:
-            self._close()
-        return quoted(self.last)
-
-    def _close(self) -> None:
-        self._pump.join()
+        self._pump.join(timeout=1)  # longer only where somebody who moved away holds the pipe
         self.log.close()
-        if self.process.stdout:
-            self.process.stdout.close()
-
-
-def environment(instance: Instance, at: Folder) -> dict[str, str]:
-    """What the server is started with: inherited, without what would change the launch unseen."""
-    env = {name: value for name, value in os.environ.items() if name != VLLM_KEY}
-    if instance.engine == LLAMA_CPP:
-        config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
-        config.mkdir(parents=True, exist_ok=True)
-        env = clean_environment(env, config)
-    elif word := asking.key(instance):
-        env[VLLM_KEY] = word
-    # Programs that change their title write it over their environment, unless told not to.
-    ours = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
-    return {**env, **instance.env, **ours}
+        return quoted(self.last)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from errno import ENOSPC, EROFS
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY
@@ -23,6 +22,7 @@ from pipeline.serve.instance import Instance
 
 from . import marker
 from .policy import Pace
+from .standing import LOCK_SECONDS, is_running, living
 from .state import (
     ENDED,
     READY,
@@ -31,7 +31,6 @@ from .state import (
     STOPPING,
     Folder,
     Seen,
-    State,
     Wanted,
     by_name,
     read_state,
@@ -44,43 +43,8 @@ LOOK_SECONDS = 0.05
 STARTS = 3  # of a supervisor that ends by itself
 GRACE_SECONDS = 5.0
 TAKEN_SECONDS = 10.0  # for a supervisor that lives to see what is wanted
-LOCK_SECONDS = 0.03  # two that look at a lock do not take each other for a supervisor
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone, once it has let go of its lock
 Report = Callable[[Instance, Seen], None]
-
-
-def is_running(at: Folder) -> bool:
-    """Whether a supervisor holds the lock."""
-    from filelock import FileLock, Timeout
-
-    if not at.lock.exists():
-        return False
-    try:
-        with FileLock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
-            return False
-    except Timeout:
-        return True
-    except OSError as error:
-        if error.errno in (EROFS, ENOSPC):
-            return living(at) is not None
-        raise PipelineError(f"{at.lock}: {error.strerror}", "move it out of the way") from None
-
-
-def living(at: Folder) -> State | None:
-    """What the supervisor last wrote, if it is the one that lives. One in the foreground carries no
-    marker, so where the clock was set it is known by its lock."""
-    state = read_state(at)
-    is_it = state and (
-        marker.is_it(state.pid, state.started, at.marker) or marker.has_open(state.pid, at.lock)
-    )
-    return state if is_it else None
-
-
-def is_left(at: Folder) -> bool:
-    """Whether something that is wanted was there when the supervisor last wrote."""
-    wanted, state = read_wanted(at), read_state(at)
-    names = by_name(wanted.instances) if wanted else {}
-    return any(x.name in names and x.state not in ENDED for x in (state.instances if state else ()))
 
 
 def merged(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:

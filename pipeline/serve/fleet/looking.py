@@ -12,7 +12,7 @@ from pipeline.core.process import capture
 from pipeline.serve.instance import Instance
 
 from . import asking, marker
-from .control import living
+from .standing import living
 from .state import ENDED, READY, STOPPED, Folder, Seen, by_name, read_state, read_wanted
 
 LOST = "lost"  # it was there when the supervisor last wrote, and is not, or has no supervisor
@@ -49,14 +49,14 @@ def ps(at: Folder) -> list[Row]:
     instances = by_name(wanted.instances) if wanted else {}
     seen = {one.name: one for one in state.instances} if state else {}
     is_kept = living(at) is not None
-    processes = marker.marked(at.marker)
+    processes = marker.marked(at)
     on_cards = gpu_memory() if seen else {}
     rows: list[Row] = []
 
     def add(instance: Instance) -> None:
         one = seen.get(instance.name) or Seen(name=instance.name, state=STOPPED)
         what = one.state
-        is_there = marker.is_it(one.pid, one.started, marker.server(at.marker, one.name))
+        is_there = marker.find(one.pid, one.started, marker.server(at.marker, one.name))
         if what not in ENDED and (not is_kept or (one.pid is not None and not is_there)):
             what = LOST
         speed = None

@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import psutil
 
@@ -17,6 +16,7 @@ from .state import Folder, read_state
 
 VARIABLE = "LLAMA_PIPELINE_FLEET"
 PATIENCE = 2.0  # seconds, for what is killed to be gone
+Found = dict[str, list[psutil.Process]]  # by the variable's value
 
 
 def server(marker: str, name: str) -> str:
@@ -25,28 +25,32 @@ def server(marker: str, name: str) -> str:
     return f"{marker}/{name}"
 
 
-def everywhere() -> dict[str, list[psutil.Process]]:
-    """The living processes of all configurations and of this user, by the variable's value."""
-    found: dict[str, list[psutil.Process]] = {}
+def everywhere() -> dict[str, Found]:
+    """The living processes of this user, by the configuration's marker."""
+    found: dict[str, Found] = {}
     with contextlib.suppress(OSError):  # no file can be opened any more
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if (value := _value(process)) and _is_ours(process):
-                    found.setdefault(value, []).append(process)
+                    of_one = found.setdefault(value.partition("/")[0], {})
+                    of_one.setdefault(value, []).append(process)
     return found
 
 
-def marked(marker: str) -> dict[str, list[psutil.Process]]:
-    """Those of one configuration."""
-    return {value: them for value, them in everywhere().items() if of(value) == marker}
+def marked(at: Folder) -> Found:
+    """Those of one configuration. A server whose environment cannot be read (it may have rights
+    that we lack) is known by what the supervisor wrote of it."""
+    found, state = everywhere().get(at.marker, {}), read_state(at)
+    for one in state.instances if state else ():
+        value = server(at.marker, one.name)
+        process = find(one.pid, one.started, value)
+        with contextlib.suppress(psutil.Error):
+            if process and process not in found.get(value, []) and _is_ours(process):
+                found.setdefault(value, []).append(process)
+    return found
 
 
-def of(value: str) -> str:
-    """The configuration's marker in the variable's value."""
-    return value.partition("/")[0]
-
-
-def end(marker: str, which: Callable[[str], bool], spare: Iterable[int] = ()) -> int:
+def end(at: Folder, which: Callable[[str], bool], spare: Iterable[int] = ()) -> int:
     """Kill every process whose value of the variable is one of `which`, until none is left.
 
     Returns how many there were.
@@ -54,12 +58,8 @@ def end(marker: str, which: Callable[[str], bool], spare: Iterable[int] = ()) ->
     ended: set[int] = set()
     deadline, kept = time.monotonic() + PATIENCE, set(spare)
     while time.monotonic() < deadline:
-        found = [
-            process
-            for value, processes in marked(marker).items()
-            for process in processes
-            if which(value) and process.pid not in kept
-        ]
+        meant = [them for value, them in marked(at).items() if which(value)]
+        found = [one for them in meant for one in them if one.pid not in kept]
         if not found:
             break
         for process in found:
@@ -73,19 +73,9 @@ def end(marker: str, which: Callable[[str], bool], spare: Iterable[int] = ()) ->
 def end_all(at: Folder, *, keepers: bool = False, spare: Iterable[int] = ()) -> int:
     """Kill every server of a configuration, with `keepers` the supervisor and the warden too.
 
-    A server whose environment cannot be read is known by what the supervisor wrote of it. Returns
-    how many there were.
+    Returns how many there were.
     """
-    count = end(at.marker, lambda value: keepers or "/" in value, spare)
-    state = read_state(at)
-    for one in state.instances if state else ():
-        if is_it(one.pid, one.started, server(at.marker, one.name)):
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(one.pid)
-                if _is_ours(process):
-                    process.kill()
-                    count += 1
-    return count
+    return end(at, lambda value: keepers or "/" in value, spare)
 
 
 def start_time(pid: int) -> float:
@@ -95,25 +85,15 @@ def start_time(pid: int) -> float:
     return time.time()
 
 
-def is_it(pid: int | None, started: float | None, value: str) -> bool:
-    """Whether the process `pid` lives and is the one that began at `started`, or has the
-    variable's `value`: a clock that was set moves all start times."""
-    if pid is None or started is None:
-        return False
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return abs(process.create_time() - started) < 2 or _value(process) == value
-    except (psutil.Error, OSError):
-        return False
-
-
-def has_open(pid: int, path: Path) -> bool:
-    """Whether the process `pid` lives and has that file open."""
+def find(pid: int | None, started: float | None, value: str) -> psutil.Process | None:
+    """The process `pid`, if it lives and is the one that began at `started`, or has the variable's
+    `value`: a clock that was set moves all start times."""
     with contextlib.suppress(psutil.Error, OSError):
-        return any(path.samefile(one.path) for one in psutil.Process(pid).open_files())
-    return False
+        process = psutil.Process(pid) if pid and started else None
+        if process and process.status() != psutil.STATUS_ZOMBIE:
+            is_it = abs(process.create_time() - (started or 0)) < 2 or _value(process) == value
+            return process if is_it else None
+    return None
 
 
 def _value(process: psutil.Process) -> str:

@@ -1,6 +1,6 @@
 """The one process that keeps the servers of a configuration.
 
-    python -m pipeline.serve.fleet.supervisor FOLDER [PACE]
+    python -m pipeline.serve.fleet.supervisor FOLDER PACE
 
 It reads what is wanted whenever that file changes, makes it so, and writes what is there. It ends
 when nothing is wanted any more, or when it is asked to; its servers never outlive it. PACE is a
@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from threading import Event
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.process import Process, ends_within, start_detached
+from pipeline.core.process import Process, allow_many_files, start_detached
 from pipeline.serve.instance import Instance
 from pipeline.serve.stopping import asked_to_stop
 
@@ -35,8 +36,7 @@ from .logfile import Log
 from .policy import Pace
 from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
 
-RETRY_SECONDS = 1.0  # where the state could not be written, or the warden is gone
-WARDEN_SECONDS = 3.0  # to end, once we do
+WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
 Stamp = tuple[int, int, int] | None
 Changed = Callable[[Instance, Seen], None]
@@ -55,8 +55,8 @@ class Supervisor:
         self.warden: Process | None = None
         self._read: Stamp = None
         self._wrote: tuple[State, Stamp] | None = None
-        self._next_write = self._next_warden = 0.0
-        self._started = marker.start_time(os.getpid())
+        self._next_warden = 0.0
+        self._we = State(pid=os.getpid(), started=marker.start_time(os.getpid()), asked=0)
         self._lock = at.lock.stat().st_ino
 
     def run(self) -> None:
@@ -68,13 +68,9 @@ class Supervisor:
                     self.news.wait(self.pace.tick)
                     self.news.clear()
         finally:  # nothing is left even where we fail
-            for keeper in self.keepers.values():
-                keeper.kill(time.monotonic())
             marker.end_all(self.at)
-            if self.warden and self.warden.stdin:
-                self.warden.stdin.close()
-                if not ends_within(self.warden, WARDEN_SECONDS):
-                    self.warden.kill()
+            if self.warden:
+                self.warden.kill()
 
     def tried(self, stops: list[int]) -> bool:
         """One step. One that goes wrong is tried again: the servers need not end for it."""
@@ -94,7 +90,7 @@ class Supervisor:
         self.go_on(now)
         over = all(keeper.is_over for keeper in self.keepers.values())
         done = over and not self.wanted.instances
-        self.publish(now, last=done)
+        self.publish()
         if done:
             self.say("asked to stop" if stops else "nothing is wanted any more")
         return not done
@@ -109,17 +105,14 @@ class Supervisor:
 
     def is_replaced(self) -> bool:
         """Whether somebody removed the folder, and with it the lock: another one may begin."""
-        try:
-            return self.at.lock.stat().st_ino != self._lock
-        except FileNotFoundError:
-            return True
-        except OSError:  # the disk itself is gone
-            return False
+        with contextlib.suppress(OSError):  # the disk itself may be gone
+            return not self.at.lock.exists() or self.at.lock.stat().st_ino != self._lock
+        return False
 
     def watch_warden(self, now: float) -> None:
         if now < self._next_warden or (self.warden and self.warden.poll() is None):
             return
-        self._next_warden = now + RETRY_SECONDS
+        self._next_warden = now + WARDEN_SECONDS
         words = [sys.executable, "-m", "pipeline.serve.fleet.warden", str(self.at.path)]
         env = os.environ | {marker.VARIABLE: self.at.marker}
         try:
@@ -155,52 +148,39 @@ class Supervisor:
 
     def go_on(self, now: float) -> None:
         """What has ended is settled, with all that it left behind; whose turn it is begins."""
-        found = {name: keeper.look(now) for name, keeper in self.keepers.items()}
-        ends = {name: end for name, end in found.items() if end}
+        ends = {name: end for name, keeper in self.keepers.items() if (end := keeper.look(now))}
         if ends:
             values = {marker.server(self.at.marker, name) for name in ends}
-            marker.end(self.at.marker, values.__contains__)
+            marker.end(self.at, values.__contains__)
         for name, end in ends.items():
             self.keepers[name].settle(end, time.monotonic())
         most = self.wanted.max_loading or len(self.keepers)
         keepers = self.keepers.values()
         ports = {keeper.instance.port for keeper in keepers if keeper.unwanted and keeper.child}
-        for keeper in [self.keepers[name] for name in self.wanted_order()]:
+        for keeper in [self.keepers[one.name] for one in self.wanted.instances]:
             loading = sum(one.seen.state == LOADING for one in keepers)
             free = keeper.instance.port not in ports  # else whoever had it is about to go
             if keeper.seen.state == WAITING and free and loading < most:
                 keeper.begin(time.monotonic())
 
-    def wanted_order(self) -> list[str]:
-        return [one.name for one in self.wanted.instances]
-
-    def publish(self, now: float, last: bool) -> None:
-        """Tell and write what is there, if it is news; again later where it cannot be written."""
-        ordered = dict.fromkeys([*self.wanted_order(), *self.keepers])
-        seen = {name: self.keepers[name].seen for name in ordered}
-        for name, one in seen.items():
-            before = self.told.get(name)
-            if before != one:
-                news = one.reason if before is None or before.reason != one.reason else ""
-                self.say(f"{name}: {one.state}{news and f': {news}'}")
+    def publish(self) -> None:
+        """Tell and write what is there, if it is news; again where it cannot be written."""
+        for name in by_name(self.wanted.instances) | self.keepers:
+            before, now = self.told.get(name), self.keepers[name].seen
+            if before != now:
+                self.told[name] = now
+                news = now.reason if before is None or before.reason != now.reason else ""
+                self.say(f"{name}: {now.state}{news and f': {news}'}")
                 with contextlib.suppress(OSError, ValueError):  # whom it is told to is gone
-                    self.changed(self.keepers[name].instance, one)
-        self.told = seen
-        state = State(
-            pid=os.getpid(),
-            started=self._started,
-            asked=self.wanted.asked,
-            instances=tuple(seen.values()),
-        )
-        is_news = (state, _stamp(self.at.state)) != self._wrote
-        if not is_news or (now < self._next_write and not last):
-            return
-        try:
-            write_state(self.at, state)
-            self._wrote = state, _stamp(self.at.state)
-        except OSError as error:
-            self._next_write = now + RETRY_SECONDS
-            self.say(f"{self.at.state}: {error.strerror}; tried again")
+                    self.changed(self.keepers[name].instance, now)
+        seen = tuple(self.told[name] for name in by_name(self.wanted.instances) | self.keepers)
+        state = replace(self._we, asked=self.wanted.asked, instances=seen)
+        if (state, _stamp(self.at.state)) != self._wrote:
+            try:
+                write_state(self.at, state)
+                self._wrote = state, _stamp(self.at.state)
+            except OSError as error:
+                self.say(f"{self.at.state}: {error.strerror}; tried again")
 
     def say(self, text: str) -> None:
         """Into the log; what is tried again and again is said once."""
@@ -220,7 +200,7 @@ def _stamp(path: Path) -> Stamp:
 
 def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: None) -> bool:
     """Be the supervisor, in the main thread. False where there is another one."""
-    _allow_many_files()
+    allow_many_files()  # each server takes a pipe, a log and now and then a connection
     lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
     try:
         with lock:
@@ -230,18 +210,8 @@ def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: 
     return True
 
 
-def _allow_many_files() -> None:
-    """Each server takes a pipe, a log and now and then a connection."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # not on Windows
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def main() -> None:
-    pace = Pace(**json.loads(sys.argv[2])) if len(sys.argv) > 2 else Pace()
-    supervise(Folder(Path(sys.argv[1])), pace)
+    supervise(Folder(Path(sys.argv[1])), Pace(**json.loads(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.serve.fleet import control, looking, marker, state
+from pipeline.serve.fleet import control, looking, marker, standing, state
 from pipeline.serve.fleet.state import FAILED, LOADING, READY, STOPPED, Wanted
 from pipeline.serve.instance import Instance
 from pipeline.tasks import listing
@@ -108,7 +108,7 @@ def test_killed_with_its_warden(fleet: Fleet, tmp_path: Path) -> None:
     for end in (lambda: fleet.up(a), fleet.down):
         fleet.up(a)
         server, elsewhere = fleet.pids()["a"] or 0, grandchild(note)
-        keepers = marker.marked(fleet.at.marker)[fleet.at.marker]
+        keepers = marker.marked(fleet.at)[fleet.at.marker]
         assert len(keepers) == 2
         for process in sorted(keepers, key=lambda one: one.pid, reverse=True):
             process.kill()  # the warden first
@@ -123,7 +123,7 @@ def test_a_killed_warden_is_replaced(fleet: Fleet, tmp_path: Path) -> None:
     fleet.up(stand_in(tmp_path, "a"))
 
     def warden() -> psutil.Process | None:
-        keepers = marker.marked(fleet.at.marker).get(fleet.at.marker, [])
+        keepers = marker.marked(fleet.at).get(fleet.at.marker, [])
         return next((one for one in keepers if one.pid != fleet.supervisor().pid), None)
 
     first = wait_for(warden)
@@ -135,7 +135,7 @@ def test_a_warden_that_hangs(fleet: Fleet, tmp_path: Path) -> None:
     """The supervisor ends all the same, and the warden with it."""
     fleet.up(stand_in(tmp_path, "a"))
     supervisor = fleet.supervisor()
-    for one in marker.marked(fleet.at.marker)[fleet.at.marker]:
+    for one in marker.marked(fleet.at)[fleet.at.marker]:
         if one.pid != supervisor.pid:
             one.suspend()
     supervisor.terminate()
@@ -224,7 +224,7 @@ def test_down_tells_what_ran(fleet: Fleet, tmp_path: Path) -> None:
     a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b")
     fleet.up(a, b)
     fleet.supervisor().terminate()
-    wait_for(lambda: not control.is_running(fleet.at))
+    wait_for(lambda: not standing.is_running(fleet.at))
     wanted = Wanted(config="c", instances=(a, b))
     assert control.merged(fleet.at, wanted, ["b"]).instances == (b,), "a is not started again"
     assert fleet.down() == []
@@ -319,7 +319,7 @@ def test_a_supervisor_killed_under_up_is_replaced(fleet: Fleet, tmp_path: Path) 
 def test_a_supervisor_that_is_asked_to_end(fleet: Fleet, tmp_path: Path) -> None:
     fleet.up(stand_in(tmp_path, "a"), stand_in(tmp_path, "b", "--exit", "1", max_restarts=0))
     fleet.supervisor().terminate()
-    wait_for(lambda: not control.is_running(fleet.at))
+    wait_for(lambda: not standing.is_running(fleet.at))
     fleet.nothing_left()
     assert {row.state for row in fleet.rows().values()} == {STOPPED}
 
@@ -330,7 +330,7 @@ def test_asked_twice_it_kills(fleet: Fleet, tmp_path: Path) -> None:
     supervisor.terminate()
     fleet.until("a", state.STOPPING)
     supervisor.terminate()
-    wait_for(lambda: not control.is_running(fleet.at), 10)
+    wait_for(lambda: not standing.is_running(fleet.at), 10)
     fleet.nothing_left()
 
 
@@ -375,11 +375,11 @@ def test_a_supervisor_is_known_by_its_lock(fleet: Fleet, tmp_path: Path) -> None
         fleet.until("a", READY)
         told = state.read_state(fleet.at)
         assert told
-        assert marker.has_open(process.pid, fleet.at.lock)
-        assert not marker.has_open(os.getpid(), fleet.at.lock)
+        assert standing.has_open(process.pid, fleet.at.lock)
+        assert not standing.has_open(os.getpid(), fleet.at.lock)
         fleet.down()
         assert process.wait(timeout=20) == 0
-    assert not marker.has_open(process.pid, fleet.at.lock)
+    assert not standing.has_open(process.pid, fleet.at.lock)
 
 
 def test_the_folder_of_another_user(fleet: Fleet, tmp_path: Path) -> None:
@@ -401,10 +401,10 @@ def test_a_server_without_the_marker(fleet: Fleet, tmp_path: Path) -> None:
         assert old
         seen = replace(old.instances[0], pid=server.pid, started=marker.start_time(server.pid))
         state.write_state(fleet.at, replace(old, instances=(seen,)))
-        assert control.is_left(fleet.at)
+        assert standing.is_left(fleet.at)
         fleet.down()
         assert server.wait(timeout=10) == -signal.SIGKILL
-    assert not control.is_left(fleet.at)
+    assert not standing.is_left(fleet.at)
 
 
 def test_a_step_that_goes_wrong(fleet: Fleet, tmp_path: Path) -> None:
@@ -667,7 +667,7 @@ def test_fifty(fleet: Fleet, tmp_path: Path) -> None:
     supervisor = fleet.supervisor()
     held = sum(
         one.memory_info().rss
-        for one in (supervisor, *marker.marked(fleet.at.marker)[fleet.at.marker])
+        for one in (supervisor, *marker.marked(fleet.at)[fleet.at.marker])
         if one.pid != supervisor.pid or one is supervisor
     )
     assert held < 60_000_000
