@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -418,6 +422,43 @@ def test_a_server_that_others_can_reach_gets_a_key(fleet: Fleet, gguf: Path) -> 
     fleet.doit("down", fleet.config)
     fleet.up()
     assert key.read_text().strip() == secret, "made once"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, str]:
+    """Options of a server with a certificate that names another host, as behind a real name."""
+    if not (openssl := shutil.which("openssl")):
+        pytest.skip("openssl makes the certificate")
+    made = {f"ssl_{what}_file": str(tmp_path / f"ü {what}.pem") for what in ("key", "cert")}
+    words = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a.example"]
+    files = ["-keyout", made["ssl_key_file"], "-out", made["ssl_cert_file"]]
+    subprocess.run([*words, *files], check=True, capture_output=True)
+    return made
+
+
+def test_servers_with_tls(fleet: Fleet, gguf: Path, certificate: dict[str, str]) -> None:
+    """They are watched, listed, passed on and served in the foreground as others are."""
+    words = [f"server.{name}={value}" for name, value in certificate.items()]
+    try:
+        with fleet.doit.serving(f"model={gguf}", "ctx_size=512", *words) as url:
+            trusting = ssl._create_unverified_context()
+            with urllib.request.urlopen(f"{url}/v1/models", context=trusting) as answer:
+                assert url.startswith("https://") and answer.status == 200
+    except AssertionError as error:
+        if "built without SSL support" not in str(error):
+            raise
+        pytest.skip("llama-server was built without OpenSSL's headers")
+    fleet.chat("safe", gguf, metrics=True, **certificate)
+    fleet.tables["instance.safe.control"] |= {"probe_timeout": 5}
+    gateway = free_port()
+    fleet.write({"gateway": {"enable": True, "port": gateway}})
+    assert "safe: ready at https://" in fleet.up().err
+    said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    answered = post(f"http://127.0.0.1:{gateway}/v1/chat/completions", said | {"model": "safe"})
+    assert answered["usage"]["completion_tokens"] == 4
+    row = fleet.ps()["safe"]
+    assert (row["state"], row["url"][:8]) == ("ready", "https://")
+    assert row["tokens_per_second"] > 0, "its counters are read too"
 
 
 def test_a_unit_for_systemd(fleet: Fleet, gguf: Path) -> None:
