@@ -7,7 +7,6 @@ import os
 import re
 import select
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from .ending import end_group, running
 from .errors import PipelineError
 from .say import say
 from .tied import die_with, put_in_job, watch_from_outside
@@ -153,23 +153,6 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-@contextmanager
-def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """However the block ends, the process has ended after it."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
-
-
 def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
     """Its output line by line; a carriage return (a progress bar's) ends a line too, at once.
 
@@ -291,32 +274,6 @@ def become(argv: Argv, *, env: Mapping[str, str], cwd: Path | None = None) -> No
         os.execvpe(words[0], words, dict(env))  # noqa: S606
     except OSError as error:
         raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
-
-
-def ask_to_stop(process: subprocess.Popen[bytes], *, group: bool = False) -> None:
-    """SIGTERM, with `group` to all of its own group; on Windows always Ctrl-Break to that group."""
-    if group and not WINDOWS:
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined,unused-ignore]
-
-
-def group_is_empty(process: subprocess.Popen[bytes]) -> bool:
-    """Whether nothing is left of the group that `own_group` made; on Windows nobody knows."""
-    if not WINDOWS:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, 0)
-            return False
-    return True
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the group of a process that was started with `own_group`."""
-    if WINDOWS:  # its job ends with the last handle to it
-        process.job.Close()  # type: ignore[attr-defined]
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

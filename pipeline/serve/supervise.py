@@ -14,8 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from pipeline.core.ending import ask_to_stop, end_group, running
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import ask_to_stop, end_group, running, start
+from pipeline.core.process import start
 from pipeline.core.say import say
 
 from . import health

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from core_tools import child, gone, wait_for
 
-from pipeline.core import process
+from pipeline.core import ending, process
 from pipeline.core.errors import PipelineError
 
 STARTER = """
@@ -63,7 +63,7 @@ def test_who_holds_the_pipe_does_not_hold_us(
     script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
     script += "start_new_session=True).pid, flush=True)"
     argv = [sys.executable, "-c", script, sys.executable, "-c", words]
-    with process.running(process.start(argv, own_group=True)) as begun:
+    with ending.running(process.start(argv, own_group=True)) as begun:
         begun.wait()
         pid, *said = process.lines_of(begun)
         try:

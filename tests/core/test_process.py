@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from core_tools import child, disk, finish, gone, line, wait_for
 
-from pipeline.core import process, tied
+from pipeline.core import ending, process, tied
 from pipeline.core.errors import PipelineError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -220,7 +220,7 @@ def test_the_watcher_ends_with_the_child_and_leaves_nothing_open() -> None:
     script = """
 import gc, subprocess, sys, warnings
 import psutil
-from pipeline.core.process import running
+from pipeline.core.ending import running
 from pipeline.core.tied import watch_from_outside
 warnings.simplefilter("always")
 with running(subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE)) as child:
@@ -236,12 +236,12 @@ gc.collect()
 
 
 def test_running_ends_it_however_the_block_ends() -> None:
-    with pytest.raises(KeyboardInterrupt), process.running(process.start(SLEEP)) as sleeper:
+    with pytest.raises(KeyboardInterrupt), ending.running(process.start(SLEEP)) as sleeper:
         raise KeyboardInterrupt
     assert sleeper.returncode is not None
     assert sleeper.stdout is not None
     assert sleeper.stdout.closed
-    with process.running(process.start(python("raise SystemExit(5)"))) as ended:
+    with ending.running(process.start(python("raise SystemExit(5)"))) as ended:
         ended.wait()
     assert ended.returncode == 5
 
@@ -249,7 +249,7 @@ def test_running_ends_it_however_the_block_ends() -> None:
 @posix
 @pytest.mark.slow
 def test_running_kills_what_does_not_listen() -> None:
-    with process.running(process.start(STUBBORN)) as stubborn:
+    with ending.running(process.start(STUBBORN)) as stubborn:
         assert next(process.lines_of(stubborn)) == "up"
     assert stubborn.returncode == -signal.SIGKILL
 
@@ -271,15 +271,15 @@ def test_run_ends_its_program_when_it_is_interrupted(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize("own", [False, True])
 def test_own_group(own: bool) -> None:
-    with process.running(process.start(SLEEP, own_group=own)) as sleeper:
+    with ending.running(process.start(SLEEP, own_group=own)) as sleeper:
         assert next(process.lines_of(sleeper)) == "up"
         assert (os.getpgid(sleeper.pid) != os.getpgrp()) is own
 
 
 @posix
 def test_ask_to_stop() -> None:
-    with process.running(process.start(SLEEP, own_group=True)) as sleeper:
-        process.ask_to_stop(sleeper)
+    with ending.running(process.start(SLEEP, own_group=True)) as sleeper:
+        ending.ask_to_stop(sleeper)
         assert sleeper.wait(timeout=30) == -signal.SIGTERM
 
 
