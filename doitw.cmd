@@ -33,7 +33,7 @@ set FOUND=uv run --no-project --isolated --python ">=3.11" python
 %FOUND% -I pipeline\bootstrap.py || exit /b 1
 
 :run_doit
-.venv\Scripts\python.exe -m doit %*
+.venv\Scripts\python.exe -m pipeline %*
 exit /b %ERRORLEVEL%
 
 :no_python

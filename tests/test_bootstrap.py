@@ -27,9 +27,14 @@ BASE_PYTHON = Path(os.path.realpath(sys.executable))
 DOIT = """
 import json, os, sys
 from doit import VERSION
-user = os.environ["LLAMA_PIPELINE_CWD"]
-answer = {"args": sys.argv[1:], "cwd": os.getcwd(), "pid": os.getpid(), "user": user}
-print(json.dumps({**answer, "version": VERSION}))
+
+class DoitMain:
+    def run(self, words):
+        name, *args = sys.argv
+        user = os.environ["LLAMA_PIPELINE_CWD"]
+        answer = {"name": name, "args": args, "cwd": os.getcwd(), "pid": os.getpid(), "user": user}
+        print(json.dumps({**answer, "version": VERSION, "words": words}))
+        return 0
 """
 
 
@@ -109,7 +114,8 @@ class World:
         folder.joinpath("pipeline").mkdir(parents=True)
         folder.joinpath("requirements").mkdir()
         shutil.copy(REPOSITORY / "doitw", folder)
-        shutil.copy(REPOSITORY / "pipeline/bootstrap.py", folder / "pipeline")
+        for name in ("bootstrap.py", "__main__.py"):
+            shutil.copy(REPOSITORY / "pipeline" / name, folder / "pipeline")
         env = {
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",
@@ -166,7 +172,7 @@ def make_wheel(folder: Path, name: str, version: str) -> str:
     info = f"{name}-{version}.dist-info"
     members = {
         f"{name}/__init__.py": f"VERSION = {version!r}\n",
-        f"{name}/__main__.py": DOIT,
+        f"{name}/doit_cmd.py": DOIT,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -202,7 +208,10 @@ def test_a_second_call_starts_no_bootstrap(ready: Checkout, world: World) -> Non
 
 def test_arguments_arrive_untouched(ready: Checkout) -> None:
     args = ["two words", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
-    assert json.loads(ready.doitw(*args).out)["args"] == args
+    told = json.loads(ready.doitw(*args).out)
+    assert told["args"] == args
+    assert told["words"] == [word or " " for word in args], "doit falls over an empty one"
+    assert told["name"] == "doitw", "what it tells its user to type"
 
 
 def test_signals_reach_doit(ready: Checkout) -> None:
