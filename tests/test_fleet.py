@@ -499,11 +499,14 @@ def test_nothing_is_named(bare: Doit) -> None:
     assert bare("ps", "format=json").json() == []
 
 
-def test_llama_servers_own_router(fleet: Fleet, gguf: Path) -> None:
-    """One llama-server that starts the others itself."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_llama_servers_own_router(fleet: Fleet, gguf: Path, name: str) -> None:
+    """One llama-server that starts the others itself, where relative paths mean the same."""
     port = free_port()
     fleet.chat("one", gguf)
-    fleet.chat("two", gguf)
+    shutil.copyfile(gguf, fleet.file.with_name("two.gguf"))
+    two = {"port": free_port(), "ctx_size": 512, "model": "two.gguf"}
+    fleet.write({"instance.two.server": two})
     words = ("gateway", fleet.config, "engine=router", f"port={port}")
     log = (fleet.doit.home / "router.log").open("w")  # a pipe that nobody reads would stop it
     with log, fleet.doit.start(*words, stdout=log, stderr=log) as process:
@@ -512,8 +515,12 @@ def test_llama_servers_own_router(fleet: Fleet, gguf: Path) -> None:
         said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
         answer = wait_for(lambda: attempt(f"{url}/v1/chat/completions", said | {"model": "two"}))
         assert answer["choices"]
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        if name == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        else:
+            process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+    assert process.returncode == 0
     wait_for(lambda: not answers(port))
 
 

@@ -61,6 +61,15 @@ def absolute(text: str | Path) -> Path:
         raise UsageError(f"{text}: {error}") from None
 
 
+def one_path(text: str | Path) -> Path:
+    """The same, in one spelling: no `..` and no linked folder in it. A link to a file stays one.
+
+    Raises UsageError where there is no such user.
+    """
+    path = absolute(text)
+    return path.parent.resolve() / path.name
+
+
 def home() -> Home:
     """The home that the environment names."""
     chosen = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()

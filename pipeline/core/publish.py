@@ -43,21 +43,22 @@ def require_space(folder: Path, need: int) -> None:
 
 
 @contextmanager
-def full_disk_is_an_error(folder: Path) -> Iterator[None]:
-    """Say it plainly where the disk of `folder` is full or may not be written."""
+def full_disk_is_an_error(folder: Path, chosen_by: str = "LLAMA_PIPELINE_HOME") -> Iterator[None]:
+    """Say it plainly where the disk of `folder`, which `chosen_by` names, is full or may not be
+    written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PipelineError(
                 f"{folder}: the disk is full; what was being made is not there, all else is",
-                "free some space, or set LLAMA_PIPELINE_HOME to a folder on another disk",
+                f"free some space, or set {chosen_by} to a folder on another disk",
             ) from None
         ours = error.filename is None or str(error.filename).startswith(str(folder))
         if ours and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise PipelineError(
                 f"{error.filename or folder}: {error.strerror}",
-                "set LLAMA_PIPELINE_HOME to a folder that you may write to",
+                f"set {chosen_by} to a folder that you may write to",
             ) from None
         raise
 

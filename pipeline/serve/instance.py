@@ -53,6 +53,11 @@ class Instance:
         return [self.executable, *self.cmd]
 
     @property
+    def model_name(self) -> str:
+        """The name that clients ask for: the first alias, else its own."""
+        return self.aliases[0] if self.aliases else self.name
+
+    @property
     def address(self) -> str:
         """The host under which this machine reaches it."""
         return address.reached(self.host)

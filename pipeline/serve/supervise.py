@@ -91,12 +91,12 @@ def foreground(
     shown = quoted(last)
     if status is None:
         raise PipelineError(
-            f"llama-server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",
+            f"the server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",
             f"give it more: ready_timeout=…; the log is {launch.log}",
         )
     when = "after it was ready" if is_up else "before it was ready"
     raise PipelineError(
-        f"llama-server ended {when}, {how(status)}:\n{shown}", f"the log is {launch.log}"
+        f"the server ended {when}, {how(status)}:\n{shown}", f"the log is {launch.log}"
     )
 
 

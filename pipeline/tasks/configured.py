@@ -232,7 +232,10 @@ class Configured:
             first, *parts = gguf.shards(self.steps_of(draft).require_chain().final)
             placed = self._placed(draft)
             placed |= {part: draft.download_to.with_name(part.name) for part in parts}
-            with full_disk_is_an_error(draft.download_to.parent), only_one(draft.download_to):
+            with (
+                full_disk_is_an_error(draft.download_to.parent, "llamacpp.model_root"),
+                only_one(draft.download_to),
+            ):
                 for file in [*(file for file in placed if file != first), first]:
                     if not placed[file].exists():
                         publish_same(file, placed[file])

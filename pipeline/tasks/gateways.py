@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.publish import publish_text
 from pipeline.core.say import say
 from pipeline.serve.instance import GATEWAY, Instance
-from pipeline.serve.keys import first_key
+from pipeline.serve.keys import first_key, is_loopback
+from pipeline.serve.stopping import asked_to_stop
 
 from . import many
 from .configured import Configured, require
@@ -34,7 +37,10 @@ def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
     host = given.settings.host if "host" in configured.given else table.host
     file = given.settings.api_key_file or table.api_key_file
     folder = configured.configuration.folder
-    key = api_keys.decide(GATEWAY, host, file, table.api_key, folder, configured.keys)
+    is_litellm = configured.wish.engine == many.LITELLM  # without a key it refuses to start
+    key = api_keys.decide(
+        GATEWAY, host, file, table.api_key, folder, configured.keys, needs_one=is_litellm
+    )
     told = gateways.Gateway(
         host=host,
         port=given.settings.port if "port" in configured.given else table.port,
@@ -53,7 +59,9 @@ def ready(configured: Configured) -> Gateway:
 
     told, key = settings(configured)
     if api_keys.write(key) and key.is_made:
-        say(f"gateway: others can reach it, so an API key was made: {key.path}")
+        is_open = not is_loopback(told.host)
+        why = "others can reach it" if is_open else "LiteLLM does not start without"
+        say(f"gateway: {why}, so an API key was made: {key.path}")
     check(told)
     return told
 
@@ -114,7 +122,8 @@ def router(configured: Configured, told: Gateway) -> None:
     file = _written(configured, "router.ini", router_preset(instances, told))
     words = [str(configured.server), *router_arguments(file, len(instances), told)]
     env = clean_environment(os.environ, configured.steps.home.run / "xdg")
-    _stay(words, {**env, **instances[0].env})
+    # the models' relative paths start at the file's folder
+    _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
 
 
 def _written(configured: Configured, name: str, text: str) -> Path:
@@ -125,7 +134,17 @@ def _written(configured: Configured, name: str, text: str) -> Path:
     return file
 
 
-def _stay(words: Sequence[str], env: Mapping[str, str]) -> None:
-    status = process.attached(words, env=env)
-    if status:
+def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = None) -> None:
+    """Until it ends, which it is asked to if we are: a terminal's Ctrl-C reaches it by itself."""
+    say(f"+ {process.shown(words)}")
+    with asked_to_stop() as stops:
+        server = process.start_attached(words, env=env, cwd=folder)
+        told = 0
+        while (status := server.poll()) is None:
+            for number in stops[told:]:
+                told += 1
+                if number != signal.SIGINT:
+                    server.terminate()
+            time.sleep(0.1)
+    if status and not stops:
         raise PipelineError(f"{Path(words[0]).name} ended with {status}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute
+from pipeline.core.paths import one_path
 from pipeline.core.variables import Variable, choice, flag, integer, text
 from pipeline.serve.config.named import CONFIGS as CONFIGS
 from pipeline.serve.config.named import OVERRIDES as OVERRIDES
@@ -71,7 +71,7 @@ def many(values: Mapping[str, object], environ: Mapping[str, str], models: Seque
     limit, lines = values.get("max_loading"), values.get("lines")
     background = values.get("background")
     return Many(
-        config=str(absolute(config)) if config else "",
+        config=str(one_path(config)) if config else "",
         profile=profile,
         registry=registry(environ) if profile else "",
         engine=engine,

@@ -120,7 +120,7 @@ def serve(steps: Steps) -> None:
 
     def ready(seconds: float, _: str) -> None:
         told = service(os.environ) | {"url": began.url}
-        told |= {"model": found[0].name, "engine": found[0].engine}
+        told |= {"model": found[0].model_name, "engine": found[0].engine}
         told |= {"log": str(began.log), "ready in": f"{seconds:.2f} s"}
         print(json.dumps(told) if steps.request.json else table(list(told.items())), flush=True)
 

@@ -25,7 +25,7 @@ INSTALL = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", WAN
 TOML = """\
 [gateway]
 port = {gateway}
-api_key_file = "gateway.key"
+{key}
 
 [gateway.models]
 "claude-*" = "chat"
@@ -60,12 +60,19 @@ def programs() -> Path:
     return bin_folder
 
 
-@pytest.fixture
-def proxy(doit: Doit, gguf: Path, programs: Path, tmp_path: Path) -> Iterator[str]:
-    """`doit gateway engine=litellm`, which is ready; its address."""
+KEYS = {"given": 'api_key_file = "gateway.key"', "made": "", "none": 'api_key = "none"'}
+
+
+@pytest.fixture(params=KEYS)
+def proxy(
+    request: pytest.FixtureRequest, doit: Doit, gguf: Path, programs: Path, tmp_path: Path
+) -> Iterator[tuple[str, str]]:
+    """`doit gateway engine=litellm`, which is ready; its address and key."""
+    key = KEYS[request.param]
     (tmp_path / "gateway.key").write_text(f"{KEY}\n")
     port, file = free_port(), tmp_path / "models ü.toml"
-    file.write_text(TOML.format(gateway=port, port=free_port(), ref=gguf), encoding="utf-8")
+    text = TOML.format(gateway=port, key=key, port=free_port(), ref=gguf)
+    file.write_text(text, encoding="utf-8")
     doit("up", f"config={file}", timeout=120)
     doit.env["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     doit.env["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the network for prices
@@ -78,23 +85,28 @@ def proxy(doit: Doit, gguf: Path, programs: Path, tmp_path: Path) -> Iterator[st
         try:
             wait_for(lambda: ours.poll() is not None or reached(f"{url}/health/liveliness"), 300)
             assert ours.poll() is None, log.read_text()
-            yield url
+            made = [path.read_text().strip() for path in doit.home.rglob("keys/gateway.key")]
+            assert len(made) == (request.param == "made")
+            yield url, made[0] if made else KEY
         finally:
             os.killpg(ours.pid, signal.SIGINT)  # as a terminal does it
             ours.wait(timeout=60)
             doit("down", f"config={file}", status=None)
 
 
-def test_requests_come_back(proxy: str) -> None:
-    with openai.OpenAI(base_url=f"{proxy}/v1", api_key=KEY, max_retries=0) as client:
+def test_requests_come_back(request: pytest.FixtureRequest, proxy: tuple[str, str]) -> None:
+    url, key = proxy
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
         assert {"tiny", "chat"} <= {one.id for one in client.models.list()}
         for model in ("tiny", "chat", "claude-sonnet-4-5"):
             answer = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": "hello there"}], max_tokens=8
             )
             assert answer.usage and answer.usage.completion_tokens == 8, model
+    if "none" in request.node.name:
+        return
     with (
-        openai.OpenAI(base_url=f"{proxy}/v1", api_key="wrong", max_retries=0) as other,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as other,
         pytest.raises(openai.APIStatusError),
     ):
         other.models.list()

@@ -53,6 +53,15 @@ def test_up_from_a_link_is_up_from_where_it_leads(tmp_path: Path) -> None:
     assert paths.absolute("../x").read_text() == "found"
 
 
+def test_a_file_has_one_path_however_it_is_spelled(tmp_path: Path) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    (tmp_path / "here" / "to.toml").symlink_to("other.toml")
+    folder = (tmp_path / "here").resolve()
+    for spelled in ("../to.toml", "../../link/to.toml", tmp_path / "link" / "below/../to.toml"):
+        assert paths.one_path(spelled) == folder / "to.toml"
+
+
 def test_without_doitw_the_working_folder_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,15 @@ def test_errors_of_the_disk_are_said_plainly(tmp_path: Path, number: int, messag
     assert caught.value.hint
 
 
+def test_the_hint_names_what_chose_the_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PipelineError) as caught,
+        publish.full_disk_is_an_error(tmp_path, "llamacpp.model_root"),
+    ):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert caught.value.hint == "set llamacpp.model_root to a folder that you may write to"
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"), publish.full_disk_is_an_error(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -36,6 +36,7 @@ def test_nothing_is_meant() -> None:
 
 def test_what_is_said_wins(tmp_path: Path) -> None:
     assert source({"config": "my.toml"}, **ENVIRON) == (str(tmp_path / "my.toml"), "")
+    assert source({"config": "a/../my.toml"}) == source({"config": "my.toml"}), "the same file"
     assert source({"profile": "large"}, **ENVIRON) == (f"{DEFAULT}#large", "")
     assert source({"model": "demo"}, **ENVIRON) == ("", ""), "one model is meant"
 

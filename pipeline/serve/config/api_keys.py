@@ -41,10 +41,18 @@ def key(given: Given, at: Address, folder: Path, keys: Path) -> Key:
 
 
 def decide(
-    name: str, host: str, file: str | Path | None, literal: Value | None, folder: Path, keys: Path
+    name: str,
+    host: str,
+    file: str | Path | None,
+    literal: Value | None,
+    folder: Path,
+    keys: Path,
+    *,
+    needs_one: bool = False,
 ) -> Key:
     """The key of what `name` serves at `host`: a file of the user's (relative means `folder`), a
-    literal one that moves to a file in `keys`, or one that is made because others can reach it."""
+    literal one that moves to a file in `keys`, or one that is made because others can reach it, or
+    because the program wants one."""
     if file:
         return Key(beside(folder, str(file)))
     told = split(literal)
@@ -53,7 +61,8 @@ def decide(
     if told:
         text = "".join(f"{one}\n" for one in told)
         return Key(_given_file(keys, name, text), text)
-    return Key() if is_loopback(host) else Key(keys / f"{name}.key", is_made=True)
+    is_open = is_loopback(host) and not needs_one
+    return Key() if is_open else Key(keys / f"{name}.key", is_made=True)
 
 
 def split(literal: Value | None) -> list[str]:

@@ -17,7 +17,7 @@ from .instances import aliases, given, log_file, program
 from .options import Given
 from .vllm_installed import Listed
 
-HINT = "docs/instances.md lists the keys; options that --help does not list go into extra_args"
+HINT = f"{mistakes.HINT}; options that --help does not list go into extra_args"
 
 
 def check(

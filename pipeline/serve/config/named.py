@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.core.paths import REPOSITORY, absolute
+from pipeline.core.paths import REPOSITORY, one_path
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
 CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
@@ -16,12 +16,12 @@ REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.y
 def registry(environ: Mapping[str, str]) -> str:
     """The file of profiles."""
     named = environ.get(REGISTRY, "").strip()
-    return str(absolute(named) if named else REPOSITORY / DEFAULT_REGISTRY)
+    return str(one_path(named) if named else REPOSITORY / DEFAULT_REGISTRY)
 
 
 def of_file(config: str) -> str:
     """What is asked for, as its folder under `run/` is named by it: a file."""
-    return str(absolute(config))
+    return str(one_path(config))
 
 
 def of_profile(profile: str, environ: Mapping[str, str]) -> str:

@@ -71,7 +71,7 @@ def ps(at: Folder) -> list[Row]:
             Row(
                 name=instance.name,
                 engine=instance.engine,
-                model=instance.aliases[0] if instance.aliases else instance.name,
+                model=instance.model_name,
                 state=what,
                 reason=one.reason,
                 ready_since=one.ready_at if what == READY else None,

@@ -28,7 +28,7 @@ from .fleet import Target, View
 from .keys import Keys
 from .page import Feed, Page, Props, is_open
 from .proxy import Proxy
-from .routing import PATHS
+from .routing import ANY, PATHS, find
 from .settings import Gateway
 from .upstream import authorisation, client
 
@@ -90,9 +90,16 @@ class Own:
     """What the gateway answers itself."""
 
     def __init__(
-        self, view: View, keys: Keys, counted: counters.Counters, proxy: Proxy, page: Page
+        self,
+        view: View,
+        keys: Keys,
+        counted: counters.Counters,
+        proxy: Proxy,
+        page: Page,
+        patterns: Mapping[str, str],
     ) -> None:
         self._view = view
+        self._patterns = patterns
         self._keys = keys
         self._counted = counted
         self._proxy = proxy
@@ -117,11 +124,9 @@ class Own:
         return JSONResponse(answers.models(self._view.now()))
 
     async def model(self, request: Request) -> Response:
-        """One of them."""
+        """One of them, found as a request for it would be."""
         name = request.path_params["name"]
-        group = self._view.now().groups.get(name)
-        if not group:
-            raise Refused(404, f"there is no model {name}", "model_not_found")
+        group = find(self._view.now(), name, ANY, self._patterns)
         return JSONResponse(answers.model(name, group))
 
     async def telemetry(self, request: Request) -> Response:
@@ -163,7 +168,7 @@ def app(at: Folder, settings: Gateway) -> Starlette:
     view, keys, counted = View(at), Keys(), counters.Counters()
     proxy = Proxy(view, keys, counted, settings)
     page = Page(view, proxy)
-    own = Own(view, keys, counted, proxy, page)
+    own = Own(view, keys, counted, proxy, page, settings.models)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from .settings import Gateway
 # How LiteLLM calls a server that speaks OpenAI's API, and one whose reranking it knows.
 PROVIDERS = {"rerank": "hosted_vllm"}
 OWN_KEY = "LITELLM_MASTER_KEY"
+NO_KEY = "dangerously_permit_weak_or_unset_master_key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ def litellm_config(instances: Iterable[Instance], settings: Gateway) -> LiteLLM:
     if settings.api_key_file:
         key_files[OWN_KEY] = settings.api_key_file
         config["general_settings"] = {"master_key": f"os.environ/{OWN_KEY}"}
+    elif settings.without_key:  # else it refuses to start
+        config["general_settings"] = {NO_KEY: True}
     return LiteLLM(config=config, key_files=key_files)
 
 

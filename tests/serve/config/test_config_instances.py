@@ -312,6 +312,15 @@ class TestKeys:
         assert path("127.0.0.1", None, "s3cret") == tmp_path / "keys" / "gateway.given1.key"
         assert path("0.0.0.0", "k", None) == tmp_path / "k"
 
+    def test_a_program_that_wants_one_gets_one(self, tmp_path: Path) -> None:
+        def path(literal: str | None) -> Path | None:
+            keys = tmp_path / "keys"
+            key = decide("gateway", "127.0.0.1", None, literal, tmp_path, keys, needs_one=True)
+            return key.path
+
+        assert path(None) == tmp_path / "keys" / "gateway.key"
+        assert path("none") is None
+
     def test_a_file_of_the_users(self, tmp_path: Path) -> None:
         cmd, key = self.key(tmp_path, "host = '0.0.0.0'\napi_key_file = 'k'")
         assert key == str(tmp_path / "k") and cmd.count("--api-key-file") == 1

@@ -50,6 +50,14 @@ def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:
         litellm_config([instance("a")], Gateway(models={"a?": "a"}))
 
 
+def test_litellm_without_a_key_has_to_be_asked_for() -> None:
+    def general(**more: bool) -> object:
+        return litellm_config([instance("a")], Gateway(**more)).config.get("general_settings")
+
+    assert general() is None
+    assert general(without_key=True) == {"dangerously_permit_weak_or_unset_master_key": True}
+
+
 def test_a_preset_holds_the_options() -> None:
     cmd = ("--model", "/m ü/a b.gguf", "-c", "4096", "--seed", "-1", "--no-mmap", "--port", "1")
     text = router_preset([instance("a", cmd=cmd, aliases=("x", "y"), stop_timeout=2.5)], Gateway())

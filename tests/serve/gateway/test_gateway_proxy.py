@@ -458,6 +458,8 @@ def test_its_own_paths(here: Site) -> None:
         "instances": {"chat": {"state": "ready"}, "search": {"state": "loading"}},
     }
     assert here.get("/v1/models/org/alias").json()["instances"] == ["chat"]
+    assert here.get("/v1/models/CHAT").json()["instances"] == ["chat"]
+    assert "did you mean chat?" in here.get("/v1/models/chta").json()["error"]["message"]
     assert here.get("/v1/models/none").status_code == 404
     assert here.get("/nothing").json()["error"]["message"] == "there is no /nothing"
     assert here.get("/v1/messages").json()["type"] == "error"
