@@ -57,7 +57,8 @@ def main() -> None:
             for folder in (origin / "bins").iterdir():
                 if not folder.name.startswith("."):
                     shutil.copytree(folder, home / "bins" / folder.name)
-            shutil.copytree(origin / "models", home / "models")
+            (made,) = (origin / "models" / "gguf").glob("demo__*")  # of your models no other one
+            shutil.copytree(made, home / "models" / "gguf" / made.name)
             inflate(home, size)
             homes.append(home)
         seconds: list[list[float]] = [[], []]

@@ -129,3 +129,25 @@ def test_programs_of_the_users_own_are_not_packed(bare: Doit, tmp_path: Path) ->
     wrong = bare("package", status=3)
     assert "LLAMA_SERVER_BINS_DIR names programs of your own" in wrong.err
     assert "Traceback" not in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["build_bins"], 3),
+        (["plan", "model=demo"], 3),
+        (["up", "config={config}"], 3),
+        (["ps", "config={config}"], 0),
+        (["list"], 0),
+    ],
+)
+def test_a_folder_without_programs(
+    bare: Doit, tmp_path: Path, words: list[str], status: int
+) -> None:
+    """It is an error of what would use them, and of nothing else."""
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(tmp_path / "nö")
+    config = tmp_path / "one.toml"
+    config.write_text('[instance.a.model]\nref = "demo"\n', encoding="utf-8")
+    done = bare(*(word.format(config=config) for word in words), status=status)
+    assert ("there is no llama-server in it" in done.err) is (status == 3)
+    assert "Traceback" not in done.err

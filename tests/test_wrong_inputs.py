@@ -131,7 +131,7 @@ def test_a_taken_port_is_said_before_anything(doit: Doit, tiny: Path) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         wrong = doit("serve", f"model={tiny}", f"port={port}", status=1)
-    assert f"port {port} on 127.0.0.1 is in use by" in wrong.err
+    assert f"error: port {port} on 127.0.0.1 is in use by" in wrong.err, "no hidden step's name"
     assert f"pid {os.getpid()}" in wrong.err
     assert wrong.steps == []
 

@@ -54,10 +54,15 @@ class Binaries:
         return {"commit": self.commit, "build": f"sha256:{self.sha256(name)}"}
 
 
+def chosen_folder() -> str:
+    """What LLAMA_SERVER_BINS_DIR says, right or wrong; empty: nothing."""
+    return os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
+
+
 def external(home: Home) -> Binaries | None:
     """The folder that LLAMA_SERVER_BINS_DIR names, if any; an installed package goes before a
     container image's own. Raises UsageError."""
-    chosen = os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
+    chosen = chosen_folder()
     if not chosen:
         return None
     folder, installed = absolute(chosen), home.bins / "package" / "bin"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import notes
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.say import size as shown_size
 
 from .ggml import row_bytes
@@ -276,7 +276,7 @@ def shards(first: Path) -> list[Path]:
     if not names:
         return [first]
     if first.name != names[0]:
-        raise PipelineError(
+        raise UsageError(
             f"{first}: is part {int(match['number'])} of {count} of a split model",
             f"give the first part: {first.with_name(names[0])}",
         )

@@ -28,8 +28,11 @@ AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
 UNQUANTIZED = ("F32", "F16", "BF16")
 
-# llama-quantize refuses to make these without an importance matrix.
-NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K_S")
+# llama-quantize refuses to make these without an importance matrix: IQ2_M is made of IQ2_S, and
+# IQ3_XS has IQ3_XXS in its attention.
+NEED_IMATRIX = (
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"),
+)
 
 # `general.file_type` of a GGUF: enum llama_ftype in llama.cpp's include/llama.h.
 FILE_TYPES = {

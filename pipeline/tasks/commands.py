@@ -1,8 +1,14 @@
-"""`doit forget TASK`, which drops receipts: doit's own keeps a database that is not used here."""
+"""`doit forget TASK`, which drops receipts: doit's own keeps a database that is not used here; and
+`doit clean TASK`, which says what was cleaned: doit's own names functions."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+from typing import Any
+
 from doit.cmd_base import check_tasks_exist
+from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 
 
@@ -32,3 +38,19 @@ class Forget(DoitForget):  # type: ignore[misc]
                 return 1
             self.outstream.write(f"forgot {name}\n")
         return 0
+
+
+class Clean(DoitClean):  # type: ignore[misc]
+    """Remove what tasks made, with its receipts."""
+
+    doc_purpose = "remove what tasks made, with its receipts"
+
+    def clean_tasks(self, tasks: Iterable[Any], dryrun: bool, cleanforget: bool) -> None:
+        """Clean each of them once; `cleanforget` changes nothing, the receipts always go."""
+        makers = [task for task in {t.name: t for t in tasks}.values() if task.clean_actions]
+        for task in makers:
+            task.clean(io.StringIO(), dryrun)
+            self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
+        if not makers:
+            self.outstream.write("nothing to clean: say which tasks, as in doit clean quantize …\n")
+        self.dep_manager.close()

@@ -129,8 +129,12 @@ class Configured:
 
     @property
     def needs_programs(self) -> bool:
-        """Whether llama.cpp's programs are to be made: nothing else has a llama-server."""
-        if self._error or self.own:
+        """Whether llama.cpp's programs are to be made: nothing else has a llama-server. Asked while
+        doit reads the tasks: what is wrong with the one that is named, `check` tells."""
+        try:
+            if self._error or self.own:
+                return False
+        except UsageError:
             return False
         return any(draft.engine == LLAMA_CPP for draft in self._configuration.enabled)
 

@@ -64,3 +64,5 @@ def install_package(steps: Steps) -> None:
     install.install(pkg, target, home=steps.home, force=steps.request.again)
     if steps.request.into is None:
         say("doit serve bins=package serves with it")
+    else:
+        say(f"with LLAMA_SERVER_BINS_DIR={target / 'bin'} doit serves with it")

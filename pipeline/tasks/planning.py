@@ -88,14 +88,21 @@ def collect(steps: Steps) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
         "disk_folder": str(steps.home.models),
         "memory": memory_of(fit),
-        "estimate_why": ": llama.cpp's own tool could not tell"
-        if steps.binaries.has("llama-fit-params")
-        else "; llama.cpp's own figure once it is built",
+        "estimate_why": estimate_why(steps, fit),
         "context": context_text(fit, steps.request.settings.ctx_size),
         "executable": str(steps.binaries.folder / program_file("llama-server")),
         "cmd": list(launch.arguments) if launch else None,
         "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
     }
+
+
+def estimate_why(steps: Steps, fit: Fit) -> str:
+    """Why the memory is an estimate; empty where llama.cpp itself told it."""
+    if fit.memory is None or not fit.memory.estimate:
+        return ""
+    if steps.binaries.has("llama-fit-params"):
+        return "llama.cpp's own tool could not tell"
+    return "llama.cpp tells its own figure once it is built"
 
 
 def memory_of(fit: Fit) -> dict[str, Any] | None:
@@ -162,7 +169,7 @@ def text(told: dict[str, Any]) -> str:
             for gpu in needed["gpus"]
         ]
         if needed["estimate"]:
-            lines += [f"            an estimate by a formula{told['estimate_why']}"]
+            lines += [f"            an estimate by a formula: {told['estimate_why']}"]
     else:
         lines += ["memory      known once the model is here"]
     command = told["cmd"] and shown([told["executable"], *told["cmd"]])

@@ -41,8 +41,9 @@ class Programs:
 
     @property
     def are_external(self) -> bool:
-        """Whether they are the user's own: then none are made."""
-        return binaries.external(self.home) is not None
+        """Whether they are the user's own: then none are made. Asked while doit reads the tasks,
+        so a folder that has no programs is an error only where they are used."""
+        return bool(binaries.chosen_folder())
 
     @property
     def are_compiled(self) -> bool:

@@ -43,7 +43,11 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             self.write(f"{message}\n")
 
     def _write_failure(self, result: dict[str, Any], write_exception: bool = True) -> None:
-        self.write(f"error: {result['task'].name}: {result['exception'].get_msg().strip()}\n")
+        name = result["task"].name
+        if name.startswith("_"):  # a step that `doit list` does not show: of use is whose it is
+            name = name.partition(":")[2]
+        message = result["exception"].get_msg().strip()
+        self.write(f"error: {name}: {message}\n" if name else f"error: {message}\n")
 
 
 def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:

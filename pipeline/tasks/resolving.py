@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
-from pipeline.core.say import say, size
+from pipeline.core.say import plural, say, size
 from pipeline.models import (
     autoquant,
     choice,
@@ -109,8 +109,8 @@ class Shelf:
         if self.listing.gated and not self.steps.request.offline:
             # Whether this user may have the files: told now, not after the build.
             hub.locate(self.listing.repo, self.listing.commit, found.files[0])
-        what = f"{len(found.files)} files, " if len(found.files) > 1 else ""
-        say(f"{found.name}: {found.why + ' ' if found.why else ''}({what}{size(found.bytes)})")
+        what = f"{plural(len(found.files), 'file')}, {size(found.bytes)}"
+        say(f"{found.name}: {found.why} ({what})" if found.why else f"{found.name}: {what}")
         return found
 
     def _readable(self, file: File) -> skeleton.Readable:
@@ -149,7 +149,8 @@ def _listing(steps: Steps) -> Listing:
             "run once with the network, or give a path",
         )
     say(
-        f"{reference.text}: from the Hugging Face cache, which holds {len(found.files)} files of it"
+        f"{reference.text}: from the Hugging Face cache, which holds "
+        f"{plural(len(found.files), 'file')} of it"
     )
     return found
 

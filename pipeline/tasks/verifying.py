@@ -34,7 +34,8 @@ def verify(steps: Steps) -> None:
     wrong = [f"{item['path']}: {item['problem']}" for item in found if item["problem"]]
     if wrong:
         raise PipelineError(
-            f"{plural(len(wrong), 'artifact')} of {len(found)} differ:\n" + "\n".join(wrong),
+            f"{len(wrong)} of {plural(len(found), 'artifact')} not as their receipts say:\n"
+            + "\n".join(wrong),
             "doit forget the step that made it, and run it again",
         )
     say(f"{plural(len(found), 'artifact')} as their receipts say")

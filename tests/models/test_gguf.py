@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import ggml, gguf
 
 SCALARS = {
@@ -336,7 +336,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
 
 def test_another_shard_than_the_first_names_the_first(tmp_path: Path) -> None:
     paths = parts(tmp_path, [1, 2], 2)
-    with pytest.raises(PipelineError, match="part 2 of 2") as caught:
+    with pytest.raises(UsageError, match="part 2 of 2") as caught:
         gguf.shards(paths[1])
     assert str(paths[0]) in caught.value.hint
 

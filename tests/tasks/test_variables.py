@@ -244,7 +244,7 @@ def test_a_repositorys_own_quant_name_is_kept() -> None:
     assert ask(model="a/b:ud-q4_k_xl").wanted.quant == "UD-Q4_K_XL"
 
 
-@pytest.mark.parametrize("quant", ["iq1_s", "IQ2_XXS", "iq3_xxs", "q2_k_s"])
+@pytest.mark.parametrize("quant", ["iq1_s", "IQ2_XXS", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"])
 def test_quants_that_need_an_importance_matrix(quant: str) -> None:
     message = refusal(model="folder", quant=quant)
     assert f"quant={quant.lower()}: needs an importance matrix" in message
