@@ -103,6 +103,20 @@ def test_a_missing_file_is_had_from_its_repository(
     assert placed == str(tmp_path / "cache" / files[0].name)
 
 
+def test_where_nothing_can_be_put_nothing_is_downloaded(
+    doit: Doit, registry: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    told = json.loads(registry.read_text())
+    table = {"model_root": "file", "hf_repo_id": "org/tiny-GGUF", "hf_filename": "tiny-q8_0.gguf"}
+    told["profiles"]["tiny"]["llamacpp"] = table
+    registry.write_text(json.dumps(told))
+    doit.env["HF_ENDPOINT"] = "http://127.0.0.1:1"
+    said = doit("prepare", "profile=tiny", status=1).err
+    assert f"{tmp_path / 'file'}: nothing can be written there" in said
+    assert "let this user write there" in said
+
+
 def test_what_is_missing_is_said(doit: Doit, registry: Path) -> None:
     wrong = doit("serve", "profile=tinny", status=3)
     assert "did you mean tiny?" in wrong.err

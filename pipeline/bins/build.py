@@ -8,13 +8,13 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import receipts
 from pipeline.core.hashing import sha256
 from pipeline.core.locks import only_one
+from pipeline.core.packages import installed
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
 from pipeline.core.publish import (
@@ -148,8 +148,8 @@ class Build:
                 name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
             },
             "tools": {
-                "cmake": version("cmake"),
-                "ninja": version("ninja"),
+                "cmake": installed("cmake"),
+                "ninja": installed("ninja"),
                 **self.backend.tools,
             },
             "cpu": None if self.portable else host.cpu_identity(),

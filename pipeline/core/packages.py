@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import hashing, paths
@@ -17,6 +18,14 @@ from .publish import full_disk_is_an_error, part, publish_file, remove, require_
 def pip_environment() -> dict[str, str]:
     """pip with the user's own settings, and quiet about itself."""
     return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+
+
+def installed(name: str) -> str | None:
+    """The version of a Python package in this environment; None where it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def download_argv(archive: Archive, folder: Path) -> list[str]:

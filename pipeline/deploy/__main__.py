@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY, absolute
-from pipeline.core.process import become
+from pipeline.core.process import become, shown
 from pipeline.core.say import say
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
@@ -52,6 +52,8 @@ def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
 
     def run(words: Sequence[str]) -> int:
         source = boot.source(os.environ, engine)
+        if "" in words:  # which doit itself falls over
+            raise UsageError("a word is empty", "leave it out")
         command = container.doit("up", *source.words, *words)
         become(command, env=container.for_doit(os.environ), cwd=REPOSITORY)
 
@@ -71,7 +73,7 @@ def healthcheck(words: Sequence[str]) -> int:
 
 def _none(words: Sequence[str]) -> None:
     if words:
-        raise UsageError(f"{' '.join(words)}: is not understood", "give nothing here")
+        raise UsageError(f"{shown(words)}: is not understood", "give nothing here")
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

@@ -50,6 +50,8 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
     if len({one.name for one in sources}) < len(sources):
         names = " and ".join(named.CONFIGS.values())
         wrong.append(f"{names} name one file: start it once; control.engine mixes engines in it")
+    if command and not command[0]:
+        wrong.append("the command's first word is empty: it names no program")
     if wrong:
         raise UsageError("\n".join(wrong), "docs/container.md lists the variables")
     return Boot(

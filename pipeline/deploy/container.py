@@ -92,8 +92,8 @@ class Container:
             status = _ended([_up(source, self.env) for source in self.background], self.stops)
             if status or self.stops:
                 return 0 if self.stops else status
-            if unreachable := health.unreachable(self.folders, self.foreground, self.env):
-                say(f"warning: {unreachable}")
+            if told := health.out_of_reach(self.folders, self.foreground, self.env):
+                say(f"warning: {told}")
             if self.command:
                 return self.stay(start_attached(self.command, env=self.env), COMMAND_SECONDS)
             if self.foreground:

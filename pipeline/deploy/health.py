@@ -11,13 +11,14 @@ from pipeline.serve import health
 from pipeline.serve.config import named
 from pipeline.serve.fleet import standing, state
 from pipeline.serve.fleet.state import EXITED, STOPPED, Folder
-from pipeline.serve.instance import Instance
+from pipeline.serve.instance import GATEWAY, Instance
+from pipeline.serve.keys import is_loopback
 
 from .boot import Source
 
 OVER = (EXITED, STOPPED)
 SECONDS = 2.0  # for each server to answer
-LOOPBACK = ("localhost", "::1")
+PUBLISHED = "PUBLISHED_PORTS"  # of the container, where whoever starts it says so
 
 
 def ask(environ: Mapping[str, str]) -> list[str]:
@@ -67,23 +68,35 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Instance:
     )
 
 
-def unreachable(
+def out_of_reach(
     folders: Sequence[Folder], profile: Source | None, environ: Mapping[str, str]
 ) -> str:
-    """That nothing outside of the container reaches its servers; empty where something does."""
-    servers = [one for at in folders for one in running(at)]
+    """Which servers nothing outside of the container reaches; empty where clients find a way."""
+    groups = [running(at) for at in folders]
     if profile:
         try:
-            servers.append(of_profile(environ[named.PROFILE].strip(), environ))
+            groups.append([of_profile(environ[named.PROFILE].strip(), environ)])
         except PipelineError:
             return ""  # `serve` says what is wrong with it
-    if not servers or not all(is_loopback(one.host) for one in servers):
+    servers = [one for group in groups for one in group]
+    if servers and all(is_loopback(one.host) for one in servers):
+        return (
+            f"{', '.join(one.url for one in servers)}: only this container reaches that; a host of "
+            "0.0.0.0 lets others in (LLAMACPP_HOST_OVERRIDE for a profile)"
+        )
+    ports = environ.get(PUBLISHED, "").replace(",", " ").split()
+    inside = [one for group in groups for one in unpublished(group, ports)] if ports else []
+    if not inside:
         return ""
     return (
-        f"{', '.join(one.url for one in servers)}: only this container reaches that; a host of "
-        "0.0.0.0 lets others in (LLAMACPP_HOST_OVERRIDE for a profile)"
+        f"{', '.join(f'{one.name} on {one.port}' for one in inside)}: not published, only "
+        f"{', '.join(ports)} is; a gateway there leads to all instances of its file"
     )
 
 
-def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or host.startswith("127.")
+def unpublished(servers: Sequence[Instance], ports: Sequence[str]) -> list[Instance]:
+    """Those of one configuration that listen for others, on a port that is not published; none
+    where its gateway is."""
+    if any(one.engine == GATEWAY and str(one.port) in ports for one in servers):
+        return []
+    return [one for one in servers if str(one.port) not in ports and not is_loopback(one.host)]

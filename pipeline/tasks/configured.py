@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bins import gpus
 from pipeline.bins.programs import program_file
+from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.locks import only_one
 from pipeline.core.publish import full_disk_is_an_error, publish_same
@@ -226,6 +227,17 @@ class Configured:
         folder = Path(tempfile.gettempdir()) if in_container else self.steps.home.logs
         enabled = self.configuration.enabled
         return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
+
+    def require_places(self) -> None:
+        """Raise PipelineError where a prepared file could not be put where a profile wants it."""
+        for draft in self.configuration.enabled:
+            if draft.download_to is None:
+                continue
+            try:
+                paths.require_writable(draft.download_to.parent)
+            except PipelineError as error:
+                hint = "let this user write there (of a container: --user), or download it yourself"
+                raise PipelineError(error.message, hint) from None
 
     def place_files(self) -> None:
         """Have the prepared files where a profile wants them. The model itself, or its first part,

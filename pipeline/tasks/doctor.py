@@ -17,6 +17,7 @@ from pipeline.bins.probe import probe
 from pipeline.bins.providers import PACKAGES, provider
 from pipeline.bins.readiness import verdicts
 from pipeline.bins.verdict import MISSING, USABLE, Lack, Verdict
+from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.say import size
 
@@ -120,7 +121,7 @@ def document(host: Host) -> dict[str, Any]:
         },
         "tools": {
             **{name: asdict(tool) for name, tool in host.tools.items()},
-            **{name: {"path": None, "version": version(name)} for name in ("cmake", "ninja")},
+            **{name: {"path": None, "version": told} for name, told in wheels().items()},
         },
         "vulkan_headers": host.vulkan_headers or None,
         "xcode": host.xcode or None,
@@ -128,6 +129,11 @@ def document(host: Host) -> dict[str, Any]:
         "problems": dict(host.problems),
         "backends": {v.backend: backend(v, host) for v in verdicts(host)},
     }
+
+
+def wheels() -> dict[str, str]:
+    """The tools that are Python packages; the container's image has none."""
+    return {name: told for name in ("cmake", "ninja") if (told := installed(name))}
 
 
 def backend(verdict: Verdict, host: Host) -> dict[str, Any]:

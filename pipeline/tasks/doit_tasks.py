@@ -222,6 +222,8 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     def run() -> None:
+        if steps.configured:
+            steps.configured.require_places()
         for model in (*steps.models.values(),) or (steps,):
             checking.check(model)
             locking.require(model, before=True)

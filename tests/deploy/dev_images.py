@@ -247,14 +247,19 @@ class Running:
 
 @contextmanager
 def running(
-    image: str, folder: Path, port: int, mounts: dict[Path, str], **environ: str
+    image: str,
+    folder: Path,
+    port: int,
+    mounts: dict[Path, str],
+    command: str = "",
+    **environ: str,
 ) -> Iterator[Running]:
-    """The image's entry point and command, as a container's start would run them."""
+    """The image's entry point with `command`, by default the image's own, as a container's start
+    would run them."""
     key, log = folder / "key", folder / "container.log"
     call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
     container = buildah("from", "--pull-never", image)
-    asked = "{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}"
-    entry = buildah("inspect", "--format", asked, container).split()
+    told = images.config(container)
     environ |= {
         "INFER_DEV_SSH_ADDRESS": f"127.0.0.1:{port}",
         "SSH_AUTHORIZED_KEYS": key.with_suffix(".pub").read_text().strip(),
@@ -263,7 +268,7 @@ def running(
         *("run", *images.ISOLATION),
         *(f"--env={name}={value}" for name, value in environ.items()),
         *(f"--volume={at}:{to}" for at, to in mounts.items()),
-        *(container, "--", *entry, "sleep", "infinity"),
+        *(container, "--", *told["Entrypoint"], *(command.split() or told["Cmd"])),
     )
     root = Path(buildah("mount", container))
     try:

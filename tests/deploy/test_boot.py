@@ -55,6 +55,12 @@ def test_all_mistakes_are_said_at_once() -> None:
     ]
 
 
+def test_a_command_names_a_program() -> None:
+    with pytest.raises(UsageError, match="first word is empty"):
+        boot({}, ["", "echo"])
+    assert boot({}, ["echo", ""]).command == ("echo", "")
+
+
 def test_one_file_is_started_once() -> None:
     with pytest.raises(UsageError, match="name one file"):
         boot({**LLAMA, **VLLMS, "AUTO_INFER_VLLM_CONFIG": "/config/llama.toml"})

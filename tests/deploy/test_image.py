@@ -52,6 +52,8 @@ def test_the_dockerfile_fits_the_project() -> None:
     commits = set(re.findall(r"LLAMA_CPP_COMMIT=([0-9a-f]{40})", DOCKERFILE))
     assert commits == {pins().llama_cpp_commit}
     assert f"LLAMA_SERVER_BINS_DIR={binaries.IMAGES_OWN}" in DOCKERFILE
+    defaults = re.findall(r"(?:ARG BINS=|\$\{BINS:-)(\w+)", DOCKERFILE)
+    assert defaults == ["build", "build"], "buildah 1.28 needs the second one"
 
 
 def compose() -> Any:
@@ -62,6 +64,7 @@ def compose() -> Any:
 def test_the_services(name: str) -> None:
     service = compose()["services"][name]
     assert service["ports"] == ["${LLAMACPP_HOST_PORT:-11980}:8080"]
+    assert service["environment"] == {"PUBLISHED_PORTS": "8080"}
     assert service["env_file"] == ["${STACK_ENV:-stack.env}", "${SERVICE_ENV:-service.env}"]
     assert service["volumes"][0] == "${LLM_CACHE_DIR:-models}:/models:${LLM_CACHE_MODE:-rw}"
     assert ("deploy" in service) == (name == "llama")
@@ -116,6 +119,17 @@ class TestBuilt:
             assert not list((root / "opt/llama-pipeline").glob("tests"))
         finally:
             buildah("umount", container)
+
+    def test_tasks_that_ask_for_tools_that_are_not_there(
+        self, container: str, shared: Path, tmp_path: Path
+    ) -> None:
+        home = tmp_path / "data"
+        home.mkdir()
+        home.chmod(0o777)
+        machine = Machine(shared, home, container=container)
+        told = json.loads(machine("doit", "doctor", "format=json").out)
+        assert "cmake" not in told["tools"]
+        assert machine("doit", "recipe").out
 
     def test_logs_go_to_the_temporary_folder(
         self, container: str, shared: Path, tmp_path: Path

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,12 @@ def test_every_tool_is_pinned_and_no_host_is_named() -> None:
 
 @dataclass(frozen=True)
 class Image:
-    """An image, where its volumes belong, and what compose gives it."""
+    """An image, where its volumes belong, and what compose gives it: no command means its own."""
 
     name: str
     volumes: str
     environ: dict[str, str]
+    command: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,8 @@ def by_docker(source: Path) -> Image:
 @pytest.fixture(scope="module")
 def by_pei_docker(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
     name, service = dev_images.by_pei_docker(source, tmp_path_factory.mktemp("pei") / "project")
-    return Image(name, "/hard/volume", dev_images.filled_in(service["environment"]))
+    environ = dev_images.filled_in(service["environment"])
+    return Image(name, "/hard/volume", environ, service["command"])
 
 
 def volumes(folder: Path, image: Image) -> dict[Path, str]:
@@ -141,6 +144,15 @@ def volumes(folder: Path, image: Image) -> dict[Path, str]:
     for one in made:
         one.mkdir(parents=True)
     return made
+
+
+def started(
+    image: Image, folder: Path, mounts: dict[Path, str], environ: dict[str, str]
+) -> AbstractContextManager[Running]:
+    """A container of it."""
+    return dev_images.running(
+        image.name, folder, free_port(), mounts, image.command, **{**image.environ, **environ}
+    )
 
 
 @pytest.fixture(params=["docker", "pei_docker"])
@@ -172,8 +184,7 @@ def test_people_log_in_with_a_key_alone(image: Image, tmp_path: Path) -> None:
     kept = host / "workspace" / "mine"
     kept.write_text("not a program\n")
     kept.chmod(0o640)
-    environ = image.environ | {"GREETING": "two words"}
-    with dev_images.running(image.name, tmp_path, free_port(), mounts, **environ) as it:
+    with started(image, tmp_path, mounts, {"GREETING": "two words"}) as it:
         status, said = it.ssh(
             "pixi --version; uv --version; node --version; npm --version; bun --version;"
             "python3 -c 'import sys; print(sys.version_info >= (3, 11))'; doit list -q | head -1;"
@@ -205,7 +216,7 @@ def test_the_entry_point_starts_servers(
     (host / "workspace" / "servers.toml").write_text(
         f'[instance.chat.server]\nmodel = "/models/{gguf.name}"\nport = {port}\n'
     )
-    environ = image.environ | {
+    environ = {
         "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT": "true",
         "AUTO_INFER_LLAMA_CPP_PKG_PATH": f"/package/{package.name}",
         "AUTO_INFER_LLAMA_CPP_ON_BOOT": "1",
@@ -214,7 +225,7 @@ def test_the_entry_point_starts_servers(
     for number, shown in enumerate(({package.parent: "/package"}, {})):
         folder = tmp_path / f"run {number}"
         folder.mkdir()
-        with dev_images.running(image.name, folder, free_port(), mounts | shown, **environ) as it:
+        with started(image, folder, mounts | shown, environ) as it:
             wait_for(lambda it=it: ready(it, port), 120)
             assert chat(f"http://127.0.0.1:{port}")
             status, said = it.ssh("doit ps config=$AUTO_INFER_LLAMA_CPP_CONFIG")

@@ -15,9 +15,8 @@ from pipeline.serve.instance import LLAMA_CPP
 from pipeline.serve.keys import is_loopback, keys_of
 
 from .addresses import Address
-from .configuration import Draft, Value, beside
+from .configuration import Configuration, Draft, Value, beside
 from .options import Given, spelled
-from .tables import Gateway
 
 NONE = "none"
 SECRETS = ("--api-key", "--hf-token", "-hft")
@@ -80,29 +79,31 @@ def mistakes(given: Given, folder: Path) -> Iterator[str]:
     if file and (why := _wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
         yield draft.tell("server.api-key-file", f" = {file}: {why}")
     literal = draft.server.get("api-key")
-    for why in wrong_literal(literal, bool(file)):
+    for why in wrong_literal(literal, draft.at("server.api-key-file") if file else ""):
         yield draft.tell("server.api-key", f": {why}")
     if not is_llama and len(told := split(literal)) > 1 and NONE not in told:
         yield draft.tell("server.api-key", ": vLLM reads one key")
     yield from _in_clear(draft)
 
 
-def mistakes_of_gateway(gateway: Gateway) -> Iterator[str]:
-    """What cannot be meant about the key of the gateway, each as `key = value: why`."""
-    file = gateway.api_key_file
+def mistakes_of_gateway(configuration: Configuration) -> Iterator[str]:
+    """What cannot be meant about the key of the gateway."""
+    literal, file = configuration.gateway.api_key, configuration.gateway.api_key_file
+    place = configuration.at_gateway("api_key_file")
     if file and (why := _wrong_file(Path(file))):
-        yield f"api_key_file = {file}: {why}"
-    for why in wrong_literal(gateway.api_key, bool(file)):
-        yield f"api_key: {why}"
+        yield f"{place} = {file}: {why}"
+    for why in wrong_literal(literal, place if file else ""):
+        yield f"{configuration.at_gateway('api_key')}: {why}"
 
 
-def wrong_literal(literal: Value | None, has_file: bool) -> Iterator[str]:
-    """Why a key that stands in the configuration is none."""
+def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
+    """Why a key that stands in the configuration is none; `file` says where a file of keys is
+    named, if one is."""
     told = split(literal)
     if literal not in (None, False) and not told:
         yield 'must be a key, or "none"'
-    if told and has_file:
-        yield "contradicts api_key_file; leave one out"
+    if told and file:
+        yield f"contradicts {file}; leave one out"
     if any(one.startswith("#") or not one.isprintable() or " " in one for one in told):
         yield "a key must not begin with # or hold spaces or control characters"
     if len(told) > 1 and NONE in told:

@@ -92,11 +92,10 @@ def _mistakes(
 
 def _gateway(configuration: Configuration, told: list[Given]) -> Iterator[str]:
     """What is wrong with the gateway's table."""
-    place, gateway = f"{configuration.label}: gateway", configuration.gateway
+    gateway = configuration.gateway
     if why := addresses.wrong_host(gateway.host):
-        yield f"{place}.host{why}"
-    for wrong in api_keys.mistakes_of_gateway(gateway):
-        yield f"{place}.{wrong}"
+        yield f"{configuration.at_gateway('host')}{why}"
+    yield from api_keys.mistakes_of_gateway(configuration)
     names = [one.draft.name for one in told]
     names += [alias for one in told for alias in aliases(one)]
     folded = {name.casefold() for name in names}
@@ -104,7 +103,7 @@ def _gateway(configuration: Configuration, told: list[Given]) -> Iterator[str]:
         if name.casefold() not in folded:
             key = mistakes.dotted(("models", pattern))
             why = f"is no instance and no alias{did_you_mean(name, names)}"
-            yield f"{place}.{key} = {mistakes.shown(name)}: {why}"
+            yield f"{configuration.label}: gateway.{key} = {mistakes.shown(name)}: {why}"
 
 
 def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
@@ -116,8 +115,7 @@ def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
     ]
     gateway = configuration.gateway
     if gateway.enable:
-        place = f"{configuration.label}: gateway.port"
-        places.append((place, Address(gateway.host, gateway.port)))
+        places.append((configuration.at_gateway("port"), Address(gateway.host, gateway.port)))
     for index, (place, at) in enumerate(places):
         before = next((name for name, other in places[:index] if at.clashes(other)), "")
         if before:

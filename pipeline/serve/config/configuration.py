@@ -48,6 +48,7 @@ class Configuration:
     label: str  # the file's name, as it is said in messages
     master: Master = field(default_factory=Master)
     gateway: Gateway = field(default_factory=Gateway)
+    gateway_places: Mapping[str, str] = field(default_factory=dict)  # of its `port` and so on
     drafts: tuple[Draft, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided, to be said once
     mistakes: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
@@ -62,6 +63,10 @@ class Configuration:
     def prepares(self) -> dict[str, dict[str, str]]:
         """By instance, the variables of `prepare` for the models that are to be made first."""
         return {draft.name: dict(draft.model) for draft in self.enabled if draft.model}
+
+    def at_gateway(self, key: str) -> str:
+        """Where a key of the gateway stands."""
+        return self.gateway_places.get(key, f"{self.label}: gateway.{key}")
 
     def path(self, text: str) -> Path:
         """A path of the file; `~` is the user's home, relative means the file's folder."""

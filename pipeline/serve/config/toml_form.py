@@ -61,6 +61,7 @@ def load(
         label=file.name,
         master=read.master,
         gateway=gateway,
+        gateway_places={key: place(("gateway", key)) for key in gateway.model_fields_set},
         drafts=tuple(
             _draft(file.parent, name, section, table, place) for name, table in found.items()
         ),

@@ -110,10 +110,10 @@ def one(folder: Path, text: str, **more: Any) -> Instance:
     return found
 
 
-def checked(folder: Path, text: str, *, cards: int | None = None) -> list[str]:
-    """Every mistake that `check` finds; none: the remarks."""
+def checked(folder: Path, text: str, *, cards: int | None = None, **more: str) -> list[str]:
+    """Every mistake that `check` finds; none: the remarks. `more` goes to `read`."""
     said: list[str] = []
-    configuration = read(folder, text, patient=True)
+    configuration = read(folder, text, patient=True, **more)
     try:
         checks.check(
             configuration,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -50,7 +51,10 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ("api_key = ['a', 'none']", "api_key: none is no key"),
         ("api_key = '#a'", "api_key: a key must not begin with # or hold spaces"),
         ('api_key = "a\\nb"', "api_key: a key must not begin with # or hold spaces"),
-        ("api_key = 'a'\napi_key_file = 'models.toml'", "api_key: contradicts api_key_file"),
+        (
+            "api_key = 'a'\napi_key_file = 'models.toml'",
+            "api_key: contradicts models.toml: instance.chat.server.api_key_file; leave one out",
+        ),
         (
             "extra_args = ['--api-key', 'x']",
             "extra_args: --api-key would stand in the list of processes; write api_key = …",
@@ -191,7 +195,10 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
         ("api_key_file = 'empty'", ["api_key_file = {}/empty: {}/empty cannot be read, or holds"]),
         (
             "api_key = 'a b'\napi_key_file = 'models.toml'",
-            ["api_key: contradicts api_key_file", "api_key: a key must not begin with # or hold"],
+            [
+                "api_key: contradicts models.toml: gateway.api_key_file; leave one out",
+                "api_key: a key must not begin with # or hold",
+            ],
         ),
         (
             "[gateway.models]\n'claude-*' = 'chta'\nx = 'gone'",
@@ -210,6 +217,21 @@ def test_the_table_of_the_gateway(tmp_path: Path, text: str, lines: list[str]) -
     assert len(found) == len(lines)
     for one, start in zip(found, lines, strict=True):
         assert one.startswith(f"models.toml: gateway.{start.replace('{}', str(tmp_path))}")
+
+
+def test_what_overrides_bring_is_said_to_be_theirs(tmp_path: Path) -> None:
+    """As in docker/stack.env: the file of a key, for all."""
+    told = {"api_key_file": "gone", "host": "0.0.0.0"}
+    over = json.dumps({"instance": {"server": told}, "gateway": told})
+    text = f"{SERVER}api_key = 'x'\n[gateway]\napi_key = 'y'\n"
+    gone = f" = gone: {tmp_path}/gone is no file"
+    assert checked(tmp_path, text, overrides=over, where="OVERRIDES") == [
+        f"OVERRIDES: instance.server.api_key_file{gone}",
+        "models.toml: instance.chat.server.api_key: contradicts "
+        "OVERRIDES: instance.server.api_key_file; leave one out",
+        f"OVERRIDES: gateway.api_key_file = {tmp_path}/gone: {tmp_path}/gone is no file",
+        "models.toml: gateway.api_key: contradicts OVERRIDES: gateway.api_key_file; leave one out",
+    ]
 
 
 def test_two_that_write_one_log(tmp_path: Path) -> None:

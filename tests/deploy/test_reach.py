@@ -1,0 +1,50 @@
+"""Which of a container's servers clients can find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.deploy.boot import Source
+from pipeline.deploy.health import out_of_reach, unpublished
+from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
+
+
+def at(port: int, *, host: str = "0.0.0.0", engine: str = LLAMA_CPP) -> Instance:
+    return Instance(
+        name=f"{engine} {port}",
+        engine=engine,
+        executable="",
+        cmd=(),
+        folder="",
+        log_file="",
+        host=host,
+        port=port,
+    )
+
+
+def ports(*servers: Instance) -> list[int]:
+    return [one.port for one in unpublished(servers, ["8080"])]
+
+
+def test_ports_that_are_not_published() -> None:
+    assert ports(at(8080)) == []
+    assert ports(at(8080), at(8081)) == [8081]
+    assert ports(at(8080), at(8081, host="127.0.0.1")) == [], "it is meant to stay inside"
+    assert ports(at(8080), at(8081), at(9000, engine=GATEWAY)) == [8081, 9000]
+    assert ports(at(8080, engine=GATEWAY), at(8081), at(8082)) == [], "it leads to both"
+
+
+def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
+    file = tmp_path / "profiles.yaml"
+    file.write_text("profiles:\n  tiny:\n    llamacpp: {gguf_path: /x.gguf, port: 9999}\n")
+    told = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(file)}
+    profile = Source(words=("profile=tiny",), name=f"{file}#tiny", is_profile=True)
+    inside = "http://127.0.0.1:9999: only this container reaches that"
+    assert out_of_reach([], profile, told).startswith(inside)
+    told |= {"LLAMACPP_HOST_OVERRIDE": "0.0.0.0"}
+    assert out_of_reach([], profile, told) == "", "nobody said what is published"
+    told |= {"PUBLISHED_PORTS": "8080, 9000"}
+    elsewhere = "tiny on 9999: not published, only 8080, 9000 is"
+    assert out_of_reach([], profile, told).startswith(elsewhere)
+    assert out_of_reach([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
+    assert out_of_reach([], None, told) == ""
