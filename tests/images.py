@@ -116,12 +116,21 @@ def _inside(word: str, mounts: dict[Path, str]) -> str:
     return f"file://{place}/{path.name}" if parsed.scheme == "file" else place
 
 
+def used() -> int:
+    """Bytes in the store; others may remove layers meanwhile."""
+    count = 0
+    for folder, _, names in os.walk(STORE / "root"):
+        for name in names:
+            with contextlib.suppress(OSError):
+                count += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118
+    return count
+
+
 def build(context: Path, package: Path, target: str, tag: str, scratch: Path) -> None:
     """Build a stage of docker/Dockerfile with the programs of an archive in the context."""
     STORE.mkdir(parents=True, exist_ok=True)
     with FileLock(STORE / ".lock"):
-        used = sum(one.lstat().st_size for one in (STORE / "root").rglob("*") if one.is_file())
-        if used > LARGEST_STORE:
+        if used() > LARGEST_STORE:
             buildah("rmi", "--prune", check=False)  # layers of what was built before
         make_base()
         buildah(
