@@ -88,15 +88,15 @@ def foreground(
     if stops:
         say("stopped")
         return
-    shown = quoted(last)
+    shown = f":\n{quoted(last)}" if last else ""
     if status is None:
         raise PipelineError(
-            f"the server was not ready after {ready_timeout:g} s and was stopped:\n{shown}",
+            f"the server was not ready after {ready_timeout:g} s and was stopped{shown}",
             f"give it more: ready_timeout=…; the log is {launch.log}",
         )
     when = "after it was ready" if is_up else "before it was ready"
     raise PipelineError(
-        f"the server ended {when}, {how(status)}:\n{shown}", f"the log is {launch.log}"
+        f"the server ended {when}, {how(status)}{shown}", f"the log is {launch.log}"
     )
 
 

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bins import gpus
 from pipeline.bins.programs import program_file
-from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.locks import only_one
-from pipeline.core.publish import full_disk_is_an_error, publish_same
-from pipeline.models import gguf
 from pipeline.serve.flags import Flag
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import Folder
@@ -228,49 +224,6 @@ class Configured:
         enabled = self.configuration.enabled
         return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
 
-    def require_places(self) -> None:
-        """Raise PipelineError where a prepared file could not be put where a profile wants it."""
-        for draft in self.configuration.enabled:
-            if draft.download_to is None:
-                continue
-            try:
-                paths.require_writable(draft.download_to.parent)
-            except PipelineError as error:
-                hint = "let this user write there (of a container: --user), or download it yourself"
-                raise PipelineError(error.message, hint) from None
-
-    def place_files(self) -> None:
-        """Have the prepared files where a profile wants them. The model itself, or its first part,
-        comes last: it says that all is there. Raises PipelineError."""
-        for draft in self.configuration.enabled:
-            if draft.download_to is None:
-                continue
-            first, *parts = gguf.shards(self.steps_of(draft).require_chain().final)
-            placed = self._placed(draft)
-            placed |= {part: draft.download_to.with_name(part.name) for part in parts}
-            with (
-                full_disk_is_an_error(draft.download_to.parent, "llamacpp.model_root"),
-                only_one(draft.download_to),
-            ):
-                for file in [*(file for file in placed if file != first), first]:
-                    if not placed[file].exists():
-                        publish_same(file, placed[file])
-
-    def _placed(self, draft: Draft) -> dict[Path, Path]:
-        """Where a profile wants the model, by its first part, and its projector."""
-        from pipeline.serve.config.configuration import projector_of
-
-        from . import serving
-
-        if draft.download_to is None:
-            return {}
-        steps, target = self.steps_of(draft), draft.download_to
-        first = steps.require_chain().final
-        # llama.cpp finds the parts of a split model by their names
-        target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
-        projector = None if steps.request.mmproj else serving.projector(steps)
-        return {first: target} | ({projector: projector_of(target)} if projector else {})
-
     @property
     def wrong(self) -> tuple[str, ...]:
         """What is wrong with the file and its model tables, found while they were read."""
@@ -283,11 +236,11 @@ class Configured:
     def _model(self, draft: Draft) -> Model:
         from pipeline.serve.config.llama import Model
 
-        from . import estimating, serving
+        from . import estimating, placing, serving
 
         steps = self.steps_of(draft)
         chain = steps.require_chain()
-        placed, mmproj = self._placed(draft), serving.projector(steps)
+        placed, mmproj = placing.placed(self, draft), serving.projector(steps)
         ahead = estimating.outlook(steps, chain)
         return Model(
             path=placed.get(chain.final, chain.final),

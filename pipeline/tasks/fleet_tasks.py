@@ -45,7 +45,9 @@ def up(steps: Steps) -> Task:
 def prepare(steps: Steps) -> Task:
     def place() -> None:
         if steps.configured:
-            steps.configured.place_files()
+            from . import placing
+
+            placing.place(steps.configured)
 
     return task(place, after=ready_to_run(steps))
 

@@ -18,7 +18,7 @@ from pipeline.serve.instance import Instance
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
 
-from . import gateways, listing, many
+from . import gateways, listing, many, placing
 from .configured import Configured, require, require_known
 from .steps import Steps
 
@@ -34,7 +34,7 @@ def wanted(configured: Configured) -> Wanted:
     configuration = configured.configuration
     if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
-    configured.place_files()
+    placing.place(configured)
     for made in instances.write_keys(configuration, configured.flags(), configured.keys):
         say(made)
     if configuration.gateway.enable:
