@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, Doit, with_programs
+from disks import disk
 
 
 @pytest.mark.parametrize(
@@ -139,15 +141,8 @@ def test_a_taken_port_is_said_before_anything(doit: Doit, tiny: Path) -> None:
 @pytest.fixture
 def small_disk(built: Path, tmp_path: Path) -> Iterator[Path]:
     """A file system of 96 MiB of its own."""
-    folder = tmp_path / "smäll"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(folder)]
-    if os.name == "nt" or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disk(tmp_path / "smäll", "size=96m"):
+        yield tmp_path / "smäll"
 
 
 @pytest.mark.build
@@ -205,20 +200,12 @@ def test_a_disk_that_fills_up_while_quantizing(
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     home = tmp_path / "read only"
-    home.mkdir()
-    mounted = False
-    if os.geteuid() == 0:  # root may write anywhere but on a read-only mount
-        command = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(home)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting takes more rights")
-        mounted = True
-    else:
-        home.chmod(0o500)
-    try:
+    with ExitStack() as stack:
+        if os.geteuid() == 0:  # root may write anywhere but on a read-only mount
+            stack.enter_context(disk(home, "ro"))
+        else:
+            home.mkdir(mode=0o500)
         wrong = Doit(home)("serve", "model=demo", status=1)
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(home)], check=True)
     assert "nothing can be written there" in wrong.err
     assert "LLAMA_PIPELINE_HOME" in wrong.err
     assert "Traceback" not in wrong.err

@@ -5,6 +5,7 @@ It is unpacked beside the present one, tried out there, and takes its place in o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -204,8 +205,15 @@ def _try_out(archive: Path, server: Path, patience: float) -> str:
     if status == 0 and lines:
         return next((line for line in lines if line.startswith("version")), lines[0])[:200]
     here, made_for = host.platform_tag(), platform_of(server)
+    hint = f"take a package for {here}; made with portable=1 it runs on any processor of its kind"
     if made_for and not here.startswith(made_for):
         why = f"is a program for {made_for}, this is {here}"
+    elif not os.access(server, os.X_OK):
+        why = "may not be run"
+        hint = (
+            f"{server.parents[2]} may forbid programs (noexec): install elsewhere, into=…; or the "
+            "archive does not mark it as a program"
+        )
     else:
         why = (
             f"does not run ({server.name} --version: status {status})" if status else "says nothing"
@@ -213,5 +221,5 @@ def _try_out(archive: Path, server: Path, patience: float) -> str:
     shown = "".join(f"\n  | {line[:200]}" for line in lines[-LAST_LINES:])
     raise PipelineError(
         f"{archive.name}: its llama-server {why}{shown}",
-        f"take a package for {here}; made with portable=1 it runs on any processor of its kind",
+        hint,
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import disk
 
 from pipeline.bins import host, install, package
 from pipeline.bins.install import Installed
@@ -336,7 +337,15 @@ def test_a_program_that_hangs(tmp_path: Path, home: Home, target: Path, old: Pat
 
 def test_a_program_nobody_may_run(tmp_path: Path, home: Home, target: Path, old: Path) -> None:
     archive = write_tar(tmp_path / "x.tar", files("x"), mode=0o644)
-    refused(archive, target, home, "Permission denied")
+    assert "into=" in str(refused(archive, target, home, "may not be run").hint)
+
+
+def test_a_disk_that_forbids_programs(tmp_path: Path, home: Home) -> None:
+    with disk(tmp_path / "data", "noexec"):
+        into = tmp_path / "data" / "soft"
+        with pytest.raises(PipelineError, match="may not be run") as caught:
+            install.install(write_tar(tmp_path / "x.tar", files("x")), into, home=home)
+        assert "noexec" in caught.value.hint and not into.exists()
 
 
 def elf(machine: int, order: str = "<") -> bytes:

@@ -1,9 +1,8 @@
-"""Real surroundings for the tests of core/: Python children, small disks, an old kernel."""
+"""Real surroundings for the tests of core/: Python children, an old kernel."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,21 +75,6 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-@contextmanager
-def disk(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
-    """A small disk mounted on `folder`; yields a function that mounts it with other options."""
-    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("only root on Linux can mount a small disk")
-    folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield lambda other: subprocess.run(["mount", "-o", f"remount,{other}", folder], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def names(folder: Path) -> list[str]:

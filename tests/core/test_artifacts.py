@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from core_tools import child, disk, finish, line, names
+from core_tools import child, finish, line, names
+from disks import disk
 
 from pipeline.core import artifacts, receipts
 from pipeline.core.errors import PipelineError

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_tools import disk
+from disks import disk
 
 from pipeline.core import hashing, notes
 

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from core_tools import disk, names
+from core_tools import names
+from disks import disk
 
 from pipeline.core import packages, paths
 from pipeline.core.errors import PipelineError, UsageError

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_tools import child, disk, finish, gone, line, wait_for
+from core_tools import child, finish, gone, line, wait_for
+from disks import disk
 
 from pipeline.core import ending, process, tied
 from pipeline.core.errors import PipelineError

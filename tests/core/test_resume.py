@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_tools import disk, finish, line, wait_for
+from core_tools import finish, line, wait_for
+from disks import disk
 from download_tools import (
     PIECE,
     SIZE,

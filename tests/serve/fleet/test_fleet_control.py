@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
+from disks import disk
 from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
@@ -467,27 +468,18 @@ def fill(stuff: Path) -> None:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def small(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root on Linux can mount a small disk")
-    at = tmp_path / "disk"
-    at.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", at]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "--lazy", at], check=True)
+    with disk(tmp_path / "disk", "size=256k"):
+        yield tmp_path / "disk"
 
 
-def test_a_full_disk(disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk(small: Path, tmp_path: Path) -> None:
     """The servers go on, and are restarted; the state is written once that can be done."""
-    with fleet_at(disk / "run") as fleet:
-        a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"), max_restarts=9)
+    with fleet_at(small / "run") as fleet:
+        a = replace(stand_in(tmp_path, "a"), log_file=str(small / "a.log"), max_restarts=9)
         fleet.up(a)
-        pid, stuff = fleet.pids()["a"] or 0, disk / "stuff"
+        pid, stuff = fleet.pids()["a"] or 0, small / "stuff"
         fill(stuff)
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: [one.pid for one in fleet.servers()] not in ([], [pid]))
@@ -503,17 +495,17 @@ def test_a_full_disk(disk: Path, tmp_path: Path) -> None:
         fleet.nothing_left()
 
 
-def test_a_disk_that_became_read_only(disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_became_read_only(small: Path, tmp_path: Path) -> None:
     """As after an error of the disk: the servers go on, and can be stopped."""
-    with fleet_at(disk / "run") as fleet:
-        a = replace(stand_in(tmp_path, "a"), log_file=str(disk / "a.log"))
+    with fleet_at(small / "run") as fleet:
+        a = replace(stand_in(tmp_path, "a"), log_file=str(small / "a.log"))
         fleet.up(a)
         pid = fleet.pids()["a"] or 0
 
         # Files that are open for writing forbid it for the one mount, not for a view of it.
-        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "--bind", small, small], check=True)
         try:
-            subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", small], check=True)
             with pytest.raises(PipelineError, match="ead-only"):
                 fleet.up(changed(a, "--metrics"))
             assert fleet.rows()["a"].state == READY
@@ -521,7 +513,7 @@ def test_a_disk_that_became_read_only(disk: Path, tmp_path: Path) -> None:
             assert fleet.down() == ["a"]
             fleet.nothing_left()
         finally:
-            subprocess.run(["umount", disk], check=False)
+            subprocess.run(["umount", small], check=False)
 
 
 def test_numbers_that_are_used_again(fleet: Fleet, tmp_path: Path) -> None:
