@@ -186,6 +186,11 @@ def task__config() -> Task:
     return fleet.config(steps)
 
 
+def task__places() -> Task:
+    """say that a profile's folder cannot be written before any work"""
+    return fleet.places(steps)
+
+
 def task__options() -> Task:
     """hold the options in config= against the llama-server that will run"""
     return fleet.options(steps)

@@ -7,13 +7,17 @@ blank in its place, and the words for that program are read from `sys.argv` (tas
 import sys
 
 
-def main() -> int:
-    """Run doit; its exit status."""
+def main() -> None:
+    """Run doit, and exit with its status."""
     sys.argv[0] = "doitw"  # what doit tells its user to type; read when it is imported
     from doit.doit_cmd import DoitMain
 
-    return int(DoitMain().run([word or " " for word in sys.argv[1:]]))
+    words = sys.argv[1:]
+    if "" in words[: words.index("--") if "--" in words else None]:
+        print("doitw: a word of the command line is empty: leave it out", file=sys.stderr)
+        sys.exit(3)
+    sys.exit(DoitMain().run([word or " " for word in words]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -34,7 +34,7 @@ class DoitMain:
         user = os.environ["LLAMA_PIPELINE_CWD"]
         answer = {"name": name, "args": args, "cwd": os.getcwd(), "pid": os.getpid(), "user": user}
         print(json.dumps({**answer, "version": VERSION, "words": words}))
-        return 0
+        return None  # as for some of doit's own commands: all went well
 """
 
 
@@ -207,11 +207,13 @@ def test_a_second_call_starts_no_bootstrap(ready: Checkout, world: World) -> Non
 
 
 def test_arguments_arrive_untouched(ready: Checkout) -> None:
-    args = ["two words", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
+    args = ["two words", "--", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
     told = json.loads(ready.doitw(*args).out)
     assert told["args"] == args
     assert told["words"] == [word or " " for word in args], "doit falls over an empty one"
     assert told["name"] == "doitw", "what it tells its user to type"
+    wrong = ready.doitw("list", "", "--", "x")
+    assert (wrong.status, wrong.out) == (3, "") and "empty" in wrong.err
 
 
 def test_signals_reach_doit(ready: Checkout) -> None:

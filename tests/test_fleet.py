@@ -499,8 +499,8 @@ def test_nothing_is_named(bare: Doit) -> None:
     assert bare("ps", "format=json").json() == []
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_llama_servers_own_router(fleet: Fleet, gguf: Path, name: str) -> None:
+@pytest.mark.parametrize("as_a_terminal", [True, False])
+def test_llama_servers_own_router(fleet: Fleet, gguf: Path, as_a_terminal: bool) -> None:
     """One llama-server that starts the others itself, where relative paths mean the same."""
     port = free_port()
     fleet.chat("one", gguf)
@@ -515,10 +515,10 @@ def test_llama_servers_own_router(fleet: Fleet, gguf: Path, name: str) -> None:
         said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
         answer = wait_for(lambda: attempt(f"{url}/v1/chat/completions", said | {"model": "two"}))
         assert answer["choices"]
-        if name == "SIGINT":
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        if as_a_terminal:
+            os.killpg(process.pid, signal.SIGINT)
         else:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
     wait_for(lambda: not answers(port))

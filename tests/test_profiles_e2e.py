@@ -114,6 +114,8 @@ def test_where_nothing_can_be_put_nothing_is_downloaded(
     doit.env["HF_ENDPOINT"] = "http://127.0.0.1:1"
     said = doit("prepare", "profile=tiny", status=1).err
     assert f"{tmp_path / 'file'}: nothing can be written there" in said
+    doit.env["LLM_PROFILE_NAME"] = "tiny"
+    assert "nothing can be written" not in doit("source", status=None).err, "it puts nothing there"
     assert "let this user write there" in said
 
 

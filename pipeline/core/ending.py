@@ -38,11 +38,20 @@ def ask_to_stop(process: Started, *, group: bool = False) -> None:
 
 
 def group_is_empty(process: Started) -> bool:
-    """Whether nothing is left of the group that `own_group` made; on Windows nobody knows."""
-    if os.name != "nt":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, 0)
-            return False
+    """Whether nothing that lives is left of the group that `own_group` made; on Windows nobody
+    knows."""
+    if os.name == "nt":
+        return True
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return True
+    import psutil
+
+    for one in psutil.process_iter():  # in a container that has no init, zombies stay
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(one.pid) == process.pid and one.status() != psutil.STATUS_ZOMBIE:
+                return False
     return True
 
 

@@ -62,12 +62,12 @@ def absolute(text: str | Path) -> Path:
 
 
 def one_path(text: str | Path) -> Path:
-    """The same, in one spelling: no `..` and no linked folder in it. A link to a file stays one.
+    """The same, in one spelling: without `..`. Links stay, for they may come to lead elsewhere.
 
     Raises UsageError where there is no such user.
     """
     path = absolute(text)
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent), path.name) if ".." in path.parts else path
 
 
 def home() -> Home:

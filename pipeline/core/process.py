@@ -153,14 +153,17 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
+def lines_of(
+    process: subprocess.Popen[bytes], is_over: Callable[[], bool] | None = None
+) -> Iterator[str]:
     """Its output line by line; a carriage return (a progress bar's) ends a line too, at once.
 
-    Ends with the pipe, or once the process is known to have ended and nothing comes any more: what
-    it started may hold the pipe for ever.
+    Ends with the pipe, or once nothing comes any more and the process is known to have ended, or
+    `is_over` says so: what it started may hold the pipe for ever.
     """
+    over = is_over or (lambda: process.returncode is not None)
     buffer, ended_by_return = b"", False
-    while process.stdout and (chunk := _read(process, process.stdout.fileno())):
+    while process.stdout and (chunk := _read(over, process.stdout.fileno())):
         if ended_by_return:  # the other half of a \r\n
             chunk = chunk.removeprefix(b"\n")
         ended_by_return = chunk.endswith(b"\r")
@@ -173,12 +176,12 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
         yield buffer.decode("utf-8", "replace")
 
 
-def _read(process: subprocess.Popen[bytes], pipe: int) -> bytes:
+def _read(is_over: Callable[[], bool], pipe: int) -> bytes:
     if not WINDOWS:  # there pipes cannot be waited for
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         while not poll.poll(LEFT_SECONDS * 1000):
-            if process.returncode is not None:
+            if is_over():
                 return b""
     return os.read(pipe, 65536)
 

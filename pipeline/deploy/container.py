@@ -19,12 +19,12 @@ from pathlib import Path
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import REPOSITORY, user_folder
-from pipeline.core.process import WINDOWS, Process, become, start_attached
+from pipeline.core.process import Process, become, start_attached
 from pipeline.core.say import say
 from pipeline.serve.fleet import control, standing, state
 from pipeline.serve.fleet.state import ENDED, FAILED, Folder
 from pipeline.serve.service import service
-from pipeline.serve.stopping import asked_to_stop
+from pipeline.serve.stopping import asked_to_stop, pass_on
 
 from . import health, package
 from .boot import Boot, Source
@@ -115,7 +115,7 @@ class Container:
                 if self._stopping is None:
                     deadline = time.monotonic() + patience
                     self.begin_to_stop()
-                _pass_on(process, number)
+                pass_on(process, number)
             if time.monotonic() > deadline:
                 process.kill()
             time.sleep(TICK)
@@ -182,16 +182,9 @@ def _ended(processes: Sequence[Process], stops: list[int]) -> int:
             asked.append(signal.SIGTERM)
         for process in living:
             for number in asked:
-                _pass_on(process, number)
+                pass_on(process, number)
         time.sleep(TICK)
     return failed or next(filter(None, map(_status, processes)), 0)
-
-
-def _pass_on(process: Process, number: int) -> None:
-    """A signal for us; a terminal sends Ctrl-C and its own end to all of us itself."""
-    from_terminal = number != signal.SIGTERM and os.isatty(0)
-    if not from_terminal and not WINDOWS:
-        process.send_signal(number)
 
 
 def _status(process: Process) -> int:

@@ -85,6 +85,8 @@ def out_of_reach(
             "0.0.0.0 lets others in (LLAMACPP_HOST_OVERRIDE for a profile)"
         )
     ports = environ.get(PUBLISHED, "").replace(",", " ").split()
+    if not all(port.isdecimal() for port in ports):
+        return f"{PUBLISHED}={environ[PUBLISHED]}: is ports with commas between, such as 8080,9000"
     inside = [one for group in groups for one in unpublished(group, ports)] if ports else []
     if not inside:
         return ""
@@ -97,6 +99,7 @@ def out_of_reach(
 def unpublished(servers: Sequence[Instance], ports: Sequence[str]) -> list[Instance]:
     """Those of one configuration that listen for others, on a port that is not published; none
     where its gateway is."""
-    if any(one.engine == GATEWAY and str(one.port) in ports for one in servers):
+    meant = [one for one in servers if not is_loopback(one.host)]
+    if any(one.engine == GATEWAY and str(one.port) in ports for one in meant):
         return []
-    return [one for one in servers if str(one.port) not in ports and not is_loopback(one.host)]
+    return [one for one in meant if str(one.port) not in ports]

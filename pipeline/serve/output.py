@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable
 from pipeline.core.process import LAST_LINES, Process, lines_of
 
 
-def pumped(process: Process, *sinks: Callable[[str], object]) -> threading.Thread:
+def pumped(
+    process: Process,
+    *sinks: Callable[[str], object],
+    is_over: Callable[[], bool] | None = None,
+) -> threading.Thread:
     """A thread that hands each line of its output to each of `sinks`, and closes the pipe at its
     end. A closed terminal or a full disk must not stop it: an unread pipe would stop the server."""
 
     def pump() -> None:
         with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
-            for line in lines_of(process):
+            for line in lines_of(process, is_over):
                 for sink in sinks:
                     with contextlib.suppress(OSError, ValueError):
                         sink(line)

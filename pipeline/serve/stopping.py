@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pipeline.core.process import WINDOWS, Process
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
@@ -28,6 +31,14 @@ def asked_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def pass_on(process: Process, number: int) -> None:
+    """Hand a signal that we got to a program on our terminal, which sends Ctrl-C and its own end
+    to all of us itself."""
+    from_terminal = number != signal.SIGTERM and os.isatty(0)
+    if not from_terminal and not WINDOWS:
+        process.send_signal(number)
 
 
 def how(status: int) -> str:

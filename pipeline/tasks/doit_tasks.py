@@ -222,10 +222,6 @@ def print_help(text: str | None) -> Task:
 
 def check(steps: Steps) -> Task:
     def run() -> None:
-        if steps.configured:
-            from . import placing
-
-            placing.require_writable(steps.configured)
         for model in (*steps.models.values(),) or (steps,):
             checking.check(model)
             locking.require(model, before=True)

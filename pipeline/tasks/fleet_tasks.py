@@ -26,7 +26,7 @@ def ready_to_run(steps: Steps) -> list[str]:
     """What has to be there before anything is started."""
     if steps.configured is None:
         return []
-    return ["_config", *built(steps), "_options", *(["_frozen"] if steps.models else [])]
+    return ["_config", "_places", *built(steps), "_options", *(["_frozen"] if steps.models else [])]
 
 
 def built(steps: Steps) -> list[str]:
@@ -42,14 +42,12 @@ def up(steps: Steps) -> Task:
     return task(run, after=after, lacks=lacks_config(steps))
 
 
+def places(steps: Steps) -> Task:
+    return task(action(steps, "placing", "require_writable"), after=["_config"])
+
+
 def prepare(steps: Steps) -> Task:
-    def place() -> None:
-        if steps.configured:
-            from . import placing
-
-            placing.place(steps.configured)
-
-    return task(place, after=ready_to_run(steps))
+    return task(action(steps, "placing", "place"), after=ready_to_run(steps))
 
 
 def serve(steps: Steps) -> Task:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.core.publish import publish_text
 from pipeline.core.say import say
 from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import first_key, is_loopback
-from pipeline.serve.stopping import asked_to_stop
+from pipeline.serve.stopping import asked_to_stop, pass_on
 
 from . import many
 from .configured import Configured, require
@@ -25,6 +24,8 @@ from .steps import Steps
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import Gateway
+
+STOP_SECONDS = 30.0  # for another program that is the gateway, to end what streams
 
 
 def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
@@ -135,16 +136,19 @@ def _written(configured: Configured, name: str, text: str) -> Path:
 
 
 def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = None) -> None:
-    """Until it ends, which it is asked to if we are: a terminal's Ctrl-C reaches it by itself."""
+    """Until it ends. It gets each signal that we get, but for those that a terminal sends to both
+    of us, and is killed STOP_SECONDS after the first."""
     say(f"+ {process.shown(words)}")
     with asked_to_stop() as stops:
         server = process.start_attached(words, env=env, cwd=folder)
-        told = 0
+        told, deadline = 0, float("inf")
         while (status := server.poll()) is None:
             for number in stops[told:]:
                 told += 1
-                if number != signal.SIGINT:
-                    server.terminate()
+                deadline = min(deadline, time.monotonic() + STOP_SECONDS)
+                pass_on(server, number)
+            if time.monotonic() > deadline:
+                server.kill()
             time.sleep(0.1)
     if status and not stops:
         raise PipelineError(f"{Path(words[0]).name} ended with {status}")

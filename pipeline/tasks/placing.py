@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Draft
 
     from .configured import Configured
+    from .steps import Steps
 
 
-def require_writable(configured: Configured) -> None:
+def require_writable(steps: Steps) -> None:
     """Raise PipelineError where a prepared file could not be put where it is wanted."""
-    for draft in configured.configuration.enabled:
+    for draft in steps.configured.configuration.enabled if steps.configured else ():
         if draft.download_to is None:
             continue
         try:
@@ -31,9 +32,11 @@ def require_writable(configured: Configured) -> None:
             raise PipelineError(error.message, hint) from None
 
 
-def place(configured: Configured) -> None:
+def place(steps: Steps) -> None:
     """Have the prepared files where they are wanted. The model itself, or its first part, comes
     last: it says that all is there. Raises PipelineError."""
+    if (configured := steps.configured) is None:
+        return
     for draft in configured.configuration.enabled:
         if draft.download_to is None:
             continue

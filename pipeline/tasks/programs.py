@@ -42,7 +42,7 @@ class Programs:
     @property
     def are_external(self) -> bool:
         """Whether they are the user's own: then none are made. Asked while doit reads the tasks,
-        so a folder that has no programs is an error only where they are used."""
+        so a folder that has no programs is an error only of steps that need some."""
         return bool(binaries.chosen_folder())
 
     @property

@@ -34,7 +34,7 @@ def wanted(configured: Configured) -> Wanted:
     configuration = configured.configuration
     if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
-    placing.place(configured)
+    placing.place(configured.steps)
     for made in instances.write_keys(configuration, configured.flags(), configured.keys):
         say(made)
     if configuration.gateway.enable:

@@ -57,10 +57,14 @@ def test_up_from_a_link_is_up_from_where_it_leads(tmp_path: Path) -> None:
 def test_a_file_has_one_path_however_it_is_spelled(tmp_path: Path) -> None:
     (tmp_path / "here" / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "here")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "here" / "to.toml").symlink_to("other.toml")
     folder = (tmp_path / "here").resolve()
     for spelled in ("../to.toml", "../../link/to.toml", tmp_path / "link" / "below/../to.toml"):
         assert paths.one_path(spelled) == folder / "to.toml"
+    current = tmp_path / "link" / "to.toml"
+    assert paths.one_path(current) == current, "the link may come to lead elsewhere"
+    assert paths.one_path(tmp_path / "loop" / ".." / "x").name == "x"
 
 
 def test_without_doitw_the_working_folder_counts(

@@ -284,6 +284,20 @@ def test_ask_to_stop() -> None:
         assert sleeper.wait(timeout=30) == -signal.SIGTERM
 
 
+@posix
+def test_a_group_of_zombies_is_empty() -> None:
+    """They stay where nobody asks how they ended, as in a container without an init."""
+    with ending.running(subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=0)) as first:
+        last = subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=first.pid)
+        with ending.running(last):
+            first.kill()
+            first.wait()
+            assert not ending.group_is_empty(first)
+            last.kill()
+            wait_for(lambda: gone(last.pid))
+            assert ending.group_is_empty(first)
+
+
 @linux
 def test_a_child_born_after_its_parents_death_does_not_live() -> None:
     """The kernel tells nothing to a child that asks too late; it looks for itself."""

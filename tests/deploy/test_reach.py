@@ -32,6 +32,8 @@ def test_ports_that_are_not_published() -> None:
     assert ports(at(8080), at(8081, host="127.0.0.1")) == [], "it is meant to stay inside"
     assert ports(at(8080), at(8081), at(9000, engine=GATEWAY)) == [8081, 9000]
     assert ports(at(8080, engine=GATEWAY), at(8081), at(8082)) == [], "it leads to both"
+    inside = at(8080, engine=GATEWAY, host="127.0.0.1")
+    assert ports(inside, at(8081)) == [8081], "nobody finds the gateway either"
 
 
 def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
@@ -47,4 +49,7 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     elsewhere = "tiny on 9999: not published, only 8080, 9000 is"
     assert out_of_reach([], profile, told).startswith(elsewhere)
     assert out_of_reach([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
+    assert out_of_reach([], profile, told | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
+        "PUBLISHED_PORTS=8080/tcp: is ports"
+    )
     assert out_of_reach([], None, told) == ""

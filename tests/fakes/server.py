@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--die", action="store_true", help="end by itself with SIGABRT")
     parser.add_argument("--after", type=float, default=0, help="seconds until it ends by itself")
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--stop-after", type=float, default=0, help="seconds that SIGTERM takes")
     parser.add_argument("--no-newline", type=int, default=0, help="print so many bytes first")
     parser.add_argument("--lines", type=int, default=0, help="print so many lines first")
     parser.add_argument("--rate", type=int, default=0, help="go on to print so many a second")
@@ -101,6 +102,7 @@ def main() -> None:
 
     def terminate(number: int, frame: FrameType | None) -> None:
         # No print here: the signal may have come in the midst of one.
+        time.sleep(options.stop_after)
         text = "SIGTERM is ignored\n" if options.ignore_term else "ending on SIGTERM\n"
         os.write(1, text.encode())
         if not options.ignore_term:

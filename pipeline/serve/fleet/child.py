@@ -49,14 +49,16 @@ class Child:
         try:
             self.started = marker.start_time(self.process.pid)
             self.last: deque[str] = deque(maxlen=LAST_LINES)
-            self._pump = pumped(
-                self.process, self.log, lambda line: self.last.append(line[:LONGEST_LINE])
-            )
+            # A launcher may end before its server, which still has something to say.
+            self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
             told = (instance, self._say, self.over, pace.probe_every)
             Thread(target=asking.watch, args=told, daemon=True).start()
         except BaseException:
             self.kill()
             raise
+
+    def _keep(self, line: str) -> None:
+        self.last.append(line[:LONGEST_LINE])
 
     def _say(self, word: str) -> None:
         self.said = word

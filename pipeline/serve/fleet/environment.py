@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.serve.instance import LLAMA_CPP, Instance
 from pipeline.serve.launch import clean_environment
 
-from . import asking
+from . import asking, marker
 from .state import Folder
 
 VLLM_KEY = "VLLM_API_KEY"  # an inherited one would be asked for, and nobody knows it
@@ -16,7 +16,8 @@ VLLM_KEY = "VLLM_API_KEY"  # an inherited one would be asked for, and nobody kno
 
 def environment(instance: Instance, at: Folder) -> dict[str, str]:
     """Inherited, without what would change the launch unseen. Raises OSError."""
-    env = {name: value for name, value in os.environ.items() if name != VLLM_KEY}
+    without = (VLLM_KEY, marker.VARIABLE)
+    env = {name: value for name, value in os.environ.items() if name not in without}
     if instance.engine == LLAMA_CPP:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)

@@ -105,9 +105,12 @@ class Supervisor:
 
     def is_replaced(self) -> bool:
         """Whether somebody removed the folder, and with it the lock: another one may begin."""
-        with contextlib.suppress(OSError):  # the disk itself may be gone
-            return not self.at.lock.exists() or self.at.lock.stat().st_ino != self._lock
-        return False
+        try:
+            return self.at.lock.stat().st_ino != self._lock
+        except FileNotFoundError:
+            return True
+        except OSError:  # the disk itself is gone
+            return False
 
     def watch_warden(self, now: float) -> None:
         if now < self._next_warden or (self.warden and self.warden.poll() is None):

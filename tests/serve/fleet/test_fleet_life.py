@@ -17,7 +17,9 @@ import pytest
 from conftest import wait_for
 from fleet_tools import Fleet, changed, grandchild, lives, stand_in
 
+from pipeline.core.process import LEFT_SECONDS
 from pipeline.serve.fleet import asking, marker
+from pipeline.serve.fleet.environment import environment
 from pipeline.serve.fleet.policy import Pace
 from pipeline.serve.fleet.state import (
     EXITED,
@@ -68,6 +70,7 @@ def test_files_are_private(fleet: Fleet, tmp_path: Path) -> None:
 
 
 def test_the_environment(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(marker.VARIABLE, "another/one")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("KEPT", "yes")
@@ -80,6 +83,7 @@ def test_the_environment(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.Monke
     assert {"LLAMA_ARG_CTX_SIZE", "HF_TOKEN", "VLLM_API_KEY"}.isdisjoint(env)
     assert (env["KEPT"], env["CUDA_VISIBLE_DEVICES"]) == ("yes", "1")
     assert env[marker.VARIABLE] == f"{fleet.at.marker}/a"
+    assert marker.VARIABLE not in environment(a, fleet.at), "in the foreground it has none"
     assert list(Path(env["XDG_CONFIG_HOME"]).iterdir()) == []
     env = json.loads(notes["b"].read_text())
     assert (env["VLLM_API_KEY"], env["HF_TOKEN"]) == ("the-key", "secret")
@@ -167,9 +171,12 @@ def test_the_time_it_may_have_been_stuck_is_not_steady(fleet: Fleet, tmp_path: P
     assert fleet.until("a", FAILED, reason="given up").restarts == 1
 
 
-def test_behind_a_launcher(fleet: Fleet, tmp_path: Path) -> None:
-    """It is asked itself, and has its time although the launcher is gone at once."""
-    a = stand_in(tmp_path, "a", engine="vllm")
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_behind_a_launcher(fleet: Fleet, tmp_path: Path, engine: str) -> None:
+    """It is asked itself, and has its time although the launcher is gone at once; what it says
+    after a long silence is still heard."""
+    silence = str(LEFT_SECONDS + 1)
+    a = stand_in(tmp_path, "a", "--stop-after", silence, engine=engine, stop_timeout=30.0)
     words = shlex.join(a.command)
     fleet.up(replace(a, executable="/bin/sh", cmd=("-c", f"{words}; exit 0")))
     fleet.down()
