@@ -117,6 +117,11 @@ class Doit:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, "the port is not free"
 
 
+# How a program in Python begins, where the path of Python may hold blanks: the shell runs the
+# second line, for Python it is a text.
+SHEBANG = f'#!/bin/sh\n"exec" "{sys.executable}" "$0" "$@"'
+
+
 def free_port() -> int:
     """One that nothing listens on, and another one each time."""
     while True:

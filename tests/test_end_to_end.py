@@ -97,7 +97,7 @@ def test_a_gguf_is_used_in_place_whole_and_split(
     assert sorted(doit.home.rglob("*.gguf")) == before, "a file used in place was copied"
 
     second = sorted(parts.iterdir())[1]
-    wrong = doit("serve", f"model={second}", status=1)
+    wrong = doit("serve", f"model={second}", status=3)
     assert str(first) in wrong.err and "part 2" in wrong.err
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import REPOSITORY, Doit, Run, free_port, get, post, wait_for
+from conftest import REPOSITORY, SHEBANG, Doit, Run, free_port, get, post, wait_for
 
 pytestmark = pytest.mark.build
 MARKER = "LLAMA_PIPELINE_FLEET"
@@ -252,7 +251,7 @@ def stand_in(folder: Path, words: str = "") -> Path:
     (real,) = REPOSITORY.glob("bins/*-cpu/llama-server")
     program, server = folder / "llama-server", Path(__file__).parent / "fakes" / "server.py"
     program.write_text(
-        f"""#!{sys.executable}
+        f"""{SHEBANG}
 import json, os, subprocess, sys
 if "--help" in sys.argv:
     sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))

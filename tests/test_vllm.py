@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Doit, free_port
+from conftest import SHEBANG, Doit, free_port
 
 SERVER = Path(__file__).parent / "fakes" / "server.py"
-STAND_IN = """#!{python}
+STAND_IN = """{shebang}
 import json, os, sys
 words = sys.argv[1:]
 with open({record!r}, "w") as file:
@@ -35,7 +34,7 @@ class Machine:
         path = self.folder / "bin" / name
         path.parent.mkdir(exist_ok=True)
         record = str(self.folder / f"{name}.json")
-        path.write_text(STAND_IN.format(python=sys.executable, record=record, server=str(SERVER)))
+        path.write_text(STAND_IN.format(shebang=SHEBANG, record=record, server=str(SERVER)))
         path.chmod(0o755)
         return path
 
@@ -133,7 +132,7 @@ api_key = "sk-very-secret"
             assert path.parent.name == "keys" and path.stat().st_mode & 0o77 == 0
 
 
-ANSWERS = """#!{python}
+ANSWERS = """{shebang}
 import sys
 with open({record!r}, "a") as file:
     file.write(" ".join(sys.argv[1:3]) + "\\n")
@@ -165,7 +164,7 @@ def test_the_installed_vllm_knows_its_own_options(machine: Machine) -> None:
     """Each version is asked once; what it has is right, and what it has not is wrong."""
     record, python = machine.folder / "asked", machine.folder / "bin" / "newest"
 
-    python.write_text(ANSWERS.format(python=sys.executable, record=str(record), help=HELP))
+    python.write_text(ANSWERS.format(shebang=SHEBANG, record=str(record), help=HELP))
     python.chmod(0o755)
     text = f"""
 [master]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import vllm_arguments
 from config_tools import FLAGS, one, read
+from conftest import SHEBANG
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, vllm
@@ -221,7 +222,7 @@ def recorder(folder: Path, name: str) -> None:
     folder.mkdir(exist_ok=True)
     program = folder / name
     program.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"{SHEBANG}\nimport json, os, sys\n"
         "told = {'argv': sys.argv, 'cards': os.environ.get('CUDA_VISIBLE_DEVICES')}\n"
         "json.dump(told, open(os.environ['TOLD'], 'w'))\n"
     )

@@ -57,7 +57,7 @@ def test_up_ps_down(fleet: Fleet, tmp_path: Path) -> None:
     fleet.nothing_left()
     assert {name: row.state for name, row in fleet.rows().items()} == {}
     log = log_of(tmp_path).splitlines()
-    assert log[0].endswith(f"+ {a.executable} {' '.join(a.cmd)}")
+    assert log[0].endswith(f"+ {shlex.join(a.command)}")
     assert log[-1] == "ending on SIGTERM"
 
 
