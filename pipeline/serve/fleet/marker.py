@@ -45,8 +45,9 @@ def marked(at: Folder) -> Found:
         value = server(at.marker, one.name)
         process = find(one.pid, one.started, value)
         with contextlib.suppress(psutil.Error):
-            if process and process not in found.get(value, []) and _is_ours(process):
-                found.setdefault(value, []).append(process)
+            here = found.get(value, [])  # psutil may have kept one whose number was used before
+            if process and process.pid not in [other.pid for other in here] and _is_ours(process):
+                found[value] = [*here, process]
     return found
 
 
