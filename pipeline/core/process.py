@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .ending import end_group, running
+from .environment import without_credentials
 from .errors import PipelineError
 from .say import say
 from .tied import die_with, put_in_job, watch_from_outside
@@ -35,6 +36,11 @@ def shown(argv: Argv) -> str:
     return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
+def _inherited(env: Mapping[str, str] | None) -> dict[str, str]:
+    """`env`, or where none is given the user's own without credentials."""
+    return without_credentials(os.environ) if env is None else dict(env)
+
+
 def outcome(
     argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
@@ -48,7 +54,7 @@ def outcome(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
-            env=None if env is None else dict(env),
+            env=_inherited(env),
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -83,7 +89,7 @@ def start(
         process = subprocess.Popen(
             words,
             cwd=cwd,
-            env=None if env is None else dict(env),
+            env=_inherited(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -260,7 +266,7 @@ def start_attached(
         return subprocess.Popen(
             words,
             cwd=cwd,
-            env=None if env is None else dict(env),
+            env=_inherited(env),
             preexec_fn=die_with(os.getpid(), False) if linux else None,
         )
     except OSError as error:

@@ -1,0 +1,130 @@
+"""How much of the user's environment a program gets.
+
+A server, and a tool that reads model files, gets what a list here names. Compilers, package
+managers and short probes need whatever the user has set for them: they get all of it but
+credentials. Names are compared in upper case, as Windows does; proxies are set in either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+# Inherited, these silently change a launch; upstream reads one variable for every option.
+INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
+OWN = ("LLAMA_PIPELINE_",)
+
+# A name that ends in * stands for all that begin so.
+SYSTEM = """
+    PATH TMPDIR TEMP TMP LANG LANGUAGE LC_* LOCPATH LOCALE_ARCHIVE TZ TZDIR TERM NO_COLOR
+    LD_LIBRARY_PATH LD_PRELOAD DYLD_* NIX_LD* GLIBC_TUNABLES MALLOC_* MIMALLOC_* TCMALLOC_*
+    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT OS PROCESSOR_* NUMBER_OF_PROCESSORS
+    PROGRAMDATA ALLUSERSPROFILE PROGRAMFILES* PROGRAMW6432 COMMONPROGRAM* DRIVERDATA
+"""
+COMPUTE = """
+    GGML_* MTMD_* OMP_* GOMP_* KMP_* MKL_* MKLROOT OPENBLAS_* GOTO_NUM_THREADS BLIS_* VECLIB_*
+    CUDA_* CUDNN_* CUBLAS_* CUBLASLT_* NVIDIA_* HIP_* HSA_* ROCR_* ROCM_* ROCBLAS_* HIPBLASLT_*
+    MIOPEN_* AMD_* GPU_* VK_* VULKAN_SDK MESA_* RADV_* ANV_* NVK_* LP_* DRI_PRIME XDG_DATA_DIRS
+    ONEAPI_* SYCL_* ZE_* ZES_* UR_* IGC_* OCL_ICD_* OPENCL_* OPENVINO_* MTL_* METAL_* ASCEND_*
+    MUSA_* SPACEMIT_*
+"""
+# Caches of compiled kernels and of models lie below these.
+HOME = """
+    HOME USER LOGNAME USERNAME USERPROFILE HOMEDRIVE HOMEPATH APPDATA LOCALAPPDATA XDG_CACHE_HOME
+    XDG_DATA_HOME
+"""
+NETWORK = """
+    HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE
+    CURL_CA_BUNDLE
+"""
+# llama-server's own downloads: from where, and to where. It is given no token.
+MIRROR = "HF_ENDPOINT MODEL_ENDPOINT HF_HOME HF_HUB_CACHE HUGGINGFACE_HUB_CACHE"
+# The last few forbid the network, or reports of how it is used: always heard.
+VLLM = """
+    VLLM_* TORCH* PYTORCH_* NCCL_* RCCL_* GLOO_* TRITON_* FLASHINFER_* NVSHMEM_* UCX_* RAY_*
+    PIXI_* CONDA_* VIRTUAL_ENV XDG_* UV_* CC CXX CPATH C_INCLUDE_PATH LIBRARY_PATH MAX_JOBS
+    TOKENIZERS_PARALLELISM HF_HUB_OFFLINE TRANSFORMERS_OFFLINE HF_HUB_DISABLE_TELEMETRY
+    DO_NOT_TRACK
+"""
+HUB = "HF_* HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_*"
+PYTHON = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
+
+# TOKENIZERS_PARALLELISM is none, nor is a number of tokens; SSH_AUTH_SOCK is an agent's.
+SECRET_NAMES = re.compile(
+    r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|COOKIE"
+    r"|TOKEN(?![A-Z]|_(BUDGET|COUNT|LIMIT|SIZE|THRESHOLD))|TOKENS$|WEBHOOK|CONNECTION_?STRING"
+    r"|(^|_)(AUTH|JWT|BEARER)(_|$)|(^|_)KEYS?$|_(PASS|PWD|PAT)$|^SSHPASS$|^SSH_AGENT_PID$"
+    r"|^GPG_AGENT_INFO$|^KRB5CCNAME$|^(BW|OP)_SESSION"
+)
+VENDORS = (
+    *("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "OPENAI_"),
+    *("ANTHROPIC_", "GITHUB_", "GH_", "GITLAB_", "KAGGLE_", "VSCODE_GIT_"),
+)
+# An address with a password, or with a token in the user's place; a key; a header; a token.
+SECRET_VALUES = re.compile(
+    r"(?i:[a-z][a-z0-9+.-]*://[^/\s@:]*:[^/\s@]+@)|(?i:https?://[^/\s@]+@)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|(?i:\bauthorization:|\bbearer )"
+    r"|^\s*(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-|sk-|npm_|pypi-|AKIA)[\w-]{16,}\s*$"
+)
+
+
+def servers(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
+    """What llama-server gets; one that `downloads` also learns how to reach the network."""
+    more = (NETWORK, MIRROR) if downloads else ()
+    found = _listed(environ, SYSTEM, COMPUTE, HOME, "LLAMA_*", *more)
+    return {name: found[name] for name in found if not name.upper().startswith(INHERITED + OWN)}
+
+
+def vllm(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
+    """What vLLM gets; one that `downloads` its model does so with the user's own token."""
+    more = (NETWORK, HUB) if downloads else ()
+    return servers(environ) | _listed(environ, VLLM, *more, trusted=HUB if downloads else "")
+
+
+def tools(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a program gets that only reads and writes files it is told of."""
+    return _listed(environ, SYSTEM, COMPUTE)
+
+
+def own(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a Python program of this project gets, such as the gateway."""
+    return _listed(environ, SYSTEM, HOME, PYTHON)
+
+
+def without_credentials(environ: Mapping[str, str], keep: Iterable[str] = ()) -> dict[str, str]:
+    """All but what looks like a credential. `keep` are the beginnings of names that stay: the
+    program's own credentials."""
+    kept = tuple(start.upper() for start in keep)
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.upper().startswith(kept)
+        or not (name.upper().startswith(VENDORS) or is_credential(name, value))
+    }
+
+
+def is_credential(name: str, value: str) -> bool:
+    """Whether a variable looks like one, whoever it belongs to. A proxy's password does not
+    count: who may use the network needs it."""
+    name = name.upper()
+    if SECRET_NAMES.search(name):
+        return True
+    return not name.endswith("PROXY") and SECRET_VALUES.search(value) is not None
+
+
+def _listed(environ: Mapping[str, str], *lists: str, trusted: str = "") -> dict[str, str]:
+    """The variables that `lists` name and that are no credential, unless `trusted` names them."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if _names(name, " ".join(lists))
+        and (_names(name, trusted) or not is_credential(name, value))
+    }
+
+
+def _names(name: str, listed: str) -> bool:
+    name = name.upper()
+    return any(
+        name.startswith(word[:-1]) if word.endswith("*") else name == word
+        for word in listed.split()
+    )
