@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import capacity
+from pipeline.core import capacity, environment
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
@@ -87,7 +87,7 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     tools, ccache = own_tools(), shutil.which("ccache")
     statistics = work.folder / ".ccache.log"
     env = {
-        **os.environ,
+        **environment.without_credentials(os.environ, keep=["CCACHE_"]),
         # projects inside llama.cpp's own look for ninja there
         "PATH": os.pathsep.join([str(Path(tools["ninja"]).parent), os.environ.get("PATH", "")]),
         "NINJA_STATUS": "[%f/%t] ",

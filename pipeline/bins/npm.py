@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, last_lines, run
 from pipeline.core.progress import bar
@@ -23,6 +24,8 @@ DOWNLOADS = 10_000  # lines of a log that they take at most
 PATIENCE = 300.0  # seconds without a word
 # Of the user's variables these change what is made.
 DROPPED = ("LLAMA_", "VITE_", "PUBLIC_", "NODE_ENV")
+# Its own credentials, for the registry. The build, which runs the packages' code, gets none.
+ITS_OWN = ("NPM_", "NODE_AUTH_TOKEN")
 WITHOUT = "ui=off builds the server without its page"
 
 
@@ -48,7 +51,8 @@ class Project:
 
         words = (*INSTALL, "--offline" if offline else "--prefer-offline", *NETWORK)
         with bar("fetching the packages of llama.cpp's page") as update:
-            status = self._npm(words, {}, on_line=count, patience=patience)
+            env = environment(self.node, keep=ITS_OWN)
+            status = self._npm(words, env, on_line=count, patience=patience)
         if status and offline:
             raise self._failed(words, status, "offline=1 allows only what npm has in its cache")
         if status:
@@ -58,14 +62,14 @@ class Project:
     def build(self, variables: dict[str, str]) -> None:
         """Run the project's own build. Raises PipelineError."""
         say("building llama.cpp's page, which takes a minute or two")
-        status = self._npm(BUILD, variables, append=True)
+        status = self._npm(BUILD, environment(self.node) | variables, append=True)
         if status:
             raise self._failed(BUILD, status)
 
     def _npm(
         self,
         words: Sequence[str],
-        variables: dict[str, str],
+        env: dict[str, str],
         *,
         on_line: Callable[[str], None] | None = None,
         append: bool = False,
@@ -74,7 +78,7 @@ class Project:
         return run(
             [self.node.npm, *words],
             log=self.log,
-            env={**environment(self.node), **variables},
+            env=env,
             cwd=self.folder,
             on_line=on_line,
             append=append,
@@ -97,8 +101,10 @@ class Project:
         return "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
 
 
-def environment(node: Node) -> dict[str, str]:
-    """What npm is run with: itself a script, it must find this very Node.js."""
-    kept = {name: os.environ[name] for name in os.environ if not name.startswith(DROPPED)}
+def environment(node: Node, keep: Sequence[str] = ()) -> dict[str, str]:
+    """What npm is run with: itself a script, it must find this very Node.js. `keep`: see
+    `without_credentials`."""
+    known = without_credentials(os.environ, keep)
+    kept = {name: known[name] for name in known if not name.startswith(DROPPED)}
     search = [str(Path(node.path).parent), kept.get("PATH", os.defpath)]
     return {**kept, "PATH": os.pathsep.join(search), "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}

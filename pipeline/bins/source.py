@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import packages, receipts
+from pipeline.core import environment, packages, receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.locks import only_one
 from pipeline.core.paths import REPOSITORY, Home
@@ -181,7 +181,8 @@ def _changes_hash(folder: Path, changes: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    known = environment.without_credentials(os.environ)
+    env = {name: value for name, value in known.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
     status, output, complaint = outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})
     if status != 0:

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import hashing, paths
+from . import environment, hashing, paths
 from .errors import PipelineError
 from .locks import only_one
 from .pins import Archive
@@ -16,8 +16,9 @@ from .publish import full_disk_is_an_error, part, publish_file, remove, require_
 
 
 def pip_environment() -> dict[str, str]:
-    """pip with the user's own settings, and quiet about itself."""
-    return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    """pip with the user's own settings, its index's password too, and quiet about itself."""
+    env = environment.without_credentials(os.environ, keep=["PIP_"])
+    return env | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
 def installed(name: str) -> str | None:

@@ -159,6 +159,19 @@ def test_without_ccache(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (done.hits, done.misses, done.steps) == (0, 0, 4)
 
 
+def test_what_a_compiler_sees(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ccache may keep what it knows elsewhere, behind a password."""
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    monkeypatch.setenv("CCACHE_REMOTE_STORAGE", "redis://user:secret@127.0.0.1:1")
+    monkeypatch.setenv("CXXFLAGS", "-O1")
+    seen = tmp_path / "seen"
+    compiler(tmp_path / "g++", f"env >'{seen}'", monkeypatch)
+    compile_all(work)
+    variables = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert [name for name in variables if "secret" in variables[name]] == ["CCACHE_REMOTE_STORAGE"]
+    assert variables["CXXFLAGS"] == "-O1"
+
+
 def test_told() -> None:
     assert Done(steps=3, seconds=1.4, hits=0, misses=0).told == "3 steps in 1 s"
     assert Done(steps=3, seconds=1.4, hits=1, misses=1).told == (

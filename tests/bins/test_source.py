@@ -141,6 +141,18 @@ class TestSubmodule:
         monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
         assert not source.find(home).local
 
+    def test_nor_do_credentials(
+        self, module: Path, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """git runs programs that the checkout's own settings name."""
+        seen, monitor = tmp_path / "seen", tmp_path / "monitor"
+        monitor.write_text(f"#!/bin/sh\nenv >'{seen}'\n")
+        monitor.chmod(0o755)
+        git(module, "config", "core.fsmonitor", str(monitor))
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        source.find(home)
+        assert "PATH=" in seen.read_text() and "secret" not in seen.read_text()
+
     def test_what_git_refuses_is_passed_on(self, module: Path, home: Home) -> None:
         (module / ".git" / "HEAD").write_text("ref: refs/heads/none\n")
         with pytest.raises(PipelineError, match="`git rev-parse") as caught:

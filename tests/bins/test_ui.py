@@ -292,6 +292,18 @@ class TestMake:
         made_of = tree.folder_hash(plan.source.folder / "tools" / "ui")
         assert f"name: '{made_of[:12]}'" in texts(plan.target)["index.html"]
 
+    def test_only_the_registry_is_shown_credentials(
+        self, tools: Tools, plan: Ui, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("NPM_TOKEN", "NODE_AUTH_TOKEN", "GITHUB_TOKEN", "HF_TOKEN"):
+            monkeypatch.setenv(name, f"secret of {name}")
+        monkeypatch.setenv("npm_config_registry", "https://user:secret@registry")
+        ui.make(plan)
+        fetches, builds = tools.environment("ci"), tools.environment("run")
+        secret = {name for name, value in fetches.items() if "secret" in value}
+        assert secret == {"NPM_TOKEN", "NODE_AUTH_TOKEN", "npm_config_registry"}
+        assert not [name for name, value in builds.items() if "secret" in value]
+
     def test_redone_when_its_files_change(self, tools: Tools, plan: Ui) -> None:
         ui.make(plan)
         (plan.source.folder / "tools/ui/src/app.css").write_text("b {}\n")

@@ -155,6 +155,17 @@ def test_fetched_once(
     assert names(target.parent) == [WHEEL.file]
 
 
+def test_pip_sees_no_credentials_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = "https://user:secret@index/simple"
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", index)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("DATABASE_URL", "postgres://user:secret@host/db")
+    seen = packages.pip_environment()
+    assert {name: seen[name] for name in seen if "secret" in seen[name]} == {
+        "PIP_EXTRA_INDEX_URL": index
+    }
+
+
 def test_another_file_than_the_pinned_one_is_refused(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
