@@ -23,11 +23,13 @@ def make(
     source: Mapping[str, Any] | None = None,
     keep: bool = True,
     force: bool = False,
+    sandbox: str | None = None,
 ) -> Entry:
     """Have `target` as `recipe` says, made by `maker(path)` unless its receipt says that it is.
 
     `need` is the disk space in bytes that making takes. `keep=False` marks a step on the way;
-    what was once kept stays kept. Raises what `maker` raises, with nothing published.
+    what was once kept stays kept. `sandbox` is noted in the receipt. Raises what `maker` raises,
+    with nothing published.
     """
     with full_disk_is_an_error(target.parent), only_one(target):
         known = receipts.load(target.parent).get(target.name)
@@ -50,6 +52,7 @@ def make(
                 source=source,
                 keep=keep,
                 seconds=time.monotonic() - start,
+                sandbox=sandbox,
             )
             publish_file(made, target)
         finally:

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from . import sandbox as sandboxes
 from .ending import end_group, running
 from .environment import without_credentials
 from .errors import PipelineError
+from .sandbox import Entry, Sandbox
 from .say import say
 from .tied import die_with, put_in_job, watch_from_outside
-from .watch import watched
+from .watch import limited, watched
 
 Argv = Sequence[str | os.PathLike[str]]
 Process = subprocess.Popen[bytes]
@@ -42,30 +44,50 @@ def _inherited(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def outcome(
-    argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None
+    argv: Argv,
+    *,
+    timeout: float = 20,
+    env: Mapping[str, str] | None = None,
+    sandbox: Sandbox | None = None,
 ) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a short program; -1 where it is missing or hangs.
 
     Bytes that are no UTF-8 (in file names) stay as they are: `surrogateescape`.
     """
     try:
-        done = subprocess.run(
-            [os.fspath(word) for word in argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            env=_inherited(env),
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with sandboxes.entry(sandbox, os.environ if env is None else env) as entry:
+            process = subprocess.Popen(
+                [*entry.prefix, *(os.fspath(word) for word in argv)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_inherited(env),
+                pass_fds=entry.files,
+                preexec_fn=entry.child,
+            )
+        with process:
+            if WINDOWS and sandbox:
+                put_in_job(process, sandbox)
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+    except (OSError, subprocess.SubprocessError) as error:
         return -1, "", str(error)
-    out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
-    return done.returncode, out, err
+    stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (out, err))
+    return process.returncode, stdout, stderr
 
 
-def capture(argv: Argv, *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str | None:
+def capture(
+    argv: Argv,
+    *,
+    timeout: float = 20,
+    env: Mapping[str, str] | None = None,
+    sandbox: Sandbox | None = None,
+) -> str | None:
     """What a short program prints on both channels; None where it is missing, fails or hangs."""
-    status, out, err = outcome(argv, timeout=timeout, env=env)
+    status, out, err = outcome(argv, timeout=timeout, env=env, sandbox=sandbox)
     return out + err if status == 0 else None
 
 
@@ -76,6 +98,7 @@ def start(
     cwd: Path | None = None,
     own_group: bool = False,
     killed_with_us: bool = False,
+    sandbox: Sandbox | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program whose two channels arrive on `stdout`, and that cannot outlive us.
 
@@ -84,28 +107,43 @@ def start(
     `killed_with_us` SIGKILL. Raises PipelineError where it cannot be started.
     """
     words = [os.fspath(word) for word in argv]
-    linux = sys.platform == "linux"
     try:
-        process = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=_inherited(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=own_group and not WINDOWS,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if own_group else 0,
-            preexec_fn=die_with(os.getpid(), killed_with_us) if linux else None,
-        )
+        with sandboxes.entry(sandbox, os.environ if env is None else env) as entry:
+            process = subprocess.Popen(
+                [*entry.prefix, *words],
+                cwd=cwd,
+                env=_inherited(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=own_group and not WINDOWS,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) * own_group,
+                pass_fds=entry.files,
+                preexec_fn=_before_exec(entry, killed_with_us),
+            )
     except OSError as error:
         raise PipelineError(f"{words[0]}: cannot be started: {error.strerror}") from None
     except subprocess.SubprocessError as error:  # between fork and exec
         raise PipelineError(f"{words[0]}: cannot be started: {error}") from None
     if WINDOWS:
-        put_in_job(process)
-    elif not linux:
+        put_in_job(process, sandbox)
+    elif sys.platform != "linux":
         watch_from_outside(process)
     return process
+
+
+def _before_exec(entry: Entry, killed_with_us: bool) -> Callable[[], None] | None:
+    """What the child does before it becomes the program."""
+    if sys.platform != "linux":
+        return entry.child
+    tie = die_with(os.getpid(), killed_with_us)
+
+    def child() -> None:
+        tie()
+        if entry.child:
+            entry.child()
+
+    return child
 
 
 def start_detached(
@@ -201,18 +239,23 @@ def run(
     on_line: Callable[[str], None] | None = None,
     append: bool = False,
     patience: float | None = None,
+    timeout: float | None = None,
+    sandbox: Sandbox | None = None,
 ) -> int:
     """Run a program to its end: everything it prints goes to `log`, each line to `on_line`.
 
     With `patience` it is killed, and all that it started, once it has printed nothing for so many
-    seconds. Returns the exit status. Says what is run on stderr first.
+    seconds; with `timeout` it is killed after that many. Returns the exit status. Says what is run
+    on stderr first.
     """
     say(f"+ {shown(argv)}")
     log.parent.mkdir(parents=True, exist_ok=True)
+    started = start(argv, env=env, cwd=cwd, own_group=patience is not None, sandbox=sandbox)
     with (
-        running(start(argv, env=env, cwd=cwd, own_group=patience is not None)) as process,
+        running(started) as process,
         _log(log, append) as write,
         watched(patience, write, lambda: _kill(process)) as heard,
+        limited(timeout, write, process.kill),
     ):
         write(f"+ {shown(argv)}")
         for line in lines_of(process):

@@ -34,7 +34,8 @@ class Entry:
 
     `mtime_ns` is None once the file was removed on purpose: what it was made of, and its
     sha256, stay known, so that nothing made from it has to be made again. `keep` is false for
-    an artifact that was only a step on the way to another.
+    an artifact that was only a step on the way to another. `sandbox` names what kept the program
+    that made it from touching anything else.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Entry:
     seconds: float
     source: Mapping[str, Any] | None = None
     keep: bool = True
+    sandbox: str | None = None
 
 
 class Status(Enum):
@@ -110,6 +112,7 @@ def stamp(
     source: Mapping[str, Any] | None = None,
     keep: bool = True,
     digest: str = "",
+    sandbox: str | None = None,
 ) -> Entry:
     """The entry of the finished file `target`, which is hashed unless its `digest` is known."""
     stat = target.stat()
@@ -122,6 +125,7 @@ def stamp(
         made_at=now(),
         seconds=round(seconds, 1),
         keep=keep,
+        sandbox=sandbox,
     )
 
 

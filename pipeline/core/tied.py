@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable
 
 from .errors import PipelineError
+from .sandbox import Sandbox
 
 
 def die_with(parent: int, killed: bool) -> Callable[[], None]:
@@ -50,8 +51,11 @@ def watch_from_outside(process: subprocess.Popen[bytes]) -> None:
     process.wait = wait  # type: ignore[method-assign]
 
 
-def put_in_job(process: subprocess.Popen[bytes]) -> None:
-    """Windows: the job is closed, and its processes end, when this process ends."""
+def put_in_job(process: subprocess.Popen[bytes], sandbox: Sandbox | None = None) -> None:
+    """Windows: the job is closed, and its processes end, when this process ends.
+
+    With `sandbox` it bounds the memory too, and the processes to this one.
+    """
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     kernel.CreateJobObjectW.restype = ctypes.c_void_p
     job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
@@ -59,6 +63,12 @@ def put_in_job(process: subprocess.Popen[bytes]) -> None:
     # byte 16 of it. 0x2000 is JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, 9 the class of the structure.
     limits = (ctypes.c_uint32 * 36)()
     limits[4] = 0x2000
+    if sandbox:
+        limits[4] |= 0x8  # JOB_OBJECT_LIMIT_ACTIVE_PROCESS, at byte 40
+        limits[10] = 1
+    if sandbox and sandbox.memory:
+        limits[4] |= 0x200  # JOB_OBJECT_LIMIT_JOB_MEMORY, 8 bytes at byte 120
+        limits[30], limits[31] = sandbox.memory & 0xFFFFFFFF, sandbox.memory >> 32
     handle = ctypes.c_void_p(int(process._handle))  # type: ignore[attr-defined,unused-ignore]
     if not (
         kernel.SetInformationJobObject(job, 9, ctypes.byref(limits), ctypes.sizeof(limits))

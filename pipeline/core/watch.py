@@ -1,4 +1,4 @@
-"""A program that hangs is not waited for."""
+"""A program that hangs, or does not end, is not waited for."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ def watched(
         heard.set()
         thread.join()
         kill()
+
+
+@contextmanager
+def limited(
+    seconds: float | None, write: Callable[[str], None], kill: Callable[[], None]
+) -> Iterator[None]:
+    """Call `kill` once the block has lasted so many seconds; None lets it last."""
+    if seconds is None:
+        yield
+        return
+
+    def end() -> None:
+        write(f"killed: it had not ended after {seconds:g} s")
+        kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -15,10 +15,12 @@ from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.publish import remove
 from pipeline.core.receipts import Recipe
+from pipeline.core.sandbox import strength
 
-from . import converter, gguf
+from . import converter, foreign_code, gguf, staging, tools
 from .resolve import Resolved, slug
 
+NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
@@ -49,17 +51,18 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
 
 
 @contextmanager
-def _staged(conversion: Conversion, made: Path) -> Iterator[Path]:
-    """A folder with the converter's input. It is named after the model, whose metadata the
-    converter takes from there."""
+def _staged(conversion: Conversion, made: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder with the converter's input, and an empty one. The first is named after the model,
+    whose metadata the converter takes from there."""
     resolved = conversion.resolved
     top = made.with_name(f"{made.name}.in")
     remove(top)  # a killed run's
     try:
         folder = top / slug(resolved.name)
         files = {file.name: resolved.folder / file.name for file in resolved.files}
-        converter.stage(files, folder)
-        yield folder
+        staging.stage(files, folder)
+        (top / staging.SCRATCH).mkdir()
+        yield folder, top / staging.SCRATCH
     finally:
         remove(top)
 
@@ -71,25 +74,27 @@ def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
         resolved = conversion.resolved
         log = home.logs / f"convert-{resolved.slug}-{conversion.outtype.lower()}.log"
         with (
-            _staged(conversion, made) as folder,
+            _staged(conversion, made) as (folder, scratch),
             bar(f"converting {resolved.name} to {conversion.outtype}") as update,
         ):
-            full: list[str] = []
 
             def watch(line: str) -> None:
                 percent = re.match(r"Writing:\s+(\d+)%", line)
                 if percent:
                     update(int(percent[1]), 100)
-                if "No space left" in line:
-                    full.append(line)
 
-            command = argv(conversion, converter.python(home), folder, made)
-            status = run(command, log=log, env=converter.environment(), on_line=watch)
-        if status:
-            raise PipelineError(
-                f"{resolved.name} could not be converted (status {status}):\n{last_lines(log)}",
-                "the disk is full: free some space" if full else f"the whole log is {log}",
+            python = converter.python(home)
+            inputs = [resolved.folder / file.name for file in resolved.files]
+            status = run(
+                argv(conversion, python, folder, made),
+                log=log,
+                env=converter.environment(python, scratch),
+                on_line=watch,
+                timeout=tools.seconds("convert", resolved.bytes),
+                sandbox=converter.sandbox(python, conversion.script, folder, inputs, made, scratch),
             )
+        if status:
+            raise failed(conversion, status, log)
         gguf.read(made)
 
     artifacts.make(
@@ -100,4 +105,21 @@ def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
         source=conversion.resolved.source,
         keep=conversion.keep,
         force=force,
+        sandbox=strength().name,
     )
+
+
+def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
+    """What to say of a conversion that ended with `status`."""
+    resolved = conversion.resolved
+    told = log.read_text(encoding="utf-8", errors="replace")
+    if "No space left" in told:
+        hint = "the disk is full: free some space"
+    elif re.search(NO_MEMORY, told):
+        hint = "it wanted more memory than its weights account for; is its config.json right?"
+    else:
+        hint = f"the whole log is {log}"
+    names = [file.name for file in resolved.files if foreign_code.may_name(file.name)]
+    code = foreign_code.classes((name, (resolved.folder / name).read_bytes()) for name in names)
+    message = f"{resolved.name} could not be converted (status {status}):\n{last_lines(log)}"
+    return PipelineError(*foreign_code.explained(resolved.name, code, message, hint))

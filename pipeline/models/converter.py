@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import platform
-import shutil
 import sys
 import venv
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +20,13 @@ from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.publish import full_disk_is_an_error, remove, require_space
 from pipeline.core.receipts import Recipe
+from pipeline.core.sandbox import Sandbox
 from pipeline.core.say import say
 
+from . import tools
+
+DRIVER = Path(__file__).with_name("header_of.py")
+COPIES = 4  # of the weights: as read, as 32-bit numbers, and stacked with others of their kind
 REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
 INSTALLED_BYTES = 1_300_000_000
 DOWNLOAD_BYTES = 270_000_000
@@ -121,19 +125,37 @@ def forget(home: Home) -> None:
     receipts.forget(folder(home) / "environment")
 
 
-def environment() -> dict[str, str]:
-    """For running the converter: offline, without the user's tokens and Python settings.
+def environment(python: Path, scratch: Path) -> dict[str, str]:
+    """For running the converter: nothing of the user's but locale, threads and libraries.
 
-    A tokenizer's own code would be downloaded and run otherwise.
+    Everything that transformers looks for lies below `scratch`, an empty folder: in the user's own
+    caches it would find code, and run it.
     """
-    private = ("HF_", "HUGGING", "PYTHON", "TRANSFORMERS_", "NO_LOCAL_GGUF")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(private)}
-    return env | {
+    told = str(scratch)
+    return tools.env() | {
+        "PATH": str(python.parent),
+        **dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), told),
+        **dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "TORCH_HOME"), told),
+        **dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), told),
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the source tree stays as it was checked
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
     }
+
+
+def sandbox(
+    python: Path, script: Path, staged: Path, files: Iterable[Path], made: Path, scratch: Path
+) -> Sandbox:
+    """What the converter may touch: its own programs, `staged` and the files behind its links."""
+    real = [path.resolve() for path in files]
+    return tools.sandbox(
+        python,
+        read=[script.parent, DRIVER, staged, *real],
+        write=[made, scratch],
+        weights=sum(path.stat().st_size for path in real),
+        copies=COPIES,
+    )
 
 
 def architectures(source: Path) -> frozenset[str]:
@@ -162,17 +184,3 @@ def _require_cpu_torch(python: Path) -> None:
             f"the converter's torch is not usable or not a CPU build: {told or 'import fails'}",
             f"pip config list: an index of yours may shadow {pins().torch_index}",
         )
-
-
-def stage(files: dict[str, Path], into: Path) -> None:
-    """Lay the converter's input out: links to just these files, so that no code lies beside."""
-    for name, file in files.items():
-        link = into / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            link.symlink_to(file.resolve())
-        except OSError:  # Windows without the right to make links
-            try:
-                os.link(file, link)
-            except OSError:
-                shutil.copyfile(file, link)

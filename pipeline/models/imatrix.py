@@ -12,8 +12,12 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
+from pipeline.core.sandbox import strength
 
-from . import gguf
+from . import gguf, tools
+
+COPIES = 2  # of the weights, at most: repacked for the processor, and buffers to compute in
+SILENT_SECONDS = 3600  # it prints each chunk of 512 tokens; how many there are the text decides
 
 
 def is_text(path: Path) -> bool:
@@ -57,8 +61,21 @@ def make(
                 if done := re.findall(r"\[(\d+)\][\d.]+,", line):
                     update(int(done[-1]), total)
 
-            status = run(argv(program, model, text, made), log=log, on_line=watch)
-        if status or not made.exists():
+            status = run(
+                argv(program, model, text, made),
+                log=log,
+                env=tools.env(),
+                on_line=watch,
+                patience=SILENT_SECONDS,
+                sandbox=tools.sandbox(
+                    program,
+                    read=[*gguf.shards(model), text],
+                    write=[made],
+                    weights=sum(path.stat().st_size for path in gguf.shards(model)),
+                    copies=COPIES,
+                ),
+            )
+        if status or not made.stat().st_size:
             raise PipelineError(
                 f"the importance matrix could not be computed from {text} (status {status}):\n"
                 f"{last_lines(log, 5)}",
@@ -66,4 +83,4 @@ def make(
             )
         gguf.read(made)
 
-    artifacts.make(target, {"step": "imatrix", **inputs}, maker)
+    artifacts.make(target, {"step": "imatrix", **inputs}, maker, sandbox=strength().name)

@@ -12,6 +12,8 @@ from pipeline.core import notes
 from pipeline.core.errors import UsageError
 from pipeline.core.process import outcome
 
+from . import gguf, tools
+
 MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
 STEP = 256  # tokens; llama.cpp pads its cache to this
@@ -107,7 +109,8 @@ def measure(
     if question in known:
         return together(Device(*row) for row in known[question])
     words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
-    status, out, err = outcome([program, *words], timeout=120)
+    sandbox = tools.sandbox(program, read=gguf.shards(model))
+    status, out, err = outcome([program, *words], timeout=120, env=tools.env(), sandbox=sandbox)
     if status and "failed to load model" in out + err:
         # It aborts, and its log may or may not have been written by then.
         reason = re.search(r"error loading model: (.*)", out + err)

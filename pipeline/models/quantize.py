@@ -14,10 +14,13 @@ from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.receipts import Recipe
+from pipeline.core.sandbox import strength
 
-from . import gguf, imatrix
+from . import gguf, imatrix, tools
 from .convert import Conversion
 from .resolve import Resolved
+
+COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +74,13 @@ def argv(
 def result_bytes(quantization: Quantization, program: Path) -> int:
     """The size of the result, as llama-quantize itself tells it in advance."""
     command = argv(quantization, program, quantization.target)
-    told = capture([command[0], "--dry-run", *command[1:]], timeout=120) or ""
-    found = re.search(r"quant size\s*=\s*([\d.]+) MiB", told)
+    told = capture(
+        [command[0], "--dry-run", *command[1:]],
+        timeout=120,
+        env=tools.env(),
+        sandbox=tools.sandbox(program, read=gguf.shards(quantization.input)),
+    )
+    found = re.search(r"quant size\s*=\s*([\d.]+) MiB", told or "")
     # Vocabulary and the table of tensors come on top of it.
     return int(float(found[1]) * 1024 * 1024) + 32 * 1024 * 1024 if found else 0
 
@@ -119,7 +127,22 @@ def make(
                 if counter:
                     update(int(counter[1]), int(counter[2]))
 
-            status = run(argv(quantization, program, made, matrix), log=log, on_line=watch)
+            inputs = gguf.shards(quantization.input)
+            weights = sum(path.stat().st_size for path in inputs)
+            status = run(
+                argv(quantization, program, made, matrix),
+                log=log,
+                env=tools.env(),
+                on_line=watch,
+                timeout=tools.seconds("quantize", weights),
+                sandbox=tools.sandbox(
+                    program,
+                    read=[*inputs, *([matrix] if matrix else [])],
+                    write=[made],
+                    weights=weights,
+                    copies=COPIES,
+                ),
+            )
         if status:
             raise PipelineError(
                 f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
@@ -134,4 +157,5 @@ def make(
         need=result_bytes(quantization, program) if quantization.input.exists() else 0,
         source=quantization.resolved.source,
         force=force,
+        sandbox=strength().name,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.core.process import outcome
 
-from . import ggml, gguf
+from . import ggml, gguf, tools
 from .quants import NEED_IMATRIX
 
 # `[   1/ 291] token_embd.weight - [ 4096, 32000, 1, 1], type = bf16, size = … MiB (q4_K)`:
@@ -46,7 +46,10 @@ def quant_sizes(
         for quant in quants:
             options = ["--imatrix", str(matrix)] if imatrix or quant in NEED_IMATRIX else []
             status, out, err = outcome(
-                [program, *options, "--dry-run", skeleton, quant], timeout=120
+                [program, *options, "--dry-run", skeleton, quant],
+                timeout=120,
+                env=tools.env(),
+                sandbox=tools.sandbox(program, read=[*gguf.shards(skeleton), matrix]),
             )
             tensors = tensor_bytes(out + err)
             if status == 0 and tensors is not None:

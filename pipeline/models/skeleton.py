@@ -6,7 +6,7 @@ before a weight is moved. The files lie elsewhere; only their first bytes are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,17 +17,15 @@ from pipeline.core.process import outcome
 from pipeline.core.publish import full_disk_is_an_error, part, publish_file, remove
 from pipeline.core.say import size as shown_size
 
-from . import convert, converter, gguf, safetensors
+from . import convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .convert import Conversion
+from .foreign_code import Code
 from .gguf import Broken, Cut, Header
 from .header_of import TOO_MUCH
 from .resolve import is_plain, slug
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
 MAX_HEADER = 256 * 1024 * 1024
-MAX_SIDE_FILE = 256 * 1024 * 1024  # the largest known tokenizer.json has some 30 MB
-DRIVER = Path(__file__).with_name("header_of.py")
-SECONDS = 600  # for the converter; the headers of the largest models take a tenth of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,27 +121,31 @@ def safetensors_skeleton(
             remove(top)  # a killed run's
             # The converter takes metadata from the folder's name: as in the real conversion.
             folder = top / slug(conversion.resolved.name)
-            if not all(_lay_out(file, folder) for file in files):
+            weights = staging.weight_bytes({file.name: file.size for file in files})
+            # The weights first: what is wrong with them explains what else does not fit.
+            ordered = sorted(files, key=lambda file: not file.name.endswith(".safetensors"))
+            if not all(_lay_out(file, folder, weights) for file in ordered):
                 return None
             words = convert.argv(conversion, python, folder, made)
+            scratch = top / staging.SCRATCH
+            scratch.mkdir()
             status, out, err = outcome(
-                [words[0], str(DRIVER), *words[1:]],
-                timeout=SECONDS,
-                env=converter.environment(),
+                [words[0], str(converter.DRIVER), *words[1:]],
+                timeout=tools.seconds("header", weights),
+                env=converter.environment(python, scratch),
+                sandbox=converter.sandbox(python, conversion.script, folder, (), made, scratch),
             )
+            name = conversion.resolved.name
             if status in (-1, TOO_MUCH):  # it did not end, or it would compute the weights
                 return None
             if status:
-                raise PipelineError(
-                    f"{conversion.resolved.name}: the converter refuses its headers (status "
-                    f"{status}):\n" + "\n".join(f"  | {x}" for x in (out + err).splitlines()[-8:])
-                )
+                told = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
+                message = f"{name}: the converter refuses its headers (status {status}):\n{told}"
+                raise PipelineError(*foreign_code.explained(name, code_of(files), message))
             try:
                 header = gguf.parse(made.read_bytes(), 1 << 62)
             except Broken as error:
-                raise PipelineError(
-                    f"{conversion.resolved.name}: would become no usable GGUF: {error}"
-                ) from None
+                raise PipelineError(f"{name}: would become no usable GGUF: {error}") from None
             length = -(-header.size // 32) * 32  # the converter pads the last tensor too
             if not sparse.extend(made, length):
                 return None
@@ -154,7 +156,7 @@ def safetensors_skeleton(
             remove(made)
 
 
-def _lay_out(file: Readable, folder: Path) -> bool:
+def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     """Put a file of the model into `folder`: weights as a header and a hole, others whole."""
     names = PurePosixPath(file.name).parts
     if not names or not all(is_plain(name) for name in names):
@@ -165,10 +167,21 @@ def _lay_out(file: Readable, folder: Path) -> bool:
         raw = safetensors.head(file.name, file.size, file.get).raw
         target.write_bytes(raw)
         return sparse.extend(target, file.size)
-    if file.size > MAX_SIDE_FILE:
-        raise PipelineError(f"{file.name}: has {shown_size(file.size)}, too much to be read here")
-    target.write_bytes(file.get(0, file.size))
+    target.write_bytes(staging.beside(file.name, whole(file), weights))
     return True
+
+
+def code_of(files: Iterable[Readable]) -> list[Code]:
+    """The classes that a model's files name. Raises PipelineError."""
+    return foreign_code.classes(
+        (file.name, whole(file)) for file in files if foreign_code.may_name(file.name)
+    )
+
+
+def whole(file: Readable) -> bytes:
+    """All of a small file. Raises PipelineError where it is none."""
+    staging.require_small(file.name, file.size)
+    return file.get(0, file.size)
 
 
 def _publish(target: Path, start: bytes, size: int) -> bool:

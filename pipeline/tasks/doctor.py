@@ -19,6 +19,7 @@ from pipeline.bins.readiness import verdicts
 from pipeline.bins.verdict import MISSING, USABLE, Lack, Verdict
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
+from pipeline.core.sandbox import strength
 from pipeline.core.say import size
 
 from .steps import Steps
@@ -119,6 +120,7 @@ def document(host: Host) -> dict[str, Any]:
             "apple": list(host.apple),
             "vulkan": [asdict(device) for device in host.vulkan],
         },
+        "sandbox": asdict(strength()),
         "tools": {
             **{name: asdict(tool) for name, tool in host.tools.items()},
             **{name: {"path": None, "version": told} for name, told in wheels().items()},
@@ -170,6 +172,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         "memory", f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
     )
     yield row("disk", f"{size(told['disk']['free_bytes'])} free in the home")
+    lacks = strength().lacks
+    yield row("sandbox", told["sandbox"]["name"] + (f"; it cannot limit {lacks}" if lacks else ""))
     yield from block("devices", device_lines(told["devices"]))
     tools = [
         f"{name} {tool['version']} ({tool['path'] or 'its wheel'})"

@@ -17,7 +17,7 @@ from pipeline.models import converter, demo, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 
-from . import resolving
+from . import estimating, resolving
 from .steps import Steps
 
 
@@ -60,6 +60,9 @@ def fetch(steps: Steps) -> None:
         return
     resolving.require_architecture(steps, resolved)  # the source may have come since then
     with steps.asking_anew():
+        if not steps.fetch_is_done() and estimating.foreign_code(steps, steps.require_chain()):
+            make_converter(steps)
+            estimating.require_convertible(steps, steps.require_chain())
         fetching.fetch(resolved, offline=offline)
 
 

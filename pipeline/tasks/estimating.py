@@ -33,7 +33,9 @@ from pipeline.models import (
     sizes,
     skeleton,
 )
+from pipeline.models import foreign_code as foreign
 from pipeline.models.chain import Chain
+from pipeline.models.foreign_code import Code
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import File, Resolved
@@ -209,6 +211,20 @@ def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
     except PipelineError:
         return None  # not here, and not to be had piece by piece
     return skeleton.safetensors_skeleton(made, files, target, converter.python(steps.home))
+
+
+def foreign_code(steps: Steps, chain: Chain) -> list[Code]:
+    """The classes that a model's files name, where it is converted. Raises PipelineError."""
+    if chain.conversion is None:
+        return []
+    named = [file for file in chain.resolved.files if foreign.may_name(file.name)]
+    return skeleton.code_of(readables(steps, chain.resolved, named))
+
+
+def require_convertible(steps: Steps, chain: Chain) -> None:
+    """Raise PipelineError where the converter fails without the code that a model brings: told by
+    its headers alone, before its weights are fetched. The converter must be here."""
+    _unquantized_gguf(steps, chain)
 
 
 def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], Outlook]:

@@ -82,7 +82,7 @@ def collect(steps: Steps) -> dict[str, Any]:
         ],
         "backend": steps.programs.backend or None,
         "backend_why": steps.programs.selection.why if steps.programs.are_chosen else "",
-        "warnings": list(steps.programs.warnings()),
+        "warnings": [*steps.programs.warnings(), *code_warnings(steps, chain, todo)],
         "download_bytes": download_bytes(steps, chain, todo),
         "disk_peak_bytes": disk_bytes(steps, chain, todo, ahead),
         "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
@@ -94,6 +94,16 @@ def collect(steps: Steps) -> dict[str, Any]:
         "cmd": list(launch.arguments) if launch else None,
         "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
     }
+
+
+def code_warnings(steps: Steps, chain: Chain, todo: set[str]) -> list[str]:
+    """What is said of a model that brings code, where it is still to be converted."""
+    if "convert" not in todo:
+        return []
+    return [
+        f"{code}: code of a model never runs; if it cannot be converted without, it is refused"
+        for code in estimating.foreign_code(steps, chain)
+    ]
 
 
 def estimate_why(steps: Steps, fit: Fit) -> str:

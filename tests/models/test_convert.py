@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from pipeline.bins import source
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.models import convert, converter, quantize
+from pipeline.models import convert, converter, quantize, staging
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
 from pipeline.models.resolve import File, Resolved
@@ -76,7 +76,7 @@ def test_the_quantizers_command_line(conversion: Conversion, matrix: Path | None
 
 
 def test_the_converter_sees_no_token_and_no_python_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     private = {
         "HF_TOKEN": "hf_x",
@@ -90,13 +90,21 @@ def test_the_converter_sees_no_token_and_no_python_settings(
         "PYTHONSTARTUP": "/evil",
         "TRANSFORMERS_CACHE": "/h",
         "NO_LOCAL_GGUF": "1",
+        "HTTPS_PROXY": "http://user:word@proxy",
+        "AWS_SECRET_ACCESS_KEY": "a",
+        "OPENAI_API_KEY": "o",
+        "SSH_AUTH_SOCK": "/agent",
+        "XDG_CACHE_HOME": "/h",
+        "HF_MODULES_CACHE": "/h",
     }
-    for name, value in {**private, "HTTPS_PROXY": "http://kept"}.items():
+    for name, value in {**private, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "3"}.items():
         monkeypatch.setenv(name, value)
-    env = converter.environment()
-    assert env["HTTPS_PROXY"] == "http://kept"
-    assert "PATH" in env
-    assert not set(private) - {"HF_HUB_OFFLINE"} & set(env)
+    env = converter.environment(Path("/venv/bin/python"), tmp_path)
+    assert not {*private.values(), str(Path.home())} - {"1", "0"} & set(env.values())
+    assert env["PATH"] == "/venv/bin"
+    assert env["LC_ALL"] == "C.UTF-8" and env["OMP_NUM_THREADS"] == "3"
+    for name in ("HOME", "HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "TMPDIR"):
+        assert env[name] == str(tmp_path), name
     assert env["HF_HUB_OFFLINE"] == "1"
     assert env["PYTHONDONTWRITEBYTECODE"] == "1"
 
@@ -105,14 +113,14 @@ def test_only_the_named_files_are_laid_out(tmp_path: Path) -> None:
     model, into = tmp_path / "model", tmp_path / "in"
     (model / "1_Pooling").mkdir(parents=True)
     for name in ("config.json", "1_Pooling/config.json", "modeling.py", "pytorch_model.bin"):
-        (model / name).write_text(name)
+        (model / name).write_text(f'"{name}"')
     link = model / "model.safetensors"
     link.symlink_to(tmp_path / "blob")  # as huggingface_hub's cache has it
     (tmp_path / "blob").write_text("weights")
     names = ("config.json", "1_Pooling/config.json", "model.safetensors")
-    converter.stage({name: model / name for name in names}, into)
+    staging.stage({name: model / name for name in names}, into)
     laid = {p.relative_to(into).as_posix(): p.read_text() for p in into.rglob("*") if p.is_file()}
-    assert laid == {names[0]: names[0], names[1]: names[1], names[2]: "weights"}
+    assert laid == {names[0]: '"config.json"', names[1]: f'"{names[1]}"', names[2]: "weights"}
 
 
 def test_torch_is_never_installed_with_what_it_asks_for() -> None:

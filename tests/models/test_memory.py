@@ -105,22 +105,29 @@ def test_nothing_is_reduced_where_nothing_can_be_measured() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
 def test_a_measurement_is_made_once(tmp_path: Path) -> None:
     program, model, book = tmp_path / "fit", tmp_path / "m.gguf", tmp_path / "book.json"
-    asked = tmp_path / "asked"
-    program.write_text(f'#!/bin/sh\necho "$@" >> "{asked}"\necho CPU 10 "$4" 3\n')
+    # Its process id tells runs apart: it may write nothing but what it prints.
+    words = f"-m {model} -c 7 -b 8 -fitp on --no-repack"
+    program.write_text(
+        f'#!/bin/sh\n[ "$*" = "{words}" ] && echo CPU 10 7 $$ || echo CPU 20 "$4" $$\n'
+    )
     program.chmod(0o755)
     model.write_bytes(b"m")
 
-    def measure(build: str, ctx_size: int) -> Memory | None:
-        return memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
+    def measure(build: str, ctx_size: int) -> Memory:
+        found = memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
+        assert found
+        return found
 
-    first, second = measure("b1", 7), measure("b1", 7)
-    assert first == second == Memory(10 * MIB, 7 * MIB, 3 * MIB)
-    assert first and second
-    assert first.devices == second.devices == (Device("CPU", 10 * MIB, 7 * MIB, 3 * MIB),)
-    assert measure("b1", 8) == Memory(10 * MIB, 8 * MIB, 3 * MIB)
-    assert measure("b2", 7) == Memory(10 * MIB, 7 * MIB, 3 * MIB)
-    lines = asked.read_text().splitlines()
-    assert [line.split()[3] for line in lines] == ["7", "8", "7"]
-    assert f"-m {model} -c 7 -b 8" in lines[0]
+    first, second, longer, rebuilt = (
+        measure("b1", 7),
+        measure("b1", 7),
+        measure("b1", 8),
+        measure("b2", 7),
+    )
+    assert first == second and first.devices == second.devices
+    assert first.devices == (Device("CPU", 10 * MIB, 7 * MIB, first.compute),)
+    assert (longer.weights, longer.context) == (20 * MIB, 8 * MIB)
+    assert (rebuilt.weights, rebuilt.context) == (10 * MIB, 7 * MIB)
+    assert len({first.compute, longer.compute, rebuilt.compute}) == 3
     program.write_text("#!/bin/sh\nexit 1\n")
-    assert measure("b3", 7) is None
+    assert memory.measure(program, "b3", model, [], 7, book) is None

@@ -236,7 +236,7 @@ def test_weights_that_lie_are_an_error(
 def test_a_converter_that_wants_the_weights_in_memory_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "converter.py").write_text(f"bytearray({2 * header_of.MOST_MEMORY})")
     done = subprocess.run(
-        [sys.executable, skeleton.DRIVER, tmp_path / "converter.py"], check=False, timeout=60
+        [sys.executable, header_of.__file__, tmp_path / "converter.py"], check=False, timeout=60
     )
     assert done.returncode == header_of.TOO_MUCH
 

@@ -1,0 +1,43 @@
+"""What limits a program on this system, and what does not."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+from . import bubblewrap, landlock, seatbelt, seccomp
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """`name` is how receipts and `doctor` call it. `files`, `network` and `ports` say whether it
+    limits what is read and written, all connections, and which port is listened on."""
+
+    name: str
+    files: bool
+    network: bool
+    ports: bool
+
+    @property
+    def lacks(self) -> str:
+        """What it cannot limit, for a warning; empty where it limits everything."""
+        rows = (("files", self.files), ("the network", self.network))
+        return " or ".join(what for what, is_limited in rows if not is_limited)
+
+
+@cache
+def strength() -> Strength:
+    """The strongest that this system has."""
+    if sys.platform == "win32":
+        return Strength("job object", files=False, network=False, ports=False)
+    if seatbelt.is_here():
+        return Strength("sandbox-exec", files=True, network=True, ports=True)
+    calls = seccomp.is_here()
+    if abi := landlock.abi():
+        ports = calls and abi >= landlock.PORTS_SINCE
+        name = f"Landlock {abi}{', seccomp' * calls}"
+        return Strength(name, files=True, network=calls, ports=ports)
+    if bubblewrap.program():
+        return Strength("bubblewrap" + ", seccomp" * calls, files=True, network=True, ports=False)
+    return Strength("seccomp" if calls else "limits", files=False, network=calls, ports=False)

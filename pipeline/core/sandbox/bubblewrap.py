@@ -1,0 +1,54 @@
+"""bubblewrap, for kernels without Landlock: a view of the file system with only what is allowed.
+
+It makes namespaces of its own, which containers mostly forbid; `works` tries it once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from . import policy
+from .policy import Sandbox
+
+SECONDS = 10
+
+
+@cache
+def program() -> str:
+    """bubblewrap, where it is installed and may make its namespaces; else empty."""
+    found = shutil.which("bwrap") or ""
+    tried = [found, "--unshare-all", "--ro-bind", "/", "/", found, "--version"]
+    try:
+        done = subprocess.run(tried, capture_output=True, timeout=SECONDS, check=False)
+    except OSError:
+        return ""
+    return found if done.returncode == 0 else ""
+
+
+def prefix(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) -> list[str]:
+    """The words in front of a command. `filter_file` is a descriptor with a seccomp filter."""
+    return list(_words(sandbox, env, filter_file))
+
+
+def _words(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) -> Iterator[str]:
+    yield from (program(), "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop")
+    yield "ALL"
+    if sandbox.ports is None:
+        yield "--share-net"
+    if filter_file is not None:
+        yield from ("--seccomp", str(filter_file))
+    yield from ("--proc", "/proc", "--dev", "/dev")
+    for path in (*policy.executable(sandbox, env), *policy.readable(sandbox)):
+        if not str(path).startswith(("/proc", "/dev")):
+            yield from ("--ro-bind-try", str(path), str(path))
+    for path in sandbox.write:
+        yield from ("--bind-try", str(path), str(path))
+    for path in policy.devices(sandbox):
+        if path != Path("/dev/null"):
+            yield from ("--dev-bind-try", str(path), str(path))
+    for made in ("/", "/dev"):  # they lie in memory that no limit counts
+        yield from ("--remount-ro", made)

@@ -1,0 +1,87 @@
+"""How a program is started in the sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from . import bubblewrap, landlock, seatbelt, seccomp
+from .policy import Sandbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """`prefix` are words in front of the command, `child` is called between fork and exec, and
+    `files` are descriptors that the program inherits."""
+
+    prefix: Sequence[str] = ()
+    child: Callable[[], None] | None = None
+    files: Sequence[int] = ()
+
+
+@contextmanager
+def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Entry]:
+    """How to start a program with `env` in `sandbox`; the block starts it. Raises OSError."""
+    if sandbox is None or sys.platform == "win32":  # there process.start puts it in a job
+        yield Entry()
+        return
+    steps: list[Callable[[], None]] = [limits(sandbox)]
+    prefix: list[str] = []
+    files: list[int] = []
+    with ExitStack() as open_files:
+        if seatbelt.is_here():
+            prefix = seatbelt.prefix(sandbox, env)
+        elif landlock.abi():
+            rules, enter = landlock.prepare(sandbox, env)
+            open_files.callback(os.close, rules)
+            steps += [seccomp.drop_rights(), enter]
+            steps += [seccomp.prepare(sandbox)] if seccomp.is_here() else []
+        elif bubblewrap.program():  # it drops rights and sets the filter itself, in the end
+            if seccomp.is_here():
+                files.append(_filter_file(sandbox))
+                open_files.callback(os.close, files[0])
+            prefix = bubblewrap.prefix(sandbox, env, files[0] if files else None)
+        elif seccomp.is_here():
+            steps += [seccomp.drop_rights(), seccomp.prepare(sandbox)]
+
+        def child() -> None:
+            for step in steps:
+                step()
+
+        yield Entry(prefix=prefix, child=child, files=files)
+
+
+def limits(sandbox: Sandbox) -> Callable[[], None]:
+    """What the child calls to bound its memory and its files, and to leave no core behind."""
+    import resource  # not on Windows
+
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        # Address space would be the wrong measure: a model's whole file is mapped.
+        resource.RLIMIT_DATA: sandbox.memory,
+        resource.RLIMIT_FSIZE: sandbox.file_bytes,
+    }
+
+    def enter() -> None:
+        for kind, most in wanted.items():
+            if most is not None:
+                hard = resource.getrlimit(kind)[1]
+                bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+                with contextlib.suppress(ValueError):  # macOS has none for data
+                    resource.setrlimit(kind, (bound, bound))
+
+    return enter
+
+
+def _filter_file(sandbox: Sandbox) -> int:
+    """A pipe's end with the filter in it. In a namespace of its own the program is number 2."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe:
+        steps = seccomp.instructions(sandbox, platform.machine())
+        pipe.write(seccomp.compiled(steps, own_pid=2))
+    return reader

@@ -1,0 +1,90 @@
+"""What a program in the sandbox may touch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Where libraries and their data lie. /etc and /opt hold secrets too, so only parts of them.
+SYSTEM = (
+    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin"),
+    *("/nix/store", "/gnu/store", "/run/current-system", "/home/linuxbrew/.linuxbrew"),
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload"),
+    *("/etc/alternatives", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/crypto-policies"),
+    *("/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/nsswitch.conf", "/etc/resolv.conf"),
+)
+SYSTEM_GLOBS = ("/opt/rocm*", "/opt/intel", "/opt/cuda*", "/opt/nvidia", "/opt/amdgpu*")
+KERNEL = (
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
+    *("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/max_map_count"),
+    *("/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage"),
+    *("/dev/urandom", "/dev/random"),
+)
+# Drivers are reached through these, and say in /proc and /sys which cards there are.
+GPU_KERNEL = ("/proc", "/sys", "/etc/OpenCL", "/etc/vulkan", "/etc/glvnd", "/run/opengl-driver")
+GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """`programs` may be run, `read` be read, `write` be written: files, or folders with all that
+    is below them. Paths that do not exist are left out, so make the files to be written first.
+
+    `memory` is what it may allocate and `file_bytes` how long a file may become, in bytes.
+    `ports` are the TCP ports it may listen on; None leaves the network open. `gpus` lets it reach
+    the graphics cards.
+    """
+
+    programs: Sequence[Path]
+    read: Sequence[Path] = ()
+    write: Sequence[Path] = ()
+    memory: int | None = None
+    file_bytes: int | None = None
+    ports: Sequence[int] | None = ()
+    gpus: bool = False
+
+
+def executable(policy: Sandbox, env: Mapping[str, str]) -> Iterator[Path]:
+    """Programs with the libraries beside them, and the system's."""
+    for program in policy.programs:
+        yield from with_libraries(program)
+    for name in ("LD_LIBRARY_PATH", "LD_PRELOAD"):
+        yield from map(Path, filter(None, env.get(name, "").split(os.pathsep)))
+    yield from map(Path, SYSTEM)
+    for pattern in SYSTEM_GLOBS:
+        yield from matching(pattern)
+
+
+def readable(policy: Sandbox) -> Iterator[Path]:
+    """What may be read, and not run."""
+    yield from policy.read
+    yield from map(Path, (*KERNEL, *(GPU_KERNEL if policy.gpus else ())))
+
+
+def devices(policy: Sandbox) -> Iterator[Path]:
+    """What may be read, written and controlled."""
+    yield Path("/dev/null")
+    if policy.gpus:
+        for pattern in GPU_DEVICES:
+            yield from matching(pattern)
+
+
+def with_libraries(program: Path) -> Iterator[Path]:
+    """The folder of a program, behind its links too, and the library folders of its installation.
+
+    A virtual environment's Python is a link to that of the installation it was made from.
+    """
+    for file in dict.fromkeys((program.absolute(), program.resolve())):
+        yield file.parent
+        if file.parent.name in ("bin", "Scripts"):
+            top = file.parent.parent
+            yield from (top / name for name in ("lib", "lib64", "libexec", "Lib", "DLLs"))
+            yield top / "pyvenv.cfg"
+
+
+def matching(pattern: str) -> Iterable[Path]:
+    """The paths that match an absolute pattern."""
+    return Path("/").glob(pattern.lstrip("/")) if sys.platform != "win32" else ()

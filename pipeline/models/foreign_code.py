@@ -1,0 +1,111 @@
+"""Code that a model brings. It never runs.
+
+A repository's JSON may name Python classes (`auto_map`), which transformers imports from the
+model's folder, from any folder, or from what the user's Hugging Face cache holds of any repository.
+The converter gets such files without these keys. There is no switch that lets the code run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+
+# What makes transformers, or a caller of it, import code that is not its own.
+KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
+# These, or an ASCII letter that is escaped to hide one of them. Anything else is not parsed.
+SUSPECT = re.compile(rb"%b|\\u00[4-7]" % b"|".join(key.encode() for key in KEYS), re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A class that `file` names: `tok.Evil` to be taken for `AutoTokenizer`."""
+
+    file: str
+    wanted_for: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file} names {self.name} for {self.wanted_for}"
+
+
+def without(name: str, data: bytes) -> bytes:
+    """The JSON file `name` without what names code; the same bytes where nothing does.
+
+    Raises PipelineError where it is nested too deep to be looked through.
+    """
+    document = _parsed(name, data)
+    if document is None or not any(True for _ in _found(document)):
+        return data
+    return json.dumps(_stripped(document), ensure_ascii=False, indent=1).encode()
+
+
+def classes(files: Iterable[tuple[str, bytes]]) -> list[Code]:
+    """The classes that these JSON files name. Raises PipelineError."""
+    return [
+        Code(name, wanted_for, found)
+        for name, data in files
+        for auto_map in _found(_parsed(name, data))
+        if isinstance(auto_map, Mapping)
+        for wanted_for, value in auto_map.items()
+        for found in _names(value)
+    ]
+
+
+def may_name(file: str) -> bool:
+    """Whether transformers takes classes from a file: a vocabulary is no place for them."""
+    return file.endswith(".json") and PurePosixPath(file).name not in VOCABULARIES
+
+
+def explained(model: str, code: Sequence[Code], message: str, hint: str = "") -> tuple[str, str]:
+    """A converter's failure, and what to do, in the light of the code that it had to do without."""
+    if not code:
+        return message, hint
+    told = "; ".join(map(str, code[:3]))
+    return (
+        f"{message}\n{model} brings code of its own, which never runs here: {told}",
+        "convert it where you trust its code, and serve the .gguf",
+    )
+
+
+def _parsed(name: str, data: bytes) -> Any:
+    """None where nothing in it can name code, or it is no JSON: then nobody else reads it so."""
+    if not SUSPECT.search(data):
+        return None
+    try:
+        return json.loads(data.decode())
+    except RecursionError:
+        raise PipelineError(f"{name}: is nested too deep") from None
+    except ValueError:
+        return None
+
+
+def _found(value: Any) -> Iterator[Any]:
+    """What stands under KEYS, at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in KEYS:
+                yield inner
+            else:
+                yield from _found(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _found(inner)
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _stripped(inner) for key, inner in value.items() if key not in KEYS}
+    return [_stripped(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _names(value: Any) -> list[str]:
+    """A tokenizer's has two: the slow one and the fast one, either of which may be null."""
+    values = value if isinstance(value, list) else [value]
+    return [name for name in values if isinstance(name, str)]

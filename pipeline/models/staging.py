@@ -1,0 +1,115 @@
+"""What the converter gets to read: the weights, and what lies beside them without foreign code.
+
+Links to just the files that were chosen, so that nothing else of the model's folder is seen. JSON
+files that name code are written anew without it, and a config.json that asks for more than the
+weights can hold is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.say import size as shown_size
+
+from . import foreign_code
+
+SCRATCH = ".scratch"  # a name that no model's folder has
+MAX_SIDE_FILE = 256 * 1024 * 1024  # bytes; the largest known tokenizer.json has some 30 MB
+
+# What the converter makes a list of, or a loop over.
+COUNTS = (
+    *("vocab_size", "n_vocab", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("num_experts", "num_local_experts", "n_routed_experts", "num_attention_heads", "n_head"),
+)
+# Every layer and every word has at least a vector of weights, of at least one bit each. Twice that.
+COUNTS_FOR_A_BYTE = 16
+
+
+def stage(files: Mapping[str, Path], into: Path) -> None:
+    """Lay the converter's input out in the folder `into`. Raises PipelineError."""
+    weights = weight_bytes({name: file.stat().st_size for name, file in files.items()})
+    for name, file in files.items():
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".json"):
+            data = read_whole(file, name)
+            its = beside(name, data, weights)
+            if its != data:
+                target.write_bytes(its)
+                continue
+        _link(file, target)
+
+
+def beside(name: str, data: bytes, weights: int) -> bytes:
+    """A file beside so many bytes of weights, as the converter may read it.
+
+    Raises PipelineError.
+    """
+    if name == "config.json":
+        require_plausible(data, weights, name)
+    return foreign_code.without(name, data) if name.endswith(".json") else data
+
+
+def read_whole(file: Path, name: str) -> bytes:
+    """A small file. Raises PipelineError where it is none."""
+    require_small(name, file.stat().st_size)
+    return file.read_bytes()
+
+
+def require_small(name: str, size: int) -> None:
+    """Raise PipelineError where a file beside the weights is too large to be read."""
+    if size > MAX_SIDE_FILE:
+        raise PipelineError(f"{name}: has {shown_size(size)}, too much to be read here")
+
+
+def weight_bytes(sizes: Mapping[str, int]) -> int:
+    """The bytes of the weights among these files."""
+    return sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+
+
+def require_plausible(config: bytes, weights: int, where: str) -> None:
+    """Raise PipelineError where a config.json counts more layers, words or experts than so many
+    bytes of weights can hold: the converter would loop over them all."""
+    try:
+        document = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None
+    most = COUNTS_FOR_A_BYTE * weights
+    for name, count, width in _counts(document):
+        if count * width > most:
+            raise PipelineError(
+                f"{where}: {name} is {count}, and the weights have {shown_size(weights)}: at a "
+                f"width of {width} they cannot hold more than {most // width}",
+                "the file is wrong, or its weights are not all there",
+            )
+
+
+def _counts(value: Any) -> Iterator[tuple[str, int, int]]:
+    """Each count with its name and the width of the vectors that it counts, at any depth."""
+    if not isinstance(value, dict):
+        return
+    width = max(1, _whole(value.get("hidden_size")))
+    for name, inner in value.items():
+        if name in COUNTS:
+            yield name, _whole(inner), width
+        yield from _counts(inner)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        target.symlink_to(file.resolve())
+    except OSError:  # Windows without the right to make links
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copyfile(file, target)

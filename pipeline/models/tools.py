@@ -1,0 +1,60 @@
+"""What llama.cpp's programs may touch while they read a model: its files, their output, no more.
+
+A model is a stranger's, and a program that reads it may be turned against its user. So each runs in
+the sandbox, with bounds on memory and time that follow from the size of the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core import environment
+from pipeline.core.sandbox import Sandbox
+
+GIB = 1024**3
+HEADER_MEMORY = 4 * GIB  # reading a header, and reckoning with it
+GPU_MEMORY = 16 * GIB  # a driver maps memory of its own
+# Seconds to start with, and bytes of weights a second, slower than which no machine is.
+SLOWEST = {
+    "header": (120, 1_000_000_000),
+    "convert": (600, 5_000_000),
+    "quantize": (600, 100_000),
+}
+
+
+def sandbox(
+    program: Path,
+    *,
+    read: Sequence[Path],
+    write: Sequence[Path] = (),
+    weights: int = 0,
+    copies: int = 0,
+) -> Sandbox:
+    """For a program of llama.cpp that reads a model with so many bytes of weights, and may hold
+    `copies` of them in memory.
+
+    The files to be written are made here, empty: nothing else can be.
+    """
+    for path in write:
+        path.touch()
+    gpus = not program.resolve().parent.name.endswith("-cpu")
+    return Sandbox(
+        programs=[program],
+        read=read,
+        write=write,
+        memory=(GPU_MEMORY if gpus else HEADER_MEMORY) + copies * weights,
+        gpus=gpus,
+    )
+
+
+def seconds(step: str, weights: int) -> float:
+    """After which a step is ended: longer than the slowest machine takes for these weights."""
+    start, bytes_a_second = SLOWEST[step]
+    return start + weights / bytes_a_second
+
+
+def env() -> dict[str, str]:
+    """The environment of a program that only reads and writes files."""
+    return environment.tools(os.environ)
