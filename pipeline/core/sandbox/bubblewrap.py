@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 
 from . import policy
 from .policy import Sandbox
@@ -41,14 +40,18 @@ def _words(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) ->
         yield "--share-net"
     if filter_file is not None:
         yield from ("--seccomp", str(filter_file))
-    yield from ("--proc", "/proc", "--dev", "/dev")
+    yield from ("--proc", "/proc")
     for path in (*policy.executable(sandbox, env), *policy.readable(sandbox)):
-        if not str(path).startswith(("/proc", "/dev")):
+        if path.is_relative_to("/dev"):
+            yield from ("--dev-bind-try", str(path), str(path))
+        elif not path.is_relative_to("/proc"):
             yield from ("--ro-bind-try", str(path), str(path))
     for path in sandbox.write:
         yield from ("--bind-try", str(path), str(path))
+    # Not all of /dev: what is mapped of /dev/zero is shared memory, which no limit counts.
     for path in policy.devices(sandbox):
-        if path != Path("/dev/null"):
-            yield from ("--dev-bind-try", str(path), str(path))
-    for made in ("/", "/dev"):  # they lie in memory that no limit counts
+        yield from ("--dev-bind-try", str(path), str(path))
+    # Files in / lie in memory that no limit counts. In /proc/sys root may write without any
+    # capability: which program the kernel starts for a crash.
+    for made in ("/", "/proc"):
         yield from ("--remount-ro", made)

@@ -22,6 +22,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
     "kcmp": (312, 272), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "ioprio_set": (251, 30),
     "rt_tgsigqueueinfo": (297, 240), "migrate_pages": (256, 238), "move_pages": (279, 239),
     # new processes; threads come from clone, which is looked into
     "fork": (57, None), "vfork": (58, None),
@@ -33,6 +34,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "removexattrat": (466, 466), "file_setattr": (469, 469), "mknod": (133, None),
     "mknodat": (259, 33), "open_by_handle_at": (304, 265),
+    "truncate": (76, 45),  # before Linux 6.2; open files are cut by ftruncate
     # what others share
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
     "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186),
@@ -57,6 +59,10 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 SOCKET, CLONE, CLONE3, MMAP = (41, 198), (56, 220), (435, 435), (9, 222)
 KILL, TGKILL, PRLIMIT, MEMFD = (62, 129), (234, 131), (302, 261), (319, 279)
+FCNTL, IOCTL, SETPRIORITY = (72, 25), (16, 29), (141, 140)
+INOTIFY, INOTIFY1 = (253, None), (294, 26)
+OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
+SENDTO, SENDMSG, SENDMMSG = (44, 206), (46, 211), (307, 269)
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_… of linux/audit.h
 X32 = 0x40000000  # x86_64 has a second set of numbers from here on
@@ -64,7 +70,14 @@ LOAD, EQUAL, AT_LEAST, ANY_BIT, MASK, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x0
 ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # bytes, in struct seccomp_data
 INET, INET6, STREAM, TCP = 2, 10, 1, 6
+MSG_FASTOPEN = 0x20000000
+ACCESS_MODE, WRITE_ONLY, READ_WRITE, TRUNCATE = 3, 1, 2, 0x200
 CLONE_THREAD, MAP_SHARED, MAP_ANONYMOUS = 0x10000, 0x01, 0x20
+MAP_GROWSDOWN = 0x100  # counts as a stack, however large
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: who owns a pipe is sent any signal once something comes.
+# F_SETLEASE, F_NOTIFY: others wait for us; we are told what they do.
+OWNERS = (8, 10, 15, 1024, 1026)
+SOCKET_OWNERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 
 SET_NO_NEW_PRIVS, DROP_CAPABILITY = 38, 24  # prctl
 SECCOMP_CALL = {"x86_64": 317, "aarch64": 277}
@@ -104,16 +117,44 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
 
     for call in CALLS.values():
         look(call, _error(EPERM))
-    look(CLONE3, _error(ENOSYS))  # its flags are out of sight; the C library then takes clone
+    # Their flags are out of sight; the C library then takes clone and openat.
+    for call in (CLONE3, OPENAT2):
+        look(call, _error(ENOSYS))
+    for call, flags in ((OPEN, 1), (OPENAT, 2)):  # before Linux 6.2 a reader may cut a file
+        look(
+            call,
+            _load(flags),
+            (ANY_BIT, 0, 3, TRUNCATE),
+            (MASK, 0, 0, ACCESS_MODE),
+            (EQUAL, 1, 0, WRITE_ONLY),
+            (EQUAL, 0, 1, READ_WRITE),
+            _allow(),
+            _error(EPERM),
+        )
     look(CLONE, _load(0), (ANY_BIT, 1, 0, CLONE_THREAD), _error(EPERM), _allow())
     for call in (KILL, TGKILL):
         look(call, _load(0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
+    for call, commands in ((FCNTL, OWNERS), (IOCTL, SOCKET_OWNERS)):
+        last = len(commands) - 1
+        compared = ((EQUAL, last - n, int(n == last), word) for n, word in enumerate(commands))
+        look(call, _load(1), *compared, _error(EPERM), _allow())
+    look(
+        SETPRIORITY,
+        _load(0),
+        (EQUAL, 0, 3, 0),  # PRIO_PROCESS
+        _load(1),
+        (EQUAL, 0, 1, 0),  # its own
+        _allow(),
+        _error(EPERM),
+    )
     look(PRLIMIT, _load(0), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
-    if not sandbox.gpus:  # shared memory counts nowhere; drivers need it
-        look(MEMFD, _error(EPERM))
+    if not sandbox.gpus:  # shared memory counts nowhere; drivers need it, and may watch files
+        for call in (MEMFD, INOTIFY, INOTIFY1):
+            look(call, _error(EPERM))
         look(
             MMAP,
             _load(3),
+            (ANY_BIT, 2, 0, MAP_GROWSDOWN),
             (ANY_BIT, 0, 2, MAP_SHARED),
             (ANY_BIT, 0, 1, MAP_ANONYMOUS),
             _error(EPERM),
@@ -137,6 +178,9 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
             _allow(),
             _error(EACCES),
         )
+        for call, flags in ((SENDTO, 3), (SENDMSG, 2), (SENDMMSG, 3)):
+            # It connects while it sends, and Landlock is not asked.
+            look(call, _load(flags), (ANY_BIT, 0, 1, MSG_FASTOPEN), _error(EACCES), _allow())
     return [*made, _allow()]
 
 
