@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,26 +41,21 @@ def without(name: str, data: bytes) -> bytes:
 
     Raises PipelineError where it is nested too deep to be looked through.
     """
-    document = _parsed(name, data)
-    if document is None or not any(True for _ in _found(document)):
-        return data
-    return json.dumps(_stripped(document), ensure_ascii=False, indent=1).encode()
+    with _looked_through(name):
+        document = _parsed(data) if may_name(name) else None
+        if document is None or not any(True for _ in _found(document)):
+            return data
+        return json.dumps(_stripped(document), indent=1).encode()
 
 
 def classes(files: Iterable[tuple[str, bytes]]) -> list[Code]:
     """The classes that these JSON files name. Raises PipelineError."""
-    return [
-        Code(name, wanted_for, found)
-        for name, data in files
-        for auto_map in _found(_parsed(name, data))
-        if isinstance(auto_map, Mapping)
-        for wanted_for, value in auto_map.items()
-        for found in _names(value)
-    ]
+    return [code for name, data in files for code in _classes(name, data)]
 
 
 def may_name(file: str) -> bool:
-    """Whether transformers takes classes from a file: a vocabulary is no place for them."""
+    """Whether transformers takes classes from a file: not from a vocabulary, whose words may be
+    those that elsewhere name code."""
     return file.endswith(".json") and PurePosixPath(file).name not in VOCABULARIES
 
 
@@ -74,14 +70,30 @@ def explained(model: str, code: Sequence[Code], message: str, hint: str = "") ->
     )
 
 
-def _parsed(name: str, data: bytes) -> Any:
+def _classes(name: str, data: bytes) -> list[Code]:
+    with _looked_through(name):
+        return [
+            Code(name, wanted_for, found)
+            for auto_map in _found(_parsed(data))
+            for wanted_for, value in _items(auto_map)
+            for found in _names(value)
+        ]
+
+
+@contextmanager
+def _looked_through(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise PipelineError(f"{name}: is nested too deep") from None
+
+
+def _parsed(data: bytes) -> Any:
     """None where nothing in it can name code, or it is no JSON: then nobody else reads it so."""
     if not SUSPECT.search(data):
         return None
     try:
         return json.loads(data.decode())
-    except RecursionError:
-        raise PipelineError(f"{name}: is nested too deep") from None
     except ValueError:
         return None
 
@@ -103,6 +115,13 @@ def _stripped(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _stripped(inner) for key, inner in value.items() if key not in KEYS}
     return [_stripped(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _items(auto_map: Any) -> Iterable[tuple[str, Any]]:
+    """What for, and its classes. Before 2022 it was a list, a tokenizer's."""
+    if isinstance(auto_map, list):
+        return [("AutoTokenizer", auto_map)]
+    return auto_map.items() if isinstance(auto_map, Mapping) else ()
 
 
 def _names(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ weights can hold is refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,11 @@ MAX_SIDE_FILE = 256 * 1024 * 1024  # bytes; the largest known tokenizer.json has
 
 # What the converter makes a list of, or a loop over.
 COUNTS = (
-    *("vocab_size", "n_vocab", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
-    *("num_experts", "num_local_experts", "n_routed_experts", "num_attention_heads", "n_head"),
+    *("vocab_size", "n_vocab", "padded_vocab_size", "pad_vocab_size_multiple", "draft_vocab_size"),
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_nextn_predict_layers"),
+    *("mtp_num_hidden_layers", "num_hash_layers", "num_decoder_layers", "num_layers_per_stack"),
+    *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    *("num_attention_heads", "n_head", "n_heads"),
 )
 # Every layer and every word has at least a vector of weights, of at least one bit each. Twice that.
 COUNTS_FOR_A_BYTE = 16
@@ -77,11 +81,11 @@ def require_plausible(config: bytes, weights: int, where: str) -> None:
     """Raise PipelineError where a config.json counts more layers, words or experts than so many
     bytes of weights can hold: the converter would loop over them all."""
     try:
-        document = json.loads(config)
+        counts = list(_counts(json.loads(config)))
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None
     most = COUNTS_FOR_A_BYTE * weights
-    for name, count, width in _counts(document):
+    for name, count, width in counts:
         if count * width > most:
             raise PipelineError(
                 f"{where}: {name} is {count}, and the weights have {shown_size(weights)}: at a "
@@ -92,6 +96,9 @@ def require_plausible(config: bytes, weights: int, where: str) -> None:
 
 def _counts(value: Any) -> Iterator[tuple[str, int, int]]:
     """Each count with its name and the width of the vectors that it counts, at any depth."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from _counts(inner)
     if not isinstance(value, dict):
         return
     width = max(1, _whole(value.get("hidden_size")))
@@ -102,6 +109,9 @@ def _counts(value: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _whole(value: Any) -> int:
+    """1e9 is a count too."""
+    if isinstance(value, float):
+        return int(value) if math.isfinite(value) else 0
     return value if isinstance(value, int) else 0
 
 
