@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 
 # Inherited, these silently change a launch; upstream reads one variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
-OWN = ("LLAMA_PIPELINE_",)
 
 # A name that ends in * stands for all that begin so.
 SYSTEM = """
@@ -39,7 +38,7 @@ NETWORK = """
 """
 # llama-server's own downloads: from where, and to where. It is given no token.
 MIRROR = "HF_ENDPOINT MODEL_ENDPOINT HF_HOME HF_HUB_CACHE HUGGINGFACE_HUB_CACHE"
-# The last few forbid the network, or reports of how it is used: always heard.
+# The last few forbid the network, or to report how it is used: that holds for all of them.
 VLLM = """
     VLLM_* TORCH* PYTORCH_* NCCL_* RCCL_* GLOO_* TRITON_* FLASHINFER_* NVSHMEM_* UCX_* RAY_*
     PIXI_* CONDA_* VIRTUAL_ENV XDG_* UV_* CC CXX CPATH C_INCLUDE_PATH LIBRARY_PATH MAX_JOBS
@@ -47,7 +46,8 @@ VLLM = """
     DO_NOT_TRACK
 """
 HUB = "HF_* HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_*"
-PYTHON = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
+OWN = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
+LITELLM = "LITELLM_*"
 
 # TOKENIZERS_PARALLELISM is none, nor is a number of tokens; SSH_AUTH_SOCK is an agent's.
 SECRET_NAMES = re.compile(
@@ -69,14 +69,14 @@ SECRET_VALUES = re.compile(
 
 
 def servers(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
-    """What llama-server gets; one that `downloads` also learns how to reach the network."""
+    """What llama-server gets; with `downloads` also what it reaches the network with."""
     more = (NETWORK, MIRROR) if downloads else ()
     found = _listed(environ, SYSTEM, COMPUTE, HOME, "LLAMA_*", *more)
-    return {name: found[name] for name in found if not name.upper().startswith(INHERITED + OWN)}
+    return {name: found[name] for name in found if not name.upper().startswith(INHERITED)}
 
 
 def vllm(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
-    """What vLLM gets; one that `downloads` its model does so with the user's own token."""
+    """What vLLM gets; with `downloads` also what it reaches the hub with, the token included."""
     more = (NETWORK, HUB) if downloads else ()
     return servers(environ) | _listed(environ, VLLM, *more, trusted=HUB if downloads else "")
 
@@ -88,7 +88,12 @@ def tools(environ: Mapping[str, str]) -> dict[str, str]:
 
 def own(environ: Mapping[str, str]) -> dict[str, str]:
     """What a Python program of this project gets, such as the gateway."""
-    return _listed(environ, SYSTEM, HOME, PYTHON)
+    return _listed(environ, SYSTEM, HOME, OWN)
+
+
+def litellm(environ: Mapping[str, str]) -> dict[str, str]:
+    """What LiteLLM's proxy gets, which asks the servers of this machine alone."""
+    return _listed(environ, SYSTEM, HOME, LITELLM)
 
 
 def without_credentials(environ: Mapping[str, str], keep: Iterable[str] = ()) -> dict[str, str]:

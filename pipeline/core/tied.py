@@ -36,6 +36,7 @@ def watch_from_outside(process: subprocess.Popen[bytes]) -> None:
     watch = subprocess.Popen(
         ["/bin/sh", "-c", 'cat >/dev/null; kill -KILL "$0" 2>/dev/null', str(process.pid)],
         stdin=subprocess.PIPE,
+        env={"PATH": os.defpath},
         start_new_session=True,
     )
     reap = process.wait

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.core import environment
+from pipeline.core.environment import INHERITED
 from pipeline.core.process import shown
 
 from . import address
 from .flags import Flag, arguments
 
-# The token is for the hub alone, which llama-server never asks here.
-PRIVATE = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-
-# Inherited, these silently change a launch; upstream reads one variable for every option.
-INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
 OURS = ("LLAMA_SERVER_BINS_DIR",)
+
+# Options for which llama-server needs the network (common/arg.cpp of the pinned llama.cpp): models
+# by repository or address, and its own presets. With a projector it also fetches images that a
+# request names by address.
+MODEL = {"-m", "--model"}
+DOWNLOADS = re.compile(
+    r"-hf\w*|-mu|-mmu|-mm|-dr|--hf-(repo|file)(-draft)?|--spec-draft-hf|--docker-repo|--mmproj"
+    r"|--(model|mmproj|lora)-url|--models-preset|--(embd|fim|gpt-oss|vision)-[\w.-]+"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,16 +122,24 @@ def server_arguments(
     return [*words, *given]
 
 
-def inherited(environment: Mapping[str, str]) -> list[str]:
+def inherited(environ: Mapping[str, str]) -> list[str]:
     """The variables that would change a launch unseen."""
-    return sorted(name for name in environment if name.startswith(INHERITED) and name not in OURS)
+    return sorted(name for name in environ if name.startswith(INHERITED) and name not in OURS)
 
 
-def clean_environment(environment: Mapping[str, str], config: Path) -> dict[str, str]:
-    """The user's environment without what changes a launch unseen.
+def downloads(arguments: Iterable[str]) -> bool:
+    """Whether llama-server may need the network when started with these arguments. Without a model
+    it is a router, which fetches models on request."""
+    options = {word.replace("_", "-") for word in arguments}
+    return not options & MODEL or any(map(DOWNLOADS.fullmatch, options))
+
+
+def clean_environment(
+    environ: Mapping[str, str], config: Path, *, downloads: bool = False
+) -> dict[str, str]:
+    """What llama-server gets of the user's environment: nothing that changes a launch unseen.
 
     `config` is an empty folder of its own: llama.cpp reads a config.ini from the user's.
     """
-    without = {*inherited(environment), *PRIVATE}
-    env = {name: value for name, value in environment.items() if name not in without}
+    env = environment.servers(environ, downloads=downloads)
     return env | {"XDG_CONFIG_HOME": str(config)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import process
+from pipeline.core import environment, process
 from pipeline.core.errors import PipelineError
 from pipeline.core.publish import publish_text
 from pipeline.core.say import say
@@ -111,7 +111,8 @@ def litellm(configured: Configured, told: Gateway) -> None:
         )
     keys = {name: first_key(Path(path)) for name, path in made.key_files.items()}
     words = [program, "--config", str(file), "--host", told.host, "--port", str(told.port)]
-    _stay([*words, "--telemetry", "False"], {**os.environ, **keys})
+    env = environment.litellm(os.environ) | keys
+    _stay([*words, "--telemetry", "False"], env)
 
 
 def router(configured: Configured, told: Gateway) -> None:
@@ -122,7 +123,11 @@ def router(configured: Configured, told: Gateway) -> None:
     instances = configured.instances()
     file = _written(configured, "router.ini", router_preset(instances, told))
     words = [str(configured.server), *router_arguments(file, len(instances), told)]
-    env = clean_environment(os.environ, configured.steps.home.run / "xdg")
+    env = clean_environment(
+        os.environ,
+        configured.steps.home.run / "xdg",
+        downloads=any(one.downloads for one in instances),
+    )
     # the models' relative paths start at the file's folder
     _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
 

@@ -137,6 +137,7 @@ def _workload(
         prepare=prepared.variables if prepared else {},
         converts=bool(prepared and prepared.converts),
         texts=fit.texts,
+        env=fit.draft.control.env,
         gpus=gpus,
         slots=int(slots) if slots.isdecimal() and int(slots) else usual,
         threads=int(threads) if threads.isdecimal() else 0,

@@ -105,7 +105,9 @@ def launch_of(steps: Steps, chain: Chain, header: Header, fit: Fit) -> Launch:
     return Launch(
         executable=steps.binaries.program("llama-server"),
         arguments=tuple(arguments),
-        env=launch.clean_environment(os.environ, home.run / "xdg"),
+        env=launch.clean_environment(
+            os.environ, home.run / "xdg", downloads=launch.downloads(arguments)
+        ),
         host=request.settings.host,
         port=request.settings.port,
         log=home.logs / f"serve-{request.settings.port}.log",

@@ -98,7 +98,10 @@ COMPUTE = {
     "NVIDIA_VISIBLE_DEVICES": "all",
 }
 USER = {"HOME": "/home/u", "USER": "u", "LocalAppData": "C:\\Users\\u", "XDG_CACHE_HOME": "/c"}
-LLAMA = {"LLAMA_CACHE": "/models", "LLAMA_TRACE": "1"}
+PIPELINE = {"LLAMA_PIPELINE_HOME": "/home/of/pipeline"}
+LLAMA = {"LLAMA_CACHE": "/models", "LLAMA_TRACE": "1"} | PIPELINE
+PYTHON = {"PYTHONPATH": "/lib/of/ours"}
+LITELLM = {"LITELLM_LOG": "INFO"}
 TORCH = {
     "VLLM_USE_V1": "1",
     "VLLM_MAX_TOKENS_PER_EXPERT_FUSED_MOE": "9",
@@ -121,16 +124,14 @@ HUB = {
 }
 UNUSED = {
     "EDITOR": "vi",
-    "PYTHONPATH": "/evil",
     "LLAMA_ARG_CTX_SIZE": "7",
     "LLAMA_SERVER_SLOTS_DEBUG": "1",
     "LLAMA_APP_CMD": "x",
-    "LLAMA_PIPELINE_HOME": "/home/of/pipeline",
     "AIP_MODE": "PREDICTION",
 }
 EVERYTHING = {
     **(CREDENTIALS | HARMLESS | HUB | UNUSED | PROXIES | CERTIFICATES),
-    **(SYSTEM | COMPUTE | USER | LLAMA | TORCH),
+    **(SYSTEM | COMPUTE | USER | LLAMA | TORCH | PYTHON | LITELLM),
 }
 
 
@@ -170,12 +171,10 @@ def test_a_program_keeps_its_own_credentials() -> None:
             environment.vllm(EVERYTHING, downloads=True),
             SYSTEM | COMPUTE | USER | LLAMA | TORCH | PROXIES | CERTIFICATES | HUB,
         ),
-        (
-            environment.own(EVERYTHING),
-            SYSTEM | USER | {name: UNUSED[name] for name in ("PYTHONPATH", "LLAMA_PIPELINE_HOME")},
-        ),
+        (environment.own(EVERYTHING), SYSTEM | USER | PYTHON | PIPELINE),
+        (environment.litellm(EVERYTHING), SYSTEM | USER | LITELLM),
     ],
-    ids=["tools", "llama-server", "downloading", "vllm", "vllm-downloading", "own"],
+    ids=["tools", "llama-server", "downloading", "vllm", "vllm-downloading", "own", "litellm"],
 )
 def test_what_is_listed_arrives_and_nothing_else(
     made: dict[str, str], expected: dict[str, str]

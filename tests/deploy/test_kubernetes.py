@@ -484,6 +484,19 @@ def test_vllm(write: Writer) -> None:
     assert "doit" not in server["command"] and "api-key" not in " ".join(server["args"])
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+def test_variables_of_the_file(write: Writer, engine: str) -> None:
+    """Each once, as written: what looks like a variable of Kubernetes is none."""
+    env = "env = {OMP_NUM_THREADS = 4, HOME = '/data', SAID = 'a $(HOME)'}\n"
+    server = CHAT if engine == "llama.cpp" else '[instance.chat.server]\nmodel = "org/model"\n'
+    write(f"[instance.chat.control]\nengine = '{engine}'\ngpu_ids = 'none'\n{env}{server}")
+    told = server_of(write.found())["env"]
+    found = {one["name"]: one.get("value") for one in told}
+    assert len(found) == len(told)
+    assert (found["OMP_NUM_THREADS"], found["HOME"]) == ("4", "/data")
+    assert found["SAID"] == "a $$(HOME)" and found["CUDA_VISIBLE_DEVICES"] == ""
+
+
 @pytest.mark.parametrize(
     ("text", "more", "line"),
     [

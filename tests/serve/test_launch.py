@@ -14,6 +14,7 @@ from pipeline.serve.launch import (
     Settings,
     batch_options,
     clean_environment,
+    downloads,
     endpoint_options,
     server_arguments,
 )
@@ -124,6 +125,8 @@ def test_nothing_inherited_changes_a_launch() -> None:
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "2,0",
         "LLAMA_OTHER": "kept",
+        "HF_TOKEN": "hf_x",
+        "HTTPS_PROXY": "http://user:pw@proxy",
     }
     before = dict(inherited)
     assert clean_environment(inherited, Path("/run/empty")) == {
@@ -133,6 +136,37 @@ def test_nothing_inherited_changes_a_launch() -> None:
         "XDG_CONFIG_HOME": "/run/empty",
     }
     assert inherited == before
+
+
+def test_who_downloads_learns_how_to(tmp_path: Path) -> None:
+    inherited = {"HTTPS_PROXY": "http://user:pw@proxy", "SSL_CERT_FILE": "/ca", "HF_TOKEN": "x"}
+    found = clean_environment(inherited, tmp_path, downloads=True)
+    assert found.keys() - {"XDG_CONFIG_HOME"} == {"HTTPS_PROXY", "SSL_CERT_FILE"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model a.gguf --port 1 --alias hf --cors-origins http://x", False),
+        ("-m a.gguf --lora b.gguf --no-mmproj", False),
+        ("--port 1", True),  # a router: it fetches what it is asked for
+        ("--models-dir m", True),
+        ("-hf org/x", True),
+        ("--hf-repo org/x --hf-file y", True),
+        ("-m a.gguf --model-url http://x", True),
+        ("-m a.gguf -mu http://x", True),
+        ("-m a.gguf --docker-repo x", True),
+        ("-m a.gguf --hf-repo-draft org/x", True),
+        ("-m a.gguf --spec_draft_hf org/x", True),
+        ("-m a.gguf -hfd org/x", True),
+        ("-m a.gguf --mmproj-url http://x", True),
+        ("-m a.gguf --mmproj b.gguf", True),
+        ("-m a.gguf --models-preset x.ini", True),
+        ("--gpt-oss-20b-default", True),
+    ],
+)
+def test_which_options_download(words: str, expected: bool) -> None:
+    assert downloads(words.split()) == expected
 
 
 LAUNCH = Launch(

@@ -99,6 +99,9 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
             {"name": "CUDA_VISIBLE_DEVICES", "value": ""},
             {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
         ]
+    env = [one for one in env if one["name"] not in workload.env]
+    values = plain([*workload.env.values()])
+    env += [{"name": n, "value": v} for n, v in zip(workload.env, values, strict=True)]
     return {
         "name": "server",
         "image": image,

@@ -31,6 +31,7 @@ class Workload:
     texts: Mapping[str, str] = field(
         default_factory=dict
     )  # small files, by the option that names them
+    env: Mapping[str, str] = field(default_factory=dict)  # that the file gives it
     gpus: int = 0
     slots: int = SLOTS  # requests at once
     threads: int = 0  # 0: not said

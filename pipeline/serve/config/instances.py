@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+from pipeline.serve import launch
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
@@ -133,13 +134,13 @@ def _instance(
         model = _model(draft, models)
         executable = str(server)
         cmd = llama.command(given, at, model, key.path)
-        kind = llama.kind(given, model)
+        kind, downloads = llama.kind(given, model), launch.downloads(cmd)
         env["XDG_CONFIG_HOME"] = str(folders.xdg)
         prefix, tls = given.text("api-prefix").rstrip("/"), bool(given.text("ssl-cert-file"))
     else:
         executable = vllm.executable(configuration, environ)
         cmd = vllm.command(configuration, given, at)
-        kind = vllm.kind(given)
+        kind, downloads = vllm.kind(given), vllm.downloads(given, configuration.folder)
         prefix, tls = "", bool(given.text("ssl-certfile"))
     asleep = given.text("sleep-idle-seconds") not in ("", "-1")
     unsaid = "probe_timeout" not in control.model_fields_set
@@ -148,7 +149,8 @@ def _instance(
         engine=draft.engine,
         executable=executable,
         cmd=cmd,
-        env=env,
+        env={**env, **control.env},
+        downloads=downloads,
         folder=str(configuration.folder),
         log_file=str(log_file(configuration, draft, folders.logs)),
         host=at.host,

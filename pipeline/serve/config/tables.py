@@ -48,8 +48,17 @@ def _word(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _variables(value: dict[str, str]) -> dict[str, str]:
+    """The variables. Raises where the system would refuse one."""
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name + text:
+            raise PydanticCustomError("variables", "names no variable: {name}", {"name": name})
+    return value
+
+
 Option = Annotated[str | int | float | bool | list[Scalar], BeforeValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
+Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
 Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -97,6 +106,8 @@ class Control(Table):
     """Its log; wins over log_dir."""
     gpu_ids: GpuIds | None = None
     """\"all\" changes nothing, \"none\" hides all cards, \"2,0\" shows these, in this order."""
+    env: Variables = Field(default_factory=dict)
+    """Variables of its environment, over those that it inherits."""
     restart: Literal["on-failure", "always", "never"] = "on-failure"
     """When it is started again after it ended by itself."""
     max_restarts: Annotated[int, Field(ge=0)] = 5

@@ -115,7 +115,8 @@ def _draft(
     server: dict[str, Any] = {}
     for path, layer in ((("instance",), section), (("instance", name), table)):
         for key in layer.control.model_fields_set:
-            control[key] = getattr(layer.control, key)
+            value = getattr(layer.control, key)
+            control[key] = control.get(key, {}) | value if key == "env" else value
             places[f"control.{key}"] = place((*path, "control", key))
         for key, value in _options(layer.server).items():
             server[key] = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -14,6 +16,7 @@ from .configuration import Configuration, beside
 from .options import Given, expanded, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
+LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
 
@@ -74,6 +77,26 @@ def kind(given: Given) -> str:
     if task in ("score", "classify", "rerank"):
         return "rerank"
     return "embedding" if task.startswith("embed") or given.text("runner") == "pooling" else "chat"
+
+
+def downloads(given: Given, folder: Path) -> bool:
+    """Whether it loads from the network: a model, tokenizer or adapter is no path; relative ones
+    start at `folder`."""
+    named = [given.text(name) for name in LOADED]
+    adapters = given.value("lora-modules")
+    for text in map(str, adapters if isinstance(adapters, list) else [adapters or ""]):
+        named.append(_in_json(text, "path") or text.rpartition("=")[2])
+    named.append(_in_json(given.text("speculative-config"), "model"))
+    return any(name and not beside(folder, name).exists() for name in named)
+
+
+def _in_json(text: str, key: str) -> str:
+    """The text under `key` where `text` is an object in JSON; empty where it is none."""
+    with contextlib.suppress(ValueError):
+        told = json.loads(text)
+        if isinstance(told, dict):
+            return str(told.get(key) or "")
+    return ""
 
 
 def aliases(given: Given) -> str:

@@ -21,6 +21,7 @@ from pipeline.core.say import say
 from pipeline.serve.instance import Instance
 
 from . import marker
+from .environment import for_supervisor, missing
 from .policy import Pace
 from .standing import LOCK_SECONDS, is_running, living
 from .state import (
@@ -95,6 +96,12 @@ def up(
     """
     with alone(at.path / "up.lock", "another `up` of this configuration is under way"):
         asked = _publish(at, wanted, names)
+        there = living(at)
+        if there and (lacks := missing(there.pid, asked.instances)):
+            say(
+                f"warning: the running supervisor was started without {', '.join(lacks)}, which "
+                "servers that download get from it; `doit down`, then up, passes them on"
+            )
         try:
             return _settled(at, asked, report, pace or Pace())
         except KeyboardInterrupt:
@@ -276,5 +283,7 @@ def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tup
 
 def _start_supervisor(at: Folder, pace: Pace) -> Process:
     words = [sys.executable, "-m", "pipeline.serve.fleet.supervisor", str(at.path)]
-    env = os.environ | {marker.VARIABLE: at.marker}
+    wanted = read_wanted(at)
+    env = for_supervisor(os.environ, wanted.instances if wanted else ())
+    env |= {marker.VARIABLE: at.marker}
     return start_detached([*words, json.dumps(asdict(pace))], log=at.log, env=env, cwd=REPOSITORY)

@@ -1,27 +1,55 @@
-"""What a server is started with."""
+"""What a server is started with, and who starts it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from pipeline.serve.instance import LLAMA_CPP, Instance
-from pipeline.serve.launch import clean_environment
+import psutil
+
+from pipeline.core.environment import own, servers, vllm
+from pipeline.serve.instance import GATEWAY, LLAMA_CPP, VLLM, Instance
 
 from . import asking, marker
 from .state import Folder
 
-VLLM_KEY = "VLLM_API_KEY"  # an inherited one would be asked for, and nobody knows it
+VLLM_KEY = "VLLM_API_KEY"
 
 
 def environment(instance: Instance, at: Folder) -> dict[str, str]:
-    """Inherited, without what would change the launch unseen. Raises OSError."""
-    without = (VLLM_KEY, marker.VARIABLE)
-    env = {name: value for name, value in os.environ.items() if name not in without}
+    """What its engine needs of ours; its own `env` wins. Raises OSError."""
+    env = _needed(instance, os.environ)
+    env.pop(marker.VARIABLE, None)
     if instance.engine == LLAMA_CPP:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
-        env = clean_environment(env, config)
-    elif word := asking.key(instance):
+        env["XDG_CONFIG_HOME"] = str(config)  # empty: llama.cpp reads a config.ini there
+    elif instance.engine == VLLM and (word := asking.key(instance)):
         env[VLLM_KEY] = word
     return {**env, **instance.env}
+
+
+def for_supervisor(environ: Mapping[str, str], instances: Iterable[Instance]) -> dict[str, str]:
+    """What the supervisor needs of `environ`, to pass it on. Instances of any engine may join, so
+    it has what each needs; the hub's token and proxies only if one of `instances` downloads."""
+    env = own(environ) | servers(environ) | vllm(environ)
+    for one in instances:
+        env |= _needed(one, environ)
+    return env
+
+
+def missing(pid: int, instances: Iterable[Instance]) -> list[str]:
+    """The variables that downloads need and the running supervisor `pid` was started without."""
+    more = for_supervisor(os.environ, instances).keys() - for_supervisor(os.environ, ()).keys()
+    with suppress(psutil.Error, OSError):
+        return sorted(more - psutil.Process(pid).environ().keys())
+    return []
+
+
+def _needed(instance: Instance, environ: Mapping[str, str]) -> dict[str, str]:
+    if instance.engine == GATEWAY:
+        return own(environ)
+    listed = vllm if instance.engine == VLLM else servers
+    return listed(environ, downloads=instance.downloads)

@@ -24,6 +24,7 @@ from threading import Event
 import psutil
 from filelock import FileLock, Timeout
 
+from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
@@ -117,7 +118,7 @@ class Supervisor:
             return
         self._next_warden = now + WARDEN_SECONDS
         words = [sys.executable, "-m", "pipeline.serve.fleet.warden", str(self.at.path)]
-        env = os.environ | {marker.VARIABLE: self.at.marker}
+        env = own(os.environ) | {marker.VARIABLE: self.at.marker}
         try:
             self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
         except PipelineError as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from config_tools import FLAGS, one, read, started
+from config_tools import FLAGS, one, read, started, wrong
 
 from pipeline.core.errors import PipelineError
 from pipeline.serve.config.api_keys import decide
@@ -201,6 +201,57 @@ def test_the_environment_of_gpu_ids(
     assert env.pop("XDG_CONFIG_HOME", "") == (str(tmp_path / "xdg") if engine != "vllm" else "")
     told = {"CUDA_VISIBLE_DEVICES": cards, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert env == ({} if cards is None else told)
+
+
+class TestVariables:
+    def test_they_win(self, tmp_path: Path) -> None:
+        text = (
+            "[instance.control]\nenv = {A = 'all', B = 'all'}\n"
+            "[instance.chat.control]\ngpu_ids = '1'\n"
+            "env = {B = 'mine', OMP_NUM_THREADS = 4, CUDA_VISIBLE_DEVICES = '7', EMPTY = ''}\n"
+        )
+        assert one(tmp_path, text).env == {
+            "A": "all",
+            "B": "mine",
+            "OMP_NUM_THREADS": "4",
+            "CUDA_VISIBLE_DEVICES": "7",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "EMPTY": "",
+            "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
+        }
+
+    def test_one_is_taken_away(self, tmp_path: Path) -> None:
+        text = "[instance.chat.control]\nenv = {A = '1', B = '2'}\n"
+        over = '{"instance": {"chat": {"control": {"env": {"A": null}}}}}'
+        (draft,) = read(tmp_path, text, overrides=over).drafts
+        assert draft.control.env == {"B": "2"}
+
+    @pytest.mark.parametrize(
+        ("told", "line"),
+        [
+            ("env = 'A=1'", 'env = "A=1": must be a table'),
+            ("env = {A = true}", "env.A = true: must be a text, in quotes"),
+            ("env = {'A=B' = '1'}", "env: names no variable: A=B"),
+            ("env = {'' = '1'}", "env: names no variable: "),
+            ('env = {A = "\\u0000"}', "env: names no variable: A"),
+        ],
+    )
+    def test_what_is_none(self, tmp_path: Path, told: str, line: str) -> None:
+        found = wrong(tmp_path, f"[instance.chat.control]\n{told}\n")
+        assert found == [f"models.toml: instance.chat.control.{line}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "downloads"),
+    [
+        ("model = 'a.gguf'", False),
+        ("hf_repo = 'org/x'", True),
+        ("model = 'a.gguf'\nextra_args = ['--hf-repo-draft', 'org/x']", True),
+        ("", True),
+    ],
+)
+def test_who_downloads(tmp_path: Path, text: str, downloads: bool) -> None:
+    assert one(tmp_path, SERVER + text).downloads is downloads
 
 
 class TestLogs:

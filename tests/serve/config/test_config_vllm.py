@@ -217,6 +217,31 @@ class TestListedArguments:
         assert vllm_arguments.listed(wheel) == vllm.LISTED.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("more", "downloads"),
+    [
+        ("model = 'org/x'", True),
+        ("model = 'here'", False),
+        ("model = './here'\ntokenizer = 'org/x'", True),
+        ("model = 's3://bucket/x'", True),
+        ("extra_args = ['--model=org/x']", True),
+        ("model = 'here'\n'speculative-config.model' = 'org/draft'", True),
+        ('model = "here"\nspeculative_config = \'{"model": "org/draft"}\'', True),
+        ('model = "here"\nspeculative_config = \'{"model": "here"}\'', False),
+        ('model = "here"\nspeculative_config = \'{"method": "ngram"}\'', False),
+        ("model = 'here'\nlora_modules = 'a=org/adapter'", True),
+        ("model = 'here'\nlora_modules = ['a=here', 'b=org/adapter']", True),
+        ("model = 'here'\nlora_modules = 'a=here'", False),
+        ('model = "here"\nlora_modules = \'{"name": "a", "path": "org/adapter"}\'', True),
+        ("model = 'here'\nspeculative_config = 'no json'", False),
+    ],
+)
+def test_who_downloads_what_it_serves(tmp_path: Path, more: str, downloads: bool) -> None:
+    (tmp_path / "here").mkdir()
+    text = f"[instance.chat.control]\nengine = 'vllm'\n[instance.chat.server]\n{more}\n"
+    assert one(tmp_path, text).downloads is downloads
+
+
 def recorder(folder: Path, name: str) -> None:
     """A program that writes down how it was called."""
     folder.mkdir(exist_ok=True)

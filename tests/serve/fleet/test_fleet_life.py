@@ -73,15 +73,18 @@ def test_the_environment(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(marker.VARIABLE, "another/one")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("OF_ANOTHER_PROGRAM", "secret")
     (tmp_path / "key").write_text("the-key\nanother\n")
     notes = {name: tmp_path / f"{name}.json" for name in ("a", "b")}
     a = stand_in(tmp_path, "a", "--environment", str(notes["a"]), env={"CUDA_VISIBLE_DEVICES": "1"})
     b = stand_in(tmp_path, "b", "--environment", str(notes["b"]), engine="vllm", api_key_file="key")
+    b = replace(b, downloads=True)
     assert fleet.up(a, b) == {}
     env = json.loads(notes["a"].read_text())
-    assert {"LLAMA_ARG_CTX_SIZE", "HF_TOKEN", "VLLM_API_KEY"}.isdisjoint(env)
-    assert (env["KEPT"], env["CUDA_VISIBLE_DEVICES"]) == ("yes", "1")
+    unwanted = {"LLAMA_ARG_CTX_SIZE", "HF_TOKEN", "VLLM_API_KEY", "OF_ANOTHER_PROGRAM"}
+    assert unwanted.isdisjoint(env)
+    assert (env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) == ("3", "1")
     assert env[marker.VARIABLE] == f"{fleet.at.marker}/a"
     assert marker.VARIABLE not in environment(a, fleet.at), "in the foreground it has none"
     assert list(Path(env["XDG_CONFIG_HOME"]).iterdir()) == []

@@ -1,0 +1,167 @@
+"""What servers, and whoever starts them, have of the user's environment: real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPOSITORY, SHEBANG, Doit, free_port, wait_for
+from fleet_tools import Fleet, own_port, stand_in
+
+from pipeline.serve.gateway.settings import Gateway, as_instance
+from pipeline.serve.instance import Instance
+from pipeline.tasks.running import as_launch
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+
+OF_THE_HUB = {
+    "HF_TOKEN": "hf_secret",
+    "HF_ENDPOINT": "http://user:secret@127.0.0.1:1",
+    "HTTPS_PROXY": "http://user:secret@127.0.0.1:1",
+}
+SECRETS = OF_THE_HUB | {
+    "OPENAI_API_KEY": "sk-secret",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "GITHUB_TOKEN": "ghp_secret",
+    "NVIDIA_API_KEY": "nvapi-secret",
+    "DATABASE_URL": "postgres://user:secret@127.0.0.1:1/db",
+}
+WANTED = {
+    "CUDA_VISIBLE_DEVICES": "0",
+    "OMP_NUM_THREADS": "1",
+    "LANG": "C.UTF-8",
+    "LC_TIME": "C",
+}
+
+
+@pytest.fixture
+def user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell with secrets in it."""
+    for name, value in (SECRETS | WANTED).items():
+        monkeypatch.setenv(name, value)
+
+
+def secrets(env: dict[str, str]) -> set[str]:
+    return {name for name, value in env.items() if "secret" in value}
+
+
+def with_secrets(found: dict[str, dict[str, str]]) -> dict[str, set[str]]:
+    return {name: told for name, env in found.items() if (told := secrets(env))}
+
+
+def environments(fleet: Fleet) -> dict[str, dict[str, str]]:
+    """Of each process: by the name of its instance, or `supervisor` and `warden`."""
+    found: dict[str, dict[str, str]] = {}
+    for process in fleet.processes():
+        env = process.environ()
+        _, _, name = env["LLAMA_PIPELINE_FLEET"].partition("/")
+        found[name or process.cmdline()[2].rpartition(".")[2]] = env
+    return found
+
+
+def downloading(folder: Path) -> Instance:
+    return stand_in(folder, "hub", engine="vllm", downloads=True)
+
+
+@pytest.mark.usefixtures("user")
+def test_in_the_background(fleet: Fleet, tmp_path: Path) -> None:
+    llama = stand_in(tmp_path, "llama", env={"OWN_TOKEN": "given", "OMP_NUM_THREADS": "7"})
+    vllm = stand_in(tmp_path, "vllm", engine="vllm")
+    gateway = as_instance(fleet.at, Gateway(port=own_port()))
+    assert fleet.up(llama, vllm, gateway) == {}
+    found = environments(fleet)
+    assert set(found) == {"supervisor", "warden", "llama", "vllm", "gateway"}
+    assert with_secrets(found) == {}
+    assert WANTED.items() <= found["vllm"].items()
+    assert found["llama"]["CUDA_VISIBLE_DEVICES"] == WANTED["CUDA_VISIBLE_DEVICES"]
+    assert (found["llama"]["OWN_TOKEN"], found["llama"]["OMP_NUM_THREADS"]) == ("given", "7")
+    began = as_launch(llama, fleet.at).env
+    assert secrets(dict(began)) == set() and began["OWN_TOKEN"] == "given"
+
+
+@pytest.mark.usefixtures("user")
+def test_the_token_is_for_a_vllm_that_downloads(fleet: Fleet, tmp_path: Path) -> None:
+    gateway = as_instance(fleet.at, Gateway(port=own_port()))
+    assert fleet.up(stand_in(tmp_path, "llama"), downloading(tmp_path), gateway) == {}
+    found = environments(fleet)
+    assert with_secrets(found) == {"supervisor": set(OF_THE_HUB), "hub": set(OF_THE_HUB)}
+    assert set(found) == {"supervisor", "warden", "llama", "hub", "gateway"}
+
+
+@pytest.mark.usefixtures("user")
+def test_one_that_joins_later(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its supervisor has no token to hand on, which is said."""
+    llama, hub = stand_in(tmp_path, "llama"), downloading(tmp_path)
+    fleet.up(llama)
+    assert "warning" not in capsys.readouterr().err
+    fleet.up(llama, hub)
+    told = capsys.readouterr().err
+    assert all(name in told for name in OF_THE_HUB) and "OPENAI" not in told
+    assert secrets(environments(fleet)["hub"]) == set()
+    fleet.down()
+    fleet.up(llama, hub)
+    assert "warning" not in capsys.readouterr().err
+    assert secrets(environments(fleet)["hub"]) == set(OF_THE_HUB)
+
+
+def test_in_the_foreground(doit: Doit, gguf: Path) -> None:
+    doit.env |= SECRETS | WANTED
+    with doit.serving(f"model={gguf}"):
+        (server,) = [
+            process
+            for process in psutil.process_iter()
+            if process.name() == "llama-server" and ours(process, doit)
+        ]
+        env = server.environ()
+    assert secrets(env) == set()
+    assert WANTED.items() <= env.items()
+
+
+def full(note: Path) -> bool:
+    return note.exists() and bool(note.read_text())
+
+
+def ours(process: psutil.Process, doit: Doit) -> bool:
+    return process.environ().get("LLAMA_PIPELINE_HOME") == str(doit.home)
+
+
+@pytest.mark.parametrize("engine", ["router", "litellm"])
+def test_another_program_that_is_the_gateway(doit: Doit, tmp_path: Path, engine: str) -> None:
+    """Stand-ins that write down what they have."""
+    (real,) = REPOSITORY.glob("bins/*-cpu/llama-server")
+    note = tmp_path / "told.json"
+    for name in ("llama-server", "litellm"):
+        (tmp_path / name).write_text(
+            f"{SHEBANG}\nimport json, os, pathlib, sys, time\n"
+            f"if '--help' in sys.argv: os.execv({str(real)!r}, sys.argv)\n"
+            f"pathlib.Path({str(note)!r}).write_text(json.dumps(dict(os.environ)))\n"
+            "time.sleep(600)\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "key").write_text("of-the-server\n")
+    config = tmp_path / "servers.toml"
+    config.write_text(
+        "[master]\nllama_cpp_path = './llama-server'\n[instance.chat.server]\n"
+        f"model = 'model.gguf'\nport = {free_port()}\napi_key_file = 'key'\n"
+    )
+    doit.env |= SECRETS | WANTED | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    words = ("gateway", f"config={config}", f"engine={engine}", f"port={free_port()}")
+    with doit.start(*words) as process:
+        try:
+            wait_for(lambda: full(note) or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
+        finally:
+            process.terminate()
+    env = json.loads(note.read_text())
+    assert secrets(env) == set()
+    assert env["LANG"] == WANTED["LANG"]
+    if engine == "litellm":
+        assert "of-the-server" in env.values() and env["LITELLM_MASTER_KEY"]
+    else:
+        assert WANTED.items() <= env.items()
