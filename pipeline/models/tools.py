@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.core import environment
-from pipeline.core.sandbox import Sandbox
+from pipeline.core.sandbox import Sandbox, strength
+from pipeline.core.sandbox.available import is_off
+from pipeline.core.say import say
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # reading a header, and reckoning with it
@@ -31,12 +34,14 @@ def sandbox(
     write: Sequence[Path] = (),
     weights: int = 0,
     copies: int = 0,
+    memory: int = HEADER_MEMORY,
 ) -> Sandbox:
     """For a program of llama.cpp that reads a model with so many bytes of weights, and may hold
-    `copies` of them in memory.
+    `copies` of them in memory beside `memory` bytes of its own.
 
     The files to be written are made here, empty: nothing else can be.
     """
+    warn()
     for path in write:
         path.touch()
     gpus = not program.resolve().parent.name.endswith("-cpu")
@@ -44,9 +49,19 @@ def sandbox(
         programs=[program],
         read=read,
         write=write,
-        memory=(GPU_MEMORY if gpus else HEADER_MEMORY) + copies * weights,
+        memory=(GPU_MEMORY if gpus else memory) + copies * weights,
         gpus=gpus,
     )
+
+
+@cache
+def warn() -> None:
+    """Say once what the sandbox cannot limit here."""
+    if (lacks := strength().lacks) and not is_off():  # that was said already
+        say(
+            f"warning: this system cannot limit {lacks} for programs that read a model "
+            f"({strength().name}); docs/security.md says what would"
+        )
 
 
 def seconds(step: str, weights: int) -> float:

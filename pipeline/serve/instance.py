@@ -27,6 +27,7 @@ class Instance:
     cmd: tuple[str, ...]  # the arguments after the executable
     env: Mapping[str, str] = field(default_factory=dict)  # over the inherited one
     downloads: bool = False  # it fetches what it serves itself: then it inherits more
+    sandbox: str = "off"
     folder: str  # where it runs: relative paths among its options start there
     log_file: str
 

@@ -56,6 +56,8 @@ class Launch:
     folder: Path  # where it runs: relative paths among its options start there
     prefix: str = ""  # llama-server's --api-prefix
     tls: bool = False
+    downloads: bool = False
+    sandbox: str = "auto"
 
     @property
     def health(self) -> str:

@@ -19,7 +19,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import start
 from pipeline.core.say import say
 
-from . import health
+from . import health, sandbox
 from .launch import Launch
 from .output import pumped, quoted
 from .stopping import asked_to_stop, how
@@ -55,6 +55,7 @@ def foreground(
                 cwd=launch.folder,
                 own_group=True,
                 killed_with_us=True,
+                sandbox=sandbox.policy(launch),
             )
         ) as process,
     ):

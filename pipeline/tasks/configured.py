@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.bins import gpus
 from pipeline.bins.programs import program_file
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.serve import sandbox
 from pipeline.serve.flags import Flag
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import Folder
@@ -211,9 +212,16 @@ class Configured:
             xdg=home.run / "xdg",
             environ=os.environ,
         )
-        if self.wish.background is None:
-            return found
-        return tuple(replace(one, background=self.wish.background) for one in found)
+        if self.wish.background is not None:
+            found = tuple(replace(one, background=self.wish.background) for one in found)
+        if "sandbox" in self.given:
+            mode = self.steps.request.sandbox
+            found = tuple(
+                replace(one, sandbox=mode) if one.engine == LLAMA_CPP else one for one in found
+            )
+        for one in found:
+            sandbox.require(one, f"{one.name}: sandbox")
+        return found
 
     def logs(self) -> dict[str, Path]:
         """Where the output of each goes."""

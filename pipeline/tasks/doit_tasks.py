@@ -13,9 +13,10 @@ from pipeline import bootstrap
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
+from pipeline.core.sandbox.available import SWITCH, is_off
 from pipeline.core.say import say
 from pipeline.models import quants
-from pipeline.serve import launch
+from pipeline.serve import launch, sandbox
 
 from . import (
     checking,
@@ -65,6 +66,10 @@ def start() -> Steps:
         steps = Steps(request(given))
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
+    if steps.request.sandbox == sandbox.OFF:
+        os.environ[SWITCH] = "off"
+    if is_off():
+        say("warning: the sandbox is off: what reads a model may do all that you may")
     if steps.request.many.source:
         from .configured import Configured
 

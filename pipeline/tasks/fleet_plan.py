@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.core.errors import UsageError
 from pipeline.core.process import shown
 from pipeline.core.say import say, size, table
-from pipeline.serve.instance import Instance
+from pipeline.serve import sandbox
+from pipeline.serve.instance import LLAMA_CPP, Instance
 
 from . import checking, locking, planning, resolving
 from .configured import Configured, require
@@ -87,7 +88,9 @@ def text(found: tuple[Instance, ...]) -> str:
     commands = []
     for one in found:
         env = [f"{name}={value}" for name, value in one.env.items()]
-        commands.append(f"{one.name}, in {one.folder}:\n{shown(['env', *env, *one.command])}")
+        told = [f"{one.name}, in {one.folder}:", shown(["env", *env, *one.command])]
+        told += [f"sandbox: {sandbox.shown(one)}"] if one.engine == LLAMA_CPP else []
+        commands.append("\n".join(told))
     return "\n\n".join([table(rows), *commands])
 
 

@@ -18,6 +18,7 @@ from pipeline.core.say import plural, size
 from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
+from pipeline.serve import sandbox
 
 from . import checking, estimating, locking, resolving, serving
 from .estimating import Outlook
@@ -93,6 +94,7 @@ def collect(steps: Steps) -> dict[str, Any]:
         "executable": str(steps.binaries.folder / program_file("llama-server")),
         "cmd": list(launch.arguments) if launch else None,
         "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
+        "sandbox": sandbox.shown(launch) if launch else None,
     }
 
 
@@ -185,6 +187,7 @@ def text(told: dict[str, Any]) -> str:
     command = told["cmd"] and shown([told["executable"], *told["cmd"]])
     lines += [f"command     {command or 'known once llama.cpp is built and the model known'}"]
     lines += [f"environment {name}={value}" for name, value in (told["env"] or {}).items()]
+    lines += [f"sandbox     {told['sandbox']}"] if told["sandbox"] else []
     return "\n".join(lines)
 
 

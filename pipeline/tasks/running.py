@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError
@@ -14,11 +15,11 @@ from pipeline.core.say import say, table
 from pipeline.serve import supervise
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
-from pipeline.serve.instance import Instance
+from pipeline.serve.instance import LLAMA_CPP, Instance
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
 
-from . import gateways, listing, many, placing
+from . import gateways, listing, many, placing, serving
 from .configured import Configured, require, require_known
 from .steps import Steps
 
@@ -39,7 +40,24 @@ def wanted(configured: Configured) -> Wanted:
         say(made)
     if configuration.gateway.enable:
         gateways.ready(configured)
-    return chosen(configured, planned(configured))
+    found = chosen(configured, planned(configured))
+    require_templates_end(configured, found.instances)
+    return found
+
+
+def require_templates_end(configured: Configured, instances: Sequence[Instance]) -> None:
+    """Raise PipelineError where the chat template of a model that is served runs on."""
+    for one in instances:
+        model = one.engine == LLAMA_CPP and argument(one.cmd, "--model")
+        path = Path(one.folder, model) if model else None
+        if path and path.is_file():
+            home, flags = configured.steps.home, configured.flags() or {}
+            serving.require_template_ends(home, one.command, path, flags)
+
+
+def argument(words: Sequence[str], option: str) -> str:
+    """What follows an option on a command line; empty where it is not there."""
+    return next((value for name, value in pairwise(words) if name == option), "")
 
 
 def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
@@ -146,6 +164,8 @@ def as_launch(instance: Instance, at: Folder) -> Launch:
         folder=Path(instance.folder),
         prefix=instance.prefix,
         tls=instance.tls,
+        downloads=instance.downloads,
+        sandbox=instance.sandbox,
     )
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.bins import tryout
-from pipeline.core import capacity
-from pipeline.core.paths import user_folder
+from pipeline.core import capacity, notes
+from pipeline.core.paths import Home, user_folder
 from pipeline.core.say import say, size
-from pipeline.models import gguf, memory
+from pipeline.models import chat_template, gguf, memory
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
-from pipeline.serve import flags, health, launch, supervise
+from pipeline.serve import flags, health, launch, sandbox, supervise
 from pipeline.serve.flags import Flag
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
@@ -102,7 +103,7 @@ def launch_of(steps: Steps, chain: Chain, header: Header, fit: Fit) -> Launch:
         alias=chain.resolved.name.replace(",", " "),
         pooling=header.pooling,
     )
-    return Launch(
+    made = Launch(
         executable=steps.binaries.program("llama-server"),
         arguments=tuple(arguments),
         env=launch.clean_environment(
@@ -114,7 +115,11 @@ def launch_of(steps: Steps, chain: Chain, header: Header, fit: Fit) -> Launch:
         folder=user_folder(),
         prefix=server.get("api_prefix", "").rstrip("/"),
         tls="ssl_cert_file" in server,
+        downloads=launch.downloads(arguments),
+        sandbox=request.sandbox,
     )
+    sandbox.require(made, "sandbox")
+    return made
 
 
 def prepare(steps: Steps, chain: Chain) -> Prepared:
@@ -125,13 +130,25 @@ def prepare(steps: Steps, chain: Chain) -> Prepared:
     if its:
         projectors.require(gguf.read_noted(its, steps.home.run / "gguf.json"), header, its.name)
     fit = fit_context(steps, made)
+    ready = launch_of(steps, chain, header, fit)
+    require_template_ends(steps.home, ready.command, chain.final, known_flags(steps))
     return Prepared(
-        launch=launch_of(steps, chain, header, fit),
+        launch=ready,
         name=chain.resolved.name,
         header=header,
         bytes=made.bytes,
         fit=fit,
     )
+
+
+def require_template_ends(
+    home: Home, command: Sequence[str], model: Path, options: Mapping[str, Flag]
+) -> None:
+    """Raise PipelineError where the template that `command` would serve `model` with runs on."""
+    if not chat_template.is_overridden(command):
+        server = Path(command[0])
+        build = notes.identity(home.run / "sha256.json", server)
+        chat_template.require_ends(server, build, options, model, home.run)
 
 
 def serve(steps: Steps) -> None:
@@ -229,6 +246,7 @@ def summary(
         "device": settings.device
         or ", ".join(devices)
         or ("CPU" if ours else "llama-server's choice"),
+        "sandbox": sandbox.shown(prepared.launch),
         "threads": settings.threads or (int(threads[1]) if threads else "llama-server's default"),
         "context": context_text(prepared.fit, settings.ctx_size),
         "log": str(prepared.launch.log),

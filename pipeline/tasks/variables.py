@@ -16,6 +16,7 @@ from pipeline.models import hub_settings, projector, quants
 from pipeline.models.chain import Wanted, require_makeable
 from pipeline.models.choice import Wish
 from pipeline.models.reference import Reference, existing, parse
+from pipeline.serve import sandbox
 from pipeline.serve.launch import Settings
 
 from . import bins_variables, many
@@ -58,6 +59,7 @@ TABLE = (
     Variable("device", text),
     Variable("alias", text),
     Variable("api_key_file", text),
+    Variable("sandbox", choice(*sandbox.MODES)),
     Variable("ready_timeout", integer(1, 86400)),
     Variable("stop_timeout", integer(0, 3600)),
     Variable("keep_f16", flag),
@@ -81,6 +83,7 @@ class Request:
     wanted: Wanted = field(default_factory=Wanted)
     settings: Settings = field(default_factory=Settings)
     bins: Bins = field(default_factory=Bins)
+    sandbox: str = sandbox.AUTO
     ready_timeout: int = 600  # seconds
     stop_timeout: int = 10  # seconds
     force: bool = False
@@ -189,6 +192,7 @@ def request(given: Mapping[str, str]) -> Request:
             server=server,
         ),
         bins=bins_variables.read(values, backend),
+        sandbox=word("sandbox", sandbox.AUTO),
         ready_timeout=number("ready_timeout") or 600,
         stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
         force=bool(values.get("force", False)),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
 
 from . import bubblewrap, landlock, seatbelt, seccomp
+
+SWITCH = "LLAMA_PIPELINE_SANDBOX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,18 @@ class Strength:
         return " or ".join(what for what, is_limited in rows if not is_limited)
 
 
-@cache
+def is_off() -> bool:
+    """Whether the user wants none, which is said wherever it matters."""
+    return os.environ.get(SWITCH, "").strip().lower() in ("off", "0")
+
+
 def strength() -> Strength:
-    """The strongest that this system has."""
+    """What limits a program here: the strongest that this system has."""
+    return Strength("off", files=False, network=False, ports=False) if is_off() else _strongest()
+
+
+@cache
+def _strongest() -> Strength:
     if sys.platform == "win32":
         return Strength("job object", files=False, network=False, ports=False)
     if seatbelt.is_here():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ SYSTEM = (
     *("/etc/alternatives", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/crypto-policies"),
     *("/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/nsswitch.conf", "/etc/resolv.conf"),
 )
+LIBRARY_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_PATH", "CUDA_HOME", "ROCM_PATH")
 SYSTEM_GLOBS = ("/opt/rocm*", "/opt/intel", "/opt/cuda*", "/opt/nvidia", "/opt/amdgpu*")
 KERNEL = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
     *("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/max_map_count"),
+    "/proc/sys/kernel/numa_balancing",
     *("/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage"),
     *("/dev/urandom", "/dev/random"),
 )
@@ -51,11 +54,15 @@ def executable(policy: Sandbox, env: Mapping[str, str]) -> Iterator[Path]:
     """Programs with the libraries beside them, and the system's."""
     for program in policy.programs:
         yield from with_libraries(program)
-    for name in ("LD_LIBRARY_PATH", "LD_PRELOAD"):
+    for name in LIBRARY_VARIABLES:
         yield from map(Path, filter(None, env.get(name, "").split(os.pathsep)))
     yield from map(Path, SYSTEM)
     for pattern in SYSTEM_GLOBS:
         yield from matching(pattern)
+    for file in matching("/etc/ld.so.conf.d/*.conf"):
+        with contextlib.suppress(OSError, ValueError):
+            lines = file.read_text(encoding="utf-8").split()
+            yield from (Path(line) for line in lines if line.startswith("/"))
 
 
 def readable(policy: Sandbox) -> Iterator[Path]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError
-from pipeline.serve import launch
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.serve import launch, sandbox
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
@@ -142,6 +142,12 @@ def _instance(
         cmd = vllm.command(configuration, given, at)
         kind, downloads = vllm.kind(given), vllm.downloads(given, configuration.folder)
         prefix, tls = "", bool(given.text("ssl-certfile"))
+        if control.sandbox == sandbox.STRICT:
+            raise UsageError(
+                f"{draft.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
+                "in the sandbox",
+                "leave it out",
+            )
     asleep = given.text("sleep-idle-seconds") not in ("", "-1")
     unsaid = "probe_timeout" not in control.model_fields_set
     return Instance(
@@ -151,6 +157,7 @@ def _instance(
         cmd=cmd,
         env={**env, **control.env},
         downloads=downloads,
+        sandbox=control.sandbox if draft.engine == LLAMA_CPP else sandbox.OFF,
         folder=str(configuration.folder),
         log_file=str(log_file(configuration, draft, folders.logs)),
         host=at.host,

@@ -108,6 +108,8 @@ class Control(Table):
     """\"all\" changes nothing, \"none\" hides all cards, \"2,0\" shows these, in this order."""
     env: Variables = Field(default_factory=dict)
     """Variables of its environment, over those that it inherits."""
+    sandbox: Literal["auto", "strict", "off"] = "auto"
+    """llama-server in the sandbox: no network but its port, no writes but its log."""
     restart: Literal["on-failure", "always", "never"] = "on-failure"
     """When it is started again after it ended by itself."""
     max_restarts: Annotated[int, Field(ge=0)] = 5

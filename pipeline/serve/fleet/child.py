@@ -11,6 +11,7 @@ from threading import Event, Thread
 from pipeline.core.ending import ask_to_stop, end_group, group_is_empty
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, shown, start
+from pipeline.serve import sandbox
 from pipeline.serve.health import require_free
 from pipeline.serve.instance import Instance
 from pipeline.serve.output import pumped, quoted
@@ -45,6 +46,7 @@ class Child:
             cwd=Path(instance.folder),
             own_group=True,
             killed_with_us=True,
+            sandbox=sandbox.policy(instance),
         )
         try:
             self.started = marker.start_time(self.process.pid)

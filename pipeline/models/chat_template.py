@@ -1,0 +1,93 @@
+"""A model's chat template is a program: it is run once, within bounds, before its server starts.
+
+llama-server runs it while it loads, and with each conversation; a template that does not end, or
+doubles a text without end, takes the machine with it. It is tried with llama-server's own engine,
+which reads a template file before it looks at anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import notes
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import outcome
+
+from . import gguf, tools
+
+KEY = "tokenizer.chat_template"  # and KEY.NAME, for others such as the one for tools
+NEEDED = ("chat-template-file", "completion-bash")  # options of the llama-server that tries it
+OVERRIDES = ("--chat-template", "--chat-template-file")  # with these the model's own is not used
+SECONDS = 10.0  # for a conversation; a usual template takes 0.02
+MEMORY = 2 * tools.GIB  # a usual template takes 0.1
+
+# What the server tries it with: one question, and a conversation that begins with the system.
+TURNS = (("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "How are you?"))
+CONVERSATION = json.dumps([{"role": role, "content": text} for role, text in TURNS])
+STARTS = (
+    "",
+    f"{{%- set messages = {CONVERSATION} -%}}",
+    f"{{%- set messages = {CONVERSATION} -%}}{{%- set enable_thinking = true -%}}",
+)
+HINT = "give another one: server.chat_template_file=PATH, or server.chat_template=chatml"
+
+
+def require_ends(
+    server: Path, build: str, options: Collection[str], model: Path, run: Path
+) -> None:
+    """Raise PipelineError where a template of `model` does not end within SECONDS and MEMORY.
+
+    `build` names the llama-server and `options` what it knows; one that cannot try a template is
+    not asked. What was found is noted in the folder `run` for as long as the file stays the same.
+    """
+    if any(name not in options for name in NEEDED):
+        return
+    if not gguf.read_noted(model, run / "gguf.json").has_chat_template:
+        return
+    book = run / "templates.json"
+    if notes.recall(book, model) == build:
+        return
+    stamp = notes.stamp(model)
+    for name, text in templates(gguf.read(model).values):
+        if wrong := tried(server, text):
+            raise PipelineError(f"{model.name}: its {name} {wrong}", HINT)
+    notes.remember(book, model, build, stamp)
+
+
+def is_overridden(arguments: Sequence[str]) -> bool:
+    """Whether a command line brings another template than the model's."""
+    return any(word in OVERRIDES for word in arguments)
+
+
+def templates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each template of a GGUF's metadata with what to call it."""
+    for key, text in values.items():
+        if key.startswith(KEY) and isinstance(text, str) and text:
+            name = key.removeprefix(KEY).lstrip(".")
+            yield f"chat template {name}" if name else "chat template", text
+
+
+def tried(server: Path, template: str) -> str:
+    """What is wrong with a template; empty where it ends. An error of its own is none here: the
+    server tells it, and some refuse conversations that they were not made for."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "template.jinja"
+        for start in STARTS:
+            file.write_bytes((start + template).encode("utf-8", "surrogateescape"))
+            status, out, err = outcome(
+                [server, "--jinja", "--chat-template-file", file, "--completion-bash"],
+                timeout=SECONDS,
+                env=tools.env(),
+                sandbox=tools.sandbox(server, read=[file], memory=MEMORY),
+            )
+            if status == -1:
+                return f"does not end: it was stopped after {SECONDS:g} s"
+            if "bad_alloc" in out + err:
+                return f"takes more than {MEMORY // tools.GIB} GiB of memory"
+            if status < 0:
+                return f"crashes llama.cpp (signal {-status})"
+    return ""

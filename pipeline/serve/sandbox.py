@@ -1,0 +1,123 @@
+"""llama-server in the sandbox: no network but its port, no writes but to what its options name.
+
+strict   in the sandbox, or not at all
+auto     where that costs nothing: programs for the CPU on a system that can limit everything,
+         and no option that needs more
+off      as its user
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.core.errors import UsageError
+from pipeline.core.sandbox import Sandbox, strength
+from pipeline.models import gguf
+
+AUTO, STRICT, OFF = MODES = ("auto", "strict", "off")
+
+# Options for which the server starts programs, or connects to others, by request or by itself.
+NEED_MORE = re.compile(r"--(tools|mcp-\S+|rpc|agent|models-\S+|ui-mcp-proxy|webui-mcp-proxy|tags)")
+WRITTEN = ("--slot-save-path", "--log-file", "--logits-output-dir")
+FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf")
+
+
+class Server(Protocol):
+    """A server as it will be started. `downloads` says that it may need the network."""
+
+    @property
+    def command(self) -> list[str]: ...
+    @property
+    def folder(self) -> str | Path: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def downloads(self) -> bool: ...
+    @property
+    def sandbox(self) -> str: ...
+
+
+def require(server: Server, where: str) -> None:
+    """Raise UsageError where a server is to be in the sandbox and cannot be."""
+    if server.sandbox == STRICT and (why := hindrance(server)):
+        raise UsageError(f"{where}=strict: {why}", f"{where}=auto takes the sandbox where it can")
+
+
+def hindrance(server: Server) -> str:
+    """Why a server cannot be in the sandbox; empty where it can."""
+    if not strength().ports:
+        return f"this system cannot limit a server to its port ({strength().name})"
+    for word in server.command[1:]:
+        if NEED_MORE.fullmatch(word.partition("=")[0].replace("_", "-")):
+            return f"{word} needs more than files and a port"
+    if server.downloads:
+        return "it may download, or fetch the images that a request names"
+    if server.host.endswith(".sock"):
+        return f"{server.host} is no TCP port"
+    return ""
+
+
+def is_in(server: Server) -> bool:
+    """Whether the server will be in the sandbox."""
+    if server.sandbox == OFF or hindrance(server):
+        return False
+    return server.sandbox == STRICT or _is_for_cpu(server)
+
+
+def policy(server: Server) -> Sandbox | None:
+    """What the server may touch; None: all that its user may. Call it once its files are there."""
+    if not is_in(server):
+        return None
+    return Sandbox(
+        programs=[Path(server.command[0])],
+        read=list(_named(server)),
+        write=list(_written(server)),
+        ports=[server.port],
+        gpus=not _is_for_cpu(server),
+    )
+
+
+def shown(server: Server) -> str:
+    """For a summary."""
+    if is_in(server):
+        return f"{strength().name}: no network but its port, no writes but its log"
+    return f"none: {_why_not(server)}"
+
+
+def _why_not(server: Server) -> str:
+    if server.sandbox == OFF:
+        return "sandbox=off"
+    return hindrance(server) or "a graphics card's driver needs more; sandbox=strict tries it"
+
+
+def _is_for_cpu(server: Server) -> bool:
+    """Whether its programs were built here for the CPU alone: a driver may need anything."""
+    return Path(server.command[0]).resolve().parent.name.endswith("-cpu")
+
+
+def _named(server: Server) -> Iterator[Path]:
+    """Every file and folder that an option names, with the other parts of a split model. A word may
+    hold several, with scales: `a.gguf,b.gguf:0.5`."""
+    for word in server.command[1:]:
+        for text in {word, *re.split(r"[,:=]", word)}:
+            path = Path(server.folder, text)
+            if text and not text.startswith("-") and path.exists():
+                yield path
+                if FIRST_PART.fullmatch(path.name):
+                    yield from gguf.shards(path)
+
+
+def _written(server: Server) -> Iterator[Path]:
+    for option, value in pairwise(server.command):
+        path = Path(server.folder, value)
+        if option == "--log-file":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # what is not there cannot be allowed
+        if option in WRITTEN:
+            yield path
