@@ -4,19 +4,42 @@ doit itself falls over an empty word, which another program behind `--` may well
 blank in its place, and the words for that program are read from `sys.argv` (tasks/dashes.py).
 """
 
+from __future__ import annotations
+
+import signal
 import sys
+from collections.abc import Mapping
 
 
 def main() -> None:
     """Run doit, and exit with its status."""
-    sys.argv[0] = "doitw"  # what doit tells its user to type; read when it is imported
-    from doit.doit_cmd import DoitMain
+    from pipeline.core.errors import UsageError
+    from pipeline.tasks import command_line
 
     words = sys.argv[1:]
-    if "" in words[: words.index("--") if "--" in words else None]:
-        print("doitw: a word of the command line is empty: leave it out", file=sys.stderr)
+    if words[:1] == ["--version"]:
+        print(command_line.versions())
+        return
+    if words[:1] in (["-h"], ["--help"]):
+        words = ["help"]
+    try:
+        words = command_line.understood(words, command_line.task_names(), variables)
+    except UsageError as error:
+        print(f"doitw: {error}", file=sys.stderr)
         sys.exit(3)
+    if words[:1] and words[0] in command_line.PRINTING and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head`: no word about it
+    sys.argv = ["doitw", *words]  # what doit tells its user to type; read when it is imported
+    from doit.doit_cmd import DoitMain
+
     sys.exit(DoitMain().run([word or " " for word in words]))
+
+
+def variables() -> Mapping[str, object]:
+    """The parser of each variable, by its name."""
+    from pipeline.tasks.variables import TABLE
+
+    return {variable.name: variable.parse for variable in TABLE}
 
 
 if __name__ == "__main__":

@@ -114,8 +114,9 @@ class World:
         folder.joinpath("pipeline").mkdir(parents=True)
         folder.joinpath("requirements").mkdir()
         shutil.copy(REPOSITORY / "doitw", folder)
-        for name in ("bootstrap.py", "__main__.py"):
-            shutil.copy(REPOSITORY / "pipeline" / name, folder / "pipeline")
+        for name in NEEDED:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
         env = {
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",
@@ -127,6 +128,15 @@ class World:
         checkout = Checkout(root=folder, env=env)
         checkout.require("run", self.doit)
         return checkout
+
+
+# What doitw reads before it hands over to doit.
+NEEDED = (
+    "dodo.py",
+    *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
+    *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "paths", "variables")),
+    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +165,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def ready(world: World, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout after its first call. Tests that use it leave it ready."""
     checkout = world.checkout(tmp_path_factory.mktemp("ready") / "a b ü")
-    first = checkout.doitw("first")
+    first = checkout.doitw("serve")
     assert first.status == 0, first.err
-    assert json.loads(first.out)["args"] == ["first"]
+    assert json.loads(first.out)["args"] == ["serve"]
     assert ["venv" in first.steps[0], "pip install" in first.steps[1]] == [True, True]
     return checkout
 
@@ -207,7 +217,7 @@ def test_a_second_call_starts_no_bootstrap(ready: Checkout, world: World) -> Non
 
 
 def test_arguments_arrive_untouched(ready: Checkout) -> None:
-    args = ["two words", "--", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
+    args = ["serve", "model=two words", "--", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
     told = json.loads(ready.doitw(*args).out)
     assert told["args"] == args
     assert told["words"] == [word or " " for word in args], "doit falls over an empty one"
@@ -234,7 +244,7 @@ def test_call_through_links_from_another_folder(
     outer = tmp_path / "outer"
     outer.symlink_to("where I am/inner link" if relative else inner)
     for program in (str(target), str(inner), str(outer), "../outer", "./inner link"):
-        done = ready.doitw("x", program=program, cwd=user)
+        done = ready.doitw("serve", program=program, cwd=user)
         assert done.err == ""
         answer = json.loads(done.out)
         assert (answer["cwd"], answer["user"]) == (str(ready.root), str(user))
@@ -490,9 +500,9 @@ def test_uv(fresh: Checkout, world: World, tmp_path: Path, python_in_path: bool)
     for part in Path(sys.base_prefix).iterdir():
         home.joinpath(part.name).symlink_to(part)
 
-    done = fresh.doitw("x", env=env)
+    done = fresh.doitw("serve", env=env)
     assert done.status == 0, done.err
-    assert json.loads(done.out)["args"] == ["x"]
+    assert json.loads(done.out)["args"] == ["serve"]
     assert ["uv venv" in done.steps[0], "uv pip install" in done.steps[1]] == [True, True]
     assert fresh.doitw(env=env).err == ""
 
