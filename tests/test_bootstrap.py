@@ -217,7 +217,17 @@ def test_a_second_call_starts_no_bootstrap(ready: Checkout, world: World) -> Non
 
 
 def test_arguments_arrive_untouched(ready: Checkout) -> None:
-    args = ["serve", "model=two words", "--", "", "*", "$HOME", "--flag=a 'b' \"c\"", "new\nline", "ü"]
+    args = [
+        "serve",
+        "model=two words",
+        "--",
+        "",
+        "*",
+        "$HOME",
+        "--flag=a 'b' \"c\"",
+        "new\nline",
+        "ü",
+    ]
     told = json.loads(ready.doitw(*args).out)
     assert told["args"] == args
     assert told["words"] == [word or " " for word in args], "doit falls over an empty one"
