@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
-from . import choice, quants
+from . import choice, quants, staging
 from .choice import Option, Wish
 from .gguf import Header
 from .hub import Listing, shown
@@ -96,6 +96,8 @@ def resolve(
     ]
     chosen = sorted({*names, *beside})
     require_safe(chosen, listing.repo)  # before one of them is read
+    told, where = read(config), f"{listing.repo}: config.json"
+    staging.require_plausible(told, sum(listing.files[name].size for name in names), where)
     return of_files(
         source,
         "safetensors",
@@ -105,7 +107,7 @@ def resolve(
         precision=own_precision(
             Counter(listing.parameters) or read_dtypes(listing.files[names[0]])
         ),
-        architecture=architecture(read(config), f"{listing.repo}: config.json"),
+        architecture=architecture(told, where),
         why=why,
     )
 

@@ -19,7 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.publish import publish_text
 
-from . import gguf, safetensors
+from . import gguf, safetensors, staging
 from .reference import Reference
 
 # What the converter reads beside the weights. No program code is ever among it.
@@ -168,12 +168,14 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
                 "get the model's safetensors, or convert the weights where you trust them",
             )
         raise PipelineError(f"{folder}: has no *.safetensors")
-    require_known(architecture(config.read_bytes(), str(config)), architectures, str(config))
+    told = config.read_bytes()
+    require_known(architecture(told, str(config)), architectures, str(config))
     if (folder / INDEX).is_file():
         weights = _indexed(folder)
     found: Counter[str] = Counter()
     for path in weights:
         found += safetensors.dtypes(path)
+    staging.require_plausible(told, sum(path.stat().st_size for path in weights), str(config))
     return weights, safetensors.own_precision(found)
 
 

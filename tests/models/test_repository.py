@@ -42,12 +42,17 @@ def index(*names: str) -> bytes:
     return json.dumps({"weight_map": {f"t{n}": name for n, name in enumerate(names)}}).encode()
 
 
-def resolve(found: Listing, indexed: bytes = b"", *, fits: bool = True, **wish: str) -> Resolved:
+CONFIG = b'{"architectures": ["LlamaForCausalLM"]}'
+
+
+def resolve(
+    found: Listing, indexed: bytes = b"", *, fits: bool = True, config: bytes = CONFIG, **wish: str
+) -> Resolved:
     """What is meant; the index, `indexed`, and the configuration are all that may be read."""
 
     def read(entry: File) -> bytes:
         if entry.name == "config.json":
-            return b'{"architectures": ["LlamaForCausalLM"]}'
+            return config
         assert entry.name == INDEX
         return indexed
 
@@ -443,3 +448,10 @@ def test_a_hostile_name_of_a_projector_is_refused(name: str) -> None:
 def test_hostile_parts_of_one_model_are_refused() -> None:
     assert "not safe to write" in refused("x /M-00001-of-00002.gguf", "x /M-00002-of-00002.gguf")
     assert "one file on some disks" in refused(*TENSORS, "Config.json")
+
+
+def test_a_configuration_that_its_weights_cannot_hold_is_refused_at_once() -> None:
+    config = json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 16_001})
+    with pytest.raises(PipelineError, match="num_hidden_layers is 16001, and the weights have"):
+        resolve(listing(*TENSORS), config=config.encode())
+    resolve(listing(*TENSORS), config=config.replace("16001", "16000").encode())
