@@ -155,6 +155,7 @@ def sandbox(
         write=[made, scratch],
         weights=sum(path.stat().st_size for path in real),
         copies=COPIES,
+        gpus=False,
     )
 
 

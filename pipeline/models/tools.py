@@ -35,16 +35,19 @@ def sandbox(
     weights: int = 0,
     copies: int = 0,
     memory: int = HEADER_MEMORY,
+    gpus: bool | None = None,
 ) -> Sandbox:
     """For a program of llama.cpp that reads a model with so many bytes of weights, and may hold
     `copies` of them in memory beside `memory` bytes of its own.
 
-    The files to be written are made here, empty: nothing else can be.
+    The files to be written are made here, empty: nothing else can be. `gpus` None: the program's
+    folder says whether it is for the CPU alone.
     """
     warn()
     for path in write:
         path.touch()
-    gpus = not program.resolve().parent.name.endswith("-cpu")
+    if gpus is None:
+        gpus = not program.resolve().parent.name.endswith("-cpu")
     return Sandbox(
         programs=[program],
         read=read,

@@ -16,6 +16,7 @@ import worlds
 from canary import watching
 from conftest import Doit, Run
 from fakes import hub
+from routes import ROUTES, Route
 from worlds import World
 
 pytestmark = [
@@ -29,18 +30,25 @@ WEIGHTS = "model.safetensors"
 REFUSED = "tokenizer_config.json names org/evil--tok.Evil for AutoTokenizer"
 
 
+# Of a model, or of where it is looked for. PYTHON… are the user's own settings, for doit too.
+OF_MODELS = [route for route in ROUTES if not route.name.startswith("PYTHON")]
+
+
 @pytest.fixture
-def world(tmp_path: Path, tiny: Path) -> Iterator[World]:
+def bare_world(tmp_path: Path, tiny: Path) -> Iterator[World]:
     top = tmp_path / "world"
     top.mkdir()
     with watching(top) as canary:
-        world = worlds.make(top, tiny, canary)
-        world.tokenizer({"AutoTokenizer": ["org/evil--tok.Evil", None]})
-        yield world
+        yield worlds.make(top, tiny, canary)
 
 
 @pytest.fixture
-def user(doit: Doit, world: World) -> Doit:
+def world(bare_world: World) -> World:
+    bare_world.tokenizer({"AutoTokenizer": ["org/evil--tok.Evil", None]})
+    return bare_world
+
+
+def as_user(doit: Doit, world: World) -> Doit:
     """doit as the user runs it: with their home, their caches and their secrets."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     doit.env = world.environ(doit.env) | {
@@ -51,6 +59,11 @@ def user(doit: Doit, world: World) -> Doit:
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
     return doit
+
+
+@pytest.fixture
+def user(doit: Doit, world: World) -> Doit:
+    return as_user(doit, world)
 
 
 def refused(run: Run, world: World) -> None:
@@ -93,6 +106,17 @@ def test_of_a_folder(command: str, user: Doit, world: World) -> None:
     world.fill_cache()
     refused(user(command, f"model={world.model}", status=None), world)
     assert not list((user.home / "models").rglob("*.gguf"))
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("route", OF_MODELS, ids=lambda route: route.name)
+def test_no_route_is_open_in_any_command(route: Route, doit: Doit, bare_world: World) -> None:
+    route.lay(bare_world)
+    user = as_user(doit, bare_world)
+    for command in ("plan", "prepare", "lock"):
+        run = user(command, f"model={bare_world.model}", status=None)
+        assert bare_world.canary.fired(run.out + run.err) == []
+        assert run.status == 1 and run.err.count("error:") == 1, run.err
 
 
 @pytest.mark.hostile
