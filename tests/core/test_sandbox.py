@@ -21,6 +21,7 @@ import pytest
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.sandbox import Sandbox, bubblewrap, enter, landlock
+from pipeline.core.sandbox.available import SWITCH
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own, as on Linux")
 
@@ -90,7 +91,10 @@ def run(
     """What a program in the sandbox does: `status`, `out`, `err`, and the `strength` it had."""
     wanted = {"user": None, "mechanism": mechanism, "sandbox": sandbox, "argv": argv, **more}
     command = [sys.executable, str(HERE / "sandbox_runner.py"), json.dumps(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    env = {name: value for name, value in os.environ.items() if name != SWITCH}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=180, check=False, env=env
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -227,6 +231,12 @@ def test_a_server_may_listen_on_its_port_and_talk_to_nobody() -> None:
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
             theirs.accept()
+
+
+@pytest.fixture(autouse=True)
+def in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a developer who has switched it off."""
+    monkeypatch.delenv(SWITCH, raising=False)
 
 
 def limited(tmp_path: Path, script: str, **bounds: Any) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def run(code: bytes, arch: int, number: int, arguments: tuple[int, ...]) -> str:
 
 def decide(machine: str, sandbox: Sandbox, call: tuple[int | None, int | None], *words: int) -> str:
     number = call[list(ARCHITECTURES).index(machine)]
-    if number is None:
-        pytest.skip("not on this machine")
+    assert number is not None
     code = seccomp.compiled(seccomp.instructions(sandbox, machine), PID)
     return run(code, ARCHITECTURES[machine], number, words)
 
@@ -109,6 +108,12 @@ def test_another_architecture_is_the_end(machine: str) -> None:
         assert run(code, arch, 0, ()) == KILLED
 
 
+def test_the_old_way_to_open_a_file_cuts_none_either() -> None:
+    """x86_64 alone has it."""
+    assert decide("x86_64", SHUT, seccomp.OPEN, 0, 0x200) == "EPERM"
+    assert decide("x86_64", SHUT, seccomp.OPEN, 0, 0x201) == ALLOWED
+
+
 def test_the_second_numbers_of_x86_64_are_not_there() -> None:
     for number in (0, 41, 57, 512):
         assert decide("x86_64", OPEN, (number | 0x40000000, None)) == "ENOSYS"
@@ -151,8 +156,6 @@ MINUS_ONE = (1 << 32) - 1
         # Files
         *((SHUT, seccomp.OPENAT, (3, 0, n), ALLOWED) for n in (0, 1, 2, 0o2000000, 0x241, 0x242)),
         *((SHUT, seccomp.OPENAT, (3, 0, n), "EPERM") for n in (0x200, 0x203, 0x240, 0o2001000)),
-        (SHUT, seccomp.OPEN, (0, 0x200), "EPERM"),
-        (SHUT, seccomp.OPEN, (0, 0x201), ALLOWED),
         (SHUT, seccomp.OPENAT2, (3,), "ENOSYS"),
         # Memory
         (SHUT, MMAP, (0, 1, 3, PRIVATE | ANONYMOUS), ALLOWED),
