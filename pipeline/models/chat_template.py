@@ -33,6 +33,7 @@ STARTS = (
     f"{{%- set messages = {CONVERSATION} -%}}",
     f"{{%- set messages = {CONVERSATION} -%}}{{%- set enable_thinking = true -%}}",
 )
+HARMLESS = "{{ messages[0].content }}"
 HINT = "give another one: server.chat_template_file=PATH, or server.chat_template=chatml"
 
 
@@ -46,8 +47,11 @@ def require_ends(
     """
     if any(name not in options for name in NEEDED):
         return
-    if not gguf.read_noted(model, run / "gguf.json").has_chat_template:
-        return
+    try:
+        if not gguf.read_noted(model, run / "gguf.json").has_chat_template:
+            return
+    except PipelineError:
+        return  # the server says so itself, and others may go on
     book = run / "templates.json"
     if notes.recall(book, model) == build:
         return
@@ -73,7 +77,15 @@ def templates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def tried(server: Path, template: str) -> str:
     """What is wrong with a template; empty where it ends. An error of its own is none here: the
-    server tells it, and some refuse conversations that they were not made for."""
+    server tells it, and some refuse conversations that they were not made for.
+
+    A program with which no template ends is not asked.
+    """
+    wrong = _tried(server, template)
+    return wrong if wrong and not _tried(server, HARMLESS) else ""
+
+
+def _tried(server: Path, template: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "template.jinja"
         for start in STARTS:

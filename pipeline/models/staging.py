@@ -31,6 +31,8 @@ COUNTS = (
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     *("num_attention_heads", "n_head", "n_heads"),
 )
+MOST = 10_000  # layers, experts or heads; the pinned llama.cpp loads 512 layers and 1,024 experts
+MOST_WORDS = 4_000_000  # the largest vocabularies have some 260,000
 # Every layer and every word has at least a vector of weights, of at least one bit each. Twice that.
 COUNTS_FOR_A_BYTE = 16
 
@@ -91,6 +93,11 @@ def require_plausible(config: bytes, weights: int, where: str) -> None:
                 f"{where}: {name} is {count}, and the weights have {shown_size(weights)}: at a "
                 f"width of {width} they cannot hold more than {most // width}",
                 "the file is wrong, or its weights are not all there",
+            )
+        limit = MOST_WORDS if "vocab" in name else MOST
+        if count > limit:
+            raise PipelineError(
+                f"{where}: {name} is {count}; no model has more than {limit}", "the file is wrong"
             )
 
 

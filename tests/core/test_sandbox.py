@@ -263,8 +263,8 @@ def test_no_more_memory_than_it_may(tmp_path: Path) -> None:
     assert limited(tmp_path, script.format(100), memory=200 << 20)["status"] == 0
     told = limited(tmp_path, script.format(300), memory=200 << 20)
     assert told["status"] and "MemoryError" in told["err"]
-    threads = "import threading; threading.stack_size(64 << 20)\nfor _ in range(8):"
-    threads += " threading.Thread(target=input).start()"
+    threads = "import threading, time; threading.stack_size(64 << 20)\nfor _ in range(8):"
+    threads += " threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     told = limited(tmp_path, threads, memory=200 << 20)
     assert "can't start new thread" in told["err"]
 

@@ -139,8 +139,8 @@ HOSTILE = {
     "vocabulary": {"vocab_size": 2 * 10**9},
     "narrow": {"vocab_size": 2 * 10**9, "hidden_size": 1},
     "experts": {"num_local_experts": 10**9, "num_experts_per_tok": 2},
-    "below the bound": {"num_hidden_layers": 40_000_000, "hidden_size": 1},
-    "words below the bound": {"vocab_size": 40_000_000, "hidden_size": 1},
+    "below the bound": {"num_hidden_layers": 10_000, "hidden_size": 1},
+    "words below the bound": {"vocab_size": 4_000_000, "hidden_size": 1},
     "list": {"layer_types": ["full_attention"] * 2_000_000},
 }
 SECONDS = 180  # the header's run may take 120 and then the conversion begins

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import worlds
-from canary import watching
+from canary import WORD, watching
 from routes import ROUTES, SMOKE, Route
 from twins import skeleton_of
 from unguarded import Defences, convert_with
@@ -17,9 +18,10 @@ from worlds import World
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import chain, convert, resolve
+from pipeline.models import chain, convert, foreign_code, resolve
 from pipeline.models.chain import Wanted
 from pipeline.models.convert import Conversion
+from pipeline.models.resolve import File
 
 pytestmark = [
     pytest.mark.build,
@@ -110,7 +112,32 @@ def test_some_routes_are_closed_and_were_open(
     assert world.canary.fired(convert_with(Defences(), world, converter, script))
 
 
-WHOLE, OWN = Defences(), Defences(own_environment=True)
+@pytest.mark.parametrize("step", ["skeleton", "conversion"])
+def test_code_that_ran_all_the_same_could_do_nothing(
+    step: str,
+    world: World,
+    user: Callable[[], None],
+    converter: Path,
+    script: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Were it laid out for the converter: both of its runs are in the sandbox."""
+    (route,) = (route for route in ROUTES if route.name == "own folder")
+    route.lay(world)
+    user()
+    monkeypatch.setattr(foreign_code, "without", lambda name, data: data)
+    made, home = conversion(world, script), world.top / "home"
+    files = (*made.resolved.files, File("tok.py", (world.model / "tok.py").stat().st_size, "0"))
+    made = replace(made, resolved=replace(made.resolved, files=files))
+    if step == "skeleton":
+        told = refusal(lambda: skeleton_of(made, converter, home / "s.gguf"))
+    else:
+        told = refusal(lambda: convert.make(made, Home(home)))
+    assert WORD in told, "it ran"
+    assert world.canary.effects() == []
+
+
+OWN = Defences(own_environment=True)
 STAGED, BOXED = Defences(staged=True), Defences(sandboxed=True)
 ONLY_UNSTAGED = Defences(own_environment=True, sandboxed=True)
 

@@ -147,3 +147,18 @@ def test_no_server_is_started_with_one_that_runs_on(doit: Doit, own_tiny: Path) 
 def test_what_cannot_try_a_template_is_not_asked(gguf: Path, tmp_path: Path) -> None:
     chat_template.require_ends(tmp_path / "missing", "b", {}, gguf, tmp_path)
     assert not (tmp_path / "templates.json").exists()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script")
+def test_a_program_that_never_answers_is_no_fault_of_the_template(tmp_path: Path) -> None:
+    slow = tmp_path / "llama-server"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    assert chat_template.tried(slow, CHATML) == ""
+
+
+def test_a_damaged_model_is_left_to_the_server(server: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_text("no GGUF")
+    options = flags.read(server, "x", tmp_path)
+    chat_template.require_ends(server, "b", options, tmp_path / "m.gguf", tmp_path)

@@ -451,7 +451,7 @@ def test_hostile_parts_of_one_model_are_refused() -> None:
 
 
 def test_a_configuration_that_its_weights_cannot_hold_is_refused_at_once() -> None:
-    config = json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 16_001})
-    with pytest.raises(PipelineError, match="num_hidden_layers is 16001, and the weights have"):
+    config = json.dumps({"architectures": ["LlamaForCausalLM"], "vocab_size": 16_001})
+    with pytest.raises(PipelineError, match="vocab_size is 16001, and the weights have"):
         resolve(listing(*TENSORS), config=config.encode())
     resolve(listing(*TENSORS), config=config.replace("16001", "16000").encode())

@@ -132,3 +132,11 @@ def test_where_no_links_can_be_made_files_are_copied(
     monkeypatch.setattr(os, "link", refuse)
     staging.stage({"merges.txt": model / "merges.txt"}, tmp_path / "in")
     assert (tmp_path / "in" / "merges.txt").read_text() == "auto_map"
+
+
+@pytest.mark.parametrize("name", staging.COUNTS)
+def test_more_than_any_model_has_is_refused_whatever_the_weights(name: str) -> None:
+    most = staging.MOST_WORDS if "vocab" in name else staging.MOST
+    staging.require_plausible(config(**{name: most}), 10**12, "config.json")
+    with pytest.raises(PipelineError, match=f"{name} is {most + 1}; no model has more"):
+        staging.require_plausible(config(**{name: most + 1}), 10**12, "config.json")
