@@ -17,7 +17,10 @@ SYSTEM = (
     *("/etc/alternatives", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/crypto-policies"),
     *("/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/nsswitch.conf", "/etc/resolv.conf"),
 )
-LIBRARY_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_PATH", "CUDA_HOME", "ROCM_PATH")
+LIBRARY_VARIABLES = (
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_PATH", "CUDA_HOME", "ROCM_PATH", "HIP_PATH"),
+    *("VULKAN_SDK", "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "VK_LAYER_PATH", "ONEAPI_ROOT"),
+)
 SYSTEM_GLOBS = ("/opt/rocm*", "/opt/intel", "/opt/cuda*", "/opt/nvidia", "/opt/amdgpu*")
 KERNEL = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
