@@ -382,7 +382,10 @@ TRIES["read_their_memory_by_call"] = lambda: call(
 )
 TRIES["limit_them"] = lambda: call((302, 261), THEIRS["pid"], 7, None, None)
 TRIES["slow_them"] = lambda: os.setpriority(os.PRIO_PROCESS, THEIRS["pid"], 19)
-TRIES["slow_their_user"] = lambda: os.setpriority(os.PRIO_USER, 0, 19)
+# Of its user's processes, and as they are: where it is not refused nothing is changed.
+TRIES["slow_their_user"] = lambda: os.setpriority(
+    os.PRIO_USER, 65534, os.getpriority(os.PRIO_PROCESS, 0)
+)
 TRIES["slow_their_disk"] = lambda: call((251, 30), 1, THEIRS["pid"], 2 << 13)
 
 # The kernel, with words that do nothing where they are let in
@@ -415,7 +418,9 @@ def threads():
 TRIES["some_memory"] = lambda: bytearray(64 << 20)
 TRIES["signal_itself"] = lambda: os.kill(os.getpid(), 0)
 TRIES["limit_itself"] = lambda: call((302, 261), 0, 7, None, None)
-TRIES["slow_itself"] = lambda: os.setpriority(os.PRIO_PROCESS, 0, 1)
+TRIES["slow_itself"] = lambda: os.setpriority(
+    os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0)
+)
 TRIES["bind_itself"] = lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))
 
 
