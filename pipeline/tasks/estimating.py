@@ -214,11 +214,18 @@ def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
 
 
 def foreign_code(steps: Steps, chain: Chain) -> list[Code]:
-    """The classes that a model's files name, where it is converted. Raises PipelineError."""
+    """The classes that a model's files name, where it is converted and they can be read already.
+
+    Raises PipelineError.
+    """
     if chain.conversion is None:
         return []
     named = [file for file in chain.resolved.files if foreign.may_name(file.name)]
-    return skeleton.code_of(readables(steps, chain.resolved, named))
+    try:
+        files = readables(steps, chain.resolved, named)
+    except PipelineError:
+        return []  # not here, and not to be had piece by piece: the conversion looks again
+    return skeleton.code_of(files)
 
 
 def require_convertible(steps: Steps, chain: Chain) -> None:
