@@ -178,7 +178,8 @@ def architectures(source: Path) -> frozenset[str]:
 
 def _require_cpu_torch(python: Path) -> None:
     told = capture(
-        [python, "-c", "import torch; print(torch.__version__, torch.version.cuda)"], timeout=120
+        [python, "-I", "-c", "import torch; print(torch.__version__, torch.version.cuda)"],
+        timeout=120,
     )
     if told is None or told.split()[-1] != "None":
         raise PipelineError(

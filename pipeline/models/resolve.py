@@ -211,8 +211,18 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
 
 
 def _inputs(path: Path, weights: list[Path]) -> list[Path]:
-    """The weights and what the converter reads beside them."""
+    """The weights and what the converter reads beside them. Raises PipelineError where that is a
+    link out of the folder, as a cloned repository may bring: to a secret, which would become part
+    of the GGUF. A Hugging Face cache links to the blobs of its repository."""
     beside = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    folder = path.resolve()
+    for file in sorted(beside):
+        real = file.resolve()
+        if not (real.is_relative_to(folder) or real.is_relative_to(folder.parent.parent / "blobs")):
+            raise PipelineError(
+                f"{file}: is a link to {real}, which is not in the model's folder",
+                "copy the file there if it belongs to the model",
+            )
     return sorted({*weights, *beside})
 
 

@@ -18,6 +18,7 @@ from pipeline.core.say import say
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # reading a header, and reckoning with it
+LARGEST_RESULT = 8  # times the weights: 4-bit ones that become 32-bit numbers
 GPU_MEMORY = 16 * GIB  # a driver maps memory of its own
 # Seconds to start with, and bytes of weights a second, slower than which no machine is.
 SLOWEST = {
@@ -53,6 +54,7 @@ def sandbox(
         read=read,
         write=write,
         memory=(GPU_MEMORY if gpus else memory) + copies * weights,
+        file_bytes=GIB + LARGEST_RESULT * weights,
         gpus=gpus,
     )
 

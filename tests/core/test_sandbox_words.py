@@ -116,3 +116,15 @@ def test_secrets_are_nowhere_in_what_all_may_read() -> None:
         for secret in map(Path, kept):
             assert not any(secret.is_relative_to(path) for path in allowed), secret
     assert sys.platform != "linux" or Path("/proc") not in policy.readable(Sandbox(programs=[]))
+
+
+def test_a_program_in_the_home_does_not_open_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sandbox = Sandbox(programs=[tmp_path / "llama-quantize"])
+    env = {"LD_LIBRARY_PATH": f".::{tmp_path / 'lib'}:lib"}
+    found = list(policy.executable(sandbox, env))
+    assert tmp_path / "llama-quantize" in found and tmp_path / "lib" in found
+    assert tmp_path not in found
+    assert all(path.is_absolute() for path in found)

@@ -319,3 +319,26 @@ def test_the_demo_is_pinned(home: Home) -> None:
     assert "config.json" in demo.recipe()
     assert all(len(file.sha256) == 64 and file.size for file in demo.files)
     assert home.root in demo.folder.parents
+
+
+def test_a_link_out_of_the_folder_is_refused(model: Path, home: Home, tmp_path: Path) -> None:
+    secret = tmp_path / "their home" / "id_rsa"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    (model / "chat_template.jinja").symlink_to(secret)
+    with pytest.raises(PipelineError, match=r"is a link to .*id_rsa, which is not in the model"):
+        resolve.folder(model, home, KNOWN)
+
+
+def test_links_within_a_folder_and_into_a_caches_blobs_are_followed(
+    model: Path, home: Home, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models--org--m"
+    snapshot = repository / "snapshots" / ("1" * 40)
+    shutil.copytree(model, snapshot)
+    (repository / "blobs").mkdir()
+    (snapshot / "config.json").rename(repository / "blobs" / "b")
+    (snapshot / "config.json").symlink_to(Path("..", "..", "blobs", "b"))
+    (snapshot / "chat_template.jinja").symlink_to("config.json")
+    names = {file.name for file in resolve.folder(snapshot, home, KNOWN).files}
+    assert {"config.json", "chat_template.jinja"} <= names

@@ -22,6 +22,7 @@ def test_memory_follows_from_the_weights(tmp_path: Path) -> None:
     program = tmp_path / "x-cpu" / "llama-quantize"
     found = tools.sandbox(program, read=[], weights=1000, copies=3, memory=5)
     assert found.memory == 3005
+    assert found.file_bytes == tools.GIB + 8000
 
 
 def test_what_is_written_is_there_before(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def executable(policy: Sandbox, env: Mapping[str, str]) -> Iterator[Path]:
     for program in policy.programs:
         yield from with_libraries(program)
     for name in LIBRARY_VARIABLES:
-        yield from map(Path, filter(None, env.get(name, "").split(os.pathsep)))
+        named = map(Path, env.get(name, "").split(os.pathsep))
+        yield from (path for path in named if path.is_absolute())
     yield from map(Path, SYSTEM)
     for pattern in SYSTEM_GLOBS:
         yield from matching(pattern)
@@ -88,7 +89,7 @@ def with_libraries(program: Path) -> Iterator[Path]:
     A virtual environment's Python is a link to that of the installation it was made from.
     """
     for file in dict.fromkeys((program.absolute(), program.resolve())):
-        yield file.parent
+        yield file if file.parent == Path.home() else file.parent
         if file.parent.name in ("bin", "Scripts"):
             top = file.parent.parent
             yield from (top / name for name in ("lib", "lib64", "libexec", "Lib", "DLLs"))
