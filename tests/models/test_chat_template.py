@@ -162,3 +162,4 @@ def test_a_damaged_model_is_left_to_the_server(server: Path, tmp_path: Path) -> 
     (tmp_path / "m.gguf").write_text("no GGUF")
     options = flags.read(server, "x", tmp_path)
     chat_template.require_ends(server, "b", options, tmp_path / "m.gguf", tmp_path)
+    assert not (tmp_path / "templates.json").exists()
