@@ -14,7 +14,8 @@ from collections.abc import Mapping
 def main() -> None:
     """Run doit, and exit with its status."""
     from pipeline.core.errors import UsageError
-    from pipeline.tasks import command_line
+
+    from .tasks import command_line
 
     words = sys.argv[1:]
     if words[:1] == ["--version"]:

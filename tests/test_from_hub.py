@@ -23,7 +23,7 @@ import pytest
 from conftest import Doit, Run, get, post, wait_for, with_programs
 from fakes import hub, tiny_llama, tiny_projector
 
-from pipeline.core import receipts
+from pipeline.core.store import receipts
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 

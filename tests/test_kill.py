@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import Doit
 
-from pipeline.core.receipts import Status, status
+from pipeline.core.store.receipts import Status, status
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 

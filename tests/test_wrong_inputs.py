@@ -169,9 +169,9 @@ def test_a_full_disk_is_said_and_nothing_is_published(
 def test_a_disk_that_fills_up_while_quantizing(
     small_disk: Path, built: Path, tiny: Path, converter: Path
 ) -> None:
-    from pipeline.core import publish
     from pipeline.core.errors import PipelineError
     from pipeline.core.paths import Home
+    from pipeline.core.store import publish
     from pipeline.models import quantize, resolve
 
     doit = with_programs(built, small_disk.parent / "elsewhere")

@@ -16,9 +16,9 @@ from conftest import REPOSITORY
 
 from pipeline.bins import devices
 from pipeline.bins.readiness import LOWEST_VULKAN
-from pipeline.core.locks import only_one
 from pipeline.core.paths import Home, cache
-from pipeline.core.publish import part, publish_folder, recover_folder, remove
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
 
 SYSTEM = Path("/usr")
 RUNTIME = ("libvulkan1", "mesa-vulkan-drivers", "vulkan-tools", "glslc")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import notes, receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, absolute
+from pipeline.core.store import receipts, stat_cache
 
 from .programs import program_file
 
@@ -47,7 +47,7 @@ class Binaries:
         entry = receipts.load(self.folder).get(path.name)
         if entry and receipts.status(path) is receipts.Status.CURRENT:
             return entry.sha256
-        return notes.identity(self.home.run / "programs.json", path)
+        return stat_cache.identity(self.home.run / "programs.json", path)
 
     def recipe(self, name: str) -> Mapping[str, Any]:
         """How the receipts of what it makes name a program."""

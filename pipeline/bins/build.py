@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import receipts
-from pipeline.core.hashing import sha256
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.packages import installed
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
-from pipeline.core.publish import (
+from pipeline.core.store import receipts
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
@@ -26,8 +27,7 @@ from pipeline.core.publish import (
     remove,
     require_space,
 )
-from pipeline.core.receipts import Recipe
-from pipeline.core.say import say
+from pipeline.core.store.receipts import Recipe
 
 from . import host, shared, ui
 from .backends import Backend

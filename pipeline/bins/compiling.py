@@ -16,7 +16,7 @@ from pipeline.core import capacity, environment
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.publish import remove
+from pipeline.core.store.publish import remove
 
 from .jobs import jobs
 from .programs import program_file

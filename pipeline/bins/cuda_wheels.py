@@ -8,13 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core import paths, receipts
+from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say, size
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
-from pipeline.core.publish import (
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     part,
     publish_folder,
@@ -22,8 +24,7 @@ from pipeline.core.publish import (
     remove,
     require_space,
 )
-from pipeline.core.receipts import Recipe
-from pipeline.core.say import say, size
+from pipeline.core.store.receipts import Recipe
 
 from . import host
 from .cuda_versions import LOWEST_DRIVER

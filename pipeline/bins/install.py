@@ -11,14 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.core import notes, receipts
 from pipeline.core.archives import unpack
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.hashing import sha256
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
-from pipeline.core.publish import (
+from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
@@ -26,8 +27,7 @@ from pipeline.core.publish import (
     recover_folder,
     remove,
 )
-from pipeline.core.receipts import Recipe, Status
-from pipeline.core.say import say
+from pipeline.core.store.receipts import Recipe, Status
 
 from . import host, manifest
 from .magic import platform_of
@@ -59,7 +59,7 @@ def recipe(archive: Path, home: Home) -> Recipe:
     """What an installed package depends on. Raises UsageError where there is no archive."""
     if not archive.is_file():
         raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
-    digest = notes.identity(home.run / "packages.json", archive)
+    digest = stat_cache.identity(home.run / "packages.json", archive)
     return {"step": STEP, "archive": f"sha256:{digest}"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.say import say, size
+from pipeline.core.log import say, size
 
 GIB = 1024**3
 # Peak of one compiler, in bytes, measured on the largest sources of each.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .wish import TAG
 

@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core import notes
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
+from pipeline.core.store import stat_cache
 
 # The lowest version of each line that the page's packages accept; newer lines are all accepted.
 LOWEST = {20: (20, 19), 22: (22, 13), 24: (24, 0)}
@@ -65,15 +65,15 @@ def _accepted() -> str:
 
 def _version(node: Path, book: Path) -> str:
     """The version that it names; asked once for each file that stands there."""
-    known = notes.recall(book, node)
+    known = stat_cache.recall(book, node)
     if known is not None:
         return str(known)
-    before = notes.stamp(node)
+    before = stat_cache.stamp(node)
     told = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
     version = told[1] if told else ""
     with node.open("rb") as file:
         # A version manager's script stays the same while what it starts changes.
         # And a home that is not there yet is made by the steps, not by who looks at them.
         if version and book.parent.is_dir() and file.read(2) != b"#!":
-            notes.remember(book, node, version, before)
+            stat_cache.remember(book, node, version, before)
     return version

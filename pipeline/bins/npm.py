@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
+from pipeline.core.log import say
 from pipeline.core.process import LAST_LINES, last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.say import say
 
 from .node import Node
 

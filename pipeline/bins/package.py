@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import artifacts, notes, receipts
 from pipeline.core.errors import PipelineError
+from pipeline.core.log import say
 from pipeline.core.paths import Home
-from pipeline.core.publish import remove
-from pipeline.core.receipts import Recipe, Status
-from pipeline.core.say import say
+from pipeline.core.store import artifacts, receipts, stat_cache
+from pipeline.core.store.publish import remove
+from pipeline.core.store.receipts import Recipe, Status
 
 from .manifest import MANIFEST, SCHEMA
 from .packing import FORMAT, WRITERS, Member, Writer
@@ -177,4 +177,4 @@ def _sha256(package: Package, path: Path) -> str:
     entry = receipts.load(path.parent).get(path.name)
     if entry and receipts.status(path) is Status.CURRENT:
         return entry.sha256
-    return notes.identity(package.home.run / "programs.json", path)
+    return stat_cache.identity(package.home.run / "programs.json", path)

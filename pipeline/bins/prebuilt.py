@@ -11,12 +11,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.core import hashing, packages, paths, receipts
+from pipeline.core import packages, paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.publish import (
+from pipeline.core.store import hashing, receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
@@ -25,8 +27,7 @@ from pipeline.core.publish import (
     recover_folder,
     remove,
 )
-from pipeline.core.receipts import Recipe
-from pipeline.core.say import say
+from pipeline.core.store.receipts import Recipe
 
 from . import host, releases, unpacked
 from .assets import Asset, Choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.core.say import size
+from pipeline.core.log import size
 
 from . import cuda, cuda_wheels
 from .cuda_versions import LOWEST_DRIVER

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipeline.core import hashing, paths
+from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.locks import only_one
-from pipeline.core.publish import (
+from pipeline.core.log import say
+from pipeline.core.store import hashing
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     part,
     publish_file,
     publish_text,
     require_space,
 )
-from pipeline.core.say import say
 
 from . import github
 from .assets import Asset, Choice, NoMatchError, kind, matching

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.core.publish import publish_text
+from pipeline.core.store.publish import publish_text
 
 from . import host
 from .fingerprint import fingerprint

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import environment, packages, receipts
+from pipeline.core import environment, packages
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
 from pipeline.core.process import outcome
-from pipeline.core.publish import (
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
@@ -31,7 +33,6 @@ from pipeline.core.publish import (
     remove,
     require_space,
 )
-from pipeline.core.say import say
 
 from . import tree
 

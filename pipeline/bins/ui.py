@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say, size
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines
-from pipeline.core.publish import (
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
@@ -26,8 +27,7 @@ from pipeline.core.publish import (
     remove,
     require_space,
 )
-from pipeline.core.receipts import Entry, Recipe
-from pipeline.core.say import say, size
+from pipeline.core.store.receipts import Entry, Recipe
 
 from . import node, npm, page, tree
 from .node import Node

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.core import hashing, notes, receipts
 from pipeline.core.errors import PipelineError
-from pipeline.core.publish import remove
-from pipeline.core.receipts import Recipe
-from pipeline.core.say import plural, say
+from pipeline.core.log import plural, say
+from pipeline.core.store import hashing, receipts, stat_cache
+from pipeline.core.store.publish import remove
+from pipeline.core.store.receipts import Recipe
 
 
 def files(folder: Path) -> list[Path]:
@@ -46,7 +46,7 @@ def _moved(folder: Path, recipe: Recipe) -> list[Path] | None:
     moved = []
     for name, entry in entries.items():
         try:
-            size, mtime_ns = notes.stamp(folder / name)
+            size, mtime_ns = stat_cache.stamp(folder / name)
         except OSError:  # a link to nowhere
             return None
         if entry.recipe != recipe or entry.size != size:

@@ -15,7 +15,7 @@ from typing import IO
 from .archive_formats import BLOCK, Members, damage_is_an_error, kind_of, members
 from .members import Contents, Kind, Member, judge, refusal
 from .process import WINDOWS
-from .publish import remove, require_space
+from .store.publish import remove, require_space
 
 MOST_BYTES = 16_000_000_000
 MOST_FILES = 20_000

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import PipelineError
-from .say import size
+from .log import size
 
 RATIO = 100  # programs pack to a third or a fifth
 RATIO_FROM = 64_000_000  # bytes; less is no bomb, whatever it was packed to

@@ -7,12 +7,13 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import environment, hashing, paths
+from . import environment, paths
 from .errors import PipelineError
-from .locks import only_one
 from .pins import Archive
 from .process import last_lines, run
-from .publish import full_disk_is_an_error, part, publish_file, remove, require_space
+from .store import hashing
+from .store.locks import only_one
+from .store.publish import full_disk_is_an_error, part, publish_file, remove, require_space
 
 
 def pip_environment() -> dict[str, str]:

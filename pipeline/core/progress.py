@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from .say import say, size
+from .log import say, size
 
 Update = Callable[[float, float], None]
 PATIENCE = 1.0

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.process import become, shown
-from pipeline.core.say import say
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
 from . import boot, container, package

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import Process, become, start_attached
-from pipeline.core.say import say
 from pipeline.serve.fleet import control, standing, state
 from pipeline.serve.fleet.state import ENDED, FAILED, Folder
 from pipeline.serve.service import service

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pipeline.bins import install
 from pipeline.core.errors import UsageError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.paths import Home
-from pipeline.core.publish import full_disk_is_an_error, part, publish_file
-from pipeline.core.say import say
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file
 
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
 # There these commands stand beside the programs, as NAME.sh.

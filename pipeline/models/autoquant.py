@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
-from pipeline.core.publish import publish_text
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import publish_text
 
 from . import quants
 from .chain import Wanted

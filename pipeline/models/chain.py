@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import receipts
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
-from pipeline.core.receipts import Status
+from pipeline.core.store import receipts
+from pipeline.core.store.receipts import Status
 
 from . import converter, quants
 from .convert import Conversion

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import notes
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
+from pipeline.core.store import stat_cache
 
 from . import gguf, tools
 
@@ -53,13 +53,13 @@ def require_ends(
     except PipelineError:
         return  # the server says so itself, and others may go on
     book = run / "templates.json"
-    if notes.recall(book, model) == build:
+    if stat_cache.recall(book, model) == build:
         return
-    stamp = notes.stamp(model)
+    stamp = stat_cache.stamp(model)
     for name, text in templates(gguf.read(model).values):
         if wrong := tried(server, text):
             raise PipelineError(f"{model.name}: its {name} {wrong}", HINT)
-    notes.remember(book, model, build, stamp)
+    stat_cache.remember(book, model, build, stamp)
 
 
 def is_overridden(arguments: Sequence[str]) -> bool:

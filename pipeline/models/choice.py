@@ -11,8 +11,8 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from pipeline.core.errors import UsageError
-from pipeline.core.say import plural
-from pipeline.core.say import size as shown_size
+from pipeline.core.log import plural
+from pipeline.core.log import size as shown_size
 
 from . import quants
 from .gguf import SHARD

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core import artifacts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.publish import remove
-from pipeline.core.receipts import Recipe
 from pipeline.core.sandbox import strength
+from pipeline.core.store import artifacts
+from pipeline.core.store.publish import remove
+from pipeline.core.store.receipts import Recipe
 
 from . import converter, foreign_code, gguf, staging, tools
 from .resolve import Resolved, slug

@@ -11,17 +11,18 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from pipeline.core import paths, receipts
+from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
+from pipeline.core.log import say
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
-from pipeline.core.publish import full_disk_is_an_error, remove, require_space
-from pipeline.core.receipts import Recipe
 from pipeline.core.sandbox import Sandbox
-from pipeline.core.say import say
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, remove, require_space
+from pipeline.core.store.receipts import Recipe
 
 from . import tools
 

@@ -6,9 +6,10 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-from pipeline.core import artifacts, packages
+from pipeline.core import packages
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store import artifacts
 
 from .resolve import Resolved
 

@@ -10,14 +10,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.core import artifacts, download, receipts
+from pipeline.core import download
 from pipeline.core.download import Content, Downloads
 from pipeline.core.errors import PipelineError
-from pipeline.core.hashing import git_blob, sha256
-from pipeline.core.locks import only_one
-from pipeline.core.publish import full_disk_is_an_error, part, require_space
-from pipeline.core.receipts import Status
-from pipeline.core.say import plural, say, size
+from pipeline.core.log import plural, say, size
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.hashing import git_blob, sha256
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, part, require_space
+from pipeline.core.store.receipts import Status
 
 from . import hub, hub_cache
 from .resolve import File, Resolved

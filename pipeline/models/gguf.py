@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import notes
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.say import size as shown_size
+from pipeline.core.log import size as shown_size
+from pipeline.core.store import stat_cache
 
 from .ggml import row_bytes
 from .quants import FILE_TYPES
@@ -252,14 +252,14 @@ def read(path: Path) -> Header:
 def read_noted(path: Path, book: Path) -> Header:
     """As `read`, but from the notes in `book` while the file keeps its stamp."""
     with contextlib.suppress(TypeError):  # no note, or one of another version
-        return Header(**notes.recall(book, path))  # type: ignore[arg-type]
-    stamp = notes.stamp(path) if path.exists() else [0, 0]
+        return Header(**stat_cache.recall(book, path))  # type: ignore[arg-type]
+    stamp = stat_cache.stamp(path) if path.exists() else [0, 0]
     header = read(path)
     values = dict(header.values)
     if header.has_chat_template:
         values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
     header = replace(header, values=values)
-    notes.remember(book, path, asdict(header), stamp)
+    stat_cache.remember(book, path, asdict(header), stamp)
     return header
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.download import Location, read_range
-from pipeline.core.say import say, size
+from pipeline.core.log import say, size
 
 from .hub_errors import AGAIN, Changed, told
 from .reference import Reference

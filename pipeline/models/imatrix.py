@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import artifacts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
+from pipeline.core.store import artifacts
 
 from . import gguf, tools
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
-from pipeline.core.publish import publish_text
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import publish_text
 
 from .reference import HUB
 from .repository import SHA1, of_files

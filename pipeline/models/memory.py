@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-from pipeline.core import notes
 from pipeline.core.errors import UsageError
 from pipeline.core.process import outcome
+from pipeline.core.store import stat_cache
 
 from . import gguf, tools
 
@@ -104,8 +104,8 @@ def measure(
     Raises UsageError where this llama.cpp cannot load the model, as its server could not either.
     """
     question = json.dumps([build, ctx_size, *options])
-    stamp = notes.stamp(model)
-    known = notes.recall(book, model) or {}
+    stamp = stat_cache.stamp(model)
+    known = stat_cache.recall(book, model) or {}
     if question in known:
         return together(Device(*row) for row in known[question])
     words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
@@ -121,7 +121,7 @@ def measure(
     found = parse(out + err) if status == 0 else None
     if found:
         known[question] = [astuple(device) for device in found.devices]
-        notes.remember(book, model, known, stamp)
+        stat_cache.remember(book, model, known, stamp)
     return found
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import artifacts, notes, receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.receipts import Recipe
 from pipeline.core.sandbox import strength
+from pipeline.core.store import artifacts, receipts, stat_cache
+from pipeline.core.store.receipts import Recipe
 
 from . import gguf, imatrix, tools
 from .convert import Conversion
@@ -40,7 +40,7 @@ class Quantization:
         The user's own files are hashed only with `hashing`.
         """
         if self.conversion is None:
-            look = notes.identity if hashing else notes.recall
+            look = stat_cache.identity if hashing else stat_cache.recall
             book = home.run / "sha256.json"
             digests = [look(book, path) for path in gguf.shards(self.input)]
         else:
@@ -53,7 +53,7 @@ class Quantization:
         """What the result depends on; None while the input is not known."""
         if input is None:
             return None
-        matrix = self.imatrix and notes.identity(home.run / "sha256.json", self.imatrix)
+        matrix = self.imatrix and stat_cache.identity(home.run / "sha256.json", self.imatrix)
         return {
             "step": "quantize",
             "input": input,

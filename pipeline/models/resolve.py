@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.core import notes
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.locks import only_one
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.publish import publish_text
+from pipeline.core.store import stat_cache
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import publish_text
 
 from . import gguf, safetensors, staging
 from .reference import Reference
@@ -183,7 +183,7 @@ def folder_is_known(path: Path, home: Home) -> bool:
     """Whether `folder` would have nothing to hash. Raises PipelineError."""
     weights, _ = check_folder(path, frozenset())
     book = home.run / "sha256.json"
-    return all(notes.recall(book, file) is not None for file in _inputs(path, weights))
+    return all(stat_cache.recall(book, file) is not None for file in _inputs(path, weights))
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
@@ -194,7 +194,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
         File(
             file.relative_to(path).as_posix(),
             file.stat().st_size,
-            notes.identity(book, file),
+            stat_cache.identity(book, file),
         )
         for file in _inputs(path, weights)
     )
@@ -230,7 +230,7 @@ def forget(path: Path | None, home: Home) -> None:
     """Forget what was noted of the user's own file or folder: it is looked at again."""
     if path is not None:
         for book in ("sha256.json", "gguf.json", "memory.json"):
-            notes.forget(home.run / book, path)
+            stat_cache.forget(home.run / book, path)
 
 
 def stored(path: Path) -> Resolved | None:

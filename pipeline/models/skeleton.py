@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.core import sparse
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
+from pipeline.core.log import size as shown_size
 from pipeline.core.process import outcome
-from pipeline.core.publish import full_disk_is_an_error, part, publish_file, remove
-from pipeline.core.say import size as shown_size
+from pipeline.core.store import sparse
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
 
 from . import convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .convert import Conversion

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.core import environment
+from pipeline.core.log import say
 from pipeline.core.sandbox import Sandbox, strength
 from pipeline.core.sandbox.available import is_off
-from pipeline.core.say import say
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # reading a header, and reckoning with it

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.process import capture
-from pipeline.core.publish import publish_text
+from pipeline.core.store.publish import publish_text
 from pipeline.core.variables import NO, YES
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.

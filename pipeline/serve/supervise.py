@@ -2,7 +2,7 @@
 
 States: loading (503 or no answer), ready (200 on /health), stopping, gone. A first Ctrl-C,
 SIGTERM or closed terminal asks the server to end; a second one, or the end of the grace period,
-kills it. The server never outlives this process (see core/process.py).
+kills it. The server never outlives this process (see core/process).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pipeline.core.ending import ask_to_stop, end_group, running
 from pipeline.core.errors import PipelineError
+from pipeline.core.log import say
 from pipeline.core.process import start
-from pipeline.core.say import say
+from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
 from .launch import Launch

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pipeline.bins import binaries
 from pipeline.core import paths
 from pipeline.core.errors import UsageError
-from pipeline.core.say import say
+from pipeline.core.log import say
 from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
 
 from .steps import Steps

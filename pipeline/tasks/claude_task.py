@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.core import process
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.log import say
 from pipeline.core.paths import user_folder
-from pipeline.core.say import say
 from pipeline.deploy import claude
 from pipeline.serve.keys import first_key
 

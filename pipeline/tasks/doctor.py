@@ -17,10 +17,10 @@ from pipeline.bins.probe import probe
 from pipeline.bins.providers import PACKAGES, provider
 from pipeline.bins.readiness import verdicts
 from pipeline.bins.verdict import MISSING, USABLE, Lack, Verdict
+from pipeline.core.log import size
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
-from pipeline.core.say import size
 
 from .steps import Steps
 

@@ -7,10 +7,10 @@ import json
 from contextlib import ExitStack
 
 from pipeline.bins import source
-from pipeline.core import artifacts, receipts
-from pipeline.core.locks import only_one
-from pipeline.core.receipts import Status
-from pipeline.core.say import say
+from pipeline.core.log import say
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
 from pipeline.models import converter, demo, imatrix

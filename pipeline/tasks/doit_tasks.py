@@ -12,9 +12,9 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from pipeline import bootstrap
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
+from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.sandbox.available import SWITCH, is_off
-from pipeline.core.say import say
 from pipeline.models import quants
 from pipeline.serve import launch, sandbox
 

@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
-from pipeline.core.publish import require_space
-from pipeline.core.receipts import Status
+from pipeline.core.store import receipts
+from pipeline.core.store.publish import require_space
+from pipeline.core.store.receipts import Status
 from pipeline.models import (
     converter,
     fetch,

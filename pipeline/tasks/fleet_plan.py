@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from pipeline.core.errors import UsageError
+from pipeline.core.log import say, size, table
 from pipeline.core.process import shown
-from pipeline.core.say import say, size, table
 from pipeline.serve import sandbox
 from pipeline.serve.instance import LLAMA_CPP, Instance
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from doit.exceptions import TaskFailed
 
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .dashes import behind_dashes
 from .many import ROUTER

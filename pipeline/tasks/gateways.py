@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import environment, process
 from pipeline.core.errors import PipelineError
-from pipeline.core.publish import publish_text
-from pipeline.core.say import say
+from pipeline.core.log import say
+from pipeline.core.store.publish import publish_text
 from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.stopping import asked_to_stop, pass_on

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UsageError
-from pipeline.core.say import say, size, table
+from pipeline.core.log import say, size, table
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import READY, Folder
 

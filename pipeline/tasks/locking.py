@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import binaries
-from pipeline.core import notes, receipts
 from pipeline.core.errors import UsageError
+from pipeline.core.log import say
 from pipeline.core.paths import require_writable as require_folder
-from pipeline.core.receipts import Status
-from pipeline.core.say import say
+from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import converter, fetch, lockfile
 from pipeline.models.lockfile import Entry
@@ -100,4 +100,4 @@ def _file(steps: Steps, resolved: Resolved, file: File) -> dict[str, Any]:
 
 def _sha256(steps: Steps, path: Path) -> str:
     """Of a file of the user's own: hashed once."""
-    return notes.identity(steps.home.run / "sha256.json", path)
+    return stat_cache.identity(steps.home.run / "sha256.json", path)

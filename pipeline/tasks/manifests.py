@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.core.errors import UsageError
+from pipeline.core.log import say
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
-from pipeline.core.say import say
 from pipeline.deploy.kubernetes import drafts, folder, names, objects, workload
 from pipeline.deploy.kubernetes.drafts import Fitted
 from pipeline.deploy.kubernetes.options import Options, options, require_images

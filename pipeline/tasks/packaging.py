@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.bins import host, install, package
 from pipeline.bins.package import Package
 from pipeline.core.errors import UsageError
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .programs import Programs
 from .steps import Steps

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
-from pipeline.core.publish import full_disk_is_an_error, publish_same
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, publish_same
 from pipeline.models import gguf
 
 from . import serving

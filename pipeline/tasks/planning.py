@@ -11,10 +11,10 @@ from typing import Any
 from pipeline.bins import cuda_wheels, gpus, source
 from pipeline.bins.programs import program_file
 from pipeline.core import capacity, packages
+from pipeline.core.log import plural, size
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
-from pipeline.core.publish import SPARE_BYTES
-from pipeline.core.say import plural, size
+from pipeline.core.store.publish import SPARE_BYTES
 from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit

@@ -7,15 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.bins import (
-    backends,
-    binaries,
-    cuda_versions,
-    cuda_wheels,
-    host,
-    selection,
-    ui,
-)
+from pipeline.bins import backends, binaries, cuda_versions, cuda_wheels, host, selection, ui
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.build import Build
 from pipeline.bins.cuda_wheels import Release

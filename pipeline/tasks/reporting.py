@@ -17,7 +17,7 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3

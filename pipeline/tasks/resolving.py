@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
-from pipeline.core.say import plural, say, size
+from pipeline.core.log import plural, say, size
 from pipeline.models import (
     autoquant,
     choice,

@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.log import say, table
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
-from pipeline.core.say import say, table
 from pipeline.serve import supervise
 from pipeline.serve.fleet import state
 from pipeline.serve.fleet.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.bins import tryout
-from pipeline.core import capacity, notes
+from pipeline.core import capacity
+from pipeline.core.log import say, size
 from pipeline.core.paths import Home, user_folder
-from pipeline.core.say import say, size
+from pipeline.core.store import stat_cache
 from pipeline.models import chat_template, gguf, memory
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
@@ -147,7 +148,7 @@ def require_template_ends(
     """Raise PipelineError where the template that `command` would serve `model` with runs on."""
     if not chat_template.is_overridden(command):
         server = Path(command[0])
-        build = notes.identity(home.run / "sha256.json", server)
+        build = stat_cache.identity(home.run / "sha256.json", server)
         chat_template.require_ends(server, build, options, model, home.run)
 
 

@@ -16,16 +16,8 @@ from pipeline.bins import source
 from pipeline.bins.binaries import Binaries
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.publish import remove
-from pipeline.models import (
-    autoquant,
-    chain,
-    converter,
-    hub,
-    lockfile,
-    quants,
-    resolve,
-)
+from pipeline.core.store.publish import remove
+from pipeline.models import autoquant, chain, converter, hub, lockfile, quants, resolve
 from pipeline.models.chain import Chain, Needs, Wanted
 from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference

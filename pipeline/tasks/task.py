@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .reporting import checked, guarded
 

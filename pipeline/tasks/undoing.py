@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.bins import cuda_wheels, source, ui
-from pipeline.core import artifacts, receipts
 from pipeline.core.download import discard
-from pipeline.core.locks import only_one
-from pipeline.core.publish import part, remove
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part, remove
 from pipeline.models import converter, resolve
 
 from . import estimating

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.bins import tree
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
-from pipeline.core.hashing import sha256
+from pipeline.core.log import plural, say
 from pipeline.core.process import WINDOWS
-from pipeline.core.receipts import FILE, Entry
-from pipeline.core.say import plural, say
+from pipeline.core.store import receipts
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.receipts import FILE, Entry
 from pipeline.models import gguf
 
 from .steps import Steps

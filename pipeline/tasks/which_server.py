@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.bins import install
 from pipeline.bins.programs import program_file
-from pipeline.core import notes
 from pipeline.core.paths import Home
+from pipeline.core.store import stat_cache
 from pipeline.serve import flags
 from pipeline.serve.flags import Flag
 
@@ -48,5 +48,5 @@ def options(server: Path, home: Home) -> Mapping[str, Flag] | None:
     """What its --help lists; None where it is no program. Raises PipelineError."""
     if not (server.is_file() and os.access(server, os.X_OK)):
         return None
-    sha256 = notes.identity(home.run / "programs.json", server)
+    sha256 = stat_cache.identity(home.run / "programs.json", server)
     return flags.read(server, sha256, home.run / "flags")

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.bins import binaries
 from pipeline.bins.programs import program_file
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
+from pipeline.core.store import receipts
 
 SERVER = program_file("llama-server")
 

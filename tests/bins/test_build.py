@@ -16,11 +16,11 @@ from pipeline.bins.backends import Backend
 from pipeline.bins.build import Build
 from pipeline.bins.programs import PROGRAMS, program_file
 from pipeline.bins.source import Source
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
-from pipeline.core.hashing import sha256
 from pipeline.core.paths import Home
-from pipeline.core.publish import part
+from pipeline.core.store import receipts
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.publish import part
 
 compiles = pytest.mark.skipif(
     os.name == "nt" or not shutil.which("g++"), reason="compiles, with scripts around g++"

@@ -17,9 +17,9 @@ import pytest
 from pipeline.bins import cuda_driver, cuda_wheels
 from pipeline.bins.cuda_versions import LOWEST_CAPABILITY, LOWEST_DRIVER
 from pipeline.bins.cuda_wheels import CUDA_13, Release, Toolkit
-from pipeline.core import publish, receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
+from pipeline.core.store import publish, receipts
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links, and a shell script stands in for nvcc")
 LIBRARIES = ("libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13")

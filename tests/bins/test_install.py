@@ -26,10 +26,10 @@ from pipeline.bins import host, install, package
 from pipeline.bins.install import Installed
 from pipeline.bins.magic import platform_of
 from pipeline.bins.package import Package
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.core.publish import part
+from pipeline.core.store import receipts
+from pipeline.core.store.publish import part
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")

@@ -17,9 +17,9 @@ import pytest
 
 from pipeline.bins import package
 from pipeline.bins.package import Package
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
+from pipeline.core.store import receipts
 
 linux = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -25,11 +25,11 @@ from fakes import releases as fake
 from pipeline.bins import github, host, prebuilt, releases, tryout, unpacked
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.prebuilt import Prebuilt
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.publish import part
+from pipeline.core.store import receipts
+from pipeline.core.store.publish import part
 
 scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 HERE = host.platform_tag()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import source, tree
-from pipeline.core import packages, receipts
+from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store import receipts
 from pipeline.tasks import checking, steps, variables
 
 FILES = {"CMakeLists.txt": b"project(x)\n", "ggml/src/a.c": b"int a;\n", "build.sh": b"#!/bin/sh\n"}

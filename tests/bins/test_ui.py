@@ -18,9 +18,9 @@ from pipeline.bins import npm, page, source, tree, ui
 from pipeline.bins.node import Node, find_node, is_accepted, require_node
 from pipeline.bins.source import Source
 from pipeline.bins.ui import Ui
-from pipeline.core import receipts
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
+from pipeline.core.store import receipts
 
 scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 FILES = {

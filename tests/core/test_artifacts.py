@@ -9,10 +9,10 @@ import pytest
 from core_tools import child, finish, line, names
 from disks import disk
 
-from pipeline.core import artifacts, receipts
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
-from pipeline.core.receipts import Status
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.receipts import Status
 
 ONE, TWO = {"v": 1}, {"v": 2}
 
@@ -187,7 +187,7 @@ def test_an_unreadable_input_does_not_blame_the_target(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from pipeline.core import artifacts
+from pipeline.core.store import artifacts
 target, go, made = map(Path, sys.argv[1:])
 def maker(path):
     print("making", flush=True)
@@ -218,7 +218,7 @@ FOREVER = """
 import sys
 from itertools import count
 from pathlib import Path
-from pipeline.core import artifacts
+from pipeline.core.store import artifacts
 def maker(version):
     def make(path):
         with path.open("wb", buffering=0) as file:

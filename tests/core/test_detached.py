@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from core_tools import child, gone, wait_for
 
-from pipeline.core import ending, process
+from pipeline.core import process
 from pipeline.core.errors import PipelineError
+from pipeline.core.process import spawn, stop
 
 STARTER = """
 import os, sys
@@ -58,12 +59,12 @@ def test_its_end_is_noticed_without_asking(tmp_path: Path) -> None:
 def test_who_holds_the_pipe_does_not_hold_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "LEFT_SECONDS", 0.2)
+    monkeypatch.setattr(spawn, "LEFT_SECONDS", 0.2)
     words = "print('said', flush=True); import time; time.sleep(60)"
     script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
     script += "start_new_session=True).pid, flush=True)"
     argv = [sys.executable, "-c", script, sys.executable, "-c", words]
-    with ending.running(process.start(argv, own_group=True)) as begun:
+    with stop.running(process.start(argv, own_group=True)) as begun:
         begun.wait()
         pid, *said = process.lines_of(begun)
         try:

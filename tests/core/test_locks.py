@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from core_tools import child, finish, line
 
-from pipeline.core.locks import only_one
+from pipeline.core.store.locks import only_one
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.core.locks import only_one
+from pipeline.core.store.locks import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -11,8 +11,9 @@ import pytest
 from core_tools import child, finish, gone, line, wait_for
 from disks import disk
 
-from pipeline.core import ending, process, tied
+from pipeline.core import process
 from pipeline.core.errors import PipelineError
+from pipeline.core.process import lifetime, stop
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux does it")
@@ -206,7 +207,7 @@ def test_a_stubborn_child_dies_with_a_parent_that_asked_for_it() -> None:
 def test_the_watcher_of_other_systems_does_the_same(program: list[str]) -> None:
     script = """
 import subprocess, sys, time
-from pipeline.core.tied import watch_from_outside
+from pipeline.core.process.lifetime import watch_from_outside
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
 watch_from_outside(child)
 print(child.pid, child.stdout.readline().decode().strip(), flush=True)
@@ -221,8 +222,8 @@ def test_the_watcher_ends_with_the_child_and_leaves_nothing_open() -> None:
     script = """
 import gc, subprocess, sys, warnings
 import psutil
-from pipeline.core.ending import running
-from pipeline.core.tied import watch_from_outside
+from pipeline.core.process.stop import running
+from pipeline.core.process.lifetime import watch_from_outside
 warnings.simplefilter("always")
 with running(subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE)) as child:
     watch_from_outside(child)
@@ -237,12 +238,12 @@ gc.collect()
 
 
 def test_running_ends_it_however_the_block_ends() -> None:
-    with pytest.raises(KeyboardInterrupt), ending.running(process.start(SLEEP)) as sleeper:
+    with pytest.raises(KeyboardInterrupt), stop.running(process.start(SLEEP)) as sleeper:
         raise KeyboardInterrupt
     assert sleeper.returncode is not None
     assert sleeper.stdout is not None
     assert sleeper.stdout.closed
-    with ending.running(process.start(python("raise SystemExit(5)"))) as ended:
+    with stop.running(process.start(python("raise SystemExit(5)"))) as ended:
         ended.wait()
     assert ended.returncode == 5
 
@@ -250,7 +251,7 @@ def test_running_ends_it_however_the_block_ends() -> None:
 @posix
 @pytest.mark.slow
 def test_running_kills_what_does_not_listen() -> None:
-    with ending.running(process.start(STUBBORN)) as stubborn:
+    with stop.running(process.start(STUBBORN)) as stubborn:
         assert next(process.lines_of(stubborn)) == "up"
     assert stubborn.returncode == -signal.SIGKILL
 
@@ -272,36 +273,36 @@ def test_run_ends_its_program_when_it_is_interrupted(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize("own", [False, True])
 def test_own_group(own: bool) -> None:
-    with ending.running(process.start(SLEEP, own_group=own)) as sleeper:
+    with stop.running(process.start(SLEEP, own_group=own)) as sleeper:
         assert next(process.lines_of(sleeper)) == "up"
         assert (os.getpgid(sleeper.pid) != os.getpgrp()) is own
 
 
 @posix
 def test_ask_to_stop() -> None:
-    with ending.running(process.start(SLEEP, own_group=True)) as sleeper:
-        ending.ask_to_stop(sleeper)
+    with stop.running(process.start(SLEEP, own_group=True)) as sleeper:
+        stop.ask_to_stop(sleeper)
         assert sleeper.wait(timeout=30) == -signal.SIGTERM
 
 
 @posix
 def test_a_group_of_zombies_is_empty() -> None:
     """They stay where nobody asks how they ended, as in a container without an init."""
-    with ending.running(subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=0)) as first:
+    with stop.running(subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=0)) as first:
         last = subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=first.pid)
-        with ending.running(last):
+        with stop.running(last):
             first.kill()
             first.wait()
-            assert not ending.group_is_empty(first)
+            assert not stop.group_is_empty(first)
             last.kill()
             wait_for(lambda: gone(last.pid))
-            assert ending.group_is_empty(first)
+            assert stop.group_is_empty(first)
 
 
 @linux
 def test_a_child_born_after_its_parents_death_does_not_live() -> None:
     """The kernel tells nothing to a child that asks too late; it looks for itself."""
-    ask = tied.die_with(1 << 30, killed=False)
+    ask = lifetime.die_with(1 << 30, killed=False)
     born = subprocess.Popen(["true"], preexec_fn=ask)
     assert born.wait() == 1
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from core_tools import NO_RENAMEAT2, child, finish, line, names
 
-from pipeline.core import publish
 from pipeline.core.errors import PipelineError
+from pipeline.core.store import publish
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux does it")
 seccomp = pytest.mark.skipif(
@@ -87,7 +87,7 @@ def test_where_no_exchange_exists_two_renames_do_it(tmp_path: Path) -> None:
     script = f"""{NO_RENAMEAT2}
 import sys
 from pathlib import Path
-from pipeline.core import publish
+from pipeline.core.store import publish
 target = Path(sys.argv[1])
 assert not publish._exchange(publish.part(target), target)
 publish.publish_folder(publish.part(target), target)
@@ -125,7 +125,7 @@ FOREVER = """
 import sys
 from itertools import count
 from pathlib import Path
-from pipeline.core import publish
+from pipeline.core.store import publish
 target = Path(sys.argv[1])
 print("ready", flush=True)
 for version in count(int(sys.argv[2])):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from core_tools import child, finish, line
 
-from pipeline.core import artifacts, receipts
-from pipeline.core.receipts import Status
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.receipts import Status
 
 RECIPE = {"step": "quantize", "input": "sha256:1", "imatrix": None, "tool": {"a": 1, "b": 2}}
 
@@ -166,7 +166,7 @@ def test_any_name(tmp_path: Path, name: str) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from pipeline.core import artifacts, receipts
+from pipeline.core.store import artifacts, receipts
 folder, name = Path(sys.argv[1]), sys.argv[2]
 target = folder / name
 target.write_bytes(b"content")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import sparse
+from pipeline.core.store import sparse
 
 
 @pytest.mark.parametrize("size", [5, 4096, sparse.PROBE + 1, 1 << 30, 1 << 40])

@@ -33,9 +33,9 @@ from filelock import FileLock
 from images import buildah
 
 from pipeline.core import paths
-from pipeline.core.locks import only_one
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
+from pipeline.core.store.locks import only_one
 
 PEI_DOCKER = "pei-docker==2.0.1"
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")

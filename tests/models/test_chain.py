@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import artifacts, receipts
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
-from pipeline.core.receipts import Status
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.receipts import Status
 from pipeline.models import chain, quants
 from pipeline.models.chain import Chain, Needs, Wanted
 from pipeline.models.resolve import File, Resolved

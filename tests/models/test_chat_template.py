@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Doit, free_port
 
-from pipeline.core import notes
+from pipeline.core.store import stat_cache
 from pipeline.models import chat_template
 from pipeline.models import gguf as ggufs
 from pipeline.serve import flags
@@ -105,12 +105,12 @@ def test_a_file_is_tried_once_for_each_server(server: Path, gguf: Path, tmp_path
 
     book = tmp_path / "templates.json"
     require("one")
-    assert notes.recall(book, gguf) == "one"
+    assert stat_cache.recall(book, gguf) == "one"
     stamp = book.stat().st_mtime_ns
     require("one")
     assert book.stat().st_mtime_ns == stamp
     require("another")
-    assert notes.recall(book, gguf) == "another"
+    assert stat_cache.recall(book, gguf) == "another"
 
 
 def with_template(model: Path, text: str) -> None:

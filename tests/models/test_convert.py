@@ -155,7 +155,7 @@ def test_everything_but_torch_is_pinned_by_hash() -> None:
 def test_the_environment_is_current_only_with_a_receipt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.core import receipts
+    from pipeline.core.store import receipts
 
     monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
     home = Home(tmp_path / "home")

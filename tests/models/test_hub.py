@@ -153,7 +153,7 @@ def ask(server: fake.Running, tmp_path: Path) -> Ask:
 
 
 def test_a_gguf_is_chosen_fetched_and_recorded(ask: Ask, server: fake.Running) -> None:
-    from pipeline.core import receipts
+    from pipeline.core.store import receipts
 
     digest = hashlib.sha256(GGUF).hexdigest()
     found = ask("org/gguf", fetch=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.publish import remove
+from pipeline.core.store.publish import remove
 
 LONGEST_RUN = 8  # pieces in one request
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .answers import Judge, TroubleError, trouble
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.core import progress
 from pipeline.core.errors import PipelineError
-from pipeline.core.publish import remove
-from pipeline.core.say import say
-from pipeline.core.say import size as shown_size
+from pipeline.core.log import say
+from pipeline.core.log import size as shown_size
+from pipeline.core.store.publish import remove
 
 from .answers import ChangedError, NoRangesError
 from .attempt import Attempt

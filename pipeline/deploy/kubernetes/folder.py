@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.core.locks import only_one
 from pipeline.core.paths import require_writable
-from pipeline.core.publish import (
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
     full_disk_is_an_error,
     part,
     publish_folder,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.locks import only_one
-from pipeline.core.publish import part, publish_file
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part, publish_file
 from pipeline.serve.instance import LLAMA_CPP
 from pipeline.serve.keys import is_loopback, keys_of
 

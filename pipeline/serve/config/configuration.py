@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.serve.config.tables import Control, Gateway, Master
+from .tables import Control, Gateway, Master
 
 Value = str | int | float | bool | list[str | int | float]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline.core.publish import publish_text
+from pipeline.core.store.publish import publish_text
 
 from .profile_tables import Registry
 from .tables import File

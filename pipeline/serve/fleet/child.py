@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 
-from pipeline.core.ending import ask_to_stop, end_group, group_is_empty
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, shown, start
+from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve import sandbox
 from pipeline.serve.health import require_free
 from pipeline.serve.instance import Instance

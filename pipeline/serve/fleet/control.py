@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
-from pipeline.core.say import say
 from pipeline.serve.instance import Instance
 
 from . import marker

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.core.paths import Home
 from pipeline.core.process import WINDOWS, private
-from pipeline.core.publish import part
+from pipeline.core.store.publish import part
 from pipeline.serve.instance import Instance, from_json, known
 
 WAITING = "waiting"  # for its turn to load

@@ -9,8 +9,8 @@ from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.publish import full_disk_is_an_error
-from pipeline.core.say import say
+from pipeline.core.log import say
+from pipeline.core.store.publish import full_disk_is_an_error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.say import say
+from pipeline.core.log import say
 from pipeline.serve.fleet.state import Folder
 
 from .settings import Gateway

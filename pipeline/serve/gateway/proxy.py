@@ -22,7 +22,7 @@ import httpx2
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.core.say import say
+from pipeline.core.log import say
 
 from .answers import Refused, error_body, is_anthropic
 from .asking import Asked, asked, asked_in_query, read_body

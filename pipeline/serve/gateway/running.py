@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from pipeline.core.say import say
+from pipeline.core.log import say
 from pipeline.serve.fleet.state import Folder
 from pipeline.serve.health import require_free
 

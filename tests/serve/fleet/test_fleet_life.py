@@ -21,15 +21,7 @@ from pipeline.core.process import LEFT_SECONDS
 from pipeline.serve.fleet import asking, marker
 from pipeline.serve.fleet.environment import environment
 from pipeline.serve.fleet.policy import Pace
-from pipeline.serve.fleet.state import (
-    EXITED,
-    FAILED,
-    LOADING,
-    PAUSING,
-    READY,
-    STOPPED,
-    WAITING,
-)
+from pipeline.serve.fleet.state import EXITED, FAILED, LOADING, PAUSING, READY, STOPPED, WAITING
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 

@@ -13,14 +13,7 @@ from conftest import REPOSITORY
 from gateway_tools import instance
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.fleet.state import (
-    Folder,
-    Seen,
-    State,
-    Wanted,
-    write_state,
-    write_wanted,
-)
+from pipeline.serve.fleet.state import Folder, Seen, State, Wanted, write_state, write_wanted
 from pipeline.serve.gateway.answers import Refused, error_body, health, models
 from pipeline.serve.gateway.asking import asked
 from pipeline.serve.gateway.counters import merged

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import PipelineError
-from .say import size
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import size
 
 # A file system wants some room of its own, and estimates are estimates.
 SPARE_BYTES = 64 * 1024 * 1024

@@ -15,9 +15,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.log import say
+
 from .hashing import sha256
 from .publish import publish_text
-from .say import say
 
 SCHEMA = 1
 FILE = ".state.json"

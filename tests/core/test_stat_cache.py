@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from disks import disk
 
-from pipeline.core import hashing, notes
+from pipeline.core.store import hashing, stat_cache
 
 
 @pytest.fixture
@@ -23,26 +23,26 @@ def book(tmp_path: Path) -> Path:
 
 
 def note(book: Path, file: Path, value: object) -> None:
-    notes.remember(book, file, value, notes.stamp(file))
+    stat_cache.remember(book, file, value, stat_cache.stamp(file))
 
 
 def test_remembered(file: Path, book: Path, tmp_path: Path) -> None:
-    assert notes.recall(book, file) is None
+    assert stat_cache.recall(book, file) is None
     note(book, file, {"n": [1, "é"]})
     (tmp_path / "other").touch()
     note(book, tmp_path / "other", 2)
-    assert notes.recall(book, file) == {"n": [1, "é"]}
-    assert notes.recall(book, tmp_path / "other") == 2
-    assert notes.recall(book, tmp_path / "unknown") is None
+    assert stat_cache.recall(book, file) == {"n": [1, "é"]}
+    assert stat_cache.recall(book, tmp_path / "other") == 2
+    assert stat_cache.recall(book, tmp_path / "unknown") is None
 
 
 def test_what_was_found_out_before_a_change_is_not_noted_for_after_it(
     file: Path, book: Path
 ) -> None:
-    before = notes.stamp(file)
+    before = stat_cache.stamp(file)
     file.write_bytes(b"longer")
-    notes.remember(book, file, 1, before)
-    assert notes.recall(book, file) is None
+    stat_cache.remember(book, file, 1, before)
+    assert stat_cache.recall(book, file) is None
 
 
 @pytest.mark.parametrize("change", ["size", "newer", "older", "gone"])
@@ -57,34 +57,34 @@ def test_another_stamp_is_another_file(file: Path, book: Path, change: str) -> N
     else:
         moment = file.stat().st_mtime_ns + (1 if change == "newer" else -1) * 1_000_000_000
         os.utime(file, ns=(moment, moment))
-    assert notes.recall(book, file) is None
+    assert stat_cache.recall(book, file) is None
 
 
 def test_identity_is_hashed_once(file: Path, book: Path) -> None:
-    first = notes.identity(book, file)
+    first = stat_cache.identity(book, file)
     assert first == hashing.sha256(file)
     stat = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert notes.identity(book, file) == first  # the stamp alone was looked at
+    assert stat_cache.identity(book, file) == first  # the stamp alone was looked at
     os.utime(file, ns=(1, 1))
-    assert notes.identity(book, file) == hashing.sha256(file) != first
+    assert stat_cache.identity(book, file) == hashing.sha256(file) != first
 
 
 @pytest.mark.parametrize("inside", [b"", b"{", b"[]", b"\xff", b'{"%s": 5}', b'{"%s": {"x": 1}}'])
 def test_a_spoilt_book_is_an_empty_one(file: Path, book: Path, inside: bytes) -> None:
     book.parent.mkdir()
     book.write_bytes(inside.replace(b"%s", str(file).encode()))
-    assert notes.recall(book, file) is None
+    assert stat_cache.recall(book, file) is None
     note(book, file, 1)
-    assert notes.recall(book, file) == 1
+    assert stat_cache.recall(book, file) == 1
 
 
 def test_a_book_that_cannot_be_written_is_no_harm(file: Path) -> None:
     book = file / "below a file" / "notes.json"
     note(book, file, 1)
-    assert notes.recall(book, file) is None
-    assert notes.identity(book, file) == hashing.sha256(file)
+    assert stat_cache.recall(book, file) is None
+    assert stat_cache.identity(book, file) == hashing.sha256(file)
 
 
 @pytest.mark.parametrize("trouble", ["ro", "full"])
@@ -97,7 +97,7 @@ def test_a_read_only_or_full_disk_is_no_harm(file: Path, tmp_path: Path, trouble
             note(book, file, 2)
         else:
             note(book, file, "x" * 100_000)
-        assert notes.recall(book, file) == 1
+        assert stat_cache.recall(book, file) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux only")
@@ -105,4 +105,4 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path, book: Path) -> None:
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le.gguf"))
     file.write_bytes(b"one")
     note(book, file, 1)
-    assert notes.recall(book, file) == 1
+    assert stat_cache.recall(book, file) == 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .say import say
+from pipeline.core.log import say
 
 
 @contextmanager

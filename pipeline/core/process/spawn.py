@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from . import sandbox as sandboxes
-from .ending import end_group, running
-from .environment import without_credentials
-from .errors import PipelineError
-from .sandbox import Entry, Sandbox
-from .say import say
-from .tied import die_with, put_in_job, watch_from_outside
-from .watch import limited, watched
+from pipeline.core import sandbox as sandboxes
+from pipeline.core.environment import without_credentials
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import say
+from pipeline.core.sandbox import Entry, Sandbox
+
+from .lifetime import die_with, put_in_job, watch_from_outside
+from .stop import end_group, running
+from .watchdog import limited, watched
 
 Argv = Sequence[str | os.PathLike[str]]
 Process = subprocess.Popen[bytes]

@@ -14,8 +14,8 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from .errors import PipelineError
-from .sandbox import Sandbox
+from pipeline.core.errors import PipelineError
+from pipeline.core.sandbox import Sandbox
 
 
 def die_with(parent: int, killed: bool) -> Callable[[], None]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.say import plural, say, size
+from pipeline.core.log import plural, say, size
 
 
 @pytest.mark.parametrize(

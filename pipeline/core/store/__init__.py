@@ -1,0 +1,1 @@
+"""What is kept on disk: published whole, described by receipts, made by one process at a time."""
