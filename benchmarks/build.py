@@ -23,8 +23,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from pipeline.bins import source  # noqa: E402
-from pipeline.bins.compiling import own_tools  # noqa: E402
+from pipeline.bins.compile import source  # noqa: E402
+from pipeline.bins.compile.cmake import own_tools  # noqa: E402
 from pipeline.core import capacity, paths  # noqa: E402
 
 JOBS = capacity.processors()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Doit
 
-from pipeline.bins import probe
+from pipeline.bins.hardware import probe
 from pipeline.bins.programs import program_file
 
 pytestmark = pytest.mark.skipif(

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from conftest import Doit, Run, chat, with_programs
 
-from pipeline.bins import host, shared
+from pipeline.bins import platform
+from pipeline.bins.compile import shared
 from pipeline.core.pins import pins
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into ELF files"),
 ]
 COMMIT = pins().llama_cpp_commit
-STEM = f"llama-cpp-{COMMIT[:12]}-{host.platform_tag()}"
+STEM = f"llama-cpp-{COMMIT[:12]}-{platform.platform_tag()}"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_two_archives_made_once(maker: Doit, packed: Run) -> None:
 
 def test_the_manifest_tells_of_every_file(archive: Path, manifest: Any) -> None:
     assert manifest["commit"] == COMMIT and manifest["tree"] == pins().llama_cpp_tree
-    assert manifest["platform"] == host.platform_tag()
+    assert manifest["platform"] == platform.platform_tag()
     assert manifest["backend"] == "cpu" and manifest["portable"] is True
     with zipfile.ZipFile(archive.with_name(f"{STEM}-cpu.zip")) as packed:
         names = set(packed.namelist()) - {"manifest.json"}

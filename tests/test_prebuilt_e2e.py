@@ -13,11 +13,12 @@ import pytest
 from conftest import Doit, chat
 from fakes import releases
 
-from pipeline.bins import github, host
+from pipeline.bins import platform
 from pipeline.bins.programs import program_file
+from pipeline.bins.release import github
 
 pytestmark = pytest.mark.build
-SYSTEM, _, MACHINE = host.platform_tag().partition("-")
+SYSTEM, _, MACHINE = platform.platform_tag().partition("-")
 UPSTREAMS = {"linux": "ubuntu", "macos": "macos", "windows": "win"}
 WORDS = ("bins=prebuilt", "backend=cpu")
 
@@ -41,7 +42,7 @@ def packed(folder: Path, tag: str, *names: str) -> bytes:
 @pytest.fixture(scope="module")
 def programs(built: Path) -> Path:
     """The folder of the programs that were really compiled for this machine."""
-    return built / f"{host.platform_tag()}-cpu"
+    return built / f"{platform.platform_tag()}-cpu"
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def states(doit: Doit, *words: str) -> dict[str, Any]:
 
 
 def test_a_release_is_unpacked_and_serves(here: Doit, site: releases.Site, gguf: Path) -> None:
-    words, folder = (*WORDS, "release=b7000"), f"{host.platform_tag()}-cpu-b7000"
+    words, folder = (*WORDS, "release=b7000"), f"{platform.platform_tag()}-cpu-b7000"
     model = f"model={gguf}"
     assert states(here, model, *words)["build_bins"] == "to do"
     assert site.log == [], "a plan downloads nothing"
@@ -97,7 +98,7 @@ def test_a_release_is_unpacked_and_serves(here: Doit, site: releases.Site, gguf:
 def test_serve_gets_what_it_serves_with(here: Doit, gguf: Path) -> None:
     with here.serving(f"model={gguf}", *WORDS, "release=b7000", "ctx_size=512") as url:
         assert chat(url)
-    assert made(here) == {f"{host.platform_tag()}-cpu-b7000"}
+    assert made(here) == {f"{platform.platform_tag()}-cpu-b7000"}
 
 
 def test_the_latest_is_the_newest_with_programs(
@@ -105,7 +106,7 @@ def test_the_latest_is_the_newest_with_programs(
 ) -> None:
     words = (*WORDS, "release=latest")
     here("build_bins", *words)
-    assert made(here) == {f"{host.platform_tag()}-cpu-b7001"}
+    assert made(here) == {f"{platform.platform_tag()}-cpu-b7001"}
 
     site.add("b7003", {asset("b7003"): packed(programs, "b7003", "llama-server")})
     asked = len(site.log)
@@ -114,7 +115,7 @@ def test_the_latest_is_the_newest_with_programs(
 
     again = here("build_bins", *words, "refresh=1")
     assert again.steps == ["build_bins"] and "b7003" in again.err
-    assert f"{host.platform_tag()}-cpu-b7003" in made(here)
+    assert f"{platform.platform_tag()}-cpu-b7003" in made(here)
     assert here("build_bins", *words).steps == []
 
 
@@ -145,7 +146,7 @@ def test_it_is_packed_for_others_and_installed(here: Doit) -> None:
     run = here("package", *WORDS, "release=b7000")
     paths = [Path(line) for line in run.out.splitlines()]
     assert [path.name for path in paths] == [
-        f"llama-cpp-b7000-{host.platform_tag()}-cpu-native{end}" for end in (".tar.gz", ".zip")
+        f"llama-cpp-b7000-{platform.platform_tag()}-cpu-native{end}" for end in (".tar.gz", ".zip")
     ]
     assert ".source" not in made(here) and ".ui" not in made(here)
     with tarfile.open(paths[0]) as tar:
@@ -160,6 +161,6 @@ def test_a_recipe_is_one_word(here: Doit, site: releases.Site) -> None:
     words = (*WORDS, "release=b7000")
     here("build_bins", *words)
     word = here("recipe", *words).out.strip()
-    assert word.startswith(f"{host.platform_tag()}-cpu-b7000-") and len(word.split()) == 1
+    assert word.startswith(f"{platform.platform_tag()}-cpu-b7000-") and len(word.split()) == 1
     assert here("recipe", *words).out.strip() == word
     assert ".source" not in made(here)

@@ -11,7 +11,7 @@ from subprocess import DEVNULL
 import pytest
 from conftest import Doit, chat
 
-from pipeline.bins import host
+from pipeline.bins import platform
 
 pytestmark = pytest.mark.build
 BUILT = "built llama.cpp "
@@ -33,7 +33,7 @@ def server(doit: Doit, folder: str) -> Path:
 
 
 def test_a_server_goes_on_while_it_is_built_anew(home: Doit, gguf: Path) -> None:
-    program = server(home, f"{host.platform_tag()}-cpu")
+    program = server(home, f"{platform.platform_tag()}-cpu")
     before = program.stat().st_ino
     with home.serving(f"model={gguf}", "ctx_size=512") as url:
         said = chat(url)
@@ -82,7 +82,7 @@ def test_a_recipe_is_a_key_for_caches(doit: Doit) -> None:
         return out.strip()
 
     plain = recipe()
-    assert plain.startswith(f"{host.platform_tag()}-cpu-") and recipe() == plain
+    assert plain.startswith(f"{platform.platform_tag()}-cpu-") and recipe() == plain
     others = [recipe("portable=1"), recipe("ui=off"), recipe("cuda_architectures=90")]
     doit.env["CXXFLAGS"] = "-O1"
     others.append(recipe())

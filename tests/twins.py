@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from fakes import large_llama
 from fakes.large_llama import Size
 
-from pipeline.bins import source
+from pipeline.bins.compile import source
 from pipeline.core.paths import Home
 from pipeline.models import chain, convert, resolve, skeleton
 from pipeline.models.chain import Wanted

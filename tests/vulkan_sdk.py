@@ -14,8 +14,8 @@ import debian
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.bins import devices
-from pipeline.bins.readiness import LOWEST_VULKAN
+from pipeline.bins.hardware import devices
+from pipeline.bins.hardware.requirements import LOWEST_VULKAN
 from pipeline.core.paths import Home, cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_folder, recover_folder, remove

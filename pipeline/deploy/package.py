@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.bins import install
+from pipeline.bins.package import install
 from pipeline.core.errors import UsageError
 from pipeline.core.log import say
 from pipeline.core.paths import Home

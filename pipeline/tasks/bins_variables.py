@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.bins.build_options import (
+    BACKENDS,
+    DEFAULT_WAY,
+    WAYS,
+    Bins,
+    architectures,
+    release_name,
+)
 from pipeline.bins.programs import program_file
-from pipeline.bins.wish import BACKENDS, DEFAULT_WAY, WAYS, Bins, architectures, release_name
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, text

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bins import gpus
+from pipeline.bins.hardware import nvidia
 from pipeline.bins.programs import program_file
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.serve import sandbox
@@ -174,7 +174,7 @@ class Configured:
         except PipelineError as error:
             wrong.append(error.message)
             flags = None
-        cards = gpus.count()
+        cards = nvidia.count()
         checks.check(
             replace(self.configuration, mistakes=tuple(wrong)),
             server=self.server,

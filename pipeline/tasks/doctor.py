@@ -12,11 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins.detect import Host, Tool, detect
-from pipeline.bins.probe import probe
-from pipeline.bins.providers import PACKAGES, provider
-from pipeline.bins.readiness import verdicts
-from pipeline.bins.verdict import MISSING, USABLE, Lack, Verdict
+from pipeline.bins.hardware.detect import Host, Tool, detect
+from pipeline.bins.hardware.lacks import MISSING, USABLE, Lack, Verdict
+from pipeline.bins.hardware.probe import probe
+from pipeline.bins.hardware.providers import PACKAGES, provider
+from pipeline.bins.hardware.requirements import verdicts
 from pipeline.core.log import size
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins

@@ -6,7 +6,7 @@ import hashlib
 import json
 from contextlib import ExitStack
 
-from pipeline.bins import source
+from pipeline.bins.compile import source
 from pipeline.core.log import say
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one

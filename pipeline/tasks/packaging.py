@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.bins import host, install, package
-from pipeline.bins.package import Package
+from pipeline.bins import platform
+from pipeline.bins.package import install
+from pipeline.bins.package import pack as packing
+from pipeline.bins.package.pack import Package
 from pipeline.core.errors import UsageError
 from pipeline.core.log import say
 
@@ -21,7 +23,7 @@ def planned(steps: Steps, programs: Programs) -> Package:
         folder=way.programs,
         commit=way.commit,
         tree=source.tree if compiled else "",
-        platform=host.platform_tag(),
+        platform=platform.platform_tag(),
         backend=programs.backend or "package",
         portable=bool(programs.wish.portable) or any(way.programs.glob(VARIANTS)),
         home=steps.home,
@@ -44,16 +46,16 @@ def pack(steps: Steps) -> None:
         programs.make_page()
         programs.make_toolkit()
         programs.make()
-    for path in package.make(planned(steps, programs), force=steps.request.again):
+    for path in packing.make(planned(steps, programs), force=steps.request.again):
         print(path)
 
 
 def clean(steps: Steps) -> None:
-    package.clean(planned(steps, steps.programs.portable()))
+    packing.clean(planned(steps, steps.programs.portable()))
 
 
 def forget(steps: Steps) -> None:
-    package.forget(planned(steps, steps.programs.portable()))
+    packing.forget(planned(steps, steps.programs.portable()))
 
 
 def install_package(steps: Steps) -> None:

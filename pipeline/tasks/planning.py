@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import cuda_wheels, gpus, source
+from pipeline.bins.compile import cuda_toolkit, source
+from pipeline.bins.hardware import nvidia
 from pipeline.bins.programs import program_file
 from pipeline.core import capacity, packages
 from pipeline.core.log import plural, size
@@ -146,7 +147,7 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
                 "free_bytes": gpu.free,
                 "fits": needed.total <= gpu.free,
             }
-            for gpu in gpus.find()
+            for gpu in nvidia.find()
         ],
     }
 
@@ -261,7 +262,7 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
         archive = pins().llama_cpp_archive
         total += 0 if packages.cached(archive, steps.home).exists() else archive.size
     if "cuda_toolkit" in todo:
-        total += cuda_wheels.DOWNLOAD_BYTES
+        total += cuda_toolkit.DOWNLOAD_BYTES
     if "build_bins" in todo:
         total += steps.programs.way.download
     if "fetch" in todo:
@@ -281,7 +282,7 @@ def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: Outlook) -> in
     if "source" in todo:
         total += source.UNPACKED_BYTES
     if "cuda_toolkit" in todo:
-        total += cuda_wheels.INSTALLED_BYTES
+        total += cuda_toolkit.INSTALLED_BYTES
     if "build_bins" in todo:
         total += steps.programs.way.bytes
     if "converter" in todo:

@@ -7,15 +7,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.bins import backends, binaries, cuda_versions, cuda_wheels, host, selection, ui
+from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
-from pipeline.bins.build import Build
-from pipeline.bins.cuda_wheels import Release
-from pipeline.bins.selection import Selection
-from pipeline.bins.source import Source
-from pipeline.bins.ui import Ui
+from pipeline.bins.build_options import AUTO
+from pipeline.bins.compile import backends, cuda_toolkit, web_ui
+from pipeline.bins.compile.build import Build
+from pipeline.bins.compile.cuda_toolkit import Release
+from pipeline.bins.compile.source import Source
+from pipeline.bins.compile.web_ui import Ui
+from pipeline.bins.hardware import cuda_versions, select
+from pipeline.bins.hardware.select import Selection
 from pipeline.bins.way import Way
-from pipeline.bins.wish import AUTO
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
@@ -44,20 +46,20 @@ class Programs:
     @cached_property
     def selection(self) -> Selection:
         """The backend, and why."""
-        return selection.select(self.wish, self.home)
+        return select.select(self.wish, self.home)
 
     @cached_property
     def way(self) -> Way:
         """Where they come from."""
         if self.wish.way == "package":
-            from pipeline.bins import install, packaged
+            from pipeline.bins.package import install, packaged
 
             return packaged.Packaged(install.default_target(self.home))
         if self.wish.way == "prebuilt":
-            from pipeline.bins import prebuilt
+            from pipeline.bins.release import prebuilt
 
             return prebuilt.Prebuilt(
-                platform=host.platform_tag(),
+                platform=platform.platform_tag(),
                 backend=self.selection.backend,
                 release=self.wish.release or pins().prebuilt.release,
                 home=self.home,
@@ -90,18 +92,18 @@ class Programs:
     @property
     def release(self) -> Release | None:
         """The CUDA toolkit that is fetched; None where none is."""
-        is_fetched = self.are_compiled and self.selection.toolkit == selection.WHEELS
-        return cuda_wheels.CUDA_13 if is_fetched else None
+        is_fetched = self.are_compiled and self.selection.toolkit == select.WHEELS
+        return cuda_toolkit.CUDA_13 if is_fetched else None
 
     @cached_property
     def page(self) -> Ui | None:
         """The page that is embedded; None where none is."""
-        return ui.choose(self.wish.ui, self._source(), self.home)[0]
+        return web_ui.choose(self.wish.ui, self._source(), self.home)[0]
 
     @property
     def without_page(self) -> str:
         """Why no page is embedded; empty where one is."""
-        return ui.choose(self.wish.ui, self._source(), self.home)[1]
+        return web_ui.choose(self.wish.ui, self._source(), self.home)[1]
 
     @property
     def backend(self) -> str:
@@ -128,13 +130,13 @@ class Programs:
         """There; or not needed."""
         if self.release is None or self.are_done():
             return True
-        return not self.request.again and cuda_wheels.is_current(self.home, self.release)
+        return not self.request.again and cuda_toolkit.is_current(self.home, self.release)
 
     def page_is_done(self) -> bool:
         """There; or not needed."""
         if not self.are_compiled or self.page is None or self.are_done():
             return True
-        return not self.request.again and ui.is_current(self.page)
+        return not self.request.again and web_ui.is_current(self.page)
 
     # The work
 
@@ -153,11 +155,11 @@ class Programs:
     def make_toolkit(self) -> None:
         if self.release:
             offline, force = self.request.offline, self.request.again
-            cuda_wheels.make(self.release, self.home, offline=offline, force=force)
+            cuda_toolkit.make(self.release, self.home, offline=offline, force=force)
 
     def make_page(self) -> None:
         if self.are_compiled and self.page:
-            ui.make(self.page, offline=self.request.offline, force=self.request.again)
+            web_ui.make(self.page, offline=self.request.offline, force=self.request.again)
 
     def make(self) -> None:
         self.way.make(
@@ -167,7 +169,7 @@ class Programs:
     def forget(self) -> None:
         """Look at the machine anew, too."""
         self.way.forget()
-        selection.forget(self.home)
+        select.forget(self.home)
 
     # For other machines
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.bins import tryout
+from pipeline.bins import smoke_test
 from pipeline.core import capacity
 from pipeline.core.log import say, size
 from pipeline.core.paths import Home, user_folder
@@ -212,7 +212,7 @@ def seen_devices(steps: Steps, prepared: Prepared) -> list[str]:
     programs = steps.programs
     if programs.are_external or programs.backend == "cpu":
         return []
-    return tryout.devices(prepared.launch.executable, prepared.launch.env)
+    return smoke_test.devices(prepared.launch.executable, prepared.launch.env)
 
 
 def lacks_device(steps: Steps, devices: list[str]) -> bool:

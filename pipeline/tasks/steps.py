@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bins import source
 from pipeline.bins.binaries import Binaries
+from pipeline.bins.compile import source
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store.publish import remove

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.bins import cuda_wheels, source, ui
+from pipeline.bins.compile import cuda_toolkit, source, web_ui
 from pipeline.core.download import discard
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
@@ -36,21 +36,21 @@ def forget_bins(steps: Steps) -> None:
 def clean_toolkit(steps: Steps) -> None:
     release = steps.programs.release
     if release:
-        with only_one(cuda_wheels.place(steps.home, release)):
-            cuda_wheels.clean(steps.home, release)
+        with only_one(cuda_toolkit.place(steps.home, release)):
+            cuda_toolkit.clean(steps.home, release)
 
 
 def forget_toolkit(steps: Steps) -> None:
     if release := steps.programs.release:
-        cuda_wheels.forget(steps.home, release)
+        cuda_toolkit.forget(steps.home, release)
 
 
 def clean_page(steps: Steps) -> None:
-    ui.clean(steps.home)
+    web_ui.clean(steps.home)
 
 
 def forget_page(steps: Steps) -> None:
-    ui.forget(steps.home)
+    web_ui.forget(steps.home)
 
 
 def clean_converter(steps: Steps) -> None:

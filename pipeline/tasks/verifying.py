@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.bins import tree
+from pipeline.bins.compile import git_tree
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import plural, say
 from pipeline.core.process import WINDOWS
@@ -68,9 +68,9 @@ def check(path: Path, entry: Entry | None) -> str:
         return "is missing"
     if path.is_dir():
         if WINDOWS:  # which does not keep the modes that are part of git's hash
-            return "" if tree.stamp(path) == entry.sha256 else "has changed files"
+            return "" if git_tree.stamp(path) == entry.sha256 else "has changed files"
         wanted = {**entry.recipe, **(entry.source or {})}["tree"]
-        found = tree.folder_hash(path)
+        found = git_tree.folder_hash(path)
         return "" if found == wanted else f"has the tree hash {found}, its receipt says {wanted}"
     if path.stat().st_size != entry.size:
         return f"has {path.stat().st_size} bytes, its receipt says {entry.size}"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.bins import readiness
-from pipeline.bins.detect import Host, detect
-from pipeline.bins.probe import Facts, Told
-from pipeline.bins.verdict import MISSING, Verdict
+from pipeline.bins.hardware import requirements
+from pipeline.bins.hardware.detect import Host, detect
+from pipeline.bins.hardware.lacks import MISSING, Verdict
+from pipeline.bins.hardware.probe import Facts, Told
 
 GPP = "g++ (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022"
 NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
@@ -121,7 +121,7 @@ def mac(told: Mapping[str, Told] | None = None) -> Host:
 
 
 def of(host: Host, backend: str) -> Verdict:
-    return next(v for v in readiness.verdicts(host) if v.backend == backend)
+    return next(v for v in requirements.verdicts(host) if v.backend == backend)
 
 
 def lacks(host: Host, backend: str) -> str:

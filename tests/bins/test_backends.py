@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.bins import backends, cuda_wheels
-from pipeline.bins.backends import Backend, real
-from pipeline.bins.selection import WHEELS, Selection
-from pipeline.bins.wish import SYSTEM, Bins
+from pipeline.bins.build_options import SYSTEM, Bins
+from pipeline.bins.compile import backends, cuda_toolkit
+from pipeline.bins.compile.backends import Backend, real
+from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
 HOME = Home(Path("/the home"))
@@ -81,7 +81,7 @@ def test_a_cuda_toolkit_of_the_system() -> None:
 @pytest.mark.parametrize("driver", ["", "/usr/lib/libcuda.so.1"])
 def test_nvidias_wheels(driver: str) -> None:
     made = backend(replace(WHEELS_CUDA, libcuda=driver))
-    kit = cuda_wheels.toolkit(HOME, cuda_wheels.CUDA_13)
+    kit = cuda_toolkit.toolkit(HOME, cuda_toolkit.CUDA_13)
     assert made.options == (
         *("-DGGML_METAL=OFF", "-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=89-real"),
         *(f"-DGGML_CUDA_NO_VMM={'OFF' if driver else 'ON'}", "-DGGML_CUDA_NCCL=OFF"),

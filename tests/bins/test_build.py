@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import build, compiling, host
-from pipeline.bins.backends import Backend
-from pipeline.bins.build import Build
+from pipeline.bins import platform
+from pipeline.bins.compile import build, cmake
+from pipeline.bins.compile.backends import Backend
+from pipeline.bins.compile.build import Build
+from pipeline.bins.compile.source import Source
 from pipeline.bins.programs import PROGRAMS, program_file
-from pipeline.bins.source import Source
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -79,7 +80,7 @@ def told(plan: Build, name: str = "llama-server") -> str:
 
 
 def test_places(plan: Build) -> None:
-    assert plan.tag == f"{host.platform_tag()}-cpu"
+    assert plan.tag == f"{platform.platform_tag()}-cpu"
     assert plan.target == plan.home.bins / plan.tag
     assert plan.work_folder.parent == plan.home.bins / ".build"
     assert plan.log.parent == plan.home.logs
@@ -92,7 +93,7 @@ def test_program_files() -> None:
 
 @pytest.mark.parametrize(("ccache", "launcher"), [(None, ""), ("/usr/bin/ccache",) * 2])
 def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
-    argv = compiling.configure_argv(build.work(plan), TOOLS, ccache)
+    argv = cmake.configure_argv(build.work(plan), TOOLS, ccache)
     assert argv[0] == "/tools/cmake"
     assert argv[argv.index("-S") + 1] == str(plan.source.folder)
     assert argv[argv.index("-B") + 1] == str(plan.work_folder)
@@ -107,7 +108,7 @@ def test_configure_argv(plan: Build, ccache: str | None, launcher: str) -> None:
         f"-DCMAKE_C_COMPILER_LAUNCHER={launcher}",
         *plan.backend.options,
     } <= set(argv)
-    assert argv == compiling.configure_argv(build.work(plan), TOOLS, ccache)
+    assert argv == cmake.configure_argv(build.work(plan), TOOLS, ccache)
 
 
 def test_the_recipe_names_everything(plan: Build) -> None:
@@ -115,7 +116,7 @@ def test_the_recipe_names_everything(plan: Build) -> None:
     assert recipe == plan.recipe()
     assert recipe["source"] == {"commit": plan.source.commit, "tree": plan.source.tree}
     assert recipe["options"] == list(build.options(plan))
-    assert recipe["cpu"] == host.cpu_identity()
+    assert recipe["cpu"] == platform.cpu_identity()
     others = [
         replace(plan, source=replace(plan.source, commit="f" * 40)),
         replace(plan, source=replace(plan.source, tree="u" * 40)),

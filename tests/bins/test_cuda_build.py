@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.bins import backends, build, compiling, cuda_driver, cuda_wheels, host, source
-from pipeline.bins.cuda_wheels import CUDA_13, Toolkit
-from pipeline.bins.selection import WHEELS, Selection
-from pipeline.bins.wish import Bins
+from pipeline.bins import platform
+from pipeline.bins.build_options import Bins
+from pipeline.bins.compile import backends, build, cmake, cuda_toolkit, source
+from pipeline.bins.compile.cuda_toolkit import CUDA_13, Toolkit
+from pipeline.bins.hardware import cuda_driver
+from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
 pytestmark = [
     pytest.mark.build,
     pytest.mark.slow,
     pytest.mark.skipif(
-        cuda_wheels.for_driver("", host.platform_tag()) is None or not shutil.which("g++"),
+        cuda_toolkit.for_driver("", platform.platform_tag()) is None or not shutil.which("g++"),
         reason="there are no wheels for this machine, or it has no compiler",
     ),
 ]
@@ -71,20 +73,20 @@ STAND_IN = 'extern "C" int cuDriverGetVersion(int *) { return 7; }\n'
 @pytest.fixture(scope="module")
 def kit() -> Toolkit:
     """The toolkit in the user's cache, made at the first time."""
-    return cuda_wheels.make(CUDA_13, Home(REPOSITORY))
+    return cuda_toolkit.make(CUDA_13, Home(REPOSITORY))
 
 
-def cmake(*words: str | Path) -> str:
+def run_cmake(*words: str | Path) -> str:
     done = subprocess.run(
-        [compiling.own_tools()["cmake"], *words], capture_output=True, text=True, check=False
+        [cmake.own_tools()["cmake"], *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def configure(source: Path, out: Path, *options: str) -> str:
-    ninja = f"-DCMAKE_MAKE_PROGRAM={compiling.own_tools()['ninja']}"
-    return cmake("-S", source, "-B", out, "-G", "Ninja", ninja, ARCHITECTURE, *options)
+    ninja = f"-DCMAKE_MAKE_PROGRAM={cmake.own_tools()['ninja']}"
+    return run_cmake("-S", source, "-B", out, "-G", "Ninja", ninja, ARCHITECTURE, *options)
 
 
 def is_object(path: Path) -> bool:
@@ -96,7 +98,7 @@ def is_object(path: Path) -> bool:
 def test_the_compiler_and_every_library_are_there(kit: Toolkit) -> None:
     told = subprocess.check_output([kit.nvcc, "--version"], text=True)
     assert f"release {kit.version}," in told
-    assert all(path.read_bytes()[:4] == b"\x7fELF" for path in cuda_wheels.runtime_libraries(kit))
+    assert all(path.read_bytes()[:4] == b"\x7fELF" for path in cuda_toolkit.runtime_libraries(kit))
 
 
 def test_files_of_llama_cpp_compile(kit: Toolkit, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_files_of_llama_cpp_compile(kit: Toolkit, tmp_path: Path) -> None:
     assert f"CUDA compiler identification is NVIDIA {kit.version}" in told
     folder = "ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir"
     objects = [f"{folder}/{name}.cu.o" for name in OBJECTS]
-    cmake("--build", out, "--target", *objects)
+    run_cmake("--build", out, "--target", *objects)
     assert all(is_object(out / name) for name in objects)
 
 
@@ -135,8 +137,8 @@ def test_a_program_starts_with_the_libraries_beside_it(kit: Toolkit, tmp_path: P
     selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(library))
     made = backends.backend(selected, Home(REPOSITORY), Bins())
     configure(folder, out, *made.places, *rpath)
-    cmake("--build", out)
-    for path in cuda_wheels.runtime_libraries(kit):
+    run_cmake("--build", out)
+    for path in cuda_toolkit.runtime_libraries(kit):
         (out / path.name).symlink_to(path)
     env = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     told = subprocess.run([out / "probe"], env=env, capture_output=True, text=True, check=False)

@@ -35,11 +35,11 @@ from machines import (
     vulkan,
 )
 
-from pipeline.bins import cuda, devices, gpus, probe, providers, readiness
-from pipeline.bins.detect import Host, detect
-from pipeline.bins.gpus import MIB
-from pipeline.bins.probe import Facts, Told
-from pipeline.bins.verdict import MISSING, USABLE, Verdict
+from pipeline.bins.hardware import cuda, devices, nvidia, probe, providers, requirements
+from pipeline.bins.hardware.detect import Host, detect
+from pipeline.bins.hardware.lacks import MISSING, USABLE, Verdict
+from pipeline.bins.hardware.nvidia import MIB
+from pipeline.bins.hardware.probe import Facts, Told
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
 
@@ -83,7 +83,7 @@ def test_features_of_a_mac() -> None:
 
 def test_nothing_is_known_of_an_empty_machine() -> None:
     host = detect(Facts(system="windows", machine="x64"))
-    assert {v.state for v in readiness.verdicts(host)} == {MISSING}
+    assert {v.state for v in requirements.verdicts(host)} == {MISSING}
     assert (host.cpu, host.features, host.tools) == ("", (), {})
 
 
@@ -254,9 +254,9 @@ def test_an_old_driver_does_not_know_every_field() -> None:
 
 
 def test_cards_whose_memory_is_the_machines() -> None:
-    (card,) = gpus.parse_cards("NVIDIA GB10, 12.1, 580.95.05, [N/A], [N/A]\n")
+    (card,) = nvidia.parse_cards("NVIDIA GB10, 12.1, 580.95.05, [N/A], [N/A]\n")
     assert (card.capability, card.total, card.split) == ("12.1", None, False)
-    (odd,) = gpus.parse_cards("Quadro, 2, 1024, 7.5, 580.1, Disabled, 16384\n")
+    (odd,) = nvidia.parse_cards("Quadro, 2, 1024, 7.5, 580.1, Disabled, 16384\n")
     assert odd.name == "Quadro, 2, 1024"
 
 
@@ -400,7 +400,7 @@ def test_every_package_that_a_verdict_names_is_in_the_table() -> None:
     hosts = [linux(), mac(), linux(smi(GTX, "13.0")), vulkan((3, 239)), linux(smi(RTX))]
     hosts += [linux(pci=(("0x1002", "0x030000"), ("0x8086", "0x030000"), ("0x10de", "0x030000")))]
     for host in hosts:
-        for verdict in readiness.verdicts(host):
+        for verdict in requirements.verdicts(host):
             for lack in verdict.lacks:
                 assert not lack.package or lack.package in providers.PACKAGES
 

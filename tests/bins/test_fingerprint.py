@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import probe
-from pipeline.bins.fingerprint import VARIABLES, changed, fingerprint
+from pipeline.bins.hardware import probe
+from pipeline.bins.hardware.fingerprint import VARIABLES, changed, fingerprint
 
 posix = pytest.mark.skipif(os.name == "nt", reason="programs without a suffix")
 

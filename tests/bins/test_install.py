@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 from disks import disk
 
-from pipeline.bins import host, install, package
-from pipeline.bins.install import Installed
-from pipeline.bins.magic import platform_of
-from pipeline.bins.package import Package
+from pipeline.bins import platform as host
+from pipeline.bins.package import install, pack
+from pipeline.bins.package.install import Installed
+from pipeline.bins.package.magic import platform_of
+from pipeline.bins.package.pack import Package
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -123,7 +124,7 @@ def test_round_trip(tmp_path: Path, home: Home, target: Path) -> None:
         portable=False,
         home=home,
     )
-    for archive in package.make(plan):
+    for archive in pack.make(plan):
         done = install.install(archive, target, home=home)
         assert done == Installed(folder=target, version="version: ours", commit="c" * 40)
         assert done.bin == target / "bin"
@@ -440,7 +441,7 @@ def test_an_archive_that_changes_meanwhile(
 ONE = """
 import resource, sys
 from pathlib import Path
-from pipeline.bins import install
+from pipeline.bins.package import install
 from pipeline.core.paths import Home
 archive, root, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if limit:
@@ -452,7 +453,7 @@ install.install(archive, install.default_target(home), home=home)
 FOREVER = """
 import itertools, sys
 from pathlib import Path
-from pipeline.bins import install
+from pipeline.bins.package import install
 from pipeline.core.paths import Home
 home = Home(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.bins.jobs import GIB, jobs
+from pipeline.bins.compile.jobs import GIB, jobs
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import package
-from pipeline.bins.package import Package
+from pipeline.bins.package import pack
+from pipeline.bins.package.pack import Package
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -66,7 +66,7 @@ def sums(paths: list[Path]) -> list[str]:
 
 
 def test_the_members(plan: Package) -> None:
-    found = package.members(plan)
+    found = pack.members(plan)
     assert list(found) == [*FILES, "manifest.json"]
     told = json.loads(found["manifest.json"].text)
     assert told.pop("files") == {
@@ -81,52 +81,52 @@ def test_the_members(plan: Package) -> None:
         "backend": "cpu",
         "portable": True,
     }
-    assert package.members(plan) == found
+    assert pack.members(plan) == found
     assert not plan.archive(".zip").parent.exists(), "a plan makes nothing"
 
 
 def test_the_readme_says_what_it_is(plan: Package) -> None:
-    text = package.readme(plan)
+    text = pack.readme(plan)
     assert all(word in text for word in (COMMIT, "linux-x64", "cpu", "bin/llama-server", "MIT"))
     assert "see LICENSE" in text and "the processor at hand" in text
-    native = package.readme(replace(plan, portable=False, license=None))
+    native = pack.readme(replace(plan, portable=False, license=None))
     assert "the very processor" in native and "LICENSE" not in native
-    assert "bin\\llama-server.exe" in package.readme(replace(plan, platform="windows-x64"))
+    assert "bin\\llama-server.exe" in pack.readme(replace(plan, platform="windows-x64"))
 
 
 def test_made_once(plan: Package, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not package.is_current(plan)
-    made = package.make(plan)
+    assert not pack.is_current(plan)
+    made = pack.make(plan)
     stem = plan.home.bins / "packages" / "llama-cpp-0123456789ab-linux-x64-cpu"
     assert made == [Path(f"{stem}.tar.gz"), Path(f"{stem}.zip")]
-    assert package.is_current(plan)
+    assert pack.is_current(plan)
     assert "packing llama-cpp-0123456789ab-linux-x64-cpu.zip" in capsys.readouterr().err
     stamps = [path.stat().st_mtime_ns for path in made]
-    assert package.make(plan) == made
+    assert pack.make(plan) == made
     assert [path.stat().st_mtime_ns for path in made] == stamps
     assert capsys.readouterr().err == ""
 
     others = [replace(plan, backend="cpu", portable=False), replace(plan, license=None)]
-    assert not any(package.is_current(other) for other in others)
+    assert not any(pack.is_current(other) for other in others)
     (plan.folder / "libggml.so.0").write_text("another!!")
-    assert not package.is_current(plan)
+    assert not pack.is_current(plan)
     before = sums(made)
-    package.make(plan)
-    assert package.is_current(plan)
+    pack.make(plan)
+    assert pack.is_current(plan)
     assert all(one != other for one, other in zip(before, sums(made), strict=True))
 
-    package.forget(plan)
-    assert not package.is_current(plan) and made[0].exists()
-    package.make(plan)
-    package.clean(plan)
+    pack.forget(plan)
+    assert not pack.is_current(plan) and made[0].exists()
+    pack.make(plan)
+    pack.clean(plan)
     assert not any(path.exists() for path in made)
     assert receipts.load(made[0].parent) == {}
-    package.clean(plan)
+    pack.clean(plan)
 
 
 @linux
 def test_the_same_bytes_wherever_whenever_and_by_whomever(plan: Package, tmp_path: Path) -> None:
-    first = sums(package.make(plan))
+    first = sums(pack.make(plan))
     copied = shutil.copytree(plan.folder, tmp_path / "another folder", symlinks=True)
     for number, path in enumerate(sorted(copied.iterdir(), reverse=True)):
         os.utime(path, ns=(number, number), follow_symlinks=False)
@@ -137,14 +137,14 @@ def test_the_same_bytes_wherever_whenever_and_by_whomever(plan: Package, tmp_pat
     old = os.umask(0o077)
     try:
         again = replace(plan, folder=copied, home=Home(tmp_path / "another home"))
-        assert sums(package.make(again)) == first
-        assert sums(package.make(plan, force=True)) == first
+        assert sums(pack.make(again)) == first
+        assert sums(pack.make(plan, force=True)) == first
     finally:
         os.umask(old)
 
 
 def test_nothing_of_this_machine_is_in_it(plan: Package) -> None:
-    packed, zipped = package.make(plan)
+    packed, zipped = pack.make(plan)
     head = packed.read_bytes()[:10]
     assert head == b"\x1f\x8b\x08\0\0\0\0\0\0\xff", "neither a time nor a name"
     with tarfile.open(packed) as tar:
@@ -167,7 +167,7 @@ def test_nothing_of_this_machine_is_in_it(plan: Package) -> None:
 def test_it_runs_wherever_it_is_unpacked(plan: Package, tmp_path: Path, tool: str) -> None:
     if not shutil.which(tool):
         pytest.skip(f"needs {tool}")
-    packed, zipped = package.make(plan)
+    packed, zipped = pack.make(plan)
     place = tmp_path / "unpacked"
     place.mkdir()
     command = ["tar", "-xf", packed] if tool == "tar" else ["unzip", "-q", zipped]
@@ -187,9 +187,9 @@ def test_known_sums_are_taken_from_the_receipts(plan: Package) -> None:
     """A build stamped its programs: their content is hashed once, while it is packed."""
     server = plan.folder / "llama-server"
     receipts.change(server, receipts.stamp(server, {}, seconds=0, digest="f" * 64))
-    assert package.members(plan)["bin/llama-server"].sha256 == "f" * 64
+    assert pack.members(plan)["bin/llama-server"].sha256 == "f" * 64
     with pytest.raises(PipelineError, match="llama-server: changed while it was packed"):
-        package.make(plan)
+        pack.make(plan)
     assert [path for path in plan.archive(".zip").parent.iterdir() if path.suffix != ".lock"] == []
 
 
@@ -198,25 +198,25 @@ def test_known_sums_are_taken_from_the_receipts(plan: Package) -> None:
 def test_a_file_that_changes_meanwhile(
     plan: Package, tmp_path: Path, change: str, ending: str
 ) -> None:
-    found, file = package.members(plan), plan.folder / "libggml.so.0"
+    found, file = pack.members(plan), plan.folder / "libggml.so.0"
     if change == "gone":
         file.unlink()
     else:
         file.write_text({"shorter": "a", "longer": "a library and more"}[change])
     with pytest.raises(PipelineError, match=r"libggml\.so\.0: changed while it was packed"):
-        package.WRITERS[ending](tmp_path / "x", found)
+        pack.WRITERS[ending](tmp_path / "x", found)
 
 
 def test_what_cannot_be_packed(plan: Package, tmp_path: Path) -> None:
     (plan.folder / "libout.so").symlink_to("../LICENSE")
     with pytest.raises(PipelineError, match=r"is a link to .*LICENSE"):
-        package.make(plan)
+        pack.make(plan)
     (plan.folder / "libout.so").unlink()
     (plan.folder / "libgone.so").symlink_to("missing")
-    assert not package.is_current(plan)
+    assert not pack.is_current(plan)
     with pytest.raises(PipelineError, match="is a link to missing"):
-        package.make(plan)
+        pack.make(plan)
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(PipelineError, match="no llama-server in it") as caught:
-            package.make(replace(plan, folder=folder))
+            pack.make(replace(plan, folder=folder))
         assert "build_bins" in caught.value.hint

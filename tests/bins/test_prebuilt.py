@@ -22,9 +22,10 @@ import pytest
 from conftest import REPOSITORY
 from fakes import releases as fake
 
-from pipeline.bins import github, host, prebuilt, releases, tryout, unpacked
+from pipeline.bins import platform, smoke_test
 from pipeline.bins.binaries import Binaries
-from pipeline.bins.prebuilt import Prebuilt
+from pipeline.bins.release import github, prebuilt, releases, unpacked
+from pipeline.bins.release.prebuilt import Prebuilt
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -32,7 +33,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.publish import part
 
 scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
-HERE = host.platform_tag()
+HERE = platform.platform_tag()
 UPSTREAMS = {"linux": "ubuntu", "macos": "macos", "windows": "win"}
 NO_DEVICE = "Available devices:\n  (none)\n"
 VULKAN = "Available devices:\n  Vulkan0: llvmpipe (7936 MiB, 7936 MiB free)\n"
@@ -177,7 +178,7 @@ def test_a_release_that_is_none(release: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_device_is_listed(told: str, backend: str, expected: bool) -> None:
-    assert tryout.shows(told, backend) is expected
+    assert smoke_test.shows(told, backend) is expected
 
 
 # The work
@@ -431,7 +432,7 @@ def test_folders_and_hidden_files_in_an_archive(plan: Prebuilt, site: fake.Site)
 MAKE = """
 import sys
 from pathlib import Path
-from pipeline.bins import prebuilt
+from pipeline.bins.release import prebuilt
 from pipeline.core.paths import Home
 prebuilt.Prebuilt(
     platform=sys.argv[1], backend="cpu", release="b8000", home=Home(Path(sys.argv[2]))

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from fakes import releases as fake
 
-from pipeline.bins import assets, github, releases, wish
-from pipeline.bins.assets import Asset, NoMatchError, kind, matching
+from pipeline.bins import build_options
+from pipeline.bins.release import assets, github, releases
+from pipeline.bins.release.assets import Asset, NoMatchError, kind, matching
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
@@ -217,7 +218,7 @@ def test_without_a_digest_nothing_is_taken(digest: str) -> None:
 
 @pytest.mark.parametrize("name", ["b10605", "v0.5.0", "latest", "gguf-v0.4.0-3352-g855cd07"])
 def test_names_of_releases(name: str) -> None:
-    assert wish.release_name(name) == name
+    assert build_options.release_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_names_of_releases(name: str) -> None:
 )
 def test_no_names_of_releases(name: str) -> None:
     with pytest.raises(ValueError, match="a tag of upstream's"):
-        wish.release_name(name)
+        build_options.release_name(name)
 
 
 # The API

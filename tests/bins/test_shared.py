@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import shared
+from pipeline.bins.compile import shared
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("gcc"), reason="makes ELF files with gcc"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import source, tree
+from pipeline.bins.compile import git_tree, source
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -73,7 +73,7 @@ class TestSubmodule:
             tree=source.pins().llama_cpp_tree,
             local=False,
         )
-        assert found.tree == tree.folder_hash(module)
+        assert found.tree == git_tree.folder_hash(module)
         assert source.is_current(found)
         assert not found.fetched
 
@@ -128,7 +128,7 @@ class TestSubmodule:
         (module / "CMakeLists.txt").write_text("changed")
         with pytest.raises(PipelineError, match="not the pinned llama") as caught:
             source.find(home)
-        assert tree.folder_hash(module) in caught.value.message
+        assert git_tree.folder_hash(module) in caught.value.message
 
     def test_a_git_that_talks_on_stderr(self, module: Path, home: Home) -> None:
         git(module, "config", "core.fsmonitor", "/no/such/monitor")
@@ -220,7 +220,9 @@ class TestUnpack:
         found = source._unpack(archive(tmp_path / "a", *GOOD, *other), INSIDE, tmp_path / "out")
         write(tmp_path / "expected")
         assert (
-            found == tree.folder_hash(tmp_path / "expected") == tree.folder_hash(tmp_path / "out")
+            found
+            == git_tree.folder_hash(tmp_path / "expected")
+            == git_tree.folder_hash(tmp_path / "out")
         )
         assert os.access(tmp_path / "out" / "build.sh", os.X_OK)
 
@@ -255,7 +257,7 @@ class TestUnpack:
         out = tmp_path / "deep" / "out"
         found = source._unpack(archive(tmp_path / "a", hostile, *GOOD), INSIDE, out)
         write(tmp_path / "expected")
-        assert found == tree.folder_hash(tmp_path / "expected")
+        assert found == git_tree.folder_hash(tmp_path / "expected")
         assert not any(path.name in ("evil", ".git") for path in tmp_path.rglob("*"))
 
     def test_a_file_does_not_follow_a_link_before_it(self, tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def pinned(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         write(tmp_path / "expected")
         own = replace(pins().llama_cpp_archive, file=path.name, folder=INSIDE, sha256=digest)
-        wanted = tree_hash or tree.folder_hash(tmp_path / "expected")
+        wanted = tree_hash or git_tree.folder_hash(tmp_path / "expected")
         changed = replace(pins(), llama_cpp_archive=own, llama_cpp_tree=wanted)
         monkeypatch.setattr(source, "pins", lambda: changed)
         target = packages.cached(own, home)
@@ -301,7 +303,7 @@ class TestArchive:
         assert not found.local
         assert not source.is_current(found)
         source.fetch(found, home)
-        assert tree.folder_hash(found.folder) == source.pins().llama_cpp_tree == found.tree
+        assert git_tree.folder_hash(found.folder) == source.pins().llama_cpp_tree == found.tree
         assert source.is_current(found)
         assert "unpacking" in capsys.readouterr().err
         kept.unlink()
@@ -345,7 +347,7 @@ class TestArchive:
             (found.folder.parent / left / "half").touch()
         source.fetch(found, home)
         assert source.is_current(found)
-        assert tree.folder_hash(found.folder) == found.tree
+        assert git_tree.folder_hash(found.folder) == found.tree
         left = [path.name for path in found.folder.parent.iterdir() if path.suffix != ".lock"]
         assert sorted(left) == [".state.json", found.folder.name]
 

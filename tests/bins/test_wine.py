@@ -12,8 +12,8 @@ from pathlib import Path
 import debian
 import pytest
 
-from pipeline.bins import prebuilt
-from pipeline.bins.prebuilt import Prebuilt
+from pipeline.bins.release import prebuilt
+from pipeline.bins.release.prebuilt import Prebuilt
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 

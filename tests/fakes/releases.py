@@ -80,7 +80,7 @@ class Site:
             }
             for name, data in made.assets.items()
         ]
-        # As upstream's are: see `_first` of pipeline/bins/releases.py.
+        # As upstream's are: see `_first` of pipeline/bins/release/releases.py.
         flags = {"draft": False, "prerelease": True, **made.flags}
         return {"tag_name": made.tag, "assets": assets, **flags}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.bins import source
+from pipeline.bins.compile import source
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.models import convert, converter, quantize, staging

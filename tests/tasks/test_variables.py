@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.bins.build_options import Bins
 from pipeline.bins.programs import program_file
-from pipeline.bins.wish import Bins
 from pipeline.core.errors import UsageError
 from pipeline.models.chain import Wanted
 from pipeline.models.choice import Wish

@@ -1,0 +1,284 @@
+"""Compile llama.cpp into `bins/<platform>-<backend>/`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.bins import platform
+from pipeline.bins.programs import PROGRAMS, program_file
+from pipeline.bins.smoke_test import try_out
+from pipeline.core.log import say
+from pipeline.core.packages import installed
+from pipeline.core.paths import Home
+from pipeline.core.process import capture
+from pipeline.core.store import receipts
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
+    full_disk_is_an_error,
+    is_cut,
+    part,
+    publish_folder,
+    recover_folder,
+    remove,
+    require_space,
+)
+from pipeline.core.store.receipts import Recipe
+
+from . import shared, web_ui
+from .backends import Backend
+from .cmake import Work, compile_all
+from .source import Source
+from .web_ui import Ui
+
+# Of a build folder and what is published from it.
+BUILD_BYTES = 700_000_000
+GPU_BUILD_BYTES = 3_000_000_000
+COMPILER_VARIABLES = (
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"),
+    *("CUDAHOSTCXX", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "HIPCXX", "HIPFLAGS"),
+)
+# Where CMake looks for tools, and keeps what it found.
+TOOL_PLACES = ("VULKAN_SDK", "ROCM_PATH", "MKLROOT", "CMAKE_PREFIX_PATH")
+FIXED_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    *web_ui.OPTIONS,
+    "-DGGML_CCACHE=OFF",  # upstream's way of using it; ours is the launcher
+    # unset, upstream asks the git of whatever folder it lies in
+    *("-DLLAMA_BUILD_NUMBER=0", "-DGIT_EXE=OFF"),
+    "-DCMAKE_UNITY_BUILD_RELOCATABLE=ON",  # else each home's path is in what ccache compares
+)
+# Programs find their libraries beside them, in the build folder and wherever they are moved.
+SHARED_OPTIONS = (
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+)
+STATIC_OPTIONS = ("-DBUILD_SHARED_LIBS=OFF",)
+UNITED = Path(__file__).with_name("united.cmake")  # what makes a cold build cheaper
+# Every variant of the CPU's code, the best one loaded at run time.
+PORTABLE_OPTIONS = (
+    *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+    "-DGGML_CUDA_NCCL=OFF",  # found by chance, it would be needed everywhere
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """One build: of what, for what, and where. Nothing is done yet.
+
+    `portable`: for other processors too; `elsewhere`: the device is not expected here."""
+
+    source: Source
+    backend: Backend
+    home: Home
+    portable: bool = False
+    elsewhere: bool = False
+    jobs: int | None = None
+    page: Ui | None = None
+
+    @property
+    def tag(self) -> str:
+        tag = f"{platform.platform_tag()}-{self.backend.name}"
+        return f"{tag}-portable" if self.portable else tag
+
+    @property
+    def target(self) -> Path:
+        return self.home.bins / self.tag
+
+    @property
+    def programs(self) -> Path:
+        return self.target
+
+    @property
+    def commit(self) -> str:
+        return self.source.commit
+
+    @property
+    def work_folder(self) -> Path:
+        """CMake's; it stays, so that the next build does only what changed."""
+        return self.home.bins / ".build" / self.tag
+
+    @property
+    def log(self) -> Path:
+        return self.home.logs / f"build-{self.tag}.log"
+
+    @property
+    def is_shared(self) -> bool:
+        """One library for all programs where that library is large; else programs that are whole
+        in one file. Elsewhere than on Linux always the latter."""
+        return sys.platform == "linux" and (self.portable or self.backend.name != "cpu")
+
+    @property
+    def is_united(self) -> bool:
+        """Whether source files are compiled some at a time. Not what may be edited, so that an edit
+        costs no more than it must."""
+        return sys.platform == "linux" and self.source.fetched
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on the disk, about."""
+        return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
+
+    @property
+    def download(self) -> int:
+        return 0  # source and toolkit are steps of their own
+
+    def recipe(self) -> Recipe:
+        """Everything that the programs depend on: the processor too, unless they are portable."""
+        compiler = platform.find_compiler()
+        return {
+            "step": "build",
+            "source": self.source.recipe(),
+            "backend": self.backend.name,
+            "options": list(options(self)),
+            "united": sha256(UNITED) if self.is_united else None,
+            # Without a compiler nothing can be built again, and what is there is taken as it is.
+            "compiler": compiler.version if compiler else _recorded(self, "compiler"),
+            "environment": {
+                name: os.environ[name] for name in COMPILER_VARIABLES if name in os.environ
+            },
+            "tools": {
+                "cmake": installed("cmake"),
+                "ninja": installed("ninja"),
+                **self.backend.tools,
+            },
+            "cpu": None if self.portable else platform.cpu_identity(),
+            "page": web_ui.recipe(self.page) if self.page else None,
+        }
+
+    def is_current(self) -> bool:
+        """Whether everything stands in `bins/` as this recipe made it."""
+        wanted = self.recipe()
+        return not is_cut(self.target) and all(
+            receipts.status(file, wanted) is receipts.Status.CURRENT for file in files(self)
+        )
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Compile and publish, unless it stands already. Raises PipelineError."""
+        with full_disk_is_an_error(self.target.parent), only_one(self.target):
+            recover_folder(self.target)
+            wanted = self.recipe()
+            if not force and all(receipts.settle(file, wanted) for file in files(self)):
+                return
+            platform.require_compiler()
+            if force:
+                remove(self.work_folder)
+            require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)
+            done = compile_all(
+                work(self), lambda: web_ui.place(self.page, self.source, self.work_folder)
+            )
+            told = _publish(self, wanted, done.seconds)
+            say(f"built llama.cpp {told} for {self.tag}: {done.told}")
+
+    def clean(self) -> None:
+        """Remove the published programs and the build folder."""
+        remove(self.target)
+        remove(self.work_folder)
+
+    def forget(self) -> None:
+        """Drop the receipts of what is published."""
+        for file in files(self):
+            receipts.forget(file)
+
+
+def options(build: Build) -> tuple[str, ...]:
+    """The CMake options that shape the result."""
+    short = build.source.commit[:9]
+    commits = (f"-DLLAMA_BUILD_COMMIT={short}", f"-DGGML_BUILD_COMMIT={short}")
+    linking = SHARED_OPTIONS if build.is_shared else STATIC_OPTIONS
+    fixed = (*FIXED_OPTIONS, *linking, *commits, *build.backend.options)
+    if not build.portable:
+        return fixed
+    return (*fixed, *(PORTABLE_OPTIONS if build.is_shared else PORTABLE_OPTIONS[:1]))
+
+
+def _recorded(build: Build, key: str) -> Any:
+    entry = receipts.load(build.target).get(program_file("llama-server"))
+    return entry.recipe.get(key) if entry else None
+
+
+def files(build: Build) -> list[Path]:
+    """What is published: the programs, and the libraries that the last build put beside them."""
+    names = dict.fromkeys([*map(program_file, PROGRAMS), *receipts.load(build.target)])
+    return [build.target / name for name in names]
+
+
+def work(build: Build) -> Work:
+    """What the compiler is asked for."""
+    wanted = build.recipe()
+    united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
+    made_with = [wanted[key] for key in ("compiler", "environment", "tools", "cpu")]
+    return Work(
+        source=build.source.folder,
+        folder=build.work_folder,
+        options=(*options(build), *build.backend.places, *united),
+        targets=PROGRAMS,
+        made_with=[*made_with, build.backend.places, *map(os.environ.get, TOOL_PLACES)],
+        backend=build.backend.name,
+        root=build.home.root,
+        jobs=build.jobs,
+        log=build.log,
+    )
+
+
+def made_files(build: Build) -> Mapping[str, Path]:
+    """What was made and belongs together, by the name that it is published under."""
+    folder = build.work_folder / "bin"
+    files = {name: folder / name for name in map(program_file, PROGRAMS)}
+    if not build.is_shared:
+        return files
+    if build.portable:
+        modules = (path for path in folder.glob(shared.MODULES) if not path.is_symlink())
+        files |= {path.name: path for path in modules}
+    libraries = {path.name: path for path in build.backend.libraries}
+    single = libraries | (_openmp() if build.portable else {})
+    needed = shared.closure(files.values(), [folder, *build.backend.folders], single)
+    return files | libraries | needed
+
+
+def _openmp() -> dict[str, Path]:
+    """The compiler's OpenMP library, which small systems do not have."""
+    name, compiler = "libgomp.so.1", platform.find_compiler()
+    told = compiler and capture([compiler.path, f"-print-file-name={name}"])
+    path = Path(told.strip()) if told else Path(name)
+    return {name: path} if path.is_absolute() else {}
+
+
+def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
+    """Copy, try out, publish; returns what the programs call themselves."""
+    made = part(build.target)
+    remove(made)
+    try:
+        made.mkdir()
+        entries = {}
+        for name, file in made_files(build).items():
+            _copy(file, made / name, keeps=build.work_folder)
+            entries[name] = receipts.stamp(made / name, wanted, seconds=seconds)
+        server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
+        told = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
+        receipts.save(made, entries)
+        publish_folder(made, build.target)
+    finally:
+        remove(made)
+    return told
+
+
+def _copy(file: Path, target: Path, keeps: Path) -> None:
+    """What lies outside the build folder, such as CUDA's libraries, is large and never written to
+    again: one file under two names where the disk allows it."""
+    if not file.is_relative_to(keeps):
+        with contextlib.suppress(OSError):
+            os.link(file.resolve(), target)
+            return
+    shutil.copy2(file, target)

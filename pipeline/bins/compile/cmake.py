@@ -1,0 +1,190 @@
+"""CMake and Ninja at work: what they are told, what is shown of it, and what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.bins.programs import program_file
+from pipeline.core import capacity, environment
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.store.publish import remove
+
+from .jobs import jobs
+
+FIRST_ERRORS = 5
+LANGUAGES = ("C", "CXX", "CUDA", "HIP")
+# What says that the system ended a compiler; 137 is a shell's word for SIGKILL.
+KILLED = re.compile(r"\bKilled\b|out of memory|Cannot allocate|signal 9\b|\[code=137\]", re.I)
+FAILURE = re.compile(
+    r"\berror\b( \w+)?\s*:|\bfatal\s*:|CMake Error|No space left|undefined reference|"
+    r"cannot find -l|" + KILLED.pattern,
+    re.I,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What to compile: CMake's two folders, its options, the targets, and what all of it is made
+    with: where that changes, the folder is made anew."""
+
+    source: Path
+    folder: Path
+    options: tuple[str, ...]
+    targets: tuple[str, ...]
+    made_with: Sequence[Any]
+    backend: str
+    root: Path  # two checkouts share what they compiled: paths below it count as relative
+    jobs: int | None
+    log: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How it went: Ninja's steps, seconds, and compilations that ccache knew and did not."""
+
+    steps: int
+    seconds: float
+    hits: int
+    misses: int
+
+    @property
+    def told(self) -> str:
+        cached = f", ccache had {self.hits} of {self.hits + self.misses}"
+        steps = f"{self.steps} steps in {self.seconds:.0f} s"
+        return steps + (cached if self.hits + self.misses else "")
+
+
+def configure_argv(work: Work, tools: Mapping[str, str], ccache: str | None) -> list[str]:
+    """The CMake command that makes the build folder."""
+    return [
+        *(tools["cmake"], "-S", str(work.source), "-B", str(work.folder)),
+        *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}"),
+        *work.options,
+        *(f"-DCMAKE_{name}_COMPILER_LAUNCHER={ccache or ''}" for name in LANGUAGES),
+    ]
+
+
+def build_argv(work: Work, tools: Mapping[str, str], count: int) -> list[str]:
+    """The command that compiles the targets, `count` files at once."""
+    folder = ("--build", str(work.folder), "--parallel", str(count))
+    return [tools["cmake"], *folder, "--target", *work.targets]
+
+
+def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
+    """Configure and compile; `prepare` puts into the folder what is to be built in. Raises
+    PipelineError with the first errors."""
+    start, watch = time.monotonic(), Watch()
+    tools, ccache = own_tools(), shutil.which("ccache")
+    statistics = work.folder / ".ccache.log"
+    env = {
+        **environment.without_credentials(os.environ, keep=["CCACHE_"]),
+        # projects inside llama.cpp's own look for ninja there
+        "PATH": os.pathsep.join([str(Path(tools["ninja"]).parent), os.environ.get("PATH", "")]),
+        "NINJA_STATUS": "[%f/%t] ",
+        "CCACHE_BASEDIR": str(work.root),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_STATSLOG": str(statistics),
+    }
+    begin(work)
+    prepare()
+    statistics.unlink(missing_ok=True)
+    count = jobs(work.jobs, work.backend, capacity.processors(), capacity.memory())
+    commands = (configure_argv(work, tools, ccache), build_argv(work, tools, count))
+    with bar(f"building llama.cpp for {work.folder.name}") as update:
+        for number, command in enumerate(commands):
+            status = run(
+                command, log=work.log, env=env, on_line=watch.line(update), append=bool(number)
+            )
+            if status:
+                raise failed(status, watch.errors, work.log)
+    hits, misses = counted(statistics)
+    return Done(steps=watch.steps, seconds=time.monotonic() - start, hits=hits, misses=misses)
+
+
+class Watch:
+    """What Ninja's lines tell."""
+
+    def __init__(self) -> None:
+        self.steps = self.total = 0
+        self.errors: list[str] = []
+
+    def count(self, done: int, total: int, update: Callable[[float, float], None]) -> None:
+        """A project inside counts its own few steps: they are not those of the whole."""
+        if total * 2 >= self.total:
+            self.steps, self.total = done, total
+            update(done, total)
+
+    def line(self, update: Callable[[float, float], None]) -> Callable[[str], None]:
+        def see(line: str) -> None:
+            counter = re.match(r"\[(\d+)/(\d+)\] ", line)
+            if counter:
+                self.count(int(counter[1]), int(counter[2]), update)
+            elif FAILURE.search(line):
+                self.errors.append(line.strip())
+
+        return see
+
+
+def begin(work: Work) -> None:
+    """CMake keeps the compiler and the folders that it first saw, whatever it is told later: where
+    they are others now, it begins anew."""
+    note = work.folder / ".toolchain.json"
+    now = json.dumps([str(work.folder), str(work.source), *work.made_with])
+    if _read(note) != now:
+        remove(work.folder)
+        work.folder.mkdir(parents=True)
+        note.write_text(now, encoding="utf-8")
+    # Nor does it forget an option that it is not told any more, unless its cache is gone.
+    note, now = work.folder / ".options.json", json.dumps(work.options)
+    if _read(note) != now:
+        remove(work.folder / "CMakeCache.txt")
+        note.write_text(now, encoding="utf-8")
+
+
+def _read(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
+    """Why, and what to do."""
+    told = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(log)
+    hint = f"the whole log is {log}"
+    if any("No space left" in line for line in errors):
+        hint = "the disk is full: free some space and run the same command again"
+    elif any(KILLED.search(line) for line in errors):
+        hint = f"the memory was not enough: give fewer jobs=; {hint}"
+    return PipelineError(f"llama.cpp could not be built (status {status}):\n{told}", hint)
+
+
+def counted(statistics: Path) -> tuple[int, int]:
+    """Hits and misses in ccache's log of its results."""
+    try:
+        told = statistics.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0, 0
+    hits = told.count("direct_cache_hit") + told.count("preprocessed_cache_hit")
+    return hits, told.count("cache_miss")
+
+
+def own_tools() -> dict[str, str]:
+    """cmake and ninja out of the environment's own packages."""
+    import cmake
+    import ninja
+
+    return {
+        "cmake": str(Path(cmake.CMAKE_BIN_DIR) / program_file("cmake")),
+        "ninja": str(Path(ninja.BIN_DIR) / program_file("ninja")),
+    }

@@ -1,0 +1,211 @@
+"""A CUDA toolkit out of NVIDIA's wheels, for machines that have the driver only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bins import platform
+from pipeline.bins.hardware.cuda_versions import LOWEST_DRIVER
+from pipeline.bins.hardware.lacks import numbers
+from pipeline.core import paths
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import say, size
+from pipeline.core.packages import pip_environment
+from pipeline.core.paths import Home
+from pipeline.core.process import capture, last_lines, run
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
+    full_disk_is_an_error,
+    part,
+    publish_folder,
+    recover_folder,
+    remove,
+    require_space,
+)
+from pipeline.core.store.receipts import Recipe
+
+PLATFORMS = ("linux-x64", "linux-arm64")
+ON_ARM = platform.platform_tag() == "linux-arm64"
+DOWNLOAD_BYTES = 721_000_000 if ON_ARM else 620_000_000
+INSTALLED_BYTES = 1_170_000_000 if ON_ARM else 1_100_000_000
+STAMP = "toolkit"  # written last: what has it is whole
+NVCC_TIME = 1_000_000_000  # any, but always the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A release of CUDA whose wheels are pinned."""
+
+    version: str
+    requirements: Path
+
+    @property
+    def major(self) -> int:
+        return numbers(self.version)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolkit:
+    """A toolkit that was made: `root` is what CMake calls CUDAToolkit_ROOT."""
+
+    root: Path
+    version: str
+    major: int
+
+    @property
+    def nvcc(self) -> Path:
+        return self.root / "bin" / "nvcc"
+
+
+# There is none of CUDA 12: its nvidia-cuda-nvcc-cu12 has ptxas and libnvvm, but no nvcc, cicc,
+# cudafe++ and fatbinary.
+CUDA_13 = Release(version="13.4", requirements=Path(__file__).with_name("cuda13-requirements.txt"))
+
+
+def lack(driver: str, platform_tag: str) -> str:
+    """Why the wheels are of no use there; empty where they are.
+
+    No `driver` means a build for another machine.
+    """
+    if platform_tag not in PLATFORMS:
+        return f"NVIDIA's wheels are for {' and '.join(PLATFORMS)}; this is {platform_tag}"
+    lowest = LOWEST_DRIVER[CUDA_13.major]
+    if driver and numbers(driver) < (lowest,):
+        return (
+            f"NVIDIA's wheels with a compiler are of CUDA {CUDA_13.version}, which needs driver "
+            f"{lowest} or newer; {driver} is here"
+        )
+    return ""
+
+
+def for_driver(driver: str, platform_tag: str) -> Release | None:
+    """The release to take; where there is none `lack` says why."""
+    return None if lack(driver, platform_tag) else CUDA_13
+
+
+def recipe(release: Release) -> Recipe:
+    """What the toolkit depends on."""
+    return {
+        "step": "cuda toolkit",
+        "version": release.version,
+        "requirements": hashlib.sha256(release.requirements.read_bytes()).hexdigest(),
+        "platform": platform.platform_tag(),
+    }
+
+
+def place(home: Home, release: Release) -> Path:
+    """Where it is, or would be, kept for all checkouts."""
+    digest = hashlib.sha256(repr(sorted(recipe(release).items())).encode()).hexdigest()[:12]
+    return paths.cache(home) / f"cuda-{release.version}-{digest}"
+
+
+def toolkit(home: Home, release: Release) -> Toolkit:
+    """The toolkit as it is, or would be."""
+    root = place(home, release) / "nvidia" / f"cu{release.major}"
+    return Toolkit(root=root, version=release.version, major=release.major)
+
+
+def is_current(home: Home, release: Release) -> bool:
+    """Whether it was made to its end."""
+    entry = receipts.load(place(home, release)).get(STAMP)
+    made = entry is not None and entry.recipe == recipe(release)
+    return made and toolkit(home, release).nvcc.exists()
+
+
+def make(release: Release, home: Home, *, offline: bool = False, force: bool = False) -> Toolkit:
+    """Have the toolkit. Raises PipelineError."""
+    target = place(home, release)
+    paths.require_writable(target.parent)
+    with full_disk_is_an_error(target.parent), only_one(target):
+        recover_folder(target)
+        if force or not is_current(home, release):
+            if offline:
+                raise PipelineError(
+                    f"CUDA {release.version} is not in {target}, and offline=1 forbids to fetch it",
+                    "run once without offline=1",
+                )
+            require_space(target.parent, DOWNLOAD_BYTES + INSTALLED_BYTES)
+            say(f"fetching CUDA {release.version} ({size(DOWNLOAD_BYTES)}, once)")
+            made = part(target)
+            try:
+                _fill(made, release, home.logs / f"cuda-{release.version}.log")
+                publish_folder(made, target)
+            finally:
+                remove(made)
+    return toolkit(home, release)
+
+
+def _fill(made: Path, release: Release, log: Path) -> None:
+    temporary = made / "tmp"
+    temporary.mkdir(parents=True)
+    # pip unpacks into the temporary folder before it moves: the system's may be small.
+    env = pip_environment() | {"TMPDIR": str(temporary)}
+    if status := run(pip_argv(release, made), log=log, env=env):
+        raise PipelineError(
+            f"CUDA {release.version} could not be installed (pip ended with {status}):\n"
+            f"{last_lines(log, 5)}",
+            "check the network, pip's settings (pip config list) and the free space in "
+            f"{made.parent}; the log is {log}",
+        )
+    remove(temporary)
+    root = made / "nvidia" / f"cu{release.major}"
+    add_names(root)
+    told = capture([root / "bin" / "nvcc", "--version"]) or "no answer"
+    if f"release {release.version}," not in told:
+        raise PipelineError(
+            f"the nvcc of NVIDIA's wheels does not run here: {told}",
+            "install the CUDA toolkit of your distribution or NVIDIA's",
+        )
+    # ccache knows a compiler by its size and time: what it holds is good for the next one as well.
+    os.utime(root / "bin" / "nvcc", (NVCC_TIME, NVCC_TIME))
+    stamp = made / STAMP
+    stamp.write_text(f"{release.version}\n", encoding="utf-8")
+    receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(release), seconds=0)})
+
+
+def pip_argv(release: Release, folder: Path) -> list[str]:
+    """The pip command that fills `folder`; a target excludes `user = true` in pip's settings."""
+    return [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
+        *("--no-compile", "--only-binary", ":all:", "--require-hashes"),
+        *("--target", str(folder), "--requirement", str(release.requirements)),
+    ]
+
+
+def add_names(root: Path) -> None:
+    """The names without version that linkers look for, and `lib64`, which nvcc looks for.
+
+    The links are relative: the folder is renamed once it is whole.
+    """
+    for library in sorted((root / "lib").glob("*.so.*")):
+        (root / "lib" / f"{library.name.partition('.so.')[0]}.so").symlink_to(library.name)
+    (root / "lib64").symlink_to("lib")
+
+
+def clean(home: Home, release: Release) -> None:
+    """Remove the toolkit."""
+    remove(place(home, release))
+
+
+def forget(home: Home, release: Release) -> None:
+    """Drop the toolkit's receipt."""
+    receipts.forget(place(home, release) / STAMP)
+
+
+def cmake_options(kit: Toolkit, driver: Path | None) -> tuple[str, ...]:
+    """What makes CMake take this toolkit, and link with the driver's library where one is here:
+    the wheels have no stub of it."""
+    linked = (f"-DCUDA_cuda_driver_LIBRARY={driver}",) if driver else ()
+    return (f"-DCUDAToolkit_ROOT={kit.root}", f"-DCMAKE_CUDA_COMPILER={kit.nvcc}", *linked)
+
+
+def runtime_libraries(kit: Toolkit) -> tuple[Path, ...]:
+    """What the built programs load: beside them, or by their run path. cuBLAS loads NVRTC."""
+    names = [f"lib{name}.so.{kit.major}" for name in ("cudart", "cublas", "cublasLt", "nvrtc")]
+    names.append(f"libnvrtc-builtins.so.{kit.version}")
+    return tuple(kit.root / "lib" / name for name in names)

@@ -1,0 +1,238 @@
+"""llama.cpp's own page, built by npm from its source, for the server to embed.
+
+npm works in a copy: the source tree stays as it was checked. The same source gives the same
+files, byte for byte, in whatever folder they are made.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.log import say, size
+from pipeline.core.paths import Home
+from pipeline.core.process import last_lines
+from pipeline.core.store import receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
+    full_disk_is_an_error,
+    is_cut,
+    part,
+    publish_folder,
+    recover_folder,
+    remove,
+    require_space,
+)
+from pipeline.core.store.receipts import Entry, Recipe
+
+from . import git_tree, node, npm, page
+from .node import Node
+from .source import Source, files
+
+INSIDE = "tools/ui"  # of the source, and of a build folder
+WORK_BYTES = 800_000_000  # of the packages and what is made with them
+# With both off the build embeds what `place` put into its folder, and fetches nothing.
+OPTIONS = ("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_UI_GZIP=ON")
+# Left alone, SvelteKit takes the time of day for the version that the page names.
+CONFIG = """\
+import config from './svelte.config.upstream.js';
+config.kit.version = {{ ...config.kit.version, name: '{version}' }};
+export default config;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ui:
+    """The page of a source, and the Node.js that builds it. Nothing is done yet."""
+
+    source: Source
+    node: Node
+    home: Home
+
+    @property
+    def target(self) -> Path:
+        return _target(self.home)
+
+    @property
+    def log(self) -> Path:
+        return self.home.logs / "ui.log"
+
+
+def choose(wanted: str, source: Source, home: Home) -> tuple[Ui | None, str]:
+    """The page that `ui=auto|on|off` means and, where there is none, why not.
+
+    Raises PipelineError where `on` cannot be.
+    """
+    if wanted == "off":
+        return None, "ui=off"
+    try:
+        return _find(source, home), ""
+    except PipelineError as error:
+        if wanted == "on":
+            raise
+        return None, error.message
+
+
+def recipe(ui: Ui) -> Recipe:
+    """Everything that the page depends on, known without a look at its files."""
+    return {
+        "step": "ui",
+        "source": ui.source.recipe(),
+        "node": ui.node.version,
+        "commands": [list(npm.INSTALL), list(npm.BUILD)],
+    }
+
+
+def is_current(ui: Ui) -> bool:
+    """Whether the page stands as this recipe made it."""
+    entry = _entry(ui.home)
+    return (
+        entry is not None
+        and entry.recipe == recipe(ui)
+        and ui.target.is_dir()
+        and not is_cut(ui.target)
+        and entry.sha256 == git_tree.stamp(ui.target)
+    )
+
+
+def make(ui: Ui, *, offline: bool = False, force: bool = False) -> None:
+    """Build and publish the page, unless it stands already. Raises PipelineError."""
+    with full_disk_is_an_error(ui.target.parent), only_one(ui.target):
+        recover_folder(ui.target)
+        if not force and is_current(ui):
+            return
+        start = time.monotonic()
+        work = _work(ui.home)
+        remove(work)  # a killed run's
+        try:
+            _copy(ui.source, work)
+            made_of = git_tree.folder_hash(work)
+            if force or not _is_of(ui, made_of):
+                _build(ui, work, made_of[:12], offline)
+        finally:
+            remove(work)
+        entry = Entry(
+            recipe=recipe(ui),
+            source={"tree": git_tree.folder_hash(ui.target), "made_of": made_of},
+            size=page.size(ui.target),
+            mtime_ns=0,
+            sha256=git_tree.stamp(ui.target),
+            made_at=receipts.now(),
+            seconds=round(time.monotonic() - start, 1),
+        )
+        receipts.change(ui.target, entry)
+
+
+def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
+    """Put the page where the build in `build_folder` embeds it, or see that it finds none.
+
+    Files that are as they should be are left alone. Raises PipelineError.
+    """
+    foreign = source.folder / INSIDE / "dist"
+    if (foreign / "index.html").exists():
+        raise PipelineError(
+            f"{foreign}: llama.cpp's build embeds what lies there, whatever is asked for",
+            "remove that folder; `doit build_ui` builds the page from the source",
+        )
+    target = build_folder / INSIDE / "dist"
+    if ui is None:
+        remove(target)
+        return
+    with only_one(ui.target):
+        if page.missing(ui.target):
+            raise PipelineError(f"{ui.target}: there is no page", "build it: doit build_ui")
+        wanted, there = page.files(ui.target), page.files(target)
+        for name in there.keys() - wanted.keys():
+            there[name].unlink()
+        for name, file in wanted.items():
+            if name not in there or not filecmp.cmp(file, there[name], shallow=False):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / name)
+
+
+def clean(home: Home) -> None:
+    """Remove the page, and what a killed run left of its making."""
+    remove(_target(home))
+    remove(_work(home))
+    forget(home)
+
+
+def forget(home: Home) -> None:
+    """Drop the page's receipt."""
+    receipts.forget(_target(home))
+
+
+def _target(home: Home) -> Path:
+    return home.bins / ".ui" / "page"
+
+
+def _work(home: Home) -> Path:
+    return home.bins / ".build" / "ui"
+
+
+def _entry(home: Home) -> Entry | None:
+    target = _target(home)
+    return receipts.load(target.parent).get(target.name)
+
+
+def _find(source: Source, home: Home) -> Ui:
+    if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
+        raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", npm.WITHOUT)
+    try:
+        return Ui(source=source, node=node.require_node(home), home=home)
+    except PipelineError:
+        # A page that stands needs no Node.js: some shells of a machine know it, others do not.
+        entry = _entry(home)
+        recorded = Node("", "", str(entry.recipe.get("node") if entry else ""))
+        standing = Ui(source=source, node=recorded, home=home)
+        if is_current(standing):
+            return standing
+        raise
+
+
+def _is_of(ui: Ui, made_of: str) -> bool:
+    """Whether the page that stands is of these very files: another commit may change nothing of
+    it, and a copied folder has other times."""
+    entry = _entry(ui.home)
+    return (
+        entry is not None
+        and entry.source is not None
+        and entry.source.get("made_of") == made_of
+        and {**entry.recipe, "source": ui.source.recipe()} == recipe(ui)
+        and ui.target.is_dir()
+        and git_tree.folder_hash(ui.target) == entry.source.get("tree")
+    )
+
+
+def _copy(source: Source, work: Path) -> None:
+    for name in files(source, INSIDE):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source.folder / INSIDE / name, work / name, follow_symlinks=False)
+
+
+def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
+    project = npm.Project(work, ui.node if ui.node.path else node.require_node(ui.home), ui.log)
+    require_space(work, WORK_BYTES)
+    config = work / "svelte.config.js"
+    if config.exists():
+        config.rename(work / "svelte.config.upstream.js")
+        config.write_text(CONFIG.format(version=version), encoding="utf-8")
+    made = part(ui.target)
+    try:
+        made.mkdir()
+        project.install(offline=offline)
+        project.build({"LLAMA_UI_OUT_DIR": str(made)})
+        lacks = page.missing(made)
+        if lacks:
+            raise PipelineError(
+                f"npm built a page without {', '.join(lacks)}:\n{last_lines(ui.log)}",
+                f"the whole log is {ui.log}; {npm.WITHOUT}",
+            )
+        publish_folder(made, ui.target)
+    finally:
+        remove(made)
+    say(f"built llama.cpp's page, {size(page.size(ui.target))}")

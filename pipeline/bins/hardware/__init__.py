@@ -1,0 +1,1 @@
+"""What this machine has, and which backend it can run."""

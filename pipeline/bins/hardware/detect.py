@@ -1,0 +1,193 @@
+"""This machine, out of what its tools and files say. No effects: `probe` captured it all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from . import devices
+from . import nvidia as smi
+from .devices import VulkanDevice
+from .nvidia import Card
+from .probe import TIMEOUT, Facts, Told
+
+NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
+DISPLAY = "0x03"  # the class of a PCI device that is a graphics card begins with it
+# What llama.cpp has code for; as Linux on x86, Linux on Arm and macOS spell it.
+FEATURES = {
+    "AVX2": ("avx2", "avx2_0"),
+    "FMA": ("fma",),
+    "F16C": ("f16c",),
+    "AVX-512": ("avx512f",),
+    "AVX-VNNI": ("avx_vnni",),
+    "AVX512-VNNI": ("avx512_vnni", "avx512vnni"),
+    "AVX512-BF16": ("avx512_bf16", "avx512bf16"),
+    "AMX": ("amx_tile",),
+    "NEON": ("asimd", "neon", "advsimd"),
+    "DOTPROD": ("asimddp", "feat_dotprod"),
+    "I8MM": ("i8mm", "feat_i8mm"),
+    "BF16": ("bf16", "feat_bf16"),
+    "SVE": ("sve",),
+    "SVE2": ("sve2",),
+    "SME": ("sme", "feat_sme"),
+}
+TOOLS = (
+    *("CXX", "c++", "gcc", "g++", "clang", "clang++", "cl", "ccache", "node"),
+    *("nvcc", "hipcc", "icpx", "glslc"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A program that answers: where, and the version it names."""
+
+    path: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What was seen. `problems` are tools that hang or say errors: by name, in a line each."""
+
+    system: str
+    machine: str
+    name: str = ""
+    family: str = ""
+    wsl: bool = False
+    rosetta: bool = False
+    jetson: str = ""
+    cpu: str = ""
+    features: tuple[str, ...] = ()
+    cores: int | None = None
+    threads: int | None = None
+    memory: int = 0
+    memory_free: int = 0
+    disk_free: int = 0
+    cxx: str = ""
+    tools: Mapping[str, Tool] = field(default_factory=dict)
+    xcode: str = ""
+    nvidia: tuple[Card, ...] = ()
+    slices: tuple[str, ...] = ()
+    amd: tuple[str, ...] = ()
+    intel: tuple[str, ...] = ()
+    apple: tuple[str, ...] = ()
+    vulkan: tuple[VulkanDevice, ...] = ()
+    has_vulkaninfo: bool = False
+    vulkan_headers: str = ""
+    vendors: frozenset[str] = frozenset()  # of the graphics cards on the PCI bus
+    nvidia_driver: str = ""  # of the kernel, whether or not nvidia-smi answers
+    cuda: str = ""  # the folder of nvcc's toolkit
+    parts: frozenset[str] = frozenset()
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def detect(facts: Facts) -> Host:
+    """The machine that these facts describe."""
+    told, files = facts.told, facts.files
+    cpu, features = processor(facts)
+    jetson = devices.jetson_model(files.get("device-tree", ""))
+    cards, slices, problems = nvidia(told)
+    if jetson and not any(card.capability for card in cards):
+        cards, problems = (devices.jetson_card(jetson, files.get("tegra", "")),), {}
+    problems = {**problems, **{n: p for n in TOOLS if (p := problem(n, told.get(n)))}}
+    for name in ("rocminfo", "sycl-ls", "vulkaninfo", "system_profiler"):
+        if fault := problem(name, told.get(name)):
+            problems[name] = fault
+    return Host(
+        system=facts.system,
+        machine=facts.machine,
+        name=facts.name,
+        family=facts.family,
+        wsl="microsoft" in files.get("kernel", "").lower(),
+        rosetta="sysctl.proc_translated: 1" in said(told, "sysctl", even_failed=True),
+        jetson=jetson,
+        cpu=cpu,
+        features=features,
+        cores=facts.cores,
+        threads=facts.threads,
+        memory=facts.memory,
+        memory_free=facts.memory_free,
+        disk_free=facts.disk_free,
+        cxx=facts.cxx,
+        tools={n: t for n in TOOLS if (t := tool(n, told.get(n)))},
+        xcode=said(told, "xcode-select").strip(),
+        nvidia=cards,
+        slices=slices,
+        amd=devices.amd(said(told, "rocminfo")) or devices.kfd(facts.kfd),
+        intel=devices.sycl(said(told, "sycl-ls")),
+        apple=devices.apple(said(told, "system_profiler")) if facts.system == "macos" else (),
+        vulkan=devices.vulkan_devices(said(told, "vulkaninfo")),
+        has_vulkaninfo="vulkaninfo" in told,
+        vulkan_headers=devices.vulkan_headers(files.get("vulkan_core.h", "")),
+        vendors=frozenset(vendor for vendor, kind in facts.pci if kind.startswith(DISPLAY)),
+        nvidia_driver=devices.kernel_driver(files.get("nvidia", "")),
+        cuda=facts.cuda,
+        parts=facts.parts,
+        problems=problems,
+    )
+
+
+def said(told: Mapping[str, Told], name: str, *, even_failed: bool = False) -> str:
+    """What a tool printed on stdout, if it ended well."""
+    answer = told.get(name)
+    return answer.out if answer and (even_failed or answer.status == 0) else ""
+
+
+def problem(name: str, answer: Told | None) -> str:
+    """What is wrong with a tool that is there; empty: nothing."""
+    if answer is None or answer.status == 0:
+        return ""
+    if answer.hung:
+        return f"gave no answer in {TIMEOUT} s"
+    return first_line(answer.out + "\n" + answer.err) or f"ended with {answer.status}"
+
+
+def first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def tool(name: str, answer: Told | None) -> Tool | None:
+    """A program that answered, with its version. Some say it far below or behind their names; the
+    others have it in their first line, after what distributions put into brackets."""
+    if answer is None or answer.status != 0:
+        return None
+    text = answer.out + "\n" + answer.err
+    if name in ("hipcc", "icpx", "nvcc", "cl"):
+        found = re.search(r"(?:HIP version:|Compiler|release|Version)\s+v?(\d+(?:\.\d+)+)", text)
+    else:
+        line = re.sub(r"\([^)]*\)", "", first_line(text))
+        found = re.search(r"(\d+(?:\.\d+)+)", line) or re.search(r"(\d{4}\.\d+)", text)
+    return Tool(path=answer.path, version=found[1] if found else first_line(text))
+
+
+def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    """The processor's name, and which of FEATURES it has."""
+    text = facts.files.get("cpuinfo", "").partition("\n\n")[0]
+    rows = dict(re.findall(r"^([^\n:]+?)\s*:[ \t]*(.*)$", text, re.M))
+    name = rows.get("model name") or rows.get("Model") or facts.processor
+    words = set(f"{rows.get('flags', '')} {rows.get('Features', '')}".lower().split())
+    macos = said(facts.told, "sysctl", even_failed=True)
+    told = dict(re.findall(r"^([\w.]+): (.*)$", macos, re.M))
+    name = str(told.get("machdep.cpu.brand_string", name))
+    for key, value in told.items():
+        if key.startswith("hw.optional.") and value == "1":
+            words.add(key.rpartition(".")[2].lower())
+        elif key.endswith("features"):
+            words |= set(value.lower().split())
+    return name.strip(), tuple(f for f, spelled in FEATURES.items() if words & set(spelled))
+
+
+def nvidia(
+    told: Mapping[str, Told],
+) -> tuple[tuple[Card, ...], tuple[str, ...], dict[str, str]]:
+    """Cards, MIG slices, and what nvidia-smi said instead of them."""
+    answer = told.get("nvidia-smi")
+    if answer is None:
+        return (), (), {}
+    cards = smi.parse_cards(said(told, "nvidia-smi"))
+    cards = cards or smi.parse_cards(said(told, "nvidia-smi, old"))
+    if cards:
+        return tuple(cards), tuple(smi.parse_slices(said(told, "nvidia-smi -L"))), {}
+    fault = problem("nvidia-smi", answer) or first_line(answer.out + "\n" + answer.err)
+    return (), (), {"nvidia-smi": fault or "printed nothing"}

@@ -1,0 +1,1 @@
+"""The programs packed for other machines, and installed from such an archive."""

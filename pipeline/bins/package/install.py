@@ -1,0 +1,226 @@
+"""Install a package: an archive with `README*` at its root and `bin/llama-server`, whoever made it.
+
+It is unpacked beside the present one, tried out there, and takes its place in one step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.bins import platform
+from pipeline.core.archives import unpack
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.log import say
+from pipeline.core.paths import Home
+from pipeline.core.process import LAST_LINES, outcome
+from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store.hashing import sha256
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
+    full_disk_is_an_error,
+    is_cut,
+    part,
+    publish_folder,
+    recover_folder,
+    remove,
+)
+from pipeline.core.store.receipts import Recipe, Status
+
+from . import manifest
+from .magic import platform_of
+
+PATIENCE = 20.0
+STEP = "install_package"
+SERVERS = ("llama-server", "llama-server.exe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What is installed. `version` is what its llama-server says; `commit` may be unknown: ""."""
+
+    folder: Path
+    version: str
+    commit: str
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "bin"
+
+
+def default_target(home: Home) -> Path:
+    """Where a package goes unless another place is named."""
+    return home.bins / "package"
+
+
+def recipe(archive: Path, home: Home) -> Recipe:
+    """What an installed package depends on. Raises UsageError where there is no archive."""
+    if not archive.is_file():
+        raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
+    digest = stat_cache.identity(home.run / "packages.json", archive)
+    return {"step": STEP, "archive": f"sha256:{digest}"}
+
+
+def is_current(target: Path, recipe: Recipe | None = None) -> bool:
+    """Whether a package stands there as it was installed, and out of the archive of `recipe`."""
+    files = _recorded(target)
+    return (
+        bool(files)
+        and not is_cut(target)
+        and all(receipts.status(file, recipe) is Status.CURRENT for file in files)
+    )
+
+
+def settle(target: Path, recipe: Recipe | None = None) -> bool:
+    """The same, hashing once each file that was copied or restored."""
+    files = _recorded(target)
+    return bool(files) and all(receipts.settle(file, recipe) for file in files)
+
+
+def installed(target: Path) -> Installed | None:
+    """What an installation recorded there, whether or not it still stands."""
+    for entry in receipts.load(target / "bin").values():
+        if entry.recipe.get("step") == STEP and entry.source:
+            return Installed(
+                folder=target, version=entry.source["version"], commit=entry.source["commit"]
+            )
+    return None
+
+
+def install(
+    archive: Path, target: Path, *, home: Home, force: bool = False, patience: float = PATIENCE
+) -> Installed:
+    """Have the package in `target`. Raises PipelineError; then the one before it stands.
+
+    `patience` is how many seconds its llama-server may take to say its version.
+    """
+    with full_disk_is_an_error(target.parent), only_one(target):
+        recover_folder(target)
+        wanted = recipe(archive, home)
+        known = installed(target)
+        if known and not force and settle(target, wanted):
+            return known
+        _require_replaceable(target)
+        made = part(target)
+        try:
+            new = _make(archive, made, wanted, patience)
+            if recipe(archive, home) != wanted:
+                raise PipelineError(f"{archive}: changed while it was installed", "run it again")
+            publish_folder(made, target)
+        finally:
+            remove(made)
+    say(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
+    return replace(new, folder=target)
+
+
+def clean(target: Path) -> None:
+    """Remove what was installed there; nothing that somebody else put there."""
+    if _is_ours(target):
+        remove(target)
+
+
+def forget(target: Path) -> None:
+    """Drop the receipts of an installed package."""
+    for name in receipts.load(target / "bin"):
+        receipts.forget(target / "bin" / name)
+
+
+def _recorded(target: Path) -> list[Path]:
+    """Every file that was installed under `bin`; none where the receipt of one is missing."""
+    entries = receipts.load(target / "bin")
+    counts = {entry.source.get("files") if entry.source else None for entry in entries.values()}
+    return [target / "bin" / name for name in entries] if counts == {len(entries)} else []
+
+
+def _is_ours(target: Path) -> bool:
+    return (target / "bin" / receipts.FILE).exists()
+
+
+def _require_replaceable(target: Path) -> None:
+    """Whoever names a wrong folder must not lose it."""
+    if _is_ours(target) or not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    raise PipelineError(
+        f"{target}: holds something that was not installed by this task",
+        "name another folder, or remove this one by hand",
+    )
+
+
+def _server(folder: Path) -> Path | None:
+    return next(
+        (folder / "bin" / name for name in SERVERS if (folder / "bin" / name).exists()), None
+    )
+
+
+def _make(archive: Path, made: Path, wanted: Recipe, patience: float) -> Installed:
+    """Unpack, check, try out, record."""
+    start = time.monotonic()
+    say(f"unpacking {archive.name}")
+    files = unpack(archive, made)
+    server = _require_form(archive, made, files)
+    digests = {file: sha256(file) for file in files}
+    commit = manifest.check(archive, made, digests)
+    new = Installed(folder=made, version=_try_out(archive, server, patience), commit=commit)
+    ours = [file for file in files if file.parent == new.bin and not file.name.startswith(".")]
+    source = {
+        "type": "package",
+        "file": archive.name,
+        "files": len(ours),
+        "version": new.version,
+        "commit": commit,
+    }
+    seconds = time.monotonic() - start
+    entries = {
+        file.name: receipts.stamp(
+            file, wanted, seconds=seconds, source=source, digest=digests[file]
+        )
+        for file in ours
+    }
+    receipts.save(new.bin, entries)
+    return new
+
+
+def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
+    """The llama-server of a package, which has a README beside its `bin`."""
+    roots = [file.name.lower() for file in files if file.parent == made]
+    server = _server(made)
+    if not server or not any(name.startswith("readme") for name in roots):
+        lacks = "README* at its root" if server else "bin/llama-server"
+        raise PipelineError(
+            f"{archive.name}: is no package: there is no {lacks}",
+            "a package holds README* and bin/llama-server with its libraries beside it, not in "
+            "a folder above; doit package makes one",
+        )
+    return server
+
+
+def _try_out(archive: Path, server: Path, patience: float) -> str:
+    """What `llama-server --version` says; what does not start is not installed."""
+    status, out, err = outcome([server, "--version"], timeout=patience)
+    lines = [
+        "".join(c if c.isprintable() else "?" for c in line) for line in (out + err).splitlines()
+    ]
+    if status == 0 and lines:
+        return next((line for line in lines if line.startswith("version")), lines[0])[:200]
+    here, made_for = platform.platform_tag(), platform_of(server)
+    hint = f"take a package for {here}; made with portable=1 it runs on any processor of its kind"
+    if made_for and not here.startswith(made_for):
+        why = f"is a program for {made_for}, this is {here}"
+    elif not os.access(server, os.X_OK):
+        why = "may not be run"
+        hint = (
+            f"{server.parents[2]} may forbid programs (noexec): install elsewhere, into=…; or the "
+            "archive does not mark it as a program"
+        )
+    else:
+        why = (
+            f"does not run ({server.name} --version: status {status})" if status else "says nothing"
+        )
+    shown = "".join(f"\n  | {line[:200]}" for line in lines[-LAST_LINES:])
+    raise PipelineError(
+        f"{archive.name}: its llama-server {why}{shown}",
+        hint,
+    )

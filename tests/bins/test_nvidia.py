@@ -1,0 +1,135 @@
+"""NVIDIA's cards as nvidia-smi tells them; programs stand in for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.bins.hardware import nvidia
+from pipeline.bins.hardware.nvidia import MIB, Gpu
+
+posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * MIB, free=81079 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559, 81079\n", [H100]),
+        ("NVIDIA H100 80GB HBM3, 81559, 81079\r\n", [H100]),
+        ("NVIDIA H100 80GB HBM3,81559,81079", [H100]),
+        ("NVIDIA H100 80GB HBM3, 81559, 81079\n" * 8, [H100] * 8),
+        (
+            "NVIDIA GeForce RTX 4090, 24564, 0\nTesla T4, 15360, 15095\n",
+            [
+                Gpu(name="NVIDIA GeForce RTX 4090", total=24564 * MIB, free=0),
+                Gpu(name="Tesla T4", total=15360 * MIB, free=15095 * MIB),
+            ],
+        ),
+        (
+            "Quadro, 2, 1024, 16384, 16000\n",
+            [Gpu(name="Quadro, 2, 1024", total=16384 * MIB, free=16000 * MIB)],
+        ),
+        ("NVIDIA GB10, [N/A], [N/A]\n", []),
+        (
+            "NVIDIA X, 1024, [Not Supported]\nTesla T4, 15360, 15095\n",
+            [Gpu(name="Tesla T4", total=15360 * MIB, free=15095 * MIB)],
+        ),
+        ("NVIDIA X, [GPU is lost], [GPU is lost]\n", []),
+        ("No devices were found\n", []),
+        ("Unable to determine the device handle for GPU0000:01:00.0: Unknown Error\n", []),
+        ("Unable to determine the device handle for GPU 0, 1, 2: Error\n", []),
+        ("Failed to initialize NVML: Driver/library version mismatch, see dmesg\n", []),
+        ("name, memory.total [MiB], memory.free [MiB]\n", []),
+        ("NVIDIA X, 81559 MiB, 81079 MiB\n", []),
+        ("NVIDIA X, -1, 5\nNVIDIA X, 1.5, 5\nNVIDIA X, , 5\n", []),
+        (", 5, 5\n5, 5\n5\n,,\n\n", []),
+        ("", []),
+    ],
+)
+def test_the_lines_of_nvidia_smi(text: str, found: list[Gpu]) -> None:
+    assert nvidia.parse(text) == found
+
+
+def test_a_card_that_is_split_up_counts_once() -> None:
+    """The query lists cards; the MIG instances of one are not lines of their own."""
+    text = "NVIDIA A100-SXM4-40GB, 40960, 40507\nNVIDIA A100-SXM4-40GB, 40960, [N/A]\n"
+    assert [gpu.free for gpu in nvidia.parse(text)] == [40507 * MIB]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH that holds nothing but what a test puts into this folder."""
+    folder = tmp_path / "programs ü"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def stand_in(folder: Path, script: str) -> None:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@posix
+def test_what_it_is_asked_and_what_is_found(programs: Path) -> None:
+    stand_in(
+        programs,
+        f'echo "$@" > "{programs}/asked"\n'
+        "echo 'a warning on the other channel, 5, 5' >&2\n"
+        "echo 'NVIDIA H100 80GB HBM3, 81559, 81079'",
+    )
+    assert nvidia.find() == [H100]
+    asked = (programs / "asked").read_text(encoding="utf-8").split()
+    assert "--query-gpu=name,memory.total,memory.free" in asked
+    assert "--format=csv,noheader,nounits" in asked
+
+
+def test_none_without_the_program(programs: Path) -> None:
+    assert not list(programs.iterdir())
+    assert nvidia.find() == []
+
+
+@posix
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'NVIDIA H100 80GB HBM3, 81559, 81079'; exit 9",
+        "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+        "echo 'No devices were found'",
+        "echo 'NVIDIA X, 5, 5' >&2",
+        "kill -KILL $$",
+        "exit 0",
+    ],
+)
+def test_none_where_it_fails(programs: Path, script: str) -> None:
+    stand_in(programs, script)
+    assert nvidia.find() == []
+
+
+@posix
+def test_none_where_it_cannot_be_started(programs: Path) -> None:
+    stand_in(programs, "")
+    (programs / "nvidia-smi").write_text("#!/no/such/program\n", encoding="utf-8")
+    assert nvidia.find() == []
+
+
+@posix
+def test_a_name_that_is_no_text(programs: Path) -> None:
+    stand_in(programs, r"printf 'NVIDIA \377, 5, 4\n'")
+    (found,) = nvidia.find()
+    assert (found.total, found.free) == (5 * MIB, 4 * MIB)
+
+
+@posix
+@pytest.mark.slow
+def test_none_where_it_hangs(programs: Path) -> None:
+    """Even after it has printed something, and though its child holds the channel open."""
+    stand_in(programs, "echo 'NVIDIA X, 5, 5'\n/bin/sleep 25")
+    start = time.monotonic()
+    assert nvidia.find() == []
+    assert 5 < time.monotonic() - start < 20
