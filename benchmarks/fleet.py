@@ -18,8 +18,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fleet_tools import fleet_at, stand_in  # noqa: E402
 
-from pipeline.serve.fleet import marker  # noqa: E402
-from pipeline.serve.fleet.policy import Pace  # noqa: E402
+from pipeline.serve.supervisor import marker  # noqa: E402
+from pipeline.serve.supervisor.policy import Pace  # noqa: E402
 
 MOST_BYTES, MOST_SHARE = 60_000_000, 0.01
 

@@ -31,8 +31,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fakes import tiny_llama  # noqa: E402
 
-from pipeline.serve.fleet import state as files  # noqa: E402
 from pipeline.serve.instance import Instance  # noqa: E402
+from pipeline.serve.supervisor import state as files  # noqa: E402
 
 TOKENS = 128
 CLIENTS = (1, 16)

@@ -17,10 +17,10 @@ import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
 
-from pipeline.serve.fleet import control, looking, marker, standing
-from pipeline.serve.fleet.policy import Pace
-from pipeline.serve.fleet.state import Folder, Seen, Wanted, read_state
 from pipeline.serve.instance import Instance
+from pipeline.serve.supervisor import control, liveness, marker, status
+from pipeline.serve.supervisor.policy import Pace
+from pipeline.serve.supervisor.state import Folder, Seen, Wanted, read_state
 
 SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
 QUICK = Pace(probe_every=0.3, steady_after=60, longest_pause=0.5)
@@ -95,20 +95,20 @@ class Fleet:
             raise AssertionError(f"{name} is no {states}: {self.state()}\n{self.log()}") from None
 
     def supervisor(self) -> psutil.Process:
-        state = standing.living(self.at)
+        state = liveness.living(self.at)
         assert state is not None, self.log()
         return psutil.Process(state.pid)
 
     def kill_supervisor(self) -> None:
         process = self.supervisor()
         process.send_signal(signal.SIGKILL)
-        wait_for(lambda: not standing.living(self.at))
+        wait_for(lambda: not liveness.living(self.at))
 
     def log(self) -> str:
         return self.at.log.read_text("utf-8") if self.at.log.exists() else ""
 
-    def rows(self) -> dict[str, looking.Row]:
-        return {row.name: row for row in looking.ps(self.at)}
+    def rows(self) -> dict[str, status.Row]:
+        return {row.name: row for row in status.ps(self.at)}
 
     def processes(self) -> list[psutil.Process]:
         return [one for found in marker.marked(self.at).values() for one in found]
@@ -120,7 +120,7 @@ class Fleet:
     def nothing_left(self) -> None:
         """No process, no port, no lock."""
         wait_for(lambda: not self.processes(), 5)
-        assert not standing.is_running(self.at)
+        assert not liveness.is_running(self.at)
         for one in self.instances:
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", one.port)) != 0, f"{one.port} is in use"

@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 from conftest import REPOSITORY, free_port, wait_for
 
-from pipeline.serve.fleet.state import Folder, Seen, State, Wanted, write_state, write_wanted
 from pipeline.serve.instance import Instance
+from pipeline.serve.supervisor.state import Folder, Seen, State, Wanted, write_state, write_wanted
 
 UPSTREAM = REPOSITORY / "tests" / "fakes" / "upstream.py"
 

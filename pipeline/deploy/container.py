@@ -21,10 +21,10 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import Process, become, start_attached
-from pipeline.serve.fleet import control, standing, state
-from pipeline.serve.fleet.state import ENDED, FAILED, Folder
 from pipeline.serve.service import service
 from pipeline.serve.stopping import asked_to_stop, pass_on
+from pipeline.serve.supervisor import control, liveness, state
+from pipeline.serve.supervisor.state import ENDED, FAILED, Folder
 
 from . import health, package
 from .boot import Boot, Source
@@ -195,11 +195,11 @@ def _status(process: Process) -> int:
 def _seen(at: Folder) -> tuple[state.Seen, ...]:
     """The servers of a configuration; none where they were stopped by hand. Raises
     PipelineError where their supervisor is gone."""
-    if found := standing.living(at):
+    if found := liveness.living(at):
         return found.instances
     wanted = state.read_wanted(at)
     if wanted and not wanted.instances:
         return ()
-    if standing.is_running(at):
+    if liveness.is_running(at):
         return (state.Seen(name="", state=state.WAITING),)
     raise PipelineError("the supervisor is gone, and the servers with it", f"its log is {at.log}")

@@ -9,10 +9,10 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.serve import health
 from pipeline.serve.config import named
-from pipeline.serve.fleet import standing, state
-from pipeline.serve.fleet.state import EXITED, STOPPED, Folder
 from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.supervisor import liveness, state
+from pipeline.serve.supervisor.state import EXITED, STOPPED, Folder
 
 from .boot import Source
 
@@ -24,7 +24,7 @@ PUBLISHED = "PUBLISHED_PORTS"  # of the container, where whoever starts it says 
 def ask(environ: Mapping[str, str]) -> list[str]:
     """What is wrong with the servers; nothing where each answers. Raises PipelineError."""
     home = paths.home()
-    up = [at for at in state.folders(home) if standing.living(at)]
+    up = [at for at in state.folders(home) if liveness.living(at)]
     servers = [one for at in up for one in running(at)]
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:

@@ -15,9 +15,9 @@ from pipeline.bins.programs import program_file
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.serve import sandbox
 from pipeline.serve.flags import Flag
-from pipeline.serve.fleet import state
-from pipeline.serve.fleet.state import Folder
 from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
+from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor.state import Folder
 
 from . import many, which_server
 from .steps import Steps

@@ -42,7 +42,7 @@ def plan(configured: Configured) -> None:
 
 def changes(steps: Steps) -> None:
     """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.supervisor import control
 
     configured = require(steps)
     rows = control.changes(configured.at, asked_for(configured, look(configured)))

@@ -76,7 +76,7 @@ def instance(configured: Configured) -> Instance:
 
 def run(steps: Steps) -> None:
     """Serve in the foreground until asked to stop. Raises PipelineError."""
-    from pipeline.serve.fleet import standing
+    from pipeline.serve.supervisor import liveness
 
     configured = require(steps)
     configured.check()
@@ -84,7 +84,7 @@ def run(steps: Steps) -> None:
     if wish.engine == many.ROUTER:
         router(configured, told)
         return
-    if not standing.is_running(configured.at):
+    if not liveness.is_running(configured.at):
         say(f"warning: nothing of {configured.configuration.label} is up: doit up")
     if wish.engine == many.LITELLM:
         litellm(configured, told)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UsageError
 from pipeline.core.log import say, size, table
-from pipeline.serve.fleet import state
-from pipeline.serve.fleet.state import READY, Folder
+from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor.state import READY, Folder
 
 from .configured import require_known
 from .steps import Steps
 
 if TYPE_CHECKING:
-    from pipeline.serve.fleet.looking import Row
+    from pipeline.serve.supervisor.status import Row
 
 
 def ps(steps: Steps) -> None:
@@ -29,9 +29,9 @@ def ps(steps: Steps) -> None:
 
 def show(steps: Steps, places: Sequence[Folder], *, reasons: bool = True) -> None:
     """Print a table, or JSON."""
-    from pipeline.serve.fleet import looking
+    from pipeline.serve.supervisor import status
 
-    rows = [row for at in places for row in looking.ps(at) if is_named(steps, row.name)]
+    rows = [row for at in places for row in status.ps(at) if is_named(steps, row.name)]
     if steps.request.json:
         print(json.dumps([asdict(row) for row in rows]))
     elif rows:
@@ -60,7 +60,7 @@ def text(rows: Sequence[Row]) -> str:
 
 def logs(steps: Steps) -> None:
     """Print the last lines of the logs, and with follow=1 what comes. Raises PipelineError."""
-    from pipeline.serve.fleet import logfile
+    from pipeline.serve.supervisor import logfile
 
     wish, found = steps.request.many, files(steps)
     if wish.follow and len(found) > 1:
@@ -75,9 +75,9 @@ def logs(steps: Steps) -> None:
 
 def is_over(at: Folder) -> bool:
     """Whether nobody writes to its logs any more."""
-    from pipeline.serve.fleet import standing
+    from pipeline.serve.supervisor import liveness
 
-    return not standing.is_running(at)
+    return not liveness.is_running(at)
 
 
 def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
@@ -103,7 +103,7 @@ def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
 
 def down(steps: Steps) -> None:
     """Stop the instances that are named, or all of the configuration. Raises PipelineError."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.supervisor import control
 
     names, places = steps.request.many.names, folders(steps)
     if names and not places:
@@ -129,13 +129,13 @@ def folders(steps: Steps) -> list[Folder]:
         if steps.configured and not at.wanted.exists():
             _ = steps.configured.configuration  # neither was it ever up, nor can it be read?
         return [at]
-    from pipeline.serve.fleet import marker, standing
+    from pipeline.serve.supervisor import liveness, marker
 
     marked = marker.everywhere()
     return [
         at
         for at in state.folders(steps.home)
-        if at.marker in marked or standing.is_running(at) or standing.is_left(at)
+        if at.marker in marked or liveness.is_running(at) or liveness.is_left(at)
     ]
 
 

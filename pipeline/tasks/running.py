@@ -13,11 +13,11 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.log import say, table
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.serve import supervise
-from pipeline.serve.fleet import state
-from pipeline.serve.fleet.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
 from pipeline.serve.instance import LLAMA_CPP, Instance
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
+from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
 
 from . import gateways, listing, many, placing, serving
 from .configured import Configured, require, require_known
@@ -63,7 +63,7 @@ def argument(words: Sequence[str], option: str) -> str:
 def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
     """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
     UsageError where a name is unknown."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.supervisor import control
 
     return control.merged(configured.at, chosen(configured, found), configured.wish.names)
 
@@ -88,7 +88,7 @@ def planned(configured: Configured) -> tuple[Instance, ...]:
 
 def up(steps: Steps) -> None:
     """Start what is asked for and is not there yet. Raises PipelineError where one is not ready."""
-    from pipeline.serve.fleet import control
+    from pipeline.serve.supervisor import control
 
     configured = require(steps)
     asked = wanted(configured)
@@ -110,11 +110,11 @@ def up(steps: Steps) -> None:
 
 def require_own_logs(steps: Steps, at: Folder, asked: Wanted) -> None:
     """Raise UsageError where servers of another configuration write to a log of these."""
-    from pipeline.serve.fleet import standing
+    from pipeline.serve.supervisor import liveness
 
     taken: dict[str, str] = {}
     for other in state.folders(steps.home):
-        if other != at and (there := state.read_wanted(other)) and standing.is_running(other):
+        if other != at and (there := state.read_wanted(other)) and liveness.is_running(other):
             taken |= {one.log_file: there.config for one in there.instances}
     wrong = [
         f"{one.name}: {one.log_file} is written by a server of {taken[one.log_file]}"
@@ -152,7 +152,7 @@ def serve(steps: Steps) -> None:
 
 def as_launch(instance: Instance, at: Folder) -> Launch:
     """The instance for the foreground: without the mark of those that a supervisor may end."""
-    from pipeline.serve.fleet.environment import environment
+    from pipeline.serve.supervisor.environment import environment
 
     return Launch(
         executable=Path(instance.executable),
@@ -172,7 +172,7 @@ def as_launch(instance: Instance, at: Folder) -> Launch:
 def systemd(steps: Steps) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
     from pipeline.serve.config.profile_options import CARDS_OVERRIDE, OVERRIDES
-    from pipeline.serve.fleet.unit import systemd_unit
+    from pipeline.serve.supervisor.unit import systemd_unit
 
     configured = require(steps)
     if configured.is_overridden:
@@ -217,14 +217,14 @@ def first_line(reason: str) -> str:
 
 def stay(at: Folder, instances: Sequence[Instance]) -> None:
     """Stay with those that are not for the background, until they end; a stop ends them."""
-    from pipeline.serve.fleet import control, standing
+    from pipeline.serve.supervisor import control, liveness
 
     if not instances:
         return
     names = [one.name for one in instances]
     try:
         say(f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}")
-        while there := standing.living(at):
+        while there := liveness.living(at):
             seen = [one for one in there.instances if one.name in names]
             if all(one.state in ENDED for one in seen):
                 break

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.log import say
-from pipeline.serve.fleet.state import Folder
+from pipeline.serve.supervisor.state import Folder
 
 from .settings import Gateway
 

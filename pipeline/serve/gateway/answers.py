@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from pipeline.serve.fleet.state import FAILED
+from pipeline.serve.supervisor.state import FAILED
 
 from .fleet import Fleet, Group
 

@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.serve.fleet.state import Folder
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .answers import Refused

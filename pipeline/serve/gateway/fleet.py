@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.serve.fleet.state import (
+from pipeline.serve.instance import GATEWAY, VLLM, Instance
+from pipeline.serve.supervisor.state import (
     READY,
     SETTLED,
     WAITING,
@@ -16,7 +17,6 @@ from pipeline.serve.fleet.state import (
     read_state,
     read_wanted,
 )
-from pipeline.serve.instance import GATEWAY, VLLM, Instance
 
 from .keys import Stamp, stamp
 

@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 from pipeline.serve.instance import LLAMA_CPP
 
 from .answers import Refused, status
-from .asking import asked, read_body
 from .fleet import Fleet, Target, View
 from .proxy import Proxy
+from .request_body import asked, read_body
 from .routing import CHAT
 from .upstream import NOT_PASSED_BACK, kept
 

@@ -25,10 +25,10 @@ from starlette.types import Message, Receive, Scope, Send
 from pipeline.core.log import say
 
 from .answers import Refused, error_body, is_anthropic
-from .asking import Asked, asked, asked_in_query, read_body
 from .counters import Counters
 from .fleet import Group, Target, View
 from .keys import Keys
+from .request_body import Asked, asked, asked_in_query, read_body
 from .routing import ANY, PATHS, find
 from .settings import Gateway
 from .upstream import NOT_PASSED_BACK, Again, ask, first_block, kept, told

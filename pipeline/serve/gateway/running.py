@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import uvicorn
 
 from pipeline.core.log import say
-from pipeline.serve.fleet.state import Folder
 from pipeline.serve.health import require_free
+from pipeline.serve.supervisor.state import Folder
 
 from .app import app
 from .settings import Gateway, as_instance, check

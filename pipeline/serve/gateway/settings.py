@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
-from pipeline.serve.fleet.state import Folder
 from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.supervisor.state import Folder
 
 from .keys import Keys
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import httpx2
 from starlette.requests import Request
 
-from .asking import Asked
 from .fleet import Target
 from .keys import Keys
+from .request_body import Asked
 
 CONNECT_SECONDS = 5.0
 

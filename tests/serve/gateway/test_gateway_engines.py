@@ -11,10 +11,10 @@ from conftest import free_port, wait_for
 from gateway_tools import instance, reached, site, stop
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.fleet.state import Folder
 from pipeline.serve.gateway.litellm import litellm_config
 from pipeline.serve.gateway.router import router_arguments, router_preset
 from pipeline.serve.gateway.settings import Gateway, as_instance
+from pipeline.serve.supervisor.state import Folder
 
 
 def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from conftest import REPOSITORY
 from gateway_tools import instance
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.fleet.state import Folder, Seen, State, Wanted, write_state, write_wanted
 from pipeline.serve.gateway.answers import Refused, error_body, health, models
-from pipeline.serve.gateway.asking import asked
 from pipeline.serve.gateway.counters import merged
 from pipeline.serve.gateway.fleet import Fleet, View, assemble
 from pipeline.serve.gateway.keys import Keys
+from pipeline.serve.gateway.request_body import asked
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
 from pipeline.serve.gateway.settings import Gateway, as_instance, check
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.supervisor.state import Folder, Seen, State, Wanted, write_state, write_wanted
 
 
 def fleet(*instances: Any, asked: int = 1, **states: str) -> Fleet:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serve.fleet.unit import systemd_unit
+from pipeline.serve.supervisor.unit import systemd_unit
 
 
 def unit(folder: Path, *more: str) -> str:

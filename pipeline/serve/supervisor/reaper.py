@@ -1,6 +1,6 @@
 """Ends the servers of a supervisor that was killed.
 
-    python -m pipeline.serve.fleet.warden FOLDER
+    python -m pipeline.serve.supervisor.reaper FOLDER
 
 Its stdin is a pipe that only the supervisor holds open: when it ends, the supervisor is gone. The
 kernel ends the servers themselves on Linux, this what they have started elsewhere too.

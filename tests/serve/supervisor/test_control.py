@@ -25,9 +25,9 @@ from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.serve.fleet import control, looking, marker, standing, state
-from pipeline.serve.fleet.state import FAILED, LOADING, READY, STOPPED, Wanted
 from pipeline.serve.instance import Instance
+from pipeline.serve.supervisor import control, liveness, marker, state, status
+from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, Wanted
 from pipeline.tasks import listing
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -36,8 +36,8 @@ CLIENT = """
 import sys
 from pathlib import Path
 from pipeline.core.errors import PipelineError
-from pipeline.serve.fleet import control
-from pipeline.serve.fleet.state import Folder, read_wanted
+from pipeline.serve.supervisor import control
+from pipeline.serve.supervisor.state import Folder, read_wanted
 
 def report(instance, seen):
     print(instance.name, seen.state, flush=True)
@@ -92,8 +92,8 @@ def test_a_killed_supervisor_leaves_no_server(fleet: Fleet, tmp_path: Path) -> N
     assert not lives(elsewhere)
     fleet.nothing_left()
     assert {name: row.state for name, row in fleet.rows().items()} == {
-        "a": looking.LOST,
-        "b": looking.LOST,
+        "a": status.LOST,
+        "b": status.LOST,
     }
     b = replace(b, cmd=b.cmd[:-1])
     assert fleet.up(a, b) == {}
@@ -154,7 +154,7 @@ def test_what_a_crash_left_is_listed_until_it_is_ended(tmp_path: Path) -> None:
         fleet.kill_supervisor()
         wait_for(lambda: not fleet.processes())
         assert listing.folders(steps) == [fleet.at]
-        assert fleet.rows()["a"].state == looking.LOST
+        assert fleet.rows()["a"].state == status.LOST
         fleet.down()
         assert listing.folders(steps) == []
 
@@ -225,7 +225,7 @@ def test_down_tells_what_ran(fleet: Fleet, tmp_path: Path) -> None:
     a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b")
     fleet.up(a, b)
     fleet.supervisor().terminate()
-    wait_for(lambda: not standing.is_running(fleet.at))
+    wait_for(lambda: not liveness.is_running(fleet.at))
     wanted = Wanted(config="c", instances=(a, b))
     assert control.merged(fleet.at, wanted, ["b"]).instances == (b,), "a is not started again"
     assert fleet.down() == []
@@ -320,7 +320,7 @@ def test_a_supervisor_killed_under_up_is_replaced(fleet: Fleet, tmp_path: Path) 
 def test_a_supervisor_that_is_asked_to_end(fleet: Fleet, tmp_path: Path) -> None:
     fleet.up(stand_in(tmp_path, "a"), stand_in(tmp_path, "b", "--exit", "1", max_restarts=0))
     fleet.supervisor().terminate()
-    wait_for(lambda: not standing.is_running(fleet.at))
+    wait_for(lambda: not liveness.is_running(fleet.at))
     fleet.nothing_left()
     assert {row.state for row in fleet.rows().values()} == {STOPPED}
 
@@ -331,7 +331,7 @@ def test_asked_twice_it_kills(fleet: Fleet, tmp_path: Path) -> None:
     supervisor.terminate()
     fleet.until("a", state.STOPPING)
     supervisor.terminate()
-    wait_for(lambda: not standing.is_running(fleet.at), 10)
+    wait_for(lambda: not liveness.is_running(fleet.at), 10)
     fleet.nothing_left()
 
 
@@ -376,11 +376,11 @@ def test_a_supervisor_is_known_by_its_lock(fleet: Fleet, tmp_path: Path) -> None
         fleet.until("a", READY)
         told = state.read_state(fleet.at)
         assert told
-        assert standing.has_open(process.pid, fleet.at.lock)
-        assert not standing.has_open(os.getpid(), fleet.at.lock)
+        assert liveness.has_open(process.pid, fleet.at.lock)
+        assert not liveness.has_open(os.getpid(), fleet.at.lock)
         fleet.down()
         assert process.wait(timeout=20) == 0
-    assert not standing.has_open(process.pid, fleet.at.lock)
+    assert not liveness.has_open(process.pid, fleet.at.lock)
 
 
 def test_the_folder_of_another_user(fleet: Fleet, tmp_path: Path) -> None:
@@ -402,10 +402,10 @@ def test_a_server_without_the_marker(fleet: Fleet, tmp_path: Path) -> None:
         assert old
         seen = replace(old.instances[0], pid=server.pid, started=marker.start_time(server.pid))
         state.write_state(fleet.at, replace(old, instances=(seen,)))
-        assert standing.is_left(fleet.at)
+        assert liveness.is_left(fleet.at)
         fleet.down()
         assert server.wait(timeout=10) == -signal.SIGKILL
-    assert not standing.is_left(fleet.at)
+    assert not liveness.is_left(fleet.at)
 
 
 def test_a_step_that_goes_wrong(fleet: Fleet, tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_a_full_disk(small: Path, tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: [one.pid for one in fleet.servers()] not in ([], [pid]))
         assert fleet.pids()["a"] == pid, "that is what was written last"
-        assert fleet.rows()["a"].state in (looking.LOST, READY)
+        assert fleet.rows()["a"].state in (status.LOST, READY)
         with pytest.raises(PipelineError, match="the disk is full"):
             fleet.up(a)
         stuff.unlink()
@@ -531,7 +531,7 @@ def test_numbers_that_are_used_again(fleet: Fleet, tmp_path: Path) -> None:
             lie = replace(old, pid=stranger.pid, started=long_ago, instances=(seen,))
             state.write_state(fleet.at, lie)
             row = fleet.rows()["a"]
-            assert (row.state, row.pid, row.memory) == (looking.LOST, None, None)
+            assert (row.state, row.pid, row.memory) == (status.LOST, None, None)
             fleet.down()
             assert stranger.poll() is None
             assert fleet.up(a) == {}
@@ -548,7 +548,7 @@ def test_ps_sees_who_does_not_answer(fleet: Fleet, tmp_path: Path) -> None:
     began = time.monotonic()
     rows = fleet.rows()
     assert time.monotonic() - began < 10
-    assert (rows["a"].state, rows["a"].ready_since) == (looking.SILENT, None)
+    assert (rows["a"].state, rows["a"].ready_since) == (status.SILENT, None)
     assert rows["b"].state == READY
     process.resume()
     assert fleet.rows()["a"].state == READY
@@ -563,7 +563,7 @@ def test_ps_shows_the_memory_on_cards(
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     told = f"{pid}, 1024\n{pid}, 512\n1, 7\n{fleet.pids()['b']}, [N/A]\n"
-    program.write_text(f'#!/bin/sh\n[ "$1" = {looking.QUERY} ] && printf {told!r}\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" = {status.QUERY} ] && printf {told!r}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     rows = fleet.rows()

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from fleet_tools import stand_in
 
-from pipeline.serve.fleet.policy import End, Pace, Verdict, decide
-from pipeline.serve.fleet.state import EXITED, FAILED, PAUSING
 from pipeline.serve.instance import Instance
+from pipeline.serve.supervisor.policy import End, Pace, Verdict, decide
+from pipeline.serve.supervisor.state import EXITED, FAILED, PAUSING
 
 CRASH = End(status=-9, was_ready=True)
 BROKEN = End(status=7)

@@ -11,8 +11,8 @@ from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
 from pipeline.serve.instance import Instance
 
-from . import asking, marker
-from .standing import living
+from . import client, marker
+from .liveness import living
 from .state import ENDED, READY, STOPPED, Folder, Seen, by_name, read_state, read_wanted
 
 LOST = "lost"  # it was there when the supervisor last wrote, and is not, or has no supervisor
@@ -61,7 +61,7 @@ def ps(at: Folder) -> list[Row]:
             what = LOST
         speed = None
         if what == READY:
-            if asking.is_ready(instance, ANSWER_SECONDS):
+            if client.is_ready(instance, ANSWER_SECONDS):
                 speed = tokens_per_second(instance)
             else:
                 what = SILENT
@@ -93,7 +93,7 @@ def ps(at: Folder) -> list[Row]:
 
 def tokens_per_second(instance: Instance) -> float | None:
     """What its /metrics says, if it has them."""
-    found = asking.counters(instance, ANSWER_SECONDS) or {}
+    found = client.counters(instance, ANSWER_SECONDS) or {}
     return next((found[name] for name in SPEEDS if name in found), None)
 
 

@@ -12,7 +12,7 @@ import psutil
 from pipeline.core.environment import own, servers, vllm
 from pipeline.serve.instance import GATEWAY, LLAMA_CPP, VLLM, Instance
 
-from . import asking, marker
+from . import client, marker
 from .state import Folder
 
 VLLM_KEY = "VLLM_API_KEY"
@@ -26,7 +26,7 @@ def environment(instance: Instance, at: Folder) -> dict[str, str]:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
         env["XDG_CONFIG_HOME"] = str(config)  # empty: llama.cpp reads a config.ini there
-    elif instance.engine == VLLM and (word := asking.key(instance)):
+    elif instance.engine == VLLM and (word := client.key(instance)):
         env[VLLM_KEY] = word
     return {**env, **instance.env}
 

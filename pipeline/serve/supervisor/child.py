@@ -16,7 +16,7 @@ from pipeline.serve.health import require_free
 from pipeline.serve.instance import Instance
 from pipeline.serve.output import pumped, quoted
 
-from . import asking, marker
+from . import client, marker
 from .environment import environment
 from .logfile import Log
 from .policy import Pace
@@ -54,7 +54,7 @@ class Child:
             # A launcher may end before its server, which still has something to say.
             self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
             told = (instance, self._say, self.over, pace.probe_every)
-            Thread(target=asking.watch, args=told, daemon=True).start()
+            Thread(target=client.watch, args=told, daemon=True).start()
         except BaseException:
             self.kill()
             raise

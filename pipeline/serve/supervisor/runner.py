@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.core.errors import PipelineError
 from pipeline.serve.instance import Instance
 
-from . import asking
+from . import client
 from .child import Child
 from .policy import End, Pace, decide
 from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, Seen
@@ -119,7 +119,7 @@ class Keeper:
         if word and self.seen.state == LOADING:
             self.until, self._ready_since = NEVER, now
             self._is(READY, ready_at=time.time())
-        elif word == asking.STUCK and self.seen.state == READY:
+        elif word == client.STUCK and self.seen.state == READY:
             self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
             # it may have been so ever since it was last looked at
             self._ready_until = now - self.pace.probe_every - self.instance.probe_timeout

@@ -17,11 +17,19 @@ import pytest
 from conftest import wait_for
 from fleet_tools import Fleet, changed, grandchild, lives, stand_in
 
-from pipeline.core.process import LEFT_SECONDS
-from pipeline.serve.fleet import asking, marker
-from pipeline.serve.fleet.environment import environment
-from pipeline.serve.fleet.policy import Pace
-from pipeline.serve.fleet.state import EXITED, FAILED, LOADING, PAUSING, READY, STOPPED, WAITING
+from pipeline.core.process.spawn import LEFT_SECONDS
+from pipeline.serve.supervisor import client, marker
+from pipeline.serve.supervisor.environment import environment
+from pipeline.serve.supervisor.policy import Pace
+from pipeline.serve.supervisor.state import (
+    EXITED,
+    FAILED,
+    LOADING,
+    PAUSING,
+    READY,
+    STOPPED,
+    WAITING,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -211,7 +219,7 @@ def test_an_idle_server_is_asked_once(fleet: Fleet, tmp_path: Path) -> None:
 )
 def test_the_smallest_request(tmp_path: Path, engine: str, kind: str, path: str) -> None:
     one = stand_in(tmp_path, "a", engine=engine, kind=kind, aliases=("m",))
-    told, body = asking.one_token(one)
+    told, body = client.one_token(one)
     assert told == path
     assert body.get("model", "m") == "m" and ("model" in body or path == "/completion")
     assert body.get("cache_prompt", False) is False

@@ -22,8 +22,9 @@ from pipeline.serve.instance import Instance
 
 from . import marker
 from .environment import for_supervisor, missing
+from .liveness import LOCK_SECONDS, is_running, living
+from .lock import alone
 from .policy import Pace
-from .standing import LOCK_SECONDS, is_running, living
 from .state import (
     ENDED,
     READY,
@@ -38,7 +39,6 @@ from .state import (
     read_wanted,
     write_wanted,
 )
-from .turns import alone
 
 LOOK_SECONDS = 0.05
 STARTS = 3  # of a supervisor that ends by itself
@@ -282,7 +282,7 @@ def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tup
 
 
 def _start_supervisor(at: Folder, pace: Pace) -> Process:
-    words = [sys.executable, "-m", "pipeline.serve.fleet.supervisor", str(at.path)]
+    words = [sys.executable, "-m", "pipeline.serve.supervisor.supervisor", str(at.path)]
     wanted = read_wanted(at)
     env = for_supervisor(os.environ, wanted.instances if wanted else ())
     env |= {marker.VARIABLE: at.marker}

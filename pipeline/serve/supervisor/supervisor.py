@@ -1,6 +1,6 @@
 """The one process that keeps the servers of a configuration.
 
-    python -m pipeline.serve.fleet.supervisor FOLDER PACE
+    python -m pipeline.serve.supervisor.supervisor FOLDER PACE
 
 It reads what is wanted whenever that file changes, makes it so, and writes what is there. It ends
 when nothing is wanted any more, or when it is asked to; its servers never outlive it. PACE is a
@@ -32,9 +32,9 @@ from pipeline.serve.instance import Instance
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
-from .keeper import Keeper
 from .logfile import Log
 from .policy import Pace
+from .runner import Keeper
 from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
 
 WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
@@ -117,7 +117,7 @@ class Supervisor:
         if now < self._next_warden or (self.warden and self.warden.poll() is None):
             return
         self._next_warden = now + WARDEN_SECONDS
-        words = [sys.executable, "-m", "pipeline.serve.fleet.warden", str(self.at.path)]
+        words = [sys.executable, "-m", "pipeline.serve.supervisor.reaper", str(self.at.path)]
         env = own(os.environ) | {marker.VARIABLE: self.at.marker}
         try:
             self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
