@@ -10,9 +10,9 @@ Steps keep receipts, not a database: doit is told that it has nothing to remembe
 from __future__ import annotations
 
 from pipeline.tasks import bins_tasks as bins
-from pipeline.tasks import doit_tasks as tasks
 from pipeline.tasks import fleet_tasks as fleet
-from pipeline.tasks.reporting import Reporter
+from pipeline.tasks import table as tasks
+from pipeline.tasks.doit import Reporter
 from pipeline.tasks.task import Task, Tasks
 
 DOIT_CONFIG = {

@@ -38,7 +38,7 @@ def main() -> None:
 
 def variables() -> Mapping[str, object]:
     """The parser of each variable, by its name."""
-    from pipeline.tasks.variables import TABLE
+    from pipeline.commands.request import TABLE
 
     return {variable.name: variable.parse for variable in TABLE}
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, free_port, wait_for
 from fleet_tools import Fleet, own_port, stand_in
 
+from pipeline.commands.up import as_launch
 from pipeline.serve.gateway.settings import Gateway, as_instance
 from pipeline.serve.instance import Instance
-from pipeline.tasks.running import as_launch
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from . import checking, doing, undoing
+from pipeline.commands import check, make
+from pipeline.commands import clean as undoing
+from pipeline.commands.model import Steps
+
 from .order import after_resolve
-from .steps import Steps
 from .task import Task, task
 
 
 def source(steps: Steps) -> Task:
     return task(
-        lambda: doing.get_source(steps),
+        lambda: make.get_source(steps),
         done=steps.source_is_done,
         after=["_check", *after_resolve(steps, "source")],
         clean=lambda: undoing.clean_source(steps),
@@ -40,7 +42,7 @@ def cuda_toolkit(steps: Steps) -> Task:
 
 def build_bins(steps: Steps) -> Task:
     return task(
-        lambda: doing.build_bins(steps),
+        lambda: make.build_bins(steps),
         done=steps.bins_are_done,
         after=[
             *("_check", "_compiler", *goes_into_a_build(steps)),
@@ -57,17 +59,17 @@ def goes_into_a_build(steps: Steps) -> list[str]:
 
 def package(steps: Steps) -> Task:
     def run() -> None:
-        from . import packaging  # archives are of no use to other tasks
+        from pipeline.commands import package as packaging  # archives are of no use to other tasks
 
         packaging.pack(steps)
 
     def clean() -> None:
-        from . import packaging
+        from pipeline.commands import package as packaging
 
         packaging.clean(steps)
 
     def forget() -> None:
-        from . import packaging
+        from pipeline.commands import package as packaging
 
         packaging.forget(steps)
 
@@ -77,7 +79,7 @@ def package(steps: Steps) -> Task:
 
 def install_package(steps: Steps) -> Task:
     def run() -> None:
-        from . import packaging
+        from pipeline.commands import package as packaging
 
         packaging.install_package(steps)
 
@@ -85,12 +87,12 @@ def install_package(steps: Steps) -> Task:
 
 
 def recipe(steps: Steps) -> Task:
-    return task(lambda: doing.tell_recipe(steps))
+    return task(lambda: make.tell_recipe(steps))
 
 
 def compiler(steps: Steps) -> Task:
-    return task(lambda: checking.check_compiler(steps))
+    return task(lambda: check.check_compiler(steps))
 
 
 def writable(steps: Steps) -> Task:
-    return task(lambda: checking.require_writable(steps))
+    return task(lambda: check.require_writable(steps))

@@ -19,7 +19,7 @@ class Forget(DoitForget):  # type: ignore[misc]
     cmd_options = ()
 
     def _execute(self) -> int:
-        from .reporting import guarded
+        from .doit import guarded
 
         tasks = {task.name: task for task in self.task_list}
         names = [] if self.sel_default_tasks else self.sel_tasks

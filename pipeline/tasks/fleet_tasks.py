@@ -7,19 +7,19 @@ from importlib import import_module
 
 from doit.exceptions import TaskFailed
 
+from pipeline.commands.many import ROUTER
+from pipeline.commands.model import Steps
 from pipeline.core.log import say
 
 from .dashes import behind_dashes
-from .many import ROUTER
+from .doit import guarded
 from .order import lacks_config
-from .reporting import guarded
-from .steps import Steps
 from .task import Task, task
 
 
 def action(steps: Steps, module: str, name: str) -> Callable[[], None]:
-    """The function of a module beside this one, called with `steps`."""
-    return lambda: getattr(import_module(f"{__package__}.{module}"), name)(steps)
+    """A function of `pipeline.commands`, called with `steps`."""
+    return lambda: getattr(import_module(f"pipeline.commands.{module}"), name)(steps)
 
 
 def ready_to_run(steps: Steps) -> list[str]:
@@ -36,45 +36,45 @@ def built(steps: Steps) -> list[str]:
 
 def up(steps: Steps) -> Task:
     if steps.request.many.dry_run:
-        run, after = action(steps, "fleet_plan", "changes"), []
+        run, after = action(steps, "plan_servers", "changes"), []
     else:
-        run, after = action(steps, "running", "up"), ready_to_run(steps)
+        run, after = action(steps, "up", "up"), ready_to_run(steps)
     return task(run, after=after, lacks=lacks_config(steps))
 
 
 def places(steps: Steps) -> Task:
-    return task(action(steps, "placing", "require_writable"), after=["_config"])
+    return task(action(steps, "install_model", "require_writable"), after=["_config"])
 
 
 def prepare(steps: Steps) -> Task:
-    return task(action(steps, "placing", "place"), after=ready_to_run(steps))
+    return task(action(steps, "install_model", "place"), after=ready_to_run(steps))
 
 
 def serve(steps: Steps) -> Task:
-    return task(action(steps, "running", "serve"), after=ready_to_run(steps))
+    return task(action(steps, "up", "serve"), after=ready_to_run(steps))
 
 
 def ps(steps: Steps) -> Task:
-    return task(action(steps, "listing", "ps"))
+    return task(action(steps, "ps", "ps"))
 
 
 def logs(steps: Steps) -> Task:
-    return task(action(steps, "listing", "logs"))
+    return task(action(steps, "ps", "logs"))
 
 
 def down(steps: Steps) -> Task:
-    return task(action(steps, "listing", "down"))
+    return task(action(steps, "ps", "down"))
 
 
 def gateway(steps: Steps) -> Task:
     its_own = steps.request.many.engine == ROUTER  # then there is nothing but the router
     after = ready_to_run(steps) if its_own else []
-    return task(action(steps, "gateways", "run"), after=after, lacks=lacks_config(steps))
+    return task(action(steps, "gateway", "run"), after=after, lacks=lacks_config(steps))
 
 
 def claude(steps: Steps) -> Task:
     def run(words: list[str]) -> TaskFailed | None:
-        from . import claude_task
+        from pipeline.commands import claude as claude_task
 
         return guarded(lambda: claude_task.run(steps, behind_dashes(words)))()
 
@@ -84,11 +84,11 @@ def claude(steps: Steps) -> Task:
 
 def systemd(steps: Steps) -> Task:
     after = ["_config"] if steps.configured else []
-    return task(action(steps, "running", "systemd"), after=after, lacks=lacks_config(steps))
+    return task(action(steps, "up", "systemd"), after=after, lacks=lacks_config(steps))
 
 
 def kubernetes(steps: Steps) -> Task:
-    return task(action(steps, "manifests", "write"), lacks=lacks_config(steps))
+    return task(action(steps, "kubernetes", "write"), lacks=lacks_config(steps))
 
 
 def config(steps: Steps) -> Task:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.commands.model import Steps
 from pipeline.models import quants
-
-from .steps import Steps
 
 
 def lacks_model(steps: Steps) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.core.log import say
 
-from .reporting import checked, guarded
+from .doit import checked, guarded
 
 Task = dict[str, Any]
 Tasks = Task | Iterator[Task]

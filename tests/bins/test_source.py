@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.compile import git_tree, source
+from pipeline.commands import check, model, request
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import receipts
-from pipeline.tasks import checking, steps, variables
 
 FILES = {"CMakeLists.txt": b"project(x)\n", "ggml/src/a.c": b"int a;\n", "build.sh": b"#!/bin/sh\n"}
 INSIDE = "package-1.0/vendor/llama.cpp"
@@ -175,11 +175,11 @@ class TestSubmodule:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(home.root))
-        checking.check_request(steps.Steps(variables.Request()))
+        check.check_request(model.Steps(request.Request()))
         assert capsys.readouterr().err == "", "nothing is worth saying"
         (module / "CMakeLists.txt").write_text("changed")
         found = source.find(home)
-        checking.check_request(steps.Steps(variables.Request()))
+        check.check_request(model.Steps(request.Request()))
         assert f"recorded as {found.tree}" in capsys.readouterr().err
         source.fetch(found, home)
         source.clean(found)

@@ -7,10 +7,10 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from pipeline.commands.request import TABLE
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import flag, text
 from pipeline.tasks import command_line
-from pipeline.tasks.variables import TABLE
 
 TASKS = ("serve", "plan", "fetch", "test", "claude", "doctor", "_check")
 PARSERS = {"model": text, "port": text, "keep_f16": flag, "gguf_path": text, "ctx_size": text}

@@ -23,12 +23,12 @@ from conftest import REPOSITORY, wait_for
 from disks import disk
 from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 
+from pipeline.commands import ps
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.serve.instance import Instance
 from pipeline.serve.supervisor import control, liveness, marker, state, status
 from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, Wanted
-from pipeline.tasks import listing
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -150,13 +150,13 @@ def test_what_a_crash_left_is_listed_until_it_is_ended(tmp_path: Path) -> None:
     steps: Any = SimpleNamespace(request=SimpleNamespace(many=many), home=home)
     with fleet_at(state.folder(home, "c.toml").path) as fleet:
         fleet.up(stand_in(tmp_path, "a"))
-        assert listing.folders(steps) == [fleet.at]
+        assert ps.folders(steps) == [fleet.at]
         fleet.kill_supervisor()
         wait_for(lambda: not fleet.processes())
-        assert listing.folders(steps) == [fleet.at]
+        assert ps.folders(steps) == [fleet.at]
         assert fleet.rows()["a"].state == status.LOST
         fleet.down()
-        assert listing.folders(steps) == []
+        assert ps.folders(steps) == []
 
 
 def test_only_what_changed_is_restarted(fleet: Fleet, tmp_path: Path) -> None:

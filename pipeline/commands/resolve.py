@@ -28,9 +28,9 @@ from pipeline.models.hub import Listing
 from pipeline.models.resolve import File, Resolved
 from pipeline.models.skeleton import Readable
 
-from . import estimating
-from .estimating import Outlook
-from .steps import Steps
+from . import estimate
+from .estimate import Outlook
+from .model import Steps
 
 
 class Shelf:
@@ -63,7 +63,7 @@ class Shelf:
         if model not in self._measured:
             files = [self._readable(file) for file in option.files]
             key = option.files[0].identity
-            self._measured[model] = option, estimating.of_gguf(self.steps, files, key)
+            self._measured[model] = option, estimate.of_gguf(self.steps, files, key)
         known, found = self._measured[model]
         if option.files == known.files:
             return found
@@ -82,7 +82,7 @@ class Shelf:
             if own
             else projector.likely_bytes(self.listing.files, option.name, wish.mmproj)
         )
-        return estimating.least(self.steps, self.outlook(option), self.room - beside).fits
+        return estimate.least(self.steps, self.outlook(option), self.room - beside).fits
 
     def resolved(self) -> Resolved:
         """The files that the request means. Raises PipelineError."""
@@ -181,11 +181,11 @@ def _decide_quant(steps: Steps, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
     resolved, room = steps.require_resolved(), capacity.memory()
     candidates = autoquant.candidates(steps.request.wanted)
-    of = estimating.unquantized(steps, steps.chain_with(candidates[-1]))
+    of = estimate.unquantized(steps, steps.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"
     for candidate in candidates:
         ahead = of(candidate)
-        if ahead.bytes and estimating.least(steps, ahead, room).fits:
+        if ahead.bytes and estimate.least(steps, ahead, room).fits:
             quant, why = candidate, "the best that fits the memory"
             break
     say(f"{resolved.name}: quant {quant.lower()}, {why}")

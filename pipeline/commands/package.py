@@ -9,8 +9,8 @@ from pipeline.bins.package.pack import Package
 from pipeline.core.errors import UsageError
 from pipeline.core.log import say
 
+from .model import Steps
 from .programs import Programs
-from .steps import Steps
 
 VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor each
 

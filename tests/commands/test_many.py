@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.many import Many, many, registry
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
-from pipeline.tasks.many import Many, many, registry
 
 DEFAULT = str(REPOSITORY / "configs/llm_profiles.yaml")
 MODELS = ("model", "hf_model")

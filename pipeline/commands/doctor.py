@@ -22,7 +22,7 @@ from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
 
-from .steps import Steps
+from .model import Steps
 
 WIDTH = 10  # of the first column
 STATES = {

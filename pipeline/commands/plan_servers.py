@@ -11,10 +11,11 @@ from pipeline.core.process import shown
 from pipeline.serve import sandbox
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
-from . import checking, locking, planning, resolving
-from .configured import Configured, require
-from .running import asked_for, planned
-from .steps import Steps
+from . import check, lock, resolve
+from . import plan as planning
+from .model import Steps
+from .servers import Configured, require
+from .up import asked_for, planned
 
 
 def look(configured: Configured) -> tuple[Instance, ...]:
@@ -23,10 +24,10 @@ def look(configured: Configured) -> tuple[Instance, ...]:
     if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
     for model in configured.models.values():
-        checking.check_request(model)
-        locking.require(model, before=True)
+        check.check_request(model)
+        lock.require(model, before=True)
         if not model.resolve_is_done():
-            resolving.resolve(model, store=False)
+            resolve.resolve(model, store=False)
     return planned(configured)
 
 

@@ -16,7 +16,7 @@ from pipeline.models import converter, fetch, lockfile
 from pipeline.models.lockfile import Entry
 from pipeline.models.resolve import File, Resolved
 
-from .steps import Steps
+from .model import Steps
 
 
 def lock(steps: Steps) -> None:

@@ -9,7 +9,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.log import say
 from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
 
-from .steps import Steps
+from .model import Steps
 
 
 def require_writable(steps: Steps) -> None:

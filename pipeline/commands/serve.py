@@ -24,9 +24,9 @@ from pipeline.serve.flags import Flag
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
 
-from . import estimating
-from .estimating import Outlook
-from .steps import Steps
+from . import estimate
+from .estimate import Outlook
+from .model import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def launch_of(steps: Steps, chain: Chain, header: Header, fit: Fit) -> Launch:
 
 def prepare(steps: Steps, chain: Chain) -> Prepared:
     """The launch of a model that is all made. Starts no server. Raises PipelineError."""
-    made = estimating.of_made(steps, chain.final)
+    made = estimate.of_made(steps, chain.final)
     header = gguf.read_noted(chain.final, steps.home.run / "gguf.json")
     its = projector(steps)
     if its:

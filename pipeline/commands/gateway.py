@@ -18,8 +18,8 @@ from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
 from . import many
-from .configured import Configured, require
-from .steps import Steps
+from .model import Steps
+from .servers import Configured, require
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys

@@ -21,9 +21,9 @@ from pipeline.serve.config.configuration import Configuration, Draft
 from pipeline.serve.config.options import Given
 from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
 
-from .configured import Configured, require, require_known
+from .model import Steps
 from .pod_models import Prepared
-from .steps import Steps
+from .servers import Configured, require, require_known
 
 IMAGES = {LLAMA_CPP: "image", VLLM: "vllm_image"}
 NO_NEWLINE = "tr -d '\\n'"

@@ -42,7 +42,7 @@ from pipeline.models.resolve import File, Resolved
 from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
 
-from .steps import Steps
+from .model import Steps
 
 HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
 AT_ONCE = 8  # headers of a split model that are read at the same time

@@ -20,8 +20,8 @@ from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import Folder
 
 from . import many, which_server
-from .steps import Steps
-from .variables import SERVER, request
+from .model import Steps
+from .request import SERVER, request
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, Draft
@@ -244,12 +244,12 @@ class Configured:
     def _model(self, draft: Draft) -> Model:
         from pipeline.serve.config.llama import Model
 
-        from . import estimating, placing, serving
+        from . import estimate, install_model, serve
 
         steps = self.steps_of(draft)
         chain = steps.require_chain()
-        placed, mmproj = placing.placed(self, draft), serving.projector(steps)
-        ahead = estimating.outlook(steps, chain)
+        placed, mmproj = install_model.placed(self, draft), serve.projector(steps)
+        ahead = estimate.outlook(steps, chain)
         return Model(
             path=placed.get(chain.final, chain.final),
             mmproj=placed.get(mmproj, mmproj) if mmproj else None,

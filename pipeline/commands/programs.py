@@ -21,7 +21,7 @@ from pipeline.bins.way import Way
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
-from .variables import Request
+from .request import Request
 
 
 class Programs:

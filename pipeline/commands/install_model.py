@@ -11,13 +11,13 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, publish_same
 from pipeline.models import gguf
 
-from . import serving
+from . import serve
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Draft
 
-    from .configured import Configured
-    from .steps import Steps
+    from .model import Steps
+    from .servers import Configured
 
 
 def require_writable(steps: Steps) -> None:
@@ -62,5 +62,5 @@ def placed(configured: Configured, draft: Draft) -> dict[Path, Path]:
     first = steps.require_chain().final
     # llama.cpp finds the parts of a split model by their names
     target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
-    projector = None if steps.request.mmproj else serving.projector(steps)
+    projector = None if steps.request.mmproj else serve.projector(steps)
     return {first: target} | ({projector: projector_of(target)} if projector else {})

@@ -17,8 +17,8 @@ from pipeline.models import converter, demo, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 
-from . import estimating, resolving
-from .steps import Steps
+from . import estimate, resolve
+from .model import Steps
 
 
 def get_source(steps: Steps) -> None:
@@ -58,11 +58,11 @@ def fetch(steps: Steps) -> None:
     if resolved.source["type"] == "package":
         demo.fetch(resolved, steps.home, offline=offline)
         return
-    resolving.require_architecture(steps, resolved)  # the source may have come since then
+    resolve.require_architecture(steps, resolved)  # the source may have come since then
     with steps.asking_anew():
-        if not steps.fetch_is_done() and estimating.foreign_code(steps, steps.require_chain()):
+        if not steps.fetch_is_done() and estimate.foreign_code(steps, steps.require_chain()):
             make_converter(steps)
-            estimating.require_convertible(steps, steps.require_chain())
+            estimate.require_convertible(steps, steps.require_chain())
         fetching.fetch(resolved, offline=offline)
 
 

@@ -15,8 +15,8 @@ from pipeline.core.log import say, size, table
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder
 
-from .configured import require_known
-from .steps import Steps
+from .model import Steps
+from .servers import require_known
 
 if TYPE_CHECKING:
     from pipeline.serve.supervisor.status import Row

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.bins.build_options import Bins
 from pipeline.bins.programs import program_file
+from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
 from pipeline.models.chain import Wanted
 from pipeline.models.choice import Wish
 from pipeline.serve.launch import Settings
-from pipeline.tasks.variables import Request, request
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from pipeline.serve.config.configuration import Draft
 from pipeline.serve.config.llama import Model
 from pipeline.serve.config.options import Given
 
-from . import checking, estimating, locking, resolving, serving
-from .configured import Configured
+from . import check, estimate, lock, resolve, serve
+from .servers import Configured
 
 # Options of llama-server that say what its model is for; else its metadata does.
 ENDPOINTS = ("embeddings", "embedding", "reranking", "rerank", "pooling")
@@ -25,12 +25,12 @@ class Prepared:
     def __init__(self, configured: Configured, draft: Draft) -> None:
         """Resolves it, where it is not known yet. Raises PipelineError."""
         steps = configured.steps_of(draft)
-        checking.check_request(steps)
-        locking.require(steps, before=True)
+        check.check_request(steps)
+        lock.require(steps, before=True)
         if not steps.resolve_is_done():
-            resolving.resolve(steps, store=False)
+            resolve.resolve(steps, store=False)
         self.draft, self.steps, self.chain = draft, steps, steps.require_chain()
-        self.ahead = estimating.outlook(steps, self.chain)
+        self.ahead = estimate.outlook(steps, self.chain)
         says = any(name in draft.server for name in ENDPOINTS)
         if self.ahead.header is None and not says:
             raise UsageError(
@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def model(self) -> Model:
-        projector = serving.projector(self.steps)
+        projector = serve.projector(self.steps)
         return Model(
             path=self._there(self.chain.final),
             mmproj=self._there(projector) if projector else None,

@@ -16,8 +16,8 @@ from pipeline.core.paths import user_folder
 from pipeline.deploy import claude
 from pipeline.serve.keys import first_key
 
-from .configured import require
-from .steps import Steps
+from .model import Steps
+from .servers import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def run(steps: Steps, words: Sequence[str]) -> None:
 
 def address(steps: Steps) -> Address:
     """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
-    from . import gateways
+    from . import gateway
 
     given = steps.request
     if given.many.url:
@@ -73,7 +73,7 @@ def address(steps: Steps) -> Address:
     from pipeline.serve import address
 
     configured = require(steps)
-    told, _ = gateways.settings(configured)
+    told, _ = gateway.settings(configured)
     asked = configured.wish.config or configured.wish.profile
     return Address(
         url=address.url(told.host, told.port),

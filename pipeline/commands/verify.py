@@ -15,7 +15,7 @@ from pipeline.core.store.hashing import sha256
 from pipeline.core.store.receipts import FILE, Entry
 from pipeline.models import gguf
 
-from .steps import Steps
+from .model import Steps
 
 
 def verify(steps: Steps) -> None:

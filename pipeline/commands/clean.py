@@ -11,8 +11,8 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, remove
 from pipeline.models import converter, resolve
 
-from . import estimating
-from .steps import Steps
+from . import estimate
+from .model import Steps
 
 
 def clean_source(steps: Steps) -> None:
@@ -77,7 +77,7 @@ def clean_resolve(steps: Steps) -> None:
     """As `forget_resolve`, and the headers that were read for plan and quant=auto."""
     resolved = steps.known()
     forget_resolve(steps)
-    for folder in estimating.header_folders(steps, resolved) if resolved else ():
+    for folder in estimate.header_folders(steps, resolved) if resolved else ():
         remove(folder)
 
 

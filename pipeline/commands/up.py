@@ -19,9 +19,10 @@ from pipeline.serve.service import service
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
 
-from . import gateways, listing, many, placing, serving
-from .configured import Configured, require, require_known
-from .steps import Steps
+from . import gateway, install_model, many, ps
+from . import serve as serving
+from .model import Steps
+from .servers import Configured, require, require_known
 
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
@@ -35,11 +36,11 @@ def wanted(configured: Configured) -> Wanted:
     configuration = configured.configuration
     if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
-    placing.place(configured.steps)
+    install_model.place(configured.steps)
     for made in instances.write_keys(configuration, configured.flags(), configured.keys):
         say(made)
     if configuration.gateway.enable:
-        gateways.ready(configured)
+        gateway.ready(configured)
     found = chosen(configured, planned(configured))
     require_templates_end(configured, found.instances)
     return found
@@ -83,7 +84,7 @@ def planned(configured: Configured) -> tuple[Instance, ...]:
     """What would be started, the gateway among it. Raises PipelineError."""
     configuration = configured.configuration
     has_gateway = configuration.gateway.enable and configuration.master.enable
-    return (*configured.instances(), *([gateways.instance(configured)] if has_gateway else []))
+    return (*configured.instances(), *([gateway.instance(configured)] if has_gateway else []))
 
 
 def up(steps: Steps) -> None:
@@ -99,7 +100,7 @@ def up(steps: Steps) -> None:
         say("stopped")
         return
     failed = control.up(configured.at, asked, report=report, names=names)
-    listing.show(steps, [configured.at], reasons=False)
+    ps.show(steps, [configured.at], reasons=False)
     if failed:
         raise PipelineError(
             "\n".join(f"{one.name} is {seen.state}: {seen.reason}" for one, seen in failed),

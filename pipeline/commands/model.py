@@ -24,10 +24,10 @@ from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
 from .programs import Programs
-from .variables import Request
+from .request import Request
 
 if TYPE_CHECKING:
-    from .configured import Configured
+    from .servers import Configured
 
 
 class Steps:

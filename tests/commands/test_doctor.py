@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Doit, Run
 
-from pipeline.tasks.doctor import hider
+from pipeline.commands.doctor import hider
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
 

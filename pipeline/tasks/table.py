@@ -10,6 +10,16 @@ from doit import doit_cmd
 from doit.exceptions import InvalidDodoFile, TaskFailed
 
 from pipeline import bootstrap
+from pipeline.commands import check as checking
+from pipeline.commands import clean
+from pipeline.commands import lock as locking
+from pipeline.commands import make as doing
+from pipeline.commands import plan as planning
+from pipeline.commands import resolve as resolving
+from pipeline.commands import serve as serving
+from pipeline.commands import verify as verifying
+from pipeline.commands.model import Steps
+from pipeline.commands.request import request
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import say
@@ -18,23 +28,11 @@ from pipeline.core.sandbox.available import SWITCH, is_off
 from pipeline.models import quants
 from pipeline.serve import launch, sandbox
 
-from . import (
-    checking,
-    doing,
-    fleet_tasks,
-    locking,
-    planning,
-    resolving,
-    serving,
-    undoing,
-    verifying,
-)
+from . import fleet_tasks
 from .dashes import before_dashes, behind_dashes
+from .doit import guarded, interrupt_on_termination, replace_closed_streams
 from .order import after_resolve, comes_first, lacks_model
-from .reporting import guarded, interrupt_on_termination, replace_closed_streams
-from .steps import Steps
 from .task import Task, Tasks, task
-from .variables import request
 
 # doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
 # what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
@@ -71,7 +69,7 @@ def start() -> Steps:
     if is_off():
         say("warning: the sandbox is off: what reads a model may do all that you may")
     if steps.request.many.source:
-        from .configured import Configured
+        from pipeline.commands.servers import Configured
 
         steps.configured = Configured(steps, given)
         steps.models = steps.configured.models
@@ -92,8 +90,8 @@ def resolve(steps: Steps) -> Task:
         lambda: resolving.resolve(steps),
         done=steps.resolve_is_done,
         after=["_check", *comes_first(steps)],
-        clean=lambda: undoing.clean_resolve(steps),
-        forget=lambda: undoing.forget_resolve(steps),  # its answer is its receipt
+        clean=lambda: clean.clean_resolve(steps),
+        forget=lambda: clean.forget_resolve(steps),  # its answer is its receipt
         lacks=lacks_model(steps),
     )
 
@@ -104,8 +102,8 @@ def fetch(steps: Steps) -> Task:
         done=steps.fetch_is_done,
         # options of the server are checked first, where there are any
         after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
-        clean=lambda: undoing.clean(steps, "fetch"),
-        forget=lambda: undoing.forget(steps, "fetch"),
+        clean=lambda: clean.clean(steps, "fetch"),
+        forget=lambda: clean.forget(steps, "fetch"),
         lacks=lacks_model(steps),
     )
 
@@ -115,8 +113,8 @@ def converter(steps: Steps) -> Task:
         lambda: doing.make_converter(steps),
         done=steps.converter_is_done,
         after=["_settle", "fetch"] if after_resolve(steps, "converter") else [],
-        clean=lambda: undoing.clean_converter(steps),
-        forget=lambda: undoing.forget_converter(steps),
+        clean=lambda: clean.clean_converter(steps),
+        forget=lambda: clean.forget_converter(steps),
     )
 
 
@@ -125,8 +123,8 @@ def convert(steps: Steps) -> Task:
         lambda: doing.convert(steps),
         done=steps.convert_is_done,
         after=PREPARATION[:-2],
-        clean=lambda: undoing.clean(steps, "convert"),
-        forget=lambda: undoing.forget(steps, "convert"),
+        clean=lambda: clean.clean(steps, "convert"),
+        forget=lambda: clean.forget(steps, "convert"),
         lacks=lacks_model(steps),
     )
 
@@ -136,8 +134,8 @@ def quantize(steps: Steps) -> Task:
         lambda: doing.quantize(steps),
         done=steps.quantize_is_done,
         after=PREPARATION[:-1],
-        clean=lambda: undoing.clean(steps, "quantize"),
-        forget=lambda: undoing.forget(steps, "quantize"),
+        clean=lambda: clean.clean(steps, "quantize"),
+        forget=lambda: clean.forget(steps, "quantize"),
         lacks=lacks_model(steps),
     )
 
@@ -177,9 +175,9 @@ def plan(steps: Steps) -> Task:
         if steps.configured is None:
             planning.plan(steps)
             return
-        from . import fleet_plan
+        from pipeline.commands import plan_servers
 
-        fleet_plan.plan(steps.configured)
+        plan_servers.plan(steps.configured)
 
     return task(run, lacks=lacks_model(steps))
 
@@ -190,7 +188,7 @@ def verify(steps: Steps) -> Task:
 
 def doctor(steps: Steps) -> Task:
     def run() -> None:
-        from . import doctor as doctoring  # no other task looks so closely
+        from pipeline.commands import doctor as doctoring  # no other task looks so closely
 
         doctoring.doctor(steps)
 

@@ -21,25 +21,25 @@ from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
 from pipeline.serve import sandbox
 
-from . import checking, estimating, locking, resolving, serving
-from .estimating import Outlook
-from .serving import context_text
-from .steps import Steps
+from . import check, estimate, lock, resolve, serve
+from .estimate import Outlook
+from .model import Steps
+from .serve import context_text
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
 
 
 def plan(steps: Steps) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
-    checking.check_request(steps)
-    checking.check_compiler(steps)
-    locking.require(steps, before=True)
+    check.check_request(steps)
+    check.check_compiler(steps)
+    lock.require(steps, before=True)
     if steps.request.wanted.quant == quants.ALL:
         rows = every_quant(steps)
         print(json.dumps(rows, indent=1) if steps.request.json else quants_text(rows))
         return
     if not steps.resolve_is_done():
-        resolving.resolve(steps, store=False)
+        resolve.resolve(steps, store=False)
     with steps.asking_anew():
         told = collect(steps)
     print(json.dumps(told, indent=1) if steps.request.json else text(told))
@@ -67,11 +67,11 @@ def collect(steps: Steps) -> dict[str, Any]:
     if chain.quantization:
         rows.append(("quantize", steps.quantize_is_done(), str(chain.quantization.target)))
     todo = {name for name, done, _ in rows if not done}
-    ahead = estimating.outlook(steps, chain)
-    fit = serving.fit_context(steps, ahead)
+    ahead = estimate.outlook(steps, chain)
+    fit = serve.fit_context(steps, ahead)
     launch = None
     if steps.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
-        launch = serving.launch_of(steps, chain, ahead.header, fit)
+        launch = serve.launch_of(steps, chain, ahead.header, fit)
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,
@@ -105,7 +105,7 @@ def code_warnings(steps: Steps, chain: Chain, todo: set[str]) -> list[str]:
         return []
     return [
         f"{code}: code of a model never runs; if it cannot be converted without, it is refused"
-        for code in estimating.foreign_code(steps, chain)
+        for code in estimate.foreign_code(steps, chain)
     ]
 
 
@@ -209,24 +209,24 @@ def every_quant(steps: Steps) -> list[dict[str, Any]]:
     reference = base.require_reference()
     found: list[tuple[str, str, Outlook]] = []
     if reference.kind == "hub" and not (request.offline and base.known()):
-        shelf = resolving.Shelf(base)
+        shelf = resolve.Shelf(base)
         options = choice.narrow(choice.options(shelf.listing.files), request.wish, reference.text)
         found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
         if not found:
             base.resolved_to(shelf.resolved())
     if not found:
         if base.known() is None:
-            resolving.resolve(base, store=False)
+            resolve.resolve(base, store=False)
         chain = base.require_chain()
         if chain.resolved.kind == "gguf" and chain.resolved.precision not in quants.UNQUANTIZED:
-            found = [(chain.resolved.precision, chain.final.name, estimating.outlook(base, chain))]
+            found = [(chain.resolved.precision, chain.final.name, estimate.outlook(base, chain))]
         else:
-            of = estimating.unquantized(base, base.chain_with("Q4_K_M"))
+            of = estimate.unquantized(base, base.chain_with("Q4_K_M"))
             made = ((quant, of(quant)) for quant in quants.TYPES)
             found = [(quant, "", ahead) for quant, ahead in made if ahead.bytes]
     room, rows = capacity.memory(), []
     for quant, name, ahead in found:
-        fit = estimating.least(base, ahead, room)
+        fit = estimate.least(base, ahead, room)
         rows.append(
             {
                 "quant": quant,
