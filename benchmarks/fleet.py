@@ -19,7 +19,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 from fleet_tools import fleet_at, stand_in  # noqa: E402
 
 from pipeline.serve.supervisor import marker  # noqa: E402
-from pipeline.serve.supervisor.policy import Pace  # noqa: E402
+from pipeline.serve.supervisor.policy import Timing  # noqa: E402
 
 MOST_BYTES, MOST_SHARE = 60_000_000, 0.01
 
@@ -28,7 +28,7 @@ def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     count, seconds = int(given.get("instances", 50)), float(given.get("seconds", 60))
     with tempfile.TemporaryDirectory() as top, fleet_at(Path(top) / "run") as fleet:
-        fleet.pace = Pace()
+        fleet.pace = Timing()
         names = [f"s{number:03}" for number in range(count)]
         many = [stand_in(Path(top), x, "--metrics", probe_timeout=60.0) for x in names]
         began = time.monotonic()

@@ -28,7 +28,7 @@ from conftest import free_port, with_programs  # noqa: E402
 from fakes import tiny_llama  # noqa: E402
 from images import Machine, Running, build, buildah, checkout  # noqa: E402
 
-from pipeline.core.log import size, table  # noqa: E402
+from pipeline.core.text import size, table  # noqa: E402
 from pipeline.serve import health  # noqa: E402
 
 TAG = "localhost/llama-pipeline:measured"

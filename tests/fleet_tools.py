@@ -19,11 +19,11 @@ from conftest import REPOSITORY, wait_for
 
 from pipeline.serve.instance import Instance
 from pipeline.serve.supervisor import control, liveness, marker, status
-from pipeline.serve.supervisor.policy import Pace
-from pipeline.serve.supervisor.state import Folder, Seen, Wanted, read_state
+from pipeline.serve.supervisor.policy import Timing
+from pipeline.serve.supervisor.state import DesiredState, Folder, Seen, read_state
 
 SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
-QUICK = Pace(probe_every=0.3, steady_after=60, longest_pause=0.5)
+QUICK = Timing(probe_every=0.3, steady_after=60, longest_pause=0.5)
 
 
 # Below those that the system gives to outgoing connections, such as the looks at 50 servers.
@@ -60,14 +60,14 @@ class Fleet:
     """A configuration under way; all of it ends with the test."""
 
     at: Folder
-    pace: Pace = QUICK
+    pace: Timing = QUICK
     instances: tuple[Instance, ...] = ()
     told: list[tuple[str, Seen]] = field(default_factory=list)
 
     def up(self, *instances: Instance, **more: Any) -> dict[str, Seen]:
         """Those that are not ready."""
         self.instances = instances
-        wanted = Wanted(config=str(self.at.path), instances=instances, **more)
+        wanted = DesiredState(config=str(self.at.path), instances=instances, **more)
         failed = control.up(self.at, wanted, report=self.report, pace=self.pace)
         return {one.name: seen for one, seen in failed}
 

@@ -17,7 +17,14 @@ import httpx2
 from conftest import REPOSITORY, free_port, wait_for
 
 from pipeline.serve.instance import Instance
-from pipeline.serve.supervisor.state import Folder, Seen, State, Wanted, write_state, write_wanted
+from pipeline.serve.supervisor.state import (
+    DesiredState,
+    Folder,
+    Seen,
+    State,
+    write_state,
+    write_wanted,
+)
 
 UPSTREAM = REPOSITORY / "tests" / "fakes" / "upstream.py"
 
@@ -44,7 +51,9 @@ class Site:
 
     def write(self) -> None:
         self.at.path.mkdir(exist_ok=True)
-        wanted = Wanted(config="x", instances=tuple(self.instances.values()), asked=self.asked)
+        wanted = DesiredState(
+            config="x", instances=tuple(self.instances.values()), asked=self.asked
+        )
         write_wanted(self.at, wanted)
         write_state(
             self.at,

@@ -14,9 +14,9 @@ from fakes.large_llama import Size
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
 from pipeline.models import chain, convert, resolve, skeleton
-from pipeline.models.chain import Wanted
+from pipeline.models.chain import QuantRequest
 from pipeline.models.convert import Conversion
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
 
 # As much of each as makes a tenth of the sum mean something, and still is made in seconds.
 DENSE = Size(layers=8, hidden=1024, feed_forward=2816, heads=16, kv_heads=16)
@@ -46,7 +46,7 @@ def script(built: Path) -> Path:
 def conversion(folder: Path, outtype: str, home: Home, script: Path) -> Conversion:
     """The conversion of a folder whose weights are too large to be hashed for a test."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = (File(p.relative_to(folder).as_posix(), p.stat().st_size, "0") for p in found)
+    files = (ModelFile(p.relative_to(folder).as_posix(), p.stat().st_size, "0") for p in found)
     resolved = Resolved(
         kind="safetensors",
         name=folder.name,
@@ -57,7 +57,7 @@ def conversion(folder: Path, outtype: str, home: Home, script: Path) -> Conversi
         files=tuple(files),
         precision="BF16",
     )
-    made = chain.chain(resolved, Wanted(quant=outtype), home, script, {}).conversion
+    made = chain.chain(resolved, QuantRequest(quant=outtype), home, script, {}).conversion
     assert made
     return made
 

@@ -18,7 +18,7 @@ DEFAULT_WAY = "prebuilt" if WINDOWS else "build"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bins:
+class BuildOptions:
     """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
     where nothing is said; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 
-class Way(Protocol):
+class ProgramSource(Protocol):
     """Programs, and how they are made. `target` is what is published, `programs` the folder in it
     that they lie in; `tag` says platform, backend and what else tells them from others; `commit`
     is how receipts of what they make name them; `bytes` is the room that making them takes, and

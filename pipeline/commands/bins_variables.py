@@ -9,7 +9,7 @@ from pipeline.bins.build_options import (
     BACKENDS,
     DEFAULT_WAY,
     WAYS,
-    Bins,
+    BuildOptions,
     architectures,
     release_name,
 )
@@ -32,7 +32,7 @@ TABLE = (
 )
 
 
-def read(values: Mapping[str, object], backend: str) -> Bins:
+def read(values: Mapping[str, object], backend: str) -> BuildOptions:
     """Which programs are wanted. Raises UsageError where that contradicts itself."""
     given = {
         name: values[name]
@@ -57,7 +57,7 @@ def read(values: Mapping[str, object], backend: str) -> Bins:
                 "auto, system, or the folder of a CUDA toolkit",
             )
     jobs = given.get("jobs")
-    return Bins(
+    return BuildOptions(
         way=way,
         backend="cuda" if "cuda_architectures" in given else backend,
         architectures=str(given.get("cuda_architectures", "")),

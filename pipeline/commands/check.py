@@ -4,9 +4,8 @@ needed is there."""
 from __future__ import annotations
 
 from pipeline.bins import binaries
-from pipeline.core import paths
+from pipeline.core import log, paths
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say
 from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
 
 from .model import Steps
@@ -45,9 +44,11 @@ def check_request(steps: Steps) -> None:
     if external and wanted.imatrix and imatrix.is_text(wanted.imatrix):
         external.program("llama-imatrix")
     if reference and reference.note:
-        say(reference.note)
+        log.info(reference.note)
     if source.local:
-        say(f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}")
+        log.info(
+            f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
+        )
     book = home.run / "gguf.json"
     own = request.mmproj and gguf.read_noted(request.mmproj, book)
     if reference and reference.path:

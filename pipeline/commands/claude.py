@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.core import process
+from pipeline.core import log, process
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import user_folder
 from pipeline.deploy import claude
 from pipeline.serve.keys import first_key
@@ -21,7 +20,7 @@ from .servers import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Endpoint:
     """Where it is to ask, and what to do where nothing answers."""
 
     url: str
@@ -43,9 +42,11 @@ def run(steps: Steps, words: Sequence[str]) -> None:
     models = claude.choose(listed, at.patterns, next(iter(wish.names), ""))
     context = claude.context_of(at.url, key, models[""])
     if context is None:
-        say(f"warning: {models['']} does not tell its context: Claude Code takes it for its own")
+        log.info(
+            f"warning: {models['']} does not tell its context: Claude Code takes it for its own"
+        )
     if warning := claude.too_small(models[""], context):
-        say(f"warning: {warning}")
+        log.info(f"warning: {warning}")
     env = claude.environment(at.url, models, context, os.environ)
     if wish.start:
         start(env, key, words)
@@ -58,14 +59,14 @@ def run(steps: Steps, words: Sequence[str]) -> None:
         print(form(env, at.key_file, words))
 
 
-def address(steps: Steps) -> Address:
+def address(steps: Steps) -> Endpoint:
     """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
     from . import gateway
 
     given = steps.request
     if given.many.url:
         file = given.settings.api_key_file
-        return Address(
+        return Endpoint(
             url=given.many.url.rstrip("/").removesuffix("/v1"),
             key_file=str(file) if file else None,
             advice="doit serve model=… starts a server",
@@ -75,7 +76,7 @@ def address(steps: Steps) -> Address:
     configured = require(steps)
     told, _ = gateway.settings(configured)
     asked = configured.wish.config or configured.wish.profile
-    return Address(
+    return Endpoint(
         url=address.url(told.host, told.port),
         key_file=told.api_key_file,
         patterns=told.models,

@@ -102,9 +102,9 @@ def clean(steps: Steps, step: str) -> None:
                 artifacts.discard(target)  # what was made from it stays up to date
             else:
                 remove(target)
-                receipts.forget(target)
+                receipts.invalidate(target)
 
 
 def forget(steps: Steps, step: str) -> None:
     for target in targets(steps, step):
-        receipts.forget(target)
+        receipts.invalidate(target)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins.hardware.detect import Host, Tool, detect
-from pipeline.bins.hardware.lacks import MISSING, USABLE, Lack, Verdict
+from pipeline.bins.hardware.lacks import MISSING, USABLE, Missing, Report
 from pipeline.bins.hardware.probe import probe
 from pipeline.bins.hardware.providers import PACKAGES, provider
 from pipeline.bins.hardware.requirements import verdicts
-from pipeline.core.log import size
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
+from pipeline.core.text import size
 
 from .model import Steps
 
@@ -138,7 +138,7 @@ def wheels() -> dict[str, str]:
     return {name: told for name in ("cmake", "ninja") if (told := installed(name))}
 
 
-def backend(verdict: Verdict, host: Host) -> dict[str, Any]:
+def backend(verdict: Report, host: Host) -> dict[str, Any]:
     return {
         "state": verdict.state,
         "missing": [lack_of(lack, host) for lack in verdict.lacks],
@@ -146,7 +146,7 @@ def backend(verdict: Verdict, host: Host) -> dict[str, Any]:
     }
 
 
-def lack_of(lack: Lack, host: Host) -> dict[str, Any]:
+def lack_of(lack: Missing, host: Host) -> dict[str, Any]:
     """What is missing: the command for this system, and for the others."""
     return {
         "what": lack.what,

@@ -38,7 +38,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.foreign_code import Code
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
 
@@ -49,7 +49,7 @@ AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class MemoryEstimate:
     """A GGUF that may not exist yet: its size in bytes (0: llama-quantize refuses to make it), its
     trained context in tokens, and what it takes at a context. `header` is None where only a formula
     could be asked."""
@@ -102,7 +102,7 @@ def tensor_bytes(steps: Steps, model: Path) -> int:
     return sum(header.size - header.data for header in headers)
 
 
-def outlook(steps: Steps, chain: Chain) -> Outlook:
+def outlook(steps: Steps, chain: Chain) -> MemoryEstimate:
     """What the GGUF at the end of `chain` will take. Raises PipelineError."""
     resolved, needs = chain.resolved, steps.needs()
     if chain.final.is_file() and needs and not (needs.fetch or needs.convert or needs.quantize):
@@ -115,7 +115,7 @@ def outlook(steps: Steps, chain: Chain) -> Outlook:
     except PipelineError:
         if not steps.request.offline:
             raise
-        return Outlook(bytes=sum(f.size for f in model), trained=0, at=lambda ctx_size: None)
+        return MemoryEstimate(bytes=sum(f.size for f in model), trained=0, at=lambda ctx_size: None)
 
 
 @cache
@@ -142,11 +142,11 @@ def header_folders(steps: Steps, resolved: Resolved) -> list[Path]:
     return [steps.home.run / "headers" / name for name in names if name]
 
 
-def of_made(steps: Steps, model: Path) -> Outlook:
+def of_made(steps: Steps, model: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
     book = steps.home.run / "gguf.json"
     header = gguf.read_noted(model, book)
-    return Outlook(
+    return MemoryEstimate(
         bytes=sum(part.stat().st_size for part in gguf.shards(model)),
         trained=header.context_length,
         at=lambda ctx_size: measure(steps, model, header, ctx_size),
@@ -154,7 +154,7 @@ def of_made(steps: Steps, model: Path) -> Outlook:
     )
 
 
-def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
+def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> MemoryEstimate:
     """Of a GGUF, from its headers. `key` tells its content apart from others."""
     folder = headers(steps.home.run) / folder_name(key)
     made = skeleton.gguf_skeleton(files, folder)
@@ -162,7 +162,7 @@ def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
     if made is None:  # no holes on this disk
         header = skeleton.prefix(files[0])[1]
         shape = formula.of_header(header, size - header.data)
-        return Outlook(
+        return MemoryEstimate(
             bytes=size,
             trained=header.context_length,
             at=lambda ctx_size: formula.memory(shape, ctx_size),
@@ -171,7 +171,7 @@ def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> Outlook:
     return of_made(steps, made)
 
 
-def unquantized(steps: Steps, chain: Chain) -> Callable[[str], Outlook]:
+def unquantized(steps: Steps, chain: Chain) -> Callable[[str], MemoryEstimate]:
     """For what is made here: a function from a quant to what it will take."""
     source = _unquantized_gguf(steps, chain)
     if source is None or not steps.binaries.has("llama-quantize"):
@@ -180,14 +180,14 @@ def unquantized(steps: Steps, chain: Chain) -> Callable[[str], Outlook]:
     program = steps.binaries.program("llama-quantize")
     matrix = chain.quantization is not None and chain.quantization.imatrix is not None
 
-    def of(quant: str) -> Outlook:
+    def of(quant: str) -> MemoryEstimate:
         size = sizes.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
             found = measure(steps, source, header, ctx_size)
             return memory.resized(found, before, size - header.data) if found and size else None
 
-        return Outlook(bytes=size, trained=header.context_length, at=at, header=header)
+        return MemoryEstimate(bytes=size, trained=header.context_length, at=at, header=header)
 
     return of
 
@@ -234,7 +234,7 @@ def require_convertible(steps: Steps, chain: Chain) -> None:
     _unquantized_gguf(steps, chain)
 
 
-def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], Outlook]:
+def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], MemoryEstimate]:
     """From config.json and the weights' headers, as far as they can be read."""
     config: dict[str, Any] = {}
     elements = int(resolved.bytes * 8 / formula.BITS.get(resolved.precision, (16, 16))[0])
@@ -248,10 +248,10 @@ def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], Outlook]:
         except (PipelineError, KeyError, ValueError, RecursionError):
             pass  # the sizes alone have to do
 
-    def of(quant: str) -> Outlook:
+    def of(quant: str) -> MemoryEstimate:
         shape = formula.of_config(config, elements, quant)
         trained = config.get("max_position_embeddings")
-        return Outlook(
+        return MemoryEstimate(
             bytes=shape.weights,
             trained=trained if isinstance(trained, int) and trained > 0 else 0,
             at=lambda ctx_size: formula.memory(shape, ctx_size),
@@ -260,7 +260,7 @@ def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], Outlook]:
     return of
 
 
-def readables(steps: Steps, resolved: Resolved, files: Iterable[File]) -> list[Readable]:
+def readables(steps: Steps, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
     """The model's files wherever they are, their headers read at once. Raises PipelineError."""
     found = []
     for file in files:
@@ -277,7 +277,7 @@ def readables(steps: Steps, resolved: Resolved, files: Iterable[File]) -> list[R
     return found
 
 
-def least(steps: Steps, found: Outlook, room: int) -> Fit:
+def least(steps: Steps, found: MemoryEstimate, room: int) -> Fit:
     """How a model fits into `room` bytes of memory at the context at which it must, to be chosen:
     the one asked for, else the smallest that it would be reduced to."""
     smallest = min(found.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import environment, process
+from pipeline.core import environment, log, process
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 from pipeline.core.store.publish import publish_text
 from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import first_key, is_loopback
@@ -23,12 +22,12 @@ from .servers import Configured, require
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
-    from pipeline.serve.gateway.settings import Gateway
+    from pipeline.serve.gateway.settings import GatewaySettings
 
 STOP_SECONDS = 30.0  # for another program that is the gateway, to end what streams
 
 
-def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
+def settings(configured: Configured) -> tuple[GatewaySettings, api_keys.Key]:
     """What the file says of the gateway, and over it the command line; and its key, if one has to
     be written for it. Raises PipelineError."""
     from pipeline.serve.config import api_keys
@@ -42,7 +41,7 @@ def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
     key = api_keys.decide(
         GATEWAY, host, file, table.api_key, folder, configured.keys, needs_one=is_litellm
     )
-    told = gateways.Gateway(
+    told = gateways.GatewaySettings(
         host=host,
         port=given.settings.port if "port" in configured.given else table.port,
         api_key_file=str(key.path) if key.path else None,
@@ -53,7 +52,7 @@ def settings(configured: Configured) -> tuple[Gateway, api_keys.Key]:
     return told, key
 
 
-def ready(configured: Configured) -> Gateway:
+def ready(configured: Configured) -> GatewaySettings:
     """The same, with its key written. Raises PipelineError."""
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import check
@@ -62,7 +61,7 @@ def ready(configured: Configured) -> Gateway:
     if api_keys.write(key) and key.is_made:
         is_open = not is_loopback(told.host)
         why = "others can reach it" if is_open else "LiteLLM does not start without"
-        say(f"gateway: {why}, so an API key was made: {key.path}")
+        log.info(f"gateway: {why}, so an API key was made: {key.path}")
     check(told)
     return told
 
@@ -85,7 +84,7 @@ def run(steps: Steps) -> None:
         router(configured, told)
         return
     if not liveness.is_running(configured.at):
-        say(f"warning: nothing of {configured.configuration.label} is up: doit up")
+        log.info(f"warning: nothing of {configured.configuration.label} is up: doit up")
     if wish.engine == many.LITELLM:
         litellm(configured, told)
     else:
@@ -94,14 +93,14 @@ def run(steps: Steps) -> None:
         running.run(configured.at, told)
 
 
-def litellm(configured: Configured, told: Gateway) -> None:
+def litellm(configured: Configured, told: GatewaySettings) -> None:
     """LiteLLM's proxy for the instances. Raises PipelineError where it is not installed."""
     import yaml
 
     from pipeline.serve.gateway.litellm import litellm_config
 
     if told.hold_timeout is not None:
-        say("warning: gateway.hold_timeout: LiteLLM holds no requests; it is left out")
+        log.info("warning: gateway.hold_timeout: LiteLLM holds no requests; it is left out")
     made = litellm_config(configured.instances(), told)
     file = _written(configured, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
@@ -115,7 +114,7 @@ def litellm(configured: Configured, told: Gateway) -> None:
     _stay([*words, "--telemetry", "False"], env)
 
 
-def router(configured: Configured, told: Gateway) -> None:
+def router(configured: Configured, told: GatewaySettings) -> None:
     """llama-server's own router for the instances. Raises PipelineError where they do not fit."""
     from pipeline.serve.gateway.router import router_arguments, router_preset
     from pipeline.serve.launch import clean_environment
@@ -136,14 +135,14 @@ def _written(configured: Configured, name: str, text: str) -> Path:
     file = configured.at.path / name
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     publish_text(file, text)
-    say(f"wrote {file}")
+    log.info(f"wrote {file}")
     return file
 
 
 def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = None) -> None:
     """Until it ends. It gets each signal that we get, but for those that a terminal sends to both
     of us, and is killed STOP_SECONDS after the first."""
-    say(f"+ {process.shown(words)}")
+    log.info(f"+ {process.shown(words)}")
     with asked_to_stop() as stops:
         server = process.start_attached(words, env=env, cwd=folder)
         told, deadline = 0, float("inf")

@@ -14,7 +14,7 @@ from pipeline.models import gguf
 from . import serve
 
 if TYPE_CHECKING:
-    from pipeline.serve.config.configuration import Draft
+    from pipeline.serve.config.configuration import InstanceSpec
 
     from .model import Steps
     from .servers import Configured
@@ -52,7 +52,7 @@ def place(steps: Steps) -> None:
                     publish_same(file, files[file])
 
 
-def placed(configured: Configured, draft: Draft) -> dict[Path, Path]:
+def placed(configured: Configured, draft: InstanceSpec) -> dict[Path, Path]:
     """Where a profile wants the model, by its first part, and its projector."""
     from pipeline.serve.config.configuration import projector_of
 

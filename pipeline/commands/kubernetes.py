@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import drafts, folder, names, objects, workload
@@ -17,12 +17,12 @@ from pipeline.deploy.kubernetes.drafts import Fitted
 from pipeline.deploy.kubernetes.options import Options, options, require_images
 from pipeline.deploy.kubernetes.workload import MODELS, Workload
 from pipeline.serve.config import checks, instances, vllm
-from pipeline.serve.config.configuration import Configuration, Draft
-from pipeline.serve.config.options import Given
+from pipeline.serve.config.configuration import Configuration, InstanceSpec
+from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
 
 from .model import Steps
-from .pod_models import Prepared
+from .pod_models import PodModel
 from .servers import Configured, require, require_known
 
 IMAGES = {LLAMA_CPP: "image", VLLM: "vllm_image"}
@@ -73,17 +73,17 @@ def look(configured: Configured, asked: Options) -> Configuration:
         server=configured.server,
         flags=configured.flags(),
         environ=os.environ,
-        note=say,
+        note=log.info,
         is_there=drafts.is_there,
     )
     engines = {draft.engine for draft in chosen}
     require_images(asked, {one: name for one, name in IMAGES.items() if one in engines})
     if told.gateway.enable:
-        say("the gateway is left out: it leads to the servers of one machine")
+        log.info("the gateway is left out: it leads to the servers of one machine")
     return told
 
 
-def clashes(chosen: Sequence[Draft]) -> list[str]:
+def clashes(chosen: Sequence[InstanceSpec]) -> list[str]:
     """Two whose objects would have one name."""
     seen: dict[str, str] = {}
     return [
@@ -103,7 +103,7 @@ def workloads(
     }
     if wrong := [line for fit in fits.values() for line in fit.mistakes]:
         raise UsageError("\n".join(wrong))
-    models = {one.name: Prepared(configured, one) for one in configuration.drafts if one.model}
+    models = {one.name: PodModel(configured, one) for one in configuration.drafts if one.model}
     started = instances.instances(
         replace(configuration, drafts=tuple(fit.draft for fit in fits.values())),
         server=configured.server,
@@ -121,10 +121,10 @@ def workloads(
 
 
 def _workload(
-    instance: Instance, fit: Fitted, prepared: Prepared | None, part: str, asked: Options
+    instance: Instance, fit: Fitted, prepared: PodModel | None, part: str, asked: Options
 ) -> Workload:
     is_llama = instance.engine == LLAMA_CPP
-    given = Given(fit.draft, {})
+    given = ResolvedOptions(fit.draft, {})
     gpus, told = workload.cards(instance.gpu_ids, asked.gpus)
     slots = given.text("parallel", "np") if is_llama else given.text("max-num-seqs")
     threads = given.text("threads") if is_llama else ""
@@ -146,9 +146,11 @@ def _workload(
         key_here=fit.key_here,
     )
     for line in (*fit.notes, *([f"{fit.draft.place}: {told}"] if told else [])):
-        say(line)
+        log.info(line)
     for file in weights:
-        say(f"{fit.draft.place}: copy {file} to {MODELS}/{file.name} on the claim {made.claim}")
+        log.info(
+            f"{fit.draft.place}: copy {file} to {MODELS}/{file.name} on the claim {made.claim}"
+        )
     return made
 
 
@@ -167,7 +169,7 @@ def tell(
     unknown = [one for one in found if not (asked.storage or one.disk)]
     for one in unknown:
         size = objects.storage(one, asked)
-        say(f"{one.claim}: {size}, for the size of the model is not known; storage=… says it")
+        log.info(f"{one.claim}: {size}, for the size of the model is not known; storage=… says it")
     if as_json:
         names = [path.name for path in sorted(target.iterdir())]
         told = {"folder": str(target), "files": names, "changed": is_new, "secrets": secrets}

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import binaries
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import require_writable as require_folder
 from pipeline.core.store import receipts, stat_cache
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import converter, fetch, lockfile
-from pipeline.models.lockfile import Entry
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.lockfile import LockedModel
+from pipeline.models.resolve import ModelFile, Resolved
 
 from .model import Steps
 
@@ -23,7 +23,7 @@ def lock(steps: Steps) -> None:
     """Write the entry of the prepared model into pipeline.lock. Raises PipelineError."""
     target = steps.lock_file
     lockfile.write(target, entry(steps))
-    say(f"{target}: {steps.require_chain().resolved.name} is locked")
+    log.info(f"{target}: {steps.require_chain().resolved.name} is locked")
 
 
 def require(steps: Steps, *, before: bool = False) -> None:
@@ -49,12 +49,12 @@ def require_writable(steps: Steps) -> None:
     require_folder(steps.lock_file.parent)
 
 
-def entry(steps: Steps) -> Entry:
+def entry(steps: Steps) -> LockedModel:
     """Everything the model is made of, and the result once it is made. Raises PipelineError."""
     chain = steps.require_chain()
     resolved = chain.resolved
     source = {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local}
-    found: Entry = {
+    found: LockedModel = {
         "asked": steps.request.asked,
         "name": resolved.name,
         "kind": resolved.kind,
@@ -88,7 +88,7 @@ def llama_cpp(steps: Steps) -> dict[str, str]:
     return found
 
 
-def _file(steps: Steps, resolved: Resolved, file: File) -> dict[str, Any]:
+def _file(steps: Steps, resolved: Resolved, file: ModelFile) -> dict[str, Any]:
     found: dict[str, Any] = {"name": file.name, "size": file.size}
     path = resolved.folder / file.name
     if file.blob and not file.sha256:  # a small file, of which the hub knows git's hash only

@@ -7,7 +7,7 @@ import json
 from contextlib import ExitStack
 
 from pipeline.bins.compile import source
-from pipeline.core.log import say
+from pipeline.core import log
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
@@ -27,9 +27,9 @@ def get_source(steps: Steps) -> None:
 
 def build_bins(steps: Steps) -> None:
     for warning in steps.programs.warnings():
-        say(f"warning: {warning}")
+        log.info(f"warning: {warning}")
     if steps.programs.are_compiled and steps.programs.without_page:
-        say(f"llama-server is built without its page: {steps.programs.without_page}")
+        log.info(f"llama-server is built without its page: {steps.programs.without_page}")
     steps.programs.make()
 
 
@@ -46,8 +46,8 @@ def settle(steps: Steps) -> None:
     chain = steps.require_chain()
     while moved := chains.moved(chain, steps.home, steps.tool):
         with only_one(moved):
-            receipts.settle(moved)
-    if chain.conversion and chains.is_unmarked(chain):
+            receipts.revalidate(moved)
+    if chain.conversion and chains.needs_keep_mark(chain):
         artifacts.keep(chain.conversion.target)
 
 

@@ -18,7 +18,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store.publish import remove
 from pipeline.models import autoquant, chain, converter, hub, lockfile, quants, resolve
-from pipeline.models.chain import Chain, Needs, Wanted
+from pipeline.models.chain import Chain, Needs, QuantRequest
 from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
@@ -81,7 +81,7 @@ class Steps:
         ours = resolved.kind == "safetensors" or resolved.local
         return ours and resolved.precision in quants.UNQUANTIZED
 
-    def wanted(self) -> Wanted | None:
+    def wanted(self) -> QuantRequest | None:
         """What is wanted of the known model; None while quant=auto is not decided."""
         wanted, resolved = self.request.wanted, self.known()
         if wanted.quant != quants.AUTO or resolved is None:
@@ -113,7 +113,7 @@ class Steps:
         """The steps of the known model with another quant. Raises PipelineError."""
         return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
 
-    def _chain(self, resolved: Resolved, wanted: Wanted) -> Chain:
+    def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
         script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
         return chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
 
@@ -200,7 +200,7 @@ class Steps:
         if steps is None or self.request.force:
             return True
         moved = chain.moved(steps, self.home, self.tool)
-        return moved is None and not chain.is_unmarked(steps)
+        return moved is None and not chain.needs_keep_mark(steps)
 
     @contextmanager
     def asking_anew(self) -> Iterator[None]:
@@ -230,7 +230,7 @@ class Steps:
             raise PipelineError("the model is not resolved yet", "doit resolve model=…")
         return found
 
-    def require_locked(self) -> lockfile.Entry:
+    def require_locked(self) -> lockfile.LockedModel:
         """What pipeline.lock says of the request. Raises UsageError."""
         return lockfile.find(self.lock_file, self.request.asked)
 

@@ -6,8 +6,8 @@ from pipeline.bins import platform
 from pipeline.bins.package import install
 from pipeline.bins.package import pack as packing
 from pipeline.bins.package.pack import Package
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say
 
 from .model import Steps
 from .programs import Programs
@@ -65,6 +65,6 @@ def install_package(steps: Steps) -> None:
         raise UsageError("no package is named", "say which: pkg=PATH")
     install.install(pkg, target, home=steps.home, force=steps.request.again)
     if steps.request.into is None:
-        say("doit serve bins=package serves with it")
+        log.info("doit serve bins=package serves with it")
     else:
-        say(f"with LLAMA_SERVER_BINS_DIR={target / 'bin'} doit serves with it")
+        log.info(f"with LLAMA_SERVER_BINS_DIR={target / 'bin'} doit serves with it")

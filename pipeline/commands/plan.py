@@ -12,17 +12,17 @@ from pipeline.bins.compile import cuda_toolkit, source
 from pipeline.bins.hardware import nvidia
 from pipeline.bins.programs import program_file
 from pipeline.core import capacity, packages
-from pipeline.core.log import plural, size
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
 from pipeline.core.store.publish import SPARE_BYTES
+from pipeline.core.text import plural, size
 from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
 from pipeline.serve import sandbox
 
 from . import check, estimate, lock, resolve, serve
-from .estimate import Outlook
+from .estimate import MemoryEstimate
 from .model import Steps
 from .serve import context_text
 
@@ -207,7 +207,7 @@ def every_quant(steps: Steps) -> list[dict[str, Any]]:
         )
     )
     reference = base.require_reference()
-    found: list[tuple[str, str, Outlook]] = []
+    found: list[tuple[str, str, MemoryEstimate]] = []
     if reference.kind == "hub" and not (request.offline and base.known()):
         shelf = resolve.Shelf(base)
         options = choice.narrow(choice.options(shelf.listing.files), request.wish, reference.text)
@@ -276,7 +276,7 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     return total
 
 
-def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: Outlook) -> int:
+def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: MemoryEstimate) -> int:
     """What all that is to do takes at its peak, intermediates included."""
     total = 0
     if "source" in todo:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say, size, table
 from pipeline.core.process import shown
+from pipeline.core.text import size, table
 from pipeline.serve import sandbox
 from pipeline.serve.instance import LLAMA_CPP, Instance
 
@@ -20,7 +21,7 @@ from .up import asked_for, planned
 
 def look(configured: Configured) -> tuple[Instance, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
-    configured.check(say)
+    configured.check(log.info)
     if wrong := configured.misplaced():
         raise UsageError("\n".join(wrong))
     for model in configured.models.values():

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from pipeline.core.errors import UsageError
 from pipeline.deploy.kubernetes.workload import DATA, MODELS
 from pipeline.models import gguf
-from pipeline.serve.config.configuration import Draft
-from pipeline.serve.config.llama import Model
-from pipeline.serve.config.options import Given
+from pipeline.serve.config.configuration import InstanceSpec
+from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.config.options import ResolvedOptions
 
 from . import check, estimate, lock, resolve, serve
 from .servers import Configured
@@ -19,10 +19,10 @@ ENDPOINTS = ("embeddings", "embedding", "reranking", "rerank", "pooling")
 CONVERTER = 4 * 1024**3  # bytes of its environment and of llama.cpp's source
 
 
-class Prepared:
+class PodModel:
     """The model of an instance that is prepared first, as a pod will have it."""
 
-    def __init__(self, configured: Configured, draft: Draft) -> None:
+    def __init__(self, configured: Configured, draft: InstanceSpec) -> None:
         """Resolves it, where it is not known yet. Raises PipelineError."""
         steps = configured.steps_of(draft)
         check.check_request(steps)
@@ -64,9 +64,9 @@ class Prepared:
         return asked
 
     @property
-    def model(self) -> Model:
+    def model(self) -> PreparedModel:
         projector = serve.projector(self.steps)
-        return Model(
+        return PreparedModel(
             path=self._there(self.chain.final),
             mmproj=self._there(projector) if projector else None,
             name=self.chain.resolved.name,
@@ -79,7 +79,7 @@ class Prepared:
             return PurePosixPath(MODELS, file.name)
         return PurePosixPath(DATA, file.relative_to(self.steps.home.root).as_posix())
 
-    def memory(self, given: Given) -> int:
+    def memory(self, given: ResolvedOptions) -> int:
         """For weights and context, in bytes; 0: not known."""
         told = given.text("ctx-size")
         ctx_size = int(told) if told.isdecimal() and int(told) else self.ahead.trained

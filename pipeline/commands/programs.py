@@ -12,12 +12,12 @@ from pipeline.bins.binaries import Binaries
 from pipeline.bins.build_options import AUTO
 from pipeline.bins.compile import backends, cuda_toolkit, web_ui
 from pipeline.bins.compile.build import Build
-from pipeline.bins.compile.cuda_toolkit import Release
+from pipeline.bins.compile.cuda_toolkit import CudaRelease
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
 from pipeline.bins.hardware import cuda_versions, select
 from pipeline.bins.hardware.select import Selection
-from pipeline.bins.way import Way
+from pipeline.bins.way import ProgramSource
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
@@ -49,7 +49,7 @@ class Programs:
         return select.select(self.wish, self.home)
 
     @cached_property
-    def way(self) -> Way:
+    def way(self) -> ProgramSource:
         """Where they come from."""
         if self.wish.way == "package":
             from pipeline.bins.package import install, packaged
@@ -90,7 +90,7 @@ class Programs:
     # What goes into a build
 
     @property
-    def release(self) -> Release | None:
+    def release(self) -> CudaRelease | None:
         """The CUDA toolkit that is fetched; None where none is."""
         is_fetched = self.are_compiled and self.selection.toolkit == select.WHEELS
         return cuda_toolkit.CUDA_13 if is_fetched else None

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say, size, table
+from pipeline.core.text import size, table
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder
 
@@ -38,7 +39,7 @@ def show(steps: Steps, places: Sequence[Folder], *, reasons: bool = True) -> Non
         told = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
         print("\n".join([text(rows), *(told if reasons else [])]))
     else:
-        say("nothing is up")
+        log.info("nothing is up")
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -117,7 +118,7 @@ def down(steps: Steps) -> None:
     if steps.request.json:
         print(json.dumps(ended))
     else:
-        say(f"stopped {', '.join(ended)}" if ended else "nothing was up")
+        log.info(f"stopped {', '.join(ended)}" if ended else "nothing was up")
 
 
 def folders(steps: Steps) -> list[Folder]:

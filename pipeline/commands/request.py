@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.bins.build_options import BACKENDS, Bins
+from pipeline.bins.build_options import BACKENDS, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, read, text
 from pipeline.deploy.kubernetes.options import TABLE as KUBERNETES
 from pipeline.models import hub_settings, projector, quants
-from pipeline.models.chain import Wanted, require_makeable
-from pipeline.models.choice import Wish
+from pipeline.models.chain import QuantRequest, require_makeable
+from pipeline.models.choice import FileFilter
 from pipeline.models.reference import Reference, existing, parse
 from pipeline.serve import sandbox
 from pipeline.serve.launch import Settings
@@ -78,11 +78,11 @@ class Request:
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
-    wish: Wish = field(default_factory=Wish)
+    wish: FileFilter = field(default_factory=FileFilter)
     mmproj: Path | None = None  # a projector of the user's own
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
-    bins: Bins = field(default_factory=Bins)
+    bins: BuildOptions = field(default_factory=BuildOptions)
     sandbox: str = sandbox.AUTO
     ready_timeout: int = 600  # seconds
     stop_timeout: int = 10  # seconds
@@ -165,7 +165,7 @@ def request(given: Mapping[str, str]) -> Request:
     asked = _quant(reference, word("quant"))
     if asked == quants.ALL and values.get("frozen"):
         raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
-    wanted = Wanted(
+    wanted = QuantRequest(
         quant=quants.canonical(asked),
         keep_f16=bool(values.get("keep_f16", False)),
         imatrix=file("imatrix"),
@@ -175,7 +175,9 @@ def request(given: Mapping[str, str]) -> Request:
     mmproj, named = _mmproj(reference, word("mmproj"))
     return Request(
         reference=reference,
-        wish=Wish(quant=asked, filename=word("filename"), pattern=word("pattern"), mmproj=named),
+        wish=FileFilter(
+            quant=asked, filename=word("filename"), pattern=word("pattern"), mmproj=named
+        ),
         mmproj=mmproj,
         wanted=wanted,
         settings=Settings(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.core import capacity
+from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import plural, say, size
+from pipeline.core.text import plural, size
 from pipeline.models import (
     autoquant,
     choice,
@@ -25,11 +25,11 @@ from pipeline.models import resolve as stored
 from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.skeleton import Readable
 
 from . import estimate
-from .estimate import Outlook
+from .estimate import MemoryEstimate
 from .model import Steps
 
 
@@ -41,22 +41,22 @@ class Shelf:
         self.steps = steps
         self.listing = listing(steps)
         self.room = capacity.memory()
-        self._readables: dict[File, Readable] = {}
-        self._measured: dict[str, tuple[Option, Outlook]] = {}
+        self._readables: dict[ModelFile, Readable] = {}
+        self._measured: dict[str, tuple[Option, MemoryEstimate]] = {}
 
-    def read(self, file: File) -> bytes:
+    def read(self, file: ModelFile) -> bytes:
         """A small file, whole."""
         return self._readable(file).get(0, file.size)
 
-    def read_header(self, files: Sequence[File]) -> Header:
+    def read_header(self, files: Sequence[ModelFile]) -> Header:
         """The header of a GGUF's first file."""
         return skeleton.prefix(self._readable(files[0]))[1]
 
-    def read_dtypes(self, file: File) -> Counter[str]:
+    def read_dtypes(self, file: ModelFile) -> Counter[str]:
         """Bytes by element type of a safetensors file."""
         return safetensors.head(file.name, file.size, self._readable(file).get).dtypes
 
-    def outlook(self, option: Option) -> Outlook:
+    def outlook(self, option: Option) -> MemoryEstimate:
         """What an option takes. One header is read for all quants of a model: they differ by
         their weights."""
         model = choice.stem(option)
@@ -72,7 +72,7 @@ class Shelf:
             needed = found.at(ctx_size)
             return needed and memory.resized(needed, known.bytes, option.bytes)
 
-        return Outlook(bytes=option.bytes, trained=found.trained, at=at, header=found.header)
+        return MemoryEstimate(bytes=option.bytes, trained=found.trained, at=at, header=found.header)
 
     def fits(self, option: Option) -> bool:
         """Whether an option fits this host's memory, with the projector that it may get."""
@@ -110,10 +110,10 @@ class Shelf:
             # Whether this user may have the files: told now, not after the build.
             hub.locate(self.listing.repo, self.listing.commit, found.files[0])
         what = f"{plural(len(found.files), 'file')}, {size(found.bytes)}"
-        say(f"{found.name}: {found.why} ({what})" if found.why else f"{found.name}: {what}")
+        log.info(f"{found.name}: {found.why} ({what})" if found.why else f"{found.name}: {what}")
         return found
 
-    def _readable(self, file: File) -> skeleton.Readable:
+    def _readable(self, file: ModelFile) -> skeleton.Readable:
         if file not in self._readables:
             repo = self.listing.repo
             self._readables[file] = (
@@ -148,7 +148,7 @@ def _listing(steps: Steps) -> Listing:
             "(or HF_HUB_OFFLINE) forbids to ask",
             "run once with the network, or give a path",
         )
-    say(
+    log.info(
         f"{reference.text}: from the Hugging Face cache, which holds "
         f"{plural(len(found.files), 'file')} of it"
     )
@@ -188,7 +188,7 @@ def _decide_quant(steps: Steps, *, store: bool) -> None:
         if ahead.bytes and estimate.least(steps, ahead, room).fits:
             quant, why = candidate, "the best that fits the memory"
             break
-    say(f"{resolved.name}: quant {quant.lower()}, {why}")
+    log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
     steps.decided_on(quant)
     if store:
         autoquant.store(steps.decision_path(resolved), quant, why)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.bins import smoke_test
-from pipeline.core import capacity
-from pipeline.core.log import say, size
+from pipeline.core import capacity, log
 from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import stat_cache
+from pipeline.core.text import size
 from pipeline.models import chat_template, gguf, memory
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
@@ -25,7 +25,7 @@ from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
 
 from . import estimate
-from .estimate import Outlook
+from .estimate import MemoryEstimate
 from .model import Steps
 
 
@@ -63,7 +63,7 @@ def check_flags(steps: Steps) -> None:
     flags.arguments(steps.request.settings.server, known_flags(steps), "server.")
 
 
-def fit_context(steps: Steps, ahead: Outlook) -> Fit:
+def fit_context(steps: Steps, ahead: MemoryEstimate) -> Fit:
     """The context to serve with, and the memory that it takes, the projector's included."""
     beside = projector_bytes(steps)
 
@@ -157,12 +157,12 @@ def serve(steps: Steps) -> None:
     prepared = prepare(steps, steps.require_chain())
     (steps.home.run / "xdg").mkdir(parents=True, exist_ok=True)
     for warning in (*steps.programs.warnings(), *warnings(steps, prepared)):
-        say(f"warning: {warning}")
+        log.info(f"warning: {warning}")
 
     def ready(seconds: float, output: str) -> None:
         devices = seen_devices(steps, prepared)
         if lacks_device(steps, devices):
-            say("warning: llama-server sees no device of its backend; the CPU is used")
+            log.info("warning: llama-server sees no device of its backend; the CPU is used")
         told = summary(steps, prepared, seconds, output, devices)
         if steps.request.json:
             print(json.dumps(told), flush=True)

@@ -24,9 +24,9 @@ from .model import Steps
 from .request import SERVER, request
 
 if TYPE_CHECKING:
-    from pipeline.serve.config.configuration import Configuration, Draft
-    from pipeline.serve.config.llama import Model
-    from pipeline.serve.config.vllm_installed import Listed
+    from pipeline.serve.config.configuration import Configuration, InstanceSpec
+    from pipeline.serve.config.llama import PreparedModel
+    from pipeline.serve.config.vllm_installed import VllmOptions
 
 # Options of the server with a variable of their own: said here, they win over a profile.
 OPTIONS = (
@@ -150,7 +150,7 @@ class Configured:
     # The instances
 
     @cached_property
-    def installed_vllm(self) -> Listed | None:
+    def installed_vllm(self) -> VllmOptions | None:
         """What an installed vLLM says of its options: slow, the first time."""
         from pipeline.serve.config import vllm, vllm_installed
 
@@ -237,12 +237,12 @@ class Configured:
         """What is wrong with the file and its model tables, found while they were read."""
         return (*self.configuration.mistakes, *self._wrong)
 
-    def steps_of(self, draft: Draft) -> Steps:
+    def steps_of(self, draft: InstanceSpec) -> Steps:
         """The steps of its model."""
         return self.models[self._maker[draft.name]]
 
-    def _model(self, draft: Draft) -> Model:
-        from pipeline.serve.config.llama import Model
+    def _model(self, draft: InstanceSpec) -> PreparedModel:
+        from pipeline.serve.config.llama import PreparedModel
 
         from . import estimate, install_model, serve
 
@@ -250,7 +250,7 @@ class Configured:
         chain = steps.require_chain()
         placed, mmproj = install_model.placed(self, draft), serve.projector(steps)
         ahead = estimate.outlook(steps, chain)
-        return Model(
+        return PreparedModel(
             path=placed.get(chain.final, chain.final),
             mmproj=placed.get(mmproj, mmproj) if mmproj else None,
             name=chain.resolved.name,

@@ -9,15 +9,24 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say, table
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
+from pipeline.core.text import table
 from pipeline.serve import supervise
 from pipeline.serve.instance import LLAMA_CPP, Instance
 from pipeline.serve.launch import Launch
 from pipeline.serve.service import service
 from pipeline.serve.supervisor import state
-from pipeline.serve.supervisor.state import ENDED, FAILED, PAUSING, READY, Folder, Seen, Wanted
+from pipeline.serve.supervisor.state import (
+    ENDED,
+    FAILED,
+    PAUSING,
+    READY,
+    DesiredState,
+    Folder,
+    Seen,
+)
 
 from . import gateway, install_model, many, ps
 from . import serve as serving
@@ -28,7 +37,7 @@ from .servers import Configured, require, require_known
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
 
 
-def wanted(configured: Configured) -> Wanted:
+def wanted(configured: Configured) -> DesiredState:
     """What `up` starts: with name= only these. Writes the keys that are needed. Raises
     PipelineError."""
     from pipeline.serve.config import instances
@@ -38,7 +47,7 @@ def wanted(configured: Configured) -> Wanted:
         raise UsageError("\n".join(wrong))
     install_model.place(configured.steps)
     for made in instances.write_keys(configuration, configured.flags(), configured.keys):
-        say(made)
+        log.info(made)
     if configuration.gateway.enable:
         gateway.ready(configured)
     found = chosen(configured, planned(configured))
@@ -61,7 +70,7 @@ def argument(words: Sequence[str], option: str) -> str:
     return next((value for name, value in pairwise(words) if name == option), "")
 
 
-def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
+def asked_for(configured: Configured, found: Sequence[Instance]) -> DesiredState:
     """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
     UsageError where a name is unknown."""
     from pipeline.serve.supervisor import control
@@ -69,11 +78,11 @@ def asked_for(configured: Configured, found: Sequence[Instance]) -> Wanted:
     return control.merged(configured.at, chosen(configured, found), configured.wish.names)
 
 
-def chosen(configured: Configured, found: Sequence[Instance]) -> Wanted:
+def chosen(configured: Configured, found: Sequence[Instance]) -> DesiredState:
     """Of what is planned, what is named. Raises UsageError where a name is unknown."""
     wish = configured.wish
     require_known(wish.names, [one.name for one in found])
-    return Wanted(
+    return DesiredState(
         config=wish.source,
         instances=tuple(one for one in found if not wish.names or one.name in wish.names),
         max_loading=wish.max_loading or configured.configuration.master.max_loading,
@@ -97,7 +106,7 @@ def up(steps: Steps) -> None:
     names = configured.wish.names
     if configured.wish.background is False:
         control.run_foreground(configured.at, asked, report=report, names=names)
-        say("stopped")
+        log.info("stopped")
         return
     failed = control.up(configured.at, asked, report=report, names=names)
     ps.show(steps, [configured.at], reasons=False)
@@ -109,7 +118,7 @@ def up(steps: Steps) -> None:
     stay(configured.at, [one for one in asked.instances if not one.background])
 
 
-def require_own_logs(steps: Steps, at: Folder, asked: Wanted) -> None:
+def require_own_logs(steps: Steps, at: Folder, asked: DesiredState) -> None:
     """Raise UsageError where servers of another configuration write to a log of these."""
     from pipeline.serve.supervisor import liveness
 
@@ -204,11 +213,11 @@ def systemd(steps: Steps) -> None:
 def report(instance: Instance, seen: Seen) -> None:
     """One line for each change that a user waits for."""
     if seen.state == READY:
-        say(f"{instance.name}: ready at {instance.url}")
+        log.info(f"{instance.name}: ready at {instance.url}")
     elif seen.state == PAUSING:
-        say(f"{instance.name}: is started again: {first_line(seen.reason)}")
+        log.info(f"{instance.name}: is started again: {first_line(seen.reason)}")
     elif seen.state == FAILED:
-        say(f"{instance.name}: failed: {first_line(seen.reason)}")
+        log.info(f"{instance.name}: failed: {first_line(seen.reason)}")
 
 
 def first_line(reason: str) -> str:
@@ -224,7 +233,9 @@ def stay(at: Folder, instances: Sequence[Instance]) -> None:
         return
     names = [one.name for one in instances]
     try:
-        say(f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}")
+        log.info(
+            f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}"
+        )
         while there := liveness.living(at):
             seen = [one for one in there.instances if one.name in names]
             if all(one.state in ENDED for one in seen):
@@ -232,7 +243,7 @@ def stay(at: Folder, instances: Sequence[Instance]) -> None:
             time.sleep(0.2)
     except KeyboardInterrupt:
         control.down(at, names)
-        say("stopped")
+        log.info("stopped")
         return
     if there is None:
         raise PipelineError("the supervisor is gone, and they with it", f"its log is {at.log}")

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.bins.compile import git_tree
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import plural, say
 from pipeline.core.process import WINDOWS
 from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
 from pipeline.core.store.receipts import FILE, Entry
+from pipeline.core.text import plural
 from pipeline.models import gguf
 
 from .model import Steps
@@ -38,7 +39,7 @@ def verify(steps: Steps) -> None:
             + "\n".join(wrong),
             "doit forget the step that made it, and run it again",
         )
-    say(f"{plural(len(found), 'artifact')} as their receipts say")
+    log.info(f"{plural(len(found), 'artifact')} as their receipts say")
 
 
 def artifacts(steps: Steps) -> Iterator[tuple[Path, Entry | None]]:

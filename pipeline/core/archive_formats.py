@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import PipelineError
-from .members import Kind, Member, most_unpacked
+from .members import Member, MemberKind, most_unpacked
 
 BLOCK = 128 * 1024
 # Bytes: of all headers before one member of a tar, and of a zip's list of its members.
@@ -135,7 +135,7 @@ def _tar_members(file: _Guarded) -> Members:
 
 
 def _tar_member(info: tarfile.TarInfo) -> Member:
-    links = {tarfile.SYMTYPE: Kind.SYMLINK, tarfile.LNKTYPE: Kind.HARDLINK}
+    links = {tarfile.SYMTYPE: MemberKind.SYMLINK, tarfile.LNKTYPE: MemberKind.HARDLINK}
     odd = ""
     if info.isdev():
         odd = "is a device or a fifo"
@@ -145,7 +145,7 @@ def _tar_member(info: tarfile.TarInfo) -> Member:
         odd = f"is no file, folder or link (its type is {info.type!r})"
     return Member(
         name=info.name,
-        kind=Kind.FOLDER if info.isdir() else links.get(info.type, Kind.FILE),
+        kind=MemberKind.FOLDER if info.isdir() else links.get(info.type, MemberKind.FILE),
         size=info.size if info.isreg() else 0,
         mode=info.mode,
         link=info.linkname,
@@ -180,7 +180,7 @@ def _zip_members(file: _Guarded) -> Members:
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     name, mode = info.orig_filename, info.external_attr >> 16  # `filename` ends at a NUL
-    kind, odd, link = Kind.FILE, "", ""
+    kind, odd, link = MemberKind.FILE, "", ""
     if info.flag_bits & 1:
         odd = "is encrypted"
     elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -188,9 +188,9 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     elif stat.S_ISLNK(mode) and info.file_size > MOST_LINK:
         odd = "is a link with too long a way"
     elif stat.S_ISLNK(mode):
-        kind, link = Kind.SYMLINK, archive.read(info).decode("utf-8", "surrogateescape")
+        kind, link = MemberKind.SYMLINK, archive.read(info).decode("utf-8", "surrogateescape")
     elif stat.S_ISDIR(mode) or name.endswith("/"):
-        kind = Kind.FOLDER
+        kind = MemberKind.FOLDER
         odd = "is a folder with content" if info.file_size else ""
     elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         odd = "is a device, a fifo or a socket"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from .archive_formats import BLOCK, Members, damage_is_an_error, kind_of, members
-from .members import Contents, Kind, Member, judge, refusal
+from .members import Contents, Member, MemberKind, judge, refusal
 from .process import WINDOWS
 from .store.publish import remove, require_space
 
@@ -70,14 +70,14 @@ def _write(
         place(path).chmod(0o755)
     paths = {member: path for path, member in contents.files.items()}
     for member, stream in found:
-        if member.kind is Kind.FILE and stream:
+        if member.kind is MemberKind.FILE and stream:
             if member not in paths:
                 raise refusal(archive, member.name, CHANGED)
             _write_file(archive, member, stream, place(paths.pop(member)))
     if paths:
         raise refusal(archive, next(iter(paths.values())), CHANGED)
     for path, (kind, end) in contents.links.items():
-        if kind is Kind.SYMLINK and not WINDOWS:
+        if kind is MemberKind.SYMLINK and not WINDOWS:
             place(path).symlink_to(os.path.relpath(place(end), place(path).parent))
         else:  # making links is a privilege on Windows
             shutil.copy(place(end), place(path))

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import PipelineError
-from .log import size
+from .text import size
 
 RATIO = 100  # programs pack to a third or a fifth
 RATIO_FROM = 64_000_000  # bytes; less is no bomb, whatever it was packed to
@@ -24,7 +24,7 @@ RESERVED = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
 }
 
 
-class Kind(Enum):
+class MemberKind(Enum):
     FILE = "file"
     FOLDER = "folder"
     SYMLINK = "symbolic link"
@@ -36,7 +36,7 @@ class Member:
     """A member as the archive tells it. `odd` says what else it is, which nobody takes."""
 
     name: str
-    kind: Kind
+    kind: MemberKind
     size: int = 0
     mode: int = 0
     link: str = ""
@@ -48,7 +48,7 @@ class Contents:
     """What is unpacked, by path. `links` leads each link to the file at its end."""
 
     files: dict[str, Member] = field(default_factory=dict)
-    links: dict[str, tuple[Kind, str]] = field(default_factory=dict)
+    links: dict[str, tuple[MemberKind, str]] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
 
     def top(self) -> str:
@@ -147,19 +147,19 @@ class _Judge:
             raise _WhyNotError(member.odd)
         path = path_of(member.name)
         if not path:
-            if member.kind is Kind.FOLDER:
+            if member.kind is MemberKind.FOLDER:
                 return
             raise _WhyNotError("has no name")
-        if member.kind is not Kind.FOLDER and member.mode & 0o6000:
+        if member.kind is not MemberKind.FOLDER and member.mode & 0o6000:
             raise _WhyNotError("has its setuid or setgid bit set")
         self._place(path, member.kind)
-        if member.kind is Kind.FILE:
+        if member.kind is MemberKind.FILE:
             self._weigh(member.size)
             self.contents.files[path] = member
-        elif member.kind is not Kind.FOLDER:
+        elif member.kind is not MemberKind.FOLDER:
             self.leads[path] = member
 
-    def _place(self, path: str, kind: Kind) -> None:
+    def _place(self, path: str, kind: MemberKind) -> None:
         """Find room for it: no two names for one place, and nothing below a file or a link."""
         parts = path.split("/")
         for depth in range(1, len(parts)):
@@ -172,7 +172,7 @@ class _Judge:
         if path in self._named:
             raise _WhyNotError("is in it twice")
         self._named.add(path)
-        if kind is Kind.FOLDER:
+        if kind is MemberKind.FOLDER:
             self.contents.folders.add(path)
         elif path in self.contents.folders:
             raise _WhyNotError("is a folder too")
@@ -213,7 +213,7 @@ class _Judge:
 
 def _next(path: str, member: Member) -> str:
     """Where a link leads: from its own folder, a hard link from the top."""
-    place = path.split("/")[:-1] if member.kind is Kind.SYMLINK else []
+    place = path.split("/")[:-1] if member.kind is MemberKind.SYMLINK else []
     if member.link.startswith("/"):
         raise _WhyNotError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
     for part in member.link.split("/"):

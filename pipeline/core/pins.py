@@ -34,7 +34,7 @@ class PinnedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prebuilt:
+class PinnedPrebuilt:
     """Upstream's own programs: the default `release`, and one archive of it, which is the `file`
     inside a package: for which platform and backend, and the files in it with their sha256."""
 
@@ -60,7 +60,7 @@ class Pins:
     demo_files: Mapping[str, PinnedFile]
     torch: str
     torch_index: str
-    prebuilt: Prebuilt
+    prebuilt: PinnedPrebuilt
 
 
 @cache
@@ -81,7 +81,7 @@ def pins() -> Pins:
     )
 
 
-def _prebuilt(table: Mapping[str, Any]) -> Prebuilt:
+def _prebuilt(table: Mapping[str, Any]) -> PinnedPrebuilt:
     lines = [line.split("  ", 1) for line in table["files"].splitlines()]
     files = {name: digest for digest, name in lines}
-    return Prebuilt(**{**table, "archive": Archive(**table["archive"]), "files": files})
+    return PinnedPrebuilt(**{**table, "archive": Archive(**table["archive"]), "files": files})

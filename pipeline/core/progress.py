@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from .log import say, size
+from pipeline.core import log
+
+from .text import size
 
 Update = Callable[[float, float], None]
 PATIENCE = 1.0
@@ -66,7 +68,7 @@ def bar(title: str) -> Iterator[Update]:
         reached = int(10 * done / total) if total else 0
         if reached > tenth:
             tenth = reached
-            say(f"{title}: {10 * reached} %")
+            log.info(f"{title}: {10 * reached} %")
 
     yield update
 
@@ -77,7 +79,7 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
 
     `patience` is how many seconds lie between two lines, where they are written to no terminal.
     """
-    pace = Pace(total)
+    pace = TransferRate(total)
     lock = threading.Lock()
     if sys.stderr.isatty():
         from rich.console import Console
@@ -125,12 +127,12 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
             # What is over in a moment needs one line about it, not ten.
             if reached > tenth and (reached == 10 or now - said >= patience):
                 tenth, said = reached, now
-                say(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
+                log.info(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
 
     yield write
 
 
-class Pace:
+class TransferRate:
     """How fast bytes arrive and how long the rest will take."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -13,9 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.core import paths
+from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.process import become, shown
 from pipeline.serve.instance import LLAMA_CPP, VLLM
@@ -67,7 +66,7 @@ def healthcheck(words: Sequence[str]) -> int:
     _none(words)
     wrong = health.ask(os.environ)
     for line in wrong:
-        say(line)
+        log.info(line)
     return FAILED if wrong else 0
 
 
@@ -95,13 +94,13 @@ def main(words: Sequence[str]) -> int:
             raise UsageError(f"{name}: there is no such command{near}", ", ".join(COMMANDS))
         return COMMANDS[name](rest)
     except UsageError as error:
-        say(f"error: {error}")
+        log.info(f"error: {error}")
         return WRONG_USAGE
     except PipelineError as error:
-        say(f"error: {error}")
+        log.info(f"error: {error}")
         return FAILED
     except OSError as error:
-        say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        log.info(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -16,7 +16,7 @@ YES, NO = ("1", "true"), ("", "0", "false")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class BootSource:
     """Servers that are asked for: `words` of the command line, and what their folder is named by
     (see `state.folder`)."""
 
@@ -30,7 +30,7 @@ class Boot:
     """What to do: install, start, run a command."""
 
     package: str = ""  # an archive of llama.cpp's programs
-    sources: tuple[Source, ...] = ()
+    sources: tuple[BootSource, ...] = ()
     command: tuple[str, ...] = ()
 
 
@@ -61,22 +61,22 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
     )
 
 
-def source(environ: Mapping[str, str], engine: str) -> Source:
+def source(environ: Mapping[str, str], engine: str) -> BootSource:
     """The servers of the file that the environment names for an engine. Raises UsageError."""
     variable = named.CONFIGS[engine]
     if not (text := _text(environ, variable)):
         raise UsageError(f"{variable} names no file", "set it to the path of a TOML file")
     file = named.of_file(text)
     engines = ("engine=vllm",) if engine == VLLM else ()
-    return Source(words=(f"config={file}", *engines), name=file)
+    return BootSource(words=(f"config={file}", *engines), name=file)
 
 
-def _profile(environ: Mapping[str, str]) -> tuple[Source, ...]:
+def _profile(environ: Mapping[str, str]) -> tuple[BootSource, ...]:
     profile = _text(environ, named.PROFILE)
     if not profile:
         return ()
     name = named.of_profile(profile, environ)
-    return (Source(words=(f"profile={profile}",), name=name, is_profile=True),)
+    return (BootSource(words=(f"profile={profile}",), name=name, is_profile=True),)
 
 
 def _is_on(environ: Mapping[str, str], name: str, wrong: list[str]) -> bool:

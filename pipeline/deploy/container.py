@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.core import paths
+from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import Process, become, start_attached
 from pipeline.serve.service import service
@@ -27,7 +26,7 @@ from pipeline.serve.supervisor import control, liveness, state
 from pipeline.serve.supervisor.state import ENDED, FAILED, Folder
 
 from . import health, package
-from .boot import Boot, Source
+from .boot import Boot, BootSource
 
 TICK, LOOK = 0.05, 0.5  # seconds
 COMMAND_SECONDS = 5.0  # that a command gets to end once it is asked to
@@ -42,7 +41,7 @@ def run(boot: Boot, environ: Mapping[str, str]) -> int:
     if not boot.sources:
         become(boot.command, env=env)
     for name in service(environ).values():
-        say(f"service: {name}")
+        log.info(f"service: {name}")
     with asked_to_stop() as stops:
         return Container(boot, env, stops).run()
 
@@ -93,7 +92,7 @@ class Container:
             if status or self.stops:
                 return 0 if self.stops else status
             if told := health.out_of_reach(self.folders, self.foreground, self.env):
-                say(f"warning: {told}")
+                log.info(f"warning: {told}")
             if self.command:
                 return self.stay(start_attached(self.command, env=self.env), COMMAND_SECONDS)
             if self.foreground:
@@ -130,7 +129,7 @@ class Container:
                 failed = [f"{one.name}: {one.reason}" for one in seen if one.state == FAILED]
                 if failed:
                     raise PipelineError("\n".join(failed))
-                say("no server is left")
+                log.info("no server is left")
                 return 0
             time.sleep(LOOK)
         return 0
@@ -150,7 +149,7 @@ class Container:
     def _down_all(self) -> None:
         with ThreadPoolExecutor() as pool:
             if any(pool.map(_down, self.folders)):
-                say("stopped")
+                log.info("stopped")
 
 
 def _down(at: Folder) -> list[str]:
@@ -158,15 +157,15 @@ def _down(at: Folder) -> list[str]:
     try:
         return control.down(at)
     except (PipelineError, OSError) as error:
-        say(f"error: {at.path}: {error}")
+        log.info(f"error: {at.path}: {error}")
         return []
 
 
-def _doit(task: str, source: Source, env: Mapping[str, str], *more: str) -> Process:
+def _doit(task: str, source: BootSource, env: Mapping[str, str], *more: str) -> Process:
     return start_attached(doit(task, *source.words, *more), env=for_doit(env), cwd=REPOSITORY)
 
 
-def _up(source: Source, env: Mapping[str, str]) -> Process:
+def _up(source: BootSource, env: Mapping[str, str]) -> Process:
     return _doit("up", source, env, "background=1")
 
 

@@ -14,7 +14,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor import liveness, state
 from pipeline.serve.supervisor.state import EXITED, STOPPED, Folder
 
-from .boot import Source
+from .boot import BootSource
 
 OVER = (EXITED, STOPPED)
 SECONDS = 2.0  # for each server to answer
@@ -69,7 +69,7 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Instance:
 
 
 def out_of_reach(
-    folders: Sequence[Folder], profile: Source | None, environ: Mapping[str, str]
+    folders: Sequence[Folder], profile: BootSource | None, environ: Mapping[str, str]
 ) -> str:
     """Which servers nothing outside of the container reaches; empty where clients find a way."""
     groups = [running(at) for at in folders]

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bins.package import install
+from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file
@@ -34,7 +34,7 @@ def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
             found = install.install(archive, place, home=home)
     else:
         found = install.install(archive, place, home=home)
-    say(f"llama.cpp {found.version.removeprefix('version: ')} stands in {place}")
+    log.info(f"llama.cpp {found.version.removeprefix('version: ')} stands in {place}")
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def cached(archive: Path, folder: Path) -> Path:
     copy = folder / archive.name
     if not archive.is_file():
         if copy.is_file():
-            say(f"{archive} is not there; {copy} is taken")
+            log.info(f"{archive} is not there; {copy} is taken")
             return copy
         raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
     with full_disk_is_an_error(folder):

@@ -13,7 +13,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
 
 from . import quants
-from .chain import Wanted
+from .chain import QuantRequest
 from .resolve import Resolved
 
 # What is chosen from, best first: none needs an importance matrix, and above Q8_0 more bits are
@@ -21,7 +21,7 @@ from .resolve import Resolved
 CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
-def candidates(wanted: Wanted) -> tuple[str, ...]:
+def candidates(wanted: QuantRequest) -> tuple[str, ...]:
     """What is chosen from for a request: an importance matrix and keep_f16 are of no use for what
     the converter writes itself."""
     if wanted.imatrix or wanted.keep_f16:
@@ -29,7 +29,7 @@ def candidates(wanted: Wanted) -> tuple[str, ...]:
     return CANDIDATES
 
 
-def path(home: Home, resolved: Resolved, wanted: Wanted, ctx_size: int | None) -> Path:
+def path(home: Home, resolved: Resolved, wanted: QuantRequest, ctx_size: int | None) -> Path:
     """Where the decision between the candidates for a model at a context is kept."""
     question = f"{ctx_size or 'smallest'}-{candidates(wanted)[0].lower()}"
     return home.models / "resolved" / f"{resolved.slug}__auto-{question}.json"

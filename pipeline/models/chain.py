@@ -22,7 +22,7 @@ DEFAULT_QUANT = "Q4_K_M"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class QuantRequest:
     """What is wanted of a model; `quant` is empty where nobody asked."""
 
     quant: str = ""
@@ -60,7 +60,7 @@ class Needs:
     quantize: str = ""
 
 
-def require_makeable(wanted: Wanted) -> None:
+def require_makeable(wanted: QuantRequest) -> None:
     """Raise UsageError where llama-quantize cannot make what is wanted."""
     if wanted.quant and wanted.quant not in (*quants.TYPES, quants.AUTO, quants.ALL):
         raise UsageError(
@@ -76,7 +76,7 @@ def require_makeable(wanted: Wanted) -> None:
 
 
 def chain(
-    resolved: Resolved, wanted: Wanted, home: Home, script: Path, source: Mapping[str, Any]
+    resolved: Resolved, wanted: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
 ) -> Chain:
     """The steps that `wanted` takes. `script` is the converter, `source` names llama.cpp's tree.
 
@@ -205,7 +205,7 @@ def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | No
     return between.target if copied else None
 
 
-def is_unmarked(chain: Chain) -> bool:
+def needs_keep_mark(chain: Chain) -> bool:
     """Whether the converted file is wanted for keeps, and recorded as a step on the way."""
     made = chain.conversion
     entry = made and receipts.load(made.target.parent).get(made.target.name)

@@ -11,12 +11,12 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from pipeline.core.errors import UsageError
-from pipeline.core.log import plural
-from pipeline.core.log import size as shown_size
+from pipeline.core.text import plural
+from pipeline.core.text import size as shown_size
 
 from . import quants
 from .gguf import SHARD
-from .resolve import File
+from .resolve import ModelFile
 
 # What is taken where nobody asked for a quant: about the size of Q4_K_M, then upwards, then what
 # is smaller. The first that fits the memory wins.
@@ -35,7 +35,7 @@ class Option:
     """One model among a repository's GGUF files: its parts in order, and what its name says."""
 
     label: str  # the quant as its name has it, in capitals; empty where it has none
-    files: tuple[File, ...]
+    files: tuple[ModelFile, ...]
     missing: tuple[str, ...] = ()  # parts that the repository lacks
 
     @property
@@ -48,7 +48,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class FileFilter:
     """What was asked for of a repository; empty means nothing was said."""
 
     quant: str = ""
@@ -83,9 +83,9 @@ def spelling(quant: str) -> str:
     return {"FP16": "F16", "FP32": "F32"}.get(word, word)
 
 
-def options(files: Mapping[str, File]) -> list[Option]:
+def options(files: Mapping[str, ModelFile]) -> list[Option]:
     """All models among the GGUF files, parts put together; projectors are none."""
-    split: dict[tuple[str, int], dict[int, File]] = defaultdict(dict)
+    split: dict[tuple[str, int], dict[int, ModelFile]] = defaultdict(dict)
     whole = []
     for name, file in sorted(files.items()):
         path = PurePosixPath(name)
@@ -127,7 +127,7 @@ def parts(option: Option) -> str:
     return f" and {plural(more, 'part')}" if more else ""
 
 
-def narrow(found: Sequence[Option], wish: Wish, asked: str) -> list[Option]:
+def narrow(found: Sequence[Option], wish: FileFilter, asked: str) -> list[Option]:
     """The options that `filename=` or `pattern=` leave. Raises UsageError where that is none."""
     if wish.filename:
         named = [o for o in found if wish.filename in (file.name for file in o.files)] or [
@@ -158,7 +158,7 @@ def by_quant(found: Sequence[Option], quant: str) -> list[Option]:
 
 
 def choose(
-    found: Sequence[Option], wish: Wish, asked: str, fits: Callable[[Option], bool]
+    found: Sequence[Option], wish: FileFilter, asked: str, fits: Callable[[Option], bool]
 ) -> tuple[Option, str]:
     """The one option that is meant, and why.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
+from pipeline.core.log import info
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -82,7 +82,7 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
             )
         remove(target)  # what a cut run left
         require_space(target.parent, INSTALLED_BYTES)
-        say("making the converter's environment (1.2 GB, once)")
+        info("making the converter's environment (1.2 GB, once)")
         venv.create(target, with_pip=False, symlinks=not WINDOWS)
         log = home.logs / "converter.log"
         for arguments in pip_arguments(python(home)):
@@ -123,7 +123,7 @@ def clean(home: Home) -> None:
 
 def forget(home: Home) -> None:
     """Drop the environment's receipt."""
-    receipts.forget(folder(home) / "environment")
+    receipts.invalidate(folder(home) / "environment")
 
 
 def environment(python: Path, scratch: Path) -> dict[str, str]:

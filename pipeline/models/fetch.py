@@ -10,18 +10,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.core import download
+from pipeline.core import download, log
 from pipeline.core.download import Content, Downloads
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import plural, say, size
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import git_blob, sha256
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, require_space
 from pipeline.core.store.receipts import Status
+from pipeline.core.text import plural, size
 
 from . import hub, hub_cache
-from .resolve import File, Resolved
+from .resolve import ModelFile, Resolved
 
 FILES_AT_ONCE = 4
 
@@ -58,26 +58,26 @@ def bytes_to_come(resolved: Resolved) -> int:
     return total
 
 
-def is_here(resolved: Resolved, file: File) -> bool:
+def is_here(resolved: Resolved, file: ModelFile) -> bool:
     """Whether the file is as its receipt says. Hashes nothing."""
     found = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
     return found is Status.CURRENT
 
 
-def _settled(resolved: Resolved, file: File) -> bool:
-    return receipts.settle(resolved.folder / file.name, resolved.fetch_recipe(file))
+def _settled(resolved: Resolved, file: ModelFile) -> bool:
+    return receipts.revalidate(resolved.folder / file.name, resolved.fetch_recipe(file))
 
 
-def _download(resolved: Resolved, files: list[File]) -> None:
+def _download(resolved: Resolved, files: list[ModelFile]) -> None:
     """Several files at once, each published as soon as it is whole. The caller has their locks."""
     repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
     targets = {file: resolved.folder / file.name for file in files}
     there = sum(download.bytes_kept(part(target)) for target in targets.values())
     total = sum(file.size for file in files)
     require_space(resolved.folder, total - there)
-    say(f"fetching {resolved.name}: {plural(len(files), 'file')}, {size(total)}")
+    log.info(f"fetching {resolved.name}: {plural(len(files), 'file')}, {size(total)}")
 
-    def one(file: File) -> tuple[str, float]:
+    def one(file: ModelFile) -> tuple[str, float]:
         start = time.monotonic()
         content = Content(size=file.size, sha256=file.sha256, blob=file.blob)
         made = part(targets[file])
@@ -92,7 +92,7 @@ def _download(resolved: Resolved, files: list[File]) -> None:
         ) as downloads,
     ):
         # The small ones first: what is wrong with the access shows at once.
-        running: Mapping[Future[tuple[str, float]], File] = {
+        running: Mapping[Future[tuple[str, float]], ModelFile] = {
             pool.submit(one, file): file for file in sorted(files, key=lambda file: file.size)
         }
         waiting = set(running)
@@ -108,7 +108,7 @@ def _download(resolved: Resolved, files: list[File]) -> None:
             raise
 
 
-def _publish(resolved: Resolved, file: File, digest: str, seconds: float) -> None:
+def _publish(resolved: Resolved, file: ModelFile, digest: str, seconds: float) -> None:
     target = resolved.folder / file.name
     artifacts.publish(
         target,
@@ -120,14 +120,14 @@ def _publish(resolved: Resolved, file: File, digest: str, seconds: float) -> Non
     download.discard(part(target))  # its journal: until now a kill would have needed it
 
 
-def _taken_from_elsewhere(resolved: Resolved, file: File) -> bool:
+def _taken_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:
     """Link or copy the file from where the user has it already."""
     target = resolved.folder / file.name
     for path in elsewhere(resolved, file):
         start = time.monotonic()
         digest = sha256(path)
         if not (digest == file.sha256 or (not file.sha256 and git_blob(path) == file.blob)):
-            say(f"{path}: is damaged (its sha256 is {digest}); not used")
+            log.info(f"{path}: is damaged (its sha256 is {digest}); not used")
             continue
         made = part(target)
         download.discard(made)
@@ -138,7 +138,7 @@ def _taken_from_elsewhere(resolved: Resolved, file: File) -> bool:
             if sha256(made) != digest:
                 raise PipelineError(f"{path}: could not be copied whole", "run it again")
         if path != target:
-            say(f"{file.name}: taken from {path.parent}")
+            log.info(f"{file.name}: taken from {path.parent}")
         _publish(resolved, file, digest, time.monotonic() - start)
         return True
     return False
@@ -153,7 +153,7 @@ def _link(path: Path, made: Path) -> bool:
     return True
 
 
-def elsewhere(resolved: Resolved, file: File) -> Iterator[Path]:
+def elsewhere(resolved: Resolved, file: ModelFile) -> Iterator[Path]:
     """Where the same file may be: in its place without a receipt, in the user's Hugging Face
     cache, under another revision. Its size is right; its content is still to be proven."""
     if resolved.source["type"] != "hf":

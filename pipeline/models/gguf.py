@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import size as shown_size
 from pipeline.core.store import stat_cache
+from pipeline.core.text import size as shown_size
 
 from .ggml import row_bytes
 from .quants import FILE_TYPES

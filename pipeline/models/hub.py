@@ -11,12 +11,13 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.core import log
 from pipeline.core.download import Location, read_range
-from pipeline.core.log import say, size
+from pipeline.core.text import size
 
 from .hub_errors import AGAIN, Changed, told
 from .reference import Reference
-from .resolve import File
+from .resolve import ModelFile
 from .skeleton import Readable
 
 ASK_TIMEOUT = 30  # seconds, for one question about a whole repository
@@ -29,7 +30,7 @@ class Listing:
 
     repo: str  # as the hub spells it today
     commit: str
-    files: Mapping[str, File]
+    files: Mapping[str, ModelFile]
     parameters: Mapping[str, int] = field(default_factory=dict)
     gated: bool = False
 
@@ -39,7 +40,7 @@ def ask(reference: Reference) -> Listing:
     from huggingface_hub import HfApi
 
     _quiet()
-    say(f"asking the hub about {reference.repo}")
+    log.info(f"asking the hub about {reference.repo}")
     with told(reference.repo, reference.revision):
         info = HfApi().model_info(
             reference.repo,
@@ -48,9 +49,9 @@ def ask(reference: Reference) -> Listing:
             timeout=ASK_TIMEOUT,
         )
     if info.id and info.id != reference.repo:
-        say(f"{reference.repo} is {info.id} today")
+        log.info(f"{reference.repo} is {info.id} today")
     files = {
-        str(sibling.rfilename): File(
+        str(sibling.rfilename): ModelFile(
             str(sibling.rfilename),
             sibling.size if type(sibling.size) is int else -1,  # refused where the file is chosen
             str(sibling.lfs.sha256) if sibling.lfs else "",
@@ -88,7 +89,7 @@ def timeout() -> float:
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
-def locate(repo: str, commit: str, file: File) -> Location:
+def locate(repo: str, commit: str, file: ModelFile) -> Location:
     """Where the bytes of a file are right now. Raises PipelineError.
 
     The token is among the headers only where the hub itself has the bytes: the address that it
@@ -120,7 +121,7 @@ def locate(repo: str, commit: str, file: File) -> Location:
     return Location(url=seen.location, headers=headers)
 
 
-def readable(repo: str, commit: str, file: File) -> Readable:
+def readable(repo: str, commit: str, file: ModelFile) -> Readable:
     """A file on the hub to read the start of: what was read is kept, the address too."""
     kept = b""
 
@@ -140,7 +141,7 @@ def readable(repo: str, commit: str, file: File) -> Readable:
     return Readable(name=file.name, size=file.size, read=read)
 
 
-def shown(files: Mapping[str, File]) -> str:
+def shown(files: Mapping[str, ModelFile]) -> str:
     """Some of a repository's files, for an error message."""
     names = sorted(files, key=lambda name: files[name].size, reverse=True)
     rest = f" and {len(names) - 5} more" if len(names) > 5 else ""

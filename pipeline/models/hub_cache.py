@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .hub import Listing
 from .reference import Reference
-from .resolve import File
+from .resolve import ModelFile
 
 
 def cached(reference: Reference) -> Listing | None:
@@ -30,13 +30,13 @@ def cached(reference: Reference) -> Listing | None:
             if path.is_symlink() and path.is_file():
                 blob, name = path.resolve().name, path.relative_to(snapshot).as_posix()
                 sha256 = blob if len(blob) == 64 else ""
-                files[name] = File(name, path.stat().st_size, sha256, "" if sha256 else blob)
+                files[name] = ModelFile(name, path.stat().st_size, sha256, "" if sha256 else blob)
     except (OSError, ValueError):
         return None
     return Listing(repo=reference.repo, commit=commit, files=files) if files else None
 
 
-def cached_file(repo: str, file: File) -> Path:
+def cached_file(repo: str, file: ModelFile) -> Path:
     """Where the Hugging Face cache has a file, or would have it."""
     return cache_folder(repo) / "blobs" / (file.sha256 or file.blob)
 

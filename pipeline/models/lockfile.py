@@ -20,22 +20,22 @@ from pipeline.core.store.publish import publish_text
 
 from .reference import HUB
 from .repository import SHA1, of_files
-from .resolve import File, Resolved
+from .resolve import ModelFile, Resolved
 
 FILE = "pipeline.lock"
 SCHEMA = 1
 HEADER = "# Written by `doit lock`. With frozen=1 exactly this is built, or nothing.\n\n"
 KEYS = {"asked", "name", "kind", "precision", "source", "files"}
-Entry = dict[str, Any]
+LockedModel = dict[str, Any]
 
 
-def read(path: Path) -> list[Entry]:
+def read(path: Path) -> list[LockedModel]:
     """The entries of a lock file; none where there is no file. Raises UsageError."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
-        entries: list[Entry] = data["model"]
+        entries: list[LockedModel] = data["model"]
         for entry in entries:
             if lacking := KEYS - entry.keys():
                 raise ValueError(f"a [[model]] lacks {', '.join(sorted(lacking))}")
@@ -59,7 +59,7 @@ def read(path: Path) -> list[Entry]:
         ) from None
 
 
-def write(path: Path, entry: Entry) -> None:
+def write(path: Path, entry: LockedModel) -> None:
     """Put `entry` in the place of the one for the same request. Raises UsageError."""
     import tomli_w
 
@@ -69,7 +69,7 @@ def write(path: Path, entry: Entry) -> None:
         publish_text(path, HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries}))
 
 
-def find(path: Path, asked: Mapping[str, str]) -> Entry:
+def find(path: Path, asked: Mapping[str, str]) -> LockedModel:
     """The entry of a request. Raises UsageError where there is none."""
     entries = read(path)
     for entry in entries:
@@ -83,7 +83,7 @@ def find(path: Path, asked: Mapping[str, str]) -> Entry:
     )
 
 
-def resolved(entry: Entry, home: Home) -> Resolved | None:
+def resolved(entry: LockedModel, home: Home) -> Resolved | None:
     """The model of an entry that names a repository; None for others. Raises PipelineError."""
     if entry["source"].get("type") != "hf":
         return None
@@ -94,9 +94,9 @@ def resolved(entry: Entry, home: Home) -> Resolved | None:
     try:
         files = [
             # As the hub names it: small files by their blob id alone.
-            File(file["name"], file["size"], "", file["blob"])
+            ModelFile(file["name"], file["size"], "", file["blob"])
             if "blob" in file
-            else File(file["name"], file["size"], file["sha256"])
+            else ModelFile(file["name"], file["size"], file["sha256"])
             for file in entry["files"]
         ]
         found = of_files(
@@ -113,7 +113,7 @@ def resolved(entry: Entry, home: Home) -> Resolved | None:
     return replace(found, name=entry["name"])
 
 
-def require_same(path: Path, locked: Entry, here: Entry) -> None:
+def require_same(path: Path, locked: LockedModel, here: LockedModel) -> None:
     """Raise UsageError that names everything in which what is here differs from what is locked.
 
     What `here` cannot tell yet is not compared: the result before it is made, and the sha256 of

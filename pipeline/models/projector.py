@@ -11,7 +11,7 @@ from pipeline.core.errors import UsageError
 from . import quants
 from .choice import PROJECTOR, Option, label
 from .gguf import Header, whole
-from .resolve import File
+from .resolve import ModelFile
 
 # An encoder loses little at 16 bits, and not every backend has BF16.
 ORDER = ("F16", "BF16", "F32", "Q8_0")
@@ -36,12 +36,12 @@ def fits(projector: Header, model: Header) -> bool:
 
 
 def pair(
-    files: Mapping[str, File],
+    files: Mapping[str, ModelFile],
     model: Option,
     asked: str,
     reference: str,
-    read_header: Callable[[Sequence[File]], Header],
-) -> tuple[File | None, str]:
+    read_header: Callable[[Sequence[ModelFile]], Header],
+) -> tuple[ModelFile | None, str]:
     """The projector for `model` among a repository's files, and why, as the end of a sentence.
 
     `asked` is a file's name, `none`, or empty: the one that fits. Raises UsageError.
@@ -72,7 +72,7 @@ def pair(
     return None, f"; none of its projectors fits ({', '.join(found)}), so it gets none"
 
 
-def candidates(files: Mapping[str, File]) -> list[str]:
+def candidates(files: Mapping[str, ModelFile]) -> list[str]:
     """What may be projectors, by their names."""
     return sorted(
         name
@@ -81,7 +81,7 @@ def candidates(files: Mapping[str, File]) -> list[str]:
     )
 
 
-def likely_bytes(files: Mapping[str, File], model: str, asked: str) -> int:
+def likely_bytes(files: Mapping[str, ModelFile], model: str, asked: str) -> int:
     """About how much the projector will take, before any header was read; 0 without one."""
     if asked == NONE:
         return 0

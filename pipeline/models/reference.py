@@ -10,7 +10,7 @@ from typing import Literal
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 
-Kind = Literal["demo", "gguf", "folder", "hub"]
+ReferenceKind = Literal["demo", "gguf", "folder", "hub"]
 
 HUB = re.compile(
     r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
@@ -23,7 +23,7 @@ FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf
 class Reference:
     """A model, as somebody wrote it. `path` for files, `repo` and `revision` for the hub."""
 
-    kind: Kind
+    kind: ReferenceKind
     text: str
     path: Path | None = None
     repo: str = ""

@@ -15,11 +15,11 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
 from . import choice, quants, staging
-from .choice import Option, Wish
+from .choice import FileFilter, Option
 from .gguf import Header
 from .hub import Listing, shown
 from .projector import NONE, pair
-from .resolve import INDEX, SIDE_FILES, File, Resolved, architecture, indexed, slug
+from .resolve import INDEX, SIDE_FILES, ModelFile, Resolved, architecture, indexed, slug
 from .safetensors import own_precision
 
 MAX_INDEX = 64 * 1024 * 1024  # bytes; that of a 1,000-tensor model has 100 thousand
@@ -32,14 +32,14 @@ RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE
 )
 
-Read = Callable[[File], bytes]
-ReadHeader = Callable[[Sequence[File]], Header]
-ReadDtypes = Callable[[File], Counter[str]]  # bytes by element type
+Read = Callable[[ModelFile], bytes]
+ReadHeader = Callable[[Sequence[ModelFile]], Header]
+ReadDtypes = Callable[[ModelFile], Counter[str]]  # bytes by element type
 
 
 def resolve(
     listing: Listing,
-    wish: Wish,
+    wish: FileFilter,
     asked: str,
     home: Home,
     *,
@@ -118,7 +118,9 @@ def matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatch, parts, patterns))
 
 
-def takes_gguf(found: Sequence[Option], safetensors: Sequence[str], wish: Wish, asked: str) -> bool:
+def takes_gguf(
+    found: Sequence[Option], safetensors: Sequence[str], wish: FileFilter, asked: str
+) -> bool:
     """Whether a GGUF is meant. With safetensors beside it, only where the quant is there."""
     if not found:
         return False
@@ -206,7 +208,7 @@ def nothing(listing: Listing) -> PipelineError:
 def of_files(
     source: Mapping[str, Any],
     kind: Literal["gguf", "safetensors"],
-    files: Sequence[File],
+    files: Sequence[ModelFile],
     home: Home,
     *,
     precision: str,

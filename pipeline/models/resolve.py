@@ -36,7 +36,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class ModelFile:
     """One file of a model, its name relative to the model's folder. Size in bytes.
 
     `blob` is git's SHA-1, which is all that the hub says of its small files.
@@ -67,7 +67,7 @@ class Resolved:
     folder: Path
     local: bool
     source: Mapping[str, Any]
-    files: tuple[File, ...]
+    files: tuple[ModelFile, ...]
     precision: str
     mmproj: str = ""
     architecture: str = ""  # as config.json has it
@@ -81,7 +81,7 @@ class Resolved:
         """How receipts name these inputs."""
         return {file.name: file.identity for file in self.files}
 
-    def fetch_recipe(self, file: File) -> dict[str, Any]:
+    def fetch_recipe(self, file: ModelFile) -> dict[str, Any]:
         """What makes one of its files, for models that are fetched."""
         return {"step": "fetch", "file": file.identity, **self.source}
 
@@ -106,7 +106,7 @@ def local_slug(path: Path) -> str:
 
 def demo(home: Home) -> Resolved:
     """The demonstration model, from the pins."""
-    files = tuple(File(name, f.size, f.sha256) for name, f in pins().demo_files.items())
+    files = tuple(ModelFile(name, f.size, f.sha256) for name, f in pins().demo_files.items())
     archive = pins().demo_archive
     return Resolved(
         kind="safetensors",
@@ -141,7 +141,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
         folder=path.parent,
         local=True,
         source={"type": "file", "ref": str(path)},
-        files=tuple(File(part.name, part.stat().st_size, "") for part in paths),
+        files=tuple(ModelFile(part.name, part.stat().st_size, "") for part in paths),
         precision=headers[0].quant,
     )
 
@@ -191,7 +191,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     weights, precision = check_folder(path, architectures)
     book = home.run / "sha256.json"
     files = tuple(
-        File(
+        ModelFile(
             file.relative_to(path).as_posix(),
             file.stat().st_size,
             stat_cache.identity(book, file),
@@ -237,7 +237,7 @@ def stored(path: Path) -> Resolved | None:
     """What an earlier run resolved and stored at `path`, if that can be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        data["files"] = tuple(File(**file) for file in data["files"])
+        data["files"] = tuple(ModelFile(**file) for file in data["files"])
         data["folder"] = path.parent.parent / data["folder"]
         return Resolved(**data)
     except (OSError, ValueError, TypeError, KeyError):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import size as shown_size
 from pipeline.core.process import outcome
 from pipeline.core.store import sparse
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
+from pipeline.core.text import size as shown_size
 
 from . import convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .convert import Conversion

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import size as shown_size
+from pipeline.core.text import size as shown_size
 
 from . import foreign_code
 

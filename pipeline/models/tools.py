@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from pipeline.core import environment
-from pipeline.core.log import say
+from pipeline.core import environment, log
 from pipeline.core.sandbox import Sandbox, strength
 from pipeline.core.sandbox.available import is_off
 
@@ -63,7 +62,7 @@ def sandbox(
 def warn() -> None:
     """Say once what the sandbox cannot limit here."""
     if (lacks := strength().lacks) and not is_off():  # that was said already
-        say(
+        log.info(
             f"warning: this system cannot limit {lacks} for programs that read a model "
             f"({strength().name}); docs/security.md says what would"
         )

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
+from pipeline.core.log import info
 from pipeline.core.process import start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
@@ -42,7 +42,7 @@ def foreground(
     not ready in time.
     """
     health.require_free(launch.host, launch.port)
-    say(f"+ {launch.shown}")
+    info(f"+ {launch.shown}")
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (
@@ -87,7 +87,7 @@ def foreground(
         end_group(process)  # what it started itself goes with it
         pump.join(timeout=2)
     if stops:
-        say("stopped")
+        info("stopped")
         return
     shown = f":\n{quoted(last)}" if last else ""
     if status is None:
@@ -107,7 +107,7 @@ def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: floa
     deadline = time.monotonic() + stop_timeout
     while process.poll() is None:
         if time.monotonic() > deadline or len(stops) > max(asked, 1):
-            say("it does not stop by itself; killing it")
+            info("it does not stop by itself; killing it")
             process.kill()
             process.wait()
             return

@@ -16,8 +16,8 @@ from typing import Any
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3
@@ -58,7 +58,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
         try:
             action()
         except UsageError as error:
-            say(f"error: {error}")
+            log.info(f"error: {error}")
             raise SystemExit(WRONG_USAGE) from None
         except PipelineError as error:
             return TaskFailed(str(error))
@@ -68,7 +68,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
         except OSError as error:
             return TaskFailed(f"{error.filename or 'the system'}: {error.strerror or error}")
         except KeyboardInterrupt:
-            say("interrupted; what was finished stays, the next run goes on from there")
+            log.info("interrupted; what was finished stays, the next run goes on from there")
             raise SystemExit(INTERRUPTED) from None
         return None
 

@@ -9,7 +9,7 @@ from doit.exceptions import TaskFailed
 
 from pipeline.commands.many import ROUTER
 from pipeline.commands.model import Steps
-from pipeline.core.log import say
+from pipeline.core import log
 
 from .dashes import behind_dashes
 from .doit import guarded
@@ -98,6 +98,6 @@ def config(steps: Steps) -> Task:
 def options(steps: Steps) -> Task:
     def run() -> None:
         if steps.configured:
-            steps.configured.check(say)
+            steps.configured.check(log.info)
 
     return task(run, after=["_config", *built(steps)])

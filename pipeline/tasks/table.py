@@ -20,9 +20,8 @@ from pipeline.commands import serve as serving
 from pipeline.commands import verify as verifying
 from pipeline.commands.model import Steps
 from pipeline.commands.request import request
-from pipeline.core import process
+from pipeline.core import log, process
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.sandbox.available import SWITCH, is_off
 from pipeline.models import quants
@@ -55,7 +54,7 @@ def start() -> Steps:
     for name in inherited:
         del os.environ[name]
     if inherited:
-        say(
+        log.info(
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
@@ -67,7 +66,7 @@ def start() -> Steps:
     if steps.request.sandbox == sandbox.OFF:
         os.environ[SWITCH] = "off"
     if is_off():
-        say("warning: the sandbox is off: what reads a model may do all that you may")
+        log.info("warning: the sandbox is off: what reads a model may do all that you may")
     if steps.request.many.source:
         from pipeline.commands.servers import Configured
 

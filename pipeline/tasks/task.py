@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.core.log import say
+from pipeline.core import log
 
 from .doit import checked, guarded
 
@@ -42,7 +42,7 @@ def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
     def tell() -> None:
         failed = run()
         if failed:
-            say(f"error: {failed.get_msg().strip()}")
+            log.info(f"error: {failed.get_msg().strip()}")
             raise SystemExit(1)
 
     return tell

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.bins.hardware import requirements
 from pipeline.bins.hardware.detect import Host, detect
-from pipeline.bins.hardware.lacks import MISSING, Verdict
-from pipeline.bins.hardware.probe import Facts, Told
+from pipeline.bins.hardware.lacks import MISSING, Report
+from pipeline.bins.hardware.probe import Facts, ProbeOutput
 
 GPP = "g++ (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022"
 NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
@@ -103,24 +103,24 @@ CUDA_PARTS = frozenset({"cublas", "libcuda"})
 VULKAN_PARTS = frozenset({"loader", "spirv"})
 
 
-def ok(out: str = "", err: str = "") -> Told:
-    return Told(path="/usr/bin/it", status=0, out=out, err=err)
+def ok(out: str = "", err: str = "") -> ProbeOutput:
+    return ProbeOutput(path="/usr/bin/it", status=0, out=out, err=err)
 
 
-def linux(told: Mapping[str, Told] | None = None, **more: Any) -> Host:
+def linux(told: Mapping[str, ProbeOutput] | None = None, **more: Any) -> Host:
     """A Debian machine with g++ and what is told besides."""
     facts = Facts(system="linux", machine="x64", name="Debian", family="debian")
     return detect(replace(facts, told={"g++": ok(GPP), **(told or {})}, **more))
 
 
-def mac(told: Mapping[str, Told] | None = None) -> Host:
+def mac(told: Mapping[str, ProbeOutput] | None = None) -> Host:
     facts = Facts(system="macos", machine="arm64", name="macOS-14.5")
     return detect(
         replace(facts, told={"clang++": ok("Apple clang version 15.0.0"), **(told or {})})
     )
 
 
-def of(host: Host, backend: str) -> Verdict:
+def of(host: Host, backend: str) -> Report:
     return next(v for v in requirements.verdicts(host) if v.backend == backend)
 
 
@@ -130,7 +130,7 @@ def lacks(host: Host, backend: str) -> str:
     return "\n".join(lack.what for lack in verdict.lacks)
 
 
-def smi(cards: str, nvcc: str = "", slices: str = "") -> dict[str, Told]:
+def smi(cards: str, nvcc: str = "", slices: str = "") -> dict[str, ProbeOutput]:
     found = {"nvidia-smi": ok(cards), "nvidia-smi -L": ok(slices)}
     return {**found, "nvcc": ok(NVCC.format(nvcc))} if nvcc else found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.bins.build_options import SYSTEM, Bins
+from pipeline.bins.build_options import SYSTEM, BuildOptions
 from pipeline.bins.compile import backends, cuda_toolkit
 from pipeline.bins.compile.backends import Backend, real
 from pipeline.bins.hardware.select import WHEELS, Selection
@@ -29,7 +29,7 @@ WHEELS_CUDA = Selection(
 
 
 def backend(selection: Selection, **more: Any) -> Backend:
-    return backends.backend(selection, HOME, Bins(**more))
+    return backends.backend(selection, HOME, BuildOptions(**more))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,8 @@ def test_what_is_portable_takes_the_toolkits_libraries_along() -> None:
 
 
 def test_another_home_is_no_part_of_what_is_made() -> None:
-    one, other = (backends.backend(WHEELS_CUDA, Home(Path(p)), Bins()) for p in ("/one", "/other"))
+    one, other = (
+        backends.backend(WHEELS_CUDA, Home(Path(p)), BuildOptions()) for p in ("/one", "/other")
+    )
     assert (one.options, one.tools) == (other.options, other.tools)
     assert [p.name for p in one.libraries] == [p.name for p in other.libraries]

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipeline.bins import platform
-from pipeline.bins.build_options import Bins
+from pipeline.bins.build_options import BuildOptions
 from pipeline.bins.compile import backends, build, cmake, cuda_toolkit, source
 from pipeline.bins.compile.cuda_toolkit import CUDA_13, Toolkit
 from pipeline.bins.hardware import cuda_driver
@@ -109,7 +109,7 @@ def test_files_of_llama_cpp_compile(kit: Toolkit, tmp_path: Path) -> None:
     selected = Selection(
         backend="cuda", toolkit=WHEELS, libcuda=str(cuda_driver.driver_library() or "")
     )
-    made = backends.backend(selected, home, Bins(architectures="90-real"))
+    made = backends.backend(selected, home, BuildOptions(architectures="90-real"))
     told = configure(found.folder, out, *build.FIXED_OPTIONS, *made.options, *made.places)
     assert f"CUDA compiler identification is NVIDIA {kit.version}" in told
     folder = "ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir"
@@ -135,7 +135,7 @@ def test_a_program_starts_with_the_libraries_beside_it(kit: Toolkit, tmp_path: P
         subprocess.run(["g++", *words, folder / "stand_in.cpp"], check=True)
     (folder / "driver.cpp").write_text(DRIVER)
     selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(library))
-    made = backends.backend(selected, Home(REPOSITORY), Bins())
+    made = backends.backend(selected, Home(REPOSITORY), BuildOptions())
     configure(folder, out, *made.places, *rpath)
     run_cmake("--build", out)
     for path in cuda_toolkit.runtime_libraries(kit):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.compile import cuda_toolkit
-from pipeline.bins.compile.cuda_toolkit import CUDA_13, Release, Toolkit
+from pipeline.bins.compile.cuda_toolkit import CUDA_13, CudaRelease, Toolkit
 from pipeline.bins.hardware import cuda_driver
 from pipeline.bins.hardware.cuda_versions import LOWEST_CAPABILITY, LOWEST_DRIVER
 from pipeline.core.errors import PipelineError
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(tmp_path / "home")
 
 
-def wheel(tmp_path: Path, nvcc: str = "echo release 13.4, V13.4.92") -> Release:
+def wheel(tmp_path: Path, nvcc: str = "echo release 13.4, V13.4.92") -> CudaRelease:
     """A wheel with NVIDIA's folders, and the release that consists of it."""
     file = tmp_path / "index" / "some_cuda-1.0-py3-none-any.whl"
     info = "some_cuda-1.0.dist-info"
@@ -64,7 +64,7 @@ def wheel(tmp_path: Path, nvcc: str = "echo release 13.4, V13.4.92") -> Release:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     requirements = tmp_path / "some requirements.txt"
     requirements.write_text(f"some-cuda==1.0 --hash=sha256:{digest}\n")
-    return Release(version="13.4", requirements=requirements)
+    return CudaRelease(version="13.4", requirements=requirements)
 
 
 def in_cache(tmp_path: Path) -> list[str]:

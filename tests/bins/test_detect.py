@@ -37,9 +37,9 @@ from machines import (
 
 from pipeline.bins.hardware import cuda, devices, nvidia, probe, providers, requirements
 from pipeline.bins.hardware.detect import Host, detect
-from pipeline.bins.hardware.lacks import MISSING, USABLE, Verdict
+from pipeline.bins.hardware.lacks import MISSING, USABLE, Report
 from pipeline.bins.hardware.nvidia import MIB
-from pipeline.bins.hardware.probe import Facts, Told
+from pipeline.bins.hardware.probe import Facts, ProbeOutput
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
 
@@ -77,7 +77,7 @@ def test_features_of_a_mac() -> None:
     assert (host.cpu, host.rosetta) == ("Apple M2", False)
     assert host.features == ("NEON", "DOTPROD", "I8MM", "BF16")
     text = "machdep.cpu.brand_string: Intel(R) Core(TM) i7\nmachdep.cpu.leaf7_features: BMI1 AVX2\n"
-    unknown = Told(path="sysctl", status=1, out=text, err="sysctl: unknown oid")
+    unknown = ProbeOutput(path="sysctl", status=1, out=text, err="sysctl: unknown oid")
     assert mac({"sysctl": unknown}).features == ("AVX2",)
 
 
@@ -117,8 +117,8 @@ def test_versions(name: str, out: str, version: str) -> None:
 
 
 def test_a_tool_that_fails_or_hangs_is_a_problem_and_no_tool() -> None:
-    failed = Told(path="/x", status=3, err="\n  cannot run  \nmore")
-    host = linux({"node": failed, "glslc": Told(path="/x", status=-1, hung=True)})
+    failed = ProbeOutput(path="/x", status=3, err="\n  cannot run  \nmore")
+    host = linux({"node": failed, "glslc": ProbeOutput(path="/x", status=-1, hung=True)})
     assert host.problems == {"node": "cannot run", "glslc": "gave no answer in 5 s"}
     assert set(host.tools) == {"g++"}
 
@@ -127,7 +127,7 @@ def test_a_tool_that_fails_or_hangs_is_a_problem_and_no_tool() -> None:
 
 
 def test_cpu_needs_a_compiler() -> None:
-    assert of(linux(), "cpu") == Verdict(backend="cpu", seen=True)
+    assert of(linux(), "cpu") == Report(backend="cpu", seen=True)
     assert of(linux(), "cpu").state == USABLE
     assert lacks(detect(Facts(system="linux", machine="x64")), "cpu") == "a C++ compiler"
 
@@ -144,7 +144,7 @@ def test_everything_for_cuda_is_here() -> None:
     host = linux(smi(RTX, "13.0"), parts=CUDA_PARTS)
     (card,) = host.nvidia
     assert (card.capability, card.driver, card.total) == ("8.9", "580.65.06", 24564 * MIB)
-    assert of(host, "cuda") == Verdict(backend="cuda", seen=True)
+    assert of(host, "cuda") == Report(backend="cuda", seen=True)
     assert of(host, "cuda").state == USABLE
 
 
@@ -228,17 +228,17 @@ def test_mig_slices() -> None:
 @pytest.mark.parametrize(
     ("answer", "fault"),
     [
-        (Told(path="/x", status=-1, hung=True), "gave no answer in 5 s"),
+        (ProbeOutput(path="/x", status=-1, hung=True), "gave no answer in 5 s"),
         (ok(MISMATCH), "Failed to initialize NVML: Driver/library version mismatch"),
         (ok(NO_DRIVER), NO_DRIVER.strip()),
         (ok("No devices were found\n"), "No devices were found"),
         (ok("NVIDIA X, [GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost]\n"), "NVIDIA X"),
         (ok(), "printed nothing"),
-        (Told(path="/x", status=9, out=NO_DRIVER), NO_DRIVER.strip()),
-        (Told(path="/x", status=-11), "ended with -11"),
+        (ProbeOutput(path="/x", status=9, out=NO_DRIVER), NO_DRIVER.strip()),
+        (ProbeOutput(path="/x", status=-11), "ended with -11"),
     ],
 )
-def test_nvidia_smi_that_does_not_list(answer: Told, fault: str) -> None:
+def test_nvidia_smi_that_does_not_list(answer: ProbeOutput, fault: str) -> None:
     host = linux({"nvidia-smi": answer})
     assert host.nvidia == ()
     assert host.problems["nvidia-smi"].startswith(fault)
@@ -247,7 +247,9 @@ def test_nvidia_smi_that_does_not_list(answer: Told, fault: str) -> None:
 
 
 def test_an_old_driver_does_not_know_every_field() -> None:
-    unknown = Told(path="/x", status=2, out='Field "compute_cap" is not a valid field to query.\n')
+    unknown = ProbeOutput(
+        path="/x", status=2, out='Field "compute_cap" is not a valid field to query.\n'
+    )
     told = {"nvidia-smi": unknown, "nvidia-smi, old": ok("Tesla K80, 470.256.02, 11441\n")}
     (card,) = linux(told).nvidia
     assert (card.name, card.capability, card.driver) == ("Tesla K80", "", "470.256.02")
@@ -387,9 +389,9 @@ def test_what_vulkan_lacks() -> None:
     said = lacks(linux(), "vulkan")
     for word in ("vulkaninfo", "headers", "loader", "glslc", "SPIR-V"):
         assert word in said
-    broken = Told(path="/x", status=1, err="ERROR_INCOMPATIBLE_DRIVER")
+    broken = ProbeOutput(path="/x", status=1, err="ERROR_INCOMPATIBLE_DRIVER")
     assert "ERROR_INCOMPATIBLE_DRIVER" in lacks(linux({"vulkaninfo": broken}), "vulkan")
-    foreign = Told(path="/x", status=1, err="glslc: version `GLIBC_2.38' not found")
+    foreign = ProbeOutput(path="/x", status=1, err="glslc: version `GLIBC_2.38' not found")
     assert "a glslc that runs: glslc: version" in lacks(linux({"glslc": foreign}), "vulkan")
 
 
@@ -436,7 +438,9 @@ def test_tools_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names = ("good", "slow", "slower", "broken", "missing")
     told = probe.ask({name: (name, "--version") for name in names})
     assert time.monotonic() - start < 4
-    assert told["good"] == Told(path=str(tmp_path / "good"), status=4, out="yes\n", err="no\n")
+    assert told["good"] == ProbeOutput(
+        path=str(tmp_path / "good"), status=4, out="yes\n", err="no\n"
+    )
     assert told["slow"].hung and told["slower"].hung
     assert (told["broken"].status, told["broken"].hung) == (-1, False)
     assert "missing" not in told
@@ -459,7 +463,7 @@ def test_the_sdk_goes_before_path_as_for_cmake(
 
 def test_the_toolkits_folder_is_what_nvcc_says() -> None:
     text = "#$ _HERE_=/usr/local/cuda-13.0/bin\n#$ TOP=/usr/local/cuda-13.0/bin/..\nnvcc fatal\n"
-    told = Told(path="/x", status=1, err=text)
+    told = ProbeOutput(path="/x", status=1, err=text)
     assert Path(probe.toolkit(told)) == Path("/usr/local/cuda-13.0")
     assert (probe.toolkit(None), probe.toolkit(ok())) == ("", "")
 

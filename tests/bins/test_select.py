@@ -33,18 +33,18 @@ from machines import (
     vulkan,
 )
 
-from pipeline.bins.build_options import BACKENDS, SYSTEM, Bins
+from pipeline.bins.build_options import BACKENDS, SYSTEM, BuildOptions
 from pipeline.bins.hardware import fingerprint, probe
 from pipeline.bins.hardware import select as selection
 from pipeline.bins.hardware.choosing import choose
 from pipeline.bins.hardware.detect import Host, detect
-from pipeline.bins.hardware.probe import Facts, Told
+from pipeline.bins.hardware.probe import Facts, ProbeOutput
 from pipeline.bins.hardware.select import WHEELS, Selection, of_plain, select
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
-AUTO = Bins(way="build")
+AUTO = BuildOptions(way="build")
 HIP_PARTS = frozenset({"hipblas", "rocblas"})
 AMD_TOOLS = {"rocminfo": ok(ROCMINFO), "hipcc": ok(HIPCC)}
 INTEL_TOOLS = {"sycl-ls": ok(SYCL.format("level_zero:gpu:0")), "icpx": ok(ICPX)}
@@ -56,7 +56,7 @@ OLD_DRIVER = RTX.replace("580.65.06", "550.54.14")
 OTHER_CARD = RTX.replace("RTX 4090, 8.9", "RTX 3090, 8.6")
 
 
-def named(backend: str, **more: Any) -> Bins:
+def named(backend: str, **more: Any) -> BuildOptions:
     return replace(AUTO, backend=backend, **more)
 
 
@@ -191,7 +191,7 @@ def test_two_cards(nvcc: str) -> None:
     assert (found.backend, found.cards) == ("cuda", ("8.9",))
     (warning,) = found.warnings
     assert warning.startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
-    made_elsewhere = choose(linux(smi(RTX + GTX, nvcc), parts=parts), Bins(way="prebuilt"))
+    made_elsewhere = choose(linux(smi(RTX + GTX, nvcc), parts=parts), BuildOptions(way="prebuilt"))
     assert (made_elsewhere.backend, made_elsewhere.warnings) == ("cuda", ())
 
 
@@ -206,12 +206,12 @@ def test_mig() -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (Told(path="/x", status=-1, hung=True), "gave no answer in 5 s"),
+        (ProbeOutput(path="/x", status=-1, hung=True), "gave no answer in 5 s"),
         (ok(MISMATCH), "Driver/library version mismatch"),
         (ok("No devices were found\n"), "No devices were found"),
     ],
 )
-def test_nvidia_smi_that_does_not_list(answer: Told, says: str) -> None:
+def test_nvidia_smi_that_does_not_list(answer: ProbeOutput, says: str) -> None:
     found = choose(linux({"nvidia-smi": answer}), AUTO)
     assert (found.backend, found.why) == ("cpu", "no graphics card that can be used is here")
     assert found.warnings[0] == "the CPU is used, though a graphics card is here"
@@ -346,7 +346,7 @@ class Machine:
         path.write_text(f'#!/bin/sh\necho {name} >>"{self.runs}"\n{script}\n')
         path.chmod(0o755)
 
-    def select(self, wish: Bins = AUTO) -> tuple[Selection, bool]:
+    def select(self, wish: BuildOptions = AUTO) -> tuple[Selection, bool]:
         """The choice, and whether the machine was looked at for it."""
         self.runs.unlink(missing_ok=True)
         found = select(wish, Home(self.home))

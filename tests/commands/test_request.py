@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.bins.build_options import Bins
+from pipeline.bins.build_options import BuildOptions
 from pipeline.bins.programs import program_file
 from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
-from pipeline.models.chain import Wanted
-from pipeline.models.choice import Wish
+from pipeline.models.chain import QuantRequest
+from pipeline.models.choice import FileFilter
 from pipeline.serve.launch import Settings
 
 
@@ -41,7 +41,9 @@ def refusal(**given: Any) -> str:
 
 def test_nothing_asked_is_the_defaults() -> None:
     assert ask() == Request()
-    assert ask().bins == Bins(way="prebuilt" if os.name == "nt" else "build", backend="auto")
+    assert ask().bins == BuildOptions(
+        way="prebuilt" if os.name == "nt" else "build", backend="auto"
+    )
     assert (ask().ready_timeout, ask().stop_timeout) == (600, 10)
     assert (ask().settings.host, ask().settings.port) == ("127.0.0.1", 8080)
 
@@ -73,8 +75,10 @@ def test_everything_asked_arrives(here: Path) -> None:
     )
     assert found.reference
     assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
-    assert found.wish == Wish(quant="IQ2_XS", filename="x.gguf", mmproj="none")
-    assert found.wanted == Wanted(quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf")
+    assert found.wish == FileFilter(quant="IQ2_XS", filename="x.gguf", mmproj="none")
+    assert found.wanted == QuantRequest(
+        quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf"
+    )
     assert found.settings == Settings(
         host="::",
         port=9,

@@ -49,7 +49,7 @@ def test_made_again(tmp_path: Path, reason: str) -> None:
     elif reason == "removed":
         target.unlink()
     elif reason == "forgotten":
-        receipts.forget(target)
+        receipts.invalidate(target)
     maker, recipe = Maker(b"two"), TWO if reason == "recipe" else ONE
     artifacts.make(target, recipe, maker, force=reason == "force")
     assert (maker.times, target.read_bytes()) == (1, b"two")
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, there_before: bool) -
             artifacts.make(target, TWO, fill)
         assert names(target.parent) == ([".state.json", "a"] if there_before else [])
         if there_before:
-            assert receipts.settle(target, ONE)
+            assert receipts.revalidate(target, ONE)
         artifacts.make(target, TWO, Maker(b"two"))
         assert target.read_bytes() == b"two"
 

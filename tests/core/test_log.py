@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.log import plural, say, size
+from pipeline.core.text import plural, size
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_plural() -> None:
 
 
 def test_say_is_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
-    say("größe")
+    log.info("größe")
     assert capsys.readouterr() == ("", "größe\n")
 
 

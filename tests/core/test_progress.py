@@ -8,7 +8,7 @@ import sys
 import pytest
 from core_tools import REPOSITORY
 
-from pipeline.core.progress import Pace, bar, duration, transfer
+from pipeline.core.progress import TransferRate, bar, duration, transfer
 
 
 def test_a_line_at_every_tenth_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_a_transfer_that_is_over_in_a_moment_says_so_once(
 
 def test_the_speed_is_that_of_what_arrived_lately() -> None:
     now = 0.0
-    pace = Pace(100_000, clock=lambda: now)
+    pace = TransferRate(100_000, clock=lambda: now)
     assert pace.told("0 %") == ["0 %"]
     pace.count(40_000, arrived=False)
     for _ in range(30):

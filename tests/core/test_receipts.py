@@ -25,7 +25,7 @@ def test_current(tmp_path: Path) -> None:
     target = made(tmp_path / "a.gguf")
     same = {"tool": {"b": 2, "a": 1}, "imatrix": None, "input": "sha256:1", "step": "quantize"}
     assert receipts.status(target) is receipts.status(target, same) is Status.CURRENT
-    assert receipts.settle(target, RECIPE)
+    assert receipts.revalidate(target, RECIPE)
     entry = json.loads((tmp_path / ".state.json").read_text())["artifacts"]["a.gguf"]
     assert entry["recipe"] == RECIPE
     assert (entry["size"], entry["mtime_ns"]) == (7, target.stat().st_mtime_ns)
@@ -38,10 +38,10 @@ def test_moved_is_hashed_once_and_stamped_again(
     target = made(tmp_path / "a.gguf")
     os.utime(target, ns=(1, 1))
     assert receipts.status(target, RECIPE) is Status.MOVED
-    assert receipts.settle(target, RECIPE)
+    assert receipts.revalidate(target, RECIPE)
     assert "hashing it once" in capsys.readouterr().err
     assert receipts.status(target, RECIPE) is Status.CURRENT
-    assert receipts.settle(target, RECIPE)
+    assert receipts.revalidate(target, RECIPE)
     assert capsys.readouterr().err == ""
 
 
@@ -50,7 +50,7 @@ def test_moved_with_another_recipe_is_not_hashed(
 ) -> None:
     target = made(tmp_path / "a.gguf")
     os.utime(target, ns=(1, 1))
-    assert not receipts.settle(target, {"step": "convert"})
+    assert not receipts.revalidate(target, {"step": "convert"})
     assert capsys.readouterr().err == ""
 
 
@@ -58,7 +58,7 @@ def test_same_size_other_content_is_dirty(tmp_path: Path) -> None:
     target = made(tmp_path / "a.gguf")
     target.write_bytes(b"CONTENT")
     os.utime(target, ns=(1, 1))
-    assert not receipts.settle(target, RECIPE)
+    assert not receipts.revalidate(target, RECIPE)
     assert receipts.status(target) is Status.DIRTY  # known now: it is not hashed again
 
 
@@ -70,16 +70,16 @@ def test_dirty(tmp_path: Path, change: str) -> None:
     elif change == "nested":
         recipe["tool"] = {"a": 1, "b": 3}
     elif change == "forgotten":
-        receipts.forget(target)
+        receipts.invalidate(target)
         assert receipts.load(tmp_path) == {}
-        receipts.forget(target)
+        receipts.invalidate(target)
         assert target.exists()
     else:
         target.write_bytes(b"longer than it was")
         if change == "older":  # older is as dirty as newer
             os.utime(target, ns=(1, 1))
     assert receipts.status(target, recipe) is Status.DIRTY
-    assert not receipts.settle(target, recipe)
+    assert not receipts.revalidate(target, recipe)
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_missing(tmp_path: Path) -> None:
     target.unlink()
     assert receipts.status(target, RECIPE) is Status.MISSING
     assert receipts.status(tmp_path / "no" / "folder") is Status.MISSING
-    assert not receipts.settle(target, RECIPE)
+    assert not receipts.revalidate(target, RECIPE)
 
 
 ENTRY = {"recipe": {}, "size": 7, "mtime_ns": 1, "sha256": "", "made_at": "", "seconds": 1}
@@ -152,7 +152,7 @@ def test_removed_on_purpose_stays_known_and_may_come_back(tmp_path: Path) -> Non
     assert receipts.status(target, RECIPE) is Status.MISSING
     target.write_bytes(b"content")
     assert receipts.status(target, RECIPE) is Status.MOVED
-    assert receipts.settle(target, RECIPE)
+    assert receipts.revalidate(target, RECIPE)
 
 
 @pytest.mark.parametrize("name", ["模型 ü.gguf", "a\u0301.gguf", "with space & 'quotes'.gguf"])

@@ -26,7 +26,7 @@ from download_tools import (
 
 from pipeline.core.download import Content
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import size as shown_size
+from pipeline.core.text import size as shown_size
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.deploy.boot import Source
+from pipeline.deploy.boot import BootSource
 from pipeline.deploy.health import out_of_reach, unpublished
 from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
 
@@ -40,7 +40,7 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     file = tmp_path / "profiles.yaml"
     file.write_text("profiles:\n  tiny:\n    llamacpp: {gguf_path: /x.gguf, port: 9999}\n")
     told = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(file)}
-    profile = Source(words=("profile=tiny",), name=f"{file}#tiny", is_profile=True)
+    profile = BootSource(words=("profile=tiny",), name=f"{file}#tiny", is_profile=True)
     inside = "http://127.0.0.1:9999: only this container reaches that"
     assert out_of_reach([], profile, told).startswith(inside)
     told |= {"LLAMACPP_HOST_OVERRIDE": "0.0.0.0"}

@@ -19,9 +19,9 @@ from worlds import World
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.models import chain, convert, foreign_code, resolve
-from pipeline.models.chain import Wanted
+from pipeline.models.chain import QuantRequest
 from pipeline.models.convert import Conversion
-from pipeline.models.resolve import File
+from pipeline.models.resolve import ModelFile
 
 pytestmark = [
     pytest.mark.build,
@@ -42,7 +42,7 @@ def conversion(world: World, script: Path) -> Conversion:
     """Of the model, as a folder of the user's is resolved."""
     home = Home(world.top / "home")
     resolved = resolve.folder(world.model, home, frozenset())
-    made = chain.chain(resolved, Wanted(quant="F16"), home, script, {}).conversion
+    made = chain.chain(resolved, QuantRequest(quant="F16"), home, script, {}).conversion
     assert made
     return made
 
@@ -127,7 +127,10 @@ def test_code_that_ran_all_the_same_could_do_nothing(
     user()
     monkeypatch.setattr(foreign_code, "without", lambda name, data: data)
     made, home = conversion(world, script), world.top / "home"
-    files = (*made.resolved.files, File("tok.py", (world.model / "tok.py").stat().st_size, "0"))
+    files = (
+        *made.resolved.files,
+        ModelFile("tok.py", (world.model / "tok.py").stat().st_size, "0"),
+    )
     made = replace(made, resolved=replace(made.resolved, files=files))
     if step == "skeleton":
         told = refusal(lambda: skeleton_of(made, converter, home / "s.gguf"))

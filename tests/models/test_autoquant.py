@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.core.paths import Home
 from pipeline.models import autoquant
-from pipeline.models.chain import Wanted
+from pipeline.models.chain import QuantRequest
 from pipeline.models.resolve import Resolved
 
-PLAIN = Wanted(quant="AUTO")
+PLAIN = QuantRequest(quant="AUTO")
 
 
 @pytest.fixture
@@ -29,10 +29,11 @@ def resolved(tmp_path: Path) -> Resolved:
 
 
 @pytest.mark.parametrize(
-    "wanted", [Wanted(quant="AUTO", keep_f16=True), Wanted(quant="AUTO", imatrix=Path("matrix"))]
+    "wanted",
+    [QuantRequest(quant="AUTO", keep_f16=True), QuantRequest(quant="AUTO", imatrix=Path("matrix"))],
 )
 def test_what_the_converter_writes_itself_is_no_candidate(
-    tmp_path: Path, resolved: Resolved, wanted: Wanted
+    tmp_path: Path, resolved: Resolved, wanted: QuantRequest
 ) -> None:
     assert autoquant.candidates(PLAIN)[0] == "Q8_0"
     assert autoquant.candidates(wanted)[0] == "Q6_K"

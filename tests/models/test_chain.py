@@ -16,8 +16,8 @@ from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain, quants
-from pipeline.models.chain import Chain, Needs, Wanted
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.chain import Chain, Needs, QuantRequest
+from pipeline.models.resolve import ModelFile, Resolved
 
 TOOL = {"commit": "c1", "build": "b1"}
 NEWER = {"commit": "c2", "build": "b2"}
@@ -33,7 +33,11 @@ class World:
 
     def chain(self, quant: str = "", source: dict[str, str] = SOURCE, **wanted: Any) -> Chain:
         return chain.chain(
-            self.resolved, Wanted(quant=quant, **wanted), self.home, Path("convert.py"), source
+            self.resolved,
+            QuantRequest(quant=quant, **wanted),
+            self.home,
+            Path("convert.py"),
+            source,
         )
 
     def needs(self, steps: Chain, tool: dict[str, str] | None = TOOL) -> Needs:
@@ -67,7 +71,7 @@ class World:
     def settle(self, steps: Chain) -> bool:
         """What the steps do first with files that were copied; is the served one current then?"""
         while moved := chain.moved(steps, self.home, TOOL):
-            receipts.settle(moved)
+            receipts.revalidate(moved)
         return chain.final_status(steps, self.home, TOOL) is Status.CURRENT
 
     def everything(self, steps: Chain) -> None:
@@ -100,7 +104,7 @@ def world(tmp_path: Path) -> World:
         folder=home.models / "source" / "org__model__c0ffee",
         local=False,
         source={"type": "hf", "ref": "org/model", "revision": "c0ffee"},
-        files=(File("config.json", 3, "", "blob"), File("model.safetensors", 9, "s1")),
+        files=(ModelFile("config.json", 3, "", "blob"), ModelFile("model.safetensors", 9, "s1")),
         precision="BF16",
     )
     return World(home, resolved)
@@ -240,13 +244,13 @@ def test_an_intermediate_wanted_for_keeps_is_marked(world: World, wish: dict[str
     assert passing.conversion
     assert kept.conversion
     assert kept.conversion.target == passing.conversion.target
-    assert not chain.is_unmarked(kept)  # nothing is there
+    assert not chain.needs_keep_mark(kept)  # nothing is there
     world.fetch()
     world.convert(passing)
-    assert chain.is_unmarked(kept)
-    assert not chain.is_unmarked(passing)
+    assert chain.needs_keep_mark(kept)
+    assert not chain.needs_keep_mark(passing)
     artifacts.keep(kept.conversion.target)
-    assert not chain.is_unmarked(kept)
+    assert not chain.needs_keep_mark(kept)
     world.quantize(passing)
     assert kept.conversion.target.exists()
     assert world.needs(kept) == world.needs(passing) == Needs()
@@ -254,8 +258,8 @@ def test_an_intermediate_wanted_for_keeps_is_marked(world: World, wish: dict[str
 
 def test_what_was_discarded_is_not_unmarked(world: World) -> None:
     world.everything(world.chain())
-    assert not chain.is_unmarked(world.chain(keep_f16=True))
-    assert not chain.is_unmarked(world.chain("BF16"))
+    assert not chain.needs_keep_mark(world.chain(keep_f16=True))
+    assert not chain.needs_keep_mark(world.chain("BF16"))
 
 
 def test_a_home_copied_as_a_whole_settles(world: World, tmp_path: Path) -> None:
@@ -378,7 +382,7 @@ def a_gguf(world: World, precision: str, *, local: bool) -> World:
         kind="gguf",
         folder=folder,
         local=local,
-        files=(File("m.gguf", 16, "s1"),),
+        files=(ModelFile("m.gguf", 16, "s1"),),
         precision=precision,
     )
     return World(world.home, resolved)

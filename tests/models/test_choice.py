@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.models import choice, quants
-from pipeline.models.choice import PREFERENCE, Option, Wish, label, listing, options, spelling
-from pipeline.models.resolve import File
+from pipeline.models.choice import PREFERENCE, FileFilter, Option, label, listing, options, spelling
+from pipeline.models.resolve import ModelFile
 
 ASKED = "hf:org/model"
 BARTOWSKI = (
@@ -26,12 +26,12 @@ UNSLOTH = (
 )
 
 
-def of(names: tuple[str, ...], sizes: dict[str, int] | None = None) -> dict[str, File]:
+def of(names: tuple[str, ...], sizes: dict[str, int] | None = None) -> dict[str, ModelFile]:
     """Files of one size, but for those in `sizes`, which names them by a pattern."""
     found = dict.fromkeys(names, 4000000000)
     for pattern, size in (sizes or {}).items():
         found.update({name: size for name in names if fnmatch(name, pattern)})
-    return {name: File(name, size, "s") for name, size in found.items()}
+    return {name: ModelFile(name, size, "s") for name, size in found.items()}
 
 
 class Memory:
@@ -53,7 +53,9 @@ def choose(
     **wish: str,
 ) -> tuple[str, str]:
     """The first file's name of what is chosen, and why."""
-    found, why = choice.choose(options(of(names, sizes)), Wish(**wish), ASKED, fits or Memory())
+    found, why = choice.choose(
+        options(of(names, sizes)), FileFilter(**wish), ASKED, fits or Memory()
+    )
     return found.name, why
 
 

@@ -14,7 +14,7 @@ from pipeline.core.pins import pins
 from pipeline.models import convert, converter, quantize, staging
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def conversion(tmp_path: Path) -> Conversion:
         folder=tmp_path / "model",
         local=True,
         source={},
-        files=(File("model.safetensors", 1_000_000, "s"),),
+        files=(ModelFile("model.safetensors", 1_000_000, "s"),),
         precision="F32",
     )
     return Conversion(

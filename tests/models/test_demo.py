@@ -15,7 +15,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.models import demo
-from pipeline.models.resolve import File, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
@@ -43,7 +43,7 @@ def package(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_the_package_is_opened_only_where_a_file_has_to_be_made(home: Home, package: Path) -> None:
     files = tuple(
-        File(name, len(content), hashlib.sha256(content).hexdigest())
+        ModelFile(name, len(content), hashlib.sha256(content).hexdigest())
         for name, content in FILES.items()
     )
     resolved = Resolved(

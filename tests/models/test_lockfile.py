@@ -12,14 +12,14 @@ import pytest
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import lockfile
-from pipeline.models.lockfile import Entry
-from pipeline.models.resolve import File
+from pipeline.models.lockfile import LockedModel
+from pipeline.models.resolve import ModelFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 A, B, BLOB = "a" * 64, "b" * 64, "c" * 40
 
 
-def entry(**asked: str) -> Entry:
+def entry(**asked: str) -> LockedModel:
     """As `doit lock` writes one of a repository of safetensors."""
     return {
         "asked": {"model": "org/model", **asked},
@@ -38,7 +38,7 @@ def entry(**asked: str) -> Entry:
     }
 
 
-def of_gguf(*names: str, **more: Any) -> Entry:
+def of_gguf(*names: str, **more: Any) -> LockedModel:
     return {
         **entry(),
         "kind": "gguf",
@@ -192,8 +192,8 @@ def test_the_model_of_an_entry(path: Path) -> None:
     assert found.slug == "org__model__0123456789ab"
     assert found.folder == Path("home") / "models" / "source" / found.slug
     assert found.files == (
-        File("config.json", 3, "", BLOB),
-        File("model.safetensors", 9, A),
+        ModelFile("config.json", 3, "", BLOB),
+        ModelFile("model.safetensors", 9, A),
     ), "a small file is what it is for the hub: its receipts stay current"
     assert found.source == entry()["source"]
     assert not found.local
@@ -291,7 +291,7 @@ def test_a_size_that_is_none(size: Any) -> None:
         )
 
 
-def differing(path: Path, locked: Entry, here: Entry) -> list[str]:
+def differing(path: Path, locked: LockedModel, here: LockedModel) -> list[str]:
     """The lines that name what differs; empty where nothing does."""
     try:
         lockfile.require_same(path, locked, here)

@@ -12,7 +12,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import projector
 from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
-from pipeline.models.resolve import File
+from pipeline.models.resolve import ModelFile
 
 REPO = "org/model"
 
@@ -49,13 +49,13 @@ class Shelf:
     headers: Mapping[str, Header]
     read: list[str] = field(default_factory=list)
 
-    def read_header(self, files: Sequence[File]) -> Header:
+    def read_header(self, files: Sequence[ModelFile]) -> Header:
         self.read.append(files[0].name)
         return self.headers[files[0].name]
 
     def pair(self, asked: str = "", name: str = "M-Q4_K_M.gguf") -> tuple[str, str]:
         """The name of the projector that `name` gets, empty for none; and why."""
-        files = {name: File(name, 1, "s") for name in self.headers}
+        files = {name: ModelFile(name, 1, "s") for name in self.headers}
         option = Option(label="", files=(files[name],))
         found, why = projector.pair(files, option, asked, REPO, self.read_header)
         return found.name if found else "", why

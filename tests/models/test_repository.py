@@ -14,11 +14,11 @@ import pytest
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import repository
-from pipeline.models.choice import Option, Wish
+from pipeline.models.choice import FileFilter, Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.repository import require_safe
-from pipeline.models.resolve import INDEX, File, Resolved
+from pipeline.models.resolve import INDEX, ModelFile, Resolved
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GGUF = ("M-Q4_K_M.gguf", "M-Q8_0.gguf")
@@ -27,13 +27,13 @@ WIDTHS = {"mmproj": {"general.architecture": "clip", "clip.vision.projection_dim
 WIDTHS["model"] = {"general.architecture": "llama", "llama.embedding_length": 64}
 
 
-def file(name: str, size: int = 1_000) -> File:
+def file(name: str, size: int = 1_000) -> ModelFile:
     """A file as the hub lists it: large ones with a sha256, small ones with git's own hash."""
     large = name.lower().endswith((".gguf", ".safetensors", ".bin", ".pth", ".model"))
-    return File(name, size, "a" * 64 if large else "", "b" * 40)
+    return ModelFile(name, size, "a" * 64 if large else "", "b" * 40)
 
 
-def listing(*names: str, files: Sequence[File] = (), **more: Any) -> Listing:
+def listing(*names: str, files: Sequence[ModelFile] = (), **more: Any) -> Listing:
     found = {entry.name: entry for entry in (*(file(name) for name in names), *files)}
     return Listing(repo="org/Model-GGUF", commit=COMMIT, files=found, **more)
 
@@ -50,17 +50,17 @@ def resolve(
 ) -> Resolved:
     """What is meant; the index, `indexed`, and the configuration are all that may be read."""
 
-    def read(entry: File) -> bytes:
+    def read(entry: ModelFile) -> bytes:
         if entry.name == "config.json":
             return config
         assert entry.name == INDEX
         return indexed
 
-    def read_header(files: Sequence[File]) -> Header:
+    def read_header(files: Sequence[ModelFile]) -> Header:
         values = WIDTHS["mmproj" if "mmproj" in files[0].name else "model"]
         return Header(tensors=1, size=1, data=0, values=values)
 
-    def read_dtypes(entry: File) -> Counter[str]:
+    def read_dtypes(entry: ModelFile) -> Counter[str]:
         assert entry.name in found.files
         return Counter({"F16": 7, "F32": 1})
 
@@ -69,7 +69,7 @@ def resolve(
 
     return repository.resolve(
         found,
-        Wish(**wish),
+        FileFilter(**wish),
         "hf:org/Model-GGUF",
         Home(Path("home")),
         fits=fitting,
@@ -349,7 +349,7 @@ def test_a_projector_where_there_is_no_gguf() -> None:
     ],
 )
 def test_a_file_without_a_hash_that_could_be_checked(sha256: str, blob: str, fine: bool) -> None:
-    found = listing(files=[File("M.gguf", 1, sha256, blob)])
+    found = listing(files=[ModelFile("M.gguf", 1, sha256, blob)])
     if fine:
         assert resolve(found).files == (found.files["M.gguf"],)
     else:
@@ -357,7 +357,9 @@ def test_a_file_without_a_hash_that_could_be_checked(sha256: str, blob: str, fin
 
 
 def test_what_is_not_taken_needs_no_hash() -> None:
-    found = listing("M-Q8_0.gguf", files=[File("M-Q4_K_M.gguf", 1, ""), File("../x", 1, "")])
+    found = listing(
+        "M-Q8_0.gguf", files=[ModelFile("M-Q4_K_M.gguf", 1, ""), ModelFile("../x", 1, "")]
+    )
     assert names(resolve(found, quant="Q8_0")) == ["M-Q8_0.gguf"]
 
 

@@ -18,7 +18,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import resolve
 from pipeline.models.reference import parse
-from pipeline.models.resolve import File
+from pipeline.models.resolve import ModelFile
 
 KNOWN = frozenset({"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"})
 
@@ -203,7 +203,7 @@ def test_a_gguf_is_used_in_place(tmp_path: Path, home: Home) -> None:
         True,
     )
     assert found.folder == tmp_path
-    assert found.files == (File("Some model.gguf", path.stat().st_size, ""),)
+    assert found.files == (ModelFile("Some model.gguf", path.stat().st_size, ""),)
     assert resolve.gguf_path(a_gguf(tmp_path / "b.gguf"), home).name == "b"
 
 
@@ -266,7 +266,7 @@ def resolved(home: Home) -> resolve.Resolved:
     return replace(
         resolve.demo(home),
         source={"type": "hf", "ref": "org/ü", "revision": "c" * 40},
-        files=(File("a/b.json", 3, "", "blob"), File("w.safetensors", 9, "sha")),
+        files=(ModelFile("a/b.json", 3, "", "blob"), ModelFile("w.safetensors", 9, "sha")),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.bins.build_options import Bins
+from pipeline.bins.build_options import BuildOptions
 from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
@@ -39,7 +39,7 @@ class Backend:
     folders: tuple[Path, ...] = ()
 
 
-def backend(selection: Selection, home: Home, wish: Bins) -> Backend:
+def backend(selection: Selection, home: Home, wish: BuildOptions) -> Backend:
     """How to build what was selected: for CUDA for the architectures asked for, else for the cards
     that are here; what is portable for all of upstream's choice."""
     name = selection.backend

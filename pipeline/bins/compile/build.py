@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.bins import platform
 from pipeline.bins.programs import PROGRAMS, program_file
 from pipeline.bins.smoke_test import try_out
-from pipeline.core.log import say
+from pipeline.core import log
 from pipeline.core.packages import installed
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
@@ -169,7 +169,7 @@ class Build:
         with full_disk_is_an_error(self.target.parent), only_one(self.target):
             recover_folder(self.target)
             wanted = self.recipe()
-            if not force and all(receipts.settle(file, wanted) for file in files(self)):
+            if not force and all(receipts.revalidate(file, wanted) for file in files(self)):
                 return
             platform.require_compiler()
             if force:
@@ -179,7 +179,7 @@ class Build:
                 work(self), lambda: web_ui.place(self.page, self.source, self.work_folder)
             )
             told = _publish(self, wanted, done.seconds)
-            say(f"built llama.cpp {told} for {self.tag}: {done.told}")
+            log.info(f"built llama.cpp {told} for {self.tag}: {done.told}")
 
     def clean(self) -> None:
         """Remove the published programs and the build folder."""
@@ -189,7 +189,7 @@ class Build:
     def forget(self) -> None:
         """Drop the receipts of what is published."""
         for file in files(self):
-            receipts.forget(file)
+            receipts.invalidate(file)
 
 
 def options(build: Build) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pipeline.bins.hardware.cuda_versions import LOWEST_DRIVER
 from pipeline.bins.hardware.lacks import numbers
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say, size
+from pipeline.core.log import info
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
@@ -28,6 +28,7 @@ from pipeline.core.store.publish import (
     require_space,
 )
 from pipeline.core.store.receipts import Recipe
+from pipeline.core.text import size
 
 PLATFORMS = ("linux-x64", "linux-arm64")
 ON_ARM = platform.platform_tag() == "linux-arm64"
@@ -38,7 +39,7 @@ NVCC_TIME = 1_000_000_000  # any, but always the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class CudaRelease:
     """A release of CUDA whose wheels are pinned."""
 
     version: str
@@ -64,7 +65,9 @@ class Toolkit:
 
 # There is none of CUDA 12: its nvidia-cuda-nvcc-cu12 has ptxas and libnvvm, but no nvcc, cicc,
 # cudafe++ and fatbinary.
-CUDA_13 = Release(version="13.4", requirements=Path(__file__).with_name("cuda13-requirements.txt"))
+CUDA_13 = CudaRelease(
+    version="13.4", requirements=Path(__file__).with_name("cuda13-requirements.txt")
+)
 
 
 def lack(driver: str, platform_tag: str) -> str:
@@ -83,12 +86,12 @@ def lack(driver: str, platform_tag: str) -> str:
     return ""
 
 
-def for_driver(driver: str, platform_tag: str) -> Release | None:
+def for_driver(driver: str, platform_tag: str) -> CudaRelease | None:
     """The release to take; where there is none `lack` says why."""
     return None if lack(driver, platform_tag) else CUDA_13
 
 
-def recipe(release: Release) -> Recipe:
+def recipe(release: CudaRelease) -> Recipe:
     """What the toolkit depends on."""
     return {
         "step": "cuda toolkit",
@@ -98,26 +101,28 @@ def recipe(release: Release) -> Recipe:
     }
 
 
-def place(home: Home, release: Release) -> Path:
+def place(home: Home, release: CudaRelease) -> Path:
     """Where it is, or would be, kept for all checkouts."""
     digest = hashlib.sha256(repr(sorted(recipe(release).items())).encode()).hexdigest()[:12]
     return paths.cache(home) / f"cuda-{release.version}-{digest}"
 
 
-def toolkit(home: Home, release: Release) -> Toolkit:
+def toolkit(home: Home, release: CudaRelease) -> Toolkit:
     """The toolkit as it is, or would be."""
     root = place(home, release) / "nvidia" / f"cu{release.major}"
     return Toolkit(root=root, version=release.version, major=release.major)
 
 
-def is_current(home: Home, release: Release) -> bool:
+def is_current(home: Home, release: CudaRelease) -> bool:
     """Whether it was made to its end."""
     entry = receipts.load(place(home, release)).get(STAMP)
     made = entry is not None and entry.recipe == recipe(release)
     return made and toolkit(home, release).nvcc.exists()
 
 
-def make(release: Release, home: Home, *, offline: bool = False, force: bool = False) -> Toolkit:
+def make(
+    release: CudaRelease, home: Home, *, offline: bool = False, force: bool = False
+) -> Toolkit:
     """Have the toolkit. Raises PipelineError."""
     target = place(home, release)
     paths.require_writable(target.parent)
@@ -130,7 +135,7 @@ def make(release: Release, home: Home, *, offline: bool = False, force: bool = F
                     "run once without offline=1",
                 )
             require_space(target.parent, DOWNLOAD_BYTES + INSTALLED_BYTES)
-            say(f"fetching CUDA {release.version} ({size(DOWNLOAD_BYTES)}, once)")
+            info(f"fetching CUDA {release.version} ({size(DOWNLOAD_BYTES)}, once)")
             made = part(target)
             try:
                 _fill(made, release, home.logs / f"cuda-{release.version}.log")
@@ -140,7 +145,7 @@ def make(release: Release, home: Home, *, offline: bool = False, force: bool = F
     return toolkit(home, release)
 
 
-def _fill(made: Path, release: Release, log: Path) -> None:
+def _fill(made: Path, release: CudaRelease, log: Path) -> None:
     temporary = made / "tmp"
     temporary.mkdir(parents=True)
     # pip unpacks into the temporary folder before it moves: the system's may be small.
@@ -168,7 +173,7 @@ def _fill(made: Path, release: Release, log: Path) -> None:
     receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(release), seconds=0)})
 
 
-def pip_argv(release: Release, folder: Path) -> list[str]:
+def pip_argv(release: CudaRelease, folder: Path) -> list[str]:
     """The pip command that fills `folder`; a target excludes `user = true` in pip's settings."""
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
@@ -187,14 +192,14 @@ def add_names(root: Path) -> None:
     (root / "lib64").symlink_to("lib")
 
 
-def clean(home: Home, release: Release) -> None:
+def clean(home: Home, release: CudaRelease) -> None:
     """Remove the toolkit."""
     remove(place(home, release))
 
 
-def forget(home: Home, release: Release) -> None:
+def forget(home: Home, release: CudaRelease) -> None:
     """Drop the toolkit's receipt."""
-    receipts.forget(place(home, release) / STAMP)
+    receipts.invalidate(place(home, release) / STAMP)
 
 
 def cmake_options(kit: Toolkit, driver: Path | None) -> tuple[str, ...]:

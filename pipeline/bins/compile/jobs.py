@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.core.log import say, size
+from pipeline.core import log
+from pipeline.core.text import size
 
 GIB = 1024**3
 # Peak of one compiler, in bytes, measured on the largest sources of each.
@@ -15,5 +16,7 @@ def jobs(asked: int | None, backend: str, processors: int, memory: int) -> int:
     free (bytes) allows. At least one. Says where that is less than was asked for."""
     fit = max(1, memory // NEEDS.get(backend, USUAL))
     if asked and asked > fit:
-        say(f"jobs={asked}: {fit} are run, for which the free memory is enough ({size(memory)})")
+        log.info(
+            f"jobs={asked}: {fit} are run, for which the free memory is enough ({size(memory)})"
+        )
     return min(asked or max(1, processors), fit)

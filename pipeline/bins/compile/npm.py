@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
+from pipeline.core.log import info
 from pipeline.core.process import LAST_LINES, last_lines, run
 from pipeline.core.progress import bar
 
@@ -61,7 +61,7 @@ class Project:
 
     def build(self, variables: dict[str, str]) -> None:
         """Run the project's own build. Raises PipelineError."""
-        say("building llama.cpp's page, which takes a minute or two")
+        info("building llama.cpp's page, which takes a minute or two")
         status = self._npm(BUILD, environment(self.node) | variables, append=True)
         if status:
             raise self._failed(BUILD, status)

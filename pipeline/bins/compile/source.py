@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import environment, packages
+from pipeline.core import environment, log, packages
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
 from pipeline.core.process import outcome
@@ -97,7 +96,7 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
             made = part(source.folder)
             remove(made)
             require_space(made.parent, UNPACKED_BYTES)
-            say(f"unpacking llama.cpp {source.commit[:12]}")
+            log.info(f"unpacking llama.cpp {source.commit[:12]}")
             try:
                 found = _unpack(archive, pins().llama_cpp_archive.folder, made)
                 if found != source.tree:
@@ -136,13 +135,13 @@ def clean(source: Source) -> None:
     """Remove what `fetch` unpacked; never the submodule."""
     if source.fetched:
         remove(source.folder)
-        receipts.forget(source.folder)
+        receipts.invalidate(source.folder)
 
 
 def forget(source: Source) -> None:
     """Drop the receipt of what `fetch` unpacked."""
     if source.fetched:
-        receipts.forget(source.folder)
+        receipts.invalidate(source.folder)
 
 
 def _recipe(source: Source) -> Mapping[str, Any]:

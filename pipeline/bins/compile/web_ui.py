@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say, size
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines
 from pipeline.core.store import receipts
@@ -28,6 +28,7 @@ from pipeline.core.store.publish import (
     require_space,
 )
 from pipeline.core.store.receipts import Entry, Recipe
+from pipeline.core.text import size
 
 from . import git_tree, node, npm, page
 from .node import Node
@@ -163,7 +164,7 @@ def clean(home: Home) -> None:
 
 def forget(home: Home) -> None:
     """Drop the page's receipt."""
-    receipts.forget(_target(home))
+    receipts.invalidate(_target(home))
 
 
 def _target(home: Home) -> Path:
@@ -235,4 +236,4 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
         publish_folder(made, ui.target)
     finally:
         remove(made)
-    say(f"built llama.cpp's page, {size(page.size(ui.target))}")
+    log.info(f"built llama.cpp's page, {size(page.size(ui.target))}")

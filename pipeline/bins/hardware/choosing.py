@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.bins.build_options import AUTO, SYSTEM, Bins
+from pipeline.bins.build_options import AUTO, SYSTEM, BuildOptions
 from pipeline.bins.compile import cuda_toolkit as toolkits
 
 from . import cuda, requirements
 from .cuda_versions import LOWEST_CAPABILITY
 from .detect import Host
-from .lacks import DEVICE, TOOL, TOOLKIT, Lack, Verdict, dotted, numbers
+from .lacks import DEVICE, TOOL, TOOLKIT, Missing, Report, dotted, numbers
 from .providers import provider
 from .select import WHEELS, Selection
 
@@ -20,7 +20,7 @@ from .select import WHEELS, Selection
 TOOLCHAINS = {"cuda": ("nvcc",), "hip": ("hipcc",), "sycl": ("icpx",), "vulkan": ("glslc",)}
 
 
-def choose(machine: Host, wish: Bins) -> Selection:
+def choose(machine: Host, wish: BuildOptions) -> Selection:
     """The choice for this machine."""
     verdicts = requirements.verdicts(machine)
     if wish.backend != AUTO:
@@ -40,7 +40,7 @@ def choose(machine: Host, wish: Bins) -> Selection:
     return replace(cpu, why=why, warnings=(*passed, *cpu.warnings))
 
 
-def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
+def described(machine: Host, wish: BuildOptions, verdict: Report) -> Selection:
     """What choosing this backend means here."""
     name, toolkit, notes = verdict.backend, "", list(verdict.notes)
     device, build = list(verdict.of(DEVICE)), list(verdict.of(TOOL, TOOLKIT))
@@ -72,7 +72,7 @@ def described(machine: Host, wish: Bins, verdict: Verdict) -> Selection:
     )
 
 
-def cuda_toolkit(machine: Host, wish: Bins) -> tuple[str, list[Lack]]:
+def cuda_toolkit(machine: Host, wish: BuildOptions) -> tuple[str, list[Missing]]:
     """Which toolkit is taken, and what it lacks: where no card is seen, the verdict does not look
     at it."""
     lacks = cuda.toolkit(machine, [])
@@ -115,7 +115,7 @@ def devices(machine: Host, backend: str) -> list[str]:
     return list(names.get(backend, ()))
 
 
-def lines(lacks: Sequence[Lack], machine: Host) -> tuple[str, ...]:
+def lines(lacks: Sequence[Missing], machine: Host) -> tuple[str, ...]:
     """Each lack with the command that provides it here."""
     told = []
     for lack in dict.fromkeys(lacks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cuda_versions import FIRST_TOOLKIT, LOWEST_CAPABILITY, LOWEST_DRIVER
 from .detect import NVIDIA, Host
-from .lacks import DEVICE, TOOLKIT, Lack, dotted, numbers
+from .lacks import DEVICE, TOOLKIT, Missing, dotted, numbers
 
 
 def seen(host: Host) -> bool:
@@ -13,40 +13,40 @@ def seen(host: Host) -> bool:
     return bool(found or "nvidia-smi" in host.problems)
 
 
-def nvidia_card(host: Host) -> list[Lack]:
+def nvidia_card(host: Host) -> list[Missing]:
     """A card that answers, and that programs can use."""
     if host.system == "macos":
-        return [Lack("a system with NVIDIA's driver: there is none for macOS", "", DEVICE)]
+        return [Missing("a system with NVIDIA's driver: there is none for macOS", "", DEVICE)]
     fault = host.problems.get("nvidia-smi")
     driver = "nvidia driver"
     if host.nvidia:
         if all(card.split for card in host.nvidia) and not host.slices:
             made = "MIG is on and none is made (nvidia-smi mig -cgi … -C)"
-            return [Lack(f"a MIG slice: {made}", "", DEVICE)]
+            return [Missing(f"a MIG slice: {made}", "", DEVICE)]
         return []
     if fault:
-        return [Lack(f"a driver that answers; nvidia-smi: {fault}", driver, DEVICE)]
+        return [Missing(f"a driver that answers; nvidia-smi: {fault}", driver, DEVICE)]
     if host.nvidia_driver:
         loaded = f"nvidia-smi, though driver {host.nvidia_driver} is loaded"
-        return [Lack(loaded, driver, DEVICE)]
+        return [Missing(loaded, driver, DEVICE)]
     if NVIDIA in host.vendors:
-        return [Lack("the NVIDIA driver for the card that is here", driver, DEVICE)]
+        return [Missing("the NVIDIA driver for the card that is here", driver, DEVICE)]
     if host.wsl:
         windows = "under WSL the driver is installed in Windows, not here"
-        return [Lack(f"an NVIDIA card; {windows}", "", DEVICE)]
-    return [Lack("an NVIDIA card with its driver", "", DEVICE)]
+        return [Missing(f"an NVIDIA card; {windows}", "", DEVICE)]
+    return [Missing("an NVIDIA card with its driver", "", DEVICE)]
 
 
-def toolkit(host: Host, notes: list[str]) -> list[Lack]:
+def toolkit(host: Host, notes: list[str]) -> list[Missing]:
     """nvcc and the parts of its toolkit, which are packages of their own."""
     nvcc = host.tools.get("nvcc")
     if nvcc is None:
-        return [Lack("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)]
+        return [Missing("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)]
     lacks = []
     if "cublas" not in host.parts:
-        lacks.append(Lack(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
+        lacks.append(Missing(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
     if "libcuda" not in host.parts:
-        lacks.append(Lack(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
+        lacks.append(Missing(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
     if host.slices:
         notes.append(f"MIG slices: {', '.join(host.slices)}")
     lacks += fitting(host, (*numbers(nvcc.version), 0)[:2], notes)
@@ -57,7 +57,7 @@ def toolkit(host: Host, notes: list[str]) -> list[Lack]:
     return lacks
 
 
-def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack]:
+def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Missing]:
     """That the toolkit of this version compiles for the cards, and the driver runs the result."""
     lacks = []
     lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
@@ -70,17 +70,17 @@ def fitting(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Lack
     limit = f"CUDA {version[0]} compiles for {dotted(lowest)} and newer"
     for name in too_old:
         if len(too_old) == len(cards):
-            lacks.append(Lack(f"an older toolkit for {name}: {limit}", "cuda", TOOLKIT))
+            lacks.append(Missing(f"an older toolkit for {name}: {limit}", "cuda", TOOLKIT))
         else:
             notes.append(f"{name} is left out: {limit}")
     for name, capability in cards.items():
         first = FIRST_TOOLKIT.get(capability, (0, 0))
         if version < first:
             newer = f"CUDA {dotted(first)} or newer for {name}"
-            lacks.append(Lack(newer, "cuda", TOOLKIT))
+            lacks.append(Missing(newer, "cuda", TOOLKIT))
     lowest_driver = LOWEST_DRIVER.get(version[0], 0)
     for driver in sorted({card.driver for card in host.nvidia}):
         if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise
             told = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
-            lacks.append(Lack(told, "nvidia driver", TOOLKIT))
+            lacks.append(Missing(told, "nvidia driver", TOOLKIT))
     return lacks

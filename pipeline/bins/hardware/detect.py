@@ -10,7 +10,7 @@ from . import devices
 from . import nvidia as smi
 from .devices import VulkanDevice
 from .nvidia import Card
-from .probe import TIMEOUT, Facts, Told
+from .probe import TIMEOUT, Facts, ProbeOutput
 
 NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
 DISPLAY = "0x03"  # the class of a PCI device that is a graphics card begins with it
@@ -128,13 +128,13 @@ def detect(facts: Facts) -> Host:
     )
 
 
-def said(told: Mapping[str, Told], name: str, *, even_failed: bool = False) -> str:
+def said(told: Mapping[str, ProbeOutput], name: str, *, even_failed: bool = False) -> str:
     """What a tool printed on stdout, if it ended well."""
     answer = told.get(name)
     return answer.out if answer and (even_failed or answer.status == 0) else ""
 
 
-def problem(name: str, answer: Told | None) -> str:
+def problem(name: str, answer: ProbeOutput | None) -> str:
     """What is wrong with a tool that is there; empty: nothing."""
     if answer is None or answer.status == 0:
         return ""
@@ -147,7 +147,7 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def tool(name: str, answer: Told | None) -> Tool | None:
+def tool(name: str, answer: ProbeOutput | None) -> Tool | None:
     """A program that answered, with its version. Some say it far below or behind their names; the
     others have it in their first line, after what distributions put into brackets."""
     if answer is None or answer.status != 0:
@@ -179,7 +179,7 @@ def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def nvidia(
-    told: Mapping[str, Told],
+    told: Mapping[str, ProbeOutput],
 ) -> tuple[tuple[Card, ...], tuple[str, ...], dict[str, str]]:
     """Cards, MIG slices, and what nvidia-smi said instead of them."""
     answer = told.get("nvidia-smi")

@@ -11,7 +11,7 @@ DEVICE, TOOLKIT, TOOL = "device", "toolkit", "tool"
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
+class Missing:
     """Something missing, and the key in PACKAGES of what provides it; empty: nothing does."""
 
     what: str
@@ -20,12 +20,12 @@ class Lack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Report:
     """Whether a backend can be built and run here. `seen`: a card that it is for is here, whether
     or not it works; `software`: the only device is a program."""
 
     backend: str
-    lacks: tuple[Lack, ...] = ()
+    lacks: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
     seen: bool = False
     software: bool = False
@@ -34,7 +34,7 @@ class Verdict:
     def state(self) -> str:
         return MISSING if self.lacks else USABLE
 
-    def of(self, *kinds: str) -> tuple[Lack, ...]:
+    def of(self, *kinds: str) -> tuple[Missing, ...]:
         """What of these kinds is missing."""
         return tuple(lack for lack in self.lacks if lack.kind in kinds)
 

@@ -66,7 +66,7 @@ PREFIXES = ("/usr", "/usr/local", "/opt/homebrew")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ProbeOutput:
     """What a tool said: its path, exit status (-1: none) and both channels."""
 
     path: str
@@ -92,7 +92,7 @@ class Facts:
     memory_free: int = 0
     disk_free: int = 0
     cxx: str = ""  # the environment's own choice of a compiler
-    told: Mapping[str, Told] = field(default_factory=dict)
+    told: Mapping[str, ProbeOutput] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     pci: tuple[tuple[str, str], ...] = ()
     kfd: tuple[str, ...] = ()
@@ -160,24 +160,24 @@ def found(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str
     return {n: path for n, words in asked.items() if (path := shutil.which(words[0], path=search))}
 
 
-def ask(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, Told]:
+def ask(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, ProbeOutput]:
     """Run what is there, all at once. What is missing has no entry."""
     paths = found(asked, cuda)
-    answers: dict[str, Told] = {}
+    answers: dict[str, ProbeOutput] = {}
 
     def run(name: str) -> None:
         status, out, err = outcome([paths[name], *asked[name][1:]], timeout=TIMEOUT)
         hung = status == -1 and "timed out" in err
-        answers[name] = Told(path=paths[name], status=status, out=out, err=err, hung=hung)
+        answers[name] = ProbeOutput(path=paths[name], status=status, out=out, err=err, hung=hung)
 
     everything = threading.Thread(target=for_each, args=(run, paths, len(paths)), daemon=True)
     everything.start()
     everything.join(PATIENCE)
-    silent = {n: Told(path=p, status=-1, hung=True) for n, p in paths.items()}
+    silent = {n: ProbeOutput(path=p, status=-1, hung=True) for n, p in paths.items()}
     return {**silent, **dict(answers)}
 
 
-def toolkit(told: Told | None) -> str:
+def toolkit(told: ProbeOutput | None) -> str:
     """The folder that nvcc names as its toolkit's."""
     for line in (told.out + told.err).splitlines() if told else []:
         if line.startswith("#$ TOP="):

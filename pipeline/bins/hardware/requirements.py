@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.bins.compile import cuda_toolkit
-from pipeline.bins.compile.cuda_toolkit import Release
-from pipeline.core.log import size
+from pipeline.bins.compile.cuda_toolkit import CudaRelease
+from pipeline.core.text import size
 
 from . import cuda
 from .cuda_versions import LOWEST_DRIVER
 from .detect import AMD, INTEL, NVIDIA, Host
-from .lacks import DEVICE, TOOLKIT, Lack, Verdict, dotted, numbers
+from .lacks import DEVICE, TOOLKIT, Missing, Report, dotted, numbers
 
 # VK_EXT_layer_settings came into the headers with 1.3.272 (KhronosGroup/Vulkan-Utility-Libraries
 # pull request 167). Measured: 1.3.239 fails, 1.4.309 compiles.
 LOWEST_VULKAN = (1, 3, 272)
 
-Finding = tuple[list[Lack], list[str]]
+Finding = tuple[list[Missing], list[str]]
 
 
-def verdicts(host: Host) -> list[Verdict]:
+def verdicts(host: Host) -> list[Report]:
     """One for each backend, in the order in which `auto` prefers them."""
     return [verdict(name, host) for name in JUDGES]
 
 
-def verdict(name: str, host: Host) -> Verdict:
+def verdict(name: str, host: Host) -> Report:
     lacks, notes = JUDGES[name](host)
-    return Verdict(
+    return Report(
         backend=name,
         lacks=tuple(lacks),
         notes=tuple(notes),
@@ -54,14 +54,14 @@ def is_software(host: Host) -> bool:
     return bool(host.vulkan) and all(device.kind == "CPU" for device in host.vulkan)
 
 
-def compiler(host: Host) -> list[Lack]:
+def compiler(host: Host) -> list[Missing]:
     """CXX, where it is set, else the first of the usual names: CMake takes no other either."""
     if host.cxx:
         unusable = f"the C++ compiler that CXX names ({host.cxx}) does not answer"
-        return [] if "CXX" in host.tools else [Lack(unusable, "compiler")]
+        return [] if "CXX" in host.tools else [Missing(unusable, "compiler")]
     if any(name in host.tools for name in ("c++", "g++", "clang++", "cl")):
         return []
-    return [Lack("a C++ compiler", "compiler")]
+    return [Missing("a C++ compiler", "compiler")]
 
 
 def cpu(host: Host) -> Finding:
@@ -86,7 +86,7 @@ def nvidia(host: Host) -> Finding:
     return [*cuda.nvidia_card(host), *lacks, *compiler(host)], notes
 
 
-def wheels(host: Host) -> Release | None:
+def wheels(host: Host) -> CudaRelease | None:
     """The release of NVIDIA's wheels for this system, its driver and its cards."""
     platform = f"{host.system}-{host.machine}"
     release = None if host.jetson else cuda_toolkit.for_driver(driver(host), platform)
@@ -95,7 +95,7 @@ def wheels(host: Host) -> Release | None:
     return release
 
 
-def no_wheels(host: Host) -> list[Lack]:
+def no_wheels(host: Host) -> list[Missing]:
     """That NVIDIA's wheels would be taken instead of a toolkit, were the driver newer."""
     platform = f"{host.system}-{host.machine}"
     lowest = LOWEST_DRIVER[cuda_toolkit.CUDA_13.major]
@@ -106,7 +106,7 @@ def no_wheels(host: Host) -> list[Lack]:
     ):
         return []
     what = f"or driver {lowest} or newer for NVIDIA's wheels instead; {driver(host)} is here"
-    return [Lack(what, "nvidia driver", TOOLKIT)]
+    return [Missing(what, "nvidia driver", TOOLKIT)]
 
 
 def driver(host: Host) -> str:
@@ -116,17 +116,17 @@ def driver(host: Host) -> str:
 
 def metal(host: Host) -> Finding:
     if host.system != "macos":
-        return [Lack("macOS", "", DEVICE)], []
-    lacks = [] if host.xcode else [Lack("the Xcode command line tools", "xcode")]
+        return [Missing("macOS", "", DEVICE)], []
+    lacks = [] if host.xcode else [Missing("the Xcode command line tools", "xcode")]
     if host.apple and not any("Metal" in unit or "Apple" in unit for unit in host.apple):
-        lacks.append(Lack("a graphics unit that speaks Metal", "", DEVICE))
+        lacks.append(Missing("a graphics unit that speaks Metal", "", DEVICE))
     notes = ["Python runs under Rosetta: use an arm64 Python"] if host.rosetta else []
     return [*lacks, *compiler(host)], notes
 
 
 def hip(host: Host) -> Finding:
     if not host.amd and AMD not in host.vendors and "hipcc" not in host.tools:
-        return [Lack("an AMD card", "", DEVICE)], []
+        return [Missing("an AMD card", "", DEVICE)], []
     lacks = []
     if not host.amd:
         driverless = AMD in host.vendors
@@ -134,26 +134,26 @@ def hip(host: Host) -> Finding:
         driver = "AMD's compute driver (amdgpu, /dev/kfd) for the card"
         what = driver if driverless else "an AMD card"
         told = f"{what}; rocminfo: {fault}" if fault else what
-        lacks.append(Lack(told, "rocm" if driverless else "", DEVICE))
+        lacks.append(Missing(told, "rocm" if driverless else "", DEVICE))
     if "hipcc" not in host.tools:
-        lacks.append(Lack("hipcc of ROCm", "rocm"))
+        lacks.append(Missing("hipcc of ROCm", "rocm"))
     absent = [name for name in ("hipblas", "rocblas") if name not in host.parts]
     if absent:
-        lacks.append(Lack(f"the headers of {' and '.join(absent)}", "hipblas"))
+        lacks.append(Missing(f"the headers of {' and '.join(absent)}", "hipblas"))
     return [*lacks, *compiler(host)], []
 
 
 def sycl(host: Host) -> Finding:
     if not host.intel and INTEL not in host.vendors and "icpx" not in host.tools:
-        return [Lack("an Intel graphics card", "", DEVICE)], []
+        return [Missing("an Intel graphics card", "", DEVICE)], []
     lacks = []
     if "icpx" not in host.tools:
-        lacks.append(Lack("icpx of oneAPI", "icpx"))
+        lacks.append(Missing("icpx of oneAPI", "icpx"))
     if "mkl" not in host.parts:
-        lacks.append(Lack("oneMKL", "mkl"))
+        lacks.append(Missing("oneMKL", "mkl"))
     if not host.intel:
         what = "a device in sycl-ls: Level Zero's driver, or `setvars.sh` was not sourced"
-        lacks.append(Lack(what, "level zero", DEVICE))
+        lacks.append(Missing(what, "level zero", DEVICE))
     return lacks, []
 
 
@@ -164,25 +164,25 @@ def vulkan(host: Host) -> Finding:
         if not host.has_vulkaninfo:
             fault = "vulkaninfo, which lists them, is not here"
         told = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
-        lacks.append(Lack(told, "vulkaninfo", DEVICE))
+        lacks.append(Missing(told, "vulkaninfo", DEVICE))
     elif is_software(host):
         notes.append(
             "the only device is software, slower than the cpu backend; llama.cpp passes over it "
             "unless GGML_VK_VISIBLE_DEVICES names it by its number"
         )
     if not host.vulkan_headers:
-        lacks.append(Lack("the Vulkan headers", "vulkan headers"))
+        lacks.append(Missing("the Vulkan headers", "vulkan headers"))
     elif numbers(host.vulkan_headers) < LOWEST_VULKAN:
         needed = f"Vulkan headers {dotted(LOWEST_VULKAN)} or newer (vk::LayerSettingEXT)"
-        lacks.append(Lack(f"{needed}; {host.vulkan_headers} are here", "new vulkan headers"))
+        lacks.append(Missing(f"{needed}; {host.vulkan_headers} are here", "new vulkan headers"))
     if "loader" not in host.parts:
-        lacks.append(Lack("the Vulkan loader to link with", "vulkan loader"))
+        lacks.append(Missing("the Vulkan loader to link with", "vulkan loader"))
     if "glslc" not in host.tools:
         # One that does not start passes CMake's questions, and the shaders fail minutes later.
         fault = host.problems.get("glslc", "")
-        lacks.append(Lack(f"a glslc that runs: {fault}" if fault else "glslc", "glslc"))
+        lacks.append(Missing(f"a glslc that runs: {fault}" if fault else "glslc", "glslc"))
     if "spirv" not in host.parts:
-        lacks.append(Lack("the SPIR-V headers", "spirv"))
+        lacks.append(Missing("the SPIR-V headers", "spirv"))
     return [*lacks, *compiler(host)], notes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import platform
-from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, Bins
+from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store.publish import publish_text
@@ -57,7 +57,7 @@ class Selection:
             )
 
 
-def select(wish: Bins, home: Home) -> Selection:
+def select(wish: BuildOptions, home: Home) -> Selection:
     """The choice for this machine: remembered for as long as the machine stays as it was."""
     if wish.backend == "cpu":
         return Selection(backend="cpu", why="asked for")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.bins import platform
+from pipeline.core import log
 from pipeline.core.archives import unpack
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
 from pipeline.core.store import receipts, stat_cache
@@ -77,7 +77,7 @@ def is_current(target: Path, recipe: Recipe | None = None) -> bool:
 def settle(target: Path, recipe: Recipe | None = None) -> bool:
     """The same, hashing once each file that was copied or restored."""
     files = _recorded(target)
-    return bool(files) and all(receipts.settle(file, recipe) for file in files)
+    return bool(files) and all(receipts.revalidate(file, recipe) for file in files)
 
 
 def installed(target: Path) -> Installed | None:
@@ -112,7 +112,7 @@ def install(
             publish_folder(made, target)
         finally:
             remove(made)
-    say(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
+    log.info(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
     return replace(new, folder=target)
 
 
@@ -125,7 +125,7 @@ def clean(target: Path) -> None:
 def forget(target: Path) -> None:
     """Drop the receipts of an installed package."""
     for name in receipts.load(target / "bin"):
-        receipts.forget(target / "bin" / name)
+        receipts.invalidate(target / "bin" / name)
 
 
 def _recorded(target: Path) -> list[Path]:
@@ -158,7 +158,7 @@ def _server(folder: Path) -> Path | None:
 def _make(archive: Path, made: Path, wanted: Recipe, patience: float) -> Installed:
     """Unpack, check, try out, record."""
     start = time.monotonic()
-    say(f"unpacking {archive.name}")
+    log.info(f"unpacking {archive.name}")
     files = unpack(archive, made)
     server = _require_form(archive, made, files)
     digests = {file: sha256(file) for file in files}

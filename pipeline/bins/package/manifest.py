@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins.build_options import TAG
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -24,7 +24,7 @@ def check(archive: Path, made: Path, digests: Mapping[Path, str]) -> str:
     """
     path = made / MANIFEST
     if path not in digests:
-        say(f"{archive.name}: has no {MANIFEST}, so its files are taken as they are")
+        log.info(f"{archive.name}: has no {MANIFEST}, so its files are taken as they are")
         return ""
     try:
         commit, listed = _read(path)

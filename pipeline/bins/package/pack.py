@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe, Status
 
 from .manifest import MANIFEST, SCHEMA
-from .packing import FORMAT, WRITERS, Member, Writer
+from .packing import FORMAT, WRITERS, PackedFile, Writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Package:
         return self.home.bins / "packages" / (self.stem + ending)
 
 
-def members(package: Package) -> dict[str, Member]:
+def members(package: Package) -> dict[str, PackedFile]:
     """Every file of the package by its path, sorted; the manifest speaks of all others.
 
     Raises PipelineError where the folder holds no llama-server, or a link that leaves it.
@@ -64,7 +64,7 @@ def members(package: Package) -> dict[str, Member]:
     return dict(sorted(found.items()))
 
 
-def manifest(package: Package, found: Mapping[str, Member]) -> Mapping[str, Any]:
+def manifest(package: Package, found: Mapping[str, PackedFile]) -> Mapping[str, Any]:
     """What the package says of itself, as its `manifest.json`."""
     return {
         "schema": SCHEMA,
@@ -107,7 +107,7 @@ llama.cpp is published by its authors under the MIT license{terms}.
 """
 
 
-def recipe(found: Mapping[str, Member]) -> Recipe:
+def recipe(found: Mapping[str, PackedFile]) -> Recipe:
     """Everything that the bytes of an archive depend on: the manifest names all the rest."""
     return {"step": "package", "format": FORMAT, "manifest": found[MANIFEST].sha256}
 
@@ -130,7 +130,7 @@ def make(package: Package, *, force: bool = False) -> list[Path]:
     for ending, write in WRITERS.items():
 
         def maker(path: Path, ending: str = ending, write: Writer = write) -> None:
-            say(f"packing {package.stem}{ending}")
+            log.info(f"packing {package.stem}{ending}")
             write(path, found)
 
         artifacts.make(package.archive(ending), recipe(found), maker, need=need, force=force)
@@ -147,18 +147,18 @@ def clean(package: Package) -> None:
 def forget(package: Package) -> None:
     """Drop the receipts of both archives."""
     for ending in WRITERS:
-        receipts.forget(package.archive(ending))
+        receipts.invalidate(package.archive(ending))
 
 
-def _text(text: str) -> Member:
+def _text(text: str) -> PackedFile:
     data = text.encode()
-    return Member(len(data), hashlib.sha256(data).hexdigest(), text=data)
+    return PackedFile(len(data), hashlib.sha256(data).hexdigest(), text=data)
 
 
-def _file(package: Package, path: Path) -> Member:
+def _file(package: Package, path: Path) -> PackedFile:
     link = _neighbour(path) if path.is_symlink() else ""
     mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-    return Member(path.stat().st_size, _sha256(package, path), mode, path, link=link)
+    return PackedFile(path.stat().st_size, _sha256(package, path), mode, path, link=link)
 
 
 def _neighbour(path: Path) -> str:

@@ -23,7 +23,7 @@ LEVEL = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class PackedFile:
     """A file to pack: its own `text`, or what is in `file`. `link`: the neighbour it leads to."""
 
     size: int
@@ -34,10 +34,10 @@ class Member:
     link: str = ""
 
 
-Writer = Callable[[Path, Mapping[str, Member]], None]
+Writer = Callable[[Path, Mapping[str, PackedFile]], None]
 
 
-def write_tar_gz(archive: Path, members: Mapping[str, Member]) -> None:
+def write_tar_gz(archive: Path, members: Mapping[str, PackedFile]) -> None:
     """Write a `.tar.gz` with neither names nor times of its own."""
     with (
         archive.open("wb") as file,
@@ -53,7 +53,7 @@ def write_tar_gz(archive: Path, members: Mapping[str, Member]) -> None:
                 tar.addfile(info, content)
 
 
-def write_zip(archive: Path, members: Mapping[str, Member]) -> None:
+def write_zip(archive: Path, members: Mapping[str, PackedFile]) -> None:
     """Write a `.zip` as Unix writes them, so that modes and links are kept."""
     with zipfile.ZipFile(archive, "w") as packed:
         for path, member in members.items():
@@ -88,7 +88,7 @@ class _Hashed(io.BufferedReader):
 
 
 @contextmanager
-def _proven(path: str, member: Member) -> Iterator[IO[bytes]]:
+def _proven(path: str, member: PackedFile) -> Iterator[IO[bytes]]:
     """The content of a member; what was read of it must be what was hashed before."""
     if member.link or not member.file:
         yield io.BytesIO(member.text)

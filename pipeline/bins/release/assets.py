@@ -86,7 +86,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class AssetKind:
     """What an archive's name says of it. `runtime`: CUDA's libraries, not llama.cpp's."""
 
     asset: Asset
@@ -105,7 +105,7 @@ class NoMatchError(PipelineError):
     """The release has nothing for the platform and backend asked for."""
 
 
-def kind(asset: Asset) -> Kind | None:
+def kind(asset: Asset) -> AssetKind | None:
     """What the name says; None for what holds no programs that are known here."""
     suffix = next((end for end in SUFFIXES if asset.name.endswith(end)), None)
     head, found, tail = asset.name.removesuffix(suffix or "").partition("-bin-")
@@ -134,7 +134,7 @@ def kind(asset: Asset) -> Kind | None:
     if len(systems) != 1 or len(machines) != 1 or len(backends) > 1 or len(variants) > 1:
         return None
     system = systems.pop()
-    return Kind(
+    return AssetKind(
         asset=asset,
         runtime=owner == "cudart",
         platform=f"{system}-{machines.pop()}",
@@ -172,14 +172,14 @@ def matching(
     return Choice(programs=best.asset, runtime=min(runtimes, key=_rank).asset)
 
 
-def _rank(kind: Kind) -> tuple[list[int], int, bool, str]:
+def _rank(kind: AssetKind) -> tuple[list[int], int, bool, str]:
     """The least is the best: the newest version, then the usual variant."""
     newest = [-number for number in kind.version]
     zipped = kind.asset.name.endswith(".zip")  # of two forms the one that keeps links
     return newest, VARIANTS.index(kind.variant), zipped, kind.asset.name
 
 
-def _for_driver(kinds: Sequence[Kind], driver: tuple[int, int] | None) -> Kind:
+def _for_driver(kinds: Sequence[AssetKind], driver: tuple[int, int] | None) -> AssetKind:
     if driver is None:
         oldest = min(kind.version for kind in kinds)
         return min((kind for kind in kinds if kind.version == oldest), key=_rank)
@@ -199,7 +199,7 @@ def dotted(version: Version) -> str:
     return ".".join(map(str, version)) or "of unknown version"
 
 
-def _nothing(kinds: Sequence[Kind], platform: str, backend: str) -> str:
+def _nothing(kinds: Sequence[AssetKind], platform: str, backend: str) -> str:
     there = sorted({kind.backend for kind in kinds if kind.platform == platform})
     if there:
         return f"has no archive for {platform} with {backend}, only with {', '.join(there)}"

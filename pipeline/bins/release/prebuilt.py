@@ -14,9 +14,8 @@ from pathlib import Path
 from pipeline.bins import platform as host
 from pipeline.bins.build_options import release_name
 from pipeline.bins.smoke_test import try_out
-from pipeline.core import packages, paths
+from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import hashing, receipts
@@ -204,7 +203,7 @@ def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
             prebuilt.release, prebuilt.platform, prebuilt.backend, prebuilt.driver_cuda
         )
         releases.store(record, found)
-        say(f"llama.cpp {found.tag}: {', '.join(a.name for a in found.choice.assets)}")
+        log.info(f"llama.cpp {found.tag}: {', '.join(a.name for a in found.choice.assets)}")
         return found
 
 
@@ -259,6 +258,6 @@ def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
         raise PipelineError(f"{name}: there is no {server.name} in the archive")
     if prebuilt.platform == host.platform_tag():
         hint = "it may need another system, or another driver: build it, bins=build"
-        say(f"unpacked llama.cpp {try_out(server, prebuilt.backend, hint)}")
+        log.info(f"unpacked llama.cpp {try_out(server, prebuilt.backend, hint)}")
     else:
-        say(f"{name}: this is another machine, so it was not tried out")
+        log.info(f"{name}: this is another machine, so it was not tried out")

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.bins.build_options import LATEST, TAG
-from pipeline.core import paths
+from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.core.store import hashing
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
@@ -50,7 +49,7 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class PublishedRelease:
     """A release as the API tells it; `assets` are the whole ones."""
 
     tag: str
@@ -60,7 +59,7 @@ class Listed:
 
 def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Release:
     """Ask for a release, and choose of it. Raises PipelineError."""
-    say(f"asking for llama.cpp's release {release}")
+    log.info(f"asking for llama.cpp's release {release}")
     with github.client() as client:
         if release == LATEST:
             listed = _read(github.ask(client, f"releases?per_page={LISTED}"), _list)
@@ -73,18 +72,18 @@ def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Rele
     return found
 
 
-def _by_tag(client: httpx2.Client, tag: str) -> Listed:
+def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
     """The release of that tag, or the build that it points to."""
     found = _tagged(client, tag)
     pointer = next((asset for asset in found.assets if asset.name == POINTER), None)
     if pointer is None:
         return found
     build = _pointed(client, pointer)
-    say(f"llama.cpp {tag} is the build {build}")
+    log.info(f"llama.cpp {tag} is the build {build}")
     return _tagged(client, build)
 
 
-def _tagged(client: httpx2.Client, tag: str) -> Listed:
+def _tagged(client: httpx2.Client, tag: str) -> PublishedRelease:
     try:
         found = _read(github.ask(client, f"releases/tags/{tag}"), _listed)
     except github.MissingError as error:
@@ -113,7 +112,7 @@ def _pointed(client: httpx2.Client, pointer: Asset) -> str:
 
 
 def _first(
-    listed: Sequence[Listed], platform: str, backend: str, driver: tuple[int, int] | None
+    listed: Sequence[PublishedRelease], platform: str, backend: str, driver: tuple[int, int] | None
 ) -> Release:
     """The first that has what is asked for: files arrive one by one after a release is made.
 
@@ -145,17 +144,17 @@ def _read(data: bytes, form: Callable[[Any], T]) -> T:
         raise github.strange(type(error).__name__) from None
 
 
-def _list(data: Any) -> list[Listed]:
+def _list(data: Any) -> list[PublishedRelease]:
     if not isinstance(data, list):
         raise TypeError
     return [_listed(entry) for entry in data]
 
 
-def _listed(data: Any) -> Listed:
+def _listed(data: Any) -> PublishedRelease:
     if not re.fullmatch(TAG, data["tag_name"], re.ASCII):
         raise ValueError
     assets = tuple(_asset(entry) for entry in data["assets"] if _is_whole(entry))
-    return Listed(tag=data["tag_name"], draft=data.get("draft") is True, assets=assets)
+    return PublishedRelease(tag=data["tag_name"], draft=data.get("draft") is True, assets=assets)
 
 
 def _is_whole(entry: Any) -> bool:
@@ -192,7 +191,7 @@ def stored(record: Path) -> Release | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        say(f"{record}: not readable ({type(error).__name__}); treated as absent")
+        log.info(f"{record}: not readable ({type(error).__name__}); treated as absent")
         return None
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import plural, say
 from pipeline.core.store import hashing, receipts, stat_cache
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
+from pipeline.core.text import plural
 
 
 def files(folder: Path) -> list[Path]:
@@ -28,7 +29,7 @@ def settle(folder: Path, recipe: Recipe) -> bool:
     moved = _moved(folder, recipe)
     if not moved:
         return moved is not None
-    say(f"{folder.name}: {plural(len(moved), 'file')} with another time; hashing once")
+    log.info(f"{folder.name}: {plural(len(moved), 'file')} with another time; hashing once")
     entries = receipts.load(folder)
     if any(hashing.sha256(path) != entries[path.name].sha256 for path in moved):
         return False

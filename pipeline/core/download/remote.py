@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 
 from .answers import Judge, TroubleError, trouble
 
@@ -182,7 +182,7 @@ class Remote:
         with self._lock:
             said, self._said_wait = self._said_wait, True
         if not said:
-            say(f"{self.name}: {host} asks to wait {seconds:.0f} s")
+            log.info(f"{self.name}: {host} asks to wait {seconds:.0f} s")
 
 
 def read_range(

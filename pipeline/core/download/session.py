@@ -14,11 +14,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pipeline.core import progress
+from pipeline.core import log, progress
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
-from pipeline.core.log import size as shown_size
 from pipeline.core.store.publish import remove
+from pipeline.core.text import size as shown_size
 
 from .answers import ChangedError, NoRangesError
 from .attempt import Attempt
@@ -111,7 +110,7 @@ class Downloads:
             remove(made)  # nothing could prove that an earlier run's bytes belong to it
         partial = Partial(made, identity, content.size, self._piece)
         if partial.done:
-            say(f"{name}: {shown_size(partial.bytes_done)} are here from an earlier run")
+            log.info(f"{name}: {shown_size(partial.bytes_done)} are here from an earlier run")
         self._count(partial.bytes_done, arrived=False)
         by_blob = bool(content.blob and not content.sha256)
         streamed = again = False
@@ -130,7 +129,7 @@ class Downloads:
                 with self._try(remote, partial, streamed) as this:
                     sha256 = this.digest(*([blob] if by_blob else []))
             except NoRangesError:
-                say(f"{name}: the server gives no parts of it, so it comes in one stream")
+                log.info(f"{name}: the server gives no parts of it, so it comes in one stream")
                 streamed = True
                 continue
             except ChangedError as error:
@@ -146,7 +145,7 @@ class Downloads:
             partial.discard()
             if again:
                 raise wrong
-            say(f"{wrong.message}; fetching it once more")
+            log.info(f"{wrong.message}; fetching it once more")
             partial.open()
             again = True
 

@@ -18,8 +18,8 @@ from typing import NoReturn
 from pipeline.core import sandbox as sandboxes
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
-from pipeline.core.sandbox import Entry, Sandbox
+from pipeline.core.log import info
+from pipeline.core.sandbox import Sandbox, Wrapper
 
 from .lifetime import die_with, put_in_job, watch_from_outside
 from .stop import end_group, running
@@ -133,7 +133,7 @@ def start(
     return process
 
 
-def _before_exec(entry: Entry, killed_with_us: bool) -> Callable[[], None] | None:
+def _before_exec(entry: Wrapper, killed_with_us: bool) -> Callable[[], None] | None:
     """What the child does before it becomes the program."""
     if sys.platform != "linux":
         return entry.child
@@ -249,7 +249,7 @@ def run(
     seconds; with `timeout` it is killed after that many. Returns the exit status. Says what is run
     on stderr first.
     """
-    say(f"+ {shown(argv)}")
+    info(f"+ {shown(argv)}")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = start(argv, env=env, cwd=cwd, own_group=patience is not None, sandbox=sandbox)
     with (
@@ -286,7 +286,7 @@ def _log(path: Path, append: bool) -> Iterator[Callable[[str], None]]:
 
 def attached(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
     """Run a program on the user's own terminal; returns its exit status."""
-    say(f"+ {shown(argv)}")
+    info(f"+ {shown(argv)}")
     words = [os.fspath(word) for word in argv]
     return subprocess.run(words, cwd=cwd, env=dict(env) if env else None, check=False).returncode
 

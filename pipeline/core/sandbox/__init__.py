@@ -12,7 +12,7 @@ Windows: a job object, which limits memory and processes but no files. What is t
 from __future__ import annotations
 
 from .available import Strength, strength
-from .enter import Entry, entry
+from .enter import Wrapper, entry
 from .policy import Sandbox
 
-__all__ = ["Entry", "Sandbox", "Strength", "entry", "strength"]
+__all__ = ["Sandbox", "Strength", "Wrapper", "entry", "strength"]

@@ -16,7 +16,7 @@ from .policy import Sandbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Wrapper:
     """`prefix` are words in front of the command, `child` is called between fork and exec, and
     `files` are descriptors that the program inherits."""
 
@@ -26,11 +26,11 @@ class Entry:
 
 
 @contextmanager
-def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Entry]:
+def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Wrapper]:
     """How to start a program with `env` in `sandbox`; the block starts it. Raises OSError."""
     # On Windows process.start puts it in a job.
     if sandbox is None or is_off() or sys.platform == "win32":
-        yield Entry()
+        yield Wrapper()
         return
     steps: list[Callable[[], None]] = [limits(sandbox)]
     prefix: list[str] = []
@@ -55,7 +55,7 @@ def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Entry]:
             for step in steps:
                 step()
 
-        yield Entry(prefix=prefix, child=child, files=files)
+        yield Wrapper(prefix=prefix, child=child, files=files)
 
 
 def limits(sandbox: Sandbox) -> Callable[[], None]:

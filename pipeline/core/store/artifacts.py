@@ -33,7 +33,7 @@ def make(
     """
     with full_disk_is_an_error(target.parent), only_one(target):
         known = receipts.load(target.parent).get(target.name)
-        if known and not force and receipts.settle(target, recipe):
+        if known and not force and receipts.revalidate(target, recipe):
             known = receipts.load(target.parent)[target.name]
             if keep and not known.keep:
                 known = replace(known, keep=True)

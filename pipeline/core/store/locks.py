@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.core.log import say
+from pipeline.core import log
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def only_one(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another run is making {target.name}; waiting for it")
+        log.info(f"another run is making {target.name}; waiting for it")
         lock.acquire()
     try:
         yield

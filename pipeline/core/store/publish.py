@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import size
+from pipeline.core.text import size
 
 # A file system wants some room of its own, and estimates are estimates.
 SPARE_BYTES = 64 * 1024 * 1024

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.log import say
+from pipeline.core import log
 
 from .hashing import sha256
 from .publish import publish_text
@@ -73,7 +73,7 @@ def load(folder: Path) -> dict[str, Entry]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if path not in _told:
             _told.add(path)
-            say(f"{path}: not readable as receipts ({error}); treated as absent")
+            log.info(f"{path}: not readable as receipts ({error}); treated as absent")
         return {}
 
 
@@ -91,13 +91,13 @@ def status(target: Path, recipe: Recipe | None = None) -> Status:
     return Status.CURRENT if stat.st_mtime_ns == entry.mtime_ns else Status.MOVED
 
 
-def settle(target: Path, recipe: Recipe | None = None) -> bool:
+def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
     """Whether `target` is current, hashing it once where it was copied or restored."""
     found = status(target, recipe)
     if found is not Status.MOVED:
         return found is Status.CURRENT
     entry = load(target.parent)[target.name]
-    say(f"{target.name} has another time than its receipt; hashing it once")
+    log.info(f"{target.name} has another time than its receipt; hashing it once")
     if sha256(target) != entry.sha256:
         change(target, None)
         return False
@@ -164,7 +164,7 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
     publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def forget(target: Path) -> None:
+def invalidate(target: Path) -> None:
     """Drop the receipt of `target`, if there is one."""
     if target.name in load(target.parent):
         change(target, None)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.models import gguf
 from pipeline.models.reference import exists
 from pipeline.serve.config.api_keys import NONE, split
-from pipeline.serve.config.configuration import Configuration, Draft, Value, beside
+from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value, beside
 from pipeline.serve.config.options import PATHS
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP, Instance
@@ -30,7 +30,7 @@ class Fitted:
     """A draft for a pod. `weights` are files of this machine that have to be on the claim, and
     `key_here` is the one that holds the key, where the user named it."""
 
-    draft: Draft
+    draft: InstanceSpec
     texts: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()
     key_here: str = ""
@@ -56,7 +56,7 @@ def without_programs(configuration: Configuration) -> Configuration:
     return replace(configuration, master=configuration.master.model_copy(update=update))
 
 
-def fitted(draft: Draft, folder: Path, flags: Mapping[str, Flag]) -> Fitted:
+def fitted(draft: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Fitted:
     """The draft with everything as it is in a pod. `flags` are those of llama-server."""
     told = {name: value for name, value in draft.server.items() if name not in OURS}
     texts: dict[str, str] = {}
@@ -111,7 +111,7 @@ def small_text(path: Path) -> str:
         raise ValueError(f"cannot be read as a text: {error}") from None
 
 
-def _added(draft: Draft) -> dict[str, Value]:
+def _added(draft: InstanceSpec) -> dict[str, Value]:
     """What every pod has, before what the file says."""
     has_none = split(draft.server.get("api-key")) == [NONE]
     key: dict[str, Value] = {"api-key": NONE} if has_none else {"api-key-file": KEY_FILE}

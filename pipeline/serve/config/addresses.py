@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
 from .mistakes import shown
-from .options import Given
+from .options import ResolvedOptions
 
 ANYWHERE = ("0.0.0.0", "::", "")  # noqa: S104
 HOST = "127.0.0.1"
@@ -29,13 +29,13 @@ class Address:
         return self.port == other.port and same
 
 
-def address(given: Given) -> Address:
+def address(given: ResolvedOptions) -> Address:
     """Where the instance listens, once `mistakes` finds none."""
     port = _port(given)
     return Address(given.text("host") or HOST, PORTS[given.draft.engine] if port is None else port)
 
 
-def mistakes(given: Given) -> Iterator[str]:
+def mistakes(given: ResolvedOptions) -> Iterator[str]:
     """A host or a port that is none."""
     if why := wrong_host(given.text("host")):
         yield given.draft.tell("server.host", why)
@@ -51,7 +51,7 @@ def wrong_host(host: str) -> str:
     return ""
 
 
-def _port(given: Given) -> int | None:
+def _port(given: ResolvedOptions) -> int | None:
     """None where it is not given, 0 where it is none."""
     told = given.value("port")
     if told is None or isinstance(told, bool):

@@ -15,8 +15,8 @@ from pipeline.serve.instance import LLAMA_CPP
 from pipeline.serve.keys import is_loopback, keys_of
 
 from .addresses import Address
-from .configuration import Configuration, Draft, Value, beside
-from .options import Given, spelled
+from .configuration import Configuration, InstanceSpec, Value, beside
+from .options import ResolvedOptions, spelled
 
 NONE = "none"
 SECRETS = ("--api-key", "--hf-token", "-hft")
@@ -32,7 +32,7 @@ class Key:
     is_made: bool = False  # ours, made once and kept
 
 
-def key(given: Given, at: Address, folder: Path, keys: Path) -> Key:
+def key(given: ResolvedOptions, at: Address, folder: Path, keys: Path) -> Key:
     """The key of an instance."""
     draft = given.draft
     literal = draft.server.get("api-key")
@@ -71,7 +71,7 @@ def split(literal: Value | None) -> list[str]:
     return [one for text in texts for one in text.split(",") if one]
 
 
-def mistakes(given: Given, folder: Path) -> Iterator[str]:
+def mistakes(given: ResolvedOptions, folder: Path) -> Iterator[str]:
     """What cannot be meant about the keys of an instance."""
     draft = given.draft
     is_llama = draft.engine == LLAMA_CPP
@@ -129,7 +129,7 @@ def _wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
     return ""
 
 
-def _in_clear(draft: Draft) -> Iterator[str]:
+def _in_clear(draft: InstanceSpec) -> Iterator[str]:
     """Secrets that would stand on the command line."""
     named = [(draft.at("server.extra-args"), spelled(word)) for word in draft.extra_args]
     told = draft.server.get("hf-token")
@@ -143,7 +143,7 @@ def _in_clear(draft: Draft) -> Iterator[str]:
             yield f"{place}: {option} would stand in the list of processes; {instead}"
 
 
-def remarks(given: Given, at: Address) -> Iterator[str]:
+def remarks(given: ResolvedOptions, at: Address) -> Iterator[str]:
     """What the user should know about keys."""
     if split(given.draft.server.get("api-key")) == [NONE] and not is_loopback(at.host):
         yield f"{given.draft.place}: {at.host} can be reached by others, without a key"

@@ -14,8 +14,8 @@ from . import addresses, api_keys, llama, mistakes, options, vllm
 from .addresses import Address, address
 from .configuration import Configuration
 from .instances import aliases, given, log_file, program
-from .options import Given
-from .vllm_installed import Listed
+from .options import ResolvedOptions
+from .vllm_installed import VllmOptions
 
 HINT = f"{mistakes.HINT}; options that --help does not list go into extra_args"
 
@@ -27,7 +27,7 @@ def check(
     flags: Mapping[str, Flag] | None,
     environ: Mapping[str, str],
     cards: int | None = None,
-    installed: Listed | None = None,
+    installed: VllmOptions | None = None,
     note: Callable[[str], None] = lambda _: None,
     is_there: Callable[[Path], bool] = Path.is_file,
 ) -> None:
@@ -68,7 +68,7 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
 
 def _mistakes(
     configuration: Configuration,
-    given: Given,
+    given: ResolvedOptions,
     cards: int | None,
     ours: Mapping[str, Flag],
     is_there: Callable[[Path], bool],
@@ -90,7 +90,7 @@ def _mistakes(
         yield draft.tell("control.gpu_ids", why)
 
 
-def _gateway(configuration: Configuration, told: list[Given]) -> Iterator[str]:
+def _gateway(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
     """What is wrong with the gateway's table."""
     gateway = configuration.gateway
     if why := addresses.wrong_host(gateway.host):
@@ -106,7 +106,7 @@ def _gateway(configuration: Configuration, told: list[Given]) -> Iterator[str]:
             yield f"{configuration.label}: gateway.{key} = {mistakes.shown(name)}: {why}"
 
 
-def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
+def _clashes(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
     """Two that listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
         (one.draft.at("server.port"), address(one))
@@ -130,7 +130,7 @@ def _clashes(configuration: Configuration, told: list[Given]) -> Iterator[str]:
 
 def _remarks(
     configuration: Configuration,
-    told: list[Given],
+    told: list[ResolvedOptions],
     environ: Mapping[str, str],
     ours: Mapping[str, Flag],
 ) -> Iterator[str]:
@@ -144,7 +144,7 @@ def _remarks(
         yield from vllm.remarks(configuration, environ)
 
 
-def _called(given: Given) -> str:
+def _called(given: ResolvedOptions) -> str:
     """The program that will serve, as it is named in messages."""
     is_llama = given.draft.engine == LLAMA_CPP
     return "llama-server" if is_llama else f"vLLM {given.installed or vllm.version()}"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .tables import Control, Gateway, Master
+from .tables import Control, GatewayTable, Master
 
 Value = str | int | float | bool | list[str | int | float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class InstanceSpec:
     """An instance as it was written down: defaults merged, nothing looked at."""
 
     name: str
@@ -47,14 +47,14 @@ class Configuration:
     folder: Path  # relative paths in the file start there
     label: str  # the file's name, as it is said in messages
     master: Master = field(default_factory=Master)
-    gateway: Gateway = field(default_factory=Gateway)
+    gateway: GatewayTable = field(default_factory=GatewayTable)
     gateway_places: Mapping[str, str] = field(default_factory=dict)  # of its `port` and so on
-    drafts: tuple[Draft, ...] = ()
+    drafts: tuple[InstanceSpec, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided, to be said once
     mistakes: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
 
     @property
-    def enabled(self) -> tuple[Draft, ...]:
+    def enabled(self) -> tuple[InstanceSpec, ...]:
         """The instances that are to be started."""
         if not self.master.enable:
             return ()

@@ -15,10 +15,10 @@ from pipeline.serve.instance import LLAMA_CPP, Instance
 
 from . import api_keys, llama, options, vllm
 from .addresses import address
-from .configuration import Configuration, Draft
-from .llama import Model
-from .options import Given
-from .vllm_installed import Listed
+from .configuration import Configuration, InstanceSpec
+from .llama import PreparedModel
+from .options import ResolvedOptions
+from .vllm_installed import VllmOptions
 
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
@@ -37,7 +37,7 @@ def instances(
     *,
     server: Path | None,
     flags: Mapping[str, Flag] | None,
-    models: Mapping[str, Model],
+    models: Mapping[str, PreparedModel],
     logs: Path,
     keys: Path,
     xdg: Path,
@@ -91,23 +91,27 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
     return bool(told) or any(path.exists() for path in marks)
 
 
-def given(draft: Draft, flags: Mapping[str, Flag] | None, installed: Listed | None = None) -> Given:
+def given(
+    draft: InstanceSpec, flags: Mapping[str, Flag] | None, installed: VllmOptions | None = None
+) -> ResolvedOptions:
     """What an instance says of its program's options: vLLM's are those of the one that is
     installed, where it was asked, else those of the version that is listed here."""
     if draft.engine == LLAMA_CPP:
-        return Given(options.typed(draft, flags or {}), flags or {})
+        return ResolvedOptions(options.typed(draft, flags or {}), flags or {})
     known = installed.flags if installed else vllm.flags()
-    return Given(options.typed(draft, known), known, installed.version if installed else "")
+    return ResolvedOptions(
+        options.typed(draft, known), known, installed.version if installed else ""
+    )
 
 
-def aliases(given: Given) -> list[str]:
+def aliases(given: ResolvedOptions) -> list[str]:
     """The model names that an instance is given, each once."""
     is_llama = given.draft.engine == LLAMA_CPP
     text = given.text("alias") if is_llama else vllm.aliases(given)
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def log_file(configuration: Configuration, draft: Draft, logs: Path) -> Path:
+def log_file(configuration: Configuration, draft: InstanceSpec, logs: Path) -> Path:
     """Where the output of an instance goes; `logs` where it does not say."""
     control = draft.control
     if control.log_file:
@@ -118,9 +122,9 @@ def log_file(configuration: Configuration, draft: Draft, logs: Path) -> Path:
 
 def _instance(
     configuration: Configuration,
-    given: Given,
+    given: ResolvedOptions,
     server: Path | None,
-    models: Mapping[str, Model],
+    models: Mapping[str, PreparedModel],
     folders: Folders,
     environ: Mapping[str, str],
 ) -> Instance:
@@ -186,11 +190,11 @@ def _cards(gpu_ids: str | None) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": shown, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _key(configuration: Configuration, given: Given, keys: Path) -> api_keys.Key:
+def _key(configuration: Configuration, given: ResolvedOptions, keys: Path) -> api_keys.Key:
     return api_keys.key(given, address(given), configuration.folder, keys)
 
 
-def _model(draft: Draft, models: Mapping[str, Model]) -> Model | None:
+def _model(draft: InstanceSpec, models: Mapping[str, PreparedModel]) -> PreparedModel | None:
     if not draft.model:
         return None
     if draft.name not in models:

@@ -11,16 +11,16 @@ from pipeline.models import quants, reference
 from pipeline.serve import launch
 
 from .addresses import Address
-from .configuration import Draft, beside
+from .configuration import InstanceSpec, beside
 from .mistakes import shown
-from .options import Given, expanded, words
+from .options import ResolvedOptions, expanded, words
 
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class PreparedModel:
     """A prepared model."""
 
     path: PurePath  # a pod's may be none of this system
@@ -30,7 +30,9 @@ class Model:
     ctx_size: int = 0  # in tokens, as trained; 0: not known
 
 
-def command(given: Given, at: Address, model: Model | None, key: Path | None) -> tuple[str, ...]:
+def command(
+    given: ResolvedOptions, at: Address, model: PreparedModel | None, key: Path | None
+) -> tuple[str, ...]:
     """The arguments: the prepared model, the table as written, what is added, extra_args."""
     draft = given.draft
     found = ["--model", str(model.path)] if model else []
@@ -54,7 +56,7 @@ def command(given: Given, at: Address, model: Model | None, key: Path | None) ->
     return (*found, *added, *draft.extra_args)
 
 
-def kind(given: Given, model: Model | None) -> str:
+def kind(given: ResolvedOptions, model: PreparedModel | None) -> str:
     """chat, embedding or rerank."""
     pooling = given.text("pooling") or (model.pooling if model else "none")
     if given.is_on("reranking", "rerank") or pooling == "rank":
@@ -65,7 +67,7 @@ def kind(given: Given, model: Model | None) -> str:
 
 
 def mistakes(
-    given: Given, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+    given: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
 ) -> Iterator[str]:
     """A model that is named twice, and files that are missing."""
     draft = given.draft
@@ -80,7 +82,7 @@ def mistakes(
             yield draft.tell(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
 
 
-def _model_mistakes(draft: Draft) -> Iterator[str]:
+def _model_mistakes(draft: InstanceSpec) -> Iterator[str]:
     """What the model table cannot mean."""
     try:
         reference.parse(draft.model["model"])
@@ -97,13 +99,13 @@ def _model_mistakes(draft: Draft) -> Iterator[str]:
         yield f"{draft.at('model.imatrix')}: {imatrix} is no file"
 
 
-def remarks(given: Given) -> Iterator[str]:
+def remarks(given: ResolvedOptions) -> Iterator[str]:
     """What is allowed and perhaps not meant."""
     if not given.draft.model and not given.says(*SOURCES):
         yield f"{given.draft.place}: names no model, so llama-server routes to the models it finds"
 
 
-def _of_model(given: Given, model: Model) -> list[str]:
+def _of_model(given: ResolvedOptions, model: PreparedModel) -> list[str]:
     """What a prepared model asks for: its projector, its endpoint, a batch for a whole text."""
     found: list[str] = []
     if model.mmproj and not given.says("mmproj", "mmproj-url", "no-mmproj"):

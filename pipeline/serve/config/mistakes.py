@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from pipeline.core.errors import UsageError, did_you_mean
 
 Path = tuple[str | int, ...]
-Kind = TypeVar("Kind", bound=BaseModel)
+ErrorKind = TypeVar("ErrorKind", bound=BaseModel)
 HINT = "docs/instances.md and docs/profiles.md list the keys"
 LONGEST_VALUE = 60
 SECRETS = ("api_key", "hf_token")  # keys whose values are not shown
@@ -64,11 +64,11 @@ def require_none(wrong: Iterable[str], hint: str = HINT) -> None:
 
 
 def validated(
-    kind: type[Kind],
+    kind: type[ErrorKind],
     told: dict[str, Any],
     known: Callable[[Path], list[str]],
     tell: Callable[[Path, str], None],
-) -> Kind:
+) -> ErrorKind:
     """`told` as a `kind`; each mistake is told with its path, and left out of the result.
 
     `known` gives the keys that the table at a path may have.

@@ -11,7 +11,7 @@ from pipeline.core.variables import NO, YES
 from pipeline.serve.flags import Flag
 from pipeline.serve.instance import LLAMA_CPP, VLLM
 
-from .configuration import Draft, Value, beside
+from .configuration import InstanceSpec, Value, beside
 from .mistakes import shown
 from .renamed import RENAMED
 from .tables import Scalar
@@ -33,7 +33,7 @@ def words(server: Mapping[str, Value]) -> list[str]:
     return found
 
 
-def typed(draft: Draft, flags: Mapping[str, Flag]) -> Draft:
+def typed(draft: InstanceSpec, flags: Mapping[str, Flag]) -> InstanceSpec:
     """The draft with the switches that the command line gave as a file would hold them: there
     `jinja=1` is true. What takes a value stays as it is."""
     server = dict(draft.server)
@@ -44,7 +44,7 @@ def typed(draft: Draft, flags: Mapping[str, Flag]) -> Draft:
     return replace(draft, server=server)
 
 
-def expanded(given: Given) -> dict[str, Value]:
+def expanded(given: ResolvedOptions) -> dict[str, Value]:
     """The table; `~` is the user's home where an option takes a path."""
     table: dict[str, Value] = {}
     for name, value in given.draft.server.items():
@@ -61,10 +61,10 @@ def _home(value: Scalar) -> Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ResolvedOptions:
     """What an instance says of the options, in its table or in extra_args, under any alias."""
 
-    draft: Draft
+    draft: InstanceSpec
     flags: Mapping[str, Flag]
     installed: str = ""  # vLLM: the version that told them; empty: they are the listed ones
 
@@ -109,7 +109,7 @@ def spelled(word: str) -> str:
     return word.replace("_", "-") if word.startswith("--") else word
 
 
-def mistakes(given: Given, program: str, others: Iterable[str] = ()) -> Iterator[str]:
+def mistakes(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What `program` would refuse among the options of the table; extra_args are taken as they are.
 
     No flags: they are not known. `others` are options of llama-server, which vLLM has not.
@@ -122,7 +122,7 @@ def mistakes(given: Given, program: str, others: Iterable[str] = ()) -> Iterator
             yield draft.tell(f"server.{name}", why)
 
 
-def remarks(given: Given, program: str, others: Iterable[str] = ()) -> Iterator[str]:
+def remarks(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What is allowed and may not mean what it seems to."""
     draft, flags = given.draft, given.flags
     for name, value in draft.server.items():
@@ -143,7 +143,7 @@ def remarks(given: Given, program: str, others: Iterable[str] = ()) -> Iterator[
             yield draft.tell(key, why)
 
 
-def is_passed_on(given: Given, name: str, others: Iterable[str]) -> bool:
+def is_passed_on(given: ResolvedOptions, name: str, others: Iterable[str]) -> bool:
     """Whether an unknown option may be one of another vLLM than the one whose options are listed:
     no slip of the pen, and none of llama-server's."""
     name = name.partition(".")[0]

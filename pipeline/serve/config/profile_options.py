@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.core.paths import absolute
 
 from . import yaml_form
-from .configuration import Draft, Value, beside, projector_of
+from .configuration import InstanceSpec, Value, beside, projector_of
 from .mistakes import dotted, shown
 from .profile_tables import LlamaCpp, Profile, Tuning
 from .tables import Control, gpu_ids
@@ -94,7 +94,7 @@ def draft(
     profile: Profile,
     environ: Mapping[str, str],
     given: Mapping[str, str],
-) -> Draft:
+) -> InstanceSpec:
     """The instance that the profile means, with what the environment and `given`, the command
     line, change."""
     is_llama = profile.backend == "llamacpp"
@@ -120,7 +120,7 @@ def draft(
         reading.put("model", profile.vllm.model, reading.place("vllm", "model"))
     elif not is_llama and profile.model_id:
         reading.put("model", profile.model_id, reading.place("model_id"))
-    return Draft(
+    return InstanceSpec(
         name=reading.name,
         control=Control(engine=engine, gpu_ids=_cards(reading, profile, environ)),
         server=reading.server,

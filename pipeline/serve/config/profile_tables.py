@@ -53,7 +53,7 @@ class Tuning(Open):
     """The part of a card's memory that it may use: vLLM's."""
 
 
-class Gpu(Tuning):
+class ProfileGpu(Tuning):
     """The cards of a profile."""
 
     device_ids: Cards | None = None
@@ -107,7 +107,7 @@ class Profile(Tuning):
     """Whether the model sees pictures."""
     backend: Literal["llamacpp", "vllm"] = "llamacpp"
     """The program that serves."""
-    gpu: Gpu = Field(default_factory=Gpu)
+    gpu: ProfileGpu = Field(default_factory=ProfileGpu)
     llamacpp: LlamaCpp = Field(default_factory=LlamaCpp)
     vllm: Vllm = Field(default_factory=Vllm)
 

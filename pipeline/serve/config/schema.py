@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from pipeline.core.store.publish import publish_text
 
 from .profile_tables import Registry
-from .tables import File
+from .tables import InstancesFile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILES: dict[str, type[BaseModel]] = {
-    "instances.schema.json": File,
+    "instances.schema.json": InstancesFile,
     "llm_profiles.schema.json": Registry,
 }
 

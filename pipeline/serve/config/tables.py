@@ -124,7 +124,7 @@ class Control(Table):
     """Seconds for one token, once it is healthy; 0 turns this probe off."""
 
 
-class Model(Table):
+class ModelTable(Table):
     """A model that is prepared before the launch: the variables of `prepare`."""
 
     ref: Text
@@ -145,7 +145,7 @@ class Model(Table):
     """Keep the unquantized GGUF after quantizing."""
 
 
-class Gateway(Table):
+class GatewayTable(Table):
     """One address for all instances."""
 
     enable: bool = False
@@ -164,7 +164,7 @@ class Gateway(Table):
     """Names that clients ask for, with * and ?, and the instance that answers to them."""
 
 
-class Server(BaseModel):
+class ServerTable(BaseModel):
     """Options of the server, `_` for `-`. A text or a number is passed as `--key value`, true as
     `--key`, false not at all, a list as `--key value` once for each."""
 
@@ -181,8 +181,8 @@ class InstanceTable(Table):
     """One server."""
 
     control: Control = Field(default_factory=Control)
-    server: Server = Field(default_factory=Server)
-    model: Model | None = None
+    server: ServerTable = Field(default_factory=ServerTable)
+    model: ModelTable | None = None
 
 
 class Instances(BaseModel):
@@ -192,32 +192,32 @@ class Instances(BaseModel):
     __pydantic_extra__: dict[str, InstanceTable] = Field(init=False)
 
     control: Control = Field(default_factory=Control)
-    server: Server = Field(default_factory=Server)
+    server: ServerTable = Field(default_factory=ServerTable)
 
 
-class File(Table):
+class InstancesFile(Table):
     """A file of instances."""
 
     model_config = ConfigDict(title="Instances of llama-server and vLLM")
 
     master: Master = Field(default_factory=Master)
     instance: Instances = Field(default_factory=Instances)
-    gateway: Gateway = Field(default_factory=Gateway)
+    gateway: GatewayTable = Field(default_factory=GatewayTable)
 
 
 def keys(path: tuple[str | int, ...]) -> list[str]:
     """The keys that a table at this path of a file of instances may have."""
     match path:
         case ():
-            return list(File.model_fields)
+            return list(InstancesFile.model_fields)
         case ("master",):
             return list(Master.model_fields)
         case ("gateway",):
-            return list(Gateway.model_fields)
+            return list(GatewayTable.model_fields)
         case ("instance", "control") | ("instance", _, "control"):
             return list(Control.model_fields)
         case ("instance", _, "model"):
-            return list(Model.model_fields)
+            return list(ModelTable.model_fields)
         case ("instance", _):
             return list(InstanceTable.model_fields)
     return []

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.models.reference import HUB, exists
 
 from . import mistakes, names, sources
-from .configuration import Configuration, Draft, Value, beside
+from .configuration import Configuration, InstanceSpec, Value, beside
 from .mistakes import dotted
-from .tables import Control, File, Instances, InstanceTable, Model, Server, keys
+from .tables import Control, Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
 
 
 def load(
@@ -39,7 +39,7 @@ def load(
 
     if engine:
         told = sources.merged({"instance": {"control": {"engine": engine}}}, told)
-    read = mistakes.validated(File, told, keys, tell)
+    read = mistakes.validated(InstancesFile, told, keys, tell)
     section = read.instance
     found = section.__pydantic_extra__ or {}
     for name in found:
@@ -108,7 +108,7 @@ def _draft(
     section: Instances,
     table: InstanceTable,
     place: Callable[[mistakes.Path], str],
-) -> Draft:
+) -> InstanceSpec:
     """The tables of one instance, laid over the defaults key by key."""
     places: dict[str, str] = {}
     control: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _draft(
             server[key] = value
             places[f"server.{option(key)}"] = place((*path, "server", key))
     extra = server.pop("extra_args", ())
-    return Draft(
+    return InstanceSpec(
         name=name,
         control=Control.model_validate(control),
         server={option(key): value for key, value in server.items()},
@@ -139,14 +139,14 @@ def option(key: str) -> str:
     return name.replace("_", "-") + dot + rest
 
 
-def _options(server: Server) -> dict[str, Value]:
+def _options(server: ServerTable) -> dict[str, Value]:
     told: dict[str, Value] = dict(server.__pydantic_extra__ or {})
     if server.extra_args is not None:
         told["extra_args"] = [*server.extra_args]
     return told
 
 
-def variables(model: Model, folder: Path) -> dict[str, str]:
+def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     """The variables of `prepare` that a model table means, with absolute paths: what is relative
     starts at `folder`, and never where the user happens to be."""
     told = model.model_dump(exclude_none=True)

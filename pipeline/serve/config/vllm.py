@@ -13,7 +13,7 @@ from pipeline.serve.flags import Flag, parse_help
 
 from .addresses import Address
 from .configuration import Configuration, beside
-from .options import Given, expanded, words
+from .options import ResolvedOptions, expanded, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
@@ -57,7 +57,7 @@ def python(configuration: Configuration) -> list[str]:
     return ["run", "--manifest-path", project, *environment, "python"]
 
 
-def command(configuration: Configuration, given: Given, at: Address) -> tuple[str, ...]:
+def command(configuration: Configuration, given: ResolvedOptions, at: Address) -> tuple[str, ...]:
     """The arguments after the executable."""
     draft = given.draft
     found = [*python(configuration), "-m", configuration.master.api_server_module]
@@ -71,7 +71,7 @@ def command(configuration: Configuration, given: Given, at: Address) -> tuple[st
     return (*found, *draft.extra_args)
 
 
-def kind(given: Given) -> str:
+def kind(given: ResolvedOptions) -> str:
     """chat, embedding or rerank."""
     task = given.text("task", "convert")
     if task in ("score", "classify", "rerank"):
@@ -79,7 +79,7 @@ def kind(given: Given) -> str:
     return "embedding" if task.startswith("embed") or given.text("runner") == "pooling" else "chat"
 
 
-def downloads(given: Given, folder: Path) -> bool:
+def downloads(given: ResolvedOptions, folder: Path) -> bool:
     """Whether it loads from the network: a model, tokenizer or adapter is no path; relative ones
     start at `folder`."""
     named = [given.text(name) for name in LOADED]
@@ -99,13 +99,13 @@ def _in_json(text: str, key: str) -> str:
     return ""
 
 
-def aliases(given: Given) -> str:
+def aliases(given: ResolvedOptions) -> str:
     """The names under which it serves, with commas."""
     told = given.value("served-model-name")
     return ",".join(map(str, told)) if isinstance(told, list) else given.text("served-model-name")
 
 
-def mistakes(configuration: Configuration, given: Given) -> Iterator[str]:
+def mistakes(configuration: Configuration, given: ResolvedOptions) -> Iterator[str]:
     """No model, or one that is not there."""
     draft, folder = given.draft, configuration.folder
     model = given.text("model")

@@ -22,14 +22,14 @@ NAME = re.compile(r"(?:^|, )(-{1,2}[A-Za-z][\w.-]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class VllmOptions:
     """A version of vLLM, and the options of its server."""
 
     version: str
     flags: Mapping[str, Flag]
 
 
-def listed(words: Sequence[str], module: str, cache: Path) -> Listed | None:
+def listed(words: Sequence[str], module: str, cache: Path) -> VllmOptions | None:
     """The options of the vLLM that `words` run Python with; None where there is none that tells."""
     status, out, _ = outcome([*words, "-c", VERSION], timeout=VERSION_SECONDS)
     found = re.search(r"^vllm (\S+)$", out, re.M) if status == 0 else None
@@ -37,7 +37,7 @@ def listed(words: Sequence[str], module: str, cache: Path) -> Listed | None:
         return None
     version = found[1]
     if version == vllm.version():
-        return Listed(version=version, flags=vllm.flags())
+        return VllmOptions(version=version, flags=vllm.flags())
     known = cache / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', version)}.json"
     told = flags.stored(known)
     if told is None:
@@ -47,7 +47,7 @@ def listed(words: Sequence[str], module: str, cache: Path) -> Listed | None:
             return None
         with contextlib.suppress(OSError):  # asked again next time
             flags.store(known, told)
-    return Listed(version=version, flags=told | vllm.OURS)
+    return VllmOptions(version=version, flags=told | vllm.OURS)
 
 
 def parse(text: str) -> dict[str, Flag]:

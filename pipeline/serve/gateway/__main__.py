@@ -7,17 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.log import say
 from pipeline.serve.supervisor.state import Folder
 
-from .settings import Gateway
+from .settings import GatewaySettings
 
 
 def main() -> int:
     """The exit status: 0 after a requested stop, 1 where it failed, 3 for wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.serve.gateway", description=__doc__)
-    default = Gateway()
+    default = GatewaySettings()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--host", default=default.host)
     parser.add_argument("--port", type=int, default=default.port)
@@ -30,9 +30,9 @@ def main() -> int:
     try:
         from .running import run
 
-        run(at, Gateway(**told))
+        run(at, GatewaySettings(**told))
     except PipelineError as error:
-        say(str(error))
+        log.info(str(error))
         return 3 if isinstance(error, UsageError) else 1
     return 0
 

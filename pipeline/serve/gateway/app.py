@@ -29,7 +29,7 @@ from .keys import Keys
 from .page import Feed, Page, Props, is_open
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
-from .settings import Gateway
+from .settings import GatewaySettings
 from .upstream import authorisation, client
 
 # The only pages that may ask.
@@ -45,7 +45,7 @@ class Guard:
     """Lets nothing through without a key but /health, and the page itself; where there is no key,
     no web page from elsewhere."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, settings: Gateway) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, settings: GatewaySettings) -> None:
         self._app = app
         self._keys = keys
         self._file = settings.api_key_file
@@ -163,7 +163,7 @@ class Own:
             texts[target.name] = answer.text
 
 
-def app(at: Folder, settings: Gateway) -> Starlette:
+def app(at: Folder, settings: GatewaySettings) -> Starlette:
     """The gateway of the configuration in `at`."""
     view, keys, counted = View(at), Keys(), counters.Counters()
     proxy = Proxy(view, keys, counted, settings)

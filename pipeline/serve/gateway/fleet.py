@@ -10,10 +10,10 @@ from pipeline.serve.supervisor.state import (
     READY,
     SETTLED,
     WAITING,
+    DesiredState,
     Folder,
     Seen,
     State,
-    Wanted,
     read_state,
     read_wanted,
 )
@@ -69,7 +69,7 @@ class Fleet:
     folded: dict[str, Group] = field(default_factory=dict)
 
 
-def assemble(wanted: Wanted | None, state: State | None) -> Fleet:
+def assemble(wanted: DesiredState | None, state: State | None) -> Fleet:
     """The fleet of what is wanted, each as it was last seen."""
     seen = {one.name: one for one in state.instances} if state else {}
     instances = [one for one in (wanted.instances if wanted else ()) if one.engine != GATEWAY]

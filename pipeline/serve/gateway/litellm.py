@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import UsageError
 from pipeline.serve.instance import GATEWAY, Instance
 
-from .settings import Gateway
+from .settings import GatewaySettings
 
 # How LiteLLM calls a server that speaks OpenAI's API, and one whose reranking it knows.
 PROVIDERS = {"rerank": "hosted_vllm"}
@@ -27,7 +27,7 @@ class LiteLLM:
     key_files: Mapping[str, str]
 
 
-def litellm_config(instances: Iterable[Instance], settings: Gateway) -> LiteLLM:
+def litellm_config(instances: Iterable[Instance], settings: GatewaySettings) -> LiteLLM:
     """Every name and alias as a model. Raises UsageError for a pattern that LiteLLM lacks."""
     key_files: dict[str, str] = {}
     models = []

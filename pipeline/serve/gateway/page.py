@@ -47,7 +47,7 @@ ROUTER = {
 }
 
 
-class File(Convertor[str]):
+class PageFile(Convertor[str]):
     """The name of a file of the page, in a route."""
 
     regex = FILE
@@ -59,7 +59,7 @@ class File(Convertor[str]):
         return value
 
 
-register_url_convertor("page_file", File())
+register_url_convertor("page_file", PageFile())
 
 
 def is_open(scope: Scope) -> bool:

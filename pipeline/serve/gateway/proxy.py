@@ -22,7 +22,7 @@ import httpx2
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.core.log import say
+from pipeline.core import log
 
 from .answers import Refused, error_body, is_anthropic
 from .counters import Counters
@@ -30,7 +30,7 @@ from .fleet import Group, Target, View
 from .keys import Keys
 from .request_body import Asked, asked, asked_in_query, read_body
 from .routing import ANY, PATHS, find
-from .settings import Gateway
+from .settings import GatewaySettings
 from .upstream import NOT_PASSED_BACK, Again, ask, first_block, kept, told
 
 POLL_SECONDS = 0.05
@@ -63,7 +63,9 @@ class Proxy:
 
     client: httpx2.AsyncClient
 
-    def __init__(self, view: View, keys: Keys, counters: Counters, settings: Gateway) -> None:
+    def __init__(
+        self, view: View, keys: Keys, counters: Counters, settings: GatewaySettings
+    ) -> None:
         self._view = view
         self._keys = keys
         self._counters = counters
@@ -220,7 +222,7 @@ class Proxy:
 
     def _failed(self, target: Target, call: _Call, why: str) -> None:
         self._counters.failures[target.name] += 1
-        say(f"{call.request.method} {call.path}: {target.name} {why}")
+        log.info(f"{call.request.method} {call.path}: {target.name} {why}")
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.core.errors import UsageError
 from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
 
-from .settings import Gateway
+from .settings import GatewaySettings
 
 # What the router decides itself.
 ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origins"}
@@ -23,7 +23,7 @@ ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origin
 PRIVATE = {"XDG_CONFIG_HOME"}
 
 
-def router_preset(instances: Iterable[Instance], settings: Gateway) -> str:
+def router_preset(instances: Iterable[Instance], settings: GatewaySettings) -> str:
     """The preset file. Raises UsageError with every reason why these do not fit a router."""
     instances = [one for one in instances if one.engine != GATEWAY]
     wrong = [*_together(instances)]
@@ -48,7 +48,7 @@ def router_preset(instances: Iterable[Instance], settings: Gateway) -> str:
     return "\n".join(["version = 1", "", *sections])
 
 
-def router_arguments(preset: Path, models: int, settings: Gateway) -> list[str]:
+def router_arguments(preset: Path, models: int, settings: GatewaySettings) -> list[str]:
     """The arguments of the llama-server that is the router of so many models."""
     # 0 means without limit, and is refused where models are loaded at the start.
     words = ["--models-preset", str(preset), "--models-max", str(models)]

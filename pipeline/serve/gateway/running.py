@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from pipeline.core.log import say
+from pipeline.core import log
 from pipeline.serve.health import require_free
 from pipeline.serve.supervisor.state import Folder
 
 from .app import app
-from .settings import Gateway, as_instance, check
+from .settings import GatewaySettings, as_instance, check
 
 GRACE_SECONDS = 0.5  # for answers under way when it is asked to stop
 KEEP_ALIVE_SECONDS = 65  # longer than clients keep a connection, so that they close it
 
 
-def run(at: Folder, settings: Gateway) -> None:
+def run(at: Folder, settings: GatewaySettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError or PipelineError where it cannot start."""
     check(settings)
     require_free(settings.host, settings.port)
@@ -35,7 +35,7 @@ def run(at: Folder, settings: Gateway) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]
     )
-    say(f"gateway on {as_instance(at, settings).url}")
+    log.info(f"gateway on {as_instance(at, settings).url}")
     with _stop_is_no_failure():
         uvicorn.Server(config).run()
 

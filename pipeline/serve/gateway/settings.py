@@ -18,7 +18,7 @@ from .keys import Keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
+class GatewaySettings:
     """`api_key_file` is an absolute path. `models` leads patterns of model names (`claude-*`) to
     names that instances have. `hold_timeout` is the longest wait for an instance that loads, in
     seconds; None: what the instance itself is given to become ready."""
@@ -31,7 +31,7 @@ class Gateway:
     without_key: bool = False  # said explicitly: open to everyone who reaches the address
 
 
-def check(settings: Gateway) -> None:
+def check(settings: GatewaySettings) -> None:
     """Raise UsageError where it may not be started so."""
     if settings.api_key_file is not None:
         if not Keys().of(settings.api_key_file):
@@ -46,7 +46,7 @@ def check(settings: Gateway) -> None:
         )
 
 
-def arguments(at: Folder, settings: Gateway) -> tuple[str, ...]:
+def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
     """What follows the Python that runs it. No key, only the file that holds one."""
     words = ["-m", __package__, str(at.path), "--host", settings.host]
     words += ["--port", str(settings.port)]
@@ -61,7 +61,7 @@ def arguments(at: Folder, settings: Gateway) -> tuple[str, ...]:
     return tuple(words)
 
 
-def as_instance(at: Folder, settings: Gateway) -> Instance:
+def as_instance(at: Folder, settings: GatewaySettings) -> Instance:
     """The gateway of the configuration in `at`, for its supervisor."""
     return Instance(
         name=GATEWAY,

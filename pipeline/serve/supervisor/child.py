@@ -19,7 +19,7 @@ from pipeline.serve.output import pumped, quoted
 from . import client, marker
 from .environment import environment
 from .logfile import Log
-from .policy import Pace
+from .policy import Timing
 from .state import Folder
 
 LONGEST_LINE = 500  # characters, of what is quoted in a message
@@ -29,7 +29,7 @@ class Child:
     """A server that was started. `said` is what was last seen of it: READY, then STUCK if it is;
     `news` is set then, from another thread."""
 
-    def __init__(self, instance: Instance, at: Folder, pace: Pace, news: Event) -> None:
+    def __init__(self, instance: Instance, at: Folder, pace: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
         self.said, self.news = "", news
         require_free(instance.host, instance.port)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
-from pipeline.core.log import say
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.serve.instance import Instance
@@ -24,16 +24,16 @@ from . import marker
 from .environment import for_supervisor, missing
 from .liveness import LOCK_SECONDS, is_running, living
 from .lock import alone
-from .policy import Pace
+from .policy import Timing
 from .state import (
     ENDED,
     READY,
     SETTLED,
     STOPPED,
     STOPPING,
+    DesiredState,
     Folder,
     Seen,
-    Wanted,
     by_name,
     read_state,
     read_wanted,
@@ -48,7 +48,7 @@ EXIT_SECONDS = 1.0  # for the supervisor's process to be gone, once it has let g
 Report = Callable[[Instance, Seen], None]
 
 
-def merged(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
+def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredState:
     """What `wanted` comes to: with names, those of it beside what runs already."""
     if not names:
         return wanted
@@ -63,7 +63,7 @@ def merged(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
     )
 
 
-def changes(at: Folder, wanted: Wanted) -> list[tuple[str, str]]:
+def changes(at: Folder, wanted: DesiredState) -> list[tuple[str, str]]:
     """What `up` would do: each name with start, keep, restart or stop."""
     before, state = read_wanted(at), living(at)
     old = by_name(before.instances) if before else {}
@@ -81,10 +81,10 @@ def changes(at: Folder, wanted: Wanted) -> list[tuple[str, str]]:
 
 def up(
     at: Folder,
-    wanted: Wanted,
+    wanted: DesiredState,
     *,
     report: Report,
-    pace: Pace | None = None,
+    pace: Timing | None = None,
     names: Sequence[str] = (),
 ) -> list[tuple[Instance, Seen]]:
     """Make it so, in the background; return once each instance is ready, or is not to be, and
@@ -98,23 +98,25 @@ def up(
         asked = _publish(at, wanted, names)
         there = living(at)
         if there and (lacks := missing(there.pid, asked.instances)):
-            say(
+            log.info(
                 f"warning: the running supervisor was started without {', '.join(lacks)}, which "
                 "servers that download get from it; `doit down`, then up, passes them on"
             )
         try:
-            return _settled(at, asked, report, pace or Pace())
+            return _settled(at, asked, report, pace or Timing())
         except KeyboardInterrupt:
-            say("interrupted; what was started goes on: `doit ps` shows it, `doit down` stops it")
+            log.info(
+                "interrupted; what was started goes on: `doit ps` shows it, `doit down` stops it"
+            )
             raise
 
 
 def run_foreground(
     at: Folder,
-    wanted: Wanted,
+    wanted: DesiredState,
     *,
     report: Report,
-    pace: Pace | None = None,
+    pace: Timing | None = None,
     names: Sequence[str] = (),
 ) -> None:
     """Make it so and stay, as the supervisor, until a signal or `down` ends it. With `names` only
@@ -131,7 +133,7 @@ def run_foreground(
     if is_running(at):
         raise taken
     _publish(at, wanted, names)
-    if not supervise(at, pace or Pace(), report):
+    if not supervise(at, pace or Timing(), report):
         raise taken
 
 
@@ -152,7 +154,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
                 f"{at.wanted}: missing or damaged, so the others would be stopped too",
                 "`doit up` writes it anew, `doit down` without a name stops all",
             )
-        before = told or Wanted(config="")
+        before = told or DesiredState(config="")
         seen = {one.name: one.state for one in state.instances} if state else {}
         known = dict.fromkeys([*by_name(before.instances), *seen])
         _require_known(names, list(known))
@@ -165,15 +167,15 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
             except OSError as error:
                 if rest:
                     raise
-                say(f"{at.wanted}: {error.strerror}; a signal stops them")
+                log.info(f"{at.wanted}: {error.strerror}; a signal stops them")
                 _signal_supervisor(at, kill=False)
     patience = max([one.stop_timeout for one in before.instances], default=10.0) + grace
     if not _stopped_in_time(at, before.asked, ending if rest else [], patience):
-        say(f"the supervisor did not stop them in {patience:g} s; they are ended without it")
+        log.info(f"the supervisor did not stop them in {patience:g} s; they are ended without it")
         _signal_supervisor(at, kill=True)  # it holds the lock and does nothing
         marker.end_all(at, keepers=True)
         if rest:
-            _start_supervisor(at, Pace())
+            _start_supervisor(at, Timing())
     _end_leftovers(at)
     deadline = time.monotonic() + EXIT_SECONDS
     while not rest and not is_running(at) and living(at) and time.monotonic() < deadline:
@@ -195,7 +197,7 @@ def _stopped_in_time(at: Folder, asked: int, names: list[str], patience: float) 
     while is_running(at):
         state, wanted = living(at), read_wanted(at)
         if wanted and wanted.asked != asked:
-            say("another `up` has begun meanwhile")
+            log.info("another `up` has begun meanwhile")
             return True
         seen = {one.name: one.state for one in state.instances} if state else {}
         if names and state and all(seen.get(name, STOPPED) == STOPPED for name in names):
@@ -229,10 +231,10 @@ def _end_leftovers(at: Folder) -> None:
     except OSError:  # a full disk, or one that takes nothing
         count = 0 if living(at) else marker.end_all(at)
     if count:
-        say(f"ended {count} processes that were left without a supervisor")
+        log.info(f"ended {count} processes that were left without a supervisor")
 
 
-def _publish(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
+def _publish(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredState:
     """Write what is wanted, under a number of its own; return that."""
     with alone(at.path / "wanted.lock"):
         before, state = read_wanted(at), read_state(at)
@@ -243,7 +245,9 @@ def _publish(at: Folder, wanted: Wanted, names: Sequence[str]) -> Wanted:
         return wanted
 
 
-def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tuple[Instance, Seen]]:
+def _settled(
+    at: Folder, wanted: DesiredState, report: Report, pace: Timing
+) -> list[tuple[Instance, Seen]]:
     """Wait until each has become what it will be; see to it that there is a supervisor."""
     told: dict[str, Seen] = {}
     supervisor: Process | None = None
@@ -281,7 +285,7 @@ def _settled(at: Folder, wanted: Wanted, report: Report, pace: Pace) -> list[tup
     return [(one, told[one.name]) for one in wanted.instances if told[one.name].state != READY]
 
 
-def _start_supervisor(at: Folder, pace: Pace) -> Process:
+def _start_supervisor(at: Folder, pace: Timing) -> Process:
     words = [sys.executable, "-m", "pipeline.serve.supervisor.supervisor", str(at.path)]
     wanted = read_wanted(at)
     env = for_supervisor(os.environ, wanted.instances if wanted else ())

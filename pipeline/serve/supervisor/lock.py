@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import say
 from pipeline.core.store.publish import full_disk_is_an_error
 
 
@@ -26,7 +26,7 @@ def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[Non
         try:
             held.acquire(timeout=0 if waiting else -1)
         except Timeout:
-            say(f"{waiting}; waiting for it")
+            log.info(f"{waiting}; waiting for it")
             held.acquire()
         except OSError as error:
             if needed or error.errno not in (EACCES, ENOSPC, EROFS):

@@ -11,7 +11,7 @@ from .state import EXITED, FAILED, PAUSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Timing:
     """The supervisor's own times, in seconds, and the size of its logs."""
 
     tick: float = 0.2  # between two looks at what is wanted and what has ended
@@ -32,7 +32,7 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Decision:
     """What the instance is now: pausing for `pause` seconds, exited or failed."""
 
     state: str
@@ -41,20 +41,20 @@ class Verdict:
     pause: float = 0.0
 
 
-def decide(instance: Instance, end: End, failures: int, pace: Pace) -> Verdict:
+def decide(instance: Instance, end: End, failures: int, pace: Timing) -> Decision:
     """What follows. Each further restart in a row waits twice as long, up to a bound."""
     failures = 0 if end.was_steady else failures
     reason, well = told(end), not end.why and end.was_ready and end.status == 0
     if well and instance.restart != "always":
-        return Verdict(state=EXITED, reason=reason, failures=failures)
+        return Decision(state=EXITED, reason=reason, failures=failures)
     if instance.restart == "never":
-        return Verdict(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
+        return Decision(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
     if failures >= instance.max_restarts:
         reason += f"; given up after {failures} restarts in a row"
-        return Verdict(state=FAILED, reason=reason, failures=failures)
+        return Decision(state=FAILED, reason=reason, failures=failures)
     most = max(pace.longest_pause, instance.restart_pause)
     pause = min(most, instance.restart_pause * 2.0 ** min(failures, 60))
-    return Verdict(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
+    return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
 
 
 def told(end: End) -> str:

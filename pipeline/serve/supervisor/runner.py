@@ -16,7 +16,7 @@ from pipeline.serve.instance import Instance
 
 from . import client
 from .child import Child
-from .policy import End, Pace, decide
+from .policy import End, Timing, decide
 from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, Seen
 
 NEVER = float("inf")
@@ -25,11 +25,13 @@ NEVER = float("inf")
 KILL_SECONDS = 2.5
 
 
-class Keeper:
+class Runner:
     """Keeps one instance. All calls come from one thread: children end with the one that started
     them. `now` is time.monotonic()."""
 
-    def __init__(self, instance: Instance, asked: int, at: Folder, pace: Pace, news: Event) -> None:
+    def __init__(
+        self, instance: Instance, asked: int, at: Folder, pace: Timing, news: Event
+    ) -> None:
         self.instance, self.at, self.pace, self.news = instance, at, pace, news
         self.seen = Seen(name=instance.name, state=WAITING, asked=asked)
         self.child: Child | None = None

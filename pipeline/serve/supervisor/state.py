@@ -33,7 +33,7 @@ REPLACE_SECONDS = 1.0  # Windows: nothing can be replaced while somebody reads i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class DesiredState:
     """What should run. `asked` is another number with each `up`: what had failed is tried anew."""
 
     config: str  # the file, as the user knows it
@@ -108,7 +108,7 @@ def folders(home: Home) -> list[Folder]:
     return [Folder(path.parent) for path in sorted(home.run.glob("instances/*/wanted.json"))]
 
 
-def write_wanted(at: Folder, wanted: Wanted) -> None:
+def write_wanted(at: Folder, wanted: DesiredState) -> None:
     """Publish what should run."""
     told = asdict(wanted) | {"instances": [one.as_json() for one in wanted.instances]}
     _write(at.wanted, told)
@@ -119,12 +119,12 @@ def write_state(at: Folder, state: State) -> None:
     _write(at.state, asdict(state))
 
 
-def read_wanted(at: Folder) -> Wanted | None:
+def read_wanted(at: Folder) -> DesiredState | None:
     """What should run; None where nothing was ever asked for, or the file is damaged."""
     try:
         told = json.loads(at.wanted.read_text(encoding="utf-8"))
         instances = tuple(from_json(one) for one in told["instances"])
-        return Wanted(**{**known(Wanted, told), "instances": instances})
+        return DesiredState(**{**known(DesiredState, told), "instances": instances})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

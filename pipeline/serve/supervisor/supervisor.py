@@ -33,9 +33,19 @@ from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
 from .logfile import Log
-from .policy import Pace
-from .runner import Keeper
-from .state import LOADING, WAITING, Folder, Seen, State, Wanted, by_name, read_wanted, write_state
+from .policy import Timing
+from .runner import Runner
+from .state import (
+    LOADING,
+    WAITING,
+    DesiredState,
+    Folder,
+    Seen,
+    State,
+    by_name,
+    read_wanted,
+    write_state,
+)
 
 WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
@@ -46,12 +56,12 @@ Changed = Callable[[Instance, Seen], None]
 class Supervisor:
     """Keeps what is wanted, in one thread; others set `news` where they have seen something."""
 
-    def __init__(self, at: Folder, pace: Pace, changed: Changed) -> None:
+    def __init__(self, at: Folder, pace: Timing, changed: Changed) -> None:
         self.at, self.pace, self.changed = at, pace, changed
-        self.keepers: dict[str, Keeper] = {}
+        self.keepers: dict[str, Runner] = {}
         self.news = Event()
         self.note, self._noted = Log(at.log, pace.log_bytes), ""
-        self.wanted = Wanted(config="")
+        self.wanted = DesiredState(config="")
         self.told: dict[str, Seen] = {}
         self.warden: Process | None = None
         self._read: Stamp = None
@@ -128,7 +138,7 @@ class Supervisor:
         """Learn what is wanted, where that is news."""
         stamp = _stamp(self.at.wanted)
         if stopping:
-            self.wanted = Wanted(config=self.wanted.config, asked=self.wanted.asked)
+            self.wanted = DesiredState(config=self.wanted.config, asked=self.wanted.asked)
         elif stamp != self._read:
             if wanted := read_wanted(self.at):
                 self._read, self.wanted = stamp, wanted
@@ -148,7 +158,7 @@ class Supervisor:
             if there is None or (
                 there.is_over and (there.instance, there.seen.asked) != (instance, asked)
             ):
-                self.keepers[name] = Keeper(instance, asked, self.at, self.pace, self.news)
+                self.keepers[name] = Runner(instance, asked, self.at, self.pace, self.news)
 
     def go_on(self, now: float) -> None:
         """What has ended is settled, with all that it left behind; whose turn it is begins."""
@@ -202,7 +212,7 @@ def _stamp(path: Path) -> Stamp:
         return None
 
 
-def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: None) -> bool:
+def supervise(at: Folder, pace: Timing, changed: Changed = lambda instance, seen: None) -> bool:
     """Be the supervisor, in the main thread. False where there is another one."""
     allow_many_files()  # each server takes a pipe, a log and now and then a connection
     lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
@@ -215,7 +225,7 @@ def supervise(at: Folder, pace: Pace, changed: Changed = lambda instance, seen: 
 
 
 def main() -> None:
-    supervise(Folder(Path(sys.argv[1])), Pace(**json.loads(sys.argv[2])))
+    supervise(Folder(Path(sys.argv[1])), Timing(**json.loads(sys.argv[2])))
 
 
 if __name__ == "__main__":

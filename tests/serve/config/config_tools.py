@@ -12,7 +12,7 @@ from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks
 from pipeline.serve.config.configuration import Configuration
 from pipeline.serve.config.instances import instances
-from pipeline.serve.config.llama import Model
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.toml_form import load
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.instance import Instance
@@ -86,7 +86,7 @@ def started(
     configuration: Configuration,
     folder: Path,
     *,
-    models: Mapping[str, Model] | None = None,
+    models: Mapping[str, PreparedModel] | None = None,
     flags: Mapping[str, Flag] | None = FLAGS,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, Instance]:

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from pipeline.core.process import capture
 from pipeline.serve.config import checks, schema
 from pipeline.serve.config.configuration import Configuration
-from pipeline.serve.config.llama import Model
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.profiles import load_profile
 from pipeline.serve.config.toml_form import load
 from pipeline.serve.flags import Flag, parse_help
@@ -97,7 +97,7 @@ def planned(
     """The instances, checked as `plan` would on a machine with two cards."""
     checks.check(configuration, server=server, flags=flags, environ=os.environ, cards=2)
     models = {
-        name: Model(
+        name: PreparedModel(
             path=folder / f"{name}.gguf",
             name=name,
             pooling=POOLING.get(name, "none"),

@@ -14,7 +14,7 @@ from config_tools import FLAGS, one, read, started, wrong
 from pipeline.core.errors import PipelineError
 from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
-from pipeline.serve.config.llama import Model
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.instance import from_json
 
 SERVER = "[instance.chat.server]\n"
@@ -93,7 +93,7 @@ class TestPreparedModel:
     TEXT = "[instance.chat.model]\nref = 'demo'\n"
 
     def cmd(self, tmp_path: Path, text: str, **more: object) -> tuple[str, ...]:
-        model = Model(**{"path": Path("/m/x y.gguf"), "name": "x", **more})  # type: ignore[arg-type]
+        model = PreparedModel(**{"path": Path("/m/x y.gguf"), "name": "x", **more})  # type: ignore[arg-type]
         return one(tmp_path, text, models={"chat": model}).cmd
 
     def test_it_becomes_the_model(self, tmp_path: Path) -> None:

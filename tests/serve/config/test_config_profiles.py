@@ -12,7 +12,7 @@ from config_tools import FLAGS, server_in, started, written
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks
 from pipeline.serve.config.configuration import Configuration, Value, projector_of
-from pipeline.serve.config.llama import Model
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.profiles import load_profile
 from pipeline.serve.instance import Instance
 
@@ -44,7 +44,7 @@ def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> 
 def instance_of(found: Configuration, folder: Path) -> Instance:
     """Its instance, a model that is there taken as it is."""
     (draft,) = found.drafts
-    model = Model(path=Path(draft.model.get("model", "")), name="x")
+    model = PreparedModel(path=Path(draft.model.get("model", "")), name="x")
     (instance,) = started(found, folder, models={draft.name: model}).values()
     return instance
 
@@ -397,14 +397,16 @@ class TestFile:
         found = profile(tmp_path, f"llamacpp:\n  {body}\n")
         assert found.prepares() == {"chat": variables}
         assert found.drafts[0].download_to == (tmp_path / file if file else None)
-        models = {"chat": Model(path=Path("/m"), name="m")}
+        models = {"chat": PreparedModel(path=Path("/m"), name="m")}
         (instance,) = started(found, tmp_path, models=models).values()
         assert instance.cmd[:2] == ("--model", "/m")
 
     def test_the_second_run_is_the_first_one(self, tmp_path: Path) -> None:
         body = "llamacpp:\n  model_root: r\n  hf_filename: y.gguf\n  hf_repo_id: org/y\n"
         file = tmp_path / "r" / "y.gguf"
-        model = Model(path=file, name="y", mmproj=projector_of(file), pooling="mean", ctx_size=64)
+        model = PreparedModel(
+            path=file, name="y", mmproj=projector_of(file), pooling="mean", ctx_size=64
+        )
         found = []
         for _ in range(2):
             configuration = profile(tmp_path, body)

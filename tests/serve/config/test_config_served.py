@@ -18,7 +18,7 @@ from pipeline.core.process import capture
 from pipeline.serve import launch
 from pipeline.serve.config import checks
 from pipeline.serve.config.instances import instances, write_keys
-from pipeline.serve.config.llama import Model
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.toml_form import load
 from pipeline.serve.flags import parse_help
 
@@ -76,7 +76,7 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
         configuration,
         server=None,
         flags=flags,
-        models={"tiny": Model(path=gguf, name="tiny")},
+        models={"tiny": PreparedModel(path=gguf, name="tiny")},
         logs=tmp_path,
         keys=keys,
         xdg=xdg,

@@ -13,13 +13,13 @@ from gateway_tools import instance, reached, site, stop
 from pipeline.core.errors import UsageError
 from pipeline.serve.gateway.litellm import litellm_config
 from pipeline.serve.gateway.router import router_arguments, router_preset
-from pipeline.serve.gateway.settings import Gateway, as_instance
+from pipeline.serve.gateway.settings import GatewaySettings, as_instance
 from pipeline.serve.supervisor.state import Folder
 
 
 def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret")
-    settings = Gateway(api_key_file=str(tmp_path / "key"), models={"claude-*": "GPT"})
+    settings = GatewaySettings(api_key_file=str(tmp_path / "key"), models={"claude-*": "GPT"})
     told = litellm_config(
         [
             instance("chat", 1, aliases=("gpt",), api_key_file="/keys/chat"),
@@ -47,12 +47,14 @@ def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:
     }
     assert "secret" not in str(told)
     with pytest.raises(UsageError, match="does not know"):
-        litellm_config([instance("a")], Gateway(models={"a?": "a"}))
+        litellm_config([instance("a")], GatewaySettings(models={"a?": "a"}))
 
 
 def test_litellm_without_a_key_has_to_be_asked_for() -> None:
     def general(**more: bool) -> object:
-        return litellm_config([instance("a")], Gateway(**more)).config.get("general_settings")
+        return litellm_config([instance("a")], GatewaySettings(**more)).config.get(
+            "general_settings"
+        )
 
     assert general() is None
     assert general(without_key=True) == {"dangerously_permit_weak_or_unset_master_key": True}
@@ -60,7 +62,9 @@ def test_litellm_without_a_key_has_to_be_asked_for() -> None:
 
 def test_a_preset_holds_the_options() -> None:
     cmd = ("--model", "/m ü/a b.gguf", "-c", "4096", "--seed", "-1", "--no-mmap", "--port", "1")
-    text = router_preset([instance("a", cmd=cmd, aliases=("x", "y"), stop_timeout=2.5)], Gateway())
+    text = router_preset(
+        [instance("a", cmd=cmd, aliases=("x", "y"), stop_timeout=2.5)], GatewaySettings()
+    )
     assert text == (
         "version = 1\n\n[a]\nmodel = /m ü/a b.gguf\nc = 4096\nseed = -1\nno-mmap = true\n"
         "alias = x,y\nload-on-startup = true\nstop-timeout = 2\n"
@@ -75,7 +79,7 @@ def test_all_reasons_against_a_router_are_told_at_once() -> None:
                 instance("default", cmd=(), host="0.0.0.0", aliases=("a",), env={"A": "1"}),
                 instance("v", engine="vllm", cmd=("--model", "m"), tls=True),
             ],
-            Gateway(models={"gpt-*": "a"}, hold_timeout=1),
+            GatewaySettings(models={"gpt-*": "a"}, hold_timeout=1),
         )
     for text in (
         "different hosts: 0.0.0.0, 127.0.0.1",
@@ -93,7 +97,7 @@ def test_all_reasons_against_a_router_are_told_at_once() -> None:
     ):
         assert text in why.value.message
     with pytest.raises(UsageError, match="there is none"):
-        router_preset([], Gateway())
+        router_preset([], GatewaySettings())
 
 
 @pytest.mark.build
@@ -102,8 +106,8 @@ def test_llama_server_understands_the_preset(built: Path, gguf: Path, tmp_path: 
     cmd = ("--model", str(gguf), "--ctx-size", "512", "--no-warmup", "--port", "1")
     both = [instance("one", cmd=cmd, aliases=("first",)), instance("two", cmd=cmd)]
     preset = tmp_path / "presets ü.ini"
-    preset.write_text(router_preset(both, Gateway()), encoding="utf-8")
-    settings = Gateway(port=free_port())
+    preset.write_text(router_preset(both, GatewaySettings()), encoding="utf-8")
+    settings = GatewaySettings(port=free_port())
     program = next(built.glob("*/llama-server*"))
     url = f"http://127.0.0.1:{settings.port}"
     with site(tmp_path) as here:

@@ -19,9 +19,16 @@ from pipeline.serve.gateway.fleet import Fleet, View, assemble
 from pipeline.serve.gateway.keys import Keys
 from pipeline.serve.gateway.request_body import asked
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
-from pipeline.serve.gateway.settings import Gateway, as_instance, check
+from pipeline.serve.gateway.settings import GatewaySettings, as_instance, check
 from pipeline.serve.keys import is_loopback
-from pipeline.serve.supervisor.state import Folder, Seen, State, Wanted, write_state, write_wanted
+from pipeline.serve.supervisor.state import (
+    DesiredState,
+    Folder,
+    Seen,
+    State,
+    write_state,
+    write_wanted,
+)
 
 
 def fleet(*instances: Any, asked: int = 1, **states: str) -> Fleet:
@@ -29,7 +36,7 @@ def fleet(*instances: Any, asked: int = 1, **states: str) -> Fleet:
     seen = tuple(
         Seen(name=one.name, state=states.get(one.name, "ready"), asked=1) for one in instances
     )
-    wanted = Wanted(config="x", instances=instances, asked=asked)
+    wanted = DesiredState(config="x", instances=instances, asked=asked)
     return assemble(wanted, State(pid=1, started=0, asked=1, instances=seen))
 
 
@@ -90,7 +97,7 @@ def test_patterns_lead_to_a_name() -> None:
 
 
 def test_the_gateway_itself_is_no_target() -> None:
-    own = as_instance(Folder(Path("/f")), Gateway())
+    own = as_instance(Folder(Path("/f")), GatewaySettings())
     assert fleet(own, instance("chat")).groups.keys() == {"chat"}
     assert refused(fleet(own), "gateway").status == 503
 
@@ -102,7 +109,7 @@ def test_what_was_given_up_is_waited_for_once_it_is_asked_for_anew() -> None:
     assert anew.is_coming
     (ready,) = fleet(instance("a"), asked=2).targets
     assert ready.is_ready
-    (unseen,) = assemble(Wanted(config="x", instances=(instance("a"),)), None).targets
+    (unseen,) = assemble(DesiredState(config="x", instances=(instance("a"),)), None).targets
     assert unseen.is_coming
 
 
@@ -110,7 +117,7 @@ def test_the_view_follows_the_files(tmp_path: Path) -> None:
     at = Folder(tmp_path / "not yet")
     view = View(at)
     assert view.now().targets == ()
-    write_wanted(at, Wanted(config="x", instances=(instance("a"), instance("b"))))
+    write_wanted(at, DesiredState(config="x", instances=(instance("a"), instance("b"))))
     assert [one.name for one in view.now().targets] == ["a", "b"]
     ready = Seen(name="a", state="ready")
     write_state(at, State(pid=1, started=0, asked=0, instances=(ready,)))
@@ -118,7 +125,7 @@ def test_the_view_follows_the_files(tmp_path: Path) -> None:
     assert view.now() is view.now(), "nothing is read where nothing changed"
     at.wanted.write_text("{ damaged")
     assert len(view.now().targets) == 2, "what was last read holds"
-    write_wanted(at, Wanted(config="x"))
+    write_wanted(at, DesiredState(config="x"))
     assert view.now().targets == ()
 
 
@@ -247,19 +254,19 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", ""):
         assert not is_loopback(host)
         with pytest.raises(UsageError, match="no API key"):
-            check(Gateway(host=host))
-        check(Gateway(host=host, without_key=True))
+            check(GatewaySettings(host=host))
+        check(GatewaySettings(host=host, without_key=True))
     for host in ("127.0.0.1", "127.0.0.9", "::1", "LocalHost"):
-        check(Gateway(host=host))
+        check(GatewaySettings(host=host))
     with pytest.raises(UsageError, match="holds no key"):
-        check(Gateway(api_key_file=str(tmp_path / "none")))
+        check(GatewaySettings(api_key_file=str(tmp_path / "none")))
     (tmp_path / "key").write_text("k\n")
-    check(Gateway(host="0.0.0.0", api_key_file=str(tmp_path / "key")))
+    check(GatewaySettings(host="0.0.0.0", api_key_file=str(tmp_path / "key")))
 
 
 def test_the_gateway_as_an_instance(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
-    settings = Gateway(port=9, api_key_file=str(tmp_path / "key"), models={"c-*": "chat"})
+    settings = GatewaySettings(port=9, api_key_file=str(tmp_path / "key"), models={"c-*": "chat"})
     told = as_instance(Folder(tmp_path), settings)
     assert (told.engine, told.kind, told.host, told.port) == ("gateway", "gateway", "127.0.0.1", 9)
     assert told.cmd[:3] == ("-m", "pipeline.serve.gateway", str(tmp_path))

@@ -28,7 +28,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.serve.instance import Instance
 from pipeline.serve.supervisor import control, liveness, marker, state, status
-from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, Wanted
+from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, DesiredState
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -56,7 +56,7 @@ def client(fleet: Fleet, what: str, *instances: Instance) -> Iterator[subprocess
     """`up` or `run_foreground` in a process of its own, as a terminal would start it."""
     fleet.instances = instances
     asked = state.Folder(fleet.at.path / f"asked {what} {time.monotonic()}")
-    state.write_wanted(asked, Wanted(config="c.toml", instances=instances))
+    state.write_wanted(asked, DesiredState(config="c.toml", instances=instances))
     with subprocess.Popen(
         [sys.executable, "-c", CLIENT, what, str(fleet.at.path), str(asked.path)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -161,13 +161,13 @@ def test_what_a_crash_left_is_listed_until_it_is_ended(tmp_path: Path) -> None:
 
 def test_only_what_changed_is_restarted(fleet: Fleet, tmp_path: Path) -> None:
     a, b, c, d = (stand_in(tmp_path, name) for name in "abcd")
-    first = Wanted(config="c", instances=(a, b, c))
+    first = DesiredState(config="c", instances=(a, b, c))
     assert control.changes(fleet.at, first) == [("a", "start"), ("b", "start"), ("c", "start")]
     fleet.up(a, b, c)
     assert control.changes(fleet.at, first) == [("a", "keep"), ("b", "keep"), ("c", "keep")]
     before = fleet.pids()
     b = changed(b, "--lines", "1")
-    second = Wanted(config="c", instances=(d, a, b))
+    second = DesiredState(config="c", instances=(d, a, b))
     asked = fleet.at.wanted.read_text()
     assert control.changes(fleet.at, second) == [
         ("d", "start"),
@@ -198,7 +198,7 @@ def test_what_had_failed_is_tried_anew(fleet: Fleet, tmp_path: Path) -> None:
     a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b", "--exit", "1", max_restarts=0)
     fleet.up(a, b)
     before = fleet.pids()
-    wanted = Wanted(config="c", instances=(a, b))
+    wanted = DesiredState(config="c", instances=(a, b))
     assert control.changes(fleet.at, wanted) == [("a", "keep"), ("b", "start")]
     assert "exit status 1" in fleet.up(a, b)["b"].reason
     assert Path(b.log_file).read_text().count("+ ") == 2
@@ -226,14 +226,14 @@ def test_down_tells_what_ran(fleet: Fleet, tmp_path: Path) -> None:
     fleet.up(a, b)
     fleet.supervisor().terminate()
     wait_for(lambda: not liveness.is_running(fleet.at))
-    wanted = Wanted(config="c", instances=(a, b))
+    wanted = DesiredState(config="c", instances=(a, b))
     assert control.merged(fleet.at, wanted, ["b"]).instances == (b,), "a is not started again"
     assert fleet.down() == []
 
 
 def test_one_beside_the_others(fleet: Fleet, tmp_path: Path) -> None:
     a, b, c = (stand_in(tmp_path, name) for name in "abc")
-    whole = Wanted(config="c", instances=(a, b, c))
+    whole = DesiredState(config="c", instances=(a, b, c))
 
     def up(name: str) -> None:
         control.up(fleet.at, whole, report=fleet.report, pace=fleet.pace, names=[name])

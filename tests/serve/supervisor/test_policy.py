@@ -8,7 +8,7 @@ import pytest
 from fleet_tools import stand_in
 
 from pipeline.serve.instance import Instance
-from pipeline.serve.supervisor.policy import End, Pace, Verdict, decide
+from pipeline.serve.supervisor.policy import Decision, End, Timing, decide
 from pipeline.serve.supervisor.state import EXITED, FAILED, PAUSING
 
 CRASH = End(status=-9, was_ready=True)
@@ -22,8 +22,8 @@ def instance(tmp_path: object) -> Instance:
     return replace(stand_in(tmp_path, "a"), restart_pause=1.0, max_restarts=5)  # type: ignore[arg-type]
 
 
-def verdict(instance: Instance, end: End, failures: int = 0, **more: object) -> Verdict:
-    return decide(replace(instance, **more), end, failures, Pace())  # type: ignore[arg-type]
+def verdict(instance: Instance, end: End, failures: int = 0, **more: object) -> Decision:
+    return decide(replace(instance, **more), end, failures, Timing())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_pauses_double_up_to_a_bound(instance: Instance) -> None:
 
 
 def test_the_budget_ends(instance: Instance) -> None:
-    assert verdict(instance, CRASH, 4) == Verdict(
+    assert verdict(instance, CRASH, 4) == Decision(
         state=PAUSING,
         reason="crash: killed by SIGKILL after it was ready",
         failures=5,

@@ -20,7 +20,7 @@ from fleet_tools import Fleet, changed, grandchild, lives, stand_in
 from pipeline.core.process.spawn import LEFT_SECONDS
 from pipeline.serve.supervisor import client, marker
 from pipeline.serve.supervisor.environment import environment
-from pipeline.serve.supervisor.policy import Pace
+from pipeline.serve.supervisor.policy import Timing
 from pipeline.serve.supervisor.state import (
     EXITED,
     FAILED,
@@ -331,7 +331,7 @@ def test_so_many_load_at_once(fleet: Fleet, tmp_path: Path) -> None:
 
 def test_up_again_ends_a_pause(fleet: Fleet, tmp_path: Path) -> None:
     """A port that is taken, then free: nobody waits for the minute to be over."""
-    fleet.pace = Pace(longest_pause=60)
+    fleet.pace = Timing(longest_pause=60)
     a = stand_in(tmp_path, "a", restart_pause=60.0)
     fleet.up(a)
     os.kill(fleet.pids()["a"] or 0, signal.SIGKILL)
