@@ -31,7 +31,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fakes import tiny_llama  # noqa: E402
 
-from pipeline.serve.instance import Instance  # noqa: E402
+from pipeline.serve.server import Server  # noqa: E402
 from pipeline.serve.supervisor import state as files  # noqa: E402
 
 TOKENS = 128
@@ -169,9 +169,7 @@ def main() -> None:
         direct, gateway = free_port(), free_port()
         server = planned(model, direct)
         at = files.Folder(folder)
-        instance = Instance(
-            name="bench", executable="", cmd=(), folder="", log_file="", port=direct
-        )
+        instance = Server(name="bench", executable="", cmd=(), folder="", log_file="", port=direct)
         files.write_wanted(at, files.DesiredState(config="bench", instances=(instance,)))
         seen = files.Seen(name="bench", state=files.READY)
         files.write_state(at, files.State(pid=0, started=0.0, asked=0, instances=(seen,)))

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
 
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, status
 from pipeline.serve.supervisor.policy import Timing
 from pipeline.serve.supervisor.state import DesiredState, Folder, Seen, read_state
@@ -41,10 +41,10 @@ def own_port() -> int:
     raise AssertionError
 
 
-def stand_in(folder: Path, name: str, *switches: str, **more: Any) -> Instance:
+def stand_in(folder: Path, name: str, *switches: str, **more: Any) -> Server:
     """An instance that is a stand-in with these switches."""
     port = more.pop("port", None) or own_port()
-    return Instance(
+    return Server(
         name=name,
         executable=sys.executable,
         cmd=(SERVER, "--host", "127.0.0.1", "--port", str(port), *switches),
@@ -61,17 +61,17 @@ class Fleet:
 
     at: Folder
     pace: Timing = QUICK
-    instances: tuple[Instance, ...] = ()
+    instances: tuple[Server, ...] = ()
     told: list[tuple[str, Seen]] = field(default_factory=list)
 
-    def up(self, *instances: Instance, **more: Any) -> dict[str, Seen]:
+    def up(self, *instances: Server, **more: Any) -> dict[str, Seen]:
         """Those that are not ready."""
         self.instances = instances
         wanted = DesiredState(config=str(self.at.path), instances=instances, **more)
         failed = control.up(self.at, wanted, report=self.report, pace=self.pace)
         return {one.name: seen for one, seen in failed}
 
-    def report(self, instance: Instance, seen: Seen) -> None:
+    def report(self, instance: Server, seen: Seen) -> None:
         self.told.append((instance.name, seen))
 
     def down(self, *names: str) -> list[str]:
@@ -150,7 +150,7 @@ def other(tmp_path: Path) -> Iterator[Fleet]:
         yield fleet
 
 
-def changed(instance: Instance, *switches: str) -> Instance:
+def changed(instance: Server, *switches: str) -> Server:
     """The same, started with more switches."""
     return replace(instance, cmd=(*instance.cmd, *switches))
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 from conftest import REPOSITORY, free_port, wait_for
 
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor.state import (
     DesiredState,
     Folder,
@@ -29,9 +29,9 @@ from pipeline.serve.supervisor.state import (
 UPSTREAM = REPOSITORY / "tests" / "fakes" / "upstream.py"
 
 
-def instance(name: str, port: int = 1, **more: Any) -> Instance:
+def instance(name: str, port: int = 1, **more: Any) -> Server:
     told: dict[str, Any] = {"executable": "x", "cmd": (), "folder": "/", "log_file": "/x"}
-    return Instance(**(told | {"name": name, "port": port} | more))
+    return Server(**(told | {"name": name, "port": port} | more))
 
 
 class Site:
@@ -40,7 +40,7 @@ class Site:
     def __init__(self, path: Path) -> None:
         self.at = Folder(path / "földer of one")
         self.path = path
-        self.instances: dict[str, Instance] = {}
+        self.instances: dict[str, Server] = {}
         self.seen: dict[str, Seen] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.asked = 1
@@ -65,7 +65,7 @@ class Site:
         self.seen[name] = Seen(name=name, state=state, asked=self.asked, reason=reason)
         self.write()
 
-    def add(self, name: str, *, state: str = "ready", **more: Any) -> Instance:
+    def add(self, name: str, *, state: str = "ready", **more: Any) -> Server:
         """An instance, of which nothing runs."""
         self.instances[name] = instance(name, free_port(), **more)
         self.says(name, state)
@@ -93,7 +93,7 @@ class Site:
         self.start(name, [str(word) for word in command])
         wait_for(lambda: reached(f"http://127.0.0.1:{port}/health"))
 
-    def upstream(self, name: str, *switches: object, state: str = "ready", **more: Any) -> Instance:
+    def upstream(self, name: str, *switches: object, state: str = "ready", **more: Any) -> Server:
         """An instance whose stand-in runs."""
         added = self.add(name, state=state, **more)
         self.run(name, *switches)

@@ -13,7 +13,7 @@ from fleet_tools import Fleet, own_port, stand_in
 
 from pipeline.commands.up import as_launch
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -62,7 +62,7 @@ def environments(fleet: Fleet) -> dict[str, dict[str, str]]:
     return found
 
 
-def downloading(folder: Path) -> Instance:
+def downloading(folder: Path) -> Server:
     return stand_in(folder, "hub", engine="vllm", downloads=True)
 
 

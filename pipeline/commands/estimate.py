@@ -41,10 +41,16 @@ from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
+from pipeline.serve.config.options import ResolvedOptions, expanded, typed, words
 
 from .model import Steps
 
 HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
+# Options that are measured in another way, or change nothing that is measured.
+OWN = {
+    *("model", "mmproj", "ctx-size", "batch-size", "ubatch-size", "host", "port", "alias"),
+    *("threads", "gpu-layers", "n-gpu-layers", "device", "api-key", "api-key-file"),
+}
 AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
@@ -65,9 +71,7 @@ def measure(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory 
     program the formula's estimate."""
     shape = formula.of_header(header, tensor_bytes(steps, model))
     found = _measured(steps, model, header, ctx_size)
-    server = {name.replace("-", "_"): v for name, v in steps.request.settings.server.items()}
-    given = server.get("ubatch_size", "")
-    ubatch = int(given) if given.isdecimal() else formula.UBATCH
+    ubatch = ResolvedOptions(steps.spec, {}).number("ubatch-size") or formula.UBATCH
     if found is None:
         found = formula.memory(shape, ctx_size, ubatch)
     # The tool counts more compute buffers than the server takes, except for what pools.
@@ -75,18 +79,17 @@ def measure(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory 
 
 
 def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
-    settings, programs = steps.request.settings, steps.binaries
+    programs = steps.binaries
     if not programs.has("llama-fit-params"):
         return None
-    options = launch.batch_options(header.pooling, ctx_size, settings.batch_size)
-    if settings.parallel:
-        options += ["--parallel", str(settings.parallel)]
     program = programs.program("llama-fit-params")
     digest = programs.sha256("llama-fit-params")
     # Options such as cache_type_k change what is needed; it knows those that do.
-    its = flags.read(program, digest, steps.home.run / "flags")
-    shared = {n: v for n, v in settings.server.items() if n.replace("_", "-") in its}
-    options += flags.arguments(shared, its, "server.")
+    known = flags.read(program, digest, steps.home.run / "flags")
+    given = ResolvedOptions(typed(steps.spec, known), known)
+    batch_size = given.number("batch-size") or None
+    shared = {name: v for name, v in expanded(given).items() if name in known and name not in OWN}
+    options = launch.batch_options(header.pooling, ctx_size, batch_size) + words(shared)
     book = steps.home.run / "memory.json"
     try:
         return memory.measure(program, digest[:12], model, options, ctx_size, book)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pipeline.core import environment, log, process
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.publish import publish_text
-from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import first_key, is_loopback
+from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
 from . import many
@@ -66,7 +66,7 @@ def ready(configured: Configured) -> GatewaySettings:
     return told
 
 
-def instance(configured: Configured) -> Instance:
+def instance(configured: Configured) -> Server:
     """The gateway as one more that the supervisor keeps. Raises PipelineError."""
     from pipeline.serve.gateway.settings import as_instance
 
@@ -117,16 +117,11 @@ def litellm(configured: Configured, told: GatewaySettings) -> None:
 def router(configured: Configured, told: GatewaySettings) -> None:
     """llama-server's own router for the instances. Raises PipelineError where they do not fit."""
     from pipeline.serve.gateway.router import router_arguments, router_preset
-    from pipeline.serve.launch import clean_environment
 
     instances = configured.instances()
     file = _written(configured, "router.ini", router_preset(instances, told))
     words = [str(configured.server), *router_arguments(file, len(instances), told)]
-    env = clean_environment(
-        os.environ,
-        configured.steps.home.run / "xdg",
-        downloads=any(one.downloads for one in instances),
-    )
+    env = environment.servers(os.environ, downloads=any(one.downloads for one in instances))
     # the models' relative paths start at the file's folder
     _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
 

@@ -19,7 +19,7 @@ from pipeline.deploy.kubernetes.workload import MODELS, Workload
 from pipeline.serve.config import checks, instances, vllm
 from pipeline.serve.config.configuration import Configuration, InstanceSpec
 from pipeline.serve.config.options import ResolvedOptions
-from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
+from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 
 from .model import Steps
 from .pod_models import PodModel
@@ -121,7 +121,7 @@ def workloads(
 
 
 def _workload(
-    instance: Instance, fit: Fitted, prepared: PodModel | None, part: str, asked: Options
+    instance: Server, fit: Fitted, prepared: PodModel | None, part: str, asked: Options
 ) -> Workload:
     is_llama = instance.engine == LLAMA_CPP
     given = ResolvedOptions(fit.draft, {})

@@ -12,7 +12,7 @@ from pipeline.serve.config.named import CONFIGS as CONFIGS
 from pipeline.serve.config.named import OVERRIDES as OVERRIDES
 from pipeline.serve.config.named import PROFILE, registry
 from pipeline.serve.config.named import REGISTRY as REGISTRY
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 LINES = 50  # of a log
 LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,13 @@ from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
+from . import server_options
 from .programs import Programs
 from .request import Request
 
 if TYPE_CHECKING:
+    from pipeline.serve.config.configuration import InstanceSpec
+
     from .servers import Configured
 
 
@@ -43,6 +47,7 @@ class Steps:
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
+        self._spec: InstanceSpec | None = None
         self.listing: hub.Listing | None = None  # what the hub said in this run
 
     # What there is to work with
@@ -52,6 +57,17 @@ class Steps:
         if self._source is None:
             self._source = source.find(self.home)
         return self._source
+
+    @property
+    def spec(self) -> InstanceSpec:
+        """The options of the server that the model is for."""
+        return self._spec or server_options.spec(self.request)
+
+    def served_by(self, spec: InstanceSpec) -> Steps:
+        """The same model, for a server with options of its own."""
+        model = copy(self)
+        model._spec = spec
+        return model
 
     @property
     def binaries(self) -> Binaries:

@@ -21,10 +21,9 @@ from pipeline.models.chain import Chain
 from pipeline.models.memory import Fit
 from pipeline.serve import sandbox
 
-from . import check, estimate, lock, resolve, serve
+from . import check, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Steps
-from .serve import context_text
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
 
@@ -68,10 +67,12 @@ def collect(steps: Steps) -> dict[str, Any]:
         rows.append(("quantize", steps.quantize_is_done(), str(chain.quantization.target)))
     todo = {name for name, done, _ in rows if not done}
     ahead = estimate.outlook(steps, chain)
-    fit = serve.fit_context(steps, ahead)
-    launch = None
+    server = None
     if steps.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
-        launch = serve.launch_of(steps, chain, ahead.header, fit)
+        planned = serve.planned(steps, chain, ahead)
+        server, fit = planned.server, planned.fit
+    else:
+        fit = serve.fit_context(steps, ahead)
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,
@@ -91,11 +92,13 @@ def collect(steps: Steps) -> dict[str, Any]:
         "disk_folder": str(steps.home.models),
         "memory": memory_of(fit),
         "estimate_why": estimate_why(steps, fit),
-        "context": context_text(fit, steps.request.settings.ctx_size),
+        "context": summary.context(
+            fit.ctx_size, fit.trained, asked=steps.request.settings.ctx_size is not None
+        ),
         "executable": str(steps.binaries.folder / program_file("llama-server")),
-        "cmd": list(launch.arguments) if launch else None,
-        "env": {"XDG_CONFIG_HOME": launch.env["XDG_CONFIG_HOME"]} if launch else None,
-        "sandbox": sandbox.shown(launch) if launch else None,
+        "cmd": list(server.cmd) if server else None,
+        "env": dict(server.env) if server else None,
+        "sandbox": sandbox.shown(server) if server else None,
     }
 
 

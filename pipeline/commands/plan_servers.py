@@ -10,7 +10,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
 from pipeline.serve import sandbox
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from . import check, lock, resolve
 from . import plan as planning
@@ -19,7 +19,7 @@ from .servers import Configured, require
 from .up import asked_for, planned
 
 
-def look(configured: Configured) -> tuple[Instance, ...]:
+def look(configured: Configured) -> tuple[Server, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
     configured.check(log.info)
     if wrong := configured.misplaced():
@@ -81,7 +81,7 @@ def steps_text(configured: Configured) -> str:
     return table(rows)
 
 
-def text(found: tuple[Instance, ...]) -> str:
+def text(found: tuple[Server, ...]) -> str:
     """The instances for people."""
     if not found:
         return "nothing would be started"

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING
 
 from pipeline.bins.hardware import nvidia
 from pipeline.bins.programs import program_file
+from pipeline.core import capacity
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.serve import sandbox
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP, VLLM, Instance
+from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import Folder
 
-from . import many, which_server
+from . import estimate, many, serve, which_server
 from .model import Steps
 from .request import SERVER, request
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, InstanceSpec
     from pipeline.serve.config.llama import PreparedModel
+    from pipeline.serve.config.options import ResolvedOptions
     from pipeline.serve.config.vllm_installed import VllmOptions
 
 # Options of the server with a variable of their own: said here, they win over a profile.
@@ -197,7 +199,7 @@ class Configured:
             if self.wish.config and (name in of_one or name.startswith(SERVER))
         ]
 
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self) -> tuple[Server, ...]:
         """What will be started. Raises PipelineError where a model is not known yet."""
         from pipeline.serve.config import instances
 
@@ -219,9 +221,42 @@ class Configured:
             found = tuple(
                 replace(one, sandbox=mode) if one.engine == LLAMA_CPP else one for one in found
             )
+        found = tuple(map(self._with_its_context, found))
         for one in found:
             sandbox.require(one, f"{one.name}: sandbox")
         return found
+
+    def _with_its_context(self, server: Server) -> Server:
+        """The server with the context that it was fitted to before, where nothing else changed:
+        free memory differs from run to run, and a server that runs is part of what is used."""
+        before = self._running.get(server.name)
+        if before is None or self.names_context(server.name):
+            return server
+        context = serve.argument(before.cmd, "--ctx-size")
+        words = list(server.cmd)
+        if not context or "--ctx-size" not in words:
+            return server
+        words[words.index("--ctx-size") + 1] = context
+        kept = replace(server, cmd=tuple(words))
+        return kept if kept == before else server
+
+    @cached_property
+    def _running(self) -> dict[str, Server]:
+        """What was last asked for, by name."""
+        desired = state.read_wanted(self.at)
+        return state.by_name(desired.instances) if desired else {}
+
+    @cached_property
+    def _room(self) -> int:
+        """The memory in bytes that each model whose context is fitted may have beside its weights:
+        the servers of a file share what all their weights leave."""
+        fitted, weights = 0, 0
+        for spec in self.configuration.enabled:
+            if spec.model:
+                steps = self.steps_of(spec)
+                weights += estimate.outlook(steps, steps.require_chain()).bytes
+                fitted += not self.names_context(spec.name)
+        return (capacity.memory() - weights) // max(1, fitted)
 
     def logs(self) -> dict[str, Path]:
         """Where the output of each goes."""
@@ -231,6 +266,31 @@ class Configured:
         folder = Path(tempfile.gettempdir()) if in_container else self.steps.home.logs
         enabled = self.configuration.enabled
         return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
+
+    def names_context(self, name: str) -> bool:
+        """Whether the file names the context of this server."""
+        specs = [spec for spec in self.configuration.enabled if spec.name == name]
+        return any(self._options(spec).says("ctx-size") for spec in specs)
+
+    def not_started(self, servers: Sequence[Server]) -> list[str]:
+        """What the file asks for beside `servers`, and why it is left out."""
+        configuration, started = self.configuration, {server.name for server in servers}
+        reasons = []
+        for spec in configuration.drafts:
+            if spec.name in started:
+                continue
+            if not configuration.master.enable:
+                reasons.append(f"{spec.name} (master.enable = false)")
+            elif not spec.control.enabled:
+                reasons.append(f"{spec.name} ({spec.at('control.enabled')} = false)")
+            else:
+                reasons.append(f"{spec.name} (not among name=)")
+        return reasons
+
+    def _options(self, spec: InstanceSpec) -> ResolvedOptions:
+        from pipeline.serve.config import instances
+
+        return instances.given(spec, self.flags())
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -242,20 +302,19 @@ class Configured:
         return self.models[self._maker[draft.name]]
 
     def _model(self, draft: InstanceSpec) -> PreparedModel:
-        from pipeline.serve.config.llama import PreparedModel
 
-        from . import estimate, install_model, serve
+        from . import install_model
 
-        steps = self.steps_of(draft)
+        steps = self.steps_of(draft).served_by(draft)
         chain = steps.require_chain()
-        placed, mmproj = install_model.placed(self, draft), serve.projector(steps)
         ahead = estimate.outlook(steps, chain)
-        return PreparedModel(
+        fit = serve.fit_context(steps, ahead, room=self._room + ahead.bytes)
+        model = serve.prepared_model(steps, chain, ahead, fit)
+        placed = install_model.placed(self, draft)
+        return replace(
+            model,
             path=placed.get(chain.final, chain.final),
-            mmproj=placed.get(mmproj, mmproj) if mmproj else None,
-            name=chain.resolved.name,
-            pooling=ahead.header.pooling if ahead.header else "none",
-            ctx_size=ahead.trained,
+            mmproj=placed.get(Path(model.mmproj), model.mmproj) if model.mmproj else None,
         )
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
+import textwrap
 import time
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
+from pipeline.core.process import last_lines
 from pipeline.core.text import table
-from pipeline.serve import supervise
-from pipeline.serve.instance import LLAMA_CPP, Instance
-from pipeline.serve.launch import Launch
-from pipeline.serve.service import service
+from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import (
     ENDED,
@@ -32,6 +29,9 @@ from . import gateway, install_model, many, ps
 from . import serve as serving
 from .model import Steps
 from .servers import Configured, require, require_known
+from .summary import summary
+
+LOG_LINES = 1000  # of a server, to find in what it said of itself
 
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
@@ -51,26 +51,12 @@ def wanted(configured: Configured) -> DesiredState:
     if configuration.gateway.enable:
         gateway.ready(configured)
     found = chosen(configured, planned(configured))
-    require_templates_end(configured, found.instances)
+    for server in found.instances:
+        serving.require_servable(configured.steps, server, configured.flags() or {})
     return found
 
 
-def require_templates_end(configured: Configured, instances: Sequence[Instance]) -> None:
-    """Raise PipelineError where the chat template of a model that is served runs on."""
-    for one in instances:
-        model = one.engine == LLAMA_CPP and argument(one.cmd, "--model")
-        path = Path(one.folder, model) if model else None
-        if path and path.is_file():
-            home, flags = configured.steps.home, configured.flags() or {}
-            serving.require_template_ends(home, one.command, path, flags)
-
-
-def argument(words: Sequence[str], option: str) -> str:
-    """What follows an option on a command line; empty where it is not there."""
-    return next((value for name, value in pairwise(words) if name == option), "")
-
-
-def asked_for(configured: Configured, found: Sequence[Instance]) -> DesiredState:
+def asked_for(configured: Configured, found: Sequence[Server]) -> DesiredState:
     """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
     UsageError where a name is unknown."""
     from pipeline.serve.supervisor import control
@@ -78,7 +64,7 @@ def asked_for(configured: Configured, found: Sequence[Instance]) -> DesiredState
     return control.merged(configured.at, chosen(configured, found), configured.wish.names)
 
 
-def chosen(configured: Configured, found: Sequence[Instance]) -> DesiredState:
+def chosen(configured: Configured, found: Sequence[Server]) -> DesiredState:
     """Of what is planned, what is named. Raises UsageError where a name is unknown."""
     wish = configured.wish
     require_known(wish.names, [one.name for one in found])
@@ -89,7 +75,7 @@ def chosen(configured: Configured, found: Sequence[Instance]) -> DesiredState:
     )
 
 
-def planned(configured: Configured) -> tuple[Instance, ...]:
+def planned(configured: Configured) -> tuple[Server, ...]:
     """What would be started, the gateway among it. Raises PipelineError."""
     configuration = configured.configuration
     has_gateway = configuration.gateway.enable and configuration.master.enable
@@ -105,10 +91,12 @@ def up(steps: Steps) -> None:
     require_own_logs(steps, configured.at, asked)
     names = configured.wish.names
     if configured.wish.background is False:
-        control.run_foreground(configured.at, asked, report=report, names=names)
+        control.run_foreground(configured.at, asked, report=reporter(configured), names=names)
         log.info("stopped")
         return
-    failed = control.up(configured.at, asked, report=report, names=names)
+    failed = control.up(configured.at, asked, report=reporter(configured), names=names)
+    for line in configured.not_started(asked.instances):
+        log.info(f"not started: {line}")
     ps.show(steps, [configured.at], reasons=False)
     if failed:
         raise PipelineError(
@@ -144,38 +132,11 @@ def serve(steps: Steps) -> None:
         raise UsageError(
             f"serve: {configured.configuration.label} asks for {names}", "start them: doit up"
         )
-    began = as_launch(found[0], configured.at)
-
-    def ready(seconds: float, _: str) -> None:
-        told = service(os.environ) | {"url": began.url}
-        told |= {"model": found[0].model_name, "engine": found[0].engine}
-        told |= {"log": str(began.log), "ready in": f"{seconds:.2f} s"}
-        print(json.dumps(told) if steps.request.json else table(list(told.items())), flush=True)
-
-    supervise.foreground(
-        began,
-        ready=ready,
-        ready_timeout=found[0].ready_timeout,
-        stop_timeout=found[0].stop_timeout,
-    )
-
-
-def as_launch(instance: Instance, at: Folder) -> Launch:
-    """The instance for the foreground: without the mark of those that a supervisor may end."""
-    from pipeline.serve.supervisor.environment import environment
-
-    return Launch(
-        executable=Path(instance.executable),
-        arguments=instance.cmd,
-        env=environment(instance, at),
-        host=instance.host,
-        port=instance.port,
-        log=Path(instance.log_file),
-        folder=Path(instance.folder),
-        prefix=instance.prefix,
-        tls=instance.tls,
-        downloads=instance.downloads,
-        sandbox=instance.sandbox,
+    serving.run(
+        steps,
+        found[0],
+        ctx_is_asked=configured.names_context(found[0].name),
+        not_started=configured.not_started(found),
     )
 
 
@@ -210,7 +171,22 @@ def systemd(steps: Steps) -> None:
     )
 
 
-def report(instance: Instance, seen: Seen) -> None:
+def reporter(configured: Configured) -> Callable[[Server, Seen], None]:
+    """What says each change that a user waits for; of a server that is ready, its summary."""
+
+    def tell(server: Server, seen: Seen) -> None:
+        report(server, seen)
+        if seen.state == READY and server.engine == LLAMA_CPP:
+            output = last_lines(Path(server.log_file), LOG_LINES)
+            asked = configured.names_context(server.name)
+            rows = summary(configured.steps, server, output, ctx_is_asked=asked)
+            del rows["url"]  # the line before has it
+            log.info(textwrap.indent(table(list(rows.items())), "  "))
+
+    return tell
+
+
+def report(instance: Server, seen: Seen) -> None:
     """One line for each change that a user waits for."""
     if seen.state == READY:
         log.info(f"{instance.name}: ready at {instance.url}")
@@ -225,7 +201,7 @@ def first_line(reason: str) -> str:
     return reason.partition("\n")[0].removesuffix(":")
 
 
-def stay(at: Folder, instances: Sequence[Instance]) -> None:
+def stay(at: Folder, instances: Sequence[Server]) -> None:
     """Stay with those that are not for the background, until they end; a stop ends them."""
     from pipeline.serve.supervisor import control, liveness
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from pipeline.core import log
-
+from . import log
 from .text import size
 
 Update = Callable[[float, float], None]

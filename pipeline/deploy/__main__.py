@@ -17,7 +17,7 @@ from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.process import become, shown
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import boot, container, package
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.serve.config import named
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 GET_PACKAGE, PACKAGE = "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT", "AUTO_INFER_LLAMA_CPP_PKG_PATH"
 ON_BOOT = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_ON_BOOT", VLLM: "AUTO_INFER_VLLM_ON_BOOT"}

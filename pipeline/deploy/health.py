@@ -9,8 +9,8 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.serve import health
 from pipeline.serve.config import named
-from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor import liveness, state
 from pipeline.serve.supervisor.state import EXITED, STOPPED, Folder
 
@@ -30,24 +30,24 @@ def ask(environ: Mapping[str, str]) -> list[str]:
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
         servers.append(of_profile(profile, environ))
     if not servers:
-        servers.append(Instance(name="llama-server", executable="", cmd=(), folder="", log_file=""))
+        servers.append(Server(name="llama-server", executable="", cmd=(), folder="", log_file=""))
     return [f"{one.name} does not answer at {one.url}" for one in servers if not answers(one)]
 
 
-def answers(one: Instance) -> bool:
+def answers(one: Server) -> bool:
     """Whether its /health says 200."""
     path = f"{one.prefix}/health"
     return health.is_ready(one.address, one.port, path, tls=one.tls, timeout=SECONDS)
 
 
-def running(at: Folder) -> list[Instance]:
+def running(at: Folder) -> list[Server]:
     """The servers of a configuration that should answer."""
     wanted, found = state.read_wanted(at), state.read_state(at)
     over = {one.name for one in found.instances if one.state in OVER} if found else set()
     return [one for one in (wanted.instances if wanted else ()) if one.name not in over]
 
 
-def of_profile(profile: str, environ: Mapping[str, str]) -> Instance:
+def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
     """Where the server of a profile listens. Raises PipelineError."""
     from pipeline.serve.config import addresses, instances
     from pipeline.serve.config.profiles import load_profile
@@ -55,7 +55,7 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Instance:
     found = load_profile(Path(named.registry(environ)), profile, environ, patient=True)
     given = instances.given(found.drafts[0], None)
     at = addresses.address(given)
-    return Instance(
+    return Server(
         name=profile,
         executable="",
         cmd=(),
@@ -96,7 +96,7 @@ def out_of_reach(
     )
 
 
-def unpublished(servers: Sequence[Instance], ports: Sequence[str]) -> list[Instance]:
+def unpublished(servers: Sequence[Server], ports: Sequence[str]) -> list[Server]:
     """Those of one configuration that listen for others, on a port that is not published; none
     where its gateway is."""
     meant = [one for one in servers if not is_loopback(one.host)]

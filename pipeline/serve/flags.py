@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
 from pipeline.core.store.publish import publish_text
-from pipeline.core.variables import NO, YES
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
 OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
@@ -79,30 +78,3 @@ def store(known: Path, flags: Mapping[str, Flag]) -> None:
     """Keep them for the next time. Raises OSError."""
     known.parent.mkdir(parents=True, exist_ok=True)
     publish_text(known, json.dumps({name: asdict(flag) for name, flag in flags.items()}))
-
-
-def arguments(options: Mapping[str, str], flags: Mapping[str, Flag], where: str) -> list[str]:
-    """The command-line words for options given as text; `_` and `-` are the same in names.
-
-    All mistakes are reported at once. Raises UsageError.
-    """
-    words: list[str] = []
-    wrong = []
-    for given, value in options.items():
-        name = given.replace("_", "-")
-        flag = flags.get(name)
-        if flag is None:
-            near = did_you_mean(name, list(flags)).replace("-", "_")
-            wrong.append(f"{where}{given}: llama-server has no --{name}{near}")
-        elif flag.value:
-            if flag.choices and value not in flag.choices:
-                allowed = ", ".join(flag.choices)
-                wrong.append(f"{where}{given}={value}: must be one of {allowed}")
-            words += [f"--{name}", value]
-        elif value.lower() in YES:
-            words.append(f"--{name}")
-        elif value.lower() not in NO:
-            wrong.append(f"{where}{given}={value}: --{name} takes no value; write 1 or 0")
-    if wrong:
-        raise UsageError("\n".join(wrong), "llama-server --help lists its options")
-    return words

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import Sandbox, strength
 from pipeline.models import gguf
+
+from .server import Server
 
 AUTO, STRICT, OFF = MODES = ("auto", "strict", "off")
 
@@ -24,23 +25,6 @@ AUTO, STRICT, OFF = MODES = ("auto", "strict", "off")
 NEED_MORE = re.compile(r"--(tools|mcp-\S+|rpc|agent|models-\S+|ui-mcp-proxy|webui-mcp-proxy|tags)")
 WRITTEN = ("--slot-save-path", "--log-file", "--logits-output-dir")
 FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf")
-
-
-class Server(Protocol):
-    """A server as it will be started. `downloads` says that it may need the network."""
-
-    @property
-    def command(self) -> list[str]: ...
-    @property
-    def folder(self) -> str | Path: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def downloads(self) -> bool: ...
-    @property
-    def sandbox(self) -> str: ...
 
 
 def require(server: Server, where: str) -> None:

@@ -12,16 +12,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
-from pipeline.core.process import start
+from pipeline.core.process import shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
-from .launch import Launch
 from .output import pumped, quoted
+from .server import Server
 from .stopping import asked_to_stop, how
 
 POLL_SECONDS = 0.02
@@ -29,11 +30,7 @@ KEPT_LINES = 200
 
 
 def foreground(
-    launch: Launch,
-    *,
-    ready: Callable[[float, str], None],
-    ready_timeout: float,
-    stop_timeout: float,
+    server: Server, *, env: Mapping[str, str], ready: Callable[[float, str], None]
 ) -> None:
     """Run the server until it is asked to stop; `ready(seconds, output)` is called once it
     answers, with the end of what it has printed until then.
@@ -41,21 +38,22 @@ def foreground(
     Returns after a requested stop. Raises PipelineError where the server ends by itself, or is
     not ready in time.
     """
-    health.require_free(launch.host, launch.port)
-    info(f"+ {launch.shown}")
-    launch.log.parent.mkdir(parents=True, exist_ok=True)
+    health.require_free(server.host, server.port)
+    info(f"+ {shown(server.command)}")
+    log_file = Path(server.log_file)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (
-        launch.log.open("w", encoding="utf-8") as log,
+        log_file.open("w", encoding="utf-8") as log,
         asked_to_stop() as stops,
         running(
             start(
-                launch.command,
-                env=launch.env,
-                cwd=launch.folder,
+                server.command,
+                env=env,
+                cwd=Path(server.folder),
                 own_group=True,
                 killed_with_us=True,
-                sandbox=sandbox.policy(launch),
+                sandbox=sandbox.policy(server),
             )
         ) as process,
     ):
@@ -74,31 +72,29 @@ def foreground(
             if is_up:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-            elif health.is_ready(launch.address, launch.port, launch.health, tls=launch.tls):
+            elif health.is_ready(server.address, server.port, server.health, tls=server.tls):
                 is_up = True
                 ready(time.monotonic() - began, "\n".join(last))
-            elif time.monotonic() - began > ready_timeout:
+            elif time.monotonic() - began > server.ready_timeout:
                 break
             else:
                 time.sleep(POLL_SECONDS)
         status = process.poll()
         if status is None:
-            _stop(process, stops, stop_timeout)
+            _stop(process, stops, server.stop_timeout)
         end_group(process)  # what it started itself goes with it
         pump.join(timeout=2)
     if stops:
         info("stopped")
         return
-    shown = f":\n{quoted(last)}" if last else ""
+    end = f":\n{quoted(last)}" if last else ""
     if status is None:
         raise PipelineError(
-            f"the server was not ready after {ready_timeout:g} s and was stopped{shown}",
-            f"give it more: ready_timeout=…; the log is {launch.log}",
+            f"the server was not ready after {server.ready_timeout:g} s and was stopped{end}",
+            f"give it more: ready_timeout=…; the log is {log_file}",
         )
     when = "after it was ready" if is_up else "before it was ready"
-    raise PipelineError(
-        f"the server ended {when}, {how(status)}{shown}", f"the log is {launch.log}"
-    )
+    raise PipelineError(f"the server ended {when}, {how(status)}{end}", f"the log is {log_file}")
 
 
 def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:

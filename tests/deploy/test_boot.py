@@ -7,7 +7,7 @@ import pytest
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
 from pipeline.deploy.boot import boot, source
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 LLAMA = {
     "AUTO_INFER_LLAMA_CPP_ON_BOOT": "1",

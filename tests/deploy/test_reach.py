@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pipeline.deploy.boot import BootSource
 from pipeline.deploy.health import out_of_reach, unpublished
-from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 
 
-def at(port: int, *, host: str = "0.0.0.0", engine: str = LLAMA_CPP) -> Instance:
-    return Instance(
+def at(port: int, *, host: str = "0.0.0.0", engine: str = LLAMA_CPP) -> Server:
+    return Server(
         name=f"{engine} {port}",
         engine=engine,
         executable="",
@@ -22,7 +22,7 @@ def at(port: int, *, host: str = "0.0.0.0", engine: str = LLAMA_CPP) -> Instance
     )
 
 
-def ports(*servers: Instance) -> list[int]:
+def ports(*servers: Server) -> list[int]:
     return [one.port for one in unpublished(servers, ["8080"])]
 
 

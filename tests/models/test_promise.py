@@ -22,7 +22,7 @@ from twins import DENSE, GROUPED, Twin
 
 from pipeline.models import formula, gguf, memory, sizes
 from pipeline.models.memory import Memory
-from pipeline.serve.launch import Settings, batch_options, server_arguments
+from pipeline.serve.launch import batch_options, endpoint_options
 
 pytestmark = [
     pytest.mark.build,
@@ -45,9 +45,8 @@ class Held:
 def _loaded(program: Path, model: Path, ctx_size: int, log: Path) -> Iterator[tuple[int, str]]:
     header = gguf.read(model)
     port = free_port()
-    words = server_arguments(
-        Settings(port=port), {}, model=model, ctx_size=ctx_size, alias="m", pooling=header.pooling
-    )
+    words = ["--model", str(model), "--port", str(port), "--ctx-size", str(ctx_size)]
+    words += [*endpoint_options(header.pooling), *batch_options(header.pooling, ctx_size, None)]
     # As it is served, but for the weights: mapped ones are the file's, and nobody's own memory.
     words += ["--load-mode", "none", "--log-verbosity", "5"]
     with (

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import server_options
+from pipeline.commands.request import Request
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve import flags
-from pipeline.serve.flags import Flag, arguments, parse_help
+from pipeline.serve.config import mistakes, options
+from pipeline.serve.flags import Flag, parse_help
+from pipeline.serve.launch import Settings
 
 HELP = r"""load_backend: loaded CPU backend
 ----- common params -----
@@ -76,34 +80,43 @@ def test_choices_where_the_help_lists_them(value: str, choices: list[str]) -> No
     assert Flag("--x", value).choices == choices
 
 
+def words(server: dict[str, str]) -> list[str]:
+    """The words of a command line for options as they are typed. Raises UsageError."""
+    spec = server_options.spec(Request(settings=Settings(server=server)))
+    known = FLAGS | {name: Flag(f"--{name}", "X") for name in ("host", "port")}
+    given = options.ResolvedOptions(options.typed(spec, known), known)
+    mistakes.require_none(options.mistakes(given, "llama-server"))
+    own = (*server_options.NAMED, "host", "port", "api_key")
+    asked = {n: v for n, v in given.draft.server.items() if n.replace("-", "_") not in own}
+    return options.words(asked)
+
+
 def test_values_and_either_spelling_of_names() -> None:
     given = {"cache_type_k": "q8_0", "flash-attn": "off", "n_predict": "-1", "poll": "50"}
-    assert arguments(given, FLAGS, "server.") == [
+    assert words(given) == [
         *("--cache-type-k", "q8_0", "--flash-attn", "off", "--n-predict", "-1", "--poll", "50")
     ]
-    assert arguments({}, FLAGS, "server.") == []
+    assert words({}) == []
 
 
 @pytest.mark.parametrize("word", ["1", "true", "YES", "On"])
 def test_a_switch_that_is_on(word: str) -> None:
-    assert arguments({"swa_full": word, "no-escape": word}, FLAGS, "") == [
-        *("--swa-full", "--no-escape")
-    ]
+    assert words({"swa_full": word, "no-escape": word}) == ["--swa-full", "--no-escape"]
 
 
 @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", ""])
 def test_a_switch_that_is_off_is_left_out(word: str) -> None:
-    assert arguments({"swa_full": word}, FLAGS, "") == []
+    assert words({"swa_full": word}) == []
 
 
 def test_all_mistakes_at_once_each_with_what_is_allowed() -> None:
     wrong = {"ctx_sise": "1", "flash_attn": "maybe", "swa_full": "5", "m": "x", "poll": "1"}
     with pytest.raises(UsageError) as caught:
-        arguments(wrong, FLAGS, "server.")
+        words(wrong)
     assert caught.value.message.splitlines() == [
         "server.ctx_sise: llama-server has no --ctx-sise; did you mean ctx_size?",
         "server.flash_attn=maybe: must be one of on, off, auto",
-        "server.swa_full=5: --swa-full takes no value; write 1 or 0",
+        "server.swa_full=5: --swa-full takes no value; write true, or leave it out",
         "server.m: llama-server has no --m",
     ]
 

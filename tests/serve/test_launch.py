@@ -7,43 +7,76 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import server_options
+from pipeline.commands.request import Request
 from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks, instances, mistakes
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.flags import Flag
-from pipeline.serve.launch import (
-    Launch,
-    Settings,
-    batch_options,
-    clean_environment,
-    downloads,
-    endpoint_options,
-    server_arguments,
-)
+from pipeline.serve.launch import Settings, batch_options, downloads, endpoint_options
+from pipeline.serve.server import Server
+from pipeline.serve.supervisor.environment import environment
+from pipeline.serve.supervisor.state import Folder
 
 FLAGS = {
-    name: Flag(f"--{name}", value)
+    name: Flag(f"--{name}", value, (f"--{name}",))
     for name, value in {
         "model": "FNAME",
+        "host": "HOST",
+        "port": "PORT",
+        "alias": "STRING",
+        "ctx-size": "N",
+        "batch-size": "N",
+        "ubatch-size": "N",
+        "threads": "N",
+        "gpu-layers": "N",
+        "parallel": "N",
+        "device": "<dev1,dev2,..>",
+        "api-key-file": "FNAME",
         "flash-attn": "[on|off|auto]",
         "cors-origins": "ORIGINS",
+        "metrics": "",
         "swa-full": "",
     }.items()
 }
 
 
-def command(settings: Settings, pooling: str = "none", flags: dict[str, Flag] = FLAGS) -> list[str]:
-    return server_arguments(
-        settings, flags, model=Path("/m/a b.gguf"), ctx_size=8192, alias="tiny", pooling=pooling
+DEFAULTS = Settings()
+
+
+def server(
+    settings: Settings = DEFAULTS, pooling: str = "none", flags: dict[str, Flag] = FLAGS
+) -> Server:
+    """What `serve model=` would start."""
+    spec = server_options.spec(Request(settings=settings), "tiny")
+    options = instances.given(spec, flags)
+    mistakes.require_none(checks.of_llama_server(options, Path("/")))
+    model = PreparedModel(path=Path("/m/a b.gguf"), name="tiny", pooling=pooling, fitted=8192)
+    return instances.llama_server(
+        options,
+        Path("/b/llama-server"),
+        model,
+        key=settings.api_key_file,
+        folder=Path("/work"),
+        log=Path("/log"),
+        xdg=Path("/xdg"),
     )
+
+
+def command(settings: Settings, pooling: str = "none", flags: dict[str, Flag] = FLAGS) -> list[str]:
+    return list(server(settings, pooling, flags).cmd)
 
 
 def test_a_chat_model() -> None:
     assert command(Settings()) == [
-        *("--model", "/m/a b.gguf", "--host", "127.0.0.1", "--port", "8080"),
-        *("--ctx-size", "8192", "--alias", "tiny", "--cors-origins", "localhost"),
+        *("--model", "/m/a b.gguf", "--host", "127.0.0.1", "--port", "8080", "--alias", "tiny"),
+        *("--metrics", "--cors-origins", "localhost", "--ctx-size", "8192"),
     ]
 
 
-def test_everything_asked_for_under_its_own_name_and_the_rest_last() -> None:
+def test_everything_asked_for_under_its_own_name(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
     settings = Settings(
         host="0.0.0.0",
         port=1234,
@@ -51,17 +84,18 @@ def test_everything_asked_for_under_its_own_name_and_the_rest_last() -> None:
         gpu_layers="all",
         parallel=2,
         batch_size=512,
+        ctx_size=4096,
         device="CUDA0",
         alias="mine",
-        api_key_file=Path("/keys"),
+        api_key_file=keys,
         server={"flash_attn": "on", "swa_full": "1"},
     )
     assert command(settings) == [
-        *("--model", "/m/a b.gguf", "--host", "0.0.0.0", "--port", "1234"),
-        *("--ctx-size", "8192", "--alias", "mine", "--batch-size", "512", "--threads", "3"),
-        *("--gpu-layers", "all", "--parallel", "2", "--device", "CUDA0"),
-        *("--api-key-file", "/keys", "--cors-origins", "localhost"),
-        *("--flash-attn", "on", "--swa-full"),
+        *("--model", "/m/a b.gguf", "--host", "0.0.0.0", "--port", "1234", "--threads", "3"),
+        *("--gpu-layers", "all", "--parallel", "2", "--batch-size", "512"),
+        *("--ctx-size", "4096", "--device", "CUDA0", "--alias", "mine"),
+        *("--api-key-file", str(keys), "--flash-attn", "on", "--swa-full"),
+        *("--metrics", "--cors-origins", "localhost"),
     ]
 
 
@@ -72,8 +106,9 @@ def test_everything_asked_for_under_its_own_name_and_the_rest_last() -> None:
 def test_embedding_models_and_rerankers(pooling: str, endpoint: str) -> None:
     words = command(Settings(), pooling)
     at = words.index(endpoint)
-    assert words[at + 1 : at + 7] == [
-        *("--pooling", pooling, "--batch-size", "8192", "--ubatch-size", "8192")
+    assert words[at + 1 : at + 3] == ["--pooling", pooling]
+    assert words[at + 3 :] == [
+        *("--ctx-size", "8192", "--batch-size", "8192", "--ubatch-size", "8192")
     ]
     other = {"--embeddings", "--reranking"} - {endpoint}
     assert not other & set(words)
@@ -96,10 +131,11 @@ def test_what_is_measured_is_what_is_served(
     """llama-fit-params gets the batches alone; it knows no endpoints."""
     assert batch_options(pooling, 8192, asked) == words
     served = command(Settings(batch_size=asked), pooling)
-    expected = [*endpoint_options(pooling), *words]
-    at = served.index("tiny") + 1
-    assert served[at : at + len(expected)] == expected
-    assert served.count("--batch-size") == words.count("--batch-size")
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        assert served[served.index(option) + 1] == value
+    assert served.count("--batch-size") + served.count("--ubatch-size") == len(words) / 2
+    endpoint = endpoint_options(pooling)
+    assert not endpoint or endpoint == served[served.index(endpoint[0]) :][: len(endpoint)]
 
 
 def test_pages_of_other_origins_only_where_the_user_says_so() -> None:
@@ -110,38 +146,45 @@ def test_pages_of_other_origins_only_where_the_user_says_so() -> None:
     assert "--cors-origins" not in command(Settings(), flags=older)
 
 
-def test_an_unknown_option_stops_the_launch() -> None:
-    with pytest.raises(UsageError, match=r"server\.flash_atn: .*did you mean flash_attn"):
-        command(Settings(server={"flash_atn": "on"}))
+@pytest.mark.parametrize(
+    ("option", "text", "why"),
+    [
+        ("flash_atn", "on", r"server\.flash_atn: .*did you mean flash_attn"),
+        ("flash_attn", "maybe", r"server\.flash_attn=maybe: must be one of on, off, auto"),
+        ("swa_full", "maybe", r"server\.swa_full=maybe: --swa-full takes no value"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_stops_the_launch(option: str, text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        command(Settings(server={option: text}))
 
 
-def test_nothing_inherited_changes_a_launch() -> None:
+def test_nothing_inherited_changes_a_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inherited = {
         "LLAMA_ARG_MODEL": "/evil",
         "LLAMA_API_KEY": "k",
         "LLAMA_SERVER_X": "1",
         "LLAMA_APP_CMD": "x",
         "XDG_CONFIG_HOME": "/home/u/.config",
-        "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "2,0",
         "LLAMA_OTHER": "kept",
         "HF_TOKEN": "hf_x",
         "HTTPS_PROXY": "http://user:pw@proxy",
     }
-    before = dict(inherited)
-    assert clean_environment(inherited, Path("/run/empty")) == {
-        "PATH": "/bin",
+    for name, value in inherited.items():
+        monkeypatch.setenv(name, value)
+    xdg = str(tmp_path / "xdg")
+    one = replace(server(), env={"XDG_CONFIG_HOME": xdg})
+    env = environment(one, Folder(tmp_path))
+    assert {name: env[name] for name in env if name in inherited} == {
         "CUDA_VISIBLE_DEVICES": "2,0",
         "LLAMA_OTHER": "kept",
-        "XDG_CONFIG_HOME": "/run/empty",
+        "XDG_CONFIG_HOME": xdg,
     }
-    assert inherited == before
-
-
-def test_who_downloads_learns_how_to(tmp_path: Path) -> None:
-    inherited = {"HTTPS_PROXY": "http://user:pw@proxy", "SSL_CERT_FILE": "/ca", "HF_TOKEN": "x"}
-    found = clean_environment(inherited, tmp_path, downloads=True)
-    assert found.keys() - {"XDG_CONFIG_HOME"} == {"HTTPS_PROXY", "SSL_CERT_FILE"}
+    env = environment(replace(one, downloads=True), Folder(tmp_path))
+    assert env["HTTPS_PROXY"] == inherited["HTTPS_PROXY"], "who downloads learns how to"
 
 
 @pytest.mark.parametrize(
@@ -169,17 +212,6 @@ def test_which_options_download(words: str, expected: bool) -> None:
     assert downloads(words.split()) == expected
 
 
-LAUNCH = Launch(
-    executable=Path("/b/llama-server"),
-    arguments=("--model", "/m/a b.gguf"),
-    env={},
-    host="127.0.0.1",
-    port=8080,
-    log=Path("/log"),
-    folder=Path("/run/server"),
-)
-
-
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -189,9 +221,4 @@ LAUNCH = Launch(
     ],
 )
 def test_the_url_under_which_this_machine_reaches_it(host: str, url: str) -> None:
-    assert replace(LAUNCH, host=host).url == url
-
-
-def test_the_command_can_be_pasted() -> None:
-    assert LAUNCH.command == ["/b/llama-server", "--model", "/m/a b.gguf"]
-    assert "'/m/a b.gguf'" in LAUNCH.shown or '"/m/a b.gguf"' in LAUNCH.shown
+    assert server(Settings(host=host)).url == url

@@ -15,7 +15,7 @@ from fleet_tools import Fleet, own_port
 from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import strength
 from pipeline.serve import sandbox
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 pytestmark = pytest.mark.skipif(
     not strength().ports, reason="this system cannot limit a server to its port"
@@ -56,7 +56,7 @@ ALLOWED = {"own port", "model", "own log"}
 
 
 @pytest.fixture
-def curious(tmp_path: Path) -> Instance:
+def curious(tmp_path: Path) -> Server:
     folder = tmp_path / "prögrams of-cpu"
     folder.mkdir()
     secret, model = tmp_path / "home" / "secret", tmp_path / "models of ü" / "m.gguf"
@@ -77,7 +77,7 @@ def curious(tmp_path: Path) -> Instance:
         text = text.replace(f"{{{name}}}", str(value)).replace(f"{{{name}!r}}", repr(value))
     program.write_text(text)
     program.chmod(0o755)
-    return Instance(
+    return Server(
         name="curious",
         executable=str(program),
         cmd=(
@@ -94,19 +94,19 @@ def curious(tmp_path: Path) -> Instance:
     )
 
 
-def told(instance: Instance) -> dict[str, str]:
+def told(instance: Server) -> dict[str, str]:
     lines = Path(instance.log_file).read_text(encoding="utf-8").splitlines()
     return dict(line.split(": ") for line in lines if line.endswith((": refused", ": done")))
 
 
-def test_what_a_server_may_not(fleet: Fleet, curious: Instance) -> None:
+def test_what_a_server_may_not(fleet: Fleet, curious: Server) -> None:
     assert fleet.up(curious) == {}
     found = told(curious)
     assert {name for name, answer in found.items() if answer == "refused"} == REFUSED
     assert {name for name, answer in found.items() if answer == "done"} == ALLOWED
 
 
-def test_without_the_sandbox_it_could(fleet: Fleet, curious: Instance) -> None:
+def test_without_the_sandbox_it_could(fleet: Fleet, curious: Server) -> None:
     """Or the test above would show nothing."""
     assert fleet.up(replace(curious, sandbox="off")) == {}
     found = told(curious)
@@ -131,7 +131,7 @@ def test_without_the_sandbox_it_could(fleet: Fleet, curious: Instance) -> None:
     ],
 )
 def test_who_is_in_the_sandbox(
-    curious: Instance, changed: dict[str, object], is_in: bool, why: str
+    curious: Server, changed: dict[str, object], is_in: bool, why: str
 ) -> None:
     one = replace(curious, **changed)  # type: ignore[arg-type]
     assert sandbox.is_in(one) is is_in
@@ -145,7 +145,7 @@ def test_who_is_in_the_sandbox(
         sandbox.require(strict, "sandbox")
 
 
-def test_every_file_that_an_option_names_can_be_read(curious: Instance, tmp_path: Path) -> None:
+def test_every_file_that_an_option_names_can_be_read(curious: Server, tmp_path: Path) -> None:
     for name in ("a.gguf", "b,c.gguf", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf"):
         (tmp_path / name).write_text("x")
     words = ("--lora-scaled", "a.gguf:0.5", "--lora", "b,c.gguf", "-m", "s-00001-of-00002.gguf")

@@ -25,18 +25,19 @@ SUPERVISOR = """
 import json, os, sys
 from pathlib import Path
 from pipeline.core.errors import PipelineError
-from pipeline.serve.launch import Launch
+from pipeline.serve.server import Server
 from pipeline.serve.supervise import foreground
 
 port, log, ready_timeout, stop_timeout, arguments = json.loads(sys.argv[1])
-launch = Launch(
-    executable=Path(sys.executable), arguments=tuple(arguments), env=dict(os.environ),
-    host="127.0.0.1", port=port, log=Path(log), folder=Path(log).parents[1],
+server = Server(
+    name="x", executable=sys.executable, cmd=tuple(arguments), port=port, sandbox="off",
+    folder=str(Path(log).parents[1]), log_file=log,
+    ready_timeout=ready_timeout, stop_timeout=stop_timeout,
 )
 try:
     foreground(
-        launch, ready=lambda seconds, output: print("ready", flush=True),
-        ready_timeout=ready_timeout, stop_timeout=stop_timeout,
+        server, env=dict(os.environ),
+        ready=lambda seconds, output: print("ready", flush=True),
     )
 except PipelineError as error:
     print(error)
@@ -224,21 +225,20 @@ def test_not_ready_in_time(run: Run) -> None:
 
 def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     from pipeline.core.errors import PipelineError
-    from pipeline.serve.launch import Launch
+    from pipeline.serve.server import Server
     from pipeline.serve.supervise import foreground
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    launch = Launch(
-        executable=tmp_path / "none",
-        arguments=(),
-        env={},
-        host="127.0.0.1",
+    server = Server(
+        name="none",
+        executable=str(tmp_path / "none"),
+        cmd=(),
         port=free_port(),
-        log=tmp_path / "log",
-        folder=tmp_path,
+        log_file=str(tmp_path / "log"),
+        folder=str(tmp_path),
     )
     with pytest.raises(PipelineError, match="cannot be started"):
-        foreground(launch, ready=print, ready_timeout=1, stop_timeout=1)
+        foreground(server, env={}, ready=print)
     assert {number: signal.getsignal(number) for number in before} == before
 
 

@@ -12,7 +12,7 @@ from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value, beside
 from pipeline.serve.config.options import PATHS
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from .workload import DATA, KEY_FILE, MODELS, TEXTS
 
@@ -120,7 +120,7 @@ def _added(draft: InstanceSpec) -> dict[str, Value]:
     return {"host": EVERYWHERE, **key, "metrics": True, "cors-origins": "localhost"}
 
 
-def misled(instance: Instance, *, scales: bool) -> Iterator[str]:
+def misled(instance: Server, *, scales: bool) -> Iterator[str]:
     """What the file says against the pod: extra_args, which come last and win, and an autoscaler
     without metrics."""
     if scales and instance.engine == LLAMA_CPP and "--metrics" not in instance.cmd:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.serve.instance import LLAMA_CPP
+from pipeline.serve.server import LLAMA_CPP
 
 from .options import Options
 from .workload import DATA, KEY, KEYS, TEXTS, Workload

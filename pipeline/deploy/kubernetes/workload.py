@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from .names import name
 
@@ -24,7 +24,7 @@ SEQUENCES = 256  # the same of vLLM and --max-num-seqs
 class Workload:
     """`instance` has the paths and the host of the pod. Sizes in bytes; 0: not known."""
 
-    instance: Instance
+    instance: Server
     part_of: str  # the configuration, as a name
     prepare: Mapping[str, str] = field(default_factory=dict)  # variables; empty: nothing to do
     converts: bool = False  # preparing means more than a download

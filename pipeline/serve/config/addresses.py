@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from .mistakes import shown
 from .options import ResolvedOptions

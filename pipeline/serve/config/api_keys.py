@@ -11,8 +11,8 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_file
-from pipeline.serve.instance import LLAMA_CPP
 from pipeline.serve.keys import is_loopback, keys_of
+from pipeline.serve.server import LLAMA_CPP
 
 from .addresses import Address
 from .configuration import Configuration, InstanceSpec, Value, beside

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.errors import did_you_mean
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP
+from pipeline.serve.server import LLAMA_CPP
 
 from . import addresses, api_keys, llama, mistakes, options, vllm
 from .addresses import Address, address
@@ -66,6 +66,16 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
         yield f"{place} = {named}: {found} may not be executed"
 
 
+def of_llama_server(
+    given: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+) -> Iterator[str]:
+    """What is wrong with the options of one llama-server; relative paths start at `folder`."""
+    yield from addresses.mistakes(given)
+    yield from options.mistakes(given, _called(given))
+    yield from llama.mistakes(given, folder, is_there)
+    yield from api_keys.mistakes(given, folder)
+
+
 def _mistakes(
     configuration: Configuration,
     given: ResolvedOptions,
@@ -75,13 +85,13 @@ def _mistakes(
 ) -> Iterator[str]:
     """What is wrong with one instance."""
     draft = given.draft
-    yield from addresses.mistakes(given)
-    yield from options.mistakes(given, _called(given), ours)
     if draft.engine == LLAMA_CPP:
-        yield from llama.mistakes(given, configuration.folder, is_there)
+        yield from of_llama_server(given, configuration.folder, is_there)
     else:
+        yield from addresses.mistakes(given)
+        yield from options.mistakes(given, _called(given), ours)
         yield from vllm.mistakes(configuration, given)
-    yield from api_keys.mistakes(given, configuration.folder)
+        yield from api_keys.mistakes(given, configuration.folder)
     ids = (draft.control.gpu_ids or "").split(",")
     absent = [one for one in ids if cards is not None and one.isdecimal() and int(one) >= cards]
     if absent:
@@ -136,12 +146,17 @@ def _remarks(
 ) -> Iterator[str]:
     """What is allowed and should be said."""
     for one in told:
-        yield from options.remarks(one, _called(one), ours)
-        yield from api_keys.remarks(one, address(one))
-        if one.draft.engine == LLAMA_CPP:
-            yield from llama.remarks(one)
+        yield from remarks(one, ours)
     if any(one.draft.engine != LLAMA_CPP for one in told):
         yield from vllm.remarks(configuration, environ)
+
+
+def remarks(given: ResolvedOptions, ours: Mapping[str, Flag]) -> Iterator[str]:
+    """What is allowed in the options of one server and should be said."""
+    yield from options.remarks(given, _called(given), ours)
+    yield from api_keys.remarks(given, address(given))
+    if given.draft.engine == LLAMA_CPP:
+        yield from llama.remarks(given)
 
 
 def _called(given: ResolvedOptions) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .tables import Control, GatewayTable, Master
+from pipeline.serve.server import Control
+
+if TYPE_CHECKING:  # pydantic takes a while to load, and the command line needs no tables
+    from .tables import GatewayTable, Master
 
 Value = str | int | float | bool | list[str | int | float]
 
@@ -36,7 +41,11 @@ class InstanceSpec:
     def tell(self, key: str, why: str) -> str:
         """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""
         place = self.at(key)  # `port=` where the command line gave it
-        return place + (why.removeprefix(" = ") if place.endswith("=") else why)
+        if not place.endswith("="):
+            return place + why
+        if why.startswith(" = "):  # a shell needs no quotes
+            return place + re.sub(r'^"([^"\\]*)"', r"\1", why.removeprefix(" = "))
+        return place[:-1] + why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +55,8 @@ class Configuration:
     source: str  # the absolute path of the file, or `profile:NAME`
     folder: Path  # relative paths in the file start there
     label: str  # the file's name, as it is said in messages
-    master: Master = field(default_factory=Master)
-    gateway: GatewayTable = field(default_factory=GatewayTable)
+    master: Master
+    gateway: GatewayTable
     gateway_places: Mapping[str, str] = field(default_factory=dict)  # of its `port` and so on
     drafts: tuple[InstanceSpec, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided, to be said once

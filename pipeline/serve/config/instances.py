@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve import launch, sandbox
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP, Instance
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from . import api_keys, llama, options, vllm
 from .addresses import address
@@ -20,6 +21,7 @@ from .llama import PreparedModel
 from .options import ResolvedOptions
 from .vllm_installed import VllmOptions
 
+PROBE_TIMEOUT = 60.0  # seconds
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
@@ -42,7 +44,7 @@ def instances(
     keys: Path,
     xdg: Path,
     environ: Mapping[str, str],
-) -> tuple[Instance, ...]:
+) -> tuple[Server, ...]:
     """The enabled instances, ready to be started; `checks.check` comes first.
 
     `server` is the llama-server where the file names none, `flags` its options (None: not known,
@@ -55,7 +57,7 @@ def instances(
     )
     found = program(configuration, server)
     return tuple(
-        _instance(configuration, given(draft, flags), found, models, folders, environ)
+        _server(configuration, given(draft, flags), found, models, folders, environ)
         for draft in configuration.enabled
     )
 
@@ -120,66 +122,100 @@ def log_file(configuration: Configuration, draft: InstanceSpec, logs: Path) -> P
     return folder / f"{draft.name}.log"
 
 
-def _instance(
+def _server(
     configuration: Configuration,
     given: ResolvedOptions,
-    server: Path | None,
+    executable: Path | None,
     models: Mapping[str, PreparedModel],
     folders: Folders,
     environ: Mapping[str, str],
-) -> Instance:
-    draft = given.draft
-    control, at = draft.control, address(given)
-    key = _key(configuration, given, folders.keys)
-    env = _cards(control.gpu_ids)
+) -> Server:
+    draft, folder = given.draft, configuration.folder
+    key = _key(configuration, given, folders.keys).path
+    log = log_file(configuration, draft, folders.logs)
     if draft.engine == LLAMA_CPP:
-        if server is None:
+        if executable is None:
             raise PipelineError(f"{draft.place}: there is no llama-server", "doit build_bins")
         model = _model(draft, models)
-        executable = str(server)
-        cmd = llama.command(given, at, model, key.path)
-        kind, downloads = llama.kind(given, model), launch.downloads(cmd)
-        env["XDG_CONFIG_HOME"] = str(folders.xdg)
-        prefix, tls = given.text("api-prefix").rstrip("/"), bool(given.text("ssl-cert-file"))
-    else:
-        executable = vllm.executable(configuration, environ)
-        cmd = vllm.command(configuration, given, at)
-        kind, downloads = vllm.kind(given), vllm.downloads(given, configuration.folder)
-        prefix, tls = "", bool(given.text("ssl-certfile"))
-        if control.sandbox == sandbox.STRICT:
-            raise UsageError(
-                f"{draft.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
-                "in the sandbox",
-                "leave it out",
-            )
-    asleep = given.text("sleep-idle-seconds") not in ("", "-1")
-    unsaid = "probe_timeout" not in control.model_fields_set
-    return Instance(
-        name=draft.name,
-        engine=draft.engine,
-        executable=executable,
-        cmd=cmd,
-        env={**env, **control.env},
-        downloads=downloads,
-        sandbox=control.sandbox if draft.engine == LLAMA_CPP else sandbox.OFF,
-        folder=str(configuration.folder),
-        log_file=str(log_file(configuration, draft, folders.logs)),
-        host=at.host,
-        port=at.port,
-        prefix=prefix,
-        tls=tls,
-        aliases=tuple(name for name in aliases(given) if name != draft.name),
-        kind=kind,
-        api_key_file=str(key.path) if key.path else None,
-        background=control.background,
-        gpu_ids=control.gpu_ids,
-        restart=control.restart,
-        max_restarts=control.max_restarts,
-        restart_pause=control.restart_pause,
-        ready_timeout=control.ready_timeout,
-        stop_timeout=control.stop_timeout,
-        probe_timeout=0.0 if asleep and unsaid else control.probe_timeout,
+        return llama_server(
+            given, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg
+        )
+    if draft.control.sandbox == sandbox.STRICT:
+        raise UsageError(
+            f"{draft.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
+            "in the sandbox",
+            "leave it out",
+        )
+    return Server(
+        **_kept(given),
+        executable=vllm.executable(configuration, environ),
+        cmd=vllm.command(configuration, given, address(given)),
+        env={**_cards(draft.control.gpu_ids), **draft.control.env},
+        downloads=vllm.downloads(given, folder),
+        sandbox=sandbox.OFF,
+        folder=str(folder),
+        log_file=str(log),
+        tls=bool(given.text("ssl-certfile")),
+        kind=vllm.kind(given),
+        api_key_file=str(key) if key else None,
     )
+
+
+def llama_server(
+    given: ResolvedOptions,
+    executable: Path,
+    model: PreparedModel | None,
+    *,
+    key: Path | None,
+    folder: Path,
+    log: Path,
+    xdg: Path,
+) -> Server:
+    """A llama-server as its options ask for it: the one place where its command line is made.
+
+    `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
+    """
+    control = given.draft.control
+    cmd = llama.command(given, address(given), model, key)
+    return Server(
+        **_kept(given),
+        executable=str(executable),
+        cmd=cmd,
+        env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
+        downloads=launch.downloads(cmd),
+        sandbox=control.sandbox,
+        folder=str(folder),
+        log_file=str(log),
+        prefix=given.text("api-prefix").rstrip("/"),
+        tls=bool(given.text("ssl-cert-file")),
+        kind=llama.kind(given, model),
+        api_key_file=str(key) if key else None,
+    )
+
+
+def _kept(given: ResolvedOptions) -> dict[str, Any]:
+    """What every engine's server is known by, and how it is kept."""
+    draft, at = given.draft, address(given)
+    control = draft.control
+    sleeps = given.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
+    probe_timeout = control.probe_timeout
+    if probe_timeout is None:
+        probe_timeout = 0.0 if sleeps else PROBE_TIMEOUT
+    return {
+        "name": draft.name,
+        "engine": draft.engine,
+        "host": at.host,
+        "port": at.port,
+        "aliases": tuple(name for name in aliases(given) if name != draft.name),
+        "background": control.background,
+        "gpu_ids": control.gpu_ids,
+        "restart": control.restart,
+        "max_restarts": control.max_restarts,
+        "restart_pause": control.restart_pause,
+        "ready_timeout": control.ready_timeout,
+        "stop_timeout": control.stop_timeout,
+        "probe_timeout": probe_timeout,
+    }
 
 
 def _cards(gpu_ids: str | None) -> dict[str, str]:

@@ -28,6 +28,7 @@ class PreparedModel:
     mmproj: PurePath | None = None
     pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
     ctx_size: int = 0  # in tokens, as trained; 0: not known
+    fitted: int = 0  # the context that it is served with where the options name none; 0: any
 
 
 def command(
@@ -112,8 +113,11 @@ def _of_model(given: ResolvedOptions, model: PreparedModel) -> list[str]:
         found += ["--mmproj", str(model.mmproj)]
     if not given.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
         found += launch.endpoint_options(model.pooling)
-    asked = given.text("ctx-size")
-    ctx_size = int(asked) if asked.isdecimal() and int(asked) else model.ctx_size
-    if model.pooling != "none" and ctx_size and not given.says("batch-size", "ubatch-size"):
-        found += launch.batch_options(model.pooling, ctx_size, None)
+    if model.fitted and not given.says("ctx-size"):
+        found += ["--ctx-size", str(model.fitted)]
+    if model.pooling != "none" and not given.says("ubatch-size"):
+        ctx_size = given.number("ctx-size") or model.fitted or model.ctx_size
+        batch = given.number("batch-size")
+        words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
+        found += words[2:] if given.says("batch-size") else words
     return found

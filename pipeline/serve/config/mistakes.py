@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.core.errors import UsageError, did_you_mean
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
 Path = tuple[str | int, ...]
-ErrorKind = TypeVar("ErrorKind", bound=BaseModel)
+ErrorKind = TypeVar("ErrorKind", bound="BaseModel")
 HINT = "docs/instances.md and docs/profiles.md list the keys"
 LONGEST_VALUE = 60
 SECRETS = ("api_key", "hf_token")  # keys whose values are not shown
@@ -73,6 +74,8 @@ def validated(
 
     `known` gives the keys that the table at a path may have.
     """
+    from pydantic import ValidationError
+
     while True:  # each round leaves out what was wrong, so the next one finds less
         try:
             return kind.model_validate(told)

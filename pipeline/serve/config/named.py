@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.core.paths import REPOSITORY, one_path
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
 OVERRIDES = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_OVERRIDES", VLLM: "AUTO_INFER_VLLM_OVERRIDES"}

@@ -9,12 +9,11 @@ from pathlib import Path
 from pipeline.core.errors import did_you_mean
 from pipeline.core.variables import NO, YES
 from pipeline.serve.flags import Flag
-from pipeline.serve.instance import LLAMA_CPP, VLLM
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from .configuration import InstanceSpec, Value, beside
 from .mistakes import shown
 from .renamed import RENAMED
-from .tables import Scalar
 
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
@@ -55,7 +54,7 @@ def expanded(given: ResolvedOptions) -> dict[str, Value]:
     return table
 
 
-def _home(value: Scalar) -> Scalar:
+def _home(value: str | int | float) -> str | int | float:
     is_in_it = isinstance(value, str) and value.startswith("~")
     return str(beside(Path(), str(value))) if is_in_it else value
 
@@ -94,6 +93,11 @@ class ResolvedOptions:
             if value is not None and not isinstance(value, bool):
                 return str(value)
         return ""
+
+    def number(self, name: str) -> int:
+        """The value of `name` where it is a whole number, else 0."""
+        text = self.text(name)
+        return int(text) if text.isascii() and text.isdecimal() else 0
 
     def is_on(self, *names: str) -> bool:
         """Whether one of these switches is given and not false."""

@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic_core import PydanticCustomError
 
 from pipeline.core.paths import absolute
+from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 
 from . import yaml_form
 from .configuration import InstanceSpec, Value, beside, projector_of
 from .mistakes import dotted, shown
 from .profile_tables import LlamaCpp, Profile, Tuning
-from .tables import Control, gpu_ids
+from .tables import gpu_ids
 from .toml_form import option
 
 OVERRIDES = {
@@ -98,7 +98,7 @@ def draft(
     """The instance that the profile means, with what the environment and `given`, the command
     line, change."""
     is_llama = profile.backend == "llamacpp"
-    engine: Literal["llama.cpp", "vllm"] = "llama.cpp" if is_llama else "vllm"
+    engine = LLAMA_CPP if is_llama else VLLM
     extra = _table(reading, profile)
     for name, value in _overrides(reading, is_llama, environ).items():
         _override(reading, OVERRIDES[name], value, name)

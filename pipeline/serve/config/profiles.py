@@ -12,6 +12,7 @@ from . import mistakes, names, yaml_form
 from .configuration import Configuration
 from .profile_options import Reading, draft
 from .profile_tables import Profile, Registry
+from .tables import GatewayTable, Master
 
 
 def load_profile(
@@ -47,6 +48,8 @@ def load_profile(
     if not patient:
         mistakes.require_none(reading.wrong)
     return Configuration(
+        master=Master(),
+        gateway=GatewayTable(),
         source=f"profile:{name}",
         folder=file.parent,
         label=file.name,

@@ -91,7 +91,7 @@ class Master(Table):
     """vLLM without a Pixi project: the Python that has it; else the one on PATH."""
 
 
-class Control(Table):
+class ControlTable(Table):
     """How an instance is started and kept."""
 
     enabled: bool = True
@@ -180,7 +180,7 @@ class ServerTable(BaseModel):
 class InstanceTable(Table):
     """One server."""
 
-    control: Control = Field(default_factory=Control)
+    control: ControlTable = Field(default_factory=ControlTable)
     server: ServerTable = Field(default_factory=ServerTable)
     model: ModelTable | None = None
 
@@ -191,7 +191,7 @@ class Instances(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, InstanceTable] = Field(init=False)
 
-    control: Control = Field(default_factory=Control)
+    control: ControlTable = Field(default_factory=ControlTable)
     server: ServerTable = Field(default_factory=ServerTable)
 
 
@@ -215,7 +215,7 @@ def keys(path: tuple[str | int, ...]) -> list[str]:
         case ("gateway",):
             return list(GatewayTable.model_fields)
         case ("instance", "control") | ("instance", _, "control"):
-            return list(Control.model_fields)
+            return list(ControlTable.model_fields)
         case ("instance", _, "model"):
             return list(ModelTable.model_fields)
         case ("instance", _):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.reference import HUB, exists
+from pipeline.serve.server import Control
 
 from . import mistakes, names, sources
 from .configuration import Configuration, InstanceSpec, Value, beside
 from .mistakes import dotted
-from .tables import Control, Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
+from .tables import Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
 
 
 def load(
@@ -124,7 +125,7 @@ def _draft(
     extra = server.pop("extra_args", ())
     return InstanceSpec(
         name=name,
-        control=Control.model_validate(control),
+        control=Control(**control),
         server={option(key): value for key, value in server.items()},
         extra_args=tuple(extra),
         model=variables(table.model, folder) if table.model else {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.serve.instance import GATEWAY, VLLM, Instance
+from pipeline.serve.server import GATEWAY, VLLM, Server
 from pipeline.serve.supervisor.state import (
     READY,
     SETTLED,
@@ -25,7 +25,7 @@ from .keys import Stamp, stamp
 class Target:
     """An instance that requests can be sent to, and how the supervisor sees it."""
 
-    instance: Instance
+    instance: Server
     state: str
     reason: str = ""
     ready_at: float | None = None
@@ -78,7 +78,7 @@ def assemble(wanted: DesiredState | None, state: State | None) -> Fleet:
     return Fleet(targets, _groups(targets, str), _groups(targets, str.casefold))
 
 
-def _target(instance: Instance, seen: Seen | None, asked: int) -> Target:
+def _target(instance: Server, seen: Seen | None, asked: int) -> Target:
     if seen is None:
         return Target(instance=instance, state=WAITING)
     state = seen.state

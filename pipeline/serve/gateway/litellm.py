@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.instance import GATEWAY, Instance
+from pipeline.serve.server import GATEWAY, Server
 
 from .settings import GatewaySettings
 
@@ -27,7 +27,7 @@ class LiteLLM:
     key_files: Mapping[str, str]
 
 
-def litellm_config(instances: Iterable[Instance], settings: GatewaySettings) -> LiteLLM:
+def litellm_config(instances: Iterable[Server], settings: GatewaySettings) -> LiteLLM:
     """Every name and alias as a model. Raises UsageError for a pattern that LiteLLM lacks."""
     key_files: dict[str, str] = {}
     models = []
@@ -64,7 +64,7 @@ def _patterns_for(names: Iterable[str], patterns: Mapping[str, str]) -> list[str
     return [pattern for pattern, name in patterns.items() if name.casefold() in folded]
 
 
-def _model(name: str, one: Instance) -> dict[str, Any]:
+def _model(name: str, one: Server) -> dict[str, Any]:
     served = next(iter(one.aliases), one.name)
     key = f"os.environ/{_variable(one)}" if one.api_key_file else "none"
     return {
@@ -78,5 +78,5 @@ def _model(name: str, one: Instance) -> dict[str, Any]:
     }
 
 
-def _variable(one: Instance) -> str:
+def _variable(one: Server) -> str:
     return f"LLAMA_PIPELINE_KEY_{re.sub(r'[^A-Z0-9]', '_', one.name.upper())}_{one.port}"

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pipeline.serve.instance import LLAMA_CPP
+from pipeline.serve.server import LLAMA_CPP
 
 from .answers import Refused, status
 from .fleet import Fleet, Target, View

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 
 from .settings import GatewaySettings
 
@@ -23,7 +23,7 @@ ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origin
 PRIVATE = {"XDG_CONFIG_HOME"}
 
 
-def router_preset(instances: Iterable[Instance], settings: GatewaySettings) -> str:
+def router_preset(instances: Iterable[Server], settings: GatewaySettings) -> str:
     """The preset file. Raises UsageError with every reason why these do not fit a router."""
     instances = [one for one in instances if one.engine != GATEWAY]
     wrong = [*_together(instances)]
@@ -58,7 +58,7 @@ def router_arguments(preset: Path, models: int, settings: GatewaySettings) -> li
     return words
 
 
-def _together(instances: Sequence[Instance]) -> Iterable[str]:
+def _together(instances: Sequence[Server]) -> Iterable[str]:
     """Why one server cannot start them all."""
     if not instances:
         yield "there is none"
@@ -81,7 +81,7 @@ def _together(instances: Sequence[Instance]) -> Iterable[str]:
             yield f"{count} of them answer to {name}; a router knows one"
 
 
-def _alone(one: Instance, options: Sequence[tuple[str, str]]) -> Iterable[str]:
+def _alone(one: Server, options: Sequence[tuple[str, str]]) -> Iterable[str]:
     """Why a preset cannot say what `one` is."""
     if one.engine != LLAMA_CPP:
         yield f"it runs in {one.engine}, not in llama-server"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
-from pipeline.serve.instance import GATEWAY, Instance
 from pipeline.serve.keys import is_loopback
+from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor.state import Folder
 
 from .keys import Keys
@@ -61,9 +61,9 @@ def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
     return tuple(words)
 
 
-def as_instance(at: Folder, settings: GatewaySettings) -> Instance:
+def as_instance(at: Folder, settings: GatewaySettings) -> Server:
     """The gateway of the configuration in `at`, for its supervisor."""
-    return Instance(
+    return Server(
         name=GATEWAY,
         engine=GATEWAY,
         kind=GATEWAY,

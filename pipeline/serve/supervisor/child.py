@@ -13,8 +13,8 @@ from pipeline.core.process import LAST_LINES, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve import sandbox
 from pipeline.serve.health import require_free
-from pipeline.serve.instance import Instance
 from pipeline.serve.output import pumped, quoted
+from pipeline.serve.server import Server
 
 from . import client, marker
 from .environment import environment
@@ -29,7 +29,7 @@ class Child:
     """A server that was started. `said` is what was last seen of it: READY, then STUCK if it is;
     `news` is set then, from another thread."""
 
-    def __init__(self, instance: Instance, at: Folder, pace: Timing, news: Event) -> None:
+    def __init__(self, instance: Server, at: Folder, pace: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
         self.said, self.news = "", news
         require_free(instance.host, instance.port)

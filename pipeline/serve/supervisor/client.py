@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Event
 
 from pipeline.serve import health
-from pipeline.serve.instance import GATEWAY, LLAMA_CPP, Instance
 from pipeline.serve.keys import keys_of
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 
 from .state import READY
 
@@ -25,7 +25,7 @@ MADE = re.compile(r"_total(\{|$)")  # what a stuck server does not count on
 BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
 
 
-def key(instance: Instance) -> str | None:
+def key(instance: Server) -> str | None:
     """The first key of its file. Raises OSError."""
     if instance.api_key_file is None:
         return None
@@ -33,7 +33,7 @@ def key(instance: Instance) -> str | None:
 
 
 def ask(
-    instance: Instance, path: str, body: Mapping[str, object] | None = None, *, timeout: float
+    instance: Server, path: str, body: Mapping[str, object] | None = None, *, timeout: float
 ) -> tuple[int, str]:
     """Status and text of its answer to a GET, or with `body` to a POST. Raises OSError, also where
     it does not answer in `timeout` seconds."""
@@ -52,7 +52,7 @@ def ask(
         server.close()
 
 
-def is_ready(instance: Instance, timeout: float = 2) -> bool:
+def is_ready(instance: Server, timeout: float = 2) -> bool:
     """Whether it answers that its model is loaded. A gateway is ready once it answers at all: what
     it says is how the others are."""
     with contextlib.suppress(OSError, ValueError):
@@ -62,7 +62,7 @@ def is_ready(instance: Instance, timeout: float = 2) -> bool:
     return False
 
 
-def one_token(instance: Instance) -> tuple[str, dict[str, object]]:
+def one_token(instance: Server) -> tuple[str, dict[str, object]]:
     """The path and body of the smallest request that its model has to work for."""
     named: dict[str, object] = {"model": instance.aliases[0]} if instance.aliases else {}
     if instance.kind == "embedding":
@@ -74,7 +74,7 @@ def one_token(instance: Instance) -> tuple[str, dict[str, object]]:
     return "/v1/completions", named | {"prompt": "a", "max_tokens": 1}
 
 
-def counters(instance: Instance, timeout: float) -> dict[str, float] | None:
+def counters(instance: Server, timeout: float) -> dict[str, float] | None:
     """What /metrics counts; None where it has none or does not answer."""
     with contextlib.suppress(OSError, ValueError):
         status, text = ask(instance, "/metrics", timeout=timeout)
@@ -91,7 +91,7 @@ class Look:
     busy: bool
 
 
-def look(instance: Instance) -> Look | None:
+def look(instance: Server) -> Look | None:
     """From /metrics; None where it has none."""
     found = counters(instance, LOOK_SECONDS)
     if found:
@@ -107,7 +107,7 @@ class Probe:
     would cost it a prompt that it keeps. Where nothing can be seen of its work it is asked anyway.
     """
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Server) -> None:
         self.instance, self.proven = instance, False
         self.before = look(instance)
 
@@ -129,7 +129,7 @@ class Probe:
         return now is None or after is None or after.made == now.made
 
 
-def watch(instance: Instance, tell: Callable[[str], None], over: Event, probe_every: float) -> None:
+def watch(instance: Server, tell: Callable[[str], None], over: Event, probe_every: float) -> None:
     """Tell once that it is ready, then if it is stuck. Ends when `over` is set."""
     pause = FIRST_PAUSE
     while not is_ready(instance):

@@ -18,7 +18,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 from . import marker
 from .environment import for_supervisor, missing
@@ -45,7 +45,7 @@ STARTS = 3  # of a supervisor that ends by itself
 GRACE_SECONDS = 5.0
 TAKEN_SECONDS = 10.0  # for a supervisor that lives to see what is wanted
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone, once it has let go of its lock
-Report = Callable[[Instance, Seen], None]
+Report = Callable[[Server, Seen], None]
 
 
 def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredState:
@@ -86,7 +86,7 @@ def up(
     report: Report,
     pace: Timing | None = None,
     names: Sequence[str] = (),
-) -> list[tuple[Instance, Seen]]:
+) -> list[tuple[Server, Seen]]:
     """Make it so, in the background; return once each instance is ready, or is not to be, and
     what is wanted no more is stopped. With `names` these are started beside what runs.
 
@@ -247,7 +247,7 @@ def _publish(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredS
 
 def _settled(
     at: Folder, wanted: DesiredState, report: Report, pace: Timing
-) -> list[tuple[Instance, Seen]]:
+) -> list[tuple[Server, Seen]]:
     """Wait until each has become what it will be; see to it that there is a supervisor."""
     told: dict[str, Seen] = {}
     supervisor: Process | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.core.environment import own, servers, vllm
-from pipeline.serve.instance import GATEWAY, LLAMA_CPP, VLLM, Instance
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, VLLM, Server
 
 from . import client, marker
 from .state import Folder
@@ -18,7 +18,7 @@ from .state import Folder
 VLLM_KEY = "VLLM_API_KEY"
 
 
-def environment(instance: Instance, at: Folder) -> dict[str, str]:
+def environment(instance: Server, at: Folder) -> dict[str, str]:
     """What its engine needs of ours; its own `env` wins. Raises OSError."""
     env = _needed(instance, os.environ)
     env.pop(marker.VARIABLE, None)
@@ -31,7 +31,7 @@ def environment(instance: Instance, at: Folder) -> dict[str, str]:
     return {**env, **instance.env}
 
 
-def for_supervisor(environ: Mapping[str, str], instances: Iterable[Instance]) -> dict[str, str]:
+def for_supervisor(environ: Mapping[str, str], instances: Iterable[Server]) -> dict[str, str]:
     """What the supervisor needs of `environ`, to pass it on. Instances of any engine may join, so
     it has what each needs; the hub's token and proxies only if one of `instances` downloads."""
     env = own(environ) | servers(environ) | vllm(environ)
@@ -40,7 +40,7 @@ def for_supervisor(environ: Mapping[str, str], instances: Iterable[Instance]) ->
     return env
 
 
-def missing(pid: int, instances: Iterable[Instance]) -> list[str]:
+def missing(pid: int, instances: Iterable[Server]) -> list[str]:
     """The variables that downloads need and the running supervisor `pid` was started without."""
     more = for_supervisor(os.environ, instances).keys() - for_supervisor(os.environ, ()).keys()
     with suppress(psutil.Error, OSError):
@@ -48,7 +48,7 @@ def missing(pid: int, instances: Iterable[Instance]) -> list[str]:
     return []
 
 
-def _needed(instance: Instance, environ: Mapping[str, str]) -> dict[str, str]:
+def _needed(instance: Server, environ: Mapping[str, str]) -> dict[str, str]:
     if instance.engine == GATEWAY:
         return own(environ)
     listed = vllm if instance.engine == VLLM else servers

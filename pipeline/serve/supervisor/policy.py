@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.stopping import how
 
 from .state import EXITED, FAILED, PAUSING
@@ -41,7 +41,7 @@ class Decision:
     pause: float = 0.0
 
 
-def decide(instance: Instance, end: End, failures: int, pace: Timing) -> Decision:
+def decide(instance: Server, end: End, failures: int, pace: Timing) -> Decision:
     """What follows. Each further restart in a row waits twice as long, up to a bound."""
     failures = 0 if end.was_steady else failures
     reason, well = told(end), not end.why and end.was_ready and end.status == 0

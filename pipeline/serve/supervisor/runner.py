@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 
 from pipeline.core.errors import PipelineError
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 from . import client
 from .child import Child
@@ -29,9 +29,7 @@ class Runner:
     """Keeps one instance. All calls come from one thread: children end with the one that started
     them. `now` is time.monotonic()."""
 
-    def __init__(
-        self, instance: Instance, asked: int, at: Folder, pace: Timing, news: Event
-    ) -> None:
+    def __init__(self, instance: Server, asked: int, at: Folder, pace: Timing, news: Event) -> None:
         self.instance, self.at, self.pace, self.news = instance, at, pace, news
         self.seen = Seen(name=instance.name, state=WAITING, asked=asked)
         self.child: Child | None = None

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.core.paths import Home
 from pipeline.core.process import WINDOWS, private
 from pipeline.core.store.publish import part
-from pipeline.serve.instance import Instance, from_json, known
+from pipeline.serve.server import Server, from_json, known
 
 WAITING = "waiting"  # for its turn to load
 LOADING = "loading"
@@ -37,7 +37,7 @@ class DesiredState:
     """What should run. `asked` is another number with each `up`: what had failed is tried anew."""
 
     config: str  # the file, as the user knows it
-    instances: tuple[Instance, ...] = ()
+    instances: tuple[Server, ...] = ()
     max_loading: int | None = None  # so many load at once; None: all
     asked: int = 0
 
@@ -139,7 +139,7 @@ def read_state(at: Folder) -> State | None:
         return None
 
 
-def by_name(instances: Iterable[Instance]) -> dict[str, Instance]:
+def by_name(instances: Iterable[Server]) -> dict[str, Server]:
     """The instances, by name."""
     return {one.name: one for one in instances}
 

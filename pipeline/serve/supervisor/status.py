@@ -9,7 +9,7 @@ import psutil
 
 from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 from . import client, marker
 from .liveness import living
@@ -53,7 +53,7 @@ def ps(at: Folder) -> list[Row]:
     on_cards = gpu_memory() if seen else {}
     rows: list[Row] = []
 
-    def add(instance: Instance) -> None:
+    def add(instance: Server) -> None:
         one = seen.get(instance.name) or Seen(name=instance.name, state=STOPPED)
         what = one.state
         is_there = marker.find(one.pid, one.started, marker.server(at.marker, one.name))
@@ -91,7 +91,7 @@ def ps(at: Folder) -> list[Row]:
     return sorted(rows, key=lambda row: order.index(row.name))
 
 
-def tokens_per_second(instance: Instance) -> float | None:
+def tokens_per_second(instance: Server) -> float | None:
     """What its /metrics says, if it has them."""
     found = client.counters(instance, ANSWER_SECONDS) or {}
     return next((found[name] for name in SPEEDS if name in found), None)

@@ -28,7 +28,7 @@ from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
@@ -50,7 +50,7 @@ from .state import (
 WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
 Stamp = tuple[int, int, int] | None
-Changed = Callable[[Instance, Seen], None]
+Changed = Callable[[Server, Seen], None]
 
 
 class Supervisor:

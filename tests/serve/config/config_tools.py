@@ -15,7 +15,7 @@ from pipeline.serve.config.instances import instances
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.toml_form import load
 from pipeline.serve.flags import Flag, parse_help
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 HELP = """\
 -m,    --model FNAME                    model path to load
@@ -89,7 +89,7 @@ def started(
     models: Mapping[str, PreparedModel] | None = None,
     flags: Mapping[str, Flag] | None = FLAGS,
     environ: Mapping[str, str] | None = None,
-) -> dict[str, Instance]:
+) -> dict[str, Server]:
     """The instances, by name."""
     found = instances(
         configuration,
@@ -104,7 +104,7 @@ def started(
     return {one.name: one for one in found}
 
 
-def one(folder: Path, text: str, **more: Any) -> Instance:
+def one(folder: Path, text: str, **more: Any) -> Server:
     """The only instance of a text."""
     (found,) = started(read(folder, text), folder, **more).values()
     return found

@@ -21,7 +21,7 @@ from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.profiles import load_profile
 from pipeline.serve.config.toml_form import load
 from pipeline.serve.flags import Flag, parse_help
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 CONFIGS = REPOSITORY / "configs"
 TOML = sorted(CONFIGS.glob("*.toml"))
@@ -93,7 +93,7 @@ def flags(server: Path) -> dict[str, Flag]:
 
 def planned(
     configuration: Configuration, server: Path, flags: dict[str, Flag], folder: Path
-) -> dict[str, Instance]:
+) -> dict[str, Server]:
     """The instances, checked as `plan` would on a machine with two cards."""
     checks.check(configuration, server=server, flags=flags, environ=os.environ, cards=2)
     models = {

@@ -15,7 +15,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
 from pipeline.serve.config.llama import PreparedModel
-from pipeline.serve.instance import from_json
+from pipeline.serve.server import from_json
 
 SERVER = "[instance.chat.server]\n"
 ADDED = ("--host", "127.0.0.1", "--port", "8080", "--alias", "chat", "--metrics")
@@ -122,7 +122,14 @@ class TestPreparedModel:
                 {"pooling": "mean", "ctx_size": 256},
                 ["--batch-size", "128", "--ubatch-size", "128"],
             ),
-            ("batch_size = 9\npooling = 'cls'", {"pooling": "mean", "ctx_size": 256}, []),
+            (
+                "batch_size = 9\npooling = 'cls'",  # a text longer than that is refused
+                {"pooling": "mean", "ctx_size": 256},
+                ["--ubatch-size", "9"],
+            ),
+            ("ubatch_size = 9\npooling = 'cls'", {"pooling": "mean", "ctx_size": 256}, []),
+            ("", {"fitted": 4096}, ["--ctx-size", "4096"]),
+            ("ctx_size = 100", {"fitted": 4096}, []),
         ],
     )
     def test_what_it_asks_for(

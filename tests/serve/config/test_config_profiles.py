@@ -14,7 +14,7 @@ from pipeline.serve.config import checks
 from pipeline.serve.config.configuration import Configuration, Value, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.profiles import load_profile
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 FILE = "llm_profiles.yaml"
 
@@ -41,7 +41,7 @@ def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> 
     return caught.value.message.splitlines()
 
 
-def instance_of(found: Configuration, folder: Path) -> Instance:
+def instance_of(found: Configuration, folder: Path) -> Server:
     """Its instance, a model that is there taken as it is."""
     (draft,) = found.drafts
     model = PreparedModel(path=Path(draft.model.get("model", "")), name="x")
@@ -271,8 +271,8 @@ class TestPrecedence:
             checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
         assert caught.value.message.splitlines() == [
             "port=0: must be a whole number from 1 to 65535",
-            'server.jinja="x": --jinja takes no value; write true, or leave it out',
-            "server.ctx_sise=: llama-server has no --ctx-sise; did you mean ctx_size?",
+            "server.jinja=x: --jinja takes no value; write true, or leave it out",
+            "server.ctx_sise: llama-server has no --ctx-sise; did you mean ctx_size?",
         ]
 
     def test_a_file_of_keys_wins_over_a_key(

@@ -14,8 +14,8 @@ import pytest
 from config_tools import written
 from conftest import free_port, wait_for
 
+from pipeline.core.environment import servers
 from pipeline.core.process import capture
-from pipeline.serve import launch
 from pipeline.serve.config import checks
 from pipeline.serve.config.instances import instances, write_keys
 from pipeline.serve.config.llama import PreparedModel
@@ -86,7 +86,7 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
     key = "s3cret"
     assert key not in " ".join(instance.command) and instance.api_key_file is not None
     assert Path(instance.api_key_file).read_text() == f"{key}\n"
-    env = {**launch.clean_environment(os.environ, xdg), **instance.env}
+    env = {**servers(os.environ), **instance.env}
     log = (tmp_path / "log").open("wb")
     with (
         log,

@@ -16,7 +16,7 @@ from conftest import SHEBANG
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, vllm
 from pipeline.serve.config.instances import write_keys
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 
 CHAT = "[instance.chat.control]\nengine = 'vllm'\n[instance.chat.server]\nmodel = 'org/x'\n"
 SERVED = (
@@ -254,7 +254,7 @@ def recorder(folder: Path, name: str) -> None:
     program.chmod(0o755)
 
 
-def run(found: Instance, folder: Path) -> dict[str, object]:
+def run(found: Server, folder: Path) -> dict[str, object]:
     """What the stand-in was told when the instance was started."""
     told = folder / "told.json"
     env = {**os.environ, **found.env, "TOLD": str(told)}

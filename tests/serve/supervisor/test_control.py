@@ -26,7 +26,7 @@ from fleet_tools import Fleet, changed, fleet_at, grandchild, lives, stand_in
 from pipeline.commands import ps
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, state, status
 from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, DesiredState
 
@@ -52,7 +52,7 @@ except PipelineError as error:
 
 
 @contextmanager
-def client(fleet: Fleet, what: str, *instances: Instance) -> Iterator[subprocess.Popen[str]]:
+def client(fleet: Fleet, what: str, *instances: Server) -> Iterator[subprocess.Popen[str]]:
     """`up` or `run_foreground` in a process of its own, as a terminal would start it."""
     fleet.instances = instances
     asked = state.Folder(fleet.at.path / f"asked {what} {time.monotonic()}")

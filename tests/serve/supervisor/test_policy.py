@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fleet_tools import stand_in
 
-from pipeline.serve.instance import Instance
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor.policy import Decision, End, Timing, decide
 from pipeline.serve.supervisor.state import EXITED, FAILED, PAUSING
 
@@ -18,11 +18,11 @@ WELL = End(status=0, was_ready=True)
 
 
 @pytest.fixture
-def instance(tmp_path: object) -> Instance:
+def instance(tmp_path: object) -> Server:
     return replace(stand_in(tmp_path, "a"), restart_pause=1.0, max_restarts=5)  # type: ignore[arg-type]
 
 
-def verdict(instance: Instance, end: End, failures: int = 0, **more: object) -> Decision:
+def verdict(instance: Server, end: End, failures: int = 0, **more: object) -> Decision:
     return decide(replace(instance, **more), end, failures, Timing())  # type: ignore[arg-type]
 
 
@@ -42,18 +42,18 @@ def verdict(instance: Instance, end: End, failures: int = 0, **more: object) -> 
         ("never", WELL, EXITED),
     ],
 )
-def test_what_follows(instance: Instance, restart: str, end: End, state: str) -> None:
+def test_what_follows(instance: Server, restart: str, end: End, state: str) -> None:
     assert verdict(instance, end, restart=restart).state == state
 
 
-def test_pauses_double_up_to_a_bound(instance: Instance) -> None:
+def test_pauses_double_up_to_a_bound(instance: Server) -> None:
     pauses = [verdict(instance, CRASH, n, max_restarts=99).pause for n in range(9)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert verdict(instance, CRASH, 98, max_restarts=99, restart_pause=0.5).pause == 60
     assert verdict(instance, CRASH, 3, restart_pause=90).pause == 90
 
 
-def test_the_budget_ends(instance: Instance) -> None:
+def test_the_budget_ends(instance: Server) -> None:
     assert verdict(instance, CRASH, 4) == Decision(
         state=PAUSING,
         reason="crash: killed by SIGKILL after it was ready",
@@ -68,14 +68,14 @@ def test_the_budget_ends(instance: Instance) -> None:
     assert verdict(instance, CRASH, 0, max_restarts=0).state == FAILED
 
 
-def test_a_good_end_uses_the_budget_where_it_is_restarted(instance: Instance) -> None:
+def test_a_good_end_uses_the_budget_where_it_is_restarted(instance: Server) -> None:
     assert verdict(instance, WELL, 4, restart="always").failures == 5
     over = verdict(instance, WELL, 5, restart="always")
     assert over.state == FAILED
     assert over.reason == "ended: exit status 0; given up after 5 restarts in a row"
 
 
-def test_a_steady_server_starts_anew(instance: Instance) -> None:
+def test_a_steady_server_starts_anew(instance: Server) -> None:
     steady = replace(CRASH, was_steady=True)
     assert verdict(instance, steady, 5) == verdict(instance, CRASH, 0)
 
@@ -90,5 +90,5 @@ def test_a_steady_server_starts_anew(instance: Instance) -> None:
         (STUCK, "stuck: no token within 5 s"),
     ],
 )
-def test_the_end_in_words(instance: Instance, end: End, text: str) -> None:
+def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
     assert verdict(instance, end).reason == text

@@ -1,4 +1,8 @@
-"""One server that a file asks for, whatever the form of that file: ready to be started."""
+"""The server: one record for what is started and how it is watched, wherever it was asked for, on
+the command line, in a file or in a profile.
+
+`config/` makes it; `supervise` runs one in the foreground, `supervisor/` many in the background.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,27 @@ GATEWAY = "gateway"  # an engine too, of the one that leads to the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class Control:
+    """How a server is kept; the table `control` of a file. Times in seconds."""
+
+    enabled: bool = True
+    engine: str = LLAMA_CPP
+    background: bool = True
+    log_dir: str | None = None
+    log_file: str | None = None
+    gpu_ids: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    sandbox: str = "auto"
+    restart: str = "on-failure"  # always, never
+    max_restarts: int = 5  # in a row; a server that stays ready for a while starts anew at 0
+    restart_pause: float = 1.0  # before the first one; each further one waits twice as long
+    ready_timeout: float = 600.0
+    stop_timeout: float = 10.0
+    probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
     """A server as it will be started and watched. Times in seconds; 0 turns a probe off.
 
     Two that are equal need no restart. No key stands in it, only the file that holds one.
@@ -51,6 +75,11 @@ class Instance:
     probe_timeout: float = 60.0  # for one token, once health answers
 
     @property
+    def health(self) -> str:
+        """The path of the question whether it is ready."""
+        return f"{self.prefix}/health"
+
+    @property
     def command(self) -> list[str]:
         return [self.executable, *self.cmd]
 
@@ -73,10 +102,10 @@ class Instance:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
-def from_json(told: Mapping[str, Any]) -> Instance:
+def from_json(told: Mapping[str, Any]) -> Server:
     """The inverse of `as_json`. Raises TypeError or KeyError where it is none."""
     lists = {name: tuple(told[name]) for name in ("cmd", "aliases")}
-    return Instance(**{**known(Instance, told), **lists})
+    return Server(**{**known(Server, told), **lists})
 
 
 def known(kind: type[Any], told: Mapping[str, Any]) -> dict[str, Any]:

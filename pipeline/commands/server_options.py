@@ -1,0 +1,44 @@
+"""The options of the server on the command line, as a file of servers would hold them."""
+
+from __future__ import annotations
+
+from pipeline.serve.config.configuration import InstanceSpec, Value
+from pipeline.serve.server import Control
+
+from .request import SERVER, Request
+
+# Options with a variable of their own.
+NAMED = ("threads", "gpu_layers", "parallel", "batch_size", "ctx_size", "device", "alias")
+
+
+def spec(request: Request, name: str = "serve", log: str | None = None) -> InstanceSpec:
+    """The one server that `serve model=` asks for; `name` is its alias where none is given."""
+    settings = request.settings
+    server: dict[str, Value] = {"host": settings.host, "port": settings.port}
+    for variable in NAMED:
+        value = getattr(settings, variable)
+        if value is not None:
+            server[variable.replace("_", "-")] = value
+    if settings.api_key_file:
+        server["api-key-file"] = str(settings.api_key_file)
+    places = {f"server.{option}": f"{option.replace('-', '_')}=" for option in server}
+    typed = []
+    for variable, text in settings.server.items():
+        option = variable.replace("_", "-")
+        server[option] = text
+        places[f"server.{option}"] = f"{SERVER}{variable}="
+        typed.append(option)
+    return InstanceSpec(
+        name=name.replace(",", " "),  # a comma would make two names of it
+        control=Control(
+            log_file=log,
+            sandbox=request.sandbox,
+            ready_timeout=request.ready_timeout,
+            stop_timeout=request.stop_timeout,
+        ),
+        server=server,
+        model={"model": request.reference.text} if request.reference else {},
+        typed=tuple(typed),
+        place="serve",
+        places=places,
+    )

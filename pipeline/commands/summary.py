@@ -1,0 +1,110 @@
+"""What is said of a server once it is ready."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.bins import smoke_test
+from pipeline.core import log
+from pipeline.core.environment import servers
+from pipeline.core.text import size
+from pipeline.models import gguf
+from pipeline.models.gguf import Header
+from pipeline.serve import sandbox
+from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.service import service
+
+from .model import Steps
+from .programs import Programs
+from .serve import argument
+
+
+def summary(
+    steps: Steps,
+    server: Server,
+    output: str,
+    *,
+    ctx_is_asked: bool = False,
+    not_started: Sequence[str] = (),
+) -> dict[str, object]:
+    """Its facts by name, in the order in which they are shown. `output` is what it has printed,
+    `ctx_is_asked` whether the user named the context."""
+    rows: dict[str, object] = {**service(os.environ), "url": server.url}
+    if server.engine == LLAMA_CPP:
+        rows |= _model(steps, server, output, ctx_is_asked)
+    else:
+        rows |= {"model": server.model_name, "engine": server.engine}
+    rows["log"] = server.log_file
+    if not_started:
+        rows["not started"] = "; ".join(not_started)
+    return rows
+
+
+def _model(steps: Steps, server: Server, output: str, ctx_is_asked: bool) -> dict[str, object]:
+    name = argument(server.cmd, "--model")
+    path = Path(server.folder, name)
+    rows: dict[str, object] = {"model": server.model_name}
+    header = None
+    if name and path.is_file():
+        header = gguf.read_noted(path, steps.home.run / "gguf.json")
+        bytes_ = sum(part.stat().st_size for part in gguf.shards(path))
+        rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
+    if mmproj := argument(server.cmd, "--mmproj"):
+        rows["projector"] = Path(mmproj).name
+    ours = is_ours(steps.programs, server)
+    devices = seen_devices(steps.programs, server) if ours else []
+    threads = re.search(r"n_threads = (\d+)", output)
+    return rows | {
+        "backend": backend(steps.programs) if ours else f"that of {server.executable}",
+        "device": argument(server.cmd, "--device")
+        or ", ".join(devices)
+        or ("CPU" if ours else "llama-server's choice"),
+        "sandbox": sandbox.shown(server),
+        "threads": argument(server.cmd, "--threads")
+        or (int(threads[1]) if threads else "llama-server's default"),
+        "context": _context(server, header, ctx_is_asked),
+    }
+
+
+def _context(server: Server, header: Header | None, asked: bool) -> str:
+    ctx_size = argument(server.cmd, "--ctx-size")
+    if not ctx_size.isdecimal():
+        return "llama-server's choice"
+    return context(int(ctx_size), header.context_length if header else 0, asked=asked)
+
+
+def is_ours(programs: Programs, server: Server) -> bool:
+    """Whether it runs a program that was made or installed here."""
+    return not programs.are_external and programs.binaries.folder in Path(server.executable).parents
+
+
+def seen_devices(programs: Programs, server: Server) -> list[str]:
+    """The devices that our llama-server sees, as it names them; one for the CPU sees none."""
+    if programs.backend == "cpu":
+        return []
+    devices = smoke_test.devices(Path(server.executable), {**servers(os.environ), **server.env})
+    if programs.backend and not devices:
+        log.info("warning: llama-server sees no device of its backend; the CPU is used")
+    return devices
+
+
+def backend(programs: Programs) -> str:
+    """The backend, and why it was chosen."""
+    if not programs.are_chosen:
+        return "that of the installed package"
+    selected = programs.selection
+    return f"{selected.backend} ({selected.why})" if selected.why else selected.backend
+
+
+def context(ctx_size: int, trained: int, *, asked: bool) -> str:
+    """The context, and where it comes from."""
+    if asked:
+        return f"{ctx_size} tokens, as asked for ({trained or 'unknown'} trained)"
+    if not trained:
+        return f"{ctx_size} tokens; the trained context is not known"
+    if ctx_size == trained:
+        return f"{ctx_size} tokens, as trained"
+    return f"{ctx_size} tokens of {trained} trained: what the free memory holds"
