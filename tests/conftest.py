@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parallel import free_port as free_port
+from parallel import pytest_collection_modifyitems as pytest_collection_modifyitems
+from parallel import shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
@@ -37,9 +40,6 @@ for name in list(os.environ):
         "LLAMA_PIPELINE_CWD",
     ):
         del os.environ[name]
-
-
-PORTS: set[int] = set()  # that were handed out
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,6 @@ class Doit:
 SHEBANG = f'#!/bin/sh\n"exec" "{sys.executable}" "$0" "$@"'
 
 
-def free_port() -> int:
-    """One that nothing listens on, and another one each time."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in PORTS:
-            PORTS.add(port)
-            return port
-
-
 def post(url: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -207,6 +196,15 @@ def doit(built: Path, tmp_path: Path) -> Doit:
     return with_programs(built, tmp_path / "mein häus")
 
 
+@pytest.fixture(scope="session")
+def builder(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Doit:
+    """doit on a home that compiled its programs, with all of the build folder. For tests in the
+    group `builder`, which build again: nobody else uses what they replace."""
+    doit = with_programs(built, tmp_path_factory.mktemp("builder") / "hôme")
+    doit("build_bins", "force=1")
+    return doit
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> Doit:
     """doit on an empty home: nothing is built, nothing should be."""
@@ -218,9 +216,11 @@ def bare(tmp_path: Path) -> Doit:
 @pytest.fixture(scope="session")
 def demo(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Doit:
     """doit on a home in which the demonstration model was fetched. For reading only."""
-    doit = with_programs(built, tmp_path_factory.mktemp("demo") / "hôme")
-    doit("fetch", "model=demo")
-    return doit
+
+    def make(folder: Path) -> None:
+        with_programs(built, folder / "hôme")("fetch", "model=demo")
+
+    return Doit(shared(tmp_path_factory, "demo", make) / "hôme")
 
 
 @pytest.fixture(scope="session")
@@ -228,9 +228,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model as a safetensors folder. Tests that change it copy it first."""
     from fakes import tiny_llama
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny llama é"
-    tiny_llama.make(folder)
-    return folder
+    made = shared(tmp_path_factory, "tiny", lambda top: tiny_llama.make(top / "tiny llama é"))
+    return made / "tiny llama é"
 
 
 @pytest.fixture(scope="session")
@@ -238,9 +237,12 @@ def gguf(
     built: Path, converter: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The same as a GGUF, which needs nothing but a llama-server. For reading only."""
-    doit = with_programs(built, tmp_path_factory.mktemp("gguf") / "hôme")
-    doit("prepare", f"model={tiny}", "quant=q8_0")
-    return next((doit.home / "models").rglob("*.gguf"))
+
+    def make(folder: Path) -> None:
+        with_programs(built, folder / "hôme")("prepare", f"model={tiny}", "quant=q8_0")
+
+    made = shared(tmp_path_factory, "gguf", make)
+    return next((made / "hôme" / "models").rglob("*.gguf"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import REPOSITORY, wait_for
+from conftest import REPOSITORY, free_port, wait_for
 
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, status
@@ -26,24 +25,9 @@ SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
 QUICK = Timing(probe_every=0.3, steady_after=60, longest_pause=0.5)
 
 
-# Below those that the system gives to outgoing connections, such as the looks at 50 servers.
-PORTS = itertools.count(10_000 + os.getpid() * 997 % 20_000)
-
-
-def own_port() -> int:
-    """A port that no other test is given."""
-    for port in PORTS:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise AssertionError
-
-
 def stand_in(folder: Path, name: str, *switches: str, **more: Any) -> Server:
     """An instance that is a stand-in with these switches."""
-    port = more.pop("port", None) or own_port()
+    port = more.pop("port", None) or free_port()
     return Server(
         name=name,
         executable=sys.executable,

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, free_port, wait_for
-from fleet_tools import Fleet, own_port, stand_in
+from fleet_tools import Fleet, stand_in
 
 from pipeline.commands.up import as_launch
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance
@@ -70,7 +70,7 @@ def downloading(folder: Path) -> Server:
 def test_in_the_background(fleet: Fleet, tmp_path: Path) -> None:
     llama = stand_in(tmp_path, "llama", env={"OWN_TOKEN": "given", "OMP_NUM_THREADS": "7"})
     vllm = stand_in(tmp_path, "vllm", engine="vllm")
-    gateway = as_instance(fleet.at, GatewaySettings(port=own_port()))
+    gateway = as_instance(fleet.at, GatewaySettings(port=free_port()))
     assert fleet.up(llama, vllm, gateway) == {}
     found = environments(fleet)
     assert set(found) == {"supervisor", "warden", "llama", "vllm", "gateway"}
@@ -84,7 +84,7 @@ def test_in_the_background(fleet: Fleet, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("user")
 def test_the_token_is_for_a_vllm_that_downloads(fleet: Fleet, tmp_path: Path) -> None:
-    gateway = as_instance(fleet.at, GatewaySettings(port=own_port()))
+    gateway = as_instance(fleet.at, GatewaySettings(port=free_port()))
     assert fleet.up(stand_in(tmp_path, "llama"), downloading(tmp_path), gateway) == {}
     found = environments(fleet)
     assert with_secrets(found) == {"supervisor": set(OF_THE_HUB), "hub": set(OF_THE_HUB)}

@@ -93,10 +93,11 @@ def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path) -> None:
     assert killed >= 7
 
 
-def test_build(built: Path) -> None:
-    """On this checkout's own build folder: some objects are removed, so that there is work."""
+@pytest.mark.xdist_group("builder")
+def test_build(builder: Doit) -> None:
+    """Some objects are removed, so that there is work."""
     dice = seeded("build")
-    doit = Doit(built.parent)
+    doit, built = builder, builder.home / "bins"
     (target,) = built.glob("*-cpu")
     folder = built / ".build" / target.name
     before = {path.name for path in target.glob("llama-*")}

@@ -22,34 +22,29 @@ TOOLS = (
 )
 
 
-@pytest.fixture
-def home(built: Path) -> Doit:
-    """doit on this checkout, whose build folder has it all: to build anew takes seconds."""
-    return Doit(built.parent)
-
-
 def server(doit: Doit, folder: str) -> Path:
     return doit.home / "bins" / folder / "llama-server"
 
 
-def test_a_server_goes_on_while_it_is_built_anew(home: Doit, gguf: Path) -> None:
-    program = server(home, f"{platform.platform_tag()}-cpu")
+@pytest.mark.xdist_group("builder")
+def test_a_server_goes_on_while_it_is_built_anew(builder: Doit, gguf: Path) -> None:
+    program = server(builder, f"{platform.platform_tag()}-cpu")
     before = program.stat().st_ino
-    with home.serving(f"model={gguf}", "ctx_size=512") as url:
+    with builder.serving(f"model={gguf}", "ctx_size=512") as url:
         said = chat(url)
-        home("forget", "build_bins")
-        for path in (home.home / "bins" / ".build").rglob("ggml-alloc.c.o"):
+        builder("forget", "build_bins")
+        for path in (builder.home / "bins" / ".build").rglob("ggml-alloc.c.o"):
             path.unlink()  # some work
         answers = 0
-        with home.start("build_bins", stdout=DEVNULL, stderr=DEVNULL) as build:
+        with builder.start("build_bins", stdout=DEVNULL, stderr=DEVNULL) as build:
             while build.poll() is None:
                 assert chat(url) == said
                 answers += 1
         assert build.returncode == 0 and answers > 0
         assert program.stat().st_ino != before, "it was published anew"
         assert chat(url) == said
-    assert home("build_bins").steps == []
-    with home.serving(f"model={gguf}", "ctx_size=512") as url:
+    assert builder("build_bins").steps == []
+    with builder.serving(f"model={gguf}", "ctx_size=512") as url:
         assert chat(url) == said
 
 
@@ -66,13 +61,14 @@ def test_a_server_goes_on_while_its_package_is_replaced(doit: Doit, bare: Doit, 
         assert chat(url) == said
 
 
-def test_two_builds_at_once_compile_once(home: Doit) -> None:
-    home("forget", "build_bins")
-    both = [home.start("build_bins") for _ in range(2)]
+@pytest.mark.xdist_group("builder")
+def test_two_builds_at_once_compile_once(builder: Doit) -> None:
+    builder("forget", "build_bins")
+    both = [builder.start("build_bins") for _ in range(2)]
     told = [process.communicate(timeout=1200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert sum(err.count(BUILT) for err in told) == 1
-    assert home("build_bins").steps == []
+    assert builder("build_bins").steps == []
 
 
 def test_a_recipe_is_a_key_for_caches(doit: Doit) -> None:

@@ -20,7 +20,7 @@ from pipeline.commands import serve as serving
 from pipeline.commands import verify as verifying
 from pipeline.commands.model import Steps
 from pipeline.commands.request import request
-from pipeline.core import log, process
+from pipeline.core import capacity, log, process
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.sandbox.available import SWITCH, is_off
@@ -194,6 +194,20 @@ def doctor(steps: Steps) -> Task:
     return task(run)
 
 
+def side_by_side(words: list[str]) -> list[str]:
+    """pytest's options for several workers, where all tests are meant or a selection by mark. Most
+    of them wait for other programs most of the time: more workers than processors."""
+    if words and words[0] != "-m":
+        return []
+    return [
+        "-n",
+        str(2 * capacity.processors() + 1),
+        "--dist",
+        "loadgroup",
+        "--no-loadscope-reorder",
+    ]
+
+
 def test() -> Task:
     """pytest in this environment, with what the tests need installed first."""
 
@@ -205,7 +219,8 @@ def test() -> Task:
             bootstrap.install("test")
         except bootstrap.BootstrapError as error:
             raise PipelineError(error.message, error.hint) from None
-        status = process.attached([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY)
+        argv = [sys.executable, "-m", "pytest", *side_by_side(words), *words]
+        status = process.attached(argv, cwd=REPOSITORY)
         if status:
             raise PipelineError(f"pytest ended with {status}")
 

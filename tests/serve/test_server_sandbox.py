@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, chat, free_port, post, wait_for
-from fleet_tools import Fleet, own_port
+from fleet_tools import Fleet
 
 from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import strength
@@ -63,7 +63,7 @@ def curious(tmp_path: Path) -> Server:
     for file in (secret, model):
         file.parent.mkdir()
         file.write_text("x")
-    program, port = folder / "llama-server", own_port()
+    program, port = folder / "llama-server", free_port()
     server = REPOSITORY / "tests" / "fakes" / "server.py"
     (folder / "server.py").write_bytes(server.read_bytes())
     values = {
