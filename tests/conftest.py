@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parallel import free_port as free_port
-from parallel import pytest_collection_modifyitems as pytest_collection_modifyitems
-from parallel import shared
+from workers import free_port as free_port
+from workers import shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-pytest_plugins = ["browsing", "client_tools", "fleet_tools", "images", "twins", "vulkan_sdk"]
+pytest_plugins = [
+    *("browsing", "client_tools", "fleet_tools", "images", "parallel", "twins", "vulkan_sdk"),
+]
 
 # A shell starts background jobs with SIGINT ignored, nohup does it with SIGHUP, and programs hand
 # that on.
@@ -38,6 +39,7 @@ for name in list(os.environ):
     if name.startswith(("HF_", "LLAMA_ARG_", "LLAMA_SERVER_")) or name in (
         "LLAMA_PIPELINE_HOME",
         "LLAMA_PIPELINE_CWD",
+        "PYTHONDONTWRITEBYTECODE",  # they are started a thousand times
     ):
         del os.environ[name]
 

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlparse
 import debian
 import psutil
 import pytest
+import workers
 from conftest import REPOSITORY, wait_for, with_programs
 from filelock import FileLock
 
@@ -257,9 +258,12 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def package(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of the programs in `bins/`, made for this very processor."""
-    doit = with_programs(built, tmp_path_factory.mktemp("packed") / "hôme")
-    made = doit("package", "backend=cpu", "portable=0").out.splitlines()
-    return next(Path(line) for line in made if line.endswith(".tar.gz"))
+
+    def make(folder: Path) -> None:
+        with_programs(built, folder / "hôme")("package", "backend=cpu", "portable=0")
+
+    made = workers.shared(tmp_path_factory, "packed", make) / "hôme" / "bins" / "packages"
+    return next(made.glob("*.tar.gz"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Tests side by side: which of them one worker keeps together, what comes first, what is shared.
+"""Tests side by side: which of them one worker keeps together, and what comes first.
 
 `./doitw test` starts several workers (pytest-xdist), each of them a process with fixtures of its
 own. A test that is marked with `xdist_group` goes where its group goes; the rest is decided here.
@@ -6,24 +6,15 @@ own. A test that is marked with `xdist_group` goes where its group goes; the res
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
-import socket
-from collections.abc import Callable
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from filelock import FileLock
+from workers import WORKER
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # such as gw3; empty without workers
-NUMBER = int(WORKER.removeprefix("gw") or 0)
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-
-# Below those that systems give to outgoing connections, above those that the examples name.
-LOWEST_PORT, HIGHEST_PORT = 10_000, 32_000
-PORTS: set[int] = set()  # that were handed out
-DICE = random.SystemRandom()  # two runs at once seldom ask for the same one
+GROUPS = pytest.StashKey[Path]()
 
 # What takes longest, with what it waits for: begun last, it would be all that still runs.
 FIRST = (
@@ -35,55 +26,47 @@ FIRST = (
 )
 
 
-def free_port() -> int:
-    """One that nothing listens on, another one each time, and never one of another worker."""
-    while True:
-        port = DICE.randrange(LOWEST_PORT // WORKERS + 1, HIGHEST_PORT // WORKERS) * WORKERS
-        port += NUMBER
-        if port in PORTS:
-            continue
-        with socket.socket() as probe:
-            if os.name == "posix":  # elsewhere that would take a port that is in use
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        PORTS.add(port)
-        return port
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where to write down the groups."""
+    node.workerinput["groups"] = str(groups_of(node.config))
 
 
-def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that `make` fills once for all workers of this run. For reading only."""
-    top = factory.getbasetemp()
-    folder = (top.parent if WORKER else top) / "shared" / name
-    folder.parent.mkdir(exist_ok=True)
-    done = folder.with_name(f"{name}.done")
-    with FileLock(folder.with_name(f"{name}.lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            make(folder)
-            done.touch()
-    return folder
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from schedule import Groups  # imports what a run without workers does not need
+
+    return Groups(config, log, groups_of(config))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its group, and put the longest groups first."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=rank)  # stable: within a group the order stays
+def groups_of(config: pytest.Config) -> Path:
+    """The file of the groups."""
+    if GROUPS not in config.stash:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        config.stash[GROUPS] = Path(folder.name) / "groups.json"
+    return config.stash[GROUPS]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Find the group of each test, and put the longest groups first."""
+    groups = {item: group(item) for item in items}
+    items.sort(key=lambda item: rank(item, groups[item]))  # within a group the order stays
+    if told := getattr(config, "workerinput", {}).get("groups"):
+        made = Path(f"{told}.{WORKER}")
+        named = {item.nodeid: name for item, name in groups.items()}
+        made.write_text(json.dumps(named), encoding="utf-8")
+        made.replace(told)  # all workers write the same
 
 
 def group(item: pytest.Item) -> str:
     """Tests share a fixture of their file, or are so short that they go as a file; a slow one that
     shares nothing goes alone."""
-    name = item.path.name
+    if mark := item.get_closest_marker("xdist_group"):
+        return str(mark.args[0])
     if item.get_closest_marker("slow") and not shares_fixture(item):
         return item.nodeid
-    return name
+    return item.path.name
 
 
 def shares_fixture(item: pytest.Item) -> bool:
@@ -91,11 +74,8 @@ def shares_fixture(item: pytest.Item) -> bool:
     return any(one.scope in ("module", "class") for every in found for one in every)
 
 
-def rank(item: pytest.Item) -> int:
+def rank(item: pytest.Item, group: str) -> int:
     """The longest groups, other slow tests, and quick ones to fill the gaps at the end."""
-    mark = item.get_closest_marker("xdist_group")
-    assert mark
-    for number, name in enumerate(FIRST):
-        if mark.args[0] == name or item.path.name == name:
-            return number
+    if group in FIRST or item.path.name in FIRST:
+        return FIRST.index(group if group in FIRST else item.path.name)
     return len(FIRST) + (not item.get_closest_marker("slow"))

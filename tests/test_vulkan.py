@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import kept
 import pytest
 from conftest import Doit, post, with_programs
 from vulkan_sdk import Software
@@ -26,10 +27,10 @@ QUESTION = {
 def vulkan(
     built: Path, vulkan_sdk: Path, software: Software, tmp_path_factory: pytest.TempPathFactory
 ) -> Doit:
-    """doit on a home with both builds: minutes, of which ccache saves all but the shaders."""
+    """doit on a home with both builds: minutes, unless an earlier run kept it."""
     doit = with_programs(built, tmp_path_factory.mktemp("vulkan") / "hôme ü")
     doit.env |= {"VULKAN_SDK": str(vulkan_sdk), **software.env}
-    doit("build_bins", "backend=vulkan")
+    kept.build(doit, "backend=vulkan")
     return doit
 
 

@@ -220,7 +220,9 @@ def test() -> Task:
         except bootstrap.BootstrapError as error:
             raise PipelineError(error.message, error.hint) from None
         argv = [sys.executable, "-m", "pytest", *side_by_side(words), *words]
-        status = process.attached(argv, cwd=REPOSITORY)
+        # Some systems' images set it; then each worker, and each doit, would compile all of it.
+        env = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
+        status = process.attached(argv, cwd=REPOSITORY, env=env)
         if status:
             raise PipelineError(f"pytest ended with {status}")
 

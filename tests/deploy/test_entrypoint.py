@@ -31,7 +31,10 @@ CONFIG = "AUTO_INFER_LLAMA_CPP_CONFIG"
 SECONDS = 10  # that `docker stop` waits
 
 
-@pytest.fixture(params=["here", "image"])
+IN_IMAGE = pytest.param("image", marks=pytest.mark.xdist_group("images"))
+
+
+@pytest.fixture(params=["here", IN_IMAGE])
 def machine(
     request: pytest.FixtureRequest, shared: Path, built: Path, tmp_path: Path
 ) -> Iterator[Machine]:

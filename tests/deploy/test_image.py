@@ -98,6 +98,7 @@ def test_every_variable_of_the_compose_file_is_explained() -> None:
 @linux
 @pytest.mark.build
 @pytest.mark.slow
+@pytest.mark.xdist_group("images")
 class TestBuilt:
     def test_what_it_says_of_itself(self, container: str) -> None:
         told = config(container)
@@ -177,6 +178,7 @@ def locked_down(container: str, folder: Path, **env: str) -> Iterator[subprocess
 @linux
 @pytest.mark.build
 @pytest.mark.slow
+@pytest.mark.xdist_group("images")
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting is root's alone"
 )

@@ -18,7 +18,10 @@ import yaml
 from conftest import REPOSITORY, chat, free_port, get, wait_for
 from dev_images import Running
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux"),
+    pytest.mark.xdist_group("infer-dev"),
+]
 INFER_DEV = REPOSITORY / "docker" / "infer-dev"
 SCRIPTS = sorted(path.name for path in INFER_DEV.glob("*.sh"))
 COMMANDS = ("get-llama-cpp-pkg.sh", "check-and-run-llama-cpp.sh", "check-and-run-vllm.sh")
