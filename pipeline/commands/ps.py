@@ -61,7 +61,7 @@ def text(rows: Sequence[Row]) -> str:
 
 def logs(steps: Steps) -> None:
     """Print the last lines of the logs, and with follow=1 what comes. Raises PipelineError."""
-    from pipeline.serve.supervisor import logfile
+    from pipeline.serve import logfile
 
     wish, found = steps.request.many, files(steps)
     if wish.follow and len(found) > 1:

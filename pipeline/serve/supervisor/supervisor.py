@@ -29,10 +29,10 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
 from pipeline.serve.server import Server
+from pipeline.serve.logfile import Log
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
-from .logfile import Log
 from .policy import Timing
 from .runner import Runner
 from .state import (

@@ -14,12 +14,12 @@ import pytest
 from conftest import REPOSITORY, wait_for
 
 from pipeline.core.errors import PipelineError
-from pipeline.serve.supervisor.logfile import KEPT, LOOK_SECONDS, Log, lines
+from pipeline.serve.logfile import KEPT, LOOK_SECONDS, Log, lines
 
 FOLLOW = """
 import sys
 from pathlib import Path
-from pipeline.serve.supervisor.logfile import lines
+from pipeline.serve.logfile import lines
 for line in lines(Path(sys.argv[1]), 2, follow=True):
     print(line, flush=True)
 print("the end", flush=True)
