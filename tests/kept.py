@@ -14,10 +14,10 @@ import os
 import shutil
 
 from conftest import REPOSITORY, Doit
-from pipeline.core.locks import only_one
-from pipeline.core.publish import part, publish_folder, recover_folder, remove
 
 from pipeline.core.paths import Home, cache
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
 
 FOLDER = cache(Home(REPOSITORY)) / "tests" / "programs"
 MOST = 3  # builds that are kept

@@ -1,20 +1,53 @@
-"""A log that is begun anew when it is long, private to the user, and read while it is written."""
+"""A server's log: one file per run, private to the user, and read while it is written.
+
+The log of the run before, or what grew too long, is renamed to a dated file beside it:
+`serve-8080.log` becomes `serve-8080.2026-11-29T06-20-11.log`. The youngest KEPT of these stay.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
+import stat
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import private
 
-KEPT = 3  # older ones: name.log.1 is the youngest
+KEPT = 5
 LOOK_SECONDS = 0.2
+
+
+def set_aside(path: Path) -> None:
+    """Rename the log at `path`, if there is one, to the date of its last line; delete the oldest.
+
+    Best effort: a log that cannot be renamed (on Windows, while somebody reads it) stays.
+    """
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:  # such as a link to /dev/null
+            return
+        date = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(found.st_mtime))
+        same = [number for (when, number), _ in _dated(path) if when == date]
+        number = f"-{max(same) + 1}" if same else ""
+        path.replace(path.with_name(f"{path.stem}.{date}{number}{path.suffix}"))
+        for _, old in _dated(path)[:-KEPT]:
+            old.unlink()
+
+
+def _dated(path: Path) -> list[tuple[tuple[str, int], Path]]:
+    """The logs set aside, oldest first, each with its date and its number within that second."""
+    name = re.compile(
+        rf"{re.escape(path.stem)}\.(\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d)(?:-(\d+))?"
+        rf"{re.escape(path.suffix)}"
+    )
+    files = path.parent.iterdir() if path.parent.is_dir() else ()
+    matches = ((name.fullmatch(file.name), file) for file in files)
+    return sorted(((match[1], int(match[2] or 1)), file) for match, file in matches if match)
 
 
 class Log:
@@ -53,10 +86,7 @@ class Log:
         data = line.encode("utf-8", "replace") + b"\n"
         if self._size and self._size + len(data) > self.limit:
             self.close()
-            with contextlib.suppress(OSError):  # Windows does not rename what is being read
-                for number in range(KEPT, 0, -1):
-                    if _older(self.path, number - 1).exists():
-                        _older(self.path, number - 1).replace(_older(self.path, number))
+            set_aside(self.path)
             self._open()
             self._size = 0  # where it could not be renamed it is tried again at the next `limit`
         if self._file:
@@ -68,7 +98,7 @@ def lines(
 ) -> Iterator[str]:
     """The last `count` lines of a log, those of older ones included; with `follow` also what
     comes, until `over()` or Ctrl-C. Raises PipelineError where there is no log."""
-    if not path.exists() and not follow:
+    if not (follow or path.exists() or _dated(path)):
         raise PipelineError(f"{path}: there is no log yet", "`doit up` starts what writes it")
     file, last = _last(path, count)
     rest = b""
@@ -97,18 +127,18 @@ def lines(
 
 def _last(path: Path, count: int) -> tuple[io.BufferedReader | None, list[str]]:
     """The file, read up to its last whole line, and the last lines of all."""
-    found: deque[str] = deque(maxlen=count)
-    file = None
-    for number in range(KEPT, -1, -1):
-        with contextlib.suppress(FileNotFoundError):
-            file = _older(path, number).open("rb")
-            data = file.read()
-            if number:
-                file.close()
-            else:
-                file.seek(data.rfind(b"\n") + 1)
-            found.extend(_text(line) for line in data.split(b"\n")[:-1])
-    return (file, list(found)) if file and not file.closed else (None, list(found))
+    file, last = None, list[bytes]()
+    with contextlib.suppress(FileNotFoundError):
+        file = path.open("rb")
+        data = file.read()
+        file.seek(data.rfind(b"\n") + 1)
+        last = data.split(b"\n")[:-1]
+    with contextlib.suppress(OSError):
+        for _, older in reversed(_dated(path)):
+            if len(last) >= count:
+                break
+            last = older.read_bytes().split(b"\n")[:-1] + last
+    return file, [_text(line) for line in last[max(0, len(last) - count) :]]
 
 
 def _is_another(path: Path, file: io.BufferedReader) -> bool:
@@ -117,10 +147,6 @@ def _is_another(path: Path, file: io.BufferedReader) -> bool:
     except OSError:
         return False  # between two renames
     return (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev) or now.st_size < file.tell()
-
-
-def _older(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.{number}") if number else path
 
 
 def _text(line: bytes) -> str:

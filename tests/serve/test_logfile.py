@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, wait_for
 
 from pipeline.core.errors import PipelineError
-from pipeline.serve.logfile import KEPT, LOOK_SECONDS, Log, lines
+from pipeline.serve.logfile import KEPT, LOOK_SECONDS, Log, lines, set_aside
 
 FOLLOW = """
 import sys
@@ -24,6 +26,12 @@ for line in lines(Path(sys.argv[1]), 2, follow=True):
     print(line, flush=True)
 print("the end", flush=True)
 """
+
+
+def earlier(path: Path) -> list[Path]:
+    """The logs set aside, oldest first."""
+    files = path.parent.glob(f"{path.stem}.*{path.suffix}")
+    return sorted(files, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
 
 
 def numbers(path: Path) -> list[str]:
@@ -36,17 +44,47 @@ def test_begun_anew(tmp_path: Path) -> None:
     for number in range(20):
         log(f"line {number:02}")  # 8 bytes each: three fit
     log.close()
-    assert sorted(one.name for one in path.parent.iterdir()) == [
-        "größe.log",
-        *(f"größe.log.{n + 1}" for n in range(KEPT)),
-    ]
+    assert len(earlier(path)) == KEPT
     assert numbers(path) == ["line 18", "line 19"]
-    assert numbers(path.with_name("größe.log.1")) == ["line 15", "line 16", "line 17"]
+    assert numbers(earlier(path)[-1]) == ["line 15", "line 16", "line 17"]
     log("x" * 100)
     log("after")
     log.close()
     assert numbers(path) == ["after"]
-    assert path.with_name("größe.log.1").read_text() == "x" * 100 + "\n"
+    assert earlier(path)[-1].read_text() == "x" * 100 + "\n"
+    assert len(earlier(path)) == KEPT
+
+
+def test_the_log_of_the_run_before_is_kept_under_its_date(tmp_path: Path) -> None:
+    path = tmp_path / "serve-8080.log"
+    set_aside(path)  # none yet
+    for run in range(KEPT + 2):
+        path.write_text(f"run {run}\n")
+        day = time.mktime((2026, 11, 1 + run, 6, 20, 11, 0, 0, -1))
+        os.utime(path, (day, day))
+        set_aside(path)
+        assert not path.exists()
+    assert [one.name for one in earlier(path)] == [
+        f"serve-8080.2026-11-{1 + run:02}T06-20-11.log" for run in range(2, KEPT + 2)
+    ]
+    path.write_text("run 7\n")
+    os.utime(path, (day, day))
+    set_aside(path)
+    assert earlier(path)[-1].name == "serve-8080.2026-11-07T06-20-11-2.log", "nothing is lost"
+    assert list(lines(path, 2)) == ["run 6", "run 7"], "before the first line of the next run"
+    path.write_text("this run\n")
+    assert list(lines(path, 3)) == ["run 6", "run 7", "this run"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links of POSIX")
+def test_what_is_no_file_is_not_renamed(tmp_path: Path) -> None:
+    device, empty, other = tmp_path / "a.log", tmp_path / "b.log", tmp_path / "c.log"
+    device.symlink_to("/dev/null")
+    empty.touch()
+    other.write_text("of another server\n")
+    for path in (device, empty, tmp_path / "missing" / "d.log"):
+        set_aside(path)
+    assert {one.name for one in tmp_path.iterdir()} == {"a.log", "b.log", "c.log"}
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.serve.logfile import set_aside
 from pipeline.serve.server import Server
 
 from . import client
@@ -56,6 +58,8 @@ class Runner:
         """Start it: it was its turn."""
         self._why, self._killed = "", False
         self._ready_since = self._ready_until = NEVER
+        if not self.seen.restarts:  # a restart goes on in the same log
+            set_aside(Path(self.instance.log_file))
         try:
             self.child = Child(self.instance, self.at, self.pace, self.news)
         except (PipelineError, OSError, RuntimeError, ValueError) as error:

@@ -28,8 +28,8 @@ from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
-from pipeline.serve.server import Server
 from pipeline.serve.logfile import Log
+from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker

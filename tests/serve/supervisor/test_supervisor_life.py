@@ -18,6 +18,7 @@ from conftest import wait_for
 from fleet_tools import Fleet, changed, grandchild, lives, stand_in
 
 from pipeline.core.process.spawn import LEFT_SECONDS
+from pipeline.serve.logfile import KEPT
 from pipeline.serve.supervisor import client, marker
 from pipeline.serve.supervisor.environment import environment
 from pipeline.serve.supervisor.policy import Timing
@@ -254,13 +255,28 @@ def test_what_cannot_be_started(fleet: Fleet, tmp_path: Path, wrong: str) -> Non
 def test_a_log_is_begun_anew_when_it_is_long(fleet: Fleet, tmp_path: Path) -> None:
     fleet.pace = replace(fleet.pace, log_bytes=100_000)
     fleet.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "5000"))
-    wait_for(lambda: (tmp_path / "logs" / "a.log.3").exists())
+    wait_for(lambda: len(list((tmp_path / "logs").glob("a.*.log"))) == KEPT)
     time.sleep(0.5)
     sizes = [path.stat().st_size for path in (tmp_path / "logs").iterdir()]
-    assert len(sizes) == 4 and max(sizes) <= 100_000
+    assert len(sizes) == KEPT + 1 and max(sizes) <= 100_000
     fleet.down()
     numbers = [int(x.split()[1]) for x in log_of(tmp_path).splitlines() if x.startswith("talk")]
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "no line is lost"
+
+
+def test_each_run_has_its_own_log(fleet: Fleet, tmp_path: Path) -> None:
+    a = stand_in(tmp_path, "a")
+    fleet.up(a)
+    psutil.Process(fleet.pids()["a"] or 0).kill()
+    wait_for(lambda: (s := fleet.state()["a"]).restarts == 1 and s.state == READY)
+    fleet.down()
+    first = log_of(tmp_path)
+    assert first.count("] + ") == 2, "a restart goes on in the same log"
+    fleet.up(a)
+    fleet.down()
+    assert log_of(tmp_path).count("] + ") == 1
+    (before,) = (tmp_path / "logs").glob("a.*.log")
+    assert before.read_text("utf-8") == first
 
 
 def test_huge_output_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
