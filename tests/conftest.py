@@ -25,7 +25,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 pytest_plugins = [
-    *("browsing", "client_tools", "fleet_tools", "images", "parallel", "twins", "vulkan_sdk"),
+    "browsing",
+    "client_tools",
+    "supervisor_tools",
+    "images",
+    "parallel",
+    "twins",
+    "vulkan_sdk",
 ]
 
 # A shell starts background jobs with SIGINT ignored, nohup does it with SIGHUP, and programs hand

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, free_port, wait_for
-from fleet_tools import Fleet, stand_in
+from supervisor_tools import Servers, stand_in
 
-from pipeline.commands.up import as_launch
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance
 from pipeline.serve.server import Server
+from pipeline.serve.supervisor.environment import environment
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -52,10 +52,10 @@ def with_secrets(found: dict[str, dict[str, str]]) -> dict[str, set[str]]:
     return {name: told for name, env in found.items() if (told := secrets(env))}
 
 
-def environments(fleet: Fleet) -> dict[str, dict[str, str]]:
+def environments(servers: Servers) -> dict[str, dict[str, str]]:
     """Of each process: by the name of its instance, or `supervisor` and `warden`."""
     found: dict[str, dict[str, str]] = {}
-    for process in fleet.processes():
+    for process in servers.processes():
         env = process.environ()
         _, _, name = env["LLAMA_PIPELINE_FLEET"].partition("/")
         found[name or process.cmdline()[2].rpartition(".")[2]] = env
@@ -67,46 +67,46 @@ def downloading(folder: Path) -> Server:
 
 
 @pytest.mark.usefixtures("user")
-def test_in_the_background(fleet: Fleet, tmp_path: Path) -> None:
+def test_in_the_background(servers: Servers, tmp_path: Path) -> None:
     llama = stand_in(tmp_path, "llama", env={"OWN_TOKEN": "given", "OMP_NUM_THREADS": "7"})
     vllm = stand_in(tmp_path, "vllm", engine="vllm")
-    gateway = as_instance(fleet.at, GatewaySettings(port=free_port()))
-    assert fleet.up(llama, vllm, gateway) == {}
-    found = environments(fleet)
+    gateway = as_instance(servers.at, GatewaySettings(port=free_port()))
+    assert servers.up(llama, vllm, gateway) == {}
+    found = environments(servers)
     assert set(found) == {"supervisor", "warden", "llama", "vllm", "gateway"}
     assert with_secrets(found) == {}
     assert WANTED.items() <= found["vllm"].items()
     assert found["llama"]["CUDA_VISIBLE_DEVICES"] == WANTED["CUDA_VISIBLE_DEVICES"]
     assert (found["llama"]["OWN_TOKEN"], found["llama"]["OMP_NUM_THREADS"]) == ("given", "7")
-    began = as_launch(llama, fleet.at).env
+    began = environment(llama, servers.at)
     assert secrets(dict(began)) == set() and began["OWN_TOKEN"] == "given"
 
 
 @pytest.mark.usefixtures("user")
-def test_the_token_is_for_a_vllm_that_downloads(fleet: Fleet, tmp_path: Path) -> None:
-    gateway = as_instance(fleet.at, GatewaySettings(port=free_port()))
-    assert fleet.up(stand_in(tmp_path, "llama"), downloading(tmp_path), gateway) == {}
-    found = environments(fleet)
+def test_the_token_is_for_a_vllm_that_downloads(servers: Servers, tmp_path: Path) -> None:
+    gateway = as_instance(servers.at, GatewaySettings(port=free_port()))
+    assert servers.up(stand_in(tmp_path, "llama"), downloading(tmp_path), gateway) == {}
+    found = environments(servers)
     assert with_secrets(found) == {"supervisor": set(OF_THE_HUB), "hub": set(OF_THE_HUB)}
     assert set(found) == {"supervisor", "warden", "llama", "hub", "gateway"}
 
 
 @pytest.mark.usefixtures("user")
 def test_one_that_joins_later(
-    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its supervisor has no token to hand on, which is said."""
     llama, hub = stand_in(tmp_path, "llama"), downloading(tmp_path)
-    fleet.up(llama)
+    servers.up(llama)
     assert "warning" not in capsys.readouterr().err
-    fleet.up(llama, hub)
+    servers.up(llama, hub)
     told = capsys.readouterr().err
     assert all(name in told for name in OF_THE_HUB) and "OPENAI" not in told
-    assert secrets(environments(fleet)["hub"]) == set()
-    fleet.down()
-    fleet.up(llama, hub)
+    assert secrets(environments(servers)["hub"]) == set()
+    servers.down()
+    servers.up(llama, hub)
     assert "warning" not in capsys.readouterr().err
-    assert secrets(environments(fleet)["hub"]) == set(OF_THE_HUB)
+    assert secrets(environments(servers)["hub"]) == set(OF_THE_HUB)
 
 
 def test_in_the_foreground(doit: Doit, gguf: Path) -> None:

@@ -42,7 +42,7 @@ logit_bias = "2+7"  # an end after some words: random weights seldom find one
 
 
 @dataclass
-class Fleet:
+class Servers:
     doit: Doit
     file: Path
     port: int
@@ -67,7 +67,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(doit: Doit, tmp_path: Path) -> Iterator[Fleet]:
+def servers(doit: Doit, tmp_path: Path) -> Iterator[Servers]:
     (tmp_path / "gateway.key").write_text(f"# ours\n\n  {KEY}\n")
     home = tmp_path / "user's hôme"
     home.mkdir()
@@ -79,7 +79,7 @@ def fleet(doit: Doit, tmp_path: Path) -> Iterator[Fleet]:
         "LLAMA_PIPELINE_CWD": str(home),
         "PATH": f"{claude}{os.pathsep}{os.environ['PATH']}",
     }
-    made = Fleet(doit, tmp_path / "models ü.toml", free_port(), claude)
+    made = Servers(doit, tmp_path / "models ü.toml", free_port(), claude)
     yield made
     doit("down", f"config={made.file}", status=None)
 
@@ -100,56 +100,58 @@ def run(words: list[str], env: dict[str, str]) -> str:
     return str(done.stdout)
 
 
-def test_the_whole_exchange(fleet: Fleet, gguf: Path) -> None:
-    fleet.write(gguf, 16_384)
-    config = f"config={fleet.file}"
-    plain = fleet.doit("claude", config, "format=json")
+def test_the_whole_exchange(servers: Servers, gguf: Path) -> None:
+    servers.write(gguf, 16_384)
+    config = f"config={servers.file}"
+    plain = servers.doit("claude", config, "format=json")
     told = plain.json()
-    assert told["env"]["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{fleet.port}"
+    assert told["env"]["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{servers.port}"
     assert told["env"]["ANTHROPIC_MODEL"] == told["env"]["ANTHROPIC_DEFAULT_HAIKU_MODEL"] == "chat"
     assert told["env"]["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "16384"
     assert Path(told["key_file"]).read_text().split()[-1] == KEY
     assert "chat has a context of 16,384 tokens" in plain.err
 
     # what is printed, as a user would paste it
-    shown = fleet.doit("claude", config, "--", *PRINT)
+    shown = servers.doit("claude", config, "--", *PRINT)
     assert KEY not in plain.out + shown.out + plain.err + shown.err
-    ended_well(run(["sh", "-c", shown.out], fleet.doit.env))
+    ended_well(run(["sh", "-c", shown.out], servers.doit.env))
 
     # started at once, in the user's folder
-    started = fleet.doit("claude", config, "start=1", "--", *PRINT)
+    started = servers.doit("claude", config, "start=1", "--", *PRINT)
     ended_well(started.out)
     assert KEY not in started.err and "claude -p hello" in started.err
-    home = Path(fleet.doit.env["HOME"])
+    home = Path(servers.doit.env["HOME"])
     (session,) = home.rglob(f"{json.loads(started.out)['session_id']}.jsonl")
     assert json.dumps(str(home), ensure_ascii=False) in session.read_text("utf-8")
 
     # by Anthropic's own names, which a pattern leads to the model; telemetry is not turned off
     least = {"ANTHROPIC_BASE_URL": told["env"]["ANTHROPIC_BASE_URL"], "ANTHROPIC_AUTH_TOKEN": KEY}
-    ended_well(run([str(next(fleet.claude.glob("claude*"))), *PRINT], {**fleet.doit.env, **least}))
-    assert fleet.answered(200) >= 3 and fleet.answered(404) == fleet.answered(401) == 0
+    ended_well(
+        run([str(next(servers.claude.glob("claude*"))), *PRINT], {**servers.doit.env, **least})
+    )
+    assert servers.answered(200) >= 3 and servers.answered(404) == servers.answered(401) == 0
 
 
-def test_what_is_wrong_is_told(fleet: Fleet, gguf: Path) -> None:
-    fleet.text(gguf, 2048)
-    config = f"config={fleet.file}"
-    nothing = fleet.doit("claude", config, status=1)
+def test_what_is_wrong_is_told(servers: Servers, gguf: Path) -> None:
+    servers.text(gguf, 2048)
+    config = f"config={servers.file}"
+    nothing = servers.doit("claude", config, status=1)
     assert "nothing answers at" in nothing.err and "doit up" in nothing.err
-    fleet.doit("up", config, timeout=120)
-    small = fleet.doit("claude", config, "name=tiny")
+    servers.doit("up", config, timeout=120)
+    small = servers.doit("claude", config, "name=tiny")
     assert "ANTHROPIC_MODEL=tiny" in small.out
     assert "warning: tiny has a context of 2,048 tokens" in small.err
-    assert "did you mean chat?" in fleet.doit("claude", config, "name=chta", status=3).err
-    both = fleet.doit("claude", config, "start=1", "format=json", status=3)
+    assert "did you mean chat?" in servers.doit("claude", config, "name=chta", status=3).err
+    both = servers.doit("claude", config, "start=1", "format=json", status=3)
     assert "contradict each other" in both.err
-    fleet.doit.env["PATH"] = os.defpath
-    assert "npm install" in fleet.doit("claude", config, "start=1", status=1).err
+    servers.doit.env["PATH"] = os.defpath
+    assert "npm install" in servers.doit("claude", config, "start=1", status=1).err
 
 
-def test_a_single_server_too(fleet: Fleet, gguf: Path) -> None:
-    with fleet.doit.serving(f"model={gguf}", "alias=one", "server.logit_bias=2+7") as url:
-        told = fleet.doit("claude", f"url={url}/v1", "format=json").json()
+def test_a_single_server_too(servers: Servers, gguf: Path) -> None:
+    with servers.doit.serving(f"model={gguf}", "alias=one", "server.logit_bias=2+7") as url:
+        told = servers.doit("claude", f"url={url}/v1", "format=json").json()
         assert told["env"]["ANTHROPIC_BASE_URL"] == url and told["key_file"] is None
         assert told["env"]["ANTHROPIC_MODEL"] == "one"
-        ended_well(fleet.doit("claude", f"url={url}", "start=1", "--", *PRINT).out)
-    assert "which servers?" in fleet.doit("claude", status=3).err
+        ended_well(servers.doit("claude", f"url={url}", "start=1", "--", *PRINT).out)
+    assert "which servers?" in servers.doit("claude", status=3).err

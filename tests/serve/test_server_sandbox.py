@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, chat, free_port, post, wait_for
-from fleet_tools import Fleet
+from supervisor_tools import Servers
 
 from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import strength
@@ -99,16 +99,16 @@ def told(instance: Server) -> dict[str, str]:
     return dict(line.split(": ") for line in lines if line.endswith((": refused", ": done")))
 
 
-def test_what_a_server_may_not(fleet: Fleet, curious: Server) -> None:
-    assert fleet.up(curious) == {}
+def test_what_a_server_may_not(servers: Servers, curious: Server) -> None:
+    assert servers.up(curious) == {}
     found = told(curious)
     assert {name for name, answer in found.items() if answer == "refused"} == REFUSED
     assert {name for name, answer in found.items() if answer == "done"} == ALLOWED
 
 
-def test_without_the_sandbox_it_could(fleet: Fleet, curious: Server) -> None:
+def test_without_the_sandbox_it_could(servers: Servers, curious: Server) -> None:
     """Or the test above would show nothing."""
-    assert fleet.up(replace(curious, sandbox="off")) == {}
+    assert servers.up(replace(curious, sandbox="off")) == {}
     found = told(curious)
     # nothing listens on the port that it connects to
     assert {name for name, answer in found.items() if answer == "refused"} == {"connection"}

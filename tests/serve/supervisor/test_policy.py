@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fleet_tools import stand_in
+from supervisor_tools import stand_in
 
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor.policy import Decision, End, Timing, decide

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import wait_for
-from fleet_tools import Fleet, changed, grandchild, lives, stand_in
+from supervisor_tools import Servers, changed, grandchild, lives, stand_in
 
 from pipeline.core.process.spawn import LEFT_SECONDS
 from pipeline.serve.logfile import KEPT
@@ -39,12 +39,14 @@ def log_of(tmp_path: Path, name: str = "a") -> str:
     return (tmp_path / "logs" / f"{name}.log").read_text("utf-8")
 
 
-def test_up_ps_down(fleet: Fleet, tmp_path: Path) -> None:
+def test_up_ps_down(servers: Servers, tmp_path: Path) -> None:
     a = stand_in(tmp_path, "a", "--ready-after", "0.3", "--metrics", aliases=("small", "tiny"))
     b = stand_in(tmp_path, "b")
-    assert fleet.up(a, b) == {}
-    assert [(n, s.state) for n, s in fleet.told if s.state == READY and n == "a"] == [("a", READY)]
-    rows = fleet.rows()
+    assert servers.up(a, b) == {}
+    assert [(n, s.state) for n, s in servers.told if s.state == READY and n == "a"] == [
+        ("a", READY)
+    ]
+    rows = servers.rows()
     assert list(rows) == ["a", "b"]
     row = rows["a"]
     assert (row.state, row.model, row.engine, row.restarts) == (READY, "small", "llama.cpp", 0)
@@ -54,23 +56,23 @@ def test_up_ps_down(fleet: Fleet, tmp_path: Path) -> None:
     assert row.memory and row.memory > 5_000_000
     assert row.tokens_per_second == 12.5
     assert rows["b"].tokens_per_second is None
-    assert sorted(fleet.down()) == ["a", "b"]
-    fleet.nothing_left()
-    assert {name: row.state for name, row in fleet.rows().items()} == {}
+    assert sorted(servers.down()) == ["a", "b"]
+    servers.nothing_left()
+    assert {name: row.state for name, row in servers.rows().items()} == {}
     log = log_of(tmp_path).splitlines()
     assert log[0].endswith(f"+ {shlex.join(a.command)}")
     assert log[-1] == "ending on SIGTERM"
 
 
-def test_files_are_private(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.up(stand_in(tmp_path, "a"))
-    for path in (fleet.at.state, fleet.at.wanted, fleet.at.log, tmp_path / "logs" / "a.log"):
+def test_files_are_private(servers: Servers, tmp_path: Path) -> None:
+    servers.up(stand_in(tmp_path, "a"))
+    for path in (servers.at.state, servers.at.wanted, servers.at.log, tmp_path / "logs" / "a.log"):
         assert path.stat().st_mode & 0o777 == 0o600, path
-    for path in (fleet.at.path, tmp_path / "logs"):
+    for path in (servers.at.path, tmp_path / "logs"):
         assert path.stat().st_mode & 0o777 == 0o700, path
 
 
-def test_the_environment(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(marker.VARIABLE, "another/one")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -81,127 +83,129 @@ def test_the_environment(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.Monke
     a = stand_in(tmp_path, "a", "--environment", str(notes["a"]), env={"CUDA_VISIBLE_DEVICES": "1"})
     b = stand_in(tmp_path, "b", "--environment", str(notes["b"]), engine="vllm", api_key_file="key")
     b = replace(b, downloads=True)
-    assert fleet.up(a, b) == {}
+    assert servers.up(a, b) == {}
     env = json.loads(notes["a"].read_text())
     unwanted = {"LLAMA_ARG_CTX_SIZE", "HF_TOKEN", "VLLM_API_KEY", "OF_ANOTHER_PROGRAM"}
     assert unwanted.isdisjoint(env)
     assert (env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) == ("3", "1")
-    assert env[marker.VARIABLE] == f"{fleet.at.marker}/a"
-    assert marker.VARIABLE not in environment(a, fleet.at), "in the foreground it has none"
+    assert env[marker.VARIABLE] == f"{servers.at.marker}/a"
+    assert marker.VARIABLE not in environment(a, servers.at), "in the foreground it has none"
     assert list(Path(env["XDG_CONFIG_HOME"]).iterdir()) == []
     env = json.loads(notes["b"].read_text())
     assert (env["VLLM_API_KEY"], env["HF_TOKEN"]) == ("the-key", "secret")
-    assert "the-key" not in fleet.at.state.read_text() + fleet.at.wanted.read_text()
+    assert "the-key" not in servers.at.state.read_text() + servers.at.wanted.read_text()
 
 
-def test_never_ready(fleet: Fleet, tmp_path: Path) -> None:
+def test_never_ready(servers: Servers, tmp_path: Path) -> None:
     a = stand_in(tmp_path, "a", "--never-ready", ready_timeout=0.5, max_restarts=1)
-    reason = fleet.up(a)["a"].reason
+    reason = servers.up(a)["a"].reason
     assert reason.startswith("failed start: not ready after 0.5 s; given up after 1 restarts")
     assert "  | still loading" in reason
     assert log_of(tmp_path).count("+ ") == 2
-    fleet.down()
-    fleet.nothing_left()
+    servers.down()
+    servers.nothing_left()
 
 
-def test_a_broken_one_does_not_touch_the_others(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_broken_one_does_not_touch_the_others(servers: Servers, tmp_path: Path) -> None:
     good, bad = stand_in(tmp_path, "good"), stand_in(tmp_path, "bad", "--exit", "7")
-    failed = fleet.up(good, bad)
+    failed = servers.up(good, bad)
     assert list(failed) == ["bad"]
     seen = failed["bad"]
     assert (seen.state, seen.restarts, seen.pid) == (FAILED, 2, None)
     assert "exit status 7 before it was ready; given up after 2 restarts" in seen.reason
     assert "  | the last words" in seen.reason
-    assert [s.state for n, s in fleet.told if n == "bad" and s.state == PAUSING]
-    assert fleet.state()["good"].state == READY
+    assert [s.state for n, s in servers.told if n == "bad" and s.state == PAUSING]
+    assert servers.state()["good"].state == READY
 
 
 @pytest.mark.parametrize(
     ("switches", "text"),
     [(["--exit", "3"], "crash: exit status 3"), (["--die"], "failed start: killed by SIGABRT")],
 )
-def test_never_restarted(fleet: Fleet, tmp_path: Path, switches: list[str], text: str) -> None:
-    fleet.up(stand_in(tmp_path, "a", *switches, "--after", "1.5", restart="never"))
-    assert fleet.until("a", FAILED, reason=text).restarts == 0
+def test_never_restarted(servers: Servers, tmp_path: Path, switches: list[str], text: str) -> None:
+    servers.up(stand_in(tmp_path, "a", *switches, "--after", "1.5", restart="never"))
+    assert servers.until("a", FAILED, reason=text).restarts == 0
 
 
-def test_a_good_end_is_no_failure(fleet: Fleet, tmp_path: Path) -> None:
-    assert fleet.up(stand_in(tmp_path, "a", "--exit", "0", "--after", "1.5")) == {}
-    assert fleet.until("a", EXITED).reason.startswith("ended: exit status 0")
-    assert fleet.rows()["a"].state == EXITED
-    fleet.down()
-    fleet.nothing_left()
+def test_a_good_end_is_no_failure(servers: Servers, tmp_path: Path) -> None:
+    assert servers.up(stand_in(tmp_path, "a", "--exit", "0", "--after", "1.5")) == {}
+    assert servers.until("a", EXITED).reason.startswith("ended: exit status 0")
+    assert servers.rows()["a"].state == EXITED
+    servers.down()
+    servers.nothing_left()
 
 
-def test_always_restarted(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.up(stand_in(tmp_path, "a", "--exit", "0", "--after", "1", restart="always"))
-    wait_for(lambda: fleet.state()["a"].restarts >= 1)
+def test_always_restarted(servers: Servers, tmp_path: Path) -> None:
+    servers.up(stand_in(tmp_path, "a", "--exit", "0", "--after", "1", restart="always"))
+    wait_for(lambda: servers.state()["a"].restarts >= 1)
 
 
-def test_a_killed_server_comes_back_and_the_others_stay(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_killed_server_comes_back_and_the_others_stay(servers: Servers, tmp_path: Path) -> None:
     a, b = stand_in(tmp_path, "a"), stand_in(tmp_path, "b")
-    fleet.up(a, b)
-    before = fleet.pids()
+    servers.up(a, b)
+    before = servers.pids()
     os.kill(before["a"] or 0, signal.SIGKILL)
-    seen = wait_for(lambda: (s := fleet.state()["a"]).restarts and s.state == READY and s)
+    seen = wait_for(lambda: (s := servers.state()["a"]).restarts and s.state == READY and s)
     assert seen.pid != before["a"]
     assert "crash: killed by SIGKILL after it was ready" in seen.reason
-    assert fleet.pids()["b"] == before["b"]
-    assert fleet.rows()["a"].restarts == 1
+    assert servers.pids()["b"] == before["b"]
+    assert servers.rows()["a"].restarts == 1
 
 
-def test_a_steady_server_has_its_whole_budget(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_steady_server_has_its_whole_budget(servers: Servers, tmp_path: Path) -> None:
     """Each is ready for long enough here, so it is started more often than the budget says."""
-    fleet.pace = replace(fleet.pace, steady_after=0.0)
-    fleet.up(stand_in(tmp_path, "a", "--exit", "3", "--after", "0.7", max_restarts=1))
-    wait_for(lambda: fleet.state()["a"].restarts >= 3, 60)
+    servers.pace = replace(servers.pace, steady_after=0.0)
+    servers.up(stand_in(tmp_path, "a", "--exit", "3", "--after", "0.7", max_restarts=1))
+    wait_for(lambda: servers.state()["a"].restarts >= 3, 60)
 
 
 @pytest.mark.parametrize("more", [[], ["--metrics"]], ids=["blind", "more and more wait"])
-def test_stuck(fleet: Fleet, tmp_path: Path, more: list[str]) -> None:
+def test_stuck(servers: Servers, tmp_path: Path, more: list[str]) -> None:
     a = stand_in(tmp_path, "a", "--wedge-after", "0", "--ignore-term", *more, probe_timeout=0.5)
-    fleet.up(a, b := stand_in(tmp_path, "b", probe_timeout=5.0))
-    seen = fleet.until("a", PAUSING, LOADING, READY, FAILED, reason="stuck: no token within 0.5 s")
+    servers.up(a, b := stand_in(tmp_path, "b", probe_timeout=5.0))
+    seen = servers.until(
+        "a", PAUSING, LOADING, READY, FAILED, reason="stuck: no token within 0.5 s"
+    )
     assert "asked /completion" in seen.reason
-    assert fleet.until("a", FAILED).restarts == 2
-    assert fleet.state()["b"].restarts == 0
+    assert servers.until("a", FAILED).restarts == 2
+    assert servers.state()["b"].restarts == 0
     assert "asked /completion" in Path(b.log_file).read_text()
 
 
-def test_the_time_it_may_have_been_stuck_is_not_steady(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_time_it_may_have_been_stuck_is_not_steady(servers: Servers, tmp_path: Path) -> None:
     """With equal times, as they are by default, the budget ends all the same."""
-    fleet.pace = replace(fleet.pace, probe_every=0.5, steady_after=0.5)
-    fleet.up(stand_in(tmp_path, "a", "--wedge-after", "0", probe_timeout=0.3, max_restarts=1))
-    assert fleet.until("a", FAILED, reason="given up").restarts == 1
+    servers.pace = replace(servers.pace, probe_every=0.5, steady_after=0.5)
+    servers.up(stand_in(tmp_path, "a", "--wedge-after", "0", probe_timeout=0.3, max_restarts=1))
+    assert servers.until("a", FAILED, reason="given up").restarts == 1
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
-def test_behind_a_launcher(fleet: Fleet, tmp_path: Path, engine: str) -> None:
+def test_behind_a_launcher(servers: Servers, tmp_path: Path, engine: str) -> None:
     """It is asked itself, and has its time although the launcher is gone at once; what it says
     after a long silence is still heard."""
     silence = str(LEFT_SECONDS + 1)
     a = stand_in(tmp_path, "a", "--stop-after", silence, engine=engine, stop_timeout=30.0)
     words = shlex.join(a.command)
-    fleet.up(replace(a, executable="/bin/sh", cmd=("-c", f"{words}; exit 0")))
-    fleet.down()
+    servers.up(replace(a, executable="/bin/sh", cmd=("-c", f"{words}; exit 0")))
+    servers.down()
     assert log_of(tmp_path).splitlines()[-1] == "ending on SIGTERM"
-    fleet.nothing_left()
+    servers.nothing_left()
 
 
 @pytest.mark.parametrize("switches", [["--metrics", "--working"], []], ids=["works", "is off"])
-def test_not_asked(fleet: Fleet, tmp_path: Path, switches: list[str]) -> None:
+def test_not_asked(servers: Servers, tmp_path: Path, switches: list[str]) -> None:
     """One whose counters move is left alone, and one that is not to be probed."""
     timeout = 0.3 if switches else 0.0
-    fleet.up(stand_in(tmp_path, "a", "--wedge-after", "0", *switches, probe_timeout=timeout))
+    servers.up(stand_in(tmp_path, "a", "--wedge-after", "0", *switches, probe_timeout=timeout))
     time.sleep(2)
-    assert fleet.state()["a"].restarts == 0
+    assert servers.state()["a"].restarts == 0
     assert "asked" not in log_of(tmp_path)
 
 
-def test_an_idle_server_is_asked_once(fleet: Fleet, tmp_path: Path) -> None:
+def test_an_idle_server_is_asked_once(servers: Servers, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("k1\nk2\n")
     a = stand_in(tmp_path, "a", "--metrics", probe_timeout=5.0, api_key_file=str(tmp_path / "key"))
-    fleet.up(a)
+    servers.up(a)
     wait_for(lambda: "asked" in log_of(tmp_path))
     time.sleep(1.5)
     (line,) = [line for line in log_of(tmp_path).splitlines() if line.startswith("asked")]
@@ -226,17 +230,17 @@ def test_the_smallest_request(tmp_path: Path, engine: str, kind: str, path: str)
     assert body.get("cache_prompt", False) is False
 
 
-def test_a_port_that_is_taken(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_port_that_is_taken(servers: Servers, tmp_path: Path) -> None:
     a = stand_in(tmp_path, "a", max_restarts=1)
     with socket.create_server(("127.0.0.1", a.port)):
-        reason = fleet.up(a)["a"].reason
+        reason = servers.up(a)["a"].reason
     assert reason.startswith(f"failed start: port {a.port} on 127.0.0.1 is in use by ")
     assert f"(pid {os.getpid()})" in reason
-    assert fleet.up(a) == {}, "what had failed is tried anew"
+    assert servers.up(a) == {}, "what had failed is tried anew"
 
 
 @pytest.mark.parametrize("wrong", ["executable", "folder", "key", "log"])
-def test_what_cannot_be_started(fleet: Fleet, tmp_path: Path, wrong: str) -> None:
+def test_what_cannot_be_started(servers: Servers, tmp_path: Path, wrong: str) -> None:
     a, missing = stand_in(tmp_path, "a", max_restarts=1), str(tmp_path / "missing")
     (tmp_path / "file").write_text("")
     a = {
@@ -245,63 +249,63 @@ def test_what_cannot_be_started(fleet: Fleet, tmp_path: Path, wrong: str) -> Non
         "key": replace(a, engine="vllm", api_key_file=missing),
         "log": replace(a, log_file=str(tmp_path / "file" / "a.log")),
     }[wrong]
-    failed = fleet.up(a)
+    failed = servers.up(a)
     if wrong == "log":  # a server is worth more than its log
         assert failed == {}
     else:
         assert "failed start: " in failed["a"].reason and "missing" in failed["a"].reason
 
 
-def test_a_log_is_begun_anew_when_it_is_long(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.pace = replace(fleet.pace, log_bytes=100_000)
-    fleet.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "5000"))
+def test_a_log_is_begun_anew_when_it_is_long(servers: Servers, tmp_path: Path) -> None:
+    servers.pace = replace(servers.pace, log_bytes=100_000)
+    servers.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "5000"))
     wait_for(lambda: len(list((tmp_path / "logs").glob("a.*.log"))) == KEPT)
     time.sleep(0.5)
     sizes = [path.stat().st_size for path in (tmp_path / "logs").iterdir()]
     assert len(sizes) == KEPT + 1 and max(sizes) <= 100_000
-    fleet.down()
+    servers.down()
     numbers = [int(x.split()[1]) for x in log_of(tmp_path).splitlines() if x.startswith("talk")]
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "no line is lost"
 
 
-def test_each_run_has_its_own_log(fleet: Fleet, tmp_path: Path) -> None:
+def test_each_run_has_its_own_log(servers: Servers, tmp_path: Path) -> None:
     a = stand_in(tmp_path, "a")
-    fleet.up(a)
-    psutil.Process(fleet.pids()["a"] or 0).kill()
-    wait_for(lambda: (s := fleet.state()["a"]).restarts == 1 and s.state == READY)
-    fleet.down()
+    servers.up(a)
+    psutil.Process(servers.pids()["a"] or 0).kill()
+    wait_for(lambda: (s := servers.state()["a"]).restarts == 1 and s.state == READY)
+    servers.down()
     first = log_of(tmp_path)
     assert first.count("] + ") == 2, "a restart goes on in the same log"
-    fleet.up(a)
-    fleet.down()
+    servers.up(a)
+    servers.down()
     assert log_of(tmp_path).count("] + ") == 1
     (before,) = (tmp_path / "logs").glob("a.*.log")
     assert before.read_text("utf-8") == first
 
 
-def test_huge_output_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
+def test_huge_output_stops_nothing(servers: Servers, tmp_path: Path) -> None:
     size = 12_000_000
-    assert fleet.up(stand_in(tmp_path, "a", "--no-newline", str(size))) == {}
-    fleet.down()
+    assert servers.up(stand_in(tmp_path, "a", "--no-newline", str(size))) == {}
+    servers.down()
     told = "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
     assert told.count("x") == size
-    assert len(fleet.log()) < 100_000
+    assert len(servers.log()) < 100_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
-def test_a_full_disk_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_full_disk_stops_nothing(servers: Servers, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a.log").symlink_to("/dev/full")
-    assert fleet.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "1000")) == {}
-    fleet.down()
-    fleet.nothing_left()
+    assert servers.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "1000")) == {}
+    servers.down()
+    servers.nothing_left()
 
 
-def test_stopping_takes_its_time_and_no_more(fleet: Fleet, tmp_path: Path) -> None:
+def test_stopping_takes_its_time_and_no_more(servers: Servers, tmp_path: Path) -> None:
     """Those that ignore SIGTERM are killed together, with what they have started elsewhere."""
     notes = [tmp_path / f"grandchild-{n}" for n in range(4)]
     elsewhere = ["--ignore-term", "--setsid", "--grandchild"]
-    fleet.up(
+    servers.up(
         *(
             stand_in(tmp_path, f"s{n}", *elsewhere, str(note), stop_timeout=1.0)
             for n, note in enumerate(notes)
@@ -310,29 +314,29 @@ def test_stopping_takes_its_time_and_no_more(fleet: Fleet, tmp_path: Path) -> No
     grandchildren = [grandchild(note) for note in notes]
     assert all(lives(pid) for pid in grandchildren)
     began = time.monotonic()
-    fleet.down()
+    servers.down()
     assert 1 <= time.monotonic() - began < 10  # one after the other would take 4 s, and 2 s each
-    fleet.nothing_left()
+    servers.nothing_left()
     assert not any(lives(pid) for pid in grandchildren)
     assert "SIGTERM is ignored" in log_of(tmp_path, "s0")
 
 
-def test_what_a_crashed_server_left_elsewhere_is_ended(fleet: Fleet, tmp_path: Path) -> None:
+def test_what_a_crashed_server_left_elsewhere_is_ended(servers: Servers, tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
-    fleet.up(stand_in(tmp_path, "a", "--grandchild", str(note), "--setsid"))
+    servers.up(stand_in(tmp_path, "a", "--grandchild", str(note), "--setsid"))
     first = grandchild(note)
-    os.kill(fleet.pids()["a"] or 0, signal.SIGKILL)
-    wait_for(lambda: fleet.state()["a"].restarts == 1 and fleet.state()["a"].state == READY)
+    os.kill(servers.pids()["a"] or 0, signal.SIGKILL)
+    wait_for(lambda: servers.state()["a"].restarts == 1 and servers.state()["a"].state == READY)
     assert not lives(first)
     assert lives(grandchild(note))
 
 
-def test_so_many_load_at_once(fleet: Fleet, tmp_path: Path) -> None:
+def test_so_many_load_at_once(servers: Servers, tmp_path: Path) -> None:
     many = [stand_in(tmp_path, f"s{n}", "--ready-after", "0.4") for n in range(5)]
-    fleet.up(*many, max_loading=2)
+    servers.up(*many, max_loading=2)
     loading: set[str] = set()
     most, order = 0, list[str]()
-    for line in fleet.log().splitlines():
+    for line in servers.log().splitlines():
         for one in many:
             if line.endswith(f" {one.name}: {LOADING}"):
                 loading.add(one.name)
@@ -342,24 +346,24 @@ def test_so_many_load_at_once(fleet: Fleet, tmp_path: Path) -> None:
         most = max(most, len(loading))
     assert most == 2
     assert order == [one.name for one in many], "in the order of the file"
-    assert any(seen.state == WAITING for _, seen in fleet.told)
+    assert any(seen.state == WAITING for _, seen in servers.told)
 
 
-def test_up_again_ends_a_pause(fleet: Fleet, tmp_path: Path) -> None:
+def test_up_again_ends_a_pause(servers: Servers, tmp_path: Path) -> None:
     """A port that is taken, then free: nobody waits for the minute to be over."""
-    fleet.pace = Timing(longest_pause=60)
+    servers.pace = Timing(longest_pause=60)
     a = stand_in(tmp_path, "a", restart_pause=60.0)
-    fleet.up(a)
-    os.kill(fleet.pids()["a"] or 0, signal.SIGKILL)
-    fleet.until("a", PAUSING)
-    assert fleet.up(a) == {}
+    servers.up(a)
+    os.kill(servers.pids()["a"] or 0, signal.SIGKILL)
+    servers.until("a", PAUSING)
+    assert servers.up(a) == {}
 
 
-def test_a_changed_one_is_stopped_while_it_loads(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_changed_one_is_stopped_while_it_loads(servers: Servers, tmp_path: Path) -> None:
     a = stand_in(tmp_path, "a")
-    fleet.up(a)
-    fleet.up(slow := changed(a, "--ready-after", "0.5"))
-    assert psutil.Process(fleet.pids()["a"] or 0).cmdline()[1:] == list(slow.cmd)
-    assert fleet.down("a") == ["a"]
-    fleet.nothing_left()
-    assert fleet.state()["a"].state == STOPPED
+    servers.up(a)
+    servers.up(slow := changed(a, "--ready-after", "0.5"))
+    assert psutil.Process(servers.pids()["a"] or 0).cmdline()[1:] == list(slow.cmd)
+    assert servers.down("a") == ["a"]
+    servers.nothing_left()
+    assert servers.state()["a"].state == STOPPED

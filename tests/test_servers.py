@@ -30,7 +30,7 @@ def toml(tables: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Fleet:
+class Servers:
     """One file of instances on a home of its own; everything is stopped in the end."""
 
     def __init__(self, doit: Doit, folder: Path) -> None:
@@ -83,11 +83,11 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(doit: Doit, tmp_path: Path) -> Iterator[Fleet]:
-    fleet = Fleet(doit, tmp_path)
-    yield fleet
-    doit("down", fleet.config, status=None)
-    assert fleet.processes() == []
+def servers(doit: Doit, tmp_path: Path) -> Iterator[Servers]:
+    servers = Servers(doit, tmp_path)
+    yield servers
+    doit("down", servers.config, status=None)
+    assert servers.processes() == []
 
 
 def answers(port: int) -> bool:
@@ -95,26 +95,26 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_servers_behind_one_address(fleet: Fleet, gguf: Path, converter: Path) -> None:
+def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Path) -> None:
     """Two chat servers and an embedder, asked with the clients that people use; one is killed,
     one is broken; then nothing is left."""
     import anthropic
     import openai
 
-    ports = [fleet.chat(name, gguf, alias="chat") for name in ("first", "second")]
+    ports = [servers.chat(name, gguf, alias="chat") for name in ("first", "second")]
     port, gateway = free_port(), free_port()
-    fleet.write(
+    servers.write(
         {
             "instance.embed.model": {"ref": "demo", "quant": "q8_0"},
             "instance.embed.server": {"port": port},
             "gateway": {"enable": True, "port": gateway},
         }
     )
-    told = fleet.up()
+    told = servers.up()
     assert {line.partition(":")[0] for line in told.err.splitlines() if ": ready at" in line} == {
         *("first", "second", "embed", "gateway")
     }
-    before = fleet.ps()
+    before = servers.ps()
     assert {row["state"] for row in before.values()} == {"ready"}
     assert before["embed"]["memory"] > 1_000_000
 
@@ -144,86 +144,88 @@ def test_servers_behind_one_address(fleet: Fleet, gguf: Path, converter: Path) -
     os.kill(before["first"]["pid"], signal.SIGKILL)
     # the other one of this name answers meanwhile
     assert client.chat.completions.create(model="chat", messages=said, max_tokens=2).choices
-    wait_for(lambda: fleet.ps()["first"]["restarts"] == 1 and answers(ports[0]))
-    after = fleet.ps()
+    wait_for(lambda: servers.ps()["first"]["restarts"] == 1 and answers(ports[0]))
+    after = servers.ps()
     for name in ("second", "embed", "gateway"):
         assert after[name]["pid"] == before[name]["pid"], "others are untouched"
 
-    fleet.chat("broken", gguf, lora="/no/such.gguf")
-    fleet.write({"instance.broken.control": {"restart_pause": 0.1, "max_restarts": 1}})
-    wrong = fleet.up(status=1)
+    servers.chat("broken", gguf, lora="/no/such.gguf")
+    servers.write({"instance.broken.control": {"restart_pause": 0.1, "max_restarts": 1}})
+    wrong = servers.up(status=1)
     assert "broken is failed" in wrong.err and "no/such.gguf" in wrong.err
-    now = fleet.ps()
+    now = servers.ps()
     assert (now["broken"]["state"], now["broken"]["restarts"]) == ("failed", 1)
     assert now["second"]["pid"] == before["second"]["pid"], "what did not change goes on"
     assert get(f"{url}/health")["instances"]["second"]["state"] == "ready"
 
-    stopped = fleet.doit("down", fleet.config, "format=json").json()
+    stopped = servers.doit("down", servers.config, "format=json").json()
     assert set(stopped) == {"first", "second", "embed", "broken", "gateway"}
-    assert fleet.processes() == []
+    assert servers.processes() == []
     assert not any(answers(one) for one in (*ports, port, gateway))
-    assert "nothing is up" in fleet.doit("ps").err
+    assert "nothing is up" in servers.doit("ps").err
 
 
-def test_a_changed_file_restarts_what_changed(fleet: Fleet, gguf: Path) -> None:
-    fleet.chat("kept", gguf)
-    fleet.chat("changed", gguf)
-    told = fleet.up()
+def test_a_changed_file_restarts_what_changed(servers: Servers, gguf: Path) -> None:
+    servers.chat("kept", gguf)
+    servers.chat("changed", gguf)
+    told = servers.up()
     assert [step for step in told.steps if step.startswith("resolve")] == []
-    first = fleet.ps()
-    fleet.tables["instance.changed.server"]["ctx_size"] = 256
-    fleet.chat("new", gguf)
-    dry = fleet.up("dry_run=1", "format=json").json()
+    first = servers.ps()
+    servers.tables["instance.changed.server"]["ctx_size"] = 256
+    servers.chat("new", gguf)
+    dry = servers.up("dry_run=1", "format=json").json()
     assert {row["name"]: row["change"] for row in dry} == {
         "kept": "keep",
         "changed": "restart",
         "new": "start",
     }
-    assert fleet.ps().keys() == first.keys(), "dry_run starts nothing"
-    fleet.up("name=new")
-    assert fleet.ps()["changed"]["pid"] == first["changed"]["pid"], "it was not named"
-    assert fleet.ps()["new"]["state"] == "ready"
-    assert "did you mean kept?" in fleet.up("name=keptt", status=3).err
-    fleet.up()
-    second = fleet.ps()
+    assert servers.ps().keys() == first.keys(), "dry_run starts nothing"
+    servers.up("name=new")
+    assert servers.ps()["changed"]["pid"] == first["changed"]["pid"], "it was not named"
+    assert servers.ps()["new"]["state"] == "ready"
+    assert "did you mean kept?" in servers.up("name=keptt", status=3).err
+    servers.up()
+    second = servers.ps()
     assert second["kept"]["pid"] == first["kept"]["pid"]
     assert second["changed"]["pid"] != first["changed"]["pid"]
-    fleet.doit("down", fleet.config, "name=kept,new")
-    assert {n: row["state"] for n, row in fleet.ps().items() if row["state"] == "ready"} == {
+    servers.doit("down", servers.config, "name=kept,new")
+    assert {n: row["state"] for n, row in servers.ps().items() if row["state"] == "ready"} == {
         "changed": "ready"
     }
-    wrong = fleet.doit("down", fleet.config, "name=chnged", status=3)
+    wrong = servers.doit("down", servers.config, "name=chnged", status=3)
     assert "did you mean changed?" in wrong.err
 
 
-def test_logs(fleet: Fleet, gguf: Path) -> None:
-    fleet.chat("one", gguf)
-    fleet.chat("two", gguf)
-    fleet.up()
-    both = fleet.doit("logs", fleet.config, "lines=5").out
+def test_logs(servers: Servers, gguf: Path) -> None:
+    servers.chat("one", gguf)
+    servers.chat("two", gguf)
+    servers.up()
+    both = servers.doit("logs", servers.config, "lines=5").out
     assert "==> one <==" in both and "==> two <==" in both
-    one = fleet.doit("logs", "name=one").out
+    one = servers.doit("logs", "name=one").out
     assert "listening on" in one
-    assert "follows one log" in fleet.doit("logs", "follow=1", status=3).err
-    wrong = fleet.doit("logs", fleet.config, "name=won", status=3).err
+    assert "follows one log" in servers.doit("logs", "follow=1", status=3).err
+    wrong = servers.doit("logs", servers.config, "name=won", status=3).err
     assert "name=won: there is no such instance" in wrong
-    with fleet.doit.start("logs", "name=one", "follow=1", "lines=1") as process:
+    with servers.doit.start("logs", "name=one", "follow=1", "lines=1") as process:
         assert process.stdout is not None and process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
     assert process.returncode in (0, 130)
-    assert oct((fleet.doit.home / "logs" / "one.log").stat().st_mode & 0o777) == "0o600"
-    fleet.doit("down", fleet.config)
-    assert "listening on" in fleet.doit("logs", fleet.config, "name=one").out, "it is still there"
+    assert oct((servers.doit.home / "logs" / "one.log").stat().st_mode & 0o777) == "0o600"
+    servers.doit("down", servers.config)
+    assert "listening on" in servers.doit("logs", servers.config, "name=one").out, (
+        "it is still there"
+    )
 
 
-def test_up_stays_where_it_is_asked_to(fleet: Fleet, gguf: Path) -> None:
+def test_up_stays_where_it_is_asked_to(servers: Servers, gguf: Path) -> None:
     """background = false: Ctrl-C ends that one, and leaves the others."""
-    fleet.chat("there", gguf)
-    fleet.chat("here", gguf)
-    fleet.tables["instance.here.control"]["background"] = False
-    fleet.write({})
-    with fleet.doit.start("up", fleet.config) as process:
+    servers.chat("there", gguf)
+    servers.chat("here", gguf)
+    servers.tables["instance.here.control"]["background"] = False
+    servers.write({})
+    with servers.doit.start("up", servers.config) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("staying with here"):
@@ -231,18 +233,18 @@ def test_up_stays_where_it_is_asked_to(fleet: Fleet, gguf: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
-    assert {n: row["state"] for n, row in fleet.ps().items()}["there"] == "ready"
-    assert fleet.ps().get("here", {"state": "stopped"})["state"] == "stopped"
+    assert {n: row["state"] for n, row in servers.ps().items()}["there"] == "ready"
+    assert servers.ps().get("here", {"state": "stopped"})["state"] == "stopped"
 
 
 @pytest.mark.parametrize(("status", "told"), [(0, ""), (7, "here is failed: crash: exit status 7")])
 def test_up_stays_no_longer_than_its_server(
-    fleet: Fleet, gguf: Path, tmp_path: Path, status: int, told: str
+    servers: Servers, gguf: Path, tmp_path: Path, status: int, told: str
 ) -> None:
-    program, port = stand_in(tmp_path, f"--exit {status} --after 1"), fleet.chat("here", gguf)
-    fleet.tables["instance.here.control"] |= {"background": False, "restart": "never"}
-    fleet.write({"master": {"llama_cpp_path": str(program)}})
-    run = fleet.up(status=1 if status else 0)
+    program, port = stand_in(tmp_path, f"--exit {status} --after 1"), servers.chat("here", gguf)
+    servers.tables["instance.here.control"] |= {"background": False, "restart": "never"}
+    servers.write({"master": {"llama_cpp_path": str(program)}})
+    run = servers.up(status=1 if status else 0)
     assert told in run.err and not answers(port)
 
 
@@ -266,61 +268,61 @@ os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", port, *{wor
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_all_of_it_in_the_foreground(fleet: Fleet, gguf: Path, name: str) -> None:
-    ports = [fleet.chat(one, gguf) for one in ("one", "two")]
-    with fleet.doit.start("up", fleet.config, "background=0") as process:
+def test_all_of_it_in_the_foreground(servers: Servers, gguf: Path, name: str) -> None:
+    ports = [servers.chat(one, gguf) for one in ("one", "two")]
+    with servers.doit.start("up", servers.config, "background=0") as process:
         wait_for(lambda: all(map(answers, ports)))
         process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert fleet.processes() == [] and not any(map(answers, ports))
+    assert servers.processes() == [] and not any(map(answers, ports))
 
 
-def test_a_killed_supervisor_leaves_nothing(fleet: Fleet, gguf: Path) -> None:
-    ports = [fleet.chat(one, gguf) for one in ("one", "two")]
-    fleet.up()
-    (state,) = fleet.doit.home.glob("run/instances/*/state.json")
+def test_a_killed_supervisor_leaves_nothing(servers: Servers, gguf: Path) -> None:
+    ports = [servers.chat(one, gguf) for one in ("one", "two")]
+    servers.up()
+    (state,) = servers.doit.home.glob("run/instances/*/state.json")
     os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: fleet.processes() == [], 5)
+    wait_for(lambda: servers.processes() == [], 5)
     assert not any(map(answers, ports))
-    assert {row["state"] for row in fleet.ps().values()} == {"lost"}
-    fleet.up()
-    assert {row["state"] for row in fleet.ps().values()} == {"ready"}
+    assert {row["state"] for row in servers.ps().values()} == {"lost"}
+    servers.up()
+    assert {row["state"] for row in servers.ps().values()} == {"ready"}
 
 
-def test_two_files_at_once(fleet: Fleet, gguf: Path, tmp_path: Path) -> None:
-    fleet.chat("one", gguf)
-    fleet.up()
+def test_two_files_at_once(servers: Servers, gguf: Path, tmp_path: Path) -> None:
+    servers.chat("one", gguf)
+    servers.up()
     (tmp_path / "second").mkdir()
-    second = Fleet(fleet.doit, tmp_path / "second")
+    second = Servers(servers.doit, tmp_path / "second")
     second.chat("two", gguf)
     second.up()
-    assert "more than one configuration is up" in fleet.doit("down", status=3).err
-    assert fleet.tables["instance.one.control"]["log_dir"].endswith("logs")
-    clash = Fleet(fleet.doit, tmp_path)
+    assert "more than one configuration is up" in servers.doit("down", status=3).err
+    assert servers.tables["instance.one.control"]["log_dir"].endswith("logs")
+    clash = Servers(servers.doit, tmp_path)
     clash.file = tmp_path / "third.toml"
     clash.chat("one", gguf)
     assert "is written by a server of" in clash.up(status=3).err
-    everything = fleet.doit("ps", "format=json").json()
+    everything = servers.doit("ps", "format=json").json()
     assert {row["name"] for row in everything} == {"one", "two"}
     second.doit("down", second.config)
-    assert fleet.ps()["one"]["state"] == "ready"
+    assert servers.ps()["one"]["state"] == "ready"
 
 
-def test_a_model_is_prepared_once(fleet: Fleet, tiny: Path, converter: Path) -> None:
+def test_a_model_is_prepared_once(servers: Servers, tiny: Path, converter: Path) -> None:
     for name in ("one", "two"):
-        fleet.chat(name, tiny, alias=name)
-        fleet.tables[f"instance.{name}.model"]["quant"] = "q8_0"
-    fleet.write({})
-    plan = fleet.doit("plan", fleet.config).out
+        servers.chat(name, tiny, alias=name)
+        servers.tables[f"instance.{name}.model"]["quant"] = "q8_0"
+    servers.write({})
+    plan = servers.doit("plan", servers.config).out
     assert "to do" in plan and "two  http://" not in plan.partition("name")[0]
-    told = fleet.up()
+    told = servers.up()
     assert [step for step in told.steps if step.startswith("convert:")] == ["convert:one"]
-    assert [step for step in fleet.up().steps if ":" in step] == [], "nothing is made again"
+    assert [step for step in servers.up().steps if ":" in step] == [], "nothing is made again"
 
 
-def test_every_mistake_is_told_before_any_work(fleet: Fleet) -> None:
-    fleet.write(
+def test_every_mistake_is_told_before_any_work(servers: Servers) -> None:
+    servers.write(
         {
             "master": {"enabel": True},
             "instance.control": {"restart": "sometimes"},
@@ -329,7 +331,7 @@ def test_every_mistake_is_told_before_any_work(fleet: Fleet) -> None:
             "instance.other.server": {"port": 8080, "model": "nowhere.gguf"},
         }
     )
-    wrong = fleet.doit("up", fleet.config, "threads=2", status=3)
+    wrong = servers.doit("up", servers.config, "threads=2", status=3)
     for told in (
         "threads=: is for one server",
         "enabel",
@@ -341,13 +343,13 @@ def test_every_mistake_is_told_before_any_work(fleet: Fleet) -> None:
         "q9",
     ):
         assert told in wrong.err, wrong.err
-    assert not list(fleet.doit.home.glob("models/*")), "nothing was made"
+    assert not list(servers.doit.home.glob("models/*")), "nothing was made"
 
 
-def test_a_program_of_ones_own(fleet: Fleet, built: Path, gguf: Path, tmp_path: Path) -> None:
+def test_a_program_of_ones_own(servers: Servers, built: Path, gguf: Path, tmp_path: Path) -> None:
     """What is named as llama-server gets exactly what is promised."""
     program, port = stand_in(tmp_path), free_port()
-    fleet.write(
+    servers.write(
         {
             "master": {"llama_cpp_path": str(program)},
             "instance.control": {"gpu_ids": "1,0", "log_dir": str(tmp_path / "own logs")},
@@ -363,8 +365,8 @@ def test_a_program_of_ones_own(fleet: Fleet, built: Path, gguf: Path, tmp_path: 
             },
         }
     )
-    planned = fleet.doit("plan", fleet.config, "format=json").json()[0]
-    fleet.up()
+    planned = servers.doit("plan", servers.config, "format=json").json()[0]
+    servers.up()
     words, env = json.loads((tmp_path / "told.json").read_text())
     assert words == planned["cmd"] and planned["executable"] == str(program)
     assert " ".join(words).count("--lora ") == 2 and words[-2:] == ["--seed", "7"]
@@ -376,50 +378,52 @@ def test_a_program_of_ones_own(fleet: Fleet, built: Path, gguf: Path, tmp_path: 
     assert (tmp_path / "own logs" / "a.log").exists()
 
 
-def test_the_environment_names_the_file_and_overrides_it(fleet: Fleet, gguf: Path) -> None:
-    port = fleet.chat("chat", gguf)
-    fleet.doit.env["AUTO_INFER_LLAMA_CPP_CONFIG"] = str(fleet.file)
-    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
+def test_the_environment_names_the_file_and_overrides_it(servers: Servers, gguf: Path) -> None:
+    port = servers.chat("chat", gguf)
+    servers.doit.env["AUTO_INFER_LLAMA_CPP_CONFIG"] = str(servers.file)
+    servers.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
         {"instance": {"chat": {"server": {"ctx_size": 256}, "control": {"gpu_ids": "none"}}}}
     )
-    (planned,) = fleet.doit("plan", "format=json").json()
+    (planned,) = servers.doit("plan", "format=json").json()
     assert planned["cmd"][planned["cmd"].index("--ctx-size") + 1] == "256"
     assert planned["env"]["CUDA_VISIBLE_DEVICES"] == ""
-    fleet.doit("up")
+    servers.doit("up")
     assert get(f"http://127.0.0.1:{port}/props")["default_generation_settings"]["n_ctx"] == 256
-    assert fleet.doit("down").status == 0
-    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = "{"
-    assert "AUTO_INFER_LLAMA_CPP_OVERRIDES" in fleet.doit("up", status=3).err
+    assert servers.doit("down").status == 0
+    servers.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = "{"
+    assert "AUTO_INFER_LLAMA_CPP_OVERRIDES" in servers.doit("up", status=3).err
 
 
-def test_what_is_secret_in_overrides_stays_there(fleet: Fleet, gguf: Path, tmp_path: Path) -> None:
+def test_what_is_secret_in_overrides_stays_there(
+    servers: Servers, gguf: Path, tmp_path: Path
+) -> None:
     program = stand_in(tmp_path)
-    fleet.chat("chat", gguf)
-    fleet.write({"master": {"llama_cpp_path": str(program)}})
+    servers.chat("chat", gguf)
+    servers.write({"master": {"llama_cpp_path": str(program)}})
     secret = "sk-in-the-overrides"
-    fleet.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
+    servers.doit.env["AUTO_INFER_LLAMA_CPP_OVERRIDES"] = json.dumps(
         {"instance": {"chat": {"server": {"api_key": secret}}}}
     )
-    fleet.up()
+    servers.up()
     assert secret not in (tmp_path / "told.json").read_text()
-    for process in fleet.processes():
+    for process in servers.processes():
         assert secret not in str(process.environ()) and secret not in " ".join(process.cmdline())
-    assert "a unit is no place for it" in fleet.doit("systemd", fleet.config, status=3).err
+    assert "a unit is no place for it" in servers.doit("systemd", servers.config, status=3).err
 
 
-def test_a_server_that_others_can_reach_gets_a_key(fleet: Fleet, gguf: Path) -> None:
-    port = fleet.chat("open", gguf, host="0.0.0.0", api_prefix="/own")
-    told = fleet.up()
-    (key,) = fleet.doit.home.glob("run/instances/*/keys/open.key")
+def test_a_server_that_others_can_reach_gets_a_key(servers: Servers, gguf: Path) -> None:
+    port = servers.chat("open", gguf, host="0.0.0.0", api_prefix="/own")
+    told = servers.up()
+    (key,) = servers.doit.home.glob("run/instances/*/keys/open.key")
     assert str(key) in told.err and oct(key.stat().st_mode & 0o777) == "0o600"
     secret = key.read_text().strip()
     with pytest.raises(Exception, match="401"):
         post(f"http://127.0.0.1:{port}/own/v1/chat/completions", {"messages": []})
-    for process in fleet.processes():
+    for process in servers.processes():
         assert secret not in " ".join(process.cmdline())
-    assert secret not in (fleet.doit.home / "logs" / "open.log").read_text()
-    fleet.doit("down", fleet.config)
-    fleet.up()
+    assert secret not in (servers.doit.home / "logs" / "open.log").read_text()
+    servers.doit("down", servers.config)
+    servers.up()
     assert key.read_text().strip() == secret, "made once"
 
 
@@ -435,11 +439,11 @@ def certificate(tmp_path: Path) -> dict[str, str]:
     return made
 
 
-def test_servers_with_tls(fleet: Fleet, gguf: Path, certificate: dict[str, str]) -> None:
+def test_servers_with_tls(servers: Servers, gguf: Path, certificate: dict[str, str]) -> None:
     """They are watched, listed, passed on and served in the foreground as others are."""
     words = [f"server.{name}={value}" for name, value in certificate.items()]
     try:
-        with fleet.doit.serving(f"model={gguf}", "ctx_size=512", *words) as url:
+        with servers.doit.serving(f"model={gguf}", "ctx_size=512", *words) as url:
             trusting = ssl._create_unverified_context()
             with urllib.request.urlopen(f"{url}/v1/models", context=trusting) as answer:
                 assert url.startswith("https://") and answer.status == 200
@@ -447,44 +451,44 @@ def test_servers_with_tls(fleet: Fleet, gguf: Path, certificate: dict[str, str])
         if "built without SSL support" not in str(error):
             raise
         pytest.skip("llama-server was built without OpenSSL's headers")
-    fleet.chat("safe", gguf, metrics=True, **certificate)
-    fleet.tables["instance.safe.control"] |= {"probe_timeout": 5}
+    servers.chat("safe", gguf, metrics=True, **certificate)
+    servers.tables["instance.safe.control"] |= {"probe_timeout": 5}
     gateway = free_port()
-    fleet.write({"gateway": {"enable": True, "port": gateway}})
-    assert "safe: ready at https://" in fleet.up().err
+    servers.write({"gateway": {"enable": True, "port": gateway}})
+    assert "safe: ready at https://" in servers.up().err
     said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     answered = post(f"http://127.0.0.1:{gateway}/v1/chat/completions", said | {"model": "safe"})
     assert answered["usage"]["completion_tokens"] == 4
-    row = fleet.ps()["safe"]
+    row = servers.ps()["safe"]
     assert (row["state"], row["url"][:8]) == ("ready", "https://")
     assert row["tokens_per_second"] is not None, "its counters are read too"
 
 
-def test_a_unit_for_systemd(fleet: Fleet, gguf: Path) -> None:
-    fleet.chat("chat", gguf)
-    unit = fleet.doit("systemd", fleet.config).out
-    assert f"config={fleet.file}" in unit and "background=0" in unit
-    assert str(fleet.doit.home) in unit, "the same home"
+def test_a_unit_for_systemd(servers: Servers, gguf: Path) -> None:
+    servers.chat("chat", gguf)
+    unit = servers.doit("systemd", servers.config).out
+    assert f"config={servers.file}" in unit and "background=0" in unit
+    assert str(servers.doit.home) in unit, "the same home"
 
 
-def test_preparing_checks_and_builds(fleet: Fleet, tiny: Path, converter: Path) -> None:
-    fleet.chat("chat", tiny)
-    fleet.tables["instance.chat.model"]["quant"] = "q8_0"
-    fleet.write({})
-    fleet.up("dry_run=1")
-    assert not list(fleet.doit.home.glob("models/gguf/*")), "dry_run makes nothing"
-    fleet.doit("prepare", fleet.config)
-    assert list(fleet.doit.home.rglob("*.q8_0.gguf"))
-    fleet.write({"master": {"enabel": True}})
-    assert "enable?" in fleet.doit("prepare", fleet.config, status=3).err
+def test_preparing_checks_and_builds(servers: Servers, tiny: Path, converter: Path) -> None:
+    servers.chat("chat", tiny)
+    servers.tables["instance.chat.model"]["quant"] = "q8_0"
+    servers.write({})
+    servers.up("dry_run=1")
+    assert not list(servers.doit.home.glob("models/gguf/*")), "dry_run makes nothing"
+    servers.doit("prepare", servers.config)
+    assert list(servers.doit.home.rglob("*.q8_0.gguf"))
+    servers.write({"master": {"enabel": True}})
+    assert "enable?" in servers.doit("prepare", servers.config, status=3).err
 
 
-def test_mistakes_beside_a_wrong_program(fleet: Fleet, gguf: Path) -> None:
-    fleet.chat("chat", gguf)
-    fleet.write({"master": {"llama_cpp_path": str(gguf.parent)}})
-    fleet.tables["instance.chat.control"]["restart"] = "sometimes"
-    fleet.write({})
-    wrong = fleet.doit("plan", fleet.config, "server.jinja=1", status=3).err
+def test_mistakes_beside_a_wrong_program(servers: Servers, gguf: Path) -> None:
+    servers.chat("chat", gguf)
+    servers.write({"master": {"llama_cpp_path": str(gguf.parent)}})
+    servers.tables["instance.chat.control"]["restart"] = "sometimes"
+    servers.write({})
+    wrong = servers.doit("plan", servers.config, "server.jinja=1", status=3).err
     for told in ("is a folder", "sometimes", "server.jinja=: is for one server"):
         assert told in wrong
 
@@ -499,16 +503,16 @@ def test_nothing_is_named(bare: Doit) -> None:
 
 
 @pytest.mark.parametrize("as_a_terminal", [True, False])
-def test_llama_servers_own_router(fleet: Fleet, gguf: Path, as_a_terminal: bool) -> None:
+def test_llama_servers_own_router(servers: Servers, gguf: Path, as_a_terminal: bool) -> None:
     """One llama-server that starts the others itself, where relative paths mean the same."""
     port = free_port()
-    fleet.chat("one", gguf)
-    shutil.copyfile(gguf, fleet.file.with_name("two.gguf"))
+    servers.chat("one", gguf)
+    shutil.copyfile(gguf, servers.file.with_name("two.gguf"))
     two = {"port": free_port(), "ctx_size": 512, "model": "two.gguf"}
-    fleet.write({"instance.two.server": two})
-    words = ("gateway", fleet.config, "engine=router", f"port={port}")
-    log = (fleet.doit.home / "router.log").open("w")  # a pipe that nobody reads would stop it
-    with log, fleet.doit.start(*words, stdout=log, stderr=log) as process:
+    servers.write({"instance.two.server": two})
+    words = ("gateway", servers.config, "engine=router", f"port={port}")
+    log = (servers.doit.home / "router.log").open("w")  # a pipe that nobody reads would stop it
+    with log, servers.doit.start(*words, stdout=log, stderr=log) as process:
         wait_for(lambda: process.poll() is not None or answers(port))
         url = f"http://127.0.0.1:{port}"
         said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
@@ -531,15 +535,15 @@ def attempt(url: str, body: dict[str, Any]) -> Any:
         return None
 
 
-def test_the_gateway_in_the_foreground(fleet: Fleet, gguf: Path) -> None:
-    fleet.chat("one", gguf)
-    fleet.up()
+def test_the_gateway_in_the_foreground(servers: Servers, gguf: Path) -> None:
+    servers.chat("one", gguf)
+    servers.up()
     port = free_port()
-    with fleet.doit.start("gateway", fleet.config, f"port={port}") as process:
+    with servers.doit.start("gateway", servers.config, f"port={port}") as process:
         wait_for(lambda: answers(port))
         assert get(f"http://127.0.0.1:{port}/health")["instances"]["one"]["state"] == "ready"
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=10)
     assert process.returncode == 0, err
-    missing = fleet.doit("gateway", fleet.config, "engine=litellm", status=1)
+    missing = servers.doit("gateway", servers.config, "engine=litellm", status=1)
     assert "litellm.yaml" in missing.err and "no such program" in missing.err

@@ -40,7 +40,7 @@ def stand_in(folder: Path, name: str, *switches: str, **more: Any) -> Server:
 
 
 @dataclass
-class Fleet:
+class Servers:
     """A configuration under way; all of it ends with the test."""
 
     at: Folder
@@ -97,7 +97,7 @@ class Fleet:
     def processes(self) -> list[psutil.Process]:
         return [one for found in marker.marked(self.at).values() for one in found]
 
-    def servers(self) -> list[psutil.Process]:
+    def running(self) -> list[psutil.Process]:
         found = marker.marked(self.at)
         return [one for value, processes in found.items() if "/" in value for one in processes]
 
@@ -111,27 +111,27 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_at(path: Path) -> Iterator[Fleet]:
-    fleet = Fleet(Folder(path))
+def servers_at(path: Path) -> Iterator[Servers]:
+    servers = Servers(Folder(path))
     try:
-        yield fleet
+        yield servers
     finally:
         for _ in range(3):
-            marker.end(fleet.at, lambda value: True, [os.getpid()])
+            marker.end(servers.at, lambda value: True, [os.getpid()])
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
+def servers(tmp_path: Path) -> Iterator[Servers]:
     """An empty configuration, in a folder with a space and a letter beyond ASCII."""
-    with fleet_at(tmp_path / "run ü" / "one") as fleet:
-        yield fleet
+    with servers_at(tmp_path / "run ü" / "one") as servers:
+        yield servers
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Fleet]:
+def other(tmp_path: Path) -> Iterator[Servers]:
     """Another configuration."""
-    with fleet_at(tmp_path / "run ü" / "other") as fleet:
-        yield fleet
+    with servers_at(tmp_path / "run ü" / "other") as servers:
+        yield servers
 
 
 def changed(instance: Server, *switches: str) -> Server:

@@ -1,6 +1,6 @@
 """What the supervisor of many servers costs: memory, and a core's share while nothing happens.
 
-    .venv/bin/python benchmarks/fleet.py [instances=50] [seconds=60]
+    .venv/bin/python benchmarks/supervisor.py [instances=50] [seconds=60]
 
 The servers are stand-ins that are ready at once, with /metrics and with probes as by default. The
 supervisor's share is measured over `seconds` once all are ready, its warden's too.
@@ -16,7 +16,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from fleet_tools import fleet_at, stand_in  # noqa: E402
+from supervisor_tools import servers_at, stand_in  # noqa: E402
 
 from pipeline.serve.supervisor import marker  # noqa: E402
 from pipeline.serve.supervisor.policy import Timing  # noqa: E402
@@ -27,16 +27,16 @@ MOST_BYTES, MOST_SHARE = 60_000_000, 0.01
 def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     count, seconds = int(given.get("instances", 50)), float(given.get("seconds", 60))
-    with tempfile.TemporaryDirectory() as top, fleet_at(Path(top) / "run") as fleet:
-        fleet.pace = Timing()
+    with tempfile.TemporaryDirectory() as top, servers_at(Path(top) / "run") as servers:
+        servers.pace = Timing()
         names = [f"s{number:03}" for number in range(count)]
         many = [stand_in(Path(top), x, "--metrics", probe_timeout=60.0) for x in names]
         began = time.monotonic()
-        assert fleet.up(*many) == {}
+        assert servers.up(*many) == {}
         print(f"up, {count} instances        {time.monotonic() - began:8.2f} s")
         time.sleep(2)
-        supervisor = fleet.supervisor()
-        keepers = marker.marked(fleet.at)[fleet.at.marker]
+        supervisor = servers.supervisor()
+        keepers = marker.marked(servers.at)[servers.at.marker]
         before = [sum(one.cpu_times()[:2]) for one in keepers]
         time.sleep(seconds)
         after = [sum(one.cpu_times()[:2]) for one in keepers]
@@ -46,13 +46,13 @@ def main() -> None:
         print(f"memory, with its warden     {held / 1e6:8.1f} MB, {threads} threads")
         print(f"share of a core while idle  {share:8.2%}")
         began = time.monotonic()
-        rows = fleet.rows()
+        rows = servers.rows()
         print(f"ps                          {time.monotonic() - began:8.2f} s")
         assert {row.state for row in rows.values()} == {"ready"}
         began = time.monotonic()
-        fleet.down()
+        servers.down()
         print(f"down                        {time.monotonic() - began:8.2f} s")
-        fleet.nothing_left()
+        servers.nothing_left()
     if held > MOST_BYTES or share > MOST_SHARE:
         sys.exit(f"at most {MOST_BYTES / 1e6:.0f} MB and {MOST_SHARE:.0%} of a core are allowed")
 
