@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,54 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     entries = receipts.load(tmp_path)
     assert len(entries) == 202
     assert entries["one"].recipe == entries["two"].recipe == {"i": 99}
+
+
+def read_before(folder: Path) -> dict[str, receipts.Entry]:
+    """The receipts, as a run that started long after they were written has read them."""
+    os.utime(folder / ".state.json", (1, 1))
+    return receipts.load(folder)
+
+
+def test_what_is_read_once_is_not_what_was_changed_since(tmp_path: Path) -> None:
+    target = made(tmp_path / "a.gguf")
+    entry = read_before(tmp_path)["a.gguf"]
+    receipts.load(tmp_path).clear()  # the caller's own
+    assert receipts.load(tmp_path) == {"a.gguf": entry}
+    receipts.invalidate(target)
+    assert receipts.load(tmp_path) == {}
+    receipts.change(target, entry)
+    assert read_before(tmp_path) == {"a.gguf": entry}
+    receipts.save(tmp_path, {})
+    assert receipts.load(tmp_path) == {}
+    receipts.save(tmp_path, {"a.gguf": entry})
+    assert read_before(tmp_path) == {"a.gguf": entry}
+    (tmp_path / ".state.json").unlink()
+    assert receipts.load(tmp_path) == {}
+
+
+def test_what_another_process_writes_is_seen_at_once(tmp_path: Path) -> None:
+    made(tmp_path / "mine")
+    with child(WRITER, tmp_path, "other", stdin=subprocess.PIPE) as other:
+        assert line(other) == "ready"
+        assert list(read_before(tmp_path)) == ["mine"]
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        assert finish(other) == ""
+    assert receipts.load(tmp_path)["other"].recipe == {"i": 99}
+    made(tmp_path / "mine too")
+    assert len(receipts.load(tmp_path)) == 103
+
+
+@pytest.mark.parametrize("age", [0, 3600], ids=["now", "an hour ago"])
+def test_a_file_changed_in_its_place_is_read_again(tmp_path: Path, age: float) -> None:
+    """Within the clock's granularity a change may leave size and time as they were."""
+    made(tmp_path / "a.gguf")
+    file = tmp_path / ".state.json"
+    then = time.time() - age
+    os.utime(file, (then, then))
+    assert receipts.load(tmp_path)["a.gguf"].keep
+    file.write_text(file.read_text().replace('"keep": true', '"keep":false'))
+    if not age:
+        os.utime(file, (then, then))
+    assert not receipts.load(tmp_path)["a.gguf"].keep

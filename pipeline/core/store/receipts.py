@@ -8,6 +8,7 @@ is dirty, newer and older are never compared. Deciding reads one small file and 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +24,10 @@ from .publish import publish_text
 SCHEMA = 1
 FILE = ".state.json"
 
-_told: set[Path] = set()  # unreadable receipts are reported once
+SETTLED_NS = 2_000_000_000  # within FAT's granularity two writes may leave the same stamp
+
+_reported: set[Path] = set()  # unreadable receipts are reported once
+_cache: dict[Path, tuple[tuple[int, ...], dict[str, Entry]]] = {}  # with the file's stamp
 
 # What made an artifact: plain JSON values, so that equality is what the file can say.
 Recipe = Mapping[str, Any]
@@ -61,8 +65,28 @@ class Status(Enum):
 
 
 def load(folder: Path) -> dict[str, Entry]:
-    """The receipts of `folder`. Unreadable ones are reported and count as none."""
+    """The receipts of `folder`. Unreadable ones are reported and count as none.
+
+    A file is read once for as long as its stamp stays the same, so asking often costs little.
+    """
     path = folder / FILE
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        return _read(path)
+    stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    cached = _cache.get(path)
+    if cached and cached[0] == stamp:
+        return dict(cached[1])
+    entries = _read(path)
+    if entries and time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
+        _cache[path] = stamp, dict(entries)
+    return entries
+
+
+def _read(path: Path) -> dict[str, Entry]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
@@ -71,8 +95,8 @@ def load(folder: Path) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        if path not in _told:
-            _told.add(path)
+        if path not in _reported:
+            _reported.add(path)
             log.info(f"{path}: not readable as receipts ({error}); treated as absent")
         return {}
 
@@ -141,7 +165,7 @@ def change(target: Path, entry: Entry | None) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f"{FILE}.lock")):
-        entries = load(target.parent)
+        entries = _read(target.parent / FILE)  # what others wrote must not get lost
         if entry is None:
             if entries.pop(target.name, None) is None:
                 return
@@ -162,6 +186,7 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
         },
     }
     publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    _cache.pop(path, None)
 
 
 def invalidate(target: Path) -> None:

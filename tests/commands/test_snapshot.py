@@ -1,0 +1,47 @@
+"""What is on disk is looked at once in a run, however often it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, Doit, wait_for
+
+# doit, which prints in the end how often it opened each file of receipts.
+COUNTING = """
+import atexit, collections, json, sys
+opened = collections.Counter()
+
+def count(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".state.json"):
+        opened[str(arguments[0])] += 1
+
+sys.addaudithook(count)
+atexit.register(lambda: print(json.dumps(opened), file=sys.stderr))
+from doit.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.build
+def test_plan_reads_each_receipt_once(demo: Doit) -> None:
+    bins = next((demo.home / "bins").glob("*-cpu/.state.json"))
+    model = next((demo.home / "models").glob("source/demo__*/.state.json"))
+    newest = max(file.stat().st_mtime for file in (bins, model))
+    wait_for(lambda: time.time() > newest + 3)  # a file that was just written is read each time
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, "plan", "model=demo", "format=json"],
+        cwd=REPOSITORY,
+        env=demo.env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    opened = json.loads(done.stderr.splitlines()[-1])
+    assert {str(bins), str(model)} <= opened.keys()
+    assert set(opened.values()) == {1}, opened
