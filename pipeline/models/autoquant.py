@@ -5,12 +5,11 @@ Another decision might be made when memory is fuller, and a second run must find
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline.core.paths import Home
+from pipeline.core.store import json_file
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import publish_text
 
 from . import quants
 from .chain import QuantRequest
@@ -38,13 +37,10 @@ def path(home: Home, resolved: Resolved, wanted: QuantRequest, ctx_size: int | N
 def store(where: Path, quant: str, why: str) -> None:
     """Keep a decision."""
     with only_one(where):
-        publish_text(where, json.dumps({"quant": quant, "why": why}) + "\n")
+        json_file.write(where, {"quant": quant, "why": why})
 
 
 def stored(where: Path) -> str:
     """The quant decided on; empty where there is no decision that can be used."""
-    try:
-        found = json.loads(where.read_text(encoding="utf-8"))["quant"]
-        return found if found in quants.TYPES else ""
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
+    quant = json_file.read(where, lambda decision: str(decision["quant"]))
+    return quant if quant in quants.TYPES else ""

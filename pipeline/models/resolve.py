@@ -15,9 +15,8 @@ from typing import Any, Literal
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.store import stat_cache
+from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import publish_text
 
 from . import gguf, safetensors, staging
 from .reference import Reference
@@ -235,13 +234,13 @@ def forget(path: Path | None, home: Home) -> None:
 
 def stored(path: Path) -> Resolved | None:
     """What an earlier run resolved and stored at `path`, if that can be read."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["files"] = tuple(ModelFile(**file) for file in data["files"])
-        data["folder"] = path.parent.parent / data["folder"]
-        return Resolved(**data)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+
+    def parse(data: Any) -> Resolved:
+        files = tuple(ModelFile(**file) for file in data["files"])
+        return Resolved(**{**data, "files": files, "folder": top / data["folder"]})
+
+    top = path.parent.parent
+    return json_file.read(path, parse)
 
 
 def store(path: Path, resolved: Resolved) -> None:
@@ -249,7 +248,7 @@ def store(path: Path, resolved: Resolved) -> None:
     data = asdict(resolved)
     data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
     with only_one(path):
-        publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        json_file.write(path, data, indent=1)
 
 
 def stored_path(reference: Reference, question: Sequence[object], home: Home) -> Path:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
-from pipeline.core.store.publish import publish_text
+from pipeline.core.store import json_file
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
 OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
@@ -65,16 +65,17 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
 
 def stored(known: Path) -> dict[str, Flag] | None:
     """The options that `store` kept there; None where nothing of use is."""
-    try:
-        told = json.loads(known.read_text("utf-8")).items()
+
+    def parse(data: Any) -> dict[str, Flag]:
         return {
-            name: Flag(flag["name"], flag["value"], tuple(flag["names"])) for name, flag in told
+            name: Flag(flag["name"], flag["value"], tuple(flag["names"]))
+            for name, flag in data.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+
+    return json_file.read(known, parse)
 
 
 def store(known: Path, flags: Mapping[str, Flag]) -> None:
     """Keep them for the next time. Raises OSError."""
     known.parent.mkdir(parents=True, exist_ok=True)
-    publish_text(known, json.dumps({name: asdict(flag) for name, flag in flags.items()}))
+    json_file.write(known, {name: asdict(flag) for name, flag in flags.items()})

@@ -1,23 +1,23 @@
-"""What was once found out about a file, remembered for as long as its stamp stays the same.
+"""What was once computed from a file, kept for as long as its size and modification time stay.
 
-For files that are not ours (a model folder, a GGUF used in place) and have no receipt.
+For files that are not ours (a model folder, a GGUF used in place) and have no receipt. A cache file
+holds one entry a file: `{path: {"stamp": [size, mtime], "value": …}}`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from . import json_file
 from .hashing import sha256
-from .publish import publish_text
 
 
-def recall(book: Path, file: Path) -> Any | None:
-    """What `remember` noted about `file`, if its size and time are still those of then."""
-    note = _load(book).get(str(file))
+def recall(cache: Path, file: Path) -> Any | None:
+    """The value that `remember` stored for `file`; None where the file has changed since."""
+    entry = _load(cache).get(str(file))
     try:
-        return note["value"] if note and note["stamp"] == stamp(file) else None
+        return entry["value"] if entry and entry["stamp"] == stamp(file) else None
     except (OSError, KeyError, TypeError):
         return None
 
@@ -28,47 +28,41 @@ def stamp(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def remember(book: Path, file: Path, value: Any, stamp: list[int]) -> None:
-    """Note a JSON value about `file`, found out when it carried `stamp`: take the stamp first,
-    since somebody may write to the file meanwhile.
+def remember(cache: Path, file: Path, value: Any, stamp: list[int]) -> None:
+    """Store a JSON value for `file`. Take its `stamp` before the value is computed, since somebody
+    may write to the file meanwhile.
 
-    A note that cannot be written is only a loss of time.
+    A value that cannot be stored is computed again the next time, no more.
     """
     from filelock import FileLock
 
     try:
-        book.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(book.with_name(f".{book.name}.lock")):
-            notes = _load(book)
-            notes[str(file)] = {"stamp": stamp, "value": value}
-            publish_text(book, json.dumps(notes))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.with_name(f".{cache.name}.lock")):
+            json_file.write(cache, _load(cache) | {str(file): {"stamp": stamp, "value": value}})
     except OSError:
         return
 
 
-def forget(book: Path, path: Path) -> None:
-    """Drop the notes about the file `path`, or about all files below the folder."""
+def forget(cache: Path, path: Path) -> None:
+    """Drop the entry of the file `path`, or those of all files below the folder."""
     from filelock import FileLock
 
-    if book.exists():
-        with FileLock(book.with_name(f".{book.name}.lock")):
-            notes = {n: v for n, v in _load(book).items() if not Path(n).is_relative_to(path)}
-            publish_text(book, json.dumps(notes))
+    if cache.exists():
+        with FileLock(cache.with_name(f".{cache.name}.lock")):
+            entries = {n: v for n, v in _load(cache).items() if not Path(n).is_relative_to(path)}
+            json_file.write(cache, entries)
 
 
-def identity(book: Path, file: Path) -> str:
-    """SHA-256 of `file`, in hex, hashed only when its stamp is new."""
-    known = recall(book, file)
-    if known is None:
+def identity(cache: Path, file: Path) -> str:
+    """SHA-256 of `file`, in hex, hashed only where its stamp is new."""
+    digest = recall(cache, file)
+    if digest is None:
         before = stamp(file)
-        known = sha256(file)
-        remember(book, file, known, before)
-    return str(known)
+        digest = sha256(file)
+        remember(cache, file, digest, before)
+    return str(digest)
 
 
-def _load(book: Path) -> dict[str, Any]:
-    try:
-        notes = json.loads(book.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
+def _load(cache: Path) -> dict[str, Any]:
+    return json_file.read(cache, lambda data: dict(data.items())) or {}

@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.paths import Home
 from pipeline.core.process import WINDOWS, private
+from pipeline.core.store import json_file
 from pipeline.core.store.publish import part
 from pipeline.serve.server import Server, from_json, known
 
@@ -121,22 +123,22 @@ def write_state(at: Folder, state: State) -> None:
 
 def read_wanted(at: Folder) -> DesiredState | None:
     """What should run; None where nothing was ever asked for, or the file is damaged."""
-    try:
-        told = json.loads(at.wanted.read_text(encoding="utf-8"))
-        instances = tuple(from_json(one) for one in told["instances"])
-        return DesiredState(**{**known(DesiredState, told), "instances": instances})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+
+    def parse(data: Any) -> DesiredState:
+        instances = tuple(from_json(instance) for instance in data["instances"])
+        return DesiredState(**{**known(DesiredState, data), "instances": instances})
+
+    return json_file.read(at.wanted, parse)
 
 
 def read_state(at: Folder) -> State | None:
     """What the supervisor last wrote; None where there is nothing, or it is damaged."""
-    try:
-        told = json.loads(at.state.read_text(encoding="utf-8"))
-        seen = tuple(Seen(**known(Seen, one)) for one in told["instances"])
-        return State(**{**known(State, told), "instances": seen})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+
+    def parse(data: Any) -> State:
+        seen = tuple(Seen(**known(Seen, instance)) for instance in data["instances"])
+        return State(**{**known(State, data), "instances": seen})
+
+    return json_file.read(at.state, parse)
 
 
 def by_name(instances: Iterable[Server]) -> dict[str, Server]:
