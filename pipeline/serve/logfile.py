@@ -19,6 +19,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import private
 
 KEPT = 5
+LONGEST = 10_000_000  # bytes
 LOOK_SECONDS = 0.2
 
 
@@ -53,8 +54,8 @@ def _dated(path: Path) -> list[tuple[tuple[str, int], Path]]:
 class Log:
     """Call it with a line. It never raises: what a full disk takes is counted, and said later."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        """`limit` in bytes."""
+    def __init__(self, path: Path, limit: int = LONGEST) -> None:
+        """`limit` in bytes; then a new file is begun."""
         self.path, self.limit = path, limit
         self._file: io.FileIO | None = None
         self._size = self._lost = 0

@@ -21,6 +21,7 @@ from pipeline.core.process import shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
+from .logfile import Log, set_aside
 from .output import pumped, quoted
 from .server import Server
 from .stopping import asked_to_stop, how
@@ -41,10 +42,10 @@ def foreground(
     health.require_free(server.host, server.port)
     info(f"+ {shown(server.command)}")
     log_file = Path(server.log_file)
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    set_aside(log_file)
     began = time.monotonic()
     with (
-        log_file.open("w", encoding="utf-8") as log,
+        contextlib.closing(Log(log_file)) as log,
         asked_to_stop() as stops,
         running(
             start(
@@ -59,14 +60,10 @@ def foreground(
     ):
         last: deque[str] = deque(maxlen=KEPT_LINES)
 
-        def to_log(line: str) -> None:
-            log.write(line + "\n")
-            log.flush()
-
         def to_terminal(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
-        pump = pumped(process, last.append, to_log, to_terminal)
+        pump = pumped(process, last.append, log, to_terminal)
         is_up = False
         while process.poll() is None and not stops:
             if is_up:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.serve.logfile import LONGEST
 from pipeline.serve.server import Server
 from pipeline.serve.stopping import how
 
@@ -18,7 +19,7 @@ class Timing:
     probe_every: float = 60.0
     steady_after: float = 60.0  # ready for so long, a server starts anew at 0 failures
     longest_pause: float = 60.0
-    log_bytes: int = 10_000_000  # then a new log is begun
+    log_bytes: int = LONGEST  # then a new log is begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
