@@ -88,9 +88,9 @@ def run(steps: Steps) -> None:
     if wish.engine == many.LITELLM:
         litellm(configured, told)
     else:
-        from pipeline.serve.gateway import running
+        from pipeline.serve.gateway import app
 
-        running.run(configured.at, told)
+        app.run(configured.at, told)
 
 
 def litellm(configured: Configured, told: GatewaySettings) -> None:

@@ -23,7 +23,7 @@ import yaml
 from conftest import REPOSITORY, Doit, free_port, wait_for
 from fakes import hub
 
-from pipeline.deploy.kubernetes import folder, names, pod, scaling, workload
+from pipeline.deploy.kubernetes import folder, objects, pod, workload
 from pipeline.deploy.kubernetes.options import Options, options
 
 EXAMPLES = (
@@ -66,7 +66,7 @@ def require_sound(at: Path) -> Documents:
     for one in found:
         for version in (VERSIONS[0], VERSIONS[-1]):
             kubernetes_validate.validate(one, version, strict=True)
-        assert names.LABEL.fullmatch(one["metadata"]["name"])
+        assert workload.LABEL.fullmatch(one["metadata"]["name"])
         for label in one["metadata"].get("labels", {}).values():
             assert re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", label)
     keys = [(one["kind"], one["metadata"]["name"]) for one in found]
@@ -322,7 +322,7 @@ def test_the_page_holds_what_a_cluster_takes() -> None:
         assert re.fullmatch(series, name), "the adapter finds it"
         as_python = re.sub(r"\$\{(\d)\}", r"\\\1", rule["name"]["as"])
         renamed = re.sub(rule["name"]["matches"], as_python, name)
-        assert renamed in (*scaling.LLAMA, *scaling.VLLM)
+        assert renamed in (*objects.LLAMA_METRICS, *objects.VLLM_METRICS)
 
 
 # What the command line and the file can say
@@ -554,17 +554,17 @@ def test_names(write: Writer) -> None:
 
 
 def test_two_that_would_have_one_name(write: Writer) -> None:
-    other = names.name("a_b")
+    other = workload.kubernetes_name("a_b")
     text = f'[instance.a_b.server]\nmodel = "/models/a"\n[instance.{other}.server]\nport = 1\n'
     assert "rename one" in write(text, status=3)
 
 
 def test_names_alone() -> None:
     for text in ("chat", "a" * 40, "x-1"):
-        assert names.name(text) == text
+        assert workload.kubernetes_name(text) == text
     for text in ("a.b", "-", "ß", "1", "a" * 41, "\N{PILE OF POO}", "a--b"):
-        found = names.name(text)
-        assert found != text and names.LABEL.fullmatch(found) and len(found) <= names.LONGEST
+        found = workload.kubernetes_name(text)
+        assert found != text and workload.LABEL.fullmatch(found) and len(found) <= workload.LONGEST
         assert found[0].isalpha(), "a Service's name begins with a letter"
 
 

@@ -8,13 +8,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from . import pod, scaling
+from . import pod
 from .options import Options
 from .workload import Workload
 
 CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces that may ask
 UNKNOWN = 100 * pod.GIB  # of disk
 SPARE = 1.1
+# What an autoscaler looks at: `llamacpp:requests_processing` and so on in /metrics, which the
+# cluster's metrics adapter passes on under names without a colon (docs/kubernetes.md has its rule).
+LLAMA_METRICS = ("llamacpp_requests_processing", "llamacpp_requests_deferred")
+VLLM_METRICS = ("vllm_num_requests_running", "vllm_num_requests_waiting")
+PATIENCE = 600  # seconds of less work before a pod is given up: a new one has to load first
 PULLING = 600  # seconds for the image, before a rollout counts as stuck
 
 
@@ -25,7 +30,7 @@ def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
         metadata = _metadata(workload, workload.files)
         found.append(_config_map(metadata, dict(workload.texts)))
     found += [_deployment(workload, options), _service(workload), _policy(workload)]
-    return [*found, scaling.autoscaler(workload, options)] if options.scales else found
+    return [*found, _autoscaler(workload, options)] if options.scales else found
 
 
 def settings() -> dict[str, Any]:
@@ -121,3 +126,37 @@ def _policy(workload: Workload) -> dict[str, Any]:
             "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
         },
     }
+
+
+def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
+    """More pods when three quarters of the slots are busy, or a request waits in each pod.
+
+    Of the two the larger number of pods counts: those that wait tell of too few pods, those that
+    are worked on of too many.
+    """
+    busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
+    least, most = options.replicas
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": _metadata(workload, workload.name),
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "name": workload.name,
+            },
+            "minReplicas": least,
+            "maxReplicas": most,
+            "metrics": [
+                _each_pod(busy, max(1, workload.slots * 3 // 4)),
+                _each_pod(waiting, 1),
+            ],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": PATIENCE}},
+        },
+    }
+
+
+def _each_pod(metric: str, value: int) -> dict[str, Any]:
+    target = {"type": "AverageValue", "averageValue": str(value)}
+    return {"type": "Pods", "pods": {"metric": {"name": metric}, "target": target}}

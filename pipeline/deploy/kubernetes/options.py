@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import Variable, integer, read, text
 
-from .names import LABEL
+from .workload import LABEL
 
 IMAGE = re.compile(
     r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",

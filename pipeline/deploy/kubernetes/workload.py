@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.serve.server import LLAMA_CPP, Server
 
-from .names import name
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
+LONGEST = 40  # of a name here: what is added (`-api-key`, a pod's own letters) has to fit in 63
 
 # In the pod. The claim is the home of llama-pipeline there: models, notes and caches.
 DATA = "/data"
@@ -41,7 +45,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        return name(self.instance.name)
+        return kubernetes_name(self.instance.name)
 
     @property
     def is_llama(self) -> bool:
@@ -91,3 +95,19 @@ def cards(gpu_ids: str | None, asked: int | None) -> tuple[int, str]:
         f"gpu_ids = {gpu_ids}: {count} of the cluster's GPUs {'are' if count > 1 else 'is'} asked "
         "for; which ones the device plugin decides, and numbers them anew"
     )
+
+
+def kubernetes_name(text: str) -> str:
+    """`text` as a name of an object, a label's value and a host: RFC 1035, which holds RFC 1123.
+
+    Two texts that differ in more than letter case get two names: one that loses something gets a
+    hash of what it was.
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    found = re.sub(r"[^a-z0-9]+", "-", plain)[:LONGEST].strip("-")
+    if not found[:1].isalpha():
+        found = f"model-{found}".strip("-")
+    if found == text.lower():
+        return found
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{found[: LONGEST - 7].rstrip('-')}-{digest}"

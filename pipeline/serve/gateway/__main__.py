@@ -28,7 +28,7 @@ def main() -> int:
     told = vars(parser.parse_args())
     at = Folder(told.pop("folder"))
     try:
-        from .running import run
+        from .app import run
 
         run(at, GatewaySettings(**told))
     except PipelineError as error:

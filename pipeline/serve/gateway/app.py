@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import anyio
 import httpx2
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,6 +21,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.core import log
+from pipeline.serve.health import require_free
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import Folder
 
@@ -29,12 +33,14 @@ from .keys import Keys
 from .page import Feed, Page, Props, is_open
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
-from .settings import GatewaySettings
+from .settings import GatewaySettings, as_instance, check
 from .upstream import authorisation, client
 
 # The only pages that may ask.
 HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 METRICS_SECONDS = 2.0
+GRACE_SECONDS = 0.5  # for answers under way when it is asked to stop
+KEEP_ALIVE_SECONDS = 65  # longer than clients keep a connection, so that they close it
 OPEN = ("/health", "/v1/health")  # without a key
 ODD_PATH = Refused(404, "there is no such path")
 ELSEWHERE = Refused(403, "a web page of another site may not ask; an API key lets its server in")
@@ -217,3 +223,38 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
         exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
         lifespan=lifespan,
     )
+
+
+def run(at: Folder, settings: GatewaySettings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises UsageError or PipelineError where it cannot start."""
+    check(settings)
+    require_free(settings.host, settings.port)
+    config = uvicorn.Config(
+        app(at, settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]
+    )
+    log.info(f"gateway on {as_instance(at, settings).url}")
+    with _stop_is_no_failure():
+        uvicorn.Server(config).run()
+
+
+@contextmanager
+def _stop_is_no_failure() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it again once it has ended, for who was there
+    before it; that one takes no notice."""
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda _, frame: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
