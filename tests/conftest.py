@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -48,6 +49,19 @@ for name in list(os.environ):
         "PYTHONDONTWRITEBYTECODE",  # they are started a thousand times
     ):
         del os.environ[name]
+
+
+# Left out unless `-m` names them: of no use everywhere, or long.
+BY_NAME = ("gpu", "network", "hostile", "long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    expression = str(config.option.markexpr)
+    unnamed = [name for name in BY_NAME if name not in re.findall(r"\w+", expression)]
+    out = [item for item in items if any(map(item.get_closest_marker, unnamed))]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,11 @@ def wait_for(question: Callable[[], Any], seconds: float = 30) -> Any:
     raise AssertionError("it did not happen in time")
 
 
+def often(few: int, many: int) -> pytest.MarkDecorator:
+    """For a test of what chance decides: how many `times` it tries, and how many if `long`."""
+    return pytest.mark.parametrize("times", [few, pytest.param(many, marks=pytest.mark.long)])
+
+
 @pytest.fixture(scope="session")
 def built() -> Path:
     """This checkout's own `bins/`, compiled by doit: minutes once, nothing after."""
@@ -209,7 +228,8 @@ def builder(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Doit:
     """doit on a home that compiled its programs, with all of the build folder. For tests in the
     group `builder`, which build again: nobody else uses what they replace."""
     doit = with_programs(built, tmp_path_factory.mktemp("builder") / "hôme")
-    doit("build_bins", "force=1")
+    doit("forget", "build_bins")  # force=1 would make the page again too
+    doit("build_bins")
     return doit
 
 

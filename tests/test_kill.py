@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Doit
+from conftest import Doit, often
 
 from pipeline.core.store.receipts import Status, status
 
@@ -54,12 +54,13 @@ def leftovers(home: Path) -> list[Path]:
     return [path for path in home.rglob(".*") if ".part" in path.name or ".old" in path.name]
 
 
-def test_source(doit: Doit) -> None:
+@often(3, 12)
+def test_source(doit: Doit, times: int) -> None:
     dice = seeded("source")
     folder = doit.home / "bins" / ".source"
     folder.unlink()
     killed = 0
-    for _ in range(5):
+    for _ in range(times):
         killed += kill_after(doit, dice.uniform(0.2, 2.0), "source")
         if folder.exists():  # a kill may come before anything is made
             shutil.rmtree(folder)
@@ -71,13 +72,14 @@ def test_source(doit: Doit) -> None:
     assert "llama.cpp-" in doit("verify").out
 
 
-def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path) -> None:
+@often(4, 28)
+def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path, times: int) -> None:
     dice = seeded("convert and quantize")
     model = f"model={tiny}"
     whole = seconds_of(doit, "prepare", model)
     expected = {path.name: path.read_bytes() for path in (doit.home / "models").rglob("*.gguf")}
     killed = 0
-    for _ in range(14):
+    for _ in range(times):
         doit("clean", "convert", "quantize", model)
         killed += kill_after(doit, dice.uniform(0.1, whole), "prepare", model)
         # Finished is what has its receipt: the rename alone is not the end of a step.
@@ -90,11 +92,12 @@ def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path) -> None:
         assert found == expected
         assert leftovers(doit.home / "models") == []
         assert doit("prepare", model).steps == []
-    assert killed >= 7
+    assert killed >= times // 4
 
 
 @pytest.mark.xdist_group("builder")
-def test_build(builder: Doit) -> None:
+@often(3, 12)
+def test_build(builder: Doit, times: int) -> None:
     """Some objects are removed, so that there is work."""
     dice = seeded("build")
     doit, built = builder, builder.home / "bins"
@@ -111,7 +114,7 @@ def test_build(builder: Doit) -> None:
 
     leave_work()
     whole, killed = seconds_of(doit, "build_bins"), 0
-    for _ in range(5):
+    for _ in range(times):
         leave_work()
         killed += kill_after(doit, dice.uniform(0.1, whole), "build_bins")
         for program in target.glob("llama-*"):  # old or new, each one runs
