@@ -46,6 +46,7 @@ for name in list(os.environ):
     if name.startswith(("HF_", "LLAMA_ARG_", "LLAMA_SERVER_")) or name in (
         "LLAMA_PIPELINE_HOME",
         "LLAMA_PIPELINE_CWD",
+        "LLAMA_PIPELINE_COMMAND",
         "PYTHONDONTWRITEBYTECODE",  # they are started a thousand times
     ):
         del os.environ[name]

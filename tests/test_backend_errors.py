@@ -54,7 +54,7 @@ def test_not_possible_here(here: Doit, words: list[str], backend: str) -> None:
     run = here(*words, f"backend={backend}", status=1, timeout=60)
     assert run.err.count("error: ") == 1
     assert f"backend={backend} is not possible here; missing:\n  " in run.err
-    assert "hint: doit doctor tells what is here" in run.err
+    assert "hint: doit doctor lists what is here" in run.err
     assert "Traceback" not in run.err and run.out == ""
     assert run.steps == []
     nothing_was_made(here)

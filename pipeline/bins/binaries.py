@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
 from pipeline.core.store import receipts, stat_cache
 
@@ -31,7 +31,7 @@ class Binaries:
         if not path.exists():
             raise PipelineError(
                 f"{self.folder}: there is no {path.name} in it",
-                "build it: doit build_bins"
+                f"build it: {doitw('build_bins')}"
                 if self.commit
                 else "LLAMA_SERVER_BINS_DIR names this folder; add the program or unset it",
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core import log, process
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import user_folder
 from pipeline.deploy import claude
 from pipeline.serve.keys import first_key
@@ -69,7 +69,7 @@ def address(steps: Steps) -> Endpoint:
         return Endpoint(
             url=given.many.url.rstrip("/").removesuffix("/v1"),
             key_file=str(file) if file else None,
-            advice="doit serve model=… starts a server",
+            advice=f"start a server: {doitw('serve model=…')}",
         )
     from pipeline.serve import address
 
@@ -80,8 +80,8 @@ def address(steps: Steps) -> Endpoint:
         url=address.url(told.host, told.port),
         key_file=told.api_key_file,
         patterns=told.models,
-        advice=f"doit up starts what {asked} asks for, the gateway too where it has [gateway] "
-        "enable = true; doit gateway starts that alone",
+        advice=f"{doitw('up')} starts the servers of {asked}, and the gateway if it has [gateway] "
+        f"enable = true; {doitw('gateway')} starts the gateway alone",
     )
 
 

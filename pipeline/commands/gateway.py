@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import environment, log, process
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.publish import publish_text
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import GATEWAY, Server
@@ -84,7 +84,9 @@ def run(steps: Steps) -> None:
         router(configured, told)
         return
     if not liveness.is_running(configured.at):
-        log.info(f"warning: nothing of {configured.configuration.label} is up: doit up")
+        log.info(
+            f"warning: nothing of {configured.configuration.label} is up; start it: {doitw('up')}"
+        )
     if wish.engine == many.LITELLM:
         litellm(configured, told)
     else:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.core import log
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import drafts, folder, objects, workload
@@ -212,12 +212,13 @@ class PodModel:
         if self.ahead.header is None and not says:
             raise UsageError(
                 f"{draft.place}.model: what it is for stands in the model, which is not here yet",
-                f"doit prepare {' '.join(f'{n}={v}' for n, v in draft.model.items())}",
+                "prepare it: "
+                + doitw("prepare " + " ".join(f"{n}={v}" for n, v in draft.model.items())),
             )
         if self.chain.resolved.local and (self.converts or self.chain.quantization):
             raise UsageError(
                 f"{draft.at('model.ref')} = {draft.model['model']}: no pod has that folder or file",
-                f"doit prepare here, then name what it made: server.model = {self.chain.final}",
+                f"{doitw('prepare')} here, then name the file: server.model = {self.chain.final}",
             )
 
     @property

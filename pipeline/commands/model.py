@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.compile import source
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.store.publish import remove
 from pipeline.models import autoquant, chain, converter, hub, lockfile, quants, resolve
 from pipeline.models.chain import Chain, Needs, QuantRequest
@@ -243,7 +243,7 @@ class Steps:
         self.require_reference()
         found = self.known()
         if found is None:
-            raise PipelineError("the model is not resolved yet", "doit resolve model=…")
+            raise PipelineError("the model is not resolved yet", f"run {doitw('resolve model=…')}")
         return found
 
     def require_locked(self) -> lockfile.LockedModel:
@@ -255,7 +255,9 @@ class Steps:
         self.require_resolved()
         steps = self.chain()
         if steps is None:
-            raise PipelineError("what quant=auto means is not decided yet", "doit resolve model=…")
+            raise PipelineError(
+                "what quant=auto means is not decided yet", f"run {doitw('resolve model=…')}"
+            )
         return steps
 
     def architectures(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from pipeline.bins.package import install
 from pipeline.bins.package import pack as packing
 from pipeline.bins.package.pack import Package
 from pipeline.core import log
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 
 from .model import Steps
 from .programs import Programs
@@ -62,9 +62,9 @@ def install_package(steps: Steps) -> None:
     """Unpack, check, try out and swap in an archive of programs. Raises PipelineError."""
     pkg, target = steps.request.pkg, steps.request.into or install.default_target(steps.home)
     if pkg is None:
-        raise UsageError("no package is named", "say which: pkg=PATH")
+        raise UsageError("no package is named", "pass pkg=PATH")
     install.install(pkg, target, home=steps.home, force=steps.request.again)
     if steps.request.into is None:
-        log.info("doit serve bins=package serves with it")
+        log.info(f"serve with it: {doitw('serve bins=package model=…')}")
     else:
-        log.info(f"with LLAMA_SERVER_BINS_DIR={target / 'bin'} doit serves with it")
+        log.info(f"serve with it: LLAMA_SERVER_BINS_DIR={target / 'bin'} {doitw('serve model=…')}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core import log
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.text import size, table
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder
@@ -98,7 +98,7 @@ def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
     names = steps.request.many.names
     require_known(names, list(found))
     if not found:
-        raise UsageError("nothing is up", "`doit ps` lists what is there; or say config=…")
+        raise UsageError("nothing is up", f"{doitw('ps')} lists the servers; or pass config=…")
     return {name: found[name] for name in names or found}
 
 

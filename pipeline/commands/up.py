@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.text import table
@@ -101,7 +101,7 @@ def up(steps: Steps) -> None:
     if failed:
         raise PipelineError(
             "\n".join(f"{one.name} is {seen.state}: {seen.reason}" for one, seen in failed),
-            "`doit up` tries again what has failed; `doit logs name=…` shows more",
+            f"{doitw('up')} retries what has failed; {doitw('logs name=…')} shows more",
         )
     stay(configured.at, [one for one in asked.instances if not one.background])
 
@@ -130,7 +130,8 @@ def serve(steps: Steps) -> None:
     if len(found) != 1:
         names = ", ".join(one.name for one in found) or "nothing"
         raise UsageError(
-            f"serve: {configured.configuration.label} asks for {names}", "start them: doit up"
+            f"serve: {configured.configuration.label} asks for {names}",
+            f"start them: {doitw('up')}",
         )
     serving.run(
         steps,

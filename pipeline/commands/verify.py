@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.bins.compile import git_tree
 from pipeline.core import log
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.process import WINDOWS
 from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
@@ -37,7 +37,7 @@ def verify(steps: Steps) -> None:
         raise PipelineError(
             f"{len(wrong)} of {plural(len(found), 'artifact')} not as their receipts say:\n"
             + "\n".join(wrong),
-            "doit forget the step that made it, and run it again",
+            f"{doitw('forget STEP')} for the step that made it, then run the step again",
         )
     log.info(f"{plural(len(found), 'artifact')} as their receipts say")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import PurePath
+
 
 class PipelineError(Exception):
     """Something could not be done. `message` says what and where, `hint` the next step."""
@@ -25,3 +29,23 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
 
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def doitw(words: str) -> str:
+    """The command line `words` as the reader of a hint would type it: `./doitw up`, `doit up`.
+
+    The script doitw says in LLAMA_PIPELINE_COMMAND by which name it was called.
+    """
+    import shlex
+    import shutil
+
+    program = PurePath(sys.argv[0])
+    if program.stem == "doit" or program.parts[-2:] == ("doit", "__main__.py"):
+        return f"doit {words}"
+    name = os.environ.get("LLAMA_PIPELINE_COMMAND", "")
+    if not name:
+        return f"{'doitw' if sys.platform == 'win32' else './doitw'} {words}"
+    base = PurePath(name).name
+    if shutil.which(base) == name:  # what a shell finds by itself needs no folder
+        name = base
+    return f"{name if sys.platform == 'win32' else shlex.quote(name)} {words}"

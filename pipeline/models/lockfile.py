@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
@@ -79,7 +79,7 @@ def find(path: Path, asked: Mapping[str, str]) -> LockedModel:
     there = "it holds:\n  " + "\n  ".join(known) if known else "it is missing or empty"
     raise UsageError(
         f"frozen=1: {path} does not pin this request; {there}",
-        "lock it: doit lock with the same variables",
+        f"pin it: {doitw('lock')} with the same variables",
     )
 
 
@@ -133,7 +133,7 @@ def require_same(path: Path, locked: LockedModel, here: LockedModel) -> None:
     if different:
         raise UsageError(
             f"frozen=1: {path} and what is here differ:\n" + "\n".join(different),
-            "restore what differs, or lock anew: doit lock with the same variables",
+            f"restore what differs, or pin it again: {doitw('lock')} with the same variables",
         )
 
 

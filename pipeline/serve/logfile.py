@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.process import private
 
 KEPT = 5
@@ -100,7 +100,9 @@ def lines(
     """The last `count` lines of a log, those of older ones included; with `follow` also what
     comes, until `over()` or Ctrl-C. Raises PipelineError where there is no log."""
     if not (follow or path.exists() or _dated(path)):
-        raise PipelineError(f"{path}: there is no log yet", "`doit up` starts what writes it")
+        raise PipelineError(
+            f"{path}: no log yet", f"start the server that writes it: {doitw('up')}"
+        )
     file, last = _last(path, count)
     rest = b""
     try:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
-from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import NO, YES, flag
 
@@ -76,7 +76,9 @@ def _words(
             )
         else:
             near = did_you_mean(word, [name for name in tasks if not name.startswith("_")])
-            raise UsageError(f"{word}: there is no such task{near}", "`doitw list` shows them all")
+            raise UsageError(
+                f"{word}: there is no such task{near}", f"{doitw('list')} shows them all"
+            )
 
 
 def _key(name: str) -> str:
@@ -91,7 +93,9 @@ def _parser(word: str, name: str, table: Mapping[str, object]) -> object:
         return table[name]
     if name in OPTIONS_ELSEWHERE:
         meant = OPTIONS_ELSEWHERE[name]
-        hint = f"here it is --{meant.replace('_', '-')}" if meant in table else f"`doitw {meant}`"
+        hint = (
+            f"here it is --{meant.replace('_', '-')}" if meant in table else f"try {doitw(meant)}"
+        )
         raise UsageError(f"{word}: there is no such option", hint)
     near = did_you_mean(name, list(table)).replace("_", "-")
     raise UsageError(

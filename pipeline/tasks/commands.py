@@ -11,6 +11,8 @@ from doit.cmd_base import check_tasks_exist
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 
+from pipeline.core.errors import doitw
+
 
 class Forget(DoitForget):  # type: ignore[misc]
     """Forget what tasks made: they run again, the files stay until then."""
@@ -25,7 +27,7 @@ class Forget(DoitForget):  # type: ignore[misc]
         names = [] if self.sel_default_tasks else self.sel_tasks
         check_tasks_exist(tasks, names)
         if not names:
-            self.outstream.write("say which tasks: doit forget TASK …\n")
+            self.outstream.write(f"no task given; name one: {doitw('forget TASK …')}\n")
             return 3
         for name in names:
             forget = (tasks[name].meta or {}).get("forget")
@@ -52,5 +54,7 @@ class Clean(DoitClean):  # type: ignore[misc]
             task.clean(io.StringIO(), dryrun)
             self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
         if not makers:
-            self.outstream.write("nothing to clean: say which tasks, as in doit clean quantize …\n")
+            self.outstream.write(
+                f"nothing to clean; name a task, as in {doitw('clean quantize …')}\n"
+            )
         self.dep_manager.close()

@@ -56,7 +56,9 @@ def test_an_external_folder_without_a_server(
         binaries.external(home)
 
 
-@pytest.mark.parametrize(("commit", "hint"), [("abc", "doit build_bins"), ("", "unset it")])
+@pytest.mark.parametrize(
+    ("commit", "hint"), [("abc", "build it: ./doitw build_bins"), ("", "unset it")]
+)
 def test_a_missing_program(folder: Path, home: Home, commit: str, hint: str) -> None:
     found = binaries.Binaries(folder=folder, commit=commit, home=home)
     assert found.has("llama-server")

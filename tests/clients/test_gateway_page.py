@@ -127,6 +127,6 @@ def test_the_page_hears_what_becomes_of_a_model(here: Site) -> None:
         here.says("second", "failed")
         assert '"status": "failed"' in next(one for one in lines if one)
         wrong = here.post("/models/load", {"model": "second"})
-        assert wrong.status_code == 400 and "doit up starts it" in wrong.text
+        assert wrong.status_code == 400 and "is not running; start it: ./doitw up" in wrong.text
         assert stop(here.processes["gateway"]) == 0, "an open feed does not keep it"
     assert "Traceback" not in here.output()

@@ -130,7 +130,7 @@ def test_a_request_that_is_not_pinned(path: Path) -> None:
         lines = caught.value.message.splitlines()
         assert "  model=org/model" in lines
         assert "  model=org/model quant=q8_0" in lines
-        assert "doit lock" in caught.value.hint
+        assert "./doitw lock" in caught.value.hint
 
 
 WHOLE = "[[model]]\nasked={}\nname='n'\nkind='gguf'\nprecision=''\nsource={}\nfiles=[]\n"
@@ -298,7 +298,7 @@ def differing(path: Path, locked: LockedModel, here: LockedModel) -> list[str]:
     except UsageError as error:
         first, *lines = error.message.splitlines()
         assert first.startswith(f"frozen=1: {path}")
-        assert "doit lock" in error.hint
+        assert "./doitw lock" in error.hint
         assert lines, "every refusal names something"
         return lines
     return []

@@ -111,7 +111,7 @@ def test_what_could_not_be_written_is_counted(tmp_path: Path) -> None:
 
 def test_the_last_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
-    with pytest.raises(PipelineError, match="there is no log yet"):
+    with pytest.raises(PipelineError, match="no log yet"):
         list(lines(path, 10))
     log = Log(path, 30)
     for number in range(8):

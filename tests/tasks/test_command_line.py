@@ -60,7 +60,7 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("serve -c 4096", "here it is --ctx-size"),
         ("serve --max-model-len 4096", "here it is --ctx-size"),
         ("serve --quantization q8_0", "here it is --quant"),
-        ("serve --print-diagnostics", "doitw doctor"),
+        ("serve --print-diagnostics", "try ./doitw doctor"),
         ("serve --flash-attn on", "server.NAME="),
         ("serve --server. on", "no such option"),
         ("serve -v", "-v: there is no such option"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core import log
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines
 from pipeline.core.store import receipts
@@ -137,7 +137,7 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
     if (foreign / "index.html").exists():
         raise PipelineError(
             f"{foreign}: llama.cpp's build embeds what lies there, whatever is asked for",
-            "remove that folder; `doit build_ui` builds the page from the source",
+            f"remove that folder; build the page from the source: {doitw('build_ui')}",
         )
     target = build_folder / INSIDE / "dist"
     if ui is None:
@@ -145,7 +145,7 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
         return
     with only_one(ui.target):
         if page.missing(ui.target):
-            raise PipelineError(f"{ui.target}: there is no page", "build it: doit build_ui")
+            raise PipelineError(f"{ui.target}: there is no page", f"build it: {doitw('build_ui')}")
         wanted, there = page.files(ui.target), page.files(target)
         for name in there.keys() - wanted.keys():
             there[name].unlink()

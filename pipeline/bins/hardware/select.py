@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.bins import platform
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.publish import publish_text
 
@@ -41,13 +41,15 @@ class Selection:
 
     def require_device(self) -> None:
         """Raise PipelineError where what it is for is not here, or does not work."""
-        self._require(self.device_lacks, "doit doctor tells what is here; backend=cpu always works")
+        self._require(
+            self.device_lacks, f"{doitw('doctor')} lists what is here; backend=cpu always works"
+        )
 
     def require_tools(self) -> None:
         """Raise PipelineError where it cannot be compiled here."""
         if self.backend == "cpu":
             platform.require_compiler()
-        self._require(self.build_lacks, "doit doctor tells what is here")
+        self._require(self.build_lacks, f"{doitw('doctor')} lists what is here")
 
     def _require(self, lacks: Sequence[str], hint: str) -> None:
         if lacks:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.bins import platform
 from pipeline.core import log
 from pipeline.core.archives import unpack
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
 from pipeline.core.store import receipts, stat_cache
@@ -192,7 +192,7 @@ def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
         raise PipelineError(
             f"{archive.name}: is no package: there is no {lacks}",
             "a package holds README* and bin/llama-server with its libraries beside it, not in "
-            "a folder above; doit package makes one",
+            f"a folder above; make one: {doitw('package')}",
         )
     return server
 

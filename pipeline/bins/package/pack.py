@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import log
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.publish import remove
@@ -58,7 +58,7 @@ def members(package: Package) -> dict[str, PackedFile]:
     if not {"bin/llama-server", "bin/llama-server.exe"} & found.keys():
         raise PipelineError(
             f"{package.folder}: there is no llama-server in it to pack",
-            "build it: doit build_bins",
+            f"build it: {doitw('build_bins')}",
         )
     found[MANIFEST] = _text(json.dumps(manifest(package, found), indent=1) + "\n")
     return dict(sorted(found.items()))
@@ -167,7 +167,7 @@ def _neighbour(path: Path) -> str:
     if len(link.parts) != 1 or not (path.parent / link).is_file():
         raise PipelineError(
             f"{path}: is a link to {link}, which is no file in the same folder",
-            "put a file in its place, or build again: doit build_bins force=1",
+            f"put a file in its place, or build again: {doitw('build_bins force=1')}",
         )
     return str(link)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, doitw
 
 from . import install
 
@@ -54,7 +54,7 @@ class Packaged:
         if not install.settle(self.target):
             raise PipelineError(
                 f"bins=package: there is no package in {self.target}, or it was changed",
-                "install one: doit install_package pkg=PATH",
+                f"install one: {doitw('install_package pkg=PATH')}",
             )
 
     def clean(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import require_writable
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
@@ -102,7 +102,7 @@ def _require_ours(target: Path) -> dict[str, str]:
     others = [name for name, content in found.items() if not content.startswith(MARK)]
     if others:
         raise UsageError(
-            f"{target}: {', '.join(others)}: not written by `doit kubernetes`, which would lose it",
+            f"{target}: {', '.join(others)}: would be lost; not written by {doitw('kubernetes')}",
             "name another folder, out=…; your own changes go into an overlay beside it",
         )
     return found

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pipeline.core.errors import did_you_mean
+from pipeline.core.errors import did_you_mean, doitw
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
@@ -57,7 +57,7 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
     named = configuration.master.llama_cpp_path
     place = f"{configuration.label}: master.llama_cpp_path"
     if found is None:
-        yield f"{place}: there is no llama-server; name one, or run doit build_bins"
+        yield f"{place}: there is no llama-server; name one, or run {doitw('build_bins')}"
     elif named and found.is_dir():
         yield f"{place} = {named}: {found} is a folder; name the llama-server in it"
     elif named and not found.is_file():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.serve import launch, sandbox
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, Server
@@ -135,7 +135,9 @@ def _server(
     log = log_file(configuration, draft, folders.logs)
     if draft.engine == LLAMA_CPP:
         if executable is None:
-            raise PipelineError(f"{draft.place}: there is no llama-server", "doit build_bins")
+            raise PipelineError(
+                f"{draft.place}: there is no llama-server", f"build it: {doitw('build_bins')}"
+            )
         model = _model(draft, models)
         return llama_server(
             given, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg

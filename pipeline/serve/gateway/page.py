@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pipeline.core.errors import doitw
 from pipeline.serve.server import LLAMA_CPP
 
 from .answers import Refused, status
@@ -122,7 +123,7 @@ class Page:
         name = asked("", await read_body(request)).model or ""
         group = self._view.now().groups.get(name)
         if not group or not any(one.is_ready or one.is_coming for one in group):
-            raise Refused(400, f"{name} does not run: doit up starts it")
+            raise Refused(400, f"{name} is not running; start it: {doitw('up')}")
         return JSONResponse({"success": True})  # it is on its way, and the feed says when
 
     async def nothing(self, request: Request) -> Response:

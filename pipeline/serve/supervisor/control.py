@@ -17,7 +17,7 @@ from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.errors import PipelineError, UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.core.store.publish import full_disk_is_an_error
@@ -102,13 +102,14 @@ def up(
         if there and (lacks := missing(there.pid, asked.instances)):
             log.info(
                 f"warning: the running supervisor was started without {', '.join(lacks)}, which "
-                "servers that download get from it; `doit down`, then up, passes them on"
+                f"downloading servers get from it; to pass them on: {doitw('down')}, then up"
             )
         try:
             return _settled(at, asked, report, pace or Timing())
         except KeyboardInterrupt:
             log.info(
-                "interrupted; what was started goes on: `doit ps` shows it, `doit down` stops it"
+                f"interrupted; what was started keeps running: {doitw('ps')} lists it, "
+                f"{doitw('down')} stops it"
             )
             raise
 
@@ -130,7 +131,7 @@ def run_foreground(
     from .supervisor import supervise
 
     taken = PipelineError(
-        f"{wanted.config} is already up in the background", "`doit down` stops it first"
+        f"{wanted.config} is already up in the background", f"stop it first: {doitw('down')}"
     )
     if is_running(at):
         raise taken
@@ -154,7 +155,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
         if told is None and names and is_running(at):
             raise PipelineError(
                 f"{at.wanted}: missing or damaged, so the others would be stopped too",
-                "`doit up` writes it anew, `doit down` without a name stops all",
+                f"{doitw('up')} writes it anew; {doitw('down')} without name= stops all",
             )
         before = told or DesiredState(config="")
         seen = {one.name: one.state for one in state.instances} if state else {}
@@ -275,7 +276,7 @@ def _settled(
         elif time.monotonic() > taken + TAKEN_SECONDS and is_running(at):
             raise PipelineError(
                 f"the supervisor does not take it up; its log is {at.log}",
-                "doit down, then up again",
+                f"{doitw('down')}, then up again",
             )
         if state is None and ended and not is_running(at):
             if starts == STARTS:

@@ -306,7 +306,7 @@ def test_an_interrupted_up_leaves_them_running(servers: Servers, tmp_path: Path)
         servers.until("a", LOADING)
         os.killpg(up.pid, signal.SIGINT)
         up.wait(timeout=20)
-        assert up.stderr and "`doit down` stops it" in up.stderr.read()
+        assert up.stderr and "./doitw down stops it" in up.stderr.read()
     servers.until("a", READY)
 
 
