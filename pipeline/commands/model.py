@@ -47,6 +47,7 @@ class Steps:
         self._source: source.Source | None = None
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
+        self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
         self._spec: InstanceSpec | None = None
         self.listing: hub.Listing | None = None  # what the hub said in this run
 
@@ -130,8 +131,12 @@ class Steps:
         return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
 
     def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
+        if self._made_chain and self._made_chain[:2] == (resolved, wanted):
+            return self._made_chain[2]
         script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
-        return chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
+        made = chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
+        self._made_chain = (resolved, wanted, made)
+        return made
 
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import REPOSITORY, Doit, wait_for
 
-# doit, which prints in the end how often it opened each file of receipts.
+# doit, which prints in the end how often it opened each file of receipts, and made the chain.
 COUNTING = """
 import atexit, collections, json, sys
 opened = collections.Counter()
@@ -19,7 +19,13 @@ def count(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".state.json"):
         opened[str(arguments[0])] += 1
 
+def entered(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_name == "chain" and "models" in code.co_filename:
+        opened["chain"] += 1
+
 sys.addaudithook(count)
+sys.setprofile(entered)
 atexit.register(lambda: print(json.dumps(opened), file=sys.stderr))
 from doit.__main__ import main
 sys.exit(main())
@@ -27,7 +33,7 @@ sys.exit(main())
 
 
 @pytest.mark.build
-def test_plan_reads_each_receipt_once(demo: Doit) -> None:
+def test_plan_reads_each_receipt_once_and_makes_one_chain(demo: Doit) -> None:
     bins = next((demo.home / "bins").glob("*-cpu/.state.json"))
     model = next((demo.home / "models").glob("source/demo__*/.state.json"))
     newest = max(file.stat().st_mtime for file in (bins, model))
@@ -43,5 +49,5 @@ def test_plan_reads_each_receipt_once(demo: Doit) -> None:
     )
     assert done.returncode == 0, done.stderr
     opened = json.loads(done.stderr.splitlines()[-1])
-    assert {str(bins), str(model)} <= opened.keys()
+    assert {str(bins), str(model), "chain"} <= opened.keys()
     assert set(opened.values()) == {1}, opened
