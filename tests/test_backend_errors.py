@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Doit
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.hardware import probe
-from pipeline.bins.programs import program_file
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("g++"), reason="shell scripts stand in for tools"

@@ -20,7 +20,7 @@ import pytest
 from conftest import Doit, Run, chat, with_programs
 
 from pipeline.bins import platform
-from pipeline.bins.compile import shared
+from pipeline.bins.compile import build
 from pipeline.core.pins import pins
 
 pytestmark = [
@@ -129,10 +129,10 @@ def test_it_runs_wherever_it_is_unpacked(maker: Doit, unpacked: Path, gguf: Path
 
 def test_its_programs_look_for_libraries_beside_them_alone(unpacked: Path) -> None:
     for file in (unpacked / "bin").iterdir():
-        paths = [tag.runpath for tag in shared.dynamic(file, "DT_RUNPATH")]
-        paths += [tag.rpath for tag in shared.dynamic(file, "DT_RPATH")]
+        paths = [tag.runpath for tag in build.dynamic_entries(file, "DT_RUNPATH")]
+        paths += [tag.rpath for tag in build.dynamic_entries(file, "DT_RPATH")]
         assert paths == ([] if file.name.startswith("libgomp") else ["$ORIGIN"]), file
-    needed = {name for file in (unpacked / "bin").iterdir() for name in shared.needed(file)}
+    needed = {name for file in (unpacked / "bin").iterdir() for name in build.needed(file)}
     ours = {path.name for path in (unpacked / "bin").iterdir()}
     assert {name for name in needed if name.startswith(("libggml", "libllama", "libmtmd"))} <= ours
 

@@ -14,7 +14,7 @@ from conftest import Doit, chat
 from fakes import releases
 
 from pipeline.bins import platform
-from pipeline.bins.programs import program_file
+from pipeline.bins.binaries import program_file
 from pipeline.bins.release import github
 
 pytestmark = pytest.mark.build

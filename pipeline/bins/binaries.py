@@ -10,11 +10,24 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
+from pipeline.core.process import WINDOWS
 from pipeline.core.store import receipts, stat_cache
 
-from .programs import program_file
-
 IMAGES_OWN = Path("/opt/llama-cpp/bin")  # where docker/Dockerfile puts its programs
+PROGRAMS = (
+    "llama-server",
+    "llama-quantize",
+    "llama-gguf-split",
+    "llama-perplexity",
+    "llama-imatrix",
+    "llama-bench",
+    "llama-fit-params",
+)
+
+
+def program_file(name: str) -> str:
+    """The file name of a program on this system."""
+    return f"{name}.exe" if WINDOWS else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

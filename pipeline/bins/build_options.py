@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from pipeline.core.process import WINDOWS
 
@@ -51,3 +54,30 @@ def release_name(value: str) -> str:
     if not re.fullmatch(TAG, value, re.ASCII):
         raise ValueError(f"{LATEST}, or a tag of upstream's such as b10605 or v0.5.0")
     return value
+
+
+class ProgramSource(Protocol):
+    """Programs, and how they are made. `target` is what is published, `programs` the folder in it
+    that they lie in; `tag` says platform, backend and what else tells them from others; `commit`
+    is how receipts of what they make name them; `bytes` is the room that making them takes, and
+    `download` what has to be fetched for it, as far as it is known."""
+
+    @property
+    def tag(self) -> str: ...
+    @property
+    def target(self) -> Path: ...
+    @property
+    def programs(self) -> Path: ...
+    @property
+    def commit(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def download(self) -> int: ...
+    def recipe(self) -> Mapping[str, Any]: ...
+    def is_current(self) -> bool: ...
+    def make(
+        self, *, force: bool = False, offline: bool = False, refresh: bool = False
+    ) -> None: ...
+    def clean(self) -> None: ...
+    def forget(self) -> None: ...

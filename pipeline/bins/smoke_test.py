@@ -9,8 +9,14 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
 
-from .compile.backends import DEVICES
-
+# How --list-devices names their devices, before the number: CUDA0, Vulkan1.
+DEVICES = {
+    "cuda": "CUDA",
+    "metal": "MTL|Metal",
+    "hip": "ROCm",
+    "sycl": "SYCL",
+    "vulkan": "Vulkan",
+}
 TIMEOUT = 120  # seconds; a first start reads hundreds of MB, and asks every driver
 
 

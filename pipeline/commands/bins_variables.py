@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import (
     BACKENDS,
     DEFAULT_WAY,
@@ -13,7 +14,6 @@ from pipeline.bins.build_options import (
     architectures,
     release_name,
 )
-from pipeline.bins.programs import program_file
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import Variable, choice, flag, integer, text

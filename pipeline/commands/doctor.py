@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins.hardware.detect import Host, Tool, detect
-from pipeline.bins.hardware.lacks import MISSING, USABLE, Missing, Report
 from pipeline.bins.hardware.probe import probe
 from pipeline.bins.hardware.providers import PACKAGES, provider
-from pipeline.bins.hardware.requirements import verdicts
+from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, Report, verdicts
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength

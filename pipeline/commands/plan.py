@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.compile import cuda_toolkit, source
-from pipeline.bins.hardware import nvidia
-from pipeline.bins.programs import program_file
+from pipeline.bins.hardware import cuda_versions, nvidia
 from pipeline.core import capacity, packages
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
@@ -265,7 +265,7 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
         archive = pins().llama_cpp_archive
         total += 0 if packages.cached(archive, steps.home).exists() else archive.size
     if "cuda_toolkit" in todo:
-        total += cuda_toolkit.DOWNLOAD_BYTES
+        total += cuda_versions.DOWNLOAD_BYTES
     if "build_bins" in todo:
         total += steps.programs.way.download
     if "fetch" in todo:

@@ -9,15 +9,14 @@ from typing import Any
 
 from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
-from pipeline.bins.build_options import AUTO
+from pipeline.bins.build_options import AUTO, ProgramSource
 from pipeline.bins.compile import backends, cuda_toolkit, web_ui
 from pipeline.bins.compile.build import Build
-from pipeline.bins.compile.cuda_toolkit import CudaRelease
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
 from pipeline.bins.hardware import cuda_versions, select
+from pipeline.bins.hardware.cuda_versions import CudaRelease
 from pipeline.bins.hardware.select import Selection
-from pipeline.bins.way import ProgramSource
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
@@ -52,9 +51,9 @@ class Programs:
     def way(self) -> ProgramSource:
         """Where they come from."""
         if self.wish.way == "package":
-            from pipeline.bins.package import install, packaged
+            from pipeline.bins.package import install
 
-            return packaged.Packaged(install.default_target(self.home))
+            return install.Packaged(install.default_target(self.home))
         if self.wish.way == "prebuilt":
             from pipeline.bins.release import prebuilt
 
@@ -93,7 +92,7 @@ class Programs:
     def release(self) -> CudaRelease | None:
         """The CUDA toolkit that is fetched; None where none is."""
         is_fetched = self.are_compiled and self.selection.toolkit == select.WHEELS
-        return cuda_toolkit.CUDA_13 if is_fetched else None
+        return cuda_versions.CUDA_13 if is_fetched else None
 
     @cached_property
     def page(self) -> Ui | None:

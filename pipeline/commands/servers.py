@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.hardware import nvidia
-from pipeline.bins.programs import program_file
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.serve import sandbox

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.package import install
-from pipeline.bins.programs import program_file
 from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
 from pipeline.serve import flags

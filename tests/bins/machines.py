@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.bins.hardware import requirements
 from pipeline.bins.hardware.detect import Host, detect
-from pipeline.bins.hardware.lacks import MISSING, Report
 from pipeline.bins.hardware.probe import Facts, ProbeOutput
+from pipeline.bins.hardware.requirements import MISSING, Report
 
 GPP = "g++ (Debian 12.2.0-14+deb12u1) 12.2.0\nCopyright (C) 2022"
 NVCC = """nvcc: NVIDIA (R) Cuda compiler driver

@@ -12,6 +12,7 @@ import pytest
 from pipeline.bins.build_options import SYSTEM, BuildOptions
 from pipeline.bins.compile import backends, cuda_toolkit
 from pipeline.bins.compile.backends import Backend, real
+from pipeline.bins.hardware import cuda_versions
 from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
@@ -81,7 +82,7 @@ def test_a_cuda_toolkit_of_the_system() -> None:
 @pytest.mark.parametrize("driver", ["", "/usr/lib/libcuda.so.1"])
 def test_nvidias_wheels(driver: str) -> None:
     made = backend(replace(WHEELS_CUDA, libcuda=driver))
-    kit = cuda_toolkit.toolkit(HOME, cuda_toolkit.CUDA_13)
+    kit = cuda_toolkit.toolkit(HOME, cuda_versions.CUDA_13)
     assert made.options == (
         *("-DGGML_METAL=OFF", "-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=89-real"),
         *(f"-DGGML_CUDA_NO_VMM={'OFF' if driver else 'ON'}", "-DGGML_CUDA_NCCL=OFF"),

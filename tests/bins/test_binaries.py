@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import binaries
-from pipeline.bins.programs import program_file
+from pipeline.bins.binaries import program_file
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts

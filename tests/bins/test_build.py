@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import platform
+from pipeline.bins.binaries import PROGRAMS, program_file
 from pipeline.bins.compile import build, cmake
 from pipeline.bins.compile.backends import Backend
 from pipeline.bins.compile.build import Build
 from pipeline.bins.compile.source import Source
-from pipeline.bins.programs import PROGRAMS, program_file
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.compile import cmake
-from pipeline.bins.compile.cmake import Done, Watch, Work, compile_all
-from pipeline.bins.compile.jobs import GIB
+from pipeline.bins.compile.cmake import GIB, Done, Watch, Work, compile_all
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 

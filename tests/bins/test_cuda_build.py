@@ -13,8 +13,9 @@ from conftest import REPOSITORY
 from pipeline.bins import platform
 from pipeline.bins.build_options import BuildOptions
 from pipeline.bins.compile import backends, build, cmake, cuda_toolkit, source
-from pipeline.bins.compile.cuda_toolkit import CUDA_13, Toolkit
-from pipeline.bins.hardware import cuda_driver
+from pipeline.bins.compile.cuda_toolkit import Toolkit
+from pipeline.bins.hardware import cuda_versions, nvidia
+from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.build,
     pytest.mark.slow,
     pytest.mark.skipif(
-        cuda_toolkit.for_driver("", platform.platform_tag()) is None or not shutil.which("g++"),
+        cuda_versions.for_driver("", platform.platform_tag()) is None or not shutil.which("g++"),
         reason="there are no wheels for this machine, or it has no compiler",
     ),
 ]
@@ -106,9 +107,7 @@ def test_files_of_llama_cpp_compile(kit: Toolkit, tmp_path: Path) -> None:
     found = source.find(home)
     source.fetch(found, home)
     out = tmp_path / "build ü"
-    selected = Selection(
-        backend="cuda", toolkit=WHEELS, libcuda=str(cuda_driver.driver_library() or "")
-    )
+    selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(nvidia.driver_library() or ""))
     made = backends.backend(selected, home, BuildOptions(architectures="90-real"))
     told = configure(found.folder, out, *build.FIXED_OPTIONS, *made.options, *made.places)
     assert f"CUDA compiler identification is NVIDIA {kit.version}" in told
@@ -127,11 +126,11 @@ def test_a_program_starts_with_the_libraries_beside_it(kit: Toolkit, tmp_path: P
     (folder / "outer.cpp").write_text(OUTER)
     out = tmp_path / "out"
     rpath = ("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
-    library = cuda_driver.driver_library()
+    library = nvidia.driver_library()
     if library is None:  # a stand-in is linked as the driver's own would be
-        library = tmp_path / cuda_driver.NAME
+        library = tmp_path / nvidia.DRIVER_LIBRARY
         (folder / "stand_in.cpp").write_text(STAND_IN)
-        words = ["-shared", "-fPIC", f"-Wl,-soname,{cuda_driver.NAME}", "-o", library]
+        words = ["-shared", "-fPIC", f"-Wl,-soname,{nvidia.DRIVER_LIBRARY}", "-o", library]
         subprocess.run(["g++", *words, folder / "stand_in.cpp"], check=True)
     (folder / "driver.cpp").write_text(DRIVER)
     selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(library))

@@ -35,11 +35,11 @@ from machines import (
     vulkan,
 )
 
-from pipeline.bins.hardware import cuda, devices, nvidia, probe, providers, requirements
+from pipeline.bins.hardware import devices, nvidia, probe, providers, requirements
 from pipeline.bins.hardware.detect import Host, detect
-from pipeline.bins.hardware.lacks import MISSING, USABLE, Report
 from pipeline.bins.hardware.nvidia import MIB
 from pipeline.bins.hardware.probe import Facts, ProbeOutput
+from pipeline.bins.hardware.requirements import MISSING, USABLE, Report
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
 
@@ -150,7 +150,7 @@ def test_everything_for_cuda_is_here() -> None:
 
 def toolkit_lacks(host: Host) -> list[str]:
     """What of the toolkit is missing; NVIDIA's wheels stand in for it, which a note says."""
-    missing = [lack.what for lack in cuda.toolkit(host, [])]
+    missing = [lack.what for lack in requirements.missing_toolkit(host, [])]
     verdict = of(host, "cuda")
     assert verdict.state == USABLE
     assert verdict.notes[-1].startswith(f"without {' and '.join(missing)} NVIDIA's wheels of CUDA")

@@ -24,8 +24,7 @@ from disks import disk
 
 from pipeline.bins import platform as host
 from pipeline.bins.package import install, pack
-from pipeline.bins.package.install import Installed
-from pipeline.bins.package.magic import platform_of
+from pipeline.bins.package.install import Installed, platform_of
 from pipeline.bins.package.pack import Package
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home

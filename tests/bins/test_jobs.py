@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.bins.compile.jobs import GIB, jobs
+from pipeline.bins.compile.cmake import GIB, job_count
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ from pipeline.bins.compile.jobs import GIB, jobs
 def test_processors_and_memory_bound_them(
     backend: str, processors: int, memory: int, count: int
 ) -> None:
-    assert jobs(None, backend, processors, memory) == count
+    assert job_count(None, backend, processors, memory) == count
 
 
 def test_more_than_the_memory_allows_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert jobs(3, "cpu", 64, 64 * GIB) == 3
-    assert jobs(16, "cpu", 2, 64 * GIB) == 16
+    assert job_count(3, "cpu", 64, 64 * GIB) == 3
+    assert job_count(16, "cpu", 2, 64 * GIB) == 16
     assert capsys.readouterr().err == ""
-    assert jobs(16, "cuda", 64, 8 * GIB) == 4
+    assert job_count(16, "cuda", 64, 8 * GIB) == 4
     assert "jobs=16: 4 are run" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from fakes import releases as fake
 
 from pipeline.bins import platform, smoke_test
 from pipeline.bins.binaries import Binaries
-from pipeline.bins.release import github, prebuilt, releases, unpacked
+from pipeline.bins.release import github, prebuilt, releases
 from pipeline.bins.release.prebuilt import Prebuilt
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -221,7 +221,7 @@ def test_a_copy_is_hashed_and_what_was_changed_is_unpacked_again(
 ) -> None:
     plan.make()
     asked = len(site.log)
-    for file in unpacked.files(plan.target):
+    for file in prebuilt.files_in(plan.target):
         os.utime(file, ns=(1, 1))
     assert not plan.is_current()
     capsys.readouterr()
@@ -525,7 +525,7 @@ def test_the_pinned_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert plan.is_current()
     found = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in unpacked.files(plan.target)
+        for file in prebuilt.files_in(plan.target)
     }
     assert found == pinned.files
     assert found == {name: entry.sha256 for name, entry in receipts.load(plan.target).items()}

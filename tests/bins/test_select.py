@@ -34,12 +34,11 @@ from machines import (
 )
 
 from pipeline.bins.build_options import BACKENDS, SYSTEM, BuildOptions
-from pipeline.bins.hardware import fingerprint, probe
+from pipeline.bins.hardware import probe
 from pipeline.bins.hardware import select as selection
-from pipeline.bins.hardware.choosing import choose
 from pipeline.bins.hardware.detect import Host, detect
 from pipeline.bins.hardware.probe import Facts, ProbeOutput
-from pipeline.bins.hardware.select import WHEELS, Selection, of_plain, select
+from pipeline.bins.hardware.select import WHEELS, Selection, choose, of_plain, select
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
@@ -355,7 +354,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    for name in fingerprint.VARIABLES:
+    for name in probe.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     here = Machine(tmp_path)
     monkeypatch.setenv("PATH", str(here.programs))

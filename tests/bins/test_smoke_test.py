@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import smoke_test
-from pipeline.bins.compile.backends import DEVICES
-from pipeline.bins.smoke_test import try_out
+from pipeline.bins.smoke_test import DEVICES, try_out
 from pipeline.core.errors import PipelineError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, wait_for
 
-from pipeline.bins.compile import git_tree, npm, page, source, web_ui
-from pipeline.bins.compile.node import Node, find_node, is_accepted, require_node
+from pipeline.bins.compile import git_tree, npm, source, web_ui
+from pipeline.bins.compile.npm import Node, find_node, is_accepted_node, require_node
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
 from pipeline.core.errors import PipelineError
@@ -122,7 +122,7 @@ def plan(tools: Tools, origin: Source, home: Home) -> Ui:
 
 
 def texts(folder: Path) -> dict[str, str]:
-    return {name: path.read_text() for name, path in page.files(folder).items()}
+    return {name: path.read_text() for name, path in web_ui.page_files(folder).items()}
 
 
 def leftovers(home: Home) -> list[str]:
@@ -140,7 +140,7 @@ class TestNode:
         ],
     )
     def test_accepted_versions(self, version: str, accepted: bool) -> None:
-        assert is_accepted(version) is accepted
+        assert is_accepted_node(version) is accepted
 
     @scripts
     def test_found(self, tools: Tools, home: Home) -> None:
@@ -243,22 +243,22 @@ class TestPlan:
         assert web_ui.choose("off", origin, home) == (None, "ui=off")
 
     def test_what_is_demanded(self, tmp_path: Path) -> None:
-        assert page.missing(tmp_path / "none") == list(page.DEMANDED)
+        assert web_ui.missing_files(tmp_path / "none") == list(web_ui.DEMANDED)
         for name in PAGE:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("x")
-        assert page.missing(tmp_path) == []
+        assert web_ui.missing_files(tmp_path) == []
         (tmp_path / "sw.js").write_text("")
-        assert page.missing(tmp_path) == ["sw.js"]
+        assert web_ui.missing_files(tmp_path) == ["sw.js"]
 
     @pytest.mark.build
     def test_llama_cpp_demands_the_same(self, built: Path) -> None:
         script = source.find(Home(built.parent)).folder / "scripts" / "ui-assets.cmake"
         text = script.read_text(encoding="utf-8")
-        for wanted in page.DEMANDED:
+        for wanted in web_ui.DEMANDED:
             asked = wanted.replace("*.", ".*\\\\.")
             assert f'STREQUAL "{wanted}"' in text or f'MATCHES "^{asked}$"' in text
-        assert text.count("if(NOT found_") == len(page.DEMANDED)
+        assert text.count("if(NOT found_") == len(web_ui.DEMANDED)
 
 
 @scripts
@@ -268,7 +268,7 @@ class TestMake:
         assert not web_ui.is_current(plan)
         web_ui.make(plan)
         assert web_ui.is_current(plan)
-        assert sorted(page.files(plan.target)) == sorted(PAGE)
+        assert sorted(web_ui.page_files(plan.target)) == sorted(PAGE)
         ci, build = tools.calls()
         assert ci.split()[:2] == ["ci", "--ignore-scripts"] and "--prefer-offline" in ci
         assert build == "run build"
@@ -433,7 +433,7 @@ MAKE = """
 import sys
 from pathlib import Path
 from pipeline.bins.compile import web_ui as ui
-from pipeline.bins.compile.node import require_node
+from pipeline.bins.compile.npm import require_node
 from pipeline.bins.compile.source import Source
 from pipeline.core.paths import Home
 origin = Source(folder=Path(sys.argv[1]), commit="c" * 40, tree="t" * 40, fetched=True)
@@ -483,14 +483,16 @@ class TestPlace:
         web_ui.place(plan, plan.source, folder)
         placed = folder / "tools/ui/dist"
         assert texts(placed) == texts(plan.target)
-        for path in page.files(placed).values():
+        for path in web_ui.page_files(placed).values():
             os.utime(path, ns=(5, 5))
         (placed / "old.js").write_text("x")
         (placed / "sw.js").write_text("damaged")
         (placed / "build.json").unlink()
         web_ui.place(plan, plan.source, folder)
         assert texts(placed) == texts(plan.target)
-        touched = {n for n, path in page.files(placed).items() if path.stat().st_mtime_ns != 5}
+        touched = {
+            n for n, path in web_ui.page_files(placed).items() if path.stat().st_mtime_ns != 5
+        }
         assert touched == {"sw.js", "build.json"}
         web_ui.place(None, plan.source, folder)
         assert not placed.exists()

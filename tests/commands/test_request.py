@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import BuildOptions
-from pipeline.bins.programs import program_file
 from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
 from pipeline.models.chain import QuantRequest

@@ -8,19 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.bins.build_options import BuildOptions
+from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
 from . import cuda_toolkit
 
-# How --list-devices names their devices, before the number: CUDA0, Vulkan1.
-DEVICES = {
-    "cuda": "CUDA",
-    "metal": "MTL|Metal",
-    "hip": "ROCm",
-    "sycl": "SYCL",
-    "vulkan": "Vulkan",
-}
 # GGML_METAL is on by default on macOS; said so that `cpu` means the same everywhere.
 NO_METAL = "-DGGML_METAL=OFF"
 
@@ -50,7 +43,7 @@ def backend(selection: Selection, home: Home, wish: BuildOptions) -> Backend:
     wanted = wish.architectures or real(cards)
     base = (NO_METAL, "-DGGML_CUDA=ON", *((f"-DCMAKE_CUDA_ARCHITECTURES={wanted}",) * bool(wanted)))
     if selection.toolkit == WHEELS:
-        kit = cuda_toolkit.toolkit(home, cuda_toolkit.CUDA_13)
+        kit = cuda_toolkit.toolkit(home, CUDA_13)
         driver = Path(selection.libcuda) if selection.libcuda else None
         return Backend(
             name=name,

@@ -6,13 +6,13 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.bins import platform
-from pipeline.bins.programs import PROGRAMS, program_file
+from pipeline.bins.binaries import PROGRAMS, program_file
 from pipeline.bins.smoke_test import try_out
 from pipeline.core import log
 from pipeline.core.packages import installed
@@ -32,7 +32,7 @@ from pipeline.core.store.publish import (
 )
 from pipeline.core.store.receipts import Recipe
 
-from . import shared, web_ui
+from . import web_ui
 from .backends import Backend
 from .cmake import Work, compile_all
 from .source import Source
@@ -71,6 +71,8 @@ PORTABLE_OPTIONS = (
     *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
     "-DGGML_CUDA_NCCL=OFF",  # found by chance, it would be needed everywhere
 )
+# ggml loads its backends by name, so no program says that it needs them.
+MODULES = "libggml-*.so"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +241,11 @@ def made_files(build: Build) -> Mapping[str, Path]:
     if not build.is_shared:
         return files
     if build.portable:
-        modules = (path for path in folder.glob(shared.MODULES) if not path.is_symlink())
+        modules = (path for path in folder.glob(MODULES) if not path.is_symlink())
         files |= {path.name: path for path in modules}
     libraries = {path.name: path for path in build.backend.libraries}
     single = libraries | (_openmp() if build.portable else {})
-    needed = shared.closure(files.values(), [folder, *build.backend.folders], single)
+    needed = needed_libraries(files.values(), [folder, *build.backend.folders], single)
     return files | libraries | needed
 
 
@@ -282,3 +284,38 @@ def _copy(file: Path, target: Path, keeps: Path) -> None:
             os.link(file.resolve(), target)
             return
     shutil.copy2(file, target)
+
+
+def needed_libraries(
+    programs: Iterable[Path], folders: Sequence[Path], single: Mapping[str, Path]
+) -> dict[str, Path]:
+    """What the programs need of what lies in `folders` or is named in `single`, and what that
+    needs: by the name under which it is looked for. All else is the system's."""
+    found: dict[str, Path] = {}
+    waiting = list(programs)
+    while waiting:
+        for name in needed(waiting.pop()):
+            there = (folder / name for folder in folders if (folder / name).is_file())
+            path = next(there, single.get(name))
+            if path and name not in found:
+                found[name] = path
+                waiting.append(path)
+    return found
+
+
+def needed(file: Path) -> list[str]:
+    """The names of the libraries that a program or library is linked with."""
+    return [tag.needed for tag in dynamic_entries(file, "DT_NEEDED")]
+
+
+def dynamic_entries(file: Path, kind: str) -> list[Any]:
+    """The entries of a kind in an ELF file's dynamic section; none in what is no such file."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    with file.open("rb") as stream:
+        try:
+            section: Any = ELFFile(stream).get_section_by_name(".dynamic")
+            return list(section.iter_tags(kind)) if section else []
+        except ELFError:
+            return []

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins.programs import program_file
-from pipeline.core import capacity, environment
+from pipeline.bins.binaries import program_file
+from pipeline.core import capacity, environment, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.store.publish import remove
-
-from .jobs import jobs
+from pipeline.core.text import size
 
 FIRST_ERRORS = 5
 LANGUAGES = ("C", "CXX", "CUDA", "HIP")
@@ -30,6 +29,10 @@ FAILURE = re.compile(
     r"cannot find -l|" + KILLED.pattern,
     re.I,
 )
+GIB = 1024**3
+# Peak of one compiler, in bytes, measured on the largest sources of each.
+COMPILER_BYTES = {"cuda": 2 * GIB, "hip": 2 * GIB, "sycl": 2 * GIB, "vulkan": 2 * GIB}
+USUAL_COMPILER_BYTES = GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     begin(work)
     prepare()
     statistics.unlink(missing_ok=True)
-    count = jobs(work.jobs, work.backend, capacity.processors(), capacity.memory())
+    count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
     commands = (configure_argv(work, tools, ccache), build_argv(work, tools, count))
     with bar(f"building llama.cpp for {work.folder.name}") as update:
         for number, command in enumerate(commands):
@@ -188,3 +191,14 @@ def own_tools() -> dict[str, str]:
         "cmake": str(Path(cmake.CMAKE_BIN_DIR) / program_file("cmake")),
         "ninja": str(Path(ninja.BIN_DIR) / program_file("ninja")),
     }
+
+
+def job_count(asked: int | None, backend: str, processors: int, memory: int) -> int:
+    """How many to run: those asked for, or one for each processor, as far as the memory that is
+    free (bytes) allows. At least one. Says where that is less than was asked for."""
+    fit = max(1, memory // COMPILER_BYTES.get(backend, USUAL_COMPILER_BYTES))
+    if asked and asked > fit:
+        log.info(
+            f"jobs={asked}: {fit} are run, for which the free memory is enough ({size(memory)})"
+        )
+    return min(asked or max(1, processors), fit)

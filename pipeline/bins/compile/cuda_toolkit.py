@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bins import platform
-from pipeline.bins.hardware.cuda_versions import LOWEST_DRIVER
-from pipeline.bins.hardware.lacks import numbers
+from pipeline.bins.hardware.cuda_versions import DOWNLOAD_BYTES, ON_ARM, CudaRelease
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
@@ -30,24 +29,9 @@ from pipeline.core.store.publish import (
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 
-PLATFORMS = ("linux-x64", "linux-arm64")
-ON_ARM = platform.platform_tag() == "linux-arm64"
-DOWNLOAD_BYTES = 721_000_000 if ON_ARM else 620_000_000
 INSTALLED_BYTES = 1_170_000_000 if ON_ARM else 1_100_000_000
 STAMP = "toolkit"  # written last: what has it is whole
 NVCC_TIME = 1_000_000_000  # any, but always the same
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CudaRelease:
-    """A release of CUDA whose wheels are pinned."""
-
-    version: str
-    requirements: Path
-
-    @property
-    def major(self) -> int:
-        return numbers(self.version)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,34 +45,6 @@ class Toolkit:
     @property
     def nvcc(self) -> Path:
         return self.root / "bin" / "nvcc"
-
-
-# There is none of CUDA 12: its nvidia-cuda-nvcc-cu12 has ptxas and libnvvm, but no nvcc, cicc,
-# cudafe++ and fatbinary.
-CUDA_13 = CudaRelease(
-    version="13.4", requirements=Path(__file__).with_name("cuda13-requirements.txt")
-)
-
-
-def lack(driver: str, platform_tag: str) -> str:
-    """Why the wheels are of no use there; empty where they are.
-
-    No `driver` means a build for another machine.
-    """
-    if platform_tag not in PLATFORMS:
-        return f"NVIDIA's wheels are for {' and '.join(PLATFORMS)}; this is {platform_tag}"
-    lowest = LOWEST_DRIVER[CUDA_13.major]
-    if driver and numbers(driver) < (lowest,):
-        return (
-            f"NVIDIA's wheels with a compiler are of CUDA {CUDA_13.version}, which needs driver "
-            f"{lowest} or newer; {driver} is here"
-        )
-    return ""
-
-
-def for_driver(driver: str, platform_tag: str) -> CudaRelease | None:
-    """The release to take; where there is none `lack` says why."""
-    return None if lack(driver, platform_tag) else CUDA_13
 
 
 def recipe(release: CudaRelease) -> Recipe:

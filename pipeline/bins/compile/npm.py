@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,10 @@ from pathlib import Path
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
-from pipeline.core.process import LAST_LINES, last_lines, run
+from pipeline.core.paths import Home
+from pipeline.core.process import LAST_LINES, capture, last_lines, run
 from pipeline.core.progress import bar
-
-from .node import Node
+from pipeline.core.store import stat_cache
 
 INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--include=dev")
 BUILD = ("run", "build")
@@ -27,6 +29,71 @@ DROPPED = ("LLAMA_", "VITE_", "PUBLIC_", "NODE_ENV")
 # Its own credentials, for the registry. The build, which runs the packages' code, gets none.
 ITS_OWN = ("NPM_", "NODE_AUTH_TOKEN")
 WITHOUT = "ui=off builds the server without its page"
+# The lowest version of each line that the page's packages accept; newer lines are all accepted.
+LOWEST_NODE = {20: (20, 19), 22: (22, 13), 24: (24, 0)}
+NODE_HINT = (
+    "install Node.js 20.19, 22.13, 24 or newer with its npm, as nodejs.org has it for every "
+    "system; or ui=off builds the server without its page"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Node.js: the programs, and the version as 20.19.0."""
+
+    path: str
+    npm: str
+    version: str
+
+
+def find_node(home: Home) -> Node | None:
+    """Node.js, where it is here with its npm and new enough."""
+    try:
+        return require_node(home)
+    except PipelineError:
+        return None
+
+
+def require_node(home: Home) -> Node:
+    """Node.js of PATH. Raises PipelineError that says what is missing or too old."""
+    path, npm = shutil.which("node"), shutil.which("npm")
+    if not path:
+        raise PipelineError("Node.js is not here (node)", NODE_HINT)
+    version = _version(Path(path), home.run / "node.json")
+    if not is_accepted_node(version):
+        told = f"is version {version}" if version else "does not name its version"
+        raise PipelineError(f"{path}: {told}, and llama.cpp's page needs {_accepted()}", NODE_HINT)
+    if not npm:
+        raise PipelineError(f"npm is not here, only Node.js {version}", NODE_HINT)
+    return Node(path, npm, version)
+
+
+def is_accepted_node(version: str) -> bool:
+    """Whether the page's packages take this version of Node.js."""
+    numbers = tuple(int(number) for number in version.split(".")) if version else (0,)
+    lowest = LOWEST_NODE.get(numbers[0])
+    return numbers >= lowest if lowest else numbers[0] > max(LOWEST_NODE)
+
+
+def _accepted() -> str:
+    *others, last = (".".join(map(str, version)) for version in LOWEST_NODE.values())
+    return f"{', '.join(others)}, {last} or newer"
+
+
+def _version(node: Path, book: Path) -> str:
+    """The version that it names; asked once for each file that stands there."""
+    known = stat_cache.recall(book, node)
+    if known is not None:
+        return str(known)
+    before = stat_cache.stamp(node)
+    told = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
+    version = told[1] if told else ""
+    with node.open("rb") as file:
+        # A version manager's script stays the same while what it starts changes.
+        # And a home that is not there yet is made by the steps, not by who looks at them.
+        if version and book.parent.is_dir() and file.read(2) != b"#!":
+            stat_cache.remember(book, node, version, before)
+    return version
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import filecmp
 import shutil
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pipeline.core import log
@@ -30,8 +31,8 @@ from pipeline.core.store.publish import (
 from pipeline.core.store.receipts import Entry, Recipe
 from pipeline.core.text import size
 
-from . import git_tree, node, npm, page
-from .node import Node
+from . import git_tree, npm
+from .npm import Node
 from .source import Source, files
 
 INSIDE = "tools/ui"  # of the source, and of a build folder
@@ -44,6 +45,11 @@ import config from './svelte.config.upstream.js';
 config.kit.version = {{ ...config.kit.version, name: '{version}' }};
 export default config;
 """
+# What scripts/ui-assets.cmake of the source asks for, in whatever folder of the page it lies.
+DEMANDED = (
+    *("index.html", "manifest.webmanifest", "sw.js", "build.json", "version.json"),
+    *("bundle*.js", "bundle*.css", "workbox*.js"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +125,7 @@ def make(ui: Ui, *, offline: bool = False, force: bool = False) -> None:
         entry = Entry(
             recipe=recipe(ui),
             source={"tree": git_tree.folder_hash(ui.target), "made_of": made_of},
-            size=page.size(ui.target),
+            size=page_bytes(ui.target),
             mtime_ns=0,
             sha256=git_tree.stamp(ui.target),
             made_at=receipts.now(),
@@ -144,9 +150,9 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
         remove(target)
         return
     with only_one(ui.target):
-        if page.missing(ui.target):
+        if missing_files(ui.target):
             raise PipelineError(f"{ui.target}: there is no page", f"build it: {doitw('build_ui')}")
-        wanted, there = page.files(ui.target), page.files(target)
+        wanted, there = page_files(ui.target), page_files(target)
         for name in there.keys() - wanted.keys():
             there[name].unlink()
         for name, file in wanted.items():
@@ -184,7 +190,7 @@ def _find(source: Source, home: Home) -> Ui:
     if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
         raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", npm.WITHOUT)
     try:
-        return Ui(source=source, node=node.require_node(home), home=home)
+        return Ui(source=source, node=npm.require_node(home), home=home)
     except PipelineError:
         # A page that stands needs no Node.js: some shells of a machine know it, others do not.
         entry = _entry(home)
@@ -216,7 +222,7 @@ def _copy(source: Source, work: Path) -> None:
 
 
 def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
-    project = npm.Project(work, ui.node if ui.node.path else node.require_node(ui.home), ui.log)
+    project = npm.Project(work, ui.node if ui.node.path else npm.require_node(ui.home), ui.log)
     require_space(work, WORK_BYTES)
     config = work / "svelte.config.js"
     if config.exists():
@@ -227,7 +233,7 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
         made.mkdir()
         project.install(offline=offline)
         project.build({"LLAMA_UI_OUT_DIR": str(made)})
-        lacks = page.missing(made)
+        lacks = missing_files(made)
         if lacks:
             raise PipelineError(
                 f"npm built a page without {', '.join(lacks)}:\n{last_lines(ui.log)}",
@@ -236,4 +242,21 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
         publish_folder(made, ui.target)
     finally:
         remove(made)
-    log.info(f"built llama.cpp's page, {size(page.size(ui.target))}")
+    log.info(f"built llama.cpp's page, {size(page_bytes(ui.target))}")
+
+
+def page_files(folder: Path) -> dict[str, Path]:
+    """Every file by its path below the folder; none where there is no folder."""
+    found = [Path(entry.path) for entry in git_tree.files(folder)] if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def page_bytes(folder: Path) -> int:
+    """The bytes of all its files."""
+    return sum(path.stat().st_size for path in page_files(folder).values())
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a folder lacks to be a page; an empty file counts as none."""
+    names = [path.name for path in page_files(folder).values() if path.stat().st_size]
+    return [wanted for wanted in DEMANDED if not any(fnmatch(name, wanted) for name in names)]

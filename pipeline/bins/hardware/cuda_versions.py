@@ -1,8 +1,11 @@
-"""Which CUDA compiles for which card, and runs with which driver."""
+"""Which CUDA compiles for which card, runs with which driver, and comes as wheels."""
 
 from __future__ import annotations
 
-from .lacks import numbers
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bins import platform
 
 # Toolkit's major version: the lowest compute capability it compiles for, and the lowest driver
 # that runs what it made (NVIDIA's release notes of CUDA, "minor version compatibility").
@@ -21,6 +24,29 @@ FIRST_TOOLKIT: dict[tuple[int, ...], tuple[int, int]] = {
     (12, 1): (12, 9),
     (11, 0): (13, 0),
 }
+# NVIDIA's wheels: where they run, and what fetching them takes.
+PLATFORMS = ("linux-x64", "linux-arm64")
+ON_ARM = platform.platform_tag() == "linux-arm64"
+DOWNLOAD_BYTES = 721_000_000 if ON_ARM else 620_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaRelease:
+    """A release of CUDA whose wheels are pinned."""
+
+    version: str
+    requirements: Path
+
+    @property
+    def major(self) -> int:
+        return numbers(self.version)[0]
+
+
+# There is none of CUDA 12: its nvidia-cuda-nvcc-cu12 has ptxas and libnvvm, but no nvcc, cicc,
+# cudafe++ and fatbinary.
+CUDA_13 = CudaRelease(
+    version="13.4", requirements=Path(__file__).with_name("cuda13-requirements.txt")
+)
 
 
 def newest(driver: str) -> tuple[int, int] | None:
@@ -29,3 +55,32 @@ def newest(driver: str) -> tuple[int, int] | None:
     number = (numbers(driver) or (0,))[0]
     majors = [major for major, lowest in LOWEST_DRIVER.items() if number >= lowest]
     return (max(majors), 99) if majors else None
+
+
+def unavailable_reason(driver: str, platform_tag: str) -> str:
+    """Why the wheels are of no use there; empty where they are.
+
+    No `driver` means a build for another machine.
+    """
+    if platform_tag not in PLATFORMS:
+        return f"NVIDIA's wheels are for {' and '.join(PLATFORMS)}; this is {platform_tag}"
+    lowest = LOWEST_DRIVER[CUDA_13.major]
+    if driver and numbers(driver) < (lowest,):
+        return (
+            f"NVIDIA's wheels with a compiler are of CUDA {CUDA_13.version}, which needs driver "
+            f"{lowest} or newer; {driver} is here"
+        )
+    return ""
+
+
+def for_driver(driver: str, platform_tag: str) -> CudaRelease | None:
+    """The release to take; where there is none `unavailable_reason` says why."""
+    return None if unavailable_reason(driver, platform_tag) else CUDA_13
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in version.split(".") if word.isdecimal())
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.core.process import outcome
+from pipeline.core.process import capture, outcome
 
 FORM = "--format=csv,noheader,nounits"
 QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
 CARD_QUERY = ("--query-gpu=name,compute_cap,driver_version,mig.mode.current,memory.total", FORM)
 OLD_CARD_QUERY = ("--query-gpu=name,driver_version,memory.total", FORM)  # before driver 510
 MIB = 1024 * 1024
+DRIVER_LIBRARY = "libcuda.so.1"
+# As ldconfig marks them; those of other programs on the same machine (32 bits) are left out.
+LDCONFIG_MARKS = {"x86_64": "x86-64", "aarch64": "AArch64"}
+# Where it may lie although ldconfig does not list it: WSL, NixOS.
+DRIVER_FOLDERS = ("/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +93,21 @@ def find() -> list[Gpu]:
     program = shutil.which("nvidia-smi")
     status, out, _ = outcome([program, *QUERY], timeout=10) if program else (-1, "", "")
     return parse(out) if status == 0 else []
+
+
+def driver_library() -> Path | None:
+    """The driver's library on this machine."""
+    listed = listed_libraries(capture(["/sbin/ldconfig", "-p"]) or "", platform.machine())
+    others = [Path(folder, DRIVER_LIBRARY) for folder in DRIVER_FOLDERS]
+    return next((path for path in (*listed, *others) if path.is_file()), None)
+
+
+def listed_libraries(text: str, machine: str) -> list[Path]:
+    """The places of it that `ldconfig -p` lists for programs of this machine."""
+    found = []
+    for line in text.splitlines():
+        name, _, rest = line.strip().partition(" ")
+        mark, _, path = rest.partition(" => ")
+        if name == DRIVER_LIBRARY and LDCONFIG_MARKS.get(machine, machine) in mark:
+            found.append(Path(path))
+    return found

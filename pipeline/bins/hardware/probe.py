@@ -6,6 +6,8 @@ Nothing is understood here; `detect` does that, without effects.
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pipeline.bins import platform as host
 from pipeline.core.parallel import for_each
@@ -63,6 +66,20 @@ LIBRARIES = (
     *("/usr/local/lib", "/usr/lib/wsl/lib", "/opt/homebrew/lib"),
 )
 PREFIXES = ("/usr", "/usr/local", "/opt/homebrew")
+# Changed by whoever changes what `detect` understands or `readiness` concludes.
+FINGERPRINT_RULES = 2
+VARIABLES = (
+    *("CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
+    *("MKLROOT", "CMAKE_PREFIX_PATH", "LD_LIBRARY_PATH"),
+    # what hides or adds devices
+    *("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "ROCR_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR"),
+)
+# Devices appear and vanish here, drivers and packages with their versions.
+DEVICE_PATHS = (
+    *("/dev/nvidia*", "/dev/kfd", "/dev/dri/*", "/dev/dxg", "/dev/nvhost-gpu"),
+    *("/proc/driver/nvidia/version", "/sys/bus/pci/devices/*"),
+    *("/etc/vulkan/icd.d", "/usr/share/vulkan/icd.d"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,3 +281,27 @@ def disk_free(folder: Path) -> int:
     """Bytes free where `folder` is or would be made."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
+
+
+def fingerprint(cuda: str = "") -> str:
+    """A hash over everything that a choice of backend depends on; `cuda`: a toolkit's folder."""
+    seen: list[Any] = [FINGERPRINT_RULES, host.platform_tag(), host.cpu_identity(), cuda]
+    seen.append([os.environ.get(name) for name in VARIABLES])
+    asked = questions(host.platform_tag().partition("-")[0], os.environ.get("CXX", ""))
+    seen.append({name: [path, mtime_ns(path)] for name, path in found(asked, cuda).items()})
+    seen.append([path for pattern in DEVICE_PATHS for path in matching(pattern)])
+    seen.append(read("/proc/driver/nvidia/version"))
+    folders = (*LIBRARIES, *(f"{prefix}/include/vulkan" for prefix in PREFIXES))
+    seen.append([mtime_ns(folder) for folder in folders])
+    # of toolkits, which lie in folders of their own
+    toolkits = (cuda, *matching("/usr/local/cuda*"), "/opt/cuda")
+    seen.append([sorted(parts(toolkit)) for toolkit in toolkits])
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+
+def mtime_ns(path: str) -> int:
+    """When a file, or the names in a folder, changed: ns; 0 where there is none."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0

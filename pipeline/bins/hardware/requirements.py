@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from pipeline.bins.compile import cuda_toolkit
-from pipeline.bins.compile.cuda_toolkit import CudaRelease
 from pipeline.core.text import size
 
-from . import cuda
-from .cuda_versions import LOWEST_DRIVER
+from . import cuda_versions
+from .cuda_versions import (
+    FIRST_TOOLKIT,
+    LOWEST_CAPABILITY,
+    LOWEST_DRIVER,
+    CudaRelease,
+    dotted,
+    numbers,
+)
 from .detect import AMD, INTEL, NVIDIA, Host
-from .lacks import DEVICE, TOOLKIT, Missing, Report, dotted, numbers
 
 # VK_EXT_layer_settings came into the headers with 1.3.272 (KhronosGroup/Vulkan-Utility-Libraries
 # pull request 167). Measured: 1.3.239 fails, 1.4.309 compiles.
 LOWEST_VULKAN = (1, 3, 272)
 
+USABLE, MISSING = "usable", "missing"
+# What kind of thing is missing: programs need the device to run, a compilation needs the rest.
+# Of the toolkit it may be that another one does.
+DEVICE, TOOLKIT, TOOL = "device", "toolkit", "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something missing, and the key in PACKAGES of what provides it; empty: nothing does."""
+
+    what: str
+    package: str = ""
+    kind: str = TOOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Whether a backend can be built and run here. `seen`: a card that it is for is here, whether
+    or not it works; `software`: the only device is a program."""
+
+    backend: str
+    lacks: tuple[Missing, ...] = ()
+    notes: tuple[str, ...] = ()
+    seen: bool = False
+    software: bool = False
+
+    @property
+    def state(self) -> str:
+        return MISSING if self.lacks else USABLE
+
+    def of(self, *kinds: str) -> tuple[Missing, ...]:
+        """What of these kinds is missing."""
+        return tuple(lack for lack in self.lacks if lack.kind in kinds)
+
+
+# What is missing, and what else there is to say.
 Finding = tuple[list[Missing], list[str]]
 
 
@@ -40,7 +81,7 @@ def seen(name: str, host: Host) -> bool:
     """Whether there is a card that the backend is for, working or not."""
     hardware = [device for device in host.vulkan if device.kind != "CPU"]
     return {
-        "cuda": cuda.seen(host),
+        "cuda": has_nvidia_card(host),
         "metal": host.system == "macos",
         "hip": bool(host.amd or AMD in host.vendors),
         "sycl": bool(host.intel or INTEL in host.vendors),
@@ -72,25 +113,25 @@ def cpu(host: Host) -> Finding:
 
 
 def nvidia(host: Host) -> Finding:
-    if not cuda.seen(host) and "nvcc" not in host.tools:
-        return cuda.nvidia_card(host), []  # where there is no card, no toolkit is missed
+    if not has_nvidia_card(host) and "nvcc" not in host.tools:
+        return missing_nvidia_card(host), []  # where there is no card, no toolkit is missed
     notes: list[str] = []
-    lacks, release = cuda.toolkit(host, notes), wheels(host)
+    lacks, release = missing_toolkit(host, notes), wheels(host)
     if lacks and release:
         missing = " and ".join(lack.what for lack in lacks)
-        fetched = f"{size(cuda_toolkit.DOWNLOAD_BYTES)}, once"
+        fetched = f"{size(cuda_versions.DOWNLOAD_BYTES)}, once"
         notes.append(
             f"without {missing} NVIDIA's wheels of CUDA {release.version} are taken ({fetched})"
         )
         lacks = []
-    return [*cuda.nvidia_card(host), *lacks, *compiler(host)], notes
+    return [*missing_nvidia_card(host), *lacks, *compiler(host)], notes
 
 
 def wheels(host: Host) -> CudaRelease | None:
     """The release of NVIDIA's wheels for this system, its driver and its cards."""
     platform = f"{host.system}-{host.machine}"
-    release = None if host.jetson else cuda_toolkit.for_driver(driver(host), platform)
-    if release and cuda.fitting(host, numbers(release.version), []):
+    release = None if host.jetson else cuda_versions.for_driver(driver(host), platform)
+    if release and missing_for_version(host, numbers(release.version), []):
         return None
     return release
 
@@ -98,11 +139,11 @@ def wheels(host: Host) -> CudaRelease | None:
 def no_wheels(host: Host) -> list[Missing]:
     """That NVIDIA's wheels would be taken instead of a toolkit, were the driver newer."""
     platform = f"{host.system}-{host.machine}"
-    lowest = LOWEST_DRIVER[cuda_toolkit.CUDA_13.major]
+    lowest = LOWEST_DRIVER[cuda_versions.CUDA_13.major]
     if (
         host.jetson
-        or cuda_toolkit.lack("", platform)
-        or not cuda_toolkit.lack(driver(host), platform)
+        or cuda_versions.unavailable_reason("", platform)
+        or not cuda_versions.unavailable_reason(driver(host), platform)
     ):
         return []
     what = f"or driver {lowest} or newer for NVIDIA's wheels instead; {driver(host)} is here"
@@ -194,3 +235,82 @@ JUDGES: dict[str, Callable[[Host], Finding]] = {
     "vulkan": vulkan,
     "cpu": cpu,
 }
+
+
+def has_nvidia_card(host: Host) -> bool:
+    """Whether there is a card of NVIDIA's, working or not."""
+    found = host.nvidia or NVIDIA in host.vendors or host.nvidia_driver
+    return bool(found or "nvidia-smi" in host.problems)
+
+
+def missing_nvidia_card(host: Host) -> list[Missing]:
+    """A card that answers, and that programs can use."""
+    if host.system == "macos":
+        return [Missing("a system with NVIDIA's driver: there is none for macOS", "", DEVICE)]
+    fault = host.problems.get("nvidia-smi")
+    driver = "nvidia driver"
+    if host.nvidia:
+        if all(card.split for card in host.nvidia) and not host.slices:
+            made = "MIG is on and none is made (nvidia-smi mig -cgi … -C)"
+            return [Missing(f"a MIG slice: {made}", "", DEVICE)]
+        return []
+    if fault:
+        return [Missing(f"a driver that answers; nvidia-smi: {fault}", driver, DEVICE)]
+    if host.nvidia_driver:
+        loaded = f"nvidia-smi, though driver {host.nvidia_driver} is loaded"
+        return [Missing(loaded, driver, DEVICE)]
+    if NVIDIA in host.vendors:
+        return [Missing("the NVIDIA driver for the card that is here", driver, DEVICE)]
+    if host.wsl:
+        windows = "under WSL the driver is installed in Windows, not here"
+        return [Missing(f"an NVIDIA card; {windows}", "", DEVICE)]
+    return [Missing("an NVIDIA card with its driver", "", DEVICE)]
+
+
+def missing_toolkit(host: Host, notes: list[str]) -> list[Missing]:
+    """nvcc and the parts of its toolkit, which are packages of their own."""
+    nvcc = host.tools.get("nvcc")
+    if nvcc is None:
+        return [Missing("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)]
+    lacks = []
+    if "cublas" not in host.parts:
+        lacks.append(Missing(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
+    if "libcuda" not in host.parts:
+        lacks.append(Missing(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
+    if host.slices:
+        notes.append(f"MIG slices: {', '.join(host.slices)}")
+    lacks += missing_for_version(host, (*numbers(nvcc.version), 0)[:2], notes)
+    different = {numbers(card.capability) for card in host.nvidia if card.capability}
+    if len(different) > 1:
+        each = ", ".join(map(dotted, sorted(different)))
+        notes.append(f"cards of different compute capability: {each}")
+    return lacks
+
+
+def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Missing]:
+    """That the toolkit of this version compiles for the cards, and the driver runs the result."""
+    lacks = []
+    lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
+    cards = {
+        f"{card.name} ({card.capability})": numbers(card.capability)
+        for card in host.nvidia
+        if card.capability
+    }
+    too_old = [name for name, capability in cards.items() if capability < lowest]
+    limit = f"CUDA {version[0]} compiles for {dotted(lowest)} and newer"
+    for name in too_old:
+        if len(too_old) == len(cards):
+            lacks.append(Missing(f"an older toolkit for {name}: {limit}", "cuda", TOOLKIT))
+        else:
+            notes.append(f"{name} is left out: {limit}")
+    for name, capability in cards.items():
+        first = FIRST_TOOLKIT.get(capability, (0, 0))
+        if version < first:
+            newer = f"CUDA {dotted(first)} or newer for {name}"
+            lacks.append(Missing(newer, "cuda", TOOLKIT))
+    lowest_driver = LOWEST_DRIVER.get(version[0], 0)
+    for driver in sorted({card.driver for card in host.nvidia}):
+        if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise
+            told = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
+            lacks.append(Missing(told, "nvidia driver", TOOLKIT))
+    return lacks

@@ -6,10 +6,12 @@ It is unpacked beside the present one, tried out there, and takes its place in o
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.bins import platform
 from pipeline.core import log
@@ -31,11 +33,21 @@ from pipeline.core.store.publish import (
 from pipeline.core.store.receipts import Recipe, Status
 
 from . import manifest
-from .magic import platform_of
 
 PATIENCE = 20.0
 STEP = "install_package"
 SERVERS = ("llama-server", "llama-server.exe")
+# For which processor a program was made, by its first bytes.
+ELF_MACHINES = {
+    0x03: "x86",
+    0x28: "arm",
+    0x3E: "x64",
+    0xB7: "arm64",
+    0xF3: "riscv64",
+    0x15: "ppc64",
+}
+PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
+MACH_O_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,3 +236,73 @@ def _try_out(archive: Path, server: Path, patience: float) -> str:
         f"{archive.name}: its llama-server {why}{shown}",
         hint,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """An installed package. It is made by nothing but its archive."""
+
+    target: Path
+
+    @property
+    def tag(self) -> str:
+        return "package"
+
+    @property
+    def programs(self) -> Path:
+        return self.target / "bin"
+
+    @property
+    def commit(self) -> str:
+        """The commit that its manifest names, else what its llama-server says, as one word."""
+        found = installed(self.target)
+        version = found.version.removeprefix("version: ") if found else ""
+        word = re.sub(r"[^A-Za-z0-9.]+", "-", version)[:64].strip("-.")
+        return (found.commit if found else "") or word or "package"
+
+    @property
+    def bytes(self) -> int:
+        return 0
+
+    @property
+    def download(self) -> int:
+        return 0
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {"step": "package", "commit": self.commit}
+
+    def is_current(self) -> bool:
+        return is_current(self.target)
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Hash once what was copied or restored. Raises PipelineError where that is not enough."""
+        if not settle(self.target):
+            raise PipelineError(
+                f"bins=package: there is no package in {self.target}, or it was changed",
+                f"install one: {doitw('install_package pkg=PATH')}",
+            )
+
+    def clean(self) -> None:
+        clean(self.target)
+
+    def forget(self) -> None:
+        forget(self.target)
+
+
+def platform_of(program: Path) -> str:
+    """As `host.platform_tag` says it, such as `windows-x64`; "" for what is none of them."""
+    with program.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"\x7fELF"):
+        machine = int.from_bytes(head[18:20], "big" if head[5:6] == b"\x02" else "little")
+        return f"linux-{ELF_MACHINES.get(machine, hex(machine))}"
+    if head.startswith(b"MZ"):
+        start = int.from_bytes(head[0x3C:0x40], "little")
+        machine = int.from_bytes(head[start + 4 : start + 6], "little")
+        return f"windows-{PE_MACHINES.get(machine, hex(machine))}"
+    if head.startswith(b"\xcf\xfa\xed\xfe"):
+        machine = int.from_bytes(head[4:8], "little")
+        return f"macos-{MACH_O_MACHINES.get(machine, hex(machine))}"
+    if head.startswith(b"\xca\xfe\xba\xbe"):
+        return "macos"
+    return ""

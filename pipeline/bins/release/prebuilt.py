@@ -8,7 +8,8 @@ was looked up is kept in `run/releases/`, so that the next run needs no network.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.bins import platform as host
@@ -18,7 +19,7 @@ from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.store import hashing, receipts
+from pipeline.core.store import hashing, receipts, stat_cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
     full_disk_is_an_error,
@@ -30,8 +31,9 @@ from pipeline.core.store.publish import (
     remove,
 )
 from pipeline.core.store.receipts import Recipe
+from pipeline.core.text import plural
 
-from . import releases, unpacked
+from . import releases
 from .assets import Asset, Choice
 from .releases import Driver, Release
 
@@ -121,7 +123,7 @@ class Prebuilt:
         return (
             found is not None
             and not is_cut(self.target)
-            and unpacked.is_current(self.target, recipe_of(found))
+            and is_current(self.target, recipe_of(found))
         )
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
@@ -131,18 +133,18 @@ class Prebuilt:
         target, wanted = self.home.bins / self.tag_of(release.tag), recipe_of(release)
         with full_disk_is_an_error(target.parent), only_one(target):
             recover_folder(target)
-            if not force and unpacked.settle(target, wanted):
+            if not force and revalidate(target, wanted):
                 return
             start = time.monotonic()
             packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
             made = part(target)
             try:
-                unpacked.fill(made, packed)
+                fill(made, packed)
                 if self.is_pinned:
                     _require_pinned(made)
                 _try_out(self, release, made)
                 seconds = time.monotonic() - start
-                files = unpacked.files(made)
+                files = files_in(made)
                 stamps = {
                     file.name: receipts.stamp(file, wanted, seconds=seconds) for file in files
                 }
@@ -241,7 +243,7 @@ def _out_of_package(asset: Asset, home: Home, *, offline: bool) -> Path:
 
 
 def _require_pinned(made: Path) -> None:
-    found = {file.name: hashing.sha256(file) for file in unpacked.files(made)}
+    found = {file.name: hashing.sha256(file) for file in files_in(made)}
     pinned = pins().prebuilt.files
     if wrong := sorted(name for name, _ in found.items() ^ pinned.items()):
         raise PipelineError(
@@ -261,3 +263,72 @@ def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
         log.info(f"unpacked llama.cpp {try_out(server, prebuilt.backend, hint)}")
     else:
         log.info(f"{name}: this is another machine, so it was not tried out")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files and links of a folder; the receipts and their lock are hidden."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def is_current(folder: Path, recipe: Recipe) -> bool:
+    """Whether exactly the files with receipts are there, as the recipe made them."""
+    return _moved(folder, recipe) == []
+
+
+def revalidate(folder: Path, recipe: Recipe) -> bool:
+    """The same, hashing once each file that was copied or restored."""
+    moved = _moved(folder, recipe)
+    if not moved:
+        return moved is not None
+    log.info(f"{folder.name}: {plural(len(moved), 'file')} with another time; hashing once")
+    entries = receipts.load(folder)
+    if any(hashing.sha256(path) != entries[path.name].sha256 for path in moved):
+        return False
+    for path in moved:
+        entries[path.name] = replace(entries[path.name], mtime_ns=path.stat().st_mtime_ns)
+    receipts.save(folder, entries)
+    return True
+
+
+def _moved(folder: Path, recipe: Recipe) -> list[Path] | None:
+    """The files with another time than their receipt; None where more than that is different."""
+    entries = receipts.load(folder)
+    if not entries or {path.name for path in files_in(folder)} != entries.keys():
+        return None
+    moved = []
+    for name, entry in entries.items():
+        try:
+            size, mtime_ns = stat_cache.stamp(folder / name)
+        except OSError:  # a link to nowhere
+            return None
+        if entry.recipe != recipe or entry.size != size:
+            return None
+        if entry.mtime_ns != mtime_ns:
+            moved.append(folder / name)
+    return moved
+
+
+def fill(folder: Path, packed: Iterable[Path]) -> None:
+    """Make `folder` of all files of the archives, side by side: so programs find their libraries.
+
+    Some archives have a folder on top, or two. A file of an earlier archive stays. Raises
+    PipelineError.
+    """
+    from pipeline.core import archives
+
+    folder.mkdir()
+    names: set[str] = set()
+    for archive in packed:
+        inside, before = folder / ".unpacked", frozenset(names)
+        for path in archives.unpack(archive, inside):
+            name = path.name.casefold()  # two names that are one on some disks
+            if path.name.startswith(".") or name in before:
+                continue
+            if name in names:
+                raise PipelineError(f"{archive.name}: holds two files named {path.name}")
+            names.add(name)
+            path.rename(folder / path.name)
+        remove(inside)
+    for path in files_in(folder):
+        if not path.is_file() or path.resolve().parent != folder.resolve():
+            raise PipelineError(f"{folder.name}: {path.name} is a link to what is not beside it")

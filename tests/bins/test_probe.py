@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.hardware import probe
-from pipeline.bins.hardware.fingerprint import VARIABLES, changed, fingerprint
+from pipeline.bins.hardware.probe import VARIABLES, fingerprint, mtime_ns
 
 posix = pytest.mark.skipif(os.name == "nt", reason="programs without a suffix")
 
@@ -73,5 +73,5 @@ def test_parts_of_a_toolkit(programs: Path, tmp_path: Path) -> None:
 
 
 def test_when_it_changed(tmp_path: Path) -> None:
-    assert changed(str(tmp_path)) == tmp_path.stat().st_mtime_ns
-    assert changed(str(tmp_path / "nothing")) == 0
+    assert mtime_ns(str(tmp_path)) == tmp_path.stat().st_mtime_ns
+    assert mtime_ns(str(tmp_path / "nothing")) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins.compile import shared
+from pipeline.bins.compile import build
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("gcc"), reason="makes ELF files with gcc"
@@ -60,9 +60,9 @@ def test_what_is_needed(folder: Path) -> None:
     inner = library(folder, "inner", version=".1")
     outer = library(folder, "outer", inner)
     made = program(folder, outer)
-    assert shared.needed(made)[0] == "libouter.so"
-    assert "libc.so.6" in shared.needed(made)
-    assert shared.needed(outer)[0] == "libinner.so.1"
+    assert build.needed(made)[0] == "libouter.so"
+    assert "libc.so.6" in build.needed(made)
+    assert build.needed(outer)[0] == "libinner.so.1"
 
 
 def test_the_closure_is_what_lies_in_the_folders(folder: Path, tmp_path: Path) -> None:
@@ -72,13 +72,17 @@ def test_the_closure_is_what_lies_in_the_folders(folder: Path, tmp_path: Path) -
     library(folder, "unused")
     made = program(folder, outer, alone)
     folders = [folder, tmp_path / "second"]
-    assert shared.closure([made], folders, {"libalone.so": alone, "libother.so": alone}) == {
+    assert build.needed_libraries(
+        [made], folders, {"libalone.so": alone, "libother.so": alone}
+    ) == {
         "libouter.so.0": folder / "libouter.so.0",
         "libinner.so.1": tmp_path / "second" / "libinner.so.1",
         "libalone.so": alone,
     }
-    assert shared.closure([made], [folder], {}) == {"libouter.so.0": folder / "libouter.so.0"}
-    assert shared.closure([made], [], {}) == {}
+    assert build.needed_libraries([made], [folder], {}) == {
+        "libouter.so.0": folder / "libouter.so.0"
+    }
+    assert build.needed_libraries([made], [], {}) == {}
 
 
 def test_the_closure_runs_beside_the_program(folder: Path, tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_the_closure_runs_beside_the_program(folder: Path, tmp_path: Path) -> No
     made = program(folder, outer)
     there = tmp_path / "moved ü"
     there.mkdir()
-    files = {"program": made} | shared.closure([made], [folder], {})
+    files = {"program": made} | build.needed_libraries([made], [folder], {})
     for name, file in files.items():
         shutil.copy2(file, there / name)
     shutil.rmtree(folder)
@@ -97,5 +101,5 @@ def test_the_closure_runs_beside_the_program(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(60)])
 def test_what_is_no_program_needs_nothing(folder: Path, content: bytes) -> None:
     (folder / "script").write_bytes(content)
-    assert shared.needed(folder / "script") == []
-    assert shared.closure([folder / "script"], [folder], {}) == {}
+    assert build.needed(folder / "script") == []
+    assert build.needed_libraries([folder / "script"], [folder], {}) == {}
