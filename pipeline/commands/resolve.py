@@ -13,7 +13,6 @@ from pipeline.models import (
     choice,
     gguf,
     hub,
-    hub_cache,
     lockfile,
     memory,
     projector,
@@ -117,7 +116,7 @@ class Shelf:
         if file not in self._readables:
             repo = self.listing.repo
             self._readables[file] = (
-                skeleton.local(hub_cache.cached_file(repo, file), file.name)
+                skeleton.local(hub.cached_file(repo, file), file.name)
                 if self.steps.request.offline
                 else hub.readable(repo, self.listing.commit, file)
             )
@@ -141,7 +140,7 @@ def _listing(steps: Steps) -> Listing:
     reference = steps.require_reference()
     if not steps.request.offline:
         return hub.ask(reference)
-    found = hub_cache.cached(reference)
+    found = hub.cached(reference)
     if found is None:
         raise PipelineError(
             f"{reference.text}: is neither resolved nor in the Hugging Face cache, and offline=1 "

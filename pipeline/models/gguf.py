@@ -20,8 +20,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size as shown_size
 
-from .ggml import row_bytes
-from .quants import FILE_TYPES
+from .quants import FILE_TYPES, row_bytes
 
 MAGIC = b"GGUF"
 MAX_PAIRS = 100_000

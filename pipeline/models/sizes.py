@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.core.process import outcome
 
-from . import ggml, gguf, tools
-from .quants import NEED_IMATRIX
+from . import gguf, tools
+from .quants import NEED_IMATRIX, TENSOR_TYPES, row_bytes
 
 # `[   1/ 291] token_embd.weight - [ 4096, 32000, 1, 1], type = bf16, size = … MiB (q4_K)`:
 # the type in brackets is there where it changes.
@@ -71,9 +71,9 @@ def tensor_bytes(told: str) -> int | None:
 def _sizes(told: str) -> Iterator[int]:
     """Bytes of each tensor; 0 for a type that is not known here."""
     for shape, before, after in TENSOR.findall(told):
-        kind = ggml.NUMBERS.get((after or before).lower())
+        kind = TENSOR_TYPES.get((after or before).lower())
         row, *rows = (int(number) for number in shape.split(","))
-        yield 0 if kind is None else ggml.row_bytes(kind, row) * math.prod(rows)
+        yield 0 if kind is None else row_bytes(kind, row) * math.prod(rows)
 
 
 def _padded(size: int) -> int:

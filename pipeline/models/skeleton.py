@@ -6,13 +6,15 @@ before a weight is moved. The files lie elsewhere; only their first bytes are re
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
-from pipeline.core.store import sparse
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
 from pipeline.core.text import size as shown_size
@@ -26,6 +28,7 @@ from .resolve import is_plain, slug
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
 MAX_HEADER = 256 * 1024 * 1024
+PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +150,7 @@ def safetensors_skeleton(
             except Broken as error:
                 raise PipelineError(f"{name}: would become no usable GGUF: {error}") from None
             length = -(-header.size // 32) * 32  # the converter pads the last tensor too
-            if not sparse.extend(made, length):
+            if not extend_by_hole(made, length):
                 return None
             publish_file(made, target)
             return target
@@ -166,7 +169,7 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     if target.suffix == ".safetensors":
         raw = safetensors.head(file.name, file.size, file.get).raw
         target.write_bytes(raw)
-        return sparse.extend(target, file.size)
+        return extend_by_hole(target, file.size)
     target.write_bytes(staging.beside(file.name, whole(file), weights))
     return True
 
@@ -188,9 +191,48 @@ def _publish(target: Path, start: bytes, size: int) -> bool:
     made = part(target)
     try:
         made.write_bytes(start)
-        if not sparse.extend(made, size):
+        if not extend_by_hole(made, size):
             return False
         publish_file(made, target)
         return True
     finally:
         remove(made)
+
+
+def extend_by_hole(path: Path, size: int) -> bool:
+    """Lengthen the file `path` to `size` bytes by a hole. False where that cannot be done: then
+    the file is of no use, and nothing much was written.
+    """
+    try:
+        with path.open("r+b") as file:
+            start = file.seek(0, 2)
+            if sys.platform == "win32" and not _mark(file):
+                return False
+            # A file system without holes would fill the disk: try a little of it first.
+            for length in (min(size, start + PROBE), size):
+                file.truncate(length)
+                if not _has_hole(path, start):
+                    return False
+        return True
+    except (OSError, OverflowError):  # no room, or longer than its file system allows
+        return False
+
+
+def _has_hole(path: Path, start: int) -> bool:
+    stat = path.stat()
+    blocks = getattr(stat, "st_blocks", None)  # of 512 bytes; Windows tells none
+    longer = stat.st_size - start
+    return blocks is None or longer < PROBE or blocks * 512 < start + longer // 2
+
+
+def _mark(file: BinaryIO) -> bool:
+    """Windows: declare the file sparse; without that the hole is written as zeros."""
+    import msvcrt
+
+    set_sparse = 0x900C4  # FSCTL_SET_SPARSE of winioctl.h
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(file.fileno()))  # type: ignore[attr-defined,unused-ignore]
+    told = ctypes.c_uint32()
+    return bool(
+        kernel.DeviceIoControl(handle, set_sparse, None, 0, None, 0, ctypes.byref(told), None)
+    )

@@ -14,7 +14,7 @@ from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.models import demo
+from pipeline.models import fetch
 from pipeline.models.resolve import ModelFile, Resolved
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -35,7 +35,7 @@ def package(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             archive.writestr(f"{pins().demo_archive.folder}/{name}", content)
     digest = hashlib.sha256(made.read_bytes()).hexdigest()
     own = replace(pins().demo_archive, file=made.name, sha256=digest)
-    monkeypatch.setattr(demo, "pins", lambda: replace(pins(), demo_archive=own))
+    monkeypatch.setattr(fetch, "pins", lambda: replace(pins(), demo_archive=own))
     target = packages.cached(own, home)
     target.parent.mkdir(parents=True)
     return made.rename(target)
@@ -56,14 +56,14 @@ def test_the_package_is_opened_only_where_a_file_has_to_be_made(home: Home, pack
         files=files,
         precision="F32",
     )
-    demo.fetch(resolved, home, offline=True)
+    fetch.fetch_demo(resolved, home, offline=True)
     assert {name: (resolved.folder / name).read_bytes() for name in FILES} == FILES
 
     package.unlink()
     os.utime(resolved.folder / "config.json", ns=(1, 1))  # copied: hashed, not made
-    demo.fetch(resolved, home, offline=True)
+    fetch.fetch_demo(resolved, home, offline=True)
 
     (resolved.folder / "config.json").unlink()
     with pytest.raises(PipelineError, match="offline=1 forbids to fetch it"):
-        demo.fetch(resolved, home, offline=True)
+        fetch.fetch_demo(resolved, home, offline=True)
     assert (resolved.folder / "model.safetensors").read_bytes() == b"weights"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.models import ggml, gguf
+from pipeline.models import gguf, quants
 
 SCALARS = {
     "u8": 250,
@@ -155,10 +155,11 @@ def test_block_sizes_are_those_of_the_format() -> None:
     from gguf import GGML_QUANT_SIZES
 
     theirs = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
-    both = set(theirs) & set(ggml.BLOCKS)
-    assert {kind: ggml.BLOCKS[kind] for kind in both} == {kind: theirs[kind] for kind in both}
+    ours = quants.TENSOR_BLOCKS
+    both = set(theirs) & set(ours)
+    assert {kind: ours[kind] for kind in both} == {kind: theirs[kind] for kind in both}
     # Q8_1 is made in memory only and never stored.
-    assert set(theirs) - set(ggml.BLOCKS) <= {9}
+    assert set(theirs) - set(ours) <= {9}
 
 
 def test_a_big_vocabulary_is_skipped_to_what_follows(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.models import fetch, hub, repository, safetensors
-from pipeline.models.choice import Wish
+from pipeline.models.choice import FileFilter
 from pipeline.models.reference import parse
 
 home, text, revision, filename, quant, wanted, offline = json.load(sys.stdin)
@@ -41,7 +41,7 @@ try:
         return safetensors.head(file.name, file.size, readable(file).get).dtypes
 
     found = repository.resolve(
-        listing, Wish(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),
+        listing, FileFilter(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),
         fits=lambda option: True, read=lambda file: readable(file).get(0, file.size),
         read_header=None, read_dtypes=dtypes,
     )

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.store import sparse
+from pipeline.models import skeleton
 
 
-@pytest.mark.parametrize("size", [5, 4096, sparse.PROBE + 1, 1 << 30, 1 << 40])
+@pytest.mark.parametrize("size", [5, 4096, skeleton.PROBE + 1, 1 << 30, 1 << 40])
 def test_the_start_is_kept_and_the_rest_is_zero(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"start")
-    assert sparse.extend(path, size)
+    assert skeleton.extend_by_hole(path, size)
     assert path.stat().st_size == size
     with path.open("rb") as file:
         assert file.read(100) == (b"start" + bytes(95))[: min(100, size)]
@@ -26,8 +26,8 @@ def test_the_start_is_kept_and_the_rest_is_zero(tmp_path: Path, size: int) -> No
 
 def test_what_cannot_be_that_long_is_a_no(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"start")
-    assert not sparse.extend(tmp_path / "a", 1 << 63)
-    assert not sparse.extend(tmp_path / "none", 10)
+    assert not skeleton.extend_by_hole(tmp_path / "a", 1 << 63)
+    assert not skeleton.extend_by_hole(tmp_path / "none", 10)
 
 
 @pytest.mark.skipif(not Path("/proc/filesystems").exists(), reason="needs Linux")
@@ -46,7 +46,7 @@ def test_a_file_system_without_holes_is_found_out_on_a_little(tmp_path: Path) ->
         pytest.skip("no FAT file system can be mounted here")
     try:
         (folder / "a").write_bytes(b"start")
-        assert not sparse.extend(folder / "a", 32 << 20)
-        assert (folder / "a").stat().st_size <= sparse.PROBE + 5
+        assert not skeleton.extend_by_hole(folder / "a", 32 << 20)
+        assert (folder / "a").stat().st_size <= skeleton.PROBE + 5
     finally:
         subprocess.run(["umount", folder], check=True)
