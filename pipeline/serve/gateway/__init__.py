@@ -1,11 +1,14 @@
-"""One address for all instances of a configuration, for OpenAI's and Anthropic's clients.
+"""One address for all servers of a configuration, for clients of OpenAI's and Anthropic's APIs.
 
-settings    what is asked of it, and the gateway as one more instance of the supervisor
-fleet       which instances there are and how they are, read from the configuration's folder
-routing     which of them a request means
-asking      the model that a request names
-proxy       a request held, sent on, and its answer passed back as it comes
-upstream    one request to one instance
-page        llama.cpp's own page, and what it asks for
-app         the paths, and what the gateway answers itself
+app           the routes, what the gateway answers itself, and its process
+settings      its settings, and the gateway as one more instance of the supervisor
+servers       the servers and their states, read from the supervisor's folder
+routing       the servers that a request is meant for
+request_body  the model that a request names
+proxy         a request held, forwarded, and its answer streamed back
+upstream      one request to one server
+answers       errors and lists in the form of either API
+counters      /metrics
+page          llama.cpp's web page, and what it asks for
+litellm, router   the same servers behind LiteLLM's proxy, or llama-server's own router
 """

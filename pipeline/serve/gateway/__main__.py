@@ -15,7 +15,7 @@ from .settings import GatewaySettings
 
 
 def main() -> int:
-    """The exit status: 0 after a requested stop, 1 where it failed, 3 for wrong usage."""
+    """Exit status: 0 after a requested stop, 1 on failure, 3 for wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.serve.gateway", description=__doc__)
     default = GatewaySettings()
     parser.add_argument("folder", type=Path)
@@ -25,12 +25,12 @@ def main() -> int:
     parser.add_argument("--models", type=json.loads, default={}, help="JSON: pattern to name")
     parser.add_argument("--hold-timeout", type=float, help="seconds")
     parser.add_argument("--without-key", action="store_true")
-    told = vars(parser.parse_args())
-    at = Folder(told.pop("folder"))
+    options = vars(parser.parse_args())
+    at = Folder(options.pop("folder"))
     try:
         from .app import run
 
-        run(at, GatewaySettings(**told))
+        run(at, GatewaySettings(**options))
     except PipelineError as error:
         log.info(str(error))
         return 3 if isinstance(error, UsageError) else 1

@@ -1,4 +1,4 @@
-"""Errors and lists in the forms of both APIs."""
+"""Errors and lists in the form of either API."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from pipeline.serve.supervisor.state import FAILED
 
-from .fleet import Fleet, Group
+from .servers import ServerList, Targets
 
-RETRY_AFTER = "5"  # seconds, for who is told that nothing is ready
+RETRY_AFTER = "5"  # seconds, for clients that get 503
 
 # By status: OpenAI's type, Anthropic's type.
 TYPES = {
@@ -24,7 +24,7 @@ TYPES = {
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "invalid_request_error"),
 }
-OTHERWISE = ("server_error", "api_error")
+DEFAULT_TYPES = ("server_error", "api_error")
 
 
 class Refused(Exception):
@@ -38,18 +38,18 @@ class Refused(Exception):
 
 
 def is_anthropic(path: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request is one of Anthropic's API."""
+    """Whether a request is for Anthropic's API."""
     return path.startswith("/v1/messages") or "anthropic-version" in headers
 
 
 def error_body(status: int, message: str, code: str | None, *, anthropic: bool) -> dict[str, Any]:
-    """An error as one of the two APIs tells it."""
-    openai_type, anthropic_type = TYPES.get(status, OTHERWISE)
+    """An error in the form of one of the two APIs."""
+    openai_type, anthropic_type = TYPES.get(status, DEFAULT_TYPES)
     if anthropic:
         return {"type": "error", "error": {"type": anthropic_type, "message": message}}
     param = "model" if code == "model_not_found" else None
-    told = {"message": message, "type": openai_type, "param": param, "code": code or status}
-    return {"error": told}
+    body = {"message": message, "type": openai_type, "param": param, "code": code or status}
+    return {"error": body}
 
 
 def error(refused: Refused, *, anthropic: bool) -> Response:
@@ -58,62 +58,66 @@ def error(refused: Refused, *, anthropic: bool) -> Response:
     headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
     if refused.status == 413:
         headers["connection"] = "close"  # the rest of the body is not read
-    # In ASCII: a message may quote what is no valid text.
+    # Escaped to ASCII: a message may quote what is not valid UTF-8.
     return Response(json.dumps(body), refused.status, headers, "application/json")
 
 
-def state_of(group: Group) -> str:
-    """The best state among instances of one name."""
-    best = [one for one in group if one.is_ready] or [one for one in group if one.is_coming]
-    return (best or group)[0].state
+def best_state(targets: Targets) -> str:
+    """The best state among servers of one name."""
+    ready = [target for target in targets if target.is_ready]
+    pending = [target for target in targets if target.is_pending]
+    return (ready or pending or targets)[0].state
 
 
-def status(group: Group) -> str:
-    """How a model is, in the words of llama-server's router, which its page knows."""
-    if any(one.is_ready for one in group):
+def router_status(targets: Targets) -> str:
+    """A model's state in the words of llama-server's router, which its page knows."""
+    if any(target.is_ready for target in targets):
         return "loaded"
-    if any(one.is_coming for one in group):
+    if any(target.is_pending for target in targets):
         return "loading"
-    return "failed" if state_of(group) == FAILED else "unloaded"
+    return "failed" if best_state(targets) == FAILED else "unloaded"
 
 
-def model(name: str, group: Group) -> dict[str, Any]:
-    """One entry of the list of models, with what clients of either API read."""
-    since = int(min((one.ready_at for one in group if one.ready_at), default=0))
+def model(name: str, targets: Targets) -> dict[str, Any]:
+    """One entry of the list of models, with the fields of either API."""
+    since = int(min((target.ready_at for target in targets if target.ready_at), default=0))
     return {
         "id": name,
         "object": "model",
         "created": since,
-        "owned_by": group[0].instance.engine,
+        "owned_by": targets[0].instance.engine,
         "type": "model",
         "display_name": name,
         "created_at": datetime.fromtimestamp(since, UTC).isoformat().replace("+00:00", "Z"),
         "lifecycle": "active",
-        "kind": group[0].instance.kind,
-        "state": state_of(group),
-        "status": {"value": status(group)},
-        "instances": [one.name for one in group],
+        "kind": targets[0].instance.kind,
+        "state": best_state(targets),
+        "status": {"value": router_status(targets)},
+        "instances": [target.name for target in targets],
     }
 
 
-def models(fleet: Fleet) -> dict[str, Any]:
+def models(servers: ServerList) -> dict[str, Any]:
     """The list of models: every name and alias once."""
-    data = [model(name, group) for name, group in fleet.groups.items()]
+    data = [model(name, targets) for name, targets in servers.by_name.items()]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
     return {"object": "list", "data": data, "has_more": False, **ends}
 
 
-def health(fleet: Fleet, *, detailed: bool) -> tuple[int, dict[str, Any]]:
+def health(servers: ServerList, *, detailed: bool) -> tuple[int, dict[str, Any]]:
     """The status and body of /health: 200 where requests are answered, or held until they are."""
-    ready = [one for one in fleet.targets if one.is_ready]
-    coming = [one for one in fleet.targets if one.is_coming]
-    status = "loading" if coming else "unavailable"
+    ready = [target for target in servers.targets if target.is_ready]
+    pending = [target for target in servers.targets if target.is_pending]
+    status = "loading" if pending else "unavailable"
     if ready:
-        status = "ok" if len(ready) == len(fleet.targets) else "degraded"
-    told: dict[str, Any] = {"status": status}
+        status = "ok" if len(ready) == len(servers.targets) else "degraded"
+    body: dict[str, Any] = {"status": status}
     if detailed:
-        told["instances"] = {
-            one.name: {"state": one.state, **({"reason": one.why} if one.why else {})}
-            for one in fleet.targets
+        body["instances"] = {
+            target.name: {
+                "state": target.state,
+                **({"reason": target.short_reason} if target.short_reason else {}),
+            }
+            for target in servers.targets
         }
-    return (200 if ready or coming else 503), told
+    return (200 if ready or pending else 503), body

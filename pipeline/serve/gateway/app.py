@@ -1,4 +1,4 @@
-"""The paths, and what the gateway answers itself."""
+"""The routes, what the gateway answers itself, and its process."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .answers import Refused
-from .fleet import Target, View
 from .keys import Keys
 from .page import Feed, Page, Props, is_open
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
+from .servers import Target, View
 from .settings import GatewaySettings, as_instance, check
-from .upstream import authorisation, client
+from .upstream import authorization, client
 
-# The only pages that may ask.
-HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+# Web pages of this machine: the only ones that may send requests.
+LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 METRICS_SECONDS = 2.0
-GRACE_SECONDS = 0.5  # for answers under way when it is asked to stop
-KEEP_ALIVE_SECONDS = 65  # longer than clients keep a connection, so that they close it
-OPEN = ("/health", "/v1/health")  # without a key
-ODD_PATH = Refused(404, "there is no such path")
-ELSEWHERE = Refused(403, "a web page of another site may not ask; an API key lets its server in")
+GRACE_SECONDS = 0.5  # for answers in flight at a stop
+KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that they close them
+OPEN = ("/health", "/v1/health")  # need no key
+INVALID_PATH = Refused(404, "there is no such path")
+CROSS_SITE = Refused(403, "requests from other sites' pages are refused unless an API key is set")
 NO_KEY = Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
 
 class Guard:
-    """Lets nothing through without a key but /health, and the page itself; where there is no key,
-    no web page from elsewhere."""
+    """Lets requests without a valid key through to /health and the web page alone. Where no key is
+    set, refuses those that other sites' pages send."""
 
     def __init__(self, app: ASGIApp, keys: Keys, settings: GatewaySettings) -> None:
         self._app = app
@@ -61,10 +61,10 @@ class Guard:
         if scope["type"] == "http":
             headers = Request(scope).headers
             if not scope["path"].isprintable():
-                await answers.error(ODD_PATH, anthropic=False)(scope, receive, send)
+                await answers.error(INVALID_PATH, anthropic=False)(scope, receive, send)
                 return
-            if self._file is None and self._is_elsewhere(headers):
-                await answers.error(ELSEWHERE, anthropic=False)(scope, receive, send)
+            if self._file is None and self._is_cross_site(headers):
+                await answers.error(CROSS_SITE, anthropic=False)(scope, receive, send)
                 return
             allowed = self._file is None or self._keys.allow(self._file, headers)
             scope["allowed"] = allowed
@@ -74,14 +74,16 @@ class Guard:
                 return
         await self._app(scope, receive, send)
 
-    def _is_elsewhere(self, headers: Mapping[str, str]) -> bool:
-        """Whether a page of another site asks: it says so, or its name was led to this machine."""
+    def _is_cross_site(self, headers: Mapping[str, str]) -> bool:
+        """Whether another site's page sent this: by its Origin, or by DNS rebinding its Host."""
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
         if self._is_local and not (name == "localhost" or _is_address(name)):
             return True
         origin = headers.get("origin", "")
-        return bool(origin) and not HERE.fullmatch(origin) and urlsplit(origin).netloc != host
+        return (
+            bool(origin) and not LOCAL_ORIGIN.fullmatch(origin) and urlsplit(origin).netloc != host
+        )
 
 
 def _is_address(name: str) -> bool:
@@ -92,14 +94,14 @@ def _is_address(name: str) -> bool:
     return True
 
 
-class Own:
+class OwnEndpoints:
     """What the gateway answers itself."""
 
     def __init__(
         self,
         view: View,
         keys: Keys,
-        counted: counters.Counters,
+        counts: counters.Counters,
         proxy: Proxy,
         page: Page,
         patterns: Mapping[str, str],
@@ -107,20 +109,20 @@ class Own:
         self._view = view
         self._patterns = patterns
         self._keys = keys
-        self._counted = counted
+        self._counts = counts
         self._proxy = proxy
         self._page = page
 
     async def index(self, request: Request) -> Response:
-        """llama.cpp's page, where an instance has it for this client; else what this is."""
+        """llama.cpp's page, where a server has it for this client; else a short description."""
         with suppress(Refused):
             return await self._page.file(request)
-        names = list(self._view.now().groups)
-        told = {"models": names} if request.scope["allowed"] else {}
-        return JSONResponse({"name": "llama-pipeline gateway", **told})
+        names = list(self._view.now().by_name)
+        models = {"models": names} if request.scope["allowed"] else {}
+        return JSONResponse({"name": "llama-pipeline gateway", **models})
 
     async def health(self, request: Request) -> Response:
-        """The state of each instance, to those who have the key."""
+        """The overall state; that of each server for clients with a key."""
         detailed = request.scope["allowed"]
         status, body = answers.health(self._view.now(), detailed=detailed)
         return JSONResponse(body, status)
@@ -130,37 +132,37 @@ class Own:
         return JSONResponse(answers.models(self._view.now()))
 
     async def model(self, request: Request) -> Response:
-        """One of them, found as a request for it would be."""
+        """One of them, looked up as for a request."""
         name = request.path_params["name"]
-        group = find(self._view.now(), name, ANY, self._patterns)
-        return JSONResponse(answers.model(name, group))
+        targets = find(self._view.now(), name, ANY, self._patterns)
+        return JSONResponse(answers.model(name, targets))
 
     async def telemetry(self, request: Request) -> Response:
-        """Taken, and forgotten."""
+        """Accepted and dropped."""
         return JSONResponse({})
 
     async def metrics(self, request: Request) -> Response:
-        """The gateway's counters and the metrics of all instances that give any."""
+        """The gateway's counters, and the metrics of all servers that have any."""
         targets = self._view.now().targets
         texts: dict[str, str] = {}
         async with anyio.create_task_group() as group:
             for target in targets:
                 if target.is_ready:
-                    group.start_soon(self._ask_metrics, target, texts)
-        texts = {one.name: texts[one.name] for one in targets if one.name in texts}
+                    group.start_soon(self._fetch_metrics, target, texts)
+        texts = {target.name: texts[target.name] for target in targets if target.name in texts}
         lines = [
-            *self._counted.lines(),
-            *counters.states({one.name: one.is_ready for one in targets}),
-            *counters.merged(texts),
+            *self._counts.lines(),
+            *counters.ready_lines({target.name: target.is_ready for target in targets}),
+            *counters.merge_metrics(texts),
         ]
         text = "\n".join(lines) + "\n"
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    async def _ask_metrics(self, target: Target, texts: dict[str, str]) -> None:
+    async def _fetch_metrics(self, target: Target, texts: dict[str, str]) -> None:
         try:
             answer = await self._proxy.client.get(
                 f"{target.instance.url}/metrics",
-                headers=authorisation(target.instance.api_key_file, self._keys),
+                headers=authorization(target.instance.api_key_file, self._keys),
                 timeout=METRICS_SECONDS,
             )
         except httpx2.TransportError:
@@ -171,26 +173,26 @@ class Own:
 
 def app(at: Folder, settings: GatewaySettings) -> Starlette:
     """The gateway of the configuration in `at`."""
-    view, keys, counted = View(at), Keys(), counters.Counters()
-    proxy = Proxy(view, keys, counted, settings)
+    view, keys, counts = View(at), Keys(), counters.Counters()
+    proxy = Proxy(view, keys, counts, settings)
     page = Page(view, proxy)
-    own = Own(view, keys, counted, proxy, page, settings.models)
+    own = OwnEndpoints(view, keys, counts, proxy, page, settings.models)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with client() as proxy.client:
             yield
 
-    async def refused(request: Request, why: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         path = request.scope["path"]
-        if isinstance(why, HTTPException):
-            told = f"there is no {path}" if why.status_code == 404 else why.detail
-            why = Refused(why.status_code, told)
-        elif not isinstance(why, Refused):
-            why = Refused(500, "the gateway failed; its log says why")
-        counted.requests["", why.status] += 1
+        if isinstance(error, HTTPException):
+            message = f"there is no {path}" if error.status_code == 404 else error.detail
+            error = Refused(error.status_code, message)
+        elif not isinstance(error, Refused):
+            error = Refused(500, "internal error; see the gateway's log")
+        counts.requests["", error.status] += 1
         anthropic = answers.is_anthropic(path, request.headers)
-        return answers.error(why, anthropic=anthropic)
+        return answers.error(error, anthropic=anthropic)
 
     return Starlette(
         routes=[
@@ -200,13 +202,13 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             *(Route(path, own.models) for path in ("/v1/models", "/models")),
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
-            # What llama.cpp's page asks for.
+            # For llama.cpp's page.
             Route("/props", Props(view, proxy), methods=["GET"]),
             Route("/models/load", page.load, methods=["POST"]),
             Route("/models/sse", Feed(view), methods=["GET"]),
             Route("/tools", page.nothing),
             Route("/v1/streams/lookup", page.nothing, methods=["POST"]),
-            # What Claude Code reports about itself.
+            # Claude Code's telemetry.
             Route("/api/event_logging/{rest:path}", own.telemetry, methods=["POST"]),
             Route("/api/claude_code/{rest:path}", own.telemetry, methods=["POST"]),
             Route("/{name:page_file}", page.file),
@@ -214,7 +216,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
         middleware=[
             Middleware(
                 CORSMiddleware,
-                allow_origin_regex=HERE.pattern,
+                allow_origin_regex=LOCAL_ORIGIN.pattern,
                 allow_methods=["*"],
                 allow_headers=["*"],
             ),
@@ -242,14 +244,14 @@ def run(at: Folder, settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]
     )
     log.info(f"gateway on {as_instance(at, settings).url}")
-    with _stop_is_no_failure():
+    with _signals_handled():
         uvicorn.Server(config).run()
 
 
 @contextmanager
-def _stop_is_no_failure() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it again once it has ended, for who was there
-    before it; that one takes no notice."""
+def _signals_handled() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it again at its end; ignore that one, so that a
+    requested stop ends with status 0."""
     names = ("SIGINT", "SIGTERM", "SIGBREAK")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, lambda _, frame: None) for number in numbers}

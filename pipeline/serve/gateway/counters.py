@@ -1,4 +1,4 @@
-"""What the gateway counts, and the instances' own metrics, as one Prometheus text."""
+"""/metrics: the gateway's counters and the servers' own metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?(\s+\S.*)$")
 
 
 class Counters:
-    """Counted by the name of the instance; empty for what reached none."""
+    """Counts by the name of the server; by "" for requests that reached none."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int]] = Counter()  # by status too; 499: client gone
+        self.requests: Counter[tuple[str, int]] = Counter()  # by status too; 499: the client left
         self.in_flight: Counter[str] = Counter()
         self.received: Counter[str] = Counter()  # bytes from clients
         self.sent: Counter[str] = Counter()  # bytes to clients
-        self.failures: Counter[str] = Counter()  # no answer, or one cut short
+        self.failures: Counter[str] = Counter()  # no answer, or an incomplete one
         self.held = 0
-        self._first: Counter[tuple[str, float]] = Counter()
-        self._first_sum: defaultdict[str, float] = defaultdict(float)
+        self._buckets: Counter[tuple[str, float]] = Counter()  # of the time to the first byte
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def first_byte(self, instance: str, seconds: float) -> None:
-        """Note the time from a whole request to its answer's first byte, waiting included."""
-        self._first_sum[instance] += seconds
+        """Count the time from a complete request to its answer's first byte, waiting included."""
+        self._seconds[instance] += seconds
         bucket = next((edge for edge in BUCKETS if seconds <= edge), float("inf"))
-        self._first[instance, bucket] += 1
+        self._buckets[instance, bucket] += 1
 
     def lines(self) -> Iterator[str]:
         """The counters as Prometheus text."""
         yield from _head("requests_total", "counter", "Requests answered, by instance and status")
         for (instance, status), count in sorted(self.requests.items()):
             yield _line("requests_total", count, instance=instance, status=str(status))
-        for name, kind, text, counted in (
-            ("in_flight", "gauge", "Requests that an instance works on", self.in_flight),
+        for name, kind, text, counts in (
+            ("in_flight", "gauge", "Requests that an instance is answering", self.in_flight),
             ("received_bytes_total", "counter", "Bytes of requests", self.received),
             ("sent_bytes_total", "counter", "Bytes of answers", self.sent),
-            ("failures_total", "counter", "Answers that failed or were cut", self.failures),
+            ("failures_total", "counter", "Answers that failed or were incomplete", self.failures),
         ):
             yield from _head(name, kind, text)
-            for instance, count in sorted(counted.items()):
+            for instance, count in sorted(counts.items()):
                 yield _line(name, count, instance=instance)
-        yield from _head("held", "gauge", "Requests that wait for an instance to load")
+        yield from _head("held", "gauge", "Requests waiting for an instance to load")
         yield _line("held", self.held)
         name = "first_byte_seconds"
         yield from _head(name, "histogram", "Time to the first byte of an answer")
-        for instance, total in sorted(self._first_sum.items()):
+        for instance, total in sorted(self._seconds.items()):
             count = 0
             for edge in (*BUCKETS, float("inf")):
-                count += self._first[instance, edge]
-                shown = "+Inf" if edge == float("inf") else f"{edge:g}"
-                yield _line(f"{name}_bucket", count, instance=instance, le=shown)
+                count += self._buckets[instance, edge]
+                bound = "+Inf" if edge == float("inf") else f"{edge:g}"
+                yield _line(f"{name}_bucket", count, instance=instance, le=bound)
             yield _line(f"{name}_sum", total, instance=instance)
             yield _line(f"{name}_count", count, instance=instance)
 
 
-def states(states: Mapping[str, bool]) -> Iterator[str]:
-    """Which instances are ready, as Prometheus text."""
+def ready_lines(ready: Mapping[str, bool]) -> Iterator[str]:
+    """Whether each server is ready, as Prometheus text."""
     yield from _head("instance_ready", "gauge", "Whether an instance is ready")
-    for name, ready in states.items():
-        yield _line("instance_ready", int(ready), instance=name)
+    for name, is_ready in ready.items():
+        yield _line("instance_ready", int(is_ready), instance=name)
 
 
-def merged(texts: Mapping[str, str]) -> Iterator[str]:
-    """The metrics of instances, each line with its instance, each metric once and in one piece."""
+def merge_metrics(texts: Mapping[str, str]) -> Iterator[str]:
+    """The servers' metrics as one text: each line labelled with its instance, each metric once."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for instance, text in texts.items():
@@ -90,8 +90,8 @@ def merged(texts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _labelled(sample: re.Match[str], instance: str) -> str:
-    theirs = re.sub(r"(^|,)\s*instance=", r"\1exported_instance=", sample[2] or "").strip(", ")
-    labels = ",".join(filter(None, (f'instance="{_escaped(instance)}"', theirs)))
+    own = re.sub(r"(^|,)\s*instance=", r"\1exported_instance=", sample[2] or "").strip(", ")
+    labels = ",".join(filter(None, (f'instance="{_escaped(instance)}"', own)))
     return f"{sample[1]}{{{labels}}}{sample[3]}"
 
 
@@ -100,8 +100,8 @@ def _head(name: str, kind: str, text: str) -> Iterable[str]:
 
 
 def _line(name: str, value: float, **labels: str) -> str:
-    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"{PREFIX}_{name}{told and f'{{{told}}}'} {value}"
+    pairs = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    return f"{PREFIX}_{name}{pairs and f'{{{pairs}}}'} {value}"
 
 
 def _escaped(text: str) -> str:

@@ -7,42 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.serve.keys import keys_of
-
-Stamp = tuple[int, int, int] | None
-
-
-def stamp(path: Path) -> Stamp:
-    """What tells that a file is another one; None where there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+from pipeline.serve.supervisor.state import Stamp, stamp
 
 
 class Keys:
     """The keys of files, read again when a file changes."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Stamp, tuple[str, ...]]] = {}
+        self._cache: dict[str, tuple[Stamp, tuple[str, ...]]] = {}
 
     def of(self, file: str) -> tuple[str, ...]:
         """The keys in `file`; none where it cannot be read."""
-        now = stamp(Path(file))
-        known = self._known.get(file)
-        if known is None or known[0] != now:
+        current = stamp(Path(file))
+        cached = self._cache.get(file)
+        if cached is None or cached[0] != current:
             try:
-                known = now, keys_of(Path(file))
+                cached = current, keys_of(Path(file))
             except OSError:
-                known = now, ()
-            self._known[file] = known
-        return known[1]
+                cached = current, ()
+            self._cache[file] = cached
+        return cached[1]
 
     def allow(self, file: str, headers: Mapping[str, str]) -> bool:
-        """Whether a request with `headers` brings a key of `file`."""
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not given:
-            given = headers.get("x-api-key", "")
-        told = given.strip().encode("latin-1", "replace")  # as it came; servers decode it so
-        right = [hmac.compare_digest(told, key.encode()) for key in self.of(file)]
-        return any(right)
+        """Whether a request with `headers` carries a key of `file`."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            token = headers.get("x-api-key", "")
+        sent = token.strip().encode("latin-1", "replace")  # the bytes as sent: servers decode so
+        matches = [hmac.compare_digest(sent, key.encode()) for key in self.of(file)]
+        return any(matches)

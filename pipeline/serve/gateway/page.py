@@ -1,7 +1,7 @@
-"""llama.cpp's own page, for all instances: it takes the gateway for llama-server's router mode.
+"""llama.cpp's own web page, for all servers: to it the gateway looks like llama-server's router.
 
-The files of the page come from an instance that has them. They are open to everyone, as
-llama-server's own are; whatever the page asks for then wants the key.
+The page's files come from a server that has them. They need no key, as with llama-server itself;
+all that the page then asks for does.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from starlette.types import Receive, Scope, Send
 from pipeline.core.errors import doitw
 from pipeline.serve.server import LLAMA_CPP
 
-from .answers import Refused, status
-from .fleet import Fleet, Target, View
+from .answers import Refused, router_status
 from .proxy import Proxy
-from .request_body import asked, read_body
+from .request_body import parse_body, read_body
 from .routing import CHAT
-from .upstream import NOT_PASSED_BACK, kept
+from .servers import ServerList, Target, View
+from .upstream import returned_headers
 
-# A file beside index.html, or in a folder of the page's own. No path of an API looks like it.
+# A file beside index.html, or in one of the page's folders. No API path looks like this.
 FILE = (
     r"(?:(?:_app|recommended-mcp)/(?:[\w-]{1,100}/){0,8})?"
     r"[\w-][\w.-]{0,200}\.(?:html|js|css|json|ico|svg|png|webmanifest)"
 )
-ASKED_WITH = (b"accept-encoding", b"if-none-match")
-FILE_SECONDS = 5.0  # for each step: everyone may ask, so nothing may pile up
-LOOK_SECONDS = 0.5
-ALIVE_SECONDS = 15.0  # a feed says something so often, or what stands between would close it
+FORWARDED = (b"accept-encoding", b"if-none-match")
+FILE_SECONDS = 5.0  # for each step: no key is needed, so requests must not pile up
+POLL_SECONDS = 0.5
+KEEP_ALIVE_SECONDS = 15.0  # a silent event stream would be closed by proxies in between
 ROUTER = {
     "role": "router",
     "model_alias": "llama-pipeline",
@@ -49,7 +49,7 @@ ROUTER = {
 
 
 class PageFile(Convertor[str]):
-    """The name of a file of the page, in a route."""
+    """A file of the page, as part of a route."""
 
     regex = FILE
 
@@ -64,76 +64,77 @@ register_url_convertor("page_file", PageFile())
 
 
 def is_open(scope: Scope) -> bool:
-    """Whether a request is for the page itself, which everyone may have."""
+    """Whether a request is for the page itself, which needs no key."""
     path = scope["path"]
     return scope["method"] in ("GET", "HEAD") and bool(re.fullmatch(f"/(?:{FILE})?", path))
 
 
-def holders(fleet: Fleet) -> list[Target]:
-    """The instances that may have the page, those for chat first."""
-    ready = [one for one in fleet.targets if one.is_ready and one.instance.engine == LLAMA_CPP]
-    return sorted(ready, key=lambda one: one.instance.kind != CHAT)
+def page_servers(servers: ServerList) -> list[Target]:
+    """The servers that may have the page, those for chat first."""
+    ready = [
+        target
+        for target in servers.targets
+        if target.is_ready and target.instance.engine == LLAMA_CPP
+    ]
+    return sorted(ready, key=lambda target: target.instance.kind != CHAT)
 
 
 class Page:
-    """The page's files, and what it asks of a router."""
+    """The page's files, and the router's endpoints that it uses."""
 
     def __init__(self, view: View, proxy: Proxy) -> None:
         self._view = view
         self._proxy = proxy
 
     async def file(self, request: Request) -> Response:
-        """A file of the page, as the first instance that has it gives it. Raises Refused."""
-        for target in holders(self._view.now()):
-            found = await self._ask(target, request)
-            if found is not None:
-                return found
-        raise Refused(404, f"no instance that is ready has {request.scope['path']}")
+        """A file of the page, from the first server that has it. Raises Refused."""
+        for target in page_servers(self._view.now()):
+            response = await self._fetch(target, request)
+            if response is not None:
+                return response
+        raise Refused(404, f"no ready server has {request.scope['path']}")
 
-    async def _ask(self, target: Target, request: Request) -> Response | None:
-        headers = [one for one in request.headers.raw if one[0].lower() in ASKED_WITH]
+    async def _fetch(self, target: Target, request: Request) -> Response | None:
+        headers = [header for header in request.headers.raw if header[0].lower() in FORWARDED]
         headers.append((b"connection", b"close"))
         url = f"{target.instance.url}{request.scope['path']}"
         limits = {"timeout": httpx2.Timeout(FILE_SECONDS).as_dict()}
-        sent = httpx2.Request("GET", url, headers=headers, extensions=limits)
+        forwarded = httpx2.Request("GET", url, headers=headers, extensions=limits)
         try:
-            answer = await self._proxy.client.send(sent, stream=True)
+            answer = await self._proxy.client.send(forwarded, stream=True)
             try:
-                # as it is: packed, mostly
+                # raw: mostly compressed
                 body = b"".join([block async for block in answer.aiter_raw()])
             finally:
                 await answer.aclose()
         except (httpx2.TransportError, httpx2.InvalidURL):
             return None
-        if answer.status_code >= 400:  # 415: it has it packed only, and the client cannot unpack
+        if (
+            answer.status_code >= 400
+        ):  # 415: it has only a compressed file, which the client cannot read
             return None
         kind = answer.headers.get("content-type", "")
         if request.scope["path"] == "/" and answer.status_code == 200 and "text/html" not in kind:
             return None
-        given = Response(body, answer.status_code)
-        given.raw_headers = [
-            one
-            for one in kept(answer.headers.raw, NOT_PASSED_BACK)
-            if not one[0].startswith(b"access-control-")
-        ]
-        return given
+        response = Response(body, answer.status_code)
+        response.raw_headers = returned_headers(answer)
+        return response
 
     async def load(self, request: Request) -> Response:
-        """What the page asks for before it asks a model that is not ready. Raises Refused."""
-        name = asked("", await read_body(request)).model or ""
-        group = self._view.now().groups.get(name)
-        if not group or not any(one.is_ready or one.is_coming for one in group):
+        """What the page requests before it uses a model that is not ready. Raises Refused."""
+        name = parse_body("", await read_body(request)).model or ""
+        targets = self._view.now().by_name.get(name)
+        if not targets or not any(target.is_ready or target.is_pending for target in targets):
             raise Refused(400, f"{name} is not running; start it: {doitw('up')}")
-        return JSONResponse({"success": True})  # it is on its way, and the feed says when
+        return JSONResponse({"success": True})  # it is loading, and the feed says when it is ready
 
     async def nothing(self, request: Request) -> Response:
-        """The tools of the server, or the answers that can be taken up again after a break: there
-        are none."""
+        """The list of the server's tools, or of interrupted answers that can be resumed: empty."""
         return JSONResponse([])
 
 
 class Feed:
-    """What becomes of the models, as it happens."""
+    """Changes of the models' states, as server-sent events."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -147,24 +148,27 @@ class Feed:
 
     async def _changes(self) -> AsyncIterator[str]:
         before = self._states()
-        silent = ALIVE_SECONDS  # a first word, so that the page knows that it is heard
+        silent = (
+            KEEP_ALIVE_SECONDS  # so that a comment is sent first: the page knows it is connected
+        )
         while True:
             now = self._states()
             events = list(_events(before, now))
-            if not events and silent >= ALIVE_SECONDS:
+            if not events and silent >= KEEP_ALIVE_SECONDS:
                 events = [": \n\n"]
             for event in events:
                 yield event
-            silent = 0.0 if events else silent + LOOK_SECONDS
+            silent = 0.0 if events else silent + POLL_SECONDS
             before = now
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(POLL_SECONDS)
 
     def _states(self) -> dict[str, str]:
-        return {name: status(group) for name, group in self._view.now().groups.items()}
+        servers = self._view.now()
+        return {name: router_status(targets) for name, targets in servers.by_name.items()}
 
 
 class Props:
-    """`/props`: of a model its own, without one the router's."""
+    """`/props`: those of the named model, or else the router's."""
 
     def __init__(self, view: View, proxy: Proxy) -> None:
         self._view = view
@@ -172,10 +176,10 @@ class Props:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = Request(scope).query_params.get("model", "")
-        group = self._view.now().groups.get(name)
-        if group and group[0].instance.kind != CHAT:  # the page leaves it out
-            told = {**ROUTER, "role": "model", "model_alias": name, "ui": False}
-            await JSONResponse(told)(scope, receive, send)
+        targets = self._view.now().by_name.get(name)
+        if targets and targets[0].instance.kind != CHAT:  # the page hides it
+            props = {**ROUTER, "role": "model", "model_alias": name, "ui": False}
+            await JSONResponse(props)(scope, receive, send)
         elif name:
             await self._proxy(scope, receive, send)
         else:

@@ -1,10 +1,10 @@
-"""A request sent on to an instance, and its answer passed back as it comes.
+"""A request forwarded to a server, and its answer streamed back.
 
-A request waits while its instance loads. It goes to the ready instance with the fewest requests
-under way. Until the first byte of an answer has come it may be sent to another instance: always
-where none could be reached or one still loads, and once where an instance died over it, because
-a request that kills its server must not kill them all. After the first byte it is never repeated.
-A client that goes away ends the wait, or the request at the instance, at once.
+A request waits while its server loads. It goes to the ready server with the fewest requests in
+flight. Until the first byte of an answer it may be retried on another server: always where a
+server could not be reached or is still loading, and once where a server died over it, because a
+request that kills its server must not kill them all. After the first byte it is never repeated.
+When the client disconnects, the wait, or the request to the server, ends at once.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from pipeline.core import log
 
 from .answers import Refused, error_body, is_anthropic
 from .counters import Counters
-from .fleet import Group, Target, View
 from .keys import Keys
-from .request_body import Asked, asked, asked_in_query, read_body
+from .request_body import RequestBody, parse_body, parse_query, read_body
 from .routing import ANY, PATHS, find
+from .servers import Target, Targets, View
 from .settings import GatewaySettings
-from .upstream import NOT_PASSED_BACK, Again, ask, first_block, kept, told
+from .upstream import NoAnswer, error_text, first_block, forward, returned_headers
 
 POLL_SECONDS = 0.05
-REST_SECONDS = 0.25  # an instance that could not be reached is left alone for so long
-DEAD_SECONDS = 5.0  # nothing reaches an instance that is said to be ready: it is not
-MOST_SENDS = 2  # how often a request is sent where an instance dies over it
+REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
+DEAD_SECONDS = 5.0  # a ready server that cannot be reached for so long is dead
+MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
 
 
 @dataclass(slots=True)
 class _Call:
-    """A request under way."""
+    """A request in flight."""
 
     request: Request
-    asked: Asked
+    body: RequestBody
     send: Send
     began: float = field(default_factory=time.monotonic)
     status: int = CLIENT_GONE
     instance: str = ""
     sends: int = 0
-    refusals: dict[str, str] = field(default_factory=dict)  # by instance, why it gave no answer
+    failures: dict[str, str] = field(default_factory=dict)  # by server, why it did not answer
 
     @property
     def path(self) -> str:
@@ -59,7 +59,7 @@ class _Call:
 
 
 class Proxy:
-    """The ASGI application of the paths that are sent on. `client` is set while it runs."""
+    """The ASGI application of the paths that are forwarded. `client` is set while it runs."""
 
     client: httpx2.AsyncClient
 
@@ -70,9 +70,9 @@ class Proxy:
         self._keys = keys
         self._counters = counters
         self._settings = settings
-        self._resting: dict[str, float] = {}  # until when, by instance
-        self._turns: Counter[str] = Counter()
-        self._turn = count(1)
+        self._resting: dict[str, float] = {}  # by server, until when it is not tried
+        self._last_used: Counter[str] = Counter()
+        self._uses = count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -81,10 +81,10 @@ class Proxy:
         except ClientDisconnect:
             return
         if request.method == "GET":
-            wish = asked_in_query(request)
+            parsed = parse_query(request)
         else:
-            wish = asked(request.headers.get("content-type", ""), body)
-        call = _Call(request, wish, send)
+            parsed = parse_body(request.headers.get("content-type", ""), body)
+        call = _Call(request, parsed, send)
         refused = None
         try:
             async with anyio.create_task_group() as group:
@@ -94,9 +94,9 @@ class Proxy:
                 except Refused as why:  # not through the group, which would wrap it
                     refused = why
                 group.cancel_scope.cancel()
-        except asyncio.CancelledError:  # uvicorn's, when it stops and its patience ends
+        except asyncio.CancelledError:  # by uvicorn, at the end of its shutdown timeout
             if call.status == CLIENT_GONE:
-                refused = Refused(503, "the gateway stops")
+                refused = Refused(503, "the gateway is shutting down")
         finally:
             if not refused:
                 self._counters.requests[call.instance, call.status] += 1
@@ -105,75 +105,80 @@ class Proxy:
             raise refused
 
     async def _answer(self, call: _Call) -> None:
-        """Send the request on until there is an answer. Raises Refused."""
-        unreached = None  # since when nothing that is said to be ready could be reached
+        """Try servers until one answers. Raises Refused."""
+        unreachable_since = None  # no ready server could be reached
         while True:
-            group = self._find(call)
-            target = self._choose(group)
+            targets = self._find(call)
+            target = self._choose(targets)
             if target:
                 try:
                     await self._send(call, target)
                     return
-                except Again as why:
-                    self._note(call, target, why)
-                    unreached = None if why.loads else unreached
+                except NoAnswer as failure:
+                    self._note(call, target, failure)
+                    unreachable_since = None if failure.loads else unreachable_since
                     continue
             now = time.monotonic()
-            if any(one.is_coming for one in group):
-                unreached = None
-            elif unreached is None:
-                unreached = now
-            self._give_up(call, group, unreached)
+            if any(target.is_pending for target in targets):
+                unreachable_since = None
+            elif unreachable_since is None:
+                unreachable_since = now
+            self._require_hope(call, targets, unreachable_since)
             self._counters.held += 1
             try:
                 await anyio.sleep(POLL_SECONDS)
             finally:
                 self._counters.held -= 1
 
-    def _find(self, call: _Call) -> Group:
+    def _find(self, call: _Call) -> Targets:
         kind = PATHS.get(call.path, ANY)
-        return find(self._view.now(), call.asked.model, kind, self._settings.models)
+        return find(self._view.now(), call.body.model, kind, self._settings.models)
 
-    def _choose(self, group: Group) -> Target | None:
-        """The ready instance with the fewest requests under way; among equals in turn."""
+    def _choose(self, targets: Targets) -> Target | None:
+        """The ready server with the fewest requests in flight; of those the least recently used."""
         now = time.monotonic()
-        ready = [one for one in group if one.is_ready and self._resting.get(one.name, 0) <= now]
+        ready = [
+            target
+            for target in targets
+            if target.is_ready and self._resting.get(target.name, 0) <= now
+        ]
         if not ready:
             return None
         busy = self._counters.in_flight
-        target = min(ready, key=lambda one: (busy[one.name], self._turns[one.name]))
-        self._turns[target.name] = next(self._turn)
+        target = min(ready, key=lambda target: (busy[target.name], self._last_used[target.name]))
+        self._last_used[target.name] = next(self._uses)
         return target
 
-    def _note(self, call: _Call, target: Target, why: Again) -> None:
-        """An instance gave no answer. Raises Refused where no other is to be asked."""
+    def _note(self, call: _Call, target: Target, failure: NoAnswer) -> None:
+        """Remember that a server did not answer. Raises Refused where no other may be tried."""
+        reason = str(failure)
         self._resting[target.name] = time.monotonic() + REST_SECONDS
-        if call.refusals.get(target.name) != str(why):
-            self._failed(target, call, str(why))
-        call.refusals[target.name] = str(why)
-        call.sends += why.sent
-        if call.sends >= MOST_SENDS:
-            raise Refused(502, f"{target.name} {why}; no other is asked")
+        if call.failures.get(target.name) != reason:
+            self._failed(target, call, reason)
+        call.failures[target.name] = reason
+        call.sends += failure.sent
+        if call.sends >= MAX_SENDS:
+            raise Refused(502, f"{target.name} {reason}; the request is not retried")
 
-    def _give_up(self, call: _Call, group: Group, unreached: float | None) -> None:
-        """Raise Refused where waiting leads to nothing, or has lasted long enough."""
+    def _require_hope(self, call: _Call, targets: Targets, unreachable_since: float | None) -> None:
+        """Raise Refused where waiting is useless, or has lasted too long."""
         now = time.monotonic()
-        ready = any(one.is_ready for one in group)
-        if unreached is not None and (not ready or now - unreached > DEAD_SECONDS):
-            raise Refused(503, f"no instance answers: {_reasons(group, call.refusals)}")
+        ready = any(target.is_ready for target in targets)
+        if unreachable_since is not None and (not ready or now - unreachable_since > DEAD_SECONDS):
+            raise Refused(503, f"no server answers: {_reasons(targets, call.failures)}")
         hold = self._settings.hold_timeout
         if hold is None:
-            hold = max(one.instance.ready_timeout for one in group)
+            hold = max(target.instance.ready_timeout for target in targets)
         if now - call.began > hold:
-            why = _reasons(group, call.refusals)
-            raise Refused(503, f"no instance became ready within {hold:g} s: {why}")
+            reasons = _reasons(targets, call.failures)
+            raise Refused(503, f"no server became ready within {hold:g} s: {reasons}")
 
     async def _send(self, call: _Call, target: Target) -> None:
-        """Have one instance answer. Raises Again where it gave not one byte."""
+        """Have one server answer. Raises NoAnswer where not a byte came."""
         call.instance = target.name
         self._counters.in_flight[target.name] += 1
         try:
-            response = await ask(self.client, target, call.request, call.asked, self._keys)
+            response = await forward(self.client, target, call.request, call.body, self._keys)
             try:
                 await self._pass_back(call, target, response)
             finally:
@@ -186,11 +191,10 @@ class Proxy:
         blocks = response.aiter_raw()
         first = await first_block(blocks)
         if response.status_code == 503 and b"Loading model" in first:
-            raise Again("still loads its model", loads=True)
+            raise NoAnswer("is still loading its model", loads=True)
         self._counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = response.status_code
-        headers = kept(response.headers.raw, NOT_PASSED_BACK)
-        headers = [one for one in headers if not one[0].startswith(b"access-control-")]
+        headers = returned_headers(response)
         await call.send(
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
         )
@@ -198,8 +202,8 @@ class Proxy:
             await self._pass_block(call, target, first)
             async for block in blocks:
                 await self._pass_block(call, target, block)
-        except httpx2.TransportError as why:
-            self._failed(target, call, f"ended amid its answer ({told(why)})")
+        except httpx2.TransportError as error:
+            self._failed(target, call, f"broke off its answer ({error_text(error)})")
             await self._break_off(call, target, response)
             return
         await call.send(_block(b"", more=False))
@@ -209,24 +213,24 @@ class Proxy:
         await call.send(_block(block, more=True))
 
     async def _break_off(self, call: _Call, target: Target, response: httpx2.Response) -> None:
-        """Tell the client that its answer is cut: as an event where it reads events. Otherwise
-        the body stays open, and uvicorn closes the connection."""
+        """Tell the client that its answer is incomplete: by an event where it reads events.
+        Otherwise the body is left open, and uvicorn closes the connection."""
         kind = response.headers.get("content-type", "")
         if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
             return
         anthropic = is_anthropic(call.path, call.request.headers)
-        error = error_body(502, f"{target.name} ended amid its answer", None, anthropic=anthropic)
+        error = error_body(502, f"{target.name} broke off its answer", None, anthropic=anthropic)
         event = "event: error\n" if anthropic else ""
         data = f"\n\n{event}data: {json.dumps(error)}\n\n"
         await call.send(_block(data.encode(), more=False))
 
-    def _failed(self, target: Target, call: _Call, why: str) -> None:
+    def _failed(self, target: Target, call: _Call, reason: str) -> None:
         self._counters.failures[target.name] += 1
-        log.info(f"{call.request.method} {call.path}: {target.name} {why}")
+        log.info(f"{call.request.method} {call.path}: {target.name} {reason}")
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel the answer once the client is gone."""
+    """Cancel the answer once the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
@@ -236,10 +240,11 @@ def _block(body: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-def _reasons(group: Group, refusals: Mapping[str, str]) -> str:
-    """Each instance, with its state or what became of asking it."""
+def _reasons(targets: Targets, failures: Mapping[str, str]) -> str:
+    """Each server with its state, or with its failure where it should be ready."""
     reasons = []
-    for one in group:
-        said = f"is {one.state}: {one.why}" if one.why else f"is {one.state}"
-        reasons.append(f"{one.name} {refusals.get(one.name, said) if one.is_ready else said}")
+    for target in targets:
+        state = f"is {target.state}" + (f": {target.short_reason}" if target.short_reason else "")
+        reason = failures.get(target.name, state) if target.is_ready else state
+        reasons.append(f"{target.name} {reason}")
     return "; ".join(reasons)

@@ -1,7 +1,7 @@
-"""llama-server's own router mode for the same instances. Nothing here has an effect.
+"""llama-server's own router mode for the same servers. Nothing here has an effect.
 
-One llama-server starts the others itself, each on a port of its own choice, from a preset file:
-a section for each model, its options without their dashes (the pinned llama.cpp,
+One llama-server starts the others itself, on ports that it chooses, from a preset file with a
+section for each model: its options without their dashes (see the pinned llama.cpp,
 tools/server/README.md, "Model presets", and common/preset.cpp).
 """
 
@@ -17,40 +17,41 @@ from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 
 from .settings import GatewaySettings
 
-# What the router decides itself.
-ITS_OWN = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origins"}
-# Its own start, and not what an instance is.
+# Options that the router sets itself.
+SET_BY_ROUTER = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origins"}
+# Variables that may differ: they belong to the start, not to the server.
 PRIVATE = {"XDG_CONFIG_HOME"}
 
 
 def router_preset(instances: Iterable[Server], settings: GatewaySettings) -> str:
-    """The preset file. Raises UsageError with every reason why these do not fit a router."""
-    instances = [one for one in instances if one.engine != GATEWAY]
-    wrong = [*_together(instances)]
+    """The preset file. Raises UsageError with every reason why a router cannot serve these."""
+    instances = [instance for instance in instances if instance.engine != GATEWAY]
+    errors = [*_common_obstacles(instances)]
     if settings.models:
-        wrong.append("gateway.models: a router knows no patterns of names")
+        errors.append("gateway.models: a router has no patterns of names")
     if settings.hold_timeout is not None:
-        wrong.append("gateway.hold_timeout: a router has no such limit")
+        errors.append("gateway.hold_timeout: a router has no such limit")
     sections = []
-    for one in instances:
-        options = _options(one.cmd)
-        wrong += [f"{one.name}: {why}" for why in _alone(one, options)]
-        lines = [f"{name} = {value}" for name, value in options if name not in ITS_OWN]
-        if one.aliases:
-            lines.append(f"alias = {','.join(one.aliases)}")
-        lines += ["load-on-startup = true", f"stop-timeout = {max(1, round(one.stop_timeout))}"]
-        sections.append("\n".join([f"[{one.name}]", *lines, ""]))
-    if wrong:
+    for instance in instances:
+        options = _options(instance.cmd)
+        errors += [f"{instance.name}: {why}" for why in _own_obstacles(instance, options)]
+        lines = [f"{name} = {value}" for name, value in options if name not in SET_BY_ROUTER]
+        if instance.aliases:
+            lines.append(f"alias = {','.join(instance.aliases)}")
+        stop_timeout = max(1, round(instance.stop_timeout))
+        lines += ["load-on-startup = true", f"stop-timeout = {stop_timeout}"]
+        sections.append("\n".join([f"[{instance.name}]", *lines, ""]))
+    if errors:
         raise UsageError(
-            "these instances do not fit llama-server's router mode:\n" + "\n".join(wrong),
-            "leave engine=router out: the project's own gateway takes them",
+            "llama-server's router mode cannot serve these instances:\n" + "\n".join(errors),
+            "leave out engine=router: our own gateway can",
         )
     return "\n".join(["version = 1", "", *sections])
 
 
 def router_arguments(preset: Path, models: int, settings: GatewaySettings) -> list[str]:
-    """The arguments of the llama-server that is the router of so many models."""
-    # 0 means without limit, and is refused where models are loaded at the start.
+    """The arguments of the llama-server that is the router for `models` models."""
+    # Not 0 (no limit): that is refused where models are loaded at startup.
     words = ["--models-preset", str(preset), "--models-max", str(models)]
     words += ["--host", settings.host, "--port", str(settings.port), "--cors-origins", "localhost"]
     if settings.api_key_file:
@@ -58,44 +59,45 @@ def router_arguments(preset: Path, models: int, settings: GatewaySettings) -> li
     return words
 
 
-def _together(instances: Sequence[Server]) -> Iterable[str]:
-    """Why one server cannot start them all."""
+def _common_obstacles(instances: Sequence[Server]) -> Iterable[str]:
+    """Why one llama-server cannot start them all."""
     if not instances:
-        yield "there is none"
+        yield "there are none"
     for what, values in (
-        ("programs", {one.executable for one in instances}),
-        ("hosts", {one.host for one in instances}),
-        ("folders", {one.folder for one in instances}),
-        ("GPUs", {one.gpu_ids or "all" for one in instances}),
+        ("programs", {instance.executable for instance in instances}),
+        ("hosts", {instance.host for instance in instances}),
+        ("folders", {instance.folder for instance in instances}),
+        ("GPUs", {instance.gpu_ids or "all" for instance in instances}),
     ):
         if len(values) > 1:
-            yield f"they want different {what}: {', '.join(sorted(values))}"
+            yield f"they have different {what}: {', '.join(sorted(values))}"
     environments = [
-        {name: value for name, value in one.env.items() if name not in PRIVATE} for one in instances
+        {name: value for name, value in instance.env.items() if name not in PRIVATE}
+        for instance in instances
     ]
     if any(env != environments[0] for env in environments):
-        yield "they want different environments"
-    names = Counter(name for one in instances for name in {one.name, *one.aliases})
+        yield "they have different environments"
+    names = Counter(name for instance in instances for name in {instance.name, *instance.aliases})
     for name, count in names.items():
         if count > 1:
-            yield f"{count} of them answer to {name}; a router knows one"
+            yield f"{count} of them are called {name}; a router allows one"
 
 
-def _alone(one: Server, options: Sequence[tuple[str, str]]) -> Iterable[str]:
-    """Why a preset cannot say what `one` is."""
-    if one.engine != LLAMA_CPP:
-        yield f"it runs in {one.engine}, not in llama-server"
-    if one.tls or one.prefix:
-        yield "TLS and --api-prefix are the router's alone"
-    if one.name in ("default", "*") or set("]:\n") & set(one.name):
+def _own_obstacles(instance: Server, options: Sequence[tuple[str, str]]) -> Iterable[str]:
+    """Why a preset cannot describe this instance."""
+    if instance.engine != LLAMA_CPP:
+        yield f"it runs in {instance.engine}, not in llama-server"
+    if instance.tls or instance.prefix:
+        yield "TLS and --api-prefix are for the router itself"
+    if instance.name in ("default", "*") or set("]:\n") & set(instance.name):
         yield "a preset cannot have this name"
-    if any("," in alias for alias in one.aliases):
-        yield "an alias has a comma in it"
+    if any("," in alias for alias in instance.aliases):
+        yield "an alias contains a comma"
     if "model" not in dict(options) and "m" not in dict(options):
-        yield "its command names no --model"
+        yield "its command has no --model"
     for name, count in Counter(name for name, _ in options).items():
         if count > 1:
-            yield f"--{name} stands {count} times; in a preset once"
+            yield f"--{name} is given {count} times; a preset allows it once"
     for name, value in options:
         if set(";#\r\n") & set(value) or value != value.strip() or not value:
             yield f"--{name}: a preset cannot hold the value {value!r}"

@@ -1,4 +1,4 @@
-"""Which instances a request means. Nothing here has an effect."""
+"""The servers that a request is meant for: decisions without effects."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pipeline.core.errors import did_you_mean
 
 from .answers import Refused
-from .fleet import Fleet, Group
+from .servers import ServerList, Targets
 
 CHAT, EMBEDDING, RERANK, ANY = "chat", "embedding", "rerank", ""
 
-# Every path that is sent on, and the kind of instance it is for where no model is named.
+# Every path that is forwarded, and the kind of server that answers it where no model is named.
 PATHS = {
     **dict.fromkeys(
         (
@@ -43,34 +43,34 @@ PATHS = {
 }
 
 
-def find(fleet: Fleet, model: str | None, kind: str, patterns: Mapping[str, str]) -> Group:
-    """The instances that `model` means: its name, an alias, in any letter case, or what the
-    first of `patterns` that fits leads to. Raises Refused."""
-    if not fleet.targets:
-        raise Refused(503, "no instance runs for this address")
+def find(servers: ServerList, model: str | None, kind: str, patterns: Mapping[str, str]) -> Targets:
+    """The servers that `model` means: by name or alias, in any letter case, or by the first of
+    `patterns` that matches it. Raises Refused."""
+    if not servers.targets:
+        raise Refused(503, "the gateway has no servers")
     if model is None:
-        return _only(fleet, kind)
-    pattern = next((one for one in patterns if fnmatchcase(model, one)), None)
+        return _default(servers, kind)
+    pattern = next((pattern for pattern in patterns if fnmatchcase(model, pattern)), None)
     names = [model] if pattern is None else [model, patterns[pattern]]
     for name in names:
-        group = fleet.groups.get(name) or fleet.folded.get(name.casefold())
-        if group:
-            return group
+        targets = servers.by_name.get(name) or servers.by_folded_name.get(name.casefold())
+        if targets:
+            return targets
     if pattern is not None:
-        model = f"{patterns[pattern]} (which {model} leads to)"
-    near = did_you_mean(model, list(fleet.groups))
-    raise Refused(404, f"there is no model {model}{near}; {_list(fleet)}", "model_not_found")
+        model = f"{patterns[pattern]} (from {model})"
+    near = did_you_mean(model, list(servers.by_name))
+    raise Refused(404, f"there is no model {model}{near}; {_available(servers)}", "model_not_found")
 
 
-def _only(fleet: Fleet, kind: str) -> Group:
-    """The instances meant where none is named: the one that fits, or all of one alias."""
-    fitting = [one for one in fleet.targets if kind in (ANY, one.instance.kind)]
-    fitting = fitting or list(fleet.targets)
-    for group in fleet.groups.values():
-        if len(group) == len(fitting) and set(map(id, group)) == set(map(id, fitting)):
-            return group
-    raise Refused(400, f'the request names no "model"; {_list(fleet)}', "model_required")
+def _default(servers: ServerList, kind: str) -> Targets:
+    """The servers meant where no model is named: the only one of that kind, or all of one name."""
+    matching = [target for target in servers.targets if kind in (ANY, target.instance.kind)]
+    matching = matching or list(servers.targets)
+    for targets in servers.by_name.values():
+        if len(targets) == len(matching) and set(map(id, targets)) == set(map(id, matching)):
+            return targets
+    raise Refused(400, f'the request names no "model"; {_available(servers)}', "model_required")
 
 
-def _list(fleet: Fleet) -> str:
-    return f"there are: {', '.join(fleet.groups)}"
+def _available(servers: ServerList) -> str:
+    return f"available: {', '.join(servers.by_name)}"

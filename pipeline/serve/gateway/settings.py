@@ -1,4 +1,4 @@
-"""What is asked of a gateway, and the gateway as one more instance."""
+"""The gateway's settings, and the gateway as one more instance."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from .keys import Keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """`api_key_file` is an absolute path. `models` leads patterns of model names (`claude-*`) to
-    names that instances have. `hold_timeout` is the longest wait for an instance that loads, in
-    seconds; None: what the instance itself is given to become ready."""
+    """`api_key_file` is an absolute path. `models` maps patterns of model names (`claude-*`) to
+    names of instances. `hold_timeout` is the longest wait for a server that loads, in seconds;
+    None: that server's own ready_timeout."""
 
     host: str = "127.0.0.1"
     port: int = 9000
     api_key_file: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     hold_timeout: float | None = None
-    without_key: bool = False  # said explicitly: open to everyone who reaches the address
+    without_key: bool = False  # set explicitly: open to everyone who can reach the address
 
 
 def check(settings: GatewaySettings) -> None:
-    """Raise UsageError where it may not be started so."""
+    """Raise UsageError where the gateway must not be started with these settings."""
     if settings.api_key_file is not None:
         if not Keys().of(settings.api_key_file):
             raise UsageError(
                 f"api_key_file={settings.api_key_file}: cannot be read, or holds no key",
-                "the file holds one key on each line",
+                "write one key on each line of it",
             )
     elif not (settings.without_key or is_loopback(settings.host)):
         raise UsageError(
-            f"host={settings.host}: other machines reach it, and there is no API key",
-            "name a file that holds one: api_key_file=…; or listen on 127.0.0.1",
+            f"host={settings.host}: other machines can reach it, and there is no API key",
+            "set api_key_file=PATH, or listen on 127.0.0.1",
         )
 
 
 def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
-    """What follows the Python that runs it. No key, only the file that holds one."""
+    """The arguments for Python. They never contain a key, only the path of its file."""
     words = ["-m", __package__, str(at.path), "--host", settings.host]
     words += ["--port", str(settings.port)]
     if settings.api_key_file is not None:
@@ -62,7 +62,7 @@ def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
 
 
 def as_instance(at: Folder, settings: GatewaySettings) -> Server:
-    """The gateway of the configuration in `at`, for its supervisor."""
+    """The gateway of the configuration in `at`, for the supervisor."""
     return Server(
         name=GATEWAY,
         engine=GATEWAY,
@@ -77,5 +77,5 @@ def as_instance(at: Folder, settings: GatewaySettings) -> Server:
         restart="always",
         ready_timeout=60,
         stop_timeout=5,
-        probe_timeout=0,  # it makes no tokens
+        probe_timeout=0,  # it generates no tokens
     )

@@ -141,6 +141,18 @@ def read_state(at: Folder) -> State | None:
     return json_file.read(at.state, parse)
 
 
+Stamp = tuple[int, int, int] | None
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes whenever the file is replaced; None where there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns, info.st_size
+
+
 def by_name(instances: Iterable[Server]) -> dict[str, Server]:
     """The instances, by name."""
     return {one.name: one for one in instances}

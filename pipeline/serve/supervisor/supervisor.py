@@ -41,15 +41,16 @@ from .state import (
     DesiredState,
     Folder,
     Seen,
+    Stamp,
     State,
     by_name,
     read_wanted,
+    stamp,
     write_state,
 )
 
 WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
 LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
-Stamp = tuple[int, int, int] | None
 Changed = Callable[[Server, Seen], None]
 
 
@@ -136,12 +137,12 @@ class Supervisor:
 
     def read(self, stopping: bool) -> None:
         """Learn what is wanted, where that is news."""
-        stamp = _stamp(self.at.wanted)
+        current = stamp(self.at.wanted)
         if stopping:
             self.wanted = DesiredState(config=self.wanted.config, asked=self.wanted.asked)
-        elif stamp != self._read:
+        elif current != self._read:
             if wanted := read_wanted(self.at):
-                self._read, self.wanted = stamp, wanted
+                self._read, self.wanted = current, wanted
             else:
                 self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
 
@@ -189,10 +190,10 @@ class Supervisor:
                     self.changed(self.keepers[name].instance, now)
         seen = tuple(self.told[name] for name in by_name(self.wanted.instances) | self.keepers)
         state = replace(self._we, asked=self.wanted.asked, instances=seen)
-        if (state, _stamp(self.at.state)) != self._wrote:
+        if (state, stamp(self.at.state)) != self._wrote:
             try:
                 write_state(self.at, state)
-                self._wrote = state, _stamp(self.at.state)
+                self._wrote = state, stamp(self.at.state)
             except OSError as error:
                 self.say(f"{self.at.state}: {error.strerror}; tried again")
 
@@ -201,15 +202,6 @@ class Supervisor:
         if text != self._noted:
             self._noted = text
             self.note(f"{datetime.now().astimezone():%F %T} {text}")
-
-
-def _stamp(path: Path) -> Stamp:
-    """Another one whenever the file was replaced; None where there is none."""
-    try:
-        told = path.stat()
-        return told.st_ino, told.st_mtime_ns, told.st_size
-    except OSError:
-        return None
 
 
 def supervise(at: Folder, pace: Timing, changed: Changed = lambda instance, seen: None) -> bool:

@@ -46,7 +46,7 @@ def test_litellm_knows_every_name_and_no_key(tmp_path: Path) -> None:
         "LITELLM_MASTER_KEY": str(tmp_path / "key"),
     }
     assert "secret" not in str(told)
-    with pytest.raises(UsageError, match="does not know"):
+    with pytest.raises(UsageError, match="does not support"):
         litellm_config([instance("a")], GatewaySettings(models={"a?": "a"}))
 
 
@@ -85,18 +85,18 @@ def test_all_reasons_against_a_router_are_told_at_once() -> None:
         "different hosts: 0.0.0.0, 127.0.0.1",
         "different GPUs: 0, all",
         "different environments",
-        "2 of them answer to a;",
-        "a: --lora stands 2 times",
+        "2 of them are called a;",
+        "a: --lora is given 2 times",
         "a: --model: a preset cannot hold the value 'x;y'",
         "default: a preset cannot have this name",
-        "default: its command names no --model",
+        "default: its command has no --model",
         "v: it runs in vllm",
         "v: TLS",
-        "gateway.models: a router knows no patterns",
+        "gateway.models: a router has no patterns",
         "gateway.hold_timeout:",
     ):
         assert text in why.value.message
-    with pytest.raises(UsageError, match="there is none"):
+    with pytest.raises(UsageError, match="there are none"):
         router_preset([], GatewaySettings())
 
 

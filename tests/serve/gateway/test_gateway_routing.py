@@ -14,11 +14,11 @@ from gateway_tools import instance
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.gateway.answers import Refused, error_body, health, models
-from pipeline.serve.gateway.counters import merged
-from pipeline.serve.gateway.fleet import Fleet, View, assemble
+from pipeline.serve.gateway.counters import merge_metrics
 from pipeline.serve.gateway.keys import Keys
-from pipeline.serve.gateway.request_body import asked
+from pipeline.serve.gateway.request_body import parse_body
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
+from pipeline.serve.gateway.servers import ServerList, View, server_list
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance, check
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import (
@@ -31,26 +31,26 @@ from pipeline.serve.supervisor.state import (
 )
 
 
-def fleet(*instances: Any, asked: int = 1, **states: str) -> Fleet:
+def servers(*instances: Any, asked: int = 1, **states: str) -> ServerList:
     """The instances as they were seen; ready where nothing else is said."""
     seen = tuple(
         Seen(name=one.name, state=states.get(one.name, "ready"), asked=1) for one in instances
     )
     wanted = DesiredState(config="x", instances=instances, asked=asked)
-    return assemble(wanted, State(pid=1, started=0, asked=1, instances=seen))
+    return server_list(wanted, State(pid=1, started=0, asked=1, instances=seen))
 
 
-def found(fleet: Fleet, model: str | None, kind: str = CHAT, **patterns: str) -> list[str]:
-    return [one.name for one in find(fleet, model, kind, patterns)]
+def found(listed: ServerList, model: str | None, kind: str = CHAT, **patterns: str) -> list[str]:
+    return [one.name for one in find(listed, model, kind, patterns)]
 
 
-def refused(fleet: Fleet, model: str | None, kind: str = CHAT, **patterns: str) -> Refused:
+def refused(listed: ServerList, model: str | None, kind: str = CHAT, **patterns: str) -> Refused:
     with pytest.raises(Refused) as why:
-        find(fleet, model, kind, patterns)
+        find(listed, model, kind, patterns)
     return why.value
 
 
-THREE = fleet(
+THREE = servers(
     instance("chat", aliases=("gpt-4o", "Both")),
     instance("small", aliases=("both",)),
     instance("search", aliases=("embedder", "Both"), kind="embedding"),
@@ -82,8 +82,8 @@ def test_without_a_model_the_only_one_of_the_kind_is_meant() -> None:
     why = refused(THREE, None, CHAT)
     assert why.status == 400 and "chat, gpt-4o" in why.message
     assert refused(THREE, None, ANY).status == 400
-    assert found(fleet(instance("one")), None, RERANK) == ["one"], "which says why it cannot"
-    alike = fleet(instance("a", aliases=("both",)), instance("b", aliases=("both",)))
+    assert found(servers(instance("one")), None, RERANK) == ["one"], "which says why it cannot"
+    alike = servers(instance("a", aliases=("both",)), instance("b", aliases=("both",)))
     assert found(alike, None) == ["a", "b"], "two of one model"
 
 
@@ -93,24 +93,24 @@ def test_patterns_lead_to_a_name() -> None:
     assert found(THREE, "whatever", **patterns) == ["search"]
     assert found(THREE, "small", **patterns) == ["small"], "a name comes before a pattern"
     why = refused(THREE, "claude-x", **{"claude-*": "chta"})
-    assert "chta (which claude-x leads to)" in why.message
+    assert "chta (from claude-x)" in why.message
 
 
 def test_the_gateway_itself_is_no_target() -> None:
     own = as_instance(Folder(Path("/f")), GatewaySettings())
-    assert fleet(own, instance("chat")).groups.keys() == {"chat"}
-    assert refused(fleet(own), "gateway").status == 503
+    assert servers(own, instance("chat")).by_name.keys() == {"chat"}
+    assert refused(servers(own), "gateway").status == 503
 
 
 def test_what_was_given_up_is_waited_for_once_it_is_asked_for_anew() -> None:
-    (given_up,) = fleet(instance("a"), a="failed").targets
-    assert not given_up.is_coming
-    (anew,) = fleet(instance("a"), a="failed", asked=2).targets
-    assert anew.is_coming
-    (ready,) = fleet(instance("a"), asked=2).targets
+    (given_up,) = servers(instance("a"), a="failed").targets
+    assert not given_up.is_pending
+    (anew,) = servers(instance("a"), a="failed", asked=2).targets
+    assert anew.is_pending
+    (ready,) = servers(instance("a"), asked=2).targets
     assert ready.is_ready
-    (unseen,) = assemble(DesiredState(config="x", instances=(instance("a"),)), None).targets
-    assert unseen.is_coming
+    (unseen,) = server_list(DesiredState(config="x", instances=(instance("a"),)), None).targets
+    assert unseen.is_pending
 
 
 def test_the_view_follows_the_files(tmp_path: Path) -> None:
@@ -139,21 +139,21 @@ def test_the_view_follows_the_files(tmp_path: Path) -> None:
     ],
 )
 def test_health(states: dict[str, str], status: int, word: str) -> None:
-    told = health(fleet(instance("a"), instance("b"), **states), detailed=True)
+    told = health(servers(instance("a"), instance("b"), **states), detailed=True)
     assert told[0] == status and told[1]["status"] == word
     assert told[1]["instances"]["a"]["state"] == states.get("a", "ready")
-    assert "instances" not in health(fleet(instance("a")), detailed=False)[1]
+    assert "instances" not in health(servers(instance("a")), detailed=False)[1]
 
 
 def test_the_list_of_models_has_each_name_once() -> None:
-    both = fleet(instance("a", aliases=("m",)), instance("b", aliases=("m",)), b="loading")
+    both = servers(instance("a", aliases=("m",)), instance("b", aliases=("m",)), b="loading")
     listed = models(both)
     assert [(one["id"], one["state"], one["instances"]) for one in listed["data"]] == [
         ("a", "ready", ["a"]),
         ("m", "ready", ["a", "b"]),
         ("b", "loading", ["b"]),
     ]
-    assert models(Fleet())["data"] == []
+    assert models(ServerList())["data"] == []
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_the_list_of_models_has_each_name_once() -> None:
     ],
 )
 def test_the_model_of_a_body(body: bytes, model: str | None) -> None:
-    told = asked("application/json", body)
+    told = parse_body("application/json", body)
     assert told.model == model and told.body == body
 
 
 def test_a_renamed_body_keeps_the_rest() -> None:
-    told = asked("", '{"a": 1.5, "model": "x", "ü": [null, 12345678901234567890]}'.encode())
+    told = parse_body("", '{"a": 1.5, "model": "x", "ü": [null, 12345678901234567890]}'.encode())
     assert json.loads(told.renamed("y")) == {
         "a": 1.5,
         "model": "y",
@@ -188,7 +188,7 @@ LONG = b'{"model": "' + b"x" * 1001 + b'"}'
 )
 def test_a_body_that_cannot_be_read_is_refused(body: bytes) -> None:
     with pytest.raises(Refused) as why:
-        asked("application/json", body)
+        parse_body("application/json", body)
     assert why.value.status == 400
 
 
@@ -206,16 +206,16 @@ def test_the_model_of_a_form(content_type: str) -> None:
     content_type = f"multipart/form-data; {content_type}"
     sound = b'\x00\r\n--B-\r\nname="model"\r\n\r\n--B' * 50
     body = form(('file"; filename="model', sound), ("other_model", b"no"), ("model", b"whisper"))
-    told = asked(content_type, body)
+    told = parse_body(content_type, body)
     assert told.model == "whisper"
     assert told.renamed("x") == body.replace(b"whisper", b"x")
-    assert asked(content_type, form(("file", sound))).model is None
-    assert asked(content_type, body[:100]).model is None
+    assert parse_body(content_type, form(("file", sound))).model is None
+    assert parse_body(content_type, body[:100]).model is None
 
 
 def test_metrics_of_several_are_one_text() -> None:
     text = '# HELP x_s Help me.\n# TYPE x_s histogram\nx_s_bucket{le="1"} 1\nx_s_sum 2\nlone 3\n'
-    told = list(merged({"a": text, 'b"': text + "# a remark\n\n??\n"}))
+    told = list(merge_metrics({"a": text, 'b"': text + "# a remark\n\n??\n"}))
     assert told == [
         "# HELP x_s Help me.",
         "# TYPE x_s histogram",

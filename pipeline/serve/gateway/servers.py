@@ -1,0 +1,116 @@
+"""The configuration's servers and their states, as the supervisor's folder tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.serve.server import GATEWAY, VLLM, Server
+from pipeline.serve.supervisor.state import (
+    READY,
+    SETTLED,
+    WAITING,
+    DesiredState,
+    Folder,
+    Seen,
+    Stamp,
+    State,
+    read_state,
+    read_wanted,
+    stamp,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A server that requests can be sent to, and its state in the supervisor's words."""
+
+    instance: Server
+    state: str
+    reason: str = ""
+    ready_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == READY
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is worth waiting for."""
+        return self.state not in SETTLED
+
+    @property
+    def short_reason(self) -> str:
+        """The first line of the reason: the others come from a log."""
+        return self.reason.strip().partition("\n")[0].rstrip(":")
+
+    @property
+    def served_name(self) -> str | None:
+        """The only model name that vLLM accepts; llama-server accepts any."""
+        if self.instance.engine != VLLM:
+            return None
+        return next(iter(self.instance.aliases), self.name)
+
+
+Targets = tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerList:
+    """All servers in the order of the configuration, and those that share a name or an alias.
+    `by_folded_name` ignores letter case."""
+
+    targets: Targets = ()
+    by_name: dict[str, Targets] = field(default_factory=dict)
+    by_folded_name: dict[str, Targets] = field(default_factory=dict)
+
+
+def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
+    """The wanted servers, each in the state that the supervisor last wrote."""
+    seen = {status.name: status for status in state.instances} if state else {}
+    instances = [
+        instance for instance in (wanted.instances if wanted else ()) if instance.engine != GATEWAY
+    ]
+    request = wanted.asked if wanted else 0
+    targets = tuple(_target(instance, seen.get(instance.name), request) for instance in instances)
+    return ServerList(targets, _named(targets, str), _named(targets, str.casefold))
+
+
+def _target(instance: Server, status: Seen | None, request: int) -> Target:
+    if status is None:
+        return Target(instance=instance, state=WAITING)
+    state = status.state
+    if state in SETTLED and state != READY and status.asked < request:
+        state = WAITING  # it had failed before this `up`, which tries it again
+    return Target(instance=instance, state=state, reason=status.reason, ready_at=status.ready_at)
+
+
+def _named(targets: Targets, fold: Callable[[str], str]) -> dict[str, Targets]:
+    named: dict[str, Targets] = {}
+    for target in targets:
+        for name in dict.fromkeys(map(fold, (target.name, *target.instance.aliases))):
+            named[name] = (*named.get(name, ()), target)
+    return named
+
+
+class View:
+    """The servers, read again when the supervisor's files change."""
+
+    def __init__(self, at: Folder) -> None:
+        self._at = at
+        self._stamps: tuple[Stamp, Stamp] | None = None
+        self._servers = ServerList()
+
+    def now(self) -> ServerList:
+        """The current list: two `stat` calls where nothing changed."""
+        stamps = stamp(self._at.wanted), stamp(self._at.state)
+        if stamps != self._stamps:
+            wanted, state = read_wanted(self._at), read_state(self._at)
+            if (wanted is None and stamps[0]) or (state is None and stamps[1]):
+                return self._servers  # unreadable for now: the last list stays valid
+            self._servers, self._stamps = server_list(wanted, state), stamps
+        return self._servers
