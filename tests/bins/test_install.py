@@ -6,14 +6,12 @@ import hashlib
 import io
 import json
 import os
-import random
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 from disks import disk
+from kills import Kills
 
 from pipeline.bins import platform as host
 from pipeline.bins.package import install, pack
@@ -473,18 +472,18 @@ def start(script: str, *words: object) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_killed_at_any_instant(tmp_path: Path, home: Home, target: Path) -> None:
-    seed = int(os.environ.get("TEST_SEED", random.randrange(1 << 32)))
-    print(f"TEST_SEED={seed}")
-    dice, seen, cut = random.Random(seed), set(), 0
+    seen, cut = set(), 0
+    kills = Kills(25, 0.4, lambda: seen == {"a", "b"} and cut > 3)
+    dice = kills.chance
     more = {f"bin/lib{i}.so": dice.randbytes(20_000) for i in range(20)}
     archives = {
         "a": write_tar(tmp_path / "a.tar.gz", {**files("a"), **more}),
         "b": write_zip(tmp_path / "b.zip", {**files("b"), **more}),
     }
-    for _ in range(25):
+    for _ in kills:
         with start(FOREVER, home.root, *dice.sample(sorted(archives.values()), 2)) as process:
             assert process.stdout and process.stdout.readline() == "ready\n"
-            time.sleep(dice.uniform(0, 0.4))
+            kills.wait()
             process.send_signal(signal.SIGKILL)
         if target.exists():
             who = told(target).removeprefix("version: ")
@@ -497,7 +496,6 @@ def test_killed_at_any_instant(tmp_path: Path, home: Home, target: Path) -> None
         assert told(target) == f"version: {wanted}"
         assert install.is_current(target, install.recipe(archives[wanted], home))
         assert left(home) == ["package"]
-    assert seen == {"a", "b"} and cut > 3, "the kills came too early to show anything"
 
 
 def test_two_at_once(tmp_path: Path, home: Home, target: Path) -> None:

@@ -87,7 +87,8 @@ def shown(
     minilm = next((demo.home / "models").rglob("*.q8_0.gguf"))
     program = next(built.glob("*/llama-server*"))
     with site(tmp_path_factory.mktemp("shown")) as one:
-        chat(one, program, "chat", gguf, "--threads", "1")
+        # Random weights end a call or an answer in JSON seldom: else each fills the context.
+        chat(one, program, "chat", gguf, "--threads", "1", "--predict", "400")
         serve(one, program, "embed", minilm, "--embeddings", kind="embedding")
         one.port, one.url = 9000, "http://127.0.0.1:9000"
         one.gateway()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from core_tools import child, finish, line, names
 from disks import disk
+from kills import Kills
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store import artifacts, receipts
@@ -233,13 +232,12 @@ for version in count(int(sys.argv[2])):
 
 @pytest.mark.slow
 def test_killed_at_any_instant_the_file_is_whole_and_the_receipt_true(tmp_path: Path) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance, target, seen = random.Random(seed), tmp_path / "a", set()
-    for start in range(0, 2_000_000, 100_000):
-        with child(FOREVER, target, start) as process:
+    target, seen = tmp_path / "a", set()
+    kills = Kills(20, 0.1, lambda: len(seen) > 5)
+    for number in kills:
+        with child(FOREVER, target, number * 100_000) as process:
             assert line(process) == "ready"
-            time.sleep(chance.uniform(0, 0.1))
+            kills.wait()
             process.kill()
         if target.exists():
             content = target.read_bytes()
@@ -250,7 +248,6 @@ def test_killed_at_any_instant_the_file_is_whole_and_the_receipt_true(tmp_path: 
                 assert entry is not None
                 assert entry.recipe == {"v": version}
             seen.add(version)
-    assert len(seen) > 5, "the kills came too early to show anything"
     artifacts.make(target, ONE, Maker())
     assert target.read_bytes() == b"one"
     assert names(tmp_path) == [".state.json", "a"]

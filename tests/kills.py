@@ -1,0 +1,32 @@
+"""Kills at any instant."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+
+
+class Kills:
+    """How often, and after what time, a test of kills at any instant tries: more often, and later,
+    where the machine is so busy that kills come before anything was done."""
+
+    def __init__(self, times: int, seconds: float, enough: Callable[[], bool]) -> None:
+        self.times, self.seconds, self.enough = times, seconds, enough
+        self.seed = int(os.environ.get("TEST_SEED", random.randrange(1 << 32)))
+        print(f"TEST_SEED={self.seed}")
+        self.chance = random.Random(self.seed)
+
+    def __iter__(self) -> Iterator[int]:
+        """The number of each try."""
+        for number in range(10 * self.times):
+            if number >= self.times:
+                if self.enough():
+                    return
+                self.seconds *= 1.2
+            yield number
+        assert self.enough(), "the kills came too early to show anything"
+
+    def wait(self) -> None:
+        time.sleep(self.chance.uniform(0, self.seconds))
