@@ -101,3 +101,14 @@ def test_the_supervisor_stays_small() -> None:
     counts = {name: code_lines(folder / f"{name}.py") for name in names}
     assert min(counts.values()) > 5, "the count counts"
     assert sum(counts.values()) < 400, counts
+
+
+def test_a_class_name_stands_once() -> None:
+    """Two classes of one name are one idea in two places, or two ideas that readers mix up."""
+    places: dict[str, list[str]] = {}
+    for file in sorted((REPOSITORY / "pipeline").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(REPOSITORY)))
+    assert len(places) > 50
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
