@@ -1,7 +1,7 @@
 """doit under the name by which users start it: `./doitw`, or `doitw` on Windows.
 
 doit itself falls over an empty word, which another program behind `--` may well want: it gets a
-blank in its place, and the words for that program are read from `sys.argv` (tasks/dashes.py).
+blank in its place, and the words for that program are read from `sys.argv` (tasks/doit.py).
 """
 
 from __future__ import annotations

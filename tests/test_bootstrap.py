@@ -132,10 +132,10 @@ class World:
 
 # What doitw reads before it hands over to doit.
 NEEDED = (
-    "dodo.py",
     *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
     *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "paths", "variables")),
-    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line")),
+    "pipeline/commands/__init__.py",
+    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line", "table")),
 )
 
 

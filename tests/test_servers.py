@@ -494,7 +494,7 @@ def test_mistakes_beside_a_wrong_program(servers: Servers, gguf: Path) -> None:
 
 
 def test_nothing_is_named(bare: Doit) -> None:
-    assert "which servers? Say config=" in bare("up", status=3).err
+    assert "no servers given; pass config=" in bare("up", status=3).err
     assert "config= and model= contradict" in bare("up", "config=x", "model=demo", status=3).err
     assert "no such file" in bare("up", "config=nowhere.toml", status=3).err
     assert "no such file" in bare("down", "config=nowhere.toml", status=3).err

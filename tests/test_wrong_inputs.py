@@ -31,7 +31,7 @@ from disks import disk
         (["model=demo", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is no file"]),
         (["model=demo", "server.port=1"], ["server.port", "port="]),
         (["model=what"], ["model=what", "org/model"]),
-        ([], ["which model?", "model=demo"]),
+        ([], ["no model given; pass model=… (try model=demo)"]),
         (["modle=x", "port=0"], ["modle", "port=0"]),
     ],
 )

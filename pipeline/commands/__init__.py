@@ -1,1 +1,35 @@
-"""What users type, a file each, and what these share: request, programs, model, servers."""
+"""What users type, one file each, and what these share. A command is imported when it is run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import check as check
+    from . import claude as claude
+    from . import clean as clean
+    from . import doctor as doctor
+    from . import gateway as gateway
+    from . import install_model as install_model
+    from . import kubernetes as kubernetes
+    from . import lock as lock
+    from . import make as make
+    from . import package as package
+    from . import plan as plan
+    from . import plan_servers as plan_servers
+    from . import ps as ps
+    from . import resolve as resolve
+    from . import serve as serve
+    from . import test as test
+    from . import up as up
+    from . import verify as verify
+else:
+
+    def __getattr__(name: str) -> object:
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+            raise AttributeError(f"{__name__} has no {name}") from None

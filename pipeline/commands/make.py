@@ -34,7 +34,7 @@ def build_bins(steps: Steps) -> None:
 
 
 def tell_recipe(steps: Steps) -> None:
-    """Print one word that is another one whenever the programs would be: a cache's key."""
+    """Print a cache key that changes whenever the build would."""
     way = steps.programs.way
     told = json.dumps(way.recipe(), sort_keys=True)
     print(f"{way.tag}-{hashlib.sha256(told.encode()).hexdigest()[:16]}")

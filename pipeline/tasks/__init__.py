@@ -1,1 +1,1 @@
-"""Glue: the variables users type, the steps as doit tasks, and how doit reports them."""
+"""The table of steps, the words of a command line, and all that bends doit."""

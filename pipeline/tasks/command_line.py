@@ -6,15 +6,14 @@ doit knows tasks, `name=value` and options of its own. People also write `--name
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import version
 
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import NO, YES, flag
+
+from .table import STEPS
 
 COMMANDS = (
     *("list", "help", "run", "clean", "forget", "info", "ignore", "dumpdb", "strace"),
@@ -115,13 +114,15 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
 
 
 def task_names() -> list[str]:
-    """The tasks that dodo.py has, without running it."""
-    text = (REPOSITORY / "dodo.py").read_text(encoding="utf-8")
-    return re.findall(r"^def task_(\w+)\(", text, re.M)
+    """The tasks that there are."""
+    return [step.name for step in STEPS]
 
 
 def versions() -> str:
     """This project's, llama.cpp's and doit's."""
+    import tomllib
+    from importlib.metadata import version
+
     from pipeline.core.pins import pins
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

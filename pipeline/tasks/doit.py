@@ -1,26 +1,109 @@
-"""How doit speaks here: on stderr, in one line a task, and without tracebacks for what users
-can mend."""
+"""All that bends doit: tasks out of steps, what it prints, its commands, the command line.
+
+It speaks on stderr, in one line a task, and without tracebacks for what users can mend.
+"""
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from doit import doit_cmd
+from doit.cmd_base import check_tasks_exist
+from doit.cmd_clean import Clean as DoitClean
+from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
 
+from pipeline.commands.model import Steps
+from pipeline.commands.request import request
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.sandbox.available import SWITCH, is_off
+from pipeline.serve import launch, sandbox
+
+from .table import Step
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3
+
+Task = dict[str, Any]  # as doit takes it
+LIVE: Task = {"uptodate": [False], "io": {"capture": False}, "verbosity": 2}  # prints as it goes
+
+
+def session() -> Steps:
+    """Read the command line's variables. Mistakes end the run before doit starts a task."""
+    interrupt_on_termination()
+    replace_closed_streams()
+    inherited = launch.inherited(os.environ)
+    for name in inherited:
+        del os.environ[name]
+    if inherited:
+        log.info(
+            f"not used, though set: {', '.join(inherited)}; give options as "
+            "server.NAME=…, a key as api_key_file=…"
+        )
+    given = before_dashes(doit_cmd._CMDLINE_VARS or {})
+    try:
+        steps = Steps(request(given))
+    except PipelineError as error:
+        raise InvalidDodoFile(str(error)) from None
+    if steps.request.sandbox == sandbox.OFF:
+        os.environ[SWITCH] = "off"
+    if is_off():
+        log.info("warning: the sandbox is off: what reads a model may do all that you may")
+    if steps.request.many.source:
+        from pipeline.commands.servers import Configured
+
+        steps.configured = Configured(steps, given)
+        steps.models = steps.configured.models
+    return steps
+
+
+def tasks(table: Iterable[Step], steps: Steps) -> Iterator[Task]:
+    """The tasks for the steps of a table: one each, or a group with one for each model."""
+    for step in table:
+        named = {"basename": step.name, "doc": step.help}
+        if not step.each_model or steps.configured is None:
+            yield {**task(step, steps), **named}
+            continue
+        yield {**named, "name": None}
+        for name, model in steps.models.items():
+            yield {**task(step, model), "basename": step.name, "name": name}
+
+
+def task(step: Step, steps: Steps) -> Task:
+    """A task that prints live, and whose `done` alone decides whether it runs."""
+    after, done, clean, forget = step.after, step.done, step.clean, step.forget
+    common = {
+        "task_dep": list(after(steps) if callable(after) else after),
+        "meta": {
+            "forget": (lambda: forget(steps)) if forget else None,
+            "needs": step.needs(steps),
+        },
+    }
+    if step.is_group(steps):
+        return {**common, "actions": None}
+    if run_with := step.run_with:
+
+        def run(words: list[str]) -> TaskFailed | None:
+            return guarded(lambda: run_with(steps, behind_dashes(words)))()
+
+        return {**common, "actions": [run], "pos_arg": "words", **LIVE}
+    return {
+        **common,
+        **LIVE,
+        "actions": [guarded(lambda: step.run(steps))],
+        "uptodate": [checked(lambda: done(steps)) if done else False],
+        "clean": [guarded_clean(lambda: clean(steps))] if clean else [],
+    }
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]
@@ -34,11 +117,11 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Before any work: what is selected must know its model, or its configuration."""
         for name in selected_tasks:
-            if lacks := (tasks[name].meta or {}).get("lacks"):
-                raise InvalidDodoFile(f"{name}: {lacks}")
+            if missing := (tasks[name].meta or {}).get("needs"):
+                raise InvalidDodoFile(f"{name}: {missing}")
 
     def complete_run(self) -> None:
-        """Failures were told when they happened."""
+        """Failures were printed when they happened."""
         for message in self.runtime_errors:
             self.write(f"{message}\n")
 
@@ -53,7 +136,6 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
     """The action as doit wants it: errors as messages, an interruption as a clean end."""
 
-    @functools.wraps(action)
     def run() -> TaskFailed | None:
         try:
             action()
@@ -68,7 +150,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
         except OSError as error:
             return TaskFailed(f"{error.filename or 'the system'}: {error.strerror or error}")
         except KeyboardInterrupt:
-            log.info("interrupted; what was finished stays, the next run goes on from there")
+            log.info("interrupted; finished steps are kept; run again to continue")
             raise SystemExit(INTERRUPTED) from None
         return None
 
@@ -76,9 +158,8 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
 
 
 def checked(question: Callable[[], bool]) -> Callable[[], bool]:
-    """A question as doit's `uptodate` wants it: what goes wrong in it, the action will tell."""
+    """A question as doit's `uptodate` wants it: the action reports what goes wrong in it."""
 
-    @functools.wraps(question)
     def ask() -> bool:
         try:
             return question()
@@ -88,6 +169,19 @@ def checked(question: Callable[[], bool]) -> Callable[[], bool]:
             raise SystemExit(INTERRUPTED) from None
 
     return ask
+
+
+def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
+    """As `guarded`; doit goes on after a failed clean action, and ends well: this does not."""
+    run = guarded(clean)
+
+    def clean_or_exit() -> None:
+        failed = run()
+        if failed:
+            log.info(f"error: {failed.get_msg().strip()}")
+            raise SystemExit(1)
+
+    return clean_or_exit
 
 
 def replace_closed_streams() -> None:
@@ -110,3 +204,79 @@ def interrupt_on_termination() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, interrupt)  # ignored already: that is how nohup works
+
+
+def before_dashes(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables without those behind `--`: doit takes words of other programs for some, too."""
+    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else None
+    if words is None:
+        return dict(given)
+    own = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
+    return {name: own[name] for name in given if name in own}
+
+
+def behind_dashes(words: Sequence[str]) -> list[str]:
+    """The words for another program, as they were typed behind `--`: doit takes some away."""
+    return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else list(words)
+
+
+# Commands, named in pyproject.toml
+
+
+class Forget(DoitForget):  # type: ignore[misc]
+    """Drop receipts: doit's own forgets a database, which is not used here."""
+
+    doc_purpose = "drop the receipts of tasks, so that they run again"
+    cmd_options = ()
+
+    def _execute(self) -> int:
+        tasks = {task.name: task for task in self.task_list}
+        names = [] if self.sel_default_tasks else self.sel_tasks
+        check_tasks_exist(tasks, names)
+        if not names:
+            self.outstream.write(f"no task given; name one: {doitw('forget TASK …')}\n")
+            return WRONG_USAGE
+        for name in names:
+            forget = (tasks[name].meta or {}).get("forget")
+            if forget is None:
+                self.outstream.write(f"{name} has no receipt\n")
+                continue
+            failed = guarded(forget)()
+            if failed:
+                self.outstream.write(f"error: {name}: {failed.get_msg().strip()}\n")
+                return 1
+            self.outstream.write(f"forgot {name}\n")
+        return 0
+
+
+class Clean(DoitClean):  # type: ignore[misc]
+    """Remove what tasks made, and say what was cleaned: doit's own names functions."""
+
+    doc_purpose = "remove what tasks made, with its receipts"
+
+    def clean_tasks(self, tasks: Iterable[Any], dryrun: bool, cleanforget: bool) -> None:
+        """Clean each of them once; `cleanforget` changes nothing, the receipts always go."""
+        makers = [task for task in {t.name: t for t in tasks}.values() if task.clean_actions]
+        for task in makers:
+            task.clean(io.StringIO(), dryrun)
+            self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
+        if not makers:
+            example = doitw("clean quantize …")
+            self.outstream.write(f"nothing to clean; name a task, as in {example}\n")
+        self.dep_manager.close()
+
+
+class Info(DoitInfo):  # type: ignore[misc]
+    """What a step is after, and whether it has something to do: doit's own names functions."""
+
+    doc_purpose = "show what a task runs after, and whether it is up to date"
+
+    def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
+        tasks = {task.name: task for task in self.task_list}
+        for name in pos_args:
+            tasks[name].meta = None
+        return int(super()._execute(pos_args, hide_status))
+
+    @staticmethod
+    def get_reasons(reasons: Mapping[str, Any]) -> str:
+        return " * it has something to do"

@@ -1,268 +1,432 @@
-"""Each step as the dict that doit wants."""
+"""The table of steps: what each makes, when it is up to date, and what has to run before it.
+
+Nothing is imported here but at need: the command line is checked against this table before doit,
+or anything of the pipeline, is loaded.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from doit import doit_cmd
-from doit.exceptions import InvalidDodoFile, TaskFailed
+from pipeline import commands as do
+from pipeline.core.errors import doitw
 
-from pipeline import bootstrap
-from pipeline.commands import check as checking
-from pipeline.commands import clean
-from pipeline.commands import lock as locking
-from pipeline.commands import make as doing
-from pipeline.commands import plan as planning
-from pipeline.commands import resolve as resolving
-from pipeline.commands import serve as serving
-from pipeline.commands import verify as verifying
-from pipeline.commands.model import Steps
-from pipeline.commands.request import request
-from pipeline.core import capacity, log, process
-from pipeline.core.errors import PipelineError
-from pipeline.core.paths import REPOSITORY
-from pipeline.core.sandbox.available import SWITCH, is_off
-from pipeline.models import quants
-from pipeline.serve import launch, sandbox
-
-from . import fleet_tasks
-from .dashes import before_dashes, behind_dashes
-from .doit import guarded, interrupt_on_termination, replace_closed_streams
-from .order import after_resolve, comes_first, lacks_model
-from .task import Task, Tasks, task
+if TYPE_CHECKING:
+    from pipeline.commands.model import Steps
 
 # doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
 # what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
-PREPARED_FOR = ["_check", "_compiler", "resolve", "source", "build_bins"]
-PREPARATION = [*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize"]
+PREPARED_FOR = ("_check", "_compiler", "resolve", "source", "build_bins")
+PREPARATION = (*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize")
 
 
-def each(steps: Steps, make: Callable[[Steps], Task]) -> Tasks:
-    """A step of the model that is named, or one for each model of a configuration."""
-    if steps.configured is None:
-        return make(steps)
-    return ({**make(model), "name": name} for name, model in steps.models.items())
+def nothing(steps: Steps) -> str:
+    return ""
 
 
-def start() -> Steps:
-    """Read the command line's variables. Mistakes end the run before doit starts a task."""
-    interrupt_on_termination()
-    replace_closed_streams()
-    inherited = launch.inherited(os.environ)
-    for name in inherited:
-        del os.environ[name]
-    if inherited:
-        log.info(
-            f"not used, though set: {', '.join(inherited)}; give options as "
-            "server.NAME=…, a key as api_key_file=…"
-        )
-    given = before_dashes(doit_cmd._CMDLINE_VARS or {})
-    try:
-        steps = Steps(request(given))
-    except PipelineError as error:
-        raise InvalidDodoFile(str(error)) from None
-    if steps.request.sandbox == sandbox.OFF:
-        os.environ[SWITCH] = "off"
-    if is_off():
-        log.info("warning: the sandbox is off: what reads a model may do all that you may")
-    if steps.request.many.source:
-        from pipeline.commands.servers import Configured
-
-        steps.configured = Configured(steps, given)
-        steps.models = steps.configured.models
-    return steps
+def model(steps: Steps) -> str:
+    """What is missing where no model is given."""
+    if steps.request.reference or steps.configured:
+        return ""
+    return "no model given; pass model=… (try model=demo)"
 
 
-def asks_before_building(steps: Steps) -> bool:
-    """A repository that is not there should not cost a build, though quant=auto is decided after
-    it."""
-    request = steps.request
-    is_hub = request.reference is not None and request.reference.kind == "hub"
-    is_auto = request.wanted.quant == quants.AUTO and not request.frozen
-    return is_hub and is_auto and not steps.resolve_is_done()
+def servers(steps: Steps) -> str:
+    """What is missing where no file of servers is given."""
+    if steps.configured:
+        return ""
+    return "no servers given; pass config=… (configs/ has examples) or profile=…"
 
 
-def resolve(steps: Steps) -> Task:
-    return task(
-        lambda: resolving.resolve(steps),
-        done=steps.resolve_is_done,
-        after=["_check", *comes_first(steps)],
-        clean=lambda: clean.clean_resolve(steps),
-        forget=lambda: clean.forget_resolve(steps),  # its answer is its receipt
-        lacks=lacks_model(steps),
-    )
+def servers_or_url(steps: Steps) -> str:
+    return "" if steps.request.many.url else servers(steps)
 
 
-def fetch(steps: Steps) -> Task:
-    return task(
-        lambda: doing.fetch(steps),
-        done=steps.fetch_is_done,
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step. One without `done` always runs. A name that begins with _ is not listed: such a
+    step finds mistakes before any work, or belongs to another one."""
+
+    name: str
+    help: str
+    run: Callable[[Steps], None] = lambda steps: None
+    done: Callable[[Steps], bool] | None = None
+    after: Sequence[str] | Callable[[Steps], Sequence[str]] = ()
+    clean: Callable[[Steps], None] | None = None
+    forget: Callable[[Steps], None] | None = None
+    needs: Callable[[Steps], str] = nothing  # what the command line has to name, if it does not
+    run_with: Callable[[Steps, Sequence[str]], None] | None = None  # words of another program
+    each_model: bool = False  # one sub-task for each model of a configuration
+    is_group: Callable[[Steps], bool] = lambda steps: False  # no more than what it is after
+
+
+STEPS = (
+    # llama.cpp's programs
+    Step(
+        "source",
+        "get llama.cpp's source: the submodule if checked out, else the pinned archive",
+        run=lambda steps: do.make.get_source(steps),
+        done=lambda steps: steps.source_is_done(),
+        after=lambda steps: ["_check", *after_resolve(steps, "source")],
+        clean=lambda steps: do.clean.clean_source(steps),
+        forget=lambda steps: do.clean.forget_source(steps),
+    ),
+    Step(
+        "build_ui",
+        "build llama-server's own page with npm, where Node.js is here",
+        run=lambda steps: steps.programs.make_page(),
+        done=lambda steps: steps.programs.page_is_done(),
+        after=["_check", "_compiler", "source"],
+        clean=lambda steps: do.clean.clean_page(steps),
+        forget=lambda steps: do.clean.forget_page(steps),
+    ),
+    Step(
+        "cuda_toolkit",
+        "get NVIDIA's compiler where CUDA is built and no toolkit is installed",
+        run=lambda steps: steps.programs.make_toolkit(),
+        done=lambda steps: steps.programs.toolkit_is_done(),
+        after=["_check", "_compiler"],
+        clean=lambda steps: do.clean.clean_toolkit(steps),
+        forget=lambda steps: do.clean.forget_toolkit(steps),
+    ),
+    Step(
+        "build_bins",
+        "compile llama-server and its tools for this machine",
+        run=lambda steps: do.make.build_bins(steps),
+        done=lambda steps: steps.bins_are_done(),
+        after=lambda steps: [
+            *("_check", "_compiler"),
+            *(["source", "build_ui", "cuda_toolkit"] if steps.programs.are_compiled else []),
+            *after_resolve(steps, "build_bins"),
+        ],
+        clean=lambda steps: do.clean.clean_bins(steps),
+        forget=lambda steps: do.clean.forget_bins(steps),
+    ),
+    Step(
+        "package",
+        "pack the programs for other machines, as .tar.gz and .zip",
+        run=lambda steps: do.package.pack(steps),
+        after=lambda steps: ["_check", *(["source"] if steps.programs.are_compiled else [])],
+        clean=lambda steps: do.package.clean(steps),
+        forget=lambda steps: do.package.forget(steps),
+    ),
+    Step(
+        "install_package",
+        "install the programs of the archive pkg=",
+        run=lambda steps: do.package.install_package(steps),
+        after=["_writable"],
+    ),
+    Step(
+        "recipe",
+        "print a cache key that changes whenever the build would",
+        run=lambda steps: do.make.tell_recipe(steps),
+    ),
+    # a model
+    Step(
+        "resolve",
+        "find out which files model= means",
+        run=lambda steps: do.resolve.resolve(steps),
+        done=lambda steps: steps.resolve_is_done(),
+        after=lambda steps: ["_check", *before_resolve(steps)],
+        clean=lambda steps: do.clean.clean_resolve(steps),
+        forget=lambda steps: do.clean.forget_resolve(steps),  # its answer is its receipt
+        needs=model,
+        each_model=True,
+    ),
+    Step(
+        "fetch",
+        "download the model's files",
+        run=lambda steps: do.make.fetch(steps),
+        done=lambda steps: steps.fetch_is_done(),
         # options of the server are checked first, where there are any
-        after=["resolve", "_settle", "_flags"] if steps.request.settings.server else ["resolve"],
-        clean=lambda: clean.clean(steps, "fetch"),
-        forget=lambda: clean.forget(steps, "fetch"),
-        lacks=lacks_model(steps),
-    )
-
-
-def converter(steps: Steps) -> Task:
-    return task(
-        lambda: doing.make_converter(steps),
-        done=steps.converter_is_done,
-        after=["_settle", "fetch"] if after_resolve(steps, "converter") else [],
-        clean=lambda: clean.clean_converter(steps),
-        forget=lambda: clean.forget_converter(steps),
-    )
-
-
-def convert(steps: Steps) -> Task:
-    return task(
-        lambda: doing.convert(steps),
-        done=steps.convert_is_done,
+        after=lambda steps: ["resolve", *(["_settle", "_flags"] if has_flags(steps) else [])],
+        clean=lambda steps: do.clean.clean(steps, "fetch"),
+        forget=lambda steps: do.clean.forget(steps, "fetch"),
+        needs=model,
+        each_model=True,
+    ),
+    Step(
+        "converter",
+        "make the environment of llama.cpp's converter",
+        run=lambda steps: do.make.make_converter(steps),
+        done=lambda steps: steps.converter_is_done(),
+        after=lambda steps: ["_settle", "fetch"] if after_resolve(steps, "converter") else [],
+        clean=lambda steps: do.clean.clean_converter(steps),
+        forget=lambda steps: do.clean.forget_converter(steps),
+    ),
+    Step(
+        "convert",
+        "convert safetensors to GGUF",
+        run=lambda steps: do.make.convert(steps),
+        done=lambda steps: steps.convert_is_done(),
         after=PREPARATION[:-2],
-        clean=lambda: clean.clean(steps, "convert"),
-        forget=lambda: clean.forget(steps, "convert"),
-        lacks=lacks_model(steps),
-    )
-
-
-def quantize(steps: Steps) -> Task:
-    return task(
-        lambda: doing.quantize(steps),
-        done=steps.quantize_is_done,
+        clean=lambda steps: do.clean.clean(steps, "convert"),
+        forget=lambda steps: do.clean.forget(steps, "convert"),
+        needs=model,
+        each_model=True,
+    ),
+    Step(
+        "quantize",
+        "quantize the GGUF to quant= (q4_k_m)",
+        run=lambda steps: do.make.quantize(steps),
+        done=lambda steps: steps.quantize_is_done(),
         after=PREPARATION[:-1],
-        clean=lambda: clean.clean(steps, "quantize"),
-        forget=lambda: clean.forget(steps, "quantize"),
-        lacks=lacks_model(steps),
-    )
+        clean=lambda steps: do.clean.clean(steps, "quantize"),
+        forget=lambda steps: do.clean.forget(steps, "quantize"),
+        needs=model,
+        each_model=True,
+    ),
+    Step(
+        "prepare",
+        "do all that serve needs, and start nothing",
+        run=lambda steps: do.install_model.place(steps),
+        after=lambda steps: before_start(steps) if steps.configured else ["_frozen"],
+        needs=model,
+        is_group=lambda steps: steps.configured is None,
+    ),
+    Step(
+        "serve",
+        "serve model= in the foreground, preparing it if needed",
+        run=lambda steps: do.up.serve(steps) if steps.configured else do.serve.serve(steps),
+        after=lambda steps: (
+            before_start(steps)
+            if steps.configured
+            else ["_port", *(["_flags"] if has_flags(steps) else []), "_frozen"]
+        ),
+        needs=model,
+    ),
+    # many servers
+    Step(
+        "up",
+        "start the servers of config= in the background, and say when each is ready",
+        run=lambda steps: (
+            do.plan_servers.changes(steps) if steps.request.many.dry_run else do.up.up(steps)
+        ),
+        after=lambda steps: [] if steps.request.many.dry_run else before_start(steps),
+        needs=servers,
+    ),
+    Step("ps", "list the servers that are up", run=lambda steps: do.ps.ps(steps)),
+    Step(
+        "logs",
+        "print the log of name=; follow=1 stays with it",
+        run=lambda steps: do.ps.logs(steps),
+    ),
+    Step(
+        "down",
+        "stop the servers of config=, or name= alone",
+        run=lambda steps: do.ps.down(steps),
+    ),
+    Step(
+        "gateway",
+        "serve one address for all servers of config=, in the foreground",
+        run=lambda steps: do.gateway.run(steps),
+        after=lambda steps: before_start(steps) if is_router(steps) else [],
+        needs=servers,
+    ),
+    Step(
+        "claude",
+        "print how Claude Code is started on the gateway of config=; start=1 starts it",
+        run_with=lambda steps, words: do.claude.run(steps, words),
+        needs=servers_or_url,
+    ),
+    Step(
+        "systemd",
+        "print a unit that keeps the servers of config= up",
+        run=lambda steps: do.up.systemd(steps),
+        after=lambda steps: ["_config"] if steps.configured else [],
+        needs=servers,
+    ),
+    Step(
+        "kubernetes",
+        "write manifests for the servers of config=, for kubectl apply -k",
+        run=lambda steps: do.kubernetes.write(steps),
+        needs=servers,
+    ),
+    # what was made, and what would be
+    Step(
+        "lock",
+        "write pipeline.lock: what model= was made of, for frozen=1",
+        run=lambda steps: do.lock.lock(steps),
+        after=["_lockable", "_frozen"],
+        needs=model,
+    ),
+    Step(
+        "plan",
+        "show what serve would do, and what it would cost",
+        run=lambda steps: (
+            do.plan_servers.plan(steps.configured) if steps.configured else do.plan.plan(steps)
+        ),
+        needs=model,
+    ),
+    Step(
+        "verify",
+        "hash every artifact again and compare it with its receipt",
+        run=lambda steps: do.verify.verify(steps),
+    ),
+    Step(
+        "doctor",
+        "tell what this machine has, and what each backend lacks; format=json too",
+        run=lambda steps: do.doctor.doctor(steps),
+    ),
+    Step(
+        "test",
+        "run the tests; arguments after it go to pytest",
+        run_with=lambda steps, words: do.test.run(words),
+    ),
+    Step("_help", "what a bare doit prints", run=lambda steps: print_help()),
+    # mistakes, before any work
+    Step(
+        "_check",
+        "say what is wrong with the request before any work",
+        run=lambda steps: check_request(steps),
+        after=lambda steps: ["_config"] if steps.configured else [],
+    ),
+    Step(
+        "_writable",
+        "say that nothing can be written before any work",
+        run=lambda steps: do.check.require_writable(steps),
+    ),
+    Step(
+        "_compiler",
+        "say that a compiler is missing before any work",
+        run=lambda steps: do.check.check_compiler(steps),
+    ),
+    Step(
+        "_config",
+        "say what is wrong with config= before any work",
+        run=lambda steps: steps.configured.check() if steps.configured else None,
+    ),
+    Step(
+        "_places",
+        "say that a profile's folder cannot be written before any work",
+        run=lambda steps: do.install_model.require_writable(steps),
+        after=["_config"],
+    ),
+    Step(
+        "_options",
+        "hold the options in config= against the llama-server that will run",
+        run=lambda steps: check_options(steps),
+        after=lambda steps: ["_config", *builds(steps)],
+    ),
+    Step(
+        "_settle",
+        "hash the served file once where it was copied or restored",
+        run=lambda steps: do.make.settle(steps),
+        done=lambda steps: steps.is_settled(),
+        after=PREPARED_FOR,
+        each_model=True,
+    ),
+    Step(
+        "_frozen",
+        "with frozen=1: hold what was made against pipeline.lock",
+        run=lambda steps: do.lock.require(steps),
+        done=lambda steps: not steps.request.frozen,
+        after=PREPARATION,
+        each_model=True,
+    ),
+    Step(
+        "_lockable",
+        "say that pipeline.lock cannot be written before any work",
+        run=lambda steps: do.lock.require_writable(steps),
+    ),
+    Step(
+        "_port",
+        "say that the port is taken before any work",
+        run=lambda steps: do.serve.check_start(steps),
+    ),
+    Step(
+        "_flags",
+        "hold server.NAME=… against the options of the llama-server that will run",
+        run=lambda steps: do.serve.check_flags(steps),
+        after=["build_bins"],
+    ),
+)
 
 
-def prepare(steps: Steps) -> Task:
-    if steps.configured:
-        return fleet_tasks.prepare(steps)
-    return {
-        "actions": None,
-        "task_dep": ["_frozen"],
-        "meta": {"lacks": lacks_model(steps)},
-    }
+# What has to run before what, where that depends on the model or the servers that are named
 
 
-def serve(steps: Steps) -> Task:
-    if steps.configured:
-        return fleet_tasks.serve(steps)
-    return task(
-        lambda: serving.serve(steps),
-        after=["_port", *(["_flags"] if steps.request.settings.server else []), "_frozen"],
-        lacks=lacks_model(steps),
-    )
+def is_auto(steps: Steps) -> bool:
+    from pipeline.models import quants
+
+    return steps.request.wanted.quant == quants.AUTO
 
 
-def lock(steps: Steps) -> Task:
-    return task(
-        lambda: locking.lock(steps), after=["_lockable", "_frozen"], lacks=lacks_model(steps)
-    )
-
-
-def lockable(steps: Steps) -> Task:
-    return task(lambda: locking.require_writable(steps))
-
-
-def plan(steps: Steps) -> Task:
-    def run() -> None:
-        if steps.configured is None:
-            planning.plan(steps)
-            return
-        from pipeline.commands import plan_servers
-
-        plan_servers.plan(steps.configured)
-
-    return task(run, lacks=lacks_model(steps))
-
-
-def verify(steps: Steps) -> Task:
-    return task(lambda: verifying.verify(steps))
-
-
-def doctor(steps: Steps) -> Task:
-    def run() -> None:
-        from pipeline.commands import doctor as doctoring  # no other task looks so closely
-
-        doctoring.doctor(steps)
-
-    return task(run)
-
-
-def side_by_side(words: list[str]) -> list[str]:
-    """pytest's options for several workers, where all tests are meant or a selection by mark. Most
-    of them wait for other programs most of the time: more workers than processors."""
-    if words and words[0] != "-m":
+def before_resolve(steps: Steps) -> list[str]:
+    """Of a folder the source knows the architectures, and quant=auto asks the programs and the
+    converter. All else is resolved before any of it."""
+    reference = steps.request.reference
+    if reference is None:
         return []
-    return [
-        "-n",
-        str(2 * capacity.processors() + 1),
-        "--dist",
-        "loadgroup",
-        "--no-loadscope-reorder",
-    ]
+    if is_auto(steps):
+        is_converted = reference.kind in ("demo", "folder")
+        return ["source", "build_bins", *(["converter"] if is_converted else [])]
+    return ["source"] if reference.kind == "folder" else []
 
 
-def test() -> Task:
-    """pytest in this environment, with what the tests need installed first."""
-
-    def run(words: list[str]) -> TaskFailed | None:
-        return guarded(lambda: pytest(behind_dashes(words)))()
-
-    def pytest(words: list[str]) -> None:
-        try:
-            bootstrap.install("test")
-        except bootstrap.BootstrapError as error:
-            raise PipelineError(error.message, error.hint) from None
-        argv = [sys.executable, "-m", "pytest", *side_by_side(words), *words]
-        # Some systems' images set it; then each worker, and each doit, would compile all of it.
-        env = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
-        status = process.attached(argv, cwd=REPOSITORY, env=env)
-        if status:
-            raise PipelineError(f"pytest ended with {status}")
-
-    return {
-        "actions": [run],
-        "pos_arg": "words",
-        "uptodate": [False],
-        "io": {"capture": False},
-        "verbosity": 2,
-    }
+def after_resolve(steps: Steps, step: str) -> list[str]:
+    """`resolve`, unless it needs `step` itself."""
+    needed = any(step in before_resolve(model) for model in steps.models.values())
+    return [] if needed or not steps.models else ["resolve"]
 
 
-def print_help(text: str | None) -> Task:
-    return task(lambda: print((text or "").strip()))
+def has_flags(steps: Steps) -> bool:
+    """Whether options of the server are given."""
+    return bool(steps.request.settings.server)
 
 
-def check(steps: Steps) -> Task:
-    def run() -> None:
-        for model in (*steps.models.values(),) or (steps,):
-            checking.check(model)
-            locking.require(model, before=True)
-            if asks_before_building(model):
-                resolving.listing(model)
-
-    return task(run, after=["_config"] if steps.configured else [])
+def before_start(steps: Steps) -> list[str]:
+    """What has to be there before a server of a file is started."""
+    if steps.configured is None:
+        return []
+    frozen = ["_frozen"] if steps.models else []
+    return ["_config", "_places", *builds(steps), "_options", *frozen]
 
 
-def frozen(steps: Steps) -> Task:
-    return task(
-        lambda: locking.require(steps), done=lambda: not steps.request.frozen, after=PREPARATION
+def builds(steps: Steps) -> list[str]:
+    """The step that makes llama-server, where none is found elsewhere."""
+    return ["build_bins"] if steps.configured and steps.configured.needs_programs else []
+
+
+def is_router(steps: Steps) -> bool:
+    """Whether llama-server's own router is the gateway, which starts the servers itself."""
+    from pipeline.commands import many
+
+    return steps.request.many.engine == many.ROUTER
+
+
+# Steps that are too long for a line
+
+
+def check_request(steps: Steps) -> None:
+    for each in (*steps.models.values(),) or (steps,):
+        do.check.check(each)
+        do.lock.require(each, before=True)
+        # A repository that is not there should not cost a build, though quant=auto is decided
+        # after it.
+        reference = each.request.reference
+        asks = is_auto(each) and not each.request.frozen and not each.resolve_is_done()
+        if asks and reference and reference.kind == "hub":
+            do.resolve.listing(each)
+
+
+def check_options(steps: Steps) -> None:
+    from pipeline.core import log
+
+    if steps.configured:
+        steps.configured.check(log.info)
+
+
+def print_help() -> None:
+    print(
+        "Any model reference to a running llama.cpp server, doing only the work that is missing.\n"
     )
-
-
-def settle(steps: Steps) -> Task:
-    return task(lambda: doing.settle(steps), done=steps.is_settled, after=PREPARED_FOR)
-
-
-def port(steps: Steps) -> Task:
-    return task(lambda: serving.check_start(steps))
-
-
-def flags(steps: Steps) -> Task:
-    return task(lambda: serving.check_flags(steps), after=["build_bins"])
+    for words, meaning in (
+        ("serve model=demo", "a real model, served"),
+        ("plan model=org/model", "what that would take"),
+        ("list", "the steps; --status: which have something to do"),
+        ("help serve", "a step and its variables"),
+    ):
+        print(f"    {doitw(words):<32} {meaning}")

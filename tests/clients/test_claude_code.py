@@ -154,4 +154,4 @@ def test_a_single_server_too(servers: Servers, gguf: Path) -> None:
         assert told["env"]["ANTHROPIC_BASE_URL"] == url and told["key_file"] is None
         assert told["env"]["ANTHROPIC_MODEL"] == "one"
         ended_well(servers.doit("claude", f"url={url}", "start=1", "--", *PRINT).out)
-    assert "which servers?" in servers.doit("claude", status=3).err
+    assert "no servers given; pass config=…" in servers.doit("claude", status=3).err

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.tasks.dashes import before_dashes, behind_dashes
+from pipeline.tasks.doit import before_dashes, behind_dashes
 
 
 def test_words_of_another_program_are_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
