@@ -574,7 +574,7 @@ def test_names_alone() -> None:
 def test_files_of_somebody_else_are_kept(write: Writer) -> None:
     write.out.mkdir()
     (write.out / "mine.yaml").write_text("kind: Mine\n")
-    assert "mine.yaml: not written by" in write(CHAT, status=3)
+    assert "mine.yaml: would be lost; not written by doit kubernetes" in write(CHAT, status=3)
     assert [path.name for path in write.out.iterdir()] == ["mine.yaml"]
 
 
