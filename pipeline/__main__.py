@@ -38,9 +38,9 @@ def main() -> None:
 
 def variables() -> Mapping[str, object]:
     """The parser of each variable, by its name."""
-    from pipeline.commands.request import TABLE
+    from pipeline.commands.variables import TABLE
 
-    return {variable.name: variable.parse for variable in TABLE}
+    return {each.name: each.parse for each in TABLE}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ COMMANDS = re.findall(
 
 
 def test_the_page_of_variables_is_complete() -> None:
-    from pipeline.commands.request import TABLE
+    from pipeline.commands.variables import TABLE
 
     text = (REPOSITORY / "docs" / "variables.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `([a-z0-9_]+)` \|", text, re.M))

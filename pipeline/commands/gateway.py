@@ -16,9 +16,9 @@ from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
-from . import many
 from .model import Steps
 from .servers import Configured, require
+from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
@@ -37,7 +37,7 @@ def settings(configured: Configured) -> tuple[GatewaySettings, api_keys.Key]:
     host = given.settings.host if "host" in configured.given else table.host
     file = given.settings.api_key_file or table.api_key_file
     folder = configured.configuration.folder
-    is_litellm = configured.wish.engine == many.LITELLM  # without a key it refuses to start
+    is_litellm = configured.wish.engine == LITELLM  # without a key it refuses to start
     key = api_keys.decide(
         GATEWAY, host, file, table.api_key, folder, configured.keys, needs_one=is_litellm
     )
@@ -80,14 +80,14 @@ def run(steps: Steps) -> None:
     configured = require(steps)
     configured.check()
     told, wish = ready(configured), configured.wish
-    if wish.engine == many.ROUTER:
+    if wish.engine == ROUTER:
         router(configured, told)
         return
     if not liveness.is_running(configured.at):
         log.info(
             f"warning: nothing of {configured.configuration.label} is up; start it: {doitw('up')}"
         )
-    if wish.engine == many.LITELLM:
+    if wish.engine == LITELLM:
         litellm(configured, told)
     else:
         from pipeline.serve.gateway import app

@@ -1,4 +1,4 @@
-"""Every variable of the command line, and what they add up to."""
+"""What the variables of the command line add up to."""
 
 from __future__ import annotations
 
@@ -7,74 +7,50 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.bins.build_options import BACKENDS, BuildOptions
+from pipeline.bins.binaries import program_file
+from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute
-from pipeline.core.variables import Variable, choice, flag, integer, read, text
-from pipeline.deploy.kubernetes.options import TABLE as KUBERNETES
+from pipeline.core.paths import absolute, one_path
+from pipeline.core.variables import fill, read
 from pipeline.models import hub_settings, projector, quants
 from pipeline.models.chain import QuantRequest, require_makeable
 from pipeline.models.choice import FileFilter
 from pipeline.models.reference import Reference, existing, parse
-from pipeline.serve import sandbox
+from pipeline.serve.config.named import CONFIGS, PROFILE, registry
 from pipeline.serve.launch import Settings
+from pipeline.serve.server import VLLM
 
-from . import bins_variables, many
-from .many import Many
-
-SERVER = "server."
-MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
-
-
-def gpu_layers(value: str) -> str:
-    """llama-server's own: a number, auto or all."""
-    word = value.strip().lower()
-    if word not in ("auto", "all") and not word.isdecimal():
-        raise ValueError("a whole number, auto or all")
-    return word
-
-
-def quant(value: str) -> str:
-    """A quant, or auto, or all."""
-    word = value.strip().upper()
-    return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
-
-
-TABLE = (
-    *(Variable(name, text) for name in MODEL_NAMES),
-    Variable("quant", quant),
-    Variable("revision", text),
-    Variable("filename", text),
-    Variable("pattern", text),
-    Variable("mmproj", text),
-    Variable("imatrix", text),
-    *bins_variables.TABLE,
-    Variable("host", text),
-    Variable("port", integer(1, 65535)),
-    Variable("threads", integer(1, 4096)),
-    Variable("gpu_layers", gpu_layers),
-    Variable("parallel", integer(1, 4096)),
-    Variable("batch_size", integer(1, 1 << 24)),
-    Variable("ctx_size", integer(1, 1 << 30)),
-    Variable("device", text),
-    Variable("alias", text),
-    Variable("api_key_file", text),
-    Variable("sandbox", choice(*sandbox.MODES)),
-    Variable("ready_timeout", integer(1, 86400)),
-    Variable("stop_timeout", integer(0, 3600)),
-    Variable("keep_f16", flag),
-    Variable("force", flag),
-    Variable("refresh", flag),
-    Variable("frozen", flag),
-    Variable("offline", flag),
-    Variable("format", choice("text", "json")),
-    *many.TABLE,
-    *KUBERNETES,
+from .variables import (
+    LITELLM,
+    MODEL_NAMES,
+    ROUTER,
+    SERVER,
+    TABLE,
+    FileVariables,
+    ModelVariables,
+    PackageVariables,
+    ProgramVariables,
+    RunVariables,
+    ServerVariables,
+    ServingVariables,
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Many(FileVariables):
+    """What the command line says about servers of a file; `config` is an absolute path."""
+
+    registry: str = ""  # of the profile: an absolute path
+    besides: str = ""  # a variable of the environment that names another file
+
+    @property
+    def source(self) -> str:
+        """What is asked for: a file, or a profile of a registry; empty where nothing is."""
+        return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(RunVariables, ServingVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
@@ -83,17 +59,13 @@ class Request:
     wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
     bins: BuildOptions = field(default_factory=BuildOptions)
-    sandbox: str = sandbox.AUTO
-    ready_timeout: int = 600  # seconds
-    stop_timeout: int = 10  # seconds
-    force: bool = False
-    refresh: bool = False
-    frozen: bool = False
-    offline: bool = False
-    json: bool = False
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
     many: Many = field(default_factory=Many)
+
+    @property
+    def json(self) -> bool:
+        return self.format == "json"
 
     @property
     def again(self) -> bool:
@@ -121,120 +93,152 @@ def request(given: Mapping[str, str]) -> Request:
     server = {n.removeprefix(SERVER): v for n, v in given.items() if n.startswith(SERVER)}
     rest = {name: value for name, value in given.items() if not name.startswith(SERVER)}
     values = read(rest, TABLE)
+    _check_server(server, rest)
+    model, own = fill(ModelVariables, values), fill(ServerVariables, values)
+    programs, run = fill(ProgramVariables, values), fill(RunVariables, values)
+    package = fill(PackageVariables, values)
 
-    def number(name: str) -> int | None:
-        value = values.get(name)
-        return value if isinstance(value, int) else None
-
-    def word(name: str, default: str = "") -> str:
-        return str(values.get(name, default))
-
-    def file(name: str) -> Path | None:
-        if name not in values:
-            return None
-        path = absolute(word(name))
-        if not path.is_file():
-            raise UsageError(f"{name}={word(name)}: {path} is no file")
-        return path
-
-    for name in server:
-        if name.replace("-", "_") == "api_key":
-            raise UsageError(
-                f"{SERVER}{name}: would stand in the list of processes",
-                "write the key into a file: api_key_file=PATH",
-            )
-        own = name.replace("-", "_")
-        if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
-            raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
-    backend, device = word("backend", "auto"), word("device") or None
-    if device and device.lower() in BACKENDS and device.lower() != "auto":
+    backend, device = programs.backend, own.device
+    if device and device.lower() in BACKENDS and device.lower() != AUTO:
         device = device.lower()
-        if backend not in ("auto", device):
+        if backend not in (AUTO, device):
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
-    default = Settings()
-    if values.get("refresh") and hub_settings.is_offline():
+    if run.refresh and hub_settings.is_offline():
         raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
-    contradictions = (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern"))
-    for one, other in contradictions:
-        if values.get(one) and values.get(other):
-            raise UsageError(f"{one}= and {other}= contradict each other", "leave one out")
-    reference = _reference(values)
+    for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
+        if values.get(name) and values.get(other):
+            raise UsageError(f"{name}= and {other}= contradict each other", "leave one out")
+    reference = _reference(model)
     if reference and reference.kind == "hub":
         hub_settings.check_environment()
-    asked = _quant(reference, word("quant"))
-    if asked == quants.ALL and values.get("frozen"):
+    quant = _quant(reference, model.quant)
+    if quant == quants.ALL and run.frozen:
         raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
     wanted = QuantRequest(
-        quant=quants.canonical(asked),
-        keep_f16=bool(values.get("keep_f16", False)),
-        imatrix=file("imatrix"),
+        quant=quants.canonical(quant),
+        keep_f16=model.keep_f16,
+        imatrix=_file("imatrix", model.imatrix),
     )
     if reference and reference.kind in ("demo", "folder"):
         require_makeable(wanted)
-    mmproj, named = _mmproj(reference, word("mmproj"))
-    return Request(
+    mmproj, named = _mmproj(reference, model.mmproj)
+    return fill(
+        Request,
+        values,
         reference=reference,
-        wish=FileFilter(
-            quant=asked, filename=word("filename"), pattern=word("pattern"), mmproj=named
-        ),
+        wish=FileFilter(quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named),
         mmproj=mmproj,
         wanted=wanted,
         settings=Settings(
-            host=word("host", default.host),
-            port=number("port") or default.port,
-            ctx_size=number("ctx_size"),
-            threads=number("threads"),
-            gpu_layers=word("gpu_layers") or None,
-            parallel=number("parallel"),
-            batch_size=number("batch_size"),
+            host=own.host,
+            port=own.port,
+            ctx_size=own.ctx_size,
+            threads=own.threads,
+            gpu_layers=own.gpu_layers,
+            parallel=own.parallel,
+            batch_size=own.batch_size,
             device=device,
-            alias=word("alias") or None,
-            api_key_file=file("api_key_file"),
+            alias=own.alias,
+            api_key_file=_file("api_key_file", own.api_key_file),
             server=server,
         ),
-        bins=bins_variables.read(values, backend),
-        sandbox=word("sandbox", sandbox.AUTO),
-        ready_timeout=number("ready_timeout") or 600,
-        stop_timeout=10 if (seconds := number("stop_timeout")) is None else seconds,
-        force=bool(values.get("force", False)),
-        refresh=bool(values.get("refresh", False)),
-        frozen=bool(values.get("frozen", False)),
-        offline=bool(values.get("offline", False)) or hub_settings.is_offline(),
-        json=word("format", "text") == "json",
-        pkg=file("pkg"),
-        into=absolute(word("into")) if "into" in values else None,
-        many=many.many(values, os.environ, MODEL_NAMES),
+        bins=_build_options(programs, backend),
+        offline=run.offline or hub_settings.is_offline(),
+        pkg=_file("pkg", package.pkg),
+        into=absolute(package.into) if package.into else None,
+        many=many(values, os.environ),
     )
 
 
-def _reference(values: Mapping[str, object]) -> Reference | None:
-    named = [name for name in MODEL_NAMES if name in values]
+def _check_server(server: Mapping[str, str], rest: Mapping[str, str]) -> None:
+    """Raise UsageError where an option of the server has a variable of its own."""
+    for name in server:
+        own = name.replace("-", "_")
+        if own == "api_key":
+            raise UsageError(
+                f"{SERVER}{name}: would be visible in the process list",
+                "write the key into a file: api_key_file=PATH",
+            )
+        if own in rest or own in ("model", "host", "port", "ctx_size", "alias"):
+            raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
+
+
+def _file(name: str, value: str) -> Path | None:
+    if not value:
+        return None
+    path = absolute(value)
+    if not path.is_file():
+        raise UsageError(f"{name}={value}: {path} is no file")
+    return path
+
+
+def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
+    """Which programs are wanted. Raises UsageError where that contradicts itself."""
+    compiled = {
+        "cuda_architectures": programs.cuda_architectures,
+        "cuda_toolkit": programs.cuda_toolkit,
+        "portable": programs.portable,
+        "jobs": programs.jobs,
+        "ui": programs.ui,
+    }
+    given = [name for name, value in compiled.items() if value not in (None, "")]
+    for name in ("cuda_architectures", "cuda_toolkit"):
+        if name in given and backend not in (AUTO, "cuda"):
+            raise UsageError(f"{name}= and backend={backend} contradict each other")
+    if given and programs.bins != "build":
+        raise UsageError(
+            f"{given[0]}: is for what is compiled, not for bins={programs.bins}", "leave it out"
+        )
+    if programs.release and programs.bins != "prebuilt":
+        raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
+    toolkit = programs.cuda_toolkit or AUTO
+    if toolkit not in (AUTO, SYSTEM):
+        toolkit = str(absolute(toolkit))
+        if not (Path(toolkit) / "bin" / program_file("nvcc")).is_file():
+            raise UsageError(
+                f"cuda_toolkit={programs.cuda_toolkit}: there is no bin/nvcc in it",
+                "auto, system, or the folder of a CUDA toolkit",
+            )
+    return BuildOptions(
+        way=programs.bins,
+        backend="cuda" if programs.cuda_architectures else backend,
+        architectures=programs.cuda_architectures,
+        toolkit=toolkit,
+        portable=programs.portable,
+        jobs=programs.jobs,
+        ui=programs.ui or AUTO,
+        release=programs.release,
+    )
+
+
+def _reference(asked: ModelVariables) -> Reference | None:
+    named = [name for name in MODEL_NAMES if getattr(asked, name)]
     if not named:
         return None
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} all name a model", "give one of them")
-    given = str(values[named[0]])
-    if named[0] in ("gguf_path", "safetensors_dir"):
+    variable, given = named[0], str(getattr(asked, named[0]))
+    if variable in ("gguf_path", "safetensors_dir"):
         path = absolute(given)
         if not path.exists():
-            raise UsageError(f"{named[0]}={given}: {path} does not exist")
+            raise UsageError(f"{variable}={given}: {path} does not exist")
         reference = existing(given, path)
-        if (reference.kind == "folder") != (named[0] == "safetensors_dir"):
-            raise UsageError(f"{named[0]}={given}: {path} is a {reference.kind}")
+        if (reference.kind == "folder") != (variable == "safetensors_dir"):
+            raise UsageError(f"{variable}={given}: {path} is a {reference.kind}")
     else:
-        unsaid = named[0] == "hf_model" and not given.startswith("hf:")
-        reference = parse(f"hf:{given}" if unsaid else given)
-    if "revision" in values:
+        is_bare = variable == "hf_model" and not given.startswith("hf:")
+        reference = parse(f"hf:{given}" if is_bare else given)
+    if asked.revision:
         if reference.kind != "hub":
             raise UsageError("revision: is for Hugging Face repositories only")
-        if reference.revision and reference.revision != values["revision"]:
+        if reference.revision and reference.revision != asked.revision:
             raise UsageError(
-                f"revision={values['revision']} and @{reference.revision} contradict each other"
+                f"revision={asked.revision} and @{reference.revision} contradict each other"
             )
-        reference = replace(reference, revision=str(values["revision"]))
+        reference = replace(reference, revision=asked.revision)
     for name in ("filename", "pattern"):
-        if name in values and reference.kind != "hub":
+        if getattr(asked, name) and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
 
@@ -262,3 +266,36 @@ def _quant(reference: Reference | None, asked: str) -> str:
     if asked and quants.canonical(asked) != quants.canonical(named):
         raise UsageError(f"quant={asked.lower()} and :{reference.quant} contradict each other")
     return named
+
+
+def many(values: Mapping[str, object], environ: Mapping[str, str]) -> Many:
+    """What is said here, or else in the environment, unless a model is named. Raises UsageError."""
+    given = fill(FileVariables, values)
+    config, profile, engine = given.config, given.profile, given.engine
+    named = [name for name in ("config", "profile", *MODEL_NAMES) if name in values]
+    if len(named) > 1 and named[0] not in MODEL_NAMES:
+        raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
+    besides = ""
+    if not named:
+        config, engine, besides = _configured(engine, environ)
+        profile = "" if config else environ.get(PROFILE, "").strip()
+    return fill(
+        Many,
+        values,
+        config=str(one_path(config)) if config else "",
+        profile=profile,
+        registry=registry(environ) if profile else "",
+        engine=engine,
+        besides=besides,
+    )
+
+
+def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
+    """The file that the environment names for the engine, or for the first that has one; its
+    engine, and the variable of another one that was not asked for."""
+    named = {one: environ.get(name, "").strip() for one, name in CONFIGS.items()}
+    fit = [one for one in CONFIGS if engine in ("", one, LITELLM, ROUTER) and named[one]]
+    if not fit:
+        return "", engine, ""
+    besides = "".join(CONFIGS[one] for one in fit[1:] if named[one] != named[fit[0]])
+    return named[fit[0]], engine or (VLLM if fit[0] == VLLM else ""), besides

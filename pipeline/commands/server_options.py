@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.serve.config.configuration import InstanceSpec, Value
 from pipeline.serve.server import Control
 
-from .request import SERVER, Request
+from .request import Request
+from .variables import SERVER
 
 # Options with a variable of their own.
 NAMED = ("threads", "gpu_layers", "parallel", "batch_size", "ctx_size", "device", "alias")

@@ -14,15 +14,18 @@ from pipeline.bins.binaries import program_file
 from pipeline.bins.hardware import nvidia
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.variables import variables
 from pipeline.serve import sandbox
+from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import Folder
 
-from . import estimate, many, serve, which_server
+from . import estimate, serve, which_server
 from .model import Steps
-from .request import SERVER, request
+from .request import request
+from .variables import SERVER, FileVariables
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, InstanceSpec
@@ -59,7 +62,7 @@ class Configured:
         except PipelineError as error:
             self._error = error
         # There may be keys in it: no server inherits them.
-        set_ones = [name for name in many.OVERRIDES.values() if os.environ.pop(name, "").strip()]
+        set_ones = [name for name in OVERRIDES.values() if os.environ.pop(name, "").strip()]
         self.is_overridden = ", ".join(set_ones)
 
     @property
@@ -79,8 +82,8 @@ class Configured:
         if wish.config:
             from pipeline.serve.config.toml_form import load
 
-            engine = wish.engine if wish.engine in many.CONFIGS else ""
-            variable = many.OVERRIDES[engine or LLAMA_CPP]
+            engine = wish.engine if wish.engine in CONFIGS else ""
+            variable = OVERRIDES[engine or LLAMA_CPP]
             over = os.environ.get(variable, "")
             file = Path(wish.config)
             return load(file, engine=engine, overrides=over, where=variable, patient=True)
@@ -98,7 +101,7 @@ class Configured:
     def _find_models(self) -> None:
         """The steps of each model that is prepared first, by the name of the first instance that
         asks for it."""
-        mine = {*(variable.name for variable in many.TABLE), *OPTIONS}
+        mine = {*(each.name for each in variables(FileVariables).values()), *OPTIONS}
         if self.wish.profile:
             mine |= {*OF_A_FILE}  # they are among the model's own by now
         common = {

@@ -13,6 +13,7 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.text import table
+from pipeline.serve.config.named import REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import (
@@ -25,7 +26,7 @@ from pipeline.serve.supervisor.state import (
     Seen,
 )
 
-from . import gateway, install_model, many, ps
+from . import gateway, install_model, ps
 from . import serve as serving
 from .model import Steps
 from .servers import Configured, require, require_known
@@ -34,7 +35,7 @@ from .summary import summary
 LOG_LINES = 1000  # of a server, to find in what it said of itself
 
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
-PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", many.REGISTRY)
+PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", REGISTRY)
 
 
 def wanted(configured: Configured) -> DesiredState:

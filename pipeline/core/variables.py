@@ -1,9 +1,15 @@
-"""`name=value` on the command line: which names there are, and what their values may be."""
+"""`name=value` on the command line: which names there are, and what their values may be.
+
+Variables are the fields of dataclasses, made by `variable`: a field has the parser, the help and
+the default, and what is read, printed by `help`, written to docs/variables.md and completed by
+shells comes from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from .errors import UsageError, did_you_mean
 
@@ -13,10 +19,51 @@ NO = {"0", "false", "no", "off", ""}
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One variable. `parse` returns the value or raises ValueError with what is allowed."""
+    """A variable. `parse` returns the value or raises ValueError with what is allowed; `help` and
+    `default` are Markdown; `of` are the steps that read it, if others read its group as well."""
 
     name: str
     parse: Callable[[str], object]
+    help: str = ""
+    default: str = ""
+    of: tuple[str, ...] = ()
+
+
+def variable(
+    parse: Callable[[str], object],
+    help: str,
+    default: object = None,
+    *,
+    shown: str | None = None,
+    of: tuple[str, ...] = (),
+    name: str = "",
+) -> Any:
+    """A field of a dataclass of variables. `shown` is its default in words, `name` what users
+    write where that is not the field's name."""
+    if shown is None:
+        plain = int(default) if isinstance(default, bool) else default
+        shown = "" if plain is None else str(plain)
+    entry = Variable(name, parse, help, shown, of)
+    return field(default=default, metadata={Variable: entry})
+
+
+def variables(group: type) -> dict[str, Variable]:
+    """The variables of a dataclass, by the names of their fields."""
+    table = {}
+    for each in fields(group):
+        entry = each.metadata.get(Variable)
+        if entry is not None:
+            table[each.name] = entry if entry.name else replace(entry, name=each.name)
+    return table
+
+
+Group = TypeVar("Group")
+
+
+def fill(group: type[Group], values: Mapping[str, object], **more: object) -> Group:
+    """A dataclass of variables with the values that are given. `more` are fields of any kind."""
+    given = {n: values[v.name] for n, v in variables(group).items() if v.name in values}
+    return group(**{**given, **more})
 
 
 def text(value: str) -> str:
@@ -48,16 +95,26 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def choice(*words: str) -> Callable[[str], str]:
+@dataclass(frozen=True, slots=True)
+class OneOf:
     """One of `words`, in any letter case."""
 
-    def parse(value: str) -> str:
+    words: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
         word = value.strip().lower()
-        if word not in words:
-            raise ValueError(f"one of {', '.join(words)}{did_you_mean(word, words)}")
+        if word not in self.words:
+            raise ValueError(f"one of {', '.join(self.words)}{did_you_mean(word, self.words)}")
         return word
 
-    return parse
+
+def choice(*words: str) -> OneOf:
+    return OneOf(words)
+
+
+def path(value: str) -> str:
+    """As `text`: shells complete it with files."""
+    return text(value)
 
 
 def read(given: Mapping[str, str], table: Iterable[Variable]) -> dict[str, object]:
@@ -65,7 +122,7 @@ def read(given: Mapping[str, str], table: Iterable[Variable]) -> dict[str, objec
 
     Raises UsageError.
     """
-    known = {variable.name: variable for variable in table}
+    known = {entry.name: entry for entry in table}
     values: dict[str, object] = {}
     wrong = []
     for name, value in given.items():

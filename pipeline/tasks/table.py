@@ -392,9 +392,9 @@ def builds(steps: Steps) -> list[str]:
 
 def is_router(steps: Steps) -> bool:
     """Whether llama-server's own router is the gateway, which starts the servers itself."""
-    from pipeline.commands import many
+    from pipeline.commands.variables import ROUTER
 
-    return steps.request.many.engine == many.ROUTER
+    return steps.request.many.engine == ROUTER
 
 
 # Steps that are too long for a line

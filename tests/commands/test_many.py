@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.many import Many, many, registry
+from pipeline.commands.request import Many, many
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
+from pipeline.serve.config.named import registry
 
 DEFAULT = str(REPOSITORY / "configs/llm_profiles.yaml")
-MODELS = ("model", "hf_model")
 ENVIRON = {
     "AUTO_INFER_LLAMA_CPP_CONFIG": "/llama.toml",
     "AUTO_INFER_VLLM_CONFIG": "/vllm.toml",
@@ -25,13 +25,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(given: dict[str, object], **environ: str) -> tuple[str, str]:
-    found = many(given, environ, MODELS)
+    found = many(given, environ)
     return found.source, found.engine
 
 
 def test_nothing_is_meant() -> None:
-    assert many({}, {}, MODELS) == Many()
-    assert many({}, {"LLM_PROFILE_NAME": "  "}, MODELS).source == ""
+    assert many({}, {}) == Many()
+    assert many({}, {"LLM_PROFILE_NAME": "  "}).source == ""
 
 
 def test_what_is_said_wins(tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_the_environment(
 
 
 def test_a_second_file_is_told() -> None:
-    assert many({}, ENVIRON, MODELS).besides == "AUTO_INFER_VLLM_CONFIG"
-    assert many({"engine": "vllm"}, ENVIRON, MODELS).besides == ""
+    assert many({}, ENVIRON).besides == "AUTO_INFER_VLLM_CONFIG"
+    assert many({"engine": "vllm"}, ENVIRON).besides == ""
     same = {**ENVIRON, "AUTO_INFER_VLLM_CONFIG": "/llama.toml"}
-    assert many({}, same, MODELS).besides == ""
+    assert many({}, same).besides == ""
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_second_file_is_told() -> None:
 )
 def test_contradictions(given: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="contradict each other"):
-        many(given, {}, MODELS)
+        many(given, {})
 
 
 def test_names_and_numbers() -> None:
-    told = many({"name": "a, b,", "lines": 0, "max_loading": 2, "background": False}, {}, MODELS)
+    told = many({"name": ("a", "b"), "lines": 0, "max_loading": 2, "background": False}, {})
     assert told == Many(names=("a", "b"), lines=0, max_loading=2, background=False)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.commands.request import TABLE
+from pipeline.commands.variables import TABLE
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import flag, text
 from pipeline.tasks import command_line

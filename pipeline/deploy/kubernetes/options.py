@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.core.errors import UsageError
-from pipeline.core.variables import Variable, integer, read, text
+from pipeline.core.variables import fill, integer, path, read, variable, variables
 
 from .workload import LABEL
 
@@ -16,25 +16,8 @@ IMAGE = re.compile(
     re.ASCII,
 )
 QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)")
+STEP = ("kubernetes",)  # which reads them
 REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """For all instances. `gpus` is for those whose gpu_ids say no number; `storage` is the size of
-    each claim, empty: what the model needs."""
-
-    image: str = ""
-    vllm_image: str = ""
-    namespace: str = ""
-    replicas: tuple[int, int] = (1, 1)  # at least, at most; equal: no autoscaling
-    storage: str = ""
-    storage_class: str = ""
-    gpus: int | None = None
-
-    @property
-    def scales(self) -> bool:
-        return self.replicas[0] < self.replicas[1]
 
 
 def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
@@ -57,30 +40,83 @@ def replicas(value: str) -> tuple[int, int]:
     return least, most
 
 
-TABLE = (
-    Variable("image", matching(IMAGE, "an image, such as registry.example/llama:1.0")),
-    Variable("vllm_image", matching(IMAGE, "an image, such as vllm/vllm-openai:v0.33.0")),
-    Variable("namespace", matching(LABEL, "small letters, digits and -, at most 63")),
-    Variable("replicas", replicas),
-    Variable("storage", matching(QUANTITY, "a size, such as 50Gi")),
-    Variable("storage_class", matching(re.compile(r"[a-z0-9][-a-z0-9.]*"), "a storage class")),
-    Variable("gpus", integer(0, 64)),
-    Variable("out", text),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """For all instances. `replicas` are at least and at most so many; equal: no autoscaling."""
+
+    image: str = variable(
+        matching(IMAGE, "an image, such as registry.example/llama:1.0"),
+        "the image with this project and llama.cpp's programs",
+        "",
+        shown="required for llama.cpp",
+        of=STEP,
+    )
+    vllm_image: str = variable(
+        matching(IMAGE, "an image, such as vllm/vllm-openai:v0.33.0"),
+        "the image with vLLM",
+        "",
+        shown="vLLM's own, of the version whose options are known",
+        of=STEP,
+    )
+    namespace: str = variable(
+        matching(LABEL, "small letters, digits and -, at most 63"),
+        "the namespace of all objects",
+        "",
+        shown="the one of `kubectl`",
+        of=STEP,
+    )
+    replicas: tuple[int, int] = variable(
+        replicas,
+        "pods of each instance, `2`; or the least and the most, `1-4`, and an autoscaler",
+        (1, 1),
+        shown="1",
+        of=STEP,
+    )
+    storage: str = variable(
+        matching(QUANTITY, "a size, such as 50Gi"),
+        "the size of each claim, such as `50Gi`",
+        "",
+        shown="what the model needs, else `100Gi`",
+        of=STEP,
+    )
+    storage_class: str = variable(
+        matching(re.compile(r"[a-z0-9][-a-z0-9.]*"), "a storage class"),
+        "the storage class of the claims",
+        "",
+        shown="the cluster's",
+        of=STEP,
+    )
+    gpus: int | None = variable(
+        integer(0, 64),
+        "GPUs of the instances whose `gpu_ids` name none",
+        shown="1",
+        of=STEP,
+    )
+    out: str = variable(
+        path,
+        "the folder that is written",
+        "",
+        shown="`deploy/<configuration>` in the home",
+        of=STEP,
+    )
+
+    @property
+    def scales(self) -> bool:
+        return self.replicas[0] < self.replicas[1]
 
 
 def options(given: Mapping[str, str]) -> Options:
     """Those of `given` that are for a cluster. Raises UsageError."""
-    names = {variable.name for variable in TABLE} - {"out"}
-    values = read({name: value for name, value in given.items() if name in names}, TABLE)
-    return Options(**values)  # type: ignore[arg-type]
+    table = {each.name: each for each in variables(Options).values() if each.name != "out"}
+    mine = {name: value for name, value in given.items() if name in table}
+    return fill(Options, read(mine, table.values()))
 
 
 def require_images(options: Options, engines: Mapping[str, str]) -> None:
     """Raise UsageError where an engine has no image. `engines` tells its variable."""
-    for engine, variable in engines.items():
-        if not getattr(options, variable):
+    for engine, name in engines.items():
+        if not getattr(options, name):
             raise UsageError(
-                f"{variable}=: is missing, and there are instances of {engine}",
+                f"{name}=: is missing, and there are instances of {engine}",
                 "build docker/Dockerfile, push it where the cluster finds it, and name it here",
             )

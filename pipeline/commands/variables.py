@@ -1,0 +1,292 @@
+"""Every variable of the command line: a field with its parser, its help and its default.
+
+A group is a dataclass; the table of steps says which groups, or single variables, a step reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.bins.build_options import (
+    AUTO,
+    BACKENDS,
+    DEFAULT_WAY,
+    WAYS,
+    architectures,
+    release_name,
+)
+from pipeline.core.variables import choice, flag, integer, path, text, variable, variables
+from pipeline.deploy.kubernetes.options import Options
+from pipeline.models import quants
+from pipeline.serve import sandbox
+from pipeline.serve.server import LLAMA_CPP, VLLM
+
+SERVER = "server."  # any other option of llama-server
+MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
+LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
+LLAMA_SERVERS = "llama-server's"  # own default
+
+
+def quant(value: str) -> str:
+    """A quant, or auto, or all."""
+    word = value.strip().upper()
+    return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
+
+
+def gpu_layers(value: str) -> str:
+    """llama-server's own: a number, auto or all."""
+    word = value.strip().lower()
+    if word not in ("auto", "all") and not word.isdecimal():
+        raise ValueError("a whole number, auto or all")
+    return word
+
+
+def names(value: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(filter(None, map(str.strip, text(value).split(","))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVariables:
+    """Which model, and what is made of it."""
+
+    model: str = variable(
+        text,
+        "a reference: see [models](models.md)",
+        "",
+        shown="one of these four is required, or `config`, or `profile`",
+    )
+    hf_model: str = variable(text, "a Hugging Face repository, said explicitly", "")
+    gguf_path: str = variable(path, "a `.gguf` file, said explicitly", "")
+    safetensors_dir: str = variable(path, "a model folder, said explicitly", "")
+    quant: str = variable(
+        quant,
+        "a quant in any letter case, `auto` (the best that fits the memory), or for `plan` `all`",
+        "",
+        shown="`q4_k_m`; for a repository of GGUF files [an order](models.md); for a `.gguf`, the "
+        "file as it is",
+    )
+    revision: str = variable(
+        text,
+        "branch, tag or commit of a Hugging Face repository",
+        "",
+        shown="`main`, recorded as a commit",
+    )
+    filename: str = variable(
+        text, "which GGUF file of a repository", "", shown="the one that `quant` names"
+    )
+    pattern: str = variable(
+        text,
+        "choose among the GGUF files of a repository that match, with `*` and `?`",
+        "",
+        shown="all",
+    )
+    mmproj: str = variable(
+        path,
+        "the projector: a path, a file's name in the repository, or `none`",
+        "",
+        shown="the one that fits, if the repository has one",
+    )
+    imatrix: str = variable(
+        path,
+        "path of an importance matrix, or of a text to compute one from; IQ1, IQ2, IQ3_XXS, IQ3_XS "
+        "and Q2_K_S need one",
+        "",
+        shown="none",
+    )
+    keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramVariables:
+    """llama.cpp's programs: which ones, and how they are made."""
+
+    backend: str = variable(
+        choice(*BACKENDS),
+        "`cuda`, `metal`, `hip`, `sycl`, `vulkan`, `cpu`, or `auto`: the first of these that works "
+        "here; see [backends](backends.md)",
+        AUTO,
+        shown="`auto`",
+    )
+    bins: str = variable(
+        choice(*WAYS),
+        "where llama.cpp's programs come from: `build` (compiled here), `prebuilt` (upstream's "
+        "own), `package` (an [installed package](packages.md))",
+        DEFAULT_WAY,
+        shown="`build`; on Windows `prebuilt`",
+    )
+    release: str = variable(
+        release_name,
+        "of `bins=prebuilt`: a tag such as `b10605`, a version, or `latest`",
+        "",
+        shown="the pinned one",
+    )
+    cuda_architectures: str = variable(
+        architectures,
+        "what CUDA is compiled for, as CMake takes it: `89`, `8.9`, `86-real;90-virtual`, "
+        "`all-major`; the card need not be here",
+        "",
+        shown="the cards that are here",
+    )
+    cuda_toolkit: str = variable(
+        path,
+        "`auto` (the system's, else NVIDIA's wheels), `system`, or the folder of a toolkit",
+        "",
+        shown="`auto`",
+    )
+    portable: bool | None = variable(
+        flag,
+        "programs for every processor of this kind: all variants are built, the best is loaded",
+        shown="0; 1 for `package`",
+    )
+    jobs: int | None = variable(
+        integer(1, 1024),
+        "how many compilers run at once, as far as the memory allows",
+        shown="one a processor",
+    )
+    ui: str = variable(
+        choice("auto", "on", "off"),
+        "llama-server's page: `on`, `off`, or `auto` (where Node.js and npm are)",
+        "",
+        shown="`auto`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageVariables:
+    """A package to install."""
+
+    pkg: str = variable(path, "the archive", "", of=("install_package",))
+    into: str = variable(path, "the folder", "", shown="`bins/package`", of=("install_package",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerVariables:
+    """llama-server's own options."""
+
+    host: str = variable(text, LLAMA_SERVERS, "127.0.0.1")
+    port: int = variable(integer(1, 65535), f"{LLAMA_SERVERS}, 1 to 65535", 8080)
+    ctx_size: int | None = variable(
+        integer(1, 1 << 30),
+        f"{LLAMA_SERVERS}, in tokens",
+        shown="the trained context, as far as it fits",
+    )
+    threads: int | None = variable(integer(1, 4096), LLAMA_SERVERS, shown=LLAMA_SERVERS)
+    gpu_layers: str | None = variable(gpu_layers, LLAMA_SERVERS, shown=LLAMA_SERVERS)
+    parallel: int | None = variable(
+        integer(1, 4096),
+        f"{LLAMA_SERVERS}; the context is divided among so many slots",
+        shown=LLAMA_SERVERS,
+    )
+    batch_size: int | None = variable(
+        integer(1, 1 << 24),
+        LLAMA_SERVERS,
+        shown=f"{LLAMA_SERVERS}; for embedding models the context",
+    )
+    device: str | None = variable(
+        text, f"{LLAMA_SERVERS}; a name of a backend means `backend=`", shown=LLAMA_SERVERS
+    )
+    alias: str | None = variable(text, "the model's name in the API", shown="the model's name")
+    api_key_file: str = variable(
+        path, f"{LLAMA_SERVERS}: a file with one key a line", "", shown="none"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingVariables:
+    """How a server is run."""
+
+    sandbox: str = variable(
+        choice(*sandbox.MODES),
+        "llama-server in the [sandbox](security.md#the-server): `auto`, `strict`, `off`",
+        sandbox.AUTO,
+        shown="`auto`",
+    )
+    ready_timeout: int = variable(integer(1, 86400), "seconds until the server must be ready", 600)
+    stop_timeout: int = variable(integer(0, 3600), "seconds that it gets to stop", 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileVariables:
+    """The servers of a file or a profile, and what to do with them."""
+
+    config: str = variable(
+        path,
+        "a [file of instances](instances.md), for `up`, `plan`, `prepare`, `ps`, `logs`, `down`, "
+        "`gateway`, `claude`, `systemd`, `kubernetes`",
+        "",
+        shown="what the environment names",
+    )
+    profile: str = variable(
+        text,
+        "a [profile](profiles.md), for the same and `serve`",
+        "",
+        shown="what the environment names",
+    )
+    engine: str = variable(
+        choice(LLAMA_CPP, VLLM, LITELLM, ROUTER),
+        "of the instances that name none: `llama.cpp` or `vllm`; of `gateway` also `litellm`, "
+        "`router`",
+        "",
+        shown="`llama.cpp`",
+    )
+    names: tuple[str, ...] = variable(
+        names,
+        "these instances alone, with commas between them; of `claude`: the model",
+        (),
+        shown="all",
+        of=("up", "ps", "logs", "down", "kubernetes", "claude"),
+        name="name",
+    )
+    background: bool | None = variable(
+        flag,
+        "0 stays in the foreground with all of them; 1 with none",
+        shown="as the file says",
+        of=("up",),
+    )
+    max_loading: int | None = variable(
+        integer(1, 10_000),
+        "so many instances load at once",
+        shown="as the file says, else all",
+        of=("up",),
+    )
+    dry_run: bool = variable(
+        flag, "say what would be started, kept, restarted and stopped", False, of=("up",)
+    )
+    follow: bool = variable(flag, "go on printing what comes", False, of=("logs",))
+    lines: int = variable(integer(0, 1_000_000), "so many from the end", 50, of=("logs",))
+    url: str = variable(text, "a server or gateway that no file here names", "", of=("claude",))
+    start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunVariables:
+    """How a run goes about it."""
+
+    force: bool = variable(
+        flag, "make again; without a model: llama.cpp itself, with its page", False
+    )
+    refresh: bool = variable(
+        flag, "ask the hub again what the reference means; decide `quant=auto` anew", False
+    )
+    frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse", False)
+    offline: bool = variable(
+        flag,
+        "use no network",
+        False,
+        shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is",
+    )
+    format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelVariables,
+    "programs": ProgramVariables,
+    "package": PackageVariables,
+    "server": ServerVariables,
+    "serving": ServingVariables,
+    "file": FileVariables,
+    "run": RunVariables,
+    "kubernetes": Options,
+}
+TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())
