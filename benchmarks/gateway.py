@@ -171,7 +171,7 @@ def main() -> None:
         at = files.Folder(folder)
         instance = Server(name="bench", executable="", cmd=(), folder="", log_file="", port=direct)
         files.write_wanted(at, files.DesiredState(config="bench", instances=(instance,)))
-        seen = files.Seen(name="bench", state=files.READY)
+        seen = files.ServerStatus(name="bench", state=files.READY)
         files.write_state(at, files.State(pid=0, started=0.0, asked=0, instances=(seen,)))
         command = [sys.executable, "-m", "pipeline.serve.gateway", temporary]
         env = dict(os.environ)

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/supervisor.py [instances=50] [seconds=60]
 
 The servers are stand-ins that are ready at once, with /metrics and with probes as by default. The
-supervisor's share is measured over `seconds` once all are ready, its warden's too.
+supervisor's share is measured over `seconds` once all are ready, its reaper's too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     count, seconds = int(given.get("instances", 50)), float(given.get("seconds", 60))
     with tempfile.TemporaryDirectory() as top, servers_at(Path(top) / "run") as servers:
-        servers.pace = Timing()
+        servers.timing = Timing()
         names = [f"s{number:03}" for number in range(count)]
         many = [stand_in(Path(top), x, "--metrics", probe_timeout=60.0) for x in names]
         began = time.monotonic()
@@ -36,14 +36,14 @@ def main() -> None:
         print(f"up, {count} instances        {time.monotonic() - began:8.2f} s")
         time.sleep(2)
         supervisor = servers.supervisor()
-        keepers = marker.marked(servers.at)[servers.at.marker]
-        before = [sum(one.cpu_times()[:2]) for one in keepers]
+        processes = marker.marked(servers.at)[servers.at.marker]
+        before = [sum(one.cpu_times()[:2]) for one in processes]
         time.sleep(seconds)
-        after = [sum(one.cpu_times()[:2]) for one in keepers]
+        after = [sum(one.cpu_times()[:2]) for one in processes]
         share = (sum(after) - sum(before)) / seconds
-        held = sum(one.memory_info().rss for one in keepers)
+        held = sum(one.memory_info().rss for one in processes)
         threads = supervisor.num_threads()
-        print(f"memory, with its warden     {held / 1e6:8.1f} MB, {threads} threads")
+        print(f"memory, with its reaper     {held / 1e6:8.1f} MB, {threads} threads")
         print(f"share of a core while idle  {share:8.2%}")
         began = time.monotonic()
         rows = servers.rows()

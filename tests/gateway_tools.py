@@ -20,7 +20,7 @@ from pipeline.serve.server import Server
 from pipeline.serve.supervisor.state import (
     DesiredState,
     Folder,
-    Seen,
+    ServerStatus,
     State,
     write_state,
     write_wanted,
@@ -41,7 +41,7 @@ class Site:
         self.at = Folder(path / "földer of one")
         self.path = path
         self.instances: dict[str, Server] = {}
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, ServerStatus] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.asked = 1
         self.port = free_port()
@@ -62,7 +62,7 @@ class Site:
 
     def says(self, name: str, state: str, reason: str = "") -> None:
         """What the supervisor would write about `name`."""
-        self.seen[name] = Seen(name=name, state=state, asked=self.asked, reason=reason)
+        self.seen[name] = ServerStatus(name=name, state=state, asked=self.asked, reason=reason)
         self.write()
 
     def add(self, name: str, *, state: str = "ready", **more: Any) -> Server:

@@ -19,7 +19,7 @@ from conftest import REPOSITORY, free_port, wait_for
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, status
 from pipeline.serve.supervisor.policy import Timing
-from pipeline.serve.supervisor.state import DesiredState, Folder, Seen, read_state
+from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus, read_state
 
 SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
 QUICK = Timing(probe_every=0.3, steady_after=60, longest_pause=0.5)
@@ -44,32 +44,32 @@ class Servers:
     """A configuration under way; all of it ends with the test."""
 
     at: Folder
-    pace: Timing = QUICK
+    timing: Timing = QUICK
     instances: tuple[Server, ...] = ()
-    told: list[tuple[str, Seen]] = field(default_factory=list)
+    told: list[tuple[str, ServerStatus]] = field(default_factory=list)
 
-    def up(self, *instances: Server, **more: Any) -> dict[str, Seen]:
+    def up(self, *instances: Server, **more: Any) -> dict[str, ServerStatus]:
         """Those that are not ready."""
         self.instances = instances
         wanted = DesiredState(config=str(self.at.path), instances=instances, **more)
-        failed = control.up(self.at, wanted, report=self.report, pace=self.pace)
+        failed = control.up(self.at, wanted, report=self.report, timing=self.timing)
         return {one.name: seen for one, seen in failed}
 
-    def report(self, instance: Server, seen: Seen) -> None:
+    def report(self, instance: Server, seen: ServerStatus) -> None:
         self.told.append((instance.name, seen))
 
     def down(self, *names: str) -> list[str]:
         return control.down(self.at, names)
 
-    def state(self) -> dict[str, Seen]:
+    def state(self) -> dict[str, ServerStatus]:
         state = read_state(self.at)
         return {one.name: one for one in state.instances} if state else {}
 
     def pids(self) -> dict[str, int | None]:
         return {name: seen.pid for name, seen in self.state().items()}
 
-    def until(self, name: str, *states: str, reason: str = "") -> Seen:
-        def reached() -> Seen | None:
+    def until(self, name: str, *states: str, reason: str = "") -> ServerStatus:
+        def reached() -> ServerStatus | None:
             seen = self.state().get(name)
             return seen if seen and seen.state in states and reason in seen.reason else None
 

@@ -53,7 +53,7 @@ def with_secrets(found: dict[str, dict[str, str]]) -> dict[str, set[str]]:
 
 
 def environments(servers: Servers) -> dict[str, dict[str, str]]:
-    """Of each process: by the name of its instance, or `supervisor` and `warden`."""
+    """Of each process: by the name of its instance, or `supervisor` and `reaper`."""
     found: dict[str, dict[str, str]] = {}
     for process in servers.processes():
         env = process.environ()
@@ -73,7 +73,7 @@ def test_in_the_background(servers: Servers, tmp_path: Path) -> None:
     gateway = as_instance(servers.at, GatewaySettings(port=free_port()))
     assert servers.up(llama, vllm, gateway) == {}
     found = environments(servers)
-    assert set(found) == {"supervisor", "warden", "llama", "vllm", "gateway"}
+    assert set(found) == {"supervisor", "reaper", "llama", "vllm", "gateway"}
     assert with_secrets(found) == {}
     assert WANTED.items() <= found["vllm"].items()
     assert found["llama"]["CUDA_VISIBLE_DEVICES"] == WANTED["CUDA_VISIBLE_DEVICES"]
@@ -88,7 +88,7 @@ def test_the_token_is_for_a_vllm_that_downloads(servers: Servers, tmp_path: Path
     assert servers.up(stand_in(tmp_path, "llama"), downloading(tmp_path), gateway) == {}
     found = environments(servers)
     assert with_secrets(found) == {"supervisor": set(OF_THE_HUB), "hub": set(OF_THE_HUB)}
-    assert set(found) == {"supervisor", "warden", "llama", "hub", "gateway"}
+    assert set(found) == {"supervisor", "reaper", "llama", "hub", "gateway"}
 
 
 @pytest.mark.usefixtures("user")

@@ -23,7 +23,7 @@ from pipeline.serve.supervisor.state import (
     READY,
     DesiredState,
     Folder,
-    Seen,
+    ServerStatus,
 )
 
 from . import gateway, install_model, ps
@@ -173,10 +173,10 @@ def systemd(steps: Steps) -> None:
     )
 
 
-def reporter(configured: Configured) -> Callable[[Server, Seen], None]:
+def reporter(configured: Configured) -> Callable[[Server, ServerStatus], None]:
     """What says each change that a user waits for; of a server that is ready, its summary."""
 
-    def tell(server: Server, seen: Seen) -> None:
+    def tell(server: Server, seen: ServerStatus) -> None:
         report(server, seen)
         if seen.state == READY and server.engine == LLAMA_CPP:
             output = last_lines(Path(server.log_file), LOG_LINES)
@@ -188,7 +188,7 @@ def reporter(configured: Configured) -> Callable[[Server, Seen], None]:
     return tell
 
 
-def report(instance: Server, seen: Seen) -> None:
+def report(instance: Server, seen: ServerStatus) -> None:
     """One line for each change that a user waits for."""
     if seen.state == READY:
         log.info(f"{instance.name}: ready at {instance.url}")

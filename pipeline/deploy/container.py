@@ -191,7 +191,7 @@ def _status(process: Process) -> int:
     return 128 - code if code < 0 else code
 
 
-def _seen(at: Folder) -> tuple[state.Seen, ...]:
+def _seen(at: Folder) -> tuple[state.ServerStatus, ...]:
     """The servers of a configuration; none where they were stopped by hand. Raises
     PipelineError where their supervisor is gone."""
     if found := liveness.living(at):
@@ -200,5 +200,5 @@ def _seen(at: Folder) -> tuple[state.Seen, ...]:
     if wanted and not wanted.instances:
         return ()
     if liveness.is_running(at):
-        return (state.Seen(name="", state=state.WAITING),)
+        return (state.ServerStatus(name="", state=state.WAITING),)
     raise PipelineError("the supervisor is gone, and the servers with it", f"its log is {at.log}")

@@ -12,7 +12,7 @@ from pipeline.serve.supervisor.state import (
     WAITING,
     DesiredState,
     Folder,
-    Seen,
+    ServerStatus,
     Stamp,
     State,
     read_state,
@@ -80,7 +80,7 @@ def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
     return ServerList(targets, _named(targets, str), _named(targets, str.casefold))
 
 
-def _target(instance: Server, status: Seen | None, request: int) -> Target:
+def _target(instance: Server, status: ServerStatus | None, request: int) -> Target:
     if status is None:
         return Target(instance=instance, state=WAITING)
     state = status.state

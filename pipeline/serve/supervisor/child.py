@@ -1,4 +1,4 @@
-"""One process of an instance: started, its output kept, its answers watched, ended."""
+"""One process of a server: started, its output logged, its health watched, ended."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ LONGEST_LINE = 500  # characters, of what is quoted in a message
 
 
 class Child:
-    """A server that was started. `said` is what was last seen of it: READY, then STUCK if it is;
-    `news` is set then, from another thread."""
+    """A server that was started. `observed` becomes READY, and STUCK should it hang; `news` is set
+    then, from another thread."""
 
-    def __init__(self, instance: Server, at: Folder, pace: Timing, news: Event) -> None:
+    def __init__(self, instance: Server, at: Folder, timing: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
-        self.said, self.news = "", news
+        self.observed, self.news = "", news
         require_free(instance.host, instance.port)
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
-        self.log, self.over = Log(Path(instance.log_file), pace.log_bytes), Event()
-        self._was_asked = False
+        self.log, self.over = Log(Path(instance.log_file), timing.log_bytes), Event()
+        self._stop_requested = False
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(instance.command)}")
-        # Programs that change their title write it over their environment, unless told not to.
+        # Programs that set a process title overwrite their environment unless SPT_NOENV is set.
         mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
         self.process = start(
             instance.command,
@@ -50,44 +50,45 @@ class Child:
         )
         try:
             self.started = marker.start_time(self.process.pid)
-            self.last: deque[str] = deque(maxlen=LAST_LINES)
-            # A launcher may end before its server, which still has something to say.
+            self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+            # A launcher may end before its server, whose output is still to be read.
             self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
-            told = (instance, self._say, self.over, pace.probe_every)
-            Thread(target=client.watch, args=told, daemon=True).start()
+            arguments = (instance, self._report, self.over, timing.probe_every)
+            Thread(target=client.watch, args=arguments, daemon=True).start()
         except BaseException:
             self.kill()
             raise
 
     def _keep(self, line: str) -> None:
-        self.last.append(line[:LONGEST_LINE])
+        self.last_lines.append(line[:LONGEST_LINE])
 
-    def _say(self, word: str) -> None:
-        self.said = word
+    def _report(self, observed: str) -> None:
+        self.observed = observed
         self.news.set()
 
-    def status(self) -> int | None:
-        """Its exit status once it has ended; then what is left of its group is killed. Who was
-        asked to stop ends with its group: a launcher such as pixi ends before its server."""
+    def exit_status(self) -> int | None:
+        """Its exit status once it has ended; then the rest of its process group is killed. After a
+        request to stop, the group has to end too: a launcher such as pixi ends before its server.
+        """
         if self.process.poll() is None:
             return None
-        if self._was_asked and not group_is_empty(self.process):
+        if self._stop_requested and not group_is_empty(self.process):
             return None
         end_group(self.process)
         return self.process.wait()
 
     def ask_to_stop(self) -> None:
-        self._was_asked = True
+        self._stop_requested = True
         with contextlib.suppress(OSError):
             ask_to_stop(self.process, group=True)
 
     def kill(self) -> None:
-        self._was_asked = False  # there is nothing more to wait for
+        self._stop_requested = False  # do not wait for its group
         end_group(self.process)
 
     def finish(self) -> str:
-        """Close what belonged to it; its last lines, to be quoted."""
+        """Release its resources; return its last lines, to be quoted."""
         self.over.set()
-        self._pump.join(timeout=1)  # longer only where somebody who moved away holds the pipe
+        self._pump.join(timeout=1)  # longer only where an escaped descendant holds the pipe
         self.log.close()
-        return quoted(self.last)
+        return quoted(self.last_lines)

@@ -1,4 +1,4 @@
-"""What a server is started with, and who starts it."""
+"""The environment of a server, and of the supervisor that starts it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ VLLM_KEY = "VLLM_API_KEY"
 
 
 def environment(instance: Server, at: Folder) -> dict[str, str]:
-    """What its engine needs of ours; its own `env` wins. Raises OSError."""
+    """What its engine needs of our environment; its own `env` wins. Raises OSError."""
     env = _needed(instance, os.environ)
     env.pop(marker.VARIABLE, None)
     if instance.engine == LLAMA_CPP:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
         env["XDG_CONFIG_HOME"] = str(config)  # empty: llama.cpp reads a config.ini there
-    elif instance.engine == VLLM and (word := client.key(instance)):
-        env[VLLM_KEY] = word
+    elif instance.engine == VLLM and (key := client.key(instance)):
+        env[VLLM_KEY] = key
     return {**env, **instance.env}
 
 
 def for_supervisor(environ: Mapping[str, str], instances: Iterable[Server]) -> dict[str, str]:
-    """What the supervisor needs of `environ`, to pass it on. Instances of any engine may join, so
-    it has what each needs; the hub's token and proxies only if one of `instances` downloads."""
+    """What the supervisor needs of `environ`, to pass it on. Servers of any engine may be added
+    later, so it gets what each needs; the hub's token and proxies only if one of these downloads.
+    """
     env = own(environ) | servers(environ) | vllm(environ)
-    for one in instances:
-        env |= _needed(one, environ)
+    for instance in instances:
+        env |= _needed(instance, environ)
     return env
 
 
 def missing(pid: int, instances: Iterable[Server]) -> list[str]:
-    """The variables that downloads need and the running supervisor `pid` was started without."""
+    """The variables for downloads that the running supervisor `pid` was started without."""
     more = for_supervisor(os.environ, instances).keys() - for_supervisor(os.environ, ()).keys()
     with suppress(psutil.Error, OSError):
         return sorted(more - psutil.Process(pid).environ().keys())

@@ -1,4 +1,4 @@
-"""Whether a configuration has a supervisor, by its lock and by what it wrote of itself."""
+"""Whether a configuration has a supervisor, by its lock and by the state that it wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.core.errors import PipelineError
 from . import marker
 from .state import ENDED, Folder, State, by_name, read_state, read_wanted
 
-LOCK_SECONDS = 0.03  # two that look at a lock do not take each other for a supervisor
+LOCK_SECONDS = 0.03  # so that two who probe the lock do not take each other for a supervisor
 
 
 def is_running(at: Folder) -> bool:
@@ -32,26 +32,27 @@ def is_running(at: Folder) -> bool:
 
 
 def living(at: Folder) -> State | None:
-    """What the supervisor last wrote, if it is the one that lives. One in the foreground carries no
-    marker, so where the clock was set it is known by its lock."""
+    """The state that the supervisor last wrote, if that supervisor is alive. One in the foreground
+    has no marker, so after a change of the clock it is recognised by its lock."""
     state = read_state(at)
-    is_it = state and (
+    is_alive = state and (
         marker.find(state.pid, state.started, at.marker) or has_open(state.pid, at.lock)
     )
-    return state if is_it else None
+    return state if is_alive else None
 
 
 def is_left(at: Folder) -> bool:
-    """Whether something that is wanted was there when the supervisor last wrote."""
+    """Whether a wanted server was running when the supervisor last wrote its state."""
     wanted, state = read_wanted(at), read_state(at)
     names = by_name(wanted.instances) if wanted else {}
-    return any(x.name in names and x.state not in ENDED for x in (state.instances if state else ()))
+    statuses = state.instances if state else ()
+    return any(status.name in names and status.state not in ENDED for status in statuses)
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Whether the process `pid` lives and has that file open."""
+    """Whether the process `pid` is alive and has that file open."""
     import psutil
 
     with suppress(psutil.Error, OSError):
-        return any(path.samefile(one.path) for one in psutil.Process(pid).open_files())
+        return any(path.samefile(file.path) for file in psutil.Process(pid).open_files())
     return False

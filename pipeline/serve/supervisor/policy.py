@@ -1,4 +1,4 @@
-"""What follows when a server has ended. Nothing here has an effect."""
+"""What follows when a server has ended: decisions without effects."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .state import EXITED, FAILED, PAUSING
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The supervisor's own times, in seconds, and the size of its logs."""
+    """The supervisor's intervals, in seconds, and the size of its logs."""
 
-    tick: float = 0.2  # between two looks at what is wanted and what has ended
+    tick: float = 0.2  # between two checks of the desired state and the processes
     probe_every: float = 60.0
-    steady_after: float = 60.0  # ready for so long, a server starts anew at 0 failures
+    steady_after: float = 60.0  # a server that was ready for so long has its failures forgotten
     longest_pause: float = 60.0
     log_bytes: int = LONGEST  # then a new log is begun
 
@@ -26,15 +26,15 @@ class Timing:
 class End:
     """How a server ended."""
 
-    status: int | None = None  # its exit status; None: it never was, or could not be ended
-    why: str = ""  # that we ended it, or did not start it; empty: it ended by itself
+    status: int | None = None  # its exit status; None: never started, or does not end
+    why: str = ""  # why we ended or did not start it; empty: it ended by itself
     was_ready: bool = False
     was_steady: bool = False  # it was ready for long enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the instance is now: pausing for `pause` seconds, exited or failed."""
+    """The server's next state: pausing for `pause` seconds, exited or failed."""
 
     state: str
     reason: str
@@ -42,24 +42,24 @@ class Decision:
     pause: float = 0.0
 
 
-def decide(instance: Server, end: End, failures: int, pace: Timing) -> Decision:
-    """What follows. Each further restart in a row waits twice as long, up to a bound."""
+def decide(instance: Server, end: End, failures: int, timing: Timing) -> Decision:
+    """The next state. Each further restart in a row waits twice as long, up to a limit."""
     failures = 0 if end.was_steady else failures
-    reason, well = told(end), not end.why and end.was_ready and end.status == 0
-    if well and instance.restart != "always":
+    reason, succeeded = describe(end), not end.why and end.was_ready and end.status == 0
+    if succeeded and instance.restart != "always":
         return Decision(state=EXITED, reason=reason, failures=failures)
     if instance.restart == "never":
         return Decision(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
     if failures >= instance.max_restarts:
         reason += f"; given up after {failures} restarts in a row"
         return Decision(state=FAILED, reason=reason, failures=failures)
-    most = max(pace.longest_pause, instance.restart_pause)
-    pause = min(most, instance.restart_pause * 2.0 ** min(failures, 60))
+    limit = max(timing.longest_pause, instance.restart_pause)
+    pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
     return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
 
 
-def told(end: End) -> str:
-    """The end in words: a failed start, a crash, stuck, or an end of its own."""
+def describe(end: End) -> str:
+    """The end in words: a failed start, a crash, stuck, or a normal exit."""
     if end.why:
         return end.why
     status = how(end.status) if end.status is not None else "no status"

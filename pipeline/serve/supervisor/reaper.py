@@ -2,8 +2,8 @@
 
     python -m pipeline.serve.supervisor.reaper FOLDER
 
-Its stdin is a pipe that only the supervisor holds open: when it ends, the supervisor is gone. The
-kernel ends the servers themselves on Linux, this what they have started elsewhere too.
+Its stdin is a pipe that only the supervisor holds open: at its end the supervisor is gone. On Linux
+the kernel already ends the servers themselves; the reaper also ends what they have started.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One instance over its life: the states of state.py, and what leads from one to the next.
+"""One server over its life: the states of state.py and the transitions between them.
 
 waiting → loading → ready      failed start, crash, stuck → pausing → waiting
 any → stopping → stopped       … or, by policy, exited or failed
@@ -19,122 +19,124 @@ from pipeline.serve.server import Server
 from . import client
 from .child import Child
 from .policy import End, Timing, decide
-from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, Seen
+from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, ServerStatus
 
 NEVER = float("inf")
-# For one that was killed to be gone: it may have much memory to give back, or a driver keeps it.
-# With marker.PATIENCE it is less than the grace of `down`.
+# For a killed server to be gone: freeing much memory, or a GPU driver, may delay that. Together
+# with marker.PATIENCE less than the grace period of `down`.
 KILL_SECONDS = 2.5
 
 
 class Runner:
-    """Keeps one instance. All calls come from one thread: children end with the one that started
-    them. `now` is time.monotonic()."""
+    """Keeps one server running. All calls come from one thread: child processes end with the thread
+    that started them. `now` is time.monotonic()."""
 
-    def __init__(self, instance: Server, asked: int, at: Folder, pace: Timing, news: Event) -> None:
-        self.instance, self.at, self.pace, self.news = instance, at, pace, news
-        self.seen = Seen(name=instance.name, state=WAITING, asked=asked)
+    def __init__(
+        self, instance: Server, asked: int, at: Folder, timing: Timing, news: Event
+    ) -> None:
+        self.instance, self.at, self.timing, self.news = instance, at, timing, news
+        self.status = ServerStatus(name=instance.name, state=WAITING, asked=asked)
         self.child: Child | None = None
         self.failures = 0
-        self.until = NEVER  # when the present state has lasted too long
-        self._why = ""  # we end it, if it is not to be stopped
-        self.unwanted = False  # it is to be stopped, and not to be started again
+        self.until = NEVER  # when the current state has lasted too long
+        self._why = ""  # why we end it, other than on request
+        self.unwanted = False  # stop it, and do not start it again
         self._killed = False
         self._ready_since = self._ready_until = NEVER
 
     @property
     def is_over(self) -> bool:
-        return self.seen.state in ENDED
+        return self.status.state in ENDED
 
-    def renew(self, asked: int) -> None:
-        """It was asked for again: what runs answers that, and what pauses does so no longer."""
+    def request_again(self, asked: int) -> None:
+        """Take over a newer request: a running server fulfils it, a pause ends at once."""
         if self.unwanted or self.is_over:
             return
-        self._is(self.seen.state, asked=asked)
-        if self.seen.state == PAUSING:
+        self._set(self.status.state, asked=asked)
+        if self.status.state == PAUSING:
             self.failures, self.until = 0, 0
 
-    def begin(self, now: float) -> None:
-        """Start it: it was its turn."""
+    def start(self, now: float) -> None:
+        """Start the process."""
         self._why, self._killed = "", False
         self._ready_since = self._ready_until = NEVER
-        if not self.seen.restarts:  # a restart goes on in the same log
+        if not self.status.restarts:  # a restart goes on in the same log
             set_aside(Path(self.instance.log_file))
         try:
-            self.child = Child(self.instance, self.at, self.pace, self.news)
+            self.child = Child(self.instance, self.at, self.timing, self.news)
         except (PipelineError, OSError, RuntimeError, ValueError) as error:
-            self.settle(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
+            self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
             self.until = now + self.instance.ready_timeout
-            self._is(LOADING, pid=self.child.process.pid, started=self.child.started)
+            self._set(LOADING, pid=self.child.process.pid, started=self.child.started)
 
     def stop(self, now: float) -> None:
-        """It is not wanted any more."""
+        """Stop it: it is not wanted any more."""
         if self.child is None:
-            self._is(STOPPED, reason="")
-        elif not self.unwanted and self.seen.state != STOPPING:
-            self._end(now)
+            self._set(STOPPED, reason="")
+        elif not self.unwanted and self.status.state != STOPPING:
+            self._ask_to_stop(now)
         self.unwanted = True
 
     def kill(self, now: float) -> None:
-        """Do not wait for it any longer."""
+        """Kill it rather than wait any longer."""
         if self.child and not self._killed:
             self._killed = True
             self.until = now + KILL_SECONDS
             self.child.kill()
 
-    def look(self, now: float) -> End | None:
-        """Go on where the present state has lasted too long; how its child has ended, if so."""
+    def poll(self, now: float) -> End | None:
+        """Move on where the current state has lasted too long; how the process ended, if it did."""
         late = now >= self.until
         if self.child is None:
-            if self.seen.state == PAUSING and late:
-                self._is(WAITING, restarts=self.seen.restarts + 1)
+            if self.status.state == PAUSING and late:
+                self._set(WAITING, restarts=self.status.restarts + 1)
             return None
-        self._hear(self.child.said, now)
-        status = self.child.status()
-        if status is None and not (late and self._killed):
-            if late and self.seen.state == LOADING:
+        self._observe(self.child.observed, now)
+        exit_status = self.child.exit_status()
+        if exit_status is None and not (late and self._killed):
+            if late and self.status.state == LOADING:
                 self._why = f"failed start: not ready after {self.instance.ready_timeout:g} s"
-                self._end(now)
+                self._ask_to_stop(now)
             elif late:
                 self.kill(now)
             return None
         return End(
-            status=status,
-            why=self._why or ("" if status is not None else "it was killed, and does not end"),
+            status=exit_status,
+            why=self._why or ("" if exit_status is not None else "was killed, but does not end"),
             was_ready=self._ready_since < NEVER,
-            was_steady=min(now, self._ready_until) - self._ready_since >= self.pace.steady_after,
+            was_steady=min(now, self._ready_until) - self._ready_since >= self.timing.steady_after,
         )
 
-    def settle(self, end: End, now: float) -> None:
-        """It has ended, or could not be started: what it is now."""
+    def finish(self, end: End, now: float) -> None:
+        """Decide what follows its end, or a failed start."""
         lines = self.child.finish() if self.child else ""
         self.child = None
         if self.unwanted:
-            self._is(STOPPED, pid=None, started=None, ready_at=None, reason="")
+            self._set(STOPPED, pid=None, started=None, ready_at=None, reason="")
             return
-        verdict = decide(self.instance, end, self.failures, self.pace)
-        self.failures, self.until = verdict.failures, now + verdict.pause
-        reason = f"{verdict.reason}:\n{lines}" if lines else verdict.reason
-        self._is(verdict.state, pid=None, started=None, ready_at=None, reason=reason)
+        decision = decide(self.instance, end, self.failures, self.timing)
+        self.failures, self.until = decision.failures, now + decision.pause
+        reason = f"{decision.reason}:\n{lines}" if lines else decision.reason
+        self._set(decision.state, pid=None, started=None, ready_at=None, reason=reason)
 
-    def _hear(self, word: str, now: float) -> None:
-        """What was seen of its child from outside."""
-        if word and self.seen.state == LOADING:
+    def _observe(self, observed: str, now: float) -> None:
+        """Act on what its probes have observed."""
+        if observed and self.status.state == LOADING:
             self.until, self._ready_since = NEVER, now
-            self._is(READY, ready_at=time.time())
-        elif word == client.STUCK and self.seen.state == READY:
+            self._set(READY, ready_at=time.time())
+        elif observed == client.STUCK and self.status.state == READY:
             self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
-            # it may have been so ever since it was last looked at
-            self._ready_until = now - self.pace.probe_every - self.instance.probe_timeout
-            self._is(STOPPING)
+            # it may have been stuck ever since the last probe
+            self._ready_until = now - self.timing.probe_every - self.instance.probe_timeout
+            self._set(STOPPING)
             self.kill(now)
 
-    def _end(self, now: float) -> None:
-        self._is(STOPPING)
+    def _ask_to_stop(self, now: float) -> None:
+        self._set(STOPPING)
         self.until = now + self.instance.stop_timeout
         if self.child:
             self.child.ask_to_stop()
 
-    def _is(self, state: str, **more: Any) -> None:
-        self.seen = replace(self.seen, state=state, **more)
+    def _set(self, state: str, **more: Any) -> None:
+        self.status = replace(self.status, state=state, **more)

@@ -1,6 +1,6 @@
-"""The folder of one configuration: what is wanted, written by `up` and `down`, and what is there,
-written by the supervisor. Files are replaced whole, private to the user, and never believed
-blindly: a process is the one that was started only if its number and its start time agree.
+"""The folder of one configuration: the desired state, written by `up` and `down`, and the actual
+state, written by the supervisor. Files are replaced whole, private to the user, and never trusted
+blindly: a process is the one that was started only if its pid and its start time agree.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ LOADING = "loading"
 READY = "ready"
 PAUSING = "pausing"  # before it is started again
 STOPPING = "stopping"
-STOPPED = "stopped"  # as asked for
-EXITED = "exited"  # by itself, with status 0, and not to be started again
+STOPPED = "stopped"  # on request
+EXITED = "exited"  # by itself, with status 0, and not to be restarted
 FAILED = "failed"  # and given up: `reason` says why
 ENDED = (STOPPED, EXITED, FAILED)
 SETTLED = (READY, *ENDED)
-REPLACE_SECONDS = 1.0  # Windows: nothing can be replaced while somebody reads it
+REPLACE_SECONDS = 1.0  # Windows: a file cannot be replaced while somebody reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredState:
-    """What should run. `asked` is another number with each `up`: what had failed is tried anew."""
+    """What should run. `asked` is a new number with each `up`: failed servers are tried again."""
 
     config: str  # the file, as the user knows it
     instances: tuple[Server, ...] = ()
-    max_loading: int | None = None  # so many load at once; None: all
+    max_loading: int | None = None  # how many may load at once; None: all
     asked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """An instance as the supervisor sees it. Times in seconds since 1970."""
+class ServerStatus:
+    """A server as the supervisor sees it. Times in seconds since 1970."""
 
     name: str
     state: str
-    asked: int = 0  # the Wanted that this answers
+    asked: int = 0  # the DesiredState that this answers
     pid: int | None = None
     started: float | None = None  # of the process, as psutil's create_time tells it
     ready_at: float | None = None
@@ -64,8 +64,8 @@ class State:
 
     pid: int
     started: float
-    asked: int  # the newest Wanted that it has read
-    instances: tuple[Seen, ...] = field(default_factory=tuple)
+    asked: int  # the newest DesiredState that it has read
+    instances: tuple[ServerStatus, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Folder:
 
     @property
     def lock(self) -> Path:
-        """Held by the supervisor for as long as it lives."""
+        """Held by the supervisor as long as it runs."""
         return self.path / "supervisor.lock"
 
     @property
@@ -93,7 +93,7 @@ class Folder:
 
     @property
     def marker(self) -> str:
-        """What every process of this configuration has in its environment."""
+        """The marker in the environment of every process of this configuration."""
         return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
 
 
@@ -112,17 +112,17 @@ def folders(home: Home) -> list[Folder]:
 
 def write_wanted(at: Folder, wanted: DesiredState) -> None:
     """Publish what should run."""
-    told = asdict(wanted) | {"instances": [one.as_json() for one in wanted.instances]}
-    _write(at.wanted, told)
+    instances = [instance.as_json() for instance in wanted.instances]
+    _write(at.wanted, asdict(wanted) | {"instances": instances})
 
 
 def write_state(at: Folder, state: State) -> None:
-    """Publish what is there."""
+    """Publish the actual state."""
     _write(at.state, asdict(state))
 
 
 def read_wanted(at: Folder) -> DesiredState | None:
-    """What should run; None where nothing was ever asked for, or the file is damaged."""
+    """What should run; None where nothing was ever requested, or the file is damaged."""
 
     def parse(data: Any) -> DesiredState:
         instances = tuple(from_json(instance) for instance in data["instances"])
@@ -135,7 +135,9 @@ def read_state(at: Folder) -> State | None:
     """What the supervisor last wrote; None where there is nothing, or it is damaged."""
 
     def parse(data: Any) -> State:
-        seen = tuple(Seen(**known(Seen, instance)) for instance in data["instances"])
+        seen = tuple(
+            ServerStatus(**known(ServerStatus, instance)) for instance in data["instances"]
+        )
         return State(**{**known(State, data), "instances": seen})
 
     return json_file.read(at.state, parse)
@@ -154,17 +156,17 @@ def stamp(path: Path) -> Stamp:
 
 
 def by_name(instances: Iterable[Server]) -> dict[str, Server]:
-    """The instances, by name."""
-    return {one.name: one for one in instances}
+    """The servers by name."""
+    return {instance.name: instance for instance in instances}
 
 
-def _write(path: Path, told: object) -> None:
-    """Replaced whole, but not flushed to the disk: after a power cut nothing of it is true."""
+def _write(path: Path, data: object) -> None:
+    """Replace the file whole, but unflushed: after a power cut its content is outdated anyway."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = part(path)
     try:
         with open(made, "w", encoding="utf-8", opener=private) as file:
-            json.dump(told, file)
+            json.dump(data, file)
         _replace(made, path)
     finally:
         made.unlink(missing_ok=True)

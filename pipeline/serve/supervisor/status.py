@@ -1,4 +1,4 @@
-"""What is there, held against the processes and the servers themselves: `ps`."""
+"""`ps`: the state that was written, checked against the processes and the servers themselves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.serve.server import Server
 
 from . import client, marker
 from .liveness import living
-from .state import ENDED, READY, STOPPED, Folder, Seen, by_name, read_state, read_wanted
+from .state import ENDED, READY, STOPPED, Folder, ServerStatus, by_name, read_state, read_wanted
 
-LOST = "lost"  # it was there when the supervisor last wrote, and is not, or has no supervisor
-SILENT = "not answering"  # it was ready, and does not answer in time
+LOST = "lost"  # written as running, but its process or its supervisor is gone
+SILENT = "not answering"  # written as ready, but does not answer in time
 ANSWER_SECONDS = 1.0
 AT_ONCE = 64
 SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_toks_per_s")
@@ -25,7 +25,7 @@ QUERY = "--query-compute-apps=pid,used_memory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An instance as `ps` shows it. Times in seconds since 1970; None: not known."""
+    """A server as `ps` shows it. Times in seconds since 1970; None: unknown."""
 
     name: str
     engine: str
@@ -39,48 +39,48 @@ class Row:
     restarts: int
     memory: int | None  # bytes, of all its processes
     gpu_memory: int | None  # bytes
-    tokens_per_second: float | None  # as it says itself, over its life or its last requests
+    tokens_per_second: float | None  # its own figure, over its life or its last requests
     log_file: str
 
 
 def ps(at: Folder) -> list[Row]:
-    """Every instance that is wanted or was. Nothing that a dead supervisor wrote is believed."""
+    """Every server in the desired state. What a dead supervisor wrote is not trusted."""
     wanted, state = read_wanted(at), read_state(at)
     instances = by_name(wanted.instances) if wanted else {}
-    seen = {one.name: one for one in state.instances} if state else {}
-    is_kept = living(at) is not None
+    statuses = {status.name: status for status in state.instances} if state else {}
+    is_supervised = living(at) is not None
     processes = marker.marked(at)
-    on_cards = gpu_memory() if seen else {}
+    on_gpus = gpu_memory() if statuses else {}
     rows: list[Row] = []
 
     def add(instance: Server) -> None:
-        one = seen.get(instance.name) or Seen(name=instance.name, state=STOPPED)
-        what = one.state
-        is_there = marker.find(one.pid, one.started, marker.server(at.marker, one.name))
-        if what not in ENDED and (not is_kept or (one.pid is not None and not is_there)):
-            what = LOST
+        status = statuses.get(instance.name) or ServerStatus(name=instance.name, state=STOPPED)
+        state = status.state
+        alive = marker.find(status.pid, status.started, marker.server(at.marker, status.name))
+        if state not in ENDED and (not is_supervised or (status.pid is not None and not alive)):
+            state = LOST
         speed = None
-        if what == READY:
+        if state == READY:
             if client.is_ready(instance, ANSWER_SECONDS):
                 speed = tokens_per_second(instance)
             else:
-                what = SILENT
-        own = processes.get(marker.server(at.marker, one.name), [])
-        held = [on_cards[process.pid] for process in own if process.pid in on_cards]
+                state = SILENT
+        own = processes.get(marker.server(at.marker, status.name), [])
+        on_own = [on_gpus[process.pid] for process in own if process.pid in on_gpus]
         rows.append(
             Row(
                 name=instance.name,
                 engine=instance.engine,
                 model=instance.model_name,
-                state=what,
-                reason=one.reason,
-                ready_since=one.ready_at if what == READY else None,
-                pid=one.pid if is_there else None,
+                state=state,
+                reason=status.reason,
+                ready_since=status.ready_at if state == READY else None,
+                pid=status.pid if alive else None,
                 port=instance.port,
                 url=instance.url,
-                restarts=one.restarts,
+                restarts=status.restarts,
                 memory=memory(own) if own else None,
-                gpu_memory=sum(held) if held else None,
+                gpu_memory=sum(on_own) if on_own else None,
                 tokens_per_second=speed,
                 log_file=instance.log_file,
             )
@@ -92,26 +92,26 @@ def ps(at: Folder) -> list[Row]:
 
 
 def tokens_per_second(instance: Server) -> float | None:
-    """What its /metrics says, if it has them."""
-    found = client.counters(instance, ANSWER_SECONDS) or {}
-    return next((found[name] for name in SPEEDS if name in found), None)
+    """What its /metrics says, if it has any."""
+    counters = client.counters(instance, ANSWER_SECONDS) or {}
+    return next((counters[name] for name in SPEEDS if name in counters), None)
 
 
 def memory(processes: list[psutil.Process]) -> int:
-    """Bytes of main memory that they hold, shared ones counted for each."""
-    held = 0
+    """Bytes of main memory that they use, shared pages counted for each."""
+    used = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            held += process.memory_info().rss
-    return held
+            used += process.memory_info().rss
+    return used
 
 
 def gpu_memory() -> dict[int, int]:
-    """Bytes on NVIDIA cards, by process; nothing where there is no driver."""
-    held: dict[int, int] = {}
-    told = capture(["nvidia-smi", QUERY, "--format=csv,noheader,nounits"], timeout=3) or ""
-    for line in told.splitlines():
+    """Bytes used on NVIDIA GPUs, by process; empty without a driver."""
+    used: dict[int, int] = {}
+    output = capture(["nvidia-smi", QUERY, "--format=csv,noheader,nounits"], timeout=3) or ""
+    for line in output.splitlines():
         with contextlib.suppress(ValueError):  # "[N/A]"
             pid, mib = line.split(",")
-            held[int(pid)] = held.get(int(pid), 0) + int(mib) * 1024 * 1024
-    return held
+            used[int(pid)] = used.get(int(pid), 0) + int(mib) * 1024 * 1024
+    return used

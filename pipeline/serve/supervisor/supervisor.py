@@ -1,10 +1,10 @@
-"""The one process that keeps the servers of a configuration.
+"""The one process that keeps the servers of a configuration running.
 
-    python -m pipeline.serve.supervisor.supervisor FOLDER PACE
+    python -m pipeline.serve.supervisor.supervisor FOLDER TIMING
 
-It reads what is wanted whenever that file changes, makes it so, and writes what is there. It ends
-when nothing is wanted any more, or when it is asked to; its servers never outlive it. PACE is a
-JSON object with fields of `policy.Pace`.
+It reads the desired state whenever that file changes, brings the servers to it, and writes their
+actual state. It ends when no server is wanted any more, or on a signal; its servers never outlive
+it. TIMING is a JSON object with the fields of `policy.Timing`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .state import (
     WAITING,
     DesiredState,
     Folder,
-    Seen,
+    ServerStatus,
     Stamp,
     State,
     by_name,
@@ -49,168 +49,171 @@ from .state import (
     write_state,
 )
 
-WARDEN_SECONDS = 1.0  # between two starts of a warden, should it end
-LOCK_SECONDS = 5.0  # others look at the lock for an instant; who holds it longer is a supervisor
-Changed = Callable[[Server, Seen], None]
+REAPER_SECONDS = 1.0  # between two starts of the reaper, should it end
+LOCK_SECONDS = 5.0  # others probe the lock for an instant; only a supervisor holds it longer
+Changed = Callable[[Server, ServerStatus], None]
 
 
 class Supervisor:
-    """Keeps what is wanted, in one thread; others set `news` where they have seen something."""
+    """Runs the wanted servers, in one thread; other threads set `news` to wake it."""
 
-    def __init__(self, at: Folder, pace: Timing, changed: Changed) -> None:
-        self.at, self.pace, self.changed = at, pace, changed
-        self.keepers: dict[str, Runner] = {}
+    def __init__(self, at: Folder, timing: Timing, changed: Changed) -> None:
+        self.at, self.timing, self.changed = at, timing, changed
+        self.runners: dict[str, Runner] = {}
         self.news = Event()
-        self.note, self._noted = Log(at.log, pace.log_bytes), ""
+        self._write_log, self._last_logged = Log(at.log, timing.log_bytes), ""
         self.wanted = DesiredState(config="")
-        self.told: dict[str, Seen] = {}
-        self.warden: Process | None = None
-        self._read: Stamp = None
-        self._wrote: tuple[State, Stamp] | None = None
-        self._next_warden = 0.0
-        self._we = State(pid=os.getpid(), started=marker.start_time(os.getpid()), asked=0)
+        self.reported: dict[str, ServerStatus] = {}
+        self.reaper: Process | None = None
+        self._wanted_stamp: Stamp = None
+        self._written: tuple[State, Stamp] | None = None
+        self._next_reaper = 0.0
+        self._own_state = State(pid=os.getpid(), started=marker.start_time(os.getpid()), asked=0)
         self._lock = at.lock.stat().st_ino
 
     def run(self) -> None:
-        """Until nothing is wanted, or a signal asks to stop; a second one kills."""
+        """Run until no server is wanted, or a signal asks to stop; a second signal kills."""
         try:
             with asked_to_stop() as stops:
-                self.take_over()
-                while self.tried(stops):
-                    self.news.wait(self.pace.tick)
+                self.end_leftovers()
+                while self.try_step(stops):
+                    self.news.wait(self.timing.tick)
                     self.news.clear()
-        finally:  # nothing is left even where we fail
+        finally:  # leave nothing behind even after an internal error
             marker.end_all(self.at)
-            if self.warden:
-                self.warden.kill()
+            if self.reaper:
+                self.reaper.kill()
 
-    def tried(self, stops: list[int]) -> bool:
-        """One step. One that goes wrong is tried again: the servers need not end for it."""
+    def try_step(self, stops: list[int]) -> bool:
+        """One step. One that fails is tried again: the servers need not end for it."""
         try:
             return self.step(time.monotonic(), len(stops))
         except Exception:
-            self.say(f"went wrong, and is tried again:\n{traceback.format_exc().rstrip()}")
+            self.log(f"internal error, trying again:\n{traceback.format_exc().rstrip()}")
             return True
 
     def step(self, now: float, stops: int) -> bool:
-        """Bring what is there nearer to what is wanted; False where nothing is left to do."""
-        self.watch_warden(now)
-        self.read(stops > 0 or self.is_replaced())
+        """Bring the servers closer to the desired state; False where nothing is left to do."""
+        self.keep_reaper(now)
+        self.read_wanted(stops > 0 or self.is_replaced())
         self.reconcile(now)
-        for keeper in self.keepers.values() if stops > 1 else ():
-            keeper.kill(now)
-        self.go_on(now)
-        over = all(keeper.is_over for keeper in self.keepers.values())
+        for runner in self.runners.values() if stops > 1 else ():
+            runner.kill(now)
+        self.advance(now)
+        over = all(runner.is_over for runner in self.runners.values())
         done = over and not self.wanted.instances
         self.publish()
         if done:
-            self.say("asked to stop" if stops else "nothing is wanted any more")
+            self.log("asked to stop" if stops else "no server is wanted any more")
         return not done
 
-    def take_over(self) -> None:
-        """End what a killed supervisor left; this process and its launcher are spared."""
+    def end_leftovers(self) -> None:
+        """End what a killed supervisor left behind, sparing this process and its launcher."""
         spared = [os.getpid()]
         with contextlib.suppress(psutil.Error, OSError):
             spared += [parent.pid for parent in psutil.Process().parents()]
-        if count := marker.end_all(self.at, keepers=True, spare=spared):
-            self.say(f"ended {count} processes that an earlier supervisor left")
+        if count := marker.end_all(self.at, supervisor_too=True, spare=spared):
+            self.log(f"ended {count} processes that an earlier supervisor left")
 
     def is_replaced(self) -> bool:
-        """Whether somebody removed the folder, and with it the lock: another one may begin."""
+        """Whether the folder was removed, and with it the lock: another supervisor may start."""
         try:
             return self.at.lock.stat().st_ino != self._lock
         except FileNotFoundError:
             return True
-        except OSError:  # the disk itself is gone
+        except OSError:  # an error of the disk itself
             return False
 
-    def watch_warden(self, now: float) -> None:
-        if now < self._next_warden or (self.warden and self.warden.poll() is None):
+    def keep_reaper(self, now: float) -> None:
+        if now < self._next_reaper or (self.reaper and self.reaper.poll() is None):
             return
-        self._next_warden = now + WARDEN_SECONDS
+        self._next_reaper = now + REAPER_SECONDS
         words = [sys.executable, "-m", "pipeline.serve.supervisor.reaper", str(self.at.path)]
         env = own(os.environ) | {marker.VARIABLE: self.at.marker}
         try:
-            self.warden = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
+            self.reaper = start_detached(words, log=self.at.log, env=env, cwd=REPOSITORY, tied=True)
         except PipelineError as error:
-            self.say(f"no warden: {error.message}; tried again")
+            self.log(f"no reaper: {error.message}; trying again")
 
-    def read(self, stopping: bool) -> None:
-        """Learn what is wanted, where that is news."""
-        current = stamp(self.at.wanted)
+    def read_wanted(self, stopping: bool) -> None:
+        """Read the desired state where its file changed."""
+        wanted_stamp = stamp(self.at.wanted)
         if stopping:
             self.wanted = DesiredState(config=self.wanted.config, asked=self.wanted.asked)
-        elif current != self._read:
+        elif wanted_stamp != self._wanted_stamp:
             if wanted := read_wanted(self.at):
-                self._read, self.wanted = current, wanted
+                self._wanted_stamp, self.wanted = wanted_stamp, wanted
             else:
-                self.say(f"{self.at.wanted}: missing or damaged; what runs is kept")
+                self.log(f"{self.at.wanted}: missing or damaged; the servers keep running")
 
     def reconcile(self, now: float) -> None:
-        """Equal: kept. Changed, or gone: stopped first. What had ended is tried again if asked."""
+        """Keep what is unchanged, stop what changed or is no longer wanted, start what is new; what
+        had ended is started again on a new request."""
         wanted = by_name(self.wanted.instances)
-        for name, keeper in self.keepers.items():
-            if keeper.instance != wanted.get(name):
-                keeper.stop(now)
-            elif keeper.seen.asked != self.wanted.asked:
-                keeper.renew(self.wanted.asked)
+        for name, runner in self.runners.items():
+            if runner.instance != wanted.get(name):
+                runner.stop(now)
+            elif runner.status.asked != self.wanted.asked:
+                runner.request_again(self.wanted.asked)
         for name, instance in wanted.items():
-            there, asked = self.keepers.get(name), self.wanted.asked
-            if there is None or (
-                there.is_over and (there.instance, there.seen.asked) != (instance, asked)
+            current, request = self.runners.get(name), self.wanted.asked
+            if current is None or (
+                current.is_over and (current.instance, current.status.asked) != (instance, request)
             ):
-                self.keepers[name] = Runner(instance, asked, self.at, self.pace, self.news)
+                self.runners[name] = Runner(instance, request, self.at, self.timing, self.news)
 
-    def go_on(self, now: float) -> None:
-        """What has ended is settled, with all that it left behind; whose turn it is begins."""
-        ends = {name: end for name, keeper in self.keepers.items() if (end := keeper.look(now))}
+    def advance(self, now: float) -> None:
+        """Clean up after what has ended, with all that it left behind; start those whose turn it
+        is."""
+        ends = {name: end for name, runner in self.runners.items() if (end := runner.poll(now))}
         if ends:
             values = {marker.server(self.at.marker, name) for name in ends}
             marker.end(self.at, values.__contains__)
         for name, end in ends.items():
-            self.keepers[name].settle(end, time.monotonic())
-        most = self.wanted.max_loading or len(self.keepers)
-        keepers = self.keepers.values()
-        ports = {keeper.instance.port for keeper in keepers if keeper.unwanted and keeper.child}
-        for keeper in [self.keepers[one.name] for one in self.wanted.instances]:
-            loading = sum(one.seen.state == LOADING for one in keepers)
-            free = keeper.instance.port not in ports  # else whoever had it is about to go
-            if keeper.seen.state == WAITING and free and loading < most:
-                keeper.begin(time.monotonic())
+            self.runners[name].finish(end, time.monotonic())
+        limit = self.wanted.max_loading or len(self.runners)
+        runners = self.runners.values()
+        ports = {runner.instance.port for runner in runners if runner.unwanted and runner.child}
+        for runner in [self.runners[instance.name] for instance in self.wanted.instances]:
+            loading = sum(other.status.state == LOADING for other in runners)
+            is_free = runner.instance.port not in ports  # else its last user is still stopping
+            if runner.status.state == WAITING and is_free and loading < limit:
+                runner.start(time.monotonic())
 
     def publish(self) -> None:
-        """Tell and write what is there, if it is news; again where it cannot be written."""
-        for name in by_name(self.wanted.instances) | self.keepers:
-            before, now = self.told.get(name), self.keepers[name].seen
+        """Report and write what has changed; retry where it cannot be written."""
+        for name in by_name(self.wanted.instances) | self.runners:
+            before, now = self.reported.get(name), self.runners[name].status
             if before != now:
-                self.told[name] = now
-                news = now.reason if before is None or before.reason != now.reason else ""
-                self.say(f"{name}: {now.state}{news and f': {news}'}")
-                with contextlib.suppress(OSError, ValueError):  # whom it is told to is gone
-                    self.changed(self.keepers[name].instance, now)
-        seen = tuple(self.told[name] for name in by_name(self.wanted.instances) | self.keepers)
-        state = replace(self._we, asked=self.wanted.asked, instances=seen)
-        if (state, stamp(self.at.state)) != self._wrote:
+                self.reported[name] = now
+                reason = now.reason if before is None or before.reason != now.reason else ""
+                self.log(f"{name}: {now.state}{reason and f': {reason}'}")
+                with contextlib.suppress(OSError, ValueError):  # its terminal is gone
+                    self.changed(self.runners[name].instance, now)
+        names = by_name(self.wanted.instances) | self.runners
+        statuses = tuple(self.reported[name] for name in names)
+        state = replace(self._own_state, asked=self.wanted.asked, instances=statuses)
+        if (state, stamp(self.at.state)) != self._written:
             try:
                 write_state(self.at, state)
-                self._wrote = state, stamp(self.at.state)
+                self._written = state, stamp(self.at.state)
             except OSError as error:
-                self.say(f"{self.at.state}: {error.strerror}; tried again")
+                self.log(f"{self.at.state}: {error.strerror}; trying again")
 
-    def say(self, text: str) -> None:
-        """Into the log; what is tried again and again is said once."""
-        if text != self._noted:
-            self._noted = text
-            self.note(f"{datetime.now().astimezone():%F %T} {text}")
+    def log(self, text: str) -> None:
+        """Write to the log, but a repeated message once."""
+        if text != self._last_logged:
+            self._last_logged = text
+            self._write_log(f"{datetime.now().astimezone():%F %T} {text}")
 
 
-def supervise(at: Folder, pace: Timing, changed: Changed = lambda instance, seen: None) -> bool:
-    """Be the supervisor, in the main thread. False where there is another one."""
-    allow_many_files()  # each server takes a pipe, a log and now and then a connection
+def supervise(at: Folder, timing: Timing, changed: Changed = lambda instance, status: None) -> bool:
+    """Be the supervisor, in the main thread. False where another one is running."""
+    allow_many_files()  # each server takes a pipe, a log file and at times a connection
     lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
     try:
         with lock:
-            Supervisor(at, pace, changed).run()
+            Supervisor(at, timing, changed).run()
     except Timeout:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A configuration under systemd."""
+"""A configuration as a systemd service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ After=network-online.target
 Type=exec
 WorkingDirectory={folder}
 {environment}ExecStart={command}
-# The supervisor stops its servers itself; what is left after that time is killed.
+# The supervisor stops its servers itself; whatever is left after the timeout is killed.
 KillMode=mixed
 TimeoutStopSec={timeout:.0f}
 Restart=on-failure
@@ -35,9 +35,9 @@ def systemd_unit(
     env: Mapping[str, str],
     stop_timeout: float,
 ) -> str:
-    """The text of a user service that runs `command`, in `folder`, in the foreground.
+    """The text of a user service that runs `command` in `folder`, in the foreground.
 
-    `stop_timeout` is the longest of its instances, in seconds.
+    `stop_timeout` is the longest of its servers', in seconds.
     """
     return UNIT.format(
         config=_plain(config),
@@ -49,12 +49,12 @@ def systemd_unit(
 
 
 def _plain(text: str) -> str:
-    """For a value that is one text to the end of its line."""
+    """For a value that extends to the end of its line."""
     return " ".join(text.replace("%", "%%").split("\n"))
 
 
 def _quoted(word: str) -> str:
-    """One word of a list, as systemd reads it."""
+    """One word of a list, quoted for systemd."""
     word = word.replace("%", "%%")
     if re.fullmatch(r"[\w@%+=:,./$-]+", word, re.ASCII):
         return word

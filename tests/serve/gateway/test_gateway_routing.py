@@ -24,7 +24,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import (
     DesiredState,
     Folder,
-    Seen,
+    ServerStatus,
     State,
     write_state,
     write_wanted,
@@ -34,7 +34,8 @@ from pipeline.serve.supervisor.state import (
 def servers(*instances: Any, asked: int = 1, **states: str) -> ServerList:
     """The instances as they were seen; ready where nothing else is said."""
     seen = tuple(
-        Seen(name=one.name, state=states.get(one.name, "ready"), asked=1) for one in instances
+        ServerStatus(name=one.name, state=states.get(one.name, "ready"), asked=1)
+        for one in instances
     )
     wanted = DesiredState(config="x", instances=instances, asked=asked)
     return server_list(wanted, State(pid=1, started=0, asked=1, instances=seen))
@@ -119,7 +120,7 @@ def test_the_view_follows_the_files(tmp_path: Path) -> None:
     assert view.now().targets == ()
     write_wanted(at, DesiredState(config="x", instances=(instance("a"), instance("b"))))
     assert [one.name for one in view.now().targets] == ["a", "b"]
-    ready = Seen(name="a", state="ready")
+    ready = ServerStatus(name="a", state="ready")
     write_state(at, State(pid=1, started=0, asked=0, instances=(ready,)))
     assert [one.is_ready for one in view.now().targets] == [True, False]
     assert view.now() is view.now(), "nothing is read where nothing changed"

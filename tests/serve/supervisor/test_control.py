@@ -102,17 +102,17 @@ def test_a_killed_supervisor_leaves_no_server(servers: Servers, tmp_path: Path) 
     servers.nothing_left()
 
 
-def test_killed_with_its_warden(servers: Servers, tmp_path: Path) -> None:
+def test_killed_with_its_reaper(servers: Servers, tmp_path: Path) -> None:
     """Then nobody is left to end what moved elsewhere: the next one does, or `down`."""
     note = tmp_path / "grandchild"
     a = stand_in(tmp_path, "a", "--grandchild", str(note), "--setsid")
     for end in (lambda: servers.up(a), servers.down):
         servers.up(a)
         server, elsewhere = servers.pids()["a"] or 0, grandchild(note)
-        keepers = marker.marked(servers.at)[servers.at.marker]
-        assert len(keepers) == 2
-        for process in sorted(keepers, key=lambda one: one.pid, reverse=True):
-            process.kill()  # the warden first
+        processes = marker.marked(servers.at)[servers.at.marker]
+        assert len(processes) == 2
+        for process in sorted(processes, key=lambda one: one.pid, reverse=True):
+            process.kill()  # the reaper first
         wait_for(lambda pid=server: not lives(pid))
         assert [one.pid for one in servers.running()] == [elsewhere]
         end()
@@ -120,20 +120,20 @@ def test_killed_with_its_warden(servers: Servers, tmp_path: Path) -> None:
     servers.nothing_left()
 
 
-def test_a_killed_warden_is_replaced(servers: Servers, tmp_path: Path) -> None:
+def test_a_killed_reaper_is_replaced(servers: Servers, tmp_path: Path) -> None:
     servers.up(stand_in(tmp_path, "a"))
 
-    def warden() -> psutil.Process | None:
-        keepers = marker.marked(servers.at).get(servers.at.marker, [])
-        return next((one for one in keepers if one.pid != servers.supervisor().pid), None)
+    def reaper() -> psutil.Process | None:
+        processes = marker.marked(servers.at).get(servers.at.marker, [])
+        return next((one for one in processes if one.pid != servers.supervisor().pid), None)
 
-    first = wait_for(warden)
+    first = wait_for(reaper)
     first.kill()
-    wait_for(lambda: (second := warden()) and second.pid != first.pid)
+    wait_for(lambda: (second := reaper()) and second.pid != first.pid)
 
 
-def test_a_warden_that_hangs(servers: Servers, tmp_path: Path) -> None:
-    """The supervisor ends all the same, and the warden with it."""
+def test_a_reaper_that_hangs(servers: Servers, tmp_path: Path) -> None:
+    """The supervisor ends all the same, and the reaper with it."""
     servers.up(stand_in(tmp_path, "a"))
     supervisor = servers.supervisor()
     for one in marker.marked(servers.at)[servers.at.marker]:
@@ -237,7 +237,7 @@ def test_one_beside_the_others(servers: Servers, tmp_path: Path) -> None:
     whole = DesiredState(config="c", instances=(a, b, c))
 
     def up(name: str) -> None:
-        control.up(servers.at, whole, report=servers.report, pace=servers.pace, names=[name])
+        control.up(servers.at, whole, report=servers.report, timing=servers.timing, names=[name])
 
     both = [threading.Thread(target=up, args=[name]) for name in "bc"]
     for thread in both:
@@ -358,7 +358,7 @@ def test_up_does_not_wait_for_one_that_hangs(
     a = stand_in(tmp_path, "a")
     servers.up(a)
     servers.supervisor().suspend()
-    with pytest.raises(PipelineError, match="does not take it up"):
+    with pytest.raises(PipelineError, match="does not react"):
         servers.up(changed(a, "--metrics"))
 
 
@@ -459,7 +459,7 @@ def test_a_state_that_cannot_be_written(servers: Servers, tmp_path: Path) -> Non
     servers.at.state.unlink()
     servers.at.state.mkdir()
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: "tried again" in servers.log())
+    wait_for(lambda: "trying again" in servers.log())
     wait_for(lambda: servers.running() and pid not in [one.pid for one in servers.running()])
     servers.at.state.rmdir()
     assert servers.until("a", READY).restarts == 1

@@ -154,7 +154,7 @@ def test_a_killed_server_comes_back_and_the_others_stay(servers: Servers, tmp_pa
 
 def test_a_steady_server_has_its_whole_budget(servers: Servers, tmp_path: Path) -> None:
     """Each is ready for long enough here, so it is started more often than the budget says."""
-    servers.pace = replace(servers.pace, steady_after=0.0)
+    servers.timing = replace(servers.timing, steady_after=0.0)
     servers.up(stand_in(tmp_path, "a", "--exit", "3", "--after", "0.7", max_restarts=1))
     wait_for(lambda: servers.state()["a"].restarts >= 3, 60)
 
@@ -174,7 +174,7 @@ def test_stuck(servers: Servers, tmp_path: Path, more: list[str]) -> None:
 
 def test_the_time_it_may_have_been_stuck_is_not_steady(servers: Servers, tmp_path: Path) -> None:
     """With equal times, as they are by default, the budget ends all the same."""
-    servers.pace = replace(servers.pace, probe_every=0.5, steady_after=0.5)
+    servers.timing = replace(servers.timing, probe_every=0.5, steady_after=0.5)
     servers.up(stand_in(tmp_path, "a", "--wedge-after", "0", probe_timeout=0.3, max_restarts=1))
     assert servers.until("a", FAILED, reason="given up").restarts == 1
 
@@ -224,7 +224,7 @@ def test_an_idle_server_is_asked_once(servers: Servers, tmp_path: Path) -> None:
 )
 def test_the_smallest_request(tmp_path: Path, engine: str, kind: str, path: str) -> None:
     one = stand_in(tmp_path, "a", engine=engine, kind=kind, aliases=("m",))
-    told, body = client.one_token(one)
+    told, body = client.smallest_request(one)
     assert told == path
     assert body.get("model", "m") == "m" and ("model" in body or path == "/completion")
     assert body.get("cache_prompt", False) is False
@@ -257,7 +257,7 @@ def test_what_cannot_be_started(servers: Servers, tmp_path: Path, wrong: str) ->
 
 
 def test_a_log_is_begun_anew_when_it_is_long(servers: Servers, tmp_path: Path) -> None:
-    servers.pace = replace(servers.pace, log_bytes=100_000)
+    servers.timing = replace(servers.timing, log_bytes=100_000)
     servers.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "5000"))
     wait_for(lambda: len(list((tmp_path / "logs").glob("a.*.log"))) == KEPT)
     time.sleep(0.5)
@@ -351,7 +351,7 @@ def test_so_many_load_at_once(servers: Servers, tmp_path: Path) -> None:
 
 def test_up_again_ends_a_pause(servers: Servers, tmp_path: Path) -> None:
     """A port that is taken, then free: nobody waits for the minute to be over."""
-    servers.pace = Timing(longest_pause=60)
+    servers.timing = Timing(longest_pause=60)
     a = stand_in(tmp_path, "a", restart_pause=60.0)
     servers.up(a)
     os.kill(servers.pids()["a"] or 0, signal.SIGKILL)
