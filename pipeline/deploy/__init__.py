@@ -1,6 +1,6 @@
-"""Where servers are put to work: containers, clusters, and the clients that use them.
+"""Deployment: containers, clusters, and clients.
 
-`__main__` is what the image's commands run. `boot` reads the variables, `container` does what they
-ask for, `package` installs llama.cpp's programs, `health` answers the health check. `kubernetes/`
-writes manifests, `claude` knows what Claude Code is told.
+`__main__` has the image's commands. `boot` reads the variables, `container` acts on them, `package`
+installs llama.cpp's programs, `health` is the health check. `kubernetes/` writes manifests,
+`claude` configures Claude Code.
 """

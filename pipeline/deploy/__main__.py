@@ -25,34 +25,34 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 3, 130
 
 
 def entrypoint(words: Sequence[str]) -> int:
-    """Do what the variables ask for, then run the command."""
+    """Start what the variables name, then run the command."""
     return container.run(boot.boot(os.environ, words), os.environ)
 
 
 def boot_only(words: Sequence[str]) -> int:
-    """Start what the variables ask for, and leave it running."""
-    _none(words)
+    """Start what the variables name, and leave it running."""
+    _require_no_arguments(words)
     return container.up(boot.boot(os.environ), os.environ)
 
 
 def get_package(words: Sequence[str]) -> int:
-    """Install the package that is named here, or by the variable."""
-    _none(words[1:])
-    named = next(iter(words), "") or os.environ.get(boot.PACKAGE, "").strip()
-    if not named:
+    """Install the package named here, or by the variable."""
+    _require_no_arguments(words[1:])
+    archive = next(iter(words), "") or os.environ.get(boot.PACKAGE, "").strip()
+    if not archive:
         raise UsageError(f"{boot.PACKAGE} names no file", "name the archive of a package")
-    package.get(absolute(named), paths.home())
+    package.get(absolute(archive), paths.home())
     return 0
 
 
 def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
-    """Start the servers of the file that the variable of `engine` names; more words go to
+    """Start the servers of the file that the variable of `engine` names; other arguments go to
     `doit up`."""
 
     def run(words: Sequence[str]) -> int:
         source = boot.source(os.environ, engine)
-        if "" in words:  # which doit itself falls over
-            raise UsageError("a word is empty", "leave it out")
+        if "" in words:  # doit itself crashes over it
+            raise UsageError("an argument is empty", "leave it out")
         command = container.doit("up", *source.words, *words)
         become(command, env=container.for_doit(os.environ), cwd=REPOSITORY)
 
@@ -60,19 +60,19 @@ def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
 
 
 def healthcheck(words: Sequence[str]) -> int:
-    """Say which servers do not answer."""
+    """Print which servers do not answer."""
     from . import health
 
-    _none(words)
-    wrong = health.ask(os.environ)
-    for line in wrong:
+    _require_no_arguments(words)
+    errors = health.errors(os.environ)
+    for line in errors:
         log.info(line)
-    return FAILED if wrong else 0
+    return FAILED if errors else 0
 
 
-def _none(words: Sequence[str]) -> None:
+def _require_no_arguments(words: Sequence[str]) -> None:
     if words:
-        raise UsageError(f"{shown(words)}: is not understood", "give nothing here")
+        raise UsageError(f"{shown(words)}: unexpected arguments", "this command takes none")
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

@@ -1,4 +1,4 @@
-"""What the variables of a container ask for. Nothing here has an effect."""
+"""What a container's variables name to be started. Nothing here has an effect."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ YES, NO = ("1", "true"), ("", "0", "false")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootSource:
-    """Servers that are asked for: `words` of the command line, and what their folder is named by
-    (see `state.folder`)."""
+    """Servers to start: the arguments of `up` or `serve`, and the name of their folder (see
+    `state.folder`)."""
 
     words: tuple[str, ...]
     name: str
@@ -35,13 +35,13 @@ class Boot:
 
 
 def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
-    """What the environment asks for. Raises UsageError that names every mistake."""
-    wrong: list[str] = []
-    switches = {name: _is_on(environ, name, wrong) for name in (GET_PACKAGE, *ON_BOOT.values())}
+    """What the environment names. Raises UsageError with every error."""
+    errors: list[str] = []
+    switches = {name: _is_on(environ, name, errors) for name in (GET_PACKAGE, *ON_BOOT.values())}
     files = {ON_BOOT[engine]: variable for engine, variable in named.CONFIGS.items()}
     for switch, variable in {GET_PACKAGE: PACKAGE, **files}.items():
         if switches[switch] and not _text(environ, variable):
-            wrong.append(f"{switch} is set, and {variable} names no file")
+            errors.append(f"{switch} is set, but {variable} names no file")
     sources = [
         source(environ, engine)
         for engine in named.CONFIGS
@@ -49,11 +49,11 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
     ]
     if len({one.name for one in sources}) < len(sources):
         names = " and ".join(named.CONFIGS.values())
-        wrong.append(f"{names} name one file: start it once; control.engine mixes engines in it")
+        errors.append(f"{names} name the same file: start it once; control.engine mixes engines")
     if command and not command[0]:
-        wrong.append("the command's first word is empty: it names no program")
-    if wrong:
-        raise UsageError("\n".join(wrong), "docs/container.md lists the variables")
+        errors.append("the command's first word is empty: it names no program")
+    if errors:
+        raise UsageError("\n".join(errors), "docs/container.md lists the variables")
     return Boot(
         package=str(absolute(_text(environ, PACKAGE))) if switches[GET_PACKAGE] else "",
         sources=(*sources, *_profile(environ)),
@@ -62,7 +62,7 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
 
 
 def source(environ: Mapping[str, str], engine: str) -> BootSource:
-    """The servers of the file that the environment names for an engine. Raises UsageError."""
+    """The servers of the file that the environment names for `engine`. Raises UsageError."""
     variable = named.CONFIGS[engine]
     if not (text := _text(environ, variable)):
         raise UsageError(f"{variable} names no file", "set it to the path of a TOML file")
@@ -79,10 +79,10 @@ def _profile(environ: Mapping[str, str]) -> tuple[BootSource, ...]:
     return (BootSource(words=(f"profile={profile}",), name=name, is_profile=True),)
 
 
-def _is_on(environ: Mapping[str, str], name: str, wrong: list[str]) -> bool:
+def _is_on(environ: Mapping[str, str], name: str, errors: list[str]) -> bool:
     value = _text(environ, name).lower()
     if value not in (*YES, *NO):
-        wrong.append(f"{name}={value}: must be 1 or true, or 0 or false")
+        errors.append(f"{name}={value}: must be 1 or true, or 0 or false")
     return value in YES
 
 

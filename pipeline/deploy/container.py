@@ -1,8 +1,8 @@
-"""What runs in a container: its servers are started, kept company, and stopped in time.
+"""The main process of a container: starts its servers, waits, and stops them in time.
 
-Servers of a file are started in the background, all files at once, each by `doit up`. Then the
-given command runs, or a profile is served in the foreground, or there is nothing but to wait. The
-container ends with that; before it does, all servers are stopped.
+The servers of a file are started in the background, all files at once, each by `doit up`. Then the
+given command runs, or a profile is served in the foreground, or the process waits for the servers
+to end. The container ends with that; before, all servers are stopped.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pipeline.serve.supervisor.state import ENDED, FAILED, Folder
 from . import health, package
 from .boot import Boot, BootSource
 
-TICK, LOOK = 0.05, 0.5  # seconds
-COMMAND_SECONDS = 5.0  # that a command gets to end once it is asked to
+POLL_SECONDS, WATCH_SECONDS = 0.05, 0.5
+COMMAND_SECONDS = 5.0  # for a command to end after a signal
 NOTHING = "nothing to start and no command to run"
 
 
 def run(boot: Boot, environ: Mapping[str, str]) -> int:
-    """Do what is asked for, to its end; the exit status. Raises PipelineError."""
+    """Do all of it, to its end; the exit status. Raises PipelineError."""
     env = prepared(boot, environ)
     if not boot.sources and not boot.command:
         raise UsageError(NOTHING, "docs/container.md lists the variables; or name a command")
@@ -47,14 +47,14 @@ def run(boot: Boot, environ: Mapping[str, str]) -> int:
 
 
 def up(boot: Boot, environ: Mapping[str, str]) -> int:
-    """Only start what is asked for; it goes on. The exit status. Raises PipelineError."""
+    """Start the servers and leave them running; the exit status. Raises PipelineError."""
     env = prepared(boot, environ)
     with asked_to_stop() as stops:
         return _ended([_up(source, env) for source in boot.sources], stops)
 
 
 def prepared(boot: Boot, environ: Mapping[str, str]) -> dict[str, str]:
-    """Install the package that is asked for; the environment of all that is started. Raises
+    """Install the package, if one is named; return the environment for all that is started. Raises
     PipelineError."""
     if boot.package:
         package.get(Path(boot.package), paths.home())
@@ -62,12 +62,12 @@ def prepared(boot: Boot, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def doit(*words: str) -> list[str]:
-    """doit as a program, which runs in REPOSITORY."""
+    """The command line of doit, to be run in REPOSITORY."""
     return [sys.executable, "-m", "doit", *words]
 
 
 def for_doit(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for it: relative paths start where we are."""
+    """Its environment: relative paths start at our working directory."""
     return {**env, "LLAMA_PIPELINE_CWD": str(user_folder())}
 
 
@@ -76,23 +76,23 @@ class Container:
 
     def __init__(self, boot: Boot, env: Mapping[str, str], stops: list[int]) -> None:
         self.command, self.env, self.stops = boot.command, env, stops
-        profiles = () if boot.command else tuple(one for one in boot.sources if one.is_profile)
+        profiles = () if boot.command else tuple(x for x in boot.sources if x.is_profile)
         self.foreground = profiles[0] if profiles else None
-        self.background = [one for one in boot.sources if one != self.foreground]
+        self.background = [source for source in boot.sources if source != self.foreground]
         self._stopping: threading.Thread | None = None
 
     @property
     def folders(self) -> list[Folder]:
-        return [state.folder(paths.home(), one.name) for one in self.background]
+        return [state.folder(paths.home(), source.name) for source in self.background]
 
     def run(self) -> int:
-        """Start, stay, stop; the exit status."""
+        """Start, wait, stop; the exit status."""
         try:
             status = _ended([_up(source, self.env) for source in self.background], self.stops)
             if status or self.stops:
                 return 0 if self.stops else status
-            if told := health.out_of_reach(self.folders, self.foreground, self.env):
-                log.info(f"warning: {told}")
+            if warning := health.unreachable(self.folders, self.foreground, self.env):
+                log.info(f"warning: {warning}")
             if self.command:
                 return self.stay(start_attached(self.command, env=self.env), COMMAND_SECONDS)
             if self.foreground:
@@ -102,13 +102,13 @@ class Container:
             self.stop()
 
     def stay(self, process: Process, patience: float = float("inf")) -> int:
-        """Stay with a process; each signal is passed on to it, the first one stops the servers
-        too, and after `patience` seconds more it is killed. Ctrl-C in a terminal is for a command
-        alone: it may only cancel a line."""
-        told, deadline = 0, float("inf")
+        """Wait for a process; each signal is passed on to it, the first one also stops the servers,
+        and `patience` seconds later it is killed. Ctrl-C in a terminal goes to a command alone: it
+        may just cancel a line."""
+        handled, deadline = 0, float("inf")
         while process.poll() is None:
-            for number in self.stops[told:]:
-                told += 1
+            for number in self.stops[handled:]:
+                handled += 1
                 if self.command and number == signal.SIGINT and os.isatty(0):
                     continue
                 if self._stopping is None:
@@ -117,31 +117,30 @@ class Container:
                 pass_on(process, number)
             if time.monotonic() > deadline:
                 process.kill()
-            time.sleep(TICK)
+            time.sleep(POLL_SECONDS)
         return _status(process)
 
     def watch(self) -> int:
-        """Stay until all servers have ended, or a signal comes. Raises PipelineError where they
-        did not end well."""
+        """Wait for the end of all servers, or for a signal. Raises PipelineError if one failed."""
         while not self.stops:
-            seen = [one for at in self.folders for one in _seen(at)]
-            if all(one.state in ENDED for one in seen):
-                failed = [f"{one.name}: {one.reason}" for one in seen if one.state == FAILED]
+            statuses = [status for at in self.folders for status in _statuses(at)]
+            if all(status.state in ENDED for status in statuses):
+                failed = [f"{x.name}: {x.reason}" for x in statuses if x.state == FAILED]
                 if failed:
                     raise PipelineError("\n".join(failed))
                 log.info("no server is left")
                 return 0
-            time.sleep(LOOK)
+            time.sleep(WATCH_SECONDS)
         return 0
 
     def begin_to_stop(self) -> None:
-        """Stop the servers in the background, meanwhile."""
+        """Start stopping the servers, in a thread."""
         if self._stopping is None and self.background:
             self._stopping = threading.Thread(target=self._down_all)
             self._stopping.start()
 
     def stop(self) -> None:
-        """Stop them; return once they have."""
+        """Stop them, and wait until they have stopped."""
         self.begin_to_stop()
         if self._stopping:
             self._stopping.join()
@@ -153,7 +152,7 @@ class Container:
 
 
 def _down(at: Folder) -> list[str]:
-    """Stop the servers of a configuration; their names. What goes wrong is said."""
+    """Stop the servers of a configuration; return their names. Errors are logged."""
     try:
         return control.down(at)
     except (PipelineError, OSError) as error:
@@ -170,19 +169,19 @@ def _up(source: BootSource, env: Mapping[str, str]) -> Process:
 
 
 def _ended(processes: Sequence[Process], stops: list[int]) -> int:
-    """Wait for the end of all; the status of the first that failed, which ends the others. Signals
-    are passed on."""
-    told = failed = 0
-    while living := [one for one in processes if one.poll() is None]:
-        asked = list(stops[told:])
-        told += len(asked)
-        ended = [_status(one) for one in processes if one not in living]
+    """Wait until all have ended, passing signals on; the status of the first that failed, which
+    ends the others."""
+    handled = failed = 0
+    while running := [process for process in processes if process.poll() is None]:
+        signals = list(stops[handled:])
+        handled += len(signals)
+        ended = [_status(process) for process in processes if process not in running]
         if not failed and (failed := next(filter(None, ended), 0)):
-            asked.append(signal.SIGTERM)
-        for process in living:
-            for number in asked:
+            signals.append(signal.SIGTERM)
+        for process in running:
+            for number in signals:
                 pass_on(process, number)
-        time.sleep(TICK)
+        time.sleep(POLL_SECONDS)
     return failed or next(filter(None, map(_status, processes)), 0)
 
 
@@ -191,11 +190,11 @@ def _status(process: Process) -> int:
     return 128 - code if code < 0 else code
 
 
-def _seen(at: Folder) -> tuple[state.ServerStatus, ...]:
-    """The servers of a configuration; none where they were stopped by hand. Raises
-    PipelineError where their supervisor is gone."""
-    if found := liveness.living(at):
-        return found.instances
+def _statuses(at: Folder) -> tuple[state.ServerStatus, ...]:
+    """The servers of a configuration; none where they were stopped by hand. Raises PipelineError
+    where their supervisor is gone."""
+    if current := liveness.living(at):
+        return current.instances
     wanted = state.read_wanted(at)
     if wanted and not wanted.instances:
         return ()

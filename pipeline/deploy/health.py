@@ -1,4 +1,4 @@
-"""Whether the servers of a container answer: those that were started, or whatever is on 8080."""
+"""The health check of a container: whether its servers answer, or else whatever is on 8080."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from .boot import BootSource
 
 OVER = (EXITED, STOPPED)
 SECONDS = 2.0  # for each server to answer
-PUBLISHED = "PUBLISHED_PORTS"  # of the container, where whoever starts it says so
+PUBLISHED = "PUBLISHED_PORTS"  # of the container, if set by who starts it
 
 
-def ask(environ: Mapping[str, str]) -> list[str]:
-    """What is wrong with the servers; nothing where each answers. Raises PipelineError."""
+def errors(environ: Mapping[str, str]) -> list[str]:
+    """One line for each server that does not answer. Raises PipelineError."""
     home = paths.home()
     up = [at for at in state.folders(home) if liveness.living(at)]
-    servers = [one for at in up for one in running(at)]
+    servers = [server for at in up for server in running(at)]
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
         servers.append(of_profile(profile, environ))
     if not servers:
         servers.append(Server(name="llama-server", executable="", cmd=(), folder="", log_file=""))
-    return [f"{one.name} does not answer at {one.url}" for one in servers if not answers(one)]
+    return [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
 
 
-def answers(one: Server) -> bool:
+def answers(server: Server) -> bool:
     """Whether its /health says 200."""
-    path = f"{one.prefix}/health"
-    return health.is_ready(one.address, one.port, path, tls=one.tls, timeout=SECONDS)
+    path = f"{server.prefix}/health"
+    return health.is_ready(server.address, server.port, path, tls=server.tls, timeout=SECONDS)
 
 
 def running(at: Folder) -> list[Server]:
     """The servers of a configuration that should answer."""
-    wanted, found = state.read_wanted(at), state.read_state(at)
-    over = {one.name for one in found.instances if one.state in OVER} if found else set()
-    return [one for one in (wanted.instances if wanted else ()) if one.name not in over]
+    wanted, actual = state.read_wanted(at), state.read_state(at)
+    over = {x.name for x in actual.instances if x.state in OVER} if actual else set()
+    return [x for x in (wanted.instances if wanted else ()) if x.name not in over]
 
 
 def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
-    """Where the server of a profile listens. Raises PipelineError."""
+    """A profile's server, with its address. Raises PipelineError."""
     from pipeline.serve.config import addresses, instances
     from pipeline.serve.config.profiles import load_profile
 
-    found = load_profile(Path(named.registry(environ)), profile, environ, patient=True)
-    given = instances.given(found.drafts[0], None)
-    at = addresses.address(given)
+    loaded = load_profile(Path(named.registry(environ)), profile, environ, patient=True)
+    options = instances.given(loaded.drafts[0], None)
+    at = addresses.address(options)
     return Server(
         name=profile,
         executable="",
@@ -63,43 +63,43 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
         log_file="",
         host=at.host,
         port=at.port,
-        prefix=given.text("api-prefix").rstrip("/"),
-        tls=bool(given.text("ssl-cert-file") or given.text("ssl-certfile")),
+        prefix=options.text("api-prefix").rstrip("/"),
+        tls=bool(options.text("ssl-cert-file") or options.text("ssl-certfile")),
     )
 
 
-def out_of_reach(
+def unreachable(
     folders: Sequence[Folder], profile: BootSource | None, environ: Mapping[str, str]
 ) -> str:
-    """Which servers nothing outside of the container reaches; empty where clients find a way."""
+    """A warning about servers that clients outside the container cannot reach; empty for none."""
     groups = [running(at) for at in folders]
     if profile:
         try:
             groups.append([of_profile(environ[named.PROFILE].strip(), environ)])
         except PipelineError:
-            return ""  # `serve` says what is wrong with it
-    servers = [one for group in groups for one in group]
-    if servers and all(is_loopback(one.host) for one in servers):
+            return ""  # `serve` reports what is wrong with it
+    servers = [server for group in groups for server in group]
+    if servers and all(is_loopback(server.host) for server in servers):
         return (
-            f"{', '.join(one.url for one in servers)}: only this container reaches that; a host of "
-            "0.0.0.0 lets others in (LLAMACPP_HOST_OVERRIDE for a profile)"
+            f"{', '.join(server.url for server in servers)}: reachable from this container only; "
+            "host 0.0.0.0 opens it to others (LLAMACPP_HOST_OVERRIDE for a profile)"
         )
     ports = environ.get(PUBLISHED, "").replace(",", " ").split()
     if not all(port.isdecimal() for port in ports):
-        return f"{PUBLISHED}={environ[PUBLISHED]}: is ports with commas between, such as 8080,9000"
-    inside = [one for group in groups for one in unpublished(group, ports)] if ports else []
+        return f"{PUBLISHED}={environ[PUBLISHED]}: must be ports with commas, such as 8080,9000"
+    inside = [server for group in groups for server in unpublished(group, ports)] if ports else []
     if not inside:
         return ""
     return (
-        f"{', '.join(f'{one.name} on {one.port}' for one in inside)}: not published, only "
-        f"{', '.join(ports)} is; a gateway there leads to all instances of its file"
+        f"{', '.join(f'{server.name} on {server.port}' for server in inside)}: not published, only "
+        f"{', '.join(ports)} is; a gateway on that port would serve all instances of its file"
     )
 
 
 def unpublished(servers: Sequence[Server], ports: Sequence[str]) -> list[Server]:
-    """Those of one configuration that listen for others, on a port that is not published; none
-    where its gateway is."""
-    meant = [one for one in servers if not is_loopback(one.host)]
-    if any(one.engine == GATEWAY and str(one.port) in ports for one in meant):
+    """Those of one configuration that listen for others, but on an unpublished port; none where its
+    gateway is published."""
+    public = [server for server in servers if not is_loopback(server.host)]
+    if any(server.engine == GATEWAY and str(server.port) in ports for server in public):
         return []
-    return [one for one in meant if str(one.port) not in ports]
+    return [server for server in public if str(server.port) not in ports]

@@ -1,4 +1,4 @@
-"""llama.cpp's programs in a container: a package is installed, and kept."""
+"""llama.cpp's programs in a container: install a package, and keep a copy of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file
 
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
-# There these commands stand beside the programs, as NAME.sh.
+# There, these commands are linked beside the programs, as NAME.sh.
 COMMANDS = ("get-llama-cpp-pkg", "check-and-run-llama-cpp", "check-and-run-vllm")
 ON_PATH = Path("/usr/local/bin")
 
@@ -26,20 +26,20 @@ def target(home: Home, soft: Path = SOFT) -> Path:
 
 
 def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
-    """Have the package installed. Raises PipelineError; then the one before it stands."""
+    """Install the package. Raises PipelineError; then the previous one stays in place."""
     place = target(home, soft)
     if soft.is_dir():
         archive = cached(archive, soft / "cache")
         with _set_aside(place):
-            found = install.install(archive, place, home=home)
+            manifest = install.install(archive, place, home=home)
     else:
-        found = install.install(archive, place, home=home)
-    log.info(f"llama.cpp {found.version.removeprefix('version: ')} stands in {place}")
+        manifest = install.install(archive, place, home=home)
+    log.info(f"llama.cpp {manifest.version.removeprefix('version: ')} is installed in {place}")
 
 
 @contextmanager
 def _set_aside(place: Path) -> Iterator[None]:
-    """Take the commands' links out of a folder that is replaced whole, and put them there again."""
+    """Keep the commands' links out of the folder while it is replaced as a whole."""
     links = {place / f"{name}.sh": ON_PATH / name for name in COMMANDS}
     for link in links:
         if link.is_symlink():
@@ -54,12 +54,12 @@ def _set_aside(place: Path) -> Iterator[None]:
 
 
 def cached(archive: Path, folder: Path) -> Path:
-    """A copy of the archive that stays when the archive itself is mounted no more. Raises
-    UsageError where there is neither."""
+    """A copy of the archive, which remains when the archive is no longer mounted. Raises UsageError
+    where neither exists."""
     copy = folder / archive.name
     if not archive.is_file():
         if copy.is_file():
-            log.info(f"{archive} is not there; {copy} is taken")
+            log.info(f"{archive} does not exist; using {copy}")
             return copy
         raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
     with full_disk_is_an_error(folder):
@@ -73,5 +73,5 @@ def cached(archive: Path, folder: Path) -> Path:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    told = path.stat()
-    return told.st_size, told.st_mtime_ns
+    info = path.stat()
+    return info.st_size, info.st_mtime_ns

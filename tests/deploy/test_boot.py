@@ -49,9 +49,9 @@ def test_all_mistakes_are_said_at_once() -> None:
         boot(wrong)
     assert error.value.message.splitlines() == [
         "AUTO_INFER_LLAMA_CPP_ON_BOOT=yes: must be 1 or true, or 0 or false",
-        "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT is set, and AUTO_INFER_LLAMA_CPP_PKG_PATH names "
+        "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT is set, but AUTO_INFER_LLAMA_CPP_PKG_PATH names "
         "no file",
-        "AUTO_INFER_VLLM_ON_BOOT is set, and AUTO_INFER_VLLM_CONFIG names no file",
+        "AUTO_INFER_VLLM_ON_BOOT is set, but AUTO_INFER_VLLM_CONFIG names no file",
     ]
 
 
@@ -62,7 +62,7 @@ def test_a_command_names_a_program() -> None:
 
 
 def test_one_file_is_started_once() -> None:
-    with pytest.raises(UsageError, match="name one file"):
+    with pytest.raises(UsageError, match="name the same file"):
         boot({**LLAMA, **VLLMS, "AUTO_INFER_VLLM_CONFIG": "/config/llama.toml"})
 
 

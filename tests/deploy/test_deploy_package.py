@@ -59,10 +59,10 @@ def test_where_applications_live_it_is_cached(
     assert (soft / "cache" / one.name).read_bytes() == one.read_bytes()
     archive(one, "22")
     package.get(one, home, soft)
-    assert f"llama.cpp 22 stands in {soft / 'llama-cpp'}" in capfd.readouterr().err
+    assert f"llama.cpp 22 is installed in {soft / 'llama-cpp'}" in capfd.readouterr().err
     one.unlink()
     package.get(one, home, soft)
-    assert "is taken" in capfd.readouterr().err
+    assert "does not exist; using" in capfd.readouterr().err
     with pytest.raises(UsageError, match="there is no such file"):
         package.get(tmp_path / "other.tgz", home, soft)
 

@@ -102,7 +102,7 @@ def test_nothing_is_started_and_the_command_runs(machine: Machine) -> None:
 def test_a_file_on_boot_until_the_container_is_stopped(machine: Machine) -> None:
     variables, port = toml(machine)
     with machine.running(**variables) as running:
-        running.until("only this container reaches that")
+        running.until("reachable from this container only")
         assert f"chat: ready at http://127.0.0.1:{port}" in running.err
         assert is_ready(port)
         began = time.monotonic()
@@ -226,7 +226,7 @@ def test_a_package_on_boot_is_what_serves(machine: Machine, package: Path) -> No
     told = machine("sh", "-c", read, **variables, **where, **on_boot)
     assert "chat: ready" in told.err and "bins/package/bin/llama-server" in told.out
     again = machine(name="get-llama-cpp-pkg", **where).err
-    assert "unpacking" not in again and "stands in" in again
+    assert "unpacking" not in again and "is installed in" in again
     wrong = machine("true", status=3, **on_boot, AUTO_INFER_LLAMA_CPP_PKG_PATH="/no/such.tar.gz")
     assert "/no/such.tar.gz: there is no such file" in wrong.err
 

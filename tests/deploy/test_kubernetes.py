@@ -373,7 +373,7 @@ def test_a_model_that_is_on_the_volume_needs_no_preparing(write: Writer) -> None
     words = server_of(found)["args"]
     assert words[words.index("--model") + 1] == "/data/models/chat.gguf"
     assert "--metrics" in words
-    assert "100Gi" in said and "one GPU is asked for" in said
+    assert "100Gi" in said and "one GPU is requested" in said
     assert "kubectl create secret generic chat-api-key" in said and "kubectl apply -k" in said
 
 
@@ -510,12 +510,16 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
         (CHAT, ["name=other"], "there is no such instance"),
         (CHAT, ["port=8081"], "port=: is for one server"),
         ("[master]\nenable = false\n", [], "nothing to write"),
-        (CHAT + 'ssl_key_file = "/k"\nssl_cert_file = "/c"\n', [], "TLS ends in front of the pods"),
+        (
+            CHAT + 'ssl_key_file = "/k"\nssl_cert_file = "/c"\n',
+            [],
+            "TLS is terminated in front of the pods",
+        ),
         (CHAT + "metrics = false\n", ["replicas=1-4"], "the autoscaler"),
         (CHAT + 'api_prefix = "/x"\n', [], "which no probe has"),
         (CHAT + 'extra_args = ["--host", "::1"]\n', [], "no Service could reach it"),
         (CHAT + 'extra_args = ["--api-key-file", "keys"]\n', [], "write api_key_file = "),
-        (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as a text"),
+        (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as text"),
         (CHAT.replace("/models/chat", "nowhere/chat"), [], "is no file"),
         ('[instance.a.model]\nref = "o/m"\nquant = "auto"\n', [], "name a quant"),
         ('[instance.a.model]\nref = "o/m"\nimatrix = "zeros"\n', [], "no pod has it"),
@@ -591,7 +595,7 @@ def test_what_is_not_asked_for_any_more_goes(write: Writer) -> None:
 def test_a_folder_that_cannot_be_written(write: Writer) -> None:
     (write.folder / "file").write_text("")
     write.out = write.folder / "file"
-    assert "is no folder" in write(CHAT, status=3)
+    assert "is not a folder" in write(CHAT, status=3)
     write.out = write.folder / "file" / "out"
     assert "nothing can be written there" in write(CHAT, status=1)
     write.out = Path(write.folder.anchor)
@@ -678,7 +682,7 @@ def test_kustomize_takes_it(write: Writer) -> None:
     ],
 )
 def test_gpus(ids: str | None, asked: int | None, count: int, is_said: bool) -> None:
-    found, told = workload.cards(ids, asked)
+    found, told = workload.gpus(ids, asked)
     assert (found, bool(told)) == (count, is_said)
 
 

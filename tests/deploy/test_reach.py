@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.deploy.boot import BootSource
-from pipeline.deploy.health import out_of_reach, unpublished
+from pipeline.deploy.health import unpublished, unreachable
 from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 
 
@@ -41,15 +41,15 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     file.write_text("profiles:\n  tiny:\n    llamacpp: {gguf_path: /x.gguf, port: 9999}\n")
     told = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(file)}
     profile = BootSource(words=("profile=tiny",), name=f"{file}#tiny", is_profile=True)
-    inside = "http://127.0.0.1:9999: only this container reaches that"
-    assert out_of_reach([], profile, told).startswith(inside)
+    inside = "http://127.0.0.1:9999: reachable from this container only"
+    assert unreachable([], profile, told).startswith(inside)
     told |= {"LLAMACPP_HOST_OVERRIDE": "0.0.0.0"}
-    assert out_of_reach([], profile, told) == "", "nobody said what is published"
+    assert unreachable([], profile, told) == "", "nobody said what is published"
     told |= {"PUBLISHED_PORTS": "8080, 9000"}
     elsewhere = "tiny on 9999: not published, only 8080, 9000 is"
-    assert out_of_reach([], profile, told).startswith(elsewhere)
-    assert out_of_reach([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
-    assert out_of_reach([], profile, told | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
+    assert unreachable([], profile, told).startswith(elsewhere)
+    assert unreachable([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
+    assert unreachable([], profile, told | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
         "PUBLISHED_PORTS=8080/tcp: is ports"
     )
-    assert out_of_reach([], None, told) == ""
+    assert unreachable([], None, told) == ""

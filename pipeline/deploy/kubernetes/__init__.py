@@ -1,4 +1,5 @@
 """Manifests for the instances of a configuration. Everything but `folder` is pure.
 
-`drafts` makes an instance fit a pod, `objects` and `pod` describe it, `folder` writes it down.
+`specs` adapts an instance to a pod, `workload` describes it, `objects` and `pod` are its manifests,
+`options` the variables of `kubernetes`, `folder` writes the files.
 """

@@ -1,4 +1,4 @@
-"""The manifests as files: all of a folder, or none of it."""
+"""The manifests as files: a folder is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,67 +24,69 @@ from .workload import Workload
 
 MARK = "# Written by `doit kubernetes`, which writes it anew: change it with an overlay."
 LAST = "kustomization.yaml"
-UNCLEAR = re.compile(r"[+-]?[.]?\d|[yn]$", re.IGNORECASE)
+AMBIGUOUS = re.compile(r"[+-]?[.]?\d|[yn]$", re.IGNORECASE)
 
 
 def files(workloads: Sequence[Workload], options: Options) -> dict[str, str]:
     """The text of each file, by its name."""
-    told: dict[str, str] = {}
-    if any(one.prepare for one in workloads):
-        told["settings.yaml"] = text([objects.settings()])
-    for one in workloads:
-        told[f"{one.name}.server.yaml"] = text(objects.objects(one, options), remarks(one, options))
-    return {**told, LAST: text([objects.kustomization([*told], options.namespace)])}
+    texts: dict[str, str] = {}
+    if any(workload.prepare for workload in workloads):
+        texts["settings.yaml"] = text([objects.settings()])
+    for workload in workloads:
+        documents = objects.objects(workload, options)
+        texts[f"{workload.name}.server.yaml"] = text(documents, comments(workload, options))
+    return {**texts, LAST: text([objects.kustomization([*texts], options.namespace)])}
 
 
-def text(found: Sequence[dict[str, Any]], remarks: Sequence[str] = ()) -> str:
-    """The documents of one file."""
+def text(documents: Sequence[dict[str, Any]], comments: Sequence[str] = ()) -> str:
+    """The text of one file."""
     import yaml
 
     class Plain(yaml.SafeDumper):
-        """Writes out what stands in two places: an alias is hard to read, and to patch. Quotes what
-        other readers take for a number or for true: PyYAML knows YAML 1.1 alone, and not all."""
+        """Repeats a value rather than aliasing it: aliases are hard to read and to patch. Quotes
+        what other parsers take for a number or a boolean: PyYAML knows only part of YAML 1.1."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
         def quoted(self, data: str) -> yaml.ScalarNode:
-            style = "|" if "\n" in data else "'" if UNCLEAR.match(data) else None
+            style = "|" if "\n" in data else "'" if AMBIGUOUS.match(data) else None
             return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     Plain.add_representer(str, Plain.quoted)
-    head = "".join(f"{line}\n" for line in (MARK, *(f"# {one}" for one in remarks)))
+    head = "".join(f"{line}\n" for line in (MARK, *(f"# {comment}" for comment in comments)))
     return head + "---\n".join(
-        yaml.dump(one, Dumper=Plain, sort_keys=False, width=100, allow_unicode=True)
-        for one in found
+        yaml.dump(document, Dumper=Plain, sort_keys=False, width=100, allow_unicode=True)
+        for document in documents
     )
 
 
-def remarks(workload: Workload, options: Options) -> list[str]:
-    """Why some of it is as it is, for who reads the file."""
-    found = []
+def comments(workload: Workload, options: Options) -> list[str]:
+    """Explanations for the reader of the file."""
+    lines = []
     if options.replicas[1] > 1:
-        found.append("ReadWriteMany: several pods on several nodes read one claim.")
-        found.append("maxSurge 0: a new pod would need a GPU and memory beside those in use.")
+        lines.append("ReadWriteMany: several pods on several nodes read one claim.")
+        lines.append("maxSurge 0: a new pod would need a GPU and memory beside those in use.")
     else:
-        found.append("Recreate: the claim is ReadWriteOnce, and no second GPU may be free.")
+        lines.append("Recreate: the claim is ReadWriteOnce, and no second GPU may be free.")
     if workload.has_key:
-        found.append(f"The key is in the Secret {workload.secret}, which is not written here.")
-    return found
+        lines.append(f"The key is in the Secret {workload.secret}, which is not written here.")
+    return lines
 
 
-def write(told: Mapping[str, str], target: Path) -> bool:
-    """Have `told` and nothing else in the folder; False where that is so. Raises PipelineError."""
+def write(texts: Mapping[str, str], target: Path) -> bool:
+    """Write these files and no others into the folder; False where nothing changed. Raises
+    PipelineError."""
     _require_ours(target)
     require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
         recover_folder(target)
-        if _require_ours(target) == dict(told):
+        if _require_ours(target) == dict(texts):
             return False
         made = part(target)
         made.mkdir()
         try:
-            for name, content in told.items():
+            for name, content in texts.items():
                 (made / name).write_text(content, encoding="utf-8", newline="\n")
             publish_folder(made, target)
         finally:
@@ -93,23 +95,25 @@ def write(told: Mapping[str, str], target: Path) -> bool:
 
 
 def _require_ours(target: Path) -> dict[str, str]:
-    """The files that are there. Raises UsageError where one was not written here."""
+    """The existing files. Raises UsageError where one was not written by us."""
     if not target.exists():
         return {}
     if not target.is_dir():
-        raise UsageError(f"out=: {target} is no folder", "name one that is, or is not there yet")
-    found = {path.name: _read(path) for path in sorted(target.iterdir())}
-    others = [name for name, content in found.items() if not content.startswith(MARK)]
+        raise UsageError(
+            f"out=: {target} is not a folder", "name a folder, or a path that does not exist yet"
+        )
+    texts = {path.name: _read(path) for path in sorted(target.iterdir())}
+    others = [name for name, content in texts.items() if not content.startswith(MARK)]
     if others:
         raise UsageError(
             f"{target}: {', '.join(others)}: would be lost; not written by {doitw('kubernetes')}",
             "name another folder, out=…; your own changes go into an overlay beside it",
         )
-    return found
+    return texts
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8", "replace") if path.is_file() else ""
-    except OSError:  # ours can be read
+    except OSError:  # not ours: those can be read
         return ""

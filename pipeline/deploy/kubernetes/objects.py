@@ -12,29 +12,29 @@ from . import pod
 from .options import Options
 from .workload import Workload
 
-CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces that may ask
+CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces with access
 UNKNOWN = 100 * pod.GIB  # of disk
 SPARE = 1.1
 # What an autoscaler looks at: `llamacpp:requests_processing` and so on in /metrics, which the
 # cluster's metrics adapter passes on under names without a colon (docs/kubernetes.md has its rule).
 LLAMA_METRICS = ("llamacpp_requests_processing", "llamacpp_requests_deferred")
 VLLM_METRICS = ("vllm_num_requests_running", "vllm_num_requests_waiting")
-PATIENCE = 600  # seconds of less work before a pod is given up: a new one has to load first
-PULLING = 600  # seconds for the image, before a rollout counts as stuck
+SCALE_DOWN_SECONDS = 600  # of less work before a pod is removed: a new one has to load first
+PULLING = 600  # seconds for pulling the image, before a rollout counts as stuck
 
 
 def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
-    """In the order in which they are needed."""
-    found = [_claim(workload, options)]
+    """Its objects, in the order in which they are needed."""
+    documents = [_claim(workload, options)]
     if workload.texts:
         metadata = _metadata(workload, workload.files)
-        found.append(_config_map(metadata, dict(workload.texts)))
-    found += [_deployment(workload, options), _service(workload), _policy(workload)]
-    return [*found, _autoscaler(workload, options)] if options.scales else found
+        documents.append(_config_map(metadata, dict(workload.texts)))
+    documents += [_deployment(workload, options), _service(workload), _policy(workload)]
+    return [*documents, _autoscaler(workload, options)] if options.scales else documents
 
 
 def settings() -> dict[str, Any]:
-    """What the containers that prepare models have in their environment."""
+    """The environment of the containers that prepare models."""
     labels = {"app.kubernetes.io/name": pod.SETTINGS}
     return _config_map({"name": pod.SETTINGS, "labels": labels}, pod.SETTINGS_OF_PREPARE)
 
@@ -89,7 +89,7 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": _metadata(workload, workload.name),
         "spec": {
-            # An autoscaler's number is its own: written here, each apply would undo it.
+            # The autoscaler sets the number: if written here, each apply would reset it.
             **({} if options.scales else {"replicas": least}),
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": loading + pod.DOWNLOADING + PULLING,
@@ -111,7 +111,7 @@ def _service(workload: Workload) -> dict[str, Any]:
 
 
 def _policy(workload: Workload) -> dict[str, Any]:
-    """Nobody but labelled pods, and the pods of labelled namespaces, reaches the port."""
+    """Only labelled pods, and the pods of labelled namespaces, can reach the port."""
     allowed = [
         {"podSelector": {"matchLabels": CLIENT}},
         {"namespaceSelector": {"matchLabels": CLIENT}},
@@ -131,8 +131,8 @@ def _policy(workload: Workload) -> dict[str, Any]:
 def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
     """More pods when three quarters of the slots are busy, or a request waits in each pod.
 
-    Of the two the larger number of pods counts: those that wait tell of too few pods, those that
-    are worked on of too many.
+    The larger of the two numbers of pods counts: waiting requests tell of too few pods, busy slots
+    of too many.
     """
     busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
     least, most = options.replicas
@@ -152,7 +152,7 @@ def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
                 _each_pod(busy, max(1, workload.slots * 3 // 4)),
                 _each_pod(waiting, 1),
             ],
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": PATIENCE}},
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_SECONDS}},
         },
     }
 

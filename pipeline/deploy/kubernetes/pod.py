@@ -14,11 +14,11 @@ from .workload import DATA, KEY, KEYS, TEXTS, Workload
 USER = 10001  # the image's own; any that is not root will do
 SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
 SETTINGS = "llama-pipeline"  # the ConfigMap of what prepares models
-TOKEN = {"name": "huggingface", "key": "token"}  # a Secret that need not be there
+TOKEN = {"name": "huggingface", "key": "token"}  # an optional Secret
 
-PERIOD = 5  # seconds between two looks at a server that starts or is ready
-DRAIN = 5  # seconds until no Service leads to a pod that ends
-DOWNLOADING = 3600  # seconds that a model may take to arrive
+PERIOD = 5  # seconds between two probes of a server that starts or is ready
+DRAIN = 5  # seconds until no Service routes to a pod that ends
+DOWNLOADING = 3600  # seconds that a model's download may take
 GIB = 1024**3
 BESIDE = GIB // 2  # of memory, for the server itself
 WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
@@ -66,12 +66,12 @@ def template(workload: Workload, options: Options, checksum: str) -> dict[str, A
 
 
 def plain(args: Sequence[str]) -> list[str]:
-    """The words as they are: in a manifest, `$(NAME)` would be a variable."""
+    """The arguments escaped: in a manifest, `$(NAME)` would be expanded."""
     return [word.replace("$", "$$") for word in args]
 
 
 def _prepare(workload: Workload, options: Options) -> dict[str, Any]:
-    """Has the model on the claim, and does nothing where it is there."""
+    """The init container that prepares the model on the claim, if it is not there yet."""
     return {
         "name": "prepare",
         "image": options.image,
@@ -94,12 +94,12 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
         image, program = options.vllm_image, PYTHON
         args = list(instance.cmd[instance.cmd.index("-m") :])
         env = _environment_of_vllm(workload)
-    if not workload.gpus:  # nodes whose default runtime is NVIDIA's show every card
+    if not workload.gpus:  # a node whose default runtime is NVIDIA's exposes every GPU
         env += [
             {"name": "CUDA_VISIBLE_DEVICES", "value": ""},
             {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
         ]
-    env = [one for one in env if one["name"] not in workload.env]
+    env = [variable for variable in env if variable["name"] not in workload.env]
     values = plain([*workload.env.values()])
     env += [{"name": n, "value": v} for n, v in zip(workload.env, values, strict=True)]
     return {
@@ -112,35 +112,35 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
         "resources": _resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
         "securityContext": _confined(),
         **probes(workload),
-        # Until every Service has heard of its end, a pod answers.
+        # A pod keeps answering until no Service routes to it any more.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
         "volumeMounts": _mounts(workload),
     }
 
 
 def probes(workload: Workload) -> dict[str, Any]:
-    """`/health` is 503 while the model loads, and 200 also while the server is busy.
+    """`/health` is 503 while the model loads, and 200 even while the server is busy.
 
-    Loading may take `ready_timeout`, and vLLM's download before it an hour; only then a pod is
-    restarted. Afterwards it is restarted when it has not answered for five minutes.
+    A pod is restarted when loading takes longer than `ready_timeout` (plus an hour for vLLM's
+    download), and later when it has not answered for five minutes.
     """
     health = {"httpGet": {"path": f"{workload.instance.prefix}/health", "port": "http"}}
     seconds = workload.instance.ready_timeout + (0 if workload.is_llama else DOWNLOADING)
-    looks = max(1, math.ceil(seconds / PERIOD))
+    attempts = max(1, math.ceil(seconds / PERIOD))
     return {
-        "startupProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=looks),
+        "startupProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=attempts),
         "readinessProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=3),
         "livenessProbe": _probe(health, period=30, timeout=20, failures=10),
     }
 
 
-def _probe(how: dict[str, Any], *, period: int, timeout: int, failures: int) -> dict[str, Any]:
+def _probe(check: dict[str, Any], *, period: int, timeout: int, failures: int) -> dict[str, Any]:
     seconds = {"periodSeconds": period, "timeoutSeconds": timeout}
-    return {**how, **seconds, "failureThreshold": failures}
+    return {**check, **seconds, "failureThreshold": failures}
 
 
 def memory(workload: Workload) -> int:
-    """What is asked for, in bytes."""
+    """The memory to request, in bytes."""
     if workload.gpus:
         return WITH_GPU
     return workload.memory + BESIDE if workload.memory else UNKNOWN
@@ -152,10 +152,10 @@ def in_gib(count: float) -> str:
 
 
 def _resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
-    """No limit but that of GPUs, which are never shared: a limit of memory would kill the server
-    for the page cache of its own weights on some nodes, one of processors slows it down."""
-    found: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
-    return {**found, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else found
+    """No limits but for GPUs, which are never shared: on some nodes a memory limit would kill the
+    server for the page cache of its own weights, and a CPU limit only slows it down."""
+    resources: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
+    return {**resources, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else resources
 
 
 def _confined() -> dict[str, Any]:
@@ -175,18 +175,18 @@ def _token() -> dict[str, Any]:
 
 
 def _environment_of_vllm(workload: Workload) -> list[dict[str, Any]]:
-    """It downloads its model itself, to the claim."""
-    told = [
+    """vLLM downloads its model itself, to the claim."""
+    env = [
         _home(),
         {"name": "HF_HOME", "value": SETTINGS_OF_PREPARE["HF_HOME"]},
         {"name": "XDG_CACHE_HOME", "value": f"{DATA}/.cache"},
-        {"name": "USER", "value": "vllm"},  # PyTorch asks for it, and no such user is in the image
+        {"name": "USER", "value": "vllm"},  # PyTorch reads it, and the image has no such user
         _token(),
     ]
     if workload.has_key:
         key = {"secretKeyRef": {"name": workload.secret, "key": KEY}}
-        told.append({"name": "VLLM_API_KEY", "valueFrom": key})
-    return told
+        env.append({"name": "VLLM_API_KEY", "valueFrom": key})
+    return env
 
 
 def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
@@ -195,28 +195,28 @@ def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
 
 def _mounts(workload: Workload) -> list[dict[str, Any]]:
     is_llama = workload.is_llama
-    found = [_mount("data", DATA, read_only=is_llama), _mount("tmp", "/tmp")]  # noqa: S108
+    mounts = [_mount("data", DATA, read_only=is_llama), _mount("tmp", "/tmp")]  # noqa: S108
     if is_llama and workload.has_key:
-        found.append(_mount("key", KEYS, read_only=True))
+        mounts.append(_mount("key", KEYS, read_only=True))
     if workload.texts:
-        found.append(_mount("texts", TEXTS, read_only=True))
+        mounts.append(_mount("texts", TEXTS, read_only=True))
     if not is_llama:
-        found.append(_mount("shm", "/dev/shm"))  # noqa: S108
-    return found
+        mounts.append(_mount("shm", "/dev/shm"))  # noqa: S108
+    return mounts
 
 
 def _volumes(workload: Workload) -> list[dict[str, Any]]:
     claim = {"claimName": workload.claim}
-    found: list[dict[str, Any]] = [
+    volumes: list[dict[str, Any]] = [
         {"name": "data", "persistentVolumeClaim": claim},
         {"name": "tmp", "emptyDir": {}},
     ]
     if workload.instance.engine == LLAMA_CPP and workload.has_key:
-        # Its group may read it too: the kubelet gives it to fsGroup.
+        # The kubelet makes it readable for fsGroup, too.
         secret = {"secretName": workload.secret, "defaultMode": 0o400}
-        found.append({"name": "key", "secret": secret})
+        volumes.append({"name": "key", "secret": secret})
     if workload.texts:
-        found.append({"name": "texts", "configMap": {"name": workload.files}})
+        volumes.append({"name": "texts", "configMap": {"name": workload.files}})
     if not workload.is_llama:
-        found.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-    return found
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    return volumes
