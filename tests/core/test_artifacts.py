@@ -266,3 +266,63 @@ def test_discard_of_what_was_never_made(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     artifacts.discard(tmp_path / "a")
     assert names(tmp_path) == []
+
+
+# Folders
+
+
+def make_folder(target: Path, content: str) -> None:
+    with artifacts.locked_folder(target), artifacts.new_folder(target) as made:
+        assert not made.exists()
+        made.mkdir()
+        (made / "file").write_text(content)
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "folder"
+    for content in ("one", "two"):
+        make_folder(target, content)
+        assert (target / "file").read_text() == content
+        assert names(target.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_folder_that_fails_changes_nothing(
+    tmp_path: Path, error: BaseException, there_before: bool
+) -> None:
+    target = tmp_path / "folder"
+    if there_before:
+        make_folder(target, "before")
+    with (
+        pytest.raises(type(error)),
+        artifacts.locked_folder(target),
+        artifacts.new_folder(target) as made,
+    ):
+        made.mkdir()
+        (made / "half").write_text("x")
+        raise error
+    assert names(tmp_path) == ["folder"] * there_before
+    if there_before:
+        assert (target / "file").read_text() == "before"
+
+
+def test_what_a_cut_run_left_of_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    make_folder(target, "one")
+    target.rename(tmp_path / ".folder.old")
+    (tmp_path / ".folder.part").mkdir()
+    with artifacts.locked_folder(target):
+        assert names(tmp_path) == ["folder"]
+        assert (target / "file").read_text() == "one"
+
+
+def test_a_folder_needs_room(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with (
+        pytest.raises(PipelineError, match="are needed there"),
+        artifacts.locked_folder(target),
+        artifacts.new_folder(target, need=10**18),
+    ):
+        raise AssertionError("begun without the room for it")
+    assert names(tmp_path) == []

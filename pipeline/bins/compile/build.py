@@ -18,15 +18,10 @@ from pipeline.core import log
 from pipeline.core.packages import installed
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
-from pipeline.core.store import receipts
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
-    full_disk_is_an_error,
     is_cut,
-    part,
-    publish_folder,
-    recover_folder,
     remove,
     require_space,
 )
@@ -168,8 +163,7 @@ class Build:
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Compile and publish, unless it stands already. Raises PipelineError."""
-        with full_disk_is_an_error(self.target.parent), only_one(self.target):
-            recover_folder(self.target)
+        with artifacts.locked_folder(self.target):
             wanted = self.recipe()
             if not force and all(receipts.revalidate(file, wanted) for file in files(self)):
                 return
@@ -259,9 +253,7 @@ def _openmp() -> dict[str, Path]:
 
 def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
     """Copy, try out, publish; returns what the programs call themselves."""
-    made = part(build.target)
-    remove(made)
-    try:
+    with artifacts.new_folder(build.target) as made:
         made.mkdir()
         entries = {}
         for name, file in made_files(build).items():
@@ -270,9 +262,6 @@ def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
         told = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
         receipts.save(made, entries)
-        publish_folder(made, build.target)
-    finally:
-        remove(made)
     return told
 
 

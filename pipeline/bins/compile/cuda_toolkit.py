@@ -16,15 +16,9 @@ from pipeline.core.log import info
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
-from pipeline.core.store import receipts
-from pipeline.core.store.locks import only_one
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    part,
-    publish_folder,
-    recover_folder,
     remove,
-    require_space,
 )
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
@@ -82,22 +76,17 @@ def make(
     """Have the toolkit. Raises PipelineError."""
     target = place(home, release)
     paths.require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
-        recover_folder(target)
+    with artifacts.locked_folder(target):
         if force or not is_current(home, release):
             if offline:
                 raise PipelineError(
                     f"CUDA {release.version} is not in {target}, and offline=1 forbids to fetch it",
                     "run once without offline=1",
                 )
-            require_space(target.parent, DOWNLOAD_BYTES + INSTALLED_BYTES)
-            info(f"fetching CUDA {release.version} ({size(DOWNLOAD_BYTES)}, once)")
-            made = part(target)
-            try:
+            need = DOWNLOAD_BYTES + INSTALLED_BYTES
+            with artifacts.new_folder(target, need=need) as made:
+                info(f"fetching CUDA {release.version} ({size(DOWNLOAD_BYTES)}, once)")
                 _fill(made, release, home.logs / f"cuda-{release.version}.log")
-                publish_folder(made, target)
-            finally:
-                remove(made)
     return toolkit(home, release)
 
 

@@ -1,4 +1,5 @@
-"""git's hash of a tree of files, without git: it proves whose files they are."""
+"""git's hash of a tree of files, without git: it proves whose files they are. And the receipts of
+folders that are such trees."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pipeline.core.store import receipts
+from pipeline.core.store.publish import is_cut
+from pipeline.core.store.receipts import Entry, Recipe
 
 # A file's mode as git writes it, and the SHA-1 of its blob.
 Blob = tuple[str, bytes]
@@ -72,3 +78,37 @@ def stamp(folder: Path) -> str:
         stat = entry.stat(follow_symlinks=False)
         told.append(f"{entry.path[len(str(folder)) :]}\0{stat.st_size}\0{stat.st_mtime_ns}")
     return hashlib.sha256(os.fsencode("\n".join(sorted(told)))).hexdigest()
+
+
+def is_current(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder stands as `record` recorded it, made by this recipe."""
+    entry = receipts.load(folder.parent).get(folder.name)
+    return (
+        entry is not None
+        and entry.recipe == recipe
+        and folder.is_dir()
+        and not is_cut(folder)
+        and entry.sha256 == stamp(folder)
+    )
+
+
+def record(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    size: int,
+    seconds: float,
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the receipt of the folder as a whole: its stamp stands for the files' hashes, which
+    `recipe` or `source` has as the tree hash."""
+    entry = Entry(
+        recipe=recipe,
+        source=source,
+        size=size,
+        mtime_ns=0,
+        sha256=stamp(folder),
+        made_at=receipts.now(),
+        seconds=round(seconds, 1),
+    )
+    receipts.change(folder, entry)

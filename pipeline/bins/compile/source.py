@@ -21,16 +21,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
 from pipeline.core.process import outcome
-from pipeline.core.store import receipts
-from pipeline.core.store.locks import only_one
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    is_cut,
-    part,
-    publish_folder,
-    recover_folder,
     remove,
-    require_space,
 )
 
 from . import git_tree
@@ -71,54 +64,31 @@ def is_current(source: Source) -> bool:
     """Whether the source is on disk as it was when it was checked."""
     if not source.fetched:
         return True  # a submodule is asked anew each time by `find`
-    entry = receipts.load(source.folder.parent).get(source.folder.name)
-    return (
-        entry is not None
-        and entry.recipe == _recipe(source)
-        and source.folder.is_dir()
-        and not is_cut(source.folder)
-        and entry.sha256 == git_tree.stamp(source.folder)
-    )
+    return git_tree.is_current(source.folder, _recipe(source))
 
 
 def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
     """Have the source on disk. Raises PipelineError."""
     if not source.fetched:
         return
-    with full_disk_is_an_error(source.folder.parent), only_one(source.folder):
-        recover_folder(source.folder)
+    with artifacts.locked_folder(source.folder):
         if is_current(source):
             return
         start = time.monotonic()
         # Times differ after a copy: the hash decides, as it would for a file.
         if not (source.folder.is_dir() and git_tree.folder_hash(source.folder) == source.tree):
             archive = packages.fetch(pins().llama_cpp_archive, home, offline=offline)
-            made = part(source.folder)
-            remove(made)
-            require_space(made.parent, UNPACKED_BYTES)
-            log.info(f"unpacking llama.cpp {source.commit[:12]}")
-            try:
-                found = _unpack(archive, pins().llama_cpp_archive.folder, made)
-                if found != source.tree:
+            with artifacts.new_folder(source.folder, need=UNPACKED_BYTES) as made:
+                log.info(f"unpacking llama.cpp {source.commit[:12]}")
+                tree = _unpack(archive, pins().llama_cpp_archive.folder, made)
+                if tree != source.tree:
                     raise PipelineError(
-                        f"{archive}: its llama.cpp has the tree hash {found}, pinned is "
+                        f"{archive}: its llama.cpp has the tree hash {tree}, pinned is "
                         f"{source.tree}",
                         "correct the pins in pipeline/pins.toml",
                     )
-                publish_folder(made, source.folder)
-            finally:
-                remove(made)
-        receipts.change(
-            source.folder,
-            receipts.Entry(
-                recipe=_recipe(source),
-                size=UNPACKED_BYTES,
-                mtime_ns=0,
-                sha256=git_tree.stamp(source.folder),  # the content's hash stands in the recipe
-                made_at=receipts.now(),
-                seconds=round(time.monotonic() - start, 1),
-            ),
-        )
+        seconds = time.monotonic() - start
+        git_tree.record(source.folder, _recipe(source), size=UNPACKED_BYTES, seconds=seconds)
 
 
 def files(source: Source, inside: str) -> list[str]:

@@ -17,14 +17,9 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines
-from pipeline.core.store import receipts
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    is_cut,
-    part,
-    publish_folder,
-    recover_folder,
     remove,
     require_space,
 )
@@ -96,20 +91,12 @@ def recipe(ui: Ui) -> Recipe:
 
 def is_current(ui: Ui) -> bool:
     """Whether the page stands as this recipe made it."""
-    entry = _entry(ui.home)
-    return (
-        entry is not None
-        and entry.recipe == recipe(ui)
-        and ui.target.is_dir()
-        and not is_cut(ui.target)
-        and entry.sha256 == git_tree.stamp(ui.target)
-    )
+    return git_tree.is_current(ui.target, recipe(ui))
 
 
 def make(ui: Ui, *, offline: bool = False, force: bool = False) -> None:
     """Build and publish the page, unless it stands already. Raises PipelineError."""
-    with full_disk_is_an_error(ui.target.parent), only_one(ui.target):
-        recover_folder(ui.target)
+    with artifacts.locked_folder(ui.target):
         if not force and is_current(ui):
             return
         start = time.monotonic()
@@ -122,16 +109,13 @@ def make(ui: Ui, *, offline: bool = False, force: bool = False) -> None:
                 _build(ui, work, made_of[:12], offline)
         finally:
             remove(work)
-        entry = Entry(
-            recipe=recipe(ui),
+        git_tree.record(
+            ui.target,
+            recipe(ui),
             source={"tree": git_tree.folder_hash(ui.target), "made_of": made_of},
             size=page_bytes(ui.target),
-            mtime_ns=0,
-            sha256=git_tree.stamp(ui.target),
-            made_at=receipts.now(),
-            seconds=round(time.monotonic() - start, 1),
+            seconds=time.monotonic() - start,
         )
-        receipts.change(ui.target, entry)
 
 
 def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
@@ -228,8 +212,7 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
     if config.exists():
         config.rename(work / "svelte.config.upstream.js")
         config.write_text(CONFIG.format(version=version), encoding="utf-8")
-    made = part(ui.target)
-    try:
+    with artifacts.new_folder(ui.target) as made:
         made.mkdir()
         project.install(offline=offline)
         project.build({"LLAMA_UI_OUT_DIR": str(made)})
@@ -239,9 +222,6 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
                 f"npm built a page without {', '.join(lacks)}:\n{last_lines(ui.log)}",
                 f"the whole log is {ui.log}; {npm.WITHOUT}",
             )
-        publish_folder(made, ui.target)
-    finally:
-        remove(made)
     log.info(f"built llama.cpp's page, {size(page_bytes(ui.target))}")
 
 

@@ -19,15 +19,10 @@ from pipeline.core.archives import unpack
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
-from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
-    full_disk_is_an_error,
     is_cut,
-    part,
-    publish_folder,
-    recover_folder,
     remove,
 )
 from pipeline.core.store.receipts import Recipe, Status
@@ -109,21 +104,16 @@ def install(
 
     `patience` is how many seconds its llama-server may take to say its version.
     """
-    with full_disk_is_an_error(target.parent), only_one(target):
-        recover_folder(target)
+    with artifacts.locked_folder(target):
         wanted = recipe(archive, home)
         known = installed(target)
         if known and not force and settle(target, wanted):
             return known
         _require_replaceable(target)
-        made = part(target)
-        try:
+        with artifacts.new_folder(target) as made:
             new = _make(archive, made, wanted, patience)
             if recipe(archive, home) != wanted:
                 raise PipelineError(f"{archive}: changed while it was installed", "run it again")
-            publish_folder(made, target)
-        finally:
-            remove(made)
     log.info(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
     return replace(new, folder=target)
 

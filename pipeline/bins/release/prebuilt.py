@@ -19,15 +19,13 @@ from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.store import hashing, receipts, stat_cache
+from pipeline.core.store import artifacts, hashing, receipts, stat_cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import (
     full_disk_is_an_error,
     is_cut,
     part,
     publish_file,
-    publish_folder,
-    recover_folder,
     remove,
 )
 from pipeline.core.store.receipts import Recipe
@@ -131,14 +129,12 @@ class Prebuilt:
         _require_name(self)
         release = _look_up(self, offline=offline, refresh=refresh)
         target, wanted = self.home.bins / self.tag_of(release.tag), recipe_of(release)
-        with full_disk_is_an_error(target.parent), only_one(target):
-            recover_folder(target)
+        with artifacts.locked_folder(target):
             if not force and revalidate(target, wanted):
                 return
             start = time.monotonic()
             packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
-            made = part(target)
-            try:
+            with artifacts.new_folder(target) as made:
                 fill(made, packed)
                 if self.is_pinned:
                     _require_pinned(made)
@@ -149,9 +145,6 @@ class Prebuilt:
                     file.name: receipts.stamp(file, wanted, seconds=seconds) for file in files
                 }
                 receipts.save(made, stamps)
-                publish_folder(made, target)
-            finally:
-                remove(made)
 
     def clean(self) -> None:
         """Remove the programs, and what was looked up."""

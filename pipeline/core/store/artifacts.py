@@ -1,16 +1,26 @@
-"""The one way in which a file is made: lock, look again, make beside, check, publish, record."""
+"""The one way in which a file or a folder is made: lock, look again, make beside, check, publish,
+record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import receipts
 from .locks import only_one
-from .publish import full_disk_is_an_error, part, publish_file, remove, require_space
+from .publish import (
+    full_disk_is_an_error,
+    part,
+    publish_file,
+    publish_folder,
+    recover_folder,
+    remove,
+    require_space,
+)
 from .receipts import Entry, Recipe
 
 
@@ -59,6 +69,33 @@ def make(
             remove(made)
         receipts.change(target, entry)
         return entry
+
+
+@contextmanager
+def locked_folder(target: Path) -> Iterator[None]:
+    """Hold the lock of the folder `target`, once what a cut run left of it is mended: the place to
+    look again, and to make it with `new_folder`. A full disk is a PipelineError."""
+    with full_disk_is_an_error(target.parent), only_one(target):
+        recover_folder(target)
+        yield
+
+
+@contextmanager
+def new_folder(target: Path, *, need: int = 0) -> Iterator[Path]:
+    """The path, not there yet, at which to make the folder that takes the place of `target`;
+    after an error it is removed and `target` stays as it was.
+
+    `need` is the disk space in bytes that making takes. Call it under `locked_folder`, and write
+    the receipts of the files into the new folder: so they are published with them.
+    """
+    made = part(target)
+    remove(made)
+    require_space(target.parent, need)
+    try:
+        yield made
+        publish_folder(made, target)
+    finally:
+        remove(made)
 
 
 def publish(

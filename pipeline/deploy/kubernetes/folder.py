@@ -9,14 +9,7 @@ from typing import Any
 
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import require_writable
-from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    part,
-    publish_folder,
-    recover_folder,
-    remove,
-)
+from pipeline.core.store import artifacts
 
 from . import objects
 from .options import Options
@@ -79,18 +72,13 @@ def write(texts: Mapping[str, str], target: Path) -> bool:
     PipelineError."""
     _require_ours(target)
     require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
-        recover_folder(target)
+    with artifacts.locked_folder(target):
         if _require_ours(target) == dict(texts):
             return False
-        made = part(target)
-        made.mkdir()
-        try:
+        with artifacts.new_folder(target) as made:
+            made.mkdir()
             for name, content in texts.items():
                 (made / name).write_text(content, encoding="utf-8", newline="\n")
-            publish_folder(made, target)
-        finally:
-            remove(made)
     return True
 
 
