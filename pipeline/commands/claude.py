@@ -21,7 +21,7 @@ from .servers import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where it is to ask, and what to do where nothing answers."""
+    """Where Claude Code is to connect, and what to advise where nothing answers."""
 
     url: str
     key_file: str | None
@@ -30,7 +30,7 @@ class Endpoint:
 
 
 def run(steps: Steps, words: Sequence[str]) -> None:
-    """Print how it is started, or start it. Raises PipelineError."""
+    """Print the commands that start it, or start it. Raises PipelineError."""
     wish = steps.request.many
     if wish.start and steps.request.json:
         raise UsageError("start= and format=json contradict each other", "leave one out")
@@ -38,12 +38,12 @@ def run(steps: Steps, words: Sequence[str]) -> None:
         raise UsageError(f"name={','.join(wish.names)}: names more than one model")
     at = address(steps)
     key = first_key(Path(at.key_file)) if at.key_file else ""
-    listed = claude.ask(at.url, key, at.advice)
-    models = claude.choose(listed, at.patterns, next(iter(wish.names), ""))
+    available = claude.chat_models(at.url, key, at.advice)
+    models = claude.choose(available, at.patterns, next(iter(wish.names), ""))
     context = claude.context_of(at.url, key, models[""])
     if context is None:
         log.info(
-            f"warning: {models['']} does not tell its context: Claude Code takes it for its own"
+            f"warning: {models['']} does not report its context size; Claude Code assumes its own"
         )
     if warning := claude.too_small(models[""], context):
         log.info(f"warning: {warning}")
@@ -52,8 +52,8 @@ def run(steps: Steps, words: Sequence[str]) -> None:
         start(env, key, words)
     elif steps.request.json:
         command = [claude.PROGRAM, *words]
-        told = {"env": env, "unset": claude.DROPPED, "command": command}
-        print(json.dumps({**told, "key_variable": claude.KEY, "key_file": at.key_file}))
+        result = {"env": env, "unset": claude.DROPPED, "command": command}
+        print(json.dumps({**result, "key_variable": claude.KEY, "key_file": at.key_file}))
     else:
         form = claude.powershell if process.WINDOWS else claude.shell
         print(form(env, at.key_file, words))
@@ -63,24 +63,24 @@ def address(steps: Steps) -> Endpoint:
     """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
     from . import gateway
 
-    given = steps.request
-    if given.many.url:
-        file = given.settings.api_key_file
+    request = steps.request
+    if request.many.url:
+        file = request.settings.api_key_file
         return Endpoint(
-            url=given.many.url.rstrip("/").removesuffix("/v1"),
+            url=request.many.url.rstrip("/").removesuffix("/v1"),
             key_file=str(file) if file else None,
             advice=f"start a server: {doitw('serve model=…')}",
         )
     from pipeline.serve import address
 
     configured = require(steps)
-    told, _ = gateway.settings(configured)
-    asked = configured.wish.config or configured.wish.profile
+    settings, _ = gateway.settings(configured)
+    source = configured.wish.config or configured.wish.profile
     return Endpoint(
-        url=address.url(told.host, told.port),
-        key_file=told.api_key_file,
-        patterns=told.models,
-        advice=f"{doitw('up')} starts the servers of {asked}, and the gateway if it has [gateway] "
+        url=address.url(settings.host, settings.port),
+        key_file=settings.api_key_file,
+        patterns=settings.models,
+        advice=f"{doitw('up')} starts the servers of {source}, and the gateway if it has [gateway] "
         f"enable = true; {doitw('gateway')} starts the gateway alone",
     )
 

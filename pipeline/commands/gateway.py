@@ -1,4 +1,4 @@
-"""The gateway of a configuration: beside its instances, in the foreground, or another program."""
+"""The gateway of a configuration: beside its servers, in the foreground, or by another program."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import GatewaySettings
 
-STOP_SECONDS = 30.0  # for another program that is the gateway, to end what streams
+STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 
 
 def settings(configured: Configured) -> tuple[GatewaySettings, api_keys.Key]:
-    """What the file says of the gateway, and over it the command line; and its key, if one has to
-    be written for it. Raises PipelineError."""
+    """The gateway's settings in the file, overridden by the command line, and its key, which may
+    still have to be written. Raises PipelineError."""
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway import settings as gateways
 
-    table, given = configured.configuration.gateway, configured.steps.request
-    host = given.settings.host if "host" in configured.given else table.host
-    file = given.settings.api_key_file or table.api_key_file
+    table, own = configured.configuration.gateway, configured.steps.request.settings
+    host = own.host if "host" in configured.given else table.host
+    file = own.api_key_file or table.api_key_file
     folder = configured.configuration.folder
     is_litellm = configured.wish.engine == LITELLM  # without a key it refuses to start
     key = api_keys.decide(
         GATEWAY, host, file, table.api_key, folder, configured.keys, needs_one=is_litellm
     )
-    told = gateways.GatewaySettings(
+    chosen = gateways.GatewaySettings(
         host=host,
-        port=given.settings.port if "port" in configured.given else table.port,
+        port=own.port if "port" in configured.given else table.port,
         api_key_file=str(key.path) if key.path else None,
         models=table.models,
         hold_timeout=table.hold_timeout,
         without_key=file is None and table.api_key == api_keys.NONE,
     )
-    return told, key
+    return chosen, key
 
 
 def ready(configured: Configured) -> GatewaySettings:
-    """The same, with its key written. Raises PipelineError."""
+    """The settings, with the key written. Raises PipelineError."""
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import check
 
-    told, key = settings(configured)
+    chosen, key = settings(configured)
     if api_keys.write(key) and key.is_made:
-        is_open = not is_loopback(told.host)
-        why = "others can reach it" if is_open else "LiteLLM does not start without"
-        log.info(f"gateway: {why}, so an API key was made: {key.path}")
-    check(told)
-    return told
+        is_open = not is_loopback(chosen.host)
+        reason = "others can reach it" if is_open else "LiteLLM does not start without a key"
+        log.info(f"gateway: {reason}, so one was made: {key.path}")
+    check(chosen)
+    return chosen
 
 
 def instance(configured: Configured) -> Server:
-    """The gateway as one more that the supervisor keeps. Raises PipelineError."""
+    """The gateway as one more server of the supervisor. Raises PipelineError."""
     from pipeline.serve.gateway.settings import as_instance
 
     return as_instance(configured.at, settings(configured)[0])
@@ -79,31 +79,31 @@ def run(steps: Steps) -> None:
 
     configured = require(steps)
     configured.check()
-    told, wish = ready(configured), configured.wish
-    if wish.engine == ROUTER:
-        router(configured, told)
+    chosen, engine = ready(configured), configured.wish.engine
+    if engine == ROUTER:
+        router(configured, chosen)
         return
     if not liveness.is_running(configured.at):
         log.info(
             f"warning: nothing of {configured.configuration.label} is up; start it: {doitw('up')}"
         )
-    if wish.engine == LITELLM:
-        litellm(configured, told)
+    if engine == LITELLM:
+        litellm(configured, chosen)
     else:
         from pipeline.serve.gateway import app
 
-        app.run(configured.at, told)
+        app.run(configured.at, chosen)
 
 
-def litellm(configured: Configured, told: GatewaySettings) -> None:
-    """LiteLLM's proxy for the instances. Raises PipelineError where it is not installed."""
+def litellm(configured: Configured, chosen: GatewaySettings) -> None:
+    """LiteLLM's proxy for the servers. Raises PipelineError where it is not installed."""
     import yaml
 
     from pipeline.serve.gateway.litellm import litellm_config
 
-    if told.hold_timeout is not None:
-        log.info("warning: gateway.hold_timeout: LiteLLM holds no requests; it is left out")
-    made = litellm_config(configured.instances(), told)
+    if chosen.hold_timeout is not None:
+        log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
+    made = litellm_config(configured.instances(), chosen)
     file = _written(configured, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
     if program is None:
@@ -111,20 +111,20 @@ def litellm(configured: Configured, told: GatewaySettings) -> None:
             "litellm: there is no such program on PATH", "install it: pipx install 'litellm[proxy]'"
         )
     keys = {name: first_key(Path(path)) for name, path in made.key_files.items()}
-    words = [program, "--config", str(file), "--host", told.host, "--port", str(told.port)]
+    words = [program, "--config", str(file), "--host", chosen.host, "--port", str(chosen.port)]
     env = environment.litellm(os.environ) | keys
     _stay([*words, "--telemetry", "False"], env)
 
 
-def router(configured: Configured, told: GatewaySettings) -> None:
-    """llama-server's own router for the instances. Raises PipelineError where they do not fit."""
+def router(configured: Configured, chosen: GatewaySettings) -> None:
+    """llama-server's own router for the servers. Raises PipelineError if it cannot serve them."""
     from pipeline.serve.gateway.router import router_arguments, router_preset
 
     instances = configured.instances()
-    file = _written(configured, "router.ini", router_preset(instances, told))
-    words = [str(configured.server), *router_arguments(file, len(instances), told)]
-    env = environment.servers(os.environ, downloads=any(one.downloads for one in instances))
-    # the models' relative paths start at the file's folder
+    file = _written(configured, "router.ini", router_preset(instances, chosen))
+    words = [str(configured.server), *router_arguments(file, len(instances), chosen)]
+    env = environment.servers(os.environ, downloads=any(server.downloads for server in instances))
+    # the models' relative paths start in the configuration's folder
     _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
 
 
@@ -137,15 +137,15 @@ def _written(configured: Configured, name: str, text: str) -> Path:
 
 
 def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = None) -> None:
-    """Until it ends. It gets each signal that we get, but for those that a terminal sends to both
-    of us, and is killed STOP_SECONDS after the first."""
+    """Run a program to its end. It gets every signal that we get, but for those that the terminal
+    sends to both, and is killed STOP_SECONDS after the first."""
     log.info(f"+ {process.shown(words)}")
     with asked_to_stop() as stops:
         server = process.start_attached(words, env=env, cwd=folder)
-        told, deadline = 0, float("inf")
+        handled, deadline = 0, float("inf")
         while (status := server.poll()) is None:
-            for number in stops[told:]:
-                told += 1
+            for number in stops[handled:]:
+                handled += 1
                 deadline = min(deadline, time.monotonic() + STOP_SECONDS)
                 pass_on(server, number)
             if time.monotonic() > deadline:

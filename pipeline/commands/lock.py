@@ -1,4 +1,4 @@
-"""`lock` and `frozen=1`: what a request is made of, written down and held against what is here."""
+"""`lock` and `frozen=1`: what a model is made of, recorded, and compared with what is here."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def lock(steps: Steps) -> None:
 
 
 def require(steps: Steps, *, before: bool = False) -> None:
-    """Raise UsageError where what is here, as far as it is known yet, is not what is locked.
+    """Raise UsageError where what is here, as far as it is known, differs from what is locked.
 
-    `before` the work a result does not count that force=1 makes again.
+    `before` the work, a result that force=1 will make again is not compared.
     """
     if not steps.request.frozen:
         return
     locked, reference = steps.require_locked(), steps.require_reference()
-    found = lockfile.resolved(locked, steps.home)  # what cannot be used of it is said now
-    if reference.kind == "hub" and found is None:
+    resolved = lockfile.resolved(locked, steps.home)  # reports now what is unusable in it
+    if reference.kind == "hub" and resolved is None:
         raise UsageError(f"{steps.lock_file}: an entry's source.type must be hf", "lock again")
     if steps.chain() is not None:
         here = entry(steps)
@@ -50,11 +50,11 @@ def require_writable(steps: Steps) -> None:
 
 
 def entry(steps: Steps) -> LockedModel:
-    """Everything the model is made of, and the result once it is made. Raises PipelineError."""
+    """All that the model is made of, and the result once it exists. Raises PipelineError."""
     chain = steps.require_chain()
     resolved = chain.resolved
     source = {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local}
-    found: LockedModel = {
+    locked: LockedModel = {
         "asked": steps.request.asked,
         "name": resolved.name,
         "kind": resolved.kind,
@@ -64,40 +64,40 @@ def entry(steps: Steps) -> LockedModel:
         "files": [_file(steps, resolved, file) for file in resolved.files],
     }
     if resolved.mmproj:
-        found["mmproj"] = resolved.mmproj
+        locked["mmproj"] = resolved.mmproj
     if steps.request.mmproj:
-        found["mmproj_sha256"] = _sha256(steps, steps.request.mmproj)
+        locked["mmproj_sha256"] = _sha256(steps, steps.request.mmproj)
     if not chain.quant:
-        return found
+        return locked
     if chain.conversion:
-        found["converter"] = {"requirements_sha256": converter.requirements_sha256()}
-    found["quantization"] = {"type": chain.quant}
+        locked["converter"] = {"requirements_sha256": converter.requirements_sha256()}
+    locked["quantization"] = {"type": chain.quant}
     if chain.quantization and chain.quantization.imatrix:
-        found["quantization"]["imatrix_sha256"] = _sha256(steps, chain.quantization.imatrix)
+        locked["quantization"]["imatrix_sha256"] = _sha256(steps, chain.quantization.imatrix)
     if chains.final_status(chain, steps.home, steps.tool) is Status.CURRENT:
         made = receipts.load(chain.final.parent)[chain.final.name]
-        found["result"] = {"name": chain.final.name, "sha256": made.sha256}
-    return found
+        locked["result"] = {"name": chain.final.name, "sha256": made.sha256}
+    return locked
 
 
 def llama_cpp(steps: Steps) -> dict[str, str]:
     """The llama.cpp that converts, quantizes and serves."""
-    found = {"commit": steps.llama_cpp.commit, "tree": steps.llama_cpp.tree}
+    identity = {"commit": steps.llama_cpp.commit, "tree": steps.llama_cpp.tree}
     if binaries.external(steps.home) and steps.binaries.has("llama-quantize"):
-        found["llama_quantize_sha256"] = steps.binaries.sha256("llama-quantize")
-    return found
+        identity["llama_quantize_sha256"] = steps.binaries.sha256("llama-quantize")
+    return identity
 
 
 def _file(steps: Steps, resolved: Resolved, file: ModelFile) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": file.name, "size": file.size}
+    entry: dict[str, Any] = {"name": file.name, "size": file.size}
     path = resolved.folder / file.name
     if file.blob and not file.sha256:  # a small file, of which the hub knows git's hash only
         known = receipts.load(path.parent).get(path.name)
         sha256 = {"sha256": known.sha256} if known and fetch.is_here(resolved, file) else {}
-        return {**found, "blob": file.blob, **sha256}
-    return {**found, "sha256": file.sha256 or _sha256(steps, path)}
+        return {**entry, "blob": file.blob, **sha256}
+    return {**entry, "sha256": file.sha256 or _sha256(steps, path)}
 
 
 def _sha256(steps: Steps, path: Path) -> str:
-    """Of a file of the user's own: hashed once."""
+    """The hash of a user's own file, cached."""
     return stat_cache.identity(steps.home.run / "sha256.json", path)

@@ -1,4 +1,4 @@
-"""`ps`, `logs`, `down`: the servers that are up, listed, read, stopped."""
+"""`ps`, `logs`, `down`: list the servers that are up, read their logs, stop them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def ps(steps: Steps) -> None:
-    """List the instances of the configuration, or of all that there are."""
+    """List the servers of the configuration, or of all configurations."""
     show(steps, folders(steps))
 
 
@@ -36,38 +36,38 @@ def show(steps: Steps, places: Sequence[Folder], *, reasons: bool = True) -> Non
     if steps.request.json:
         print(json.dumps([asdict(row) for row in rows]))
     elif rows:
-        told = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
-        print("\n".join([text(rows), *(told if reasons else [])]))
+        details = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
+        print("\n".join([text(rows), *(details if reasons else [])]))
     else:
         log.info("nothing is up")
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The list for people."""
+    """The table."""
     head = ("name", "engine", "model", "state", "since", "pid", "port", "restarts", "memory")
-    told: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s")]
+    lines: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s")]
     for row in rows:
         since = row.ready_since and time.strftime("%d %b %H:%M:%S", time.localtime(row.ready_since))
         speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
-        sizes = [size(one) if one else "" for one in (row.memory, row.gpu_memory)]
-        told.append(
+        sizes = [size(count) if count else "" for count in (row.memory, row.gpu_memory)]
+        lines.append(
             (
                 *(row.name, row.engine, row.model, row.state, since or "", row.pid or ""),
                 *(row.port, row.restarts, *sizes, speed),
             )
         )
-    return table(told)
+    return table(lines)
 
 
 def logs(steps: Steps) -> None:
-    """Print the last lines of the logs, and with follow=1 what comes. Raises PipelineError."""
+    """Print the last lines of the logs, and with follow=1 new ones. Raises PipelineError."""
     from pipeline.serve import logfile
 
-    wish, found = steps.request.many, files(steps)
-    if wish.follow and len(found) > 1:
-        raise UsageError("follow=1: follows one log", f"name=… one of {', '.join(found)}")
-    for name, (at, path) in found.items():
-        if len(found) > 1:
+    wish, paths = steps.request.many, log_files(steps)
+    if wish.follow and len(paths) > 1:
+        raise UsageError("follow=1 follows one log", f"name=… is one of {', '.join(paths)}")
+    for name, (at, path) in paths.items():
+        if len(paths) > 1:
             print(f"==> {name} <==")
         over = functools.partial(is_over, at)
         for line in logfile.lines(path, wish.lines, follow=wish.follow, over=over):
@@ -75,35 +75,33 @@ def logs(steps: Steps) -> None:
 
 
 def is_over(at: Folder) -> bool:
-    """Whether nobody writes to its logs any more."""
+    """Whether nothing writes to its logs any more."""
     from pipeline.serve.supervisor import liveness
 
     return not liveness.is_running(at)
 
 
-def files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
-    """The log of each instance that is meant, by name. Raises UsageError."""
-    found: dict[str, tuple[Folder, Path]] = {}
+def log_files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
+    """The log of each requested server, by name. Raises UsageError."""
+    paths: dict[str, tuple[Folder, Path]] = {}
     for at in folders(steps):
-        asked = state.read_wanted(at)
-        for name, file in (
-            {one.name: one.log_file for one in asked.instances}.items() if asked else ()
-        ):
-            if name in found:
-                raise UsageError(f"{name}: more than one configuration has it", "say config=…")
-            found[name] = (at, Path(file))
-    if not found and steps.configured:  # nothing is up, but the logs may be there
+        wanted = state.read_wanted(at)
+        for server in wanted.instances if wanted else ():
+            if server.name in paths:
+                raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
+            paths[server.name] = (at, Path(server.log_file))
+    if not paths and steps.configured:  # nothing is up, but there may be logs
         at, configured = steps.configured.at, steps.configured
-        found = {name: (at, file) for name, file in configured.logs().items()}
+        paths = {name: (at, file) for name, file in configured.logs().items()}
     names = steps.request.many.names
-    require_known(names, list(found))
-    if not found:
+    require_known(names, list(paths))
+    if not paths:
         raise UsageError("nothing is up", f"{doitw('ps')} lists the servers; or pass config=…")
-    return {name: found[name] for name in names or found}
+    return {name: paths[name] for name in names or paths}
 
 
 def down(steps: Steps) -> None:
-    """Stop the instances that are named, or all of the configuration. Raises PipelineError."""
+    """Stop the named servers, or all of the configuration. Raises PipelineError."""
     from pipeline.serve.supervisor import control
 
     names, places = steps.request.many.names, folders(steps)
@@ -112,7 +110,7 @@ def down(steps: Steps) -> None:
     if not steps.request.many.source and len(places) > 1:
         raise UsageError(
             "down: more than one configuration is up",
-            "say which: config=… is one of " + ", ".join(configs(places)),
+            "config=… is one of " + ", ".join(configs(places)),
         )
     ended = [name for at in places for name in control.down(at, names)]
     if steps.request.json:
@@ -122,13 +120,12 @@ def down(steps: Steps) -> None:
 
 
 def folders(steps: Steps) -> list[Folder]:
-    """That of the configuration that is named, or else those of all that are up, or that a crash
-    left."""
+    """The folder of the named configuration, or of all that are up or that a crash left behind."""
     source = steps.request.many.source
     if source:
         at = state.folder(steps.home, source)
         if steps.configured and not at.wanted.exists():
-            _ = steps.configured.configuration  # neither was it ever up, nor can it be read?
+            _ = steps.configured.configuration  # never up: raises if the file cannot be read either
         return [at]
     from pipeline.serve.supervisor import liveness, marker
 
@@ -141,8 +138,8 @@ def folders(steps: Steps) -> list[Folder]:
 
 
 def configs(places: Sequence[Folder]) -> list[str]:
-    """The files that they stand for."""
-    return [asked.config for at in places if (asked := state.read_wanted(at))]
+    """The names of their configurations."""
+    return [wanted.config for at in places if (wanted := state.read_wanted(at))]
 
 
 def is_named(steps: Steps, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""What Claude Code is started with, so that it talks to a gateway or server of ours.
+"""The environment that makes Claude Code use our gateway or server.
 
-The names of the variables are those that version 2.1 of the npm package reads.
+The variables are those that version 2.1 of the npm package reads.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 
 PROGRAM = "claude"
 KEY = "ANTHROPIC_AUTH_TOKEN"
-NO_KEY = "none"  # without any it asks its user to log in
+NO_KEY = "none"  # without a key it asks the user to log in
 FAMILIES = ("opus", "sonnet", "haiku", "fable")  # one of them for each kind of work
-# What its first request takes: 76 kB of text with its usual tools, 6.6 kB without any, as measured
-# with version 2.1.197; at 4 bytes a token.
-USUAL, SMALLEST = 20_000, 2_000  # tokens
-MOST_OUTPUT = 32_000  # tokens; what it asks for by itself
-TIMEOUT_MS = 3_600_000  # a long prompt takes its time without a graphics card
-ASK_SECONDS = 30.0  # an instance that loads is waited for
-LIMITS = ("API_TIMEOUT_MS", "CLAUDE_CODE_MAX_OUTPUT_TOKENS")  # a user's own are kept
+# The size of its first request: 76 kB of text with the default tools, 6.6 kB without tools, as
+# measured with version 2.1.197; at 4 bytes per token.
+WITH_TOOLS, WITHOUT_TOOLS = 20_000, 2_000  # tokens
+MAX_OUTPUT = 32_000  # tokens; its own default
+TIMEOUT_MS = 3_600_000  # a long prompt takes long without a GPU
+REQUEST_SECONDS = 30.0  # includes the wait for a server that loads
+LIMITS = ("API_TIMEOUT_MS", "CLAUDE_CODE_MAX_OUTPUT_TOKENS")  # the user's own values win
 
-# Where they are set, it would go elsewhere, or bring another key.
+# If set, these would make it connect elsewhere, or send another key.
 DROPPED = (
     *("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS"),
     *("ANTHROPIC_SMALL_FAST_MODEL", "CLAUDE_CODE_SUBAGENT_MODEL", "CLAUDE_CODE_USE_GATEWAY"),
@@ -33,62 +33,62 @@ DROPPED = (
 )
 
 
-def choose(names: Sequence[str], patterns: Mapping[str, str], asked: str) -> dict[str, str]:
-    """The model for each family, and for "" otherwise: `asked`, or what a pattern of the gateway
-    leads Anthropic's own names to, or the first. Raises UsageError."""
-    if asked and asked not in names:
+def choose(names: Sequence[str], patterns: Mapping[str, str], requested: str) -> dict[str, str]:
+    """The model for each family, and the default under "": the requested one, or what a pattern of
+    the gateway maps Anthropic's own names to, or the first. Raises UsageError."""
+    if requested and requested not in names:
         raise UsageError(
-            f"name={asked}: there is no such chat model{did_you_mean(asked, list(names))}",
-            f"there is {', '.join(names)}",
+            f"name={requested}: there is no such chat model{did_you_mean(requested, list(names))}",
+            f"available: {', '.join(names)}",
         )
 
-    def led(family: str) -> str:
+    def mapped(family: str) -> str:
         name = f"claude-{family}-5"
         return next((to for pattern, to in patterns.items() if fnmatchcase(name, pattern)), "")
 
-    main = asked or led("sonnet") or names[0]
-    return {"": main, **{family: asked or led(family) or main for family in FAMILIES}}
+    default = requested or mapped("sonnet") or names[0]
+    return {"": default, **{x: requested or mapped(x) or default for x in FAMILIES}}
 
 
 def environment(
-    url: str, models: Mapping[str, str], context: int | None, given: Mapping[str, str]
+    url: str, models: Mapping[str, str], context: int | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables, without the key. Limits that are `given` stay as they are."""
-    told = {
+    """The variables, without the key. LIMITS set in `environ` are kept."""
+    env = {
         "ANTHROPIC_BASE_URL": url,
         "ANTHROPIC_MODEL": models[""],
-        **{f"ANTHROPIC_DEFAULT_{one.upper()}_MODEL": models[one] for one in FAMILIES},
+        **{f"ANTHROPIC_DEFAULT_{family.upper()}_MODEL": models[family] for family in FAMILIES},
         "API_TIMEOUT_MS": str(TIMEOUT_MS),
-        # A line in the prompt that is another one each time: nothing after it could be reused.
+        # A line of the prompt that changes each time: the cache for all after it would be lost.
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
     host = urlsplit(url).hostname or ""
-    for name in ("NO_PROXY", "no_proxy"):  # else the key would go to the proxy
-        told[name] = ",".join(filter(None, (given.get(name, ""), host)))
+    for name in ("NO_PROXY", "no_proxy"):  # otherwise the key would be sent to the proxy
+        env[name] = ",".join(filter(None, (environ.get(name, ""), host)))
     if context:
-        told["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(context)
-        told["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(min(MOST_OUTPUT, context // 4))
-    return {**told, **{name: given[name] for name in LIMITS if given.get(name)}}
+        env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(context)
+        env["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(min(MAX_OUTPUT, context // 4))
+    return {**env, **{name: environ[name] for name in LIMITS if environ.get(name)}}
 
 
 def too_small(model: str, context: int | None) -> str:
-    """What is to be said of a context in which the first request does not fit."""
-    if context is None or context > USUAL:
+    """A warning about a context that is too small for the first request; empty for none."""
+    if context is None or context > WITH_TOOLS:
         return ""
     return (
-        f"{model} has a context of {context:,} tokens; the first request of Claude Code takes "
-        f"about {USUAL:,} with its tools, {SMALLEST:,} without: give it more (ctx_size)"
+        f"{model} has a context of {context:,} tokens; Claude Code's first request takes about "
+        f"{WITH_TOOLS:,} with its tools, {WITHOUT_TOOLS:,} without: increase ctx_size"
     )
 
 
 def shell(env: Mapping[str, str], key_file: str | None, words: Sequence[str]) -> str:
-    """The lines for a POSIX shell. The key is read from its file when they are run."""
+    """The lines for a POSIX shell, which read the key from its file when they are run."""
     first = r"""awk '{gsub(/^[ \t\r]+|[ \t\r]+$/, "")} NF && !/^#/ {print; exit}'"""
     key = f'"$({first} {shlex.quote(key_file)})"' if key_file else NO_KEY
     lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
-    gone, command = " ".join(DROPPED), shlex.join([PROGRAM, *words])
-    return "\n".join([f"unset {gone}", *lines, f"export {KEY}={key}", command])
+    dropped, command = " ".join(DROPPED), shlex.join([PROGRAM, *words])
+    return "\n".join([f"unset {dropped}", *lines, f"export {KEY}={key}", command])
 
 
 def powershell(env: Mapping[str, str], key_file: str | None, words: Sequence[str]) -> str:
@@ -101,30 +101,30 @@ def powershell(env: Mapping[str, str], key_file: str | None, words: Sequence[str
     if key_file:
         key = f"(Get-Content {quoted(key_file)} | Where-Object {{ $_ -match '^\\s*[^#\\s]' }})"
         key = f"@{key}[0].Trim()"
-    gone = ",".join(f"Env:{name}" for name in DROPPED)
+    dropped = ",".join(f"Env:{name}" for name in DROPPED)
     lines = [f"$env:{name} = {quoted(value)}" for name, value in env.items()]
     command = " ".join([PROGRAM, *map(quoted, words)])
-    away = f"Remove-Item -ErrorAction SilentlyContinue {gone}"
-    return "\n".join([away, *lines, f"$env:{KEY} = {key}", command])
+    remove = f"Remove-Item -ErrorAction SilentlyContinue {dropped}"
+    return "\n".join([remove, *lines, f"$env:{KEY} = {key}", command])
 
 
-def ask(url: str, key: str, advice: str) -> list[str]:
+def chat_models(url: str, key: str, advice: str) -> list[str]:
     """The chat models that a gateway or server lists. Raises PipelineError."""
-    found = _get(f"{url}/v1/models", key, advice)
-    entries = found.get("data", []) if isinstance(found, dict) else []
-    names = [str(one["id"]) for one in entries if one.get("kind", "chat") == "chat"]
+    listed = _get(f"{url}/v1/models", key, advice)
+    entries = listed.get("data", []) if isinstance(listed, dict) else []
+    names = [str(entry["id"]) for entry in entries if entry.get("kind", "chat") == "chat"]
     if not names:
         raise PipelineError(f"{url} lists no chat model", advice)
     return names
 
 
 def context_of(url: str, key: str, model: str) -> int | None:
-    """The context of a model in tokens, where the server tells it."""
+    """The context of a model in tokens; None where the server does not report it."""
     try:
-        found = _get(f"{url}/props?model={quote(model, safe='')}", key, "")
-    except PipelineError:  # another engine's, or one that does not run
+        props = _get(f"{url}/props?model={quote(model, safe='')}", key, "")
+    except PipelineError:  # another engine, or not running
         return None
-    settings = found.get("default_generation_settings", {}) if isinstance(found, dict) else {}
+    settings = props.get("default_generation_settings", {}) if isinstance(props, dict) else {}
     size = settings.get("n_ctx")
     return size if isinstance(size, int) and size > 0 else None
 
@@ -135,9 +135,9 @@ def _get(url: str, key: str, advice: str) -> Any:
 
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx2.get(url, headers=headers, timeout=ASK_SECONDS, trust_env=False)
-    except (httpx2.TransportError, httpx2.InvalidURL) as why:
-        raise PipelineError(f"nothing answers at {url}: {why}", advice) from None
+        answer = httpx2.get(url, headers=headers, timeout=REQUEST_SECONDS, trust_env=False)
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        raise PipelineError(f"nothing answers at {url}: {error}", advice) from None
     if answer.status_code == 401:
         raise PipelineError(f"{url}: the API key is missing or wrong", "api_key_file=PATH")
     try:

@@ -50,6 +50,6 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     assert unreachable([], profile, told).startswith(elsewhere)
     assert unreachable([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
     assert unreachable([], profile, told | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
-        "PUBLISHED_PORTS=8080/tcp: is ports"
+        "PUBLISHED_PORTS=8080/tcp: must be ports"
     )
     assert unreachable([], None, told) == ""
