@@ -65,6 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(out)]
 
 
+OWN_PORT = ("port=", "profile=", "config=", "--")  # who says so has a port of its own
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished doit: its exit status and what it printed."""
@@ -91,6 +94,8 @@ class Doit:
         self.summary: Any = {}  # of the server that was started last
 
     def command(self, *words: str) -> list[str]:
+        if words[:1] == ("serve",) and not any(w.startswith(OWN_PORT) for w in words):
+            words += (f"port={free_port()}",)  # another test may serve on the default one
         return [sys.executable, "-m", "doit", *words]
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:

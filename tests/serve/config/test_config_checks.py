@@ -312,9 +312,8 @@ class TestProgram:
         assert len(caught.value.message.splitlines()) == 3
 
     def test_none_at_all(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            UsageError, match="there is no llama-server; name one, or run .*build_bins"
-        ):
+        says = r"there is no llama-server; name one, or run .*build_bins"
+        with pytest.raises(UsageError, match=says):
             checks.check(read(tmp_path, SERVER), server=None, flags=None, environ={})
 
     def test_none_is_needed_for_vllm_alone(self, tmp_path: Path) -> None:
