@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     if words[:1] in (["-h"], ["--help"]):
         words = ["help"]
     try:
-        words = command_line.understood(words, command_line.task_names(), variables)
+        words = command_line.understood(words, command_line.task_names(), command_line.parsers)
     except UsageError as error:
         print(f"doitw: {error}", file=sys.stderr)
         sys.exit(3)
@@ -34,13 +33,6 @@ def main() -> None:
     from doit.doit_cmd import DoitMain
 
     sys.exit(DoitMain().run([word or " " for word in words]))
-
-
-def variables() -> Mapping[str, object]:
-    """The parser of each variable, by its name."""
-    from pipeline.commands.variables import TABLE
-
-    return {each.name: each.parse for each in TABLE}
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ import pytest
 import yaml
 from conftest import REPOSITORY, Doit
 
+from pipeline.tasks.command_line import parsers, task_names, understood
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMANDS = re.findall(
-    r"^(?:[A-Z_]+=\S+ )*\./doitw (.+?)(?:\s+#.*)?$",
+    r"^(?:[A-Z_]+=\S+ )*\./doitw (.+?)(?: \| source)?(?:\s+#.*)?$",
     "\n".join(page.read_text(encoding="utf-8") for page in PAGES),
     re.M,
 )
 
 
-def test_the_page_of_variables_is_complete() -> None:
-    from pipeline.commands.variables import TABLE
+def test_the_page_of_variables_is_the_generated_one() -> None:
+    from pipeline.tasks import reference
 
-    text = (REPOSITORY / "docs" / "variables.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^\| `([a-z0-9_]+)` \|", text, re.M))
-    assert told == {variable.name for variable in TABLE}
+    text = reference.PAGE.read_text(encoding="utf-8")
+    assert text == reference.page(text), "python -m pipeline.tasks.reference writes it"
 
 
 # The files that the pages speak of are not here.
@@ -59,6 +60,9 @@ def test_commands_in_the_pages_are_understood(bare: Doit, command: str) -> None:
     words = shlex.split(own.partition(" > ")[0])
     variables = [w for w in words if "=" in w and not w.startswith(MISSING)]
     listed = bare("list", "-q", *variables).out.split()
+    if words[0] in ("help", "completion"):
+        understood(words, task_names(), parsers)
+        return
     named = [w for w in words if "=" not in w and not w.startswith("-")]
     assert named, "a task or a command of doit"
     assert all(word in [*listed, "list", "forget", "clean"] for word in named)

@@ -232,7 +232,7 @@ class FileVariables:
     )
     names: tuple[str, ...] = variable(
         names,
-        "these instances alone, with commas between them; of `claude`: the model",
+        "these instances alone, with commas between them; for `claude` the model",
         (),
         shown="all",
         of=("up", "ps", "logs", "down", "kubernetes", "claude"),

@@ -39,8 +39,7 @@ def doitw(words: str) -> str:
     import shlex
     import shutil
 
-    program = PurePath(sys.argv[0])
-    if program.stem == "doit" or program.parts[-2:] == ("doit", "__main__.py"):
+    if is_plain_doit():
         return f"doit {words}"
     name = os.environ.get("LLAMA_PIPELINE_COMMAND", "")
     if not name:
@@ -49,3 +48,9 @@ def doitw(words: str) -> str:
     if shutil.which(base) == name:  # what a shell finds by itself needs no folder
         name = base
     return f"{name if sys.platform == 'win32' else shlex.quote(name)} {words}"
+
+
+def is_plain_doit() -> bool:
+    """Whether doit itself was typed."""
+    program = PurePath(sys.argv[0])
+    return program.stem == "doit" or program.parts[-2:] == ("doit", "__main__.py")

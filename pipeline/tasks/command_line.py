@@ -7,7 +7,7 @@ doit knows tasks, `name=value` and options of its own. People also write `--name
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
@@ -17,9 +17,10 @@ from .table import STEPS
 
 COMMANDS = (
     *("list", "help", "run", "clean", "forget", "info", "ignore", "dumpdb", "strace"),
-    *("tabcompletion", "reset-dep"),
+    *("completion", "tabcompletion", "reset-dep"),
 )  # doit's, with options of their own
-PRINTING = ("list", "help", "info", "tabcompletion")
+PRINTING = ("list", "help", "info", "completion", "tabcompletion")
+OF_TASKS = ("list", "help", "run", "clean", "forget", "info", "ignore", "strace", "reset-dep")
 WITH_WORDS = ("test", "claude")  # tasks that take words of another program
 SERVER = "server."
 
@@ -37,47 +38,122 @@ OPTIONS_ELSEWHERE = {
 
 
 def understood(
-    words: Sequence[str], tasks: Collection[str], table: Callable[[], Mapping[str, object]]
+    words: Sequence[str],
+    tasks: Collection[str],
+    table: Callable[[], Mapping[str, object]],
+    *,
+    is_plain: bool = False,
 ) -> list[str]:
     """The words as doit takes them. `tasks` are all there are; `table` gives the variables' parsers
-    by name, and is called only where an option is written. Raises UsageError."""
+    by name, and is called only where it is needed. With `is_plain` options of doit's own may stand
+    before a task. Raises UsageError."""
     end = words.index("--") if "--" in words else len(words)
     own = list(words[:end])
     if "" in own:
         raise UsageError("a word of the command line is empty", "leave it out")
     first = next((word for word in own if not word.startswith("-") and "=" not in word), "")
-    if first in COMMANDS:
-        return list(words)
-    return [*_words(own, tasks, table, takes_words=first in WITH_WORDS), *words[end:]]
+    command = first if first in COMMANDS else "run" if is_plain else ""
+    return [*_words(own, tasks, table, command), *words[end:]]
 
 
 def _words(
     own: list[str],
     tasks: Collection[str],
     table: Callable[[], Mapping[str, object]],
-    *,
-    takes_words: bool,
-) -> Iterator[str]:
-    rest = deque(own)
+    command: str,
+) -> list[str]:
+    """The words before `--`. doit takes options of a command right behind it alone."""
+    rest, dashed, named, others = deque(own), list[str](), list[str](), list[str]()
+    if command in own:
+        rest.remove(command)
     while rest:
         word = rest.popleft()
         if word.startswith("-") and len(word) > 1:
+            takes = _option(word, options(command)) if command else None
+            if takes is not None:
+                dashed += [word, rest.popleft()] if takes and rest else [word]
+                continue
             name, given, value = word.lstrip("-").partition("=")
-            parser = _parser(word, name.replace("-", "_"), table())
+            parser = _parser(word, name.replace("-", "_"), table(), command)
             if not given:
                 value = _value(word, rest, is_flag=parser is flag)
-            yield f"{_key(name)}={value}"
-        elif "=" in word or takes_words or word.partition(":")[0] in tasks:
-            yield word
-        elif word in TASKS_ELSEWHERE:
-            raise UsageError(
-                f"{word}: there is no such task", f"here it is {TASKS_ELSEWHERE[word]}"
-            )
+            others.append(f"{_key(name)}={value}")
+        elif "=" in word:
+            others.append(word)
         else:
-            near = did_you_mean(word, [name for name in tasks if not name.startswith("_")])
-            raise UsageError(
-                f"{word}: there is no such task{near}", f"{doitw('list')} shows them all"
-            )
+            if not _is_free(word, command, named):
+                _require_known(word, tasks, command, table)
+            named.append(word)
+            others.append(word)
+    if command == "info" and len(named) != 1:
+        raise UsageError("info: needs one task", doitw("info TASK"))
+    first = [command] if command in own else []
+    return [*first, *dashed, *others]
+
+
+def _is_free(word: str, command: str, named: list[str]) -> bool:
+    """Whether a word means what it likes: for another program, or for doit alone."""
+    if command and command not in OF_TASKS:
+        return True
+    takes_words = command in ("", "run") and any(name in WITH_WORDS for name in named)
+    return takes_words or (command in ("clean", "run", "list") and "*" in word)
+
+
+def _require_known(
+    word: str,
+    tasks: Collection[str],
+    command: str,
+    table: Callable[[], Mapping[str, object]],
+) -> None:
+    """Raise UsageError where there is no such task."""
+    if word.partition(":")[0] in tasks:
+        return
+    known = [name for name in tasks if not name.startswith("_")]
+    if command == "help":
+        if word in ("task", f"{SERVER}NAME", *COMMANDS, *table()):
+            return
+        near = did_you_mean(word, [*known, *COMMANDS, *table()])
+        raise UsageError(f"{word}: there is no such task, variable or command{near}", _all())
+    if word in TASKS_ELSEWHERE:
+        raise UsageError(f"{word}: there is no such task", f"here it is {TASKS_ELSEWHERE[word]}")
+    raise UsageError(f"{word}: there is no such task{did_you_mean(word, known)}", _all())
+
+
+def _all() -> str:
+    return f"{doitw('list')} shows all tasks"
+
+
+def options(command: str) -> dict[str, bool]:
+    """The options of a command of doit's, as they are written: whether each takes a value."""
+    from doit.cmd_base import get_loader
+    from doit.doit_cmd import DoitMain
+
+    main = DoitMain()
+    commands = main.get_cmds()
+    loader = get_loader(main.config, None, commands)
+    made = commands.get_plugin(command)(task_loader=loader, config=main.config, cmds=commands)
+    names: dict[str, bool] = {}
+    for each in made.get_options():
+        takes = each.type is not bool
+        names |= {f"-{each.short}": takes} if each.short else {}
+        names |= {f"--{each.long}": takes} if each.long else {}
+        names |= {f"--{each.inverse}": False} if each.inverse else {}
+    return names
+
+
+def _option(word: str, known: Mapping[str, bool]) -> bool | None:
+    """Whether the next word is the value of this option; None where there is no such option."""
+    name, given, _ = word.partition("=")
+    if word.startswith("--"):
+        fits = (
+            [known[name]] if name in known else [v for n, v in known.items() if n.startswith(name)]
+        )
+        return fits[0] and not given if len(fits) == 1 else None
+    for at, letter in enumerate(word[1:], start=2):
+        takes = known.get(f"-{letter}")
+        if takes is None or takes:
+            return None if takes is None else at == len(word)
+    return False
 
 
 def _key(name: str) -> str:
@@ -85,7 +161,7 @@ def _key(name: str) -> str:
     return name if name.startswith(SERVER) else name.replace("-", "_")
 
 
-def _parser(word: str, name: str, table: Mapping[str, object]) -> object:
+def _parser(word: str, name: str, table: Mapping[str, object], command: str) -> object:
     if name.startswith(SERVER) and len(name) > len(SERVER):
         return None
     if name in table:
@@ -97,6 +173,9 @@ def _parser(word: str, name: str, table: Mapping[str, object]) -> object:
         )
         raise UsageError(f"{word}: there is no such option", hint)
     near = did_you_mean(name, list(table)).replace("_", "-")
+    if command:
+        near = did_you_mean(word, list(options(command))) or near
+        raise UsageError(f"{word}: there is no such option{near}", doitw(f"help {command}"))
     raise UsageError(
         f"{word}: there is no such option{near}",
         f"docs/variables.md lists them all; an option of llama-server is written {SERVER}NAME=…",
@@ -116,6 +195,13 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
 def task_names() -> list[str]:
     """The tasks that there are."""
     return [step.name for step in STEPS]
+
+
+def parsers() -> Mapping[str, object]:
+    """The parser of each variable, by its name."""
+    from pipeline.commands.variables import TABLE
+
+    return {each.name: each.parse for each in TABLE}
 
 
 def versions() -> str:

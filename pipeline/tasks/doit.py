@@ -15,9 +15,10 @@ from types import FrameType
 from typing import Any
 
 from doit import doit_cmd
-from doit.cmd_base import check_tasks_exist
+from doit.cmd_base import Command, check_tasks_exist
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_help import Help as DoitHelp
 from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
@@ -25,11 +26,12 @@ from doit.reporter import ConsoleReporter
 from pipeline.commands.model import Steps
 from pipeline.commands.request import request
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox.available import SWITCH, is_off
 from pipeline.serve import launch, sandbox
 
-from .table import Step
+from .command_line import parsers, task_names, understood
+from .step import Step
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3
@@ -42,6 +44,8 @@ def session() -> Steps:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
     interrupt_on_termination()
     replace_closed_streams()
+    if is_plain_doit():
+        read_as_doitw_does()
     inherited = launch.inherited(os.environ)
     for name in inherited:
         del os.environ[name]
@@ -65,6 +69,20 @@ def session() -> Steps:
         steps.configured = Configured(steps, given)
         steps.models = steps.configured.models
     return steps
+
+
+def read_as_doitw_does() -> None:
+    """Plain doit understands `--name value` and names what is near, as far as it gets here: it
+    is run once more with the words as it takes them."""
+    words = sys.argv[1:]
+    try:
+        same = understood(words, task_names(), parsers, is_plain=True)
+    except UsageError as error:
+        raise InvalidDodoFile(str(error)) from None
+    if same != words:
+        sys.argv[1:] = same
+        sys.modules.pop("dodo", None)  # it is being imported; the next run does it anew
+        raise SystemExit(doit_cmd.DoitMain().run(same))
 
 
 def tasks(table: Iterable[Step], steps: Steps) -> Iterator[Task]:
@@ -280,3 +298,41 @@ class Info(DoitInfo):  # type: ignore[misc]
     @staticmethod
     def get_reasons(reasons: Mapping[str, Any]) -> str:
         return " * it has something to do"
+
+
+class Help(DoitHelp):  # type: ignore[misc]
+    """Help on a step with its variables, and on a variable: doit's own knows neither."""
+
+    doc_usage = "[TASK] [VARIABLE] [COMMAND]"
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        from . import reference
+
+        text = reference.help_of(args[0]) if len(args) == 1 and args[0] not in self.cmds else ""
+        if text:
+            print(text, end="")
+            return 0
+        return int(super().execute(params, args))
+
+
+class Completion(Command):  # type: ignore[misc]
+    """What a shell has to read to complete tasks and variables."""
+
+    doc_purpose = "print what completes tasks and variables in a shell: bash, zsh or fish"
+    doc_usage = "[SHELL]"
+    cmd_options = (
+        {
+            **{"name": "shell", "short": "s", "long": "shell", "type": str, "default": "bash"},
+            "help": "bash, zsh or fish [default: %(default)s]",
+        },
+    )
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        from . import reference
+
+        shell = next(iter(args), params["shell"])
+        if shell not in reference.SHELLS or len(args) > 1:
+            log.info(f"completion: {' '.join(args) or shell}: must be bash, zsh or fish")
+            return WRONG_USAGE
+        print(reference.completion(shell), end="")
+        return 0

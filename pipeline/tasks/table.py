@@ -6,61 +6,36 @@ or anything of the pipeline, is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import commands as do
 from pipeline.core.errors import doitw
 
+from .step import (
+    PREPARATION,
+    PREPARED_FOR,
+    Step,
+    after_resolve,
+    before_resolve,
+    before_start,
+    builds,
+    has_flags,
+    is_auto,
+    is_router,
+    model,
+    servers,
+    servers_or_url,
+)
+
 if TYPE_CHECKING:
     from pipeline.commands.model import Steps
 
-# doit runs a task as soon as what it is `after` has run, so the order stands in `after` alone:
-# what can go wrong soonest comes first, and nothing large is fetched before the request is sound.
-PREPARED_FOR = ("_check", "_compiler", "resolve", "source", "build_bins")
-PREPARATION = (*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize")
-
-
-def nothing(steps: Steps) -> str:
-    return ""
-
-
-def model(steps: Steps) -> str:
-    """What is missing where no model is given."""
-    if steps.request.reference or steps.configured:
-        return ""
-    return "no model given; pass model=… (try model=demo)"
-
-
-def servers(steps: Steps) -> str:
-    """What is missing where no file of servers is given."""
-    if steps.configured:
-        return ""
-    return "no servers given; pass config=… (configs/ has examples) or profile=…"
-
-
-def servers_or_url(steps: Steps) -> str:
-    return "" if steps.request.many.url else servers(steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step. One without `done` always runs. A name that begins with _ is not listed: such a
-    step finds mistakes before any work, or belongs to another one."""
-
-    name: str
-    help: str
-    run: Callable[[Steps], None] = lambda steps: None
-    done: Callable[[Steps], bool] | None = None
-    after: Sequence[str] | Callable[[Steps], Sequence[str]] = ()
-    clean: Callable[[Steps], None] | None = None
-    forget: Callable[[Steps], None] | None = None
-    needs: Callable[[Steps], str] = nothing  # what the command line has to name, if it does not
-    run_with: Callable[[Steps, Sequence[str]], None] | None = None  # words of another program
-    each_model: bool = False  # one sub-task for each model of a configuration
-    is_group: Callable[[Steps], bool] = lambda steps: False  # no more than what it is after
-
+# Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
+OWN = ("force", "offline")  # of llama.cpp's own steps
+RUN = ("force", "refresh", "frozen", "offline")
+MODEL = ("model", "config", "profile", *RUN)
+MAKING = (*MODEL, "programs")
+SERVING = ("model", "programs", "server", "serving", "config", "profile", "engine", *RUN, "format")
 
 STEPS = (
     # llama.cpp's programs
@@ -72,6 +47,7 @@ STEPS = (
         after=lambda steps: ["_check", *after_resolve(steps, "source")],
         clean=lambda steps: do.clean.clean_source(steps),
         forget=lambda steps: do.clean.forget_source(steps),
+        reads=OWN,
     ),
     Step(
         "build_ui",
@@ -81,6 +57,7 @@ STEPS = (
         after=["_check", "_compiler", "source"],
         clean=lambda steps: do.clean.clean_page(steps),
         forget=lambda steps: do.clean.forget_page(steps),
+        reads=("ui", *OWN),
     ),
     Step(
         "cuda_toolkit",
@@ -90,6 +67,7 @@ STEPS = (
         after=["_check", "_compiler"],
         clean=lambda steps: do.clean.clean_toolkit(steps),
         forget=lambda steps: do.clean.forget_toolkit(steps),
+        reads=("programs", *OWN),
     ),
     Step(
         "build_bins",
@@ -103,6 +81,7 @@ STEPS = (
         ],
         clean=lambda steps: do.clean.clean_bins(steps),
         forget=lambda steps: do.clean.forget_bins(steps),
+        reads=("programs", *OWN),
     ),
     Step(
         "package",
@@ -111,17 +90,20 @@ STEPS = (
         after=lambda steps: ["_check", *(["source"] if steps.programs.are_compiled else [])],
         clean=lambda steps: do.package.clean(steps),
         forget=lambda steps: do.package.forget(steps),
+        reads=("programs", *OWN),
     ),
     Step(
         "install_package",
         "install the programs of the archive pkg=",
         run=lambda steps: do.package.install_package(steps),
         after=["_writable"],
+        reads=("package", "force"),
     ),
     Step(
         "recipe",
         "print a cache key that changes whenever the build would",
         run=lambda steps: do.make.tell_recipe(steps),
+        reads=("programs",),
     ),
     # a model
     Step(
@@ -134,6 +116,7 @@ STEPS = (
         forget=lambda steps: do.clean.forget_resolve(steps),  # its answer is its receipt
         needs=model,
         each_model=True,
+        reads=MODEL,
     ),
     Step(
         "fetch",
@@ -146,6 +129,7 @@ STEPS = (
         forget=lambda steps: do.clean.forget(steps, "fetch"),
         needs=model,
         each_model=True,
+        reads=MODEL,
     ),
     Step(
         "converter",
@@ -155,6 +139,7 @@ STEPS = (
         after=lambda steps: ["_settle", "fetch"] if after_resolve(steps, "converter") else [],
         clean=lambda steps: do.clean.clean_converter(steps),
         forget=lambda steps: do.clean.forget_converter(steps),
+        reads=OWN,
     ),
     Step(
         "convert",
@@ -166,6 +151,7 @@ STEPS = (
         forget=lambda steps: do.clean.forget(steps, "convert"),
         needs=model,
         each_model=True,
+        reads=MAKING,
     ),
     Step(
         "quantize",
@@ -177,6 +163,7 @@ STEPS = (
         forget=lambda steps: do.clean.forget(steps, "quantize"),
         needs=model,
         each_model=True,
+        reads=MAKING,
     ),
     Step(
         "prepare",
@@ -185,6 +172,7 @@ STEPS = (
         after=lambda steps: before_start(steps) if steps.configured else ["_frozen"],
         needs=model,
         is_group=lambda steps: steps.configured is None,
+        reads=MAKING,
     ),
     Step(
         "serve",
@@ -196,6 +184,7 @@ STEPS = (
             else ["_port", *(["_flags"] if has_flags(steps) else []), "_frozen"]
         ),
         needs=model,
+        reads=SERVING,
     ),
     # many servers
     Step(
@@ -206,17 +195,25 @@ STEPS = (
         ),
         after=lambda steps: [] if steps.request.many.dry_run else before_start(steps),
         needs=servers,
+        reads=("file", "programs", "sandbox", *RUN, "format"),
     ),
-    Step("ps", "list the servers that are up", run=lambda steps: do.ps.ps(steps)),
+    Step(
+        "ps",
+        "list the servers that are up",
+        run=lambda steps: do.ps.ps(steps),
+        reads=("file", "format"),
+    ),
     Step(
         "logs",
         "print the log of name=; follow=1 stays with it",
         run=lambda steps: do.ps.logs(steps),
+        reads=("file",),
     ),
     Step(
         "down",
         "stop the servers of config=, or name= alone",
         run=lambda steps: do.ps.down(steps),
+        reads=("file",),
     ),
     Step(
         "gateway",
@@ -224,12 +221,14 @@ STEPS = (
         run=lambda steps: do.gateway.run(steps),
         after=lambda steps: before_start(steps) if is_router(steps) else [],
         needs=servers,
+        reads=("file", "programs", "host", "port", "api_key_file"),
     ),
     Step(
         "claude",
         "print how Claude Code is started on the gateway of config=; start=1 starts it",
         run_with=lambda steps, words: do.claude.run(steps, words),
         needs=servers_or_url,
+        reads=("file", "api_key_file", "format"),
     ),
     Step(
         "systemd",
@@ -237,12 +236,14 @@ STEPS = (
         run=lambda steps: do.up.systemd(steps),
         after=lambda steps: ["_config"] if steps.configured else [],
         needs=servers,
+        reads=("file", "sandbox"),
     ),
     Step(
         "kubernetes",
         "write manifests for the servers of config=, for kubectl apply -k",
         run=lambda steps: do.kubernetes.write(steps),
         needs=servers,
+        reads=("file", "kubernetes", "format", *RUN),
     ),
     # what was made, and what would be
     Step(
@@ -251,6 +252,7 @@ STEPS = (
         run=lambda steps: do.lock.lock(steps),
         after=["_lockable", "_frozen"],
         needs=model,
+        reads=MAKING,
     ),
     Step(
         "plan",
@@ -259,16 +261,19 @@ STEPS = (
             do.plan_servers.plan(steps.configured) if steps.configured else do.plan.plan(steps)
         ),
         needs=model,
+        reads=SERVING,
     ),
     Step(
         "verify",
         "hash every artifact again and compare it with its receipt",
         run=lambda steps: do.verify.verify(steps),
+        reads=("format",),
     ),
     Step(
         "doctor",
         "tell what this machine has, and what each backend lacks; format=json too",
         run=lambda steps: do.doctor.doctor(steps),
+        reads=("format",),
     ),
     Step(
         "test",
@@ -343,58 +348,6 @@ STEPS = (
         after=["build_bins"],
     ),
 )
-
-
-# What has to run before what, where that depends on the model or the servers that are named
-
-
-def is_auto(steps: Steps) -> bool:
-    from pipeline.models import quants
-
-    return steps.request.wanted.quant == quants.AUTO
-
-
-def before_resolve(steps: Steps) -> list[str]:
-    """Of a folder the source knows the architectures, and quant=auto asks the programs and the
-    converter. All else is resolved before any of it."""
-    reference = steps.request.reference
-    if reference is None:
-        return []
-    if is_auto(steps):
-        is_converted = reference.kind in ("demo", "folder")
-        return ["source", "build_bins", *(["converter"] if is_converted else [])]
-    return ["source"] if reference.kind == "folder" else []
-
-
-def after_resolve(steps: Steps, step: str) -> list[str]:
-    """`resolve`, unless it needs `step` itself."""
-    needed = any(step in before_resolve(model) for model in steps.models.values())
-    return [] if needed or not steps.models else ["resolve"]
-
-
-def has_flags(steps: Steps) -> bool:
-    """Whether options of the server are given."""
-    return bool(steps.request.settings.server)
-
-
-def before_start(steps: Steps) -> list[str]:
-    """What has to be there before a server of a file is started."""
-    if steps.configured is None:
-        return []
-    frozen = ["_frozen"] if steps.models else []
-    return ["_config", "_places", *builds(steps), "_options", *frozen]
-
-
-def builds(steps: Steps) -> list[str]:
-    """The step that makes llama-server, where none is found elsewhere."""
-    return ["build_bins"] if steps.configured and steps.configured.needs_programs else []
-
-
-def is_router(steps: Steps) -> bool:
-    """Whether llama-server's own router is the gateway, which starts the servers itself."""
-    from pipeline.commands.variables import ROUTER
-
-    return steps.request.many.engine == ROUTER
 
 
 # Steps that are too long for a line

@@ -7,12 +7,14 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.commands.variables import TABLE
+from pipeline.commands.variables import GROUPS, TABLE
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import flag, text
-from pipeline.tasks import command_line
+from pipeline.tasks import command_line, reference
+from pipeline.tasks.step import Step
+from pipeline.tasks.table import STEPS
 
-TASKS = ("serve", "plan", "fetch", "test", "claude", "doctor", "_check")
+TASKS = ("serve", "plan", "fetch", "quantize", "test", "claude", "doctor", "_check")
 PARSERS = {"model": text, "port": text, "keep_f16": flag, "gguf_path": text, "ctx_size": text}
 PARSERS |= {"quant": text, "start": flag}
 
@@ -41,7 +43,15 @@ def understood(line: str) -> list[str]:
         ("claude --start -- --model x -p", "claude start=1 -- --model x -p"),
         ("test tests/core", "test tests/core"),
         ("list --all --status", "list --all --status"),
-        ("clean -n quantize --dry-run", "clean -n quantize --dry-run"),
+        ("clean -n quantize --dry-run", "clean -n --dry-run quantize"),
+        ("list --status --model demo", "list --status model=demo"),
+        ("list --stat -qs", "list --stat -qs"),
+        ("list --sort name serve", "list --sort name serve"),
+        ("clean q*", "clean q*"),
+        ("run -n 2 fetch:one", "run -n 2 fetch:one"),
+        ("help port", "help port"),
+        ("help clean", "help clean"),
+        ("completion zsh", "completion zsh"),
         ("", ""),
     ],
 )
@@ -66,6 +76,16 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("serve -v", "-v: there is no such option"),
         ("serve --model", "--model: needs a value"),
         ("serve --model --port 1", "--model: needs a value"),
+        ("list serv", "serv: there is no such task; did you mean serve\\?"),
+        ("clean fetc", "did you mean fetch\\?"),
+        ("forget nosuch", "nosuch: there is no such task"),
+        ("run serv", "did you mean serve\\?"),
+        ("info", "info: needs one task"),
+        ("info nosuch", "nosuch: there is no such task"),
+        ("help serv", "did you mean serve\\?"),
+        ("help ctx_sise", "did you mean ctx_size\\?"),
+        ("list --statsu", "--statsu: there is no such option; did you mean --status\\?"),
+        ("clean --port", "--port: needs a value"),
     ],
 )
 def test_mistakes_are_answered_by_what_there_is(line: str, said: str) -> None:
@@ -110,6 +130,9 @@ def test_as_users_type_it() -> None:
     assert wrong.stderr.splitlines()[0] == "doitw: serv: there is no such task; did you mean serve?"
     refused = doitw("plan", "--model", "demo", "--port", "99999999")
     assert refused.returncode == 3 and "port=99999999: must be a whole number" in refused.stderr
+    assert (
+        doitw("list", "--port").stderr == "doitw: --port: needs a value\n  hint: write --port=…\n"
+    )
     told = doitw("--version").stdout.splitlines()
     assert [line.split()[0] for line in told] == ["llama-pipeline", "llama.cpp", "doit"]
 
@@ -124,3 +147,41 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     )
     assert done.stdout.startswith("_") or done.stdout.startswith("build_bins")
     assert done.stderr == ""
+
+
+def doit(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "doit", *words]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_plain_doit_understands_the_same() -> None:
+    wrong = doit("serv")
+    assert wrong.returncode == 3 and "serv: there is no such task; did you mean" in wrong.stderr
+    assert "hint: doit list shows all tasks" in wrong.stderr
+    refused = doit("plan", "--model", "demo", "--port", "99999999")
+    assert refused.returncode == 3 and "port=99999999: must be a whole number" in refused.stderr
+    assert doit("-n", "2", "plan", "modle=x").stderr.startswith("ERROR: modle: there is no such")
+    assert doit("info", "nosuch").stderr.startswith("ERROR: nosuch: there is no such task")
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_what_a_step_reads_is_a_variable_or_a_group(step: Step) -> None:
+    assert {*step.reads} <= {*GROUPS, *(each.name for each in TABLE)}
+
+
+def test_every_variable_is_read_by_a_step() -> None:
+    assert {each.name for each in TABLE} <= {
+        each.name for step in reference.PUBLIC for each in reference.read_by(step)
+    }
+
+
+def test_help_lists_the_variables_of_a_step() -> None:
+    told = doitw("help", "logs").stdout
+    assert told.splitlines()[0] == "logs  print the log of name=; follow=1 stays with it"
+    assert "  lines    so many from the end [50]" in told
+    assert "dry_run" not in told, "that is of up"
+    assert "docs/instances.md" in told and "](" not in told and "`" not in told
+    assert "read by: serve, plan" in doitw("help", "ctx_size").stdout
+    assert "doitw clean" in doitw("help").stdout
