@@ -18,17 +18,17 @@ from pipeline.bins.compile import source
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.store.publish import remove
-from pipeline.models import autoquant, chain, converter, hub, lockfile, quants, resolve
+from pipeline.models import autoquant, chain, converter, lockfile, quants, resolve
 from pipeline.models.chain import Chain, Needs, QuantRequest
 from pipeline.models.hub_errors import Changed
 from pipeline.models.reference import Reference
 from pipeline.models.resolve import Resolved
 
-from . import server_options
 from .programs import Programs
 from .request import Request
 
 if TYPE_CHECKING:
+    from pipeline.models import hub
     from pipeline.serve.config.configuration import InstanceSpec
 
     from .servers import Configured
@@ -62,6 +62,8 @@ class Steps:
     @property
     def spec(self) -> InstanceSpec:
         """The options of the server that the model is for."""
+        from . import server_options  # loads what reads a file of servers: not for every step
+
         return self._spec or server_options.spec(self.request)
 
     def served_by(self, spec: InstanceSpec) -> Steps:

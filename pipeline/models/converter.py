@@ -6,7 +6,6 @@ import ast
 import hashlib
 import platform
 import sys
-import venv
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -83,6 +82,8 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
         remove(target)  # what a cut run left
         require_space(target.parent, INSTALLED_BYTES)
         info("making the converter's environment (1.2 GB, once)")
+        import venv  # slow to load
+
         venv.create(target, with_pip=False, symlinks=not WINDOWS)
         log = home.logs / "converter.log"
         for arguments in pip_arguments(python(home)):

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import fill, integer, path, read, variable, variables
 
-from .workload import LABEL
-
 IMAGE = re.compile(
     r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
     re.ASCII,
 )
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)")
 STEP = ("kubernetes",)  # which reads them
 REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")

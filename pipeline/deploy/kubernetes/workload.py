@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pipeline.core.text import plural
 from pipeline.serve.server import LLAMA_CPP, Server
 
-LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 LONGEST = 40  # of our names: suffixes (`-api-key`, a pod's own) have to fit into 63
 
 # Paths in the pod. The claim is LLAMA_PIPELINE_HOME there, with models, receipts and caches.
