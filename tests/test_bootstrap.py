@@ -135,7 +135,7 @@ NEEDED = (
     *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
     *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "paths", "variables")),
     "pipeline/commands/__init__.py",
-    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line", "table")),
+    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line", "step", "table")),
 )
 
 
