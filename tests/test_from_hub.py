@@ -259,7 +259,7 @@ def test_a_projector_of_another_width_is_refused_at_once(site: Site, parts: Part
     unknown = site.doit("serve", "model=org/eyes", "mmproj=mmproj-none.gguf", status=3)
     assert "mmproj-tiny-F16.gguf" in unknown.err, "those that there are"
     no_projector = site.doit("serve", "model=org/eyes", "mmproj=tiny-Q8_0.gguf", status=3)
-    assert "is no projector" in no_projector.err
+    assert "is not a projector" in no_projector.err
     assert weights(site.doit) == []
 
 
@@ -737,9 +737,9 @@ def test_renamed(site: Site, parts: Parts) -> None:
             1,
             ["adapter (LoRA)", "convert_lora_to_gguf.py"],
         ),
-        ({"mmproj-F16.gguf": b"x"}, 1, ["projectors (mmproj) alone"]),
+        ({"mmproj-F16.gguf": b"x"}, 1, ["only projectors (mmproj)"]),
         ({"model.onnx": b"x"}, 1, ["neither GGUF nor safetensors", "model.onnx"]),
-        ({"tiny-Q8_0.gguf": b"no GGUF", "tiny-Q4_0.gguf": b"x"}, 1, ["no usable GGUF"]),
+        ({"tiny-Q8_0.gguf": b"no GGUF", "tiny-Q4_0.gguf": b"x"}, 1, ["not a usable GGUF"]),
     ],
     ids=["empty", "readme", "pickled", "adapter", "projector", "onnx", "broken"],
 )

@@ -113,9 +113,9 @@ def test_where_nothing_can_be_put_nothing_is_downloaded(
     registry.write_text(json.dumps(told))
     doit.env["HF_ENDPOINT"] = "http://127.0.0.1:1"
     said = doit("prepare", "profile=tiny", status=1).err
-    assert f"{tmp_path / 'file'}: nothing can be written there" in said
+    assert f"{tmp_path / 'file'}: cannot be written to" in said
     doit.env["LLM_PROFILE_NAME"] = "tiny"
-    assert "nothing can be written" not in doit("source", status=None).err, "it puts nothing there"
+    assert "cannot be written" not in doit("source", status=None).err, "it puts nothing there"
     assert "let this user write there" in said
 
 

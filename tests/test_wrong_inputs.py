@@ -206,7 +206,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
         else:
             home.mkdir(mode=0o500)
         wrong = Doit(home)("serve", "model=demo", status=1)
-    assert "nothing can be written there" in wrong.err
+    assert "cannot be written to" in wrong.err
     assert "LLAMA_PIPELINE_HOME" in wrong.err
     assert "Traceback" not in wrong.err
 
@@ -266,7 +266,7 @@ def test_an_index_names_only_files_beside_it(bare: Doit, own_tiny: Path) -> None
     for name in ("../evil.safetensors", str(own_tiny.parent / "evil.safetensors"), 5):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         wrong = bare("prepare", f"model={own_tiny}", status=1)
-        assert "which is no file beside it" in wrong.err and "Traceback" not in wrong.err
+        assert "which is not a file beside it" in wrong.err and "Traceback" not in wrong.err
 
 
 def test_a_hub_that_does_not_answer(bare: Doit) -> None:
@@ -299,9 +299,9 @@ def test_what_cannot_be_meant_is_said_before_a_build(
     doit("prepare", f"model={tiny}", "quant=q8_0")
     own = shutil.copy(next(doit.home.rglob("*.gguf")), tmp_path / "own.gguf")
     for words, says in (
-        (["quant=q5_0"], "quantizing twice"),
-        (["quant=q8_0", "keep_f16=1"], "keep_f16: the GGUF is taken as it is"),
-        ([f"imatrix={own}"], "imatrix: is not used"),
+        (["quant=q5_0"], "quantizing it again"),
+        (["quant=q8_0", "keep_f16=1"], "keep_f16: not used: the GGUF is served as it is"),
+        ([f"imatrix={own}"], "imatrix: not used"),
     ):
         wrong = bare("prepare", f"model={own}", *words, status=3)
         assert wrong.steps == [] and says in wrong.err

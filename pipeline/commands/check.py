@@ -50,12 +50,12 @@ def check_request(steps: Steps) -> None:
             f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
         )
     book = home.run / "gguf.json"
-    own = request.mmproj and gguf.read_noted(request.mmproj, book)
+    own = request.mmproj and gguf.read_cached(request.mmproj, book)
     if reference and reference.path:
         if reference.kind == "gguf":
             resolve.gguf_path(reference.path, home)
             if own and request.mmproj:
-                projector.require(own, gguf.read_noted(reference.path, book), request.mmproj.name)
+                projector.require(own, gguf.read_cached(reference.path, book), request.mmproj.name)
         else:
             resolve.check_folder(reference.path, steps.architectures())
     steps.chain()  # what cannot be meant is said now

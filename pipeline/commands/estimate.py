@@ -101,7 +101,7 @@ def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memor
 def tensor_bytes(steps: Steps, model: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
     book = steps.home.run / "gguf.json"
-    headers = [gguf.read_noted(path, book) for path in gguf.shards(model)]
+    headers = [gguf.read_cached(path, book) for path in gguf.shards(model)]
     return sum(header.size - header.data for header in headers)
 
 
@@ -148,7 +148,7 @@ def header_folders(steps: Steps, resolved: Resolved) -> list[Path]:
 def of_made(steps: Steps, model: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
     book = steps.home.run / "gguf.json"
-    header = gguf.read_noted(model, book)
+    header = gguf.read_cached(model, book)
     return MemoryEstimate(
         bytes=sum(part.stat().st_size for part in gguf.shards(model)),
         trained=header.context_length,

@@ -145,8 +145,8 @@ def require_servable(steps: Steps, server: Server, options: Mapping[str, Flag]) 
     cache = steps.home.run / "gguf.json"
     mmproj = Path(server.folder, argument(server.cmd, "--mmproj"))
     if mmproj.is_file():
-        header = gguf.read_noted(path, cache)
-        projectors.require(gguf.read_noted(mmproj, cache), header, mmproj.name)
+        header = gguf.read_cached(path, cache)
+        projectors.require(gguf.read_cached(mmproj, cache), header, mmproj.name)
     if not chat_template.is_overridden(server.command):
         program = Path(server.executable)
         build = stat_cache.identity(steps.home.run / "sha256.json", program)

@@ -49,7 +49,7 @@ def _model(steps: Steps, server: Server, output: str, ctx_is_asked: bool) -> dic
     rows: dict[str, object] = {"model": server.model_name}
     header = None
     if name and path.is_file():
-        header = gguf.read_noted(path, steps.home.run / "gguf.json")
+        header = gguf.read_cached(path, steps.home.run / "gguf.json")
         bytes_ = sum(part.stat().st_size for part in gguf.shards(path))
         rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
     if mmproj := argument(server.cmd, "--mmproj"):

@@ -1,6 +1,6 @@
 """The members of a `.tar`, `.tar.gz`, `.tgz` or `.zip`, one after the other.
 
-The standard library reads them; what it would swallow from a hostile archive is refused here.
+The standard library reads them; what it would accept from a hostile archive is refused here.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ Members = Generator[tuple[Member, IO[bytes] | None], None, None]
 
 def kind_of(archive: Path) -> str:
     """`tar`, `tar.gz` or `zip`, by its content; its name must say the same."""
-    said = next((ENDINGS[end] for end in ENDINGS if archive.name.lower().endswith(end)), "")
+    by_name = next((ENDINGS[end] for end in ENDINGS if archive.name.lower().endswith(end)), "")
     try:
         with archive.open("rb") as file:
-            found = _told_by(file.read(tarfile.BLOCKSIZE))
+            by_content = _kind_by_content(file.read(tarfile.BLOCKSIZE))
     except OSError as error:
         raise PipelineError(f"{archive}: cannot be read: {error.strerror}") from None
-    if not found or found != said:
-        unknown = "none that is known"
+    if not by_content or by_content != by_name:
+        unknown = "of no known format"
         raise PipelineError(
-            f"{archive.name}: by its name it is {said or unknown}, by its content "
-            f"{found or unknown}",
-            f"known are {', '.join(ENDINGS)}; name it as what it is",
+            f"{archive.name}: by its name it is {by_name or unknown}, by its content "
+            f"{by_content or unknown}",
+            f"known are {', '.join(ENDINGS)}; give it the right name",
         )
-    return said
+    return by_name
 
 
-def _told_by(head: bytes) -> str:
+def _kind_by_content(head: bytes) -> str:
     if head.startswith(b"\x1f\x8b"):
         return "tar.gz"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -64,7 +64,7 @@ def _told_by(head: bytes) -> str:
 
 
 def members(archive: Path, kind: str) -> Members:
-    """Each member and, of a file, its content: to be read before the next member is asked for.
+    """Each member and, of a file, its content: read it before you take the next member.
 
     Raises PipelineError where the archive is damaged.
     """
@@ -84,7 +84,7 @@ def members(archive: Path, kind: str) -> Members:
 
 @contextmanager
 def damage_is_an_error(archive: Path) -> Iterator[None]:
-    """What the libraries raise for bytes that they cannot make sense of."""
+    """Turn what the libraries raise for damaged archives into a PipelineError."""
     try:
         yield
     except (
@@ -93,7 +93,7 @@ def damage_is_an_error(archive: Path) -> Iterator[None]:
     ) as error:
         raise PipelineError(
             f"{archive.name}: is damaged or cut short: {error}",
-            "nothing of it was unpacked; get it again, whole",
+            "nothing of it was unpacked; download or copy it again",
         ) from None
 
 
@@ -107,14 +107,14 @@ class _Guarded(io.BufferedReader):
         if count is None or count < 0:
             count = self.left
         if count > self.left:
-            raise EOFError(f"{count} bytes more would have to be read, which is too much")
+            raise EOFError(f"{count} more bytes would have to be read, which is too much")
         self.last = super().read(count)
         self.left -= len(self.last)
         return self.last
 
     def seek(self, to: int, whence: int = os.SEEK_SET, /) -> int:
-        if whence == os.SEEK_SET and to < 0:  # which is no error of the disk
-            raise EOFError("it points to what would lie before its start")
+        if whence == os.SEEK_SET and to < 0:  # not an error of the disk
+            raise EOFError("it points to before its start")
         return super().seek(to, whence)
 
 
@@ -131,7 +131,7 @@ def _tar_members(file: _Guarded) -> Members:
             yield _tar_member(info), tar.extractfile(info) if info.isreg() else None
             file.left = MOST_HEADERS
     if file.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything else for the end too
-        raise tarfile.ReadError("the tar has no end, or something else in its midst")
+        raise tarfile.ReadError("the tar has no end, or something else in the middle")
 
 
 def _tar_member(info: tarfile.TarInfo) -> Member:
@@ -140,9 +140,9 @@ def _tar_member(info: tarfile.TarInfo) -> Member:
     if info.isdev():
         odd = "is a device or a fifo"
     elif info.issparse():
-        odd = "is a file with holes"
+        odd = "is a sparse file"
     elif not (info.isreg() or info.isdir() or info.type in links):
-        odd = f"is no file, folder or link (its type is {info.type!r})"
+        odd = f"is not a file, folder or link (its type is {info.type!r})"
     return Member(
         name=info.name,
         kind=MemberKind.FOLDER if info.isdir() else links.get(info.type, MemberKind.FILE),
@@ -154,7 +154,7 @@ def _tar_member(info: tarfile.TarInfo) -> Member:
 
 
 def _read_to_end(file: _Guarded) -> None:
-    """Behind a tar's end come padding and gzip's checksum. Garbage behind those is fine."""
+    """After a tar's end come padding and gzip's checksum. Garbage after those is fine."""
     try:
         while file.read(BLOCK):
             pass
@@ -172,9 +172,9 @@ def _zip_members(file: _Guarded) -> Members:
             if member.odd:
                 yield member, None
                 continue
-            asked = copy.copy(info)
-            asked.file_size += 1  # or a stream longer than it says is quietly cut there
-            with archive.open(asked) as stream:
+            longer = copy.copy(info)
+            longer.file_size += 1  # else a stream longer than stated is silently cut there
+            with archive.open(longer) as stream:
                 yield member, stream
 
 
@@ -186,7 +186,7 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         odd = f"is packed by method {info.compress_type}; stored and deflated are known"
     elif stat.S_ISLNK(mode) and info.file_size > MOST_LINK:
-        odd = "is a link with too long a way"
+        odd = "is a link with too long a target"
     elif stat.S_ISLNK(mode):
         kind, link = MemberKind.SYMLINK, archive.read(info).decode("utf-8", "surrogateescape")
     elif stat.S_ISDIR(mode) or name.endswith("/"):

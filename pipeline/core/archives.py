@@ -1,6 +1,6 @@
-"""Unpack an archive of which nothing is trusted.
+"""Unpack an untrusted archive.
 
-All members are judged (see `members`) before anything is written, and held to it while writing.
+All members are checked (see `members`) before anything is written, and again while writing.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ def unpack(
     most_files: int = MOST_FILES,
     strip_top: bool = False,
 ) -> list[Path]:
-    """Unpack into `target`, which must not exist; the paths of all files and links, sorted.
+    """Unpack into `target`, which must not exist. Returns the sorted paths of all files and links.
 
-    `strip_top` leaves out the one folder in which everything lies, if there is one. Files get
-    mode 0755 if anybody may run them, else 0644. Raises PipelineError for what is refused; then,
-    as after any other error, there is no `target`.
+    `strip_top` drops a single top-level folder. Files get mode 0755 if anybody may run them, else
+    0644. Raises PipelineError for what is refused; after any error there is no `target`.
     """
     kind = kind_of(archive)
-    with closing(members(archive, kind)) as found:
+    with closing(members(archive, kind)) as stream:
         contents = judge(
             archive,
-            (member for member, _ in found),
+            (member for member, _ in stream),
             most_bytes=most_bytes,
             most_files=most_files,
             packed=archive.stat().st_size,
@@ -49,17 +48,17 @@ def unpack(
     target.mkdir()
     try:
         top = contents.top() if strip_top else ""
-        with closing(members(archive, kind)) as found:
-            return _write(archive, contents, found, target, len(top))
+        with closing(members(archive, kind)) as stream:
+            return _write(archive, contents, stream, target, len(top))
     except BaseException:
         remove(target)
         raise
 
 
 def _write(
-    archive: Path, contents: Contents, found: Members, target: Path, skip: int
+    archive: Path, contents: Contents, packed: Members, target: Path, skip: int
 ) -> list[Path]:
-    """Write everything; `skip` letters of each path are left out."""
+    """Write everything, without the first `skip` letters of each path."""
 
     def place(path: str) -> Path:
         return target / path[skip:]
@@ -69,7 +68,7 @@ def _write(
         place(path).mkdir(exist_ok=path[skip:] == "")
         place(path).chmod(0o755)
     paths = {member: path for path, member in contents.files.items()}
-    for member, stream in found:
+    for member, stream in packed:
         if member.kind is MemberKind.FILE and stream:
             if member not in paths:
                 raise refusal(archive, member.name, CHANGED)
@@ -79,7 +78,7 @@ def _write(
     for path, (kind, end) in contents.links.items():
         if kind is MemberKind.SYMLINK and not WINDOWS:
             place(path).symlink_to(os.path.relpath(place(end), place(path).parent))
-        else:  # making links is a privilege on Windows
+        else:  # on Windows creating links is a privilege
             shutil.copy(place(end), place(path))
     return sorted(place(path) for path in (*contents.files, *contents.links))
 
@@ -93,7 +92,9 @@ def _write_file(archive: Path, member: Member, stream: IO[bytes], path: Path) ->
                 break
             file.write(block)
     if count != member.size:
-        raise refusal(archive, member.name, f"does not hold the {member.size} bytes that it says")
+        raise refusal(
+            archive, member.name, f"does not have the {member.size} bytes that its header says"
+        )
     path.chmod(0o755 if member.mode & 0o111 else 0o644)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has to give right now, a container's limits included."""
+"""The memory and processors available now, within a container's limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GROUP = Path("/sys/fs/cgroup")
 
 
 def memory() -> int:
-    """Bytes that a new process could have."""
+    """Bytes that a new process could allocate."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -19,15 +19,15 @@ def memory() -> int:
         if limit == "max":
             return free
         used = int((GROUP / "memory.current").read_text(encoding="ascii"))
-        # Files read lately count as used there, and give way when memory is asked for.
-        told = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
-        return max(0, min(free, int(limit) - used + int(told.get("inactive_file", 0))))
+        # Cached files count as used there; they are dropped when memory is needed.
+        stat = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        return max(0, min(free, int(limit) - used + int(stat.get("inactive_file", 0))))
     except (OSError, ValueError):
         return free
 
 
 def processors() -> int:
-    """How many programs can compute at the same time."""
+    """How many threads can compute at the same time."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = (GROUP / "cpu.max").read_text(encoding="ascii").split()

@@ -1,6 +1,6 @@
-"""How much of the user's environment a program gets.
+"""Which of the user's environment variables a program gets.
 
-A server, and a tool that reads model files, gets what a list here names. Compilers, package
+A server, and a tool that reads model files, gets the variables listed here. Compilers, package
 managers and short probes need whatever the user has set for them: they get all of it but
 credentials. Names are compared in upper case, as Windows does; proxies are set in either.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-# Inherited, these silently change a launch; upstream reads one variable for every option.
+# These would silently change a launch: llama-server reads a variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
 
-# A name that ends in * stands for all that begin so.
+# A trailing * matches any end.
 SYSTEM = """
     PATH TMPDIR TEMP TMP LANG LANGUAGE LC_* LOCPATH LOCALE_ARCHIVE TZ TZDIR TERM NO_COLOR
     LD_LIBRARY_PATH LD_PRELOAD DYLD_* NIX_LD* GLIBC_TUNABLES MALLOC_* MIMALLOC_* TCMALLOC_*
@@ -27,7 +27,7 @@ COMPUTE = """
     ONEAPI_* SYCL_* ZE_* ZES_* UR_* IGC_* OCL_ICD_* OPENCL_* OPENVINO_* MTL_* METAL_* ASCEND_*
     MUSA_* SPACEMIT_*
 """
-# Caches of compiled kernels and of models lie below these.
+# Caches of compiled kernels and of models are below these.
 HOME = """
     HOME USER LOGNAME USERNAME USERPROFILE HOMEDRIVE HOMEPATH APPDATA LOCALAPPDATA XDG_CACHE_HOME
     XDG_DATA_HOME
@@ -36,9 +36,9 @@ NETWORK = """
     HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE
     CURL_CA_BUNDLE
 """
-# llama-server's own downloads: from where, and to where. It is given no token.
+# llama-server's own downloads: from where, and to where. It gets no token.
 MIRROR = "HF_ENDPOINT MODEL_ENDPOINT HF_HOME HF_HUB_CACHE HUGGINGFACE_HUB_CACHE"
-# The last few forbid the network, or to report how it is used: that holds for all of them.
+# The last few forbid network access or telemetry, for every program.
 VLLM = """
     VLLM_* TORCH* PYTORCH_* NCCL_* RCCL_* GLOO_* TRITON_* FLASHINFER_* NVSHMEM_* UCX_* RAY_*
     PIXI_* CONDA_* VIRTUAL_ENV XDG_* UV_* CC CXX CPATH C_INCLUDE_PATH LIBRARY_PATH MAX_JOBS
@@ -49,7 +49,7 @@ HUB = "HF_* HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_*"
 OWN = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
 LITELLM = "LITELLM_*"
 
-# TOKENIZERS_PARALLELISM is none, nor is a number of tokens; SSH_AUTH_SOCK is an agent's.
+# Not TOKENIZERS_PARALLELISM, and not a number of tokens. SSH_AUTH_SOCK belongs to an agent.
 SECRET_NAMES = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|COOKIE"
     r"|TOKEN(?![A-Z]|_(BUDGET|COUNT|LIMIT|SIZE|THRESHOLD))|TOKENS$|WEBHOOK|CONNECTION_?STRING"
@@ -60,7 +60,7 @@ VENDORS = (
     *("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "OPENAI_"),
     *("ANTHROPIC_", "GITHUB_", "GH_", "GITLAB_", "KAGGLE_", "VSCODE_GIT_"),
 )
-# An address with a password, or with a token in the user's place; a key; a header; a token.
+# A URL with a password, or with a token as the user; a key; a header; a token.
 SECRET_VALUES = re.compile(
     r"(?i:[a-z][a-z0-9+.-]*://[^/\s@:]*:[^/\s@]+@)|(?i:https?://[^/\s@]+@)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|(?i:\bauthorization:|\bbearer )"
@@ -71,8 +71,8 @@ SECRET_VALUES = re.compile(
 def servers(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
     """What llama-server gets; with `downloads` also what it reaches the network with."""
     more = (NETWORK, MIRROR) if downloads else ()
-    found = _listed(environ, SYSTEM, COMPUTE, HOME, "LLAMA_*", *more)
-    return {name: found[name] for name in found if not name.upper().startswith(INHERITED)}
+    listed = _listed(environ, SYSTEM, COMPUTE, HOME, "LLAMA_*", *more)
+    return {name: listed[name] for name in listed if not name.upper().startswith(INHERITED)}
 
 
 def vllm(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
@@ -82,7 +82,7 @@ def vllm(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, st
 
 
 def tools(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a program gets that only reads and writes files it is told of."""
+    """What a program gets that only reads and writes files."""
     return _listed(environ, SYSTEM, COMPUTE)
 
 
@@ -92,13 +92,13 @@ def own(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def litellm(environ: Mapping[str, str]) -> dict[str, str]:
-    """What LiteLLM's proxy gets, which asks the servers of this machine alone."""
+    """What LiteLLM's proxy gets, which connects only to servers on this machine."""
     return _listed(environ, SYSTEM, HOME, LITELLM)
 
 
 def without_credentials(environ: Mapping[str, str], keep: Iterable[str] = ()) -> dict[str, str]:
-    """All but what looks like a credential. `keep` are the beginnings of names that stay: the
-    program's own credentials."""
+    """All but what looks like a credential. Names that begin with one of `keep` stay: the program's
+    own credentials."""
     kept = tuple(start.upper() for start in keep)
     return {
         name: value
@@ -109,8 +109,8 @@ def without_credentials(environ: Mapping[str, str], keep: Iterable[str] = ()) ->
 
 
 def is_credential(name: str, value: str) -> bool:
-    """Whether a variable looks like one, whoever it belongs to. A proxy's password does not
-    count: who may use the network needs it."""
+    """Whether a variable looks like a credential. A proxy's password does not count: a program that
+    may use the network needs it."""
     name = name.upper()
     if SECRET_NAMES.search(name):
         return True
@@ -118,7 +118,7 @@ def is_credential(name: str, value: str) -> bool:
 
 
 def _listed(environ: Mapping[str, str], *lists: str, trusted: str = "") -> dict[str, str]:
-    """The variables that `lists` name and that are no credential, unless `trusted` names them."""
+    """The variables that `lists` name, without credentials that `trusted` does not name."""
     return {
         name: value
         for name, value in environ.items()

@@ -1,4 +1,4 @@
-"""What is being done, on stderr; results go to stdout."""
+"""Messages on stderr; results go to stdout."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 
 def info(text: str) -> None:
-    """One line about what is being done."""
+    """Print a line about what is being done."""
     print(text, file=sys.stderr, flush=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from .errors import PipelineError
 from .text import size
 
-RATIO = 100  # programs pack to a third or a fifth
-RATIO_FROM = 64_000_000  # bytes; less is no bomb, whatever it was packed to
+RATIO = 100  # programs compress to a third or a fifth
+RATIO_FROM = 64_000_000  # bytes; what unpacks to less is never a bomb
 LONGEST_PART, LONGEST_PATH = 255, 1024  # bytes
 MOST_LINKS = 40  # one after the other, as Linux follows them
 FORBIDDEN = frozenset('\\:*?"<>|')
@@ -33,7 +33,7 @@ class MemberKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A member as the archive tells it. `odd` says what else it is, which nobody takes."""
+    """A member as the archive describes it. `odd` says why no archive may have such a member."""
 
     name: str
     kind: MemberKind
@@ -45,19 +45,19 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is unpacked, by path. `links` leads each link to the file at its end."""
+    """What is unpacked, by path. `links` maps each link to the file that it leads to."""
 
     files: dict[str, Member] = field(default_factory=dict)
     links: dict[str, tuple[MemberKind, str]] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
 
     def top(self) -> str:
-        """`name/` where everything lies in the one folder `name`, else nothing."""
+        """`name/` where everything is in a single folder `name`, else nothing."""
         tops = {path.partition("/")[0] for path in (*self.files, *self.links, *self.folders)}
         return f"{tops.pop()}/" if len(tops) == 1 and tops <= self.folders else ""
 
     def total(self) -> int:
-        """The bytes that they take on a disk where links are copies."""
+        """The bytes that they take on a disk, where links may be copies."""
         ends = (self.files[end].size for _, end in self.links.values())
         return sum(member.size for member in self.files.values()) + sum(ends)
 
@@ -67,7 +67,7 @@ def most_unpacked(packed: int) -> int:
     return RATIO_FROM + RATIO * packed
 
 
-class _WhyNotError(Exception):
+class _RefusedError(Exception):
     """Why a member is refused."""
 
 
@@ -76,7 +76,7 @@ def refusal(archive: Path, name: str, why: str) -> PipelineError:
     shown = repr(name) if len(name) <= 120 else f"{name[:120]!r}…"
     return PipelineError(
         f"{archive.name}: {shown} {why}",
-        "nothing of it was unpacked; take an archive from a source that you trust",
+        "nothing of it was unpacked; use an archive from a source that you trust",
     )
 
 
@@ -91,44 +91,44 @@ def judge(
     for member in members:
         try:
             judged.add(member)
-        except _WhyNotError as why:
+        except _RefusedError as why:
             raise refusal(archive, member.name, str(why)) from None
     for path in judged.leads:
         try:
             judged.follow(path)
-        except _WhyNotError as why:
+        except _RefusedError as why:
             raise refusal(archive, path, str(why)) from None
     if not judged.contents.files:
-        raise PipelineError(f"{archive.name}: there is no file in it")
+        raise PipelineError(f"{archive.name}: contains no files")
     return judged.contents
 
 
 def path_of(name: str) -> str:
     """The path of a member in the tree, "" for the top itself."""
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-        raise _WhyNotError("has control characters or bytes that are no UTF-8 in its name")
+        raise _RefusedError("has control characters or bytes that are not UTF-8 in its name")
     if name.startswith(("/", "\\")) or name[1:2] == ":":
-        raise _WhyNotError("is an absolute path")
+        raise _RefusedError("is an absolute path")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     for part in parts:
         _check_part(part)
     path = "/".join(parts)
     if len(path.encode()) > LONGEST_PATH:
-        raise _WhyNotError(f"is longer than {LONGEST_PATH} bytes")
+        raise _RefusedError(f"is longer than {LONGEST_PATH} bytes")
     return path
 
 
 def _check_part(part: str) -> None:
     if part == "..":
-        raise _WhyNotError("leads out of the archive with ..")
+        raise _RefusedError("leads out of the archive with ..")
     if forbidden := sorted(FORBIDDEN & set(part)):
-        raise _WhyNotError(f"has {' '.join(forbidden)} in its name, which Windows does not allow")
+        raise _RefusedError(f"has {' '.join(forbidden)} in its name, which Windows does not allow")
     if part.endswith((".", " ")):
-        raise _WhyNotError("has a name that ends in a dot or a space; Windows drops them")
+        raise _RefusedError("has a name that ends in a dot or a space; Windows drops them")
     if part.partition(".")[0].rstrip().casefold() in RESERVED:
-        raise _WhyNotError(f"is named as a device of Windows ({part})")
+        raise _RefusedError(f"has the name of a Windows device ({part})")
     if len(part.encode()) > LONGEST_PART:
-        raise _WhyNotError(f"has a name longer than {LONGEST_PART} bytes")
+        raise _RefusedError(f"has a name longer than {LONGEST_PART} bytes")
 
 
 class _Judge:
@@ -144,14 +144,14 @@ class _Judge:
 
     def add(self, member: Member) -> None:
         if member.odd:
-            raise _WhyNotError(member.odd)
+            raise _RefusedError(member.odd)
         path = path_of(member.name)
         if not path:
             if member.kind is MemberKind.FOLDER:
                 return
-            raise _WhyNotError("has no name")
+            raise _RefusedError("has no name")
         if member.kind is not MemberKind.FOLDER and member.mode & 0o6000:
-            raise _WhyNotError("has its setuid or setgid bit set")
+            raise _RefusedError("has its setuid or setgid bit set")
         self._place(path, member.kind)
         if member.kind is MemberKind.FILE:
             self._weigh(member.size)
@@ -160,39 +160,39 @@ class _Judge:
             self.leads[path] = member
 
     def _place(self, path: str, kind: MemberKind) -> None:
-        """Find room for it: no two names for one place, and nothing below a file or a link."""
+        """Take the path: no two members have the same, and none is inside a file or a link."""
         parts = path.split("/")
         for depth in range(1, len(parts)):
             above = "/".join(parts[:depth])
             self._spell(above)
             if above in self.contents.files or above in self.leads:
-                raise _WhyNotError(f"lies below {above!r}, which is no folder")
+                raise _RefusedError(f"is inside {above!r}, which is not a folder")
             self.contents.folders.add(above)
         self._spell(path)
         if path in self._named:
-            raise _WhyNotError("is in it twice")
+            raise _RefusedError("is in the archive twice")
         self._named.add(path)
         if kind is MemberKind.FOLDER:
             self.contents.folders.add(path)
         elif path in self.contents.folders:
-            raise _WhyNotError("is a folder too")
+            raise _RefusedError("is also a folder")
 
     def _spell(self, path: str) -> None:
         folded = unicodedata.normalize("NFC", path).casefold()
         known = self._spelled.setdefault(unicodedata.normalize("NFC", folded), path)
         if known != path:
-            raise _WhyNotError(f"and {known!r} are one name where letter case does not count")
+            raise _RefusedError(f"and {known!r} are the same name where letter case does not count")
         if len(self._spelled) > self._most_files:
-            raise _WhyNotError(f"is one more than the {self._most_files} files that are allowed")
+            raise _RefusedError(f"is one more than the {self._most_files} files that are allowed")
 
     def _weigh(self, count: int) -> None:
         self._bytes += count
         if count < 0 or self._bytes > self._most_bytes:
-            raise _WhyNotError(
-                f"makes it {size(self._bytes)} in all; allowed are {size(self._most_bytes)}"
+            raise _RefusedError(
+                f"makes it {size(self._bytes)} in total; allowed are {size(self._most_bytes)}"
             )
         if self._bytes > most_unpacked(self._packed):
-            raise _WhyNotError(
+            raise _RefusedError(
                 f"makes it {size(self._bytes)} out of an archive of {size(self._packed)}: "
                 f"more than {RATIO} to 1"
             )
@@ -207,18 +207,22 @@ class _Judge:
                 self.contents.links[path] = (self.leads[path].kind, end)
                 return
             if end not in self.leads:
-                raise _WhyNotError(f"is a link to {end[:120]!r}, which is no file in the archive")
-        raise _WhyNotError("is a link that leads to no file, only to more links")
+                raise _RefusedError(
+                    f"is a link to {end[:120]!r}, which is not a file in the archive"
+                )
+        raise _RefusedError("is a link that leads only to more links")
 
 
 def _next(path: str, member: Member) -> str:
     """Where a link leads: from its own folder, a hard link from the top."""
     place = path.split("/")[:-1] if member.kind is MemberKind.SYMLINK else []
     if member.link.startswith("/"):
-        raise _WhyNotError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
+        raise _RefusedError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
     for part in member.link.split("/"):
         if part == ".." and not place:
-            raise _WhyNotError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
+            raise _RefusedError(
+                f"is a link that leads out of the archive, to {member.link[:120]!r}"
+            )
         if part == "..":
             place.pop()
         elif part not in ("", "."):

@@ -17,13 +17,13 @@ from .store.publish import full_disk_is_an_error, part, publish_file, remove, re
 
 
 def pip_environment() -> dict[str, str]:
-    """pip with the user's own settings, its index's password too, and quiet about itself."""
+    """pip with the user's own settings, also its index's password, but without its notices."""
     env = environment.without_credentials(os.environ, keep=["PIP_"])
     return env | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
 def installed(name: str) -> str | None:
-    """The version of a Python package in this environment; None where it is not there."""
+    """The version of a Python package in this environment; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -33,8 +33,8 @@ def installed(name: str) -> str | None:
 def download_argv(archive: Archive, folder: Path) -> list[str]:
     """The pip command that puts the archive's file into `folder`.
 
-    It reads `pinned.txt` in that folder: pip asks a source archive for its metadata, which runs
-    code of it, so pip itself must know the sha256.
+    It reads `pinned.txt` in that folder: to get a source archive's metadata pip runs its code, so
+    pip itself must check the sha256 first.
     """
     only = "--no-binary" if archive.kind == "sdist" else "--only-binary"
     return [
@@ -50,7 +50,7 @@ def requirement(archive: Archive) -> str:
 
 
 def cached(archive: Archive, home: paths.Home) -> Path:
-    """Where the archive is, or would be, kept for all checkouts."""
+    """The archive's path in the cache, which all checkouts share."""
     return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
 
 
@@ -67,13 +67,13 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
             return target
         if offline:
             raise PipelineError(
-                f"{archive.file}: is not in {target.parent}, and offline=1 forbids to fetch it",
+                f"{archive.file}: is not in {target.parent}, and offline=1 forbids downloading it",
                 "run once without offline=1, or put it there by hand",
             )
         require_space(target.parent, archive.size)
         log = home.logs / f"download-{archive.package}.log"
         folder = target.with_name(f".{target.name}.pip")
-        remove(folder)  # a killed run's
+        remove(folder)  # left by a run that was killed
         folder.mkdir()
         (folder / "pinned.txt").write_text(requirement(archive), encoding="utf-8")
         try:
@@ -89,9 +89,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
             digest = hashing.sha256(got)
             if digest != archive.sha256:
                 raise PipelineError(
-                    f"{archive.file}: sha256 is {digest}, pinned is {archive.sha256}",
-                    "the package index gave another file than the pinned one; nothing of it "
-                    "was used",
+                    f"{archive.file}: sha256 is {digest}, the pinned one is {archive.sha256}",
+                    "the package index sent another file than the pinned one; it was not used",
                 )
             made = part(target)
             got.replace(made)

@@ -1,4 +1,4 @@
-"""The same for several things at once, where each waits for a network."""
+"""Call a function for several items at once, for work that waits for the network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once:
             try:
                 function(item)
                 done.put(None)
-            except BaseException as error:  # whatever it is, the caller gets it
+            except BaseException as error:  # of any kind: the caller gets it
                 done.put(error)
                 return
 

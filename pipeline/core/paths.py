@@ -9,13 +9,13 @@ from pathlib import Path
 
 from .errors import PipelineError, UsageError
 
-PROBE_BYTES = 16 * 1024  # receipts and notes need about as much
+PROBE_BYTES = 16 * 1024  # receipts and caches need about as much
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder that holds everything made: LLAMA_PIPELINE_HOME, by default the repository."""
+    """The folder for everything that is made: LLAMA_PIPELINE_HOME, by default the repository."""
 
     root: Path
 
@@ -39,8 +39,8 @@ class Home:
 def user_folder() -> Path:
     """The folder in which the user typed the command: relative paths start there.
 
-    doit changes to the folder of dodo.py, and `doitw` even before it; the latter says
-    where it came from in LLAMA_PIPELINE_CWD.
+    doit changes to the folder of dodo.py, and before it `doitw` does, which sets
+    LLAMA_PIPELINE_CWD to the folder where it was started.
     """
     if os.environ.get("LLAMA_PIPELINE_CWD"):
         return Path(os.environ["LLAMA_PIPELINE_CWD"])
@@ -62,7 +62,7 @@ def absolute(text: str | Path) -> Path:
 
 
 def one_path(text: str | Path) -> Path:
-    """The same, in one spelling: without `..`. Links stay, for they may come to lead elsewhere.
+    """The same without `..`. Links are kept, since they may later lead elsewhere.
 
     Raises UsageError where there is no such user.
     """
@@ -72,37 +72,37 @@ def one_path(text: str | Path) -> Path:
 
 def home() -> Home:
     """The home that the environment names."""
-    chosen = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
-    return Home(absolute(chosen) if chosen else REPOSITORY)
+    path = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
+    return Home(absolute(path) if path else REPOSITORY)
 
 
 def require_writable(folder: Path) -> None:
-    """Make `folder`, and prove that a file can be written there, before any work is done."""
+    """Create `folder`, and check that a file can be written there, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * PROBE_BYTES)
     except OSError as error:
         raise PipelineError(
-            f"{folder}: nothing can be written there: {error.strerror}",
+            f"{folder}: cannot be written to: {error.strerror}",
             "free some space, or set LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE) to a "
             "folder that you may write to",
         ) from None
 
 
 def cache(home: Home) -> Path:
-    """A folder shared by all checkouts for what can be fetched or made again.
+    """A folder that all checkouts share, for what can be downloaded or made again.
 
-    LLAMA_PIPELINE_CACHE, else the platform's cache folder, else (where that cannot be written)
-    a folder inside the home.
+    LLAMA_PIPELINE_CACHE, else the platform's cache folder, else (where that is not writable) a
+    folder inside the home.
     """
     from platformdirs import user_cache_path
 
-    chosen = os.environ.get("LLAMA_PIPELINE_CACHE", "").strip()
-    if chosen:
-        return absolute(chosen)
+    configured = os.environ.get("LLAMA_PIPELINE_CACHE", "").strip()
+    if configured:
+        return absolute(configured)
     folder = user_cache_path("llama-pipeline", appauthor=False)
-    # The nearest folder above that is there decides, without a trial that would leave something.
+    # The nearest existing folder above decides: a test by writing would leave something.
     above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     usable = os.access(above, os.W_OK | os.X_OK) and above.is_dir()
     return folder if usable else home.root / ".cache"

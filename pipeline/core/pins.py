@@ -14,7 +14,7 @@ PINS = Path(__file__).resolve().parents[1] / "pins.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """A package whose content is used. `folder` is the part of it that is; sizes in bytes."""
+    """A package from which the files in `folder` are used; sizes in bytes."""
 
     package: str
     version: str
@@ -50,7 +50,7 @@ class PinnedPrebuilt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """Everything that is fetched, by identity."""
+    """Everything that is downloaded, by identity."""
 
     llama_cpp_commit: str
     llama_cpp_tree: str

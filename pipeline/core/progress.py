@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line at every tenth elsewhere."""
+"""Progress of long work: a bar on a terminal, elsewhere a line for every tenth."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WINDOW = 20.0  # seconds over which the speed is taken
 
 
 class Count(Protocol):
-    """Count bytes as done, or with a minus as not done after all. `arrived=False`: they were there
-    before and tell nothing about the speed."""
+    """Count bytes as done, or with a minus as not done after all. `arrived=False`: they do not
+    count for the speed."""
 
     def __call__(self, count: int, *, arrived: bool = True) -> None: ...
 
@@ -50,7 +50,7 @@ def bar(title: str) -> Iterator[Update]:
         task = progress.add_task(title, total=None)
 
         def show(done: float, total: float) -> None:
-            # Only now, so that what is printed before it stands as it was written.
+            # Only now, since a bar would disturb what is printed before the work starts.
             progress.start()
             progress.update(task, completed=done, total=total)
 
@@ -76,9 +76,9 @@ def bar(title: str) -> Iterator[Update]:
 def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Count]:
     """Count bytes from any thread; shows how many are done, at what speed, and the time left.
 
-    `patience` is how many seconds lie between two lines, where they are written to no terminal.
+    `patience` is the least seconds between two lines, where stderr is not a terminal.
     """
-    pace = TransferRate(total)
+    rate = TransferRate(total)
     lock = threading.Lock()
     if sys.stderr.isatty():
         from rich.console import Console
@@ -86,14 +86,14 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
         from rich.table import Column
         from rich.text import Text
 
-        class Note(ProgressColumn):
-            def render(self, task: Task) -> Text:  # at each refresh: a stall is seen
+        class TransferColumn(ProgressColumn):
+            def render(self, task: Task) -> Text:  # at each refresh, so that a stall shows
                 with lock:
-                    return Text(", ".join(pace.told(f"{size(pace.done)} of {size(total)}")))
+                    return Text(", ".join(rate.summary(f"{size(rate.done)} of {size(total)}")))
 
-        # The words need most of a line of 80.
-        note = Note(table_column=Column(no_wrap=True))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), note)
+        # The text needs most of a line of 80.
+        summary = TransferColumn(table_column=Column(no_wrap=True))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), summary)
         progress = Progress(*columns, console=Console(stderr=True), transient=True)
         task = progress.add_task(title, total=total)
         shown = 0.0
@@ -101,13 +101,13 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
         def show(count: int, *, arrived: bool = True) -> None:
             nonlocal shown
             with lock:
-                pace.count(count, arrived=arrived)
+                rate.count(count, arrived=arrived)
                 now = time.monotonic()
                 if now - shown < 0.1:
                     return
                 shown = now
             progress.start()
-            progress.update(task, completed=pace.done)
+            progress.update(task, completed=rate.done)
 
         try:
             yield show
@@ -115,18 +115,18 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
             progress.stop()
         return
 
-    tenth, said = 0, time.monotonic()
+    tenth, last_line = 0, time.monotonic()
 
     def write(count: int, *, arrived: bool = True) -> None:
-        nonlocal tenth, said
+        nonlocal tenth, last_line
         with lock:
-            pace.count(count, arrived=arrived)
-            reached = 10 * pace.done // total if total else 0
+            rate.count(count, arrived=arrived)
+            reached = 10 * rate.done // total if total else 0
             now = time.monotonic()
-            # What is over in a moment needs one line about it, not ten.
-            if reached > tenth and (reached == 10 or now - said >= patience):
-                tenth, said = reached, now
-                log.info(f"{title}: {', '.join(pace.told(f'{10 * reached} %'))}")
+            # Short work needs one line, not ten.
+            if reached > tenth and (reached == 10 or now - last_line >= patience):
+                tenth, last_line = reached, now
+                log.info(f"{title}: {', '.join(rate.summary(f'{10 * reached} %'))}")
 
     yield write
 
@@ -150,8 +150,8 @@ class TransferRate:
             while now - self._samples[1][0] > WINDOW:
                 self._samples.popleft()
 
-    def told(self, done: str) -> list[str]:
-        """What is done, the speed and the time left, as far as they are known."""
+    def summary(self, done: str) -> list[str]:
+        """What is done, the speed and the time left, as far as known."""
         then, before = self._samples[0]
         passed = self._clock() - then
         speed = (self._arrived - before) / passed if passed else 0.0

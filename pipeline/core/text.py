@@ -15,8 +15,7 @@ def size(count: float) -> str:
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Rows in columns as wide as they need, two spaces between them; the last may be of any
-    length."""
+    """Rows in aligned columns, two spaces between them; the last may be of any length."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))] if cells else []
     lines = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in cells)

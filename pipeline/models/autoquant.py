@@ -1,6 +1,6 @@
-"""quant=auto for what is made here: the decision of an earlier run, kept until refresh=1.
+"""quant=auto for models that are converted here: the decision is kept until refresh=1.
 
-Another decision might be made when memory is fuller, and a second run must find the same file.
+With less free memory another quant would be chosen, and a second run must find the same file.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ from . import quants
 from .chain import QuantRequest
 from .resolve import Resolved
 
-# What is chosen from, best first: none needs an importance matrix, and above Q8_0 more bits are
-# hardly to be noticed.
+# Best first. None needs an importance matrix, and more bits than Q8_0's make hardly any difference.
 CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
-def candidates(wanted: QuantRequest) -> tuple[str, ...]:
-    """What is chosen from for a request: an importance matrix and keep_f16 are of no use for what
-    the converter writes itself."""
-    if wanted.imatrix or wanted.keep_f16:
+def candidates(requested: QuantRequest) -> tuple[str, ...]:
+    """The quants to choose from: what the converter writes itself has no use for an importance
+    matrix or keep_f16."""
+    if requested.imatrix or requested.keep_f16:
         return tuple(quant for quant in CANDIDATES if quant not in quants.DIRECT)
     return CANDIDATES
 
 
-def path(home: Home, resolved: Resolved, wanted: QuantRequest, ctx_size: int | None) -> Path:
-    """Where the decision between the candidates for a model at a context is kept."""
-    question = f"{ctx_size or 'smallest'}-{candidates(wanted)[0].lower()}"
-    return home.models / "resolved" / f"{resolved.slug}__auto-{question}.json"
+def path(home: Home, resolved: Resolved, requested: QuantRequest, ctx_size: int | None) -> Path:
+    """The file with the decision for a model at a context size."""
+    key = f"{ctx_size or 'smallest'}-{candidates(requested)[0].lower()}"
+    return home.models / "resolved" / f"{resolved.slug}__auto-{key}.json"
 
 
-def store(where: Path, quant: str, why: str) -> None:
-    """Keep a decision."""
-    with only_one(where):
-        json_file.write(where, {"quant": quant, "why": why})
+def store(path: Path, quant: str, why: str) -> None:
+    """Store a decision."""
+    with only_one(path):
+        json_file.write(path, {"quant": quant, "why": why})
 
 
-def stored(where: Path) -> str:
-    """The quant decided on; empty where there is no decision that can be used."""
-    quant = json_file.read(where, lambda decision: str(decision["quant"]))
+def stored(path: Path) -> str:
+    """The quant decided on; empty where no usable decision is stored."""
+    quant = json_file.read(path, lambda decision: str(decision["quant"]))
     return quant if quant in quants.TYPES else ""

@@ -1,5 +1,5 @@
-"""From a resolved reference to the GGUF that is served: which steps lie between, and which of
-them have something to do. Nothing here changes anything."""
+"""The steps from a resolved reference to the GGUF that is served, and which of them are due.
+Nothing here changes anything on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_QUANT = "Q4_K_M"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantRequest:
-    """What is wanted of a model; `quant` is empty where nobody asked."""
+    """How a model is to be quantized; an empty `quant` means the default."""
 
     quant: str = ""
     keep_f16: bool = False
@@ -45,7 +45,7 @@ class Chain:
 
     @property
     def quant(self) -> str:
-        """The type that is made; empty where a GGUF is taken as it is."""
+        """The type that is made; empty where a GGUF is served as it is."""
         if self.quantization:
             return self.quantization.quant
         return self.conversion.outtype if self.conversion else ""
@@ -53,78 +53,79 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which steps have something to do, each with the reason; empty: up to date."""
+    """Which steps are due, each with the reason; empty: up to date."""
 
     fetch: str = ""
     convert: str = ""
     quantize: str = ""
 
 
-def require_makeable(wanted: QuantRequest) -> None:
-    """Raise UsageError where llama-quantize cannot make what is wanted."""
-    if wanted.quant and wanted.quant not in (*quants.TYPES, quants.AUTO, quants.ALL):
+def require_makeable(requested: QuantRequest) -> None:
+    """Raise UsageError where llama-quantize cannot make what is requested."""
+    if requested.quant and requested.quant not in (*quants.TYPES, quants.AUTO, quants.ALL):
         raise UsageError(
-            f"quant={wanted.quant.lower()}: is no type of llama-quantize"
-            f"{did_you_mean(wanted.quant, quants.TYPES)}",
+            f"quant={requested.quant.lower()}: llama-quantize has no such type"
+            f"{did_you_mean(requested.quant, quants.TYPES)}",
             "such names are for GGUF files that a repository already has",
         )
-    if wanted.quant in quants.NEED_IMATRIX and not wanted.imatrix:
+    if requested.quant in quants.NEED_IMATRIX and not requested.imatrix:
         raise UsageError(
-            f"quant={wanted.quant.lower()}: needs an importance matrix",
-            "give one: imatrix=PATH, or take a type that needs none, such as q4_k_m",
+            f"quant={requested.quant.lower()}: needs an importance matrix",
+            "pass imatrix=PATH, or use a type that needs none, such as q4_k_m",
         )
 
 
 def chain(
-    resolved: Resolved, wanted: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
+    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
 ) -> Chain:
-    """The steps that `wanted` takes. `script` is the converter, `source` names llama.cpp's tree.
+    """The steps that `requested` takes. `script` is the converter, `source` names llama.cpp's tree.
 
     Raises UsageError.
     """
-    made = home.models / "gguf" / resolved.slug
+    folder = home.models / "gguf" / resolved.slug
     if resolved.kind == "gguf":
-        first = resolved.folder / resolved.files[0].name
-        if not resolved.local or wanted.quant in ("", resolved.precision):
-            if wanted.imatrix:
-                raise UsageError("imatrix: is not used, the GGUF is taken as it is", "leave it out")
-            if wanted.keep_f16:
-                raise UsageError("keep_f16: the GGUF is taken as it is", "leave it out")
-            return Chain(resolved=resolved, final=first)
+        file = resolved.folder / resolved.files[0].name
+        if not resolved.local or requested.quant in ("", resolved.precision):
+            if requested.imatrix:
+                raise UsageError("imatrix: not used: the GGUF is served as it is", "leave it out")
+            if requested.keep_f16:
+                raise UsageError("keep_f16: not used: the GGUF is served as it is", "leave it out")
+            return Chain(resolved=resolved, final=file)
         if resolved.precision not in quants.UNQUANTIZED:
             raise UsageError(
-                f"{first}: is {resolved.precision or 'of unknown type'}, and quant="
-                f"{wanted.quant.lower()} was asked for: quantizing twice costs quality",
-                "leave quant out to serve the file as it is, or give the unquantized model",
+                f"{file}: is {resolved.precision or 'of unknown type'}: quantizing it again "
+                f"(quant={requested.quant.lower()}) would cost quality",
+                "leave quant out to serve the file as it is, or pass the unquantized model",
             )
-        require_makeable(wanted)
-        target = made / f"model.{wanted.quant.lower()}.gguf"
+        require_makeable(requested)
+        target = folder / f"model.{requested.quant.lower()}.gguf"
         return Chain(
             resolved=resolved,
             final=target,
             quantization=Quantization(
                 resolved=resolved,
                 target=target,
-                input=first,
+                input=file,
                 conversion=None,
-                quant=wanted.quant,
-                imatrix=wanted.imatrix,
+                quant=requested.quant,
+                imatrix=requested.imatrix,
             ),
         )
 
-    require_makeable(wanted)
-    quant = wanted.quant or DEFAULT_QUANT
-    if wanted.imatrix and quant in quants.DIRECT:
-        raise UsageError(f"imatrix: is not used for quant={quant.lower()}", "leave it out")
-    if wanted.keep_f16 and quant in quants.DIRECT:
+    require_makeable(requested)
+    quant = requested.quant or DEFAULT_QUANT
+    if requested.imatrix and quant in quants.DIRECT:
+        raise UsageError(f"imatrix: not used for quant={quant.lower()}", "leave it out")
+    if requested.keep_f16 and quant in quants.DIRECT:
         raise UsageError(
-            f"keep_f16: quant={quant.lower()} is written without a file between", "leave it out"
+            f"keep_f16: not used for quant={quant.lower()}: it is converted directly",
+            "leave it out",
         )
 
     def conversion(outtype: str, keep: bool) -> Conversion:
         return Conversion(
             resolved=resolved,
-            target=made / f"model.{outtype.lower()}.gguf",
+            target=folder / f"model.{outtype.lower()}.gguf",
             outtype=outtype,
             script=script,
             recipe={
@@ -140,28 +141,28 @@ def chain(
     if quant in quants.DIRECT:
         direct = conversion(quant, keep=True)
         return Chain(resolved=resolved, final=direct.target, conversion=direct)
-    first_step = conversion(resolved.precision, keep=wanted.keep_f16)
-    target = made / f"model.{quant.lower()}.gguf"
+    unquantized = conversion(resolved.precision, keep=requested.keep_f16)
+    target = folder / f"model.{quant.lower()}.gguf"
     return Chain(
         resolved=resolved,
         final=target,
-        conversion=first_step,
+        conversion=unquantized,
         quantization=Quantization(
             resolved=resolved,
             target=target,
-            input=first_step.target,
-            conversion=first_step,
+            input=unquantized.target,
+            conversion=unquantized,
             quant=quant,
-            imatrix=wanted.imatrix,
+            imatrix=requested.imatrix,
         ),
     )
 
 
 def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
-    """How the served file stands to what made it; `tool` None: llama-quantize is not built."""
+    """The status of the served file; `tool` None: llama-quantize is not built."""
     if chain.quantization:
-        known = chain.quantization.input_identity(home)
-        recipe = chain.quantization.recipe(home, tool, known) if tool is not None else None
+        input_digest = chain.quantization.input_identity(home)
+        recipe = chain.quantization.recipe(home, tool, input_digest) if tool is not None else None
         if recipe is None:
             return Status.DIRTY if chain.final.exists() else Status.MISSING
         return receipts.status(chain.final, recipe)
@@ -180,40 +181,42 @@ def needs(
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
         return Needs(fetch=fetch, quantize=quantize)
     if final is Status.CURRENT:
-        return Needs(quantize="a step on the way is left over" if leftover(chain) else "")
+        return Needs(quantize="an intermediate file is left over" if leftover(chain) else "")
     if not chain.quantization:
         return Needs(fetch=fetch, convert=final.value)
-    between = (
+    unquantized = (
         Status.FORCED
         if force
         else receipts.status(chain.conversion.target, chain.conversion.recipe)
     )
-    if between is Status.CURRENT:
+    if unquantized is Status.CURRENT:
         return Needs(quantize=final.value)
-    return Needs(fetch=fetch, convert=between.value, quantize=final.value)
+    return Needs(fetch=fetch, convert=unquantized.value, quantize=final.value)
 
 
 def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | None:
-    """A file that was copied or restored and that decides which steps have something to do."""
+    """A file that was copied or restored, and whose hash decides which steps are due."""
     final = final_status(chain, home, tool)
     if final is Status.MOVED:
         return chain.final
-    between = chain.conversion if chain.quantization else None
-    if between is None or final is Status.CURRENT:
+    unquantized = chain.conversion if chain.quantization else None
+    if unquantized is None or final is Status.CURRENT:
         return None
-    copied = receipts.status(between.target, between.recipe) is Status.MOVED
-    return between.target if copied else None
+    is_moved = receipts.status(unquantized.target, unquantized.recipe) is Status.MOVED
+    return unquantized.target if is_moved else None
 
 
 def needs_keep_mark(chain: Chain) -> bool:
-    """Whether the converted file is wanted for keeps, and recorded as a step on the way."""
-    made = chain.conversion
-    entry = made and receipts.load(made.target.parent).get(made.target.name)
-    return bool(made and made.keep and entry and not entry.keep and made.target.exists())
+    """Whether the converted file is to be kept, and recorded as an intermediate one."""
+    conversion = chain.conversion
+    entry = conversion and receipts.load(conversion.target.parent).get(conversion.target.name)
+    return bool(
+        conversion and conversion.keep and entry and not entry.keep and conversion.target.exists()
+    )
 
 
 def leftover(chain: Chain) -> bool:
-    """Whether an intermediate file that nobody wanted kept is still there."""
+    """Whether an intermediate file is left that nobody asked to keep."""
     if not (chain.conversion and chain.quantization) or chain.conversion.keep:
         return False
     entry = receipts.load(chain.conversion.target.parent).get(chain.conversion.target.name)
@@ -221,11 +224,11 @@ def leftover(chain: Chain) -> bool:
 
 
 def _unfetched(resolved: Resolved) -> str:
-    """Why the model's files are not all there; empty: they are."""
+    """Why the model's files are incomplete; empty where they are complete."""
     if resolved.local:
         return ""
     for file in resolved.files:
-        found = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
-        if found is not Status.CURRENT:
-            return f"{file.name} is {found.value}"
+        status = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
+        if status is not Status.CURRENT:
+            return f"{file.name} is {status.value}"
     return ""

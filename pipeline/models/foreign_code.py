@@ -1,4 +1,4 @@
-"""Code that a model brings. It never runs.
+"""Code that a model brings along. It never runs.
 
 A repository's JSON may name Python classes (`auto_map`), which transformers imports from the
 model's folder, from any folder, or from what the user's Hugging Face cache holds of any repository.
@@ -17,16 +17,16 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError
 
-# What makes transformers, or a caller of it, import code that is not its own.
+# Keys that make transformers, or its caller, import code that is not its own.
 KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
-# These, or an ASCII letter that is escaped to hide one of them. Anything else is not parsed.
+# One of these, or an escaped ASCII letter, which may hide one. Nothing else is parsed.
 SUSPECT = re.compile(rb"%b|\\u00[4-7]" % b"|".join(key.encode() for key in KEYS), re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A class that `file` names: `tok.Evil` to be taken for `AutoTokenizer`."""
+    """A class that `file` names: `tok.Evil`, to be used as `AutoTokenizer`."""
 
     file: str
     wanted_for: str
@@ -37,13 +37,13 @@ class Code:
 
 
 def without(name: str, data: bytes) -> bytes:
-    """The JSON file `name` without what names code; the same bytes where nothing does.
+    """The JSON file `name` without the keys that name code; the same bytes where there are none.
 
-    Raises PipelineError where it is nested too deep to be looked through.
+    Raises PipelineError where it is nested too deep to be searched.
     """
-    with _looked_through(name):
+    with _depth_is_an_error(name):
         document = _parsed(data) if may_name(name) else None
-        if document is None or not any(True for _ in _found(document)):
+        if document is None or not any(True for _ in _keyed(document)):
             return data
         return json.dumps(_stripped(document), indent=1).encode()
 
@@ -54,34 +54,34 @@ def classes(files: Iterable[tuple[str, bytes]]) -> list[Code]:
 
 
 def may_name(file: str) -> bool:
-    """Whether transformers takes classes from a file: not from a vocabulary, whose words may be
-    those that elsewhere name code."""
+    """Whether transformers takes classes from a file: not from a vocabulary, whose words may look
+    like such keys."""
     return file.endswith(".json") and PurePosixPath(file).name not in VOCABULARIES
 
 
 def explained(model: str, code: Sequence[Code], message: str, hint: str = "") -> tuple[str, str]:
-    """A converter's failure, and what to do, in the light of the code that it had to do without."""
+    """The message and hint for a failed conversion, with the code that was left out."""
     if not code:
         return message, hint
-    told = "; ".join(map(str, code[:3]))
+    listed = "; ".join(map(str, code[:3]))
     return (
-        f"{message}\n{model} brings code of its own, which never runs here: {told}",
+        f"{message}\n{model} brings code of its own, which never runs here: {listed}",
         "convert it where you trust its code, and serve the .gguf",
     )
 
 
 def _classes(name: str, data: bytes) -> list[Code]:
-    with _looked_through(name):
+    with _depth_is_an_error(name):
         return [
-            Code(name, wanted_for, found)
-            for auto_map in _found(_parsed(data))
+            Code(name, wanted_for, class_name)
+            for auto_map in _keyed(_parsed(data))
             for wanted_for, value in _items(auto_map)
-            for found in _names(value)
+            for class_name in _names(value)
         ]
 
 
 @contextmanager
-def _looked_through(name: str) -> Iterator[None]:
+def _depth_is_an_error(name: str) -> Iterator[None]:
     try:
         yield
     except RecursionError:
@@ -89,7 +89,7 @@ def _looked_through(name: str) -> Iterator[None]:
 
 
 def _parsed(data: bytes) -> Any:
-    """None where nothing in it can name code, or it is no JSON: then nobody else reads it so."""
+    """None where nothing in it can name code, or it is not JSON."""
     if not SUSPECT.search(data):
         return None
     try:
@@ -98,17 +98,17 @@ def _parsed(data: bytes) -> Any:
         return None
 
 
-def _found(value: Any) -> Iterator[Any]:
-    """What stands under KEYS, at any depth."""
+def _keyed(value: Any) -> Iterator[Any]:
+    """The values of KEYS, at any depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in KEYS:
                 yield inner
             else:
-                yield from _found(inner)
+                yield from _keyed(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _found(inner)
+            yield from _keyed(inner)
 
 
 def _stripped(value: Any) -> Any:
@@ -118,7 +118,7 @@ def _stripped(value: Any) -> Any:
 
 
 def _items(auto_map: Any) -> Iterable[tuple[str, Any]]:
-    """What for, and its classes. Before 2022 it was a list, a tokenizer's."""
+    """What each class is for, and its name. Before 2022 it was a list, for the tokenizer."""
     if isinstance(auto_map, list):
         return [("AutoTokenizer", auto_map)]
     return auto_map.items() if isinstance(auto_map, Mapping) else ()

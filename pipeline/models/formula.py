@@ -1,10 +1,10 @@
-"""How much memory a model takes, reckoned from what its header or config.json says.
+"""How much memory a model takes, computed from its header or config.json.
 
-For where llama.cpp is not built yet; once it is, `memory` asks it, and `served` says what
-llama-server does otherwise. Against llama-fit-params the estimate is within a tenth for dense,
-grouped-query and mixture-of-experts models.
-Layers with a sliding window are counted as though they kept the whole context: too much, never
-too little. The states of recurrent layers, which are small, are left out.
+For where llama.cpp is not built yet; once it is, `memory` asks it, and `served` corrects for what
+llama-server does differently. Compared with llama-fit-params the estimate is within a tenth for
+dense, grouped-query and mixture-of-experts models.
+Layers with a sliding window are counted as if they kept the whole context: too much, never too
+little. The states of recurrent layers, which are small, are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .gguf import Header
 from .memory import STEP, Memory
 
 UBATCH = 512  # llama.cpp's default for --ubatch-size
-MOST = 1 << 40  # whatever a header claims
+MOST = 1 << 40  # a limit for whatever a header claims
 F16, F32 = 2, 4  # bytes of an element of the cache, and of an intermediate result
 
 # Bits for each weight, of the layers and of the tables that grow with the vocabulary. Fitted to
@@ -52,7 +52,7 @@ class Shape:
 
 
 def memory(shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
-    """The estimate at a context in tokens, of what llama-fit-params would tell.
+    """The estimate of llama-fit-params' figures at a context in tokens.
 
     The compute buffer is as large as the widest moment: in a layer, or the scores of all words.
     """
@@ -67,7 +67,7 @@ def memory(shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
 
 
 def served(memory: Memory, shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
-    """What llama-server will hold of what llama-fit-params told, or of an estimate.
+    """What llama-server takes, from llama-fit-params' figures or an estimate.
 
     The tool reserves the scores of all words for each token of a batch. The server does so for
     models that pool, but otherwise computes them for one token of each slot.
@@ -104,7 +104,7 @@ def of_header(header: Header, weights: int | None = None) -> Shape:
     )
     lengths = (f"attention.{name}_length" for name in ("key", "value"))
     cache = kv_heads * sum(_number(own, name, default=width) for name in lengths)
-    encodes = own.get("attention.causal") is False  # it reads a text in one go: no cache
+    encodes = own.get("attention.causal") is False  # it reads a text in one pass: no cache
     return Shape(
         weights=header.size - header.data if weights is None else weights,
         cache=0 if encodes else cache // max(1, _number(own, "full_attention_interval")),
@@ -154,12 +154,14 @@ def weight_bytes(elements: int, tables: int, quant: str) -> int:
 
 
 def _number(values: Mapping[str, Any], *names: str, default: int = 0) -> int:
-    """The first of `names` that is a number, or the largest where it is one for each layer."""
+    """The first of `names` that is a number; the largest where there is one for each layer."""
     for name in names:
         value = values.get(name)
-        found = max(map(_whole, value), default=0) if isinstance(value, Sequence) else _whole(value)
-        if found:
-            return found
+        number = (
+            max(map(_whole, value), default=0) if isinstance(value, Sequence) else _whole(value)
+        )
+        if number:
+            return number
     return default
 
 

@@ -41,7 +41,7 @@ POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_p
 
 
 class Broken(ValueError):
-    """The bytes are no GGUF header, or stop before its end."""
+    """The bytes are not a GGUF header, or stop before its end."""
 
 
 class Cut(Broken):
@@ -50,7 +50,7 @@ class Cut(Broken):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a GGUF says of itself. `size` is how many bytes the whole file must have at least,
+    """The header of a GGUF. `size` is how many bytes the whole file must have at least,
     `data` where its tensors start, `vocabulary` how many tokens it knows (0: not said).
 
     `widths` are those of a projector's last part, whose output has one of them. `values` holds
@@ -70,9 +70,9 @@ class Header:
 
     @property
     def name(self) -> str:
-        """The model's own name, without what a terminal or a command line would trip over."""
+        """The model's own name, printable characters only."""
         name = str(self.values.get("general.name", ""))
-        return "".join(sign for sign in name if sign.isprintable()).strip()
+        return "".join(letter for letter in name if letter.isprintable()).strip()
 
     @property
     def quant(self) -> str:
@@ -82,8 +82,8 @@ class Header:
     @property
     def context_length(self) -> int:
         """The trained context in tokens; 0 where it is not said."""
-        said = whole(self.values, f"{self.architecture}.context_length", 0)
-        return said if 0 < said <= MAX_CONTEXT else 0
+        length = whole(self.values, f"{self.architecture}.context_length", 0)
+        return length if 0 < length <= MAX_CONTEXT else 0
 
     @property
     def pooling(self) -> str:
@@ -101,7 +101,7 @@ class Header:
 
 
 def whole(values: Mapping[str, Any], key: str, default: int) -> int:
-    """A value that should be a whole number; the default where it is none at all."""
+    """A value that should be a whole number; the default where it is not."""
     value = values.get(key, default)
     return value if isinstance(value, int) else default
 
@@ -141,7 +141,7 @@ class _Reader:
         return self.buffer[start : self.at].decode("utf-8", "replace")
 
     def array(self) -> tuple[int, list[Any] | None]:
-        """How many elements there are, and they themselves where they are a few numbers."""
+        """How many elements there are, and the elements where they are a few numbers."""
         kind = self.scalar("I")
         count = self.count(self.size, "elements in an array")
         if kind in SCALARS:
@@ -154,7 +154,7 @@ class _Reader:
         if kind != STRING:
             raise Broken(f"it holds an array of value type {kind}")
         buffer, at, end = self.buffer, self.at, len(self.buffer)
-        for _ in range(count):  # a vocabulary: the one loop here that must be quick
+        for _ in range(count):  # a vocabulary: this loop must be fast
             at += 8 + int.from_bytes(buffer[at : at + 8], "little")
             if at > end:
                 break
@@ -236,7 +236,7 @@ def read(path: Path) -> Header:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 header = parse(buffer)
     except Broken as error:
-        raise PipelineError(f"{path}: is no usable GGUF: {error}", "download it again") from None
+        raise PipelineError(f"{path}: is not a usable GGUF: {error}", "download it again") from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
     if length < header.size:
@@ -248,17 +248,17 @@ def read(path: Path) -> Header:
     return header
 
 
-def read_noted(path: Path, book: Path) -> Header:
-    """As `read`, but from the notes in `book` while the file keeps its stamp."""
-    with contextlib.suppress(TypeError):  # no note, or one of another version
-        return Header(**stat_cache.recall(book, path))  # type: ignore[arg-type]
+def read_cached(path: Path, cache: Path) -> Header:
+    """As `read`, but from the file `cache` while the stamp of `path` stays the same."""
+    with contextlib.suppress(TypeError):  # no entry, or one of another version
+        return Header(**stat_cache.recall(cache, path))  # type: ignore[arg-type]
     stamp = stat_cache.stamp(path) if path.exists() else [0, 0]
     header = read(path)
     values = dict(header.values)
     if header.has_chat_template:
-        values["tokenizer.chat_template"] = ""  # that there is one is all that is asked
+        values["tokenizer.chat_template"] = ""  # only whether there is one matters
     header = replace(header, values=values)
-    stat_cache.remember(book, path, asdict(header), stamp)
+    stat_cache.remember(cache, path, asdict(header), stamp)
     return header
 
 

@@ -1,6 +1,6 @@
-"""What the hub, or the user's cache of it, says of a repository and where its files are.
+"""A repository's files as the hub lists them, or the user's Hugging Face cache, and where they are.
 
-Models are chosen from it in `repository`, files are fetched in `fetch`.
+`repository` chooses a model among them, `fetch` downloads it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pipeline.core import log
 from pipeline.core.download import Location, read_range
 from pipeline.core.text import size
 
-from .hub_errors import AGAIN, Changed, told
+from .hub_errors import AGAIN, Changed, errors_explained
 from .reference import Reference
 from .resolve import ModelFile
 from .skeleton import Readable
 
-ASK_TIMEOUT = 30  # seconds, for one question about a whole repository
+ASK_TIMEOUT = 30  # seconds, for the list of a whole repository
 FIRST_READ = 256 * 1024  # bytes; the headers of most safetensors files are shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """One commit of a repository. `parameters` counts them by element type, where it is known."""
+    """One commit of a repository. `parameters` counts the weights by element type, where known."""
 
     repo: str  # as the hub spells it today
     commit: str
@@ -38,12 +38,12 @@ class Listing:
 
 
 def ask(reference: Reference) -> Listing:
-    """What the repository holds at the revision asked for. Raises PipelineError."""
+    """The repository's files at the requested revision. Raises PipelineError."""
     from huggingface_hub import HfApi
 
     _quiet()
     log.info(f"asking the hub about {reference.repo}")
-    with told(reference.repo, reference.revision):
+    with errors_explained(reference.repo, reference.revision):
         info = HfApi().model_info(
             reference.repo,
             revision=reference.revision or None,
@@ -51,11 +51,11 @@ def ask(reference: Reference) -> Listing:
             timeout=ASK_TIMEOUT,
         )
     if info.id and info.id != reference.repo:
-        log.info(f"{reference.repo} is {info.id} today")
+        log.info(f"{reference.repo} is called {info.id} now")
     files = {
         str(sibling.rfilename): ModelFile(
             str(sibling.rfilename),
-            sibling.size if type(sibling.size) is int else -1,  # refused where the file is chosen
+            sibling.size if type(sibling.size) is int else -1,  # refused when the file is chosen
             str(sibling.lfs.sha256) if sibling.lfs else "",
             str(sibling.blob_id or ""),
         )
@@ -71,7 +71,7 @@ def ask(reference: Reference) -> Listing:
 
 
 def _quiet() -> None:
-    """The library's warnings name addresses, in which HF_ENDPOINT may have a password."""
+    """Silence the library's warnings: their URLs may contain the password of HF_ENDPOINT."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -94,50 +94,52 @@ def timeout() -> float:
 def locate(repo: str, commit: str, file: ModelFile) -> Location:
     """Where the bytes of a file are right now. Raises PipelineError.
 
-    The token is among the headers only where the hub itself has the bytes: the address that it
-    redirects to is signed, and another host.
+    The token is among the headers only where the hub itself serves the bytes: an address that it
+    redirects to is signed, and another host's.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     _quiet()
-    with told(repo, commit, file.name):
+    with errors_explained(repo, commit, file.name):
         url = hf_hub_url(repo, file.name, revision=commit)
-        seen = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)
+        metadata = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)
     expected = file.sha256 or file.blob
-    if seen.size is not None and seen.size != file.size:
+    if metadata.size is not None and metadata.size != file.size:
         raise Changed(
-            f"{repo}: the hub's list gives {file.name} {file.size} bytes, the file's own answer "
-            f"{seen.size}",
+            f"{repo}: {file.name} has {file.size} bytes in the hub's list and {metadata.size} when "
+            "it is requested",
             AGAIN,
         )
-    if expected and seen.etag and seen.etag != expected:
+    if expected and metadata.etag and metadata.etag != expected:
         raise Changed(
-            f"{repo}: {file.name} is {seen.etag} now, and was {expected} when it was resolved",
+            f"{repo}: {file.name} is {metadata.etag} now and was {expected} when it was resolved",
             AGAIN,
         )
-    ours = urlsplit(seen.location)[:2] == urlsplit(url)[:2]
+    is_hub = urlsplit(metadata.location)[:2] == urlsplit(url)[:2]
     headers = build_hf_headers()
-    if not ours:
+    if not is_hub:
         headers.pop("authorization", None)
-    return Location(url=seen.location, headers=headers)
+    return Location(url=metadata.location, headers=headers)
 
 
 def readable(repo: str, commit: str, file: ModelFile) -> Readable:
-    """A file on the hub to read the start of: what was read is kept, the address too."""
-    kept = b""
+    """A file on the hub of which the start is read: bytes and address are kept."""
+    buffer = b""
 
     @cache
     def location() -> Location:
         return locate(repo, commit, file)
 
     def read(start: int, stop: int) -> bytes:
-        nonlocal kept
-        if stop > len(kept) >= start:  # onwards from what is known, and not in little steps
+        nonlocal buffer
+        if stop > len(buffer) >= start:  # continue the known bytes, in large steps
             until = min(file.size, max(stop, FIRST_READ))
-            kept += read_range(client(), file.name, location, len(kept), until, timeout=timeout())
-        if stop <= len(kept):
-            return kept[start:stop]
+            buffer += read_range(
+                client(), file.name, location, len(buffer), until, timeout=timeout()
+            )
+        if stop <= len(buffer):
+            return buffer[start:stop]
         return read_range(client(), file.name, location, start, stop, timeout=timeout())
 
     return Readable(name=file.name, size=file.size, read=read)
@@ -146,15 +148,15 @@ def readable(repo: str, commit: str, file: ModelFile) -> Readable:
 def cached(reference: Reference) -> Listing | None:
     """What the user's Hugging Face cache holds of a repository; no network is used.
 
-    None where it holds none, or where its files do not tell what they are (no links).
+    None where it holds none, or without links, which name the files' hashes.
     """
     top = cache_folder(reference.repo)
-    named = reference.revision or "main"
+    revision = reference.revision or "main"
     try:
-        pointer = top / "refs" / named
-        if ".." in named.split("/"):
+        pointer = top / "refs" / revision
+        if ".." in revision.split("/"):
             return None
-        commit = pointer.read_text(encoding="ascii").strip() if pointer.is_file() else named
+        commit = pointer.read_text(encoding="ascii").strip() if pointer.is_file() else revision
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             return None
         snapshot = top / "snapshots" / commit

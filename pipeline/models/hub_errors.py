@@ -1,4 +1,4 @@
-"""Each failure of the hub as an error of its own, with the next step."""
+"""Each failure of the hub as an error that names the next step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.core.errors import PipelineError, UsageError
 from .hub_settings import endpoint, has_token
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-AGAIN = "run the same command again: the hub is asked anew"
+AGAIN = "run the same command again: it asks the hub anew"
 
 
 class Changed(PipelineError):
-    """What the hub says now contradicts what it said before: it has to be asked again."""
+    """The hub contradicts its earlier answer: it has to be asked again."""
 
 
 @contextmanager
-def told(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
+def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
     """Turn the client's exceptions into errors that name the next step. Raises PipelineError."""
     from huggingface_hub import errors
 
@@ -27,7 +27,7 @@ def told(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise PipelineError(
-            f"{repo}: its owner asks you to accept terms first",
+            f"{repo}: its owner requires you to accept terms first",
             f"accept them on the model's page ({endpoint()}/{repo}) and set HF_TOKEN to a token "
             "that may read it",
         ) from None
@@ -51,10 +51,10 @@ def told(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
         ) from None
     except errors.OfflineModeIsEnabled:
         raise PipelineError(
-            f"{repo}: HF_HUB_OFFLINE forbids to ask the hub", "run once with the network"
+            f"{repo}: HF_HUB_OFFLINE forbids asking the hub", "run once with the network"
         ) from None
     except errors.HFValidationError as error:
-        raise UsageError(f"{repo}: is no name of a repository: {error}") from None
+        raise UsageError(f"{repo}: not a valid repository name: {error}") from None
     except PipelineError:
         raise
     except Exception as error:  # the client's own, its HTTP library's, the system's
@@ -67,7 +67,7 @@ def _refused(repo: str, error: Exception) -> PipelineError:
     status = getattr(response, "status_code", 0)
     if status == 401 and has_token():
         return PipelineError(
-            f"{repo}: the hub does not know the token in use (status 401)",
+            f"{repo}: the hub rejects the token in use (status 401)",
             "HF_TOKEN, or what `hf auth login` stored, is mistyped or expired; make a new one at "
             f"{endpoint()}/settings/tokens",
         )
@@ -78,20 +78,20 @@ def _refused(repo: str, error: Exception) -> PipelineError:
         )
     if status == 429:
         return PipelineError(
-            f"{repo}: the hub asks to slow down (status 429)",
-            "wait some minutes; with HF_TOKEN set more is allowed",
+            f"{repo}: the hub limits the rate of requests (status 429)",
+            "wait some minutes; with HF_TOKEN the limit is higher",
         )
     if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
         return PipelineError(
-            f"{repo}: what {endpoint()} answers is not what a hub answers ({type(error).__name__})",
-            "see HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
+            f"{repo}: {endpoint()} does not answer as a hub does ({type(error).__name__})",
+            "check HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
         )
     what = f"it answered {status}" if status else type(error).__name__
     if (not status and isinstance(error, (OSError, ImportError))) or what == "ConnectError":
-        what = f"{what}: {error}"  # the system's words; no address stands in them
+        what = f"{what}: {error}"  # the system's words, without any address
     via = [n for n in PROXIES if os.environ.get(n)]
     return PipelineError(
-        f"{repo}: the hub could not be asked: {what}",
+        f"{repo}: the hub could not be reached: {what}",
         f"check the network and {endpoint()}{', ' * bool(via)}{' and '.join(via)}, then run the "
         "same command again",
     )

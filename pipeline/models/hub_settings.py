@@ -1,4 +1,4 @@
-"""What the environment says of the hub, as huggingface_hub reads it."""
+"""The hub's settings in the environment, as huggingface_hub reads them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.core.errors import UsageError
 
 def is_offline() -> bool:
     """Whether the environment forbids the network, as huggingface_hub reads it."""
-    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return said.strip().upper() in ("1", "ON", "YES", "TRUE")
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def check_environment() -> None:
@@ -22,16 +22,18 @@ def check_environment() -> None:
         if not re.fullmatch(r"[0-9]{1,6}", value.strip()) or not int(value):
             raise UsageError(f"{name}={value}: must be a number of seconds", "or leave it unset")
     if not os.environ.get("HF_TOKEN", "").strip().isascii():
-        raise UsageError("HF_TOKEN: holds letters that no token has", "copy it anew")
+        raise UsageError("HF_TOKEN: contains letters that no token has", "copy it again")
     if not os.environ.get("HF_ENDPOINT", " ").strip():
-        os.environ.pop("HF_ENDPOINT", None)  # set to nothing means not set; the library differs
+        os.environ.pop("HF_ENDPOINT", None)  # empty means unset; not so for the library
     try:
         parts = urlsplit(endpoint())
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        sound = False
-    if not sound:
-        raise UsageError("HF_ENDPOINT: is no address of a hub", "https://HOST, or leave it unset")
+        is_valid = False
+    if not is_valid:
+        raise UsageError(
+            "HF_ENDPOINT: is not the address of a hub", "https://HOST, or leave it unset"
+        )
 
 
 def has_token() -> bool:

@@ -1,4 +1,4 @@
-"""An importance matrix out of a text, with llama-imatrix: what weighs in a model, by use."""
+"""An importance matrix computed from a text with llama-imatrix: which weights matter in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.core.store import artifacts
 from . import gguf, tools
 
 COPIES = 2  # of the weights, at most: repacked for the processor, and buffers to compute in
-SILENT_SECONDS = 3600  # it prints each chunk of 512 tokens; how many there are the text decides
+SILENT_SECONDS = 3600  # it prints each chunk of 512 tokens; their number depends on the text
 
 
 def is_text(path: Path) -> bool:
@@ -46,7 +46,7 @@ def make(
     program: Path,
     home: Home,
 ) -> None:
-    """Have the matrix of `model` for `text`; `inputs` names both. Raises PipelineError."""
+    """Make the matrix of `model` for `text`; `inputs` names both. Raises PipelineError."""
 
     def maker(made: Path) -> None:
         log = home.logs / f"{target.parent.name}-{target.stem}.log"

@@ -1,6 +1,6 @@
-"""pipeline.lock: what models were made of, and what came out, to be made so again.
+"""pipeline.lock: what models were made from, and the result, so that they can be reproduced.
 
-One `[[model]]` for each request: what was asked for, the commit and every file with its sha256,
+One `[[model]]` for each request: the request, the commit and every file with its sha256,
 llama.cpp, the converter, the quantization, and the sha256 of the result. Nothing in it depends on
 the folder, the machine or the time, so locking twice writes the same bytes.
 """
@@ -30,26 +30,26 @@ LockedModel = dict[str, Any]
 
 
 def read(path: Path) -> list[LockedModel]:
-    """The entries of a lock file; none where there is no file. Raises UsageError."""
+    """The entries of a lock file; none without a file. Raises UsageError."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
         entries: list[LockedModel] = data["model"]
         for entry in entries:
-            if lacking := KEYS - entry.keys():
-                raise ValueError(f"a [[model]] lacks {', '.join(sorted(lacking))}")
+            if missing := KEYS - entry.keys():
+                raise ValueError(f"a [[model]] lacks {', '.join(sorted(missing))}")
             if not all(isinstance(entry[name], dict) for name in ("asked", "source")):
                 raise ValueError("asked and source of a [[model]] must be tables")
             if not entry["files"]:
                 raise ValueError("a [[model]] has no files")
             texts = {f"source.{name}": value for name, value in entry["source"].items()}
             texts |= {name: entry[name] for name in ("name", "kind", "precision")}
-            if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
-                raise ValueError(f"{', '.join(wrong)} of a [[model]] must be texts")
-        asked = [entry["asked"] for entry in entries]
-        if twice := [one for one in asked if asked.count(one) > 1]:
-            raise ValueError(f"it has {twice[0]} twice")
+            if others := [name for name, value in texts.items() if not isinstance(value, str)]:
+                raise ValueError(f"{', '.join(others)} of a [[model]] must be strings")
+        requests = [entry["asked"] for entry in entries]
+        if duplicates := [request for request in requests if requests.count(request) > 1]:
+            raise ValueError(f"{duplicates[0]} is in it twice")
         return entries
     except FileNotFoundError:
         return []
@@ -60,7 +60,7 @@ def read(path: Path) -> list[LockedModel]:
 
 
 def write(path: Path, entry: LockedModel) -> None:
-    """Put `entry` in the place of the one for the same request. Raises UsageError."""
+    """Add `entry`, or replace the one for the same request. Raises UsageError."""
     import tomli_w
 
     with only_one(path):
@@ -69,22 +69,22 @@ def write(path: Path, entry: LockedModel) -> None:
         publish_text(path, HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries}))
 
 
-def find(path: Path, asked: Mapping[str, str]) -> LockedModel:
+def find(path: Path, request: Mapping[str, str]) -> LockedModel:
     """The entry of a request. Raises UsageError where there is none."""
     entries = read(path)
     for entry in entries:
-        if entry["asked"] == asked:
+        if entry["asked"] == request:
             return entry
     known = [" ".join(f"{n}={v}" for n, v in entry["asked"].items()) for entry in entries]
-    there = "it holds:\n  " + "\n  ".join(known) if known else "it is missing or empty"
+    content = "it holds:\n  " + "\n  ".join(known) if known else "it is missing or empty"
     raise UsageError(
-        f"frozen=1: {path} does not pin this request; {there}",
+        f"frozen=1: {path} does not pin this request; {content}",
         f"pin it: {doitw('lock')} with the same variables",
     )
 
 
 def resolved(entry: LockedModel, home: Home) -> Resolved | None:
-    """The model of an entry that names a repository; None for others. Raises PipelineError."""
+    """The model of an entry for a repository; None for others. Raises PipelineError."""
     if entry["source"].get("type") != "hf":
         return None
     if not SHA1.fullmatch(entry["source"].get("revision", "")):
@@ -93,13 +93,13 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
         raise UsageError(f"{FILE}: an entry's source.ref names no repository", "lock again")
     try:
         files = [
-            # As the hub names it: small files by their blob id alone.
+            # The hub gives only a blob id for small files.
             ModelFile(file["name"], file["size"], "", file["blob"])
             if "blob" in file
             else ModelFile(file["name"], file["size"], file["sha256"])
             for file in entry["files"]
         ]
-        found = of_files(
+        model = of_files(
             entry["source"],
             "gguf" if entry["kind"] == "gguf" else "safetensors",
             files,
@@ -110,16 +110,16 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{FILE}: an entry cannot be read: {error!r}", "lock again") from None
-    return replace(found, name=entry["name"])
+    return replace(model, name=entry["name"])
 
 
-def require_same(path: Path, locked: LockedModel, here: LockedModel) -> None:
-    """Raise UsageError that names everything in which what is here differs from what is locked.
+def require_same(path: Path, locked: LockedModel, current: LockedModel) -> None:
+    """Raise UsageError that names every difference between what is locked and what is here.
 
-    What `here` cannot tell yet is not compared: the result before it is made, and the sha256 of
-    small files before they are fetched, which their blob id stands for.
+    What is not known yet is not compared: the result before it is made, and before they are
+    fetched the sha256 of small files, which have a blob id instead.
     """
-    before, after = dict(_flat(locked)), dict(_flat(here))
+    before, after = dict(_flat(locked)), dict(_flat(current))
     unknown = {
         name
         for name in before.keys() - after.keys()

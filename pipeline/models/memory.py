@@ -17,7 +17,7 @@ from . import gguf, tools
 MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
 STEP = 256  # tokens; llama.cpp pads its cache to this
-MARGIN = 256 * MIB  # for the server itself and whoever else wants some
+MARGIN = 256 * MIB  # for the server itself and other processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Device:
 class Memory:
     """Bytes for weights, cache and compute buffers, and how they lie on the devices.
 
-    An `estimate` comes from a formula and knows no devices; all else llama.cpp itself told.
+    An `estimate` comes from a formula and knows no devices; all else comes from llama.cpp itself.
     """
 
     weights: int
@@ -89,23 +89,23 @@ def resized(memory: Memory, before: int, after: int) -> Memory:
     """What another quant of the model takes: `memory` is that of the one whose tensors have
     `before` bytes, the other's have `after`. Cache and compute buffers stay the same.
 
-    The devices' shares are as exact as all tensors shrink alike.
+    The devices' shares are exact as far as all tensors shrink alike.
     """
     rows = (replace(row, weights=row.weights * after // max(1, before)) for row in memory.devices)
     return replace(memory, weights=memory.weights * after // max(1, before), devices=tuple(rows))
 
 
 def measure(
-    program: Path, build: str, model: Path, options: list[str], ctx_size: int, book: Path
+    program: Path, build: str, model: Path, options: list[str], ctx_size: int, cache: Path
 ) -> Memory | None:
-    """What `model` takes at this context; asked of llama-fit-params once, then noted. None where
-    it does not tell.
+    """What `model` takes at this context; llama-fit-params is run once, its answer cached. None
+    where it gives none.
 
     Raises UsageError where this llama.cpp cannot load the model, as its server could not either.
     """
     question = json.dumps([build, ctx_size, *options])
     stamp = stat_cache.stamp(model)
-    known = stat_cache.recall(book, model) or {}
+    known = stat_cache.recall(cache, model) or {}
     if question in known:
         return together(Device(*row) for row in known[question])
     words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
@@ -116,29 +116,29 @@ def measure(
         reason = re.search(r"error loading model: (.*)", out + err)
         raise UsageError(
             f"{model.name}: this llama.cpp cannot load it{(reason and f': {reason[1]}') or ''}",
-            "it may be too new: pipeline/pins.toml says which llama.cpp is used; or it is damaged",
+            "it may be too new (pipeline/pins.toml says which llama.cpp is used), or damaged",
         )
-    found = parse(out + err) if status == 0 else None
-    if found:
-        known[question] = [astuple(device) for device in found.devices]
-        stat_cache.remember(book, model, known, stamp)
-    return found
+    memory = parse(out + err) if status == 0 else None
+    if memory:
+        known[question] = [astuple(device) for device in memory.devices]
+        stat_cache.remember(cache, model, known, stamp)
+    return memory
 
 
 def fit(
     trained: int,
-    asked: int | None,
-    room: int,
+    requested: int | None,
+    available: int,
     measured: Callable[[int], Memory | None],
 ) -> Fit:
     """The context asked for, or the longest up to the `trained` one (0: not known) that fits into
-    `room` bytes."""
+    `available` bytes."""
 
     def at(ctx_size: int) -> Fit:
-        return Fit(ctx_size, measured(ctx_size), room, trained)
+        return Fit(ctx_size, measured(ctx_size), available, trained)
 
-    if asked:
-        return at(asked)
+    if requested:
+        return at(requested)
     best = at(trained or SMALLEST_CONTEXT)
     if best.fits or trained <= SMALLEST_CONTEXT:
         return best
@@ -148,6 +148,6 @@ def fit(
         middle = (low + high) // 2 // STEP * STEP
         if middle in (low, high):
             break
-        tried = at(middle)
-        low, high, best = (middle, high, tried) if tried.fits else (low, middle, best)
+        middle_fit = at(middle)
+        low, high, best = (middle, high, middle_fit) if middle_fit.fits else (low, middle, best)
     return best

@@ -35,22 +35,22 @@ class Quantization:
     imatrix: Path | None
 
     def input_identity(self, home: Home, *, hashing: bool = False) -> str | None:
-        """What the input is, whether or not it is still there; None where that is not known.
+        """The digest of the input, whether or not it still exists; None where it is not known.
 
         The user's own files are hashed only with `hashing`.
         """
         if self.conversion is None:
-            look = stat_cache.identity if hashing else stat_cache.recall
-            book = home.run / "sha256.json"
-            digests = [look(book, path) for path in gguf.shards(self.input)]
+            lookup = stat_cache.identity if hashing else stat_cache.recall
+            cache = home.run / "sha256.json"
+            digests = [lookup(cache, path) for path in gguf.shards(self.input)]
         else:
             entry = receipts.load(self.input.parent).get(self.input.name)
-            known = entry and entry.recipe == self.conversion.recipe
-            digests = [entry.sha256 if entry and known else None]
+            is_current = entry and entry.recipe == self.conversion.recipe
+            digests = [entry.sha256 if entry and is_current else None]
         return None if None in digests else "sha256:" + "+".join(map(str, digests))
 
     def recipe(self, home: Home, tool: Mapping[str, Any], input: str | None) -> Recipe | None:
-        """What the result depends on; None while the input is not known."""
+        """What the result depends on; None where the input is not known."""
         if input is None:
             return None
         matrix = self.imatrix and stat_cache.identity(home.run / "sha256.json", self.imatrix)
@@ -72,17 +72,17 @@ def argv(
 
 
 def result_bytes(quantization: Quantization, program: Path) -> int:
-    """The size of the result, as llama-quantize itself tells it in advance."""
+    """The size of the result, by a dry run of llama-quantize."""
     command = argv(quantization, program, quantization.target)
-    told = capture(
+    output = capture(
         [command[0], "--dry-run", *command[1:]],
         timeout=120,
         env=tools.env(),
         sandbox=tools.sandbox(program, read=gguf.shards(quantization.input)),
     )
-    found = re.search(r"quant size\s*=\s*([\d.]+) MiB", told or "")
-    # Vocabulary and the table of tensors come on top of it.
-    return int(float(found[1]) * 1024 * 1024) + 32 * 1024 * 1024 if found else 0
+    size = re.search(r"quant size\s*=\s*([\d.]+) MiB", output or "")
+    # Plus the vocabulary and the table of tensors.
+    return int(float(size[1]) * 1024 * 1024) + 32 * 1024 * 1024 if size else 0
 
 
 def make(
@@ -94,12 +94,12 @@ def make(
     imatrix_program: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Have the quantized GGUF. `imatrix_program` computes the matrix where a text is given for
-    one. Raises PipelineError."""
+    """Make the quantized GGUF unless it is current. `imatrix_program` computes the matrix where a
+    text is given instead. Raises PipelineError."""
     recipe = quantization.recipe(home, tool, quantization.input_identity(home, hashing=True))
     if recipe is None:
         raise PipelineError(
-            f"{quantization.input}: has no receipt that fits", "run the same command again"
+            f"{quantization.input}: has no matching receipt", "run the same command again"
         )
     name = f"{quantization.resolved.name} to {quantization.quant}"
 
@@ -148,7 +148,7 @@ def make(
                 f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
                 f"the whole log is {log}",
             )
-        gguf.read(made)  # a full disk goes unnoticed by the program, not by this
+        gguf.read(made)  # the program does not notice a full disk, this does
 
     artifacts.make(
         quantization.target,

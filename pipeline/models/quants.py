@@ -16,7 +16,7 @@ TYPES = (
 )
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# As uploaders write a quant into names, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, …
+# A quant in the names of files, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, …
 LABEL = re.compile(
     r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-8]|tq[12]|mxfp4|nvfp4|bf16|fp?16|fp?32)"
     r"(?:_(?:k|ks|kss|kl|kt|s|m|l|xl|xxl|xs|xxs|nl|moe|r\d+|\d))*(?![a-z0-9])",
@@ -65,7 +65,7 @@ TENSOR_TYPES = {
 
 
 def parse(value: str) -> str:
-    """A type of llama-quantize, or a quant as repositories name them, in capitals.
+    """A type of llama-quantize, or another quant that repositories have, in capitals.
 
     Raises ValueError for anything else.
     """

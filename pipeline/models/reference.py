@@ -1,4 +1,4 @@
-"""What `model=` means, by its form alone and by what exists on disk."""
+"""What `model=` means, by its form and by what exists on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """A model, as somebody wrote it. `path` for files, `repo` and `revision` for the hub."""
+    """A model as the user wrote it: `path` for files, `repo` and `revision` for the hub."""
 
     kind: ReferenceKind
     text: str
@@ -29,17 +29,17 @@ class Reference:
     repo: str = ""
     revision: str = ""
     quant: str = ""
-    note: str = ""  # what had to be decided, to be said once
+    note: str = ""  # what was decided, to be shown once
 
 
 def parse(text: str) -> Reference:
-    """Tell the forms of a reference apart. A path that exists wins. Raises UsageError."""
+    """Parse a reference. A path that exists wins. Raises UsageError."""
     if text == "demo":
         return Reference(kind="demo", text=text)
     match = HUB.fullmatch(text.removeprefix("hf:"))
     path = absolute(text)
     if not text.startswith("hf:") and exists(path):
-        note = f"{text}: taken as the path {path}, which exists" if match else ""
+        note = f"{text}: taken for the path {path}, which exists" if match else ""
         return existing(text, path, note)
     looks_like_path = (
         text.startswith((".", "/", "~", "\\"))
@@ -57,13 +57,13 @@ def parse(text: str) -> Reference:
             revision=match["revision"] or "",
             quant=match["quant"] or match["late"] or "",
         )
-    if any(sign in text for sign in "/\\~.") and not text.startswith("hf:"):
+    if any(letter in text for letter in "/\\~.") and not text.startswith("hf:"):
         raise UsageError(f"model={text}: {path} does not exist", f"a reference is {FORMS}")
-    raise UsageError(f"model={text}: is no reference", f"a reference is {FORMS}")
+    raise UsageError(f"model={text}: not a valid reference", f"a reference is {FORMS}")
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a name too long for one is none."""
+    """Whether there is such a file or folder. A name may be too long to exist."""
     try:
         return path.exists()
     except OSError:
@@ -78,5 +78,5 @@ def existing(text: str, path: Path, note: str = "") -> Reference:
         return Reference(kind="gguf", text=text, path=path, note=note)
     raise UsageError(
         f"model={text}: {path.name} is neither a .gguf file nor a folder",
-        "for safetensors give the folder that holds config.json and the weights",
+        "for safetensors pass the folder that holds config.json and the weights",
     )

@@ -1,5 +1,5 @@
-"""What of a repository is meant: a GGUF with its parts and its projector, or safetensors with what
-the converter reads beside them. Nothing here asks the network but through what is handed in."""
+"""Which files of a repository are meant: a GGUF with its parts and its projector, or safetensors
+with what the converter reads beside them. The network is used only by the functions passed in."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ReadDtypes = Callable[[ModelFile], Counter[str]]  # bytes by element type
 
 def resolve(
     listing: Listing,
-    wish: FileFilter,
-    asked: str,
+    file_filter: FileFilter,
+    reference: str,
     home: Home,
     *,
     fits: Callable[[Option], bool],
@@ -48,14 +48,16 @@ def resolve(
     read_header: ReadHeader,
     read_dtypes: ReadDtypes,
 ) -> Resolved:
-    """The files that are meant, and why. Raises PipelineError; UsageError lists what there is."""
+    """The files that are meant, and why. Raises PipelineError; UsageError lists the files."""
     source = {"type": "hf", "ref": listing.repo, "revision": listing.commit}
-    found = choice.options(listing.files)
+    options = choice.options(listing.files)
     safetensors = [n for n in listing.files if fnmatch(n, "*.safetensors") and "/" not in n]
-    if takes_gguf(found, safetensors, wish, asked):
-        option, why = choice.choose(found, wish, asked, fits)
+    if takes_gguf(options, safetensors, file_filter, reference):
+        option, why = choice.choose(options, file_filter, reference, fits)
         files = list(option.files)
-        projector, its_why = pair(listing.files, option, wish.mmproj, asked, read_header)
+        projector, projector_why = pair(
+            listing.files, option, file_filter.mmproj, reference, read_header
+        )
         files += [projector] if projector else []
         return of_files(
             source,
@@ -64,75 +66,81 @@ def resolve(
             home,
             precision=option.label,
             mmproj=projector.name if projector else "",
-            why=f"{option.label or option.name}: {why}{its_why}",
+            why=f"{option.label or option.name}: {why}{projector_why}",
         )
     if not safetensors:
         raise nothing(listing)
-    if wish.filename or wish.pattern:
+    if file_filter.filename or file_filter.pattern:
         raise UsageError(
-            f"{asked}: filename and pattern choose a GGUF, and the repository has none",
+            f"{reference}: filename and pattern choose a GGUF, and the repository has none",
             "leave it out",
         )
-    if wish.mmproj not in ("", NONE):
+    if file_filter.mmproj not in ("", NONE):
         raise UsageError(
-            f"{asked}: mmproj={wish.mmproj} is of no use: the model is converted from "
-            "safetensors, and its repository's projectors are looked at for a GGUF alone",
-            "give the path of a projector",
+            f"{reference}: mmproj={file_filter.mmproj}: not used: the model is converted from "
+            "safetensors, and only with a GGUF a projector of the repository is used",
+            "pass the path of a projector",
         )
     names = weights(listing, read)
     if "config.json" not in listing.files:
         raise PipelineError(
-            f"{listing.repo}: has weights and no config.json, without which nothing converts them",
+            f"{listing.repo}: has weights but no config.json, which the converter needs",
             "look for the model in the Transformers layout, or for a GGUF of it",
         )
     config = listing.files["config.json"]
     if config.size > MAX_CONFIG:
         raise PipelineError(f"{listing.repo}: config.json is too large to be one")
-    why = f"no GGUF with {wish.quant} is there: converted from safetensors" if found else ""
-    beside = [
+    why = f"it has no GGUF with {file_filter.quant}: converted from safetensors" if options else ""
+    side_files = [
         name
         for name in listing.files
         if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
     ]
-    chosen = sorted({*names, *beside})
+    chosen = sorted({*names, *side_files})
     require_safe(chosen, listing.repo)  # before one of them is read
-    told, where = read(config), f"{listing.repo}: config.json"
-    staging.require_plausible(told, sum(listing.files[name].size for name in names), where)
+    config_bytes, where = read(config), f"{listing.repo}: config.json"
+    staging.require_plausible(config_bytes, sum(listing.files[name].size for name in names), where)
     return of_files(
         source,
         "safetensors",
         [listing.files[name] for name in chosen],
         home,
-        # Of a split model the first part stands for all where the hub has not counted.
+        # Where the hub has no counts, the first part of a split model stands for all.
         precision=own_precision(
             Counter(listing.parameters) or read_dtypes(listing.files[names[0]])
         ),
-        architecture=architecture(told, where),
+        architecture=architecture(config_bytes, where),
         why=why,
     )
 
 
 def matches(name: str, pattern: str) -> bool:
-    """As a glob has it: folder by folder."""
+    """Whether a glob matches, folder by folder."""
     parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch, parts, patterns))
 
 
 def takes_gguf(
-    found: Sequence[Option], safetensors: Sequence[str], wish: FileFilter, asked: str
+    options: Sequence[Option], safetensors: Sequence[str], file_filter: FileFilter, reference: str
 ) -> bool:
-    """Whether a GGUF is meant. With safetensors beside it, only where the quant is there."""
-    if not found:
+    """Whether a GGUF is meant: beside safetensors only one with the requested quant."""
+    if not options:
         return False
-    if not safetensors or wish.filename or wish.pattern or wish.quant in ("", quants.AUTO):
+    if (
+        not safetensors
+        or file_filter.filename
+        or file_filter.pattern
+        or file_filter.quant in ("", quants.AUTO)
+    ):
         return True
     return (
-        bool(choice.by_quant(found, wish.quant)) or quants.canonical(wish.quant) not in quants.TYPES
+        bool(choice.by_quant(options, file_filter.quant))
+        or quants.canonical(file_filter.quant) not in quants.TYPES
     )
 
 
 def weights(listing: Listing, read: Read) -> list[str]:
-    """The weight files: those that the index names, and no second copy in another layout.
+    """The weight files: those that the index names, without copies in another layout.
 
     Raises PipelineError.
     """
@@ -146,62 +154,62 @@ def weights(listing: Listing, read: Read) -> list[str]:
             raise PipelineError(
                 f"{listing.repo}: {INDEX} names {len(missing)} files that the repository lacks: "
                 f"{', '.join(missing[:3])}",
-                "ask its owner, or take another revision",
+                "ask its owner, or use another revision",
             )
         return names
     if all(name.startswith("adapter") for name in top):
         raise PipelineError(
             f"{listing.repo}: holds an adapter (LoRA), not a model",
-            "name the model that it was trained on; convert the adapter with llama.cpp's "
-            "convert_lora_to_gguf.py and give it as server.lora=PATH",
+            "pass the model that it was trained for; convert the adapter with llama.cpp's "
+            "convert_lora_to_gguf.py and pass it as server.lora=PATH",
         )
     if "model.safetensors" in top:
         return ["model.safetensors"]
-    ours = [name for name in top if name.startswith("model")]
-    if not ours:
+    model_files = [name for name in top if name.startswith("model")]
+    if not model_files:
         raise PipelineError(
             f"{listing.repo}: its weights are {', '.join(top[:3])}; llama.cpp's converter reads "
             "model*.safetensors",
             "look for the model in the Transformers layout, or for a GGUF of it",
         )
-    split = [SHARD.fullmatch(name) for name in ours]
+    split = [SHARD.fullmatch(name) for name in model_files]
     counts = {int(part["count"]) for part in split if part}
-    if len(ours) > 1 and (None in split or counts != {len(ours)}):
+    if len(model_files) > 1 and (None in split or counts != {len(model_files)}):
         raise PipelineError(
-            f"{listing.repo}: has {', '.join(ours[:3])}, and no {INDEX} tells which of them are "
-            "one model, or some are missing",
-            "ask its owner, or download what is meant into a folder",
+            f"{listing.repo}: has {', '.join(model_files[:3])} and no {INDEX}: "
+            "which of them are one model is not known, or some are missing",
+            "ask its owner, or download the right ones into a folder",
         )
-    return ours
+    return model_files
 
 
 def nothing(listing: Listing) -> PipelineError:
-    """Why a repository without a usable model is of no use."""
-    real = {n: f for n, f in listing.files.items() if not PurePosixPath(n).name.startswith(".")}
-    if not [name for name in real if not name.lower().endswith((".md", ".txt"))]:
+    """The error for a repository without a usable model."""
+    visible = {n: f for n, f in listing.files.items() if not PurePosixPath(n).name.startswith(".")}
+    if not [name for name in visible if not name.lower().endswith((".md", ".txt"))]:
         return PipelineError(
-            f"{listing.repo}: is empty at {listing.commit[:12]}", "name another revision=…"
+            f"{listing.repo}: is empty at {listing.commit[:12]}", "use another revision=…"
         )
-    if any(choice.PROJECTOR.search(n) for n in real if n.endswith(".gguf")):
+    if any(choice.PROJECTOR.search(n) for n in visible if n.endswith(".gguf")):
         return PipelineError(
-            f"{listing.repo}: has projectors (mmproj) alone, no model",
-            "name the model's repository",
+            f"{listing.repo}: has only projectors (mmproj), no model",
+            "pass the model's repository",
         )
-    inside = sorted(name for name in real if name.endswith(".safetensors"))
-    if inside:
+    nested = sorted(name for name in visible if name.endswith(".safetensors"))
+    if nested:
         return PipelineError(
-            f"{listing.repo}: has weights in folders only ({', '.join(inside[:3])}), which are "
-            "parts of something else than a language model",
+            f"{listing.repo}: has weights only in folders ({', '.join(nested[:3])}), which belong "
+            "to something other than a language model",
         )
-    pickled = sorted(name for name in real if name.lower().endswith(PICKLED))
+    pickled = sorted(name for name in visible if name.lower().endswith(PICKLED))
     if pickled:
         return PipelineError(
             f"{listing.repo}: has only pickled weights ({', '.join(pickled[:3])}), which run code "
-            "when they are read; they are not used",
+            "when they are loaded; they are not used",
             "look for a conversion of the model to safetensors or GGUF",
         )
     return PipelineError(
-        f"{listing.repo}: has neither GGUF nor safetensors files; it holds {shown(real)}"
+        f"{listing.repo}: has neither GGUF nor safetensors files; it holds {shown(visible)}"
     )
 
 
@@ -216,22 +224,22 @@ def of_files(
     architecture: str = "",
     why: str = "",
 ) -> Resolved:
-    """The model that these files of a commit are. Raises PipelineError where one is not safe."""
+    """The model of these files of a commit. Raises PipelineError where one is not safe."""
     repo, commit = str(source["ref"]), str(source["revision"])
     require_safe([file.name for file in files], repo)
     for file in files:
         if not (SHA256.fullmatch(file.sha256) or (SHA1.fullmatch(file.blob) and not file.sha256)):
-            raise PipelineError(f"{repo}: nothing tells what {file.name} must be: it has no hash")
+            raise PipelineError(f"{repo}: {file.name} has no hash, so it could not be checked")
         if type(file.size) is not int or file.size < 0:
-            raise PipelineError(f"{repo}: nothing tells how large {file.name} is")
+            raise PipelineError(f"{repo}: the size of {file.name} is not known")
     if mmproj and mmproj not in [file.name for file in files]:
         raise PipelineError(f"{repo}: its projector {mmproj} is not among its files")
-    named = f"{slug(repo)}__{slug(commit[:12])}"
+    name = f"{slug(repo)}__{slug(commit[:12])}"
     return Resolved(
         kind=kind,
         name=repo.split("/")[-1],
-        slug=named,
-        folder=home.models / ("gguf" if kind == "gguf" else "source") / named,
+        slug=name,
+        folder=home.models / ("gguf" if kind == "gguf" else "source") / name,
         local=False,
         source=source,
         files=tuple(files),
@@ -243,15 +251,15 @@ def of_files(
 
 
 def require_safe(names: Sequence[str], repo: str) -> None:
-    """Refuse names that could be written anywhere but below the model's folder, or that some
-    system takes for another name. Raises PipelineError."""
-    seen: dict[str, str] = {}
+    """Refuse names that could lead out of the model's folder, or that some system takes for another
+    name. Raises PipelineError."""
+    known: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
-        # a leading dot is how the pipeline's own files beside the model are named
-        odd = any(not p or p.startswith((".", " ")) or p.endswith((".", " ")) for p in parts)
+        # the pipeline's own files beside the model begin with a dot
+        is_hidden = any(not p or p.startswith((".", " ")) or p.endswith((".", " ")) for p in parts)
         if (
-            odd
+            is_hidden
             or not name.isprintable()
             or any(sign in name for sign in '\\:*?"<>|')
             or any(RESERVED.fullmatch(part) for part in parts)
@@ -259,9 +267,9 @@ def require_safe(names: Sequence[str], repo: str) -> None:
         ):
             raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")
         folded = unicodedata.normalize("NFC", name).casefold()
-        if folded in seen:
+        if folded in known:
             raise PipelineError(
-                f"{repo}: has the files {seen[folded]!r} and {name!r}, "
-                "which are one file on some disks"
+                f"{repo}: has the files {known[folded]!r} and {name!r}, "
+                "which are the same file on some disks"
             )
-        seen[folded] = name
+        known[folded] = name

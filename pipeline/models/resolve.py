@@ -1,4 +1,4 @@
-"""Which files a reference means: their names, sizes and sha256, and what they hold."""
+"""The files that a reference means: their names, sizes and sha256, and what they hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INDEX = "model.safetensors.index.json"
 class ModelFile:
     """One file of a model, its name relative to the model's folder. Size in bytes.
 
-    `blob` is git's SHA-1, which is all that the hub says of its small files.
+    `blob` is git's SHA-1, the only hash that the hub has of small files.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Resolved:
     """A reference with nothing left open.
 
     `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
-    they are the user's own and stay where they are. `precision` is the source's own type.
+    they are the user's own and stay in their place. `precision` is the source's own type.
     `mmproj` names the projector among the files, and `why` says how they were chosen.
     """
 
@@ -77,28 +77,28 @@ class Resolved:
         return sum(file.size for file in self.files)
 
     def recipe(self) -> dict[str, str]:
-        """How receipts name these inputs."""
+        """These inputs in a recipe."""
         return {file.name: file.identity for file in self.files}
 
     def fetch_recipe(self, file: ModelFile) -> dict[str, Any]:
-        """What makes one of its files, for models that are fetched."""
+        """The recipe of one of its files, for models that are fetched."""
         return {"step": "fetch", "file": file.identity, **self.source}
 
 
 def slug(text: str) -> str:
     """`text` as a name that every file system takes."""
     name = re.sub(r"[^\w.-]+", "-", text.replace("/", "__"))
-    # Cut to 80 bytes of whole letters; names that differ behind that differ by a hash too.
+    # Cut to 80 bytes, at a letter; what is named by a slug has a hash in its name too.
     return name.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip("-.") or "model"
 
 
 def is_plain(name: str) -> bool:
-    """Whether `name` is a file's own name on every system: no folder, no drive, no trick."""
+    """Whether `name` is a plain file name on every system: no folder, no drive."""
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
 
 
 def local_slug(path: Path) -> str:
-    """A name for the artifacts of a local path: its own, and which path it is."""
+    """A name for the artifacts of a local path: the path's own name and a hash of it all."""
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     return f"local__{slug(path.stem if path.is_file() else path.name)}__{digest}"
 
@@ -122,16 +122,16 @@ def demo(home: Home) -> Resolved:
 def gguf_path(path: Path, home: Home) -> Resolved:
     """A GGUF that is used in place, whole or its first part. Reads its header only.
 
-    The sha256 of its files stay empty: nothing is made from them, so nothing has to know.
+    The sha256 of its files stay empty: nothing is made from them.
     Raises PipelineError.
     """
-    book = home.run / "gguf.json"
+    cache = home.run / "gguf.json"
     paths = gguf.shards(path)
-    headers = [gguf.read_noted(part, book) for part in paths]
+    headers = [gguf.read_cached(part, cache) for part in paths]
     if headers[0].shards != len(paths):
         raise PipelineError(
-            f"{path}: says that it is one of {headers[0].shards} parts",
-            "keep the names of the parts as they were: …-00001-of-0000N.gguf",
+            f"{path}: is one of {headers[0].shards} parts, by its header",
+            "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
     return Resolved(
         kind="gguf",
@@ -163,37 +163,39 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
         if pickled:
             raise PipelineError(
                 f"{folder}: has only pickled weights ({', '.join(pickled[:3])}), which run code "
-                "when they are read; they are not used",
+                "when they are loaded; they are not used",
                 "get the model's safetensors, or convert the weights where you trust them",
             )
         raise PipelineError(f"{folder}: has no *.safetensors")
-    told = config.read_bytes()
-    require_known(architecture(told, str(config)), architectures, str(config))
+    config_bytes = config.read_bytes()
+    require_known(architecture(config_bytes, str(config)), architectures, str(config))
     if (folder / INDEX).is_file():
         weights = _indexed(folder)
-    found: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
     for path in weights:
-        found += safetensors.dtypes(path)
-    staging.require_plausible(told, sum(path.stat().st_size for path in weights), str(config))
-    return weights, safetensors.own_precision(found)
+        dtypes += safetensors.dtypes(path)
+    staging.require_plausible(
+        config_bytes, sum(path.stat().st_size for path in weights), str(config)
+    )
+    return weights, safetensors.own_precision(dtypes)
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
-    """Whether `folder` would have nothing to hash. Raises PipelineError."""
+    """Whether the sha256 of all files in a model's folder are known. Raises PipelineError."""
     weights, _ = check_folder(path, frozenset())
-    book = home.run / "sha256.json"
-    return all(stat_cache.recall(book, file) is not None for file in _inputs(path, weights))
+    cache = home.run / "sha256.json"
+    return all(stat_cache.recall(cache, file) is not None for file in _inputs(path, weights))
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
-    """A folder of safetensors. Its files are hashed once for each stamp. Raises PipelineError."""
+    """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
     weights, precision = check_folder(path, architectures)
-    book = home.run / "sha256.json"
+    cache = home.run / "sha256.json"
     files = tuple(
         ModelFile(
             file.relative_to(path).as_posix(),
             file.stat().st_size,
-            stat_cache.identity(book, file),
+            stat_cache.identity(cache, file),
         )
         for file in _inputs(path, weights)
     )
@@ -210,30 +212,30 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
 
 
 def _inputs(path: Path, weights: list[Path]) -> list[Path]:
-    """The weights and what the converter reads beside them. Raises PipelineError where that is a
-    link out of the folder, as a cloned repository may bring: to a secret, which would become part
-    of the GGUF. A Hugging Face cache links to the blobs of its repository."""
-    beside = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    """The weights and what the converter reads beside them. Raises PipelineError for a link out of
+    the folder: in a cloned repository it may lead to a secret, which would become part of the GGUF.
+    A Hugging Face cache links to the blobs of its repository."""
+    side_files = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
     folder = path.resolve()
-    for file in sorted(beside):
+    for file in sorted(side_files):
         real = file.resolve()
         if not (real.is_relative_to(folder) or real.is_relative_to(folder.parent.parent / "blobs")):
             raise PipelineError(
                 f"{file}: is a link to {real}, which is not in the model's folder",
                 "copy the file there if it belongs to the model",
             )
-    return sorted({*weights, *beside})
+    return sorted({*weights, *side_files})
 
 
 def forget(path: Path | None, home: Home) -> None:
-    """Forget what was noted of the user's own file or folder: it is looked at again."""
+    """Drop what is cached of the user's own file or folder."""
     if path is not None:
-        for book in ("sha256.json", "gguf.json", "memory.json"):
-            stat_cache.forget(home.run / book, path)
+        for name in ("sha256.json", "gguf.json", "memory.json"):
+            stat_cache.forget(home.run / name, path)
 
 
 def stored(path: Path) -> Resolved | None:
-    """What an earlier run resolved and stored at `path`, if that can be read."""
+    """The model that an earlier run stored at `path`; None where there is none that can be read."""
 
     def parse(data: Any) -> Resolved:
         files = tuple(ModelFile(**file) for file in data["files"])
@@ -244,7 +246,7 @@ def stored(path: Path) -> Resolved | None:
 
 
 def store(path: Path, resolved: Resolved) -> None:
-    """Remember what a reference to the hub was resolved to."""
+    """Store what a reference to the hub was resolved to."""
     data = asdict(resolved)
     data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
     with only_one(path):
@@ -252,7 +254,7 @@ def store(path: Path, resolved: Resolved) -> None:
 
 
 def stored_path(reference: Reference, question: Sequence[object], home: Home) -> Path:
-    """Where the answer to this question to the hub is kept."""
+    """Where the hub's answer to this question is stored."""
     text = json.dumps([reference.repo, reference.revision, *question])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
@@ -280,7 +282,7 @@ def require_known(name: str, known: frozenset[str], where: str) -> None:
 
 
 def _indexed(folder: Path) -> list[Path]:
-    """The weight files that the index names, all of which must be there."""
+    """The weight files that the index names, all of which must exist."""
     try:
         data = (folder / INDEX).read_bytes()
     except OSError as error:
@@ -306,5 +308,5 @@ def indexed(data: bytes, where: str) -> list[str]:
         raise PipelineError(f"{where}: cannot be read as an index: {error}") from None
     for name in names:
         if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):
-            raise PipelineError(f"{where}: names {name!r}, which is no file beside it")
+            raise PipelineError(f"{where}: names {name!r}, which is not a file beside it")
     return names

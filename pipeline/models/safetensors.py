@@ -1,4 +1,4 @@
-"""Read the headers of safetensors files: what they hold, and whether they are whole.
+"""Read the headers of safetensors files: what they hold, and whether they are complete.
 
 The layout: 8 bytes of length (little endian), that many bytes of JSON, then the data.
 """
@@ -23,7 +23,7 @@ OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What one file says of itself: its header's own bytes, bytes by element type, and elements."""
+    """The header of one file: its own bytes, the data's bytes by element type, and the elements."""
 
     raw: bytes
     dtypes: Counter[str]
@@ -31,14 +31,14 @@ class Head:
 
 
 def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
-    """The header of the file `name` of `length` bytes, of which `read(start, stop)` gets some.
+    """The header of the file `name` of `length` bytes, which `read(start, stop)` reads.
 
-    Raises PipelineError where it is not that of a whole file.
+    Raises PipelineError where the file is damaged or incomplete.
     """
     start = read(0, 8) if length >= 8 else b""
     count = int.from_bytes(start, "little")
     if len(start) != 8 or not 2 <= count <= min(MAX_HEADER, length - 8):
-        raise PipelineError(f"{name}: is no safetensors file, or is cut short")
+        raise PipelineError(f"{name}: is not a safetensors file, or is cut short")
     raw = start + read(8, 8 + count)
     if len(raw) != 8 + count:
         raise PipelineError(f"{name}: its header could not be read to its end")
@@ -46,7 +46,7 @@ def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
         header = json.loads(raw[8:])
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{name}: cannot be read as safetensors: {error}") from None
-    found: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
     elements, spans = 0, []
     try:
         for key, tensor in header.items():
@@ -54,7 +54,7 @@ def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
                 begin, end = map(operator.index, tensor["data_offsets"])
                 if not 0 <= begin <= end:
                     raise ValueError(key)
-                found[str(tensor["dtype"])] += end - begin
+                dtypes[str(tensor["dtype"])] += end - begin
                 elements += math.prod(max(0, operator.index(n)) for n in tensor["shape"])
                 spans.append((begin, end))
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -69,11 +69,11 @@ def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
             f"{name}: has {length} bytes, its header needs {8 + count + at}",
             "download or copy it again",
         )
-    return Head(raw=raw, dtypes=found, elements=elements)
+    return Head(raw=raw, dtypes=dtypes, elements=elements)
 
 
 def dtypes(path: Path) -> Counter[str]:
-    """Bytes by element type of one file, which must be whole. Raises PipelineError."""
+    """Bytes by element type of one file, which must be complete. Raises PipelineError."""
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
@@ -87,10 +87,10 @@ def dtypes(path: Path) -> Counter[str]:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
 
 
-def own_precision(found: Counter[str]) -> str:
+def own_precision(dtypes: Counter[str]) -> str:
     """The unquantized type that keeps the precision of most of the bytes.
 
     What the converter unpacks (FP8 and the like) becomes BF16.
     """
-    most = found.most_common(1)
-    return OUTTYPES.get(most[0][0], "BF16") if most else "BF16"
+    largest = dtypes.most_common(1)
+    return OUTTYPES.get(largest[0][0], "BF16") if largest else "BF16"

@@ -1,4 +1,4 @@
-"""How big the quants of a model become, asked of llama-quantize before a weight is moved."""
+"""How big the quants of a model become, by dry runs of llama-quantize on its header alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TENSOR = re.compile(
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT; llama-quantize keeps no other
 VERSION = "general.quantization_version"
 ADDED = 45  # bytes, where it has to be added
-# llama-quantize chooses some types otherwise where it is given an importance matrix. It does not
-# look into it to tell sizes: one entry, `x`, with one value, in its older format.
+# With an importance matrix llama-quantize chooses some types differently. A dry run does not use
+# its values: one entry, `x`, with one value, in the older format.
 MATRIX = struct.pack("<ii1siif", 1, 1, b"x", 1, 1, 1.0)
 
 
@@ -36,10 +36,10 @@ def quant_sizes(
     llama-quantize refuses for this model is left out.
     """
     first, *others = (gguf.read(path) for path in gguf.shards(skeleton))
-    # Of a split one the first part has the texts and all together the table of tensors.
+    # The first part of a split one has the texts; the table of tensors is in all of them.
     start = first.data + sum(header.data for header in others)
     start += 0 if VERSION in first.values else ADDED
-    found = {}
+    sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "imatrix.dat"
         matrix.write_bytes(MATRIX)
@@ -53,24 +53,24 @@ def quant_sizes(
             )
             tensors = tensor_bytes(out + err)
             if status == 0 and tensors is not None:
-                found[quant] = _padded(start) + tensors
-    return found
+                sizes[quant] = _padded(start) + tensors
+    return sizes
 
 
-def tensor_bytes(told: str) -> int | None:
-    """What the tensors take in the file that a dry run tells of; None where it tells of none, or
-    of a type that is not known here."""
+def tensor_bytes(output: str) -> int | None:
+    """The size of the tensors by the output of a dry run; None where it has none, or a type that is
+    not known here."""
     total = 0
-    for size in _sizes(told):
+    for size in _sizes(output):
         if not size:
             return None
         total += _padded(size)
     return total or None
 
 
-def _sizes(told: str) -> Iterator[int]:
+def _sizes(output: str) -> Iterator[int]:
     """Bytes of each tensor; 0 for a type that is not known here."""
-    for shape, before, after in TENSOR.findall(told):
+    for shape, before, after in TENSOR.findall(output):
         kind = TENSOR_TYPES.get((after or before).lower())
         row, *rows = (int(number) for number in shape.split(","))
         yield 0 if kind is None else row_bytes(kind, row) * math.prod(rows)

@@ -1,7 +1,7 @@
 """Skeletons: GGUF files with the real header and a hole for the tensors.
 
-llama.cpp's own tools tell from them how much memory a model takes and how big its quants become,
-before a weight is moved. The files lie elsewhere; only their first bytes are read.
+From them llama.cpp's own tools compute how much memory a model takes and how big its quants become,
+before any weights are downloaded or converted. Only the first bytes of the files are read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Readable:
         data = self.read(start, stop) if stop > start else b""
         if len(data) != stop - start:
             raise PipelineError(
-                f"{self.name}: {stop - start} bytes were asked for and {len(data)} came",
+                f"{self.name}: {stop - start} bytes were requested and {len(data)} received",
                 "run the same command again",
             )
         return data
@@ -77,7 +77,7 @@ def prefix(file: Readable) -> tuple[bytes, Header]:
                 ) from None
             length *= 2
         except Broken as error:
-            raise PipelineError(f"{file.name}: is no usable GGUF: {error}") from None
+            raise PipelineError(f"{file.name}: is not a usable GGUF: {error}") from None
     if header.size > file.size:
         raise PipelineError(
             f"{file.name}: is cut short: it has {file.size} bytes, its header needs {header.size}"
@@ -88,14 +88,14 @@ def prefix(file: Readable) -> tuple[bytes, Header]:
 def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
     """The skeleton of a GGUF, whole or split, in `folder`: its (first) file.
 
-    What is there already is taken: name the folder after the files' identity. None where the
-    file system knows no holes. Raises PipelineError.
+    Files that exist are used: name the folder after the files' identity. None where the file
+    system has no sparse files. Raises PipelineError.
     """
     targets = []
     for file in files:
         name = PurePosixPath(file.name).name  # parts find each other by name, in one folder
         if not is_plain(name):
-            raise PipelineError(f"{file.name!r}: is no name of a file")
+            raise PipelineError(f"{file.name!r}: is not a file name")
         target = folder / name
         targets.append(target)
         with full_disk_is_an_error(folder), only_one(target):
@@ -110,30 +110,30 @@ def safetensors_skeleton(
     conversion: Conversion, files: Sequence[Readable], target: Path, python: Path
 ) -> Path | None:
     """The skeleton of what `conversion` will make from `files`, by the converter itself, run with
-    `python`. What is there already is taken.
+    `python`. A file that exists is used.
 
-    Weights are not read; all other files are, whole. None where the file system knows no holes, or
-    the converter would have to work through the weights. Raises PipelineError, also for what it
-    would refuse later: a model or a tokenizer that it does not know.
+    Weights are not read, all other files are. None where the file system has no sparse files, or
+    the converter would have to process the weights. Raises PipelineError, also for what the
+    conversion would refuse: a model or a tokenizer that it does not know.
     """
     with full_disk_is_an_error(target.parent), only_one(target):
         if target.exists():
             return target
         top, made = target.with_name(f"{part(target).name}.in"), part(target)
         try:
-            remove(top)  # a killed run's
+            remove(top)  # left by a run that was killed
             # The converter takes metadata from the folder's name: as in the real conversion.
             folder = top / slug(conversion.resolved.name)
             weights = staging.weight_bytes({file.name: file.size for file in files})
-            # The weights first: what is wrong with them explains what else does not fit.
+            # The weights first: an error in them explains all others.
             ordered = sorted(files, key=lambda file: not file.name.endswith(".safetensors"))
             if not all(_lay_out(file, folder, weights) for file in ordered):
                 return None
-            words = convert.argv(conversion, python, folder, made)
+            command = convert.argv(conversion, python, folder, made)
             scratch = top / staging.SCRATCH
             scratch.mkdir()
             status, out, err = outcome(
-                [words[0], str(converter.DRIVER), *words[1:]],
+                [command[0], str(converter.DRIVER), *command[1:]],
                 timeout=tools.seconds("header", weights),
                 env=converter.environment(python, scratch),
                 sandbox=converter.sandbox(python, conversion.script, folder, (), made, scratch),
@@ -142,13 +142,13 @@ def safetensors_skeleton(
             if status in (-1, TOO_MUCH):  # it did not end, or it would compute the weights
                 return None
             if status:
-                told = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
-                message = f"{name}: the converter refuses its headers (status {status}):\n{told}"
+                output = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
+                message = f"{name}: the converter refuses its headers (status {status}):\n{output}"
                 raise PipelineError(*foreign_code.explained(name, code_of(files), message))
             try:
                 header = gguf.parse(made.read_bytes(), 1 << 62)
             except Broken as error:
-                raise PipelineError(f"{name}: would become no usable GGUF: {error}") from None
+                raise PipelineError(f"{name}: would not become a usable GGUF: {error}") from None
             length = -(-header.size // 32) * 32  # the converter pads the last tensor too
             if not extend_by_hole(made, length):
                 return None
@@ -160,10 +160,10 @@ def safetensors_skeleton(
 
 
 def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
-    """Put a file of the model into `folder`: weights as a header and a hole, others whole."""
+    """Put a file of the model into `folder`: of weights only the header, others as they are."""
     names = PurePosixPath(file.name).parts
     if not names or not all(is_plain(name) for name in names):
-        raise PipelineError(f"{file.name!r}: is no name of a file")
+        raise PipelineError(f"{file.name!r}: is not a file name")
     target = folder.joinpath(*names)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
@@ -182,7 +182,7 @@ def code_of(files: Iterable[Readable]) -> list[Code]:
 
 
 def whole(file: Readable) -> bytes:
-    """All of a small file. Raises PipelineError where it is none."""
+    """The content of a small file. Raises PipelineError for a large one."""
     staging.require_small(file.name, file.size)
     return file.get(0, file.size)
 
@@ -200,8 +200,8 @@ def _publish(target: Path, start: bytes, size: int) -> bool:
 
 
 def extend_by_hole(path: Path, size: int) -> bool:
-    """Lengthen the file `path` to `size` bytes by a hole. False where that cannot be done: then
-    the file is of no use, and nothing much was written.
+    """Make the file `path` `size` bytes long without writing more. False where the file system has
+    no sparse files; then the file is of no use, and little was written.
     """
     try:
         with path.open("r+b") as file:
@@ -232,7 +232,7 @@ def _mark(file: BinaryIO) -> bool:
     set_sparse = 0x900C4  # FSCTL_SET_SPARSE of winioctl.h
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     handle = ctypes.c_void_p(msvcrt.get_osfhandle(file.fileno()))  # type: ignore[attr-defined,unused-ignore]
-    told = ctypes.c_uint32()
+    returned = ctypes.c_uint32()
     return bool(
-        kernel.DeviceIoControl(handle, set_sparse, None, 0, None, 0, ctypes.byref(told), None)
+        kernel.DeviceIoControl(handle, set_sparse, None, 0, None, 0, ctypes.byref(returned), None)
     )

@@ -1,8 +1,8 @@
-"""What the converter gets to read: the weights, and what lies beside them without foreign code.
+"""The converter's input: the weights, and the files beside them without foreign code.
 
-Links to just the files that were chosen, so that nothing else of the model's folder is seen. JSON
-files that name code are written anew without it, and a config.json that asks for more than the
-weights can hold is refused.
+Links to the files that were chosen, so that nothing else in the model's folder is seen. JSON files
+that name code are copied without it, and a config.json that counts more than the weights can hold
+is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import foreign_code
 SCRATCH = ".scratch"  # a name that no model's folder has
 MAX_SIDE_FILE = 256 * 1024 * 1024  # bytes; the largest known tokenizer.json has some 30 MB
 
-# What the converter makes a list of, or a loop over.
+# The converter makes lists of these lengths, or loops over them.
 COUNTS = (
     *("vocab_size", "n_vocab", "padded_vocab_size", "pad_vocab_size_multiple", "draft_vocab_size"),
     *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_nextn_predict_layers"),
@@ -38,22 +38,22 @@ COUNTS_FOR_A_BYTE = 16
 
 
 def stage(files: Mapping[str, Path], into: Path) -> None:
-    """Lay the converter's input out in the folder `into`. Raises PipelineError."""
+    """Put the converter's input into the folder `into`. Raises PipelineError."""
     weights = weight_bytes({name: file.stat().st_size for name, file in files.items()})
     for name, file in files.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".json"):
             data = read_whole(file, name)
-            its = beside(name, data, weights)
-            if its != data:
-                target.write_bytes(its)
+            allowed = beside(name, data, weights)
+            if allowed != data:
+                target.write_bytes(allowed)
                 continue
         _link(file, target)
 
 
 def beside(name: str, data: bytes, weights: int) -> bytes:
-    """A file beside so many bytes of weights, as the converter may read it.
+    """A file as the converter may read it, beside so many bytes of weights.
 
     Raises PipelineError.
     """
@@ -63,7 +63,7 @@ def beside(name: str, data: bytes, weights: int) -> bytes:
 
 
 def read_whole(file: Path, name: str) -> bytes:
-    """A small file. Raises PipelineError where it is none."""
+    """The content of a small file. Raises PipelineError for a large one."""
     require_small(name, file.stat().st_size)
     return file.read_bytes()
 
@@ -71,7 +71,7 @@ def read_whole(file: Path, name: str) -> bytes:
 def require_small(name: str, size: int) -> None:
     """Raise PipelineError where a file beside the weights is too large to be read."""
     if size > MAX_SIDE_FILE:
-        raise PipelineError(f"{name}: has {shown_size(size)}, too much to be read here")
+        raise PipelineError(f"{name}: has {shown_size(size)}, which is too large for such a file")
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:
@@ -92,7 +92,7 @@ def require_plausible(config: bytes, weights: int, where: str) -> None:
             raise PipelineError(
                 f"{where}: {name} is {count}, and the weights have {shown_size(weights)}: at a "
                 f"width of {width} they cannot hold more than {most // width}",
-                "the file is wrong, or its weights are not all there",
+                "the file is wrong, or weights are missing",
             )
         limit = MOST_WORDS if "vocab" in name else MOST
         if count > limit:
@@ -125,7 +125,7 @@ def _whole(value: Any) -> int:
 def _link(file: Path, target: Path) -> None:
     try:
         target.symlink_to(file.resolve())
-    except OSError:  # Windows without the right to make links
+    except OSError:  # Windows, without the right to create links
         try:
             os.link(file, target)
         except OSError:

@@ -1,7 +1,7 @@
-"""What llama.cpp's programs may touch while they read a model: its files, their output, no more.
+"""llama.cpp's programs run in the sandbox: they get the model's files and their output, no more.
 
-A model is a stranger's, and a program that reads it may be turned against its user. So each runs in
-the sandbox, with bounds on memory and time that follow from the size of the weights.
+A model is untrusted and may exploit a program that reads it. The limits on memory and time follow
+from the size of the weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pipeline.core.sandbox import Sandbox, strength
 from pipeline.core.sandbox.available import is_off
 
 GIB = 1024**3
-HEADER_MEMORY = 4 * GIB  # reading a header, and reckoning with it
+HEADER_MEMORY = 4 * GIB  # for reading a header and computing from it
 LARGEST_RESULT = 8  # times the weights: 4-bit ones that become 32-bit numbers
 GPU_MEMORY = 16 * GIB  # a driver maps memory of its own
-# Seconds to start with, and bytes of weights a second, slower than which no machine is.
+# Seconds to start, and bytes of weights a second on the slowest machine.
 SLOWEST = {
     "header": (120, 1_000_000_000),
     "convert": (600, 5_000_000),
@@ -40,8 +40,8 @@ def sandbox(
     """For a program of llama.cpp that reads a model with so many bytes of weights, and may hold
     `copies` of them in memory beside `memory` bytes of its own.
 
-    The files to be written are made here, empty: nothing else can be. `gpus` None: the program's
-    folder says whether it is for the CPU alone.
+    The files to be written are created here, since the program may not. `gpus` None: the name of
+    the program's folder decides.
     """
     warn()
     for path in write:
@@ -60,8 +60,8 @@ def sandbox(
 
 @cache
 def warn() -> None:
-    """Say once what the sandbox cannot limit here."""
-    if (lacks := strength().lacks) and not is_off():  # that was said already
+    """Warn once about what the sandbox cannot limit here."""
+    if (lacks := strength().lacks) and not is_off():  # which has its own warning
         log.info(
             f"warning: this system cannot limit {lacks} for programs that read a model "
             f"({strength().name}); docs/security.md says what would"
@@ -69,7 +69,7 @@ def warn() -> None:
 
 
 def seconds(step: str, weights: int) -> float:
-    """After which a step is ended: longer than the slowest machine takes for these weights."""
+    """The time limit of a step: longer than the slowest machine takes for these weights."""
     start, bytes_a_second = SLOWEST[step]
     return start + weights / bytes_a_second
 

@@ -235,7 +235,7 @@ def test_a_running_program_is_not_disturbed(tmp_path: Path, home: Home, target: 
         ({"README": "x", "llama-server": "x"}, "there is no bin/llama-server"),
         ({f"top/{name}": text for name, text in files("x").items()}, "no bin/llama-server"),
         ({**files("x"), "../evil": "x"}, "leads out of the archive"),
-        ({**files("x"), "bin/LLAMA-server": "x"}, "are one name"),
+        ({**files("x"), "bin/LLAMA-server": "x"}, "are the same name"),
     ],
 )
 def test_another_form(

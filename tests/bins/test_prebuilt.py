@@ -480,7 +480,7 @@ def test_a_killed_download_goes_on(
     large.make()
     assert told(large) == "version: stand-in b8000"
     assert site.asked("api") == [f"/download/b8000/{name('b8000')}"] * len(site.asked("files"))
-    assert "are here from an earlier run" in capsys.readouterr().err
+    assert "were downloaded by an earlier run" in capsys.readouterr().err
 
 
 @scripts

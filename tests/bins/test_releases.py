@@ -495,7 +495,7 @@ def test_no_network(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_api_that_hangs(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(github, "TIMEOUT", 0.3)
     site.faults["hang"] = 2
-    with pytest.raises(PipelineError, match="nothing came in time"):
+    with pytest.raises(PipelineError, match="no data in time"):
         find("b7")
 
 

@@ -165,7 +165,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"safetensors_dir": "m.gguf"}, "is a gguf"),
         ({"imatrix": "none"}, "imatrix=none: "),
         ({"api_key_file": "folder"}, "is no file"),
-        ({"model": "nothing"}, "is no reference"),
+        ({"model": "nothing"}, "not a valid reference"),
         ({"refresh": "1", "offline": "1"}, "refresh= and offline= contradict each other"),
         ({"refresh": "1", "frozen": "1"}, "refresh= and frozen= contradict each other"),
         ({"model": "a/b", "filename": "x", "pattern": "*"}, "filename= and pattern= contradict"),

@@ -85,10 +85,10 @@ def test_a_fault_that_can_be_mended(
 @pytest.mark.parametrize(
     ("kind", "options", "told"),
     [
-        ("stall", {"after": 0}, "localhost: nothing came in time"),
+        ("stall", {"after": 0}, "localhost: no data in time"),
         ("cut", {"after": 0}, "localhost: the connection ended early"),
         ("status416", {}, "localhost: answered 416"),
-        ("wrong_content_range", {}, "localhost: the answer is another range"),
+        ("wrong_content_range", {}, "localhost: the response is another range"),
         ("flip_byte", {"offset": 5}, "expected "),
         ("status429", {"retry_after": 0}, "localhost: answered 429 Too Many Requests"),
         ("status500", {}, "localhost: answered 500 Internal Server Error"),
@@ -179,7 +179,7 @@ def test_a_file_known_by_its_git_blob_id(site: Site, tmp_path: Path) -> None:
     assert told == hashlib.sha256(data).hexdigest()
     assert_whole(site, tmp_path / "made", "small.json")
     wrong = Content(size=len(data), blob="0" * 40)
-    with pytest.raises(PipelineError, match=f"git blob id .* expected {'0' * 40}, got {blob}"):
+    with pytest.raises(PipelineError, match=f"wrong git blob id: expected {'0' * 40}, got {blob}"):
         fetch(site, tmp_path / "made", "small.json", content=wrong)
 
 

@@ -110,7 +110,7 @@ def test_writable(tmp_path: Path) -> None:
 def test_below_a_file_nothing_is_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(PipelineError, match="nothing can be written there") as caught:
+        with pytest.raises(PipelineError, match="cannot be written to") as caught:
             paths.require_writable(folder)
         assert str(folder) in caught.value.message
 

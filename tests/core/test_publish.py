@@ -190,8 +190,8 @@ def test_remove(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "the disk is full"),
-        (errno.EDQUOT, "the disk is full"),
+        (errno.ENOSPC, "disk full; the unfinished"),
+        (errno.EDQUOT, "disk full; the unfinished"),
         (errno.EROFS, "Read-only"),
         (errno.EACCES, "denied"),
     ],

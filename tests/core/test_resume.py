@@ -50,7 +50,7 @@ def test_what_is_there_is_not_fetched_again(
     fetch(site, made)
     assert_whole(site, made)
     assert site.sent() == missing
-    there = f"big.gguf: {shown_size(SIZE - missing)} are here from an earlier run"
+    there = f"big.gguf: {shown_size(SIZE - missing)} were downloaded by an earlier run"
     assert capsys.readouterr().err.splitlines()[0] == there
 
 

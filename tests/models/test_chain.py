@@ -223,7 +223,7 @@ def test_a_moved_intermediate_decides_only_while_the_served_file_is_not_current(
     assert world.needs(steps).convert == "copied or restored"
     capsys.readouterr()
     assert not world.settle(steps)
-    assert capsys.readouterr().err.count("hashing it once") == 1
+    assert capsys.readouterr().err.count("rehashing to verify") == 1
     assert world.needs(steps) == Needs(quantize="missing")
 
 
@@ -334,7 +334,7 @@ def test_an_intermediate_left_over_by_a_cut_run_is_something_to_do(world: World)
     assert recipe
     make(steps.final, recipe, b"final")  # and killed before the intermediate was discarded
     assert chain.leftover(steps)
-    assert world.needs(steps) == Needs(quantize="a step on the way is left over")
+    assert world.needs(steps) == Needs(quantize="an intermediate file is left over")
     assert not chain.leftover(world.chain(keep_f16=True))
 
 
@@ -358,11 +358,11 @@ def test_types_that_the_converter_writes_itself(world: World, quant: str) -> Non
 
 @pytest.mark.parametrize("quant", quants.DIRECT)
 def test_no_file_between_can_be_kept_where_there_is_none(world: World, quant: str) -> None:
-    with pytest.raises(UsageError, match=f"keep_f16: quant={quant.lower()} is written without"):
+    with pytest.raises(UsageError, match=f"keep_f16: not used for quant={quant.lower()}"):
         world.chain(quant, keep_f16=True)
     gguf = a_gguf(world, quant, local=True)
     for taken in (gguf, a_gguf(world, "BF16", local=False)):
-        with pytest.raises(UsageError, match="keep_f16: the GGUF is taken as it is"):
+        with pytest.raises(UsageError, match="keep_f16: not used: the GGUF is served as it is"):
             taken.chain(quant, keep_f16=True)
 
 
@@ -428,7 +428,7 @@ def test_an_unquantized_gguf_of_the_user_is_quantized(world: World, precision: s
 
 @pytest.mark.parametrize("precision", ["Q8_0", "Q4_K_M", ""])
 def test_quantizing_twice_is_refused(world: World, precision: str) -> None:
-    with pytest.raises(UsageError, match="quantizing twice") as caught:
+    with pytest.raises(UsageError, match="quantizing it again") as caught:
         a_gguf(world, precision, local=True).chain("Q5_K_M")
     assert (precision or "unknown type") in str(caught.value)
     assert "leave quant out" in caught.value.hint

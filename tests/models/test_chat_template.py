@@ -51,7 +51,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["chatml", "empty", "refuses", "broken", "letters"],
 )
 def test_templates_that_end_are_served(server: Path, text: str) -> None:
-    assert chat_template.tried(server, text) == ""
+    assert chat_template.problem_of(server, text) == ""
 
 
 @pytest.mark.usefixtures("impatient")
@@ -70,7 +70,7 @@ def test_templates_that_end_are_served(server: Path, text: str) -> None:
 )
 def test_templates_that_run_on_are_refused(server: Path, text: str, wrong: str) -> None:
     began = time.monotonic()
-    assert re.search(wrong, chat_template.tried(server, text))
+    assert re.search(wrong, chat_template.problem_of(server, text))
     assert time.monotonic() - began < 30
 
 
@@ -155,7 +155,7 @@ def test_a_program_that_never_answers_is_no_fault_of_the_template(tmp_path: Path
     slow = tmp_path / "llama-server"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
-    assert chat_template.tried(slow, CHATML) == ""
+    assert chat_template.problem_of(slow, CHATML) == ""
 
 
 def test_a_damaged_model_is_left_to_the_server(server: Path, tmp_path: Path) -> None:

@@ -64,6 +64,6 @@ def test_the_package_is_opened_only_where_a_file_has_to_be_made(home: Home, pack
     fetch.fetch_demo(resolved, home, offline=True)
 
     (resolved.folder / "config.json").unlink()
-    with pytest.raises(PipelineError, match="offline=1 forbids to fetch it"):
+    with pytest.raises(PipelineError, match="offline=1 forbids downloading it"):
         fetch.fetch_demo(resolved, home, offline=True)
     assert (resolved.folder / "model.safetensors").read_bytes() == b"weights"

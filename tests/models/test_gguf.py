@@ -262,7 +262,7 @@ def test_cut_at_every_byte(full: Path, tmp_path: Path) -> None:
             gguf.parse(data[:length])
             said = "is cut short"
         except gguf.Broken as error:
-            said = "is no usable GGUF: it is too short" if length < 24 else str(error)
+            said = "is not a usable GGUF: it is too short" if length < 24 else str(error)
         assert said in refusal(path, data[:length])
         seen.add(said)
     assert {"is cut short", "it ends inside its header"} <= seen
@@ -295,23 +295,23 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 def test_a_header_is_remembered_while_the_stamp_stays(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "run" / "gguf.json"
-    first = gguf.read_noted(full, book)
+    first = gguf.read_cached(full, book)
     assert (first.name, first.has_chat_template) == ("Tiny", True)
     assert TEMPLATE not in book.read_text("utf-8")
     stat = full.stat()
     full.write_bytes(bytes(stat.st_size))  # same size, same time: the notes answer
     os.utime(full, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert gguf.read_noted(full, book) == first
+    assert gguf.read_cached(full, book) == first
     os.utime(full, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(PipelineError, match="does not start with GGUF"):
-        gguf.read_noted(full, book)
+        gguf.read_cached(full, book)
 
 
 def test_unreadable_notes_are_no_harm(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "gguf.json"
     for garbage in ("", "{", "[]", "\0"):
         book.write_text(garbage)
-        assert gguf.read_noted(full, book).name == "Tiny"
+        assert gguf.read_cached(full, book).name == "Tiny"
 
 
 def parts(folder: Path, numbers: list[int], count: int, end: str = "gguf") -> list[Path]:

@@ -203,7 +203,7 @@ def test_offline_nothing_is_fetched_and_what_is_here_will_do(
     ask: Ask, server: fake.Running
 ) -> None:
     message = ask("org/gguf", fetch=True, offline=True)["error"]
-    assert "1 file not here, and offline=1" in message
+    assert "1 file missing, and offline=1" in message
     assert "m-Q4_K_M.gguf" in message
     file = Path(ask("org/gguf", fetch=True)["folder"]) / "m-Q4_K_M.gguf"
     os.utime(file, ns=(1, 1))  # copied: hashed, not fetched
@@ -234,7 +234,7 @@ def test_safetensors_come_without_code_and_pickles(ask: Ask) -> None:
         ("org/gguf@v9", {}, "org/gguf: has no revision 'v9'"),
         ("org/pickled", {}, "has only pickled weights (pytorch_model.bin)"),
         ("org/gguf", {"filename": "x.gguf"}, "m-Q8_0.gguf"),
-        ("org/gguf", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to ask"),
+        ("org/gguf", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids asking"),
         ("org/gguf", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and http://127"),
     ],
 )
@@ -249,17 +249,17 @@ def test_each_error_has_a_message_of_its_own(
 # What a lasting fault ends in: a part of the error, or "" where the bytes arrive all the same.
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "slow", "bytes_per_second": 20_000}, ""),
-    ({"kind": "stall", "after": 0}, "nothing came in time"),
+    ({"kind": "stall", "after": 0}, "no data in time"),
     ({"kind": "cut", "after": 0}, "the connection ended early"),
     ({"kind": "cut", "after": 4000}, ""),  # each answer brings some
     ({"kind": "status416", "at": "cdn"}, "answered 416"),
     ({"kind": "ignore_range"}, ""),
-    ({"kind": "wrong_content_range"}, "another range than the one asked"),
+    ({"kind": "wrong_content_range"}, "another range than the requested one"),
     ({"kind": "etag_changes"}, "when it was resolved"),
     ({"kind": "etag_changes", "at": "cdn"}, ""),  # started over, and then it is the right sha256
     ({"kind": "flip_byte"}, f"expected {hashlib.sha256(GGUF).hexdigest()}, got "),
     ({"kind": "wrong_size", "at": "api"}, "the hub's list gives m-Q4_K_M.gguf"),
-    ({"kind": "wrong_size", "at": "hub"}, "the file's own answer"),
+    ({"kind": "wrong_size", "at": "hub"}, "when it is requested"),
     ({"kind": "status429", "retry_after": 1, "times": 3, "at": "cdn"}, ""),
     ({"kind": "status429", "retry_after": 0, "at": "cdn"}, "answered 429"),
     ({"kind": "status500", "at": "cdn"}, "answered 500"),
@@ -309,7 +309,7 @@ def test_under_every_fault_the_right_bytes_are_published_or_none(
 def test_a_hub_in_trouble_is_an_error(ask: Ask, server: fake.Running) -> None:
     server.control(faults=[{"kind": "status500", "at": "api"}])
     message = ask("org/gguf")["error"]
-    assert "the hub could not be asked" in message
+    assert "the hub could not be reached" in message
     assert server.endpoint in message
 
 

@@ -230,7 +230,7 @@ def test_a_hostile_name_in_a_lock(name: str) -> None:
 
 
 def test_two_names_of_one_file_in_a_lock() -> None:
-    with pytest.raises(PipelineError, match="one file on some disks"):
+    with pytest.raises(PipelineError, match="the same file on some disks"):
         lockfile.resolved(of_gguf("x.gguf", "X.gguf"), Home(Path("home")))
 
 

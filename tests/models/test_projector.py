@@ -270,7 +270,7 @@ def test_none_are_there_to_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"), [(mmproj(3840), "does not fit this model"), (model(), "is no projector")]
+    ("other", "said"), [(mmproj(3840), "does not fit this model"), (model(), "is not a projector")]
 )
 def test_a_named_one_that_does_not_fit_is_refused(other: Header, said: str) -> None:
     both = Shelf({"M-Q4_K_M.gguf": model(), "mmproj-a.gguf": other, "mmproj-b.gguf": mmproj()})
@@ -280,7 +280,7 @@ def test_a_named_one_that_does_not_fit_is_refused(other: Header, said: str) -> N
 
 
 def test_the_model_is_not_its_own_projector() -> None:
-    with pytest.raises(UsageError, match="is no projector"):
+    with pytest.raises(UsageError, match="is not a projector"):
         shelf("mmproj-F16.gguf").pair("M-Q4_K_M.gguf")
 
 
@@ -288,5 +288,5 @@ def test_a_projector_of_the_users_own() -> None:
     projector.require(mmproj(), model(), "/x/y.gguf")
     with pytest.raises(PipelineError, match=r"mmproj=/x/y.gguf: does not fit this model"):
         projector.require(mmproj(3840), model(), "/x/y.gguf")
-    with pytest.raises(PipelineError, match=r"mmproj=/x/y.gguf: is no projector"):
+    with pytest.raises(PipelineError, match=r"mmproj=/x/y.gguf: is not a projector"):
         projector.require(model(), model(), "/x/y.gguf")

@@ -225,7 +225,7 @@ def test_a_split_gguf_is_all_its_parts(tmp_path: Path, home: Home) -> None:
 def test_a_broken_gguf_is_refused(tmp_path: Path, home: Home) -> None:
     path = a_gguf(tmp_path / "a.gguf")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(PipelineError, match="no usable GGUF"):
+    with pytest.raises(PipelineError, match="not a usable GGUF"):
         resolve.gguf_path(path, home)
 
 

@@ -123,13 +123,13 @@ def test_a_header_without_end_is_given_up(tmp_path: Path) -> None:
 
 def test_a_read_that_brings_less_is_an_error(tmp_path: Path) -> None:
     remote = Remote(long_header(0), size=1 << 30, short=1)
-    with pytest.raises(PipelineError, match=f"{FIRST_READ} bytes were asked for"):
+    with pytest.raises(PipelineError, match=f"{FIRST_READ} bytes were requested"):
         gguf_skeleton([remote.readable()], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a\\b.gguf", "c:x.gguf"])
 def test_a_name_that_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PipelineError, match="no name of a file"):
+    with pytest.raises(PipelineError, match="not a file name"):
         gguf_skeleton([Remote(long_header(0), size=1 << 30).readable(name)], tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_what_the_converter_refuses_is_said_before_the_download(
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ((1 << 60).to_bytes(8, "little") + b"{}", "is no safetensors file"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", "is not a safetensors file"),
         (
             b'{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},'
             b'"b":{"dtype":"F16","shape":[2],"data_offsets":[2,6]}}',

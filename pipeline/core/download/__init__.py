@@ -1,8 +1,7 @@
-"""Downloads of files over HTTP: in pieces side by side, hashed while they arrive, resumed after a
-kill.
+"""Downloads of files over HTTP: in parallel pieces, hashed while they arrive, resumed after a kill.
 
-`session` has all files of a download, `attempt` one try at a file, `partial` what is on the disk
-of it, `remote` any range of it on the server, `answers` whether an answer is what was asked for.
+`session` has all files of a download, `attempt` one try at a file, `partial` its bytes on the disk,
+`remote` its ranges on the server, `answers` checks the server's responses.
 """
 
 from .partial import bytes_kept, discard

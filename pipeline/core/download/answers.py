@@ -1,4 +1,4 @@
-"""Whether a server's answer is what was asked for, and if not, what may mend it."""
+"""Whether a server's response fits the request, and if not, whether to try again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LONGEST_WAIT = 300.0  # seconds
 
 
 class ChangedError(PipelineError):
-    """The file on the server became another one between two requests."""
+    """The file on the server changed between two requests."""
 
 
 class NoRangesError(Exception):
-    """The server answers with the whole file, whatever part is asked for."""
+    """The server sends the whole file, whatever range is requested."""
 
 
 class TroubleError(Exception):
-    """What another request may mend. `wrong`: the server answered, but not what was asked;
-    `expired`: the address may no longer be used; `wait`: seconds that the server asks for."""
+    """A failure that another request may get over. `wrong`: the response does not fit the request;
+    `expired`: the address is no longer valid; `wait`: seconds that the server asks for."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class TroubleError(Exception):
 
 
 class Judge:
-    """Judges all answers about one file, which is `size` bytes long where that is known.
+    """Checks all responses for one file, of `size` bytes where that is known.
 
-    No text of it holds what must stay private: addresses and headers, which the library's own
-    texts may quote.
+    No message contains what must stay private: addresses and headers, which the library's own
+    messages may quote.
     """
 
     def __init__(self, name: str, size: int | None, *, streamed: bool) -> None:
@@ -55,8 +55,8 @@ class Judge:
         self._etags: dict[str, str] = {}  # by host: two mirrors need not agree
 
     def accept(self, answer: httpx2.Response, at: int, stop: int) -> tuple[int, int, bool]:
-        """How many bytes come before those asked for, where the latter stop, and whether the
-        answer ends there.
+        """How many bytes come before the requested ones, where those stop, and whether the response
+        ends there.
 
         Raises PipelineError, ChangedError, NoRangesError, TroubleError before any byte is used.
         """
@@ -64,7 +64,9 @@ class Judge:
         if status not in (200, 206):
             self._refuse(answer)
         if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise PipelineError(f"{self._name}: {host} sends it compressed, which was not asked")
+            raise PipelineError(
+                f"{self._name}: {host} sends it compressed, which was not requested"
+            )
         length = answer.headers.get("Content-Length", "")
         count = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
         if status == 200:
@@ -74,21 +76,23 @@ class Judge:
                 raise NoRangesError
             stop = stop if count is None else min(stop, count)
             return at, stop, count == stop
-        said = answer.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", said, re.ASCII)
-        if not found:
-            raise TroubleError(host, "the answer does not say which range it is", wrong=True)
-        total = None if found[3] == "*" else int(found[3])
+        content_range = answer.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", content_range, re.ASCII)
+        if not match:
+            raise TroubleError(host, "the response does not say which range it is", wrong=True)
+        total = None if match[3] == "*" else int(match[3])
         self._require_size(host, total)
         self._require_same(answer)
         stop = stop if total is None else min(stop, total)
-        if (int(found[1]), int(found[2])) != (at, stop - 1):
-            raise TroubleError(host, "the answer is another range than the one asked", wrong=True)
+        if (int(match[1]), int(match[2])) != (at, stop - 1):
+            raise TroubleError(
+                host, "the response is another range than the requested one", wrong=True
+            )
         return 0, stop, count == stop - at
 
     def _refuse(self, answer: httpx2.Response) -> NoReturn:
         status, host = answer.status_code, answer.url.host
-        known = status in set(http.HTTPStatus)  # the server's own words could be anything
+        known = status in set(http.HTTPStatus)  # the server's own text could be anything
         text = f"answered {status}{f' {http.HTTPStatus(status).phrase}' if known else ''}"
         if status in (401, 403, 410):
             raise TroubleError(host, text, expired=True)
@@ -103,7 +107,7 @@ class Judge:
         if None not in (size, self._size) and size != self._size:
             raise PipelineError(
                 f"{self._name}: {host} says {size} bytes, expected {self._size}",
-                "the file changed there, or something on the way answers in its place",
+                "the file changed there, or a proxy answers in its place",
             )
 
     def _require_same(self, answer: httpx2.Response) -> None:
@@ -112,17 +116,17 @@ class Judge:
             with self._lock:
                 known = self._etags.setdefault(host, etag)
             if known != etag:
-                raise ChangedError(f"{self._name}: changed on {host} while it was fetched")
+                raise ChangedError(f"{self._name}: changed on {host} during the download")
 
 
 def trouble(error: httpx2.RequestError) -> TroubleError:
-    """An error of the library, in our words."""
+    """An error of the library, without its private details."""
     import httpx2
 
     host = error.request.url.host
     match error:
         case httpx2.ReadTimeout():
-            return TroubleError(host, "nothing came in time")
+            return TroubleError(host, "no data in time")
         case httpx2.TimeoutException():
             return TroubleError(host, "no connection in time")
         case httpx2.ConnectError() | httpx2.ReadError():  # the system's words
@@ -133,7 +137,7 @@ def trouble(error: httpx2.RequestError) -> TroubleError:
 
 
 def retry_after(text: str, now: float) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date; None where it is neither."""
+    """The seconds in a Retry-After header, a number or a date; None where it is neither."""
     if re.fullmatch(r"\d+", text, re.ASCII):
         return min(float(text), LONGEST_WAIT)
     try:

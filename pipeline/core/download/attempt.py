@@ -1,4 +1,4 @@
-"""One attempt at a file: threads fetch its pieces, the one that wants it hashes them in order."""
+"""One attempt at a file: threads fetch its pieces, the caller hashes them in order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.core.progress import Count
 from .partial import Partial
 from .remote import HaltedError, Remote
 
-# The library hands over at most 64 KiB. Written one by one, the threads would wait for each
-# other's turn twice as often: a third of the speed.
+# The library returns at most 64 KiB. With writes of that size the threads would wait for each other
+# twice as often, which costs a third of the speed.
 BLOCK = 1024 * 1024
 TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
 
 
 class Attempt:
-    """The first failure ends it, for all its threads."""
+    """Ends with the first failure, for all its threads."""
 
     def __init__(
         self,
@@ -33,24 +33,24 @@ class Attempt:
         count: Count,
     ) -> None:
         self._remote, self._partial, self._submit, self._count = remote, partial, submit, count
-        self._earlier = set(partial.done)  # not proved by having seen them arrive
+        self._earlier = set(partial.done)  # of an earlier run: to be checked
         self._change = threading.Condition()
         self._failure: BaseException | None = None
         self._writing = 0
 
-    def ask(self, found: Sequence[Sequence[int]]) -> None:
-        for numbers in found:
+    def ask(self, runs: Sequence[Sequence[int]]) -> None:
+        for numbers in runs:
             self._submit(functools.partial(self._fetch, numbers))
 
     def fail(self, error: BaseException) -> None:
-        """End the attempt; the first reason stands."""
+        """End the attempt; the first error is kept."""
         with self._change:
             self._failure = self._failure or error
             self._change.notify_all()
         self._remote.halt()
 
     def settle(self) -> None:
-        """Wait for the writes under way; after `fail` no other begins."""
+        """Wait for the writes in progress; after `fail` no other starts."""
         with self._change:
             while self._writing:
                 self._change.wait(TICK)
@@ -89,19 +89,19 @@ class Attempt:
                 self._change.wait(TICK)
 
     def _fetch(self, numbers: Sequence[int]) -> None:
-        """Have these pieces, in one request; what lies between them is dropped."""
+        """Get these pieces in one request; what is between them is dropped."""
         if self._remote.halted:
             return
-        partial, wanted = self._partial, frozenset(numbers)
+        partial, requested = self._partial, frozenset(numbers)
         start, stop = partial.bounds(numbers[0])[0], partial.bounds(numbers[-1])[1]
         waiting: list[bytes] = []
-        size = crc = counted = told = 0
+        size = crc = counted = reported = 0
         next_count = 0.0
         try:
             with closing(self._remote.read(start, stop)) as blocks:
                 for at, data in _cut(blocks, start, partial.piece):
                     number = at // partial.piece
-                    if number not in wanted:
+                    if number not in requested:
                         continue
                     waiting.append(data)
                     size += len(data)
@@ -111,8 +111,8 @@ class Attempt:
                     now = time.monotonic()
                     if last or now > next_count:  # not each time: all threads share one lock
                         next_count = now + TICK
-                        self._count(counted - told)
-                        told = counted
+                        self._count(counted - reported)
+                        reported = counted
                     if last or size >= BLOCK:
                         block = b"".join(waiting)
                         crc = zlib.crc32(block, crc)
@@ -123,14 +123,14 @@ class Attempt:
                         waiting.clear()
                         size = 0
                     if last:
-                        crc = counted = told = 0
+                        crc = counted = reported = 0
         except HaltedError:
             pass
         except BaseException as error:
             self.fail(error)
         finally:
-            if told:
-                self._count(-told, arrived=False)
+            if reported:
+                self._count(-reported, arrived=False)
 
     @contextmanager
     def _writes(self) -> Iterator[None]:
@@ -147,7 +147,7 @@ class Attempt:
 
 
 def _cut(blocks: Iterable[bytes], at: int, piece: int) -> Iterator[tuple[int, bytes]]:
-    """The blocks with their positions, cut where one piece ends and the next begins."""
+    """The blocks with their positions, split at the ends of pieces."""
     for data in blocks:
         while data:
             head, data = data[: piece - at % piece], data[piece - at % piece :]
@@ -156,7 +156,7 @@ def _cut(blocks: Iterable[bytes], at: int, piece: int) -> Iterator[tuple[int, by
 
 
 def _fill(file: FileIO, data: memoryview) -> bool:
-    """Read until `data` is full; whether there was enough."""
+    """Read until `data` is full. False where the file ends before."""
     while data:
         count = file.readinto(data)
         if not count:

@@ -1,4 +1,4 @@
-"""A file under way: its bytes in pieces, and beside it a journal of the pieces that are there."""
+"""An unfinished download: its bytes in pieces, and beside it a journal of the finished ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LONGEST_RUN = 8  # pieces in one request
 
 
 class Partial:
-    """Opened on what an earlier run left, if that is the same file; else started over.
+    """Continues what an earlier run left, if that is the same file; else starts over.
 
     The journal's first line is the file's identity, each other one a piece: number, CRC-32.
-    Nothing is flushed, so after a power cut it may tell of pieces that are not there: whoever
-    uses an earlier run's piece compares the CRC first.
+    Nothing is flushed, so after a power cut it may list pieces that are not on the disk: compare
+    the CRC before an earlier run's piece is used.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], size: int, piece: int) -> None:
@@ -33,8 +33,8 @@ class Partial:
         self.open()
 
     def open(self) -> None:
-        """Have both files, and know which pieces are there."""
-        # A name that stands for somebody else's bytes is never written to.
+        """Create both files, or read which pieces are there."""
+        # Never write to a link, or to a file that has another name.
         if _ours(self.path) and _ours(self._journal):
             text = self._journal.read_bytes()
             text = text[: text.rfind(b"\n") + 1]
@@ -42,9 +42,9 @@ class Partial:
                 os.truncate(self._journal, len(text))
                 os.truncate(self.path, self.size)
                 for line in text.splitlines()[1:]:
-                    found = re.fullmatch(rb"(\d{1,9}) ([0-9a-f]{8})", line)
-                    if found and int(found[1]) < self.count:
-                        self.done[int(found[1])] = int(found[2], 16)
+                    match = re.fullmatch(rb"(\d{1,9}) ([0-9a-f]{8})", line)
+                    if match and int(match[1]) < self.count:
+                        self.done[int(match[1])] = int(match[2], 16)
                 return
         self.discard()
         with self.path.open("xb") as file:
@@ -73,14 +73,14 @@ class Partial:
                 view = view[file.write(view) :]
 
     def record(self, number: int, crc: int) -> None:
-        """Note that all bytes of a piece are written."""
+        """Record that all bytes of a piece are written."""
         with self._lock:
             with self._journal.open("ab", buffering=0) as file:
                 file.write(b"%d %08x\n" % (number, crc))
             self.done[number] = crc
 
     def forget(self, number: int) -> None:
-        """A piece proved to be damaged."""
+        """Drop a piece that proved to be damaged."""
         with self._lock:
             self.done.pop(number, None)
 
@@ -91,9 +91,9 @@ class Partial:
 
 
 def runs(missing: Sequence[int], connections: int) -> list[range]:
-    """Consecutive pieces to ask for at once: many at first, so that few requests are made, single
-    ones at the end, so that all connections end together."""
-    found: list[range] = []
+    """Runs of consecutive pieces, each for one request: long ones first, so that there are few
+    requests, single pieces last, so that all connections end together."""
+    ranges: list[range] = []
     at = 0
     while at < len(missing):
         longest = max(1, min(LONGEST_RUN, (len(missing) - at) // (2 * connections)))
@@ -102,17 +102,17 @@ def runs(missing: Sequence[int], connections: int) -> list[range]:
             if missing[at] - missing[first] != at - first:
                 break
             at += 1
-        found.append(range(missing[first], missing[at - 1] + 1))
-    return found
+        ranges.append(range(missing[first], missing[at - 1] + 1))
+    return ranges
 
 
 def _ours(path: Path) -> bool:
-    """Whether there is a plain file that has no other name."""
+    """Whether it is a plain file without another name."""
     return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
 
 
 def journal(path: Path) -> Path:
-    """Where the journal of a partial file stands."""
+    """The path of a partial file's journal."""
     return path.with_name(f"{path.name}.pieces")
 
 
@@ -123,11 +123,11 @@ def discard(path: Path) -> None:
 
 
 def bytes_kept(path: Path) -> int:
-    """How much of a partial file its journal tells to be there."""
+    """How many bytes of a partial file are there, by its journal."""
     try:
         first, *lines = journal(path).read_bytes().splitlines()
-        told = json.loads(first)
-        kept = len(set(lines)) * int(told["piece"])
-        return min(kept, int(told["size"])) if path.is_file() else 0
+        header = json.loads(first)
+        kept = len(set(lines)) * int(header["piece"])
+        return min(kept, int(header["size"])) if path.is_file() else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -1,4 +1,4 @@
-"""A file on a server: any range of it, through cuts, refusals, redirects and expired addresses."""
+"""A range of a file on a server, despite cut connections, errors, redirects and expired URLs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 RETRIES = 5  # in a row, without a new byte
 PAUSE = 0.5  # seconds before the first of them; each pause is twice the one before
-WAITS = 10  # in a row, where the server says how long to wait
+WAITS = 10  # in a row, if the server says how long to wait
 AGAIN = "run it again: it continues where it stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where a file's bytes are at this moment: a URL, perhaps signed and short-lived, and the
-    headers that it needs."""
+    """Where a file's bytes are now: a URL, perhaps signed and short-lived, and the headers that it
+    needs."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# Finds the file's present location; asked again when an address has expired. Raises PipelineError.
+# Finds the file's location; called again when the URL has expired. Raises PipelineError.
 Locate = Callable[[], Location]
 
 
@@ -41,8 +41,8 @@ class HaltedError(Exception):
 
 
 class Remote:
-    """One file, read by several threads at once. `streamed` also takes the whole file for an
-    answer to a range, and drops what comes before it."""
+    """One file, read by several threads at once. `streamed` also accepts the whole file as the
+    response to a range, and drops what comes before the range."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class Remote:
         self._location: Location | None = None
         self._answers: set[httpx2.Response] = set()
         self._arrived = 0
-        self._said_wait = False
+        self._reported_wait = False
 
     def halt(self) -> None:
-        """Make all `read` of this file end with HaltedError, also those that wait for bytes."""
+        """End all `read` of this file with HaltedError, also those that wait for bytes."""
         self._halted.set()
         with self._lock:
             answers = list(self._answers)
@@ -111,9 +111,9 @@ class Remote:
                         if data:
                             yield data
                         if at == stop and not exact:
-                            break  # hang up: more would come
+                            break  # disconnect: more would come
                 if at < stop:
-                    raise TroubleError(answer.url.host, "the answer ended early")
+                    raise TroubleError(answer.url.host, "the response ended early")
                 return
             except TroubleError as error:
                 problem = error
@@ -128,17 +128,17 @@ class Remote:
                 self._forget(location)
             elif problem.wait is not None and waits < WAITS:
                 waits += 1
-                self._say_wait(problem.host, problem.wait)
+                self._report_wait(problem.host, problem.wait)
                 self._halted.wait(max(problem.wait, self._pause))
             else:
                 failures += 1
-                # A server that refuses some of many connections is not down while others bring
+                # A server that refuses some of many connections is not down while others receive
                 # bytes.
                 stuck = problem.wrong or self._arrived == arrived
                 arrived = self._arrived
                 if problem.expired:
                     raise PipelineError(
-                        f"{self.name}: {problem}", "see whether you may still have it"
+                        f"{self.name}: {problem}", "check whether you still have access"
                     )
                 if problem.wait is not None or (failures > RETRIES and stuck):
                     raise PipelineError(f"{self.name}: {problem}", AGAIN)
@@ -153,7 +153,7 @@ class Remote:
             return self._location
 
     def _forget(self, location: Location) -> None:
-        """The address has expired; where another thread has a new one already, that stays."""
+        """Drop an expired location, unless another thread has found a new one already."""
         with self._locating:
             if self._location is location:
                 self._location = None
@@ -178,10 +178,10 @@ class Remote:
                 with self._lock:
                     self._answers.discard(answer)
 
-    def _say_wait(self, host: str, seconds: float) -> None:
+    def _report_wait(self, host: str, seconds: float) -> None:
         with self._lock:
-            said, self._said_wait = self._said_wait, True
-        if not said:
+            was_reported, self._reported_wait = self._reported_wait, True
+        if not was_reported:
             log.info(f"{self.name}: {host} asks to wait {seconds:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""The files of one download: they share threads, a progress bar, and the fate of the first that
+"""The files of one download: they share threads and a progress bar, and end with the first that
 fails."""
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECTIONS = 8
-PIECE = 4 * 1024 * 1024  # bytes; what a kill costs is one piece for each connection
+PIECE = 4 * 1024 * 1024  # bytes; a kill loses one piece for each connection
 GRACE = 0.5  # seconds for the threads to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What must arrive: `size` in bytes, and its sha256, or (small files of a hub) git blob id."""
+    """The expected content: `size` in bytes, and its sha256 or (of small files) git blob id."""
 
     size: int
     sha256: str = ""
@@ -45,7 +45,7 @@ class Downloads:
     """All files of one download: they share connections and a progress bar of `total` bytes.
 
     `timeout` is how many seconds may pass without a byte. The first file that fails ends all, and
-    so does leaving it: enter it inside the pool whose threads call `get`, not around that.
+    so does the end of the `with` block: it must be inside the pool whose threads call `get`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Downloads:
         self._bar = progress.transfer(title, total)
         self._stack = ExitStack()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # Daemons: one that waits for a silent server does not keep the program from ending.
+        # Daemons: one that waits for a silent server must not keep the program from ending.
         self._threads = [
             threading.Thread(target=self._work, daemon=True) for _ in range(connections)
         ]
@@ -92,10 +92,10 @@ class Downloads:
         self._stack.close()
 
     def get(self, name: str, content: Content, locate: Locate, made: Path) -> str:
-        """Have the bytes of `content` at `made`; its sha256 in hex. Any thread may call it.
+        """Download `content` to `made`; returns its sha256 in hex. Any thread may call it.
 
-        `made` and its journal stay for the next run, except when they proved wrong: publish the
-        one and `discard` the other. Raises PipelineError, or the OSError of a full disk; if another
+        `made` and its journal are kept for the next run unless they proved wrong: publish the one
+        and `discard` the other. Raises PipelineError, or the OSError of a full disk; if another
         file failed before, the error of that one.
         """
         try:
@@ -107,10 +107,10 @@ class Downloads:
     def _get(self, name: str, content: Content, locate: Locate, made: Path) -> str:
         identity = {"sha256": content.sha256, "blob": content.blob}
         if not any(identity.values()):
-            remove(made)  # nothing could prove that an earlier run's bytes belong to it
+            remove(made)  # nothing shows that an earlier run's bytes belong to it
         partial = Partial(made, identity, content.size, self._piece)
         if partial.done:
-            log.info(f"{name}: {shown_size(partial.bytes_done)} are here from an earlier run")
+            log.info(f"{name}: {shown_size(partial.bytes_done)} were downloaded by an earlier run")
         self._count(partial.bytes_done, arrived=False)
         by_blob = bool(content.blob and not content.sha256)
         streamed = again = False
@@ -126,10 +126,10 @@ class Downloads:
                 streamed=streamed,
             )
             try:
-                with self._try(remote, partial, streamed) as this:
-                    sha256 = this.digest(*([blob] if by_blob else []))
+                with self._try(remote, partial, streamed) as attempt:
+                    sha256 = attempt.digest(*([blob] if by_blob else []))
             except NoRangesError:
-                log.info(f"{name}: the server gives no parts of it, so it comes in one stream")
+                log.info(f"{name}: the server supports no ranges; downloading it in one stream")
                 streamed = True
                 continue
             except ChangedError as error:
@@ -145,30 +145,30 @@ class Downloads:
             partial.discard()
             if again:
                 raise wrong
-            log.info(f"{wrong.message}; fetching it once more")
+            log.info(f"{wrong.message}; downloading it again")
             partial.open()
             again = True
 
     @contextmanager
     def _try(self, remote: Remote, partial: Partial, streamed: bool) -> Iterator[Attempt]:
-        """Ask for all missing pieces; nothing writes to the file any more when it ends."""
-        this = Attempt(remote, partial, self._jobs.put, self._count)
+        """Request all missing pieces; when it ends nothing writes to the file any more."""
+        attempt = Attempt(remote, partial, self._jobs.put, self._count)
         with self._lock:
             if self._failure:
                 raise self._failure
-            self._attempts.add(this)
+            self._attempts.add(attempt)
         try:
             missing = [n for n in range(partial.count) if n not in partial.done]
             if missing:
-                this.ask([missing] if streamed else runs(missing, len(self._threads)))
-            yield this
+                attempt.ask([missing] if streamed else runs(missing, len(self._threads)))
+            yield attempt
         except BaseException as error:
-            this.fail(error)
+            attempt.fail(error)
             raise
         finally:
-            this.settle()
+            attempt.settle()
             with self._lock:
-                self._attempts.discard(this)
+                self._attempts.discard(attempt)
 
     def _stop(self, error: BaseException) -> None:
         if not isinstance(error, Exception):
@@ -176,8 +176,8 @@ class Downloads:
         with self._lock:
             self._failure = self._failure or error
             attempts = list(self._attempts)
-        for this in attempts:
-            this.fail(error)
+        for attempt in attempts:
+            attempt.fail(error)
 
     def _work(self) -> None:
         while job := self._jobs.get():
@@ -186,6 +186,6 @@ class Downloads:
 
 def _mismatch(name: str, what: str, expected: str, got: str) -> PipelineError:
     return PipelineError(
-        f"{name}: {what} of what arrived is not the right one: expected {expected}, got {got}",
-        "the server, or something on the way, gives other bytes than were published",
+        f"{name}: wrong {what}: expected {expected}, got {got}",
+        "the server, or a proxy, sends other bytes than were published",
     )

@@ -1,6 +1,6 @@
-"""Programs that are run: shown first, logged, and never left behind.
+"""Running programs: each is shown first, logged, and never left behind.
 
-`spawn` starts them, `lifetime` ties a child to this process, `stop` ends one, `watchdog` ends one
+`spawn` starts them, `lifetime` ends a child with this process, `stop` ends one, `watchdog` ends one
 that hangs.
 """
 

@@ -1,4 +1,4 @@
-"""A child lives no longer than this process, however this process ends.
+"""A child ends with this process, however this process ends.
 
 - Linux: the kernel kills it when its parent dies (`prctl(PR_SET_PDEATHSIG)`).
 - Windows: it belongs to a job object that ends with the last handle to it.
@@ -25,7 +25,7 @@ def die_with(parent: int, killed: bool) -> Callable[[], None]:
 
     def ask() -> None:
         prctl(1, death)  # PR_SET_PDEATHSIG of linux/prctl.h
-        if os.getppid() != parent:  # it ended before we asked
+        if os.getppid() != parent:  # it ended before this call
             os._exit(1)
 
     return ask
@@ -43,7 +43,7 @@ def watch_from_outside(process: subprocess.Popen[bytes]) -> None:
 
     def wait(timeout: float | None = None) -> int:
         code = reap(timeout)
-        watch.kill()  # before anybody else can get the child's number
+        watch.kill()  # before another process can get the child's number
         watch.wait()
         if watch.stdin:
             watch.stdin.close()
@@ -60,7 +60,7 @@ def put_in_job(process: subprocess.Popen[bytes], sandbox: Sandbox | None = None)
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     kernel.CreateJobObjectW.restype = ctypes.c_void_p
     job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
-    # JOBOBJECT_EXTENDED_LIMIT_INFORMATION is 144 bytes on 64-bit Windows; LimitFlags stands at
+    # JOBOBJECT_EXTENDED_LIMIT_INFORMATION is 144 bytes on 64-bit Windows; LimitFlags is at
     # byte 16 of it. 0x2000 is JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE, 9 the class of the structure.
     limits = (ctypes.c_uint32 * 36)()
     limits[4] = 0x2000

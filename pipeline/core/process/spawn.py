@@ -1,4 +1,4 @@
-"""Programs that are run: shown first, logged, and never left behind (`tied`)."""
+"""Start programs, run them to their end, and read their output."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Process = subprocess.Popen[bytes]
 WINDOWS = os.name == "nt"
 LAST_LINES = 15
 LEFT_SECONDS = 5.0  # for what a program that has ended left in its pipe
-LONGEST_LINE = 1024 * 1024  # bytes; what is longer is cut into lines of about this length
+LONGEST_LINE = 1024 * 1024  # bytes; longer ones are split
 
 
 def shown(argv: Argv) -> str:
-    """The command as one could type it."""
+    """The command as it could be typed."""
     words = [os.fspath(word) for word in argv]
     return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
 def _inherited(env: Mapping[str, str] | None) -> dict[str, str]:
-    """`env`, or where none is given the user's own without credentials."""
+    """`env`, or by default the user's own without credentials."""
     return without_credentials(os.environ) if env is None else dict(env)
 
 
@@ -53,7 +53,7 @@ def outcome(
 ) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a short program; -1 where it is missing or hangs.
 
-    Bytes that are no UTF-8 (in file names) stay as they are: `surrogateescape`.
+    Bytes that are not UTF-8 (in file names) are kept: `surrogateescape`.
     """
     try:
         with sandboxes.entry(sandbox, os.environ if env is None else env) as entry:
@@ -101,10 +101,10 @@ def start(
     killed_with_us: bool = False,
     sandbox: Sandbox | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program whose two channels arrive on `stdout`, and that cannot outlive us.
+    """Start a program whose output and errors arrive on `stdout`, and that ends with this process.
 
-    `own_group` keeps the terminal's Ctrl-C from reaching it: then stopping it is our job. When
-    this process dies it gets SIGTERM, which lets a build tool end its own children, or with
+    With `own_group` the terminal's Ctrl-C does not reach it: the caller has to stop it. When this
+    process dies it gets SIGTERM, which lets a build tool end its own children, or with
     `killed_with_us` SIGKILL. Raises PipelineError where it cannot be started.
     """
     words = [os.fspath(word) for word in argv]
@@ -150,12 +150,12 @@ def _before_exec(entry: Wrapper, killed_with_us: bool) -> Callable[[], None] | N
 def start_detached(
     argv: Argv, *, log: Path, env: Mapping[str, str], cwd: Path, tied: bool = False
 ) -> Process:
-    """Start a program that outlives us and our terminal; what it prints is appended to `log`.
+    """Start a program that outlives this process and its terminal; its output is appended to `log`.
 
-    With `tied` its stdin ends when we do: then it is told, and not ended. Raises PipelineError.
+    With `tied` its stdin ends with this process, so that it may end itself. Raises PipelineError.
     """
     words = [os.fspath(word) for word in argv]
-    # Windows: with a console of its own, hidden, it can still send Ctrl-Break to its children.
+    # Windows: with a hidden console of its own it can still send Ctrl-Break to its children.
     flags = [getattr(subprocess, f"CREATE_{x}", 0) for x in ("NO_WINDOW", "NEW_PROCESS_GROUP")]
     away = getattr(subprocess, "CREATE_BREAKAWAY_FROM_JOB", 0)
     try:
@@ -175,17 +175,17 @@ def start_detached(
 
             try:
                 process = begin(away)
-            except PermissionError:  # the job that we are in forbids to leave it
+            except PermissionError:  # the job of this process forbids leaving it
                 process = begin(0)
     except OSError as error:
         raise PipelineError(f"{words[0]}: cannot be started: {error}") from None
-    # Should it end first, nobody else would ask how, and its number would stay taken.
+    # If it ends first, this reaps it; otherwise it would stay a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
     return process
 
 
 def allow_many_files() -> None:
-    """Let this process have as many files open as the system permits it to."""
+    """Let this process have as many files open as the system permits."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows
 
@@ -203,8 +203,8 @@ def lines_of(
 ) -> Iterator[str]:
     """Its output line by line; a carriage return (a progress bar's) ends a line too, at once.
 
-    Ends with the pipe, or once nothing comes any more and the process is known to have ended, or
-    `is_over` says so: what it started may hold the pipe for ever.
+    Ends with the pipe, or when nothing comes any more and the process has ended, or `is_over` says
+    so: a grandchild may hold the pipe forever.
     """
     over = is_over or (lambda: process.returncode is not None)
     buffer, ended_by_return = b"", False
@@ -222,7 +222,7 @@ def lines_of(
 
 
 def _read(is_over: Callable[[], bool], pipe: int) -> bytes:
-    if not WINDOWS:  # there pipes cannot be waited for
+    if not WINDOWS:  # where pipes cannot be polled
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         while not poll.poll(LEFT_SECONDS * 1000):
@@ -243,10 +243,10 @@ def run(
     timeout: float | None = None,
     sandbox: Sandbox | None = None,
 ) -> int:
-    """Run a program to its end: everything it prints goes to `log`, each line to `on_line`.
+    """Run a program to its end: its output goes to `log`, each line to `on_line`.
 
-    With `patience` it is killed, and all that it started, once it has printed nothing for so many
-    seconds; with `timeout` it is killed after that many. Returns the exit status. Says what is run
+    With `patience` it is killed, with all that it started, when it prints nothing for so many
+    seconds; with `timeout` it is killed after that many. Returns the exit status. Shows the command
     on stderr first.
     """
     info(f"+ {shown(argv)}")
@@ -269,8 +269,8 @@ def run(
 
 @contextmanager
 def _log(path: Path, append: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that writes a line. A full disk must not hide what a program has to say
-    about it, so what cannot be written is dropped."""
+    """Yield a function that writes a line. What cannot be written is dropped: a full disk must not
+    hide the program's own error."""
     file = path.open("a" if append else "w", encoding="utf-8", errors="replace")
 
     def write(line: str) -> None:
@@ -302,8 +302,8 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
 def start_attached(
     argv: Argv, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Process:
-    """Start a program on our own channels, which gets SIGTERM should we be killed. Raises
-    PipelineError where it cannot be started."""
+    """Start a program on this process's own stdin, stdout and stderr; it gets SIGTERM if this
+    process is killed. Raises PipelineError where it cannot be started."""
     words = [os.fspath(word) for word in argv]
     linux = sys.platform == "linux"
     try:
@@ -318,8 +318,8 @@ def start_attached(
 
 
 def become(argv: Argv, *, env: Mapping[str, str], cwd: Path | None = None) -> NoReturn:
-    """Be another program from here on: signals reach it, its exit status is ours. Raises
-    PipelineError where it cannot be started."""
+    """Replace this process by another program, which gets its signals and sets its exit status.
+    Raises PipelineError where it cannot be started."""
     words = [os.fspath(word) for word in argv]
     try:
         if cwd:

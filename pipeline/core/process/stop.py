@@ -1,4 +1,4 @@
-"""How a program that was started is asked to end, or is ended."""
+"""Ask a program to end, or kill it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Started = subprocess.Popen[bytes]
 
 @contextmanager
 def running(process: Started) -> Iterator[Started]:
-    """However the block ends, the process has ended after it."""
+    """After the block the process has ended, however the block ends."""
     try:
         yield process
     finally:
@@ -30,7 +30,7 @@ def running(process: Started) -> Iterator[Started]:
 
 
 def ask_to_stop(process: Started, *, group: bool = False) -> None:
-    """SIGTERM, with `group` to all of its own group; on Windows always Ctrl-Break to that group."""
+    """Send SIGTERM, with `group` to its whole group; on Windows always Ctrl-Break to that group."""
     if group and os.name != "nt":
         os.killpg(process.pid, signal.SIGTERM)
     else:
@@ -38,8 +38,7 @@ def ask_to_stop(process: Started, *, group: bool = False) -> None:
 
 
 def group_is_empty(process: Started) -> bool:
-    """Whether nothing that lives is left of the group that `own_group` made; on Windows nobody
-    knows."""
+    """Whether the group that `own_group` made has no live process left; always true on Windows."""
     if os.name == "nt":
         return True
     try:
@@ -48,15 +47,15 @@ def group_is_empty(process: Started) -> bool:
         return True
     import psutil
 
-    for one in psutil.process_iter():  # in a container that has no init, zombies stay
+    for member in psutil.process_iter():  # in a container without init, zombies stay
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getpgid(one.pid) == process.pid and one.status() != psutil.STATUS_ZOMBIE:
+            if os.getpgid(member.pid) == process.pid and member.status() != psutil.STATUS_ZOMBIE:
                 return False
     return True
 
 
 def end_group(process: Started) -> None:
-    """Kill what is left of the group of a process that was started with `own_group`."""
+    """Kill what is left of the group that `own_group` made."""
     if os.name == "nt":  # its job ends with the last handle to it
         process.job.Close()  # type: ignore[attr-defined]
         return

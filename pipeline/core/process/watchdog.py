@@ -1,4 +1,4 @@
-"""A program that hangs, or does not end, is not waited for."""
+"""Kill a program that hangs, or does not end in time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def watched(
     patience: float | None, write: Callable[[str], None], kill: Callable[[], None]
 ) -> Iterator[Callable[[], None]]:
     """Yield a function to call at each sign of life: `kill` is called after `patience` seconds
-    without one, and at the end for what was left behind. Without `patience` nothing is."""
+    without one, and at the end for what was left behind. Without `patience` nothing is killed."""
     if patience is None:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""What limits a program on this system, and what does not."""
+"""How far this system can limit a program."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SWITCH = "LLAMA_PIPELINE_SANDBOX"
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """`name` is how receipts and `doctor` call it. `files`, `network` and `ports` say whether it
-    limits what is read and written, all connections, and which port is listened on."""
+    """`name` is its name in receipts and `doctor`. `files`, `network` and `ports` say whether it
+    limits what is read and written, all connections, and the ports to listen on."""
 
     name: str
     files: bool
@@ -30,12 +30,12 @@ class Strength:
 
 
 def is_off() -> bool:
-    """Whether the user wants none, which is said wherever it matters."""
+    """Whether the user turned it off, of which warnings remind."""
     return os.environ.get(SWITCH, "").strip().lower() in ("off", "0")
 
 
 def strength() -> Strength:
-    """What limits a program here: the strongest that this system has."""
+    """The strongest limit that this system has."""
     return Strength("off", files=False, network=False, ports=False) if is_off() else _strongest()
 
 

@@ -1,6 +1,6 @@
 """bubblewrap, for kernels without Landlock: a view of the file system with only what is allowed.
 
-It makes namespaces of its own, which containers mostly forbid; `works` tries it once.
+It creates namespaces, which most containers forbid; `program` tries it once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ SECONDS = 10
 
 @cache
 def program() -> str:
-    """bubblewrap, where it is installed and may make its namespaces; else empty."""
-    found = shutil.which("bwrap") or ""
-    tried = [found, "--unshare-all", "--ro-bind", "/", "/", found, "--version"]
+    """The path of bubblewrap where it is installed and may create namespaces; else empty."""
+    path = shutil.which("bwrap") or ""
+    command = [path, "--unshare-all", "--ro-bind", "/", "/", path, "--version"]
     try:
-        done = subprocess.run(tried, capture_output=True, timeout=SECONDS, check=False)
+        result = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except OSError:
         return ""
-    return found if done.returncode == 0 else ""
+    return path if result.returncode == 0 else ""
 
 
 def prefix(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) -> list[str]:
@@ -48,10 +48,10 @@ def _words(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) ->
             yield from ("--ro-bind-try", str(path), str(path))
     for path in sandbox.write:
         yield from ("--bind-try", str(path), str(path))
-    # Not all of /dev: what is mapped of /dev/zero is shared memory, which no limit counts.
+    # Not all of /dev: a mapping of /dev/zero is shared memory, which no limit counts.
     for path in policy.devices(sandbox):
         yield from ("--dev-bind-try", str(path), str(path))
-    # Files in / lie in memory that no limit counts. In /proc/sys root may write without any
-    # capability: which program the kernel starts for a crash.
+    # Files in / are in memory that no limit counts. In /proc/sys root may, without any capability,
+    # set the program that the kernel starts after a crash.
     for made in ("/", "/proc"):
         yield from ("--remount-ro", made)

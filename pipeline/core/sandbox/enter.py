@@ -1,4 +1,4 @@
-"""How a program is started in the sandbox."""
+"""How to start a program in the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Wrapper:
 @contextmanager
 def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Wrapper]:
     """How to start a program with `env` in `sandbox`; the block starts it. Raises OSError."""
-    # On Windows process.start puts it in a job.
+    # On Windows `process.start` puts it into a job.
     if sandbox is None or is_off() or sys.platform == "win32":
         yield Wrapper()
         return
@@ -43,7 +43,7 @@ def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Wrapper]:
             open_files.callback(os.close, rules)
             steps += [seccomp.drop_rights(), enter]
             steps += [seccomp.prepare(sandbox)] if seccomp.is_here() else []
-        elif bubblewrap.program():  # it drops rights and sets the filter itself, in the end
+        elif bubblewrap.program():  # it drops rights and sets the filter itself
             if seccomp.is_here():
                 files.append(_filter_file(sandbox))
                 open_files.callback(os.close, files[0])
@@ -59,10 +59,10 @@ def entry(sandbox: Sandbox | None, env: Mapping[str, str]) -> Iterator[Wrapper]:
 
 
 def limits(sandbox: Sandbox) -> Callable[[], None]:
-    """What the child calls to bound its memory and its files, and to leave no core behind."""
+    """What the child calls to limit its memory and file sizes, and to write no core dump."""
     import resource  # not on Windows
 
-    wanted = {
+    bounds = {
         resource.RLIMIT_CORE: 0,
         # Address space would be the wrong measure: a model's whole file is mapped.
         resource.RLIMIT_DATA: sandbox.memory,
@@ -70,7 +70,7 @@ def limits(sandbox: Sandbox) -> Callable[[], None]:
     }
 
     def enter() -> None:
-        for kind, most in wanted.items():
+        for kind, most in bounds.items():
             if most is not None:
                 hard = resource.getrlimit(kind)[1]
                 bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -81,7 +81,7 @@ def limits(sandbox: Sandbox) -> Callable[[], None]:
 
 
 def _filter_file(sandbox: Sandbox) -> int:
-    """A pipe's end with the filter in it. In a namespace of its own the program is number 2."""
+    """A pipe with the filter in it. In its own namespace the program has the process number 2."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "wb") as pipe:
         steps = seccomp.instructions(sandbox, platform.machine())

@@ -1,6 +1,6 @@
 """Landlock: the kernel refuses every file and TCP port that no rule names (Linux 5.13 and later).
 
-Needs no rights and no set-up, also in a container. What a kernel can limit grows with its ABI
+Needs no privileges and no setup, also in a container. What a kernel can limit grows with its ABI
 version; structures and numbers are those of linux/landlock.h.
 """
 
@@ -60,11 +60,11 @@ def prepare(sandbox: Sandbox, env: Mapping[str, str]) -> tuple[int, Callable[[],
     between fork and exec. Raises OSError."""
     limits_network = sandbox.ports is not None and abi() >= PORTS_SINCE
     every = (1 << RIGHTS.get(abi(), 16)) - 1
-    wanted = Ruleset(
+    ruleset = Ruleset(
         every, (BIND | CONNECT) * limits_network, SCOPES if abi() >= SCOPES_SINCE else 0
     )
     size = 8 if abi() < PORTS_SINCE else 16 if abi() < SCOPES_SINCE else 24
-    rules = _checked(_library().syscall(CREATE_RULESET, ctypes.byref(wanted), size, 0))
+    rules = _checked(_library().syscall(CREATE_RULESET, ctypes.byref(ruleset), size, 0))
     try:
         _allow(rules, policy.executable(sandbox, env), (EXECUTE | READ | LIST) & every)
         _allow(rules, policy.readable(sandbox), (READ | LIST) & every)
@@ -88,11 +88,11 @@ def _allow(rules: int, paths: Iterable[Path], rights: int) -> None:
     for path in paths:
         try:
             folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:  # not here
+        except OSError:  # does not exist
             continue
         try:
-            its = rights if S_ISDIR(os.fstat(folder).st_mode) else rights & OF_FILES
-            _add(rules, PATH_BENEATH, Beneath(its, folder))
+            allowed = rights if S_ISDIR(os.fstat(folder).st_mode) else rights & OF_FILES
+            _add(rules, PATH_BENEATH, Beneath(allowed, folder))
         finally:
             os.close(folder)
 
@@ -103,7 +103,7 @@ def _add(rules: int, kind: int, rule: ctypes.Structure) -> None:
 
 def _checked(result: int) -> int:
     if result < 0:
-        raise OSError(ctypes.get_errno(), "Landlock refuses its rules")
+        raise OSError(ctypes.get_errno(), "Landlock rejects its rules")
     return result
 
 

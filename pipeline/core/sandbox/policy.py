@@ -1,4 +1,4 @@
-"""What a program in the sandbox may touch."""
+"""What a program in the sandbox may access."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where libraries and their data lie. /etc and /opt hold secrets too, so only parts of them.
+# Libraries and their data. /etc and /opt also contain secrets, so only parts of them.
 SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin"),
     *("/nix/store", "/gnu/store", "/run/current-system", "/home/linuxbrew/.linuxbrew"),
@@ -29,7 +29,7 @@ KERNEL = (
     *("/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage"),
     *("/dev/urandom", "/dev/random"),
 )
-# Drivers are reached through these, and say in /proc and /sys which cards there are.
+# Graphics drivers; they look up the cards in /proc and /sys.
 GPU_KERNEL = ("/proc", "/sys", "/etc/OpenCL", "/etc/vulkan", "/etc/glvnd", "/run/opengl-driver")
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
 
@@ -70,7 +70,7 @@ def executable(policy: Sandbox, env: Mapping[str, str]) -> Iterator[Path]:
 
 
 def readable(policy: Sandbox) -> Iterator[Path]:
-    """What may be read, and not run."""
+    """What may be read, but not executed."""
     yield from policy.read
     yield from map(Path, (*KERNEL, *(GPU_KERNEL if policy.gpus else ())))
 
@@ -84,9 +84,9 @@ def devices(policy: Sandbox) -> Iterator[Path]:
 
 
 def with_libraries(program: Path) -> Iterator[Path]:
-    """The folder of a program, behind its links too, and the library folders of its installation.
+    """The folder of a program, that of its link's target, and its installation's library folders.
 
-    A virtual environment's Python is a link to that of the installation it was made from.
+    A virtual environment's Python is a link to the Python that it was made with.
     """
     for file in dict.fromkeys((program.absolute(), program.resolve())):
         yield file if file.parent == Path.home() else file.parent

@@ -1,4 +1,4 @@
-"""macOS: a profile for sandbox-exec, which every macOS brings."""
+"""macOS: a profile for sandbox-exec, which is part of the system."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _profile(sandbox: Sandbox, env: Mapping[str, str]) -> Iterator[str]:
     yield f"(allow process-exec file-map-executable{_paths(run)})"
     yield f"(allow file-read*{_paths([*run, *policy.readable(sandbox), *sandbox.write])})"
     yield f"(allow file-write*{_paths([*sandbox.write, Path('/dev/null')])})"
-    yield "(allow file-read-metadata)"  # the way to a file leads through its folders
+    yield "(allow file-read-metadata)"  # of the folders above a file
     if sandbox.gpus:
         yield "(allow iokit-open mach-lookup)"
     if sandbox.ports is None:
@@ -44,7 +44,7 @@ def _profile(sandbox: Sandbox, env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _paths(paths: Iterable[Path]) -> str:
-    """Filters for a rule. The system knows files behind their links only."""
+    """Filters for a rule, with all links resolved as the system demands."""
     names = dict.fromkeys(str(path.resolve()) for path in paths if path.exists())
     return "".join(f" (subpath {_quoted(name)})" for name in names)
 

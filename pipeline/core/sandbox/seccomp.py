@@ -1,6 +1,6 @@
-"""seccomp: the system calls that a program which reads and writes files never needs are refused.
+"""seccomp: refuse system calls that a program which reads and writes files never needs.
 
-Landlock knows files and TCP; this is for the rest: other sockets, new processes, other processes,
+Landlock limits files and TCP; this is for the rest: other sockets, new processes, other processes,
 owners and modes of files, memory that no limit counts, and what only root may do.
 """
 
@@ -16,7 +16,7 @@ from errno import EACCES, ENOSYS, EPERM
 
 from .policy import Sandbox
 
-# Numbers on x86_64 and aarch64, of asm/unistd.h; None: not there.
+# Numbers on x86_64 and aarch64, of asm/unistd.h; None: no such call.
 CALLS: dict[str, tuple[int | None, int | None]] = {
     # other processes
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -24,7 +24,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "kcmp": (312, 272), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
     "ioprio_set": (251, 30),
     "rt_tgsigqueueinfo": (297, 240), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    # new processes; threads come from clone, which is looked into
+    # new processes; clone makes threads too, so its flags are checked
     "fork": (57, None), "vfork": (58, None),
     # owners, modes, times and attributes, which Landlock does not limit
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
@@ -34,7 +34,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "removexattrat": (466, 466), "file_setattr": (469, 469), "mknod": (133, None),
     "mknodat": (259, 33), "open_by_handle_at": (304, 265),
-    "truncate": (76, 45),  # before Linux 6.2; open files are cut by ftruncate
+    "truncate": (76, 45),  # before Linux 6.2; open files are shortened by ftruncate
     # what others share
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
     "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186),
@@ -74,14 +74,17 @@ MSG_FASTOPEN = 0x20000000
 ACCESS_MODE, WRITE_ONLY, READ_WRITE, TRUNCATE = 3, 1, 2, 0x200
 CLONE_THREAD, MAP_SHARED, MAP_ANONYMOUS = 0x10000, 0x01, 0x20
 MAP_GROWSDOWN = 0x100  # counts as a stack, however large
-# F_SETOWN, F_SETSIG, F_SETOWN_EX: who owns a pipe is sent any signal once something comes.
-# F_SETLEASE, F_NOTIFY: others wait for us; we are told what they do.
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: the owner of a pipe is sent any signal when data arrives.
+# F_SETLEASE, F_NOTIFY: they delay or observe other processes.
 OWNERS = (8, 10, 15, 1024, 1026)
 SOCKET_OWNERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 
 SET_NO_NEW_PRIVS, DROP_CAPABILITY = 38, 24  # prctl
 SECCOMP_CALL = {"x86_64": 317, "aarch64": 277}
-SET_FILTER, KEEP_SPECULATION = 1, 4  # as outside: its mitigations cost up to a third of the speed
+SET_FILTER, KEEP_SPECULATION = (
+    1,
+    4,
+)  # as without seccomp: the mitigations cost up to a third of the speed
 READ_ANY_FILE = {1, 2}  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: root may read its users' models
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
@@ -100,28 +103,28 @@ def is_here() -> bool:
 def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
     """The filter as the kernel runs it for each system call of the program."""
     column = list(ARCHITECTURES).index(machine)
-    made: list[Instruction] = [
+    program: list[Instruction] = [
         (LOAD, 0, 0, ARCHITECTURE),
         (EQUAL, 1, 0, ARCHITECTURES[machine]),
         (RETURN, 0, 0, KILL_PROCESS),
         (LOAD, 0, 0, NUMBER),
     ]
     if machine == "x86_64":
-        made += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, ERROR | ENOSYS)]
+        program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, ERROR | ENOSYS)]
 
-    def look(call: tuple[int | None, int | None], *steps: Instruction) -> None:
-        """`steps` decide about this call, and end."""
+    def add(call: tuple[int | None, int | None], *steps: Instruction) -> None:
+        """Let `steps` decide about this call; they end the filter."""
         number = call[column]
         if number is not None:
-            made.extend([(EQUAL, 0, len(steps), number), *steps])
+            program.extend([(EQUAL, 0, len(steps), number), *steps])
 
     for call in CALLS.values():
-        look(call, _error(EPERM))
-    # Their flags are out of sight; the C library then takes clone and openat.
+        add(call, _error(EPERM))
+    # Their flags cannot be checked; the C library falls back to clone and openat.
     for call in (CLONE3, OPENAT2):
-        look(call, _error(ENOSYS))
-    for call, flags in ((OPEN, 1), (OPENAT, 2)):  # before Linux 6.2 a reader may cut a file
-        look(
+        add(call, _error(ENOSYS))
+    for call, flags in ((OPEN, 1), (OPENAT, 2)):  # before Linux 6.2 a reader may shorten a file
+        add(
             call,
             _load(flags),
             (ANY_BIT, 0, 3, TRUNCATE),
@@ -131,14 +134,14 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
             _allow(),
             _error(EPERM),
         )
-    look(CLONE, _load(0), (ANY_BIT, 1, 0, CLONE_THREAD), _error(EPERM), _allow())
+    add(CLONE, _load(0), (ANY_BIT, 1, 0, CLONE_THREAD), _error(EPERM), _allow())
     for call in (KILL, TGKILL):
-        look(call, _load(0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
+        add(call, _load(0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
     for call, commands in ((FCNTL, OWNERS), (IOCTL, SOCKET_OWNERS)):
         last = len(commands) - 1
         compared = ((EQUAL, last - n, int(n == last), word) for n, word in enumerate(commands))
-        look(call, _load(1), *compared, _error(EPERM), _allow())
-    look(
+        add(call, _load(1), *compared, _error(EPERM), _allow())
+    add(
         SETPRIORITY,
         _load(0),
         (EQUAL, 0, 3, 0),  # PRIO_PROCESS
@@ -147,11 +150,11 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
         _allow(),
         _error(EPERM),
     )
-    look(PRLIMIT, _load(0), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
-    if not sandbox.gpus:  # shared memory counts nowhere; drivers need it, and may watch files
+    add(PRLIMIT, _load(0), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
+    if not sandbox.gpus:  # no limit counts shared memory; drivers need it, and may watch files
         for call in (MEMFD, INOTIFY, INOTIFY1):
-            look(call, _error(EPERM))
-        look(
+            add(call, _error(EPERM))
+        add(
             MMAP,
             _load(3),
             (ANY_BIT, 2, 0, MAP_GROWSDOWN),
@@ -161,9 +164,9 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
             _allow(),
         )
     if sandbox.ports is not None and not sandbox.ports:
-        look(SOCKET, _error(EACCES))
+        add(SOCKET, _error(EACCES))
     elif sandbox.ports:  # TCP alone, which Landlock limits to its ports
-        look(
+        add(
             SOCKET,
             _load(0),
             (EQUAL, 1, 0, INET),
@@ -179,9 +182,9 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
             _error(EACCES),
         )
         for call, flags in ((SENDTO, 3), (SENDMSG, 2), (SENDMMSG, 3)):
-            # It connects while it sends, and Landlock is not asked.
-            look(call, _load(flags), (ANY_BIT, 0, 1, MSG_FASTOPEN), _error(EACCES), _allow())
-    return [*made, _allow()]
+            # It connects while it sends, without a check by Landlock.
+            add(call, _load(flags), (ANY_BIT, 0, 1, MSG_FASTOPEN), _error(EACCES), _allow())
+    return [*program, _allow()]
 
 
 def compiled(steps: Sequence[Instruction], own_pid: int) -> bytes:
@@ -203,14 +206,14 @@ def prepare(sandbox: Sandbox) -> Callable[[], None]:
         if call(number, SET_FILTER, KEEP_SPECULATION, ctypes.byref(program)) < 0 and (
             call(number, SET_FILTER, 0, ctypes.byref(program)) < 0  # before Linux 4.17
         ):
-            raise OSError(ctypes.get_errno(), "seccomp refuses its filter")
+            raise OSError(ctypes.get_errno(), "seccomp rejects its filter")
 
     return enter
 
 
 def drop_rights() -> Callable[[], None]:
-    """What the child calls first: no program that it starts gets more rights, and as root it keeps
-    only those to read files."""
+    """What the child calls first: no program that it starts gets more rights, and root keeps only
+    those to read files."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     is_root = os.geteuid() == 0
 
@@ -226,7 +229,7 @@ def drop_rights() -> Callable[[], None]:
 
 
 def _load(argument: int) -> Instruction:
-    """The lower half of an argument: the kernel itself looks at no more of these."""
+    """Load the lower half of an argument: of these the kernel uses no more."""
     return (LOAD, 0, 0, ARGUMENTS + 8 * argument)
 
 

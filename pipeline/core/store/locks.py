@@ -14,9 +14,9 @@ from pipeline.core import log
 
 @contextmanager
 def only_one(target: Path) -> Iterator[None]:
-    """Hold the lock of the artifact `target`; say so once where another run holds it.
+    """Hold the lock of the artifact `target`; say so once while another run holds it.
 
-    Who holds it may take it again: `is_singleton` makes it one lock within this process.
+    The holder may take it again: `is_singleton` makes it one lock within this process.
     """
     from filelock import FileLock, Timeout
 

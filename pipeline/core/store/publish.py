@@ -1,4 +1,4 @@
-"""Whole or not at all: everything is made beside its target, flushed, then renamed."""
+"""All or nothing: a file is made beside its target, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import size
 
-# A file system wants some room of its own, and estimates are estimates.
+# File systems need some space of their own, and estimates are not exact.
 SPARE_BYTES = 64 * 1024 * 1024
 
 
 def part(target: Path) -> Path:
-    """The name under which `target` is made. Its lock makes sure that one run uses it."""
+    """The name under which `target` is made, by one run at a time: the holder of its lock."""
     return target.with_name(f".{target.name}.part")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder; nothing there is fine."""
+    """Remove a file or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -44,18 +44,18 @@ def require_space(folder: Path, need: int) -> None:
 
 @contextmanager
 def full_disk_is_an_error(folder: Path, chosen_by: str = "LLAMA_PIPELINE_HOME") -> Iterator[None]:
-    """Say it plainly where the disk of `folder`, which `chosen_by` names, is full or may not be
-    written."""
+    """Turn a full or read-only disk into a PipelineError. `chosen_by` is the variable that sets
+    `folder`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PipelineError(
-                f"{folder}: the disk is full; what was being made is not there, all else is",
+                f"{folder}: disk full; the unfinished file was discarded",
                 f"free some space, or set {chosen_by} to a folder on another disk",
             ) from None
-        ours = error.filename is None or str(error.filename).startswith(str(folder))
-        if ours and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        is_inside = error.filename is None or str(error.filename).startswith(str(folder))
+        if is_inside and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise PipelineError(
                 f"{error.filename or folder}: {error.strerror}",
                 f"set {chosen_by} to a folder that you may write to",
@@ -75,14 +75,14 @@ def flush(path: Path) -> None:
 
 
 def publish_file(made: Path, target: Path) -> None:
-    """Rename the finished `made` to `target`, in the same folder, for good."""
+    """Rename the finished `made` to `target`, in the same folder, safe against a power cut."""
     flush(made)
     made.replace(target)
     flush(target.parent)
 
 
 def publish_text(target: Path, text: str) -> None:
-    """Write a small text whole or not at all."""
+    """Write a small text, all of it or nothing."""
     made = part(target)
     try:
         made.write_text(text, encoding="utf-8", newline="\n")
@@ -107,7 +107,7 @@ def publish_same(file: Path, target: Path) -> None:
 
 
 def publish_folder(made: Path, target: Path) -> None:
-    """Put the finished folder `made` in the place of `target`, in the same parent folder."""
+    """Replace `target` by the finished folder `made`, in the same parent folder."""
     for path in (*made.rglob("*"), made):
         if not path.is_symlink():
             flush(path)
@@ -116,8 +116,8 @@ def publish_folder(made: Path, target: Path) -> None:
     elif _exchange(made, target):
         remove(made)
     else:
-        # No atomic exchange here: for an instant neither stands under its name.
-        # A cut between the two renames is mended by `recover_folder`.
+        # No atomic exchange here: for an instant there is no `target`. `recover_folder` repairs
+        # what a kill between the two renames leaves.
         aside = target.with_name(f".{target.name}.old")
         remove(aside)
         target.rename(aside)
@@ -127,8 +127,8 @@ def publish_folder(made: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Finish or undo what a cut `publish_folder` left. Call it under the target's lock."""
-    remove(part(target))  # unfinished, or after the exchange the old one
+    """Finish or undo an interrupted `publish_folder`. Call it under the target's lock."""
+    remove(part(target))  # unfinished, or the old folder after the exchange
     aside = target.with_name(f".{target.name}.old")
     if aside.exists():
         if target.exists():
@@ -138,20 +138,20 @@ def recover_folder(target: Path) -> None:
 
 
 def is_cut(target: Path) -> bool:
-    """Whether a cut `publish_folder` left something, or another run is in the midst of it."""
+    """Whether `publish_folder` was interrupted, or another run is in the middle of it."""
     return part(target).exists() or target.with_name(f".{target.name}.old").exists()
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step where the system can: Linux and macOS, most file systems."""
     if os.name != "posix":
         return False
     library = ctypes.CDLL(None)
-    first, second = os.fsencode(one), os.fsencode(other)
+    paths = os.fsencode(first), os.fsencode(second)
     if sys.platform == "linux" and hasattr(library, "renameat2"):
         at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
-        return bool(library.renameat2(at_cwd, first, at_cwd, second, exchange) == 0)
+        return bool(library.renameat2(at_cwd, paths[0], at_cwd, paths[1], exchange) == 0)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         swap = 2  # RENAME_SWAP of sys/stdio.h
-        return bool(library.renamex_np(first, second, swap) == 0)
+        return bool(library.renamex_np(*paths, swap) == 0)
     return False

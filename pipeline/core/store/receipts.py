@@ -1,8 +1,8 @@
-"""Receipts: which inputs made an artifact, and the stamp its file had then.
+"""Receipts: what an artifact was made from, and the size and modification time of its file.
 
-One `.state.json` a folder, one entry an artifact. An artifact is current when the recipe asked
-for equals the recorded one and size and modification time are the recorded ones; any difference
-is dirty, newer and older are never compared. Deciding reads one small file and one stamp.
+One `.state.json` a folder, one entry an artifact. An artifact is current when its recipe, size and
+modification time equal the recorded ones. Any difference is dirty: newer and older are never
+compared. Checking reads one small file and the stamp of another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTLED_NS = 2_000_000_000  # within FAT's granularity two writes may leave the 
 _reported: set[Path] = set()  # unreadable receipts are reported once
 _cache: dict[Path, tuple[tuple[int, ...], dict[str, Entry]]] = {}  # with the file's stamp
 
-# What made an artifact: plain JSON values, so that equality is what the file can say.
+# What an artifact is made from: plain JSON values, so that it equals what was read from the file.
 Recipe = Mapping[str, Any]
 
 
@@ -37,10 +37,9 @@ Recipe = Mapping[str, Any]
 class Entry:
     """What the receipt says of one artifact.
 
-    `mtime_ns` is None once the file was removed on purpose: what it was made of, and its
-    sha256, stay known, so that nothing made from it has to be made again. `keep` is false for
-    an artifact that was only a step on the way to another. `sandbox` names what kept the program
-    that made it from touching anything else.
+    `mtime_ns` is None once the file was removed on purpose: its recipe and sha256 stay known, so
+    that nothing made from it has to be made again. `keep` is false for an intermediate artifact.
+    `sandbox` names what limited the program that made it.
     """
 
     recipe: Recipe
@@ -55,10 +54,10 @@ class Entry:
 
 
 class Status(Enum):
-    """How an artifact stands to its receipt."""
+    """How an artifact compares with its receipt."""
 
     CURRENT = "current"
-    MOVED = "copied or restored"  # the size recorded, another time: one hash decides
+    MOVED = "copied or restored"  # the same size, another time: a hash decides
     DIRTY = "made differently"
     MISSING = "missing"
     FORCED = "to be made again"
@@ -67,7 +66,7 @@ class Status(Enum):
 def load(folder: Path) -> dict[str, Entry]:
     """The receipts of `folder`. Unreadable ones are reported and count as none.
 
-    A file is read once for as long as its stamp stays the same, so asking often costs little.
+    A file is read again only when its stamp has changed.
     """
     path = folder / FILE
     try:
@@ -102,7 +101,7 @@ def _read(path: Path) -> dict[str, Entry]:
 
 
 def status(target: Path, recipe: Recipe | None = None) -> Status:
-    """Compare `target` with its receipt, and its receipt with `recipe` where one is given."""
+    """Compare `target` with its receipt, and the receipt with `recipe` unless that is None."""
     try:
         stat = target.stat()
     except OSError:
@@ -116,12 +115,12 @@ def status(target: Path, recipe: Recipe | None = None) -> Status:
 
 
 def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
-    """Whether `target` is current, hashing it once where it was copied or restored."""
-    found = status(target, recipe)
-    if found is not Status.MOVED:
-        return found is Status.CURRENT
+    """Whether `target` is current, by its hash where it was copied or restored."""
+    state = status(target, recipe)
+    if state is not Status.MOVED:
+        return state is Status.CURRENT
     entry = load(target.parent)[target.name]
-    log.info(f"{target.name} has another time than its receipt; hashing it once")
+    log.info(f"{target.name}: mtime changed; rehashing to verify")
     if sha256(target) != entry.sha256:
         change(target, None)
         return False
@@ -139,7 +138,7 @@ def stamp(
     digest: str = "",
     sandbox: str | None = None,
 ) -> Entry:
-    """The entry of the finished file `target`, which is hashed unless its `digest` is known."""
+    """The entry for the finished file `target`, which is hashed unless its `digest` is passed."""
     stat = target.stat()
     return Entry(
         recipe=recipe,
@@ -175,7 +174,7 @@ def change(target: Path, entry: Entry | None) -> None:
 
 
 def save(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write all receipts of `folder`; `change` does it under a lock, for one."""
+    """Write all receipts of `folder`; `change` writes one, under a lock."""
     path = folder / FILE
     data = {
         "schema": SCHEMA,

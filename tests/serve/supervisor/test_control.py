@@ -489,7 +489,7 @@ def test_a_full_disk(small: Path, tmp_path: Path) -> None:
         wait_for(lambda: [one.pid for one in servers.running()] not in ([], [pid]))
         assert servers.pids()["a"] == pid, "that is what was written last"
         assert servers.rows()["a"].state in (status.LOST, READY)
-        with pytest.raises(PipelineError, match="the disk is full"):
+        with pytest.raises(PipelineError, match="disk full; the unfinished"):
             servers.up(a)
         stuff.unlink()
         wait_for(lambda: servers.pids()["a"] not in (pid, None))
