@@ -354,7 +354,7 @@ def test_a_supervisor_that_hangs(
 def test_up_does_not_wait_for_one_that_hangs(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "TAKEN_SECONDS", 1.0)
+    monkeypatch.setattr(control, "REACTION_SECONDS", 1.0)
     a = stand_in(tmp_path, "a")
     servers.up(a)
     servers.supervisor().suspend()
