@@ -127,16 +127,9 @@ def used() -> int:
     return count
 
 
-def same_times(context: Path) -> None:
-    """One time for all files: buildah takes a layer of an earlier run only where theirs agree."""
-    for path in (*context.rglob("*"), context):
-        os.utime(path, (1, 1), follow_symlinks=False)
-
-
 def build(context: Path, package: Path, target: str, tag: str, scratch: Path) -> None:
     """Build a stage of docker/Dockerfile with the programs of an archive in the context."""
     STORE.mkdir(parents=True, exist_ok=True)
-    same_times(context)
     with FileLock(STORE / ".lock"):
         if used() > LARGEST_STORE:
             buildah("rmi", "--prune", check=False)  # layers of what was built before

@@ -155,7 +155,6 @@ def base() -> str:
 
 def build(context: Path, file: Path, tag: str, arguments: Mapping[str, str]) -> None:
     """Build what a Dockerfile says, with packages from where this machine's pip has them."""
-    images.same_times(context)
     with tempfile.TemporaryDirectory() as scratch:
         buildah(
             *("bud", "--layers", "--pull-never", *images.ISOLATION),
