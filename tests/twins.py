@@ -14,8 +14,8 @@ from fakes.large_llama import Size
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
 from pipeline.models import chain, convert, resolve, skeleton
-from pipeline.models.chain import QuantRequest
 from pipeline.models.convert import Conversion
+from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import ModelFile, Resolved
 
 # As much of each as makes a tenth of the sum mean something, and still is made in seconds.

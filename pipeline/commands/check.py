@@ -3,10 +3,11 @@ needed is there."""
 
 from __future__ import annotations
 
+from pipeline import models
 from pipeline.bins import binaries
 from pipeline.core import log, paths
 from pipeline.core.errors import UsageError
-from pipeline.models import chain, gguf, imatrix, projector, quants, resolve
+from pipeline.models import quants
 
 from .model import Steps
 
@@ -37,11 +38,11 @@ def check_request(steps: Steps) -> None:
     reference, wanted = request.reference, request.wanted
     steps.programs.require_device()
     external = binaries.external(home)
-    quant = wanted.quant or chain.DEFAULT_QUANT
+    quant = wanted.quant or quants.DEFAULT
     is_converted = reference is not None and reference.kind in ("demo", "folder")
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
-    if external and wanted.imatrix and imatrix.is_text(wanted.imatrix):
+    if external and wanted.imatrix and models.imatrix.is_text(wanted.imatrix):
         external.program("llama-imatrix")
     if reference and reference.note:
         log.info(reference.note)
@@ -50,12 +51,14 @@ def check_request(steps: Steps) -> None:
             f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
         )
     book = home.run / "gguf.json"
-    own = request.mmproj and gguf.read_cached(request.mmproj, book)
+    own = request.mmproj and models.gguf.read_cached(request.mmproj, book)
     if reference and reference.path:
         if reference.kind == "gguf":
-            resolve.gguf_path(reference.path, home)
+            models.resolve.gguf_path(reference.path, home)
             if own and request.mmproj:
-                projector.require(own, gguf.read_cached(reference.path, book), request.mmproj.name)
+                models.projector.require(
+                    own, models.gguf.read_cached(reference.path, book), request.mmproj.name
+                )
         else:
-            resolve.check_folder(reference.path, steps.architectures())
+            models.resolve.check_folder(reference.path, steps.architectures())
     steps.chain()  # what cannot be meant is said now

@@ -1,7 +1,7 @@
-"""The steps of one command line: what there is to work with, and which of them have nothing to do.
+"""The steps of one command line: what there is to work with, and which of them are up to date.
 
-The decisions are made in `bins`, `models` and `serve`; here they are put together. `doing` does
-the steps and `undoing` undoes them.
+The decisions are made in `bins`, `models` and `serve`; here they are put together. `make` does the
+steps and `clean` undoes them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bins.binaries import Binaries
+from pipeline import models
 from pipeline.bins.compile import source
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.store.publish import remove
-from pipeline.models import autoquant, chain, converter, lockfile, quants, resolve
-from pipeline.models.chain import Chain, Needs, QuantRequest
-from pipeline.models.hub_errors import Changed
-from pipeline.models.reference import Reference
-from pipeline.models.resolve import Resolved
+from pipeline.models import quants
 
 from .programs import Programs
 from .request import Request
 
 if TYPE_CHECKING:
+    from pipeline.bins.binaries import Binaries
     from pipeline.models import hub
+    from pipeline.models.chain import Chain, Needs
+    from pipeline.models.quants import QuantRequest
+    from pipeline.models.reference import Reference
+    from pipeline.models.resolve import Resolved
     from pipeline.serve.config.configuration import InstanceSpec
 
     from .servers import Configured
@@ -110,7 +111,7 @@ class Steps:
         if self.request.frozen:
             self._quant = str(self.require_locked().get("quantization", {}).get("type", ""))
         if not self._quant and not self.request.refresh:
-            self._quant = autoquant.stored(self.decision_path(resolved))
+            self._quant = models.autoquant.stored(self.decision_path(resolved))
         return replace(wanted, quant=self._quant) if self._quant else None
 
     def resolved_to(self, resolved: Resolved) -> None:
@@ -136,7 +137,7 @@ class Steps:
         if self._made_chain and self._made_chain[:2] == (resolved, wanted):
             return self._made_chain[2]
         script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
-        made = chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
+        made = models.chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
         self._made_chain = (resolved, wanted, made)
         return made
 
@@ -144,28 +145,28 @@ class Steps:
         """What each of the model's steps has to do, if the model is known."""
         steps = self.chain()
         force = self.request.force
-        return chain.needs(steps, self.home, self.tool, force=force) if steps else None
+        return models.chain.needs(steps, self.home, self.tool, force=force) if steps else None
 
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
         if reference is None:
             return None
         if reference.kind == "demo":
-            return resolve.demo(home)
+            return models.resolve.demo(home)
         if reference.path is not None and reference.kind == "gguf":
-            return resolve.gguf_path(reference.path, home)
+            return models.resolve.gguf_path(reference.path, home)
         if reference.path is not None:
-            if not resolve.folder_is_known(reference.path, home):
+            if not models.resolve.folder_is_known(reference.path, home):
                 return None
-            return resolve.folder(reference.path, home, frozenset())
+            return models.resolve.folder(reference.path, home, frozenset())
         if self.request.frozen:
-            return lockfile.resolved(self.require_locked(), home)
-        return resolve.stored(self.stored_path())
+            return models.lockfile.resolved(self.require_locked(), home)
+        return models.resolve.stored(self.stored_path())
 
     @property
     def lock_file(self) -> Path:
         """pipeline.lock, in the folder where the command is typed."""
-        return paths.absolute(lockfile.FILE)
+        return paths.absolute(models.lockfile.FILE)
 
     def stored_path(self) -> Path:
         """Where the hub's answer to this request is kept."""
@@ -173,16 +174,18 @@ class Steps:
         question: list[object] = [wish.quant, wish.filename, wish.pattern, wish.mmproj]
         if wish.quant == quants.AUTO:
             question.append(self.request.settings.ctx_size)
-        path = resolve.stored_path(self.require_reference(), question, self.home)
+        path = models.resolve.stored_path(self.require_reference(), question, self.home)
         if self.request.offline and not path.exists():
             # What a cache held is no answer of the hub's: with the network it is asked anew.
-            path = resolve.stored_path(self.require_reference(), [*question, "offline"], self.home)
+            path = models.resolve.stored_path(
+                self.require_reference(), [*question, "offline"], self.home
+            )
         return path
 
     def decision_path(self, resolved: Resolved) -> Path:
         """Where it is kept what quant=auto means for a model that is made here."""
         ctx_size = self.request.settings.ctx_size
-        return autoquant.path(self.home, resolved, self.request.wanted, ctx_size)
+        return models.autoquant.path(self.home, resolved, self.request.wanted, ctx_size)
 
     # Is there nothing to do? (called by doit, for running and for listing)
 
@@ -207,7 +210,7 @@ class Steps:
         """Made; or not needed, because no model at hand is converted."""
         if self.models and all(model.convert_is_done() for model in self.models.values()):
             return True
-        return not self.request.again and converter.is_current(self.home)
+        return not self.request.again and models.converter.is_current(self.home)
 
     def convert_is_done(self) -> bool:
         needs = self.needs()
@@ -222,8 +225,8 @@ class Steps:
         steps = self.chain()
         if steps is None or self.request.force:
             return True
-        moved = chain.moved(steps, self.home, self.tool)
-        return moved is None and not chain.needs_keep_mark(steps)
+        moved = models.chain.moved(steps, self.home, self.tool)
+        return moved is None and not models.chain.needs_keep_mark(steps)
 
     @contextmanager
     def asking_anew(self) -> Iterator[None]:
@@ -231,7 +234,7 @@ class Steps:
         is dropped. With frozen=1 nothing else may be taken. Raises PipelineError."""
         try:
             yield
-        except Changed as error:
+        except models.hub_errors.Changed as error:
             if self.request.frozen:
                 raise UsageError(
                     f"frozen=1: {error.message}", "what is locked cannot be had any more"
@@ -253,9 +256,9 @@ class Steps:
             raise PipelineError("the model is not resolved yet", f"run {doitw('resolve model=…')}")
         return found
 
-    def require_locked(self) -> lockfile.LockedModel:
+    def require_locked(self) -> models.lockfile.LockedModel:
         """What pipeline.lock says of the request. Raises UsageError."""
-        return lockfile.find(self.lock_file, self.request.asked)
+        return models.lockfile.find(self.lock_file, self.request.asked)
 
     def require_chain(self) -> Chain:
         """The model's steps. Raises PipelineError where they are not known yet."""
@@ -269,4 +272,4 @@ class Steps:
 
     def architectures(self) -> frozenset[str]:
         """The architectures that the converter at hand knows."""
-        return converter.architectures(self.llama_cpp.folder)
+        return models.converter.architectures(self.llama_cpp.folder)

@@ -12,10 +12,9 @@ from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
 from pipeline.core.variables import fill, read
-from pipeline.models import hub_settings, projector, quants
-from pipeline.models.chain import QuantRequest, require_makeable
-from pipeline.models.choice import FileFilter
-from pipeline.models.reference import Reference, existing, parse
+from pipeline.models import hub_settings, quants
+from pipeline.models.quants import QuantRequest, require_makeable
+from pipeline.models.reference import NO_PROJECTOR, FileFilter, Reference, existing, parse
 from pipeline.serve.config.named import CONFIGS, PROFILE, registry
 from pipeline.serve.launch import Settings
 from pipeline.serve.server import VLLM
@@ -245,11 +244,11 @@ def _reference(asked: ModelVariables) -> Reference | None:
 
 def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:
     """`mmproj=` as a file of the user's own, or as what it means inside a repository."""
-    if given.lower() in ("", projector.NONE):
+    if given.lower() in ("", NO_PROJECTOR):
         return None, given.lower()
     path = absolute(given)
     if path.is_file():
-        return path, projector.NONE
+        return path, NO_PROJECTOR
     if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
         raise UsageError(f"mmproj={given}: {path} is no file", "a path of a .gguf, or none")
     return None, given

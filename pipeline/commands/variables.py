@@ -18,8 +18,8 @@ from pipeline.bins.build_options import (
 from pipeline.core.variables import choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
-from pipeline.serve import sandbox
-from pipeline.serve.server import LLAMA_CPP, VLLM
+from pipeline.serve.server import AUTO as SANDBOX_AUTO
+from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
 
 SERVER = "server."  # any other option of llama-server
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
@@ -197,9 +197,9 @@ class ServingVariables:
     """How a server is run."""
 
     sandbox: str = variable(
-        choice(*sandbox.MODES),
+        choice(*SANDBOX_MODES),
         "llama-server in the [sandbox](security.md#the-server): `auto`, `strict`, `off`",
-        sandbox.AUTO,
+        SANDBOX_AUTO,
         shown="`auto`",
     )
     ready_timeout: int = variable(integer(1, 86400), "seconds until the server must be ready", 600)

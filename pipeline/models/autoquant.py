@@ -12,7 +12,7 @@ from pipeline.core.store import json_file
 from pipeline.core.store.locks import only_one
 
 from . import quants
-from .chain import QuantRequest
+from .quants import QuantRequest
 from .resolve import Resolved
 
 # Best first. None needs an importance matrix, and more bits than Q8_0's make hardly any difference.

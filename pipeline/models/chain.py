@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
@@ -16,18 +16,8 @@ from pipeline.core.store.receipts import Status
 from . import converter, quants
 from .convert import Conversion
 from .quantize import Quantization
+from .quants import QuantRequest, require_makeable
 from .resolve import Resolved
-
-DEFAULT_QUANT = "Q4_K_M"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantRequest:
-    """How a model is to be quantized; an empty `quant` means the default."""
-
-    quant: str = ""
-    keep_f16: bool = False
-    imatrix: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +48,6 @@ class Needs:
     fetch: str = ""
     convert: str = ""
     quantize: str = ""
-
-
-def require_makeable(requested: QuantRequest) -> None:
-    """Raise UsageError where llama-quantize cannot make what is requested."""
-    if requested.quant and requested.quant not in (*quants.TYPES, quants.AUTO, quants.ALL):
-        raise UsageError(
-            f"quant={requested.quant.lower()}: llama-quantize has no such type"
-            f"{did_you_mean(requested.quant, quants.TYPES)}",
-            "such names are for GGUF files that a repository already has",
-        )
-    if requested.quant in quants.NEED_IMATRIX and not requested.imatrix:
-        raise UsageError(
-            f"quant={requested.quant.lower()}: needs an importance matrix",
-            "pass imatrix=PATH, or use a type that needs none, such as q4_k_m",
-        )
 
 
 def chain(
@@ -113,7 +88,7 @@ def chain(
         )
 
     require_makeable(requested)
-    quant = requested.quant or DEFAULT_QUANT
+    quant = requested.quant or quants.DEFAULT
     if requested.imatrix and quant in quants.DIRECT:
         raise UsageError(f"imatrix: not used for quant={quant.lower()}", "leave it out")
     if requested.keep_f16 and quant in quants.DIRECT:

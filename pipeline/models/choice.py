@@ -16,6 +16,7 @@ from pipeline.core.text import size as shown_size
 
 from . import quants
 from .gguf import SHARD
+from .reference import FileFilter
 from .resolve import ModelFile
 
 # Without quant=…: about the size of Q4_K_M, then larger ones, then smaller ones. The first that
@@ -45,16 +46,6 @@ class Option:
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFilter:
-    """Which files of a repository are requested; empty means any."""
-
-    quant: str = ""
-    filename: str = ""
-    pattern: str = ""
-    mmproj: str = ""
 
 
 def label(name: str) -> str:

@@ -11,12 +11,12 @@ from pipeline.core.errors import UsageError
 from . import quants
 from .choice import PROJECTOR, Option, label
 from .gguf import Header, whole
+from .reference import NO_PROJECTOR
 from .resolve import ModelFile
 
 # An encoder loses little at 16 bits, and not every backend has BF16.
 ORDER = ("F16", "BF16", "F32", "Q8_0")
 DIMENSIONS = ("clip.vision.projection_dim", "clip.audio.projection_dim", "clip.projection_dim")
-NONE = "none"
 
 
 def is_projector(header: Header) -> bool:
@@ -47,7 +47,7 @@ def pair(
     `requested` is a file's name, `none`, or empty for the one that fits. Raises UsageError.
     """
     names = candidates(files)
-    if requested == NONE:
+    if requested == NO_PROJECTOR:
         return None, "; without its projector, as asked for" if names else ""
     if requested:
         matches = [n for n in files if n == requested] or [
@@ -83,7 +83,7 @@ def candidates(files: Mapping[str, ModelFile]) -> list[str]:
 
 def likely_bytes(files: Mapping[str, ModelFile], model: str, requested: str) -> int:
     """About how much the projector will take, before a header is read; 0 without one."""
-    if requested == NONE:
+    if requested == NO_PROJECTOR:
         return 0
     names = [
         name for name in candidates(files) if requested in ("", name, PurePosixPath(name).name)

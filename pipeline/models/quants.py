@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.core.errors import did_you_mean
+from pipeline.core.errors import UsageError, did_you_mean
 
 # In llama-quantize's own spelling; file names and variables use lower case.
 TYPES = (
@@ -22,6 +24,7 @@ LABEL = re.compile(
     r"(?:_(?:k|ks|kss|kl|kt|s|m|l|xl|xxl|xs|xxs|nl|moe|r\d+|\d))*(?![a-z0-9])",
     re.IGNORECASE,
 )
+DEFAULT = "Q4_K_M"
 AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)
 
 # The converter writes these itself, so that no intermediate file is needed.
@@ -85,3 +88,27 @@ def row_bytes(kind: int, elements: int) -> int:
     """Bytes of `elements` of a tensor type; 0 where the type is newer than this table."""
     block, width = TENSOR_BLOCKS.get(kind, (1, 0))
     return -(-elements // block) * width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantRequest:
+    """How a model is to be quantized; an empty `quant` means the default."""
+
+    quant: str = ""
+    keep_f16: bool = False
+    imatrix: Path | None = None
+
+
+def require_makeable(requested: QuantRequest) -> None:
+    """Raise UsageError where llama-quantize cannot make what is requested."""
+    if requested.quant and requested.quant not in (*TYPES, AUTO, ALL):
+        raise UsageError(
+            f"quant={requested.quant.lower()}: llama-quantize has no such type"
+            f"{did_you_mean(requested.quant, TYPES)}",
+            "such names are for GGUF files that a repository already has",
+        )
+    if requested.quant in NEED_IMATRIX and not requested.imatrix:
+        raise UsageError(
+            f"quant={requested.quant.lower()}: needs an importance matrix",
+            "pass imatrix=PATH, or use a type that needs none, such as q4_k_m",
+        )

@@ -16,7 +16,18 @@ HUB = re.compile(
     r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
     r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<late>[\w.-]+))?"
 )
+NO_PROJECTOR = "none"  # of mmproj=
 FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf, or of a folder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFilter:
+    """Which files of a repository are requested; empty means any."""
+
+    quant: str = ""
+    filename: str = ""
+    pattern: str = ""
+    mmproj: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
 from . import choice, quants, staging
-from .choice import FileFilter, Option
+from .choice import Option
 from .gguf import Header
 from .hub import Listing, shown
-from .projector import NONE, pair
+from .projector import pair
+from .reference import NO_PROJECTOR, FileFilter
 from .resolve import INDEX, SIDE_FILES, ModelFile, Resolved, architecture, indexed, slug
 from .safetensors import own_precision
 
@@ -75,7 +76,7 @@ def resolve(
             f"{reference}: filename and pattern choose a GGUF, and the repository has none",
             "leave it out",
         )
-    if file_filter.mmproj not in ("", NONE):
+    if file_filter.mmproj not in ("", NO_PROJECTOR):
         raise UsageError(
             f"{reference}: mmproj={file_filter.mmproj}: not used: the model is converted from "
             "safetensors, and only with a GGUF a projector of the repository is used",

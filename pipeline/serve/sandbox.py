@@ -17,9 +17,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import Sandbox, strength
 from pipeline.models import gguf
 
-from .server import Server
-
-AUTO, STRICT, OFF = MODES = ("auto", "strict", "off")
+from .server import OFF, STRICT, Server
 
 # Options for which the server starts programs, or connects to others, by request or by itself.
 NEED_MORE = re.compile(r"--(tools|mcp-\S+|rpc|agent|models-\S+|ui-mcp-proxy|webui-mcp-proxy|tags)")

@@ -15,6 +15,7 @@ from . import address
 
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 ENGINES = (LLAMA_CPP, VLLM)
+AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
 
 

@@ -28,7 +28,8 @@ from pipeline.commands.request import request
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox.available import SWITCH, is_off
-from pipeline.serve import launch, sandbox
+from pipeline.serve import launch
+from pipeline.serve.server import OFF
 
 from .command_line import parsers, task_names, understood
 from .step import Step
@@ -59,7 +60,7 @@ def session() -> Steps:
         steps = Steps(request(given))
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
-    if steps.request.sandbox == sandbox.OFF:
+    if steps.request.sandbox == OFF:
         os.environ[SWITCH] = "off"
     if is_off():
         log.info("warning: the sandbox is off: what reads a model may do all that you may")

@@ -356,7 +356,8 @@ STEPS = (
 def check_request(steps: Steps) -> None:
     for each in (*steps.models.values(),) or (steps,):
         do.check.check(each)
-        do.lock.require(each, before=True)
+        if each.request.frozen:
+            do.lock.require(each, before=True)
         # A repository that is not there should not cost a build, though quant=auto is decided
         # after it.
         reference = each.request.reference

@@ -12,8 +12,8 @@ from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import BuildOptions
 from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
-from pipeline.models.chain import QuantRequest
-from pipeline.models.choice import FileFilter
+from pipeline.models.quants import QuantRequest
+from pipeline.models.reference import FileFilter
 from pipeline.serve.launch import Settings
 
 

@@ -19,8 +19,8 @@ from worlds import World
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.models import chain, convert, foreign_code, resolve
-from pipeline.models.chain import QuantRequest
 from pipeline.models.convert import Conversion
+from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import ModelFile
 
 pytestmark = [

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.core.paths import Home
 from pipeline.models import autoquant
-from pipeline.models.chain import QuantRequest
+from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import Resolved
 
 PLAIN = QuantRequest(quant="AUTO")

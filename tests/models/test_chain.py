@@ -16,7 +16,8 @@ from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain, quants
-from pipeline.models.chain import Chain, Needs, QuantRequest
+from pipeline.models.chain import Chain, Needs
+from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import ModelFile, Resolved
 
 TOOL = {"commit": "c1", "build": "b1"}

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.models import choice, quants
-from pipeline.models.choice import PREFERENCE, FileFilter, Option, label, listing, options, spelling
+from pipeline.models.choice import PREFERENCE, Option, label, listing, options, spelling
+from pipeline.models.reference import FileFilter
 from pipeline.models.resolve import ModelFile
 
 ASKED = "hf:org/model"

@@ -14,9 +14,10 @@ import pytest
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import repository
-from pipeline.models.choice import FileFilter, Option
+from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
+from pipeline.models.reference import FileFilter
 from pipeline.models.repository import require_safe
 from pipeline.models.resolve import INDEX, ModelFile, Resolved
 

@@ -20,11 +20,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.publish import (
-    is_cut,
-    remove,
-    require_space,
-)
+from pipeline.core.store.publish import is_cut, remove, require_space
 from pipeline.core.store.receipts import Recipe
 
 from . import web_ui

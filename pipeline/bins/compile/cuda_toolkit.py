@@ -17,9 +17,7 @@ from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.process import capture, last_lines, run
 from pipeline.core.store import artifacts, receipts
-from pipeline.core.store.publish import (
-    remove,
-)
+from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 

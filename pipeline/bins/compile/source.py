@@ -22,9 +22,7 @@ from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
 from pipeline.core.process import outcome
 from pipeline.core.store import artifacts, receipts
-from pipeline.core.store.publish import (
-    remove,
-)
+from pipeline.core.store.publish import remove
 
 from . import git_tree
 

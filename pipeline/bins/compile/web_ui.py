@@ -19,10 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import last_lines
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import (
-    remove,
-    require_space,
-)
+from pipeline.core.store.publish import remove, require_space
 from pipeline.core.store.receipts import Entry, Recipe
 from pipeline.core.text import size
 

@@ -21,10 +21,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.publish import (
-    is_cut,
-    remove,
-)
+from pipeline.core.store.publish import is_cut, remove
 from pipeline.core.store.receipts import Recipe, Status
 
 from . import manifest

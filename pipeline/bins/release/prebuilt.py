@@ -21,13 +21,7 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, hashing, receipts, stat_cache
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    is_cut,
-    part,
-    publish_file,
-    remove,
-)
+from pipeline.core.store.publish import full_disk_is_an_error, is_cut, part, publish_file, remove
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import plural
 

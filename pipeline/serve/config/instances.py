@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
-from pipeline.serve import launch, sandbox
+from pipeline.serve import launch
 from pipeline.serve.flags import Flag
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Server
 
 from . import api_keys, llama, options, vllm
 from .addresses import address
@@ -142,7 +142,7 @@ def _server(
         return llama_server(
             given, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg
         )
-    if draft.control.sandbox == sandbox.STRICT:
+    if draft.control.sandbox == STRICT:
         raise UsageError(
             f"{draft.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
             "in the sandbox",
@@ -154,7 +154,7 @@ def _server(
         cmd=vllm.command(configuration, given, address(given)),
         env={**_cards(draft.control.gpu_ids), **draft.control.env},
         downloads=vllm.downloads(given, folder),
-        sandbox=sandbox.OFF,
+        sandbox=OFF,
         folder=str(folder),
         log_file=str(log),
         tls=bool(given.text("ssl-certfile")),
