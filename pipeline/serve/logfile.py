@@ -29,10 +29,10 @@ def set_aside(path: Path) -> None:
     Best effort: a log that cannot be renamed (on Windows, while somebody reads it) stays.
     """
     with contextlib.suppress(OSError):
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or not found.st_size:  # such as a link to /dev/null
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or not info.st_size:  # such as a link to /dev/null
             return
-        date = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(found.st_mtime))
+        date = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(info.st_mtime))
         same = [number for (when, number), _ in _dated(path) if when == date]
         number = f"-{max(same) + 1}" if same else ""
         path.replace(path.with_name(f"{path.stem}.{date}{number}{path.suffix}"))

@@ -32,8 +32,8 @@ def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
 
 def replicas(value: str) -> tuple[int, int]:
     """`2`, or `1-4`."""
-    found = REPLICAS.fullmatch(value.strip())
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    match = REPLICAS.fullmatch(value.strip())
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if most < least:
         raise ValueError("a number of pods, 2, or the least and the most of them, 1-4")
     return least, most

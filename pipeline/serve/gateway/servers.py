@@ -71,12 +71,14 @@ class ServerList:
 
 def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
     """The wanted servers, each in the state that the supervisor last wrote."""
-    seen = {status.name: status for status in state.instances} if state else {}
+    statuses = {status.name: status for status in state.instances} if state else {}
     instances = [
         instance for instance in (wanted.instances if wanted else ()) if instance.engine != GATEWAY
     ]
     request = wanted.asked if wanted else 0
-    targets = tuple(_target(instance, seen.get(instance.name), request) for instance in instances)
+    targets = tuple(
+        _target(instance, statuses.get(instance.name), request) for instance in instances
+    )
     return ServerList(targets, _named(targets, str), _named(targets, str.casefold))
 
 

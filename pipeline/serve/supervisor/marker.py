@@ -28,14 +28,14 @@ def server(marker: str, name: str) -> str:
 
 def everywhere() -> dict[str, Processes]:
     """All marked processes of this user, by the configuration's marker."""
-    found: dict[str, Processes] = {}
+    by_marker: dict[str, Processes] = {}
     with contextlib.suppress(OSError):  # too many open files
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if (value := _value(process)) and _is_ours(process):
-                    processes = found.setdefault(value.partition("/")[0], {})
+                    processes = by_marker.setdefault(value.partition("/")[0], {})
                     processes.setdefault(value, []).append(process)
-    return found
+    return by_marker
 
 
 def marked(at: Folder) -> Processes:

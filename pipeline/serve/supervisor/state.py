@@ -135,10 +135,10 @@ def read_state(at: Folder) -> State | None:
     """What the supervisor last wrote; None where there is nothing, or it is damaged."""
 
     def parse(data: Any) -> State:
-        seen = tuple(
+        statuses = tuple(
             ServerStatus(**known(ServerStatus, instance)) for instance in data["instances"]
         )
-        return State(**{**known(State, data), "instances": seen})
+        return State(**{**known(State, data), "instances": statuses})
 
     return json_file.read(at.state, parse)
 
