@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.tasks.doit import (Reporter, Task, session, tasks)
+from pipeline.tasks.doit import Reporter, Task, session, tasks
 from pipeline.tasks.table import STEPS
 
 DOIT_CONFIG = {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from pipeline.core import capacity, log
@@ -29,6 +28,7 @@ from pipeline.serve.supervisor import state
 from . import estimate, server_options
 from .estimate import MemoryEstimate
 from .model import Steps
+from .summary import summary
 
 HINT = "llama-server --help lists its options"
 
@@ -138,12 +138,12 @@ def planned(steps: Steps, chain: Chain, ahead: MemoryEstimate) -> Planned:
 def require_servable(steps: Steps, server: Server, options: Mapping[str, Flag]) -> None:
     """Raise PipelineError where the model of `server` is here and cannot be served: its projector
     belongs to another one, or its chat template runs on."""
-    model = argument(server.cmd, "--model") if server.engine == LLAMA_CPP else ""
+    model = server.argument("--model") if server.engine == LLAMA_CPP else ""
     path = Path(server.folder, model)
     if not model or not path.is_file():
         return
     cache = steps.home.run / "gguf.json"
-    mmproj = Path(server.folder, argument(server.cmd, "--mmproj"))
+    mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
         projectors.require(gguf.read_cached(mmproj, cache), header, mmproj.name)
@@ -151,11 +151,6 @@ def require_servable(steps: Steps, server: Server, options: Mapping[str, Flag]) 
         program = Path(server.executable)
         build = stat_cache.identity(steps.home.run / "sha256.json", program)
         chat_template.require_ends(program, build, options, path, steps.home.run)
-
-
-def argument(words: Sequence[str], option: str) -> str:
-    """What follows an option on a command line; empty where it is not there."""
-    return next((value for name, value in pairwise(words) if name == option), "")
 
 
 def serve(steps: Steps) -> None:
@@ -174,8 +169,6 @@ def run(
 ) -> None:
     """One server in the foreground, with its summary once it is ready. Raises PipelineError."""
     from pipeline.serve.supervisor.environment import environment
-
-    from .summary import summary
 
     def ready(seconds: float, output: str) -> None:
         rows = summary(steps, server, output, ctx_is_asked=ctx_is_asked, not_started=not_started)

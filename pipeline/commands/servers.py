@@ -235,7 +235,7 @@ class Configured:
         before = self._running.get(server.name)
         if before is None or self.names_context(server.name):
             return server
-        context = serve.argument(before.cmd, "--ctx-size")
+        context = before.argument("--ctx-size")
         words = list(server.cmd)
         if not context or "--ctx-size" not in words:
             return server

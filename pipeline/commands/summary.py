@@ -19,7 +19,6 @@ from pipeline.serve.service import service
 
 from .model import Steps
 from .programs import Programs
-from .serve import argument
 
 
 def summary(
@@ -44,7 +43,7 @@ def summary(
 
 
 def _model(steps: Steps, server: Server, output: str, ctx_is_asked: bool) -> dict[str, object]:
-    name = argument(server.cmd, "--model")
+    name = server.argument("--model")
     path = Path(server.folder, name)
     rows: dict[str, object] = {"model": server.model_name}
     header = None
@@ -52,25 +51,25 @@ def _model(steps: Steps, server: Server, output: str, ctx_is_asked: bool) -> dic
         header = gguf.read_cached(path, steps.home.run / "gguf.json")
         bytes_ = sum(part.stat().st_size for part in gguf.shards(path))
         rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
-    if mmproj := argument(server.cmd, "--mmproj"):
+    if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
     ours = is_ours(steps.programs, server)
     devices = seen_devices(steps.programs, server) if ours else []
     threads = re.search(r"n_threads = (\d+)", output)
     return rows | {
         "backend": backend(steps.programs) if ours else f"that of {server.executable}",
-        "device": argument(server.cmd, "--device")
+        "device": server.argument("--device")
         or ", ".join(devices)
         or ("CPU" if ours else "llama-server's choice"),
         "sandbox": sandbox.shown(server),
-        "threads": argument(server.cmd, "--threads")
+        "threads": server.argument("--threads")
         or (int(threads[1]) if threads else "llama-server's default"),
         "context": _context(server, header, ctx_is_asked),
     }
 
 
 def _context(server: Server, header: Header | None, asked: bool) -> str:
-    ctx_size = argument(server.cmd, "--ctx-size")
+    ctx_size = server.argument("--ctx-size")
     if not ctx_size.isdecimal():
         return "llama-server's choice"
     return context(int(ctx_size), header.context_length if header else 0, asked=asked)

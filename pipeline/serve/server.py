@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from . import address
@@ -83,6 +84,10 @@ class Server:
     @property
     def command(self) -> list[str]:
         return [self.executable, *self.cmd]
+
+    def argument(self, option: str) -> str:
+        """What follows an option on the command line; empty where it is not there."""
+        return next((value for name, value in pairwise(self.cmd) if name == option), "")
 
     @property
     def model_name(self) -> str:
