@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Doit, get, post
+from conftest import REPOSITORY, Doit, get, post, wait_for
 
 pytestmark = pytest.mark.build
 
@@ -129,8 +129,9 @@ def test_a_gguf_repository_through_the_hub(
 def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> None:
     doit("prepare", f"model={tiny}")
     with doit.serving(f"model={tiny}", "server.flash_attn=on") as url:
-        log = (doit.home / "logs" / f"serve-{url.rpartition(':')[2]}.log").read_text()
-        assert "model loaded" in log
+        file = doit.home / "logs" / f"serve-{url.rpartition(':')[2]}.log"
+        wait_for(lambda: "model loaded" in file.read_text())  # it answers before we have read it
+        log = file.read_text()
         properties = get(f"{url}/props")
         assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
         threads = re.search(r"n_threads = (\d+)", log)
