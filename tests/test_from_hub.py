@@ -342,7 +342,7 @@ def test_gguf_beside_safetensors(site: Site, parts: Parts) -> None:
     assert "Q8_0 was asked for" in there.err
     made = site.doit("prepare", "model=org/both", "quant=q5_k_m")
     assert made.steps == ["resolve", "fetch", "convert", "quantize"]
-    assert "no GGUF with Q5_K_M is there: converted from safetensors" in made.err
+    assert "it has no GGUF with Q5_K_M: converted from safetensors" in made.err
     assert "model.q5_k_m.gguf" in weights(site.doit)
 
 
@@ -686,7 +686,7 @@ def test_gated(site: Site, parts: Parts) -> None:
     assert f"{site.server.endpoint}/org/gated" in wrong.err and "hf_secret" not in wrong.err
     (site.root / ".hub.json").write_text(json.dumps({"tokens": [TOKEN]}))
     unknown = site.doit("prepare", "model=org/gated", status=1)
-    assert "does not know the token" in unknown.err and "/settings/tokens" in unknown.err
+    assert "rejects the token in use" in unknown.err and "/settings/tokens" in unknown.err
     assert weights(site.doit) == []
     site.doit.env["HF_TOKEN"] = TOKEN
     site.log()
@@ -720,7 +720,7 @@ def test_renamed(site: Site, parts: Parts) -> None:
     site.put("org/new-name", {"tiny-Q8_0.gguf": parts.q8_0})
     site.put("org/old-name", {}, renamed_to="org/new-name")
     done = site.doit("prepare", "model=org/old-name")
-    assert "org/old-name is org/new-name today" in done.err
+    assert "org/old-name is called org/new-name now" in done.err
     assert weights(site.doit) == ["tiny-Q8_0.gguf"]
     site.log()
     assert site.doit("prepare", "model=org/old-name").steps == [] and site.log() == []
@@ -763,7 +763,7 @@ def test_what_is_not_there(site: Site, parts: Parts) -> None:
     assert "filename=other.gguf" in filename.err and "tiny-Q8_0.gguf" in filename.err
     site.doit.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
     away = site.doit("serve", "model=org/one", status=1)
-    assert "org/one: the hub could not be asked" in away.err and "http://127.0.0.1:9" in away.err
+    assert "org/one: the hub could not be reached" in away.err and "http://127.0.0.1:9" in away.err
     for run in (missing, revision, filename, away):
         assert "Traceback" not in run.err and run.out == ""
     assert weights(site.doit) == []

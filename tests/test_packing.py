@@ -149,7 +149,7 @@ def test_installed_in_an_empty_home_it_serves(
     archive: Path, bare: Doit, gguf: Path, tmp_path: Path
 ) -> None:
     first = bare("install_package", f"pkg={archive}")
-    assert first.err.count("installed llama.cpp") == 1 and "bins=package serves" in first.err
+    assert first.err.count("installed llama.cpp") == 1 and "serve bins=package model=" in first.err
     assert "installed llama.cpp" not in bare("install_package", f"pkg={archive}").err
 
     broken = tmp_path / "broken ü.tar.gz"

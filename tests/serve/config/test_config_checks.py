@@ -277,7 +277,7 @@ def test_what_is_said(tmp_path: Path, text: str, remark: str) -> None:
     ("text", "line"),
     [
         ("ref = 'gone.gguf'", "ref = {}/gone.gguf: {}/gone.gguf does not exist"),
-        ("ref = 'nonsense'", "ref = nonsense: is no reference"),
+        ("ref = 'nonsense'", "ref = nonsense: not a valid reference"),
         (
             "ref = 'demo'\nquant = 'q44'",
             'quant = "q44": must be auto, or a type of llama-quantize',
