@@ -61,7 +61,7 @@ def test_the_lines_of_the_readme(demo: Doit) -> None:
     assert len(lines) > 1
     free_or_skip(8080)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with demo.start("serve", "model=demo", **quiet) as server:
+    with demo.start("serve", "model=demo", "port=8080", **quiet) as server:
         try:
 
             def ready() -> bool:
