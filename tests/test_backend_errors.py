@@ -91,7 +91,7 @@ def test_for_another_machine_nvidias_wheels_are_taken(here: Doit) -> None:
     assert step["state"] == "to do" and "NVIDIA's wheels" in step["what"]
     assert told["download_bytes"] > 500_000_000
     run = here("cuda_toolkit", "cuda_architectures=90", "offline=1", status=1, timeout=60)
-    assert "offline=1 forbids to fetch it" in run.err and "Traceback" not in run.err
+    assert "offline=1 forbids downloading it" in run.err and "Traceback" not in run.err
 
 
 def test_auto_says_why_a_card_is_not_used(here: Doit) -> None:
@@ -100,7 +100,7 @@ def test_auto_says_why_a_card_is_not_used(here: Doit) -> None:
     smi.chmod(0o755)
     told = here("plan", "model=demo", "format=json").json()
     assert told["backend"] == "cpu"
-    assert "though a graphics card is here" in told["warnings"][0]
+    assert told["warnings"][0] == "falling back to CPU: the GPU cannot be used"
     assert any("nvidia-smi: Failed to initialize NVML" in text for text in told["warnings"])
 
 

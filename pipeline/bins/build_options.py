@@ -1,4 +1,4 @@
-"""Which programs are asked for."""
+"""Which programs are requested, and the protocol of where they come from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.core.process import WINDOWS
 BACKENDS = ("auto", "cuda", "metal", "hip", "sycl", "vulkan", "cpu")
 AUTO, SYSTEM = "auto", "system"
 # Where the programs come from: compiled here, upstream's, or out of an installed package.
-WAYS = ("build", "prebuilt", "package")
+SOURCES = ("build", "prebuilt", "package")
 LATEST = "latest"
 TAG = r"[A-Za-z0-9]([\w.+-]{0,98}\w)?"
-DEFAULT_WAY = "prebuilt" if WINDOWS else "build"
+DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class BuildOptions:
     """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
     where nothing is said; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
 
-    way: str = DEFAULT_WAY
+    source: str = DEFAULT_SOURCE
     backend: str = AUTO
     architectures: str = ""
     toolkit: str = AUTO
@@ -43,8 +43,8 @@ class BuildOptions:
 def architectures(value: str) -> str:
     """CUDA architectures as CMake takes them; 8.9 is 89, and a comma separates as well."""
     words = [word.strip().lower() for word in re.split(r"[;,]", value) if word.strip()]
-    one = re.compile(r"(\d{1,2}\.\d|\d{2,3})[af]?(-real|-virtual)?|native|all|all-major")
-    if not words or not all(one.fullmatch(word) for word in words):
+    architecture = re.compile(r"(\d{1,2}\.\d|\d{2,3})[af]?(-real|-virtual)?|native|all|all-major")
+    if not words or not all(architecture.fullmatch(word) for word in words):
         raise ValueError("such as 89, 8.9 or 86-real;90-virtual; native, all or all-major")
     return ";".join(word.replace(".", "") for word in words)
 

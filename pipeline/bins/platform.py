@@ -38,12 +38,12 @@ def cpu_identity() -> str:
         # The first processor's paragraph is enough, and reading on costs with every core.
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             first = file.read(8192).partition("\n\n")[0]
-        told = [
+        lines = [
             line
             for line in first.splitlines()
             if line.startswith(("model name", "flags", "Features", "CPU part", "CPU implementer"))
         ]
-        text = "\n".join(told)
+        text = "\n".join(lines)
     elif sys.platform == "darwin":
         text = capture(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor()
     else:
@@ -58,15 +58,15 @@ def find_compiler() -> Compiler | None:
         path = shutil.which(name)
         # CXX may hold words of its own, such as a launcher before the compiler
         words = () if name == "cl" else (*chosen[1:], "--version")
-        told = path and _told(path, words, Path(path).stat().st_mtime_ns)
-        if path and told:
+        version = path and _version_text(path, words, Path(path).stat().st_mtime_ns)
+        if path and version:
             # GCC begins with the name it was called by, which makes no difference
-            return Compiler(path, told.splitlines()[0].removeprefix(name).strip())
+            return Compiler(path, version.splitlines()[0].removeprefix(name).strip())
     return None
 
 
 @cache  # several steps ask, and each answer takes some ms
-def _told(path: str, words: tuple[str, ...], mtime_ns: int) -> str | None:
+def _version_text(path: str, words: tuple[str, ...], mtime_ns: int) -> str | None:
     return capture([path, *words])
 
 

@@ -1,4 +1,4 @@
-"""Programs are run once before they are published."""
+"""New programs are run once before they are published."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TIMEOUT = 120  # seconds; a first start reads hundreds of MB, and asks every dri
 def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True) -> str:
     """What llama-server calls itself. Raises PipelineError where it does not start, or does not
     see a device of its backend."""
-    version = told(server, "--version", hint)
-    devices = told(server, "--list-devices", hint)
+    version = output_of(server, "--version", hint)
+    devices = output_of(server, "--list-devices", hint)
     if needs_device and not shows(devices, backend):
         raise PipelineError(
             f"{server.name} --list-devices shows no device of {backend}:\n{indented(devices)}", hint
@@ -41,12 +41,12 @@ def shows(devices: str, backend: str) -> bool:
 def devices(server: Path, env: Mapping[str, str]) -> list[str]:
     """What --list-devices lists, a line each without what is free; none where it fails."""
     _, out, err = outcome([server, "--list-devices"], timeout=TIMEOUT, env=env)
-    found = re.findall(r"^ *(\w+\d+: .+?)(?: \(\d+ MiB, .*)?$", out + err, re.M)
-    return [name for name in found if not name.startswith("CPU")]
+    names = re.findall(r"^ *(\w+\d+: .+?)(?: \(\d+ MiB, .*)?$", out + err, re.M)
+    return [name for name in names if not name.startswith("CPU")]
 
 
-def told(server: Path, option: str, hint: str) -> str:
-    """What it prints. Raises PipelineError where that is nothing, or it fails."""
+def output_of(server: Path, option: str, hint: str) -> str:
+    """The output of the server with an option. Raises PipelineError where it fails or is empty."""
     status, out, err = outcome([server, option], timeout=TIMEOUT)
     text = (out + err).encode("utf-8", "replace").decode("utf-8").strip()
     if status or not text:

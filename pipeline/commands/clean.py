@@ -25,8 +25,8 @@ def forget_source(steps: Steps) -> None:
 
 
 def clean_bins(steps: Steps) -> None:
-    with only_one(steps.programs.way.target):
-        steps.programs.way.clean()
+    with only_one(steps.programs.source.target):
+        steps.programs.source.clean()
 
 
 def forget_bins(steps: Steps) -> None:

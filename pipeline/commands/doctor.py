@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.bins.hardware.detect import Host, Tool, detect
 from pipeline.bins.hardware.probe import probe
 from pipeline.bins.hardware.providers import PACKAGES, provider
-from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, Report, verdicts
+from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, Report, reports
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
@@ -32,8 +32,8 @@ STATES = {
 
 def doctor(steps: Steps) -> None:
     """Print what was seen: text, or one JSON document with format=json."""
-    told = document(hidden(detect(probe(steps.home)), hider(steps.home.root)))
-    print(json.dumps(told, indent=1) if steps.request.json else "\n".join(lines(told)))
+    report = document(hidden(detect(probe(steps.home)), hider(steps.home.root)))
+    print(json.dumps(report, indent=1) if steps.request.json else "\n".join(lines(report)))
 
 
 def hider(home: Path) -> Callable[[str], str]:
@@ -59,9 +59,9 @@ def users() -> set[str]:
     """The user's names: the system's, and what the environment says."""
     import psutil
 
-    told = {os.environ.get(name, "") for name in ("LOGNAME", "USER", "USERNAME")}
+    names = {os.environ.get(name, "") for name in ("LOGNAME", "USER", "USERNAME")}
     own = psutil.Process().username().rpartition("\\")[2]  # Windows puts the domain before it
-    return told | ({own} if not own.isdecimal() else set())  # a number where it has no name
+    return names | ({own} if not own.isdecimal() else set())  # a number where it has no name
 
 
 def hidden(host: Host, hide: Callable[[str], str]) -> Host:
@@ -122,41 +122,41 @@ def document(host: Host) -> dict[str, Any]:
         "sandbox": asdict(strength()),
         "tools": {
             **{name: asdict(tool) for name, tool in host.tools.items()},
-            **{name: {"path": None, "version": told} for name, told in wheels().items()},
+            **{name: {"path": None, "version": version} for name, version in wheels().items()},
         },
         "vulkan_headers": host.vulkan_headers or None,
         "xcode": host.xcode or None,
         "parts": sorted(host.parts),
         "problems": dict(host.problems),
-        "backends": {v.backend: backend(v, host) for v in verdicts(host)},
+        "backends": {v.backend: backend_entry(v, host) for v in reports(host)},
     }
 
 
 def wheels() -> dict[str, str]:
     """The tools that are Python packages; the container's image has none."""
-    return {name: told for name in ("cmake", "ninja") if (told := installed(name))}
+    return {name: version for name in ("cmake", "ninja") if (version := installed(name))}
 
 
-def backend(verdict: Report, host: Host) -> dict[str, Any]:
+def backend_entry(report: Report, host: Host) -> dict[str, Any]:
     return {
-        "state": verdict.state,
-        "missing": [lack_of(lack, host) for lack in verdict.lacks],
-        "notes": list(verdict.notes),
+        "state": report.state,
+        "missing": [missing_entry(item, host) for item in report.missing],
+        "notes": list(report.notes),
     }
 
 
-def lack_of(lack: Missing, host: Host) -> dict[str, Any]:
+def missing_entry(item: Missing, host: Host) -> dict[str, Any]:
     """What is missing: the command for this system, and for the others."""
     return {
-        "what": lack.what,
-        "install": provider(lack.package, host.system, host.family) or None,
-        "packages": dict(PACKAGES.get(lack.package, {})),
+        "what": item.what,
+        "install": provider(item.package, host.system, host.family) or None,
+        "packages": dict(PACKAGES.get(item.package, {})),
     }
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
+def lines(report: dict[str, Any]) -> Iterator[str]:
     """The document as people read it."""
-    system, cpu, memory = told["system"], told["cpu"], told["memory"]
+    system, cpu, memory = report["system"], report["cpu"], report["memory"]
     kinds = [name.upper() for name in ("wsl", "rosetta") if system[name]]
     yield row("system", ", ".join([system["name"], system["platform"], *kinds]))
     if system["jetson"]:
@@ -170,47 +170,50 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     yield row(
         "memory", f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
     )
-    yield row("disk", f"{size(told['disk']['free_bytes'])} free in the home")
-    lacks = strength().lacks
-    yield row("sandbox", told["sandbox"]["name"] + (f"; it cannot limit {lacks}" if lacks else ""))
-    yield from block("devices", device_lines(told["devices"]))
+    yield row("disk", f"{size(report['disk']['free_bytes'])} free in the home")
+    unlimited = strength().lacks
+    yield row(
+        "sandbox",
+        report["sandbox"]["name"] + (f"; it cannot limit {unlimited}" if unlimited else ""),
+    )
+    yield from block("devices", device_lines(report["devices"]))
     tools = [
         f"{name} {tool['version']} ({tool['path'] or 'its wheel'})"
-        for name, tool in told["tools"].items()
+        for name, tool in report["tools"].items()
     ]
-    if told["vulkan_headers"]:
-        tools.append(f"Vulkan headers {told['vulkan_headers']}")
-    if told["xcode"]:
-        tools.append(f"Xcode tools ({told['xcode']})")
+    if report["vulkan_headers"]:
+        tools.append(f"Vulkan headers {report['vulkan_headers']}")
+    if report["xcode"]:
+        tools.append(f"Xcode tools ({report['xcode']})")
     yield from block("tools", tools)
-    pipeline = told["pipeline"]
+    pipeline = report["pipeline"]
     yield row(
         "pipeline",
         f"llama.cpp {pipeline['llama_cpp'][:12]}, Python {pipeline['python']}, "
         f"doit {pipeline['doit']}",
     )
-    yield from block("problems", [f"{name}: {text}" for name, text in told["problems"].items()])
-    for name, answer in told["backends"].items():
+    yield from block("problems", [f"{name}: {text}" for name, text in report["problems"].items()])
+    for name, answer in report["backends"].items():
         yield row(name, STATES[answer["state"]])
-        for lack in answer["missing"]:
-            yield row("", lack["what"] + (f": {lack['install']}" if lack["install"] else ""))
+        for item in answer["missing"]:
+            yield row("", item["what"] + (f": {item['install']}" if item["install"] else ""))
         for note in answer["notes"]:
             yield row("", f"note: {note}")
 
 
 def device_lines(devices: dict[str, Any]) -> list[str]:
     """One line for each card; none at all is said too."""
-    found = []
+    entries = []
     for card in devices["nvidia"]:
         words = [card["name"]]
         words += [f"compute capability {card['compute_capability'] or 'unknown'}"]
         words += [size(card["memory_bytes"])] if card["memory_bytes"] else ["memory unknown"]
         words += [f"driver {card['driver'] or 'unknown'}", *(["MIG"] if card["mig"] else [])]
-        found.append(", ".join(words))
-    found += [f"MIG slice {name}" for name in devices["mig_slices"]]
-    found += [name for maker in ("amd", "intel", "apple") for name in devices[maker]]
-    found += [f"Vulkan: {device['name']}, {device['kind']}" for device in devices["vulkan"]]
-    return found or ["no graphics card answers"]
+        entries.append(", ".join(words))
+    entries += [f"MIG slice {name}" for name in devices["mig_slices"]]
+    entries += [name for maker in ("amd", "intel", "apple") for name in devices[maker]]
+    entries += [f"Vulkan: {device['name']}, {device['kind']}" for device in devices["vulkan"]]
+    return entries or ["no graphics card answers"]
 
 
 def block(title: str, texts: list[str]) -> Iterator[str]:

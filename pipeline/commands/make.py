@@ -35,9 +35,9 @@ def build_bins(steps: Steps) -> None:
 
 def tell_recipe(steps: Steps) -> None:
     """Print a cache key that changes whenever the build would."""
-    way = steps.programs.way
-    told = json.dumps(way.recipe(), sort_keys=True)
-    print(f"{way.tag}-{hashlib.sha256(told.encode()).hexdigest()[:16]}")
+    source = steps.programs.source
+    recipe = json.dumps(source.recipe(), sort_keys=True)
+    print(f"{source.tag}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}")
 
 
 def settle(steps: Steps) -> None:

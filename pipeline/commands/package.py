@@ -17,15 +17,15 @@ VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor eac
 
 def planned(steps: Steps, programs: Programs) -> Package:
     """What to pack."""
-    way, source, compiled = programs.way, steps.llama_cpp, programs.are_compiled
-    terms = (source.folder if compiled else way.target) / "LICENSE"
+    source, llama_cpp, compiled = programs.source, steps.llama_cpp, programs.are_compiled
+    terms = (llama_cpp.folder if compiled else source.target) / "LICENSE"
     return Package(
-        folder=way.programs,
-        commit=way.commit,
-        tree=source.tree if compiled else "",
+        folder=source.programs,
+        commit=source.commit,
+        tree=llama_cpp.tree if compiled else "",
         platform=platform.platform_tag(),
         backend=programs.backend or "package",
-        portable=bool(programs.wish.portable) or any(way.programs.glob(VARIANTS)),
+        portable=bool(programs.options.portable) or any(source.programs.glob(VARIANTS)),
         home=steps.home,
         license=terms if compiled or terms.is_file() else None,
     )

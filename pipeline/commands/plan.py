@@ -267,7 +267,7 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     if "cuda_toolkit" in todo:
         total += cuda_versions.DOWNLOAD_BYTES
     if "build_bins" in todo:
-        total += steps.programs.way.download
+        total += steps.programs.source.download
     if "fetch" in todo:
         if chain.resolved.source["type"] == "package":
             archive = pins().demo_archive
@@ -287,7 +287,7 @@ def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: MemoryEstimate
     if "cuda_toolkit" in todo:
         total += cuda_toolkit.INSTALLED_BYTES
     if "build_bins" in todo:
-        total += steps.programs.way.bytes
+        total += steps.programs.source.bytes
     if "converter" in todo:
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:

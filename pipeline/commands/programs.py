@@ -1,4 +1,4 @@
-"""llama.cpp's programs for one request: which ones, where they come from, whether they stand."""
+"""llama.cpp's programs for one request: which, where they come from, whether they are current."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ from .request import Request
 
 
 class Programs:
-    """Nothing is looked up before it is asked for."""
+    """Lazy: each answer is computed on first use."""
 
-    def __init__(self, request: Request, home: Home, source: Callable[[], Source]) -> None:
+    def __init__(self, request: Request, home: Home, llama_cpp: Callable[[], Source]) -> None:
         self.request = request
-        self.wish = request.bins
+        self.options = request.bins
         self.home = home
-        self._source = source
+        self._llama_cpp = llama_cpp
 
     @property
     def are_external(self) -> bool:
-        """Whether they are the user's own: then none are made. Asked while doit reads the tasks,
-        so a folder that has no programs is an error only of steps that need some."""
+        """Whether they are the user's own, so that none are made. Read while doit loads its tasks:
+        a folder without programs is an error only for the steps that need them."""
         return bool(binaries.chosen_folder())
 
     @property
     def are_compiled(self) -> bool:
-        return not self.are_external and self.wish.way == "build"
+        return not self.are_external and self.options.source == "build"
 
     @cached_property
     def selection(self) -> Selection:
         """The backend, and why."""
-        return select.select(self.wish, self.home)
+        return select.select(self.options, self.home)
 
     @cached_property
-    def way(self) -> ProgramSource:
+    def source(self) -> ProgramSource:
         """Where they come from."""
-        if self.wish.way == "package":
+        if self.options.source == "package":
             from pipeline.bins.package import install
 
             return install.Packaged(install.default_target(self.home))
-        if self.wish.way == "prebuilt":
+        if self.options.source == "prebuilt":
             from pipeline.bins.release import prebuilt
 
             return prebuilt.Prebuilt(
                 platform=platform.platform_tag(),
                 backend=self.selection.backend,
-                release=self.wish.release or pins().prebuilt.release,
+                release=self.options.release or pins().prebuilt.release,
                 home=self.home,
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
         return Build(
-            source=self._source(),
-            backend=backends.backend(self.selection, self.home, self.wish),
+            source=self._llama_cpp(),
+            backend=backends.backend(self.selection, self.home, self.options),
             home=self.home,
-            portable=bool(self.wish.portable),
-            elsewhere=self.wish.is_for_elsewhere and bool(self.selection.device_lacks),
-            jobs=self.wish.jobs,
+            portable=bool(self.options.portable),
+            elsewhere=self.options.is_for_elsewhere and bool(self.selection.missing_device),
+            jobs=self.options.jobs,
             page=self.page,
         )
 
@@ -78,7 +78,9 @@ class Programs:
     def binaries(self) -> Binaries:
         """The user's own programs where the environment names some, else those that are made."""
         own = binaries.external(self.home)
-        return own or Binaries(folder=self.way.programs, commit=self.way.commit, home=self.home)
+        return own or Binaries(
+            folder=self.source.programs, commit=self.source.commit, home=self.home
+        )
 
     @property
     def tool(self) -> Mapping[str, Any] | None:
@@ -97,42 +99,42 @@ class Programs:
     @cached_property
     def page(self) -> Ui | None:
         """The page that is embedded; None where none is."""
-        return web_ui.choose(self.wish.ui, self._source(), self.home)[0]
+        return web_ui.choose(self.options.ui, self._llama_cpp(), self.home)[0]
 
     @property
     def without_page(self) -> str:
         """Why no page is embedded; empty where one is."""
-        return web_ui.choose(self.wish.ui, self._source(), self.home)[1]
+        return web_ui.choose(self.options.ui, self._llama_cpp(), self.home)[1]
 
     @property
     def backend(self) -> str:
-        """What the programs are made for; empty where nobody knows."""
+        """The backend of the programs; empty where it is unknown."""
         return self.selection.backend if self.are_chosen else ""
 
     @property
     def are_chosen(self) -> bool:
-        """Whether a backend is chosen: it is not for programs that are there as they are."""
-        return not self.are_external and self.wish.way != "package"
+        """Whether a backend is chosen: not for programs that are used as they are."""
+        return not self.are_external and self.options.source != "package"
 
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of the choice."""
+        """Warnings about the choice of backend."""
         return self.selection.warnings if self.are_chosen else ()
 
-    # Is there nothing to do?
+    # Is it up to date?
 
     def are_done(self) -> bool:
-        """Made; force=1 makes them again where no model is named, refresh=1 asks for releases."""
-        anew = self.request.again or (self.request.refresh and self.wish.way == "prebuilt")
-        return self.are_external or (not anew and self.way.is_current())
+        """Up to date; not with force=1 where no model is named, nor a release with refresh=1."""
+        anew = self.request.again or (self.request.refresh and self.options.source == "prebuilt")
+        return self.are_external or (not anew and self.source.is_current())
 
     def toolkit_is_done(self) -> bool:
-        """There; or not needed."""
+        """Up to date, or not needed."""
         if self.release is None or self.are_done():
             return True
         return not self.request.again and cuda_toolkit.is_current(self.home, self.release)
 
     def page_is_done(self) -> bool:
-        """There; or not needed."""
+        """Up to date, or not needed."""
         if not self.are_compiled or self.page is None or self.are_done():
             return True
         return not self.request.again and web_ui.is_current(self.page)
@@ -140,15 +142,15 @@ class Programs:
     # The work
 
     def require_device(self) -> None:
-        """Raise PipelineError where the backend asked for has no device here, unless what is made
-        is for other machines; auto ends where one is."""
-        if self.are_chosen and self.wish.backend != AUTO and not self.wish.is_for_elsewhere:
+        """Raise PipelineError where the requested backend has no device here, unless the build is
+        for other machines. `auto` always ends at one that has."""
+        if self.are_chosen and self.options.backend != AUTO and not self.options.is_for_elsewhere:
             self.selection.require_device()
 
     def require_tools(self) -> None:
-        """Raise PipelineError where something will have to be compiled and cannot be. Programs
-        that are there may only have to be hashed."""
-        if self.are_compiled and not self.are_done() and not self.way.target.exists():
+        """Raise PipelineError where something has to be compiled and cannot be. Programs that
+        exist may only need hashing."""
+        if self.are_compiled and not self.are_done() and not self.source.target.exists():
             self.selection.require_tools()
 
     def make_toolkit(self) -> None:
@@ -161,20 +163,20 @@ class Programs:
             web_ui.make(self.page, offline=self.request.offline, force=self.request.again)
 
     def make(self) -> None:
-        self.way.make(
+        self.source.make(
             force=self.request.again, offline=self.request.offline, refresh=self.request.refresh
         )
 
     def forget(self) -> None:
-        """Look at the machine anew, too."""
-        self.way.forget()
+        """Drop the receipts and the remembered choice of backend."""
+        self.source.forget()
         select.forget(self.home)
 
     # For other machines
 
     def portable(self) -> Programs:
         """The same for other processors, unless portable=0 was said."""
-        wish = self.wish
-        if wish.way == "build" and wish.portable is None:
-            wish = replace(wish, portable=True)
-        return Programs(replace(self.request, bins=wish), self.home, self._source)
+        options = self.options
+        if options.source == "build" and options.portable is None:
+            options = replace(options, portable=True)
+        return Programs(replace(self.request, bins=options), self.home, self._llama_cpp)

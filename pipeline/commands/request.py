@@ -200,7 +200,7 @@ def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
                 "auto, system, or the folder of a CUDA toolkit",
             )
     return BuildOptions(
-        way=programs.bins,
+        source=programs.bins,
         backend="cuda" if programs.cuda_architectures else backend,
         architectures=programs.cuda_architectures,
         toolkit=toolkit,

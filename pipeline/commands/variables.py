@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipeline.bins.build_options import (
     AUTO,
     BACKENDS,
-    DEFAULT_WAY,
-    WAYS,
+    DEFAULT_SOURCE,
+    SOURCES,
     architectures,
     release_name,
 )
@@ -109,10 +109,10 @@ class ProgramVariables:
         shown="`auto`",
     )
     bins: str = variable(
-        choice(*WAYS),
+        choice(*SOURCES),
         "where llama.cpp's programs come from: `build` (compiled here), `prebuilt` (upstream's "
         "own), `package` (an [installed package](packages.md))",
-        DEFAULT_WAY,
+        DEFAULT_SOURCE,
         shown="`build`; on Windows `prebuilt`",
     )
     release: str = variable(

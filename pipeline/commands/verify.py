@@ -21,25 +21,25 @@ from .model import Steps
 
 def verify(steps: Steps) -> None:
     """Check everything in the home, or only what belongs to `model=`. Raises PipelineError."""
-    found: list[dict[str, str]] = []
+    results: list[dict[str, str]] = []
     for path, entry in artifacts(steps):
         try:
             problem = check(path, entry)
         except (OSError, PipelineError) as error:
             problem = str(error)
-        found.append({"path": str(path), "problem": problem})
+        results.append({"path": str(path), "problem": problem})
         if not steps.request.json:
             print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
     if steps.request.json:
-        print(json.dumps(found, indent=1))
-    wrong = [f"{item['path']}: {item['problem']}" for item in found if item["problem"]]
+        print(json.dumps(results, indent=1))
+    wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
     if wrong:
         raise PipelineError(
-            f"{len(wrong)} of {plural(len(found), 'artifact')} not as their receipts say:\n"
+            f"{len(wrong)} of {plural(len(results), 'artifact')} not as their receipts say:\n"
             + "\n".join(wrong),
             f"{doitw('forget STEP')} for the step that made it, then run the step again",
         )
-    log.info(f"{plural(len(found), 'artifact')} as their receipts say")
+    log.info(f"{plural(len(results), 'artifact')} as their receipts say")
 
 
 def artifacts(steps: Steps) -> Iterator[tuple[Path, Entry | None]]:
@@ -70,14 +70,16 @@ def check(path: Path, entry: Entry | None) -> str:
     if path.is_dir():
         if WINDOWS:  # which does not keep the modes that are part of git's hash
             return "" if git_tree.stamp(path) == entry.sha256 else "has changed files"
-        wanted = {**entry.recipe, **(entry.source or {})}["tree"]
-        found = git_tree.folder_hash(path)
-        return "" if found == wanted else f"has the tree hash {found}, its receipt says {wanted}"
+        expected = {**entry.recipe, **(entry.source or {})}["tree"]
+        digest = git_tree.folder_hash(path)
+        return (
+            "" if digest == expected else f"has the tree hash {digest}, its receipt says {expected}"
+        )
     if path.stat().st_size != entry.size:
         return f"has {path.stat().st_size} bytes, its receipt says {entry.size}"
-    found = sha256(path)
-    if found != entry.sha256:
-        return f"has the sha256 {found}, its receipt says {entry.sha256}"
+    digest = sha256(path)
+    if digest != entry.sha256:
+        return f"has the sha256 {digest}, its receipt says {entry.sha256}"
     if path.suffix == ".gguf":
         gguf.read(path)
     return ""

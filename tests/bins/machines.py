@@ -107,27 +107,27 @@ def ok(out: str = "", err: str = "") -> ProbeOutput:
     return ProbeOutput(path="/usr/bin/it", status=0, out=out, err=err)
 
 
-def linux(told: Mapping[str, ProbeOutput] | None = None, **more: Any) -> Host:
-    """A Debian machine with g++ and what is told besides."""
+def linux(outputs: Mapping[str, ProbeOutput] | None = None, **more: Any) -> Host:
+    """A Debian machine with g++ and these outputs besides."""
     facts = Facts(system="linux", machine="x64", name="Debian", family="debian")
-    return detect(replace(facts, told={"g++": ok(GPP), **(told or {})}, **more))
+    return detect(replace(facts, outputs={"g++": ok(GPP), **(outputs or {})}, **more))
 
 
-def mac(told: Mapping[str, ProbeOutput] | None = None) -> Host:
+def mac(outputs: Mapping[str, ProbeOutput] | None = None) -> Host:
     facts = Facts(system="macos", machine="arm64", name="macOS-14.5")
     return detect(
-        replace(facts, told={"clang++": ok("Apple clang version 15.0.0"), **(told or {})})
+        replace(facts, outputs={"clang++": ok("Apple clang version 15.0.0"), **(outputs or {})})
     )
 
 
 def of(host: Host, backend: str) -> Report:
-    return next(v for v in requirements.verdicts(host) if v.backend == backend)
+    return next(v for v in requirements.reports(host) if v.backend == backend)
 
 
 def lacks(host: Host, backend: str) -> str:
-    verdict = of(host, backend)
-    assert (verdict.state == MISSING) == bool(verdict.lacks)
-    return "\n".join(lack.what for lack in verdict.lacks)
+    report = of(host, backend)
+    assert (report.state == MISSING) == bool(report.missing)
+    return "\n".join(lack.what for lack in report.missing)
 
 
 def smi(cards: str, nvcc: str = "", slices: str = "") -> dict[str, ProbeOutput]:

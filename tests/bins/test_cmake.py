@@ -140,11 +140,11 @@ def test_another_toolchain_begins_anew(work: Work, what: str) -> None:
 def test_what_ccache_knew(work: Work) -> None:
     first = compile_all(work)
     assert (first.hits, first.misses) == (0, 2)
-    assert first.told.endswith("ccache had 0 of 2")
+    assert first.summary.endswith("ccache had 0 of 2")
     shutil.rmtree(work.folder)
     again = compile_all(work)
     assert (again.hits, again.misses) == (2, 0)
-    assert again.told.endswith("ccache had 2 of 2")
+    assert again.summary.endswith("ccache had 2 of 2")
     assert compile_all(work).hits == 0, "of this run, not of all"
 
 
@@ -172,8 +172,8 @@ def test_what_a_compiler_sees(work: Work, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_told() -> None:
-    assert Done(steps=3, seconds=1.4, hits=0, misses=0).told == "3 steps in 1 s"
-    assert Done(steps=3, seconds=1.4, hits=1, misses=1).told == (
+    assert Done(steps=3, seconds=1.4, hits=0, misses=0).summary == "3 steps in 1 s"
+    assert Done(steps=3, seconds=1.4, hits=1, misses=1).summary == (
         "3 steps in 1 s, ccache had 1 of 2"
     )
 
@@ -211,7 +211,7 @@ def test_a_compiler_that_the_system_ended(
     compiler(tmp_path / "compiler", script, monkeypatch)
     with pytest.raises(PipelineError) as caught:
         compile_all(work)
-    assert "fewer jobs=" in caught.value.hint
+    assert "out of memory: set a lower jobs=" in caught.value.hint
     assert str(work.log) in caught.value.hint
 
 

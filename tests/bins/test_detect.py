@@ -83,7 +83,7 @@ def test_features_of_a_mac() -> None:
 
 def test_nothing_is_known_of_an_empty_machine() -> None:
     host = detect(Facts(system="windows", machine="x64"))
-    assert {v.state for v in requirements.verdicts(host)} == {MISSING}
+    assert {v.state for v in requirements.reports(host)} == {MISSING}
     assert (host.cpu, host.features, host.tools) == ("", (), {})
 
 
@@ -127,7 +127,7 @@ def test_a_tool_that_fails_or_hangs_is_a_problem_and_no_tool() -> None:
 
 
 def test_cpu_needs_a_compiler() -> None:
-    assert of(linux(), "cpu") == Report(backend="cpu", seen=True)
+    assert of(linux(), "cpu") == Report(backend="cpu", has_card=True)
     assert of(linux(), "cpu").state == USABLE
     assert lacks(detect(Facts(system="linux", machine="x64")), "cpu") == "a C++ compiler"
 
@@ -144,16 +144,16 @@ def test_everything_for_cuda_is_here() -> None:
     host = linux(smi(RTX, "13.0"), parts=CUDA_PARTS)
     (card,) = host.nvidia
     assert (card.capability, card.driver, card.total) == ("8.9", "580.65.06", 24564 * MIB)
-    assert of(host, "cuda") == Report(backend="cuda", seen=True)
+    assert of(host, "cuda") == Report(backend="cuda", has_card=True)
     assert of(host, "cuda").state == USABLE
 
 
 def toolkit_lacks(host: Host) -> list[str]:
     """What of the toolkit is missing; NVIDIA's wheels stand in for it, which a note says."""
     missing = [lack.what for lack in requirements.missing_toolkit(host, [])]
-    verdict = of(host, "cuda")
-    assert verdict.state == USABLE
-    assert verdict.notes[-1].startswith(f"without {' and '.join(missing)} NVIDIA's wheels of CUDA")
+    report = of(host, "cuda")
+    assert report.state == USABLE
+    assert report.notes[-1].startswith(f"without {' and '.join(missing)} NVIDIA's wheels of CUDA")
     return missing
 
 
@@ -208,12 +208,12 @@ def test_driver_older_than_the_toolkit() -> None:
 
 
 def test_two_cards_of_different_capability() -> None:
-    verdict = of(linux(smi(RTX + GTX, "12.4"), parts=CUDA_PARTS), "cuda")
-    assert verdict.state == USABLE
-    assert verdict.notes == ("cards of different compute capability: 6.1, 8.9",)
-    verdict = of(linux(smi(RTX + GTX, "13.0"), parts=CUDA_PARTS), "cuda")
-    assert verdict.state == USABLE
-    assert verdict.notes[0].startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
+    report = of(linux(smi(RTX + GTX, "12.4"), parts=CUDA_PARTS), "cuda")
+    assert report.state == USABLE
+    assert report.notes == ("cards of different compute capability: 6.1, 8.9",)
+    report = of(linux(smi(RTX + GTX, "13.0"), parts=CUDA_PARTS), "cuda")
+    assert report.state == USABLE
+    assert report.notes[0].startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
 
 
 def test_mig_slices() -> None:
@@ -402,8 +402,8 @@ def test_every_package_that_a_verdict_names_is_in_the_table() -> None:
     hosts = [linux(), mac(), linux(smi(GTX, "13.0")), vulkan((3, 239)), linux(smi(RTX))]
     hosts += [linux(pci=(("0x1002", "0x030000"), ("0x8086", "0x030000"), ("0x10de", "0x030000")))]
     for host in hosts:
-        for verdict in requirements.verdicts(host):
-            for lack in verdict.lacks:
+        for report in requirements.reports(host):
+            for lack in report.missing:
                 assert not lack.package or lack.package in providers.PACKAGES
 
 
@@ -436,7 +436,7 @@ def test_tools_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "broken").write_text("#!/no/such/program\n")
     start = time.monotonic()
     names = ("good", "slow", "slower", "broken", "missing")
-    told = probe.ask({name: (name, "--version") for name in names})
+    told = probe.run_all({name: (name, "--version") for name in names})
     assert time.monotonic() - start < 4
     assert told["good"] == ProbeOutput(
         path=str(tmp_path / "good"), status=4, out="yes\n", err="no\n"
@@ -456,9 +456,9 @@ def test_the_sdk_goes_before_path_as_for_cmake(
         (tmp_path / folder / "glslc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     asked = {"glslc": ("glslc", "--version")}
-    assert probe.ask(asked)["glslc"].out == "path\n"
+    assert probe.run_all(asked)["glslc"].out == "path\n"
     monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "sdk ü"))
-    assert probe.ask(asked)["glslc"].out == "sdk ü/bin\n"
+    assert probe.run_all(asked)["glslc"].out == "sdk ü/bin\n"
 
 
 def test_the_toolkits_folder_is_what_nvcc_says() -> None:

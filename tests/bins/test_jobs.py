@@ -33,4 +33,4 @@ def test_more_than_the_memory_allows_is_said(capsys: pytest.CaptureFixture[str])
     assert job_count(16, "cpu", 2, 64 * GIB) == 16
     assert capsys.readouterr().err == ""
     assert job_count(16, "cuda", 64, 8 * GIB) == 4
-    assert "jobs=16: 4 are run" in capsys.readouterr().err
+    assert "jobs=16: running 4, all that the free memory allows" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_places(tmp_path: Path) -> None:
         replace(plan, release="b9"),
     ):
         assert other.tag == f"{other.platform}-{other.backend}-{other.release}"
-        assert other.found is None
+        assert other.known_release is None
         assert not other.is_current()
     assert list(tmp_path.iterdir()) == []
 
@@ -472,7 +472,7 @@ def test_a_killed_download_goes_on(
         ):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             time.sleep(0.01)
-            choice = large.found.choice if large.found else None
+            choice = large.known_release.choice if large.known_release else None
         process.send_signal(signal.SIGKILL)
     assert not large.target.exists()
     site.faults.clear()

@@ -38,12 +38,12 @@ from pipeline.bins.hardware import probe
 from pipeline.bins.hardware import select as selection
 from pipeline.bins.hardware.detect import Host, detect
 from pipeline.bins.hardware.probe import Facts, ProbeOutput
-from pipeline.bins.hardware.select import WHEELS, Selection, choose, of_plain, select
+from pipeline.bins.hardware.select import WHEELS, Selection, choose, parse, select
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
-AUTO = BuildOptions(way="build")
+AUTO = BuildOptions(source="build")
 HIP_PARTS = frozenset({"hipblas", "rocblas"})
 AMD_TOOLS = {"rocminfo": ok(ROCMINFO), "hipcc": ok(HIPCC)}
 INTEL_TOOLS = {"sycl-ls": ok(SYCL.format("level_zero:gpu:0")), "icpx": ok(ICPX)}
@@ -61,16 +61,20 @@ def named(backend: str, **more: Any) -> BuildOptions:
 
 def vulkan_tools() -> dict[str, Any]:
     """What `linux` takes to have everything for Vulkan."""
-    told = {"vulkaninfo": ok(RADEON), "glslc": ok("shaderc v2023.2\n")}
-    return {"told": told, "files": {"vulkan_core.h": HEADERS.format(4, 309)}, "parts": VULKAN_PARTS}
+    outputs = {"vulkaninfo": ok(RADEON), "glslc": ok("shaderc v2023.2\n")}
+    return {
+        "outputs": outputs,
+        "files": {"vulkan_core.h": HEADERS.format(4, 309)},
+        "parts": VULKAN_PARTS,
+    }
 
 
 def everything() -> Host:
     """A machine that no shop sells."""
     own = vulkan_tools()
-    told = {**own["told"], **smi(RTX, "13.0"), **AMD_TOOLS, **INTEL_TOOLS}
+    outputs = {**own["outputs"], **smi(RTX, "13.0"), **AMD_TOOLS, **INTEL_TOOLS}
     parts = CUDA_PARTS | VULKAN_PARTS | HIP_PARTS | {"mkl"}
-    return linux(told, files=own["files"], parts=parts)
+    return linux(outputs, files=own["files"], parts=parts)
 
 
 def without(host: Host, *backends: str) -> Host:
@@ -85,7 +89,7 @@ def without(host: Host, *backends: str) -> Host:
 def test_the_order() -> None:
     order, gone, host = [], [], everything()
     while (found := choose(without(host, *gone), AUTO)).backend != "cpu":
-        assert found.device_lacks == found.build_lacks == ()
+        assert found.missing_device == found.missing_tools == ()
         order.append((found.backend, found.why))
         gone.append(found.backend)
     assert order == [
@@ -117,7 +121,7 @@ def test_metal() -> None:
     assert (found.backend, found.why, found.warnings) == ("metal", "Apple M2 (Metal 3)", ())
     found = choose(mac({"system_profiler": ok(PROFILER)}), AUTO)
     assert found.backend == "cpu"
-    assert "metal is not used: it lacks the Xcode command line tools" in found.warnings[1]
+    assert "metal is not used; missing: the Xcode command line tools" in found.warnings[1]
 
 
 def test_rosetta() -> None:
@@ -150,14 +154,14 @@ def test_a_driver_without_toolkit_takes_the_wheels() -> None:
     assert (found.cards, found.tools) == (("8.9",), {"nvcc": ("", "13.4")})
     found = choose(linux(smi(RTX)), replace(AUTO, toolkit=SYSTEM))
     assert (found.backend, len(found.warnings)) == ("cpu", 2)
-    assert "cuda is not used: it lacks the CUDA toolkit (nvcc): apt install" in found.warnings[1]
+    assert "cuda is not used; missing: the CUDA toolkit (nvcc): apt install" in found.warnings[1]
 
 
 def test_nvcc_without_its_libraries() -> None:
     host = linux(smi(RTX, "13.0"))
     assert choose(host, AUTO).toolkit == WHEELS
     found = choose(host, named("cuda", toolkit=SYSTEM))
-    assert found.device_lacks == ()
+    assert found.missing_device == ()
     with pytest.raises(PipelineError) as caught:
         found.require_tools()
     for text in ("cuBLAS for CUDA 13.0: apt install libcublas", "the libcuda stub", "doctor"):
@@ -190,7 +194,9 @@ def test_two_cards(nvcc: str) -> None:
     assert (found.backend, found.cards) == ("cuda", ("8.9",))
     (warning,) = found.warnings
     assert warning.startswith("NVIDIA GeForce GTX 1080 (6.1) is left out")
-    made_elsewhere = choose(linux(smi(RTX + GTX, nvcc), parts=parts), BuildOptions(way="prebuilt"))
+    made_elsewhere = choose(
+        linux(smi(RTX + GTX, nvcc), parts=parts), BuildOptions(source="prebuilt")
+    )
     assert (made_elsewhere.backend, made_elsewhere.warnings) == ("cuda", ())
 
 
@@ -213,7 +219,7 @@ def test_mig() -> None:
 def test_nvidia_smi_that_does_not_list(answer: ProbeOutput, says: str) -> None:
     found = choose(linux({"nvidia-smi": answer}), AUTO)
     assert (found.backend, found.why) == ("cpu", "no graphics card that can be used is here")
-    assert found.warnings[0] == "the CPU is used, though a graphics card is here"
+    assert found.warnings[0] == "falling back to CPU: the GPU cannot be used"
     assert f"nvidia-smi: {says}" in found.warnings[1].replace("Failed to initialize NVML: ", "")
 
 
@@ -230,13 +236,13 @@ def test_jetson_never_takes_the_wheels() -> None:
     facts = Facts(system="linux", machine="arm64", family="debian", files=files)
     compiler = {"g++": ok("g++ 12.2.0")}
     nvcc = {"nvcc": ok(NVCC.format("12.6"))}
-    found = choose(detect(replace(facts, told=compiler)), named("cuda"))
-    assert (found.toolkit, found.device_lacks) == (SYSTEM, ())
-    assert found.build_lacks == (
+    found = choose(detect(replace(facts, outputs=compiler)), named("cuda"))
+    assert (found.toolkit, found.missing_device) == (SYSTEM, ())
+    assert found.missing_tools == (
         "the CUDA toolkit (nvcc): apt install cuda-toolkit (of NVIDIA's repository)",
     )
     found = choose(
-        detect(replace(facts, told={**compiler, **nvcc}, parts=CUDA_PARTS)), replace(AUTO)
+        detect(replace(facts, outputs={**compiler, **nvcc}, parts=CUDA_PARTS)), replace(AUTO)
     )
     assert (found.backend, found.cards) == ("cuda", ("8.7",))
 
@@ -248,11 +254,11 @@ def test_an_amd_card_without_rocm() -> None:
     found = choose(linux(pci=AMD_CARD, **vulkan_tools()), AUTO)
     assert (found.backend, found.why) == ("vulkan", "Radeon RX 7900 XTX")
     (warning,) = found.warnings
-    assert warning.startswith("hip is not used: it lacks AMD's compute driver")
+    assert warning.startswith("hip is not used; missing: AMD's compute driver")
     assert "hipcc of ROCm: apt install rocm" in warning
     found = choose(linux(pci=AMD_CARD), AUTO)
     assert found.backend == "cpu"
-    assert [w.partition(" ")[0] for w in found.warnings] == ["the", "hip", "vulkan"]
+    assert [w.partition(" ")[0] for w in found.warnings] == ["falling", "hip", "vulkan"]
 
 
 # Asked for by name
@@ -290,7 +296,7 @@ def test_no_tools_for_what_is_asked_for() -> None:
             found.require_tools()
         assert says in caught.value.message
         # what is not compiled needs no tools
-        choose(host, named(backend, way="prebuilt")).require_tools()
+        choose(host, named(backend, source="prebuilt")).require_tools()
 
 
 # For other machines
@@ -303,8 +309,8 @@ def test_what_is_for_elsewhere_needs_no_card_here(wish: dict[str, Any], cards: s
     found = choose(host, named("cuda", **wish))
     found.require_tools()
     assert found.toolkit == WHEELS
-    assert found.device_lacks, "it is not to be tried here"
-    assert choose(linux(smi(RTX)), named("cuda", **wish)).device_lacks == ()
+    assert found.missing_device, "it is not to be tried here"
+    assert choose(linux(smi(RTX)), named("cuda", **wish)).missing_device == ()
 
 
 def test_auto_is_for_here_also_where_it_is_portable() -> None:
@@ -320,10 +326,10 @@ def test_every_wish_has_an_answer_on_every_machine() -> None:
     hosts += [detect(Facts(system="windows", machine="x64")), linux({"nvcc": ok("nonsense")})]
     for host in (*hosts, linux({**smi(RTX), "nvcc": ok("nonsense")})):
         for backend in BACKENDS:
-            for more in ({}, {"portable": True}, {"toolkit": SYSTEM}, {"way": "prebuilt"}):
+            for more in ({}, {"portable": True}, {"toolkit": SYSTEM}, {"source": "prebuilt"}):
                 found = choose(host, named(backend, **more))
                 assert found.backend in (backend, *BACKENDS[1:])
-                assert of_plain(json.loads(json.dumps(asdict(found)))) == found
+                assert parse(json.loads(json.dumps(asdict(found)))) == found
 
 
 # Remembered
@@ -418,7 +424,7 @@ def test_what_may_be_mended_soon_is_not_remembered(
     lacking = named("hip")
     assert machine.select(lacking)[1]
     machine.program("rocminfo", f"/bin/cat <<'END'\n{ROCMINFO}\nEND")
-    assert machine.select(lacking)[0].build_lacks
+    assert machine.select(lacking)[0].missing_tools
     assert machine.select(lacking)[1]
 
 
@@ -468,9 +474,9 @@ def test_a_damaged_memory_is_none(machine: Machine, damage: str) -> None:
 )
 def test_what_is_no_selection(change: dict[str, Any]) -> None:
     plain = json.loads(json.dumps(asdict(Selection(backend="cuda", tools={"nvcc": ("/x", "1")}))))
-    assert of_plain(plain) is not None
-    assert of_plain({**plain, **change}) is None
-    assert of_plain({n: v for n, v in plain.items() if n != "why"}) is None
+    assert parse(plain) is not None
+    assert parse({**plain, **change}) is None
+    assert parse({n: v for n, v in plain.items() if n != "why"}) is None
 
 
 @posix

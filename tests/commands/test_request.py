@@ -42,7 +42,7 @@ def refusal(**given: Any) -> str:
 def test_nothing_asked_is_the_defaults() -> None:
     assert ask() == Request()
     assert ask().bins == BuildOptions(
-        way="prebuilt" if os.name == "nt" else "build", backend="auto"
+        source="prebuilt" if os.name == "nt" else "build", backend="auto"
     )
     assert (ask().ready_timeout, ask().stop_timeout) == (600, 10)
     assert (ask().settings.host, ask().settings.port) == ("127.0.0.1", 8080)

@@ -32,16 +32,20 @@ class Backend:
     folders: tuple[Path, ...] = ()
 
 
-def backend(selection: Selection, home: Home, wish: BuildOptions) -> Backend:
+def backend(selection: Selection, home: Home, build_options: BuildOptions) -> Backend:
     """How to build what was selected: for CUDA for the architectures asked for, else for the cards
     that are here; what is portable for all of upstream's choice."""
     name = selection.backend
     versions = {tool: version for tool, (_, version) in selection.tools.items()}
-    cards = () if wish.portable else selection.cards
+    cards = () if build_options.portable else selection.cards
     if name != "cuda":
         return Backend(name=name, options=options(name, cards), tools=versions)
-    wanted = wish.architectures or real(cards)
-    base = (NO_METAL, "-DGGML_CUDA=ON", *((f"-DCMAKE_CUDA_ARCHITECTURES={wanted}",) * bool(wanted)))
+    architectures = build_options.architectures or real(cards)
+    base = (
+        NO_METAL,
+        "-DGGML_CUDA=ON",
+        *((f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",) * bool(architectures)),
+    )
     if selection.toolkit == WHEELS:
         kit = cuda_toolkit.toolkit(home, CUDA_13)
         driver = Path(selection.libcuda) if selection.libcuda else None
@@ -71,10 +75,10 @@ def backend(selection: Selection, home: Home, wish: BuildOptions) -> Backend:
             f"-DCMAKE_CUDA_COMPILER={path}",
             found_by_the_linker(folder / "lib64"),
             # found where they are installed; what is portable takes them along
-            *(() if wish.portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
+            *(() if build_options.portable else ("-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",)),
         ),
         tools=versions,
-        folders=tuple(folder / part for part in ("lib64", "lib")) if wish.portable else (),
+        folders=tuple(folder / part for part in ("lib64", "lib")) if build_options.portable else (),
     )
 
 

@@ -152,26 +152,26 @@ class Build:
 
     def is_current(self) -> bool:
         """Whether everything stands in `bins/` as this recipe made it."""
-        wanted = self.recipe()
+        recipe = self.recipe()
         return not is_cut(self.target) and all(
-            receipts.status(file, wanted) is receipts.Status.CURRENT for file in files(self)
+            receipts.status(file, recipe) is receipts.Status.CURRENT for file in files(self)
         )
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Compile and publish, unless it stands already. Raises PipelineError."""
         with artifacts.locked_folder(self.target):
-            wanted = self.recipe()
-            if not force and all(receipts.revalidate(file, wanted) for file in files(self)):
+            recipe = self.recipe()
+            if not force and all(receipts.revalidate(file, recipe) for file in files(self)):
                 return
             platform.require_compiler()
             if force:
                 remove(self.work_folder)
             require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)
-            done = compile_all(
+            result = compile_all(
                 work(self), lambda: web_ui.place(self.page, self.source, self.work_folder)
             )
-            told = _publish(self, wanted, done.seconds)
-            log.info(f"built llama.cpp {told} for {self.tag}: {done.told}")
+            version = _publish(self, recipe, result.seconds)
+            log.info(f"built llama.cpp {version} for {self.tag}: {result.summary}")
 
     def clean(self) -> None:
         """Remove the published programs and the build folder."""
@@ -208,9 +208,9 @@ def files(build: Build) -> list[Path]:
 
 def work(build: Build) -> Work:
     """What the compiler is asked for."""
-    wanted = build.recipe()
+    recipe = build.recipe()
     united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
-    made_with = [wanted[key] for key in ("compiler", "environment", "tools", "cpu")]
+    made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]
     return Work(
         source=build.source.folder,
         folder=build.work_folder,
@@ -242,23 +242,23 @@ def made_files(build: Build) -> Mapping[str, Path]:
 def _openmp() -> dict[str, Path]:
     """The compiler's OpenMP library, which small systems do not have."""
     name, compiler = "libgomp.so.1", platform.find_compiler()
-    told = compiler and capture([compiler.path, f"-print-file-name={name}"])
-    path = Path(told.strip()) if told else Path(name)
+    answer = compiler and capture([compiler.path, f"-print-file-name={name}"])
+    path = Path(answer.strip()) if answer else Path(name)
     return {name: path} if path.is_absolute() else {}
 
 
-def _publish(build: Build, wanted: Recipe, seconds: float) -> str:
+def _publish(build: Build, recipe: Recipe, seconds: float) -> str:
     """Copy, try out, publish; returns what the programs call themselves."""
     with artifacts.new_folder(build.target) as made:
         made.mkdir()
         entries = {}
         for name, file in made_files(build).items():
             _copy(file, made / name, keeps=build.work_folder)
-            entries[name] = receipts.stamp(made / name, wanted, seconds=seconds)
+            entries[name] = receipts.stamp(made / name, recipe, seconds=seconds)
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
-        told = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
+        version = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
         receipts.save(made, entries)
-    return told
+    return version
 
 
 def _copy(file: Path, target: Path, keeps: Path) -> None:
@@ -276,16 +276,16 @@ def needed_libraries(
 ) -> dict[str, Path]:
     """What the programs need of what lies in `folders` or is named in `single`, and what that
     needs: by the name under which it is looked for. All else is the system's."""
-    found: dict[str, Path] = {}
+    libraries: dict[str, Path] = {}
     waiting = list(programs)
     while waiting:
         for name in needed(waiting.pop()):
-            there = (folder / name for folder in folders if (folder / name).is_file())
-            path = next(there, single.get(name))
-            if path and name not in found:
-                found[name] = path
+            candidates = (folder / name for folder in folders if (folder / name).is_file())
+            path = next(candidates, single.get(name))
+            if path and name not in libraries:
+                libraries[name] = path
                 waiting.append(path)
-    return found
+    return libraries
 
 
 def needed(file: Path) -> list[str]:

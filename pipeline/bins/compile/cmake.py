@@ -1,4 +1,4 @@
-"""CMake and Ninja at work: what they are told, what is shown of it, and what went wrong."""
+"""Run CMake and Ninja: their arguments, progress and errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Done:
     misses: int
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         cached = f", ccache had {self.hits} of {self.hits + self.misses}"
         steps = f"{self.steps} steps in {self.seconds:.0f} s"
         return steps + (cached if self.hits + self.misses else "")
@@ -139,15 +139,15 @@ class Watch:
 
 
 def begin(work: Work) -> None:
-    """CMake keeps the compiler and the folders that it first saw, whatever it is told later: where
-    they are others now, it begins anew."""
+    """CMake keeps the compiler and the folders of its first run, whatever it is told later: where
+    they changed, start over."""
     note = work.folder / ".toolchain.json"
     now = json.dumps([str(work.folder), str(work.source), *work.made_with])
     if _read(note) != now:
         remove(work.folder)
         work.folder.mkdir(parents=True)
         note.write_text(now, encoding="utf-8")
-    # Nor does it forget an option that it is not told any more, unless its cache is gone.
+    # Nor does it forget an option that is no longer passed, unless its cache is removed.
     note, now = work.folder / ".options.json", json.dumps(work.options)
     if _read(note) != now:
         remove(work.folder / "CMakeCache.txt")
@@ -163,23 +163,23 @@ def _read(note: Path) -> str:
 
 def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
     """Why, and what to do."""
-    told = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(log)
+    reason = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(log)
     hint = f"the whole log is {log}"
     if any("No space left" in line for line in errors):
         hint = "the disk is full: free some space and run the same command again"
     elif any(KILLED.search(line) for line in errors):
-        hint = f"the memory was not enough: give fewer jobs=; {hint}"
-    return PipelineError(f"llama.cpp could not be built (status {status}):\n{told}", hint)
+        hint = f"out of memory: set a lower jobs=; {hint}"
+    return PipelineError(f"llama.cpp could not be built (status {status}):\n{reason}", hint)
 
 
 def counted(statistics: Path) -> tuple[int, int]:
     """Hits and misses in ccache's log of its results."""
     try:
-        told = statistics.read_text(encoding="utf-8", errors="replace").splitlines()
+        results = statistics.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return 0, 0
-    hits = told.count("direct_cache_hit") + told.count("preprocessed_cache_hit")
-    return hits, told.count("cache_miss")
+    hits = results.count("direct_cache_hit") + results.count("preprocessed_cache_hit")
+    return hits, results.count("cache_miss")
 
 
 def own_tools() -> dict[str, str]:
@@ -193,12 +193,12 @@ def own_tools() -> dict[str, str]:
     }
 
 
-def job_count(asked: int | None, backend: str, processors: int, memory: int) -> int:
-    """How many to run: those asked for, or one for each processor, as far as the memory that is
-    free (bytes) allows. At least one. Says where that is less than was asked for."""
+def job_count(requested: int | None, backend: str, processors: int, memory: int) -> int:
+    """How many compilers to run: as requested, or one a processor, within the free memory (bytes).
+    At least one. Logs where that is fewer than requested."""
     fit = max(1, memory // COMPILER_BYTES.get(backend, USUAL_COMPILER_BYTES))
-    if asked and asked > fit:
+    if requested and requested > fit:
         log.info(
-            f"jobs={asked}: {fit} are run, for which the free memory is enough ({size(memory)})"
+            f"jobs={requested}: running {fit}, all that the free memory allows ({size(memory)})"
         )
-    return min(asked or max(1, processors), fit)
+    return min(requested or max(1, processors), fit)

@@ -78,7 +78,8 @@ def make(
         if force or not is_current(home, release):
             if offline:
                 raise PipelineError(
-                    f"CUDA {release.version} is not in {target}, and offline=1 forbids to fetch it",
+                    f"CUDA {release.version} is not in {target}, and offline=1 forbids "
+                    "downloading it",
                     "run once without offline=1",
                 )
             need = DOWNLOAD_BYTES + INSTALLED_BYTES
@@ -103,10 +104,10 @@ def _fill(made: Path, release: CudaRelease, log: Path) -> None:
     remove(temporary)
     root = made / "nvidia" / f"cu{release.major}"
     add_names(root)
-    told = capture([root / "bin" / "nvcc", "--version"]) or "no answer"
-    if f"release {release.version}," not in told:
+    answer = capture([root / "bin" / "nvcc", "--version"]) or "no answer"
+    if f"release {release.version}," not in answer:
         raise PipelineError(
-            f"the nvcc of NVIDIA's wheels does not run here: {told}",
+            f"the nvcc of NVIDIA's wheels does not run here: {answer}",
             "install the CUDA toolkit of your distribution or NVIDIA's",
         )
     # ccache knows a compiler by its size and time: what it holds is good for the next one as well.

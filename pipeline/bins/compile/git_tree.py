@@ -73,11 +73,11 @@ def _blobs(folder: Path, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[
 
 def stamp(folder: Path) -> str:
     """A hash over name, size and time of every file: changes where any file may have changed."""
-    told = []
+    lines = []
     for entry in files(folder):
         stat = entry.stat(follow_symlinks=False)
-        told.append(f"{entry.path[len(str(folder)) :]}\0{stat.st_size}\0{stat.st_mtime_ns}")
-    return hashlib.sha256(os.fsencode("\n".join(sorted(told)))).hexdigest()
+        lines.append(f"{entry.path[len(str(folder)) :]}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    return hashlib.sha256(os.fsencode("\n".join(sorted(lines)))).hexdigest()
 
 
 def is_current(folder: Path, recipe: Recipe) -> bool:

@@ -58,13 +58,15 @@ def require_node(home: Home) -> Node:
     """Node.js of PATH. Raises PipelineError that says what is missing or too old."""
     path, npm = shutil.which("node"), shutil.which("npm")
     if not path:
-        raise PipelineError("Node.js is not here (node)", NODE_HINT)
+        raise PipelineError("Node.js is not installed (node)", NODE_HINT)
     version = _version(Path(path), home.run / "node.json")
     if not is_accepted_node(version):
-        told = f"is version {version}" if version else "does not name its version"
-        raise PipelineError(f"{path}: {told}, and llama.cpp's page needs {_accepted()}", NODE_HINT)
+        reason = f"is version {version}" if version else "does not name its version"
+        raise PipelineError(
+            f"{path}: {reason}, and llama.cpp's page needs {_accepted()}", NODE_HINT
+        )
     if not npm:
-        raise PipelineError(f"npm is not here, only Node.js {version}", NODE_HINT)
+        raise PipelineError(f"npm is not installed, only Node.js {version}", NODE_HINT)
     return Node(path, npm, version)
 
 
@@ -80,19 +82,19 @@ def _accepted() -> str:
     return f"{', '.join(others)}, {last} or newer"
 
 
-def _version(node: Path, book: Path) -> str:
-    """The version that it names; asked once for each file that stands there."""
-    known = stat_cache.recall(book, node)
-    if known is not None:
-        return str(known)
+def _version(node: Path, cache: Path) -> str:
+    """Its version; the program is run once for each file found there."""
+    cached = stat_cache.recall(cache, node)
+    if cached is not None:
+        return str(cached)
     before = stat_cache.stamp(node)
-    told = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
-    version = told[1] if told else ""
+    answer = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
+    version = answer[1] if answer else ""
     with node.open("rb") as file:
         # A version manager's script stays the same while what it starts changes.
-        # And a home that is not there yet is made by the steps, not by who looks at them.
-        if version and book.parent.is_dir() and file.read(2) != b"#!":
-            stat_cache.remember(book, node, version, before)
+        # And the steps create the home; looking at them does not.
+        if version and cache.parent.is_dir() and file.read(2) != b"#!":
+            stat_cache.remember(cache, node, version, before)
     return version
 
 
@@ -153,16 +155,16 @@ class Project:
         )
 
     def _failed(self, words: Sequence[str], status: int, advice: str = "") -> PipelineError:
-        said = self._said()
-        if "ENOSPC" in said:
+        output = self._output()
+        if "ENOSPC" in output:
             advice = "the disk is full: free some space and run the same command again"
-        told = (advice, f"the whole log is {self.log}", WITHOUT)
+        hints = (advice, f"the whole log is {self.log}", WITHOUT)
         return PipelineError(
-            f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{said}",
-            "; ".join(filter(None, told)),
+            f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{output}",
+            "; ".join(filter(None, hints)),
         )
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         """The end of the log without its downloads."""
         lines = last_lines(self.log, DOWNLOADS).splitlines()
         return "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
@@ -171,7 +173,7 @@ class Project:
 def environment(node: Node, keep: Sequence[str] = ()) -> dict[str, str]:
     """What npm is run with: itself a script, it must find this very Node.js. `keep`: see
     `without_credentials`."""
-    known = without_credentials(os.environ, keep)
-    kept = {name: known[name] for name in known if not name.startswith(DROPPED)}
+    clean = without_credentials(os.environ, keep)
+    kept = {name: clean[name] for name in clean if not name.startswith(DROPPED)}
     search = [str(Path(node.path).parent), kept.get("PATH", os.defpath)]
     return {**kept, "PATH": os.pathsep.join(search), "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}

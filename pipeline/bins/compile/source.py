@@ -120,15 +120,15 @@ def _submodule(folder: Path) -> Source:
     """The checked-out submodule, with its identity from git, or from its files without git."""
     pinned = pins()
     if not (folder / ".git").exists():
-        found = git_tree.folder_hash(folder)
-        if found != pinned.llama_cpp_tree:
+        tree = git_tree.folder_hash(folder)
+        if tree != pinned.llama_cpp_tree:
             raise PipelineError(
-                f"{folder}: holds files that are not the pinned llama.cpp (tree {found}) and no "
+                f"{folder}: holds files that are not the pinned llama.cpp (tree {tree}) and no "
                 "git to say what they are",
                 "empty the folder to use the pinned archive, or run: "
                 "git submodule update --init vendor/llama.cpp",
             )
-        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=found)
+        return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=tree)
     heads = _git(folder, "rev-parse", "HEAD", "HEAD^{tree}").split()
     commit, committed = heads[0], heads[1]
     changes = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
@@ -149,13 +149,13 @@ def _changes_hash(folder: Path, changes: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    known = environment.without_credentials(os.environ)
-    env = {name: value for name, value in known.items() if not name.startswith("GIT_")}
+    clean = environment.without_credentials(os.environ)
+    env = {name: value for name, value in clean.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
-    status, output, complaint = outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})
+    status, output, error = outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})
     if status != 0:
         raise PipelineError(
-            f"{folder}: `git {' '.join(words)}` fails there: {complaint.strip()}",
+            f"{folder}: `git {' '.join(words)}` fails there: {error.strip()}",
             "install or set up git, or empty the folder to use the pinned archive",
         )
     return output

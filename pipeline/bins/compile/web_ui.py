@@ -133,11 +133,11 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
     with only_one(ui.target):
         if missing_files(ui.target):
             raise PipelineError(f"{ui.target}: there is no page", f"build it: {doitw('build_ui')}")
-        wanted, there = page_files(ui.target), page_files(target)
-        for name in there.keys() - wanted.keys():
-            there[name].unlink()
-        for name, file in wanted.items():
-            if name not in there or not filecmp.cmp(file, there[name], shallow=False):
+        files, placed = page_files(ui.target), page_files(target)
+        for name in placed.keys() - files.keys():
+            placed[name].unlink()
+        for name, file in files.items():
+            if name not in placed or not filecmp.cmp(file, placed[name], shallow=False):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target / name)
 
@@ -213,10 +213,10 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
         made.mkdir()
         project.install(offline=offline)
         project.build({"LLAMA_UI_OUT_DIR": str(made)})
-        lacks = missing_files(made)
-        if lacks:
+        missing = missing_files(made)
+        if missing:
             raise PipelineError(
-                f"npm built a page without {', '.join(lacks)}:\n{last_lines(ui.log)}",
+                f"npm built a page without {', '.join(missing)}:\n{last_lines(ui.log)}",
                 f"the whole log is {ui.log}; {npm.WITHOUT}",
             )
     log.info(f"built llama.cpp's page, {size(page_bytes(ui.target))}")
@@ -224,8 +224,8 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
 
 def page_files(folder: Path) -> dict[str, Path]:
     """Every file by its path below the folder; none where there is no folder."""
-    found = [Path(entry.path) for entry in git_tree.files(folder)] if folder.is_dir() else []
-    return {path.relative_to(folder).as_posix(): path for path in found}
+    paths = [Path(entry.path) for entry in git_tree.files(folder)] if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def page_bytes(folder: Path) -> int:
@@ -236,4 +236,4 @@ def page_bytes(folder: Path) -> int:
 def missing_files(folder: Path) -> list[str]:
     """What a folder lacks to be a page; an empty file counts as none."""
     names = [path.name for path in page_files(folder).values() if path.stat().st_size]
-    return [wanted for wanted in DEMANDED if not any(fnmatch(name, wanted) for name in names)]
+    return [pattern for pattern in DEMANDED if not any(fnmatch(name, pattern) for name in names)]

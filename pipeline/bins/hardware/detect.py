@@ -1,4 +1,4 @@
-"""This machine, out of what its tools and files say. No effects: `probe` captured it all."""
+"""This machine, parsed from the output of its tools and files. No effects: `probe` captures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What was seen. `problems` are tools that hang or say errors: by name, in a line each."""
+    """The machine. `problems`: tools that hang or fail, by name, with a line each."""
 
     system: str
     machine: str
@@ -84,15 +84,15 @@ class Host:
 
 def detect(facts: Facts) -> Host:
     """The machine that these facts describe."""
-    told, files = facts.told, facts.files
+    outputs, files = facts.outputs, facts.files
     cpu, features = processor(facts)
     jetson = devices.jetson_model(files.get("device-tree", ""))
-    cards, slices, problems = nvidia(told)
+    cards, slices, problems = nvidia(outputs)
     if jetson and not any(card.capability for card in cards):
         cards, problems = (devices.jetson_card(jetson, files.get("tegra", "")),), {}
-    problems = {**problems, **{n: p for n in TOOLS if (p := problem(n, told.get(n)))}}
+    problems = {**problems, **{n: p for n in TOOLS if (p := problem(n, outputs.get(n)))}}
     for name in ("rocminfo", "sycl-ls", "vulkaninfo", "system_profiler"):
-        if fault := problem(name, told.get(name)):
+        if fault := problem(name, outputs.get(name)):
             problems[name] = fault
     return Host(
         system=facts.system,
@@ -100,7 +100,7 @@ def detect(facts: Facts) -> Host:
         name=facts.name,
         family=facts.family,
         wsl="microsoft" in files.get("kernel", "").lower(),
-        rosetta="sysctl.proc_translated: 1" in said(told, "sysctl", even_failed=True),
+        rosetta="sysctl.proc_translated: 1" in stdout_of(outputs, "sysctl", even_failed=True),
         jetson=jetson,
         cpu=cpu,
         features=features,
@@ -110,15 +110,17 @@ def detect(facts: Facts) -> Host:
         memory_free=facts.memory_free,
         disk_free=facts.disk_free,
         cxx=facts.cxx,
-        tools={n: t for n in TOOLS if (t := tool(n, told.get(n)))},
-        xcode=said(told, "xcode-select").strip(),
+        tools={n: t for n in TOOLS if (t := tool(n, outputs.get(n)))},
+        xcode=stdout_of(outputs, "xcode-select").strip(),
         nvidia=cards,
         slices=slices,
-        amd=devices.amd(said(told, "rocminfo")) or devices.kfd(facts.kfd),
-        intel=devices.sycl(said(told, "sycl-ls")),
-        apple=devices.apple(said(told, "system_profiler")) if facts.system == "macos" else (),
-        vulkan=devices.vulkan_devices(said(told, "vulkaninfo")),
-        has_vulkaninfo="vulkaninfo" in told,
+        amd=devices.amd(stdout_of(outputs, "rocminfo")) or devices.kfd(facts.kfd),
+        intel=devices.sycl(stdout_of(outputs, "sycl-ls")),
+        apple=devices.apple(stdout_of(outputs, "system_profiler"))
+        if facts.system == "macos"
+        else (),
+        vulkan=devices.vulkan_devices(stdout_of(outputs, "vulkaninfo")),
+        has_vulkaninfo="vulkaninfo" in outputs,
         vulkan_headers=devices.vulkan_headers(files.get("vulkan_core.h", "")),
         vendors=frozenset(vendor for vendor, kind in facts.pci if kind.startswith(DISPLAY)),
         nvidia_driver=devices.kernel_driver(files.get("nvidia", "")),
@@ -128,14 +130,14 @@ def detect(facts: Facts) -> Host:
     )
 
 
-def said(told: Mapping[str, ProbeOutput], name: str, *, even_failed: bool = False) -> str:
-    """What a tool printed on stdout, if it ended well."""
-    answer = told.get(name)
+def stdout_of(outputs: Mapping[str, ProbeOutput], name: str, *, even_failed: bool = False) -> str:
+    """The stdout of a tool, if it succeeded."""
+    answer = outputs.get(name)
     return answer.out if answer and (even_failed or answer.status == 0) else ""
 
 
 def problem(name: str, answer: ProbeOutput | None) -> str:
-    """What is wrong with a tool that is there; empty: nothing."""
+    """What is wrong with an installed tool; empty: nothing."""
     if answer is None or answer.status == 0:
         return ""
     if answer.hung:
@@ -154,11 +156,11 @@ def tool(name: str, answer: ProbeOutput | None) -> Tool | None:
         return None
     text = answer.out + "\n" + answer.err
     if name in ("hipcc", "icpx", "nvcc", "cl"):
-        found = re.search(r"(?:HIP version:|Compiler|release|Version)\s+v?(\d+(?:\.\d+)+)", text)
+        version = re.search(r"(?:HIP version:|Compiler|release|Version)\s+v?(\d+(?:\.\d+)+)", text)
     else:
         line = re.sub(r"\([^)]*\)", "", first_line(text))
-        found = re.search(r"(\d+(?:\.\d+)+)", line) or re.search(r"(\d{4}\.\d+)", text)
-    return Tool(path=answer.path, version=found[1] if found else first_line(text))
+        version = re.search(r"(\d+(?:\.\d+)+)", line) or re.search(r"(\d{4}\.\d+)", text)
+    return Tool(path=answer.path, version=version[1] if version else first_line(text))
 
 
 def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -167,10 +169,10 @@ def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
     rows = dict(re.findall(r"^([^\n:]+?)\s*:[ \t]*(.*)$", text, re.M))
     name = rows.get("model name") or rows.get("Model") or facts.processor
     words = set(f"{rows.get('flags', '')} {rows.get('Features', '')}".lower().split())
-    macos = said(facts.told, "sysctl", even_failed=True)
-    told = dict(re.findall(r"^([\w.]+): (.*)$", macos, re.M))
-    name = str(told.get("machdep.cpu.brand_string", name))
-    for key, value in told.items():
+    macos = stdout_of(facts.outputs, "sysctl", even_failed=True)
+    values = dict(re.findall(r"^([\w.]+): (.*)$", macos, re.M))
+    name = str(values.get("machdep.cpu.brand_string", name))
+    for key, value in values.items():
         if key.startswith("hw.optional.") and value == "1":
             words.add(key.rpartition(".")[2].lower())
         elif key.endswith("features"):
@@ -179,15 +181,15 @@ def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def nvidia(
-    told: Mapping[str, ProbeOutput],
+    outputs: Mapping[str, ProbeOutput],
 ) -> tuple[tuple[Card, ...], tuple[str, ...], dict[str, str]]:
     """Cards, MIG slices, and what nvidia-smi said instead of them."""
-    answer = told.get("nvidia-smi")
+    answer = outputs.get("nvidia-smi")
     if answer is None:
         return (), (), {}
-    cards = smi.parse_cards(said(told, "nvidia-smi"))
-    cards = cards or smi.parse_cards(said(told, "nvidia-smi, old"))
+    cards = smi.parse_cards(stdout_of(outputs, "nvidia-smi"))
+    cards = cards or smi.parse_cards(stdout_of(outputs, "nvidia-smi, old"))
     if cards:
-        return tuple(cards), tuple(smi.parse_slices(said(told, "nvidia-smi -L"))), {}
+        return tuple(cards), tuple(smi.parse_slices(stdout_of(outputs, "nvidia-smi -L"))), {}
     fault = problem("nvidia-smi", answer) or first_line(answer.out + "\n" + answer.err)
     return (), (), {"nvidia-smi": fault or "printed nothing"}

@@ -28,8 +28,8 @@ class VulkanDevice:
 
 def kernel_driver(text: str) -> str:
     """The version in /proc/driver/nvidia/version."""
-    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)", text)
-    return found[1] if found else ""
+    version = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)", text)
+    return version[1] if version else ""
 
 
 def jetson_model(text: str) -> str:
@@ -41,48 +41,52 @@ def jetson_model(text: str) -> str:
 def jetson_card(model: str, release: str) -> Card:
     """The graphics unit of such a computer; its driver is that of the system's release."""
     capability = next((c for word, c in JETSONS.items() if word in model.lower()), "")
-    found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release)
+    version = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release)
     return Card(
-        name=model, capability=capability, driver=f"L4T {found[1]}.{found[2]}" if found else ""
+        name=model,
+        capability=capability,
+        driver=f"L4T {version[1]}.{version[2]}" if version else "",
     )
 
 
 def amd(text: str) -> tuple[str, ...]:
     """rocminfo's graphics agents: name and architecture."""
-    found = []
+    agents = []
     for agent in re.split(r"^\*+\s*\nAgent \d+", text, flags=re.M):
         name = re.search(r"^\s+Name:\s+(gfx\w+)", agent, re.M)
         market = re.search(r"^\s+Marketing Name:\s+(\S.*?)\s*$", agent, re.M)
         if name:
-            found.append(f"{market[1]} ({name[1]})" if market else name[1])
-    return tuple(found)
+            agents.append(f"{market[1]} ({name[1]})" if market else name[1])
+    return tuple(agents)
 
 
 def kfd(nodes: tuple[str, ...]) -> tuple[str, ...]:
     """The same from the kernel: 90010 is gfx90a, 110000 is gfx1100; 0 is the processor."""
-    found = []
+    names = []
     for text in nodes:
         version = re.search(r"^gfx_target_version (\d+)", text, re.M)
         if version and int(version[1]):
             number = int(version[1])
-            found.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
-    return tuple(found)
+            names.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
+    return tuple(names)
 
 
 def sycl(text: str) -> tuple[str, ...]:
     """Level Zero's graphics devices of sycl-ls; OpenCL lists the same ones again."""
-    one = r"^\[(?:ext_oneapi_)?level_zero:gpu[^\]]*\](?:\[[^\]]*\])?\s+[^,]*,\s*(.+?)\s+[\d.]+\s*\["
-    return tuple(re.findall(one, text, re.M))
+    pattern = (
+        r"^\[(?:ext_oneapi_)?level_zero:gpu[^\]]*\](?:\[[^\]]*\])?\s+[^,]*,\s*(.+?)\s+[\d.]+\s*\["
+    )
+    return tuple(re.findall(pattern, text, re.M))
 
 
 def apple(text: str) -> tuple[str, ...]:
     """system_profiler's graphics units, with the Metal that they speak."""
-    found = []
+    units = []
     for unit in re.split(r"^\s+Chipset Model: ", text, flags=re.M)[1:]:
         metal = re.search(r"^\s+Metal(?: Support| Family)?: (?:Supported, )?(.+?)\s*$", unit, re.M)
         name = unit.partition("\n")[0].strip()
-        found.append(f"{name} ({metal[1]})" if metal else name)
-    return tuple(found)
+        units.append(f"{name} ({metal[1]})" if metal else name)
+    return tuple(units)
 
 
 def vulkan_devices(text: str) -> tuple[VulkanDevice, ...]:

@@ -49,19 +49,19 @@ def count() -> int | None:
 
 def parse(text: str) -> list[Gpu]:
     """nvidia-smi's lines, with memory in MiB; what is no such line is left out."""
-    found = []
+    gpus = []
     for line in text.splitlines():
         name, _, rest = line.rpartition(",")
         name, _, total = name.rpartition(",")
         if name and total.strip().isdecimal() and rest.strip().isdecimal():
-            found.append(Gpu(name=name.strip(), total=int(total) * MIB, free=int(rest) * MIB))
-    return found
+            gpus.append(Gpu(name=name.strip(), total=int(total) * MIB, free=int(rest) * MIB))
+    return gpus
 
 
 def parse_cards(text: str) -> list[Card]:
     """The lines of CARD_QUERY or OLD_CARD_QUERY. A line without a driver's version is no card:
     errors are printed in their place, with status 0 too."""
-    found = []
+    cards = []
     for line in text.splitlines():
         words = [word.strip() for word in line.rsplit(",", 4)]
         if len(words) == 5 and re.fullmatch(r"\d+(\.\d+)+", words[2]):
@@ -71,7 +71,7 @@ def parse_cards(text: str) -> list[Card]:
             if len(words) < 3 or not re.fullmatch(r"\d+(\.\d+)+", words[1]):
                 continue
             (name, driver, total), capability, split = words, "", ""
-        found.append(
+        cards.append(
             Card(
                 name=name,
                 capability=capability if re.fullmatch(r"\d+\.\d+", capability) else "",
@@ -80,7 +80,7 @@ def parse_cards(text: str) -> list[Card]:
                 split=split == "Enabled",
             )
         )
-    return found
+    return cards
 
 
 def parse_slices(text: str) -> list[str]:
@@ -104,10 +104,10 @@ def driver_library() -> Path | None:
 
 def listed_libraries(text: str, machine: str) -> list[Path]:
     """The places of it that `ldconfig -p` lists for programs of this machine."""
-    found = []
+    paths = []
     for line in text.splitlines():
         name, _, rest = line.strip().partition(" ")
         mark, _, path = rest.partition(" => ")
         if name == DRIVER_LIBRARY and LDCONFIG_MARKS.get(machine, machine) in mark:
-            found.append(Path(path))
-    return found
+            paths.append(Path(path))
+    return paths

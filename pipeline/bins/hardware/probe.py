@@ -1,6 +1,7 @@
-"""Ask this machine about itself: run the tools that tell, all at once, and read the files.
+"""Probe this machine: run the tools that know it, all at once, and read its files.
 
-Nothing is understood here; `detect` does that, without effects.
+Nothing is interpreted here; `detect` does that, without effects. And its fingerprint, which
+changes where a new probe might find something else: some hundred `stat`, no process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.core.process import outcome
 from . import nvidia
 
 TIMEOUT = 5  # seconds that a tool gets
-# A tool that waits inside the driver does not even die when killed, and is not waited for.
+# A tool stuck inside the driver survives SIGKILL; it is not waited for.
 PATIENCE = TIMEOUT + 0.5
 TEXT_BYTES = 256 * 1024  # of a file; the first processor and a header's version stand near the top
 
@@ -37,7 +38,7 @@ BESIDE_PATH = (
 )
 VERSION = ("--version",)
 EVERYWHERE: Mapping[str, tuple[str, ...]] = {
-    # what is asked: the program and its words
+    # the program and its arguments
     **{name: (name, *VERSION) for name in ("c++", "gcc", "g++", "clang", "clang++")},
     **{name: (name, *VERSION) for name in ("ccache", "node", "glslc", "nvcc", "hipcc", "icpx")},
     "nvcc -v": ("nvcc", "-v", "__nothing"),  # as CMake asks where the toolkit is
@@ -66,7 +67,7 @@ LIBRARIES = (
     *("/usr/local/lib", "/usr/lib/wsl/lib", "/opt/homebrew/lib"),
 )
 PREFIXES = ("/usr", "/usr/local", "/opt/homebrew")
-# Changed by whoever changes what `detect` understands or `readiness` concludes.
+# Increase it with every change of `detect` or `requirements`.
 FINGERPRINT_RULES = 2
 VARIABLES = (
     *("CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
@@ -84,7 +85,7 @@ DEVICE_PATHS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeOutput:
-    """What a tool said: its path, exit status (-1: none) and both channels."""
+    """The output of a tool: its path, exit status (-1: none), stdout and stderr."""
 
     path: str
     status: int
@@ -109,7 +110,7 @@ class Facts:
     memory_free: int = 0
     disk_free: int = 0
     cxx: str = ""  # the environment's own choice of a compiler
-    told: Mapping[str, ProbeOutput] = field(default_factory=dict)
+    outputs: Mapping[str, ProbeOutput] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     pci: tuple[tuple[str, str], ...] = ()
     kfd: tuple[str, ...] = ()
@@ -124,7 +125,7 @@ def probe(home: Home, cuda: str = "") -> Facts:
 
     system, _, machine = host.platform_tag().partition("-")
     cxx = os.environ.get("CXX", "").strip()
-    told = ask(questions(system, cxx), cuda)
+    outputs = run_all(tool_commands(system, cxx), cuda)
     memory = psutil.virtual_memory()
     name, family = distribution() if system == "linux" else (platform.platform(terse=True), "")
     return Facts(
@@ -139,20 +140,20 @@ def probe(home: Home, cuda: str = "") -> Facts:
         memory_free=memory.available,
         disk_free=disk_free(home.root),
         cxx=cxx,
-        told=told,
-        files={key: text for key, path in found_files() if (text := read(path))},
+        outputs=outputs,
+        files={key: text for key, path in files_to_read() if (text := read(path))},
         pci=tuple(
             (read(f"{folder}/vendor").strip(), read(f"{folder}/class").strip())
             for folder in matching("/sys/bus/pci/devices/*")
         ),
         kfd=tuple(read(p) for p in matching("/sys/class/kfd/kfd/topology/nodes/*/properties")),
-        cuda=(toolkit_folder := toolkit(told.get("nvcc -v"))),
+        cuda=(toolkit_folder := toolkit(outputs.get("nvcc -v"))),
         parts=parts(toolkit_folder),
     )
 
 
-def questions(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
-    """What to run on this system, by name."""
+def tool_commands(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
+    """The commands to run on this system, by name."""
     own = {"CXX": (*cxx.split(), *VERSION)} if cxx else {}
     return {
         **EVERYWHERE,
@@ -162,8 +163,8 @@ def questions(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def found(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str]:
-    """Where the programs lie that are here: in `cuda`, on PATH, or where they usually are."""
+def find_programs(commands: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str]:
+    """The paths of the installed programs: in `cuda`, on PATH, or in the usual folders."""
     places = [f"{cuda}/bin"] if cuda else []
     sdk = os.environ.get("VULKAN_SDK")
     places += [f"{sdk}/bin"] if sdk else []  # where CMake looks for glslc before PATH
@@ -174,16 +175,18 @@ def found(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str
         if os.environ.get(name)
     ]
     search = os.pathsep.join([*places, *BESIDE_PATH])
-    return {n: path for n, words in asked.items() if (path := shutil.which(words[0], path=search))}
+    return {
+        n: path for n, words in commands.items() if (path := shutil.which(words[0], path=search))
+    }
 
 
-def ask(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, ProbeOutput]:
-    """Run what is there, all at once. What is missing has no entry."""
-    paths = found(asked, cuda)
+def run_all(commands: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, ProbeOutput]:
+    """Run the installed programs, all at once. A missing one has no entry."""
+    paths = find_programs(commands, cuda)
     answers: dict[str, ProbeOutput] = {}
 
     def run(name: str) -> None:
-        status, out, err = outcome([paths[name], *asked[name][1:]], timeout=TIMEOUT)
+        status, out, err = outcome([paths[name], *commands[name][1:]], timeout=TIMEOUT)
         hung = status == -1 and "timed out" in err
         answers[name] = ProbeOutput(path=paths[name], status=status, out=out, err=err, hung=hung)
 
@@ -194,9 +197,9 @@ def ask(asked: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, Probe
     return {**silent, **dict(answers)}
 
 
-def toolkit(told: ProbeOutput | None) -> str:
+def toolkit(output: ProbeOutput | None) -> str:
     """The folder that nvcc names as its toolkit's."""
-    for line in (told.out + told.err).splitlines() if told else []:
+    for line in (output.out + output.err).splitlines() if output else []:
         if line.startswith("#$ TOP="):
             return os.path.normpath(line.removeprefix("#$ TOP=").strip())
     return ""
@@ -218,7 +221,7 @@ def parts(cuda: str) -> frozenset[str]:
         for prefix in prefixes
         for part in ("share", "lib", "lib64", "lib/*-linux-gnu")
     ]
-    wanted = {
+    places = {
         "cublas": (cuda_libraries, ("libcublas.so", "cublas.lib")),
         "libcuda": (with_stubs, ("libcuda.so", "cuda.lib")),
         "loader": (
@@ -230,7 +233,7 @@ def parts(cuda: str) -> frozenset[str]:
         "rocblas": ([f"{rocm}/include", "/usr/include"], ("rocblas/rocblas.h",)),
         "mkl": ([mkl], ("lib/cmake/mkl/MKLConfig.cmake",)),
     }
-    return frozenset(part for part, (folders, names) in wanted.items() if there(folders, names))
+    return frozenset(part for part, (folders, names) in places.items() if exists(folders, names))
 
 
 def matching(pattern: str) -> list[str]:
@@ -240,11 +243,11 @@ def matching(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes relative ones
 
 
-def there(folders: Iterable[str], names: Iterable[str]) -> bool:
+def exists(folders: Iterable[str], names: Iterable[str]) -> bool:
     return any(matching(f"{folder}/{name}") for folder in folders for name in names)
 
 
-def found_files() -> list[tuple[str, str]]:
+def files_to_read() -> list[tuple[str, str]]:
     """Files to read, by key; the headers are the first that CMake would find."""
     sdk = os.environ.get("VULKAN_SDK", "")
     prefixes = [*([sdk] if sdk else []), *PREFIXES]
@@ -267,36 +270,38 @@ def read(path: str) -> str:
 def distribution() -> tuple[str, str]:
     """The distribution's own name, and the family whose packages it takes."""
     try:
-        told = platform.freedesktop_os_release()
+        release = platform.freedesktop_os_release()
     except OSError:
         return f"Linux {platform.release()}", ""
-    kin = [told.get("ID", ""), *told.get("ID_LIKE", "").split()]
+    kin = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
     family = next((f for f in ("debian", "fedora") if f in kin), "")
     if not family and any(word in ("ubuntu", "rhel", "centos") for word in kin):
         family = "debian" if "ubuntu" in kin else "fedora"
-    return told.get("PRETTY_NAME", told.get("NAME", "Linux")), family
+    return release.get("PRETTY_NAME", release.get("NAME", "Linux")), family
 
 
 def disk_free(folder: Path) -> int:
     """Bytes free where `folder` is or would be made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def fingerprint(cuda: str = "") -> str:
     """A hash over everything that a choice of backend depends on; `cuda`: a toolkit's folder."""
-    seen: list[Any] = [FINGERPRINT_RULES, host.platform_tag(), host.cpu_identity(), cuda]
-    seen.append([os.environ.get(name) for name in VARIABLES])
-    asked = questions(host.platform_tag().partition("-")[0], os.environ.get("CXX", ""))
-    seen.append({name: [path, mtime_ns(path)] for name, path in found(asked, cuda).items()})
-    seen.append([path for pattern in DEVICE_PATHS for path in matching(pattern)])
-    seen.append(read("/proc/driver/nvidia/version"))
+    facts: list[Any] = [FINGERPRINT_RULES, host.platform_tag(), host.cpu_identity(), cuda]
+    facts.append([os.environ.get(name) for name in VARIABLES])
+    commands = tool_commands(host.platform_tag().partition("-")[0], os.environ.get("CXX", ""))
+    facts.append(
+        {name: [path, mtime_ns(path)] for name, path in find_programs(commands, cuda).items()}
+    )
+    facts.append([path for pattern in DEVICE_PATHS for path in matching(pattern)])
+    facts.append(read("/proc/driver/nvidia/version"))
     folders = (*LIBRARIES, *(f"{prefix}/include/vulkan" for prefix in PREFIXES))
-    seen.append([mtime_ns(folder) for folder in folders])
+    facts.append([mtime_ns(folder) for folder in folders])
     # of toolkits, which lie in folders of their own
     toolkits = (cuda, *matching("/usr/local/cuda*"), "/opt/cuda")
-    seen.append([sorted(parts(toolkit)) for toolkit in toolkits])
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+    facts.append([sorted(parts(toolkit)) for toolkit in toolkits])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def mtime_ns(path: str) -> int:

@@ -111,10 +111,10 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
 
 def provider(package: str, system: str, family: str) -> str:
     """The commands that provide `package`: this system's, or all where its family is unknown."""
-    told = PACKAGES.get(package, {})
-    own = told.get(family if system == "linux" else system)
+    commands = PACKAGES.get(package, {})
+    own = commands.get(family if system == "linux" else system)
     if own:
         return own
     if system != "linux" or family:
         return ""
-    return "; ".join(f"{FAMILIES[f]}: {told[f]}" for f in ("debian", "fedora") if f in told)
+    return "; ".join(f"{FAMILIES[f]}: {commands[f]}" for f in ("debian", "fedora") if f in commands)

@@ -1,4 +1,4 @@
-"""For each backend: usable on this machine, or what it lacks."""
+"""What each backend needs, and what of it this machine is missing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from .detect import AMD, INTEL, NVIDIA, Host
 LOWEST_VULKAN = (1, 3, 272)
 
 USABLE, MISSING = "usable", "missing"
-# What kind of thing is missing: programs need the device to run, a compilation needs the rest.
-# Of the toolkit it may be that another one does.
+# Kinds: running needs the device, compiling the rest. Another toolkit may do instead.
 DEVICE, TOOLKIT, TOOL = "device", "toolkit", "tool"
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Something missing, and the key in PACKAGES of what provides it; empty: nothing does."""
+    """A missing item, and the key in PACKAGES of what provides it; empty: nothing does."""
 
     what: str
     package: str = ""
@@ -39,46 +38,46 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Whether a backend can be built and run here. `seen`: a card that it is for is here, whether
-    or not it works; `software`: the only device is a program."""
+    """Whether a backend can be built and run here. `has_card`: a card for it is present, working
+    or not; `software`: the only device is a software renderer."""
 
     backend: str
-    lacks: tuple[Missing, ...] = ()
+    missing: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
-    seen: bool = False
+    has_card: bool = False
     software: bool = False
 
     @property
     def state(self) -> str:
-        return MISSING if self.lacks else USABLE
+        return MISSING if self.missing else USABLE
 
     def of(self, *kinds: str) -> tuple[Missing, ...]:
-        """What of these kinds is missing."""
-        return tuple(lack for lack in self.lacks if lack.kind in kinds)
+        """The missing items of these kinds."""
+        return tuple(item for item in self.missing if item.kind in kinds)
 
 
-# What is missing, and what else there is to say.
+# What is missing, and notes.
 Finding = tuple[list[Missing], list[str]]
 
 
-def verdicts(host: Host) -> list[Report]:
+def reports(host: Host) -> list[Report]:
     """One for each backend, in the order in which `auto` prefers them."""
-    return [verdict(name, host) for name in JUDGES]
+    return [report(name, host) for name in CHECKS]
 
 
-def verdict(name: str, host: Host) -> Report:
-    lacks, notes = JUDGES[name](host)
+def report(name: str, host: Host) -> Report:
+    missing, notes = CHECKS[name](host)
     return Report(
         backend=name,
-        lacks=tuple(lacks),
+        missing=tuple(missing),
         notes=tuple(notes),
-        seen=seen(name, host),
+        has_card=has_card(name, host),
         software=name == "vulkan" and is_software(host),
     )
 
 
-def seen(name: str, host: Host) -> bool:
-    """Whether there is a card that the backend is for, working or not."""
+def has_card(name: str, host: Host) -> bool:
+    """Whether there is a card for the backend, working or not."""
     hardware = [device for device in host.vulkan if device.kind != "CPU"]
     return {
         "cuda": has_nvidia_card(host),
@@ -112,19 +111,19 @@ def cpu(host: Host) -> Finding:
     return compiler(host), notes
 
 
-def nvidia(host: Host) -> Finding:
+def cuda(host: Host) -> Finding:
     if not has_nvidia_card(host) and "nvcc" not in host.tools:
         return missing_nvidia_card(host), []  # where there is no card, no toolkit is missed
     notes: list[str] = []
-    lacks, release = missing_toolkit(host, notes), wheels(host)
-    if lacks and release:
-        missing = " and ".join(lack.what for lack in lacks)
+    missing, release = missing_toolkit(host, notes), wheels(host)
+    if missing and release:
+        parts = " and ".join(item.what for item in missing)
         fetched = f"{size(cuda_versions.DOWNLOAD_BYTES)}, once"
         notes.append(
-            f"without {missing} NVIDIA's wheels of CUDA {release.version} are taken ({fetched})"
+            f"without {parts} NVIDIA's wheels of CUDA {release.version} are taken ({fetched})"
         )
-        lacks = []
-    return [*missing_nvidia_card(host), *lacks, *compiler(host)], notes
+        missing = []
+    return [*missing_nvidia_card(host), *missing, *compiler(host)], notes
 
 
 def wheels(host: Host) -> CudaRelease | None:
@@ -158,77 +157,77 @@ def driver(host: Host) -> str:
 def metal(host: Host) -> Finding:
     if host.system != "macos":
         return [Missing("macOS", "", DEVICE)], []
-    lacks = [] if host.xcode else [Missing("the Xcode command line tools", "xcode")]
+    missing = [] if host.xcode else [Missing("the Xcode command line tools", "xcode")]
     if host.apple and not any("Metal" in unit or "Apple" in unit for unit in host.apple):
-        lacks.append(Missing("a graphics unit that speaks Metal", "", DEVICE))
+        missing.append(Missing("a graphics unit that speaks Metal", "", DEVICE))
     notes = ["Python runs under Rosetta: use an arm64 Python"] if host.rosetta else []
-    return [*lacks, *compiler(host)], notes
+    return [*missing, *compiler(host)], notes
 
 
 def hip(host: Host) -> Finding:
     if not host.amd and AMD not in host.vendors and "hipcc" not in host.tools:
         return [Missing("an AMD card", "", DEVICE)], []
-    lacks = []
+    missing = []
     if not host.amd:
         driverless = AMD in host.vendors
         fault = host.problems.get("rocminfo", "")
         driver = "AMD's compute driver (amdgpu, /dev/kfd) for the card"
         what = driver if driverless else "an AMD card"
-        told = f"{what}; rocminfo: {fault}" if fault else what
-        lacks.append(Missing(told, "rocm" if driverless else "", DEVICE))
+        what = f"{what}; rocminfo: {fault}" if fault else what
+        missing.append(Missing(what, "rocm" if driverless else "", DEVICE))
     if "hipcc" not in host.tools:
-        lacks.append(Missing("hipcc of ROCm", "rocm"))
+        missing.append(Missing("hipcc of ROCm", "rocm"))
     absent = [name for name in ("hipblas", "rocblas") if name not in host.parts]
     if absent:
-        lacks.append(Missing(f"the headers of {' and '.join(absent)}", "hipblas"))
-    return [*lacks, *compiler(host)], []
+        missing.append(Missing(f"the headers of {' and '.join(absent)}", "hipblas"))
+    return [*missing, *compiler(host)], []
 
 
 def sycl(host: Host) -> Finding:
     if not host.intel and INTEL not in host.vendors and "icpx" not in host.tools:
         return [Missing("an Intel graphics card", "", DEVICE)], []
-    lacks = []
+    missing = []
     if "icpx" not in host.tools:
-        lacks.append(Missing("icpx of oneAPI", "icpx"))
+        missing.append(Missing("icpx of oneAPI", "icpx"))
     if "mkl" not in host.parts:
-        lacks.append(Missing("oneMKL", "mkl"))
+        missing.append(Missing("oneMKL", "mkl"))
     if not host.intel:
         what = "a device in sycl-ls: Level Zero's driver, or `setvars.sh` was not sourced"
-        lacks.append(Missing(what, "level zero", DEVICE))
-    return lacks, []
+        missing.append(Missing(what, "level zero", DEVICE))
+    return missing, []
 
 
 def vulkan(host: Host) -> Finding:
-    lacks, notes = [], []
+    missing, notes = [], []
     if not host.vulkan:
         fault = host.problems.get("vulkaninfo", "")
         if not host.has_vulkaninfo:
             fault = "vulkaninfo, which lists them, is not here"
-        told = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
-        lacks.append(Missing(told, "vulkaninfo", DEVICE))
+        what = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
+        missing.append(Missing(what, "vulkaninfo", DEVICE))
     elif is_software(host):
         notes.append(
             "the only device is software, slower than the cpu backend; llama.cpp passes over it "
             "unless GGML_VK_VISIBLE_DEVICES names it by its number"
         )
     if not host.vulkan_headers:
-        lacks.append(Missing("the Vulkan headers", "vulkan headers"))
+        missing.append(Missing("the Vulkan headers", "vulkan headers"))
     elif numbers(host.vulkan_headers) < LOWEST_VULKAN:
         needed = f"Vulkan headers {dotted(LOWEST_VULKAN)} or newer (vk::LayerSettingEXT)"
-        lacks.append(Missing(f"{needed}; {host.vulkan_headers} are here", "new vulkan headers"))
+        missing.append(Missing(f"{needed}; {host.vulkan_headers} are here", "new vulkan headers"))
     if "loader" not in host.parts:
-        lacks.append(Missing("the Vulkan loader to link with", "vulkan loader"))
+        missing.append(Missing("the Vulkan loader to link with", "vulkan loader"))
     if "glslc" not in host.tools:
         # One that does not start passes CMake's questions, and the shaders fail minutes later.
         fault = host.problems.get("glslc", "")
-        lacks.append(Missing(f"a glslc that runs: {fault}" if fault else "glslc", "glslc"))
+        missing.append(Missing(f"a glslc that runs: {fault}" if fault else "glslc", "glslc"))
     if "spirv" not in host.parts:
-        lacks.append(Missing("the SPIR-V headers", "spirv"))
-    return [*lacks, *compiler(host)], notes
+        missing.append(Missing("the SPIR-V headers", "spirv"))
+    return [*missing, *compiler(host)], notes
 
 
-JUDGES: dict[str, Callable[[Host], Finding]] = {
-    "cuda": nvidia,
+CHECKS: dict[str, Callable[[Host], Finding]] = {
+    "cuda": cuda,
     "metal": metal,
     "hip": hip,
     "sycl": sycl,
@@ -239,8 +238,8 @@ JUDGES: dict[str, Callable[[Host], Finding]] = {
 
 def has_nvidia_card(host: Host) -> bool:
     """Whether there is a card of NVIDIA's, working or not."""
-    found = host.nvidia or NVIDIA in host.vendors or host.nvidia_driver
-    return bool(found or "nvidia-smi" in host.problems)
+    has_traces = host.nvidia or NVIDIA in host.vendors or host.nvidia_driver
+    return bool(has_traces or "nvidia-smi" in host.problems)
 
 
 def missing_nvidia_card(host: Host) -> list[Missing]:
@@ -272,24 +271,24 @@ def missing_toolkit(host: Host, notes: list[str]) -> list[Missing]:
     nvcc = host.tools.get("nvcc")
     if nvcc is None:
         return [Missing("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)]
-    lacks = []
+    missing = []
     if "cublas" not in host.parts:
-        lacks.append(Missing(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
+        missing.append(Missing(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
     if "libcuda" not in host.parts:
-        lacks.append(Missing(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
+        missing.append(Missing(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
     if host.slices:
         notes.append(f"MIG slices: {', '.join(host.slices)}")
-    lacks += missing_for_version(host, (*numbers(nvcc.version), 0)[:2], notes)
+    missing += missing_for_version(host, (*numbers(nvcc.version), 0)[:2], notes)
     different = {numbers(card.capability) for card in host.nvidia if card.capability}
     if len(different) > 1:
         each = ", ".join(map(dotted, sorted(different)))
         notes.append(f"cards of different compute capability: {each}")
-    return lacks
+    return missing
 
 
 def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Missing]:
     """That the toolkit of this version compiles for the cards, and the driver runs the result."""
-    lacks = []
+    missing = []
     lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
     cards = {
         f"{card.name} ({card.capability})": numbers(card.capability)
@@ -300,17 +299,17 @@ def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) 
     limit = f"CUDA {version[0]} compiles for {dotted(lowest)} and newer"
     for name in too_old:
         if len(too_old) == len(cards):
-            lacks.append(Missing(f"an older toolkit for {name}: {limit}", "cuda", TOOLKIT))
+            missing.append(Missing(f"an older toolkit for {name}: {limit}", "cuda", TOOLKIT))
         else:
             notes.append(f"{name} is left out: {limit}")
     for name, capability in cards.items():
         first = FIRST_TOOLKIT.get(capability, (0, 0))
         if version < first:
             newer = f"CUDA {dotted(first)} or newer for {name}"
-            lacks.append(Missing(newer, "cuda", TOOLKIT))
+            missing.append(Missing(newer, "cuda", TOOLKIT))
     lowest_driver = LOWEST_DRIVER.get(version[0], 0)
     for driver in sorted({card.driver for card in host.nvidia}):
         if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise
-            told = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
-            lacks.append(Missing(told, "nvidia driver", TOOLKIT))
-    return lacks
+            newer = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
+            missing.append(Missing(newer, "nvidia driver", TOOLKIT))
+    return missing

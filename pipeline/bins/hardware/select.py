@@ -1,4 +1,4 @@
-"""Which backend, and why; remembered for as long as the machine stays as it was."""
+"""Which backend, and why. The choice is cached until the machine changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOLCHAINS = {"cuda": ("nvcc",), "hip": ("hipcc",), "sycl": ("icpx",), "vulkan":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The choice, and what it needs and lacks: each lack in a line that says what to install.
+    """The choice, and what is missing for it: a line each, with the command that installs it.
 
     `cards` are compute capabilities or gfx names, `tools` paths and versions. `toolkit`: system or
     wheels, for CUDA."""
@@ -39,136 +39,137 @@ class Selection:
     backend: str
     why: str = ""
     warnings: tuple[str, ...] = ()
-    device_lacks: tuple[str, ...] = ()
-    build_lacks: tuple[str, ...] = ()
+    missing_device: tuple[str, ...] = ()
+    missing_tools: tuple[str, ...] = ()
     cards: tuple[str, ...] = ()
     tools: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     toolkit: str = ""
     toolkit_folder: str = ""
     driver: str = ""
-    libcuda: str = ""  # the driver's own library, where no stub is there to link with
+    libcuda: str = ""  # the driver's library, linked with where there is no stub
 
     def require_device(self) -> None:
-        """Raise PipelineError where what it is for is not here, or does not work."""
+        """Raise PipelineError where its device is missing or does not work."""
         self._require(
-            self.device_lacks, f"{doitw('doctor')} lists what is here; backend=cpu always works"
+            self.missing_device, f"{doitw('doctor')} lists what is here; backend=cpu always works"
         )
 
     def require_tools(self) -> None:
         """Raise PipelineError where it cannot be compiled here."""
         if self.backend == "cpu":
             platform.require_compiler()
-        self._require(self.build_lacks, f"{doitw('doctor')} lists what is here")
+        self._require(self.missing_tools, f"{doitw('doctor')} lists what is here")
 
-    def _require(self, lacks: Sequence[str], hint: str) -> None:
-        if lacks:
-            told = "".join(f"\n  {lack}" for lack in lacks)
+    def _require(self, missing: Sequence[str], hint: str) -> None:
+        if missing:
+            listed = "".join(f"\n  {item}" for item in missing)
             raise PipelineError(
-                f"backend={self.backend} is not possible here; missing:{told}", hint
+                f"backend={self.backend} is not possible here; missing:{listed}", hint
             )
 
 
-def select(wish: BuildOptions, home: Home) -> Selection:
-    """The choice for this machine: remembered for as long as the machine stays as it was."""
-    if wish.backend == "cpu":
+def select(options: BuildOptions, home: Home) -> Selection:
+    """The choice for this machine, cached until the machine changes."""
+    if options.backend == "cpu":
         return Selection(backend="cpu", why="asked for")
-    folder = wish.toolkit if wish.toolkit not in (AUTO, SYSTEM) else ""
-    now = fingerprint(folder)
-    book = home.run / "backends.json"
-    question = json.dumps([wish.way, wish.backend, wish.toolkit, wish.is_for_elsewhere])
-    known = load(book, now)
-    if remembered := of_plain(known.get(question)):
+    folder = options.toolkit if options.toolkit not in (AUTO, SYSTEM) else ""
+    machine = fingerprint(folder)
+    cache = home.run / "backends.json"
+    key = json.dumps([options.source, options.backend, options.toolkit, options.is_for_elsewhere])
+    choices = load(cache, machine)
+    if remembered := parse(choices.get(key)):
         return remembered
     facts = probe(home, folder)
-    chosen = choose(detect(facts), wish)
-    if chosen.toolkit == WHEELS:
-        chosen = replace(chosen, libcuda=str(driver_library() or ""))
-    # What hangs or is missing may be mended before the next run.
-    if not chosen.build_lacks and not any(told.hung for told in facts.told.values()):
-        save(book, now, {**known, question: asdict(chosen)})
-    return chosen
+    selection = choose(detect(facts), options)
+    if selection.toolkit == WHEELS:
+        selection = replace(selection, libcuda=str(driver_library() or ""))
+    # A missing or hanging tool may be fixed before the next run.
+    if not selection.missing_tools and not any(output.hung for output in facts.outputs.values()):
+        save(cache, machine, {**choices, key: asdict(selection)})
+    return selection
 
 
 def forget(home: Home) -> None:
-    """Look anew the next time."""
+    """Drop the cache, so that the machine is probed again."""
     (home.run / "backends.json").unlink(missing_ok=True)
 
 
-def load(book: Path, machine: str) -> dict[str, Any]:
-    """What was chosen before on the machine as it is now."""
+def load(cache: Path, machine: str) -> dict[str, Any]:
+    """The cached choices, if they were made on the machine as it is now."""
     try:
-        told = json.loads(book.read_text(encoding="utf-8"))
-        choices = told["choices"] if told["machine"] == machine else {}
+        stored = json.loads(cache.read_text(encoding="utf-8"))
+        choices = stored["choices"] if stored["machine"] == machine else {}
         return dict(choices)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
-def save(book: Path, machine: str, choices: Mapping[str, Any]) -> None:
-    # A home that is not there yet is made by the steps, not by who looks at them.
-    with contextlib.suppress(OSError):  # only a loss of time
-        publish_text(book, json.dumps({"machine": machine, "choices": choices}))
+def save(cache: Path, machine: str, choices: Mapping[str, Any]) -> None:
+    # The steps create the home; looking at them does not.
+    with contextlib.suppress(OSError):  # without the cache the machine is probed again
+        publish_text(cache, json.dumps({"machine": machine, "choices": choices}))
 
 
-def of_plain(told: Any) -> Selection | None:
-    """A selection as it was written down; None where that is none, or another version's."""
+def parse(stored: Any) -> Selection | None:
+    """The selection in a cache entry; None where it is damaged or of another version."""
     form = json.loads(json.dumps(asdict(Selection(backend=AUTO))))
     try:
-        if {name: type(value) for name, value in told.items()} != {n: type(form[n]) for n in form}:
+        types = {name: type(value) for name, value in form.items()}
+        if {name: type(value) for name, value in stored.items()} != types:
             return None
-        if told["backend"] not in BACKENDS:
+        if stored["backend"] not in BACKENDS:
             return None
-        lists = {n: tuple(map(str, told[n])) for n in form if isinstance(form[n], list)}
-        tools = {n: (str(path), str(version)) for n, (path, version) in told["tools"].items()}
-        return Selection(**{**told, **lists, "tools": tools})
+        lists = {n: tuple(map(str, stored[n])) for n in form if isinstance(form[n], list)}
+        tools = {n: (str(path), str(version)) for n, (path, version) in stored["tools"].items()}
+        return Selection(**{**stored, **lists, "tools": tools})
     except (AttributeError, TypeError, ValueError):
         return None
 
 
-def choose(machine: Host, wish: BuildOptions) -> Selection:
+def choose(machine: Host, options: BuildOptions) -> Selection:
     """The choice for this machine."""
-    verdicts = requirements.verdicts(machine)
-    if wish.backend != AUTO:
-        return described(machine, wish, next(v for v in verdicts if v.backend == wish.backend))
-    passed: list[str] = []
-    for verdict in verdicts[:-1]:
-        found = described(machine, wish, verdict)
-        lacks = (*found.device_lacks, *found.build_lacks)
-        if not lacks and not verdict.software:
-            return replace(found, warnings=(*passed, *found.warnings))
-        if lacks and verdict.seen:
-            passed.append(f"{verdict.backend} is not used: it lacks {'; it lacks '.join(lacks)}")
-    cpu = described(machine, wish, verdicts[-1])
-    why = "no graphics card that can be used is here" if passed else "no graphics card is here"
-    if passed:
-        passed.insert(0, "the CPU is used, though a graphics card is here")
-    return replace(cpu, why=why, warnings=(*passed, *cpu.warnings))
+    reports = requirements.reports(machine)
+    if options.backend != AUTO:
+        return describe(machine, options, next(v for v in reports if v.backend == options.backend))
+    skipped: list[str] = []
+    for report in reports[:-1]:
+        selection = describe(machine, options, report)
+        missing = (*selection.missing_device, *selection.missing_tools)
+        if not missing and not report.software:
+            return replace(selection, warnings=(*skipped, *selection.warnings))
+        if missing and report.has_card:
+            skipped.append(f"{report.backend} is not used; missing: {'; '.join(missing)}")
+    cpu = describe(machine, options, reports[-1])
+    why = "no graphics card that can be used is here" if skipped else "no graphics card is here"
+    if skipped:
+        skipped.insert(0, "falling back to CPU: the GPU cannot be used")
+    return replace(cpu, why=why, warnings=(*skipped, *cpu.warnings))
 
 
-def described(machine: Host, wish: BuildOptions, verdict: Report) -> Selection:
+def describe(machine: Host, options: BuildOptions, report: Report) -> Selection:
     """What choosing this backend means here."""
-    name, toolkit, notes = verdict.backend, "", list(verdict.notes)
-    device, build = list(verdict.of(DEVICE)), list(verdict.of(TOOL, TOOLKIT))
+    name, toolkit, notes = report.backend, "", list(report.notes)
+    device, build = list(report.of(DEVICE)), list(report.of(TOOL, TOOLKIT))
     tools = {t: machine.tools[t] for t in TOOLCHAINS.get(name, ()) if t in machine.tools}
     versions = {t: (tool.path, tool.version) for t, tool in tools.items()}
     if name == "vulkan":
         versions["vulkan headers"] = ("", machine.vulkan_headers)
     if name == "cuda":
-        # What is for other machines may be made although the cards here are of no use to it.
-        judged = replace(machine, nvidia=()) if wish.is_for_elsewhere else machine
-        toolkit, lacks = cuda_toolkit(judged, wish)
+        # A build for other machines does not depend on the cards here.
+        judged = replace(machine, nvidia=()) if options.is_for_elsewhere else machine
+        toolkit, missing = cuda_toolkit(judged, options)
         if toolkit == WHEELS:
             versions = {"nvcc": ("", cuda_versions.CUDA_13.version)}
-        build, notes = [*lacks, *requirements.compiler(machine)], []
-        if wish.way == "build" and (made := numbers(nvcc(versions))):
-            unfit = requirements.missing_for_version(machine, made, notes)
-            device += unfit if wish.is_for_elsewhere else []
+        build, notes = [*missing, *requirements.compiler(machine)], []
+        if options.source == "build" and (version := numbers(nvcc(versions))):
+            unsupported = requirements.missing_for_version(machine, version, notes)
+            device += unsupported if options.is_for_elsewhere else []
     return Selection(
         backend=name,
         why=", ".join(devices(machine, name)) or "asked for",
         warnings=tuple(notes),
-        device_lacks=lines(device, machine),
-        build_lacks=lines(build, machine) if wish.way == "build" else (),
+        missing_device=with_hints(device, machine),
+        missing_tools=with_hints(build, machine) if options.source == "build" else (),
         cards=cards(machine, name, nvcc(versions)),
         tools=versions,
         toolkit=toolkit,
@@ -177,15 +178,14 @@ def described(machine: Host, wish: BuildOptions, verdict: Report) -> Selection:
     )
 
 
-def cuda_toolkit(machine: Host, wish: BuildOptions) -> tuple[str, list[Missing]]:
-    """Which toolkit is taken, and what it lacks: where no card is seen, the verdict does not look
-    at it."""
-    lacks = requirements.missing_toolkit(machine, [])
-    if not lacks or wish.toolkit != AUTO:
-        return SYSTEM, lacks
+def cuda_toolkit(machine: Host, options: BuildOptions) -> tuple[str, list[Missing]]:
+    """Which toolkit is taken, and what of it is missing. The report skips it where no card is."""
+    missing = requirements.missing_toolkit(machine, [])
+    if not missing or options.toolkit != AUTO:
+        return SYSTEM, missing
     if requirements.wheels(machine):
         return WHEELS, []
-    return SYSTEM, [*lacks, *requirements.no_wheels(machine)]
+    return SYSTEM, [*missing, *requirements.no_wheels(machine)]
 
 
 def nvcc(tools: Mapping[str, tuple[str, str]]) -> str:
@@ -199,12 +199,12 @@ def cards(machine: Host, backend: str, version: str) -> tuple[str, ...]:
     if backend == "hip":
         names = (re.search(r"gfx\w+", card) for card in machine.amd)
         return tuple(dict.fromkeys(name[0] for name in names if name))
-    made = numbers(version)
-    if backend != "cuda" or not made:
+    numbered = numbers(version)
+    if backend != "cuda" or not numbered:
         return ()
-    lowest = LOWEST_CAPABILITY.get(made[0], (0, 0))
-    found = {numbers(card.capability) for card in machine.nvidia if card.capability}
-    return tuple(dotted(capability) for capability in sorted(found) if capability >= lowest)
+    lowest = LOWEST_CAPABILITY.get(numbered[0], (0, 0))
+    capabilities = {numbers(card.capability) for card in machine.nvidia if card.capability}
+    return tuple(dotted(capability) for capability in sorted(capabilities) if capability >= lowest)
 
 
 def devices(machine: Host, backend: str) -> list[str]:
@@ -220,10 +220,10 @@ def devices(machine: Host, backend: str) -> list[str]:
     return list(names.get(backend, ()))
 
 
-def lines(lacks: Sequence[Missing], machine: Host) -> tuple[str, ...]:
-    """Each lack with the command that provides it here."""
-    told = []
-    for lack in dict.fromkeys(lacks):
-        install = provider(lack.package, machine.system, machine.family)
-        told.append(f"{lack.what}: {install}" if install else lack.what)
-    return tuple(told)
+def with_hints(missing: Sequence[Missing], machine: Host) -> tuple[str, ...]:
+    """What is missing, each with the command that installs it here."""
+    texts = []
+    for item in dict.fromkeys(missing):
+        install = provider(item.package, machine.system, machine.family)
+        texts.append(f"{item.what}: {install}" if install else item.what)
+    return tuple(texts)

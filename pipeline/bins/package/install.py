@@ -78,7 +78,7 @@ def is_current(target: Path, recipe: Recipe | None = None) -> bool:
     )
 
 
-def settle(target: Path, recipe: Recipe | None = None) -> bool:
+def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
     """The same, hashing once each file that was copied or restored."""
     files = _recorded(target)
     return bool(files) and all(receipts.revalidate(file, recipe) for file in files)
@@ -102,14 +102,14 @@ def install(
     `patience` is how many seconds its llama-server may take to say its version.
     """
     with artifacts.locked_folder(target):
-        wanted = recipe(archive, home)
-        known = installed(target)
-        if known and not force and settle(target, wanted):
-            return known
+        expected = recipe(archive, home)
+        present = installed(target)
+        if present and not force and revalidate(target, expected):
+            return present
         _require_replaceable(target)
         with artifacts.new_folder(target) as made:
-            new = _make(archive, made, wanted, patience)
-            if recipe(archive, home) != wanted:
+            new = _make(archive, made, expected, patience)
+            if recipe(archive, home) != expected:
                 raise PipelineError(f"{archive}: changed while it was installed", "run it again")
     log.info(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
     return replace(new, folder=target)
@@ -154,7 +154,7 @@ def _server(folder: Path) -> Path | None:
     )
 
 
-def _make(archive: Path, made: Path, wanted: Recipe, patience: float) -> Installed:
+def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Installed:
     """Unpack, check, try out, record."""
     start = time.monotonic()
     log.info(f"unpacking {archive.name}")
@@ -174,7 +174,7 @@ def _make(archive: Path, made: Path, wanted: Recipe, patience: float) -> Install
     seconds = time.monotonic() - start
     entries = {
         file.name: receipts.stamp(
-            file, wanted, seconds=seconds, source=source, digest=digests[file]
+            file, recipe, seconds=seconds, source=source, digest=digests[file]
         )
         for file in ours
     }
@@ -187,9 +187,9 @@ def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
     roots = [file.name.lower() for file in files if file.parent == made]
     server = _server(made)
     if not server or not any(name.startswith("readme") for name in roots):
-        lacks = "README* at its root" if server else "bin/llama-server"
+        missing = "README* at its root" if server else "bin/llama-server"
         raise PipelineError(
-            f"{archive.name}: is no package: there is no {lacks}",
+            f"{archive.name}: is no package: there is no {missing}",
             "a package holds README* and bin/llama-server with its libraries beside it, not in "
             f"a folder above; make one: {doitw('package')}",
         )
@@ -242,10 +242,10 @@ class Packaged:
     @property
     def commit(self) -> str:
         """The commit that its manifest names, else what its llama-server says, as one word."""
-        found = installed(self.target)
-        version = found.version.removeprefix("version: ") if found else ""
+        package = installed(self.target)
+        version = package.version.removeprefix("version: ") if package else ""
         word = re.sub(r"[^A-Za-z0-9.]+", "-", version)[:64].strip("-.")
-        return (found.commit if found else "") or word or "package"
+        return (package.commit if package else "") or word or "package"
 
     @property
     def bytes(self) -> int:
@@ -263,7 +263,7 @@ class Packaged:
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Hash once what was copied or restored. Raises PipelineError where that is not enough."""
-        if not settle(self.target):
+        if not revalidate(self.target):
             raise PipelineError(
                 f"bins=package: there is no package in {self.target}, or it was changed",
                 f"install one: {doitw('install_package pkg=PATH')}",

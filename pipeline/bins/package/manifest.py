@@ -33,14 +33,14 @@ def check(archive: Path, made: Path, digests: Mapping[Path, str]) -> str:
             f"{archive.name}: its {MANIFEST} is none: {type(error).__name__}: {str(error)[:200]}",
             HINT,
         ) from None
-    found = {
+    files = {
         file.relative_to(made).as_posix(): (digest, file.stat().st_size)
         for file, digest in digests.items()
         if file != path
     }
-    for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name):
-            why = "is not in the archive" if name not in found else "is not the file listed"
+    for name in sorted(listed.keys() | files.keys()):
+        if listed.get(name) != files.get(name):
+            why = "is not in the archive" if name not in files else "is not the file listed"
             why = "is not listed" if name not in listed else why
             raise PipelineError(f"{archive.name}: {name[:120]!r} {why} in its {MANIFEST}", HINT)
     return commit

@@ -143,22 +143,22 @@ def members(package: Package) -> dict[str, PackedFile]:
 
     Raises PipelineError where the folder holds no llama-server, or a link that leaves it.
     """
-    found = {"README.md": _text(readme(package))}
+    files = {"README.md": _text(readme(package))}
     if package.license:
-        found["LICENSE"] = _file(package, package.license.resolve())
+        files["LICENSE"] = _file(package, package.license.resolve())
     for path in package.folder.iterdir() if package.folder.is_dir() else ():
         if not path.name.startswith(".") and not path.is_dir():
-            found[f"bin/{path.name}"] = _file(package, path)
-    if not {"bin/llama-server", "bin/llama-server.exe"} & found.keys():
+            files[f"bin/{path.name}"] = _file(package, path)
+    if not {"bin/llama-server", "bin/llama-server.exe"} & files.keys():
         raise PipelineError(
             f"{package.folder}: there is no llama-server in it to pack",
             f"build it: {doitw('build_bins')}",
         )
-    found[MANIFEST] = _text(json.dumps(manifest(package, found), indent=1) + "\n")
-    return dict(sorted(found.items()))
+    files[MANIFEST] = _text(json.dumps(manifest(package, files), indent=1) + "\n")
+    return dict(sorted(files.items()))
 
 
-def manifest(package: Package, found: Mapping[str, PackedFile]) -> Mapping[str, Any]:
+def manifest(package: Package, files: Mapping[str, PackedFile]) -> Mapping[str, Any]:
     """What the package says of itself, as its `manifest.json`."""
     return {
         "schema": SCHEMA,
@@ -170,7 +170,7 @@ def manifest(package: Package, found: Mapping[str, PackedFile]) -> Mapping[str, 
         "portable": package.portable,
         "files": {
             path: {"sha256": member.sha256, "size": member.size}
-            for path, member in sorted(found.items())
+            for path, member in sorted(files.items())
         },
     }
 
@@ -201,33 +201,34 @@ llama.cpp is published by its authors under the MIT license{terms}.
 """
 
 
-def recipe(found: Mapping[str, PackedFile]) -> Recipe:
+def recipe(files: Mapping[str, PackedFile]) -> Recipe:
     """Everything that the bytes of an archive depend on: the manifest names all the rest."""
-    return {"step": "package", "format": FORMAT, "manifest": found[MANIFEST].sha256}
+    return {"step": "package", "format": FORMAT, "manifest": files[MANIFEST].sha256}
 
 
 def is_current(package: Package) -> bool:
     """Whether both archives stand as they would be made."""
     try:
-        wanted = recipe(members(package))
+        current_recipe = recipe(members(package))
     except PipelineError:
         return False
     return all(
-        receipts.status(package.archive(ending), wanted) is Status.CURRENT for ending in WRITERS
+        receipts.status(package.archive(ending), current_recipe) is Status.CURRENT
+        for ending in WRITERS
     )
 
 
 def make(package: Package, *, force: bool = False) -> list[Path]:
     """Write both archives, unless they stand already. Raises PipelineError."""
-    found = members(package)
-    need = sum(member.size for member in found.values())
+    files = members(package)
+    need = sum(member.size for member in files.values())
     for ending, write in WRITERS.items():
 
         def maker(path: Path, ending: str = ending, write: Writer = write) -> None:
             log.info(f"packing {package.stem}{ending}")
-            write(path, found)
+            write(path, files)
 
-        artifacts.make(package.archive(ending), recipe(found), maker, need=need, force=force)
+        artifacts.make(package.archive(ending), recipe(files), maker, need=need, force=force)
     return [package.archive(ending) for ending in WRITERS]
 
 

@@ -108,9 +108,9 @@ class NoMatchError(PipelineError):
 def kind(asset: Asset) -> AssetKind | None:
     """What the name says; None for what holds no programs that are known here."""
     suffix = next((end for end in SUFFIXES if asset.name.endswith(end)), None)
-    head, found, tail = asset.name.removesuffix(suffix or "").partition("-bin-")
+    head, separator, tail = asset.name.removesuffix(suffix or "").partition("-bin-")
     owner = head.partition("-")[0]
-    if suffix is None or not found or owner not in ("llama", "cudart"):
+    if suffix is None or not separator or owner not in ("llama", "cudart"):
         return None
     systems, machines, backends, variants = set(), set(), set(), set()
     version: Version = ()
@@ -155,15 +155,19 @@ def matching(
     `driver_cuda` is the newest CUDA that the driver runs: the newest archive within it is taken,
     and the oldest where it is not known. Raises NoMatchError.
     """
-    kinds = [found for asset in assets if (found := kind(asset))]
-    ours = [found for found in kinds if found.platform == platform]
-    fitting = [found for found in ours if not found.runtime and found.serves(backend)]
+    kinds = [candidate for asset in assets if (candidate := kind(asset))]
+    ours = [candidate for candidate in kinds if candidate.platform == platform]
+    fitting = [
+        candidate for candidate in ours if not candidate.runtime and candidate.serves(backend)
+    ]
     if not fitting:
         raise NoMatchError(_nothing(kinds, platform, backend), _instead(backend))
     if backend != "cuda":
         return Choice(programs=min(fitting, key=_rank).asset)
     best = _for_driver(fitting, driver_cuda)
-    runtimes = [found for found in ours if found.runtime and found.version == best.version]
+    runtimes = [
+        candidate for candidate in ours if candidate.runtime and candidate.version == best.version
+    ]
     if not runtimes:
         raise NoMatchError(
             f"has {best.asset.name}, and no archive of the CUDA libraries that it needs",
@@ -185,9 +189,9 @@ def _for_driver(kinds: Sequence[AssetKind], driver: tuple[int, int] | None) -> A
         return min((kind for kind in kinds if kind.version == oldest), key=_rank)
     runnable = [kind for kind in kinds if kind.version[:2] <= driver]
     if not runnable:
-        there = sorted({kind.version for kind in kinds})
+        versions = sorted({kind.version for kind in kinds})
         raise NoMatchError(
-            f"has archives for CUDA {', '.join(map(dotted, there))}, and the driver here runs "
+            f"has archives for CUDA {', '.join(map(dotted, versions))}, and the driver here runs "
             f"CUDA {dotted(driver)} at most",
             f"update the NVIDIA driver, or {_instead('cuda')}",
         )
@@ -200,9 +204,9 @@ def dotted(version: Version) -> str:
 
 
 def _nothing(kinds: Sequence[AssetKind], platform: str, backend: str) -> str:
-    there = sorted({kind.backend for kind in kinds if kind.platform == platform})
-    if there:
-        return f"has no archive for {platform} with {backend}, only with {', '.join(there)}"
+    backends = sorted({kind.backend for kind in kinds if kind.platform == platform})
+    if backends:
+        return f"has no archive for {platform} with {backend}, only with {', '.join(backends)}"
     platforms = sorted({kind.platform for kind in kinds if not kind.runtime})
     return f"has no archive for {platform}, only for {', '.join(platforms) or 'nothing known here'}"
 

@@ -53,8 +53,8 @@ class Prebuilt:
     @property
     def is_pinned(self) -> bool:
         pinned = pins().prebuilt
-        asked = (self.platform, self.backend, self.release)
-        return asked == (pinned.platform, pinned.backend, pinned.release)
+        requested = (self.platform, self.backend, self.release)
+        return requested == (pinned.platform, pinned.backend, pinned.release)
 
     @property
     def record(self) -> Path:
@@ -63,15 +63,15 @@ class Prebuilt:
         return self.home.run / "releases" / name
 
     @property
-    def found(self) -> Release | None:
+    def known_release(self) -> Release | None:
         """The release and what of it is needed, if that is known without network."""
         return _pinned() if self.is_pinned else releases.stored(self.record)
 
     @property
     def commit(self) -> str:
         """How receipts of what the programs make name them: the build's tag, once it is known."""
-        found = self.found
-        return found.tag if found else self.release
+        release = self.known_release
+        return release.tag if release else self.release
 
     @property
     def tag(self) -> str:
@@ -96,14 +96,14 @@ class Prebuilt:
 
     @property
     def download(self) -> int:
-        assets = self.found.choice.assets if self.found else ()
+        assets = self.known_release.choice.assets if self.known_release else ()
         absent = (a for a in assets if not releases.cached(a, self.home).exists())
         return sum(asset.size for asset in absent)
 
     def recipe(self) -> Recipe:
         """What the programs depend on, as far as it is known."""
-        found = self.found
-        return recipe_of(found) if found else {"step": "prebuilt", "release": self.release}
+        release = self.known_release
+        return recipe_of(release) if release else {"step": "prebuilt", "release": self.release}
 
     def is_current(self) -> bool:
         """Whether every file stands in `bins/` as it was unpacked. Nothing is asked or hashed.
@@ -111,20 +111,20 @@ class Prebuilt:
         Raises UsageError for a release that cannot be one's name.
         """
         _require_name(self)
-        found = self.found
+        release = self.known_release
         return (
-            found is not None
+            release is not None
             and not is_cut(self.target)
-            and is_current(self.target, recipe_of(found))
+            and is_current(self.target, recipe_of(release))
         )
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Download, unpack, try out and publish, unless it stands already. Raises PipelineError."""
         _require_name(self)
         release = _look_up(self, offline=offline, refresh=refresh)
-        target, wanted = self.home.bins / self.tag_of(release.tag), recipe_of(release)
+        target, recipe = self.home.bins / self.tag_of(release.tag), recipe_of(release)
         with artifacts.locked_folder(target):
-            if not force and revalidate(target, wanted):
+            if not force and revalidate(target, recipe):
                 return
             start = time.monotonic()
             packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
@@ -136,7 +136,7 @@ class Prebuilt:
                 seconds = time.monotonic() - start
                 files = files_in(made)
                 stamps = {
-                    file.name: receipts.stamp(file, wanted, seconds=seconds) for file in files
+                    file.name: receipts.stamp(file, recipe, seconds=seconds) for file in files
                 }
                 receipts.save(made, stamps)
 
@@ -179,21 +179,21 @@ def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
     record = prebuilt.record
     paths.require_writable(record.parent)
     with only_one(record):
-        found = releases.stored(record)
-        if found and not refresh:
-            return found
+        release = releases.stored(record)
+        if release and not refresh:
+            return release
         if offline:
             raise PipelineError(
-                f"release={prebuilt.release}: it has to be asked for what it has for "
+                f"release={prebuilt.release}: its files have to be looked up for "
                 f"{prebuilt.platform} with {prebuilt.backend}, and offline=1 forbids that",
                 "run once without offline=1",
             )
-        found = releases.find(
+        release = releases.find(
             prebuilt.release, prebuilt.platform, prebuilt.backend, prebuilt.driver_cuda
         )
-        releases.store(record, found)
-        log.info(f"llama.cpp {found.tag}: {', '.join(a.name for a in found.choice.assets)}")
-        return found
+        releases.store(record, release)
+        log.info(f"llama.cpp {release.tag}: {', '.join(a.name for a in release.choice.assets)}")
+        return release
 
 
 def _pinned() -> Release:
@@ -230,9 +230,9 @@ def _out_of_package(asset: Asset, home: Home, *, offline: bool) -> Path:
 
 
 def _require_pinned(made: Path) -> None:
-    found = {file.name: hashing.sha256(file) for file in files_in(made)}
+    digests = {file.name: hashing.sha256(file) for file in files_in(made)}
     pinned = pins().prebuilt.files
-    if wrong := sorted(name for name, _ in found.items() ^ pinned.items()):
+    if wrong := sorted(name for name, _ in digests.items() ^ pinned.items()):
         raise PipelineError(
             f"{pins().prebuilt.file}: {wrong[0]} in it is not the pinned one",
             "correct the pins in pipeline/pins.toml",

@@ -66,18 +66,18 @@ def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Rele
         else:
             listed = [_by_tag(client, release)]
     driver = driver_cuda() if backend == "cuda" else None
-    found = _first(listed, platform, backend, driver)
-    for asset in found.choice.assets:
+    chosen = _first(listed, platform, backend, driver)
+    for asset in chosen.choice.assets:
         _ = asset.sha256  # refused now, not after a download
-    return found
+    return chosen
 
 
 def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
     """The release of that tag, or the build that it points to."""
-    found = _tagged(client, tag)
-    pointer = next((asset for asset in found.assets if asset.name == POINTER), None)
+    release = _tagged(client, tag)
+    pointer = next((asset for asset in release.assets if asset.name == POINTER), None)
     if pointer is None:
-        return found
+        return release
     build = _pointed(client, pointer)
     log.info(f"llama.cpp {tag} is the build {build}")
     return _tagged(client, build)
@@ -85,15 +85,15 @@ def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
 
 def _tagged(client: httpx2.Client, tag: str) -> PublishedRelease:
     try:
-        found = _read(github.ask(client, f"releases/tags/{tag}"), _listed)
+        release = _read(github.ask(client, f"releases/tags/{tag}"), _listed)
     except github.MissingError as error:
         raise UsageError(
             f"release={tag}: llama.cpp has no such release ({error.message})",
             f"{LATEST}, or a tag of https://github.com/{github.UPSTREAM}/releases",
         ) from None
-    if found.tag != tag:
-        raise github.strange(f"it is about {found.tag}, and {tag} was asked")
-    return found
+    if release.tag != tag:
+        raise github.strange(f"it is about {release.tag}, and {tag} was asked")
+    return release
 
 
 def _pointed(client: httpx2.Client, pointer: Asset) -> str:
@@ -218,7 +218,7 @@ def fetch(asset: Asset, home: paths.Home, *, offline: bool = False) -> Path:
             return target
         if offline:
             raise PipelineError(
-                f"{asset.name}: is not in {target.parent}, and offline=1 forbids to fetch it",
+                f"{asset.name}: is not in {target.parent}, and offline=1 forbids downloading it",
                 "run once without offline=1, or put it there by hand",
             )
         made = part(target)
