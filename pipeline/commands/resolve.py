@@ -144,7 +144,7 @@ def _listing(steps: Steps) -> Listing:
     if found is None:
         raise PipelineError(
             f"{reference.text}: is neither resolved nor in the Hugging Face cache, and offline=1 "
-            "(or HF_HUB_OFFLINE) forbids to ask",
+            "(or HF_HUB_OFFLINE) forbids asking the hub",
             "run once with the network, or give a path",
         )
     log.info(

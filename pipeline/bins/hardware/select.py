@@ -14,7 +14,7 @@ from pipeline.bins import platform
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
-from pipeline.core.store.publish import publish_text
+from pipeline.core.store import json_file
 
 from . import cuda_versions, requirements
 from .cuda_versions import LOWEST_CAPABILITY, dotted, numbers
@@ -96,18 +96,17 @@ def forget(home: Home) -> None:
 
 def load(cache: Path, machine: str) -> dict[str, Any]:
     """The cached choices, if they were made on the machine as it is now."""
-    try:
-        stored = json.loads(cache.read_text(encoding="utf-8"))
-        choices = stored["choices"] if stored["machine"] == machine else {}
-        return dict(choices)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+
+    def parse(data: Any) -> dict[str, Any]:
+        return dict(data["choices"]) if data["machine"] == machine else {}
+
+    return json_file.read(cache, parse) or {}
 
 
 def save(cache: Path, machine: str, choices: Mapping[str, Any]) -> None:
     # The steps create the home; looking at them does not.
     with contextlib.suppress(OSError):  # without the cache the machine is probed again
-        publish_text(cache, json.dumps({"machine": machine, "choices": choices}))
+        json_file.write(cache, {"machine": machine, "choices": choices})
 
 
 def parse(stored: Any) -> Selection | None:
