@@ -133,7 +133,7 @@ class World:
 # What doitw reads before it hands over to doit.
 NEEDED = (
     *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
-    *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "paths", "variables")),
+    *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "lazy", "paths", "variables")),
     "pipeline/commands/__init__.py",
     *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line", "step", "table")),
 )

@@ -134,6 +134,23 @@ def test_a_fitted_context_stays(doit: Doit, file: Path) -> None:
     assert changed["cmd"][changed["cmd"].index(context) + 1] != "1024", "it is started anew"
 
 
+def test_a_fitted_context_of_an_embedding_model_stays(demo: Doit, tmp_path: Path) -> None:
+    """Its batch is as long as its context, and stays with it."""
+    path = tmp_path / "embed.toml"
+    path.write_text(f'[instance.embed]\nmodel.ref = "demo"\nserver.port = {free_port()}\n')
+    source = f"config={path}"
+    (server,) = doit_servers(demo, source)
+    cmd = ["256" if word == "512" else word for word in server["cmd"]]
+    assert cmd.count("256") == 3, "the context and both batches"
+    at = state.folder(Home(demo.home), str(path))
+    try:
+        remember(at, server, tuple(cmd))
+        (again,) = doit_servers(demo, source)
+        assert again["cmd"] == cmd
+    finally:
+        at.wanted.unlink()
+
+
 def doit_servers(doit: Doit, source: str) -> list[dict[str, Any]]:
     return list(doit("plan", "format=json", source).json())
 

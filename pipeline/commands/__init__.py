@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import submodules
 
 if TYPE_CHECKING:
     from . import check as check
@@ -25,11 +26,4 @@ if TYPE_CHECKING:
     from . import up as up
     from . import verify as verify
 else:
-
-    def __getattr__(name: str) -> object:
-        try:
-            return import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
-            raise AttributeError(f"{__name__} has no {name}") from None
+    __getattr__ = submodules(__name__)

@@ -22,10 +22,11 @@ from pipeline.serve.config.configuration import Configuration, InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
+from pipeline.serve.supervisor.state import require_known
 
 from . import check, estimate, lock, resolve, serve
 from .model import Steps
-from .servers import Configured, require, require_known
+from .servers import Configured, require
 
 # Options of llama-server that set its model's purpose; without them its metadata does.
 ENDPOINTS = ("embeddings", "embedding", "reranking", "rerank", "pooling")

@@ -14,10 +14,9 @@ from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.text import size, table
 from pipeline.serve.supervisor import state
-from pipeline.serve.supervisor.state import READY, Folder
+from pipeline.serve.supervisor.state import READY, Folder, require_known
 
 from .model import Steps
-from .servers import require_known
 
 if TYPE_CHECKING:
     from pipeline.serve.supervisor.status import Row

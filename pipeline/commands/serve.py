@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.core import capacity, log
 from pipeline.core.paths import user_folder
 from pipeline.core.store import stat_cache
-from pipeline.core.text import size
+from pipeline.core.text import size, table
 from pipeline.models import chat_template, gguf, memory
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
@@ -100,15 +100,17 @@ def projector_bytes(steps: Steps) -> int:
     return sum(file.size for file in resolved.files if file.name == resolved.mmproj)
 
 
-def prepared_model(steps: Steps, chain: Chain, ahead: MemoryEstimate, fit: Fit) -> PreparedModel:
-    """The model as its server gets it."""
+def prepared_model(
+    steps: Steps, chain: Chain, ahead: MemoryEstimate, ctx_size: int
+) -> PreparedModel:
+    """The model as its server gets it; `ctx_size` is its context where no option names one."""
     return PreparedModel(
         path=chain.final,
         mmproj=projector(steps),
         name=chain.resolved.name,
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
-        fitted=fit.ctx_size,
+        fitted=ctx_size,
     )
 
 
@@ -122,7 +124,7 @@ def planned(steps: Steps, chain: Chain, ahead: MemoryEstimate) -> Planned:
     server = instances.llama_server(
         options,
         steps.binaries.program("llama-server"),
-        prepared_model(steps, chain, ahead, fit),
+        prepared_model(steps, chain, ahead, fit.ctx_size),
         key=steps.request.settings.api_key_file,
         folder=user_folder(),
         log=log_file,
@@ -176,8 +178,7 @@ def run(
         if steps.request.json:
             print(json.dumps(rows), flush=True)
         else:
-            width = max(len(name) for name in rows)
-            print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+            print(table(list(rows.items())))
             print("Ctrl-C stops it.", flush=True)
 
     at = state.folder(steps.home, f"serve-{server.port}")

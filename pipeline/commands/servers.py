@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.bins.binaries import program_file
 from pipeline.bins.hardware import nvidia
 from pipeline.core import capacity
-from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.variables import variables
 from pipeline.serve import sandbox
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
@@ -203,51 +203,53 @@ class Configured:
         ]
 
     def instances(self) -> tuple[Server, ...]:
-        """What will be started. Raises PipelineError where a model is not known yet."""
+        """What will be started. Raises PipelineError where a model is not known yet.
+
+        A fitted context stays while nothing else of its server changes: free memory differs from
+        run to run, and a server that runs is part of what is used.
+        """
+        desired = state.read_wanted(self.at)
+        before = state.by_name(desired.instances) if desired else {}
+        contexts = {
+            name: int(context)
+            for name, server in before.items()
+            if (context := server.argument("--ctx-size")).isdecimal()
+        }
+        servers = self._servers(contexts)
+        same = {server.name for server in servers if server == before.get(server.name)}
+        if contexts.keys() - same:
+            servers = self._servers({name: contexts[name] for name in contexts.keys() & same})
+        for server in servers:
+            sandbox.require(server, f"{server.name}: sandbox")
+        return servers
+
+    def _servers(self, contexts: Mapping[str, int]) -> tuple[Server, ...]:
+        """The servers; `contexts` are to be kept by those that have no other, by name."""
         from pipeline.serve.config import instances
 
         home = self.steps.home
-        found = instances.instances(
+        servers = instances.instances(
             self.configuration,
             server=self.server,
             flags=self.flags(),
-            models={d.name: self._model(d) for d in self.configuration.enabled if d.model},
+            models={
+                spec.name: self._model(spec, contexts.get(spec.name))
+                for spec in self.configuration.enabled
+                if spec.model
+            },
             logs=home.logs,
             keys=self.keys,
             xdg=home.run / "xdg",
             environ=os.environ,
         )
         if self.wish.background is not None:
-            found = tuple(replace(one, background=self.wish.background) for one in found)
+            servers = tuple(replace(s, background=self.wish.background) for s in servers)
         if "sandbox" in self.given:
             mode = self.steps.request.sandbox
-            found = tuple(
-                replace(one, sandbox=mode) if one.engine == LLAMA_CPP else one for one in found
+            servers = tuple(
+                replace(s, sandbox=mode) if s.engine == LLAMA_CPP else s for s in servers
             )
-        found = tuple(map(self._with_its_context, found))
-        for one in found:
-            sandbox.require(one, f"{one.name}: sandbox")
-        return found
-
-    def _with_its_context(self, server: Server) -> Server:
-        """The server with the context that it was fitted to before, where nothing else changed:
-        free memory differs from run to run, and a server that runs is part of what is used."""
-        before = self._running.get(server.name)
-        if before is None or self.names_context(server.name):
-            return server
-        context = before.argument("--ctx-size")
-        words = list(server.cmd)
-        if not context or "--ctx-size" not in words:
-            return server
-        words[words.index("--ctx-size") + 1] = context
-        kept = replace(server, cmd=tuple(words))
-        return kept if kept == before else server
-
-    @cached_property
-    def _running(self) -> dict[str, Server]:
-        """What was last asked for, by name."""
-        desired = state.read_wanted(self.at)
-        return state.by_name(desired.instances) if desired else {}
+        return servers
 
     @cached_property
     def _room(self) -> int:
@@ -304,15 +306,17 @@ class Configured:
         """The steps of its model."""
         return self.models[self._maker[draft.name]]
 
-    def _model(self, draft: InstanceSpec) -> PreparedModel:
+    def _model(self, draft: InstanceSpec, context: int | None) -> PreparedModel:
+        """Its model, with this context where the file names none; None: one that fits."""
 
         from . import install_model
 
         steps = self.steps_of(draft).served_by(draft)
         chain = steps.require_chain()
         ahead = estimate.outlook(steps, chain)
-        fit = serve.fit_context(steps, ahead, room=self._room + ahead.bytes)
-        model = serve.prepared_model(steps, chain, ahead, fit)
+        if context is None:
+            context = serve.fit_context(steps, ahead, self._room + ahead.bytes).ctx_size
+        model = serve.prepared_model(steps, chain, ahead, context)
         placed = install_model.placed(self, draft)
         return replace(
             model,
@@ -326,14 +330,3 @@ def require(steps: Steps) -> Configured:
     if steps.configured is None:
         raise UsageError("no servers are named", "say which: config=… or profile=…")
     return steps.configured
-
-
-def require_known(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise UsageError for each of `names` that is not among `known`."""
-    wrong = [
-        f"name={name}: there is no such instance{did_you_mean(name, list(known))}"
-        for name in names
-        if name not in known
-    ]
-    if wrong:
-        raise UsageError("\n".join(wrong), f"there is {', '.join(known) or 'none'}")

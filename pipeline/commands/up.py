@@ -24,12 +24,13 @@ from pipeline.serve.supervisor.state import (
     DesiredState,
     Folder,
     ServerStatus,
+    require_known,
 )
 
 from . import gateway, install_model, ps
 from . import serve as serving
 from .model import Steps
-from .servers import Configured, require, require_known
+from .servers import Configured, require
 from .summary import summary
 
 LOG_LINES = 1000  # of a server, to find in what it said of itself

@@ -3,8 +3,9 @@ used."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import submodules
 
 if TYPE_CHECKING:
     from . import autoquant as autoquant
@@ -17,11 +18,4 @@ if TYPE_CHECKING:
     from . import projector as projector
     from . import resolve as resolve
 else:
-
-    def __getattr__(name: str) -> object:
-        try:
-            return import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":
-                raise
-            raise AttributeError(f"{__name__} has no {name}") from None
+    __getattr__ = submodules(__name__)

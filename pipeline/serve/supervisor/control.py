@@ -17,7 +17,7 @@ from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, UsageError, did_you_mean, doitw
+from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.core.store.publish import full_disk_is_an_error
@@ -39,6 +39,7 @@ from .state import (
     by_name,
     read_state,
     read_wanted,
+    require_known,
     write_wanted,
 )
 
@@ -46,6 +47,7 @@ POLL_SECONDS = 0.05
 MAX_STARTS = 3  # of a supervisor that ends by itself
 GRACE_SECONDS = 5.0
 REACTION_SECONDS = 10.0  # for a running supervisor to read the desired state
+UP = "instances that are up:"
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone after it released its lock
 Report = Callable[[Server, ServerStatus], None]
 
@@ -148,7 +150,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
     Raises UsageError where a name is unknown.
     """
     if not at.path.exists():
-        _require_known(names, [])
+        require_known(names, [], UP)
         return []
     with alone(at.path / "wanted.lock", needed=bool(names)):
         wanted, state = read_wanted(at), read_state(at)
@@ -160,7 +162,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
         before = wanted or DesiredState(config="")
         states = {status.name: status.state for status in state.instances} if state else {}
         known = dict.fromkeys([*by_name(before.instances), *states])
-        _require_known(names, list(known))
+        require_known(names, list(known), UP)
         running = [name for name in known if not state or states.get(name, STOPPED) != STOPPED]
         ending = list(dict.fromkeys(names)) or running
         rest = tuple(x for x in before.instances if names and x.name not in names)
@@ -184,16 +186,6 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
     while not rest and not is_running(at) and living(at) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return ending
-
-
-def _require_known(names: Sequence[str], known: list[str]) -> None:
-    errors = [
-        f"name={name}: there is no such instance{did_you_mean(name, known)}"
-        for name in names
-        if name not in known
-    ]
-    if errors:
-        raise UsageError("\n".join(errors), f"instances that are up: {', '.join(known) or 'none'}")
 
 
 def _stopped_in_time(at: Folder, asked: int, names: list[str], patience: float) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.process import WINDOWS, private
 from pipeline.core.store import json_file
@@ -158,6 +159,17 @@ def stamp(path: Path) -> Stamp:
 def by_name(instances: Iterable[Server]) -> dict[str, Server]:
     """The servers by name."""
     return {instance.name: instance for instance in instances}
+
+
+def require_known(names: Iterable[str], known: list[str], listed: str = "there is") -> None:
+    """Raise UsageError for each of `names` that is not among `known`, which the hint lists."""
+    errors = [
+        f"name={name}: there is no such instance{did_you_mean(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    if errors:
+        raise UsageError("\n".join(errors), f"{listed} {', '.join(known) or 'none'}")
 
 
 def _write(path: Path, data: object) -> None:
