@@ -7,36 +7,31 @@ from pipeline import models
 from pipeline.bins import binaries
 from pipeline.core import log, paths
 from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
 from pipeline.models import quants
 
-from .model import Steps
+from .model import Model
 
 
-def require_writable(steps: Steps) -> None:
+def require_writable(home: Home) -> None:
     """Raise PipelineError where nothing can be made."""
-    home = steps.home
     for folder in (home.root, home.run, home.logs, home.models, home.bins):
         paths.require_writable(folder)
 
 
-def check(steps: Steps) -> None:
+def check(model: Model) -> None:
     """Raise PipelineError where a run that makes something would fail."""
-    require_writable(steps)
-    if steps.request.wanted.quant == quants.ALL:
+    require_writable(model.home)
+    if model.request.wanted.quant == quants.ALL:
         raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
-    check_request(steps)
+    check_request(model)
 
 
-def check_compiler(steps: Steps) -> None:
-    """Raise PipelineError where something has to be compiled and cannot be."""
-    steps.programs.require_tools()
-
-
-def check_request(steps: Steps) -> None:
+def check_request(model: Model) -> None:
     """As `check`, for runs that make nothing."""
-    request, home, source = steps.request, steps.home, steps.llama_cpp
+    request, home, source = model.request, model.home, model.llama_cpp
     reference, wanted = request.reference, request.wanted
-    steps.programs.require_device()
+    model.programs.require_device()
     external = binaries.external(home)
     quant = wanted.quant or quants.DEFAULT
     is_converted = reference is not None and reference.kind in ("demo", "folder")
@@ -60,5 +55,5 @@ def check_request(steps: Steps) -> None:
                     own, models.gguf.read_cached(reference.path, book), request.mmproj.name
                 )
         else:
-            models.resolve.check_folder(reference.path, steps.architectures())
-    steps.chain()  # what cannot be meant is said now
+            models.resolve.check_folder(reference.path, model.architectures())
+    model.chain()  # what cannot be meant is said now

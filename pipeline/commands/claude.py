@@ -15,8 +15,7 @@ from pipeline.core.paths import user_folder
 from pipeline.deploy import claude
 from pipeline.serve.keys import first_key
 
-from .model import Steps
-from .servers import require
+from .session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +28,17 @@ class Endpoint:
     advice: str
 
 
-def run(steps: Steps, words: Sequence[str]) -> None:
+def run(session: Session, words: Sequence[str]) -> None:
     """Print the commands that start it, or start it. Raises PipelineError."""
-    wish = steps.request.many
-    if wish.start and steps.request.json:
+    requested = session.request.servers
+    if requested.start and session.request.json:
         raise UsageError("start= and format=json contradict each other", "leave one out")
-    if len(wish.names) > 1:
-        raise UsageError(f"name={','.join(wish.names)}: names more than one model")
-    at = address(steps)
+    if len(requested.names) > 1:
+        raise UsageError(f"name={','.join(requested.names)}: names more than one model")
+    at = address(session)
     key = first_key(Path(at.key_file)) if at.key_file else ""
     available = claude.chat_models(at.url, key, at.advice)
-    models = claude.choose(available, at.patterns, next(iter(wish.names), ""))
+    models = claude.choose(available, at.patterns, next(iter(requested.names), ""))
     context = claude.context_of(at.url, key, models[""])
     if context is None:
         log.info(
@@ -48,9 +47,9 @@ def run(steps: Steps, words: Sequence[str]) -> None:
     if warning := claude.too_small(models[""], context):
         log.info(f"warning: {warning}")
     env = claude.environment(at.url, models, context, os.environ)
-    if wish.start:
+    if requested.start:
         start(env, key, words)
-    elif steps.request.json:
+    elif session.request.json:
         command = [claude.PROGRAM, *words]
         result = {"env": env, "unset": claude.DROPPED, "command": command}
         print(json.dumps({**result, "key_variable": claude.KEY, "key_file": at.key_file}))
@@ -59,23 +58,23 @@ def run(steps: Steps, words: Sequence[str]) -> None:
         print(form(env, at.key_file, words))
 
 
-def address(steps: Steps) -> Endpoint:
+def address(session: Session) -> Endpoint:
     """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
     from . import gateway
 
-    request = steps.request
-    if request.many.url:
+    request = session.request
+    if request.servers.url:
         file = request.settings.api_key_file
         return Endpoint(
-            url=request.many.url.rstrip("/").removesuffix("/v1"),
+            url=request.servers.url.rstrip("/").removesuffix("/v1"),
             key_file=str(file) if file else None,
             advice=f"start a server: {doitw('serve model=…')}",
         )
     from pipeline.serve import address
 
-    configured = require(steps)
-    settings, _ = gateway.settings(configured)
-    source = configured.wish.config or configured.wish.profile
+    servers = session.require_servers()
+    settings, _ = gateway.settings(servers)
+    source = servers.requested.config or servers.requested.profile
     return Endpoint(
         url=address.url(settings.host, settings.port),
         key_file=settings.api_key_file,

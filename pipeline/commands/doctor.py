@@ -21,7 +21,7 @@ from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
 from pipeline.core.text import size
 
-from .model import Steps
+from .session import Session
 
 WIDTH = 10  # of the first column
 STATES = {
@@ -30,10 +30,10 @@ STATES = {
 }
 
 
-def doctor(steps: Steps) -> None:
+def doctor(session: Session) -> None:
     """Print what was seen: text, or one JSON document with format=json."""
-    report = document(hidden(detect(probe(steps.home)), hider(steps.home.root)))
-    print(json.dumps(report, indent=1) if steps.request.json else "\n".join(lines(report)))
+    report = document(hidden(detect(probe(session.home)), hider(session.home.root)))
+    print(json.dumps(report, indent=1) if session.request.json else "\n".join(lines(report)))
 
 
 def hider(home: Path) -> Callable[[str], str]:

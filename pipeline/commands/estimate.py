@@ -43,7 +43,7 @@ from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
 from pipeline.serve.config.options import ResolvedOptions, expanded, typed, words
 
-from .model import Steps
+from .model import Model
 
 HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
 # Options that are measured in another way, or change nothing that is measured.
@@ -66,59 +66,59 @@ class MemoryEstimate:
     header: Header | None = None
 
 
-def measure(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
+def measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
     """What `model` (whole, or its skeleton) takes, as llama-fit-params tells it; without that
     program the formula's estimate."""
-    shape = formula.of_header(header, tensor_bytes(steps, model))
-    found = _measured(steps, model, header, ctx_size)
-    ubatch = ResolvedOptions(steps.spec, {}).number("ubatch-size") or formula.UBATCH
+    shape = formula.of_header(header, tensor_bytes(model, file))
+    found = _measured(model, file, header, ctx_size)
+    ubatch = ResolvedOptions(model.spec, {}).number("ubatch-size") or formula.UBATCH
     if found is None:
         found = formula.memory(shape, ctx_size, ubatch)
     # The tool counts more compute buffers than the server takes, except for what pools.
     return found if header.pooling != "none" else formula.served(found, shape, ctx_size, ubatch)
 
 
-def _measured(steps: Steps, model: Path, header: Header, ctx_size: int) -> Memory | None:
-    programs = steps.binaries
+def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
+    programs = model.binaries
     if not programs.has("llama-fit-params"):
         return None
     program = programs.program("llama-fit-params")
     digest = programs.sha256("llama-fit-params")
     # Options such as cache_type_k change what is needed; it knows those that do.
-    known = flags.read(program, digest, steps.home.run / "flags")
-    given = ResolvedOptions(typed(steps.spec, known), known)
+    known = flags.read(program, digest, model.home.run / "flags")
+    given = ResolvedOptions(typed(model.spec, known), known)
     batch_size = given.number("batch-size") or None
     shared = {name: v for name, v in expanded(given).items() if name in known and name not in OWN}
     options = launch.batch_options(header.pooling, ctx_size, batch_size) + words(shared)
-    book = steps.home.run / "memory.json"
+    book = model.home.run / "memory.json"
     try:
-        return memory.measure(program, digest[:12], model, options, ctx_size, book)
+        return memory.measure(program, digest[:12], file, options, ctx_size, book)
     except UsageError as error:
         error.message += f" (its architecture is {header.architecture!r})"
         raise
 
 
-def tensor_bytes(steps: Steps, model: Path) -> int:
+def tensor_bytes(model: Model, file: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
-    book = steps.home.run / "gguf.json"
-    headers = [gguf.read_cached(path, book) for path in gguf.shards(model)]
+    book = model.home.run / "gguf.json"
+    headers = [gguf.read_cached(path, book) for path in gguf.shards(file)]
     return sum(header.size - header.data for header in headers)
 
 
-def outlook(steps: Steps, chain: Chain) -> MemoryEstimate:
+def outlook(model: Model, chain: Chain) -> MemoryEstimate:
     """What the GGUF at the end of `chain` will take. Raises PipelineError."""
-    resolved, needs = chain.resolved, steps.needs()
+    resolved, needs = chain.resolved, model.needs()
     if chain.final.is_file() and needs and not (needs.fetch or needs.convert or needs.quantize):
-        return of_made(steps, chain.final)
+        return of_made(model, chain.final)
     if chain.quant:
-        return unquantized(steps, chain)(chain.quant)
-    model = [file for file in resolved.files if file.name != resolved.mmproj]
+        return unquantized(model, chain)(chain.quant)
+    files = [file for file in resolved.files if file.name != resolved.mmproj]
     try:
-        return of_gguf(steps, readables(steps, resolved, model), key=model[0].identity)
+        return of_gguf(model, readables(model, resolved, files), key=files[0].identity)
     except PipelineError:
-        if not steps.request.offline:
+        if not model.request.offline:
             raise
-        return MemoryEstimate(bytes=sum(f.size for f in model), trained=0, at=lambda ctx_size: None)
+        return MemoryEstimate(bytes=sum(f.size for f in files), trained=0, at=lambda ctx_size: None)
 
 
 @cache
@@ -139,27 +139,27 @@ def folder_name(identity: str) -> str:
     return identity.rpartition(":")[2][:24]
 
 
-def header_folders(steps: Steps, resolved: Resolved) -> list[Path]:
+def header_folders(model: Model, resolved: Resolved) -> list[Path]:
     """Where the headers of a model may have been kept."""
     names = [resolved.slug, *(folder_name(file.identity) for file in resolved.files)]
-    return [steps.home.run / "headers" / name for name in names if name]
+    return [model.home.run / "headers" / name for name in names if name]
 
 
-def of_made(steps: Steps, model: Path) -> MemoryEstimate:
+def of_made(model: Model, file: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
-    book = steps.home.run / "gguf.json"
-    header = gguf.read_cached(model, book)
+    book = model.home.run / "gguf.json"
+    header = gguf.read_cached(file, book)
     return MemoryEstimate(
-        bytes=sum(part.stat().st_size for part in gguf.shards(model)),
+        bytes=sum(part.stat().st_size for part in gguf.shards(file)),
         trained=header.context_length,
-        at=lambda ctx_size: measure(steps, model, header, ctx_size),
+        at=lambda ctx_size: measure(model, file, header, ctx_size),
         header=header,
     )
 
 
-def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> MemoryEstimate:
+def of_gguf(model: Model, files: Sequence[Readable], key: str) -> MemoryEstimate:
     """Of a GGUF, from its headers. `key` tells its content apart from others."""
-    folder = headers(steps.home.run) / folder_name(key)
+    folder = headers(model.home.run) / folder_name(key)
     made = skeleton.gguf_skeleton(files, folder)
     size = sum(file.size for file in files)
     if made is None:  # no holes on this disk
@@ -171,23 +171,23 @@ def of_gguf(steps: Steps, files: Sequence[Readable], key: str) -> MemoryEstimate
             at=lambda ctx_size: formula.memory(shape, ctx_size),
             header=header,
         )
-    return of_made(steps, made)
+    return of_made(model, made)
 
 
-def unquantized(steps: Steps, chain: Chain) -> Callable[[str], MemoryEstimate]:
+def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     """For what is made here: a function from a quant to what it will take."""
-    source = _unquantized_gguf(steps, chain)
-    if source is None or not steps.binaries.has("llama-quantize"):
-        return _by_formula(steps, chain.resolved)
-    header, before = gguf.read(source), tensor_bytes(steps, source)
-    program = steps.binaries.program("llama-quantize")
+    source = _unquantized_gguf(model, chain)
+    if source is None or not model.binaries.has("llama-quantize"):
+        return _by_formula(model, chain.resolved)
+    header, before = gguf.read(source), tensor_bytes(model, source)
+    program = model.binaries.program("llama-quantize")
     matrix = chain.quantization is not None and chain.quantization.imatrix is not None
 
     def of(quant: str) -> MemoryEstimate:
         size = sizes.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
-            found = measure(steps, source, header, ctx_size)
+            found = measure(model, source, header, ctx_size)
             return memory.resized(found, before, size - header.data) if found and size else None
 
         return MemoryEstimate(bytes=size, trained=header.context_length, at=at, header=header)
@@ -195,28 +195,28 @@ def unquantized(steps: Steps, chain: Chain) -> Callable[[str], MemoryEstimate]:
     return of
 
 
-def _unquantized_gguf(steps: Steps, chain: Chain) -> Path | None:
+def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:
     """The GGUF that is quantized, or its skeleton; None where neither can be had."""
     made = chain.conversion
     if made is None:
         return chain.quantization.input if chain.quantization else None
     if receipts.status(made.target, made.recipe) is Status.CURRENT:
         return made.target
-    if not (converter.is_current(steps.home) and made.script.is_file()):
+    if not (converter.is_current(model.home) and made.script.is_file()):
         return None
-    folder = headers(steps.home.run) / chain.resolved.slug
+    folder = headers(model.home.run) / chain.resolved.slug
     key = hashlib.sha256(json.dumps(made.recipe, sort_keys=True).encode()).hexdigest()
     target = folder / f"{made.outtype.lower()}-{key[:12]}.gguf"
     if target.exists():
         return target
     try:
-        files = readables(steps, chain.resolved, chain.resolved.files)
+        files = readables(model, chain.resolved, chain.resolved.files)
     except PipelineError:
         return None  # not here, and not to be had piece by piece
-    return skeleton.safetensors_skeleton(made, files, target, converter.python(steps.home))
+    return skeleton.safetensors_skeleton(made, files, target, converter.python(model.home))
 
 
-def foreign_code(steps: Steps, chain: Chain) -> list[Code]:
+def foreign_code(model: Model, chain: Chain) -> list[Code]:
     """The classes that a model's files name, where it is converted and they can be read already.
 
     Raises PipelineError.
@@ -225,25 +225,25 @@ def foreign_code(steps: Steps, chain: Chain) -> list[Code]:
         return []
     named = [file for file in chain.resolved.files if foreign.may_name(file.name)]
     try:
-        files = readables(steps, chain.resolved, named)
+        files = readables(model, chain.resolved, named)
     except PipelineError:
         return []  # not here, and not to be had piece by piece: the conversion looks again
     return skeleton.code_of(files)
 
 
-def require_convertible(steps: Steps, chain: Chain) -> None:
+def require_convertible(model: Model, chain: Chain) -> None:
     """Raise PipelineError where the converter fails without the code that a model brings: told by
     its headers alone, before its weights are fetched. The converter must be here."""
-    _unquantized_gguf(steps, chain)
+    _unquantized_gguf(model, chain)
 
 
-def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], MemoryEstimate]:
+def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstimate]:
     """From config.json and the weights' headers, as far as they can be read."""
     config: dict[str, Any] = {}
     elements = int(resolved.bytes * 8 / formula.BITS.get(resolved.precision, (16, 16))[0])
     if resolved.kind == "safetensors":
         try:
-            files = {f.name: f for f in readables(steps, resolved, resolved.files)}
+            files = {f.name: f for f in readables(model, resolved, resolved.files)}
             told = json.loads(files["config.json"].get(0, files["config.json"].size))
             config = told if isinstance(told, dict) else {}
             weights = [file for name, file in files.items() if name.endswith(".safetensors")]
@@ -263,7 +263,7 @@ def _by_formula(steps: Steps, resolved: Resolved) -> Callable[[str], MemoryEstim
     return of
 
 
-def readables(steps: Steps, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
+def readables(model: Model, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
     """The model's files wherever they are, their headers read at once. Raises PipelineError."""
     found = []
     for file in files:
@@ -271,7 +271,7 @@ def readables(steps: Steps, resolved: Resolved, files: Iterable[ModelFile]) -> l
         here = path if path.is_file() else next(fetch.elsewhere(resolved, file), None)
         if here:
             found.append(skeleton.local(here, file.name))
-        elif resolved.source["type"] == "hf" and not steps.request.offline:
+        elif resolved.source["type"] == "hf" and not model.request.offline:
             repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
             found.append(hub.readable(repo, commit, file))
         else:
@@ -280,9 +280,9 @@ def readables(steps: Steps, resolved: Resolved, files: Iterable[ModelFile]) -> l
     return found
 
 
-def least(steps: Steps, found: MemoryEstimate, room: int) -> Fit:
+def least(model: Model, found: MemoryEstimate, room: int) -> Fit:
     """How a model fits into `room` bytes of memory at the context at which it must, to be chosen:
     the one asked for, else the smallest that it would be reduced to."""
     smallest = min(found.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
-    ctx_size = steps.request.settings.ctx_size or smallest
+    ctx_size = model.request.settings.ctx_size or smallest
     return Fit(ctx_size, found.at(ctx_size), room, found.trained)

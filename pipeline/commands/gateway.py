@@ -16,8 +16,7 @@ from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
-from .model import Steps
-from .servers import Configured, require
+from .servers import Servers
 from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
@@ -27,23 +26,23 @@ if TYPE_CHECKING:
 STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 
 
-def settings(configured: Configured) -> tuple[GatewaySettings, api_keys.Key]:
+def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
     """The gateway's settings in the file, overridden by the command line, and its key, which may
     still have to be written. Raises PipelineError."""
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway import settings as gateways
 
-    table, own = configured.configuration.gateway, configured.steps.request.settings
-    host = own.host if "host" in configured.given else table.host
+    table, own = servers.configuration.gateway, servers.request.settings
+    host = own.host if "host" in servers.variables else table.host
     file = own.api_key_file or table.api_key_file
-    folder = configured.configuration.folder
-    is_litellm = configured.wish.engine == LITELLM  # without a key it refuses to start
+    folder = servers.configuration.folder
+    is_litellm = servers.requested.engine == LITELLM  # without a key it refuses to start
     key = api_keys.decide(
-        GATEWAY, host, file, table.api_key, folder, configured.keys, needs_one=is_litellm
+        GATEWAY, host, file, table.api_key, folder, servers.keys, needs_one=is_litellm
     )
     chosen = gateways.GatewaySettings(
         host=host,
-        port=own.port if "port" in configured.given else table.port,
+        port=own.port if "port" in servers.variables else table.port,
         api_key_file=str(key.path) if key.path else None,
         models=table.models,
         hold_timeout=table.hold_timeout,
@@ -52,12 +51,12 @@ def settings(configured: Configured) -> tuple[GatewaySettings, api_keys.Key]:
     return chosen, key
 
 
-def ready(configured: Configured) -> GatewaySettings:
+def ready(servers: Servers) -> GatewaySettings:
     """The settings, with the key written. Raises PipelineError."""
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import check
 
-    chosen, key = settings(configured)
+    chosen, key = settings(servers)
     if api_keys.write(key) and key.is_made:
         is_open = not is_loopback(chosen.host)
         reason = "others can reach it" if is_open else "LiteLLM does not start without a key"
@@ -66,36 +65,35 @@ def ready(configured: Configured) -> GatewaySettings:
     return chosen
 
 
-def instance(configured: Configured) -> Server:
+def instance(servers: Servers) -> Server:
     """The gateway as one more server of the supervisor. Raises PipelineError."""
     from pipeline.serve.gateway.settings import as_instance
 
-    return as_instance(configured.at, settings(configured)[0])
+    return as_instance(servers.at, settings(servers)[0])
 
 
-def run(steps: Steps) -> None:
+def run(servers: Servers) -> None:
     """Serve in the foreground until asked to stop. Raises PipelineError."""
     from pipeline.serve.supervisor import liveness
 
-    configured = require(steps)
-    configured.check()
-    chosen, engine = ready(configured), configured.wish.engine
+    servers.check()
+    chosen, engine = ready(servers), servers.requested.engine
     if engine == ROUTER:
-        router(configured, chosen)
+        router(servers, chosen)
         return
-    if not liveness.is_running(configured.at):
+    if not liveness.is_running(servers.at):
         log.info(
-            f"warning: nothing of {configured.configuration.label} is up; start it: {doitw('up')}"
+            f"warning: nothing of {servers.configuration.label} is up; start it: {doitw('up')}"
         )
     if engine == LITELLM:
-        litellm(configured, chosen)
+        litellm(servers, chosen)
     else:
         from pipeline.serve.gateway import app
 
-        app.run(configured.at, chosen)
+        app.run(servers.at, chosen)
 
 
-def litellm(configured: Configured, chosen: GatewaySettings) -> None:
+def litellm(servers: Servers, chosen: GatewaySettings) -> None:
     """LiteLLM's proxy for the servers. Raises PipelineError where it is not installed."""
     import yaml
 
@@ -103,8 +101,8 @@ def litellm(configured: Configured, chosen: GatewaySettings) -> None:
 
     if chosen.hold_timeout is not None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
-    made = litellm_config(configured.instances(), chosen)
-    file = _written(configured, "litellm.yaml", yaml.safe_dump(dict(made.config)))
+    made = litellm_config(servers.instances(), chosen)
+    file = _written(servers, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
     if program is None:
         raise PipelineError(
@@ -116,20 +114,20 @@ def litellm(configured: Configured, chosen: GatewaySettings) -> None:
     _stay([*words, "--telemetry", "False"], env)
 
 
-def router(configured: Configured, chosen: GatewaySettings) -> None:
+def router(servers: Servers, chosen: GatewaySettings) -> None:
     """llama-server's own router for the servers. Raises PipelineError if it cannot serve them."""
     from pipeline.serve.gateway.router import router_arguments, router_preset
 
-    instances = configured.instances()
-    file = _written(configured, "router.ini", router_preset(instances, chosen))
-    words = [str(configured.server), *router_arguments(file, len(instances), chosen)]
+    instances = servers.instances()
+    file = _written(servers, "router.ini", router_preset(instances, chosen))
+    words = [str(servers.server), *router_arguments(file, len(instances), chosen)]
     env = environment.servers(os.environ, downloads=any(server.downloads for server in instances))
     # the models' relative paths start in the configuration's folder
     _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
 
 
-def _written(configured: Configured, name: str, text: str) -> Path:
-    file = configured.at.path / name
+def _written(servers: Servers, name: str, text: str) -> Path:
+    file = servers.at.path / name
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     publish_text(file, text)
     log.info(f"wrote {file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,55 +13,49 @@ from pipeline.core.store.publish import full_disk_is_an_error, publish_same
 from pipeline.models import gguf
 
 from . import serve
+from .model import Model
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import InstanceSpec
 
-    from .model import Steps
-    from .servers import Configured
 
-
-def require_writable(steps: Steps) -> None:
+def require_writable(specs: Iterable[InstanceSpec]) -> None:
     """Raise PipelineError where a prepared file could not be put where it is wanted."""
-    for draft in steps.configured.configuration.enabled if steps.configured else ():
-        if draft.download_to is None:
+    for spec in specs:
+        if spec.download_to is None:
             continue
         try:
-            paths.require_writable(draft.download_to.parent)
+            paths.require_writable(spec.download_to.parent)
         except PipelineError as error:
             hint = "let this user write there (of a container: --user), or download it yourself"
             raise PipelineError(error.message, hint) from None
 
 
-def place(steps: Steps) -> None:
+def install(model: Model, spec: InstanceSpec) -> None:
     """Have the prepared files where they are wanted. The model itself, or its first part, comes
     last: it says that all is there. Raises PipelineError."""
-    if (configured := steps.configured) is None:
+    if spec.download_to is None:
         return
-    for draft in configured.configuration.enabled:
-        if draft.download_to is None:
-            continue
-        first, *parts = gguf.shards(configured.steps_of(draft).require_chain().final)
-        files = placed(configured, draft)
-        files |= {part: draft.download_to.with_name(part.name) for part in parts}
-        with (
-            full_disk_is_an_error(draft.download_to.parent, "llamacpp.model_root"),
-            only_one(draft.download_to),
-        ):
-            for file in [*(file for file in files if file != first), first]:
-                if not files[file].exists():
-                    publish_same(file, files[file])
+    first, *parts = gguf.shards(model.require_chain().final)
+    files = installed(model, spec)
+    files |= {part: spec.download_to.with_name(part.name) for part in parts}
+    with (
+        full_disk_is_an_error(spec.download_to.parent, "llamacpp.model_root"),
+        only_one(spec.download_to),
+    ):
+        for file in [*(file for file in files if file != first), first]:
+            if not files[file].exists():
+                publish_same(file, files[file])
 
 
-def placed(configured: Configured, draft: InstanceSpec) -> dict[Path, Path]:
+def installed(model: Model, spec: InstanceSpec) -> dict[Path, Path]:
     """Where a profile wants the model, by its first part, and its projector."""
     from pipeline.serve.config.configuration import projector_of
 
-    if draft.download_to is None:
+    if spec.download_to is None:
         return {}
-    steps, target = configured.steps_of(draft), draft.download_to
-    first = steps.require_chain().final
+    first, target = model.require_chain().final, spec.download_to
     # llama.cpp finds the parts of a split model by their names
     target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
-    projector = None if steps.request.mmproj else serve.projector(steps)
+    projector = None if model.request.mmproj else serve.projector(model)
     return {first: target} | ({projector: projector_of(target)} if projector else {})

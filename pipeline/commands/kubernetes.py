@@ -25,8 +25,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor.state import require_known
 
 from . import check, estimate, lock, resolve, serve
-from .model import Steps
-from .servers import Configured, require
+from .servers import Servers
 
 # Options of llama-server that set its model's purpose; without them its metadata does.
 ENDPOINTS = ("embeddings", "embedding", "reranking", "rerank", "pooling")
@@ -35,48 +34,48 @@ IMAGES = {LLAMA_CPP: "image", VLLM: "vllm_image"}
 NO_NEWLINE = "tr -d '\\n'"
 
 
-def write(steps: Steps) -> None:
+def write(servers: Servers) -> None:
     """Write the manifests, and print how to apply them. Raises PipelineError."""
-    configured = require(steps)
-    chosen = options(configured.given)
+    chosen = options(servers.variables)
     chosen = replace(chosen, vllm_image=chosen.vllm_image or f"vllm/vllm-openai:v{vllm.version()}")
-    configuration = check_configuration(configured, chosen)
-    made = workloads(configured, configuration, chosen)
-    target = out(configured)
+    configuration = check_configuration(servers, chosen)
+    made = workloads(servers, configuration, chosen)
+    target = out(servers)
     is_new = folder.write(folder.files(made, chosen), target)
-    report(made, chosen, target, is_new, as_json=steps.request.json)
+    report(made, chosen, target, is_new, as_json=servers.request.json)
 
 
-def out(configured: Configured) -> Path:
+def out(servers: Servers) -> Path:
     """The folder to write."""
-    if "out" in configured.given:
-        return absolute(configured.given["out"]).resolve()
-    return configured.steps.home.root / "deploy" / part_of(configured)
+    if "out" in servers.variables:
+        return absolute(servers.variables["out"]).resolve()
+    return servers.home.root / "deploy" / part_of(servers)
 
 
-def part_of(configured: Configured) -> str:
+def part_of(servers: Servers) -> str:
     """The configuration's name: that of its file, or of the profile."""
-    wish = configured.wish
-    return kubernetes_name(Path(wish.config).stem if wish.config else wish.profile)
+    requested = servers.requested
+    source = Path(requested.config).stem if requested.config else requested.profile
+    return kubernetes_name(source)
 
 
-def check_configuration(configured: Configured, options: Options) -> Configuration:
+def check_configuration(servers: Servers, options: Options) -> Configuration:
     """The configuration with the named instances. Raises UsageError with all errors."""
-    configuration = specs.without_programs(configured.configuration)
-    names = configured.wish.names
+    configuration = specs.without_programs(servers.configuration)
+    names = servers.requested.names
     require_known(names, [spec.name for spec in configuration.enabled])
     chosen = tuple(spec for spec in configuration.enabled if not names or spec.name in names)
-    configuration = replace(configuration, drafts=chosen, mistakes=configured.wrong)
+    configuration = replace(configuration, drafts=chosen, mistakes=servers.wrong)
     if not chosen and not configuration.mistakes:
         raise UsageError(f"{configuration.label}: no instance is enabled, so nothing to write")
-    errors = [*configured.misplaced(), *clashes(chosen)]
+    errors = [*servers.misplaced(), *clashes(chosen)]
     for spec in chosen:
         errors += specs.unpreparable(spec.model, spec.at)
     configuration = replace(configuration, mistakes=(*configuration.mistakes, *errors))
     checks.check(
         configuration,
-        server=configured.server,
-        flags=configured.flags(),
+        server=servers.server,
+        flags=servers.flags(),
         environ=os.environ,
         note=log.info,
         is_there=specs.is_available,
@@ -98,33 +97,31 @@ def clashes(chosen: Sequence[InstanceSpec]) -> list[str]:
     ]
 
 
-def workloads(
-    configured: Configured, configuration: Configuration, options: Options
-) -> list[Workload]:
+def workloads(servers: Servers, configuration: Configuration, options: Options) -> list[Workload]:
     """Each instance as it will run in a pod. Raises PipelineError."""
-    flags = configured.flags() or {}
+    flags = servers.flags() or {}
     adapted = {
         spec.name: specs.adapt(spec, configuration.folder, flags) for spec in configuration.drafts
     }
     if errors := [line for spec in adapted.values() for line in spec.errors]:
         raise UsageError("\n".join(errors))
-    models = {spec.name: PodModel(configured, spec) for spec in configuration.drafts if spec.model}
-    servers = instances.instances(
+    models = {spec.name: PodModel(servers, spec) for spec in configuration.drafts if spec.model}
+    planned = instances.instances(
         replace(configuration, drafts=tuple(one.spec for one in adapted.values())),
-        server=configured.server,
+        server=servers.server,
         flags=flags,
         models={name: model.model for name, model in models.items()},
-        logs=configured.steps.home.logs,
-        keys=configured.keys,
-        xdg=configured.steps.home.run / "xdg",
+        logs=servers.home.logs,
+        keys=servers.keys,
+        xdg=servers.home.run / "xdg",
         environ=os.environ,
     )
-    if errors := [x for server in servers for x in specs.conflicts(server, scales=options.scales)]:
+    if errors := [x for server in planned for x in specs.conflicts(server, scales=options.scales)]:
         raise UsageError("\n".join(errors))
-    part = part_of(configured)
+    part = part_of(servers)
     return [
         _workload(server, adapted[server.name], models.get(server.name), part, options)
-        for server in servers
+        for server in planned
     ]
 
 
@@ -202,15 +199,15 @@ def secret(item: Workload, namespace: str) -> str:
 class PodModel:
     """The prepared model of an instance, as a pod will have it."""
 
-    def __init__(self, configured: Configured, spec: InstanceSpec) -> None:
+    def __init__(self, servers: Servers, spec: InstanceSpec) -> None:
         """Resolves it unless it is known already. Raises PipelineError."""
-        steps = configured.steps_of(spec)
-        check.check_request(steps)
-        lock.require(steps, before=True)
-        if not steps.resolve_is_done():
-            resolve.resolve(steps, store=False)
-        self.spec, self.steps, self.chain = spec, steps, steps.require_chain()
-        self.estimate = estimate.outlook(steps, self.chain)
+        model = servers.model_of(spec)
+        check.check_request(model)
+        lock.require(model, before=True)
+        if not model.resolve_is_done():
+            resolve.resolve(model, store=False)
+        self.spec, self.made_from, self.chain = spec, model, model.require_chain()
+        self.estimate = estimate.outlook(model, self.chain)
         is_set = any(name in spec.server for name in ENDPOINTS)
         if self.estimate.header is None and not is_set:
             raise UsageError(
@@ -239,7 +236,7 @@ class PodModel:
         source = self.chain.resolved.source
         if self.chain.resolved.local:
             return {}
-        variables = self.steps.request.asked
+        variables = self.made_from.request.asked
         if source["type"] == "hf":
             revision = str(source["revision"])
             variables |= {"model": f"hf:{variables['model']}", "revision": revision}
@@ -247,7 +244,7 @@ class PodModel:
 
     @property
     def model(self) -> PreparedModel:
-        projector = serve.projector(self.steps)
+        projector = serve.projector(self.made_from)
         return PreparedModel(
             path=self._in_pod(self.chain.final),
             mmproj=self._in_pod(projector) if projector else None,
@@ -259,7 +256,7 @@ class PodModel:
     def _in_pod(self, file: Path) -> PurePosixPath:
         if self.chain.resolved.local:
             return PurePosixPath(MODELS, file.name)
-        return PurePosixPath(DATA, file.relative_to(self.steps.home.root).as_posix())
+        return PurePosixPath(DATA, file.relative_to(self.made_from.home.root).as_posix())
 
     def memory(self, options: ResolvedOptions) -> int:
         """For weights and context, in bytes; 0: unknown."""

@@ -1,4 +1,4 @@
-"""The steps of one command line: what there is to work with, and which of them are up to date.
+"""One model of a request: what is known of it, and which of its steps are up to date.
 
 The decisions are made in `bins`, `models` and `serve`; here they are put together. `make` does the
 steps and `clean` undoes them.
@@ -6,12 +6,12 @@ steps and `clean` undoes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import models
 from pipeline.bins.compile import source
@@ -25,6 +25,7 @@ from .request import Request
 
 if TYPE_CHECKING:
     from pipeline.bins.binaries import Binaries
+    from pipeline.bins.compile.source import Source
     from pipeline.models import hub
     from pipeline.models.chain import Chain, Needs
     from pipeline.models.quants import QuantRequest
@@ -32,33 +33,26 @@ if TYPE_CHECKING:
     from pipeline.models.resolve import Resolved
     from pipeline.serve.config.configuration import InstanceSpec
 
-    from .servers import Configured
 
+class Model:
+    """Lazy: nothing is looked up before its first use. Where a request names no model, nothing is
+    known of it."""
 
-class Steps:
-    """All steps for one request. Nothing is looked up before it is asked for."""
-
-    def __init__(self, request: Request, programs: Programs | None = None) -> None:
+    def __init__(self, request: Request, programs: Programs) -> None:
         self.request = request
-        self.home = paths.home()
-        self.programs = programs or Programs(request, self.home, lambda: self.llama_cpp)
-        # by name: the one model of a request, or those of a configuration's instances
-        self.models: Mapping[str, Steps] = {"": self} if request.reference else {}
-        self.configured: Configured | None = None
-        self._source: source.Source | None = None
+        self.programs = programs
+        self.home = programs.home
+        self.listing: hub.Listing | None = None  # what the hub said in this run
         self._resolved: Resolved | None = None
         self._quant = ""  # what quant=auto means
         self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
         self._spec: InstanceSpec | None = None
-        self.listing: hub.Listing | None = None  # what the hub said in this run
 
     # What there is to work with
 
     @property
-    def llama_cpp(self) -> source.Source:
-        if self._source is None:
-            self._source = source.find(self.home)
-        return self._source
+    def llama_cpp(self) -> Source:
+        return self.programs.llama_cpp
 
     @property
     def spec(self) -> InstanceSpec:
@@ -67,7 +61,7 @@ class Steps:
 
         return self._spec or server_options.spec(self.request)
 
-    def served_by(self, spec: InstanceSpec) -> Steps:
+    def served_by(self, spec: InstanceSpec) -> Model:
         """The same model, for a server with options of its own."""
         model = copy(self)
         model._spec = spec
@@ -76,11 +70,6 @@ class Steps:
     @property
     def binaries(self) -> Binaries:
         return self.programs.binaries
-
-    @property
-    def tool(self) -> Mapping[str, Any] | None:
-        """How receipts name llama-quantize; None while there is none."""
-        return self.programs.tool
 
     # The model, as far as it is known without network and without hashing
 
@@ -123,14 +112,14 @@ class Steps:
         self._quant = quant
 
     def chain(self) -> Chain | None:
-        """The model's steps, if the model is known."""
+        """What is made of the model, if it is known."""
         resolved, wanted = self.known(), self.wanted()
         if resolved is None or wanted is None:
             return None
         return self._chain(resolved, wanted)
 
     def chain_with(self, quant: str) -> Chain:
-        """The steps of the known model with another quant. Raises PipelineError."""
+        """The chain of the known model with another quant. Raises PipelineError."""
         return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
 
     def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
@@ -143,9 +132,11 @@ class Steps:
 
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""
-        steps = self.chain()
+        chain = self.chain()
         force = self.request.force
-        return models.chain.needs(steps, self.home, self.tool, force=force) if steps else None
+        return (
+            models.chain.needs(chain, self.home, self.programs.tool, force=force) if chain else None
+        )
 
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
@@ -170,9 +161,9 @@ class Steps:
 
     def stored_path(self) -> Path:
         """Where the hub's answer to this request is kept."""
-        wish = self.request.wish
-        question: list[object] = [wish.quant, wish.filename, wish.pattern, wish.mmproj]
-        if wish.quant == quants.AUTO:
+        files = self.request.file_filter
+        question: list[object] = [files.quant, files.filename, files.pattern, files.mmproj]
+        if files.quant == quants.AUTO:
             question.append(self.request.settings.ctx_size)
         path = models.resolve.stored_path(self.require_reference(), question, self.home)
         if self.request.offline and not path.exists():
@@ -191,13 +182,10 @@ class Steps:
 
     def source_is_done(self) -> bool:
         """On disk; or not needed, because neither a build nor a conversion will read it."""
-        builds = self.programs.are_compiled and not self.bins_are_done()
-        if self.models and not builds and all(m.convert_is_done() for m in self.models.values()):
+        is_built = self.programs.are_compiled and not self.programs.are_done()
+        if not is_built and self.convert_is_done():
             return True
         return source.is_current(self.llama_cpp)
-
-    def bins_are_done(self) -> bool:
-        return self.programs.are_done()
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None
@@ -207,8 +195,8 @@ class Steps:
         return needs is not None and not needs.fetch
 
     def converter_is_done(self) -> bool:
-        """Made; or not needed, because no model at hand is converted."""
-        if self.models and all(model.convert_is_done() for model in self.models.values()):
+        """Made; or not needed, because the model is not converted."""
+        if self.convert_is_done():
             return True
         return not self.request.again and models.converter.is_current(self.home)
 
@@ -222,11 +210,11 @@ class Steps:
 
     def is_settled(self) -> bool:
         """Whether the model's files are where their receipts left them."""
-        steps = self.chain()
-        if steps is None or self.request.force:
+        chain = self.chain()
+        if chain is None or self.request.force:
             return True
-        moved = models.chain.moved(steps, self.home, self.tool)
-        return moved is None and not models.chain.needs_keep_mark(steps)
+        moved = models.chain.moved(chain, self.home, self.programs.tool)
+        return moved is None and not models.chain.needs_keep_mark(chain)
 
     @contextmanager
     def asking_anew(self) -> Iterator[None]:
@@ -261,14 +249,14 @@ class Steps:
         return models.lockfile.find(self.lock_file, self.request.asked)
 
     def require_chain(self) -> Chain:
-        """The model's steps. Raises PipelineError where they are not known yet."""
+        """The chain of the model. Raises PipelineError where it is not known yet."""
         self.require_resolved()
-        steps = self.chain()
-        if steps is None:
+        chain = self.chain()
+        if chain is None:
             raise PipelineError(
                 "what quant=auto means is not decided yet", f"run {doitw('resolve model=…')}"
             )
-        return steps
+        return chain
 
     def architectures(self) -> frozenset[str]:
         """The architectures that the converter at hand knows."""

@@ -9,15 +9,14 @@ from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 
-from .model import Steps
 from .programs import Programs
 
 VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor each
 
 
-def planned(steps: Steps, programs: Programs) -> Package:
+def planned(programs: Programs) -> Package:
     """What to pack."""
-    source, llama_cpp, compiled = programs.source, steps.llama_cpp, programs.are_compiled
+    source, llama_cpp, compiled = programs.source, programs.llama_cpp, programs.are_compiled
     terms = (llama_cpp.folder if compiled else source.target) / "LICENSE"
     return Package(
         folder=source.programs,
@@ -26,15 +25,15 @@ def planned(steps: Steps, programs: Programs) -> Package:
         platform=platform.platform_tag(),
         backend=programs.backend or "package",
         portable=bool(programs.options.portable) or any(source.programs.glob(VARIANTS)),
-        home=steps.home,
+        home=programs.home,
         license=terms if compiled or terms.is_file() else None,
     )
 
 
-def pack(steps: Steps) -> None:
+def pack(programs: Programs) -> None:
     """Make the programs for other processors, unless they stand, and pack them. Prints the
     archives. Raises PipelineError."""
-    programs = steps.programs.portable()
+    programs = programs.portable()
     if programs.are_external:
         raise UsageError(
             "LLAMA_SERVER_BINS_DIR names programs of your own, and they are not packed",
@@ -46,25 +45,26 @@ def pack(steps: Steps) -> None:
         programs.make_page()
         programs.make_toolkit()
         programs.make()
-    for path in packing.make(planned(steps, programs), force=steps.request.again):
+    for path in packing.make(planned(programs), force=programs.request.again):
         print(path)
 
 
-def clean(steps: Steps) -> None:
-    packing.clean(planned(steps, steps.programs.portable()))
+def clean(programs: Programs) -> None:
+    packing.clean(planned(programs.portable()))
 
 
-def forget(steps: Steps) -> None:
-    packing.forget(planned(steps, steps.programs.portable()))
+def forget(programs: Programs) -> None:
+    packing.forget(planned(programs.portable()))
 
 
-def install_package(steps: Steps) -> None:
+def install_package(programs: Programs) -> None:
     """Unpack, check, try out and swap in an archive of programs. Raises PipelineError."""
-    pkg, target = steps.request.pkg, steps.request.into or install.default_target(steps.home)
+    request, home = programs.request, programs.home
+    pkg, target = request.pkg, request.into or install.default_target(home)
     if pkg is None:
         raise UsageError("no package is named", "pass pkg=PATH")
-    install.install(pkg, target, home=steps.home, force=steps.request.again)
-    if steps.request.into is None:
+    install.install(pkg, target, home=home, force=request.again)
+    if request.into is None:
         log.info(f"serve with it: {doitw('serve bins=package model=…')}")
     else:
         log.info(f"serve with it: LLAMA_SERVER_BINS_DIR={target / 'bin'} {doitw('serve model=…')}")

@@ -23,56 +23,56 @@ from pipeline.serve import sandbox
 
 from . import check, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
-from .model import Steps
+from .model import Model
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
 
 
-def plan(steps: Steps) -> None:
+def plan(model: Model) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
-    check.check_request(steps)
-    check.check_compiler(steps)
-    lock.require(steps, before=True)
-    if steps.request.wanted.quant == quants.ALL:
-        rows = every_quant(steps)
-        print(json.dumps(rows, indent=1) if steps.request.json else quants_text(rows))
+    check.check_request(model)
+    model.programs.require_tools()
+    lock.require(model, before=True)
+    if model.request.wanted.quant == quants.ALL:
+        rows = every_quant(model)
+        print(json.dumps(rows, indent=1) if model.request.json else quants_text(rows))
         return
-    if not steps.resolve_is_done():
-        resolve.resolve(steps, store=False)
-    with steps.asking_anew():
-        told = collect(steps)
-    print(json.dumps(told, indent=1) if steps.request.json else text(told))
+    if not model.resolve_is_done():
+        resolve.resolve(model, store=False)
+    with model.asking_anew():
+        told = collect(model)
+    print(json.dumps(told, indent=1) if model.request.json else text(told))
 
 
-def collect(steps: Steps) -> dict[str, Any]:
+def collect(model: Model) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
-    chain = steps.require_chain()
+    chain = model.require_chain()
     rows = [
-        ("source", steps.source_is_done(), f"llama.cpp {steps.llama_cpp.commit[:12]}"),
+        ("source", model.source_is_done(), f"llama.cpp {model.llama_cpp.commit[:12]}"),
     ]
-    if steps.programs.are_compiled and steps.programs.page:
-        node = f"llama-server's page, with Node.js {steps.programs.page.node.version}"
-        rows.append(("build_ui", steps.programs.page_is_done(), node))
-    if steps.programs.release:
-        kit = f"CUDA {steps.programs.release.version}, NVIDIA's wheels"
-        rows.append(("cuda_toolkit", steps.programs.toolkit_is_done(), kit))
-    rows.append(("build_bins", steps.bins_are_done(), str(steps.binaries.folder)))
+    if model.programs.are_compiled and model.programs.page:
+        node = f"llama-server's page, with Node.js {model.programs.page.node.version}"
+        rows.append(("build_ui", model.programs.page_is_done(), node))
+    if model.programs.release:
+        kit = f"CUDA {model.programs.release.version}, NVIDIA's wheels"
+        rows.append(("cuda_toolkit", model.programs.toolkit_is_done(), kit))
+    rows.append(("build_bins", model.programs.are_done(), str(model.binaries.folder)))
     if chain.fetches:
         what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
-        rows.append(("fetch", steps.fetch_is_done(), what))
+        rows.append(("fetch", model.fetch_is_done(), what))
     if chain.conversion:
-        rows.append(("converter", steps.converter_is_done(), str(converter.folder(steps.home))))
-        rows.append(("convert", steps.convert_is_done(), str(chain.conversion.target)))
+        rows.append(("converter", model.converter_is_done(), str(converter.folder(model.home))))
+        rows.append(("convert", model.convert_is_done(), str(chain.conversion.target)))
     if chain.quantization:
-        rows.append(("quantize", steps.quantize_is_done(), str(chain.quantization.target)))
+        rows.append(("quantize", model.quantize_is_done(), str(chain.quantization.target)))
     todo = {name for name, done, _ in rows if not done}
-    ahead = estimate.outlook(steps, chain)
+    ahead = estimate.outlook(model, chain)
     server = None
-    if steps.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
-        planned = serve.planned(steps, chain, ahead)
+    if model.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
+        planned = serve.planned(model, chain, ahead)
         server, fit = planned.server, planned.fit
     else:
-        fit = serve.fit_context(steps, ahead)
+        fit = serve.fit_context(model, ahead)
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,
@@ -83,40 +83,40 @@ def collect(steps: Steps) -> dict[str, Any]:
             {"name": name, "state": UP_TO_DATE if done else TO_DO, "what": what}
             for name, done, what in rows
         ],
-        "backend": steps.programs.backend or None,
-        "backend_why": steps.programs.selection.why if steps.programs.are_chosen else "",
-        "warnings": [*steps.programs.warnings(), *code_warnings(steps, chain, todo)],
-        "download_bytes": download_bytes(steps, chain, todo),
-        "disk_peak_bytes": disk_bytes(steps, chain, todo, ahead),
-        "disk_free_bytes": shutil.disk_usage(existing(steps.home.models)).free,
-        "disk_folder": str(steps.home.models),
+        "backend": model.programs.backend or None,
+        "backend_why": model.programs.selection.why if model.programs.are_chosen else "",
+        "warnings": [*model.programs.warnings(), *code_warnings(model, chain, todo)],
+        "download_bytes": download_bytes(model, chain, todo),
+        "disk_peak_bytes": disk_bytes(model, chain, todo, ahead),
+        "disk_free_bytes": shutil.disk_usage(existing(model.home.models)).free,
+        "disk_folder": str(model.home.models),
         "memory": memory_of(fit),
-        "estimate_why": estimate_why(steps, fit),
+        "estimate_why": estimate_why(model, fit),
         "context": summary.context(
-            fit.ctx_size, fit.trained, asked=steps.request.settings.ctx_size is not None
+            fit.ctx_size, fit.trained, asked=model.request.settings.ctx_size is not None
         ),
-        "executable": str(steps.binaries.folder / program_file("llama-server")),
+        "executable": str(model.binaries.folder / program_file("llama-server")),
         "cmd": list(server.cmd) if server else None,
         "env": dict(server.env) if server else None,
         "sandbox": sandbox.shown(server) if server else None,
     }
 
 
-def code_warnings(steps: Steps, chain: Chain, todo: set[str]) -> list[str]:
+def code_warnings(model: Model, chain: Chain, todo: set[str]) -> list[str]:
     """What is said of a model that brings code, where it is still to be converted."""
     if "convert" not in todo:
         return []
     return [
         f"{code}: code of a model never runs; if it cannot be converted without, it is refused"
-        for code in estimate.foreign_code(steps, chain)
+        for code in estimate.foreign_code(model, chain)
     ]
 
 
-def estimate_why(steps: Steps, fit: Fit) -> str:
+def estimate_why(model: Model, fit: Fit) -> str:
     """Why the memory is an estimate; empty where llama.cpp itself told it."""
     if fit.memory is None or not fit.memory.estimate:
         return ""
-    if steps.binaries.has("llama-fit-params"):
+    if model.binaries.has("llama-fit-params"):
         return "llama.cpp's own tool could not tell"
     return "llama.cpp tells its own figure once it is built"
 
@@ -199,21 +199,21 @@ def verdict(fits: bool) -> str:
     return "fits" if fits else "does not fit"
 
 
-def every_quant(steps: Steps) -> list[dict[str, Any]]:
+def every_quant(model: Model) -> list[dict[str, Any]]:
     """Each quant that a repository has, or that can be made: file, memory, and whether it fits."""
-    request = steps.request
-    base = Steps(
-        replace(
-            request,
-            wish=replace(request.wish, quant=""),
-            wanted=replace(request.wanted, quant=""),
-        )
+    request = model.request
+    of_any = replace(
+        request,
+        file_filter=replace(request.file_filter, quant=""),
+        wanted=replace(request.wanted, quant=""),
     )
+    base = Model(of_any, model.programs)
     reference = base.require_reference()
     found: list[tuple[str, str, MemoryEstimate]] = []
     if reference.kind == "hub" and not (request.offline and base.known()):
         shelf = resolve.Shelf(base)
-        options = choice.narrow(choice.options(shelf.listing.files), request.wish, reference.text)
+        options = choice.options(shelf.listing.files)
+        options = choice.narrow(options, request.file_filter, reference.text)
         found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
         if not found:
             base.resolved_to(shelf.resolved())
@@ -258,20 +258,20 @@ def quants_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join([head, *told])
 
 
-def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
+def download_bytes(model: Model, chain: Chain, todo: set[str]) -> int:
     """What is still to come over the network; the converter's packages are counted as installed."""
     total = 0
-    if "source" in todo and steps.llama_cpp.fetched:
+    if "source" in todo and model.llama_cpp.fetched:
         archive = pins().llama_cpp_archive
-        total += 0 if packages.cached(archive, steps.home).exists() else archive.size
+        total += 0 if packages.cached(archive, model.home).exists() else archive.size
     if "cuda_toolkit" in todo:
         total += cuda_versions.DOWNLOAD_BYTES
     if "build_bins" in todo:
-        total += steps.programs.source.download
+        total += model.programs.source.download
     if "fetch" in todo:
         if chain.resolved.source["type"] == "package":
             archive = pins().demo_archive
-            total += 0 if packages.cached(archive, steps.home).exists() else archive.size
+            total += 0 if packages.cached(archive, model.home).exists() else archive.size
         else:
             total += fetch.bytes_to_come(chain.resolved)
     if "converter" in todo:
@@ -279,7 +279,7 @@ def download_bytes(steps: Steps, chain: Chain, todo: set[str]) -> int:
     return total
 
 
-def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: MemoryEstimate) -> int:
+def disk_bytes(model: Model, chain: Chain, todo: set[str], ahead: MemoryEstimate) -> int:
     """What all that is to do takes at its peak, intermediates included."""
     total = 0
     if "source" in todo:
@@ -287,7 +287,7 @@ def disk_bytes(steps: Steps, chain: Chain, todo: set[str], ahead: MemoryEstimate
     if "cuda_toolkit" in todo:
         total += cuda_toolkit.INSTALLED_BYTES
     if "build_bins" in todo:
-        total += steps.programs.source.bytes
+        total += model.programs.source.bytes
     if "converter" in todo:
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:

@@ -14,54 +14,52 @@ from pipeline.serve.server import LLAMA_CPP, Server
 
 from . import check, lock, resolve
 from . import plan as planning
-from .model import Steps
-from .servers import Configured, require
+from .servers import Servers
 from .up import asked_for, planned
 
 
-def look(configured: Configured) -> tuple[Server, ...]:
+def look(servers: Servers) -> tuple[Server, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
-    configured.check(log.info)
-    if wrong := configured.misplaced():
+    servers.check(log.info)
+    if wrong := servers.misplaced():
         raise UsageError("\n".join(wrong))
-    for model in configured.models.values():
+    for model in servers.models.values():
         check.check_request(model)
         lock.require(model, before=True)
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
-    return planned(configured)
+    return planned(servers)
 
 
-def plan(configured: Configured) -> None:
+def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
-    found = look(configured)
-    if configured.steps.request.json:
+    found = look(servers)
+    if servers.request.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
     else:
-        parts = [steps_text(configured), text(found), *unknown(configured)]
+        parts = [steps_text(servers), text(found), *unknown(servers)]
         print("\n\n".join(part for part in parts if part))
 
 
-def changes(steps: Steps) -> None:
+def changes(servers: Servers) -> None:
     """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
     from pipeline.serve.supervisor import control
 
-    configured = require(steps)
-    rows = control.changes(configured.at, asked_for(configured, look(configured)))
-    if steps.request.json:
+    rows = control.changes(servers.at, asked_for(servers, look(servers)))
+    if servers.request.json:
         print(json.dumps([{"name": name, "change": change} for name, change in rows]))
     else:
         print(table(rows) or "nothing to do")
 
 
-def steps_text(configured: Configured) -> str:
+def steps_text(servers: Servers) -> str:
     """What has to be prepared first, and what that costs."""
     told: list[dict[str, Any]] = []
     rows: list[tuple[str, ...]] = []
-    if configured.needs_programs and not configured.models:
-        state = planning.UP_TO_DATE if configured.steps.bins_are_done() else planning.TO_DO
-        rows.append((state, "build_bins", str(configured.steps.binaries.folder)))
-    for name, model in configured.models.items():
+    if servers.needs_programs and not servers.models:
+        state = planning.UP_TO_DATE if servers.programs.are_done() else planning.TO_DO
+        rows.append((state, "build_bins", str(servers.programs.binaries.folder)))
+    for name, model in servers.models.items():
         with model.asking_anew():
             told.append(planning.collect(model))
         for step in told[-1]["steps"]:
@@ -96,9 +94,9 @@ def text(found: tuple[Server, ...]) -> str:
     return "\n\n".join([table(rows), *commands])
 
 
-def unknown(configured: Configured) -> list[str]:
+def unknown(servers: Servers) -> list[str]:
     """What cannot be said before the models are there."""
-    waiting = [name for name, model in configured.models.items() if not model.fetch_is_done()]
+    waiting = [name for name, model in servers.models.items() if not model.fetch_is_done()]
     if not waiting:
         return []
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.build_options import AUTO, ProgramSource
-from pipeline.bins.compile import backends, cuda_toolkit, web_ui
+from pipeline.bins.compile import backends, cuda_toolkit, source, web_ui
 from pipeline.bins.compile.build import Build
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
@@ -26,11 +26,15 @@ from .request import Request
 class Programs:
     """Lazy: each answer is computed on first use."""
 
-    def __init__(self, request: Request, home: Home, llama_cpp: Callable[[], Source]) -> None:
+    def __init__(self, request: Request, home: Home) -> None:
         self.request = request
         self.options = request.bins
         self.home = home
-        self._llama_cpp = llama_cpp
+
+    @cached_property
+    def llama_cpp(self) -> Source:
+        """The source that they are compiled from. Raises PipelineError."""
+        return source.find(self.home)
 
     @property
     def are_external(self) -> bool:
@@ -65,7 +69,7 @@ class Programs:
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
         return Build(
-            source=self._llama_cpp(),
+            source=self.llama_cpp,
             backend=backends.backend(self.selection, self.home, self.options),
             home=self.home,
             portable=bool(self.options.portable),
@@ -99,12 +103,12 @@ class Programs:
     @cached_property
     def page(self) -> Ui | None:
         """The page that is embedded; None where none is."""
-        return web_ui.choose(self.options.ui, self._llama_cpp(), self.home)[0]
+        return web_ui.choose(self.options.ui, self.llama_cpp, self.home)[0]
 
     @property
     def without_page(self) -> str:
         """Why no page is embedded; empty where one is."""
-        return web_ui.choose(self.options.ui, self._llama_cpp(), self.home)[1]
+        return web_ui.choose(self.options.ui, self.llama_cpp, self.home)[1]
 
     @property
     def backend(self) -> str:
@@ -179,4 +183,4 @@ class Programs:
         options = self.options
         if options.source == "build" and options.portable is None:
             options = replace(options, portable=True)
-        return Programs(replace(self.request, bins=options), self.home, self._llama_cpp)
+        return Programs(replace(self.request, bins=options), self.home)

@@ -16,23 +16,24 @@ from pipeline.core.text import size, table
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder, require_known
 
-from .model import Steps
+from .request import Request
+from .session import Session
 
 if TYPE_CHECKING:
     from pipeline.serve.supervisor.status import Row
 
 
-def ps(steps: Steps) -> None:
+def ps(session: Session) -> None:
     """List the servers of the configuration, or of all configurations."""
-    show(steps, folders(steps))
+    show(session.request, folders(session))
 
 
-def show(steps: Steps, places: Sequence[Folder], *, reasons: bool = True) -> None:
+def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) -> None:
     """Print a table, or JSON."""
     from pipeline.serve.supervisor import status
 
-    rows = [row for at in places for row in status.ps(at) if is_named(steps, row.name)]
-    if steps.request.json:
+    rows = [row for at in places for row in status.ps(at) if is_named(request, row.name)]
+    if request.json:
         print(json.dumps([asdict(row) for row in rows]))
     elif rows:
         details = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
@@ -58,19 +59,19 @@ def text(rows: Sequence[Row]) -> str:
     return table(lines)
 
 
-def logs(steps: Steps) -> None:
+def logs(session: Session) -> None:
     """Print the last lines of the logs, and with follow=1 new ones. Raises PipelineError."""
     from pipeline.serve import logfile
 
-    wish, paths = steps.request.many, log_files(steps)
-    if wish.follow and len(paths) > 1:
+    requested, paths = session.request.servers, log_files(session)
+    if requested.follow and len(paths) > 1:
         raise UsageError("follow=1 follows one log", f"name=… is one of {', '.join(paths)}")
     for name, (at, path) in paths.items():
         if len(paths) > 1:
             print(f"==> {name} <==")
         over = functools.partial(is_over, at)
-        for line in logfile.lines(path, wish.lines, follow=wish.follow, over=over):
-            print(line, flush=wish.follow)
+        for line in logfile.lines(path, requested.lines, follow=requested.follow, over=over):
+            print(line, flush=requested.follow)
 
 
 def is_over(at: Folder) -> bool:
@@ -80,58 +81,58 @@ def is_over(at: Folder) -> bool:
     return not liveness.is_running(at)
 
 
-def log_files(steps: Steps) -> dict[str, tuple[Folder, Path]]:
+def log_files(session: Session) -> dict[str, tuple[Folder, Path]]:
     """The log of each requested server, by name. Raises UsageError."""
     paths: dict[str, tuple[Folder, Path]] = {}
-    for at in folders(steps):
+    for at in folders(session):
         wanted = state.read_wanted(at)
         for server in wanted.instances if wanted else ():
             if server.name in paths:
                 raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
             paths[server.name] = (at, Path(server.log_file))
-    if not paths and steps.configured:  # nothing is up, but there may be logs
-        at, configured = steps.configured.at, steps.configured
-        paths = {name: (at, file) for name, file in configured.logs().items()}
-    names = steps.request.many.names
+    if not paths and session.servers:  # nothing is up, but there may be logs
+        at, servers = session.servers.at, session.servers
+        paths = {name: (at, file) for name, file in servers.logs().items()}
+    names = session.request.servers.names
     require_known(names, list(paths))
     if not paths:
         raise UsageError("nothing is up", f"{doitw('ps')} lists the servers; or pass config=…")
     return {name: paths[name] for name in names or paths}
 
 
-def down(steps: Steps) -> None:
+def down(session: Session) -> None:
     """Stop the named servers, or all of the configuration. Raises PipelineError."""
     from pipeline.serve.supervisor import control
 
-    names, places = steps.request.many.names, folders(steps)
+    names, places = session.request.servers.names, folders(session)
     if names and not places:
         require_known(names, [])
-    if not steps.request.many.source and len(places) > 1:
+    if not session.request.servers.source and len(places) > 1:
         raise UsageError(
             "down: more than one configuration is up",
             "config=… is one of " + ", ".join(configs(places)),
         )
     ended = [name for at in places for name in control.down(at, names)]
-    if steps.request.json:
+    if session.request.json:
         print(json.dumps(ended))
     else:
         log.info(f"stopped {', '.join(ended)}" if ended else "nothing was up")
 
 
-def folders(steps: Steps) -> list[Folder]:
+def folders(session: Session) -> list[Folder]:
     """The folder of the named configuration, or of all that are up or that a crash left behind."""
-    source = steps.request.many.source
+    source = session.request.servers.source
     if source:
-        at = state.folder(steps.home, source)
-        if steps.configured and not at.wanted.exists():
-            _ = steps.configured.configuration  # never up: raises if the file cannot be read either
+        at = state.folder(session.home, source)
+        if session.servers and not at.wanted.exists():
+            _ = session.servers.configuration  # never up: raises if the file cannot be read either
         return [at]
     from pipeline.serve.supervisor import liveness, marker
 
     marked = marker.everywhere()
     return [
         at
-        for at in state.folders(steps.home)
+        for at in state.folders(session.home)
         if at.marker in marked or liveness.is_running(at) or liveness.is_left(at)
     ]
 
@@ -141,5 +142,5 @@ def configs(places: Sequence[Folder]) -> list[str]:
     return [wanted.config for at in places if (wanted := state.read_wanted(at))]
 
 
-def is_named(steps: Steps, name: str) -> bool:
-    return not steps.request.many.names or name in steps.request.many.names
+def is_named(request: Request, name: str) -> bool:
+    return not request.servers.names or name in request.servers.names

@@ -36,7 +36,7 @@ from .variables import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Many(FileVariables):
+class ServersRequest(FileVariables):
     """What the command line says about servers of a file; `config` is an absolute path."""
 
     registry: str = ""  # of the profile: an absolute path
@@ -53,14 +53,14 @@ class Request(RunVariables, ServingVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
-    wish: FileFilter = field(default_factory=FileFilter)
+    file_filter: FileFilter = field(default_factory=FileFilter)
     mmproj: Path | None = None  # a projector of the user's own
     wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
     bins: BuildOptions = field(default_factory=BuildOptions)
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
-    many: Many = field(default_factory=Many)
+    servers: ServersRequest = field(default_factory=ServersRequest)
 
     @property
     def json(self) -> bool:
@@ -74,14 +74,14 @@ class Request(RunVariables, ServingVariables):
     @property
     def asked(self) -> dict[str, str]:
         """What it says of its model: under this pipeline.lock keeps it."""
-        reference, wish, imatrix = self.reference, self.wish, self.wanted.imatrix
+        reference, files, imatrix = self.reference, self.file_filter, self.wanted.imatrix
         said = {
             "model": (reference.repo or reference.text) if reference else "",
             "revision": reference.revision if reference else "",
-            "quant": wish.quant.lower(),
-            "filename": wish.filename,
-            "pattern": wish.pattern,
-            "mmproj": self.mmproj.name if self.mmproj else wish.mmproj,
+            "quant": files.quant.lower(),
+            "filename": files.filename,
+            "pattern": files.pattern,
+            "mmproj": self.mmproj.name if self.mmproj else files.mmproj,
             "imatrix": imatrix.name if imatrix else "",
         }
         return {name: value for name, value in said.items() if value}
@@ -126,7 +126,9 @@ def request(given: Mapping[str, str]) -> Request:
         Request,
         values,
         reference=reference,
-        wish=FileFilter(quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named),
+        file_filter=FileFilter(
+            quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
+        ),
         mmproj=mmproj,
         wanted=wanted,
         settings=Settings(
@@ -146,7 +148,7 @@ def request(given: Mapping[str, str]) -> Request:
         offline=run.offline or hub_settings.is_offline(),
         pkg=_file("pkg", package.pkg),
         into=absolute(package.into) if package.into else None,
-        many=many(values, os.environ),
+        servers=servers_request(values, os.environ),
     )
 
 
@@ -267,7 +269,7 @@ def _quant(reference: Reference | None, asked: str) -> str:
     return named
 
 
-def many(values: Mapping[str, object], environ: Mapping[str, str]) -> Many:
+def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) -> ServersRequest:
     """What is said here, or else in the environment, unless a model is named. Raises UsageError."""
     given = fill(FileVariables, values)
     config, profile, engine = given.config, given.profile, given.engine
@@ -279,7 +281,7 @@ def many(values: Mapping[str, object], environ: Mapping[str, str]) -> Many:
         config, engine, besides = _configured(engine, environ)
         profile = "" if config else environ.get(PROFILE, "").strip()
     return fill(
-        Many,
+        ServersRequest,
         values,
         config=str(one_path(config)) if config else "",
         profile=profile,

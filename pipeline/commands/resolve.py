@@ -29,16 +29,16 @@ from pipeline.models.skeleton import Readable
 
 from . import estimate
 from .estimate import MemoryEstimate
-from .model import Steps
+from .model import Model
 
 
 class Shelf:
     """A repository's files, and what its models would take. What was read of one is kept."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, model: Model) -> None:
         """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
-        self.steps = steps
-        self.listing = listing(steps)
+        self.model = model
+        self.listing = listing(model)
         self.room = capacity.memory()
         self._readables: dict[ModelFile, Readable] = {}
         self._measured: dict[str, tuple[Option, MemoryEstimate]] = {}
@@ -58,12 +58,12 @@ class Shelf:
     def outlook(self, option: Option) -> MemoryEstimate:
         """What an option takes. One header is read for all quants of a model: they differ by
         their weights."""
-        model = choice.stem(option)
-        if model not in self._measured:
+        stem = choice.stem(option)
+        if stem not in self._measured:
             files = [self._readable(file) for file in option.files]
             key = option.files[0].identity
-            self._measured[model] = option, estimate.of_gguf(self.steps, files, key)
-        known, found = self._measured[model]
+            self._measured[stem] = option, estimate.of_gguf(self.model, files, key)
+        known, found = self._measured[stem]
         if option.files == known.files:
             return found
 
@@ -75,37 +75,37 @@ class Shelf:
 
     def fits(self, option: Option) -> bool:
         """Whether an option fits this host's memory, with the projector that it may get."""
-        wish, own = self.steps.request.wish, self.steps.request.mmproj
+        files, own = self.model.request.file_filter, self.model.request.mmproj
         beside = (
             own.stat().st_size
             if own
-            else projector.likely_bytes(self.listing.files, option.name, wish.mmproj)
+            else projector.likely_bytes(self.listing.files, option.name, files.mmproj)
         )
-        return estimate.least(self.steps, self.outlook(option), self.room - beside).fits
+        return estimate.least(self.model, self.outlook(option), self.room - beside).fits
 
     def resolved(self) -> Resolved:
         """The files that the request means. Raises PipelineError."""
-        reference = self.steps.require_reference()
+        reference = self.model.require_reference()
         try:
             found = repository.resolve(
                 self.listing,
-                self.steps.request.wish,
+                self.model.request.file_filter,
                 reference.text,
-                self.steps.home,
+                self.model.home,
                 fits=self.fits,
                 read=self.read,
                 read_header=self.read_header,
                 read_dtypes=self.read_dtypes,
             )
         except PipelineError as error:
-            if self.steps.request.offline:
+            if self.model.request.offline:
                 error.hint = "only the Hugging Face cache was looked at: run once with the network"
             raise
-        require_architecture(self.steps, found)
-        own = self.steps.request.mmproj
+        require_architecture(self.model, found)
+        own = self.model.request.mmproj
         if own and found.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(found.files), own.name)
-        if self.listing.gated and not self.steps.request.offline:
+        if self.listing.gated and not self.model.request.offline:
             # Whether this user may have the files: told now, not after the build.
             hub.locate(self.listing.repo, self.listing.commit, found.files[0])
         what = f"{plural(len(found.files), 'file')}, {size(found.bytes)}"
@@ -117,28 +117,28 @@ class Shelf:
             repo = self.listing.repo
             self._readables[file] = (
                 skeleton.local(hub.cached_file(repo, file), file.name)
-                if self.steps.request.offline
+                if self.model.request.offline
                 else hub.readable(repo, self.listing.commit, file)
             )
         return self._readables[file]
 
 
-def require_architecture(steps: Steps, found: Resolved) -> None:
+def require_architecture(model: Model, found: Resolved) -> None:
     """Raise UsageError where the converter at hand does not know the model's architecture."""
     if found.architecture:
-        stored.require_known(found.architecture, steps.architectures(), found.name)
+        stored.require_known(found.architecture, model.architectures(), found.name)
 
 
-def listing(steps: Steps) -> Listing:
+def listing(model: Model) -> Listing:
     """What the repository holds, asked once a run. Raises PipelineError."""
-    if steps.listing is None:
-        steps.listing = _listing(steps)
-    return steps.listing
+    if model.listing is None:
+        model.listing = _listing(model)
+    return model.listing
 
 
-def _listing(steps: Steps) -> Listing:
-    reference = steps.require_reference()
-    if not steps.request.offline:
+def _listing(model: Model) -> Listing:
+    reference = model.require_reference()
+    if not model.request.offline:
         return hub.ask(reference)
     found = hub.cached(reference)
     if found is None:
@@ -154,40 +154,40 @@ def _listing(steps: Steps) -> Listing:
     return found
 
 
-def resolve(steps: Steps, *, store: bool = True) -> None:
+def resolve(model: Model, *, store: bool = True) -> None:
     """Have the model known, and what is wanted of it. `store=False` keeps it for this run only.
 
     Raises PipelineError.
     """
-    reference = steps.require_reference()
-    if reference.kind == "hub" and steps.request.frozen:
-        lockfile.resolved(steps.require_locked(), steps.home)  # says what is wrong with it
+    reference = model.require_reference()
+    if reference.kind == "hub" and model.request.frozen:
+        lockfile.resolved(model.require_locked(), model.home)  # says what is wrong with it
     elif reference.kind == "hub":
-        found = Shelf(steps).resolved()
-        steps.resolved_to(found)
+        found = Shelf(model).resolved()
+        model.resolved_to(found)
         if store:
-            stored.store(steps.stored_path(), found)
+            stored.store(model.stored_path(), found)
     elif reference.path and reference.kind == "folder":
-        steps.resolved_to(stored.folder(reference.path, steps.home, steps.architectures()))
+        model.resolved_to(stored.folder(reference.path, model.home, model.architectures()))
     elif reference.path:
-        steps.resolved_to(stored.gguf_path(reference.path, steps.home))
-    if steps.wanted() is None:
-        _decide_quant(steps, store=store)
-    steps.chain()  # what cannot be meant is said now
+        model.resolved_to(stored.gguf_path(reference.path, model.home))
+    if model.wanted() is None:
+        _decide_quant(model, store=store)
+    model.chain()  # what cannot be meant is said now
 
 
-def _decide_quant(steps: Steps, *, store: bool) -> None:
+def _decide_quant(model: Model, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
-    resolved, room = steps.require_resolved(), capacity.memory()
-    candidates = autoquant.candidates(steps.request.wanted)
-    of = estimate.unquantized(steps, steps.chain_with(candidates[-1]))
+    resolved, room = model.require_resolved(), capacity.memory()
+    candidates = autoquant.candidates(model.request.wanted)
+    of = estimate.unquantized(model, model.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"
     for candidate in candidates:
         ahead = of(candidate)
-        if ahead.bytes and estimate.least(steps, ahead, room).fits:
+        if ahead.bytes and estimate.least(model, ahead, room).fits:
             quant, why = candidate, "the best that fits the memory"
             break
     log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
-    steps.decided_on(quant)
+    model.decided_on(quant)
     if store:
-        autoquant.store(steps.decision_path(resolved), quant, why)
+        autoquant.store(model.decision_path(resolved), quant, why)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core import capacity, log
-from pipeline.core.paths import user_folder
+from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size, table
 from pipeline.models import chat_template, gguf, memory
@@ -27,7 +27,8 @@ from pipeline.serve.supervisor import state
 
 from . import estimate, server_options
 from .estimate import MemoryEstimate
-from .model import Steps
+from .model import Model
+from .programs import Programs
 from .summary import summary
 
 HINT = "llama-server --help lists its options"
@@ -42,27 +43,27 @@ class Planned:
     fit: Fit
 
 
-def known_flags(steps: Steps) -> dict[str, Flag]:
+def known_flags(programs: Programs) -> dict[str, Flag]:
     """The options of the llama-server that will run. Raises PipelineError."""
-    programs = steps.binaries
+    binaries = programs.binaries
     return flags.read(
-        programs.program("llama-server"),
-        programs.sha256("llama-server"),
-        steps.home.run / "flags",
+        binaries.program("llama-server"),
+        binaries.sha256("llama-server"),
+        programs.home.run / "flags",
     )
 
 
-def check_start(steps: Steps) -> None:
+def check_start(programs: Programs) -> None:
     """Raise PipelineError where the port is taken, or the backend's device is not here: then the
     CPU would be used."""
-    if steps.programs.are_chosen:
-        steps.programs.selection.require_device()
-    health.require_free(steps.request.settings.host, steps.request.settings.port)
+    if programs.are_chosen:
+        programs.selection.require_device()
+    health.require_free(programs.request.settings.host, programs.request.settings.port)
 
 
-def check_flags(steps: Steps) -> None:
+def check_flags(model: Model) -> None:
     """Raise UsageError where llama-server would refuse an option."""
-    _checked(instances.given(steps.spec, known_flags(steps)))
+    _checked(instances.given(model.spec, known_flags(model.programs)))
 
 
 def _checked(options: ResolvedOptions) -> ResolvedOptions:
@@ -70,11 +71,11 @@ def _checked(options: ResolvedOptions) -> ResolvedOptions:
     return options
 
 
-def fit_context(steps: Steps, ahead: MemoryEstimate, room: int | None = None) -> Fit:
+def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) -> Fit:
     """The context to serve with, and the memory that it takes, the projector's included. `room` is
     the memory for it in bytes; None: all that is free."""
-    asked = ResolvedOptions(steps.spec, {}).number("ctx-size") or None
-    beside = projector_bytes(steps)
+    asked = ResolvedOptions(model.spec, {}).number("ctx-size") or None
+    beside = projector_bytes(model)
 
     def measured(ctx_size: int) -> Memory | None:
         need = ahead.at(ctx_size)
@@ -84,29 +85,29 @@ def fit_context(steps: Steps, ahead: MemoryEstimate, room: int | None = None) ->
     return memory.fit(ahead.trained, asked, free, measured)
 
 
-def projector(steps: Steps) -> Path | None:
+def projector(model: Model) -> Path | None:
     """The projector that the model is served with."""
-    resolved = steps.require_resolved()
-    if steps.request.mmproj:
-        return steps.request.mmproj
+    resolved = model.require_resolved()
+    if model.request.mmproj:
+        return model.request.mmproj
     return resolved.folder / resolved.mmproj if resolved.mmproj else None
 
 
-def projector_bytes(steps: Steps) -> int:
+def projector_bytes(model: Model) -> int:
     """Its size, whether or not it is there yet."""
-    if steps.request.mmproj:
-        return steps.request.mmproj.stat().st_size
-    resolved = steps.require_resolved()
+    if model.request.mmproj:
+        return model.request.mmproj.stat().st_size
+    resolved = model.require_resolved()
     return sum(file.size for file in resolved.files if file.name == resolved.mmproj)
 
 
 def prepared_model(
-    steps: Steps, chain: Chain, ahead: MemoryEstimate, ctx_size: int
+    model: Model, chain: Chain, ahead: MemoryEstimate, ctx_size: int
 ) -> PreparedModel:
     """The model as its server gets it; `ctx_size` is its context where no option names one."""
     return PreparedModel(
         path=chain.final,
-        mmproj=projector(steps),
+        mmproj=projector(model),
         name=chain.resolved.name,
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
@@ -114,18 +115,18 @@ def prepared_model(
     )
 
 
-def planned(steps: Steps, chain: Chain, ahead: MemoryEstimate) -> Planned:
+def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     """The server of the command line's model, which need not be there yet. Raises PipelineError."""
-    home, port = steps.home, steps.request.settings.port
+    home, port = model.home, model.request.settings.port
     log_file = home.logs / f"serve-{port}.log"
-    spec = server_options.spec(steps.request, chain.resolved.name, str(log_file))
-    options = _checked(instances.given(spec, known_flags(steps)))
-    fit = fit_context(steps, ahead)
+    spec = server_options.spec(model.request, chain.resolved.name, str(log_file))
+    options = _checked(instances.given(spec, known_flags(model.programs)))
+    fit = fit_context(model, ahead)
     server = instances.llama_server(
         options,
-        steps.binaries.program("llama-server"),
-        prepared_model(steps, chain, ahead, fit.ctx_size),
-        key=steps.request.settings.api_key_file,
+        model.binaries.program("llama-server"),
+        prepared_model(model, chain, ahead, fit.ctx_size),
+        key=model.request.settings.api_key_file,
         folder=user_folder(),
         log=log_file,
         xdg=home.run / "xdg",
@@ -137,51 +138,51 @@ def planned(steps: Steps, chain: Chain, ahead: MemoryEstimate) -> Planned:
     return Planned(server=server, remarks=tuple(remarks), fit=fit)
 
 
-def require_servable(steps: Steps, server: Server, options: Mapping[str, Flag]) -> None:
+def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
     """Raise PipelineError where the model of `server` is here and cannot be served: its projector
     belongs to another one, or its chat template runs on."""
-    model = server.argument("--model") if server.engine == LLAMA_CPP else ""
-    path = Path(server.folder, model)
-    if not model or not path.is_file():
+    named = server.argument("--model") if server.engine == LLAMA_CPP else ""
+    path = Path(server.folder, named)
+    if not named or not path.is_file():
         return
-    cache = steps.home.run / "gguf.json"
+    cache = home.run / "gguf.json"
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
         projectors.require(gguf.read_cached(mmproj, cache), header, mmproj.name)
     if not chat_template.is_overridden(server.command):
         program = Path(server.executable)
-        build = stat_cache.identity(steps.home.run / "sha256.json", program)
-        chat_template.require_ends(program, build, options, path, steps.home.run)
+        build = stat_cache.identity(home.run / "sha256.json", program)
+        chat_template.require_ends(program, build, options, path, home.run)
 
 
-def serve(steps: Steps) -> None:
+def serve(model: Model) -> None:
     """Serve the model in the foreground until asked to stop. Raises PipelineError."""
-    chain = steps.require_chain()
-    ahead = estimate.of_made(steps, chain.final)
-    plan = planned(steps, chain, ahead)
-    require_servable(steps, plan.server, known_flags(steps))
-    for warning in (*steps.programs.warnings(), *plan.remarks, *warnings(ahead, plan.fit)):
+    chain = model.require_chain()
+    ahead = estimate.of_made(model, chain.final)
+    plan = planned(model, chain, ahead)
+    require_servable(model.home, plan.server, known_flags(model.programs))
+    for warning in (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan.fit)):
         log.info(f"warning: {warning}")
-    run(steps, plan.server, ctx_is_asked=steps.request.settings.ctx_size is not None)
+    run(model.programs, plan.server, ctx_is_asked=model.request.settings.ctx_size is not None)
 
 
 def run(
-    steps: Steps, server: Server, *, ctx_is_asked: bool, not_started: Sequence[str] = ()
+    programs: Programs, server: Server, *, ctx_is_asked: bool, not_started: Sequence[str] = ()
 ) -> None:
     """One server in the foreground, with its summary once it is ready. Raises PipelineError."""
     from pipeline.serve.supervisor.environment import environment
 
     def ready(seconds: float, output: str) -> None:
-        rows = summary(steps, server, output, ctx_is_asked=ctx_is_asked, not_started=not_started)
+        rows = summary(programs, server, output, ctx_is_asked=ctx_is_asked, not_started=not_started)
         rows["ready in"] = f"{seconds:.2f} s"
-        if steps.request.json:
+        if programs.request.json:
             print(json.dumps(rows), flush=True)
         else:
             print(table(list(rows.items())))
             print("Ctrl-C stops it.", flush=True)
 
-    at = state.folder(steps.home, f"serve-{server.port}")
+    at = state.folder(programs.home, f"serve-{server.port}")
     supervise.foreground(server, env=environment(server, at), ready=ready)
 
 

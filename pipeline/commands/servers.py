@@ -22,8 +22,9 @@ from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import Folder
 
-from . import estimate, serve, which_server
-from .model import Steps
+from . import estimate, install_model, serve, which_server
+from .model import Model
+from .programs import Programs
 from .request import request
 from .variables import SERVER, FileVariables
 
@@ -43,18 +44,20 @@ OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj")  # these, too
 OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
 
 
-class Configured:
+class Servers:
     """What one file asks for. A file that cannot be read is an error once something is wanted of
-    it, not before."""
+    it, not before. `variables` are those of the command line, as typed."""
 
-    def __init__(self, steps: Steps, given: Mapping[str, str]) -> None:
-        self.steps = steps
-        self.wish = steps.request.many
-        self.given = given
-        self.at: Folder = state.folder(steps.home, self.wish.source)
-        self.models: dict[str, Steps] = {}
-        self._maker: dict[str, str] = {}  # of each instance with a model: who has its steps
-        self._wrong: list[str] = []  # of the model tables
+    def __init__(self, programs: Programs, variables: Mapping[str, str]) -> None:
+        self.programs = programs
+        self.request = programs.request
+        self.requested = programs.request.servers
+        self.home = programs.home
+        self.variables = variables
+        self.at: Folder = state.folder(self.home, self.requested.source)
+        self.models: dict[str, Model] = {}
+        self._maker: dict[str, str] = {}  # of each instance with a model: whose model it shares
+        self._errors: list[str] = []  # of the model tables
         self._error: PipelineError | None = None
         try:
             self._configuration = self._read()
@@ -78,35 +81,37 @@ class Configured:
         return self.at.path / "keys"
 
     def _read(self) -> Configuration:
-        wish = self.wish
-        if wish.config:
+        requested = self.requested
+        if requested.config:
             from pipeline.serve.config.toml_form import load
 
-            engine = wish.engine if wish.engine in CONFIGS else ""
+            engine = requested.engine if requested.engine in CONFIGS else ""
             variable = OVERRIDES[engine or LLAMA_CPP]
             over = os.environ.get(variable, "")
-            file = Path(wish.config)
+            file = Path(requested.config)
             return load(file, engine=engine, overrides=over, where=variable, patient=True)
         from pipeline.serve.config.profiles import load_profile
 
         own = {
             name: value
-            for name, value in self.given.items()
+            for name, value in self.variables.items()
             if name in (*OPTIONS, *OF_A_FILE) or name.startswith(SERVER)
         }
-        if self.steps.request.settings.device is None:
+        if self.request.settings.device is None:
             own.pop("device", None)  # it names a backend
-        return load_profile(Path(wish.registry), wish.profile, os.environ, given=own, patient=True)
+        return load_profile(
+            Path(requested.registry), requested.profile, os.environ, given=own, patient=True
+        )
 
     def _find_models(self) -> None:
-        """The steps of each model that is prepared first, by the name of the first instance that
+        """Each model that is prepared first, by the name of the first instance that
         asks for it."""
         mine = {*(each.name for each in variables(FileVariables).values()), *OPTIONS}
-        if self.wish.profile:
+        if self.requested.profile:
             mine |= {*OF_A_FILE}  # they are among the model's own by now
         common = {
             name: value
-            for name, value in self.given.items()
+            for name, value in self.variables.items()
             if name not in mine and not name.startswith(SERVER)
         }
         known: dict[tuple[tuple[str, str], ...], str] = {}
@@ -115,10 +120,10 @@ class Configured:
             key = tuple(sorted(asked.items()))
             if key not in known:
                 try:
-                    self.models[name] = Steps(request(asked), self.steps.programs)
+                    self.models[name] = Model(request(asked), self.programs)
                 except UsageError as error:
                     label = self._configuration.label
-                    self._wrong.append(f"{label}: instance.{name}.model: {error.message}")
+                    self._errors.append(f"{label}: instance.{name}.model: {error.message}")
                     continue
                 known[key] = name
             self._maker[name] = known[key]
@@ -128,7 +133,7 @@ class Configured:
     @cached_property
     def own(self) -> Path | None:
         """A llama-server that is not the one in `bins/`."""
-        return which_server.elsewhere(self.configuration, self.steps.programs)
+        return which_server.elsewhere(self.configuration, self.programs)
 
     @property
     def needs_programs(self) -> bool:
@@ -144,13 +149,13 @@ class Configured:
     @property
     def server(self) -> Path:
         """The llama-server that will run, whether or not it is made yet."""
-        return self.own or self.steps.programs.binaries.folder / program_file("llama-server")
+        return self.own or self.programs.binaries.folder / program_file("llama-server")
 
     def flags(self) -> Mapping[str, Flag] | None:
         """Its options; None where it is not there yet. Raises PipelineError."""
-        if self.own is None and not self.steps.bins_are_done():
+        if self.own is None and not self.programs.are_done():
             return None
-        return which_server.options(self.server, self.steps.home)
+        return which_server.options(self.server, self.home)
 
     # The instances
 
@@ -163,16 +168,16 @@ class Configured:
         if all(draft.engine != VLLM for draft in configuration.enabled):
             return None
         words = [vllm.executable(configuration, os.environ), *vllm.python(configuration)]
-        cache = self.steps.home.run / "flags"
+        cache = self.home.run / "flags"
         return vllm_installed.listed(words, configuration.master.api_server_module, cache)
 
     def check(self, note: Callable[[str], None] = lambda _: None) -> None:
         """Raise UsageError that names all mistakes that can be seen now."""
         from pipeline.serve.config import checks
 
-        if self.wish.besides:
-            here = self.configuration.label
-            note(f"{self.wish.besides} names another file, and is not read; this is about {here}")
+        if self.requested.besides:
+            other, here = self.requested.besides, self.configuration.label
+            note(f"{other} names another file, and is not read; this is about {here}")
         wrong = [*self.wrong, *self.misplaced(THE_GATEWAYS)]
         try:
             flags = self.flags()
@@ -198,8 +203,8 @@ class Configured:
         of_one = {*OPTIONS, *OF_A_MODEL} - {*besides}
         return [
             f"{name}=: is for one server; write it into the file"
-            for name in self.given
-            if self.wish.config and (name in of_one or name.startswith(SERVER))
+            for name in self.variables
+            if self.requested.config and (name in of_one or name.startswith(SERVER))
         ]
 
     def instances(self) -> tuple[Server, ...]:
@@ -227,7 +232,7 @@ class Configured:
         """The servers; `contexts` are to be kept by those that have no other, by name."""
         from pipeline.serve.config import instances
 
-        home = self.steps.home
+        home = self.home
         servers = instances.instances(
             self.configuration,
             server=self.server,
@@ -242,10 +247,10 @@ class Configured:
             xdg=home.run / "xdg",
             environ=os.environ,
         )
-        if self.wish.background is not None:
-            servers = tuple(replace(s, background=self.wish.background) for s in servers)
-        if "sandbox" in self.given:
-            mode = self.steps.request.sandbox
+        if self.requested.background is not None:
+            servers = tuple(replace(s, background=self.requested.background) for s in servers)
+        if "sandbox" in self.variables:
+            mode = self.request.sandbox
             servers = tuple(
                 replace(s, sandbox=mode) if s.engine == LLAMA_CPP else s for s in servers
             )
@@ -258,8 +263,8 @@ class Configured:
         fitted, weights = 0, 0
         for spec in self.configuration.enabled:
             if spec.model:
-                steps = self.steps_of(spec)
-                weights += estimate.outlook(steps, steps.require_chain()).bytes
+                model = self.model_of(spec)
+                weights += estimate.outlook(model, model.require_chain()).bytes
                 fitted += not self.names_context(spec.name)
         return (capacity.memory() - weights) // max(1, fitted)
 
@@ -268,7 +273,7 @@ class Configured:
         from pipeline.serve.config.instances import is_container, log_file
 
         in_container = is_container(os.environ)
-        folder = Path(tempfile.gettempdir()) if in_container else self.steps.home.logs
+        folder = Path(tempfile.gettempdir()) if in_container else self.home.logs
         enabled = self.configuration.enabled
         return {draft.name: log_file(self.configuration, draft, folder) for draft in enabled}
 
@@ -300,33 +305,31 @@ class Configured:
     @property
     def wrong(self) -> tuple[str, ...]:
         """What is wrong with the file and its model tables, found while they were read."""
-        return (*self.configuration.mistakes, *self._wrong)
+        return (*self.configuration.mistakes, *self._errors)
 
-    def steps_of(self, draft: InstanceSpec) -> Steps:
-        """The steps of its model."""
-        return self.models[self._maker[draft.name]]
+    def model_of(self, spec: InstanceSpec) -> Model:
+        """Its model, which other servers may share."""
+        return self.models[self._maker[spec.name]]
 
-    def _model(self, draft: InstanceSpec, context: int | None) -> PreparedModel:
+    def install_models(self) -> None:
+        """Have the prepared files where a profile wants them. Raises PipelineError."""
+        for spec in self.configuration.enabled:
+            if spec.download_to is not None:
+                install_model.install(self.model_of(spec), spec)
+
+    def _model(self, spec: InstanceSpec, context: int | None) -> PreparedModel:
         """Its model, with this context where the file names none; None: one that fits."""
-
-        from . import install_model
-
-        steps = self.steps_of(draft).served_by(draft)
-        chain = steps.require_chain()
-        ahead = estimate.outlook(steps, chain)
+        model = self.model_of(spec).served_by(spec)
+        chain = model.require_chain()
+        ahead = estimate.outlook(model, chain)
         if context is None:
-            context = serve.fit_context(steps, ahead, self._room + ahead.bytes).ctx_size
-        model = serve.prepared_model(steps, chain, ahead, context)
-        placed = install_model.placed(self, draft)
+            context = serve.fit_context(model, ahead, self._room + ahead.bytes).ctx_size
+        prepared = serve.prepared_model(model, chain, ahead, context)
+        installed = install_model.installed(model, spec)
         return replace(
-            model,
-            path=placed.get(chain.final, chain.final),
-            mmproj=placed.get(Path(model.mmproj), model.mmproj) if model.mmproj else None,
+            prepared,
+            path=installed.get(chain.final, chain.final),
+            mmproj=installed.get(Path(prepared.mmproj), prepared.mmproj)
+            if prepared.mmproj
+            else None,
         )
-
-
-def require(steps: Steps) -> Configured:
-    """The configuration. Raises UsageError where none is named."""
-    if steps.configured is None:
-        raise UsageError("no servers are named", "say which: config=… or profile=…")
-    return steps.configured

@@ -17,12 +17,11 @@ from pipeline.serve import sandbox
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.service import service
 
-from .model import Steps
 from .programs import Programs
 
 
 def summary(
-    steps: Steps,
+    programs: Programs,
     server: Server,
     output: str,
     *,
@@ -33,7 +32,7 @@ def summary(
     `ctx_is_asked` whether the user named the context."""
     rows: dict[str, object] = {**service(os.environ), "url": server.url}
     if server.engine == LLAMA_CPP:
-        rows |= _model(steps, server, output, ctx_is_asked)
+        rows |= _model(programs, server, output, ctx_is_asked)
     else:
         rows |= {"model": server.model_name, "engine": server.engine}
     rows["log"] = server.log_file
@@ -42,22 +41,24 @@ def summary(
     return rows
 
 
-def _model(steps: Steps, server: Server, output: str, ctx_is_asked: bool) -> dict[str, object]:
+def _model(
+    programs: Programs, server: Server, output: str, ctx_is_asked: bool
+) -> dict[str, object]:
     name = server.argument("--model")
     path = Path(server.folder, name)
     rows: dict[str, object] = {"model": server.model_name}
     header = None
     if name and path.is_file():
-        header = gguf.read_cached(path, steps.home.run / "gguf.json")
+        header = gguf.read_cached(path, programs.home.run / "gguf.json")
         bytes_ = sum(part.stat().st_size for part in gguf.shards(path))
         rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
-    ours = is_ours(steps.programs, server)
-    devices = seen_devices(steps.programs, server) if ours else []
+    ours = is_ours(programs, server)
+    devices = seen_devices(programs, server) if ours else []
     threads = re.search(r"n_threads = (\d+)", output)
     return rows | {
-        "backend": backend(steps.programs) if ours else f"that of {server.executable}",
+        "backend": backend(programs) if ours else f"that of {server.executable}",
         "device": server.argument("--device")
         or ", ".join(devices)
         or ("CPU" if ours else "llama-server's choice"),

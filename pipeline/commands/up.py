@@ -27,10 +27,9 @@ from pipeline.serve.supervisor.state import (
     require_known,
 )
 
-from . import gateway, install_model, ps
+from . import gateway, ps
 from . import serve as serving
-from .model import Steps
-from .servers import Configured, require
+from .servers import Servers
 from .summary import summary
 
 LOG_LINES = 1000  # of a server, to find in what it said of itself
@@ -39,82 +38,85 @@ LOG_LINES = 1000  # of a server, to find in what it said of itself
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", REGISTRY)
 
 
-def wanted(configured: Configured) -> DesiredState:
+def wanted(servers: Servers) -> DesiredState:
     """What `up` starts: with name= only these. Writes the keys that are needed. Raises
     PipelineError."""
     from pipeline.serve.config import instances
 
-    configuration = configured.configuration
-    if wrong := configured.misplaced():
+    configuration = servers.configuration
+    if wrong := servers.misplaced():
         raise UsageError("\n".join(wrong))
-    install_model.place(configured.steps)
-    for made in instances.write_keys(configuration, configured.flags(), configured.keys):
+    servers.install_models()
+    for made in instances.write_keys(configuration, servers.flags(), servers.keys):
         log.info(made)
     if configuration.gateway.enable:
-        gateway.ready(configured)
-    found = chosen(configured, planned(configured))
+        gateway.ready(servers)
+    found = chosen(servers, planned(servers))
     for server in found.instances:
-        serving.require_servable(configured.steps, server, configured.flags() or {})
+        serving.require_servable(servers.home, server, servers.flags() or {})
     return found
 
 
-def asked_for(configured: Configured, found: Sequence[Server]) -> DesiredState:
+def asked_for(servers: Servers, found: Sequence[Server]) -> DesiredState:
     """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
     UsageError where a name is unknown."""
     from pipeline.serve.supervisor import control
 
-    return control.merged(configured.at, chosen(configured, found), configured.wish.names)
+    return control.merged(servers.at, chosen(servers, found), servers.requested.names)
 
 
-def chosen(configured: Configured, found: Sequence[Server]) -> DesiredState:
+def chosen(servers: Servers, found: Sequence[Server]) -> DesiredState:
     """Of what is planned, what is named. Raises UsageError where a name is unknown."""
-    wish = configured.wish
-    require_known(wish.names, [one.name for one in found])
+    requested = servers.requested
+    require_known(requested.names, [one.name for one in found])
     return DesiredState(
-        config=wish.source,
-        instances=tuple(one for one in found if not wish.names or one.name in wish.names),
-        max_loading=wish.max_loading or configured.configuration.master.max_loading,
+        config=requested.source,
+        instances=tuple(one for one in found if not requested.names or one.name in requested.names),
+        max_loading=requested.max_loading or servers.configuration.master.max_loading,
     )
 
 
-def planned(configured: Configured) -> tuple[Server, ...]:
+def planned(servers: Servers) -> tuple[Server, ...]:
     """What would be started, the gateway among it. Raises PipelineError."""
-    configuration = configured.configuration
+    configuration = servers.configuration
     has_gateway = configuration.gateway.enable and configuration.master.enable
-    return (*configured.instances(), *([gateway.instance(configured)] if has_gateway else []))
+    return (*servers.instances(), *([gateway.instance(servers)] if has_gateway else []))
 
 
-def up(steps: Steps) -> None:
+def up(servers: Servers) -> None:
     """Start what is asked for and is not there yet. Raises PipelineError where one is not ready."""
     from pipeline.serve.supervisor import control
 
-    configured = require(steps)
-    asked = wanted(configured)
-    require_own_logs(steps, configured.at, asked)
-    names = configured.wish.names
-    if configured.wish.background is False:
-        control.run_foreground(configured.at, asked, report=reporter(configured), names=names)
+    asked = wanted(servers)
+    require_own_logs(servers, asked)
+    names = servers.requested.names
+    if servers.requested.background is False:
+        control.run_foreground(servers.at, asked, report=reporter(servers), names=names)
         log.info("stopped")
         return
-    failed = control.up(configured.at, asked, report=reporter(configured), names=names)
-    for line in configured.not_started(asked.instances):
+    failed = control.up(servers.at, asked, report=reporter(servers), names=names)
+    for line in servers.not_started(asked.instances):
         log.info(f"not started: {line}")
-    ps.show(steps, [configured.at], reasons=False)
+    ps.show(servers.request, [servers.at], reasons=False)
     if failed:
         raise PipelineError(
             "\n".join(f"{one.name} is {seen.state}: {seen.reason}" for one, seen in failed),
             f"{doitw('up')} retries what has failed; {doitw('logs name=…')} shows more",
         )
-    stay(configured.at, [one for one in asked.instances if not one.background])
+    stay(servers.at, [one for one in asked.instances if not one.background])
 
 
-def require_own_logs(steps: Steps, at: Folder, asked: DesiredState) -> None:
+def require_own_logs(servers: Servers, asked: DesiredState) -> None:
     """Raise UsageError where servers of another configuration write to a log of these."""
     from pipeline.serve.supervisor import liveness
 
     taken: dict[str, str] = {}
-    for other in state.folders(steps.home):
-        if other != at and (there := state.read_wanted(other)) and liveness.is_running(other):
+    for other in state.folders(servers.home):
+        if (
+            other != servers.at
+            and (there := state.read_wanted(other))
+            and liveness.is_running(other)
+        ):
             taken |= {one.log_file: there.config for one in there.instances}
     wrong = [
         f"{one.name}: {one.log_file} is written by a server of {taken[one.log_file]}"
@@ -125,46 +127,44 @@ def require_own_logs(steps: Steps, at: Folder, asked: DesiredState) -> None:
         raise UsageError("\n".join(wrong), "say where its log goes: control.log_file or log_dir")
 
 
-def serve(steps: Steps) -> None:
+def serve(servers: Servers) -> None:
     """The one server of a profile, in the foreground until asked to stop. Raises PipelineError."""
-    configured = require(steps)
-    found = wanted(configured).instances
+    found = wanted(servers).instances
     if len(found) != 1:
         names = ", ".join(one.name for one in found) or "nothing"
         raise UsageError(
-            f"serve: {configured.configuration.label} asks for {names}",
+            f"serve: {servers.configuration.label} asks for {names}",
             f"start them: {doitw('up')}",
         )
     serving.run(
-        steps,
+        servers.programs,
         found[0],
-        ctx_is_asked=configured.names_context(found[0].name),
-        not_started=configured.not_started(found),
+        ctx_is_asked=servers.names_context(found[0].name),
+        not_started=servers.not_started(found),
     )
 
 
-def systemd(steps: Steps) -> None:
+def systemd(servers: Servers) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
     from pipeline.serve.config.profile_options import CARDS_OVERRIDE, OVERRIDES
     from pipeline.serve.supervisor.unit import systemd_unit
 
-    configured = require(steps)
-    if configured.is_overridden:
+    if servers.is_overridden:
         raise UsageError(
-            f"{configured.is_overridden} is set: a unit is no place for it",
+            f"{servers.is_overridden} is set: a unit is no place for it",
             "write it into the file",
         )
-    wish, given = configured.wish, dict(configured.given)
-    named = {"config": wish.config} if wish.config else {"profile": wish.profile}
-    engine = {"engine": wish.engine} if wish.engine else {}
-    words = {**given, **named, **engine, "background": "0"}
+    requested = servers.requested
+    named = {"config": requested.config} if requested.config else {"profile": requested.profile}
+    engine = {"engine": requested.engine} if requested.engine else {}
+    words = {**servers.variables, **named, **engine, "background": "0"}
     env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    kept = (*OVERRIDES, CARDS_OVERRIDE) if wish.profile else ()
+    kept = (*OVERRIDES, CARDS_OVERRIDE) if requested.profile else ()
     env |= {name: os.environ[name] for name in kept if name in os.environ}
-    times = [draft.control.stop_timeout for draft in configured.configuration.enabled]
+    times = [draft.control.stop_timeout for draft in servers.configuration.enabled]
     print(
         systemd_unit(
-            configured.configuration.label,
+            servers.configuration.label,
             [str(REPOSITORY / "doitw"), "up", *(f"{n}={v}" for n, v in words.items())],
             folder=user_folder(),
             env=env,
@@ -174,15 +174,15 @@ def systemd(steps: Steps) -> None:
     )
 
 
-def reporter(configured: Configured) -> Callable[[Server, ServerStatus], None]:
+def reporter(servers: Servers) -> Callable[[Server, ServerStatus], None]:
     """What says each change that a user waits for; of a server that is ready, its summary."""
 
     def tell(server: Server, seen: ServerStatus) -> None:
         report(server, seen)
         if seen.state == READY and server.engine == LLAMA_CPP:
             output = last_lines(Path(server.log_file), LOG_LINES)
-            asked = configured.names_context(server.name)
-            rows = summary(configured.steps, server, output, ctx_is_asked=asked)
+            asked = servers.names_context(server.name)
+            rows = summary(servers.programs, server, output, ctx_is_asked=asked)
             del rows["url"]  # the line before has it
             log.info(textwrap.indent(table(list(rows.items())), "  "))
 

@@ -16,21 +16,21 @@ from pipeline.core.store.receipts import FILE, Entry
 from pipeline.core.text import plural
 from pipeline.models import gguf
 
-from .model import Steps
+from .model import Model
 
 
-def verify(steps: Steps) -> None:
+def verify(model: Model) -> None:
     """Check everything in the home, or only what belongs to `model=`. Raises PipelineError."""
     results: list[dict[str, str]] = []
-    for path, entry in artifacts(steps):
+    for path, entry in artifacts(model):
         try:
             problem = check(path, entry)
         except (OSError, PipelineError) as error:
             problem = str(error)
         results.append({"path": str(path), "problem": problem})
-        if not steps.request.json:
+        if not model.request.json:
             print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
-    if steps.request.json:
+    if model.request.json:
         print(json.dumps(results, indent=1))
     wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
     if wrong:
@@ -42,12 +42,12 @@ def verify(steps: Steps) -> None:
     log.info(f"{plural(len(results), 'artifact')} as their receipts say")
 
 
-def artifacts(steps: Steps) -> Iterator[tuple[Path, Entry | None]]:
+def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
     """The artifacts that are meant; a `.gguf` of the user's own has no receipt."""
-    home = steps.home
+    home = model.home
     tops = [home.bins, home.models]
-    if steps.request.reference:
-        resolved = steps.require_resolved()
+    if model.request.reference:
+        resolved = model.require_resolved()
         tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
         if resolved.local and resolved.kind == "gguf":
             yield from ((resolved.folder / file.name, None) for file in resolved.files)

@@ -23,8 +23,8 @@ from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.reporter import ConsoleReporter
 
-from pipeline.commands.model import Steps
 from pipeline.commands.request import request
+from pipeline.commands.session import Session
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox.available import SWITCH, is_off
@@ -32,7 +32,7 @@ from pipeline.serve import launch
 from pipeline.serve.server import OFF
 
 from .command_line import parsers, task_names, understood
-from .step import Step
+from .step import AnyStep, ModelStep, Step, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3
@@ -41,7 +41,7 @@ Task = dict[str, Any]  # as doit takes it
 LIVE: Task = {"uptodate": [False], "io": {"capture": False}, "verbosity": 2}  # prints as it goes
 
 
-def session() -> Steps:
+def session() -> Session:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
     interrupt_on_termination()
     replace_closed_streams()
@@ -57,19 +57,14 @@ def session() -> Steps:
         )
     given = before_dashes(doit_cmd._CMDLINE_VARS or {})
     try:
-        steps = Steps(request(given))
+        requested = request(given)
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
-    if steps.request.sandbox == OFF:
+    if requested.sandbox == OFF:
         os.environ[SWITCH] = "off"
     if is_off():
         log.info("warning: the sandbox is off: what reads a model may do all that you may")
-    if steps.request.many.source:
-        from pipeline.commands.servers import Configured
-
-        steps.configured = Configured(steps, given)
-        steps.models = steps.configured.models
-    return steps
+    return Session(requested, given)
 
 
 def read_as_doitw_does() -> None:
@@ -86,42 +81,44 @@ def read_as_doitw_does() -> None:
         raise SystemExit(doit_cmd.DoitMain().run(same))
 
 
-def tasks(table: Iterable[Step], steps: Steps) -> Iterator[Task]:
+def tasks(table: Iterable[Step | ModelStep], session: Session) -> Iterator[Task]:
     """The tasks for the steps of a table: one each, or a group with one for each model."""
     for step in table:
         named = {"basename": step.name, "doc": step.help}
-        if not step.each_model or steps.configured is None:
-            yield {**task(step, steps), **named}
-            continue
-        yield {**named, "name": None}
-        for name, model in steps.models.items():
-            yield {**task(step, model), "basename": step.name, "name": name}
+        needs = step.needs(session)
+        if isinstance(step, Step):
+            yield {**_task_of_session(step, session, needs), **named}
+        elif session.servers is None:
+            yield {**_task(step, session.model, needs), **named}
+        else:
+            yield {**named, "name": None}
+            for name, model in session.models.items():
+                yield {**_task(step, model, needs), "basename": step.name, "name": name}
 
 
-def task(step: Step, steps: Steps) -> Task:
-    """A task that prints live, and whose `done` alone decides whether it runs."""
-    after, done, clean, forget = step.after, step.done, step.clean, step.forget
-    common = {
-        "task_dep": list(after(steps) if callable(after) else after),
-        "meta": {
-            "forget": (lambda: forget(steps)) if forget else None,
-            "needs": step.needs(steps),
-        },
-    }
-    if step.is_group(steps):
-        return {**common, "actions": None}
+def _task_of_session(step: Step, session: Session, needs: str) -> Task:
+    task = _task(step, session, needs)
+    if step.is_group(session):
+        return {"task_dep": task["task_dep"], "meta": task["meta"], "actions": None}
     if run_with := step.run_with:
 
         def run(words: list[str]) -> TaskFailed | None:
-            return guarded(lambda: run_with(steps, behind_dashes(words)))()
+            return guarded(lambda: run_with(session, behind_dashes(words)))()
 
-        return {**common, "actions": [run], "pos_arg": "words", **LIVE}
+        return {**task, "actions": [run], "pos_arg": "words"}
+    return task
+
+
+def _task(step: AnyStep[Subject], subject: Subject, needs: str) -> Task:
+    """A task that prints live, and whose `done` alone decides whether it runs."""
+    after, done, clean, forget = step.after, step.done, step.clean, step.forget
     return {
-        **common,
         **LIVE,
-        "actions": [guarded(lambda: step.run(steps))],
-        "uptodate": [checked(lambda: done(steps)) if done else False],
-        "clean": [guarded_clean(lambda: clean(steps))] if clean else [],
+        "task_dep": list(after(subject) if callable(after) else after),
+        "meta": {"forget": (lambda: forget(subject)) if forget else None, "needs": needs},
+        "actions": [guarded(lambda: step.run(subject))],
+        "uptodate": [checked(lambda: done(subject)) if done else False],
+        "clean": [guarded_clean(lambda: clean(subject))] if clean else [],
     }
 
 

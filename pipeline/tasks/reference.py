@@ -12,6 +12,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
+from typing import Any
 
 from pipeline.commands.variables import GROUPS, SERVER, TABLE
 from pipeline.core.errors import doitw
@@ -19,7 +20,7 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import OneOf, Variable, flag, path, variables
 
 from .command_line import COMMANDS
-from .step import Step
+from .step import AnyStep
 from .table import STEPS
 
 PAGE = REPOSITORY / "docs" / "variables.md"
@@ -29,7 +30,7 @@ PUBLIC = tuple(step for step in STEPS if not step.name.startswith("_"))
 SHELLS = ("bash", "zsh", "fish")
 
 
-def read_by(step: Step) -> list[Variable]:
+def read_by(step: AnyStep[Any]) -> list[Variable]:
     """The variables that a step reads, in the order of their groups."""
     names = [
         each
@@ -83,7 +84,7 @@ def help_of(name: str) -> str:
     return ""
 
 
-def _step(step: Step, width: int) -> Iterator[str]:
+def _step(step: AnyStep[Any], width: int) -> Iterator[str]:
     yield f"{step.name}  {step.help}"
     table = read_by(step)
     if not table:

@@ -14,6 +14,7 @@ from pipeline.core.errors import doitw
 from .step import (
     PREPARATION,
     PREPARED_FOR,
+    ModelStep,
     Step,
     after_resolve,
     before_resolve,
@@ -28,7 +29,7 @@ from .step import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.commands.model import Steps
+    from pipeline.commands.session import Session
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
@@ -42,146 +43,144 @@ STEPS = (
     Step(
         "source",
         "get llama.cpp's source: the submodule if checked out, else the pinned archive",
-        run=lambda steps: do.make.get_source(steps),
-        done=lambda steps: steps.source_is_done(),
-        after=lambda steps: ["_check", *after_resolve(steps, "source")],
-        clean=lambda steps: do.clean.clean_source(steps),
-        forget=lambda steps: do.clean.forget_source(steps),
+        run=lambda session: do.make.get_source(session.programs),
+        done=lambda session: session.source_is_done(),
+        after=lambda session: ["_check", *after_resolve(session, "source")],
+        clean=lambda session: do.clean.clean_source(session.programs),
+        forget=lambda session: do.clean.forget_source(session.programs),
         reads=OWN,
     ),
     Step(
         "build_ui",
         "build llama-server's own page with npm, where Node.js is here",
-        run=lambda steps: steps.programs.make_page(),
-        done=lambda steps: steps.programs.page_is_done(),
+        run=lambda session: session.programs.make_page(),
+        done=lambda session: session.programs.page_is_done(),
         after=["_check", "_compiler", "source"],
-        clean=lambda steps: do.clean.clean_page(steps),
-        forget=lambda steps: do.clean.forget_page(steps),
+        clean=lambda session: do.clean.clean_page(session.home),
+        forget=lambda session: do.clean.forget_page(session.home),
         reads=("ui", *OWN),
     ),
     Step(
         "cuda_toolkit",
         "get NVIDIA's compiler where CUDA is built and no toolkit is installed",
-        run=lambda steps: steps.programs.make_toolkit(),
-        done=lambda steps: steps.programs.toolkit_is_done(),
+        run=lambda session: session.programs.make_toolkit(),
+        done=lambda session: session.programs.toolkit_is_done(),
         after=["_check", "_compiler"],
-        clean=lambda steps: do.clean.clean_toolkit(steps),
-        forget=lambda steps: do.clean.forget_toolkit(steps),
+        clean=lambda session: do.clean.clean_toolkit(session.programs),
+        forget=lambda session: do.clean.forget_toolkit(session.programs),
         reads=("programs", *OWN),
     ),
     Step(
         "build_bins",
         "compile llama-server and its tools for this machine",
-        run=lambda steps: do.make.build_bins(steps),
-        done=lambda steps: steps.bins_are_done(),
-        after=lambda steps: [
+        run=lambda session: do.make.build_bins(session.programs),
+        done=lambda session: session.programs.are_done(),
+        after=lambda session: [
             *("_check", "_compiler"),
-            *(["source", "build_ui", "cuda_toolkit"] if steps.programs.are_compiled else []),
-            *after_resolve(steps, "build_bins"),
+            *(["source", "build_ui", "cuda_toolkit"] if session.programs.are_compiled else []),
+            *after_resolve(session, "build_bins"),
         ],
-        clean=lambda steps: do.clean.clean_bins(steps),
-        forget=lambda steps: do.clean.forget_bins(steps),
+        clean=lambda session: do.clean.clean_bins(session.programs),
+        forget=lambda session: session.programs.forget(),
         reads=("programs", *OWN),
     ),
     Step(
         "package",
         "pack the programs for other machines, as .tar.gz and .zip",
-        run=lambda steps: do.package.pack(steps),
-        after=lambda steps: ["_check", *(["source"] if steps.programs.are_compiled else [])],
-        clean=lambda steps: do.package.clean(steps),
-        forget=lambda steps: do.package.forget(steps),
+        run=lambda session: do.package.pack(session.programs),
+        after=lambda session: ["_check", *(["source"] if session.programs.are_compiled else [])],
+        clean=lambda session: do.package.clean(session.programs),
+        forget=lambda session: do.package.forget(session.programs),
         reads=("programs", *OWN),
     ),
     Step(
         "install_package",
         "install the programs of the archive pkg=",
-        run=lambda steps: do.package.install_package(steps),
+        run=lambda session: do.package.install_package(session.programs),
         after=["_writable"],
         reads=("package", "force"),
     ),
     Step(
         "recipe",
         "print a cache key that changes whenever the build would",
-        run=lambda steps: do.make.tell_recipe(steps),
+        run=lambda session: do.make.tell_recipe(session.programs),
         reads=("programs",),
     ),
     # a model
-    Step(
+    ModelStep(
         "resolve",
         "find out which files model= means",
-        run=lambda steps: do.resolve.resolve(steps),
-        done=lambda steps: steps.resolve_is_done(),
-        after=lambda steps: ["_check", *before_resolve(steps)],
-        clean=lambda steps: do.clean.clean_resolve(steps),
-        forget=lambda steps: do.clean.forget_resolve(steps),  # its answer is its receipt
+        run=lambda model: do.resolve.resolve(model),
+        done=lambda model: model.resolve_is_done(),
+        after=lambda model: ["_check", *before_resolve(model)],
+        clean=lambda model: do.clean.clean_resolve(model),
+        forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
         needs=model,
-        each_model=True,
         reads=MODEL,
     ),
-    Step(
+    ModelStep(
         "fetch",
         "download the model's files",
-        run=lambda steps: do.make.fetch(steps),
-        done=lambda steps: steps.fetch_is_done(),
+        run=lambda model: do.make.fetch(model),
+        done=lambda model: model.fetch_is_done(),
         # options of the server are checked first, where there are any
-        after=lambda steps: ["resolve", *(["_settle", "_flags"] if has_flags(steps) else [])],
-        clean=lambda steps: do.clean.clean(steps, "fetch"),
-        forget=lambda steps: do.clean.forget(steps, "fetch"),
+        after=lambda model: ["resolve", *(["_settle", "_flags"] if has_flags(model) else [])],
+        clean=lambda model: do.clean.clean(model, "fetch"),
+        forget=lambda model: do.clean.forget(model, "fetch"),
         needs=model,
-        each_model=True,
         reads=MODEL,
     ),
     Step(
         "converter",
         "make the environment of llama.cpp's converter",
-        run=lambda steps: do.make.make_converter(steps),
-        done=lambda steps: steps.converter_is_done(),
-        after=lambda steps: ["_settle", "fetch"] if after_resolve(steps, "converter") else [],
-        clean=lambda steps: do.clean.clean_converter(steps),
-        forget=lambda steps: do.clean.forget_converter(steps),
+        run=lambda session: do.make.make_converter(session.home, session.request),
+        done=lambda session: session.converter_is_done(),
+        after=lambda session: ["_settle", "fetch"] if after_resolve(session, "converter") else [],
+        clean=lambda session: do.clean.clean_converter(session.home),
+        forget=lambda session: do.clean.forget_converter(session.home),
         reads=OWN,
     ),
-    Step(
+    ModelStep(
         "convert",
         "convert safetensors to GGUF",
-        run=lambda steps: do.make.convert(steps),
-        done=lambda steps: steps.convert_is_done(),
+        run=lambda model: do.make.convert(model),
+        done=lambda model: model.convert_is_done(),
         after=PREPARATION[:-2],
-        clean=lambda steps: do.clean.clean(steps, "convert"),
-        forget=lambda steps: do.clean.forget(steps, "convert"),
+        clean=lambda model: do.clean.clean(model, "convert"),
+        forget=lambda model: do.clean.forget(model, "convert"),
         needs=model,
-        each_model=True,
         reads=MAKING,
     ),
-    Step(
+    ModelStep(
         "quantize",
         "quantize the GGUF to quant= (q4_k_m)",
-        run=lambda steps: do.make.quantize(steps),
-        done=lambda steps: steps.quantize_is_done(),
+        run=lambda model: do.make.quantize(model),
+        done=lambda model: model.quantize_is_done(),
         after=PREPARATION[:-1],
-        clean=lambda steps: do.clean.clean(steps, "quantize"),
-        forget=lambda steps: do.clean.forget(steps, "quantize"),
+        clean=lambda model: do.clean.clean(model, "quantize"),
+        forget=lambda model: do.clean.forget(model, "quantize"),
         needs=model,
-        each_model=True,
         reads=MAKING,
     ),
     Step(
         "prepare",
         "do all that serve needs, and start nothing",
-        run=lambda steps: do.install_model.place(steps),
-        after=lambda steps: before_start(steps) if steps.configured else ["_frozen"],
+        run=lambda session: session.servers.install_models() if session.servers else None,
+        after=lambda session: before_start(session) if session.servers else ["_frozen"],
         needs=model,
-        is_group=lambda steps: steps.configured is None,
+        is_group=lambda session: session.servers is None,
         reads=MAKING,
     ),
     Step(
         "serve",
         "serve model= in the foreground, preparing it if needed",
-        run=lambda steps: do.up.serve(steps) if steps.configured else do.serve.serve(steps),
-        after=lambda steps: (
-            before_start(steps)
-            if steps.configured
-            else ["_port", *(["_flags"] if has_flags(steps) else []), "_frozen"]
+        run=lambda session: (
+            do.up.serve(session.servers) if session.servers else do.serve.serve(session.model)
+        ),
+        after=lambda session: (
+            before_start(session)
+            if session.servers
+            else ["_port", *(["_flags"] if has_flags(session) else []), "_frozen"]
         ),
         needs=model,
         reads=SERVING,
@@ -190,58 +189,60 @@ STEPS = (
     Step(
         "up",
         "start the servers of config= in the background, and say when each is ready",
-        run=lambda steps: (
-            do.plan_servers.changes(steps) if steps.request.many.dry_run else do.up.up(steps)
+        run=lambda session: (
+            do.plan_servers.changes(session.require_servers())
+            if session.request.servers.dry_run
+            else do.up.up(session.require_servers())
         ),
-        after=lambda steps: [] if steps.request.many.dry_run else before_start(steps),
+        after=lambda session: [] if session.request.servers.dry_run else before_start(session),
         needs=servers,
         reads=("file", "programs", "sandbox", *RUN, "format"),
     ),
     Step(
         "ps",
         "list the servers that are up",
-        run=lambda steps: do.ps.ps(steps),
+        run=lambda session: do.ps.ps(session),
         reads=("file", "format"),
     ),
     Step(
         "logs",
         "print the log of name=; follow=1 stays with it",
-        run=lambda steps: do.ps.logs(steps),
+        run=lambda session: do.ps.logs(session),
         reads=("file",),
     ),
     Step(
         "down",
         "stop the servers of config=, or name= alone",
-        run=lambda steps: do.ps.down(steps),
+        run=lambda session: do.ps.down(session),
         reads=("file",),
     ),
     Step(
         "gateway",
         "serve one address for all servers of config=, in the foreground",
-        run=lambda steps: do.gateway.run(steps),
-        after=lambda steps: before_start(steps) if is_router(steps) else [],
+        run=lambda session: do.gateway.run(session.require_servers()),
+        after=lambda session: before_start(session) if is_router(session) else [],
         needs=servers,
         reads=("file", "programs", "host", "port", "api_key_file"),
     ),
     Step(
         "claude",
         "print how Claude Code is started on the gateway of config=; start=1 starts it",
-        run_with=lambda steps, words: do.claude.run(steps, words),
+        run_with=lambda session, words: do.claude.run(session, words),
         needs=servers_or_url,
         reads=("file", "api_key_file", "format"),
     ),
     Step(
         "systemd",
         "print a unit that keeps the servers of config= up",
-        run=lambda steps: do.up.systemd(steps),
-        after=lambda steps: ["_config"] if steps.configured else [],
+        run=lambda session: do.up.systemd(session.require_servers()),
+        after=lambda session: ["_config"] if session.servers else [],
         needs=servers,
         reads=("file", "sandbox"),
     ),
     Step(
         "kubernetes",
         "write manifests for the servers of config=, for kubectl apply -k",
-        run=lambda steps: do.kubernetes.write(steps),
+        run=lambda session: do.kubernetes.write(session.require_servers()),
         needs=servers,
         reads=("file", "kubernetes", "format", *RUN),
     ),
@@ -249,7 +250,7 @@ STEPS = (
     Step(
         "lock",
         "write pipeline.lock: what model= was made of, for frozen=1",
-        run=lambda steps: do.lock.lock(steps),
+        run=lambda session: do.lock.lock(session.model),
         after=["_lockable", "_frozen"],
         needs=model,
         reads=MAKING,
@@ -257,8 +258,10 @@ STEPS = (
     Step(
         "plan",
         "show what serve would do, and what it would cost",
-        run=lambda steps: (
-            do.plan_servers.plan(steps.configured) if steps.configured else do.plan.plan(steps)
+        run=lambda session: (
+            do.plan_servers.plan(session.servers)
+            if session.servers
+            else do.plan.plan(session.model)
         ),
         needs=model,
         reads=SERVING,
@@ -266,85 +269,85 @@ STEPS = (
     Step(
         "verify",
         "hash every artifact again and compare it with its receipt",
-        run=lambda steps: do.verify.verify(steps),
+        run=lambda session: do.verify.verify(session.model),
         reads=("format",),
     ),
     Step(
         "doctor",
         "tell what this machine has, and what each backend lacks; format=json too",
-        run=lambda steps: do.doctor.doctor(steps),
+        run=lambda session: do.doctor.doctor(session),
         reads=("format",),
     ),
     Step(
         "test",
         "run the tests; arguments after it go to pytest",
-        run_with=lambda steps, words: do.test.run(words),
+        run_with=lambda session, words: do.test.run(words),
     ),
     Step("_help", "what a bare doit prints", run=lambda steps: print_help()),
     # mistakes, before any work
     Step(
         "_check",
         "say what is wrong with the request before any work",
-        run=lambda steps: check_request(steps),
-        after=lambda steps: ["_config"] if steps.configured else [],
+        run=lambda session: check_request(session),
+        after=lambda session: ["_config"] if session.servers else [],
     ),
     Step(
         "_writable",
         "say that nothing can be written before any work",
-        run=lambda steps: do.check.require_writable(steps),
+        run=lambda session: do.check.require_writable(session.home),
     ),
     Step(
         "_compiler",
         "say that a compiler is missing before any work",
-        run=lambda steps: do.check.check_compiler(steps),
+        run=lambda session: session.programs.require_tools(),
     ),
     Step(
         "_config",
         "say what is wrong with config= before any work",
-        run=lambda steps: steps.configured.check() if steps.configured else None,
+        run=lambda session: session.servers.check() if session.servers else None,
     ),
     Step(
         "_places",
         "say that a profile's folder cannot be written before any work",
-        run=lambda steps: do.install_model.require_writable(steps),
+        run=lambda session: do.install_model.require_writable(
+            session.require_servers().configuration.enabled
+        ),
         after=["_config"],
     ),
     Step(
         "_options",
         "hold the options in config= against the llama-server that will run",
-        run=lambda steps: check_options(steps),
-        after=lambda steps: ["_config", *builds(steps)],
+        run=lambda session: check_options(session),
+        after=lambda session: ["_config", *builds(session)],
     ),
-    Step(
+    ModelStep(
         "_settle",
         "hash the served file once where it was copied or restored",
-        run=lambda steps: do.make.settle(steps),
-        done=lambda steps: steps.is_settled(),
+        run=lambda model: do.make.settle(model),
+        done=lambda model: model.is_settled(),
         after=PREPARED_FOR,
-        each_model=True,
     ),
-    Step(
+    ModelStep(
         "_frozen",
         "with frozen=1: hold what was made against pipeline.lock",
-        run=lambda steps: do.lock.require(steps),
-        done=lambda steps: not steps.request.frozen,
+        run=lambda model: do.lock.require(model),
+        done=lambda model: not model.request.frozen,
         after=PREPARATION,
-        each_model=True,
     ),
     Step(
         "_lockable",
         "say that pipeline.lock cannot be written before any work",
-        run=lambda steps: do.lock.require_writable(steps),
+        run=lambda session: do.lock.require_writable(session.model),
     ),
     Step(
         "_port",
         "say that the port is taken before any work",
-        run=lambda steps: do.serve.check_start(steps),
+        run=lambda session: do.serve.check_start(session.programs),
     ),
     Step(
         "_flags",
         "hold server.NAME=… against the options of the llama-server that will run",
-        run=lambda steps: do.serve.check_flags(steps),
+        run=lambda session: do.serve.check_flags(session.model),
         after=["build_bins"],
     ),
 )
@@ -353,8 +356,8 @@ STEPS = (
 # Steps that are too long for a line
 
 
-def check_request(steps: Steps) -> None:
-    for each in (*steps.models.values(),) or (steps,):
+def check_request(session: Session) -> None:
+    for each in session.models.values() or (session.model,):
         do.check.check(each)
         if each.request.frozen:
             do.lock.require(each, before=True)
@@ -366,11 +369,11 @@ def check_request(steps: Steps) -> None:
             do.resolve.listing(each)
 
 
-def check_options(steps: Steps) -> None:
+def check_options(session: Session) -> None:
     from pipeline.core import log
 
-    if steps.configured:
-        steps.configured.check(log.info)
+    if session.servers:
+        session.servers.check(log.info)
 
 
 def print_help() -> None:

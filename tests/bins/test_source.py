@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.compile import git_tree, source
-from pipeline.commands import check, model, request
+from pipeline.commands import check, request
+from pipeline.commands.model import Model
+from pipeline.commands.programs import Programs
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -175,11 +177,11 @@ class TestSubmodule:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(home.root))
-        check.check_request(model.Steps(request.Request()))
+        check.check_request(Model(request.Request(), Programs(request.Request(), home)))
         assert capsys.readouterr().err == "", "nothing is worth saying"
         (module / "CMakeLists.txt").write_text("changed")
         found = source.find(home)
-        check.check_request(model.Steps(request.Request()))
+        check.check_request(Model(request.Request(), Programs(request.Request(), home)))
         assert f"recorded as {found.tree}" in capsys.readouterr().err
         source.fetch(found, home)
         source.clean(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.request import Many, many
+from pipeline.commands.request import ServersRequest, servers_request
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
 from pipeline.serve.config.named import registry
@@ -25,13 +25,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(given: dict[str, object], **environ: str) -> tuple[str, str]:
-    found = many(given, environ)
+    found = servers_request(given, environ)
     return found.source, found.engine
 
 
 def test_nothing_is_meant() -> None:
-    assert many({}, {}) == Many()
-    assert many({}, {"LLM_PROFILE_NAME": "  "}).source == ""
+    assert servers_request({}, {}) == ServersRequest()
+    assert servers_request({}, {"LLM_PROFILE_NAME": "  "}).source == ""
 
 
 def test_what_is_said_wins(tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_the_environment(
 
 
 def test_a_second_file_is_told() -> None:
-    assert many({}, ENVIRON).besides == "AUTO_INFER_VLLM_CONFIG"
-    assert many({"engine": "vllm"}, ENVIRON).besides == ""
+    assert servers_request({}, ENVIRON).besides == "AUTO_INFER_VLLM_CONFIG"
+    assert servers_request({"engine": "vllm"}, ENVIRON).besides == ""
     same = {**ENVIRON, "AUTO_INFER_VLLM_CONFIG": "/llama.toml"}
-    assert many({}, same).besides == ""
+    assert servers_request({}, same).besides == ""
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,14 @@ def test_a_second_file_is_told() -> None:
 )
 def test_contradictions(given: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="contradict each other"):
-        many(given, {})
+        servers_request(given, {})
 
 
 def test_names_and_numbers() -> None:
-    told = many({"name": ("a", "b"), "lines": 0, "max_loading": 2, "background": False}, {})
-    assert told == Many(names=("a", "b"), lines=0, max_loading=2, background=False)
+    told = servers_request(
+        {"name": ("a", "b"), "lines": 0, "max_loading": 2, "background": False}, {}
+    )
+    assert told == ServersRequest(names=("a", "b"), lines=0, max_loading=2, background=False)
 
 
 def test_the_registry() -> None:

@@ -75,7 +75,7 @@ def test_everything_asked_arrives(here: Path) -> None:
     )
     assert found.reference
     assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
-    assert found.wish == FileFilter(quant="IQ2_XS", filename="x.gguf", mmproj="none")
+    assert found.file_filter == FileFilter(quant="IQ2_XS", filename="x.gguf", mmproj="none")
     assert found.wanted == QuantRequest(
         quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf"
     )
@@ -200,21 +200,21 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
 
 def test_quants_as_repositories_name_them() -> None:
     asked = ask(model="a/b", quant="ud-q4_k_xl")
-    assert (asked.wish.quant, asked.asked) == (
+    assert (asked.file_filter.quant, asked.asked) == (
         "UD-Q4_K_XL",
         {"model": "a/b", "quant": "ud-q4_k_xl"},
     )
     assert ask(model="a/b", quant="auto").wanted.quant == "AUTO"
     # llama-quantize's alias is kept for a repository that has a file of that very name
-    assert ask(model="a/b:q4_k").wish.quant == "Q4_K"
+    assert ask(model="a/b:q4_k").file_filter.quant == "Q4_K"
     assert ask(model="a/b:q4_k").wanted.quant == "Q4_K_M"
 
 
 def test_a_projector_of_ones_own_or_of_the_repository(here: Path) -> None:
     asked = ask(model="a/b", mmproj="m.gguf")  # a path that exists wins
-    assert (asked.mmproj, asked.wish.mmproj) == (here / "m.gguf", "none")
+    assert (asked.mmproj, asked.file_filter.mmproj) == (here / "m.gguf", "none")
     asked = ask(model="a/b", mmproj="mmproj-F16.gguf")
-    assert (asked.mmproj, asked.wish.mmproj) == (None, "mmproj-F16.gguf")
+    assert (asked.mmproj, asked.file_filter.mmproj) == (None, "mmproj-F16.gguf")
 
 
 def test_the_hubs_own_switch_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""One command line: its programs, its models and its servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.core import paths
+from pipeline.core.errors import UsageError
+
+from .model import Model
+from .programs import Programs
+from .request import Request
+
+if TYPE_CHECKING:
+    from .servers import Servers
+
+
+class Session:
+    """Reads a file of servers where the request names one; all else is looked up on first use."""
+
+    def __init__(self, request: Request, variables: Mapping[str, str]) -> None:
+        self.request = request
+        self.home = paths.home()
+        self.programs = Programs(request, self.home)
+        self.model = Model(request, self.programs)
+        self.servers: Servers | None = None
+        # by name: the one model of a request, or those of its servers
+        self.models: Mapping[str, Model] = {"": self.model} if request.reference else {}
+        if request.servers.source:
+            from .servers import Servers  # loads what reads such a file
+
+            self.servers = Servers(self.programs, variables)
+            self.models = self.servers.models
+
+    def require_servers(self) -> Servers:
+        """The servers. Raises UsageError where no file of them is named."""
+        if self.servers is None:
+            raise UsageError("no servers are named", "say which: config=… or profile=…")
+        return self.servers
+
+    # Is there nothing to do for any model?
+
+    def source_is_done(self) -> bool:
+        return all(model.source_is_done() for model in self._each_model())
+
+    def converter_is_done(self) -> bool:
+        return all(model.converter_is_done() for model in self._each_model())
+
+    def _each_model(self) -> Iterable[Model]:
+        return self.models.values() or (self.model,)
