@@ -41,7 +41,8 @@ def convert_with(defences: Defences, world: World, python: Path, script: Path) -
         files = [folder / file.name for file in resolved.files]
         staging.stage({f.name: folder / f.name for f in resolved.files}, world.top / "staged")
         folder = world.top / "staged"
-    env = world.environ(os.environ) | {"HF_HUB_OFFLINE": "1"}
+    # No bytecode: the source would have to be unpacked again, while other tests read it.
+    env = world.environ(os.environ) | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if defences.own_environment:
         env = converter.environment(python, scratch)
     sandbox = None
