@@ -111,10 +111,12 @@ def _task_of_session(step: Step, session: Session, needs: str) -> Task:
 
 def _task(step: AnyStep[Subject], subject: Subject, needs: str) -> Task:
     """A task that prints live, and whose `done` alone decides whether it runs."""
-    after, done, clean, forget = step.after, step.done, step.clean, step.forget
+    after, setup, done = step.after, step.setup, step.done
+    clean, forget = step.clean, step.forget
     return {
         **LIVE,
         "task_dep": list(after(subject) if callable(after) else after),
+        "setup": list(setup(subject) if callable(setup) else setup),
         "meta": {"forget": (lambda: forget(subject)) if forget else None, "needs": needs},
         "actions": [guarded(lambda: step.run(subject))],
         "uptodate": [checked(lambda: done(subject)) if done else False],

@@ -54,6 +54,7 @@ class AnyStep(Generic[Subject]):
     run: Callable[[Subject], None] = lambda subject: None
     done: Callable[[Subject], bool] | None = None
     after: Sequence[str] | Callable[[Subject], Sequence[str]] = ()
+    setup: Sequence[str] | Callable[[Subject], Sequence[str]] = ()  # run before it, if it has to
     clean: Callable[[Subject], None] | None = None
     forget: Callable[[Subject], None] | None = None
     needs: Callable[[Session], str] = nothing  # what the command line has to name, if it does not

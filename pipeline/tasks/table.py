@@ -75,11 +75,10 @@ STEPS = (
         "compile llama-server and its tools for this machine",
         run=lambda session: do.make.build_bins(session.programs),
         done=lambda session: session.programs.are_done(),
-        after=lambda session: [
-            *("_check", "_compiler"),
-            *(["source", "build_ui", "cuda_toolkit"] if session.programs.are_compiled else []),
-            *after_resolve(session, "build_bins"),
-        ],
+        after=lambda session: ["_check", "_compiler", *after_resolve(session, "build_bins")],
+        setup=lambda session: (
+            ["source", "build_ui", "cuda_toolkit"] if session.programs.are_compiled else []
+        ),
         clean=lambda session: do.clean.clean_bins(session.programs),
         forget=lambda session: session.programs.forget(),
         reads=("programs", *OWN),
