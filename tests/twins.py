@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import REPOSITORY
 from fakes import large_llama
 from fakes.large_llama import Size
+from workers import shared
 
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
@@ -21,6 +23,8 @@ from pipeline.models.resolve import ModelFile, Resolved
 # As much of each as makes a tenth of the sum mean something, and still is made in seconds.
 DENSE = Size(layers=8, hidden=1024, feed_forward=2816, heads=16, kv_heads=16)
 GROUPED = Size(layers=8, hidden=1024, feed_forward=2816, heads=16, kv_heads=4)
+
+SKELETON = Path("skeleton", "s.gguf")  # among the models of a home
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,19 @@ def skeleton_of(made: Conversion, python: Path, target: Path) -> Path:
 def twin(
     converter: Path, script: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Path, str], Twin]:
-    """Converts a folder, once each."""
-    known: dict[tuple[Path, str], Twin] = {}
-    top = tmp_path_factory.mktemp("twins")
+    """Converts a folder, once for all workers."""
 
     def make(folder: Path, outtype: str) -> Twin:
-        if (folder, outtype) not in known:
-            home = Home(top / f"{len(known)}")
+        def convert_it(top: Path) -> None:
+            home = Home(top)
             made = conversion(folder, outtype, home, script)
-            found = skeleton_of(made, converter, home.models / "skeleton" / "s.gguf")
+            skeleton_of(made, converter, home.models / SKELETON)
             convert.make(made, home)
-            known[folder, outtype] = Twin(folder, made.target, found)
-        return known[folder, outtype]
+
+        name = f"twin-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{outtype}"
+        home = Home(shared(tmp_path_factory, name, convert_it))
+        real = conversion(folder, outtype, home, script).target
+        return Twin(folder, real, home.models / SKELETON)
 
     return make
 
@@ -95,14 +100,10 @@ def large(
     twin: Callable[[Path, str], Twin], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Size], Twin]:
     """A model of this size in BF16, of some hundred MB."""
-    top = tmp_path_factory.mktemp("large")
-    known: dict[Size, Twin] = {}
 
     def make(size: Size) -> Twin:
-        if size not in known:
-            folder = top / f"llama {len(known)}"
-            large_llama.make(folder, size)
-            known[size] = twin(folder, "BF16")
-        return known[size]
+        name = f"large-{hashlib.sha256(repr(size).encode()).hexdigest()[:12]}"
+        folder = shared(tmp_path_factory, name, lambda top: large_llama.make(top / "llama", size))
+        return twin(folder / "llama", "BF16")
 
     return make
