@@ -46,6 +46,8 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
         api_key_file=str(key.path) if key.path else None,
         models=table.models,
         hold_timeout=table.hold_timeout,
+        origins=tuple(table.origins),
+        hosts=tuple(table.hosts),
         without_key=file is None and table.api_key == api_keys.NONE,
     )
     return chosen, key
@@ -101,6 +103,8 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
 
     if chosen.hold_timeout is not None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
+    if chosen.origins or chosen.hosts:
+        log.info("warning: not used: gateway.origins, gateway.hosts (LiteLLM checks neither)")
     made = litellm_config(servers.instances(), chosen)
     file = _written(servers, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")

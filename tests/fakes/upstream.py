@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/metrics":
             self.whole(200, METRICS.encode(), "text/plain")
+        elif self.path == "/v1/models" and not self.loading():
+            self.whole(200, self.options.models.encode())
         else:
             self.whole(503 if self.loading() else 200, b"{}")
 
@@ -60,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             error = {"error": {"message": "as asked", "type": "some_error", "code": do["status"]}}
             self.whole(do["status"], json.dumps(error).encode())
         elif do["chunks"]:
-            self.events(do["chunks"], do["pause"], do["die_after"])
+            self.events(do["chunks"], do["pause"], do["die_after"], do["reply"])
+        elif do["reply"]:
+            self.whole(200, do["reply"].encode())
         else:
             told = {"name": self.options.name, "path": self.path, "body": body.decode("latin-1")}
             self.whole(200, json.dumps(told).encode(), length=do["length"])
@@ -86,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def events(self, chunks: int, pause: float, die_after: int | None) -> None:
+    def events(self, chunks: int, pause: float, die_after: int | None, reply: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -96,7 +100,8 @@ class Handler(BaseHTTPRequestHandler):
             for number in range(chunks):
                 if number == die_after:
                     os._exit(1)
-                self.chunk(f"data: {json.dumps({'number': number})}\n\n".encode())
+                event = reply or json.dumps({"number": number})
+                self.chunk(f"data: {event}\n\n".encode())
                 if not self.pause(pause):
                     return
             self.chunk(b"data: [DONE]\n\n")
@@ -150,6 +155,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=0, help="answer with so many events")
     parser.add_argument("--pause", type=float, default=0, help="seconds between events")
     parser.add_argument("--die-after", type=int, help="end after so many events")
+    parser.add_argument("--reply", default="", help="what it answers, or each of its events")
+    parser.add_argument("--models", default="{}", help="its list of models")
     parser.add_argument("--length", type=int, help="the length that it says its answer has")
     Handler.options = parser.parse_args()
     Server(("127.0.0.1", Handler.options.port), Handler).serve_forever()

@@ -56,10 +56,33 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _origin(value: str) -> str:
+    """A pattern of origins. Raises where none that a browser sends could match."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", value, re.IGNORECASE):
+        raise PydanticCustomError(
+            "origin",
+            "must be as browsers send it, such as https://chat.example, http://192.168.1.5:* "
+            "or app://obsidian.md, with no slash after the host",
+        )
+    return value
+
+
+def _host_name(value: str) -> str:
+    """A pattern of host names. Raises where it is none."""
+    if not re.fullmatch(r"[a-z0-9_.*-]+", value, re.IGNORECASE):
+        raise PydanticCustomError(
+            "host_name",
+            "must be a name without scheme and port, such as gpu-box.lan or *.lan",
+        )
+    return value
+
+
 Option = Annotated[str | int | float | bool | list[Scalar], BeforeValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
+Origin = Annotated[str, AfterValidator(_origin)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -162,6 +185,10 @@ class GatewayTable(Table):
     """A file that holds the key."""
     models: dict[str, Text] = Field(default_factory=dict)
     """Names that clients ask for, with * and ?, and the instance that answers to them."""
+    origins: list[Origin] = Field(default_factory=list)
+    """Whose pages may ask it, beside those of this machine: origins, with *."""
+    hosts: list[HostName] = Field(default_factory=list)
+    """The names that it may be asked by without a key, beside this machine's own, with *."""
 
 
 class ServerTable(BaseModel):

@@ -4,6 +4,7 @@ app           the routes, what the gateway answers itself, and its process
 settings      its settings, and the gateway as one more instance of the supervisor
 servers       the servers and their states, read from the supervisor's folder
 routing       the servers that a request is meant for
+guard         who may ask: keys, origins, host names
 request_body  the model that a request names
 proxy         a request held, forwarded, and its answer streamed back
 upstream      one request to one server

@@ -24,6 +24,8 @@ def main() -> int:
     parser.add_argument("--api-key-file")
     parser.add_argument("--models", type=json.loads, default={}, help="JSON: pattern to name")
     parser.add_argument("--hold-timeout", type=float, help="seconds")
+    parser.add_argument("--origins", type=json.loads, default=(), help="JSON: a list of patterns")
+    parser.add_argument("--hosts", type=json.loads, default=(), help="JSON: a list of patterns")
     parser.add_argument("--without-key", action="store_true")
     options = vars(parser.parse_args())
     at = Folder(options.pop("folder"))

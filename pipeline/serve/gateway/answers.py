@@ -20,21 +20,27 @@ TYPES = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("authentication_error", "authentication_error"),
     404: ("not_found_error", "not_found_error"),
+    403: ("permission_error", "permission_error"),
     405: ("invalid_request_error", "invalid_request_error"),
+    408: ("invalid_request_error", "timeout_error"),
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "invalid_request_error"),
 }
 DEFAULT_TYPES = ("server_error", "api_error")
+NO_DETAILS: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Refused(Exception):
     """A request that the gateway answers itself, with an error."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, *, closes: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
+        self.closes = closes  # the connection: what follows on it is not read
 
 
 def is_anthropic(path: str, headers: Mapping[str, str]) -> bool:
@@ -56,8 +62,8 @@ def error(refused: Refused, *, anthropic: bool) -> Response:
     """The answer to a request that was refused."""
     body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
     headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
-    if refused.status == 413:
-        headers["connection"] = "close"  # the rest of the body is not read
+    if refused.closes:
+        headers["connection"] = "close"
     # Escaped to ASCII: a message may quote what is not valid UTF-8.
     return Response(json.dumps(body), refused.status, headers, "application/json")
 
@@ -78,8 +84,11 @@ def router_status(targets: Targets) -> str:
     return "failed" if best_state(targets) == FAILED else "unloaded"
 
 
-def model(name: str, targets: Targets) -> dict[str, Any]:
-    """One entry of the list of models, with the fields of either API."""
+def model(
+    name: str, targets: Targets, details: Mapping[str, Mapping[str, Any]] = NO_DETAILS
+) -> dict[str, Any]:
+    """One entry of the list of models, with the fields of either API, and of `details`, what each
+    server says of its model."""
     since = int(min((target.ready_at for target in targets if target.ready_at), default=0))
     return {
         "id": name,
@@ -94,14 +103,27 @@ def model(name: str, targets: Targets) -> dict[str, Any]:
         "state": best_state(targets),
         "status": {"value": router_status(targets)},
         "instances": [target.name for target in targets],
+        "aliases": [other for other in targets[0].names if other != name],
+        **next((details[target.name] for target in targets if target.name in details), {}),
     }
 
 
-def models(servers: ServerList) -> dict[str, Any]:
+def models(
+    servers: ServerList, details: Mapping[str, Mapping[str, Any]] = NO_DETAILS
+) -> dict[str, Any]:
     """The list of models: every name and alias once."""
-    data = [model(name, targets) for name, targets in servers.by_name.items()]
+    data = [model(name, targets, details) for name, targets in servers.by_name.items()]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
     return {"object": "list", "data": data, "has_more": False, **ends}
+
+
+def details(listed: Any) -> dict[str, Any]:
+    """What llama-server's own list of models says beyond names; empty where it is no such list."""
+    try:
+        data, more = listed["data"][0], listed["models"][0]
+        return {"meta": data["meta"], "capabilities": more["capabilities"]}
+    except (TypeError, LookupError):
+        return {}
 
 
 def health(servers: ServerList, *, detailed: bool) -> tuple[int, dict[str, Any]]:

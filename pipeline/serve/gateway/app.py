@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
+import json
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from urllib.parse import urlsplit
+from typing import Any
 
 import anyio
 import httpx2
@@ -19,79 +18,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.core import log
 from pipeline.serve.health import require_free
-from pipeline.serve.keys import is_loopback
+from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .answers import Refused
+from .guard import OPEN, Connection, Guard, Origins, allowed_origins
 from .keys import Keys
-from .page import Feed, Page, Props, is_open
+from .page import Feed, Page, Props
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
-from .servers import Target, View
+from .servers import Target, Targets, View
 from .settings import GatewaySettings, as_instance, check
 from .upstream import authorization, client
 
-# Web pages of this machine: the only ones that may send requests.
-LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-METRICS_SECONDS = 2.0
+FETCH_SECONDS = 2.0  # for a server to answer a question of ours
 GRACE_SECONDS = 0.5  # for answers in flight at a stop
 KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that they close them
-OPEN = ("/health", "/v1/health")  # need no key
-INVALID_PATH = Refused(404, "there is no such path")
-CROSS_SITE = Refused(403, "requests from other sites' pages are refused unless an API key is set")
-NO_KEY = Refused(401, "the API key is missing or wrong", "invalid_api_key")
-
-
-class Guard:
-    """Lets requests without a valid key through to /health and the web page alone. Where no key is
-    set, refuses those that other sites' pages send."""
-
-    def __init__(self, app: ASGIApp, keys: Keys, settings: GatewaySettings) -> None:
-        self._app = app
-        self._keys = keys
-        self._file = settings.api_key_file
-        self._is_local = is_loopback(settings.host)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Request(scope).headers
-            if not scope["path"].isprintable():
-                await answers.error(INVALID_PATH, anthropic=False)(scope, receive, send)
-                return
-            if self._file is None and self._is_cross_site(headers):
-                await answers.error(CROSS_SITE, anthropic=False)(scope, receive, send)
-                return
-            allowed = self._file is None or self._keys.allow(self._file, headers)
-            scope["allowed"] = allowed
-            if not (allowed or scope["path"] in OPEN or is_open(scope)):
-                anthropic = answers.is_anthropic(scope["path"], headers)
-                await answers.error(NO_KEY, anthropic=anthropic)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _is_cross_site(self, headers: Mapping[str, str]) -> bool:
-        """Whether another site's page sent this: by its Origin, or by DNS rebinding its Host."""
-        host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        if self._is_local and not (name == "localhost" or _is_address(name)):
-            return True
-        origin = headers.get("origin", "")
-        return (
-            bool(origin) and not LOCAL_ORIGIN.fullmatch(origin) and urlsplit(origin).netloc != host
-        )
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class OwnEndpoints:
@@ -112,6 +58,8 @@ class OwnEndpoints:
         self._counts = counts
         self._proxy = proxy
         self._page = page
+        self._known: dict[str, dict[str, Any]] = {}  # by server, what it says of its model
+        self._seen: dict[str, Target] = {}  # and in which state it said so
 
     async def index(self, request: Request) -> Response:
         """llama.cpp's page, where a server has it for this client; else a short description."""
@@ -129,13 +77,16 @@ class OwnEndpoints:
 
     async def models(self, request: Request) -> Response:
         """All names and aliases."""
-        return JSONResponse(answers.models(self._view.now()))
+        servers = self._view.now()
+        return JSONResponse(answers.models(servers, await self._details(servers.targets)))
 
     async def model(self, request: Request) -> Response:
         """One of them, looked up as for a request."""
         name = request.path_params["name"]
+        if not name:
+            raise HTTPException(404)
         targets = find(self._view.now(), name, ANY, self._patterns)
-        return JSONResponse(answers.model(name, targets))
+        return JSONResponse(answers.model(name, targets, await self._details(targets)))
 
     async def telemetry(self, request: Request) -> Response:
         """Accepted and dropped."""
@@ -144,12 +95,7 @@ class OwnEndpoints:
     async def metrics(self, request: Request) -> Response:
         """The gateway's counters, and the metrics of all servers that have any."""
         targets = self._view.now().targets
-        texts: dict[str, str] = {}
-        async with anyio.create_task_group() as group:
-            for target in targets:
-                if target.is_ready:
-                    group.start_soon(self._fetch_metrics, target, texts)
-        texts = {target.name: texts[target.name] for target in targets if target.name in texts}
+        texts = await self._fetch_all("/metrics", targets)
         lines = [
             *self._counts.lines(),
             *counters.ready_lines({target.name: target.is_ready for target in targets}),
@@ -158,17 +104,35 @@ class OwnEndpoints:
         text = "\n".join(lines) + "\n"
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    async def _fetch_metrics(self, target: Target, texts: dict[str, str]) -> None:
-        try:
-            answer = await self._proxy.client.get(
-                f"{target.instance.url}/metrics",
-                headers=authorization(target.instance.api_key_file, self._keys),
-                timeout=METRICS_SECONDS,
-            )
-        except httpx2.TransportError:
-            return
-        if answer.status_code == 200:
-            texts[target.name] = answer.text
+    async def _details(self, targets: Targets) -> dict[str, dict[str, Any]]:
+        """What each llama-server says of its model, which does not change while it is ready."""
+        named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
+        new = [target for name, target in named.items() if self._seen.get(name) != target]
+        for name, text in (await self._fetch_all("/v1/models", new)).items():
+            with suppress(ValueError):
+                self._known[name] = answers.details(json.loads(text))
+                self._seen[name] = named[name]
+        return {name: self._known[name] for name in named if self._seen.get(name) == named[name]}
+
+    async def _fetch_all(self, path: str, targets: Sequence[Target]) -> dict[str, str]:
+        """What all ready servers answer to a request for `path`, those left out that fail."""
+        texts: dict[str, str] = {}
+
+        async def fetch(target: Target) -> None:
+            with suppress(httpx2.TransportError):
+                answer = await self._proxy.client.get(
+                    f"{target.instance.url}{path}",
+                    headers=authorization(target.instance.api_key_file, self._keys),
+                    timeout=FETCH_SECONDS,
+                )
+                if answer.status_code == 200:
+                    texts[target.name] = answer.text
+
+        async with anyio.create_task_group() as group:
+            for target in targets:
+                if target.is_ready:
+                    group.start_soon(fetch, target)
+        return {target.name: texts[target.name] for target in targets if target.name in texts}
 
 
 def app(at: Folder, settings: GatewaySettings) -> Starlette:
@@ -194,7 +158,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
         anthropic = answers.is_anthropic(path, request.headers)
         return answers.error(error, anthropic=anthropic)
 
-    return Starlette(
+    made = Starlette(
         routes=[
             *(Route(path, proxy, methods=["POST"]) for path in PATHS),
             Route("/", own.index),
@@ -202,11 +166,12 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             *(Route(path, own.models) for path in ("/v1/models", "/models")),
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
+            Route("/upstream/{server}/{path:path}", proxy),
             # For llama.cpp's page.
             Route("/props", Props(view, proxy), methods=["GET"]),
             Route("/models/load", page.load, methods=["POST"]),
             Route("/models/sse", Feed(view), methods=["GET"]),
-            Route("/tools", page.nothing),
+            Route("/tools", page.disabled, methods=["GET", "POST"]),
             Route("/v1/streams/lookup", page.nothing, methods=["POST"]),
             # Claude Code's telemetry.
             Route("/api/event_logging/{rest:path}", own.telemetry, methods=["POST"]),
@@ -214,17 +179,21 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Route("/{name:page_file}", page.file),
         ],
         middleware=[
+            Middleware(Origins, settings=settings),
             Middleware(
                 CORSMiddleware,
-                allow_origin_regex=LOCAL_ORIGIN.pattern,
+                allow_origin_regex=allowed_origins(settings).pattern,
                 allow_methods=["*"],
                 allow_headers=["*"],
+                allow_private_network=True,
             ),
             Middleware(Guard, keys=keys, settings=settings),
         ],
         exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
         lifespan=lifespan,
     )
+    made.router.redirect_slashes = False  # another path, as for llama-server
+    return made
 
 
 def run(at: Folder, settings: GatewaySettings) -> None:
@@ -239,6 +208,7 @@ def run(at: Folder, settings: GatewaySettings) -> None:
         log_config=None,
         log_level="error",
         server_header=False,
+        http=Connection,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from pipeline.serve.server import LLAMA_CPP
 
 from .answers import Refused, router_status
 from .proxy import Proxy
-from .request_body import parse_body, read_body
+from .request_body import parse, read_body
 from .routing import CHAT
 from .servers import ServerList, Target, View
 from .upstream import returned_headers
@@ -122,15 +122,20 @@ class Page:
 
     async def load(self, request: Request) -> Response:
         """What the page requests before it uses a model that is not ready. Raises Refused."""
-        name = parse_body("", await read_body(request)).model or ""
+        name = (await parse(request, await read_body(request))).model or ""
         targets = self._view.now().by_name.get(name)
         if not targets or not any(target.is_ready or target.is_pending for target in targets):
             raise Refused(400, f"{name} is not running; start it: {doitw('up')}")
         return JSONResponse({"success": True})  # it is loading, and the feed says when it is ready
 
     async def nothing(self, request: Request) -> Response:
-        """The list of the server's tools, or of interrupted answers that can be resumed: empty."""
+        """The list of interrupted answers that can be resumed: empty."""
         return JSONResponse([])
+
+    async def disabled(self, request: Request) -> Response:
+        """Tools, as a llama-server without any answers: the page then asks no more."""
+        error = {"message": "this feature is disabled", "type": "feature_disabled"}
+        return JSONResponse({"error": error}, 403)
 
 
 class Feed:

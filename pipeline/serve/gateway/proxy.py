@@ -27,11 +27,11 @@ from pipeline.core import log
 from .answers import Refused, error_body, is_anthropic
 from .counters import Counters
 from .keys import Keys
-from .request_body import RequestBody, parse_body, parse_query, read_body
-from .routing import ANY, PATHS, find
+from .request_body import RequestBody, parse, parse_query, read_body
+from .routing import ANY, PATHS, find, find_server
 from .servers import Target, Targets, View
 from .settings import GatewaySettings
-from .upstream import NoAnswer, error_text, first_block, forward, returned_headers
+from .upstream import NoAnswer, error_text, forward, opened, renaming
 
 POLL_SECONDS = 0.05
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
@@ -45,17 +45,15 @@ class _Call:
     """A request in flight."""
 
     request: Request
+    path: str  # at the server
     body: RequestBody
     send: Send
+    server: str = ""  # the only one that is meant, else any that has the model
     began: float = field(default_factory=time.monotonic)
     status: int = CLIENT_GONE
     instance: str = ""
     sends: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # by server, why it did not answer
-
-    @property
-    def path(self) -> str:
-        return str(self.request.scope["path"])
 
 
 class Proxy:
@@ -80,11 +78,15 @@ class Proxy:
             body = await read_body(request)
         except ClientDisconnect:
             return
-        if request.method == "GET":
+        server, path = request.path_params.get("server", ""), scope["path"]
+        if server:
+            path = f"/{request.path_params['path']}"
+            parsed = RequestBody(body, None, lambda name: body)
+        elif request.method == "GET":
             parsed = parse_query(request)
         else:
-            parsed = parse_body(request.headers.get("content-type", ""), body)
-        call = _Call(request, parsed, send)
+            parsed = await parse(request, body)
+        call = _Call(request, path, parsed, send, server)
         refused = None
         try:
             async with anyio.create_task_group() as group:
@@ -131,6 +133,8 @@ class Proxy:
                 self._counters.held -= 1
 
     def _find(self, call: _Call) -> Targets:
+        if call.server:
+            return find_server(self._view.now(), call.server)
         kind = PATHS.get(call.path, ANY)
         return find(self._view.now(), call.body.model, kind, self._settings.models)
 
@@ -178,7 +182,9 @@ class Proxy:
         call.instance = target.name
         self._counters.in_flight[target.name] += 1
         try:
-            response = await forward(self.client, target, call.request, call.body, self._keys)
+            response = await forward(
+                self.client, target, call.request, call.path, call.body, self._keys
+            )
             try:
                 await self._pass_back(call, target, response)
             finally:
@@ -188,13 +194,12 @@ class Proxy:
             self._counters.in_flight[target.name] -= 1
 
     async def _pass_back(self, call: _Call, target: Target, response: httpx2.Response) -> None:
-        blocks = response.aiter_raw()
-        first = await first_block(blocks)
+        rename = renaming(target, call.body.model)
+        headers, first, blocks = await opened(response, rename)
         if response.status_code == 503 and b"Loading model" in first:
             raise NoAnswer("is still loading its model", loads=True)
         self._counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = response.status_code
-        headers = returned_headers(response)
         await call.send(
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
         )

@@ -31,6 +31,8 @@ def router_preset(instances: Iterable[Server], settings: GatewaySettings) -> str
         errors.append("gateway.models: a router has no patterns of names")
     if settings.hold_timeout is not None:
         errors.append("gateway.hold_timeout: a router has no such limit")
+    if settings.origins or settings.hosts:
+        errors.append("gateway.origins, gateway.hosts: a router knows pages of localhost alone")
     sections = []
     for instance in instances:
         options = _options(instance.cmd)

@@ -62,6 +62,16 @@ def find(servers: ServerList, model: str | None, kind: str, patterns: Mapping[st
     raise Refused(404, f"there is no model {model}{near}; {_available(servers)}", "model_not_found")
 
 
+def find_server(servers: ServerList, name: str) -> Targets:
+    """The one server of this name. Raises Refused."""
+    targets = tuple(target for target in servers.targets if target.name == name)
+    if not targets:
+        names = [target.name for target in servers.targets]
+        near = did_you_mean(name, names)
+        raise Refused(404, f"there is no instance {name}{near}; available: {', '.join(names)}")
+    return targets
+
+
 def _default(servers: ServerList, kind: str) -> Targets:
     """The servers meant where no model is named: the only one of that kind, or all of one name."""
     matching = [target for target in servers.targets if kind in (ANY, target.instance.kind)]

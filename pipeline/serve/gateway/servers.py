@@ -35,6 +35,11 @@ class Target:
         return self.instance.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is asked by."""
+        return tuple(dict.fromkeys((self.name, *self.instance.aliases)))
+
+    @property
     def is_ready(self) -> bool:
         return self.state == READY
 
@@ -94,7 +99,7 @@ def _target(instance: Server, status: ServerStatus | None, request: int) -> Targ
 def _named(targets: Targets, fold: Callable[[str], str]) -> dict[str, Targets]:
     named: dict[str, Targets] = {}
     for target in targets:
-        for name in dict.fromkeys(map(fold, (target.name, *target.instance.aliases))):
+        for name in dict.fromkeys(map(fold, target.names)):
             named[name] = (*named.get(name, ()), target)
     return named
 

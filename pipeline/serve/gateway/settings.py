@@ -28,6 +28,8 @@ class GatewaySettings:
     api_key_file: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     hold_timeout: float | None = None
+    origins: tuple[str, ...] = ()  # beside those of this machine; `*` stands for any text
+    hosts: tuple[str, ...] = ()
     without_key: bool = False  # set explicitly: open to everyone who can reach the address
 
 
@@ -56,6 +58,9 @@ def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
         words += ["--models", json.dumps(dict(settings.models))]
     if settings.hold_timeout is not None:
         words += ["--hold-timeout", str(settings.hold_timeout)]
+    for option, patterns in (("--origins", settings.origins), ("--hosts", settings.hosts)):
+        if patterns:
+            words += [option, json.dumps(patterns)]
     if settings.without_key:
         words.append("--without-key")
     return tuple(words)

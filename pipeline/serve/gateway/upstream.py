@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx2
 from starlette.requests import Request
@@ -60,10 +62,15 @@ class NoAnswer(Exception):
 
 
 async def forward(
-    client: httpx2.AsyncClient, target: Target, request: Request, parsed: RequestBody, keys: Keys
+    client: httpx2.AsyncClient,
+    target: Target,
+    request: Request,
+    path: str,
+    parsed: RequestBody,
+    keys: Keys,
 ) -> httpx2.Response:
     """The server's answer, its body still unread. Raises NoAnswer."""
-    url = f"{target.instance.url}{request.scope['path']}"
+    url = f"{target.instance.url}{path}"
     if request.scope["query_string"]:
         url += "?" + request.scope["query_string"].decode("latin-1")
     served, body = target.served_name, parsed.body
@@ -83,12 +90,56 @@ async def forward(
         raise NoAnswer(f"ended without an answer ({error_text(error)})", sent=True) from None
 
 
-async def first_block(blocks: AsyncIterator[bytes]) -> bytes:
-    """The first bytes of an answer's body; none where it is empty. Raises NoAnswer."""
+Rename = Callable[[bytes], bytes]
+
+
+def renaming(target: Target, model: str | None) -> Rename | None:
+    """What puts `model`, by which a server was asked, in place of the name that it gives itself:
+    llama-server always says the first of its aliases. None where that is the same."""
+    if not model or set(target.names) == {model}:
+        return None
+    spelled = [
+        json.dumps(name, ensure_ascii=ascii) for name in target.names for ascii in (False, True)
+    ]
+    pattern = re.compile(rf'("model"\s*:\s*)(?:{"|".join(map(re.escape, spelled))})'.encode())
+    own = json.dumps(model).encode()
+    return lambda text: pattern.sub(lambda match: match[1] + own, text)
+
+
+async def opened(
+    response: httpx2.Response, rename: Rename | None
+) -> tuple[list[tuple[bytes, bytes]], bytes, AsyncIterator[bytes]]:
+    """An answer's headers for the client, its first block (empty where there is none), and the
+    others. A document that is changed is read whole, for its length. Raises NoAnswer."""
+    headers = returned_headers(response)
+    blocks: AsyncIterator[bytes] = response.aiter_raw()
+    is_document = "content-length" in response.headers
+    rename = None if "content-encoding" in response.headers else rename
+    if rename:
+        blocks = _renamed(blocks, rename, b"" if is_document else b"\n")
     try:
-        return await anext(blocks, b"")
+        first = await anext(blocks, b"")
     except httpx2.TransportError as error:
         raise NoAnswer(f"ended without an answer ({error_text(error)})", sent=True) from None
+    if rename and is_document:
+        headers = [header for header in headers if header[0] != b"content-length"]
+        headers.append((b"content-length", str(len(first)).encode()))
+    return headers, first, blocks
+
+
+async def _renamed(
+    blocks: AsyncIterator[bytes], rename: Rename, end: bytes
+) -> AsyncIterator[bytes]:
+    """The blocks with another name: each held until `end` (a line's), all of them where it is
+    empty."""
+    held: list[bytes] = []
+    async for block in blocks:
+        before, at, after = block.rpartition(end) if end else (b"", b"", block)
+        if at:
+            yield rename(b"".join([*held, before, at]))
+            held.clear()
+        held.append(after)
+    yield rename(b"".join(held))
 
 
 def without_headers(

@@ -304,6 +304,29 @@ def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     assert "a name" in line
 
 
+ORIGINS = (
+    "*",
+    "null",
+    "app://obsidian.md",
+    "vscode-webview://*",
+    "http://192.168.1.5:*",
+    "file://",
+)
+HOSTS = ("gpu-box.lan", "*.lan", "llama_cpp", "*")
+
+
+def test_origins_and_hosts_of_the_gateway(tmp_path: Path) -> None:
+    listed = f"origins = {list(ORIGINS)}\nhosts = {list(HOSTS)}"
+    found = read(tmp_path, f"[gateway]\n{listed}\n{ONE}").gateway
+    assert (tuple(found.origins), tuple(found.hosts)) == (ORIGINS, HOSTS)
+    for origin in ("https://chat.example/", "chat.example", "https://a.example/x", "localhost:80"):
+        (line,) = wrong(tmp_path, f"[gateway]\norigins = ['{origin}']\n{ONE}")
+        assert f'gateway.origins.0 = "{origin}": must be as browsers send it' in line
+    for host in ("http://a", "a:9000", "a/b", "", "a b"):
+        (line,) = wrong(tmp_path, f"[gateway]\nhosts = ['{host}']\n{ONE}")
+        assert f'gateway.hosts.0 = "{host}": must be a name without scheme and port' in line
+
+
 def test_the_gateway_has_its_name_for_itself(tmp_path: Path) -> None:
     (line,) = wrong(tmp_path, "[instance.Gateway.server]")
     assert line == "models.toml: instance.Gateway: this name is reserved; take another one"

@@ -556,3 +556,80 @@ def test_many_at_once(here: Site) -> None:
     assert all(one.text.endswith("[DONE]\n\n") for one in told)
     assert {len(here.events(name, "request")) for name in "ab"} <= set(range(30, 67))
     assert here.metric('llama_gateway_in_flight{instance="a"}') == 0
+
+
+# What only one instance has, and what llama-server says
+
+
+def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> None:
+    (here.path / "key").write_text("right\n")
+    (here.path / "own").write_text("of-the-instance\n")
+    here.upstream("chat", api_key_file=str(here.path / "own"), aliases=("both",))
+    here.upstream("more", aliases=("both",))
+    here.gateway("--api-key-file", here.path / "key")
+    bearer = {"Authorization": "Bearer right"}
+    path, body = "/upstream/chat/slots/0?action=save", b'{"filename": [1]}'
+    assert httpx2.post(here.url + path, content=body).status_code == 401
+    answer = httpx2.post(here.url + path, content=body, headers=bearer)
+    assert answer.status_code == 200 and answer.headers["x-upstream"] == "chat"
+    (request,) = here.events("chat", "request")
+    assert request["path"] == "/slots/0?action=save" and request["body"].encode() == body
+    assert request["headers"]["authorization"] == "Bearer of-the-instance"
+    answer = here.get("/upstream/more/metrics", headers=bearer)
+    assert answer.text.startswith("# HELP llamacpp:")
+    answer = here.get("/upstream/chta/slots", headers=bearer)
+    assert answer.status_code == 404
+    assert "there is no instance chta; did you mean chat?" in answer.json()["error"]["message"]
+
+
+def test_an_answer_has_the_name_that_was_asked_for(here: Site) -> None:
+    here.upstream("chat", aliases=("gpt-4o", "ä/b"))
+    here.upstream("plain")
+    here.gateway("--models", json.dumps({"claude-*": "chat"}))
+    inner = '{"model":"gpt-4o"}'
+    for asked, said in (
+        ("claude-9", "ä/b"),
+        ("CHAT", "gpt-4o"),
+        ("gpt-4o", "chat"),
+        ("ä/b", "chat"),
+    ):
+        reply = json.dumps({"model": said, "text": inner, "x": {"model": "other"}})
+        answer = here.chat(asked, reply=reply)
+        assert answer.json() == {"model": asked, "text": inner, "x": {"model": "other"}}
+        events = here.chat(asked, chunks=3, pause=0.01, reply=reply).text
+        assert events.count(f'"model": {json.dumps(asked)}') == 3 and events.endswith("[DONE]\n\n")
+    answer = here.chat("plain", reply='{"model": "chat"}')
+    assert answer.json() == {"model": "chat"} and "content-length" in answer.headers
+
+
+def test_a_trailing_slash_and_tools_are_answered_as_by_llama_server(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    for path in ("/v1/models/", "/health/", "/v1/chat/completions/"):
+        assert here.get(path).status_code == 404
+    assert here.post("/v1/chat/completions/", {"model": "chat"}).status_code == 404
+    for method in ("GET", "POST"):
+        answer = httpx2.request(method, f"{here.url}/tools")
+        assert answer.status_code == 403
+        assert answer.json()["error"]["type"] == "feature_disabled"
+
+
+def test_the_list_of_models_has_what_llama_server_knows(here: Site) -> None:
+    meta = {"n_ctx": 2048, "n_ctx_train": 8192, "size": 1}
+    listed = {"data": [{"id": "chat", "meta": meta}], "models": [{"capabilities": ["completion"]}]}
+    here.upstream("chat", "--models", json.dumps(listed), aliases=("gpt-4o",))
+    here.upstream("odd", "--models", "[]")
+    here.add("later", state="loading")
+    here.gateway()
+    entries = {entry["id"]: entry for entry in here.get("/v1/models").json()["data"]}
+    for name, other in (("chat", "gpt-4o"), ("gpt-4o", "chat")):
+        for entry in (entries[name], here.get(f"/v1/models/{name}").json()):
+            assert entry["meta"] == meta and entry["capabilities"] == ["completion"]
+            assert entry["aliases"] == [other]
+    for name in ("odd", "later"):
+        assert "meta" not in entries[name] and entries[name]["aliases"] == []
+    here.kill("chat")
+    entry = here.get("/v1/models/chat").json()
+    assert entry["meta"] == meta, "it is asked once"
+    here.says("chat", "loading")
+    assert "meta" not in here.get("/v1/models/chat").json()

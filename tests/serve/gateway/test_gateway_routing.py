@@ -267,11 +267,18 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
 
 def test_the_gateway_as_an_instance(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
-    settings = GatewaySettings(port=9, api_key_file=str(tmp_path / "key"), models={"c-*": "chat"})
+    settings = GatewaySettings(
+        port=9,
+        api_key_file=str(tmp_path / "key"),
+        models={"c-*": "chat"},
+        origins=("app://obsidian.md",),
+        hosts=("a.lan",),
+    )
     told = as_instance(Folder(tmp_path), settings)
     assert (told.engine, told.kind, told.host, told.port) == ("gateway", "gateway", "127.0.0.1", 9)
     assert told.cmd[:3] == ("-m", "pipeline.serve.gateway", str(tmp_path))
     assert '{"c-*": "chat"}' in told.cmd
+    assert told.cmd[-4:] == ("--origins", '["app://obsidian.md"]', "--hosts", '["a.lan"]')
     assert told.probe_timeout == 0, "it makes no tokens"
     assert "secret" not in str(told.as_json())
 
