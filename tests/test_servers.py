@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, Run, free_port, get, post, wait_for
@@ -462,6 +463,26 @@ def test_servers_with_tls(servers: Servers, gguf: Path, certificate: dict[str, s
     row = servers.ps()["safe"]
     assert (row["state"], row["url"][:8]) == ("ready", "https://")
     assert row["tokens_per_second"] is not None, "its counters are read too"
+
+
+def test_a_server_behind_the_gateway_wants_its_key(servers: Servers, gguf: Path) -> None:
+    """No page can have it work; the gateway, and who reads what `up` prints, can."""
+    port, gateway = servers.chat("chat", gguf, alias="one,two"), free_port()
+    servers.write({"gateway": {"enable": True, "port": gateway}})
+    (line,) = [line for line in servers.up().err.splitlines() if line.startswith("chat: ready")]
+    url, _, file = line.removeprefix("chat: ready at ").partition(", with the key in ")
+    assert url == f"http://127.0.0.1:{port}"
+    said = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    page = {"Origin": "http://evil.example", "Host": "evil.example", "Content-Type": "text/plain"}
+    for path, headers in (("/v1/chat/completions", page), ("/slots", page), ("/slots", {})):
+        assert httpx2.post(url + path, json=said, headers=headers).status_code == 401
+    key = {"Authorization": f"Bearer {Path(file).read_text().strip()}"}
+    assert httpx2.get(f"{url}/slots", headers=key).status_code == 200
+    asked = f"http://127.0.0.1:{gateway}"
+    assert post(f"{asked}/v1/chat/completions", said | {"model": "TWO"})["model"] == "TWO"
+    assert get(f"{asked}/upstream/chat/slots")[0]["n_ctx"] == 512
+    entries = {entry["id"]: entry for entry in get(f"{asked}/v1/models")["data"]}
+    assert entries["two"]["meta"]["n_ctx"] == 512 and entries["two"]["aliases"] == ["chat", "one"]
 
 
 def test_a_unit_for_systemd(servers: Servers, gguf: Path) -> None:

@@ -31,6 +31,8 @@ def summary(
     """Its facts by name, in the order in which they are shown. `output` is what it has printed,
     `ctx_is_asked` whether the user named the context."""
     rows: dict[str, object] = {**service(os.environ), "url": server.url}
+    if server.api_key_file:
+        rows["key"] = server.api_key_file
     if server.engine == LLAMA_CPP:
         rows |= _model(programs, server, output, ctx_is_asked)
     else:

@@ -183,7 +183,8 @@ def reporter(servers: Servers) -> Callable[[Server, ServerStatus], None]:
             output = last_lines(Path(server.log_file), LOG_LINES)
             asked = servers.names_context(server.name)
             rows = summary(servers.programs, server, output, ctx_is_asked=asked)
-            del rows["url"]  # the line before has it
+            for name in ("url", "key"):  # the line before has them
+                rows.pop(name, None)
             log.info(textwrap.indent(table(list(rows.items())), "  "))
 
     return tell
@@ -192,7 +193,8 @@ def reporter(servers: Servers) -> Callable[[Server, ServerStatus], None]:
 def report(instance: Server, seen: ServerStatus) -> None:
     """One line for each change that a user waits for."""
     if seen.state == READY:
-        log.info(f"{instance.name}: ready at {instance.url}")
+        key = f", with the key in {instance.api_key_file}" if instance.api_key_file else ""
+        log.info(f"{instance.name}: ready at {instance.url}{key}")
     elif seen.state == PAUSING:
         log.info(f"{instance.name}: is started again: {first_line(seen.reason)}")
     elif seen.state == FAILED:

@@ -32,11 +32,16 @@ class Key:
     is_made: bool = False  # ours, made once and kept
 
 
-def key(given: ResolvedOptions, at: Address, folder: Path, keys: Path) -> Key:
-    """The key of an instance."""
+def key(
+    given: ResolvedOptions, at: Address, folder: Path, keys: Path, *, has_gateway: bool = False
+) -> Key:
+    """The key of an instance. With a gateway before it clients have no need to ask it themselves,
+    and a key keeps web pages from doing so: the server itself checks neither Host nor Origin. With
+    an api-prefix it would want the key for /health too."""
     draft = given.draft
-    literal = draft.server.get("api-key")
-    return decide(draft.name, at.host, given.text("api-key-file"), literal, folder, keys)
+    literal, file = draft.server.get("api-key"), given.text("api-key-file")
+    needs_one = has_gateway and not given.text("api-prefix")
+    return decide(draft.name, at.host, file, literal, folder, keys, needs_one=needs_one)
 
 
 def decide(

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.serve import launch
 from pipeline.serve.flags import Flag
+from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Server
 
 from . import api_keys, llama, options, vllm
@@ -71,9 +72,12 @@ def write_keys(
     """
     said = []
     for draft in configuration.enabled:
-        key = _key(configuration, given(draft, flags), keys)
+        options = given(draft, flags)
+        key = _key(configuration, options, keys)
         if api_keys.write(key) and key.is_made:
-            said.append(f"{draft.name}: others can reach it, so a key was made: {key.path}")
+            is_open = not is_loopback(address(options).host)
+            why = "others can reach it" if is_open else "it is asked through the gateway"
+            said.append(f"{draft.name}: {why}, so a key was made: {key.path}")
     return said
 
 
@@ -229,7 +233,8 @@ def _cards(gpu_ids: str | None) -> dict[str, str]:
 
 
 def _key(configuration: Configuration, given: ResolvedOptions, keys: Path) -> api_keys.Key:
-    return api_keys.key(given, address(given), configuration.folder, keys)
+    has_gateway = configuration.gateway.enable
+    return api_keys.key(given, address(given), configuration.folder, keys, has_gateway=has_gateway)
 
 
 def _model(draft: InstanceSpec, models: Mapping[str, PreparedModel]) -> PreparedModel | None:

@@ -360,6 +360,18 @@ class TestKeys:
         assert path.read_text() == made
         assert [file.name for file in path.parent.glob("[!.]*")] == ["chat.key"]
 
+    def test_a_server_behind_the_gateway_has_one_too(self, tmp_path: Path) -> None:
+        """Else any page could have it work: it checks neither Host nor Origin."""
+        gateway = "\n[gateway]\nenable = true\n"
+        cmd, key = self.key(tmp_path, gateway)
+        path = tmp_path / "keys" / "chat.key"
+        assert key == str(path) and value(cmd, "--api-key-file") == key
+        (said,) = write_keys(read(tmp_path, SERVER + gateway), FLAGS, path.parent)
+        assert said == f"chat: it is asked through the gateway, so a key was made: {path}"
+        for text in ("api_key = 'none'", "api_prefix = '/x'"):
+            assert self.key(tmp_path, text + gateway)[1] is None
+        assert self.key(tmp_path, "\n[gateway]\nport = 9001\n")[1] is None
+
     def test_the_gateways_is_decided_alike(self, tmp_path: Path) -> None:
         def path(host: str, file: str | None, literal: str | None) -> Path | None:
             return decide("gateway", host, file, literal, tmp_path, tmp_path / "keys").path
