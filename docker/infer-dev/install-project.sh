@@ -31,6 +31,9 @@ PasswordAuthentication no
 PermitRootLogin no
 PermitUserEnvironment yes
 END
+cat >/etc/ssh/sshrc <<'END'
+[ ! -s /run/infer-dev/notice ] || cat /run/infer-dev/notice >&2
+END
 mkdir -p /etc/ssh/authorized_keys /run/sshd
 # Else it would hide the PATH that the container was started with from those who log in.
 touch /etc/environment
@@ -56,7 +59,7 @@ if [ "$project" != /opt/llama-pipeline ]; then
     ln -s "$project" /opt/llama-pipeline
 fi
 chown -R dev:dev "$project"
-for name in get-llama-cpp-pkg check-and-run-llama-cpp check-and-run-vllm; do
+for name in get-llama-cpp-pkg install-llama-cpp-pkg check-and-run-llama-cpp check-and-run-vllm; do
     ln -s /opt/llama-pipeline/docker/entrypoint "/usr/local/bin/$name"
     ln -s "$name" "/usr/local/bin/$name.sh"
 done

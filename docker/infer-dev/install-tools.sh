@@ -1,6 +1,8 @@
 #!/bin/sh
 # While the image is built, as root: what people work with. Versions and hashes stand in tools/.
+# install-tools.sh [AGENTS]: 0 leaves out the agents' command lines.
 set -eu
+agents=${1:-1}
 here=$(dirname "$(readlink -f "$0")")
 tools=/opt/tools
 export DEBIAN_FRONTEND=noninteractive
@@ -33,6 +35,16 @@ cp "$here/tools/package.json" "$here/tools/package-lock.json" "$tools/bun/"
 (cd "$tools/bun" && npm ci --ignore-scripts --no-audit --no-fund && npm cache clean --force)
 ln -s "$tools"/bun/node_modules/@oven/bun-*/bin/bun /usr/local/bin/bun
 ln -s bun /usr/local/bin/bunx
+
+# The agents' command lines are single programs as well.
+if [ "$agents" != 0 ]; then
+    mkdir "$tools/agents"
+    cp "$here"/tools/agents/package*.json "$tools/agents/"
+    (cd "$tools/agents" && npm ci --ignore-scripts --no-audit --no-fund && npm cache clean --force)
+    programs=$tools/agents/node_modules
+    ln -s "$programs"/@anthropic-ai/claude-code-linux-*/claude /usr/local/bin/claude
+    ln -s "$programs/@openai/codex/bin/codex.js" /usr/local/bin/codex
+fi
 
 # Pixi is in no package index: its release, or the same archive laid into tools/ beforehand.
 archive=pixi-$(uname -m)-unknown-linux-musl.tar.gz

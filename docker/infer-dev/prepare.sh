@@ -21,6 +21,10 @@ awk 'BEGIN {
         if (name !~ own && ENVIRON[name] !~ /\n/) print name "=" ENVIRON[name]
 }' >/home/dev/.ssh/environment
 
+# What docker/entrypoint could not start, see start.sh; sshrc shows it.
+install -d -o dev -g dev /run/infer-dev
+rm -f /run/infer-dev/notice
+
 # A new volume belongs to root. The workspace is the host's, and stays as it is.
 for folder in /soft/app /soft/data; do
     [ "$(stat -Lc %u "$folder")" != 0 ] || chown dev:dev "$folder"
@@ -31,6 +35,6 @@ if ! setpriv --reuid=dev --regid=dev --init-groups test -w /soft/workspace; then
         "$(id -u dev), may not write there" >&2
 fi
 [ -d /soft/app/llama-cpp ] || install -d -o dev -g dev /soft/app/llama-cpp
-for name in get-llama-cpp-pkg check-and-run-llama-cpp check-and-run-vllm; do
+for name in get-llama-cpp-pkg install-llama-cpp-pkg check-and-run-llama-cpp check-and-run-vllm; do
     ln -sfn "/usr/local/bin/$name" "/soft/app/llama-cpp/$name.sh"
 done

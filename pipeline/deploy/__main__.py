@@ -2,7 +2,7 @@
 
 python -m pipeline.deploy entrypoint [COMMAND …]      what docker/entrypoint is
 python -m pipeline.deploy boot                        the same servers, in the background
-python -m pipeline.deploy get-llama-cpp-pkg [ARCHIVE]
+python -m pipeline.deploy get-llama-cpp-pkg | install-llama-cpp-pkg [ARCHIVE]
 python -m pipeline.deploy check-and-run-llama-cpp | check-and-run-vllm
 python -m pipeline.deploy healthcheck
 """
@@ -25,8 +25,15 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 3, 130
 
 
 def entrypoint(words: Sequence[str]) -> int:
-    """Start what the variables name, then run the command."""
-    return container.run(boot.boot(os.environ, words), os.environ)
+    """Start what the variables name, then run the command; that alone where the start fails and
+    people can log in to mend it."""
+    try:
+        return container.run(boot.boot(os.environ, words), os.environ)
+    except PipelineError as error:
+        if not (words and container.notify(os.environ, str(error))):
+            raise
+        log.info(f"error: {error}")
+        return container.run(boot.Boot(command=tuple(words)), os.environ)
 
 
 def boot_only(words: Sequence[str]) -> int:
@@ -79,6 +86,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "entrypoint": entrypoint,
     "boot": boot_only,
     "get-llama-cpp-pkg": get_package,
+    "install-llama-cpp-pkg": get_package,
     "check-and-run-llama-cpp": check_and_run(LLAMA_CPP),
     "check-and-run-vllm": check_and_run(VLLM),
     "healthcheck": healthcheck,

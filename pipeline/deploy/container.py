@@ -30,6 +30,7 @@ from .boot import Boot, BootSource
 
 POLL_SECONDS, WATCH_SECONDS = 0.05, 0.5
 COMMAND_SECONDS = 5.0  # for a command to end after a signal
+NOTICE = "INFER_DEV_NOTICE"  # a file that is shown at every login, where people can log in
 NOTHING = "nothing to start and no command to run"
 
 
@@ -61,6 +62,15 @@ def prepared(boot: Boot, environ: Mapping[str, str]) -> dict[str, str]:
     return dict(environ)
 
 
+def notify(environ: Mapping[str, str], why: str) -> bool:
+    """Leave a notice for people who log in; whether they can."""
+    if not (file := environ.get(NOTICE)):
+        return False
+    text = f"The start of this container failed, and not all servers are up: {why}\n"
+    Path(file).write_text(text, encoding="utf-8")
+    return True
+
+
 def doit(*words: str) -> list[str]:
     """The command line of doit, to be run in REPOSITORY."""
     return [sys.executable, "-m", "doit", *words]
@@ -85,12 +95,20 @@ class Container:
     def folders(self) -> list[Folder]:
         return [state.folder(paths.home(), source.name) for source in self.background]
 
+    @property
+    def failure(self) -> str:
+        """What is said of servers that did not start."""
+        sources = ", or ".join(f"doit plan {' '.join(x.words)}" for x in self.background)
+        return f"the container's log has the reason, and so has {sources}"
+
     def run(self) -> int:
         """Start, wait, stop; the exit status."""
         try:
             status = _ended([_up(source, self.env) for source in self.background], self.stops)
-            if status or self.stops:
-                return 0 if self.stops else status
+            if self.stops:
+                return 0
+            if status and not (self.command and notify(self.env, self.failure)):
+                return status
             if warning := health.unreachable(self.folders, self.foreground, self.env):
                 log.info(f"warning: {warning}")
             if self.command:

@@ -16,7 +16,10 @@ from pipeline.core.store.publish import full_disk_is_an_error, part, publish_fil
 
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
 # There, these commands are linked beside the programs, as NAME.sh.
-COMMANDS = ("get-llama-cpp-pkg", "check-and-run-llama-cpp", "check-and-run-vllm")
+COMMANDS = (
+    *("get-llama-cpp-pkg", "install-llama-cpp-pkg"),
+    *("check-and-run-llama-cpp", "check-and-run-vllm"),
+)
 ON_PATH = Path("/usr/local/bin")
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
+from pipeline.deploy.__main__ import COMMANDS
 from pipeline.deploy.boot import boot, source
+from pipeline.serve.config import named
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
 LLAMA = {
@@ -71,3 +78,48 @@ def test_by_hand_no_switch_is_needed() -> None:
     assert told.words == ("config=/config/llama.toml",)
     with pytest.raises(UsageError, match="AUTO_INFER_VLLM_CONFIG names no file"):
         source(LLAMA, VLLM)
+
+
+def test_a_registry_that_is_mounted_for_the_container_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = tmp_path / "llm_profiles.yaml"
+    monkeypatch.setattr(named, "MOUNTED_REGISTRY", mounted)
+    assert named.registry({}) == str(REPOSITORY / "configs" / "llm_profiles.yaml")
+    mounted.touch()
+    assert named.registry({}) == str(mounted)
+    assert named.registry({"LLM_PROFILES_CONFIG_PATH": "/config/mine.yaml"}) == "/config/mine.yaml"
+
+
+WRONG = {
+    "a switch": ({"AUTO_INFER_LLAMA_CPP_ON_BOOT": "yes"}, "AUTO_INFER_LLAMA_CPP_ON_BOOT=yes"),
+    "a package": (PACKAGE, "/pkg/llama.tar.gz"),
+    "a file": (LLAMA, "doit plan config=/config/llama.toml"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="containers are Linux")
+@pytest.mark.parametrize("what", WRONG)
+def test_where_people_log_in_a_wrong_configuration_ends_nothing(tmp_path: Path, what: str) -> None:
+    variables, text = WRONG[what]
+    notice = tmp_path / "notice"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AUTO_")}
+    clean |= variables | {"LLAMA_PIPELINE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pipeline.deploy", "entrypoint", "echo", "alive"]
+
+    def run(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=clean | more, capture_output=True, text=True, timeout=120
+        )
+
+    ended = run()
+    assert ended.returncode == 3 and ended.stdout == ""
+    stayed = run(INFER_DEV_NOTICE=str(notice))
+    assert stayed.returncode == 0 and stayed.stdout.endswith("alive\n")
+    assert "error: " in stayed.stderr
+    assert notice.read_text().startswith("The start of this container failed")
+    assert text in notice.read_text()
+
+
+def test_a_package_is_installed_under_either_name() -> None:
+    assert COMMANDS["install-llama-cpp-pkg"] is COMMANDS["get-llama-cpp-pkg"]

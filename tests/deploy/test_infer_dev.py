@@ -24,7 +24,8 @@ pytestmark = [
 ]
 INFER_DEV = REPOSITORY / "docker" / "infer-dev"
 SCRIPTS = sorted(path.name for path in INFER_DEV.glob("*.sh"))
-COMMANDS = ("get-llama-cpp-pkg.sh", "check-and-run-llama-cpp.sh", "check-and-run-vllm.sh")
+COMMANDS = ("get-llama-cpp-pkg.sh", "install-llama-cpp-pkg.sh")
+COMMANDS += ("check-and-run-llama-cpp.sh", "check-and-run-vllm.sh")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_pei_docker_writes_valid_compose(source: Path, tmp_path: Path, device: s
     assert filled["ports"] == ["127.0.0.1:2222:22", "127.0.0.1:11980:8080"]
     assert filled["volumes"] == [
         *("app:/hard/volume/app", "data:/hard/volume/data"),
-        "/home/me/work:/hard/volume/workspace",
+        *("/home/me/work:/hard/volume/workspace", "./models:/models"),
     ]
 
 
@@ -65,7 +66,8 @@ def test_app_and_data_may_stay_in_the_image(source: Path, tmp_path: Path) -> Non
     settings = {"INFER_DEV_APP": "image", "INFER_DEV_DATA": "image"}
     folder, compose = configured(tmp_path / "project", source, **settings)
     volumes = compose["services"]["stage-2"]["volumes"]
-    assert [one.rpartition(":")[2] for one in volumes] == ["/hard/volume/workspace"]
+    inside = [one.rpartition(":")[2] for one in volumes]
+    assert inside == ["/hard/volume/workspace", "/models"]
     assert dev_images.schema_errors(folder / "docker-compose.yml") == ""
 
 
@@ -113,6 +115,10 @@ def test_every_tool_is_pinned_and_no_host_is_named() -> None:
     }
     assert all(one["integrity"].startswith("sha512-") for one in packages.values())
     assert not any("resolved" in one for one in packages.values())
+    agents = json.loads((tools / "agents" / "package-lock.json").read_text())["packages"]
+    assert agents.pop("")["dependencies"].keys() == {"@anthropic-ai/claude-code", "@openai/codex"}
+    assert all(one["integrity"].startswith("sha512-") for one in agents.values())
+    assert not any("resolved" in one for one in agents.values())
     assert re.fullmatch(
         r"([0-9a-f]{64}  pixi-(aarch64|x86_64)-unknown-linux-musl\.tar\.gz\n){2}",
         (tools / "pixi.sha256").read_text(),
@@ -201,6 +207,8 @@ def test_people_log_in_with_a_key_alone(image: Image, tmp_path: Path) -> None:
         assert lines[4].startswith("1.") and lines[5] == "True"
         assert lines[6].strip() == "build_bins" and lines[7] == "dev"
         assert lines[8] == "two words /soft/data/llama-pipeline"
+        status, said = it.ssh("claude --version && codex --version")
+        assert status == 0 and "Claude Code" in said, said
         assert it.ssh("true", user="root")[0] == 255
         status, said = it.ssh("true", key=False)
         assert status == 255 and "(publickey)" in said, "no way in but by key is offered"
@@ -241,6 +249,18 @@ def test_the_entry_point_starts_servers(
             get(f"http://127.0.0.1:{port}/health")
     assert "does not exist; using" in it.log.read_text(), "the kept archive was taken"
     assert (host / "app" / "llama-cpp" / "bin" / "llama-server").is_file()
+
+
+@pytest.mark.slow
+def test_a_wrong_configuration_lets_people_in_and_says_so(image: Image, tmp_path: Path) -> None:
+    mounts = volumes(tmp_path / "host", image)
+    wrong = {"AUTO_INFER_LLAMA_CPP_ON_BOOT": "1", "AUTO_INFER_LLAMA_CPP_CONFIG": "/gone.toml"}
+    with started(image, tmp_path, mounts, wrong) as it:
+        wait_for(lambda: (tmp_path / "host").exists() and "error: " in it.log.read_text(), 120)
+        for _ in range(2):
+            status, said = it.ssh("echo in")
+            assert status == 0 and "in" in said
+            assert "The start of this container failed" in said and "config=/gone.toml" in said
 
 
 def ready(it: Running, port: int) -> bool:
