@@ -485,6 +485,39 @@ def test_a_server_behind_the_gateway_wants_its_key(servers: Servers, gguf: Path)
     assert entries["two"]["meta"]["n_ctx"] == 512 and entries["two"]["aliases"] == ["chat", "one"]
 
 
+def test_a_plan_for_a_container_takes_its_files_as_said(servers: Servers) -> None:
+    """On a machine that has none of its paths and cards, and no hub."""
+    servers.write(
+        {
+            "master": {"llama_cpp_path": "/opt/mine/llama-server"},
+            "instance.chat.control": {"gpu_ids": "6,7"},
+            "instance.chat.server": {
+                **{"model": "/models/chat.gguf", "mmproj": "/models/mm.gguf", "port": 8081},
+                "api_key_file": "/run/secrets/key",
+            },
+            "instance.hub.model": {"ref": "org/model:Q4_K_M", "imatrix": "/models/imatrix"},
+            "instance.local.model": {"ref": "/models/My-Model"},
+            "instance.local.server": {"port": 8082},
+        }
+    )
+    words = ("plan", servers.config, "target=container", "offline=1")
+    chat, hub, local = servers.doit(*words, "format=json").json()
+    assert chat["cmd"][:4] == ["--model", "/models/chat.gguf", "--mmproj", "/models/mm.gguf"]
+    assert chat["executable"] == "/opt/mine/llama-server" and chat["gpu_ids"] == "6,7"
+    assert "/run/secrets/key" in chat["cmd"] and chat["log_file"].endswith("/chat.log")
+    assert hub["cmd"][:2] == ["--model", "hf:org/model:Q4_K_M"]
+    assert local["cmd"][:2] == ["--model", "/models/My-Model"]
+    assert "/models/chat.gguf is no file" in servers.doit(*words[:2], status=3).err
+    servers.tables["instance.local.server"] = {"port": 8081}
+    servers.write({"instance.hub.model": {"ref": "org"}})
+    wrong = servers.doit(*words, status=3).err
+    assert "8081 is taken by" in wrong and "instance.hub.model.ref = org" in wrong
+    assert (
+        "is for config= or profile="
+        in servers.doit("plan", "model=demo", "target=container", status=3).err
+    )
+
+
 def test_a_unit_for_systemd(servers: Servers, gguf: Path) -> None:
     servers.chat("chat", gguf)
     unit = servers.doit("systemd", servers.config).out

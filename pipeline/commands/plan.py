@@ -12,6 +12,7 @@ from pipeline.bins.binaries import program_file
 from pipeline.bins.compile import cuda_toolkit, source
 from pipeline.bins.hardware import cuda_versions, nvidia
 from pipeline.core import capacity, packages
+from pipeline.core.errors import UsageError
 from pipeline.core.pins import pins
 from pipeline.core.process import shown
 from pipeline.core.store.publish import SPARE_BYTES
@@ -24,12 +25,15 @@ from pipeline.serve import sandbox
 from . import check, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Model
+from .variables import CONTAINER
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
 
 
 def plan(model: Model) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
+    if model.request.servers.target == CONTAINER:
+        raise UsageError("target=container: is for config= or profile=")
     check.check_request(model)
     model.programs.require_tools()
     lock.require(model, before=True)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.core import log
 from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
+from pipeline.deploy.kubernetes import specs
 from pipeline.serve import sandbox
+from pipeline.serve.config import checks, instances
+from pipeline.serve.config.configuration import InstanceSpec
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.supervisor import state
 
-from . import check, lock, resolve
+from . import check, lock, resolve, serve
 from . import plan as planning
-from .servers import Servers
+from .servers import THE_GATEWAYS, Servers
 from .up import asked_for, planned
+from .variables import CONTAINER
+
+PATH = re.compile(r"[/.~]|.*\.gguf$")  # a reference that is a path
+IMAGE_HOME, IMAGE_PROGRAM = Path("/data"), Path("/opt/llama-cpp/bin/llama-server")
 
 
 def look(servers: Servers) -> tuple[Server, ...]:
@@ -31,11 +45,66 @@ def look(servers: Servers) -> tuple[Server, ...]:
     return planned(servers)
 
 
+def of_container(servers: Servers) -> tuple[Server, ...]:
+    """The instances as the image of docker/Dockerfile starts them. This machine has none of the
+    files and cards that the file names, and may not reach the hub: they are taken as said. A model
+    that is prepared there is named by its reference. Raises PipelineError."""
+    configuration = servers.configuration
+    programs, at = servers.programs, state.folder(Home(IMAGE_HOME), servers.requested.source)
+    flags = serve.known_flags(programs) if programs.are_done() else None
+    gateway = configuration.gateway
+    checks.check(
+        replace(
+            specs.without_programs(configuration),
+            drafts=tuple(map(_without_files, configuration.drafts)),
+            gateway=gateway.model_copy(update={"api_key_file": None}),
+            mistakes=(*configuration.mistakes, *servers.misplaced(THE_GATEWAYS)),
+        ),
+        server=IMAGE_PROGRAM,
+        flags=flags,
+        environ=os.environ,
+        note=log.info,
+        is_there=lambda _: True,
+    )
+    made = instances.instances(
+        configuration,
+        server=IMAGE_PROGRAM,
+        flags=flags,
+        models={
+            spec.name: PreparedModel(path=PurePosixPath(spec.model["model"]), name=spec.name)
+            for spec in configuration.enabled
+            if spec.model
+        },
+        logs=at.path,
+        keys=at.path / "keys",
+        xdg=Home(IMAGE_HOME).run / "xdg",
+        environ={"container": "oci"},
+    )
+    for spec in configuration.enabled:
+        if spec.model:
+            log.info(f"{spec.place}: {spec.model['model']} is prepared in the container")
+    if gateway.enable:
+        log.info(f"the gateway listens on {gateway.host}:{gateway.port}")
+    return made
+
+
+def _without_files(spec: InstanceSpec) -> InstanceSpec:
+    """The instance without what is only held against files of this machine."""
+    server = {name: value for name, value in spec.server.items() if name != "api-key-file"}
+    model = {name: value for name, value in spec.model.items() if name != "imatrix"}
+    if PATH.match(model.get("model", "")):
+        model["model"] = "demo"
+    return replace(spec, server=server, model=model)
+
+
 def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
-    found = look(servers)
+    in_container = servers.requested.target == CONTAINER
+    found = of_container(servers) if in_container else look(servers)
     if servers.request.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
+    elif in_container:
+        print(text(found))
     else:
         parts = [steps_text(servers), text(found), *unknown(servers)]
         print("\n\n".join(part for part in parts if part))

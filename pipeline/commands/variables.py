@@ -23,6 +23,7 @@ from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
 
 SERVER = "server."  # any other option of llama-server
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
+HERE, CONTAINER = "here", "container"  # where what is planned will run
 LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
 LLAMA_SERVERS = "llama-server's"  # own default
 
@@ -249,6 +250,13 @@ class FileVariables:
         "so many instances load at once",
         shown="as the file says, else all",
         of=("up",),
+    )
+    target: str = variable(
+        choice(HERE, CONTAINER),
+        "`container`: plan a file for a container; its paths, cards and models are taken as said",
+        HERE,
+        shown="`here`",
+        of=("plan",),
     )
     dry_run: bool = variable(
         flag, "say what would be started, kept, restarted and stopped", False, of=("up",)
