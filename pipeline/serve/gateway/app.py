@@ -150,7 +150,8 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
     async def refused(request: Request, error: Exception) -> Response:
         path = request.scope["path"]
         if isinstance(error, HTTPException):
-            message = f"there is no {path}" if error.status_code == 404 else error.detail
+            told = "there is no" if error.status_code == 404 else f"no {request.method} for"
+            message = f"{told} {path}"
             error = Refused(error.status_code, message)
         elif not isinstance(error, Refused):
             error = Refused(500, "internal error; see the gateway's log")

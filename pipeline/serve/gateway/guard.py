@@ -39,9 +39,8 @@ LOCAL_ORIGINS = [
     for host in ("localhost", "*.localhost", "127.0.0.1", "[::1]", "0.0.0.0")  # noqa: S104
     for port in ("", ":*")
 ]
-# Names that no public name server leads anywhere, and those of this machine.
-LOCAL_HOSTS = ["localhost", "*.localhost", "*.local", "*.internal"]
-OWN_HOSTS = [socket.gethostname(), socket.getfqdn()]
+# Names that no public name server leads anywhere, and that of this machine.
+LOCAL_HOSTS = ["localhost", "*.localhost", "*.local", "*.internal", socket.gethostname()]
 # As browsers send them. Anything else is from no browser.
 ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s]*")
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
@@ -68,7 +67,7 @@ class Origins:
         self._needs_key = settings.api_key_file is not None
         self._origins = allowed_origins(settings)
         self._any_host = not (settings.hosts or is_loopback(settings.host))
-        self._hosts = any_of([*LOCAL_HOSTS, *OWN_HOSTS, *settings.hosts])
+        self._hosts = any_of([*LOCAL_HOSTS, *settings.hosts])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refused := self._refusal(scope)):

@@ -467,6 +467,9 @@ def test_its_own_paths(here: Site) -> None:
     assert here.get("/v1/models/none").status_code == 404
     assert here.get("/nothing").json()["error"]["message"] == "there is no /nothing"
     assert here.get("/v1/messages").json()["type"] == "error"
+    answer = here.get("/v1/chat/completions")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["message"] == "no GET for /v1/chat/completions"
     assert here.post("/api/event_logging/batch", {"events": []}).status_code == 200
     answer = httpx2.post(f"{here.url}/v1/embeddings", content=b'{"model": "\\ud800"}')
     assert answer.status_code == 404, "no valid text, and no failure"
