@@ -14,6 +14,8 @@ import pytest
 from conftest import REPOSITORY, Doit, with_programs
 from disks import disk
 
+from pipeline.models import safetensors
+
 
 @pytest.mark.parametrize(
     ("words", "says"),
@@ -77,7 +79,7 @@ def config(**changes: object) -> Callable[[Path], None]:
         (shard_missing, ["1 of the 2 files", "model-00002-of-00002.safetensors"]),
         (cut, ["model.safetensors", "its header needs"]),
         (config(architectures=None), ["names no architecture"]),
-        (lambda folder: (folder / "model.safetensors").unlink(), ["has no *.safetensors"]),
+        (lambda folder: (folder / "model.safetensors").unlink(), ["neither GGUF"]),
     ],
 )
 def test_a_folder_that_is_no_model(
@@ -100,6 +102,36 @@ def test_an_unknown_architecture(doit: Doit, own_tiny: Path) -> None:
 
 
 @pytest.mark.build
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
+def test_a_conversion_that_lacks_weights_is_not_published(
+    doit: Doit, own_tiny: Path, converter: Path, quant: str
+) -> None:
+    """The converter writes what it is given, and ends well."""
+    weights = own_tiny / "model.safetensors"
+    header = safetensors.read(weights)
+    table = json.loads(header.raw[8:])
+    ordered = sorted(header.names, key=lambda name: table[name]["data_offsets"])
+    head = json.dumps({name: table[name] for name in ordered[:15]}).encode()
+    end = table[ordered[14]]["data_offsets"][1]
+    data = weights.read_bytes()[len(header.raw) :][:end]
+    weights.write_bytes(len(head).to_bytes(8, "little") + head + data)
+    wrong = doit("prepare", f"model={own_tiny}", f"quant={quant}", status=1)
+    assert "llama.cpp cannot load what was converted" in wrong.err and "not kept" in wrong.err
+    assert list(doit.home.rglob("*.gguf")) == []
+
+
+@pytest.mark.build
+def test_json_with_a_byte_order_mark_is_converted(
+    doit: Doit, own_tiny: Path, converter: Path
+) -> None:
+    for name, encoding in (("config.json", "utf-16"), ("tokenizer_config.json", "utf-8-sig")):
+        text = (own_tiny / name).read_text("utf-8")
+        (own_tiny / name).write_bytes(text.encode(encoding))
+    doit("prepare", f"model={own_tiny}", "quant=q8_0")
+    assert len(list(doit.home.rglob("*.gguf"))) == 1
+
+
+@pytest.mark.build
 def test_ggufs_that_are_none(doit: Doit, tiny: Path, converter: Path, tmp_path: Path) -> None:
     doit("prepare", f"model={tiny}", "quant=q8_0")
     whole = next(doit.home.rglob("*.gguf")).read_bytes()
@@ -107,7 +139,7 @@ def test_ggufs_that_are_none(doit: Doit, tiny: Path, converter: Path, tmp_path: 
         ("text.gguf", b"this is a page, not a model", "does not start with GGUF"),
         ("short.gguf", whole[: len(whole) // 2], "is cut short"),
         ("head.gguf", whole[:1000], "ends inside its header"),
-        ("empty.gguf", b"", "too short"),
+        ("empty.gguf", b"", "is empty"),
     ):
         path = tmp_path / name
         path.write_bytes(data)

@@ -98,6 +98,15 @@ def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory
         raise
 
 
+def loads(model: Model) -> Callable[[Path], None] | None:
+    """A function that raises PipelineError where llama.cpp cannot load a GGUF of the model; None
+    where its tool is not here."""
+    if not model.binaries.has("llama-fit-params"):
+        return None
+    program, name = model.binaries.program("llama-fit-params"), model.require_resolved().name
+    return lambda made: memory.require_loads(program, made, name)
+
+
 def tensor_bytes(model: Model, file: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
     book = model.home.run / "gguf.json"

@@ -79,7 +79,9 @@ def convert(model: Model) -> None:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target):
             if not model.convert_is_done():
-                conversions.make(made, model.home, force=model.request.force)
+                conversions.make(
+                    made, model.home, force=model.request.force, check=estimate.loads(model)
+                )
 
 
 def quantize(model: Model) -> None:
@@ -98,7 +100,7 @@ def quantize(model: Model) -> None:
             lock.enter_context(only_one(between.target))
             done = chains.final_status(chain, home, tool) is Status.CURRENT
             if (force or not done) and not between.target.exists():
-                conversions.make(between, home)
+                conversions.make(between, home, check=estimate.loads(model))
         quantizations.make(made, home, program, tool, imatrix_program=matrix, force=force)
         if between and chains.leftover(chain):
             artifacts.discard(between.target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.core import capacity, log
@@ -13,6 +12,7 @@ from pipeline.models import (
     choice,
     gguf,
     hub,
+    kinds,
     lockfile,
     memory,
     projector,
@@ -25,6 +25,7 @@ from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.resolve import ModelFile, Resolved
+from pipeline.models.safetensors import Head
 from pipeline.models.skeleton import Readable
 
 from . import estimate
@@ -51,9 +52,10 @@ class Shelf:
         """The header of a GGUF's first file."""
         return skeleton.prefix(self._readable(files[0]))[1]
 
-    def read_dtypes(self, file: ModelFile) -> Counter[str]:
-        """Bytes by element type of a safetensors file."""
-        return safetensors.head(file.name, file.size, self._readable(file).get).dtypes
+    def read_head(self, file: ModelFile) -> Head:
+        """The header of a safetensors file."""
+        where = f"{self.listing.repo}: {file.name}"
+        return safetensors.head(where, file.size, self._readable(file).get)
 
     def outlook(self, option: Option) -> MemoryEstimate:
         """What an option takes. One header is read for all quants of a model: they differ by
@@ -95,13 +97,16 @@ class Shelf:
                 fits=self.fits,
                 read=self.read,
                 read_header=self.read_header,
-                read_dtypes=self.read_dtypes,
+                read_head=self.read_head,
             )
         except PipelineError as error:
             if self.model.request.offline:
                 error.hint = "only the Hugging Face cache was looked at: run once with the network"
             raise
         require_architecture(self.model, found)
+        if found.kind == "gguf":
+            name = f"{self.listing.repo}: {found.files[0].name}"
+            kinds.require_model([self.read_header(found.files)], name)
         own = self.model.request.mmproj
         if own and found.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(found.files), own.name)

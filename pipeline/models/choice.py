@@ -16,7 +16,7 @@ from pipeline.core.text import size as shown_size
 
 from . import quants
 from .gguf import SHARD
-from .reference import FileFilter
+from .reference import PROJECTOR, FileFilter
 from .resolve import ModelFile
 
 # Without quant=…: about the size of Q4_K_M, then larger ones, then smaller ones. The first that
@@ -25,7 +25,6 @@ PREFERENCE = (
     *("Q4_K_M", "UD-Q4_K_XL", "MXFP4_MOE", "MXFP4", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_0"),
     *("Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_M", "IQ3_M", "Q3_K_S", "Q2_K", "IQ2_M"),
 )
-PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
 MOST_LISTED = 60
 MARKS = ("", "i1", "imat", "imatrix", "gguf")
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name has a quant too

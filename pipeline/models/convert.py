@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.core.store import artifacts
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 
-from . import converter, foreign_code, gguf, staging, tools
+from . import converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
@@ -67,8 +67,15 @@ def _staged(conversion: Conversion, made: Path) -> Iterator[tuple[Path, Path]]:
         remove(top)
 
 
-def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
-    """Make the GGUF unless it is current. Raises PipelineError."""
+def make(
+    conversion: Conversion,
+    home: Home,
+    *,
+    force: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Make the GGUF unless it is current; `check` looks at it before it is published. Raises
+    PipelineError."""
 
     def maker(made: Path) -> None:
         resolved = conversion.resolved
@@ -95,7 +102,9 @@ def make(conversion: Conversion, home: Home, *, force: bool = False) -> None:
             )
         if status:
             raise failed(conversion, status, log)
-        gguf.read(made)
+        kinds.require_model([gguf.read(made)], resolved.name)
+        if check:
+            check(made)
 
     artifacts.make(
         conversion.target,

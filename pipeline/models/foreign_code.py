@@ -36,6 +36,18 @@ class Code:
         return f"{self.file} names {self.name} for {self.wanted_for}"
 
 
+def utf8(name: str, data: bytes) -> bytes:
+    """A JSON text as the converter reads it, in UTF-8 without a byte order mark; other editors
+    write UTF-16. Raises PipelineError where it is no text."""
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8":
+        return data
+    try:
+        return data.decode(encoding).removeprefix("\ufeff").encode()
+    except ValueError as error:
+        raise PipelineError(f"{name}: cannot be read as {encoding}: {error}") from None
+
+
 def without(name: str, data: bytes) -> bytes:
     """The JSON file `name` without the keys that name code; the same bytes where there are none.
 
@@ -50,7 +62,7 @@ def without(name: str, data: bytes) -> bytes:
 
 def classes(files: Iterable[tuple[str, bytes]]) -> list[Code]:
     """The classes that these JSON files name. Raises PipelineError."""
-    return [code for name, data in files for code in _classes(name, data)]
+    return [code for name, data in files for code in _classes(name, utf8(name, data))]
 
 
 def may_name(file: str) -> bool:

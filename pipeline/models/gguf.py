@@ -20,6 +20,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size as shown_size
 
+from . import contents
 from .quants import FILE_TYPES, row_bytes
 
 MAGIC = b"GGUF"
@@ -36,6 +37,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 SCALARS[12] = "d"
 STRING, ARRAY = 8, 9
 
+BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,4})\.")  # a layer's tensors
 PROJECTING = ("mm.", "resampler.", "adapter.")  # tensors, as llama.cpp's clip-impl.h names them
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
 
@@ -54,7 +56,8 @@ class Header:
     `data` where its tensors start, `vocabulary` how many tokens it knows (0: not said).
 
     `widths` are those of a projector's last part, whose output has one of them. `values` holds
-    the plain values and short arrays of numbers; the tokenizer's are left out.
+    the plain values and short arrays of numbers; the tokenizer's are left out. `blocks` are the
+    numbers of the layers that have tensors, None where they are not known.
     """
 
     tensors: int
@@ -62,6 +65,7 @@ class Header:
     data: int
     vocabulary: int = 0
     widths: list[int] = field(default_factory=list)
+    blocks: list[int] | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -192,7 +196,8 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
         else:
             raise Broken(f"{key} has value type {kind}")
     widths: set[int] = set()
-    end = max(_tensor_ends(reader, tensors, widths), default=0)
+    blocks: set[int] = set()
+    end = max(_tensor_ends(reader, tensors, widths, blocks), default=0)
     alignment = whole(values, "general.alignment", 32)
     if alignment < 1:
         raise Broken(f"its alignment is {alignment}")
@@ -203,14 +208,19 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
         data=data,
         vocabulary=vocabulary,
         widths=sorted(widths),
+        blocks=sorted(blocks),
         values=values,
     )
 
 
-def _tensor_ends(reader: _Reader, tensors: int, widths: set[int]) -> Iterator[int]:
-    """Where each tensor ends, in bytes from the start of the data. Adds to `widths`."""
+def _tensor_ends(
+    reader: _Reader, tensors: int, widths: set[int], blocks: set[int]
+) -> Iterator[int]:
+    """Where each tensor ends, in bytes from the start of the data. Adds to `widths`, `blocks`."""
     for _ in range(tensors):
         name = reader.string()
+        if block := BLOCK.match(name):
+            blocks.add(int(block[1]))
         dimensions = reader.scalar("I")
         if dimensions > MAX_DIMENSIONS:
             raise Broken(f"its tensor {name} has {dimensions} dimensions")
@@ -231,12 +241,13 @@ def read(path: Path) -> Header:
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
+            start = file.read(contents.START)
             if length < 24:
                 raise Broken("it is too short")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 header = parse(buffer)
     except Broken as error:
-        raise PipelineError(f"{path}: is not a usable GGUF: {error}", "download it again") from None
+        raise unusable(str(path), start, error) from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
     if length < header.size:
@@ -246,6 +257,12 @@ def read(path: Path) -> Header:
             "download or copy it again",
         )
     return header
+
+
+def unusable(where: str, start: bytes, error: Broken) -> PipelineError:
+    """The error for a file that is no GGUF: it names what the file is, where that is known."""
+    what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", "download it again")
+    return PipelineError(f"{where}: {what}", hint)
 
 
 def read_cached(path: Path, cache: Path) -> Header:

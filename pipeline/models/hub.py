@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from pipeline.core import log
 from pipeline.core.download import Location, read_range
-from pipeline.core.text import size
 
 from .hub_errors import AGAIN, Changed, errors_explained
 from .reference import Reference
@@ -181,10 +180,3 @@ def cache_folder(repo: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-
-
-def shown(files: Mapping[str, ModelFile]) -> str:
-    """Some of a repository's files, for an error message."""
-    names = sorted(files, key=lambda name: files[name].size, reverse=True)
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"{name} ({size(files[name].size)})" for name in names[:5]) + rest

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.process import outcome
 from pipeline.core.store import stat_cache
 
@@ -108,21 +108,41 @@ def measure(
     known = stat_cache.recall(cache, model) or {}
     if question in known:
         return together(Device(*row) for row in known[question])
-    words = ["-m", str(model), "-c", str(ctx_size), *options, "-fitp", "on", "--no-repack"]
-    sandbox = tools.sandbox(program, read=gguf.shards(model))
-    status, out, err = outcome([program, *words], timeout=120, env=tools.env(), sandbox=sandbox)
-    if status and "failed to load model" in out + err:
-        # It aborts, and its log may or may not have been written by then.
-        reason = re.search(r"error loading model: (.*)", out + err)
+    output, problem = _load(program, model, ["-c", str(ctx_size), *options])
+    if problem:
         raise UsageError(
-            f"{model.name}: this llama.cpp cannot load it{(reason and f': {reason[1]}') or ''}",
+            f"{model.name}: this llama.cpp cannot load it{problem}",
             "it may be too new (pipeline/pins.toml says which llama.cpp is used), or damaged",
         )
-    memory = parse(out + err) if status == 0 else None
+    memory = parse(output)
     if memory:
         known[question] = [astuple(device) for device in memory.devices]
         stat_cache.remember(cache, model, known, stamp)
     return memory
+
+
+def require_loads(program: Path, made: Path, name: str) -> None:
+    """Raise PipelineError where llama.cpp cannot load what was `made` of the model `name`: the
+    converter writes what it is given, and says nothing of weights that are missing."""
+    _, problem = _load(program, made, ["-c", "512"])
+    if problem:
+        raise PipelineError(
+            f"{name}: llama.cpp cannot load what was converted{problem}; it is not kept",
+            "weights are missing from the source: get all of its files, of one revision",
+        )
+
+
+def _load(program: Path, model: Path, options: list[str]) -> tuple[str, str]:
+    """What llama-fit-params prints of a model (nothing where it fails in another way), and why it
+    cannot be loaded: empty where it can be."""
+    words = [str(program), "-m", str(model), *options, "-fitp", "on", "--no-repack"]
+    sandbox = tools.sandbox(program, read=gguf.shards(model))
+    status, out, err = outcome(words, timeout=120, env=tools.env(), sandbox=sandbox)
+    if status and "failed to load model" in out + err:
+        # It aborts, and its log may or may not have been written by then.
+        reason = re.search(r"error loading model: (.*)", out + err)
+        return "", f": {reason[1]}" if reason else " (it names no reason)"
+    return out + err if status == 0 else "", ""
 
 
 def fit(

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from pipeline.core.errors import UsageError
 
 from . import quants
-from .choice import PROJECTOR, Option, label
+from .choice import Option, label
 from .gguf import Header, whole
-from .reference import NO_PROJECTOR
+from .reference import NO_PROJECTOR, PROJECTOR
 from .resolve import ModelFile
 
 # An encoder loses little at 16 bits, and not every backend has BF16.

@@ -16,6 +16,7 @@ HUB = re.compile(
     r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
     r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<late>[\w.-]+))?"
 )
+PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
 NO_PROJECTOR = "none"  # of mmproj=
 FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf, or of a folder"
 

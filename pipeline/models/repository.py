@@ -14,28 +14,28 @@ from typing import Any, Literal
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
-from . import choice, quants, staging
+from . import choice, quantized, quants, staging
+from . import weights as weight_files
 from .choice import Option
 from .gguf import Header
-from .hub import Listing, shown
+from .hub import Listing
 from .projector import pair
 from .reference import NO_PROJECTOR, FileFilter
-from .resolve import INDEX, SIDE_FILES, ModelFile, Resolved, architecture, indexed, slug
-from .safetensors import own_precision
+from .resolve import SIDE_FILES, ModelFile, Resolved, architecture, document, slug
+from .safetensors import Head, own_precision
+from .weights import INDEX
 
 MAX_INDEX = 64 * 1024 * 1024  # bytes; that of a 1,000-tensor model has 100 thousand
 MAX_CONFIG = 16 * 1024 * 1024  # bytes; most have one thousand
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors")
 RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE
 )
 
 Read = Callable[[ModelFile], bytes]
 ReadHeader = Callable[[Sequence[ModelFile]], Header]
-ReadDtypes = Callable[[ModelFile], Counter[str]]  # bytes by element type
+ReadHead = Callable[[ModelFile], Head]
 
 
 def resolve(
@@ -47,7 +47,7 @@ def resolve(
     fits: Callable[[Option], bool],
     read: Read,
     read_header: ReadHeader,
-    read_dtypes: ReadDtypes,
+    read_head: ReadHead,
 ) -> Resolved:
     """The files that are meant, and why. Raises PipelineError; UsageError lists the files."""
     source = {"type": "hf", "ref": listing.repo, "revision": listing.commit}
@@ -69,8 +69,7 @@ def resolve(
             mmproj=projector.name if projector else "",
             why=f"{option.label or option.name}: {why}{projector_why}",
         )
-    if not safetensors:
-        raise nothing(listing)
+    names = weights(listing, read)
     if file_filter.filename or file_filter.pattern:
         raise UsageError(
             f"{reference}: filename and pattern choose a GGUF, and the repository has none",
@@ -82,15 +81,14 @@ def resolve(
             "safetensors, and only with a GGUF a projector of the repository is used",
             "pass the path of a projector",
         )
-    names = weights(listing, read)
     if "config.json" not in listing.files:
         raise PipelineError(
             f"{listing.repo}: has weights but no config.json, which the converter needs",
             "look for the model in the Transformers layout, or for a GGUF of it",
         )
-    config = listing.files["config.json"]
-    if config.size > MAX_CONFIG:
-        raise PipelineError(f"{listing.repo}: config.json is too large to be one")
+    for name in ("config.json", quantized.MODELOPT_FILE):
+        if name in listing.files and listing.files[name].size > MAX_CONFIG:
+            raise PipelineError(f"{listing.repo}: {name} is too large to be one")
     why = f"it has no GGUF with {file_filter.quant}: converted from safetensors" if options else ""
     side_files = [
         name
@@ -99,18 +97,27 @@ def resolve(
     ]
     chosen = sorted({*names, *side_files})
     require_safe(chosen, listing.repo)  # before one of them is read
-    config_bytes, where = read(config), f"{listing.repo}: config.json"
+    where = f"{listing.repo}: config.json"
+    config_bytes = read(listing.files["config.json"])
+    config = document(config_bytes, where)
+    known = architecture(config, where)
     staging.require_plausible(config_bytes, sum(listing.files[name].size for name in names), where)
+    head = read_head(listing.files[names[0]])  # of a split model the first part stands for all
+    modelopt = listing.files.get(quantized.MODELOPT_FILE)
+    quantized.require_readable(
+        config,
+        document(read(modelopt), f"{listing.repo}: {modelopt.name}") if modelopt else {},
+        head.names,
+        head.dtypes,
+        listing.repo,
+    )
     return of_files(
         source,
         "safetensors",
         [listing.files[name] for name in chosen],
         home,
-        # Where the hub has no counts, the first part of a split model stands for all.
-        precision=own_precision(
-            Counter(listing.parameters) or read_dtypes(listing.files[names[0]])
-        ),
-        architecture=architecture(config_bytes, where),
+        precision=own_precision(Counter(listing.parameters) or head.dtypes),
+        architecture=known,
         why=why,
     )
 
@@ -141,77 +148,20 @@ def takes_gguf(
 
 
 def weights(listing: Listing, read: Read) -> list[str]:
-    """The weight files: those that the index names, without copies in another layout.
+    """The names of the weight files. Raises PipelineError."""
 
-    Raises PipelineError.
-    """
-    top = sorted(n for n in listing.files if fnmatch(n, "*.safetensors") and "/" not in n)
-    if INDEX in listing.files:
+    def read_index() -> bytes:
         if listing.files[INDEX].size > MAX_INDEX:
             raise PipelineError(f"{listing.repo}: {INDEX} is too large to be an index")
-        names = indexed(read(listing.files[INDEX]), f"{listing.repo}: {INDEX}")
-        missing = [name for name in names if name not in listing.files]
-        if missing:
-            raise PipelineError(
-                f"{listing.repo}: {INDEX} names {len(missing)} files that the repository lacks: "
-                f"{', '.join(missing[:3])}",
-                "ask its owner, or use another revision",
-            )
-        return names
-    if all(name.startswith("adapter") for name in top):
-        raise PipelineError(
-            f"{listing.repo}: holds an adapter (LoRA), not a model",
-            "pass the model that it was trained for; convert the adapter with llama.cpp's "
-            "convert_lora_to_gguf.py and pass it as server.lora=PATH",
-        )
-    if "model.safetensors" in top:
-        return ["model.safetensors"]
-    model_files = [name for name in top if name.startswith("model")]
-    if not model_files:
-        raise PipelineError(
-            f"{listing.repo}: its weights are {', '.join(top[:3])}; llama.cpp's converter reads "
-            "model*.safetensors",
-            "look for the model in the Transformers layout, or for a GGUF of it",
-        )
-    split = [SHARD.fullmatch(name) for name in model_files]
-    counts = {int(part["count"]) for part in split if part}
-    if len(model_files) > 1 and (None in split or counts != {len(model_files)}):
-        raise PipelineError(
-            f"{listing.repo}: has {', '.join(model_files[:3])} and no {INDEX}: "
-            "which of them are one model is not known, or some are missing",
-            "ask its owner, or download the right ones into a folder",
-        )
-    return model_files
+        return read(listing.files[INDEX])
 
-
-def nothing(listing: Listing) -> PipelineError:
-    """The error for a repository without a usable model."""
     visible = {n: f for n, f in listing.files.items() if not PurePosixPath(n).name.startswith(".")}
     if not [name for name in visible if not name.lower().endswith((".md", ".txt"))]:
-        return PipelineError(
+        raise PipelineError(
             f"{listing.repo}: is empty at {listing.commit[:12]}", "use another revision=…"
         )
-    if any(choice.PROJECTOR.search(n) for n in visible if n.endswith(".gguf")):
-        return PipelineError(
-            f"{listing.repo}: has only projectors (mmproj), no model",
-            "pass the model's repository",
-        )
-    nested = sorted(name for name in visible if name.endswith(".safetensors"))
-    if nested:
-        return PipelineError(
-            f"{listing.repo}: has weights only in folders ({', '.join(nested[:3])}), which belong "
-            "to something other than a language model",
-        )
-    pickled = sorted(name for name in visible if name.lower().endswith(PICKLED))
-    if pickled:
-        return PipelineError(
-            f"{listing.repo}: has only pickled weights ({', '.join(pickled[:3])}), which run code "
-            "when they are loaded; they are not used",
-            "look for a conversion of the model to safetensors or GGUF",
-        )
-    return PipelineError(
-        f"{listing.repo}: has neither GGUF nor safetensors files; it holds {shown(visible)}"
-    )
+    sizes = {name: file.size for name, file in visible.items()}
+    return weight_files.choose(sizes, read_index, listing.repo)
 
 
 def of_files(

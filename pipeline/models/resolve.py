@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import gguf, safetensors, staging
+from . import contents, gguf, kinds, quantized, safetensors, staging, weights
 from .reference import Reference
+from .weights import INDEX
 
 # What the converter reads beside the weights. No program code is ever among it.
 SIDE_FILES = (
@@ -31,7 +33,7 @@ SIDE_FILES = (
     "*/config.json",
     "additional_chat_templates/*.jinja",
 )
-INDEX = "model.safetensors.index.json"
+MOST_NESTED = 1000  # files of folders in a folder, which only an error message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,6 @@ def slug(text: str) -> str:
     return name.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip("-.") or "model"
 
 
-def is_plain(name: str) -> bool:
-    """Whether `name` is a plain file name on every system: no folder, no drive."""
-    return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
-
-
 def local_slug(path: Path) -> str:
     """A name for the artifacts of a local path: the path's own name and a hash of it all."""
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
@@ -133,6 +130,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
             f"{path}: is one of {headers[0].shards} parts, by its header",
             "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
+    kinds.require_model(headers, str(path))
     return Resolved(
         kind="gguf",
         name=headers[0].name or path.stem,
@@ -151,45 +149,67 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     `architectures` are those that the converter knows; empty means not known yet.
     Raises PipelineError.
     """
+    names = _weights(folder)
     config = folder / "config.json"
-    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not config.is_file():
         raise PipelineError(
             f"{folder}: has no config.json",
             "a model folder holds config.json, *.safetensors and the tokenizer's files",
         )
-    if not weights and not (folder / INDEX).is_file():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        if pickled:
-            raise PipelineError(
-                f"{folder}: has only pickled weights ({', '.join(pickled[:3])}), which run code "
-                "when they are loaded; they are not used",
-                "get the model's safetensors, or convert the weights where you trust them",
-            )
-        raise PipelineError(f"{folder}: has no *.safetensors")
     config_bytes = config.read_bytes()
-    require_known(architecture(config_bytes, str(config)), architectures, str(config))
+    settings = document(config_bytes, str(config))
+    require_known(architecture(settings, str(config)), architectures, str(config))
+    paths = [folder / name for name in names]
+    heads = [safetensors.read(path) for path in paths]
+    tensors = [name for head in heads for name in head.names]
     if (folder / INDEX).is_file():
-        weights = _indexed(folder)
-    dtypes: Counter[str] = Counter()
-    for path in weights:
-        dtypes += safetensors.dtypes(path)
-    staging.require_plausible(
-        config_bytes, sum(path.stat().st_size for path in weights), str(config)
+        index = folder / INDEX
+        weights.require_complete(index.read_bytes(), tensors, str(index))
+    dtypes = sum((head.dtypes for head in heads), Counter[str]())
+    modelopt = folder / quantized.MODELOPT_FILE
+    quantized.require_readable(
+        settings,
+        document(modelopt.read_bytes(), str(modelopt)) if modelopt.is_file() else {},
+        tensors,
+        dtypes,
+        str(folder),
     )
-    return weights, safetensors.own_precision(dtypes)
+    staging.require_plausible(config_bytes, sum(p.stat().st_size for p in paths), str(config))
+    for file in _inputs(folder, paths):
+        contents.require_real(file)
+    return paths, safetensors.own_precision(dtypes)
+
+
+def _weights(folder: Path) -> list[str]:
+    """The names of a folder's weight files. Raises PipelineError."""
+
+    def read_index() -> bytes:
+        try:
+            return (folder / INDEX).read_bytes()
+        except OSError as error:
+            raise PipelineError(f"{folder / INDEX}: cannot be read: {error.strerror}") from None
+
+    files = [*folder.iterdir(), *islice(folder.glob("*/*"), MOST_NESTED)]
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.is_file()}
+    ggufs = [name for name in sizes if name.lower().endswith(".gguf")]
+    if ggufs and not any(name.endswith(".safetensors") for name in sizes):
+        raise PipelineError(
+            f"{folder}: holds GGUF files: {', '.join(sorted(ggufs)[:5])}",
+            f"pass the one to be served: model={folder / min(ggufs)}",
+        )
+    return weights.choose(sizes, read_index, str(folder))
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
     """Whether the sha256 of all files in a model's folder are known. Raises PipelineError."""
-    weights, _ = check_folder(path, frozenset())
+    paths, _ = check_folder(path, frozenset())
     cache = home.run / "sha256.json"
-    return all(stat_cache.recall(cache, file) is not None for file in _inputs(path, weights))
+    return all(stat_cache.recall(cache, file) is not None for file in _inputs(path, paths))
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
-    weights, precision = check_folder(path, architectures)
+    paths, precision = check_folder(path, architectures)
     cache = home.run / "sha256.json"
     files = tuple(
         ModelFile(
@@ -197,7 +217,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
             file.stat().st_size,
             stat_cache.identity(cache, file),
         )
-        for file in _inputs(path, weights)
+        for file in _inputs(path, paths)
     )
     return Resolved(
         kind="safetensors",
@@ -211,7 +231,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     )
 
 
-def _inputs(path: Path, weights: list[Path]) -> list[Path]:
+def _inputs(path: Path, weight_files: list[Path]) -> list[Path]:
     """The weights and what the converter reads beside them. Raises PipelineError for a link out of
     the folder: in a cloned repository it may lead to a secret, which would become part of the GGUF.
     A Hugging Face cache links to the blobs of its repository."""
@@ -224,7 +244,7 @@ def _inputs(path: Path, weights: list[Path]) -> list[Path]:
                 f"{file}: is a link to {real}, which is not in the model's folder",
                 "copy the file there if it belongs to the model",
             )
-    return sorted({*weights, *side_files})
+    return sorted({*weight_files, *side_files})
 
 
 def forget(path: Path | None, home: Home) -> None:
@@ -260,12 +280,22 @@ def stored_path(reference: Reference, question: Sequence[object], home: Home) ->
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
 
 
-def architecture(config: bytes, where: str) -> str:
-    """The architecture that a config.json names. Raises PipelineError."""
+def document(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON document of a model, which is a table. Raises PipelineError."""
+    if kind := contents.placeholder(data[: contents.START]):
+        raise PipelineError(f"{where}: {kind[0]}", kind[1])
     try:
-        names = json.loads(config).get("architectures")
-    except (ValueError, AttributeError, RecursionError) as error:
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+        return content
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None
+
+
+def architecture(config: Mapping[str, Any], where: str) -> str:
+    """The architecture that a config.json names. Raises PipelineError."""
+    names = config.get("architectures")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
     return names[0]
@@ -279,34 +309,3 @@ def require_known(name: str, known: frozenset[str], where: str) -> None:
             f"{did_you_mean(name, sorted(known))}",
             "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
         )
-
-
-def _indexed(folder: Path) -> list[Path]:
-    """The weight files that the index names, all of which must exist."""
-    try:
-        data = (folder / INDEX).read_bytes()
-    except OSError as error:
-        raise PipelineError(f"{folder / INDEX}: cannot be read: {error.strerror}") from None
-    names = indexed(data, str(folder / INDEX))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise PipelineError(
-            f"{folder}: {len(missing)} of the {len(names)} files that {INDEX} names are "
-            f"missing: {', '.join(missing[:3])}",
-            "download them into the same folder",
-        )
-    return [folder / name for name in names]
-
-
-def indexed(data: bytes, where: str) -> list[str]:
-    """The weight files that an index names; all must lie beside it. Raises PipelineError."""
-    try:
-        names = sorted(set(json.loads(data)["weight_map"].values()), key=str)
-        if not names:
-            raise ValueError("it names no file")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PipelineError(f"{where}: cannot be read as an index: {error}") from None
-    for name in names:
-        if not (isinstance(name, str) and name.endswith(".safetensors") and is_plain(name)):
-            raise PipelineError(f"{where}: names {name!r}, which is not a file beside it")
-    return names

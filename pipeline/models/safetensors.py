@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 
+from . import contents
+
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 # The type in which the converter keeps a source's precision.
@@ -23,9 +25,11 @@ OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The header of one file: its own bytes, the data's bytes by element type, and the elements."""
+    """The header of one file: its own bytes, the names of the tensors, the data's bytes by element
+    type, and the elements."""
 
     raw: bytes
+    names: tuple[str, ...]
     dtypes: Counter[str]
     elements: int
 
@@ -38,7 +42,7 @@ def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
     start = read(0, 8) if length >= 8 else b""
     count = int.from_bytes(start, "little")
     if len(start) != 8 or not 2 <= count <= min(MAX_HEADER, length - 8):
-        raise PipelineError(f"{name}: is not a safetensors file, or is cut short")
+        raise _unusable(name, read(0, min(length, contents.START)))
     raw = start + read(8, 8 + count)
     if len(raw) != 8 + count:
         raise PipelineError(f"{name}: its header could not be read to its end")
@@ -69,20 +73,30 @@ def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
             f"{name}: has {length} bytes, its header needs {8 + count + at}",
             "download or copy it again",
         )
-    return Head(raw=raw, dtypes=dtypes, elements=elements)
+    names = tuple(key for key in header if key != "__metadata__")
+    return Head(raw=raw, names=names, dtypes=dtypes, elements=elements)
 
 
-def dtypes(path: Path) -> Counter[str]:
-    """Bytes by element type of one file, which must be complete. Raises PipelineError."""
+def _unusable(name: str, start: bytes) -> PipelineError:
+    """The error for what is no safetensors file: it names what it is, where that is known."""
+    what, hint = contents.foreign(start) or (
+        "is not a safetensors file, or is cut short",
+        "download or copy it again",
+    )
+    return PipelineError(f"{name}: {what}", hint)
+
+
+def read(path: Path) -> Head:
+    """The header of one file, which must be complete. Raises PipelineError."""
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
 
-            def read(start: int, stop: int) -> bytes:
+            def get(start: int, stop: int) -> bytes:
                 file.seek(start)
                 return file.read(stop - start)
 
-            return head(str(path), length, read).dtypes
+            return head(str(path), length, get)
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
 

@@ -19,12 +19,13 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
 from pipeline.core.text import size as shown_size
 
-from . import convert, converter, foreign_code, gguf, safetensors, staging, tools
+from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .convert import Conversion
 from .foreign_code import Code
 from .gguf import Broken, Cut, Header
 from .header_of import TOO_MUCH
-from .resolve import is_plain, slug
+from .resolve import slug
+from .weights import is_plain
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
 MAX_HEADER = 256 * 1024 * 1024
@@ -77,7 +78,7 @@ def prefix(file: Readable) -> tuple[bytes, Header]:
                 ) from None
             length *= 2
         except Broken as error:
-            raise PipelineError(f"{file.name}: is not a usable GGUF: {error}") from None
+            raise gguf.unusable(file.name, data[: contents.START], error) from None
     if header.size > file.size:
         raise PipelineError(
             f"{file.name}: is cut short: it has {file.size} bytes, its header needs {header.size}"

@@ -57,9 +57,12 @@ def beside(name: str, data: bytes, weights: int) -> bytes:
 
     Raises PipelineError.
     """
+    if not name.endswith(".json"):
+        return data
+    data = foreign_code.utf8(name, data)
     if name == "config.json":
         require_plausible(data, weights, name)
-    return foreign_code.without(name, data) if name.endswith(".json") else data
+    return foreign_code.without(name, data)
 
 
 def read_whole(file: Path, name: str) -> bytes:

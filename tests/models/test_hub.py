@@ -37,13 +37,13 @@ try:
     def readable(file):
         return hub.readable(listing.repo, listing.commit, file)
 
-    def dtypes(file):
-        return safetensors.head(file.name, file.size, readable(file).get).dtypes
+    def head(file):
+        return safetensors.head(file.name, file.size, readable(file).get)
 
     found = repository.resolve(
         listing, FileFilter(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),
         fits=lambda option: True, read=lambda file: readable(file).get(0, file.size),
-        read_header=None, read_dtypes=dtypes,
+        read_header=None, read_head=head,
     )
     if wanted:
         fetch.fetch(found, offline=offline)

@@ -19,7 +19,9 @@ from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.reference import FileFilter
 from pipeline.models.repository import require_safe
-from pipeline.models.resolve import INDEX, ModelFile, Resolved
+from pipeline.models.resolve import ModelFile, Resolved
+from pipeline.models.safetensors import Head
+from pipeline.models.weights import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GGUF = ("M-Q4_K_M.gguf", "M-Q8_0.gguf")
@@ -61,9 +63,10 @@ def resolve(
         values = WIDTHS["mmproj" if "mmproj" in files[0].name else "model"]
         return Header(tensors=1, size=1, data=0, values=values)
 
-    def read_dtypes(entry: ModelFile) -> Counter[str]:
+    def read_head(entry: ModelFile) -> Head:
         assert entry.name in found.files
-        return Counter({"F16": 7, "F32": 1})
+        dtypes = Counter({"F16": 7, "F32": 1})
+        return Head(raw=b"", names=("model.norm.weight",), dtypes=dtypes, elements=4)
 
     def fitting(option: Option) -> bool:
         return fits
@@ -76,7 +79,7 @@ def resolve(
         fits=fitting,
         read=read,
         read_header=read_header,
-        read_dtypes=read_dtypes,
+        read_head=read_head,
     )
 
 
@@ -250,7 +253,7 @@ def test_the_index_decides() -> None:
 def test_an_index_that_names_what_is_not_there() -> None:
     parts = [f"model-{n:05d}-of-00009.safetensors" for n in range(1, 10)]
     error = refused(listing("config.json", INDEX, *parts[:4]), indexed=index(*parts))
-    assert "names 5 files that the repository lacks" in error
+    assert f"5 of the 9 files that {INDEX} names are missing" in error
     assert all(name in error for name in parts[4:7])
     assert parts[0] not in error
 
@@ -326,10 +329,35 @@ def test_projectors_alone() -> None:
     assert "only projectors (mmproj)" in error
 
 
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        (("model_index.json", "unet/model.safetensors"), "diffusion model"),
+        (("model_index.json", "config.json", "model.safetensors"), "diffusion model"),
+        (("M-Q8_0.gguf.part1of2", "M-Q8_0.gguf.part2of2"), "cat MODEL.gguf.part*"),
+        (("M-Q8_0.gguf-split-a", "M-Q8_0.gguf-split-b"), "cat MODEL.gguf.part*"),
+        (("onnx/model.onnx", "config.json"), "ONNX"),
+        (("llama-2-7b.ggmlv3.q4_0.bin", "config.json"), "old GGML"),
+        (("config.json", "model-00001-of-00002.safetensors"), "some are missing"),
+        (("adapter_config.json", "adapter_model.bin"), "adapter (LoRA)"),
+        (("openvino_model.bin", "openvino_model.xml"), "OpenVINO"),
+    ],
+)
+def test_what_is_there_instead_is_named(there: tuple[str, ...], says: str) -> None:
+    assert says in refused(*there)
+
+
+def test_quantized_weights_are_refused_by_the_configuration() -> None:
+    config = b'{"architectures": ["LlamaForCausalLM"], "quantization_config": '
+    config += b'{"quant_method": "awq", "bits": 4}}'
+    with pytest.raises(PipelineError, match=r"org/Model-GGUF: .* with AWQ \(4 bits\)"):
+        resolve(listing("config.json", "model.safetensors"), config=config)
+
+
 def test_nothing_that_can_be_used() -> None:
-    error = refused(listing("config.json", files=[file("model.onnx", 5_000_000_000)]))
+    error = refused(listing("config.json", files=[file("model.xyz", 5_000_000_000)]))
     assert "neither GGUF nor safetensors" in error
-    assert "model.onnx (5.0 GB)" in error
+    assert "model.xyz (5.0 GB)" in error
 
 
 @pytest.mark.parametrize("wish", [{"filename": "M.gguf"}, {"pattern": "*.safetensors"}])

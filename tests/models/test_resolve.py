@@ -19,6 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.models import resolve
 from pipeline.models.reference import parse
 from pipeline.models.resolve import ModelFile
+from pipeline.models.weights import INDEX
 
 KNOWN = frozenset({"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"})
 
@@ -38,7 +39,7 @@ def model(tmp_path: Path) -> Path:
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     save_file({"a": np.zeros((4, 4), np.float16)}, folder / names[0])
     save_file({"b": np.zeros(2, np.float32)}, folder / names[1])
-    write(folder / resolve.INDEX, {"weight_map": {"a": names[0], "b": names[1]}})
+    write(folder / INDEX, {"weight_map": {"a": names[0], "b": names[1]}})
     write(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
     write(folder / "1_Pooling" / "config.json", {})
     (folder / "tokenizer.model").write_bytes(b"pieces")
@@ -76,7 +77,7 @@ def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home)
 
 
 def test_a_folder_without_index_is_all_its_weights(model: Path) -> None:
-    (model / resolve.INDEX).unlink()
+    (model / INDEX).unlink()
     weights, _ = resolve.check_folder(model, KNOWN)
     assert [path.name[-10:] for path in weights] == ["afetensors"] * 2
 
@@ -106,13 +107,13 @@ def test_a_folder_without_config(model: Path) -> None:
 
 
 def test_pickled_weights_are_refused_and_named(model: Path) -> None:
-    for path in [*model.glob("*.safetensors"), model / resolve.INDEX]:
+    for path in [*model.glob("*.safetensors"), model / INDEX]:
         path.unlink()
     message = refusal(model)
     assert "only pickled weights (pytorch_model.bin)" in message
     assert "run code" in message
     (model / "pytorch_model.bin").unlink()
-    assert "has no *.safetensors" in refusal(model)
+    assert "neither GGUF nor safetensors" in refusal(model)
 
 
 def test_missing_weights_are_named(model: Path) -> None:
@@ -120,6 +121,82 @@ def test_missing_weights_are_named(model: Path) -> None:
     message = refusal(model)
     assert "1 of the 2 files" in message
     assert "model-00002-of-00002.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("consolidated.safetensors", ["its weights are consolidated.safetensors", "model*."]),
+        ("pytorch_model.safetensors", ["its weights are pytorch_model.safetensors"]),
+        ("weights.00.safetensors", ["its weights are weights.00.safetensors"]),
+        ("adapter_model.safetensors", ["adapter (LoRA)", "server.lora=PATH"]),
+        ("model-00001-of-00002.safetensors", ["some are missing", INDEX]),
+        ("sub/model.safetensors", ["only in folders (sub/model.safetensors)"]),
+        ("model-q4_k_m.gguf", ["holds GGUF files: model-q4_k_m.gguf", "model-q4_k_m.gguf"]),
+        ("model.gguf.part1of2", ["in pieces", "cat "]),
+        ("model.onnx", ["ONNX"]),
+        ("onnx/model.onnx", ["ONNX"]),
+        ("ggml-model-q4_0.bin", ["old GGML"]),
+        ("llama.ggmlv3.q4_0.bin", ["old GGML"]),
+        ("tf_model.h5", ["Keras"]),
+        ("pytorch_model.pth", ["only pickled weights"]),
+        ("model.zip", ["archive", "unpack"]),
+    ],
+)
+def test_other_weights_are_named_for_what_they_are(
+    tmp_path: Path, name: str, says: list[str]
+) -> None:
+    folder = tmp_path / "m"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes((2).to_bytes(8, "little") + b"{}")
+    write(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    message = refusal(folder)
+    for words in says:
+        assert words in message
+
+
+def test_a_diffusion_model_is_none_even_with_weights(model: Path) -> None:
+    write(model / "model_index.json", {"_class_name": "FluxPipeline"})
+    assert "diffusion model" in refusal(model)
+
+
+def test_copies_in_another_layout_are_left_out(model: Path) -> None:
+    (model / "consolidated.safetensors").write_bytes(b"not read")
+    (model / "adapter_model.safetensors").write_bytes(b"not read")
+    assert len(resolve.check_folder(model, KNOWN)[0]) == 2
+
+
+def test_an_index_that_names_fewer_tensors_than_there_are(model: Path) -> None:
+    write(model / INDEX, {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    assert "names 1 of the 2 parts" in refusal(model)
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    write(model / INDEX, {"weight_map": {"a": names[0], "b": names[1], "c": names[1]}})
+    assert f"lack 1 of its tensors ({names[1]})" in refusal(model)
+    write(model / INDEX, {"weight_map": {"a": names[0], "c": names[1]}})
+    assert "lack 1 of its tensors" in refusal(model)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", INDEX, "model-00002-of-00002.safetensors", "tokenizer.model", "vocab.json"],
+)
+def test_a_pointer_in_place_of_any_file(model: Path, name: str) -> None:
+    write(model / name, POINTER)
+    message = refusal(model)
+    assert f"{name}: is a Git LFS pointer" in message and "git lfs pull" in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_another_encoding_is_read(model: Path, encoding: str) -> None:
+    for name in ("config.json", INDEX):
+        text = (model / name).read_text("utf-8")
+        write(model / name, text.encode(encoding))
+    assert len(resolve.check_folder(model, KNOWN)[0]) == 2
+    write(model / "config.json", '{"architectures": ["LlamaForCausalLN"]}'.encode(encoding))
+    assert "did you mean LlamaForCausalLM?" in refusal(model)
 
 
 def test_cut_weights_are_refused(model: Path) -> None:
@@ -134,7 +211,7 @@ def test_an_index_cannot_reach_outside_of_its_folder(model: Path) -> None:
     shutil.copy(whole, outside)
     (model / "sub").mkdir()
     for name in ("../outside.safetensors", "sub/../../outside.safetensors", str(outside)):
-        write(model / resolve.INDEX, {"weight_map": {"a": name}})
+        write(model / INDEX, {"weight_map": {"a": name}})
         assert "outside.safetensors" in refusal(model)
 
 
@@ -149,7 +226,7 @@ def test_an_index_cannot_reach_outside_of_its_folder(model: Path) -> None:
 )
 def test_hostile_indexes_are_errors_and_no_crash(model: Path, index: Any) -> None:
     (model / "5").write_bytes(b"")  # a number names a file here
-    write(model / resolve.INDEX, index)
+    write(model / INDEX, index)
     refusal(model)
 
 
@@ -188,6 +265,7 @@ def a_gguf(path: Path, fill: Callable[[Any], None] = lambda writer: None) -> Pat
     writer = GGUFWriter(path, "llama")
     writer.add_file_type(1)
     fill(writer)
+    writer.add_tensor("token_embd.weight", np.zeros(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,0 +1,79 @@
+"""What a file is that stands in the place of a model or of one of its files, by its first bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError
+
+START = 1024  # bytes that tell what a file is
+
+LFS = "run `git lfs install` and `git lfs pull` in its folder, or download the file itself"
+PAGE = "download the file itself: on the hub its address has /resolve/ in it, not /blob/"
+UNPACK = "unpack it, and pass the model in it"
+OLD = "llama.cpp has not read such files since August 2023: get the model as GGUF"
+PICKLED = "loading it runs code, so it is not used: get the model as safetensors or GGUF"
+
+# What an unfinished download or a clone without its large files leaves in place of any file.
+PLACEHOLDERS = (
+    (rb"version https://git-lfs|version https://hawser", "is a Git LFS pointer, not the file", LFS),
+    (rb"# xet version", "is a Xet pointer, not the file", LFS),
+    (rb"[./]*(\.git/annex|annex)/objects/", "is a git-annex pointer", "run `git annex get` on it"),
+    (rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype )?html", "is a web page (HTML)", PAGE),
+    (rb"(?i)\s*<\?xml|\s*<error>", "is XML, which a server sends for an error", PAGE),
+    (rb"\0{512}", "begins with zeros: its download never finished", "download it again"),
+)
+# Whole files of other kinds; the first match is the nearest.
+OTHERS = (
+    (rb"(?s)GGUF\0\0\0[\x01-\x07]", "is a big-endian GGUF, for other processors",
+     "get the little-endian one, or convert it with llama.cpp's gguf-py (gguf_convert_endian)"),
+    (rb"GGUF\x01\0\0\0", "is a GGUF of version 1, which llama.cpp no longer reads",
+     "get a newer conversion of the model"),
+    (rb"lmgg|ggml", "is an old GGML file, or one of whisper.cpp", OLD),
+    (rb"fmgg|ggmf", "is an old GGML file (GGMF)", OLD),
+    (rb"tjgg|ggjt", "is an old GGML file (GGJT)", OLD),
+    (rb"algg|ggla", "is an old LoRA adapter (GGLA)", OLD),
+    (rb"(?s)PK\x03\x04.{26}[^\0]*data\.pkl", "is a PyTorch checkpoint (pickled)", PICKLED),
+    (rb"\x80[\x02-\x05]", "is a pickled checkpoint", PICKLED),
+    (rb"PK\x03\x04.*\.np[yz]|\x93NUMPY", "is a NumPy file", "get the model as safetensors or GGUF"),
+    (rb"PK\x03\x04", "is a zip archive", UNPACK),
+    (rb"(?s).{257}ustar", "is a tar archive", UNPACK),
+    (rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "is compressed", UNPACK),
+    (rb"7z\xbc\xaf|Rar!", "is a 7z or RAR archive", UNPACK),
+    (rb"MZqFpD|jartsr", "is a llamafile: a program with a model in it",
+     "unpack the .gguf in it with `unzip`"),
+    (rb"MZ|\x7fELF|#!", "is a program", "pass the model itself"),
+    (rb"\x89HDF", "is a Keras or HDF5 file", "get the model as safetensors or GGUF"),
+    (rb"(?s).{4}TFL3", "is a TensorFlow Lite model", "get the model as safetensors or GGUF"),
+    (rb"(?s)\x08[\x01-\x14](\x12|\x1a|\x22|\x3a|\x42)", "is an ONNX model",
+     "get the model as safetensors or GGUF"),
+    (rb"(?s).{5}\0{3}\{", "is a safetensors file",
+     "name it *.safetensors, and pass the folder that holds it and config.json"),
+    (rb"\s*[{\[]", "is JSON, as a server sends it for an error", "download the file again"),
+)  # fmt: skip
+
+
+def placeholder(start: bytes) -> tuple[str, str] | None:
+    """What stands in the place of a file that begins with `start`, and the way out; None: nothing
+    that is known."""
+    return _first(PLACEHOLDERS, start)
+
+
+def foreign(start: bytes) -> tuple[str, str] | None:
+    """As `placeholder`, and the kinds of files that are taken for a GGUF or safetensors."""
+    return _first((*PLACEHOLDERS, *OTHERS), start)
+
+
+def _first(table: Sequence[tuple[bytes, str, str]], start: bytes) -> tuple[str, str] | None:
+    if not start:
+        return "is empty", "download it again"
+    return next(((what, hint) for form, what, hint in table if re.match(form, start)), None)
+
+
+def require_real(path: Path) -> None:
+    """Raise PipelineError where something stands in the place of a file beside the weights."""
+    with path.open("rb") as file:
+        if found := placeholder(file.read(START)):
+            raise PipelineError(f"{path}: {found[0]}", found[1])
