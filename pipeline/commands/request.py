@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
@@ -13,8 +13,16 @@ from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
 from pipeline.core.variables import fill, read
 from pipeline.models import hub_settings, quants
+from pipeline.models.address import SCHEME
 from pipeline.models.quants import QuantRequest, require_makeable
-from pipeline.models.reference import NO_PROJECTOR, FileFilter, Reference, existing, parse
+from pipeline.models.reference import (
+    NO_PROJECTOR,
+    PROJECTOR,
+    FileFilter,
+    Reference,
+    existing,
+    parse,
+)
 from pipeline.serve.config.named import CONFIGS, PROFILE, registry
 from pipeline.serve.launch import Settings
 from pipeline.serve.server import VLLM
@@ -111,6 +119,7 @@ def request(given: Mapping[str, str]) -> Request:
     reference = _reference(model)
     if reference and reference.kind == "hub":
         hub_settings.check_environment()
+    model = _with_address(reference, model)
     quant = _quant(reference, model.quant)
     if quant == quants.ALL and run.frozen:
         raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
@@ -221,12 +230,7 @@ def _reference(asked: ModelVariables) -> Reference | None:
         raise UsageError(f"{' and '.join(named)} all name a model", "give one of them")
     variable, given = named[0], str(getattr(asked, named[0]))
     if variable in ("gguf_path", "safetensors_dir"):
-        path = absolute(given)
-        if not path.exists():
-            raise UsageError(f"{variable}={given}: {path} does not exist")
-        reference = existing(given, path)
-        if (reference.kind == "folder") != (variable == "safetensors_dir"):
-            raise UsageError(f"{variable}={given}: {path} is a {reference.kind}")
+        reference = _own(variable, given)
     else:
         is_bare = variable == "hf_model" and not given.startswith("hf:")
         reference = parse(f"hf:{given}" if is_bare else given)
@@ -242,6 +246,34 @@ def _reference(asked: ModelVariables) -> Reference | None:
         if getattr(asked, name) and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
+
+
+def _own(variable: str, given: str) -> Reference:
+    """The file or folder that `variable` names. Raises UsageError."""
+    if SCHEME.match(given):
+        raise UsageError(f"{variable}={given}: is an address", f"write model={given}")
+    path = absolute(given)
+    if not path.exists():
+        raise UsageError(f"{variable}={given}: {path} does not exist")
+    reference = existing(given, path)
+    if (reference.kind == "folder") != (variable == "safetensors_dir"):
+        raise UsageError(f"{variable}={given}: {path} is a {reference.kind}")
+    return reference
+
+
+def _with_address(reference: Reference | None, asked: ModelVariables) -> ModelVariables:
+    """What is asked for, with the file that an address names."""
+    if reference is None or not (reference.filename or reference.pattern):
+        return asked
+    for name in ("filename", "pattern"):
+        if getattr(asked, name):
+            raise UsageError(f"{name}= and the address contradict each other", "leave one out")
+    if PROJECTOR.search(reference.filename):
+        raise UsageError(
+            f"model={reference.text}: is a projector, by its name, not a model",
+            f"pass model={reference.repo} mmproj={PurePosixPath(reference.filename).name}",
+        )
+    return replace(asked, filename=reference.filename, pattern=reference.pattern)
 
 
 def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
+
+from . import address, contents
+from .address import Address
 
 ReferenceKind = Literal["demo", "gguf", "folder", "hub"]
 
@@ -17,8 +21,14 @@ HUB = re.compile(
     r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<late>[\w.-]+))?"
 )
 PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
+# A GGUF that was cut for a limit on the size of files: not the parts that llama.cpp reads.
+PIECE = r".*\.gguf([._-]?(split|part)[._-]?|\.)(a?[a-z]|\d{1,3}(of\d+)?)"
+JOIN = "get all of them and join them in order: cat MODEL.gguf.part* > MODEL.gguf"
 NO_PROJECTOR = "none"  # of mmproj=
-FORMS = "demo, org/model, org/model:QUANT, org/model@revision, a path of a .gguf, or of a folder"
+FORMS = (
+    "demo, org/model, org/model:QUANT, org/model@revision, an address of the hub, a path of a "
+    ".gguf, or of a folder"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +51,8 @@ class Reference:
     repo: str = ""
     revision: str = ""
     quant: str = ""
+    filename: str = ""  # of an address that names a file
+    pattern: str = ""  # and of one that names a folder
     note: str = ""  # what was decided, to be shown once
 
 
@@ -48,11 +60,14 @@ def parse(text: str) -> Reference:
     """Parse a reference. A path that exists wins. Raises UsageError."""
     if text == "demo":
         return Reference(kind="demo", text=text)
-    match = HUB.fullmatch(text.removeprefix("hf:"))
+    plain = text if text.lower().startswith("hf://") else text.removeprefix("hf:")
+    match = HUB.fullmatch(plain)
     path = absolute(text)
-    if not text.startswith("hf:") and exists(path):
+    if plain == text and exists(path):
         note = f"{text}: taken for the path {path}, which exists" if match else ""
         return existing(text, path, note)
+    if pasted := address.parse(plain):
+        return _of_address(text, pasted)
     looks_like_path = (
         text.startswith((".", "/", "~", "\\"))
         or "\\" in text
@@ -74,6 +89,24 @@ def parse(text: str) -> Reference:
     raise UsageError(f"model={text}: not a valid reference", f"a reference is {FORMS}")
 
 
+def _of_address(text: str, pasted: Address) -> Reference:
+    """The reference that an address means. Raises UsageError."""
+    try:
+        inner = parse(f"hf:{pasted.reference}")
+    except UsageError:
+        inner = Reference(kind="folder", text=text)
+    if inner.kind != "hub" or (inner.revision and pasted.revision):
+        raise UsageError(f"model={text}: not a valid address", f"a reference is {FORMS}")
+    return replace(
+        inner,
+        text=text,
+        revision=inner.revision or pasted.revision,
+        filename=pasted.filename,
+        pattern=pasted.pattern,
+        note=pasted.note,
+    )
+
+
 def exists(path: Path) -> bool:
     """Whether there is such a file or folder. A name may be too long to exist."""
     try:
@@ -88,7 +121,15 @@ def existing(text: str, path: Path, note: str = "") -> Reference:
         return Reference(kind="folder", text=text, path=path, note=note)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return Reference(kind="gguf", text=text, path=path, note=note)
-    raise UsageError(
-        f"model={text}: {path.name} is neither a .gguf file nor a folder",
-        "for safetensors pass the folder that holds config.json and the weights",
-    )
+    what = f"{path.name} is neither a .gguf file nor a folder"
+    hint = "for safetensors pass the folder that holds config.json and the weights"
+    if re.fullmatch(PIECE, path.name.lower()):
+        what, hint = f"{path.name} is a piece of a GGUF", JOIN
+    elif path.suffix.lower() != ".safetensors":
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(contents.START)
+            if start.startswith(b"GGUF"):
+                hint = "it is a GGUF by its content: rename it, or make a link whose name ends in .gguf"
+            elif start and (kind := contents.foreign(start)):
+                what, hint = f"{what}: it {kind[0]}", kind[1]
+    raise UsageError(f"model={text}: {what}", hint)

@@ -12,7 +12,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.text import size
 
 from . import contents
-from .reference import PROJECTOR
+from .reference import JOIN, PIECE, PROJECTOR
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors")
@@ -20,8 +20,6 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GET = "get the model as safetensors or GGUF"
 
 DIFFUSION = "model_index.json"
-PIECE = r".*\.gguf[._-]?(split|part)?[._-]?((?!md)[a-z]{1,2}|\d{1,3}(of\d+)?)"
-JOIN = "get all of them and join them in order: cat MODEL.gguf.part* > MODEL.gguf"
 ADAPTER = (
     r"adapter_config\.json|adapter_model\..*",
     "holds an adapter (LoRA), not a model",
@@ -44,7 +42,7 @@ OTHERS = (
     (r".*\.(pte|engine|plan|nemo|rkllm|rknn|dlc|mnn)", "holds a model for another program", GET),
     (r".*\.llamafile", "holds a llamafile: a program with a model in it",
      "unpack the .gguf in it with `unzip`"),
-    (r".*\.(zip|tar|tgz|tar\.\w+|7z|rar)", "holds an archive", contents.UNPACK),
+    (r".*\.(zip|tar|tgz|gz|xz|bz2|zst|7z|rar)", "holds an archive", contents.UNPACK),
 )  # fmt: skip
 
 

@@ -157,6 +157,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"device": "cuda", "backend": "cpu"}, "device=cuda and backend=cpu contradict"),
         ({"model": "a/b:Q4_K_M", "quant": "q8_0"}, "quant=q8_0 and :Q4_K_M contradict"),
         ({"model": "a/b:UD-Q4_K_XL", "quant": "q4_k_m"}, "contradict each other"),
+        ({"model": "hf.co/a/b/blob/main/x.gguf", "filename": "y"}, "filename= and the address"),
+        ({"model": "hf.co/a/b/blob/main/mmproj-x.gguf"}, "is a projector"),
+        ({"gguf_path": "https://hf.co/a/b/blob/main/x.gguf"}, "is an address"),
         ({"model": "a/b@v1", "revision": "v2"}, "revision=v2 and @v1 contradict"),
         ({"model": "demo", "revision": "v2"}, "revision: is for Hugging Face repositories"),
         ({"gguf_path": "m.gguf", "filename": "x"}, "filename: is for Hugging Face repositories"),
@@ -186,6 +189,14 @@ def test_all_mistakes_are_told_at_once() -> None:
 )
 def test_contradictions_and_impossible_wishes(given: dict[str, str], said: str) -> None:
     assert said in refusal(**given)
+
+
+def test_an_address_of_a_file_is_that_file() -> None:
+    found = request({"model": "https://huggingface.co/a/b/blob/v1/Q4/x-Q4_K_M.gguf"})
+    assert found.reference and (found.reference.repo, found.reference.revision) == ("a/b", "v1")
+    assert found.file_filter.filename == "Q4/x-Q4_K_M.gguf"
+    assert found.asked == {"model": "a/b", "revision": "v1", "filename": "Q4/x-Q4_K_M.gguf"}
+    assert request({"hf_model": "hf.co/a/b:q8_0"}).file_filter.quant == "Q8_0"
 
 
 def test_the_same_said_twice_is_no_contradiction() -> None:

@@ -38,6 +38,80 @@ def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
     assert (found.repo, found.revision, found.quant) == (repo, revision, quant)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        *("https://huggingface.co/", "http://huggingface.co/", "HTTPS://HuggingFace.co/"),
+        *("https://hf.co/", "huggingface.co/", "hf.co/", "www.huggingface.co/", "hf:hf.co/"),
+        *("https://hf-mirror.com/", "https://own.hub:8443/", "own.hub:8443/", "hf://"),
+        *("git@hf.co:", "ssh://git@huggingface.co/", "https://huggingface.co//"),
+        "https://huggingface.co/api/models/",
+    ],
+)
+@pytest.mark.parametrize(
+    ("rest", "means"),
+    [
+        ("org/model", {}),
+        ("org/model/", {}),
+        ("org/model.git", {}),
+        ("org/model:Q4_K_M", {"quant": "Q4_K_M"}),
+        ("org/model@v1.0", {"revision": "v1.0"}),
+        ("org/model/tree/main", {}),
+        ("org/model/tree/v1.0", {"revision": "v1.0"}),
+        ("org/model/tree/refs%2Fpr%2F7", {"revision": "refs/pr/7"}),
+        ("org/model/tree/main/Q4_K_M", {"pattern": "Q4_K_M/*"}),
+        ("org/model/blob/main/m-Q4_K_M.gguf", {"filename": "m-Q4_K_M.gguf"}),
+        ("org/model/resolve/main/m.gguf?download=true", {"filename": "m.gguf"}),
+        ("org/model/raw/abc/sub/m.gguf", {"filename": "sub/m.gguf", "revision": "abc"}),
+        ("org/model/blob/main/a%20b.gguf#L1", {"filename": "a b.gguf"}),
+        ("org/model/blob/refs/pr/7/m.gguf", {"filename": "m.gguf", "revision": "refs/pr/7"}),
+        ("org/model?show_file_info=sub%2Fm.gguf", {"filename": "sub/m.gguf"}),
+        ("org/model?library=transformers", {}),
+        ("org/model/discussions/3", {}),
+        ("org/model/blob/main/config.json", {"note": "config.json"}),
+        ("org/model/blob/main/model.safetensors", {"note": "model.safetensors"}),
+    ],
+)
+def test_a_pasted_address_means_what_it_says(
+    start: str, rest: str, means: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://own.hub:8443")
+    found = parse(start + rest)
+    assert (found.kind, found.repo, found.text) == ("hub", "org/model", start + rest)
+    for name in ("quant", "revision", "filename", "pattern"):
+        assert getattr(found, name) == means.get(name, ""), name
+    assert means.get("note", "") in found.note and bool(found.note) == ("note" in means)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("https://huggingface.co/datasets/org/set", "a data set"),
+        ("hf.co/spaces/org/app", "a space"),
+        ("https://huggingface.co/org", "names no repository"),
+        ("https://huggingface.co", "names no repository"),
+        ("https://example.com/model.gguf", "not an address of the hub"),
+        ("https://ollama.com/library/llama3", "not an address of the hub"),
+        ("s3://bucket/model.gguf", "not an address of the hub"),
+        ("https://[::1/org/model", "not an address"),
+        ("https://huggingface.co/org/model/blob/main/pytorch_model.bin", "is no GGUF"),
+        ("https://huggingface.co/org/model/blob/main/onnx/model.onnx", "is no GGUF"),
+        ("https://huggingface.co/org/model@v1/tree/v2", "not a valid address"),
+        ("https://huggingface.co/../model", "not a valid address"),
+    ],
+)
+def test_an_address_of_no_model_is_named(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert says in caught.value.message and text in caught.value.message
+
+
+def test_a_path_that_looks_like_an_address_wins(here: Path) -> None:
+    (here / "hf.co" / "org" / "model").mkdir(parents=True)
+    assert parse("hf.co/org/model").kind == "folder"
+    assert parse("hf:hf.co/org/model").kind == "hub"
+
+
 def test_the_demo_is_the_demo_even_beside_a_folder_of_its_name(here: Path) -> None:
     (here / "demo").mkdir()
     assert parse("demo").kind == "demo"
@@ -108,3 +182,26 @@ def test_other_files_are_refused_with_what_to_give(here: Path, name: str) -> Non
     with pytest.raises(UsageError, match=r"neither a \.gguf file nor a folder") as caught:
         parse(f"./{name}")
     assert "config.json" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("m.gguf.part1of2", b"GGUF", ["is a piece of a GGUF", "cat "]),
+        ("m.gguf-split-b", b"", ["is a piece of a GGUF", "cat "]),
+        ("sha256-0123", b"GGUF\3\0\0\0", ["a GGUF by its content", ".gguf"]),
+        ("pytorch_model.bin", b"\x80\2}q\0.", ["pickled", "runs code"]),
+        ("m.bin", b"tjgg" + bytes(40), ["GGJT"]),
+        ("m.gguf.gz", b"\x1f\x8b\x08", ["compressed", "unpack"]),
+        ("m.onnx", b"\x08\x08\x12\x07pytorch", ["ONNX"]),
+        ("config.json", b"{}", ["JSON"]),
+    ],
+)
+def test_another_file_is_named_for_what_it_is(
+    here: Path, name: str, data: bytes, says: list[str]
+) -> None:
+    (here / name).write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        parse(f"./{name}")
+    for words in says:
+        assert words in str(caught.value)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.address import is_address
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
 
@@ -169,6 +170,7 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
 def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:
     """Whether it exists, or can be nothing but a path."""
     looks = text.startswith(("./", "../", "~", ".\\", "..\\"))
-    if looks or (suffix and text.endswith(suffix) and not text.startswith("hf:")):
+    if exists(folder / text):
         return True
-    return exists(folder / text)
+    is_hub = text.startswith("hf:") or is_address(text)
+    return looks or bool(suffix and text.endswith(suffix) and not is_hub)

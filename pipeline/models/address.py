@@ -1,0 +1,121 @@
+"""Addresses of the hub, as they are copied from a browser or from another program's command."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from pipeline.core.errors import UsageError
+
+HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co", "hf-mirror.com")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+OTHER = {  # what else the hub has, by the first part of the path
+    "datasets": "a data set",
+    "spaces": "a space",
+    "buckets": "a bucket",
+    "collections": "a collection",
+    "papers": "a paper",
+    "docs": "a page of the documentation",
+    "blog": "an article",
+    "models": "a list of models",
+}
+OF_A_FILE = ("blob", "resolve", "raw", "blame", "edit", "delete", "commits", "tree")
+FILES = (".safetensors", ".json", ".md", ".model", ".txt", ".jinja", ".py", ".gitattributes")
+HINT = "the address of a model's page, or of a .gguf in it; or org/model"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What an address names: a repository, in it a revision, and a file or a folder's files.
+
+    `reference` is org/model, with a quant and a revision where it ends in them.
+    """
+
+    reference: str
+    revision: str = ""
+    filename: str = ""
+    pattern: str = ""
+    note: str = ""  # what of it was not needed
+
+
+def is_address(text: str) -> bool:
+    """Whether it is one, of a model or not."""
+    try:
+        return parse(text) is not None
+    except UsageError:
+        return True
+
+
+def parse(text: str) -> Address | None:
+    """What an address of the hub means; None for what is no address. Raises UsageError for one that
+    names no model."""
+    scheme = SCHEME.match(text)
+    address = text if scheme else f"//{text}"
+    if text.lower().startswith("git@"):  # git@hf.co:org/model
+        address = "//" + text[4:].replace(":", "/", 1)
+    try:
+        parts = urlsplit(address)
+        host = (parts.hostname or "").lower()
+    except ValueError as error:
+        raise _error(text, f"not an address: {error}") from None
+    if scheme and scheme[0].lower() == "hf://":
+        host, path = "hf.co", f"{parts.netloc}{parts.path}"
+    else:
+        path = parts.path
+    if host not in {*HOSTS, _own_host()} - {""}:
+        if scheme:
+            raise _error(text, "is not an address of the hub; download the file and pass its path")
+        return None
+    return _of_path(text, [unquote(part) for part in path.split("/") if part], parts.query)
+
+
+def _own_host() -> str:
+    """The host of HF_ENDPOINT, without an error for what is none."""
+    try:
+        return (urlsplit(os.environ.get("HF_ENDPOINT", "").strip()).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _of_path(text: str, parts: list[str], query: str) -> Address:
+    """What the parts of its path, and its query, name."""
+    if parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model
+        parts = parts[1:]
+    if parts and parts[0] in OTHER:
+        raise _error(text, f"is the address of {OTHER[parts[0]]}, not of a model")
+    if parts[:2] == ["api", "models"]:
+        parts = parts[2:]
+    if len(parts) < 2:
+        raise _error(text, "names no repository: org/model")
+    reference = f"{parts[0]}/{parts[1].removesuffix('.git')}"
+    kind, rest = (parts[2], parts[3:]) if len(parts) > 2 else ("", [])
+    if kind and kind not in OF_A_FILE:  # a page about it, or hf://org/model/file.gguf
+        rest = [*parts[2:]] if parts[-1].lower().endswith(".gguf") else []
+        return _of_file(text, reference, "", rest)
+    if kind and rest[:1] == ["refs"]:  # refs/pr/7
+        return _of_file(text, reference, "/".join(rest[:3]), rest[3:], kind)
+    if kind:
+        return _of_file(text, reference, "".join(rest[:1]), rest[1:], kind)
+    shown = parse_qs(query).get("show_file_info", [""])[0]  # the page about a file
+    return _of_file(text, reference, "", [part for part in shown.split("/") if part])
+
+
+def _of_file(text: str, reference: str, revision: str, parts: list[str], kind: str = "") -> Address:
+    revision = "" if revision == "main" else revision
+    name, suffix = "/".join(parts), PurePosixPath(parts[-1]).suffix.lower() if parts else ""
+    if not name:
+        return Address(reference, revision)
+    if suffix == ".gguf":
+        return Address(reference, revision, filename=name)
+    if kind == "tree":
+        return Address(reference, revision, pattern=f"{name}/*")
+    if suffix in FILES or parts[-1] in FILES:
+        return Address(reference, revision, note=f"{name}: taken for the repository it is in")
+    raise _error(text, f"{name} is no GGUF, and no file of a model in safetensors")
+
+
+def _error(text: str, why: str) -> UsageError:
+    return UsageError(f"model={text}: {why}", HINT)
