@@ -55,7 +55,7 @@ def label(name: str) -> str:
         matches = quants.LABEL.findall(text)
         if matches:
             match = matches[-1].upper().replace("FP16", "F16").replace("FP32", "F32")
-            return str(re.sub(r"^UD_", "UD-", match))
+            return re.sub(r"(?<!^UD)-", "_", str(re.sub(r"^UD_", "UD-", match)))
     return ""
 
 

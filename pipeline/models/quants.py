@@ -18,10 +18,12 @@ TYPES = (
 )
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# A quant in the names of files, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, …
+# A quant in the names of files, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, q4-k-m, …
+# What follows after `_` belongs to it, known or not: Q4_K_P is no Q4_K.
 LABEL = re.compile(
-    r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-8]|tq[12]|mxfp4|nvfp4|bf16|fp?16|fp?32)"
-    r"(?:_(?:k|ks|kss|kl|kt|s|m|l|xl|xxl|xs|xxs|nl|moe|r\d+|\d))*(?![a-z0-9])",
+    r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-9]|tq\d|mxfp\d|nvfp4|bf16|fp?16|fp?32)"
+    r"(?:-(?:k|s|m|l|nl|xs|xxs|xl|[01])(?![a-z0-9.])"
+    r"|_(?!(?:imat(?:rix)?|i1|gguf|v\d+)(?![a-z0-9]))[a-z0-9]+)*(?![a-z0-9])",
     re.IGNORECASE,
 )
 DEFAULT = "Q4_K_M"

@@ -129,7 +129,7 @@ def existing(text: str, path: Path, note: str = "") -> Reference:
         with contextlib.suppress(OSError), path.open("rb") as file:
             start = file.read(contents.START)
             if start.startswith(b"GGUF"):
-                hint = "it is a GGUF by its content: rename it, or make a link whose name ends in .gguf"
+                hint = "it is a GGUF by its content: give it a name that ends in .gguf"
             elif start and (kind := contents.foreign(start)):
                 what, hint = f"{what}: it {kind[0]}", kind[1]
     raise UsageError(f"model={text}: {what}", hint)

@@ -136,11 +136,11 @@ def test_gpu_layers_that_mean_nothing(wrong: str) -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     message = refusal(
-        port=0, quant="q4_k_mm", backend="cuda13", force="maybe", format="xml", model=" "
+        port=0, quant="q44_k_m", backend="cuda13", force="maybe", format="xml", model=" "
     )
     for part in (
         "port=0: must be a whole number",
-        "quant=q4_k_mm: must be auto, or a type of llama-quantize; did you mean Q4_K_M?",
+        "quant=q44_k_m: must be auto, or a type of llama-quantize; did you mean Q4_K_M?",
         "backend=cuda13: must be one of auto, cuda",
         "force=maybe: must be 1 or 0",
         "format=xml: must be one of text, json",
@@ -256,6 +256,8 @@ def test_other_words_in_any_letter_case() -> None:
 
 
 def test_a_repositorys_own_quant_name_is_kept() -> None:
+    assert ask(model="a/b", quant="q4_k_p").wanted.quant == "Q4_K_P"
+    assert "no such type; did you mean Q4_K" in refusal(model="demo", quant="q4_k_p")
     assert ask(model="a/b:ud-q4_k_xl").wanted.quant == "UD-Q4_K_XL"
 
 
