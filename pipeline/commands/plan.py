@@ -89,7 +89,11 @@ def collect(model: Model) -> dict[str, Any]:
         ],
         "backend": model.programs.backend or None,
         "backend_why": model.programs.selection.why if model.programs.are_chosen else "",
-        "warnings": [*model.programs.warnings(), *code_warnings(model, chain, todo)],
+        "warnings": [
+            *model.programs.warnings(),
+            *code_warnings(model, chain, todo),
+            *serve.model_warnings(ahead.header, server),
+        ],
         "download_bytes": download_bytes(model, chain, todo),
         "disk_peak_bytes": disk_bytes(model, chain, todo, ahead),
         "disk_free_bytes": shutil.disk_usage(existing(model.home.models)).free,

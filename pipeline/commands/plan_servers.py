@@ -42,7 +42,12 @@ def look(servers: Servers) -> tuple[Server, ...]:
         lock.require(model, before=True)
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
-    return planned(servers)
+    found = planned(servers)
+    for server in found:
+        serve.require_model(servers.home, server)
+    for warning in servers.warnings(found):
+        log.info(f"warning: {warning}")
+    return found
 
 
 def of_container(servers: Servers) -> tuple[Server, ...]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core import capacity, log
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size, table
-from pipeline.models import chat_template, gguf, memory
+from pipeline.models import chat_template, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
+from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, sandbox, supervise
 from pipeline.serve.config import checks, instances, mistakes
@@ -31,6 +33,7 @@ from .model import Model
 from .programs import Programs
 from .summary import summary
 
+CHAT = "chat"  # a server's kind
 HINT = "llama-server --help lists its options"
 
 
@@ -138,12 +141,38 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     return Planned(server=server, remarks=tuple(remarks), fit=fit)
 
 
-def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
-    """Raise PipelineError where the model of `server` is here and cannot be served: its projector
-    belongs to another one, or its chat template runs on."""
+def model_file(server: Server) -> Path | None:
+    """The GGUF of `server`, where it is here."""
     named = server.argument("--model") if server.engine == LLAMA_CPP else ""
     path = Path(server.folder, named)
-    if not named or not path.is_file():
+    return path if named and path.is_file() else None
+
+
+def require_model(home: Home, server: Server) -> None:
+    """Raise PipelineError where the file of `server` is here and is no model that it can serve."""
+    path = model_file(server)
+    if path is None:
+        return
+    try:
+        resolve.gguf_path(path, home)
+    except PipelineError as error:
+        raise PipelineError(f"{server.name}: {error.message}", error.hint) from None
+    header = gguf.read_cached(path, home.run / "gguf.json")
+    if header.is_encoder and server.kind == CHAT:
+        raise UsageError(
+            f"{server.name}: {path} is an embedding model ({header.architecture}), and would be "
+            "started as a chat model",
+            f'add embeddings = true and pooling = "{header.pooling}" to its options, or name it '
+            "in its model table",
+        )
+
+
+def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
+    """Raise PipelineError where the model of `server` is here and cannot be served: it is none, its
+    projector belongs to another one, or its chat template runs on."""
+    require_model(home, server)
+    path = model_file(server)
+    if path is None:
         return
     cache = home.run / "gguf.json"
     mmproj = Path(server.folder, server.argument("--mmproj"))
@@ -162,7 +191,8 @@ def serve(model: Model) -> None:
     ahead = estimate.of_made(model, chain.final)
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
-    for warning in (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan.fit)):
+    warned = (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan))
+    for warning in warned:
         log.info(f"warning: {warning}")
     run(model.programs, plan.server, ctx_is_asked=model.request.settings.ctx_size is not None)
 
@@ -186,14 +216,31 @@ def run(
     supervise.foreground(server, env=environment(server, at), ready=ready)
 
 
-def warnings(ahead: MemoryEstimate, fit: Fit) -> list[str]:
+def warnings(ahead: MemoryEstimate, plan: Planned) -> list[str]:
     """What the user should know of the model before its server is started."""
-    lines = []
+    lines, fit = [], plan.fit
     if fit.memory and not fit.fits:
         lines.append(
             f"{size(fit.memory.total)} are needed at a context of {fit.ctx_size}, "
             f"{size(fit.available)} are free: expect it to be slow, or to fail"
         )
-    if ahead.header and ahead.header.pooling == "none" and not ahead.header.has_chat_template:
-        lines.append("the model brings no chat template; llama-server assumes ChatML")
-    return lines
+    return [*lines, *model_warnings(ahead.header, plan.server)]
+
+
+def model_warnings(header: Header | None, server: Server | None) -> list[str]:
+    """What the metadata of a model does not say; `server`, where it is known, serves it."""
+    if header is None:
+        return []
+    if header.lacks_pooling and (not server or server.argument("--pooling") == header.pooling):
+        return [
+            f"the model does not say how it pools; {header.pooling} is assumed. If that is wrong, "
+            "its embeddings are too: set pooling (mean, cls or last), and embeddings = true"
+        ]
+    is_chat = header.pooling == "none" and (not server or server.kind == CHAT)
+    is_overridden = server is not None and chat_template.is_overridden(server.command)
+    if is_chat and not header.has_chat_template and not is_overridden:
+        return [
+            "the model brings no chat template, so it may be no chat model; llama-server assumes "
+            "ChatML (chat_template or chat_template_file names another)"
+        ]
+    return []

@@ -15,6 +15,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.variables import variables
+from pipeline.models import gguf
 from pipeline.serve import sandbox
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
@@ -267,6 +268,20 @@ class Servers:
                 weights += estimate.outlook(model, model.require_chain()).bytes
                 fitted += not self.names_context(spec.name)
         return (capacity.memory() - weights) // max(1, fitted)
+
+    def warnings(self, servers: Sequence[Server]) -> list[str]:
+        """What the metadata of the models of `servers` does not say."""
+        prepared = {s.name: self.model_of(s) for s in self.configuration.enabled if s.model}
+        lines = []
+        for server in servers:
+            path, header = serve.model_file(server), None
+            if path:
+                header = gguf.read_cached(path, self.home.run / "gguf.json")
+            elif server.name in prepared:
+                model = prepared[server.name]
+                header = estimate.outlook(model, model.require_chain()).header
+            lines += [f"{server.name}: {line}" for line in serve.model_warnings(header, server)]
+        return lines
 
     def logs(self) -> dict[str, Path]:
         """Where the output of each goes."""

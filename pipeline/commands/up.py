@@ -54,6 +54,8 @@ def wanted(servers: Servers) -> DesiredState:
     found = chosen(servers, planned(servers))
     for server in found.instances:
         serving.require_servable(servers.home, server, servers.flags() or {})
+    for warning in servers.warnings(found.instances):
+        log.info(f"warning: {warning}")
     return found
 
 

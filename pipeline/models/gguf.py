@@ -39,6 +39,13 @@ STRING, ARRAY = 8, 9
 
 BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,4})\.")  # a layer's tensors
 PROJECTING = ("mm.", "resampler.", "adapter.")  # tensors, as llama.cpp's clip-impl.h names them
+# Architectures that only embed, whatever else their metadata says.
+ENCODERS = (
+    *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2"),
+    *("jina-bert-v3", "eurobert", "gemma-embedding", "llama-embed", "t5encoder"),
+)
+WRITERS = ("dream", "llada", "llada-moe", "rnd1")  # diffusion: not causal, and write all the same
+ASSUMED_POOLING = "mean"  # that of most embedding models
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
 
 
@@ -92,6 +99,22 @@ class Header:
     @property
     def pooling(self) -> str:
         """How an embedding model pools, `none` for all others."""
+        return ASSUMED_POOLING if self.lacks_pooling else self._said_pooling
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it can only embed: it reads a text at once and writes none."""
+        architecture = self.architecture
+        is_causal = self.values.get(f"{architecture}.attention.causal", True)
+        return architecture in ENCODERS or (is_causal is False and architecture not in WRITERS)
+
+    @property
+    def lacks_pooling(self) -> bool:
+        """Whether an encoder does not say how it pools."""
+        return self.is_encoder and self._said_pooling == "none"
+
+    @property
+    def _said_pooling(self) -> str:
         return POOLING.get(whole(self.values, f"{self.architecture}.pooling_type", 0), "none")
 
     @property

@@ -133,6 +133,31 @@ def test_pooling_under_the_names_of_the_server(tmp_path: Path, number: int, name
     assert gguf.read(path).pooling == name
 
 
+@pytest.mark.parametrize("architecture", gguf.ENCODERS)
+@pytest.mark.parametrize("said", [None, 0])
+def test_an_encoder_that_does_not_say_how_it_pools(architecture: str, said: int | None) -> None:
+    values = {"general.architecture": architecture}
+    values |= {} if said is None else {f"{architecture}.pooling_type": said}
+    header = gguf.Header(tensors=1, size=1, data=0, values=values)
+    assert (header.is_encoder, header.lacks_pooling, header.pooling) == (True, True, "mean")
+
+
+@pytest.mark.parametrize(
+    ("values", "pooling", "is_encoder"),
+    [
+        ({"general.architecture": "bert", "bert.pooling_type": 2}, "cls", True),
+        ({"general.architecture": "qwen2", "qwen2.attention.causal": False}, "mean", True),
+        ({"general.architecture": "qwen3", "qwen3.pooling_type": 3}, "last", False),
+        ({"general.architecture": "dream", "dream.attention.causal": False}, "none", False),
+        ({"general.architecture": "llama"}, "none", False),
+        ({"general.architecture": "t5"}, "none", False),
+    ],
+)
+def test_what_only_embeds(values: dict[str, Any], pooling: str, is_encoder: bool) -> None:
+    header = gguf.Header(tensors=1, size=1, data=0, values=values)
+    assert (header.pooling, header.is_encoder) == (pooling, is_encoder)
+
+
 def test_the_size_is_that_of_the_file_or_less(full: Path, tmp_path: Path) -> None:
     """The official writer pads the end; one byte less than the header needs is refused."""
     size = gguf.read(full).size
