@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import random
 import shutil
 import struct
@@ -482,6 +483,25 @@ def test_what_is_locked_is_built_anywhere(site: Site, parts: Parts) -> None:
     unfrozen = other("lock", *words)
     assert "fetch" in unfrozen.steps, "main has moved"
     assert lock_of(other).read_bytes() != first
+
+
+def test_force_downloads_again(site: Site, parts: Parts) -> None:
+    site.put("org/one", {"tiny-Q8_0.gguf": parts.q8_0})
+    words = ["prepare", "model=org/one"]
+    site.doit(*words)
+    file = next((site.doit.home / "models").rglob("tiny-Q8_0.gguf"))
+    whole, stat = file.read_bytes(), file.stat()
+    file.write_bytes(whole[:-40] + bytes(40))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    site.log()
+    assert site.doit(*words).steps == [] and site.log() == []
+    offline = site.doit(*words, "force=1", "offline=1", status=1)
+    assert "is damaged" in offline.err and "forbids downloading" in offline.err
+    plan = site.doit("plan", "model=org/one", "force=1", "format=json").json()
+    assert plan["download_bytes"] == len(whole)
+    assert site.doit(*words, "force=1").steps == ["fetch"]
+    assert file.read_bytes() == whole
+    assert site.doit(*words, "force=1", "offline=1").steps == ["fetch"], "hashed, and right"
 
 
 def test_frozen_refuses_what_is_not_locked(site: Site, parts: Parts) -> None:

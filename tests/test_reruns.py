@@ -180,6 +180,57 @@ def test_force_fetches_what_it_needs_again(doit: Doit, demo: Doit) -> None:
     assert again.steps == ["fetch", "convert"]
 
 
+def damage(path: Path) -> None:
+    """Change a file so that its stamp says nothing of it."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_force_mends_what_no_stamp_tells(doit: Doit, demo: Doit) -> None:
+    doit("prepare", "model=demo", "quant=q8_0")
+    source = next((doit.home / "models" / "source").rglob("model.safetensors"))
+    whole = source.read_bytes()
+    damage(source)
+    assert doit("prepare", "model=demo", "quant=q8_0").steps == []
+    assert doit("prepare", "model=demo", "quant=q8_0", "force=1").steps == ["fetch", "convert"]
+    assert source.read_bytes() == whole
+    doit("verify", "model=demo")
+
+
+def test_force_hashes_a_folder_of_the_users_own_again(made: Doit, own_tiny: Path) -> None:
+    damage(own_tiny / "model.safetensors")
+    assert made("prepare", f"model={own_tiny}").steps == []
+    assert made("prepare", f"model={own_tiny}", "force=1").steps == ["convert", "quantize"]
+    assert made("prepare", f"model={own_tiny}").steps == []
+
+
+def test_frozen_refuses_a_changed_folder_before_any_work(
+    made: Doit, own_tiny: Path, tmp_path: Path
+) -> None:
+    made.env["LLAMA_PIPELINE_CWD"] = str(tmp_path)  # where pipeline.lock is written
+    words = [f"model={own_tiny}", "quant=q4_k_m"]
+    made("lock", *words)
+    assert made("prepare", *words, "frozen=1").steps == []
+    for name, data in (("tokenizer_config.json", b"{}"), ("added.txt", b"one more")):
+        file = own_tiny / name
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes(data)
+        for task in ("prepare", "plan"):
+            wrong = made(task, *words, "frozen=1", status=3)
+            assert wrong.steps in ([], ["plan"]), "nothing of the model was touched"
+            assert "frozen=1" in wrong.err and name in wrong.err
+        if before is None:
+            file.unlink()
+        else:
+            file.write_bytes(before)
+    assert made("prepare", *words, "frozen=1").steps == []
+    damage(own_tiny / "model.safetensors")
+    wrong = made("prepare", *words, "frozen=1", "force=1", status=3)
+    assert wrong.steps == [] and "model.safetensors" in wrong.err
+
+
 def test_a_restored_model_needs_no_converter(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
     os.utime(next(made.home.rglob("*.q4_k_m.gguf")))
     made.env |= {"LLAMA_PIPELINE_CACHE": str(tmp_path / "empty"), "PIP_NO_INDEX": "1"}

@@ -10,6 +10,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
 
+from . import resolve
 from .model import Model
 
 
@@ -25,6 +26,10 @@ def check(model: Model) -> None:
     if model.request.wanted.quant == quants.ALL:
         raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
     check_request(model)
+    path = model.request.reference and model.request.reference.path
+    if model.request.force and path:  # what is known of it may be out of date
+        models.resolve.forget(path, model.home)
+        resolve.look(model, path)
 
 
 def check_request(model: Model) -> None:
@@ -37,6 +42,8 @@ def check_request(model: Model) -> None:
     is_converted = reference is not None and reference.kind in ("demo", "folder")
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
+    if wanted.imatrix:
+        models.imatrix.require_usable(wanted.imatrix)
     if external and wanted.imatrix and models.imatrix.is_text(wanted.imatrix):
         external.program("llama-imatrix")
     if reference and reference.note:

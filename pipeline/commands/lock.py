@@ -16,6 +16,7 @@ from pipeline.models import converter, fetch, lockfile
 from pipeline.models.lockfile import LockedModel
 from pipeline.models.resolve import ModelFile, Resolved
 
+from . import resolve
 from .model import Model
 
 
@@ -29,7 +30,8 @@ def lock(model: Model) -> None:
 def require(model: Model, *, before: bool = False) -> None:
     """Raise UsageError where what is here, as far as it is known, differs from what is locked.
 
-    `before` the work, a result that force=1 will make again is not compared.
+    `before` the work a changed folder is hashed, and a result that force=1 will make again is not
+    compared.
     """
     if not model.request.frozen:
         return
@@ -37,6 +39,8 @@ def require(model: Model, *, before: bool = False) -> None:
     resolved = lockfile.resolved(locked, model.home)  # reports now what is unusable in it
     if reference.kind == "hub" and resolved is None:
         raise UsageError(f"{model.lock_file}: an entry's source.type must be hf", "lock again")
+    if before and reference.path and model.known() is None:
+        resolve.look(model, reference.path)
     if model.chain() is not None:
         here = entry(model)
         if before and model.request.force:

@@ -55,18 +55,19 @@ def settle(model: Model) -> None:
 
 
 def fetch(model: Model) -> None:
-    resolved, offline = model.require_chain().resolved, model.request.offline
+    resolved = model.require_chain().resolved
+    offline, force = model.request.offline, model.request.force
     if resolved.local:
         return
     if resolved.source["type"] == "package":
-        fetching.fetch_demo(resolved, model.home, offline=offline)
+        fetching.fetch_demo(resolved, model.home, offline=offline, force=force)
         return
     resolve.require_architecture(model, resolved)  # the source may have come since then
     with model.asking_anew():
         if not model.fetch_is_done() and estimate.foreign_code(model, model.require_chain()):
             make_converter(model.home, model.request)
             estimate.require_convertible(model, model.require_chain())
-        fetching.fetch(resolved, offline=offline)
+        fetching.fetch(resolved, offline=offline, force=force)
 
 
 def make_converter(home: Home, request: Request) -> None:

@@ -281,10 +281,16 @@ def download_bytes(model: Model, chain: Chain, todo: set[str]) -> int:
             archive = pins().demo_archive
             total += 0 if packages.cached(archive, model.home).exists() else archive.size
         else:
-            total += fetch.bytes_to_come(chain.resolved)
+            total += bytes_to_come(model, chain)
     if "converter" in todo:
         total += converter.DOWNLOAD_BYTES
     return total
+
+
+def bytes_to_come(model: Model, chain: Chain) -> int:
+    """What is to be downloaded of a model from the hub; offline nothing is."""
+    request = model.request
+    return fetch.bytes_to_come(chain.resolved, force=request.force and not request.offline)
 
 
 def disk_bytes(model: Model, chain: Chain, todo: set[str], ahead: MemoryEstimate) -> int:
@@ -300,7 +306,7 @@ def disk_bytes(model: Model, chain: Chain, todo: set[str], ahead: MemoryEstimate
         total += converter.INSTALLED_BYTES
     if "fetch" in todo:
         is_hub = chain.resolved.source["type"] == "hf"
-        total += fetch.bytes_to_come(chain.resolved) if is_hub else chain.resolved.bytes
+        total += bytes_to_come(model, chain) if is_hub else chain.resolved.bytes
     if "convert" in todo and chain.conversion:
         total += chain.conversion.need
     if "quantize" in todo and chain.quantization:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
@@ -172,13 +173,22 @@ def resolve(model: Model, *, store: bool = True) -> None:
         model.resolved_to(found)
         if store:
             stored.store(model.stored_path(), found)
-    elif reference.path and reference.kind == "folder":
-        model.resolved_to(stored.folder(reference.path, model.home, model.architectures()))
     elif reference.path:
-        model.resolved_to(stored.gguf_path(reference.path, model.home))
+        look(model, reference.path)
     if model.wanted() is None:
         _decide_quant(model, store=store)
     model.chain()  # what cannot be meant is said now
+
+
+def look(model: Model, path: Path) -> None:
+    """Have the user's own file or folder known: what of it has changed is hashed. Raises
+    PipelineError."""
+    is_folder = model.require_reference().kind == "folder"
+    model.resolved_to(
+        stored.folder(path, model.home, model.architectures())
+        if is_folder
+        else stored.gguf_path(path, model.home)
+    )
 
 
 def _decide_quant(model: Model, *, store: bool) -> None:

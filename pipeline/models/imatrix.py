@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts
 
-from . import gguf, tools
+from . import contents, gguf, tools
 
 COPIES = 2  # of the weights, at most: repacked for the processor, and buffers to compute in
 SILENT_SECONDS = 3600  # it prints each chunk of 512 tokens; their number depends on the text
@@ -29,6 +29,20 @@ def is_text(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\0" not in start
+
+
+def require_usable(path: Path) -> None:
+    """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
+    contents.require_real(path)
+    with path.open("rb") as file:
+        start = file.read(len(gguf.MAGIC))
+    if not start:
+        raise UsageError(f"imatrix={path}: is empty")
+    if start == gguf.MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
+        raise UsageError(
+            f"imatrix={path}: is a GGUF, and no importance matrix",
+            "pass one that llama-imatrix wrote, or a text to compute it from",
+        )
 
 
 def argv(program: Path, model: Path, text: Path, made: Path) -> list[str]:
