@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core import capacity, log
@@ -23,6 +24,7 @@ from pipeline.models import (
 )
 from pipeline.models import resolve as stored
 from pipeline.models.choice import Option
+from pipeline.models.contents import ForeignFile
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.resolve import ModelFile, Resolved
@@ -51,12 +53,22 @@ class Shelf:
 
     def read_header(self, files: Sequence[ModelFile]) -> Header:
         """The header of a GGUF's first file."""
-        return skeleton.prefix(self._readable(files[0]))[1]
+        with self._owner_explained():
+            return skeleton.prefix(self._readable(files[0]))[1]
 
     def read_head(self, file: ModelFile) -> Head:
         """The header of a safetensors file."""
-        where = f"{self.listing.repo}: {file.name}"
-        return safetensors.head(where, file.size, self._readable(file).get)
+        with self._owner_explained():
+            return safetensors.head(file.name, file.size, self._readable(file).get)
+
+    @contextmanager
+    def _owner_explained(self) -> Iterator[None]:
+        """A file that is another kind is so in the repository: here it cannot be mended."""
+        try:
+            yield
+        except ForeignFile as error:
+            hint = "its owner has put it there so: use another file, revision or repository"
+            raise PipelineError(f"{self.listing.repo}: {error.message}", hint) from None
 
     def outlook(self, option: Option) -> MemoryEstimate:
         """What an option takes. One header is read for all quants of a model: they differ by

@@ -28,7 +28,7 @@ HINT = "the address of a model's page, or of a .gguf in it; or org/model"
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class HubAddress:
     """What an address names: a repository, in it a revision, and a file or a folder's files.
 
     `reference` is org/model, with a quant and a revision where it ends in them.
@@ -49,7 +49,7 @@ def is_address(text: str) -> bool:
         return True
 
 
-def parse(text: str) -> Address | None:
+def parse(text: str) -> HubAddress | None:
     """What an address of the hub means; None for what is no address. Raises UsageError for one that
     names no model."""
     scheme = SCHEME.match(text)
@@ -80,7 +80,7 @@ def _own_host() -> str:
         return ""
 
 
-def _of_path(text: str, parts: list[str], query: str) -> Address:
+def _of_path(text: str, parts: list[str], query: str) -> HubAddress:
     """What the parts of its path, and its query, name."""
     if parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model
         parts = parts[1:]
@@ -103,17 +103,19 @@ def _of_path(text: str, parts: list[str], query: str) -> Address:
     return _of_file(text, reference, "", [part for part in shown.split("/") if part])
 
 
-def _of_file(text: str, reference: str, revision: str, parts: list[str], kind: str = "") -> Address:
+def _of_file(
+    text: str, reference: str, revision: str, parts: list[str], kind: str = ""
+) -> HubAddress:
     revision = "" if revision == "main" else revision
     name, suffix = "/".join(parts), PurePosixPath(parts[-1]).suffix.lower() if parts else ""
     if not name:
-        return Address(reference, revision)
+        return HubAddress(reference, revision)
     if suffix == ".gguf":
-        return Address(reference, revision, filename=name)
+        return HubAddress(reference, revision, filename=name)
     if kind == "tree":
-        return Address(reference, revision, pattern=f"{name}/*")
+        return HubAddress(reference, revision, pattern=f"{name}/*")
     if suffix in FILES or parts[-1] in FILES:
-        return Address(reference, revision, note=f"{name}: taken for the repository it is in")
+        return HubAddress(reference, revision, note=f"{name}: taken for the repository it is in")
     raise _error(text, f"{name} is no GGUF, and no file of a model in safetensors")
 
 

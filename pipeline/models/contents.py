@@ -55,6 +55,10 @@ OTHERS = (
 )  # fmt: skip
 
 
+class ForeignFile(PipelineError):
+    """A file is not what its name says."""
+
+
 def placeholder(start: bytes) -> tuple[str, str] | None:
     """What stands in the place of a file that begins with `start`, and the way out; None: nothing
     that is known."""
@@ -75,5 +79,7 @@ def _first(table: Sequence[tuple[bytes, str, str]], start: bytes) -> tuple[str, 
 def require_real(path: Path) -> None:
     """Raise PipelineError where something stands in the place of a file beside the weights."""
     with path.open("rb") as file:
-        if found := placeholder(file.read(START)):
-            raise PipelineError(f"{path}: {found[0]}", found[1])
+        start = file.read(START)
+    may_be_empty = path.suffix != ".json"
+    if (start or not may_be_empty) and (found := placeholder(start)):
+        raise ForeignFile(f"{path}: {found[0]}", found[1])

@@ -285,7 +285,7 @@ def read(path: Path) -> Header:
 def unusable(where: str, start: bytes, error: Broken) -> PipelineError:
     """The error for a file that is no GGUF: it names what the file is, where that is known."""
     what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", "download it again")
-    return PipelineError(f"{where}: {what}", hint)
+    return contents.ForeignFile(f"{where}: {what}", hint)
 
 
 def read_cached(path: Path, cache: Path) -> Header:

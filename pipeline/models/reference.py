@@ -12,7 +12,7 @@ from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 
 from . import address, contents
-from .address import Address
+from .address import HubAddress
 
 ReferenceKind = Literal["demo", "gguf", "folder", "hub"]
 
@@ -89,7 +89,7 @@ def parse(text: str) -> Reference:
     raise UsageError(f"model={text}: not a valid reference", f"a reference is {FORMS}")
 
 
-def _of_address(text: str, pasted: Address) -> Reference:
+def _of_address(text: str, pasted: HubAddress) -> Reference:
     """The reference that an address means. Raises UsageError."""
     try:
         inner = parse(f"hf:{pasted.reference}")

@@ -83,7 +83,7 @@ def _unusable(name: str, start: bytes) -> PipelineError:
         "is not a safetensors file, or is cut short",
         "download or copy it again",
     )
-    return PipelineError(f"{name}: {what}", hint)
+    return contents.ForeignFile(f"{name}: {what}", hint)
 
 
 def read(path: Path) -> Head:

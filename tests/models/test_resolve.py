@@ -189,6 +189,13 @@ def test_a_pointer_in_place_of_any_file(model: Path, name: str) -> None:
     assert f"{name}: is a Git LFS pointer" in message and "git lfs pull" in message
 
 
+def test_an_empty_file_is_named_where_none_can_be(model: Path) -> None:
+    (model / "merges.txt").touch()
+    resolve.check_folder(model, KNOWN)
+    (model / "tokenizer.json").touch()
+    assert f"{model / 'tokenizer.json'}: is empty" in refusal(model)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_json_in_another_encoding_is_read(model: Path, encoding: str) -> None:
     for name in ("config.json", INDEX):
