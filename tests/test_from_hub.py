@@ -837,7 +837,9 @@ LARGE = 96 * 1024 * 1024  # bytes: more than all connections have under way
 
 def slow_large(site: Site) -> bytes:
     """A repository with one large file, of which each connection brings 8 MB a second."""
-    content = random.Random(5).randbytes(LARGE)
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t"  # one tensor, t, of 32 numbers
+    head += struct.pack("<IQIQ", 1, 32, 0, 0)
+    content = head + random.Random(5).randbytes(LARGE - len(head))
     site.put("org/large", {"large-Q8_0.gguf": content})
     site.server.control(faults=[{"kind": "slow", "at": "cdn", "bytes_per_second": 8_000_000}])
     return content

@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GET = "get the model as safetensors or GGUF"
+NEITHER = "has neither GGUF nor safetensors files, but "
 
 DIFFUSION = "model_index.json"
 ADAPTER = (
@@ -27,22 +28,26 @@ ADAPTER = (
     "convert_lora_to_gguf.py and pass it as server.lora=PATH",
 )
 # What else is about, by the names of files; the first that one matches is the nearest.
-OTHERS = (
+KINDS = (
     (re.escape(DIFFUSION), "holds a diffusion model, for pictures or video, which llama.cpp does "
      "not run", "stable-diffusion.cpp runs it"),
     (PIECE, "has a GGUF only in pieces that are to be joined", JOIN),
     (r"(ggml|ggjt).*\.bin|.*\.ggml(v\d)?(\..*)?|.*\.ggmlv\d\..*", "has only old GGML files",
      contents.OLD),
     ADAPTER,
-    (r".*\.onnx(_data)?", "holds an ONNX model", GET),
-    (r"openvino_.*", "holds an OpenVINO model", GET),
-    (r".*\.(tflite|task|litertlm)", "holds a LiteRT (TensorFlow Lite) model", GET),
-    (r".*\.(h5|keras|msgpack|pb)", "holds a TensorFlow, Keras or Flax model", GET),
-    (r".*\.(mlmodel|mlpackage|mlmodelc)(/.*)?", "holds a Core ML model", GET),
-    (r".*\.(pte|engine|plan|nemo|rkllm|rknn|dlc|mnn)", "holds a model for another program", GET),
+    (r"openvino_.*", NEITHER + "an OpenVINO model", GET),
+)  # fmt: skip
+# These lie beside pickled weights, too.
+OTHERS = (
+    (r".*\.onnx(_data)?", NEITHER + "an ONNX model", GET),
+    (r".*\.(tflite|task|litertlm)", NEITHER + "a LiteRT (TensorFlow Lite) model", GET),
+    (r".*\.(h5|keras|msgpack|pb)", NEITHER + "a TensorFlow, Keras or Flax model", GET),
+    (r".*\.(mlmodel|mlpackage|mlmodelc)(/.*)?", NEITHER + "a Core ML model", GET),
+    (r".*\.(pte|engine|plan|nemo|rkllm|rknn|dlc|mnn)", NEITHER + "a model of another program",
+     GET),
     (r".*\.llamafile", "holds a llamafile: a program with a model in it",
      "unpack the .gguf in it with `unzip`"),
-    (r".*\.(zip|tar|tgz|gz|xz|bz2|zst|7z|rar)", "holds an archive", contents.UNPACK),
+    (r".*\.(zip|tar|tgz|gz|xz|bz2|zst|7z|rar)", NEITHER + "an archive", contents.UNPACK),
 )  # fmt: skip
 
 
@@ -143,9 +148,8 @@ def nothing(sizes: Mapping[str, int], where: str) -> PipelineError:
     """The error for a folder or a repository without weights that can be used: it names what there
     is. `sizes` are those of its files by name, in bytes."""
     names = sorted(n for n in sizes if not PurePosixPath(n).name.startswith("."))
-    for other in OTHERS:
-        if name := next((n for n in names if re.fullmatch(other[0], n.lower())), ""):
-            return _other(other, name, where)
+    if kind := _first(KINDS, names, where):
+        return kind
     if any(PROJECTOR.search(name) for name in names if name.endswith(".gguf")):
         return PipelineError(
             f"{where}: has only projectors (mmproj), no model", "pass the model itself"
@@ -164,10 +168,21 @@ def nothing(sizes: Mapping[str, int], where: str) -> PipelineError:
             "they are loaded; they are not used",
             "look for a conversion of the model to safetensors or GGUF",
         )
+    if kind := _first(OTHERS, names, where):
+        return kind
     largest = sorted(names, key=lambda name: sizes[name], reverse=True)
     shown = ", ".join(f"{name} ({size(sizes[name])})" for name in largest[:5])
     shown += f" and {len(largest) - 5} more" if len(largest) > 5 else ""
     return PipelineError(f"{where}: has neither GGUF nor safetensors files; it holds {shown}", GET)
+
+
+def _first(
+    table: Sequence[tuple[str, str, str]], names: Sequence[str], where: str
+) -> PipelineError | None:
+    for kind in table:
+        if name := next((n for n in names if re.fullmatch(kind[0], n.lower())), ""):
+            return _other(kind, name, where)
+    return None
 
 
 def _other(kind: tuple[str, str, str], name: str, where: str) -> PipelineError:

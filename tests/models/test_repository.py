@@ -340,6 +340,7 @@ def test_projectors_alone() -> None:
         (("llama-2-7b.ggmlv3.q4_0.bin", "config.json"), "old GGML"),
         (("config.json", "model-00001-of-00002.safetensors"), "some are missing"),
         (("adapter_config.json", "adapter_model.bin"), "adapter (LoRA)"),
+        (("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"), "only pickled weights"),
         (("openvino_model.bin", "openvino_model.xml"), "OpenVINO"),
     ],
 )
