@@ -69,7 +69,15 @@ def resolve(
             mmproj=projector.name if projector else "",
             why=f"{option.label or option.name}: {why}{projector_why}",
         )
-    names = weights(listing, read)
+    try:
+        names = weights(listing, read)
+    except PipelineError:
+        config_file = listing.files.get("config.json")
+        if config_file and config_file.size <= MAX_CONFIG:  # EXL2 has weights of another name
+            where = f"{listing.repo}: config.json"
+            config = document(read(config_file), where)
+            quantized.require_readable(config, {}, (), {}, listing.repo)
+        raise
     if file_filter.filename or file_filter.pattern:
         raise UsageError(
             f"{reference}: filename and pattern choose a GGUF, and the repository has none",

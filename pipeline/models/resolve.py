@@ -149,8 +149,14 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     `architectures` are those that the converter knows; empty means not known yet.
     Raises PipelineError.
     """
-    names = _weights(folder)
     config = folder / "config.json"
+    try:
+        names = _weights(folder)
+    except PipelineError:
+        if config.is_file():  # EXL2 and others have weights of other names
+            settings = document(config.read_bytes(), str(config))
+            quantized.require_readable(settings, {}, (), {}, str(folder))
+        raise
     if not config.is_file():
         raise PipelineError(
             f"{folder}: has no config.json",
@@ -189,7 +195,7 @@ def _weights(folder: Path) -> list[str]:
         except OSError as error:
             raise PipelineError(f"{folder / INDEX}: cannot be read: {error.strerror}") from None
 
-    files = [*folder.iterdir(), *islice(folder.glob("*/*"), MOST_NESTED)]
+    files = [*folder.glob("*"), *islice(folder.glob("*/*"), MOST_NESTED)]
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.is_file()}
     ggufs = [name for name in sizes if name.lower().endswith(".gguf")]
     if ggufs and not any(name.endswith(".safetensors") for name in sizes):

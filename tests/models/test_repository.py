@@ -355,6 +355,13 @@ def test_quantized_weights_are_refused_by_the_configuration() -> None:
         resolve(listing("config.json", "model.safetensors"), config=config)
 
 
+@pytest.mark.parametrize("name", ["output.safetensors", "model-4bit.pt"])
+def test_quantized_weights_of_another_name(name: str) -> None:
+    config = b'{"quantization_config": {"quant_method": "exl2", "bits": 4.0}}'
+    with pytest.raises(PipelineError, match=r"with EXL2"):
+        resolve(listing("config.json", name), config=config)
+
+
 def test_nothing_that_can_be_used() -> None:
     error = refused(listing("config.json", files=[file("model.xyz", 5_000_000_000)]))
     assert "neither GGUF nor safetensors" in error

@@ -155,6 +155,15 @@ def test_other_weights_are_named_for_what_they_are(
         assert words in message
 
 
+def test_quantized_weights_of_another_name(model: Path) -> None:
+    for path in [*model.glob("*.safetensors"), model / INDEX]:
+        path.unlink()
+    (model / "output.safetensors").write_bytes(b"not read")
+    config = {"quantization_config": {"quant_method": "exl2", "bits": 4.0}}
+    write(model / "config.json", config)
+    assert "quantized with EXL2 (4.0 bits)" in refusal(model)
+
+
 def test_a_diffusion_model_is_none_even_with_weights(model: Path) -> None:
     write(model / "model_index.json", {"_class_name": "FluxPipeline"})
     assert "diffusion model" in refusal(model)
