@@ -35,14 +35,7 @@ from .summary import summary
 
 CHAT = "chat"  # a server's kind
 # Options of a server that name a file beside its model.
-MORE_FILES = (
-    "--mmproj",
-    "--lora",
-    "--control-vector",
-    "--spec-draft-model",
-    "--model-draft",
-    "-md",
-)
+MORE_FILES = ("--mmproj", "--lora", "--control-vector", "--spec-draft-model", "--model-draft")
 HINT = "llama-server --help lists its options"
 
 
@@ -205,8 +198,7 @@ def serve(model: Model) -> None:
     ahead = estimate.of_made(model, chain.final)
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
-    warned = (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan))
-    for warning in warned:
+    for warning in (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan)):
         log.info(f"warning: {warning}")
     run(model.programs, plan.server, ctx_is_asked=model.request.settings.ctx_size is not None)
 
@@ -247,8 +239,8 @@ def model_warnings(header: Header | None, server: Server | None) -> list[str]:
         return []
     if header.lacks_pooling and (not server or server.argument("--pooling") == header.pooling):
         return [
-            f"the model does not say how it pools; {header.pooling} is assumed. If that is wrong, "
-            "its embeddings are too: set pooling (mean, cls or last), and embeddings = true"
+            f"the model does not say how it pools, and is served with pooling {header.pooling}: if "
+            "that is wrong, so are its embeddings (set pooling and embeddings = true)"
         ]
     is_chat = header.pooling == "none" and (not server or server.kind == CHAT)
     is_overridden = server is not None and chat_template.is_overridden(server.command)

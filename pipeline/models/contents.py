@@ -76,6 +76,16 @@ def _first(table: Sequence[tuple[bytes, str, str]], start: bytes) -> tuple[str, 
     return next(((what, hint) for form, what, hint in table if re.match(form, start)), None)
 
 
+def require_finished(path: Path) -> None:
+    """Raise PipelineError where aria2 has not finished a file, which has its full size at once."""
+    control = path.with_name(f"{path.name}.aria2")
+    if control.exists():
+        raise ForeignFile(
+            f"{path}: aria2 has not finished it ({control.name} is beside it)",
+            "let it finish: `aria2c -c` with the same address",
+        )
+
+
 def require_real(path: Path) -> None:
     """Raise PipelineError where something stands in the place of a file beside the weights."""
     with path.open("rb") as file:

@@ -124,6 +124,8 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     """
     cache = home.run / "gguf.json"
     paths = gguf.shards(path)
+    for part in paths:
+        contents.require_finished(part)
     headers = [gguf.read_cached(part, cache) for part in paths]
     if headers[0].shards != len(paths):
         raise PipelineError(
@@ -166,8 +168,12 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     settings = document(config_bytes, str(config))
     require_known(architecture(settings, str(config)), architectures, str(config))
     paths = [folder / name for name in names]
+    for path in paths:
+        contents.require_finished(path)
     heads = [safetensors.read(path) for path in paths]
     tensors = [name for head in heads for name in head.names]
+    if not tensors:
+        raise PipelineError(f"{folder}: its weights hold no tensor", "get the model's own weights")
     if (folder / INDEX).is_file():
         index = folder / INDEX
         weights.require_complete(index.read_bytes(), tensors, str(index))
@@ -197,6 +203,12 @@ def _weights(folder: Path) -> list[str]:
 
     files = [*folder.glob("*"), *islice(folder.glob("*/*"), MOST_NESTED)]
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.is_file()}
+    snapshots = sorted(folder.glob("snapshots/*/*"), key=lambda path: path.lstat().st_mtime)
+    if (folder / "blobs").is_dir() and snapshots:
+        raise PipelineError(
+            f"{folder}: is a repository in a cache of huggingface_hub",
+            f"pass one of its commits: model={snapshots[-1].parent}",
+        )
     ggufs = [name for name in sizes if name.lower().endswith(".gguf")]
     if ggufs and not any(name.endswith(".safetensors") for name in sizes):
         raise PipelineError(

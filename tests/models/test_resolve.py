@@ -198,6 +198,29 @@ def test_a_pointer_in_place_of_any_file(model: Path, name: str) -> None:
     assert f"{name}: is a Git LFS pointer" in message and "git lfs pull" in message
 
 
+def test_a_download_that_aria2_has_not_finished(model: Path, home: Home, tmp_path: Path) -> None:
+    (model / "model-00002-of-00002.safetensors.aria2").touch()
+    assert "aria2 has not finished it" in refusal(model)
+    path = a_gguf(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf.aria2").touch()
+    with pytest.raises(PipelineError, match="aria2 has not finished it"):
+        resolve.gguf_path(path, home)
+
+
+def test_weights_without_a_tensor(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", (2).to_bytes(8, "little") + b"{}")
+    write(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    assert "hold no tensor" in refusal(tmp_path)
+
+
+def test_a_repository_of_a_cache_names_its_commit(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--org--model"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    model.rename(cache / "snapshots" / "abc")
+    assert f"model={cache / 'snapshots' / 'abc'}" in refusal(cache)
+
+
 def test_an_empty_file_is_named_where_none_can_be(model: Path) -> None:
     (model / "merges.txt").touch()
     resolve.check_folder(model, KNOWN)
