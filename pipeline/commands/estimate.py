@@ -41,7 +41,8 @@ from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
-from pipeline.serve.config.options import ResolvedOptions, expanded, typed, words
+from pipeline.serve.config import options
+from pipeline.serve.config.options import ResolvedOptions
 
 from .model import Model
 
@@ -86,13 +87,15 @@ def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory
     digest = programs.sha256("llama-fit-params")
     # Options such as cache_type_k change what is needed; it knows those that do.
     known = flags.read(program, digest, model.home.run / "flags")
-    given = ResolvedOptions(typed(model.spec, known), known)
+    given = options.resolved(model.spec, known)
     batch_size = given.number("batch-size") or None
-    shared = {name: v for name, v in expanded(given).items() if name in known and name not in OWN}
-    options = launch.batch_options(header.pooling, ctx_size, batch_size) + words(shared)
+    shared = {
+        name: v for name, v in options.expanded(given).items() if name in known and name not in OWN
+    }
+    arguments = launch.batch_options(header.pooling, ctx_size, batch_size) + options.words(shared)
     book = model.home.run / "memory.json"
     try:
-        return memory.measure(program, digest[:12], file, options, ctx_size, book)
+        return memory.measure(program, digest[:12], file, arguments, ctx_size, book)
     except UsageError as error:
         error.message += f" (its architecture is {header.architecture!r})"
         raise

@@ -260,8 +260,7 @@ class PodModel:
 
     def memory(self, options: ResolvedOptions) -> int:
         """For weights and context, in bytes; 0: unknown."""
-        text = options.text("ctx-size")
-        ctx_size = int(text) if text.isdecimal() and int(text) else self.estimate.trained
+        ctx_size = options.number("ctx-size") or self.estimate.trained
         needed = self.estimate.at(ctx_size) if ctx_size else None
         return needed.total if needed else self.estimate.bytes
 

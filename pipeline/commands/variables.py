@@ -5,6 +5,8 @@ A group is a dataclass; the table of steps says which groups, or single variable
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.bins.build_options import (
@@ -18,6 +20,8 @@ from pipeline.bins.build_options import (
 from pipeline.core.variables import choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
+from pipeline.serve.address import host
+from pipeline.serve.config.values import whole
 from pipeline.serve.server import AUTO as SANDBOX_AUTO
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
 
@@ -32,6 +36,17 @@ def quant(value: str) -> str:
     """A quant, or auto, or all."""
     word = value.strip().upper()
     return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
+
+
+def tokens(low: int, high: int) -> Callable[[str], int]:
+    """A whole number of tokens: `32k` is 32768."""
+
+    def parse(value: str) -> int:
+        with suppress(ValueError):
+            value = str(whole(value))
+        return integer(low, high)(value)
+
+    return parse
 
 
 def gpu_layers(value: str) -> str:
@@ -165,22 +180,22 @@ class PackageVariables:
 class ServerVariables:
     """llama-server's own options."""
 
-    host: str = variable(text, LLAMA_SERVERS, "127.0.0.1")
+    host: str = variable(host, LLAMA_SERVERS, "127.0.0.1")
     port: int = variable(integer(1, 65535), f"{LLAMA_SERVERS}, 1 to 65535", 8080)
     ctx_size: int | None = variable(
-        integer(1, 1 << 30),
-        f"{LLAMA_SERVERS}, in tokens",
+        tokens(2, 1 << 30),
+        f"{LLAMA_SERVERS}, in tokens; `32k` is 32768",
         shown="the trained context, as far as it fits",
     )
     threads: int | None = variable(integer(1, 4096), LLAMA_SERVERS, shown=LLAMA_SERVERS)
     gpu_layers: str | None = variable(gpu_layers, LLAMA_SERVERS, shown=LLAMA_SERVERS)
     parallel: int | None = variable(
-        integer(1, 4096),
+        integer(1, 256),
         f"{LLAMA_SERVERS}; the context is divided among so many slots",
         shown=LLAMA_SERVERS,
     )
     batch_size: int | None = variable(
-        integer(1, 1 << 24),
+        tokens(2, 1 << 24),
         LLAMA_SERVERS,
         shown=f"{LLAMA_SERVERS}; for embedding models the context",
     )

@@ -1,6 +1,9 @@
-"""Where this machine reaches a server that listens on `host` and `port`."""
+"""Where a server listens, and where this machine reaches it."""
 
 from __future__ import annotations
+
+import ipaddress
+import re
 
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
@@ -14,3 +17,24 @@ def url(host: str, port: int, prefix: str = "", *, tls: bool = False) -> str:
     """Its address, with what stands before every path."""
     host = reached(host)
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}{prefix}"
+
+
+LABEL = r"[A-Za-z0-9_]([\w-]{0,61}[A-Za-z0-9_])?"
+NAME = re.compile(rf"(?!(.*\.)?\d+$)({LABEL}\.)*{LABEL}", re.A)  # all digits at the end: no name
+
+
+def host(text: str) -> str:
+    """A host name or an address, without the brackets of a URL. Raises ValueError with what is
+    allowed."""
+    bare = text.strip()
+    address = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
+    try:
+        if ipaddress.ip_address(address).version == 6 or address == bare:
+            return address
+    except ValueError:
+        if NAME.fullmatch(bare) and len(bare) <= 253:
+            return bare
+    raise ValueError(
+        "one host name or address alone, such as 127.0.0.1 or ::1: no list, no path of a socket, "
+        "no http://, and the port in port"
+    )

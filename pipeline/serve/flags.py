@@ -19,6 +19,11 @@ OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,
 # Such an option is listed, and refused when it is used.
 REMOVED = "the argument has been removed"
 
+# Choices that stand in the description: `allowed values: f32, f16`, or a line for each.
+ALLOWED = re.compile(r"allowed values:\s*([\w,\s.-]+)")
+BULLET = re.compile(r"^- ([\w+-]+)(?: \(default\))?:", re.M)
+DEFAULT = re.compile(r"\(default:\s*([\w+-]+)\)")
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -27,25 +32,37 @@ class Flag:
     name: str
     value: str
     names: tuple[str, ...] = field(default=(), compare=False)  # all of them, with their dashes
+    help: str = field(default="", compare=False)  # what it is for
 
     @property
     def choices(self) -> list[str]:
         """The values it takes, where the help lists them: `[on|off|auto]`, `{none,mean}`."""
         listed = re.fullmatch(r"[\[{<]([\w.-]+(?:[|,][\w.-]+)+)[\]}>]", self.value)
-        words = re.split(r"[|,]", listed[1]) if listed else []
-        return [] if ".." in words else words  # `<dev1,dev2,..>` is an example
+        if listed:
+            words = re.split(r"[|,]", listed[1])
+            return [] if ".." in words else words  # `<dev1,dev2,..>` is an example
+        if allowed := ALLOWED.search(self.help):
+            return re.findall(r"[\w.-]+", allowed[1])
+        if self.value in ("MODE", "TYPE", "FORMAT"):
+            words = BULLET.findall(self.help)
+            return list(dict.fromkeys([*words, *DEFAULT.findall(self.help)])) if words else []
+        return []
 
 
 def parse_help(text: str) -> dict[str, Flag]:
     """Every long name without its dashes (`ctx-size`) and the option it stands for."""
-    flags: dict[str, Flag] = {}
+    entries: list[tuple[re.Match[str], list[str]]] = []
     for line in text.splitlines():
-        match = OPTION.match(line)
-        if match and REMOVED not in line:
-            names = tuple(re.split(r",\s*", match[1]))
-            for name in names:
-                if name.startswith("--"):
-                    flags[name[2:]] = Flag(name, match[2] or "", names)
+        if match := OPTION.match(line):
+            entries.append((match, [line[match.end() :]]))
+        elif entries and line.startswith(" "):  # its description goes on
+            entries[-1][1].append(line.strip())
+    flags: dict[str, Flag] = {}
+    for match, lines in entries:
+        names, description = tuple(re.split(r",\s*", match[1])), "\n".join(lines).strip()
+        for name in names if REMOVED not in description else ():
+            if name.startswith("--"):
+                flags[name[2:]] = Flag(name, match[2] or "", names, description)
     return flags
 
 
@@ -68,7 +85,7 @@ def stored(known: Path) -> dict[str, Flag] | None:
 
     def parse(data: Any) -> dict[str, Flag]:
         return {
-            name: Flag(flag["name"], flag["value"], tuple(flag["names"]))
+            name: Flag(flag["name"], flag["value"], tuple(flag["names"]), flag["help"])
             for name, flag in data.items()
         }
 

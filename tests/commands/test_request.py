@@ -109,8 +109,8 @@ def test_unknown_names_name_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
-        *(("port", 1, 65535), ("threads", 1, 4096), ("parallel", 1, 4096)),
-        *(("ctx_size", 1, 1 << 30), ("batch_size", 1, 1 << 24)),
+        *(("port", 1, 65535), ("threads", 1, 4096), ("parallel", 1, 256)),
+        *(("ctx_size", 2, 1 << 30), ("batch_size", 2, 1 << 24)),
         *(("ready_timeout", 1, 86400), ("stop_timeout", 0, 3600)),
     ],
 )
@@ -120,6 +120,14 @@ def test_ranges(name: str, low: int, high: int) -> None:
         assert value in (getattr(found, name, None), getattr(found.settings, name, None))
     for wrong in (low - 1, high + 1, "", "x", "1.5", "1e3"):
         assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
+
+
+def test_tokens_may_have_a_unit_and_a_host_brackets() -> None:
+    settings = ask(ctx_size="32k", batch_size="1K", host="[::1]").settings
+    assert (settings.ctx_size, settings.batch_size, settings.host) == (32768, 1024, "::1")
+    for wrong in ("32kb", "32,768", "-32k", "32k5"):
+        assert "ctx_size=" in refusal(ctx_size=wrong)
+    assert "host=a:1: must be one host name or address alone" in refusal(host="a:1")
 
 
 @pytest.mark.parametrize(

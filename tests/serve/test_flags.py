@@ -66,6 +66,22 @@ def test_nothing_but_options_is_taken_for_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("--x TYPE   for K\n   allowed values: f32, f16\n   (default: f16)", ["f32", "f16"]),
+        (
+            "--x MODE  how (default: auto)\n  - none: not\n    at all\n  - a+b: both",
+            ["none", "a+b", "auto"],
+        ),
+        ("--x N  Values:\n   - 0: nothing\n   - 1: errors", []),
+        ("--x FORMAT  of the log (default: auto)", []),
+    ],
+)
+def test_choices_of_the_description(text: str, choices: list[str]) -> None:
+    assert parse_help(text)["x"].choices == choices
+
+
+@pytest.mark.parametrize(
     ("value", "choices"),
     [
         *(
@@ -84,7 +100,7 @@ def words(server: dict[str, str]) -> list[str]:
     """The words of a command line for options as they are typed. Raises UsageError."""
     spec = server_options.spec(Request(settings=Settings(server=server)))
     known = FLAGS | {name: Flag(f"--{name}", "X") for name in ("host", "port")}
-    given = options.ResolvedOptions(options.typed(spec, known), known)
+    given = options.resolved(spec, known)
     mistakes.require_none(options.mistakes(given, "llama-server"))
     own = (*server_options.NAMED, "host", "port", "api_key")
     asked = {n: v for n, v in given.draft.server.items() if n.replace("-", "_") not in own}
@@ -92,9 +108,9 @@ def words(server: dict[str, str]) -> list[str]:
 
 
 def test_values_and_either_spelling_of_names() -> None:
-    given = {"cache_type_k": "q8_0", "flash-attn": "off", "n_predict": "-1", "poll": "50"}
+    given = {"cache_type_k": "f16", "flash-attn": "off", "n_predict": "-1", "poll": "50"}
     assert words(given) == [
-        *("--cache-type-k", "q8_0", "--flash-attn", "off", "--n-predict", "-1", "--poll", "50")
+        *("--cache-type-k", "f16", "--flash-attn", "off", "--n-predict", "-1", "--poll", "50")
     ]
     assert words({}) == []
 

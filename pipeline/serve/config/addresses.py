@@ -36,19 +36,10 @@ def address(given: ResolvedOptions) -> Address:
 
 
 def mistakes(given: ResolvedOptions) -> Iterator[str]:
-    """A host or a port that is none."""
-    if why := wrong_host(given.text("host")):
-        yield given.draft.tell("server.host", why)
+    """A port that is none."""
     if _port(given) == 0:
         told = shown(given.value("port"))
         yield given.draft.tell("server.port", f" = {told}: must be a whole number from 1 to 65535")
-
-
-def wrong_host(host: str) -> str:
-    """Why nothing could be watched there, or nothing: llama-server itself takes more."""
-    if "," in host or host.endswith(".sock"):
-        return f" = {shown(host)}: must be one host or address, not several and no socket's path"
-    return ""
 
 
 def _port(given: ResolvedOptions) -> int | None:

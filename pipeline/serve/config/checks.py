@@ -103,8 +103,6 @@ def _mistakes(
 def _gateway(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
     """What is wrong with the gateway's table."""
     gateway = configuration.gateway
-    if why := addresses.wrong_host(gateway.host):
-        yield f"{configuration.at_gateway('host')}{why}"
     yield from api_keys.mistakes_of_gateway(configuration)
     names = [one.draft.name for one in told]
     names += [alias for one in told for alias in aliases(one)]

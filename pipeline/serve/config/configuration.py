@@ -26,7 +26,7 @@ class InstanceSpec:
     extra_args: tuple[str, ...] = ()
     model: Mapping[str, str] = field(default_factory=dict)  # prepare's variables; empty: no table
     download_to: Path | None = None  # the file that a prepared model is to be put at
-    typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.typed`
+    typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.resolved`
     place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
     places: Mapping[str, str] = field(default_factory=dict)  # of `server.ctx-size` and so on
 

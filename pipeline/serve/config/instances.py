@@ -103,11 +103,10 @@ def given(
     """What an instance says of its program's options: vLLM's are those of the one that is
     installed, where it was asked, else those of the version that is listed here."""
     if draft.engine == LLAMA_CPP:
-        return ResolvedOptions(options.typed(draft, flags or {}), flags or {})
-    known = installed.flags if installed else vllm.flags()
-    return ResolvedOptions(
-        options.typed(draft, known), known, installed.version if installed else ""
-    )
+        return options.resolved(draft, flags or {})
+    if installed:
+        return options.resolved(draft, installed.flags, installed.version)
+    return options.resolved(draft, vllm.flags())
 
 
 def aliases(given: ResolvedOptions) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import quants, reference
+from pipeline.models.gguf import shards
 from pipeline.serve import launch
 
 from .addresses import Address
@@ -17,6 +18,12 @@ from .options import ResolvedOptions, expanded, words
 
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
+
+FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
+SCALED = "FNAME:SCALE,..."
+LISTS = ("lora", "control-vector", "lora-scaled", "control-vector-scaled")  # with commas
+# These need not be there, or are checked elsewhere.
+WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +84,38 @@ def mistakes(
         yield draft.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
     if draft.model:
         yield from _model_mistakes(draft)
-    for name in ("model", "mmproj"):
-        text = given.text(name)
-        if text and not is_there(beside(folder, text)):
-            yield draft.tell(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
+    for name, text in _inputs(given):
+        path = beside(folder, text)
+        flag = given.flags.get(name)
+        if flag and flag.value in FOLDERS:
+            why = "" if is_there(path) or path.exists() else f"{path} does not exist"
+        else:
+            why = "" if is_there(path) else f"{path} is no file"
+        if name == "model" and path.is_file():
+            why = _not_whole(path)
+        if why:
+            yield draft.tell(f"server.{name}", f" = {text}: {why}")
+
+
+def _not_whole(path: Path) -> str:
+    """Why this is no whole model: a part of a split one is missing."""
+    try:
+        shards(path)
+    except PipelineError as error:
+        return error.message
+    return ""
+
+
+def _inputs(given: ResolvedOptions) -> Iterator[tuple[str, str]]:
+    """The options that name a file or folder which has to be there, each with one name."""
+    for name, value in given.draft.server.items():
+        flag = given.flags.get(name)
+        hint = "FNAME" if name in ("model", "mmproj") else flag.value if flag else ""
+        if name in WRITTEN or isinstance(value, bool) or hint not in (*FILES, *FOLDERS, SCALED):
+            continue
+        for item in map(str, value if isinstance(value, list) else [value]):
+            for text in item.split(",") if name in LISTS else [item]:
+                yield name, text.rpartition(":")[0] if hint == SCALED else text
 
 
 def _model_mistakes(draft: InstanceSpec) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.core.errors import did_you_mean
@@ -11,6 +12,7 @@ from pipeline.core.variables import NO, YES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
+from . import values
 from .configuration import InstanceSpec, Value, beside
 from .mistakes import shown
 from .renamed import RENAMED
@@ -32,15 +34,29 @@ def words(server: Mapping[str, Value]) -> list[str]:
     return found
 
 
-def typed(draft: InstanceSpec, flags: Mapping[str, Flag]) -> InstanceSpec:
-    """The draft with the switches that the command line gave as a file would hold them: there
-    `jinja=1` is true. What takes a value stays as it is."""
-    server = dict(draft.server)
-    for name in draft.typed:
-        flag, text = flags.get(name), str(server[name]).lower()
-        if flag and not flag.value and text in YES | NO:
-            server[name] = text in YES
-    return replace(draft, server=server)
+def resolved(
+    draft: InstanceSpec, flags: Mapping[str, Flag], installed: str = ""
+) -> ResolvedOptions:
+    """The options of a draft, with their values as the program takes them."""
+    server: dict[str, Value] = {}
+    for name, value in draft.server.items():
+        flag, text = flags.get(name), str(value).lower()
+        if name in draft.typed and flag and not flag.value and text in YES | NO:
+            server[name] = text in YES  # `jinja=1`, where a file says true
+        else:
+            server[name] = _read(name, value, flag)
+    return ResolvedOptions(replace(draft, server=server), flags, installed, draft.server)
+
+
+def _read(name: str, value: Value, flag: Flag | None) -> Value:
+    """The value without its unit and the like; as it is where it is none of the option's."""
+    if isinstance(value, bool):
+        return value
+    with contextlib.suppress(ValueError):
+        if isinstance(value, list):
+            return [values.read(name, flag, item) for item in value]
+        return values.read(name, flag, value)
+    return value
 
 
 def expanded(given: ResolvedOptions) -> dict[str, Value]:
@@ -66,6 +82,7 @@ class ResolvedOptions:
     draft: InstanceSpec
     flags: Mapping[str, Flag]
     installed: str = ""  # vLLM: the version that told them; empty: they are the listed ones
+    written: Mapping[str, Value] = field(default_factory=dict)  # the table before it was resolved
 
     def value(self, name: str) -> Value | None:
         """The value that counts: the last one; None where it is not given."""
@@ -95,9 +112,10 @@ class ResolvedOptions:
         return ""
 
     def number(self, name: str) -> int:
-        """The value of `name` where it is a whole number, else 0."""
-        text = self.text(name)
-        return int(text) if text.isascii() and text.isdecimal() else 0
+        """The value of `name` where it is a whole number above 0, else 0."""
+        with contextlib.suppress(ValueError):
+            return max(0, values.whole(self.text(name)))
+        return 0
 
     def is_on(self, *names: str) -> bool:
         """Whether one of these switches is given and not false."""
@@ -119,10 +137,11 @@ def mistakes(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -
     No flags: they are not known. `others` are options of llama-server, which vLLM has not.
     """
     draft, flags = given.draft, given.flags
-    for name, value in draft.server.items() if flags else ():
-        if not is_passed_on(given, name, others) and (
-            why := _wrong(name, value, flags, draft.engine, program)
-        ):
+    for name, value in draft.server.items():
+        why = ""
+        if flags and not is_passed_on(given, name, others):
+            why = _wrong(name, value, flags, draft.engine, program)
+        if why := why or _wrong_value(name, value, flags.get(name)):
             yield draft.tell(f"server.{name}", why)
 
 
@@ -130,14 +149,16 @@ def remarks(given: ResolvedOptions, program: str, others: Iterable[str] = ()) ->
     """What is allowed and may not mean what it seems to."""
     draft, flags = given.draft, given.flags
     for name, value in draft.server.items():
-        key = f"server.{name}"
+        key, written = f"server.{name}", given.written.get(name, value)
+        if written != value and not isinstance(value, bool):
+            yield draft.tell(key, f" = {shown(written)}: taken as {shown(value)}")
         if flags and is_passed_on(given, name, others):
             yield draft.tell(key, f": {program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
             why = f" = false: leaves the option out; {off} = true turns it off"
             yield draft.tell(key, why)
-        if not isinstance(value, list) or len(value) < 2:
+        if not isinstance(value, list) or len(value) < 2 or name == "api-key":  # all keys count
             continue
         if draft.engine == LLAMA_CPP:
             why = ": llama-server takes the last one alone; for all, one text with commas"
@@ -172,10 +193,18 @@ def _wrong(name: str, value: Value, flags: Mapping[str, Flag], engine: str, prog
         return f" = true: --{name} takes a value: {flag.value}"
     if not flag.value:
         return f" = {shown(value)}: --{name} takes no value; write true, or leave it out"
-    for one in value if isinstance(value, list) else [value]:
-        if flag.choices and str(one) not in flag.choices:
-            near = did_you_mean(str(one), flag.choices)
-            return f" = {shown(one)}: must be one of {', '.join(flag.choices)}{near}"
+    return ""
+
+
+def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
+    """Why the option does not take this value, or nothing."""
+    if isinstance(value, bool) or "." in name or (flag and not flag.value):
+        return ""
+    for item in value if isinstance(value, list) else [value]:
+        try:
+            values.read(name, flag, item)
+        except ValueError as allowed:
+            return f" = {shown(item)}: must be {allowed}"
     return ""
 
 

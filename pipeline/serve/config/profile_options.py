@@ -26,9 +26,9 @@ OVERRIDES = {
     "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
     "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
     "LLAMACPP_HOST_OVERRIDE": "host",
+    "LLAMACPP_PORT_OVERRIDE": "port",
     "LLAMACPP_API_KEY_FILE_OVERRIDE": "api-key-file",
 }
-TEXTS = ("host", "api-key-file")  # all others are numbers
 WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
 CARDS_OVERRIDE = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 # What the command line says of a repository's file. Where it does, the profile's own is not meant.
@@ -77,8 +77,11 @@ def _named(key: str) -> str:
 
 def _give(reading: Reading, key: str, text: str) -> None:
     """Set what the command line says."""
-    value: Value = int(text) if WHOLE.fullmatch(text) else text
-    _override(reading, _named(key), value, f"{key}=")
+    _override(reading, _named(key), _number_or_text(text), f"{key}=")
+
+
+def _number_or_text(text: str) -> Value:
+    return int(text) if WHOLE.fullmatch(text) else text
 
 
 def _override(reading: Reading, name: str, value: Value, place: str) -> None:
@@ -127,7 +130,7 @@ def draft(
         extra_args=extra,
         model=model,
         download_to=download_to,
-        typed=tuple(map(_named, options)),
+        typed=tuple(reading.server),  # `jinja: on` is true in YAML, too
         place=reading.place(),
         places=reading.places,
     )
@@ -151,20 +154,14 @@ def _table(reading: Reading, profile: Profile) -> tuple[str, ...]:
 def _overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> dict[str, Value]:
     """The values of the environment's overrides; a blank one is unset."""
     found: dict[str, Value] = {}
-    for name, key in OVERRIDES.items():
+    for name in OVERRIDES:
         text = environ.get(name, "").strip()
         if not text:
             continue
-        words = ("auto", "all") if key == "n-gpu-layers" else ()
-        if not is_llama:
-            reading.notes.append(f"{name}: is for llama-server, and this profile is vLLM's")
-        elif text in words or key in TEXTS:
-            found[name] = text
-        elif text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 12:
-            found[name] = int(text)
+        if is_llama:
+            found[name] = _number_or_text(text)
         else:
-            allowed = f"a whole number{', auto or all' if words else ''}"
-            reading.wrong.append(f"{name} = {shown(text)}: must be {allowed}")
+            reading.notes.append(f"{name}: is for llama-server, and this profile is vLLM's")
     return found
 
 

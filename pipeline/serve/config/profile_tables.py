@@ -6,9 +6,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from pipeline.core.variables import NO, YES
+
 from .tables import Option, Text, gpu_ids
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _switch(value: Any) -> Any:
+    """A word that means true or false, such as yes."""
+    if isinstance(value, str) and value.lower() in YES | NO:
+        return value.lower() in YES
+    return value
+
+
+Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 def _joined(value: Any) -> Any:
@@ -99,11 +111,11 @@ class Profile(Tuning):
     """What it is for."""
     model_id: Text | None = None
     """The name that clients ask for."""
-    supports_tools: bool = False
+    supports_tools: Switch = False
     """Whether the model calls tools."""
-    supports_embeddings: bool = False
+    supports_embeddings: Switch = False
     """Turns the embedding endpoint on."""
-    supports_vision: bool = False
+    supports_vision: Switch = False
     """Whether the model sees pictures."""
     backend: Literal["llamacpp", "vllm"] = "llamacpp"
     """The program that serves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,19 @@ from pipeline.core.errors import UsageError
 DEEPEST = 32  # tables in tables; five are ever needed
 LARGEST_BYTES = 4 * 1024 * 1024
 TOO_DEEP = "its tables are nested too deeply"
+
+
+class Decimal(float):
+    """A decimal that is passed on as it was written: 1.10 is not 1.1 where it is a name."""
+
+    def __new__(cls, text: str) -> Decimal:
+        return super().__new__(cls, text)
+
+    def __init__(self, text: str) -> None:
+        self.text = text.replace("_", "")
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def text_of(file: Path) -> str:
@@ -43,7 +57,7 @@ def toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises UsageError that names line and column."""
     text = text_of(file).replace("\r\n", "\n")
     try:
-        return shallow(tomllib.loads(text), str(file))
+        return shallow(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
         raise UsageError(f"{file}: {at}: is no TOML: {why}", "configs/ has examples") from None
@@ -56,7 +70,9 @@ def overrides(text: str, where: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        told = json.loads(text, object_pairs_hook=_once)
+        told = json.loads(
+            text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite
+        )
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UsageError(f"{where}: {at}: is no JSON: {error.msg}") from None
@@ -105,6 +121,14 @@ def holds(told: Any, path: tuple[str | int, ...]) -> bool:
             return False
         told = told[part]
     return True
+
+
+def _finite(text: str) -> Decimal:
+    """A decimal of JSON. Raises ValueError where it is none."""
+    number = Decimal(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
+
+from pipeline.serve import address
 
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
@@ -27,7 +37,15 @@ def gpu_ids(value: str) -> str:
     return ids
 
 
-def _option(value: Any) -> Any:
+def _host(value: str) -> str:
+    """A host as it is listened on. Raises where it is none."""
+    try:
+        return address.host(value)
+    except ValueError as allowed:
+        raise PydanticCustomError("host", "must be {allowed}", {"allowed": str(allowed)}) from None
+
+
+def _option(value: Any, _: object) -> Any:
     """What an option may be: text, number, true, false, or a list of texts and numbers."""
     if isinstance(value, (str, int, float)):
         return value
@@ -77,9 +95,10 @@ def _host_name(value: str) -> str:
     return value
 
 
-Option = Annotated[str | int | float | bool | list[Scalar], BeforeValidator(_option)]
+Option = Annotated[str | int | float | bool | list[Scalar], WrapValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
+Host = Annotated[str, Field(min_length=1), AfterValidator(_host)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
 Origin = Annotated[str, AfterValidator(_origin)]
 HostName = Annotated[str, AfterValidator(_host_name)]
@@ -173,7 +192,7 @@ class GatewayTable(Table):
 
     enable: bool = False
     """Start it beside the instances."""
-    host: Text = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Where it listens."""
     port: Annotated[int, Field(ge=1, le=65535)] = 9000
     """Where it listens."""

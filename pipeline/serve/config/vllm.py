@@ -18,6 +18,7 @@ from .options import ResolvedOptions, expanded, words
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
+NUMBERS = ("INT", "COUNT", "FLOAT")  # hints of the list: COUNT is a whole number with units
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
 
 

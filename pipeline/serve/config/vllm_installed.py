@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core.process import capture, outcome
@@ -60,4 +60,11 @@ def parse(text: str) -> dict[str, Flag]:
             for name in names:
                 if name.startswith("--"):
                     found[name[2:]] = Flag(name, value[1] if value else "", names)
-    return found
+    return {name: _with_kind(name, flag) for name, flag in found.items()}
+
+
+def _with_kind(name: str, flag: Flag) -> Flag:
+    """argparse shows choices, but not what is a number: that is as in the version listed here."""
+    listed = vllm.flags().get(name, flag)
+    is_number = flag.value and not flag.choices and listed.value in vllm.NUMBERS
+    return replace(flag, value=listed.value) if is_number else flag

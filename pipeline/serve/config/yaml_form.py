@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,11 @@ from pipeline.core.errors import UsageError
 
 from .mistakes import Path as Keys
 from .mistakes import require_none
-from .sources import TOO_DEEP, text_of
+from .sources import TOO_DEEP, Decimal, text_of
+
+# Numbers of YAML 1.1 that look like others: 010 is 8, and 1:30 is 90.
+MISREAD = re.compile(r"[+-]?(0[0-9_]|[\d_]+:)")
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +42,30 @@ class Read:
         return found
 
 
+class Loader(yaml.SafeLoader):
+    """PyYAML's, with fewer silent changes: a decimal keeps its text, and `on` or `no` is a word."""
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> float:
+        number: float = self.construct_yaml_float(node)
+        return Decimal(node.value) if math.isfinite(number) else number
+
+    def construct_switch(self, node: yaml.ScalarNode) -> bool | str:
+        word = str(node.value)
+        return word.lower() == "true" if word.lower() in ("true", "false") else word
+
+
+Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_decimal)
+Loader.add_constructor("tag:yaml.org,2002:bool", Loader.construct_switch)
+
+
 def read(file: Path) -> Read:
     """Read `file`. Raises UsageError that names the line."""
     text = text_of(file)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         root = loader.get_single_node()
-        twice = [] if root is None else list(_twice(root, set()))
-        require_none(f"{file.name}: line {line}: {key} is given twice" for line, key in twice)
+        wrong = [] if root is None else list(_mistakes(root, set()))
+        require_none(f"{file.name}: line {line}: {why}" for line, why in wrong)
         return Read(loader.construct_document(root) if root else None, root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -55,19 +77,24 @@ def read(file: Path) -> Read:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
 
 
-def _twice(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
-    """Line and name of each key that its table has already. An anchor is looked at once."""
-    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+def _mistakes(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
+    """The line of each key that its table has already, and of each number that YAML 1.1 reads as
+    another one. An anchor is looked at once."""
+    if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _twice(item, seen)
-        return
-    names: set[str] = set()
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in names and key.value != "<<":
-                yield key.start_mark.line + 1, key.value
-            names.add(key.value)
-        yield from _twice(value, seen)
+            yield from _mistakes(item, seen)
+    elif isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in names and key.value != "<<":
+                    yield key.start_mark.line + 1, f"{key.value} is given twice"
+                names.add(key.value)
+            yield from _mistakes(value, seen)
+    elif node.tag in NUMBERS and MISREAD.match(node.value):
+        number = yaml.safe_load(node.value)
+        why = f'{node.value} would be read as {number}; write "{node.value}" in quotes, or a number'
+        yield node.start_mark.line + 1, why

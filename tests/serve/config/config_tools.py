@@ -31,6 +31,7 @@ HELP = """\
 -dev,  --device <dev1,dev2,..>          devices
 --lora FNAME                            adapter
 --jinja, --no-jinja                     templates
+--tags STRING                           tags
 -a,    --alias STRING                   names
 --host HOST                             host
 --port PORT                             port
@@ -47,7 +48,18 @@ HELP = """\
 -mm,   --mmproj FILE                    projector
 --mmproj-auto, --no-mmproj              projector
 --sleep-idle-seconds SECONDS            sleep
---temp N                                temperature
+--temp N                                temperature (default: 0.80)
+--poll <0...100>                        polling level
+-s,    --seed SEED                      seed (default: -1)
+-ts,   --tensor-split N0,N1,N2,...      fractions
+-fitt, --fit-target MiB0,MiB1,MiB2,...
+                                        margins
+-ctk,  --cache-type-k TYPE              type
+                                        allowed values: f32, f16
+--chat-template-kwargs JSON             parameters
+--lora-scaled FNAME:SCALE,...           adapters
+--slot-save-path PATH                   folder
+--log-file FNAME                        log
 --draft-max N                           the argument has been removed. use --spec-draft-n-max
 --spec-draft-n-max N                    draft
 """

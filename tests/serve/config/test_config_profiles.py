@@ -130,7 +130,7 @@ def test_merge_keys(tmp_path: Path) -> None:
 def test_mistakes_name_line_and_key(tmp_path: Path) -> None:
     body = """\
 display_name: 3
-supports_tools: "yes"
+supports_tools: "maybe"
 backend: llamacp
 gpu:
   device_ids: [0, x]
@@ -151,7 +151,7 @@ llamacpp:
                 'gpu.device_ids = […]: must be "all", "none", or ids such as "0" or "2,0"',
             ),
             (3, "display_name = 3: must be a text, in quotes"),
-            (4, 'supports_tools = "yes": must be true or false'),
+            (4, 'supports_tools = "maybe": must be true or false'),
             (
                 5,
                 "backend = \"llamacp\": must be 'llamacpp' or 'vllm'; did you mean llamacpp?",
@@ -321,11 +321,6 @@ class TestPrecedence:
     def test_layers_may_be_words(self, tmp_path: Path) -> None:
         environ = {"LLAMACPP_N_GPU_LAYERS_OVERRIDE": "auto"}
         assert profile(tmp_path, LLAMA, environ).drafts[0].server["n-gpu-layers"] == "auto"
-
-    @pytest.mark.parametrize("value", ["x", "1.5", "auto", "1e3", "٣", "1 2"])
-    def test_what_is_no_number(self, tmp_path: Path, value: str) -> None:
-        (line,) = wrong(tmp_path, LLAMA, {"LLAMACPP_CTX_SIZE_OVERRIDE": value})
-        assert line == f'LLAMACPP_CTX_SIZE_OVERRIDE = "{value}": must be a whole number'
 
 
 class TestCards:
@@ -542,7 +537,7 @@ class TestVllm:
 
 
 def test_options_are_checked_with_their_line(tmp_path: Path) -> None:
-    found = profile(tmp_path, f"{LLAMA}  ctx_sise: 1\n  flash_attn: on\n")
+    found = profile(tmp_path, f"{LLAMA}  ctx_sise: 1\n  flash_attn: true\n")
     with pytest.raises(UsageError) as caught:
         checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
     assert caught.value.message.splitlines() == [

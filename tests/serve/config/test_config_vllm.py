@@ -132,7 +132,7 @@ class TestMistakes:
         [
             ("max_model_ln = 1", "max_model_ln: vLLM 0.33.0 has no --max-model-ln; did you mean"),
             ("enforce_eager = 1", "enforce_eager = 1: --enforce-eager takes no value"),
-            ("dtype = true", "dtype = true: --dtype takes a value: VALUE"),
+            ("port = true", "port = true: --port takes a value: INT"),
             ("api_key_file = 'none'", "api_key_file = none: "),
             (
                 "hf_token = 's3cret'",
@@ -194,9 +194,9 @@ class TestListedArguments:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            *(("model", "VALUE"), ("max-model-len", "VALUE"), ("enforce-eager", "")),
-            *(("tensor-parallel-size", "VALUE"), ("gpu-memory-utilization", "VALUE")),
-            *(("host", "VALUE"), ("port", "VALUE"), ("served-model-name", "VALUE ...")),
+            *(("model", "VALUE"), ("max-model-len", "COUNT"), ("enforce-eager", "")),
+            *(("tensor-parallel-size", "INT"), ("gpu-memory-utilization", "FLOAT")),
+            *(("host", "VALUE"), ("port", "INT"), ("served-model-name", "VALUE ...")),
             *(("no-enable-prefix-caching", ""), ("trust-remote-code", ""), ("headless", "")),
             *(
                 ("enable-auto-tool-choice", ""),

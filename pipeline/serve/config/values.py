@@ -1,0 +1,159 @@
+"""What an option takes, whoever gives it: numbers, choices, lists, a host; units become numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from pipeline.core.errors import did_you_mean
+from pipeline.serve import address
+from pipeline.serve.flags import Flag
+
+Scalar = str | int | float
+WHOLE = re.compile(r"[+-]?\d+", re.A)
+DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.A | re.I)
+UNIT = re.compile(r"(\d{1,7}) ?([km])i?", re.A | re.I)  # `32k`
+VLLM_UNIT = re.compile(r"\d+(\.\d+)?[kmgtKMGT]|auto", re.A)  # vLLM: 1k is 1000, 1K is 1024
+DECIMAL_DEFAULT = re.compile(r"default: -?\d+\.\d")
+LARGEST = 2**31 - 1
+
+# The hints by which a help says what it takes. vLLM's INT, COUNT and FLOAT are ours.
+WHOLE_HINTS = ("N", "SEED", "INDEX", "PORT", "SECONDS", "INT", "COUNT")
+DECIMAL_HINTS = ("P", "L", "SIMILARITY", "FLOAT")
+LISTS = {"N0": False, "P0": False, "MiB0": True}  # of decimals, or of whole numbers
+JSON = ("JSON", "SCHEMA")
+
+# Decimals whose help shows no default that looks like one.
+DECIMALS = {"rope-scale", "rope-freq-base", "rope-freq-scale", "defrag-thold"}
+DECIMALS |= {"temp", "top-p", "min-p", "repeat-penalty", "presence-penalty", "frequency-penalty"}
+
+# Counts of tokens, where `32k` can only mean 32768.
+TOKENS = {"ctx-size", "batch-size", "ubatch-size", "predict", "keep", "fit-ctx", "yarn-orig-ctx"}
+TOKENS |= {"kv-unified-per-slot", "checkpoint-min-step", "cache-reuse", "reasoning-budget"}
+TOKENS |= {"image-min-tokens", "image-max-tokens", "mtmd-batch-max-tokens"}
+
+# Whole numbers that the program would refuse, or abort at, if they were not from the first to the
+# second, or one of the words: read from common/arg.cpp of the pinned llama.cpp, and tried.
+AT_LEAST_0, AT_LEAST_1 = (0, LARGEST), (1, LARGEST)
+RANGES: dict[str, tuple[int | str, ...]] = {
+    "ctx-size": (2, LARGEST, "0"),
+    "batch-size": (2, LARGEST),
+    "parallel": (1, 256, "-1"),
+    "threads": (-1, 4096),
+    "threads-batch": (-1, 4096),
+    "gpu-layers": (-2, LARGEST, "auto", "all"),
+    "gpu-layers-draft": (-2, LARGEST, "auto", "all"),
+    "port": (1, 65535),
+    "prio": (-1, 3),
+    "prio-batch": (0, 3),
+    "prio-draft": (0, 3),
+    "prio-batch-draft": (0, 3),
+    "seed": (-1, 2**32 - 1),
+    "mirostat": (0, 2),
+    "repeat-last-n": AT_LEAST_0,
+    "dry-penalty-last-n": AT_LEAST_0,
+    "n-cpu-moe": AT_LEAST_0,
+    "n-cpu-ffn": AT_LEAST_0,
+    "n-cpu-moe-draft": AT_LEAST_0,
+    "checkpoint-min-step": AT_LEAST_0,
+    "reasoning-budget": (-1, LARGEST),
+    "sleep-idle-seconds": (1, LARGEST, "-1"),
+    "spec-draft-n-max": AT_LEAST_0,
+    "spec-ngram-mod-n-min": (0, 1024),
+    "spec-ngram-mod-n-max": (0, 1024),
+    "spec-ngram-mod-n-match": (1, 1024),
+    **{
+        f"spec-ngram-{kind}-size-{x}": (1, 1024)
+        for kind in ("simple", "map-k", "map-k4v")
+        for x in "nm"
+    },
+    **{f"spec-ngram-{kind}-min-hits": AT_LEAST_1 for kind in ("simple", "map-k", "map-k4v")},
+    "max-model-len": (1, LARGEST, "-1"),
+    "max-num-batched-tokens": AT_LEAST_1,
+    "max-num-seqs": AT_LEAST_1,
+    "tensor-parallel-size": AT_LEAST_1,
+    "pipeline-parallel-size": AT_LEAST_1,
+    "data-parallel-size": AT_LEAST_1,
+}
+POSITIVE = {"repeat-penalty", "gpu-memory-utilization"}  # decimals
+
+
+def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
+    """The value of an option as its program takes it. Without a flag only what is known of its
+    name counts. Raises ValueError with what is allowed."""
+    names = {name, *(each.lstrip("-") for each in flag.names)} if flag else {name}
+    if "host" in names:
+        return address.host(str(value))
+    text = str(value)
+    if flag and flag.choices and text not in flag.choices:
+        near = did_you_mean(text, flag.choices)
+        raise ValueError(f"one of {', '.join(flag.choices)}{near}")
+    hint = flag.value if flag else "N" if names & RANGES.keys() else ""
+    if hint in JSON:
+        _json(text)
+    elif hint in DECIMAL_HINTS or (hint == "N" and _is_decimal(names, flag)):
+        _decimal(text, names)
+    elif hint in WHOLE_HINTS:
+        return _whole(value, names, reads_units=hint == "COUNT")
+    elif between := re.fullmatch(r"<(\d+)\.\.\.(\d+)>", hint):
+        _within(text, int(between[1]), int(between[2]))
+    elif (first := hint.partition(",")[0]) in LISTS:
+        check: Callable[[str], object] = _within if LISTS[first] else _decimal
+        for part in re.split("[,/]", text):
+            check(part.strip())
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number, perhaps of tokens with a unit. Raises ValueError."""
+    if unit := UNIT.fullmatch(text.strip()):
+        return int(unit[1]) * 1024 ** (1 if unit[2] in "kK" else 2)
+    if not WHOLE.fullmatch(text.strip()) or len(text) > 20:
+        raise ValueError("a whole number")
+    return int(text)
+
+
+def _is_decimal(names: set[str], flag: Flag | None) -> bool:
+    return bool(names & DECIMALS or (flag and DECIMAL_DEFAULT.search(flag.help)))
+
+
+def _whole(value: Scalar, names: set[str], *, reads_units: bool) -> Scalar:
+    text = str(value).strip()
+    if reads_units and VLLM_UNIT.fullmatch(text):
+        return value
+    low, high, *words = next(
+        (RANGES[name] for name in RANGES if name in names), (-LARGEST, LARGEST)
+    )
+    if text in words:
+        return value
+    if names & TOKENS and UNIT.fullmatch(text):
+        text = str(whole(text))
+    _within(text, int(low), int(high), [str(word) for word in words])
+    return value if str(value) == text else int(text)
+
+
+def _within(
+    text: str, low: int = -LARGEST, high: int = LARGEST, words: list[str] | None = None
+) -> None:
+    """Raise ValueError where the text is no whole number from `low` to `high`."""
+    if WHOLE.fullmatch(text) and len(text) < 20 and low <= int(text) <= high:
+        return
+    bounds = f" from {low} to {high}" if high != LARGEST else f", at least {low}"
+    others = "".join(f", or {word}" for word in words or [])
+    raise ValueError(f"a whole number{bounds if low > -LARGEST else ''}{others}")
+
+
+def _decimal(text: str, names: set[str] | None = None) -> None:
+    is_number = DECIMAL.fullmatch(text) and abs(float(text)) < 1e38  # llama.cpp's are 32 bits long
+    if names and names & POSITIVE and (not is_number or float(text) <= 0):
+        raise ValueError("a number above 0")
+    if not is_number:
+        raise ValueError("a number, such as 0.8")
+
+
+def _json(text: str) -> None:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"JSON: {error}") from None

@@ -1,0 +1,246 @@
+"""What an option takes, whoever gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from config_tools import FLAGS, checked, one, server_in, written
+
+from pipeline.core.errors import UsageError
+from pipeline.serve.config import checks, vllm, vllm_installed
+from pipeline.serve.config.profiles import load_profile
+from pipeline.serve.flags import Flag, parse_help
+
+SERVER = "[instance.chat.server]\n"
+VLLM = f"[instance.chat.control]\nengine = 'vllm'\n{SERVER}model = 'org/x'\n"
+
+
+def wrong(folder: Path, text: str) -> str:
+    """The only mistake, without its place."""
+    (line,) = checked(folder, text)
+    assert not line.startswith("note: "), line
+    return line.removeprefix("models.toml: instance.chat.server.")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('ctx_size = "32,768"', "a whole number, at least 2, or 0"),
+        ('ctx_size = "32kb"', "a whole number, at least 2, or 0"),
+        ("ctx_size = -1", "a whole number, at least 2, or 0"),
+        ("ctx_size = 1", "a whole number, at least 2, or 0"),
+        ("ctx_size = 4096.5", "a whole number, at least 2, or 0"),
+        ("ctx_size = nan", "a whole number, at least 2, or 0"),
+        ('ctx_size = ""', "a whole number, at least 2, or 0"),
+        ("ctx_size = 99999999999", "a whole number, at least 2, or 0"),
+        ("ctx_size = [4096, 'x']", "a whole number, at least 2, or 0"),
+        ("batch_size = 0", "a whole number, at least 2"),
+        ('parallel = "2x"', "a whole number from 1 to 256, or -1"),
+        ("parallel = 0", "a whole number from 1 to 256, or -1"),
+        ('parallel = "2k"', "a whole number from 1 to 256, or -1"),
+        ('threads = "two"', "a whole number from -1 to 4096"),
+        ("threads = 100000", "a whole number from -1 to 4096"),
+        ("n_gpu_layers = 9.5", "a whole number, at least -2, or auto, or all"),
+        ("n_gpu_layers = 'most'", "a whole number, at least -2, or auto, or all"),
+        ("temp = nan", "a number, such as 0.8"),
+        ("temp = inf", "a number, such as 0.8"),
+        ("temp = 1e400", "a number, such as 0.8"),
+        ('temp = "0,8"', "a number, such as 0.8"),
+        ('temp = "warm"', "a number, such as 0.8"),
+        ("poll = 200", "a whole number from 0 to 100"),
+        ('seed = "12ab"', "a whole number from -1 to 4294967295"),
+        ('tensor_split = "3,x"', "a number, such as 0.8"),
+        ('fit_target = "1024,1GiB"', "a whole number"),
+        ("cache_type_k = 'q9'", "one of f32, f16"),
+        ("chat_template_kwargs = '{a: 1}'", "JSON: Expecting property name"),
+        ("spec_draft_n_max = '3x'", "a whole number, at least 0"),
+        ("sleep_idle_seconds = 0", "a whole number, at least 1, or -1"),
+    ],
+)
+def test_a_value_that_is_none(tmp_path: Path, text: str, why: str) -> None:
+    found = wrong(tmp_path, SERVER + text)
+    assert found.startswith(text.partition(" ")[0]) and f": must be {why}" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('ctx_size = "32k"', "--ctx-size 32768"),
+        ('ctx_size = "32K"', "--ctx-size 32768"),
+        ('ctx_size = "128 Ki"', "--ctx-size 131072"),
+        ('batch_size = "1M"', "--batch-size 1048576"),
+        ("ctx_size = 0", "--ctx-size 0"),
+        ("ctx_size = 32_768", "--ctx-size 32768"),
+        ('ctx_size = " 4096 "', "--ctx-size 4096"),
+        ("temp = 1", "--temp 1"),
+        ("temp = 1.10", "--temp 1.10"),
+        ('temp = "1e-1"', "--temp 1e-1"),
+        ("alias = 1.10", "--alias 1.10"),
+        ("n_gpu_layers = 'auto'", "--n-gpu-layers auto"),
+        ("parallel = -1", "--parallel -1"),
+        ('tensor_split = "3,1.5"', "--tensor-split 3,1.5"),
+        ("chat_template_kwargs = '{\"a\": 1}'", '--chat-template-kwargs {"a": 1}'),
+        ("log_file = 'new.log'", "--log-file new.log"),
+        ("host = '[::1]'", "--host ::1"),
+        ("host = 'localhost '", "--host localhost"),
+        ("host = 'fe80::1%eth0'", "--host fe80::1%eth0"),
+        ("host = 'my-host.local'", "--host my-host.local"),
+    ],
+)
+def test_a_value_as_it_is_passed_on(tmp_path: Path, text: str, words: str) -> None:
+    assert all("note: " in line for line in checked(tmp_path, f"{SERVER}api_key = 'x'\n{text}"))
+    assert f"{words} " in f"{' '.join(one(tmp_path, SERVER + text).cmd)} "
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1:8080", "http://127.0.0.1", "[::1]:8080", "localhost/", "127.0.0.1,10.0.0.1"),
+        *("/tmp/a.sock", "a.sock,b", "256.1.1.1", "127.1", "a b", "-a", "10.0.0.0/8", "*", ""),
+        *("[localhost]", "[127.0.0.1]", "::1::2", "user@host", "a..b", "0"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["", "vllm"])
+def test_a_host_that_is_none(tmp_path: Path, host: str, engine: str) -> None:
+    text = f"{VLLM if engine else SERVER}host = '{host}'"
+    assert wrong(tmp_path, text).startswith(
+        f'host = "{host}": must be one host name or address alone, such as 127.0.0.1 or ::1'
+    )
+
+
+def test_a_value_is_checked_before_the_options_are_known(tmp_path: Path) -> None:
+    from pipeline.serve.config.toml_form import load
+
+    configuration = load(written(tmp_path, f"{SERVER}ctx_size = '32,768'\nhost = 'a:1'"))
+    with pytest.raises(UsageError) as caught:
+        checks.check(configuration, server=server_in(tmp_path), flags=None, environ={})
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("lora = 'gone'", "lora = gone: {}/gone is no file"),
+        ("lora = 'models.toml,gone'", "lora = gone: {}/gone is no file"),
+        ("lora_scaled = 'models.toml:0.5,gone:1'", "lora_scaled = gone: {}/gone is no file"),
+        ("slot_save_path = 'gone'", "slot_save_path = gone: {}/gone does not exist"),
+        ("ssl_cert_file = 'gone'", "ssl_cert_file = gone: {}/gone is no file"),
+        (
+            "model = 'x-00001-of-00003.gguf'",
+            "model = x-00001-of-00003.gguf: {}/x-00001-of-00003.gguf: 1 of its 3 parts",
+        ),
+    ],
+)
+def test_a_file_that_is_not_there(tmp_path: Path, text: str, why: str) -> None:
+    for number in (1, 2):
+        (tmp_path / f"x-0000{number}-of-00003.gguf").touch()
+    assert wrong(tmp_path, SERVER + text).startswith(why.replace("{}", str(tmp_path)))
+
+
+class TestOfAProfile:
+    def lines(self, folder: Path, option: str, environ: dict[str, str] | None = None) -> list[str]:
+        """What is said of a profile with this option, and of what the environment overrides."""
+        (folder / "x.gguf").touch()
+        text = f"profiles:\n  chat:\n    llamacpp:\n      gguf_path: x.gguf\n      {option}\n"
+        said: list[str] = []
+        try:
+            found = load_profile(written(folder, text, "p.yaml"), "chat", environ or {})
+            checks.check(found, server=server_in(folder), flags=FLAGS, environ={}, note=said.append)
+        except UsageError as error:
+            return error.message.splitlines()
+        return [f"note: {line}" for line in said]
+
+    @pytest.mark.parametrize(
+        ("option", "why"),
+        [
+            ("ctx_size: 32.5", "line 5: profiles.chat.llamacpp.ctx_size = 32.5: must be a whole"),
+            ("ctx_size: 010", "line 5: 010 would be read as 8"),
+            ("alias: 007", "line 5: 007 would be read as 7"),
+            ("port: 1:30", "line 5: 1:30 would be read as 90"),
+            ("temp: .nan", "line 5: profiles.chat.llamacpp.temp = nan: must be a number"),
+            ("host: 127.0.0.1:80", 'line 5: profiles.chat.llamacpp.host = "127.0.0.1:80": must be'),
+        ],
+    )
+    def test_wrong(self, tmp_path: Path, option: str, why: str) -> None:
+        (line,) = self.lines(tmp_path, option)
+        assert line.startswith(f"p.yaml: {why}")
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            *("alias: 1.10", "temp: 0.80", "flash_attn: on", "flash_attn: off", "jinja: on"),
+            *("jinja: yes", "metrics: off", "ctx_size: 4096", "ctx_size: 1_000"),
+        ],
+    )
+    def test_right(self, tmp_path: Path, option: str) -> None:
+        assert self.lines(tmp_path, option) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value", "why"),
+        [
+            ("CTX_SIZE", "32,768", "a whole number, at least 2, or 0"),
+            ("PARALLEL", "0", "a whole number from 1 to 256, or -1"),
+            ("THREADS", "two", "a whole number from -1 to 4096"),
+            ("HOST", "http://127.0.0.1", "one host name or address alone, such as"),
+            ("PORT", "http", "a whole number from 1 to 65535"),
+            ("PORT", "0", "a whole number from 1 to 65535"),
+        ],
+    )
+    def test_overrides(self, tmp_path: Path, name: str, value: str, why: str) -> None:
+        variable = f"LLAMACPP_{name}_OVERRIDE"
+        (line,) = self.lines(tmp_path, "port: 1", {variable: value})
+        shown = value if value.isdecimal() else f'"{value}"'
+        assert line.startswith(f"{variable} = {shown}: must be {why}")
+
+    def test_an_override_with_a_unit(self, tmp_path: Path) -> None:
+        variable = "LLAMACPP_CTX_SIZE_OVERRIDE"
+        lines = self.lines(tmp_path, "port: 1", {variable: "32k"})
+        assert lines == [f'note: {variable} = "32k": taken as 32768']
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('max_model_len = "32,768"', "a whole number, at least 1, or -1"),
+        ("max_model_len = 0", "a whole number, at least 1, or -1"),
+        ("tensor_parallel_size = 0", "a whole number, at least 1"),
+        ('tensor_parallel_size = "two"', "a whole number, at least 1"),
+        ("gpu_memory_utilization = '90%'", "a number above 0"),
+        ("gpu_memory_utilization = nan", "a number above 0"),
+        ("max_num_seqs = 2.5", "a whole number, at least 1"),
+        ("dtype = 'fp16'", "one of auto, half, float16, bfloat16, float, float32"),
+        ("port = 'x'", "a whole number from 1 to 65535"),
+    ],
+)
+def test_a_value_that_vllm_does_not_take(tmp_path: Path, text: str, why: str) -> None:
+    assert f": must be {why}" in wrong(tmp_path, VLLM + text)
+
+
+def test_vllm_reads_units_itself(tmp_path: Path) -> None:
+    cmd = " ".join(one(tmp_path, f"{VLLM}max_model_len = '25.6k'\n").cmd)
+    assert "--max-model-len 25.6k" in cmd
+
+
+def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() -> None:
+    found = vllm_installed.parse("  --dtype {auto,half}\n  --max-num-seqs MAX_NUM_SEQS\n")
+    assert found["dtype"].choices == ["auto", "half"]
+    assert found["max-num-seqs"].value == "INT"
+
+
+@pytest.mark.build
+def test_the_kinds_of_the_real_program(built: Path) -> None:
+    """Each option that takes a number says so in its help, and its default is one of them."""
+    import re
+
+    from pipeline.core.process import capture
+    from pipeline.serve.config import values
+
+    (server,) = built.glob("linux-*-cpu/llama-server")
+    flags: dict[str, Flag] = parse_help(capture([server, "--help"]) or "")
+    assert {*values.DECIMALS, *values.TOKENS} <= flags.keys()
+    assert values.RANGES.keys() <= {*flags, *vllm.flags()}
+    for name, flag in flags.items():
+        default = re.search(r"default: ([\w.+-]+)(?=[,)\s])", flag.help)
+        if default and flag.value and re.fullmatch(r"[\d.-]+", default[1]):
+            values.read(name, flag, default[1])
