@@ -17,7 +17,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.variables import variables
 from pipeline.models import gguf
 from pipeline.serve import sandbox
-from pipeline.serve.config.named import CONFIGS, OVERRIDES
+from pipeline.serve.config.named import CONFIGS, OVERRIDES, unknown_overrides
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor import state
@@ -179,7 +179,7 @@ class Servers:
         if self.requested.besides:
             other, here = self.requested.besides, self.configuration.label
             note(f"{other} names another file, and is not read; this is about {here}")
-        wrong = [*self.wrong, *self.misplaced(THE_GATEWAYS)]
+        wrong = [*self.wrong, *self.misplaced(THE_GATEWAYS), *unknown_overrides(os.environ)]
         try:
             flags = self.flags()
         except PipelineError as error:

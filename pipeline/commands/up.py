@@ -148,7 +148,7 @@ def serve(servers: Servers) -> None:
 
 def systemd(servers: Servers) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
-    from pipeline.serve.config.profile_options import CARDS_OVERRIDE, OVERRIDES
+    from pipeline.serve.config.named import CARDS, OF_PROFILES
     from pipeline.serve.supervisor.unit import systemd_unit
 
     if servers.is_overridden:
@@ -161,7 +161,7 @@ def systemd(servers: Servers) -> None:
     engine = {"engine": requested.engine} if requested.engine else {}
     words = {**servers.variables, **named, **engine, "background": "0"}
     env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    kept = (*OVERRIDES, CARDS_OVERRIDE) if requested.profile else ()
+    kept = (*OF_PROFILES, CARDS) if requested.profile else ()
     env |= {name: os.environ[name] for name in kept if name in os.environ}
     times = [draft.control.stop_timeout for draft in servers.configuration.enabled]
     print(

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.core.errors import did_you_mean
 from pipeline.core.paths import REPOSITORY, one_path
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
 CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
 OVERRIDES = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_OVERRIDES", VLLM: "AUTO_INFER_VLLM_OVERRIDES"}
+# Each option of a profile that the environment overrides.
+OF_PROFILES = {
+    "LLAMACPP_CTX_SIZE_OVERRIDE": "ctx-size",
+    "LLAMACPP_N_GPU_LAYERS_OVERRIDE": "n-gpu-layers",
+    "LLAMACPP_THREADS_OVERRIDE": "threads",
+    "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
+    "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
+    "LLAMACPP_HOST_OVERRIDE": "host",
+    "LLAMACPP_PORT_OVERRIDE": "port",
+    "LLAMACPP_API_KEY_FILE_OVERRIDE": "api-key-file",
+}
+CARDS = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 PROFILE = "LLM_PROFILE_NAME"
 REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.yaml"
 MOUNTED_REGISTRY = Path("/app/config/llm_profiles.yaml")  # where containers are given theirs
@@ -32,3 +46,14 @@ def of_file(config: str) -> str:
 def of_profile(profile: str, environ: Mapping[str, str]) -> str:
     """The same: a profile of the registry."""
     return f"{registry(environ)}#{profile}"
+
+
+def unknown_overrides(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like overrides, and are none."""
+    known = [*OF_PROFILES, CARDS, *OVERRIDES.values()]
+    looks = re.compile(r"(LLAMA_?CPP|VLLM|CUDA|AUTO_INFER)_\w*OVERRIDES?")
+    return [
+        f"{name}: there is no such override{did_you_mean(name, known)}"
+        for name, text in environ.items()
+        if looks.fullmatch(name) and name not in known and text.strip()
+    ]

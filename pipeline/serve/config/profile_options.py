@@ -15,22 +15,12 @@ from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 from . import yaml_form
 from .configuration import InstanceSpec, Value, beside, projector_of
 from .mistakes import dotted, shown
+from .named import CARDS, OF_PROFILES, unknown_overrides
 from .profile_tables import LlamaCpp, Profile, Tuning
 from .tables import gpu_ids
 from .toml_form import option
 
-OVERRIDES = {
-    "LLAMACPP_CTX_SIZE_OVERRIDE": "ctx-size",
-    "LLAMACPP_N_GPU_LAYERS_OVERRIDE": "n-gpu-layers",
-    "LLAMACPP_THREADS_OVERRIDE": "threads",
-    "LLAMACPP_PARALLEL_OVERRIDE": "parallel",
-    "LLAMACPP_BATCH_SIZE_OVERRIDE": "batch-size",
-    "LLAMACPP_HOST_OVERRIDE": "host",
-    "LLAMACPP_PORT_OVERRIDE": "port",
-    "LLAMACPP_API_KEY_FILE_OVERRIDE": "api-key-file",
-}
 WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
-CARDS_OVERRIDE = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 # What the command line says of a repository's file. Where it does, the profile's own is not meant.
 OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj")
 SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
@@ -104,7 +94,7 @@ def draft(
     engine = LLAMA_CPP if is_llama else VLLM
     extra = _table(reading, profile)
     for name, value in _overrides(reading, is_llama, environ).items():
-        _override(reading, OVERRIDES[name], value, name)
+        _override(reading, OF_PROFILES[name], value, name)
     chosen = {key: given[key] for key in OF_MODEL if key in given}
     options = {key: text for key, text in given.items() if key not in chosen}
     if not is_llama:
@@ -153,8 +143,9 @@ def _table(reading: Reading, profile: Profile) -> tuple[str, ...]:
 
 def _overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> dict[str, Value]:
     """The values of the environment's overrides; a blank one is unset."""
+    reading.wrong += unknown_overrides(environ)
     found: dict[str, Value] = {}
-    for name in OVERRIDES:
+    for name in OF_PROFILES:
         text = environ.get(name, "").strip()
         if not text:
             continue
@@ -264,13 +255,13 @@ def _found(path: Path) -> dict[str, str]:
 
 def _cards(reading: Reading, profile: Profile, environ: Mapping[str, str]) -> str | None:
     """The cards that it sees, as `gpu_ids` says it."""
-    told = environ.get(CARDS_OVERRIDE, "").strip()
+    told = environ.get(CARDS, "").strip()
     reading.places["control.gpu_ids"] = reading.place("gpu", "device_ids")
     if not told:
         return profile.gpu.device_ids
-    reading.places["control.gpu_ids"] = CARDS_OVERRIDE
+    reading.places["control.gpu_ids"] = CARDS
     try:
         return gpu_ids(told)
     except PydanticCustomError as error:
-        reading.wrong.append(f"{CARDS_OVERRIDE} = {shown(told)}: {error.message()}")
+        reading.wrong.append(f"{CARDS} = {shown(told)}: {error.message()}")
         return None

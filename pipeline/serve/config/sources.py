@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,19 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def nothing_to_take(
+    under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Each null of `over` for a key that `under` has not, and the keys that are there instead."""
+    for key, value in over.items():
+        below = under.get(key)
+        if value is None and key not in under:
+            yield (*path, key), list(under)
+        elif isinstance(value, dict):
+            nested = below if isinstance(below, dict) else {}
+            yield from nothing_to_take(nested, value, (*path, key))
 
 
 def holds(told: Any, path: tuple[str | int, ...]) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.models.address import is_address
+from pipeline.core.errors import did_you_mean
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
 
@@ -30,7 +31,9 @@ def load(
     where = where or "overrides"
     wrong: list[str] = []
     over = _spelled(sources.overrides(overrides, where), where, wrong)
-    told = sources.merged(_spelled(sources.toml(file), file.name, wrong), over)
+    told = _spelled(sources.toml(file), file.name, wrong)
+    wrong += [f"{where}: {why}" for why in _without_effect(told, over)]
+    told = sources.merged(told, over)
 
     def place(path: mistakes.Path) -> str:
         """`models.toml: instance.chat`, or the variable that gave it."""
@@ -74,6 +77,21 @@ def load(
         ),
         mistakes=tuple(wrong),
     )
+
+
+def _without_effect(told: dict[str, Any], over: dict[str, Any]) -> Iterator[str]:
+    """What overrides say of instances that the file has not, which are taken out of them, and keys
+    that they take away and that look like others of the file."""
+    there, changed = told.get("instance"), over.get("instance")
+    if isinstance(there, dict) and isinstance(changed, dict):
+        instances = [name for name in there if name not in ("control", "server")]
+        for name in [name for name in changed if name not in (*there, "control", "server")]:
+            del changed[name]
+            near = did_you_mean(name, list(there)) or f"; it has {', '.join(instances) or 'none'}"
+            yield f"{dotted(('instance', name))}: the file has no such instance{near}"
+    for path, others in sources.nothing_to_take(told, over):
+        if near := did_you_mean(str(path[-1]), others):
+            yield f"{dotted(path)} = null: there is no such key{near}"
 
 
 def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, Any]:

@@ -403,6 +403,7 @@ class TestOverrides:
         ctx_size = 4
         gone = 1
         port = 3
+        [instance.b]
         """
         found = read(tmp_path, text, overrides=json.dumps(over), where="THE_OVERRIDES")
         a, b = found.drafts
@@ -419,6 +420,26 @@ class TestOverrides:
             *("VARIABLE", "VARIABLE", "models.toml")
         ]
 
+    @pytest.mark.parametrize(
+        ("changed", "why"),
+        [
+            ({"glm": {"server": {"port": 1}}}, "instance.glm: the file has no such instance"),
+            ({"glm": None}, "instance.glm: the file has no such instance"),
+            ({"glm4": {"server": {"ctx_sise": None}}}, "instance.glm4.server.ctx_sise = null: th"),
+        ],
+    )
+    def test_what_the_file_has_not(self, tmp_path: Path, changed: object, why: str) -> None:
+        text = "[instance.glm4.server]\nctx-size = 4"
+        over = json.dumps({"instance": changed})
+        (line,) = wrong(tmp_path, text, overrides=over, where="VARIABLE")
+        assert line.startswith(f"VARIABLE: {why}")
+        assert line.endswith(("did you mean glm4?", "did you mean ctx_size?"))
+
+    def test_the_instances_of_the_file_are_named(self, tmp_path: Path) -> None:
+        over = '{"instance": {"zeta": {}}}'
+        (line,) = wrong(tmp_path, "[instance.a]\n[instance.b]", overrides=over, where="VARIABLE")
+        assert line == "VARIABLE: instance.zeta: the file has no such instance; it has a, b"
+
     @pytest.mark.parametrize("text", ["", "  ", "\n", "{}"])
     def test_blank_is_none(self, tmp_path: Path, text: str) -> None:
         assert read(tmp_path, ONE, overrides=text, where="X") == read(tmp_path, ONE)
@@ -430,6 +451,9 @@ class TestOverrides:
             ("3", "must be a JSON object"),
             ("[]", "must be a JSON object"),
             ('{"a": 1, "a": 2}', "a is given twice"),
+            ('{"a": NaN}', "NaN is no number"),
+            ('{"a": -Infinity}', "-Infinity is no number"),
+            ('{"a": 1e400}', "1e400 is no number"),
             ("[" * 100_000, "nested too deeply"),
             ('{"a":' * 99 + "1" + "}" * 99, "nested too deeply"),
         ],

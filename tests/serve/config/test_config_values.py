@@ -193,6 +193,24 @@ class TestOfAProfile:
         shown = value if value.isdecimal() else f'"{value}"'
         assert line.startswith(f"{variable} = {shown}: must be {why}")
 
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [
+            ("LLAMACPP_CTXSIZE_OVERRIDE", "; did you mean LLAMACPP_CTX_SIZE_OVERRIDE?"),
+            ("LLAMA_CPP_PORT_OVERRIDE", "; did you mean LLAMACPP_PORT_OVERRIDE?"),
+            ("CUDA_VISIBLE_DEVICE_OVERRIDE", "; did you mean CUDA_VISIBLE_DEVICES_OVERRIDE?"),
+            (
+                "AUTO_INFER_LLAMA_CPP_OVERRIDE",
+                "; did you mean AUTO_INFER_LLAMA_CPP_OVERRIDES?",
+            ),
+        ],
+    )
+    def test_an_override_that_is_none(self, tmp_path: Path, name: str, near: str) -> None:
+        assert self.lines(tmp_path, "port: 1", {name: "1"}) == [
+            f"{name}: there is no such override{near}"
+        ]
+        assert self.lines(tmp_path, "port: 1", {name: " "}) == []
+
     def test_an_override_with_a_unit(self, tmp_path: Path) -> None:
         variable = "LLAMACPP_CTX_SIZE_OVERRIDE"
         lines = self.lines(tmp_path, "port: 1", {variable: "32k"})
