@@ -303,7 +303,10 @@ def test_two_files_at_once(servers: Servers, gguf: Path, tmp_path: Path) -> None
     clash = Servers(servers.doit, tmp_path)
     clash.file = tmp_path / "third.toml"
     clash.chat("one", gguf)
-    assert "is written by a server of" in clash.up(status=3).err
+    err = clash.up(status=3).err
+    assert "is written by a server of" in err and "is taken by a server of" not in err
+    clash.write({"instance.one.server": servers.tables["instance.one.server"]})
+    assert "is taken by a server of" in clash.up(status=3).err
     everything = servers.doit("ps", "format=json").json()
     assert {row["name"] for row in everything} == {"one", "two"}
     second.doit("down", second.config)

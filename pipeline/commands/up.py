@@ -13,7 +13,7 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.text import table
-from pipeline.serve.config.named import REGISTRY
+from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import (
@@ -90,7 +90,7 @@ def up(servers: Servers) -> None:
     from pipeline.serve.supervisor import control
 
     asked = wanted(servers)
-    require_own_logs(servers, asked)
+    require_own_places(servers, asked)
     names = servers.requested.names
     if servers.requested.background is False:
         control.run_foreground(servers.at, asked, report=reporter(servers), names=names)
@@ -108,25 +108,38 @@ def up(servers: Servers) -> None:
     stay(servers.at, [one for one in asked.instances if not one.background])
 
 
-def require_own_logs(servers: Servers, asked: DesiredState) -> None:
-    """Raise UsageError where servers of another configuration write to a log of these."""
+def require_own_places(servers: Servers, asked: DesiredState) -> None:
+    """Raise UsageError where servers of another configuration have a log or a port of these."""
+    from pipeline.serve.config.addresses import Address
+
+    others = [
+        (server, there.config)
+        for other in state.folders(servers.home)
+        if other != servers.at and (there := state.read_wanted(other))
+        for server in running(other, there)
+    ]
+    wrong = []
+    for one in asked.instances:
+        for other_server, config in others:
+            if one.log_file == other_server.log_file:
+                wrong.append(f"{one.name}: {one.log_file} is written by a server of {config}")
+            at = Address(one.host, one.port)
+            if at.clashes(Address(other_server.host, other_server.port)):
+                wrong.append(f"{one.name}: {at.host}:{at.port} is taken by a server of {config}")
+    if wrong:
+        hint = "give each its own: control.log_file, server.port; or stop the other: "
+        raise UsageError("\n".join(wrong), hint + doitw("down config=…"))
+
+
+def running(at: Folder, desired: DesiredState) -> list[Server]:
+    """The servers of a configuration that have not ended."""
     from pipeline.serve.supervisor import liveness
 
-    taken: dict[str, str] = {}
-    for other in state.folders(servers.home):
-        if (
-            other != servers.at
-            and (there := state.read_wanted(other))
-            and liveness.is_running(other)
-        ):
-            taken |= {one.log_file: there.config for one in there.instances}
-    wrong = [
-        f"{one.name}: {one.log_file} is written by a server of {taken[one.log_file]}"
-        for one in asked.instances
-        if one.log_file in taken
-    ]
-    if wrong:
-        raise UsageError("\n".join(wrong), "say where its log goes: control.log_file or log_dir")
+    if not liveness.is_running(at):
+        return []
+    actual = state.read_state(at)
+    ended = {one.name for one in actual.instances if one.state in state.ENDED} if actual else set()
+    return [server for server in desired.instances if server.name not in ended]
 
 
 def serve(servers: Servers) -> None:
@@ -148,7 +161,6 @@ def serve(servers: Servers) -> None:
 
 def systemd(servers: Servers) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
-    from pipeline.serve.config.named import CARDS, OF_PROFILES
     from pipeline.serve.supervisor.unit import systemd_unit
 
     if servers.is_overridden:

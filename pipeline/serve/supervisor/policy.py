@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pipeline.serve.logfile import LONGEST
@@ -9,6 +10,16 @@ from pipeline.serve.server import Server
 from pipeline.serve.stopping import how
 
 from .state import EXITED, FAILED, PAUSING
+
+# What is printed where another start would end the same way: by llama-server, by argparse, by
+# Python, by Pixi.
+HOPELESS = re.compile(
+    r"error: invalid argument: |error while handling argument "
+    r"|failed to load GGUF split|failed to open GGUF file .*No such file"
+    r"|error: (unrecognized arguments|argument -|the following arguments are required)"
+    r"|No module named |could not find pixi\.toml|unknown environment "
+)
+NOT_FOUND = (126, 127)  # exit statuses of a shell without the program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +41,7 @@ class End:
     why: str = ""  # why we ended or did not start it; empty: it ended by itself
     was_ready: bool = False
     was_steady: bool = False  # it was ready for long enough
+    is_final: bool = False  # another start would end the same way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +62,21 @@ def decide(instance: Server, end: End, failures: int, timing: Timing) -> Decisio
         return Decision(state=EXITED, reason=reason, failures=failures)
     if instance.restart == "never":
         return Decision(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
+    if end.is_final:
+        reason += "; not tried again, for it would end the same way"
+        return Decision(state=FAILED, reason=reason, failures=failures)
     if failures >= instance.max_restarts:
         reason += f"; given up after {failures} restarts in a row"
         return Decision(state=FAILED, reason=reason, failures=failures)
     limit = max(timing.longest_pause, instance.restart_pause)
     pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
     return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
+
+
+def is_hopeless(end: End, lines: str) -> bool:
+    """Whether a start failed, and with these last lines every other would."""
+    found = end.status in NOT_FOUND or HOPELESS.search(lines)
+    return end.is_final or bool(not end.was_ready and found)
 
 
 def describe(end: End) -> str:

@@ -8,7 +8,7 @@ import pytest
 from supervisor_tools import stand_in
 
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor.policy import Decision, End, Timing, decide
+from pipeline.serve.supervisor.policy import Decision, End, Timing, decide, is_hopeless
 from pipeline.serve.supervisor.state import EXITED, FAILED, PAUSING
 
 CRASH = End(status=-9, was_ready=True)
@@ -92,3 +92,29 @@ def test_a_steady_server_starts_anew(instance: Server) -> None:
 )
 def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
     assert verdict(instance, end).reason == text
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "hopeless"),
+    [
+        ("error: invalid argument: --nosuch", 1, True),
+        ('error while handling argument "--parallel": invalid value', 1, True),
+        ("gguf_init_from_file: failed to open GGUF file 'x' (No such file or directory)", 1, True),
+        ("error loading model: failed to load GGUF split from x-00002-of-00003.gguf", 1, True),
+        ("api_server.py: error: unrecognized arguments: --x", 2, True),
+        ("api_server.py: error: argument --dtype: invalid choice: 'x'", 2, True),
+        ("python: (ModuleNotFoundError: No module named 'vllm')", 1, True),
+        ("could not find pixi.toml or pyproject.toml with tool.pixi", 1, True),
+        ("sh: pixi: not found", 127, True),
+        ("error loading model: unable to allocate CUDA0 buffer", 1, False),
+        ("the last words", 7, False),
+    ],
+)
+def test_what_cannot_heal_is_not_tried_again(
+    instance: Server, line: str, status: int, hopeless: bool
+) -> None:
+    end = End(status=status)
+    assert is_hopeless(end, f"  | {line}") is hopeless
+    assert not is_hopeless(replace(end, was_ready=True, status=1), f"  | {line}")
+    decision = verdict(instance, replace(end, is_final=hopeless), restart="always")
+    assert decision.state == (FAILED if hopeless else PAUSING)

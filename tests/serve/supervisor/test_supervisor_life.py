@@ -254,6 +254,14 @@ def test_what_cannot_be_started(servers: Servers, tmp_path: Path, wrong: str) ->
         assert failed == {}
     else:
         assert "failed start: " in failed["a"].reason and "missing" in failed["a"].reason
+    if wrong == "executable":
+        assert (failed["a"].state, failed["a"].restarts) == (FAILED, 0)
+
+
+def test_a_wrong_argument_is_not_tried_again(servers: Servers, tmp_path: Path) -> None:
+    status = servers.up(stand_in(tmp_path, "a", "--no-such-switch"))["a"]
+    assert (status.state, status.restarts) == (FAILED, 0)
+    assert "not tried again" in status.reason and "unrecognized arguments" in status.reason
 
 
 def test_a_log_is_begun_anew_when_it_is_long(servers: Servers, tmp_path: Path) -> None:
