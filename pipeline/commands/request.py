@@ -40,6 +40,7 @@ from .variables import (
     RunVariables,
     ServerVariables,
     ServingVariables,
+    elsewhere,
 )
 
 
@@ -99,7 +100,7 @@ def request(given: Mapping[str, str]) -> Request:
     """Read the variables. Raises UsageError that names every mistake at once."""
     server = {n.removeprefix(SERVER): v for n, v in given.items() if n.startswith(SERVER)}
     rest = {name: value for name, value in given.items() if not name.startswith(SERVER)}
-    values = read(rest, TABLE)
+    values = read(rest, TABLE, elsewhere)
     _check_server(server, rest)
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
     programs, run = fill(ProgramVariables, values), fill(RunVariables, values)

@@ -117,8 +117,13 @@ def path(value: str) -> str:
     return text(value)
 
 
-def read(given: Mapping[str, str], table: Iterable[Variable]) -> dict[str, object]:
-    """The given variables, parsed. All mistakes are reported at once.
+def read(
+    given: Mapping[str, str],
+    table: Iterable[Variable],
+    meant: Callable[[str], str] = lambda name: "",
+) -> dict[str, object]:
+    """The given variables, parsed. All mistakes are reported at once. `meant` knows what other
+    programs call a variable.
 
     Raises UsageError.
     """
@@ -127,7 +132,9 @@ def read(given: Mapping[str, str], table: Iterable[Variable]) -> dict[str, objec
     wrong = []
     for name, value in given.items():
         if name not in known:
-            wrong.append(f"{name}: there is no such variable{did_you_mean(name, list(known))}")
+            near = f"; here it is {same}" if (same := meant(name)) else ""
+            near = near or did_you_mean(name, list(known))
+            wrong.append(f"{name}: there is no such variable{near}")
             continue
         try:
             values[name] = known[name].parse(value)

@@ -29,12 +29,8 @@ TASKS_ELSEWHERE = {
     **{"pull": "prepare", "download": "fetch", "start": "up", "stop": "down", "status": "ps"},
     **{"build": "build_bins", "install": "install_package", "quantise": "quantize"},
 }
-OPTIONS_ELSEWHERE = {
-    **{"m": "model", "hf": "hf_model", "hf_repo": "hf_model", "c": "ctx_size", "n_ctx": "ctx_size"},
-    **{"max_model_len": "ctx_size", "num_ctx": "ctx_size", "t": "threads", "np": "parallel"},
-    **{"ngl": "gpu_layers", "n_gpu_layers": "gpu_layers", "b": "batch_size", "a": "alias"},
-    **{"dev": "device", "quantization": "quant", "q": "quant", "print_diagnostics": "doctor"},
-}
+DIAGNOSTICS = "print_diagnostics"  # an option elsewhere, a task here
+DOCTOR = "doctor"
 
 
 def understood(
@@ -74,6 +70,10 @@ def _words(
                 dashed += [word, rest.popleft()] if takes and rest else [word]
                 continue
             name, given, value = word.lstrip("-").partition("=")
+            if name.replace("-", "_") == DIAGNOSTICS:
+                named.append(DOCTOR)
+                others.insert(0, DOCTOR)
+                continue
             parser = _parser(word, name.replace("-", "_"), table(), command)
             if not given:
                 value = _value(word, rest, is_flag=parser is flag)
@@ -166,12 +166,12 @@ def _parser(word: str, name: str, table: Mapping[str, object], command: str) -> 
         return None
     if name in table:
         return table[name]
-    if name in OPTIONS_ELSEWHERE:
-        meant = OPTIONS_ELSEWHERE[name]
-        hint = (
-            f"here it is --{meant.replace('_', '-')}" if meant in table else f"try {doitw(meant)}"
+    from pipeline.commands.variables import elsewhere
+
+    if meant := elsewhere(name):
+        raise UsageError(
+            f"{word}: there is no such option", f"here it is --{meant.replace('_', '-')}"
         )
-        raise UsageError(f"{word}: there is no such option", hint)
     near = did_you_mean(name, list(table)).replace("_", "-")
     if command:
         near = did_you_mean(word, list(options(command))) or near

@@ -107,6 +107,17 @@ def test_unknown_names_name_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("max_model_len", "ctx_size"), ("quantization", "quant"), ("server_port", "port")),
+        *(("n_gpu_layers", "gpu_layers"), ("hf_file", "filename"), ("flash_attn", "server.flash")),
+    ],
+)
+def test_names_of_other_programs_lead_to_ours(name: str, meant: str) -> None:
+    assert f"{name}: there is no such variable; here it is {meant}" in refusal(**{name: "1"})
+
+
+@pytest.mark.parametrize(
     ("name", "low", "high"),
     [
         *(("port", 1, 65535), ("threads", 1, 4096), ("parallel", 1, 256)),

@@ -133,7 +133,7 @@ def test_all_mistakes_at_once_each_with_what_is_allowed() -> None:
         "server.ctx_sise: llama-server has no --ctx-sise; did you mean ctx_size?",
         "server.flash_attn=maybe: must be one of on, off, auto",
         "server.swa_full=5: --swa-full takes no value; write true, or leave it out",
-        "server.m: llama-server has no --m",
+        "server.m: llama-server has no --m; did you mean model?",
     ]
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.commands.variables import GROUPS, TABLE
+from pipeline.commands.variables import GROUPS, TABLE, elsewhere
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import flag, text
+from pipeline.serve.config import synonyms
 from pipeline.tasks import command_line, reference
 from pipeline.tasks.step import Step
 from pipeline.tasks.table import STEPS
@@ -39,6 +40,8 @@ def understood(line: str) -> list[str]:
         ("serve --ctx-size -1", "serve ctx_size=-1"),
         ("serve --server.flash-attn on", "serve server.flash-attn=on"),
         ("serve -port 1", "serve port=1"),
+        ("serve --print-diagnostics --port 1", "doctor serve port=1"),
+        ("--print_diagnostics", "doctor"),
         ("fetch:one --model demo", "fetch:one model=demo"),
         ("claude --start -- --model x -p", "claude start=1 -- --model x -p"),
         ("test tests/core", "test tests/core"),
@@ -70,8 +73,11 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("serve -c 4096", "here it is --ctx-size"),
         ("serve --max-model-len 4096", "here it is --ctx-size"),
         ("serve --quantization q8_0", "here it is --quant"),
-        ("serve --print-diagnostics", "try ./doitw doctor"),
-        ("serve --flash-attn on", "server.NAME="),
+        ("serve --server-port 1", "here it is --port"),
+        ("serve --n-gpu-layers 1", "here it is --gpu-layers"),
+        ("serve --flash-attention on", "here it is --server.flash-attn"),
+        ("serve --hf-repo org/x", "here it is --model"),
+        ("serve --no-mmproj", "server.NAME="),
         ("serve --server. on", "no such option"),
         ("serve -v", "-v: there is no such option"),
         ("serve --model", "--model: needs a value"),
@@ -112,9 +118,9 @@ def test_the_variables_are_read_where_an_option_is_written_alone() -> None:
 def test_what_other_tools_call_it_leads_to_something() -> None:
     tasks, known = command_line.task_names(), {variable.name for variable in TABLE}
     assert {*command_line.TASKS_ELSEWHERE.values(), *command_line.WITH_WORDS} <= {*tasks}
-    assert {*command_line.OPTIONS_ELSEWHERE.values()} <= {*known, *tasks}
     assert not {*command_line.TASKS_ELSEWHERE} & {*tasks, *command_line.COMMANDS}
-    assert not {*command_line.OPTIONS_ELSEWHERE} & known
+    for name in (*synonyms.KEYS, *synonyms.MEANINGS):
+        assert (elsewhere(name) or "server.").startswith(("server.", *known))
 
 
 def doitw(*words: str, **more: object) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.serve.server import LLAMA_CPP
+
+from . import synonyms
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -89,7 +92,7 @@ def validated(
 def _text(one: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> str:
     if one["type"] == "extra_forbidden":
         allowed = known(path[:-1])
-        near = did_you_mean(str(path[-1]), allowed)
+        near = _by_meaning(path, allowed) or did_you_mean(str(path[-1]), allowed)
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
     if one["type"] == "missing":
         return ": is missing"
@@ -101,6 +104,17 @@ def _text(one: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> 
     if one["type"] == "literal_error" and isinstance(one["input"], str):
         near = did_you_mean(one["input"], re.findall(r"'([^']+)'", text))
     return f"{value}: {text}{near}"
+
+
+def _by_meaning(path: Path, allowed: list[str]) -> str:
+    """`; did you mean X?` where other tools have a key by this name, or it stands in a table too
+    far out."""
+    name = str(path[-1]).replace("_", "-")
+    key = synonyms.KEYS.get(name, "")
+    if key not in allowed and path[0] == "instance" and len(path) == 3:
+        key = f"server.{option}" if (option := synonyms.option(name, LLAMA_CPP)) else ""
+        return f"; did you mean {key.replace('-', '_')}?" if key else ""
+    return f"; did you mean {key}?" if key in allowed else ""
 
 
 def _leave_out(told: Any, path: Path) -> None:

@@ -12,13 +12,15 @@ from pipeline.core.variables import NO, YES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import values
+from . import synonyms, values
 from .configuration import InstanceSpec, Value, beside
 from .mistakes import shown
 from .renamed import RENAMED
 
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
+MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
+VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
 
 
@@ -140,7 +142,8 @@ def mistakes(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -
     for name, value in draft.server.items():
         why = ""
         if flags and not is_passed_on(given, name, others):
-            why = _wrong(name, value, flags, draft.engine, program)
+            is_typed = draft.at(f"server.{name}").endswith("=")
+            why = _wrong(name, value, flags, draft.engine, program, is_typed=is_typed)
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield draft.tell(f"server.{name}", why)
 
@@ -174,13 +177,21 @@ def is_passed_on(given: ResolvedOptions, name: str, others: Iterable[str]) -> bo
     name = name.partition(".")[0]
     if given.draft.engine != VLLM or given.installed:
         return False
-    if name in given.flags or name in others:
+    if name in given.flags or name in others or synonyms.option(name, VLLM) is not None:
         return False
     return not did_you_mean(name, list(given.flags))
 
 
-def _wrong(name: str, value: Value, flags: Mapping[str, Flag], engine: str, program: str) -> str:
-    if unknown := _unknown(name, flags, engine, program):
+def _wrong(
+    name: str,
+    value: Value,
+    flags: Mapping[str, Flag],
+    engine: str,
+    program: str,
+    *,
+    is_typed: bool,
+) -> str:
+    if unknown := _unknown(name, flags, engine, program, is_typed=is_typed):
         return f": {unknown}"
     flag = flags[name.partition(".")[0]]
     if value is False or "." in name:
@@ -208,12 +219,28 @@ def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
     return ""
 
 
-def _unknown(name: str, flags: Mapping[str, Flag], engine: str, program: str) -> str:
-    """Why `program` has no such option, or nothing. What follows a dot is a key of vLLM's JSON."""
+def _unknown(
+    name: str, flags: Mapping[str, Flag], engine: str, program: str, *, is_typed: bool
+) -> str:
+    """Why `program` has no such option, or nothing. What follows a dot is a key of vLLM's JSON;
+    `is_typed` where it stands on the command line."""
     name = name.partition(".")[0]
     if name in flags:
         return ""
     new = RENAMED.get(name, "") if engine == LLAMA_CPP else ""
     if new.replace("_", "-") in flags:
         return f"{program} has no --{name} any more; use {new}"
-    return f"{program} has no --{name}{did_you_mean(name, list(flags)).replace('-', '_')}"
+    return f"{program} has no --{name}{_instead(name, flags, engine, is_typed=is_typed)}"
+
+
+def _instead(name: str, flags: Mapping[str, Flag], engine: str, *, is_typed: bool) -> str:
+    """What was meant: the same by another name, a short name's option, else what looks like it."""
+    short = next((option for option, flag in flags.items() if f"-{name}" in flag.names), "")
+    meant = short or synonyms.option(name, engine, flags)
+    if not meant and engine == LLAMA_CPP and name in synonyms.KEYS:
+        key = synonyms.KEYS[name]
+        table = "model" if key in MODEL_KEYS else "control"
+        return f"; did you mean {f'{VARIABLES.get(key, key)}=' if is_typed else f'{table}.{key}'}?"
+    if meant is None:
+        return did_you_mean(name, list(flags)).replace("-", "_")
+    return f"; did you mean {meant.replace('-', '_')}?" if meant else ""

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.core.paths import absolute
 from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 
-from . import yaml_form
+from . import synonyms, yaml_form
 from .configuration import InstanceSpec, Value, beside, projector_of
 from .mistakes import dotted, shown
 from .named import CARDS, OF_PROFILES, unknown_overrides
@@ -132,7 +132,10 @@ def _table(reading: Reading, profile: Profile) -> tuple[str, ...]:
     extra: tuple[str, ...] = ()
     for key, value in (table.__pydantic_extra__ or {}).items():
         place = reading.place(profile.backend, key)
-        if key != "extra_args":
+        meant = synonyms.OF_A_PROFILE.get(option(key), "") if table is profile.llamacpp else ""
+        if meant:
+            reading.wrong.append(f"{place}: there is no such key; did you mean {meant}?")
+        elif key != "extra_args":
             reading.put(option(key), value, place)
         elif isinstance(value, list):
             extra = tuple(map(str, value))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError, did_you_mean
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import mistakes, names, yaml_form
+from . import mistakes, names, synonyms, yaml_form
 from .configuration import Configuration
 from .profile_options import Reading, draft
 from .profile_tables import Profile, Registry
@@ -82,9 +83,18 @@ def _validated(reading: Reading, told: Any) -> Profile:
     profile = registry.profiles.get(reading.name) or Profile()
     for path, table in (((), profile), (("gpu",), profile.gpu)):
         for key in table.__pydantic_extra__ or {}:
-            near = did_you_mean(key, list(type(table).model_fields))
+            near = _near(key, list(type(table).model_fields), profile.backend)
             reading.notes.append(f"{reading.place(*path, key)}: is not known and not used{near}")
     return profile
+
+
+def _near(key: str, known: list[str], backend: str) -> str:
+    """The key that was meant: of this table, or an option of the engine, which has its own."""
+    if near := did_you_mean(key, known):
+        return near
+    engine = LLAMA_CPP if backend == "llamacpp" else VLLM
+    meant = synonyms.option(key.replace("_", "-"), engine) or ""
+    return f"; did you mean {backend}.{meant.replace('-', '_')}?" if meant else ""
 
 
 def _given(told: Any, depth: int = 2) -> Any:

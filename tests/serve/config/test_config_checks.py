@@ -10,7 +10,7 @@ import pytest
 from config_tools import FLAGS, checked, read, server_in
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.config import checks
+from pipeline.serve.config import checks, synonyms, vllm
 from pipeline.serve.config.renamed import RENAMED
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.flags import read as read_flags
@@ -340,6 +340,42 @@ def test_flags_of_the_cache_keep_their_aliases(tmp_path: Path) -> None:
         '{"model": {"name": "--model", "value": "F", "names": ["-m"], "help": ""}}'
     )
     assert read_flags(Path("none"), "0", tmp_path)["model"].names == ("-m",)
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("a.server]\nmax_model_len = 1", "server.max_model_len: llama-server has no --max-model-len"
+         "; did you mean ctx_size?"),
+        ("a.server]\nserver_port = 1", "server.server_port: llama-server has no --server-port"
+         "; did you mean port?"),
+        ("a.server]\nnum_ctx = 1", "server.num_ctx: llama-server has no --num-ctx"
+         "; did you mean ctx_size?"),
+        ("a.server]\nngl = 1", "server.ngl: llama-server has no --ngl; did you mean gpu_layers?"),
+        ("a.server]\nquantization = 'q8_0'", "server.quantization: llama-server has no "
+         "--quantization; did you mean model.quant?"),
+        ("a.server]\ngpu_ids = '0'", "server.gpu_ids: llama-server has no --gpu-ids"
+         "; did you mean control.gpu_ids?"),
+        ("a.server]\ngpu_memory_utilization = 0.9", "server.gpu_memory_utilization: llama-server "
+         "has no --gpu-memory-utilization"),
+        ("a]\nctx_size = 1", "ctx_size: there is no such key; did you mean server.ctx_size?"),
+        ("a.control]\ngpus = '0'", "control.gpus: there is no such key; did you mean gpu_ids?"),
+        ("a.model]\nref = 'demo'\nquantization = 'q8_0'", "model.quantization: there is no such "
+         "key; did you mean quant?"),
+    ],
+)  # fmt: skip
+def test_what_other_programs_call_it(tmp_path: Path, table: str, line: str) -> None:
+    assert f"models.toml: instance.a.{line}" in checked(tmp_path, f"[instance.{table}")
+
+
+@pytest.mark.build
+def test_synonyms_against_the_real_programs(built: Path) -> None:
+    from pipeline.core.process import capture
+
+    (server,) = built.glob("linux-*-cpu/llama-server*") if os.name == "posix" else [Path()]
+    flags = parse_help(capture([server, "--help"]) or "")
+    llama, others = zip(*synonyms.MEANINGS.values(), strict=True)
+    assert {*llama} - {""} <= flags.keys() and {*others} - {""} <= vllm.flags().keys()
 
 
 @pytest.mark.build

@@ -170,6 +170,24 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *(("hf_file", "hf_filename"), ("hf_repo", "hf_repo_id"), ("quantization", "hf_filename")),
+        *(("model_path", "gguf_path"), ("filename", "hf_filename")),
+    ],
+)
+def test_keys_of_the_file_by_other_names(tmp_path: Path, key: str, meant: str) -> None:
+    (line,) = wrong(tmp_path, f"{LLAMA}  {key}: x")
+    place = f"{FILE}: line 5: profiles.chat.llamacpp.{key}"
+    assert line == f"{place}: there is no such key; did you mean {meant}?"
+
+
+def test_options_that_stand_too_far_out(tmp_path: Path) -> None:
+    (note,) = profile(tmp_path, f"n_ctx: 4096\n{LLAMA}").notes
+    assert note.endswith("is not known and not used; did you mean llamacpp.ctx_size?")
+
+
 def test_a_whole_profile(tmp_path: Path) -> None:
     body = """\
 display_name: Chat

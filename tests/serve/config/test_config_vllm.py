@@ -131,6 +131,8 @@ class TestMistakes:
         ("text", "line"),
         [
             ("max_model_ln = 1", "max_model_ln: vLLM 0.33.0 has no --max-model-ln; did you mean"),
+            ("n_ctx = 1", "n_ctx: vLLM 0.33.0 has no --n-ctx; did you mean max_model_len?"),
+            ("gpu_layers = 1", "gpu_layers: vLLM 0.33.0 has no --gpu-layers"),
             ("enforce_eager = 1", "enforce_eager = 1: --enforce-eager takes no value"),
             ("port = true", "port = true: --port takes a value: INT"),
             ("api_key_file = 'none'", "api_key_file = none: "),
