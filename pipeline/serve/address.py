@@ -35,6 +35,6 @@ def host(text: str) -> str:
         if NAME.fullmatch(bare) and len(bare) <= 253:
             return bare
     raise ValueError(
-        "one host name or address alone, such as 127.0.0.1 or ::1: no list, no path of a socket, "
-        "no http://, and the port in port"
+        "one host name or address alone, such as 127.0.0.1 or ::1, without http:// "
+        "and without a port, which is an option of its own"
     )

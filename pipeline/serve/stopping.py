@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,16 @@ from types import FrameType
 
 from pipeline.core.process import WINDOWS, Process
 
+# What is said where another start would end the same way: by us, llama-server, argparse, Python,
+# Pixi.
+HOPELESS = re.compile(
+    r"cannot be started: (No such file|Permission denied|The system cannot find)|is no address: "
+    r"|error: invalid argument: |error while handling argument "
+    r"|failed to load GGUF split|failed to open GGUF file .*No such file"
+    r"|error: (unrecognized arguments|argument -|the following arguments are required)"
+    r"|No module named |could not find pixi\.toml|unknown environment "
+)
+NOT_FOUND = (126, 127)  # exit statuses of a shell without the program
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
@@ -47,3 +58,8 @@ def how(status: int) -> str:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-status).name}"
     return f"exit status {status}"
+
+
+def is_hopeless(status: int | None, output: str) -> bool:
+    """Whether a start that failed like this would fail again."""
+    return status in NOT_FOUND or bool(HOPELESS.search(output))

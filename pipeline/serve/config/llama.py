@@ -19,6 +19,7 @@ from .options import ResolvedOptions, expanded, words
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
 
+AUTO_SLOTS = 4  # of llama-server, where parallel does not say
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
 LISTS = ("lora", "control-vector", "lora-scaled", "control-vector-scaled")  # with commas
@@ -84,6 +85,9 @@ def mistakes(
         yield draft.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
     if draft.model:
         yield from _model_mistakes(draft)
+    batch, slots = given.number("batch-size"), given.number("parallel") or AUTO_SLOTS
+    if 1 < batch < slots:  # llama-server would abort
+        yield draft.tell("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
     for name, text in _inputs(given):
         path = beside(folder, text)
         flag = given.flags.get(name)

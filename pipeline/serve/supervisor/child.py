@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections import deque
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve import sandbox
@@ -31,12 +30,8 @@ class Child:
     then, from another thread."""
 
     def __init__(self, instance: Server, at: Folder, timing: Timing, news: Event) -> None:
-        """Raises PipelineError or OSError where it cannot be started, UsageError where it never
-        will."""
+        """Raises PipelineError or OSError where it cannot be started."""
         self.observed, self.news = "", news
-        env = environment(instance, at)
-        if not shutil.which(instance.executable, path=env.get("PATH")):
-            raise UsageError(f"{instance.executable}: there is no such program")
         require_free(instance.host, instance.port)
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
@@ -47,7 +42,7 @@ class Child:
         mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
         self.process = start(
             instance.command,
-            env=env | mark,
+            env=environment(instance, at) | mark,
             cwd=Path(instance.folder),
             own_group=True,
             killed_with_us=True,

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from pipeline.serve.logfile import LONGEST
 from pipeline.serve.server import Server
-from pipeline.serve.stopping import how
+from pipeline.serve.stopping import how, is_hopeless
 
 from .state import EXITED, FAILED, PAUSING
-
-# What is printed where another start would end the same way: by llama-server, by argparse, by
-# Python, by Pixi.
-HOPELESS = re.compile(
-    r"error: invalid argument: |error while handling argument "
-    r"|failed to load GGUF split|failed to open GGUF file .*No such file"
-    r"|error: (unrecognized arguments|argument -|the following arguments are required)"
-    r"|No module named |could not find pixi\.toml|unknown environment "
-)
-NOT_FOUND = (126, 127)  # exit statuses of a shell without the program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +30,6 @@ class End:
     why: str = ""  # why we ended or did not start it; empty: it ended by itself
     was_ready: bool = False
     was_steady: bool = False  # it was ready for long enough
-    is_final: bool = False  # another start would end the same way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +42,16 @@ class Decision:
     pause: float = 0.0
 
 
-def decide(instance: Server, end: End, failures: int, timing: Timing) -> Decision:
-    """The next state. Each further restart in a row waits twice as long, up to a limit."""
+def decide(instance: Server, end: End, failures: int, timing: Timing, output: str = "") -> Decision:
+    """The next state; `output` are the last lines. Each further restart in a row waits twice as
+    long, up to a limit."""
     failures = 0 if end.was_steady else failures
     reason, succeeded = describe(end), not end.why and end.was_ready and end.status == 0
     if succeeded and instance.restart != "always":
         return Decision(state=EXITED, reason=reason, failures=failures)
     if instance.restart == "never":
         return Decision(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
-    if end.is_final:
+    if not end.was_ready and is_hopeless(end.status, f"{reason}\n{output}"):
         reason += "; not tried again, for it would end the same way"
         return Decision(state=FAILED, reason=reason, failures=failures)
     if failures >= instance.max_restarts:
@@ -71,12 +60,6 @@ def decide(instance: Server, end: End, failures: int, timing: Timing) -> Decisio
     limit = max(timing.longest_pause, instance.restart_pause)
     pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
     return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
-
-
-def is_hopeless(end: End, lines: str) -> bool:
-    """Whether a start failed, and with these last lines every other would."""
-    found = end.status in NOT_FOUND or HOPELESS.search(lines)
-    return end.is_final or bool(not end.was_ready and found)
 
 
 def describe(end: End) -> str:

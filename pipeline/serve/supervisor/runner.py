@@ -12,13 +12,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import set_aside
 from pipeline.serve.server import Server
 
 from . import client
 from .child import Child
-from .policy import End, Timing, decide, is_hopeless
+from .policy import End, Timing, decide
 from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, ServerStatus
 
 NEVER = float("inf")
@@ -65,8 +65,7 @@ class Runner:
         try:
             self.child = Child(self.instance, self.at, self.timing, self.news)
         except (PipelineError, OSError, RuntimeError, ValueError) as error:
-            why = f"failed start: {getattr(error, 'message', error)}"
-            self.finish(End(why=why, is_final=isinstance(error, UsageError)), now)
+            self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
             self.until = now + self.instance.ready_timeout
             self._set(LOADING, pid=self.child.process.pid, started=self.child.started)
@@ -116,8 +115,7 @@ class Runner:
         if self.unwanted:
             self._set(STOPPED, pid=None, started=None, ready_at=None, reason="")
             return
-        end = replace(end, is_final=is_hopeless(end, lines))
-        decision = decide(self.instance, end, self.failures, self.timing)
+        decision = decide(self.instance, end, self.failures, self.timing, lines)
         self.failures, self.until = decision.failures, now + decision.pause
         reason = f"{decision.reason}:\n{lines}" if lines else decision.reason
         self._set(decision.state, pid=None, started=None, ready_at=None, reason=reason)

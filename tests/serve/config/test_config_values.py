@@ -36,6 +36,8 @@ def wrong(folder: Path, text: str) -> str:
         ("ctx_size = 99999999999", "a whole number, at least 2, or 0"),
         ("ctx_size = [4096, 'x']", "a whole number, at least 2, or 0"),
         ("batch_size = 0", "a whole number, at least 2"),
+        ("batch_size = 3", "at least 4, its slots"),
+        ("batch_size = 6\nparallel = 8", "at least 8, its slots"),
         ('parallel = "2x"', "a whole number from 1 to 256, or -1"),
         ("parallel = 0", "a whole number from 1 to 256, or -1"),
         ('parallel = "2k"', "a whole number from 1 to 256, or -1"),

@@ -8,7 +8,8 @@ import pytest
 from supervisor_tools import stand_in
 
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor.policy import Decision, End, Timing, decide, is_hopeless
+from pipeline.serve.stopping import is_hopeless
+from pipeline.serve.supervisor.policy import Decision, End, Timing, decide
 from pipeline.serve.supervisor.state import EXITED, FAILED, PAUSING
 
 CRASH = End(status=-9, was_ready=True)
@@ -97,6 +98,8 @@ def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "status", "hopeless"),
     [
+        ("pixi: cannot be started: No such file or directory", None, True),
+        ("host=x y: is no address: Name or service not known", None, True),
         ("error: invalid argument: --nosuch", 1, True),
         ('error while handling argument "--parallel": invalid value', 1, True),
         ("gguf_init_from_file: failed to open GGUF file 'x' (No such file or directory)", 1, True),
@@ -111,10 +114,11 @@ def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
     ],
 )
 def test_what_cannot_heal_is_not_tried_again(
-    instance: Server, line: str, status: int, hopeless: bool
+    instance: Server, line: str, status: int | None, hopeless: bool
 ) -> None:
-    end = End(status=status)
-    assert is_hopeless(end, f"  | {line}") is hopeless
-    assert not is_hopeless(replace(end, was_ready=True, status=1), f"  | {line}")
-    decision = verdict(instance, replace(end, is_final=hopeless), restart="always")
+    assert is_hopeless(status, f"  | {line}") is hopeless
+    always = replace(instance, restart="always")
+    decision = decide(always, End(status=status), 0, Timing(), f"  | {line}")
     assert decision.state == (FAILED if hopeless else PAUSING)
+    once_ready = decide(always, End(status=1, was_ready=True), 0, Timing(), f"  | {line}")
+    assert once_ready.state == PAUSING
