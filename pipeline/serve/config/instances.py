@@ -111,8 +111,9 @@ def given(
 
 def aliases(given: ResolvedOptions) -> list[str]:
     """The model names that an instance is given, each once."""
-    is_llama = given.draft.engine == LLAMA_CPP
-    text = given.text("alias") if is_llama else vllm.aliases(given)
+    option = "alias" if given.draft.engine == LLAMA_CPP else "served-model-name"
+    told = given.value(option)
+    text = ",".join(map(str, told)) if isinstance(told, list) else given.text(option)
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 

@@ -19,6 +19,10 @@ from .renamed import RENAMED
 
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
+# llama-server: each time that one of these is given counts, whatever it says itself.
+ADDED_UP = {"api-key", "api-key-file", "alias", "tags", "lora", "lora-scaled", "spec-type"}
+ADDED_UP |= {"control-vector", "control-vector-scaled", "override-kv", "override-tensor"}
+ADDED_UP |= {"reverse-prompt", "logit-bias", "dry-sequence-breaker"}
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
@@ -161,7 +165,7 @@ def remarks(given: ResolvedOptions, program: str, others: Iterable[str] = ()) ->
             off = f"no-{name}".replace("-", "_")
             why = f" = false: leaves the option out; {off} = true turns it off"
             yield draft.tell(key, why)
-        if not isinstance(value, list) or len(value) < 2 or name == "api-key":  # all keys count
+        if not isinstance(value, list) or len(value) < 2 or name in ADDED_UP:
             continue
         if draft.engine == LLAMA_CPP:
             why = ": llama-server takes the last one alone; for all, one text with commas"

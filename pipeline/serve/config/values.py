@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 
@@ -76,7 +77,7 @@ RANGES: dict[str, tuple[int | str, ...]] = {
     "pipeline-parallel-size": AT_LEAST_1,
     "data-parallel-size": AT_LEAST_1,
 }
-POSITIVE = {"repeat-penalty", "gpu-memory-utilization"}  # decimals
+AT_MOST = {"repeat-penalty": 1e38, "gpu-memory-utilization": 1.0}  # decimals above 0
 
 
 def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
@@ -126,7 +127,7 @@ def _whole(value: Scalar, names: set[str], *, reads_units: bool) -> Scalar:
         (RANGES[name] for name in RANGES if name in names), (-LARGEST, LARGEST)
     )
     if text in words:
-        return value
+        return value if str(value) == text else text
     if names & TOKENS and UNIT.fullmatch(text):
         text = str(whole(text))
     _within(text, int(low), int(high), [str(word) for word in words])
@@ -145,10 +146,12 @@ def _within(
 
 
 def _decimal(text: str, names: set[str] | None = None) -> None:
-    is_number = DECIMAL.fullmatch(text) and abs(float(text)) < 1e38  # llama.cpp's are 32 bits long
-    if names and names & POSITIVE and (not is_number or float(text) <= 0):
-        raise ValueError("a number above 0")
-    if not is_number:
+    """Raise ValueError where the text is no number, or none that the option takes."""
+    number = float(text) if DECIMAL.fullmatch(text) else math.nan
+    limit = next((AT_MOST[name] for name in names or () if name in AT_MOST), None)
+    if limit and not 0 < number <= limit:
+        raise ValueError(f"a number above 0{', at most 1' if limit == 1 else ''}")
+    if not abs(number) < 1e38:  # llama.cpp's are 32 bits long
         raise ValueError("a number, such as 0.8")
 
 

@@ -100,12 +100,6 @@ def _in_json(text: str, key: str) -> str:
     return ""
 
 
-def aliases(given: ResolvedOptions) -> str:
-    """The names under which it serves, with commas."""
-    told = given.value("served-model-name")
-    return ",".join(map(str, told)) if isinstance(told, list) else given.text("served-model-name")
-
-
 def mistakes(configuration: Configuration, given: ResolvedOptions) -> Iterator[str]:
     """No model, or one that is not there."""
     draft, folder = given.draft, configuration.folder

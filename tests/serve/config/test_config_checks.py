@@ -260,7 +260,7 @@ def test_cards_that_are_not_there(
     ("text", "remark"),
     [
         ("jinja = false", "jinja = false: leaves the option out; no_jinja = true turns it off"),
-        ("tags = ['a', 'b']", "tags: llama-server takes the last one alone; "),
+        ("threads = [1, 2]", "threads: llama-server takes the last one alone; "),
         ("ctx_size = '32k'", 'ctx_size = "32k": taken as 32768'),
         ("host = '[::1]'", 'host = "[::1]": taken as "::1"'),
         ("host = '0.0.0.0'\napi_key = 'none'", "0.0.0.0 can be reached by others, without a key"),
@@ -268,6 +268,13 @@ def test_cards_that_are_not_there(
 )
 def test_what_is_said(tmp_path: Path, text: str, remark: str) -> None:
     assert any(remark in line for line in checked(tmp_path, SERVER + text))
+
+
+@pytest.mark.parametrize(
+    "text", ["api_key = ['a', 'b']", "alias = ['a', 'b']", "tags = ['a', 'b']"]
+)
+def test_what_adds_up_is_not_said_to_be_the_last_one(tmp_path: Path, text: str) -> None:
+    assert not any("last one alone" in line for line in checked(tmp_path, SERVER + text))
 
 
 @pytest.mark.parametrize(
