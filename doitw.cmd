@@ -5,6 +5,8 @@ rem The same as the shell script doitw, which has the comments.
 setlocal EnableExtensions DisableDelayedExpansion
 set "LLAMA_PIPELINE_CWD=%CD%"
 set "LLAMA_PIPELINE_COMMAND=%~0"
+set "PYTHONPATH="
+set "PYTHONHOME="
 cd /d "%~dp0" || exit /b 1
 
 set "MADE_IN="

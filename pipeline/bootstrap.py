@@ -266,7 +266,7 @@ def call(command: "list[str]", lock: int) -> None:
         command,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PIP_USER": "0"},  # `user = true` in pip's settings ends in an error
+        env=environment(),
         errors="replace",
         pass_fds=inherited,
         stderr=subprocess.STDOUT,
@@ -278,6 +278,12 @@ def call(command: "list[str]", lock: int) -> None:
         tool = Path(command[0]).name
         message = f"{tool} failed with status {done.returncode}:"
         raise BootstrapError("\n    ".join([message, *shown]), hint_for(done.stdout))
+
+
+def environment() -> "dict[str, str]":
+    """The user's, without the modules of another program (ROS, HPC modules)."""
+    env = {**os.environ, "PIP_USER": "0"}  # `user = true` in pip's settings ends in an error
+    return {name: env[name] for name in env if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def hint_for(output: str) -> str:

@@ -236,6 +236,19 @@ def test_arguments_arrive_untouched(ready: Checkout) -> None:
     assert (wrong.status, wrong.out) == (3, "") and "empty" in wrong.err
 
 
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_modules_of_another_program_hide_none_of_ours(
+    ready: Checkout, fresh: Checkout, tmp_path: Path, is_ready: bool
+) -> None:
+    checkout = ready if is_ready else fresh
+    for name in ("doit", "sitecustomize", "pip", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else's')")
+    for name, value in (("PYTHONPATH", str(tmp_path)), ("PYTHONHOME", str(tmp_path))):
+        done = checkout.doitw("list", env=checkout.env | {name: value})
+        assert done.status == 0, done.err
+        assert json.loads(done.out)["args"] == ["list"]
+
+
 def test_signals_reach_doit(ready: Checkout) -> None:
     process = ready.start()
     out, _ = process.communicate(timeout=60)

@@ -67,7 +67,13 @@ def downloading(folder: Path) -> Server:
 
 
 @pytest.mark.usefixtures("user")
-def test_in_the_background(servers: Servers, tmp_path: Path) -> None:
+def test_in_the_background(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    for name in ("psutil", "sitecustomize", "uvicorn"):
+        (tmp_path / "foreign" / f"{name}.py").write_text("raise SystemExit('of another program')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "foreign"))
     llama = stand_in(tmp_path, "llama", env={"OWN_TOKEN": "given", "OMP_NUM_THREADS": "7"})
     vllm = stand_in(tmp_path, "vllm", engine="vllm")
     gateway = as_instance(servers.at, GatewaySettings(port=free_port()))
@@ -75,6 +81,7 @@ def test_in_the_background(servers: Servers, tmp_path: Path) -> None:
     found = environments(servers)
     assert set(found) == {"supervisor", "reaper", "llama", "vllm", "gateway"}
     assert with_secrets(found) == {}
+    assert not any("PYTHONPATH" in env for env in found.values())
     assert WANTED.items() <= found["vllm"].items()
     assert found["llama"]["CUDA_VISIBLE_DEVICES"] == WANTED["CUDA_VISIBLE_DEVICES"]
     assert (found["llama"]["OWN_TOKEN"], found["llama"]["OMP_NUM_THREADS"]) == ("given", "7")
@@ -120,6 +127,14 @@ def test_in_the_foreground(doit: Doit, gguf: Path) -> None:
         env = server.environ()
     assert secrets(env) == set()
     assert WANTED.items() <= env.items()
+
+
+def test_modules_of_another_program_hide_none_of_plain_doit(bare: Doit, tmp_path: Path) -> None:
+    for name in ("psutil", "pydantic", "filelock", "tomli_w"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of another program')")
+    (tmp_path / "a.toml").write_text("[master]\nenable = false\n")
+    bare.env |= {"PYTHONPATH": f"{tmp_path}{os.pathsep}/none"}
+    assert "of another program" not in bare("ps", f"config={tmp_path / 'a.toml'}").err
 
 
 def full(note: Path) -> bool:

@@ -3,6 +3,9 @@
 A server, and a tool that reads model files, gets the variables listed here. Compilers, package
 managers and short probes need whatever the user has set for them: they get all of it but
 credentials. Names are compared in upper case, as Windows does; proxies are set in either.
+
+No program gets FOREIGN_MODULES: with them another program's Python modules (ROS, HPC modules) would
+hide those of .venv.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from collections.abc import Iterable, Mapping
 
 # These would silently change a launch: llama-server reads a variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
+
+FOREIGN_MODULES = ("PYTHONPATH", "PYTHONHOME")
 
 # A trailing * matches any end.
 SYSTEM = """
@@ -103,8 +108,11 @@ def without_credentials(environ: Mapping[str, str], keep: Iterable[str] = ()) ->
     return {
         name: value
         for name, value in environ.items()
-        if name.upper().startswith(kept)
-        or not (name.upper().startswith(VENDORS) or is_credential(name, value))
+        if name not in FOREIGN_MODULES
+        and (
+            name.upper().startswith(kept)
+            or not (name.upper().startswith(VENDORS) or is_credential(name, value))
+        )
     }
 
 
@@ -123,6 +131,7 @@ def _listed(environ: Mapping[str, str], *lists: str, trusted: str = "") -> dict[
         name: value
         for name, value in environ.items()
         if _names(name, " ".join(lists))
+        and name not in FOREIGN_MODULES
         and (_names(name, trusted) or not is_credential(name, value))
     }
 

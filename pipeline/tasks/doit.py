@@ -26,6 +26,7 @@ from doit.reporter import ConsoleReporter
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
 from pipeline.core import log
+from pipeline.core.environment import FOREIGN_MODULES
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox.available import SWITCH, is_off
 from pipeline.serve import launch
@@ -45,6 +46,7 @@ def session() -> Session:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
     interrupt_on_termination()
     replace_closed_streams()
+    drop_foreign_modules()
     if is_plain_doit():
         read_as_doitw_does()
     inherited = launch.inherited(os.environ)
@@ -65,6 +67,15 @@ def session() -> Session:
     if is_off():
         log.info("warning: the sandbox is off: what reads a model may do all that you may")
     return Session(requested, given)
+
+
+def drop_foreign_modules() -> None:
+    """Plain doit: what another program needs in PYTHONPATH must not hide what we import from now
+    on, nor reach what we start."""
+    foreign = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:] = [folder for folder in sys.path[1:] if folder not in foreign]
+    for name in FOREIGN_MODULES:
+        os.environ.pop(name, None)
 
 
 def read_as_doitw_does() -> None:

@@ -100,7 +100,7 @@ COMPUTE = {
 USER = {"HOME": "/home/u", "USER": "u", "LocalAppData": "C:\\Users\\u", "XDG_CACHE_HOME": "/c"}
 PIPELINE = {"LLAMA_PIPELINE_HOME": "/home/of/pipeline"}
 LLAMA = {"LLAMA_CACHE": "/models", "LLAMA_TRACE": "1"} | PIPELINE
-PYTHON = {"PYTHONPATH": "/lib/of/ours"}
+PYTHON = {"PYTHONUTF8": "1"}
 LITELLM = {"LITELLM_LOG": "INFO"}
 TORCH = {
     "VLLM_USE_V1": "1",
@@ -122,11 +122,13 @@ HUB = {
     "HUGGING_FACE_HUB_TOKEN": "hf_x",
     "TRANSFORMERS_CACHE": "/hub",
 }
+FOREIGN_MODULES = {"PYTHONPATH": "/opt/ros/lib", "PYTHONHOME": "/opt/ros"}
 UNUSED = {
     "EDITOR": "vi",
     "LLAMA_ARG_CTX_SIZE": "7",
     "LLAMA_SERVER_SLOTS_DEBUG": "1",
     "LLAMA_APP_CMD": "x",
+    **FOREIGN_MODULES,
     "AIP_MODE": "PREDICTION",
 }
 EVERYTHING = {
@@ -142,7 +144,7 @@ def test_a_credential_reaches_no_build(name: str) -> None:
 
 def test_a_build_gets_everything_else() -> None:
     theirs = HARMLESS | PROXIES | CERTIFICATES | SYSTEM | COMPUTE | USER
-    assert environment.without_credentials(theirs) == theirs
+    assert environment.without_credentials(theirs | FOREIGN_MODULES) == theirs
 
 
 def test_a_program_keeps_its_own_credentials() -> None:
