@@ -24,6 +24,7 @@ from pipeline.models.reference import (
     parse,
 )
 from pipeline.serve.config.named import CONFIGS, PROFILE, registry
+from pipeline.serve.keys import wrong_file
 from pipeline.serve.launch import Settings
 from pipeline.serve.server import VLLM
 
@@ -151,7 +152,7 @@ def request(given: Mapping[str, str]) -> Request:
             batch_size=own.batch_size,
             device=device,
             alias=own.alias,
-            api_key_file=_file("api_key_file", own.api_key_file),
+            api_key_file=_key_file(own.api_key_file),
             server=server,
         ),
         bins=_build_options(programs, backend),
@@ -181,6 +182,13 @@ def _file(name: str, value: str) -> Path | None:
     path = absolute(value)
     if not path.is_file():
         raise UsageError(f"{name}={value}: {path} is no file")
+    return path
+
+
+def _key_file(value: str) -> Path | None:
+    path = _file("api_key_file", value)
+    if path and (why := wrong_file(path)):
+        raise UsageError(f"api_key_file={value}: {why}")
     return path
 
 

@@ -1,8 +1,33 @@
-"""Sizes, counts and tables as people read them."""
+"""Texts as people write them; sizes, counts and tables as people read them."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
+
+# The longer marks first: UTF-32's begins like UTF-16's.
+OTHER_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, without the mark (BOM) that an editor put before it. Raises
+    ValueError that says what it is instead."""
+    for mark, name in OTHER_ENCODINGS.items():
+        if data.startswith(mark):
+            raise ValueError(f"is {name}; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: is not UTF-8; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError("holds zero bytes, as UTF-16 does; save it as UTF-8")
+    return text
 
 
 def size(count: float) -> str:

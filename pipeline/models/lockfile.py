@@ -17,6 +17,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
+from pipeline.core.text import decoded
 
 from .reference import HUB
 from .repository import SHA1, of_files
@@ -32,7 +33,7 @@ LockedModel = dict[str, Any]
 def read(path: Path) -> list[LockedModel]:
     """The entries of a lock file; none without a file. Raises UsageError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(decoded(path.read_bytes()))
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
         entries: list[LockedModel] = data["model"]

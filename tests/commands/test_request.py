@@ -25,6 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "imatrix.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     (tmp_path / "keys").write_text("secret")
+    (tmp_path / "marked").write_text("\ufeffsecret", encoding="utf-8")
     return tmp_path
 
 
@@ -187,6 +188,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"safetensors_dir": "m.gguf"}, "is a gguf"),
         ({"imatrix": "none"}, "imatrix=none: "),
         ({"api_key_file": "folder"}, "is no file"),
+        ({"api_key_file": "marked"}, "begins with a byte order mark"),
         ({"model": "nothing"}, "not a valid reference"),
         ({"refresh": "1", "offline": "1"}, "refresh= and offline= contradict each other"),
         ({"refresh": "1", "frozen": "1"}, "refresh= and frozen= contradict each other"),

@@ -114,6 +114,16 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "schema = 2\nmodel = []\n"
 
 
+def test_a_file_that_an_editor_saved_in_another_way(path: Path) -> None:
+    lockfile.write(path, entry())
+    text = path.read_text(encoding="utf-8").replace("\n", "\r\n")
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert lockfile.read(path) == [entry()]
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UsageError, match="is UTF-16; save it as UTF-8"):
+        lockfile.read(path)
+
+
 def test_a_request_that_is_not_pinned(path: Path) -> None:
     with pytest.raises(UsageError, match="does not pin this request; it is missing or empty"):
         lockfile.find(path, {"model": "org/model"})

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_file
-from pipeline.serve.keys import is_loopback, keys_of
+from pipeline.serve.keys import KEY, RULE, is_loopback, wrong_file
 from pipeline.serve.server import LLAMA_CPP
 
 from .addresses import Address
@@ -81,7 +81,7 @@ def mistakes(given: ResolvedOptions, folder: Path) -> Iterator[str]:
     draft = given.draft
     is_llama = draft.engine == LLAMA_CPP
     file = given.text("api-key-file")
-    if file and (why := _wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
+    if file and (why := wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
         yield draft.tell("server.api-key-file", f" = {file}: {why}")
     literal = draft.server.get("api-key")
     for why in wrong_literal(literal, draft.at("server.api-key-file") if file else ""):
@@ -95,7 +95,7 @@ def mistakes_of_gateway(configuration: Configuration) -> Iterator[str]:
     """What cannot be meant about the key of the gateway."""
     literal, file = configuration.gateway.api_key, configuration.gateway.api_key_file
     place = configuration.at_gateway("api_key_file")
-    if file and (why := _wrong_file(Path(file))):
+    if file and (why := wrong_file(Path(file))):
         yield f"{place} = {file}: {why}"
     for why in wrong_literal(literal, place if file else ""):
         yield f"{configuration.at_gateway('api_key')}: {why}"
@@ -109,29 +109,10 @@ def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
         yield 'must be a key, or "none"'
     if told and file:
         yield f"contradicts {file}; leave one out"
-    if any(one.startswith("#") or not one.isprintable() or " " in one for one in told):
-        yield "a key must not begin with # or hold spaces or control characters"
+    if not all(map(KEY.fullmatch, told)):
+        yield RULE
     if len(told) > 1 and NONE in told:
         yield "none is no key"
-
-
-def _wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
-    """Why a file of keys is none, or nothing. llama-server reads a space beside a key as part of
-    it, which no client can send."""
-    if not path.is_file():
-        return f"{path} is no file"
-    try:
-        keys = keys_of(path)
-        text = path.read_bytes()
-    except OSError:
-        keys = ()
-    if not keys:
-        return f"{path} cannot be read, or holds no key"
-    if os.name == "nt":
-        text = text.replace(b"\r\n", b"\n")
-    if is_read_as_it_is and not {one.encode() for one in keys} <= {*text.split(b"\n")}:
-        return f"{path}: has a space or a carriage return beside a key, which becomes part of it"
-    return ""
 
 
 def _in_clear(draft: InstanceSpec) -> Iterator[str]:

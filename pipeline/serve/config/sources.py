@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
+from pipeline.core.text import decoded
 
 DEEPEST = 32  # tables in tables; five are ever needed
 LARGEST_BYTES = 4 * 1024 * 1024
@@ -44,10 +45,9 @@ def text_of(file: Path) -> str:
     if len(told) > LARGEST_BYTES:
         raise UsageError(f"{file}: is larger than {LARGEST_BYTES // 1024 // 1024} MB")
     try:
-        text = told.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = told.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{file}: line {line}: is not UTF-8", "save it as UTF-8") from None
+        text = decoded(told)
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
     if not text.strip():
         raise UsageError(f"{file}: is empty", "configs/ has examples")
     return text
@@ -67,6 +67,7 @@ def toml(file: Path) -> dict[str, Any]:
 
 def overrides(text: str, where: str) -> dict[str, Any]:
     """The JSON object in `text`, empty where blank. Raises UsageError that names `where`."""
+    text = text.removeprefix("\ufeff")  # the mark of a file that it was read from
     if not text.strip():
         return {}
     try:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.address import is_address
 from pipeline.core.errors import did_you_mean
+from pipeline.models.address import is_address
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
-from pipeline.serve.keys import is_loopback
+from pipeline.serve.keys import is_loopback, wrong_file
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor.state import Folder
-
-from .keys import Keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +34,8 @@ class GatewaySettings:
 def check(settings: GatewaySettings) -> None:
     """Raise UsageError where the gateway must not be started with these settings."""
     if settings.api_key_file is not None:
-        if not Keys().of(settings.api_key_file):
-            raise UsageError(
-                f"api_key_file={settings.api_key_file}: cannot be read, or holds no key",
-                "write one key on each line of it",
-            )
+        if why := wrong_file(Path(settings.api_key_file)):
+            raise UsageError(f"api_key_file: {why}", "write one key on each line of it")
     elif not (settings.without_key or is_loopback(settings.host)):
         raise UsageError(
             f"host={settings.host}: other machines can reach it, and there is no API key",

@@ -14,6 +14,7 @@ from pipeline.serve.config import checks, synonyms, vllm
 from pipeline.serve.config.renamed import RENAMED
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.flags import read as read_flags
+from pipeline.serve.keys import RULE
 
 SERVER = "[instance.chat.server]\n"
 ROUTER = "note: models.toml: instance.chat: names no model, so llama-server routes to the models it"
@@ -52,7 +53,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ("api_key = '#a'", "api_key: a key must not begin with # or hold spaces"),
         ('api_key = "a\\nb"', "api_key: a key must not begin with # or hold spaces"),
         (
-            "api_key = 'a'\napi_key_file = 'models.toml'",
+            "api_key = 'a'\napi_key_file = 'keys'",
             "api_key: contradicts models.toml: instance.chat.server.api_key_file; leave one out",
         ),
         (
@@ -74,6 +75,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
     ],
 )
 def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "keys").write_text("a\n")
     found = checked(tmp_path, SERVER + text)
     assert found[0].startswith(f"models.toml: instance.chat.server.{line}"), found
 
@@ -101,22 +103,52 @@ def test_a_file_without_a_key_would_let_everybody_in(
     table = f"{control}{SERVER}model = 'x'\nhost = '0.0.0.0'\napi_key_file = 'keys'\n"
     found = [line for line in checked(tmp_path, table) if "note" not in line]
     place = "models.toml: instance.chat.server.api_key_file = keys"
-    wrong = f"{place}: {tmp_path / 'keys'} cannot be read, or holds no key"
+    wrong = f"{place}: {tmp_path / 'keys'} holds no key"
     assert found == ([] if good else [wrong])
 
 
 def test_a_key_file_is_read_as_llama_server_reads_it(tmp_path: Path) -> None:
     table = f"{SERVER}model = 'models.toml'\napi_key_file = 'keys'\n"
-    for text in ("a \n", "\tb\n", "good\nc \n"):
+    for text in ("a \n", "\tb\n", "good\nc \n", "a\n # another\n", "a\n \n"):
         (tmp_path / "keys").write_text(text)
         (line,) = checked(tmp_path, table)
         assert line.endswith(
             "has a space or a carriage return beside a key, which becomes part of it"
         )
-    (tmp_path / "keys").write_text("a\n # one\n\nb")
+    (tmp_path / "keys").write_text("a\n# one\n\nb")
     assert checked(tmp_path, table) == []
-    (tmp_path / "keys").write_bytes(b"a\xff\n")
-    assert "cannot be read, or holds no key" in checked(tmp_path, table)[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (
+            b"\xef\xbb\xbfa\nb\n",
+            "begins with a byte order mark (BOM); save it as UTF-8 without",
+        ),
+        ("a\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("a\n".encode("utf-16-be"), "holds zero bytes, as UTF-16 does; save it as UTF-8"),
+        ("a\n".encode("utf-32"), "is UTF-32; save it as UTF-8"),
+        (b"a\nb\xff\n", "line 2: is not UTF-8; save it as UTF-8"),
+        ("a\nschlüssel\n".encode(), f"line 2: {RULE}"),
+        ("a\u200b\n".encode(), f"line 1: {RULE}"),
+        (b"# one\ntwo words\n", f"line 2: {RULE}"),
+        (b"a\x07\n", f"line 1: {RULE}"),
+        (b"a\rb\r", f"line 1: {RULE}"),
+        (b"a" * 4097, f"line 1: {RULE}"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm", "gateway"])
+def test_a_key_that_not_every_program_reads_alike(
+    tmp_path: Path, engine: str, data: bytes, why: str
+) -> None:
+    (tmp_path / "keys").write_bytes(data)
+    (tmp_path / "x").touch()
+    table = f"[instance.chat.control]\nengine = '{engine}'\n{SERVER}model = 'x'\n"
+    if engine == "gateway":
+        table = f"{SERVER}model = 'x'\n[gateway]\n"
+    (line,) = checked(tmp_path, f"{table}api_key_file = 'keys'\n")
+    assert line.endswith(f": {tmp_path / 'keys'}: {why}")
 
 
 def test_all_mistakes_of_file_and_options_at_once(tmp_path: Path) -> None:
@@ -182,17 +214,17 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("api_key_file = 'models.toml'", []),
+        ("api_key_file = 'keys'", []),
         ("host = '0.0.0.0'\napi_key = 'none'", []),
         ("[gateway.models]\n'a*' = 'chat'\n'b*' = 'Mine'\n'c' = 'off'", []),
         ("host = 'a:1'", ['host = "a:1": must be one host name or address alone, such as']),
         ("api_key_file = 'gone'", ["api_key_file = {}/gone: {}/gone is no file"]),
-        ("api_key_file = 'empty'", ["api_key_file = {}/empty: {}/empty cannot be read, or holds"]),
+        ("api_key_file = 'empty'", ["api_key_file = {}/empty: {}/empty holds no key"]),
         (
-            "api_key = 'a b'\napi_key_file = 'models.toml'",
+            "api_key = 'a b'\napi_key_file = 'keys'",
             [
                 "api_key: contradicts models.toml: gateway.api_key_file; leave one out",
-                "api_key: a key must not begin with # or hold",
+                f"api_key: {RULE}",
             ],
         ),
         (
@@ -206,6 +238,7 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
 )
 def test_the_table_of_the_gateway(tmp_path: Path, text: str, lines: list[str]) -> None:
     (tmp_path / "empty").write_text("# none\n")
+    (tmp_path / "keys").write_text("a\n")
     off = "[instance.off.control]\nenabled = false\n"
     found = checked(tmp_path, f"{off}{SERVER}alias = 'mine'\n[gateway]\n{text}\n")
     found = [line for line in found if "note" not in line]

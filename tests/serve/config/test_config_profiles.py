@@ -98,7 +98,8 @@ class TestThreeErrors:
         ("profiles: []", "must be a table of profiles by name"),
         ("[" * 100_000, "nested too deeply"),
         ("", "is empty"),
-        ("x: \x00", "is no YAML"),
+        ("x: \x00", "holds zero bytes, as UTF-16 does"),
+        ("\ufeffprofiles: []", "must be a table of profiles by name"),
     ],
 )
 def test_what_is_no_registry(tmp_path: Path, text: str, why: str) -> None:

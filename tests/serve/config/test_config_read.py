@@ -348,6 +348,9 @@ class TestTexts:
             (b"a = 1\na = 2\n", "is no TOML: Cannot overwrite a value"),
             (b"x = '\xff'", "line 1: is not UTF-8"),
             (b"[a]\n\nx = '\xfc'", "line 3: is not UTF-8"),
+            ("[master]\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+            ("[master]\n".encode("utf-16-le"), "holds zero bytes, as UTF-16 does"),
+            ("[master]\n".encode("utf-32"), "is UTF-32"),
             (b"x = " + b"[" * 100_000, "nested too deeply"),
             (b"instance" + b".a" * 5000 + b" = 1", "nested too deeply"),
             (b"#" * (4 * 1024 * 1024 + 1), "is larger than 4 MB"),
@@ -364,6 +367,9 @@ class TestTexts:
         file = tmp_path / "models.toml"
         file.write_bytes(b"\xef\xbb\xbf[instance.a.server]\r\nport = 1\r\n")
         assert load(file).drafts[0].server == {"port": 1}
+        over = '\ufeff{"instance": {"server": {"port": 2}}}'
+        file.write_text("[instance.a.server]\n")
+        assert load(file, overrides=over).drafts[0].server == {"port": 2}
 
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is a folder"):

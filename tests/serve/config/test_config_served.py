@@ -24,6 +24,9 @@ from pipeline.serve.flags import parse_help
 
 pytestmark = pytest.mark.build
 
+# Without a comma, which would make two of it.
+KEY = "s3cret!\"$%41&'()*+-./:;<=>?@[\\]^_`{|}~#"
+
 
 def asked(url: str, key: str = "") -> Any:
     """What the server answers to this key."""
@@ -61,7 +64,7 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
         [instance.tiny.server]
         port = {free_port()}
         alias = "one,two"
-        api_key = "s3cret"
+        api_key = {json.dumps(KEY)}
         no_warmup = true
         n_gpu_layers = 0
         api_prefix = "/pre"
@@ -83,7 +86,7 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
         environ=os.environ,
     )
     write_keys(configuration, flags, keys)
-    key = "s3cret"
+    key = KEY
     assert key not in " ".join(instance.command) and instance.api_key_file is not None
     assert Path(instance.api_key_file).read_text() == f"{key}\n"
     env = {**servers(os.environ), **instance.env}

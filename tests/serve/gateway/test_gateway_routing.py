@@ -259,8 +259,11 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
         check(GatewaySettings(host=host, without_key=True))
     for host in ("127.0.0.1", "127.0.0.9", "::1", "LocalHost"):
         check(GatewaySettings(host=host))
-    with pytest.raises(UsageError, match="holds no key"):
+    with pytest.raises(UsageError, match="none is no file"):
         check(GatewaySettings(api_key_file=str(tmp_path / "none")))
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfk\n")
+    with pytest.raises(UsageError, match="byte order mark"):
+        check(GatewaySettings(api_key_file=str(tmp_path / "marked")))
     (tmp_path / "key").write_text("k\n")
     check(GatewaySettings(host="0.0.0.0", api_key_file=str(tmp_path / "key")))
 
