@@ -338,3 +338,25 @@ def test_what_cannot_be_meant_is_said_before_a_build(
         wrong = bare("prepare", f"model={own}", *words, status=3)
         assert wrong.steps == [] and says in wrong.err
         assert not (bare.home / "bins" / ".source").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices and pipes of POSIX")
+@pytest.mark.build
+@pytest.mark.parametrize("task", ["plan", "up"])
+def test_a_log_that_cannot_be_written(doit: Doit, tmp_path: Path, task: str) -> None:
+    """Nothing is started, renamed or replaced."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    file = tmp_path / "a.toml"
+    for key, name, why in (
+        ("log_file", "pipe", "is a pipe, not a file"),
+        ("log_file", "link", "/dev/null is a device, not a file"),
+        ("log_dir", "m.gguf", "is a file, not a folder"),
+    ):
+        control = f"[instance.a.control]\n{key} = '{name}'\n"
+        file.write_text(f"{control}[instance.a.server]\nmodel = 'm.gguf'\n")
+        wrong = doit(task, f"config={file}", status=3)
+        assert f"a.toml: instance.a.control.{key}: " in wrong.err and why in wrong.err
+        assert wrong.steps == [] or task == "plan"
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()

@@ -16,7 +16,7 @@ from pipeline.core import capacity
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.variables import variables
 from pipeline.models import gguf
-from pipeline.serve import sandbox
+from pipeline.serve import logfile, sandbox
 from pipeline.serve.config.named import CONFIGS, OVERRIDES, unknown_overrides
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
@@ -185,6 +185,7 @@ class Servers:
         except PipelineError as error:
             wrong.append(error.message)
             flags = None
+        wrong += self._wrong_logs()
         cards = nvidia.count()
         checks.check(
             replace(self.configuration, mistakes=tuple(wrong)),
@@ -282,6 +283,14 @@ class Servers:
                 header = estimate.outlook(model, model.require_chain()).header
             lines += [f"{server.name}: {line}" for line in serve.model_warnings(header, server)]
         return lines
+
+    def _wrong_logs(self) -> list[str]:
+        logs, wrong = self.logs(), []
+        for draft in self.configuration.enabled:
+            if why := logfile.trouble(logs[draft.name]):
+                key = "log_file" if draft.control.log_file else "log_dir"
+                wrong.append(f"{draft.at(f'control.{key}')}: {why}")
+        return wrong
 
     def logs(self) -> dict[str, Path]:
         """Where the output of each goes."""

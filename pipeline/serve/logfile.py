@@ -7,20 +7,70 @@ The log of the run before, or what grew too long, is renamed to a dated file bes
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, doitw
+from pipeline.core.log import info
 from pipeline.core.process import private
 
 KEPT = 5
 LONGEST = 10_000_000  # bytes
 LOOK_SECONDS = 0.2
+LEAST_FREE = 64 * 1024  # bytes
+LONGEST_CHAIN = 40  # of links, as the kernel has it
+STREAM = re.compile(r"/dev/(std|fd)|/proc/")
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def trouble(path: Path) -> str:
+    """Why `path` cannot take a log, or nothing. It waits for nobody, and leaves nothing there."""
+    if any(map(STREAM.match, _followed(path))):
+        return f"{path} is a stream of whoever opens it, not a file"
+    path = real(path)
+    place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    try:
+        kind = stat.S_IFMT(place.stat().st_mode)
+        expected = stat.S_IFREG if place == path else stat.S_IFDIR
+        if kind != expected:
+            return f"{place} is {KINDS.get(kind, 'a device')}, not {KINDS[expected]}"
+        if place == path:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        else:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"\0" * LEAST_FREE)
+        if shutil.disk_usage(place).free < LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
+
+
+def _followed(path: Path) -> Iterator[str]:
+    """The path itself, and each that its links lead to."""
+    for _ in range(LONGEST_CHAIN):
+        yield str(path)
+        if not path.is_symlink():
+            return
+        path = path.parent / path.readlink()
+
+
+def real(path: Path) -> Path:
+    """Where a log is written: not the link to it, so that the link stays what it is."""
+    return Path(os.path.realpath(path))
 
 
 def set_aside(path: Path) -> None:
@@ -28,11 +78,12 @@ def set_aside(path: Path) -> None:
 
     Best effort: a log that cannot be renamed (on Windows, while somebody reads it) stays.
     """
+    path = real(path)
     with contextlib.suppress(OSError):
-        info = path.lstat()
-        if not stat.S_ISREG(info.st_mode) or not info.st_size:  # such as a link to /dev/null
+        now = path.stat()
+        if not stat.S_ISREG(now.st_mode) or not now.st_size:  # such as /dev/null
             return
-        date = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(info.st_mtime))
+        date = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(now.st_mtime))
         same = [number for (when, number), _ in _dated(path) if when == date]
         number = f"-{max(same) + 1}" if same else ""
         path.replace(path.with_name(f"{path.stem}.{date}{number}{path.suffix}"))
@@ -52,11 +103,12 @@ def _dated(path: Path) -> list[tuple[tuple[str, int], Path]]:
 
 
 class Log:
-    """Call it with a line. It never raises: what a full disk takes is counted, and said later."""
+    """Call it with a line. It never raises and never waits: what cannot be written is said at once
+    on stderr, counted, and said in the log as soon as that takes lines again."""
 
     def __init__(self, path: Path, limit: int = LONGEST) -> None:
         """`limit` in bytes; then a new file is begun."""
-        self.path, self.limit = path, limit
+        self.path, self.limit = real(path), limit
         self._file: io.FileIO | None = None
         self._size = self._lost = 0
 
@@ -68,11 +120,24 @@ class Log:
                 self._write(f"[{self._lost} lines could not be written]")
                 self._lost = 0
             self._write(line)
-        except OSError:
+        except OSError as error:
+            if not self._lost:
+                self._say(f"warning: {self.path}: {error.strerror}; its lines are lost meanwhile")
             self._lost += 1
-            self.close()
+            self._release()
 
     def close(self) -> None:
+        self._release()
+        if self._lost:
+            self._say(f"warning: {self.path}: {self._lost} lines could not be written")
+            self._lost = 0
+
+    @staticmethod
+    def _say(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
+            info(text)
+
+    def _release(self) -> None:
         if self._file:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -80,18 +145,28 @@ class Log:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = io.FileIO(self.path, "a", opener=private)
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._file = io.FileIO(self.path, "a", opener=_without_waiting)
+        found = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a file")
+        self._size = found.st_size
 
     def _write(self, line: str) -> None:
         data = line.encode("utf-8", "replace") + b"\n"
         if self._size and self._size + len(data) > self.limit:
-            self.close()
+            self._release()
             set_aside(self.path)
             self._open()
             self._size = 0  # where it could not be renamed it is tried again at the next `limit`
-        if self._file:
-            self._size += self._file.write(data) or 0
+        if self._file and (written := self._file.write(data) or 0) != len(data):
+            os.truncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += len(data)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """As `private`; a pipe that nobody reads is an error instead of a wait."""
+    return private(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def lines(
@@ -99,6 +174,7 @@ def lines(
 ) -> Iterator[str]:
     """The last `count` lines of a log, those of older ones included; with `follow` also what
     comes, until `over()` or Ctrl-C. Raises PipelineError where there is no log."""
+    path = real(path)
     if not (follow or path.exists() or _dated(path)):
         raise PipelineError(
             f"{path}: no log yet", f"start the server that writes it: {doitw('up')}"

@@ -21,7 +21,7 @@ from pipeline.core.process import shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
-from .logfile import Log, set_aside
+from .logfile import Log, set_aside, trouble
 from .output import pumped, quoted
 from .server import Server
 from .stopping import asked_to_stop, how
@@ -40,8 +40,10 @@ def foreground(
     not ready in time.
     """
     health.require_free(server.host, server.port)
-    info(f"+ {shown(server.command)}")
     log_file = Path(server.log_file)
+    if why := trouble(log_file):
+        raise PipelineError(f"no log can be written: {why}")
+    info(f"+ {shown(server.command)}")
     set_aside(log_file)
     began = time.monotonic()
     with (

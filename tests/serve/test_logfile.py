@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, wait_for
+from disks import disk
 
 from pipeline.core.errors import PipelineError
-from pipeline.serve.logfile import KEPT, LOOK_SECONDS, Log, lines, set_aside
+from pipeline.serve.logfile import KEPT, LOOK_SECONDS, Log, lines, set_aside, trouble
 
 FOLLOW = """
 import sys
@@ -87,6 +89,72 @@ def test_what_is_no_file_is_not_renamed(tmp_path: Path) -> None:
     assert {one.name for one in tmp_path.iterdir()} == {"a.log", "b.log", "c.log"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links and devices of POSIX")
+def test_what_cannot_take_a_log_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("out", "/dev/stdout"), ("null", "/dev/null"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "again").symlink_to("out")
+    (tmp_path / "gone").symlink_to("none/a.log")
+    (tmp_path / "to a pipe").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as made:
+        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        made.bind("socket")
+    before = sorted(tmp_path.iterdir())
+    for name, why in (
+        ("folder", "is a folder, not a file"),
+        ("pipe", "is a pipe, not a file"),
+        ("to a pipe", "is a pipe, not a file"),
+        ("socket", "is a socket, not a file"),
+        ("null", "is a device, not a file"),
+        ("/dev/full", "is a device, not a file"),
+        ("out", "is a stream of whoever opens it, not a file"),
+        ("again", "is a stream of whoever opens it, not a file"),
+        ("/dev/stderr", "is a stream of whoever opens it, not a file"),
+        ("file/a.log", "is a file, not a folder"),
+        ("null/a.log", "is a device, not a folder"),
+        ("loop", "Too many levels of symbolic links"),
+    ):
+        assert why in trouble(tmp_path / name), name
+    for name in ("file", "new.log", "new/folder/a.log"):
+        assert trouble(tmp_path / name) == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_takes_no_log_is_named(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "size=1m") as remount:
+        there, new = tmp_path / "disk" / "a.log", tmp_path / "disk" / "new" / "b.log"
+        there.write_text("x")
+        with suppress(OSError):
+            (tmp_path / "disk" / "big").write_bytes(b"x" * 1_100_000)
+        assert "No space left on device" in trouble(there)
+        assert "No space left on device" in trouble(new)
+        (tmp_path / "disk" / "big").unlink()
+        assert (trouble(there), trouble(new)) == ("", "")
+        remount("ro")
+        assert "Read-only file system" in trouble(there)
+        assert "Read-only file system" in trouble(new)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+def test_a_link_stays_one_and_a_pipe_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with closing(Log(tmp_path / "pipe")) as log:
+        log("lost")
+    assert f"{tmp_path / 'pipe'}: 1 lines could not be written" in capsys.readouterr().err
+    (tmp_path / "a.log").symlink_to("real.log")
+    with closing(Log(tmp_path / "a.log", 30)) as log:
+        for number in range(4):
+            log(f"line {number:02}")
+    set_aside(tmp_path / "a.log")
+    assert (tmp_path / "a.log").is_symlink() and not (tmp_path / "a.log").exists()
+    assert list(lines(tmp_path / "a.log", 9)) == [f"line {number:02}" for number in range(4)]
+
+
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_text("x" * 95 + "\n")
@@ -98,7 +166,9 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert numbers(path) == ["more", "and more"]
 
 
-def test_what_could_not_be_written_is_counted(tmp_path: Path) -> None:
+def test_what_could_not_be_written_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "folder" / "a.log"
     path.parent.write_text("a file where a folder should be")
     with closing(Log(path, 1000)) as log:
@@ -107,6 +177,20 @@ def test_what_could_not_be_written_is_counted(tmp_path: Path) -> None:
         path.parent.unlink()
         log("line 3")
     assert numbers(path) == ["[3 lines could not be written]", "line 3"]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"warning: {path}: ") and said.endswith("lost meanwhile")
+
+
+def test_half_a_line_is_none(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "size=64k"):
+        path, big = tmp_path / "disk" / "a.log", tmp_path / "disk" / "big"
+        with closing(Log(path)) as log:
+            log("first")
+            big.write_bytes(b"x" * 40_000)
+            log("y" * 60_000)
+            big.unlink()
+            log("last")
+        assert numbers(path) == ["first", "[1 lines could not be written]", "last"]
 
 
 def test_the_last_lines(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -301,12 +302,18 @@ def test_huge_output_stops_nothing(servers: Servers, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
-def test_a_full_disk_stops_nothing(servers: Servers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["full", "pipe"])
+def test_a_log_that_takes_nothing_stops_nothing(
+    servers: Servers, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "a.log").symlink_to("/dev/full")
+    path = tmp_path / "logs" / "a.log"
+    path.symlink_to("/dev/full") if kind == "full" else os.mkfifo(path)
     assert servers.up(stand_in(tmp_path, "a", "--lines", "50000", "--rate", "1000")) == {}
     servers.down()
     servers.nothing_left()
+    assert "its lines are lost meanwhile" in servers.log()
+    assert re.search(r"\d+ lines could not be written", servers.log())
 
 
 def test_stopping_takes_its_time_and_no_more(servers: Servers, tmp_path: Path) -> None:
