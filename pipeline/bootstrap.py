@@ -46,6 +46,15 @@ if not fits or ({needs_pip} and importlib.util.find_spec("pip") is None):
 sys.stdout.buffer.write(os.fsencode(folder))
 """
 
+NO_NETWORK = (
+    "The package could not be found or fetched. Is there a network, and does it need a proxy "
+    "(HTTPS_PROXY) or a mirror (pip's or uv's own settings)? Then call doitw again."
+)
+# What pip and uv heed. pip takes a SOCKS proxy once PySocks is in .venv, uv as it is.
+NETWORK = (
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT"),
+)
 DISK_FULL = "The disk is full. Free some space, then call doitw again."
 # What a tool's output says, and what to do about it. The first that fits is taken.
 HINTS = (
@@ -76,9 +85,10 @@ HINTS = (
             "ReadTimeoutError",
             "SSLError",
             "No solution found",
+            "Missing dependencies for SOCKS support",
+            "TLS CA certificate bundle",
         ),
-        "The package could not be found or fetched. Is there a network, and does it need a proxy "
-        "(HTTPS_PROXY) or a mirror (pip's or uv's own settings)? Then call doitw again.",
+        NO_NETWORK,
     ),
 )
 
@@ -291,7 +301,8 @@ def hint_for(output: str) -> str:
         return DISK_FULL
     for signs, hint in HINTS:
         if any(sign in output for sign in signs):
-            return hint
+            names = [name for name in NETWORK if os.environ.get(name)]
+            return hint + f" Set here: {', '.join(names)}." * (hint is NO_NETWORK and bool(names))
     return "Delete .venv and call doitw again; PYTHON=/path/to/python doitw takes another Python."
 
 

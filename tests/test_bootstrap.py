@@ -313,8 +313,10 @@ def test_package_that_cannot_be_fetched(ready: Checkout, world: World) -> None:
     ready.require("run", "absent==1.0 --hash=sha256:" + 64 * "0")
     done = ready.doitw()
     assert (done.status, done.out) == (1, "")
-    assert "Is there a network" in done.err
+    assert "Is there a network" in done.err and "Set here" not in done.err
     assert "Traceback" not in done.err
+    behind = ready.env | {"ALL_PROXY": "socks5://127.0.0.1:1", "REQUESTS_CA_BUNDLE": "/gone"}
+    assert "Set here: ALL_PROXY, REQUESTS_CA_BUNDLE." in ready.doitw(env=behind).err
     ready.require("run", world.doit)
     assert ready.doitw().err == ""
 

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import environment, paths
+from . import environment, network, paths
 from .errors import PipelineError
 from .pins import Archive
 from .process import last_lines, run
@@ -83,8 +83,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
                 raise PipelineError(
                     f"{archive.package} {archive.version} could not be downloaded "
                     f"(pip ended with {status}):\n{last_lines(log, 5)}",
-                    "check the network and pip's settings (pip config list); the log is "
-                    f"{log}. Or put {archive.file} into {target.parent} by hand",
+                    f"check the network and pip's settings (pip config list); the log is {log}. Or "
+                    f"put {archive.file} into {target.parent} by hand{network.settings()}",
                 )
             digest = hashing.sha256(got)
             if digest != archive.sha256:

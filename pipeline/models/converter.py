@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from pipeline.core import paths
+from pipeline.core import network, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
 from pipeline.core.packages import pip_environment
@@ -90,7 +90,7 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
             if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
                 raise PipelineError(
                     f"the converter's environment could not be made:\n{last_lines(log, 5)}",
-                    f"check the network and pip's settings; the log is {log}",
+                    f"check the network and pip's settings{network.settings()}; the log is {log}",
                 )
         _require_cpu_torch(python(home))
         stamp = target / "environment"

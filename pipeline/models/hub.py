@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core import log
+from pipeline.core import log, network
 from pipeline.core.download import Location, read_range
 
 from .hub_errors import AGAIN, Changed, errors_explained
@@ -78,6 +78,7 @@ def _quiet() -> None:
 
 def client() -> Any:
     """huggingface_hub's own HTTP client, with the user's proxy and certificates."""
+    network.check()
     from huggingface_hub import get_session
 
     return get_session()

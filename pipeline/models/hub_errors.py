@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.core import network
 from pipeline.core.errors import PipelineError, UsageError
 
 from .hub_settings import endpoint, has_token
 
-PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 AGAIN = "run the same command again: it asks the hub anew"
 
 
@@ -21,6 +20,7 @@ class Changed(PipelineError):
 @contextmanager
 def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[None]:
     """Turn the client's exceptions into errors that name the next step. Raises PipelineError."""
+    network.check()
     from huggingface_hub import errors
 
     try:
@@ -42,7 +42,7 @@ def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[
         token = "the token in use may not see it" if has_token() else "set HF_TOKEN"
         raise PipelineError(
             f"{repo}: there is no such repository, or it is private",
-            f"check the name; for a private one {token}",
+            f"check the name; for a private one {token}{network.through(endpoint())}",
         ) from None
     except errors.EntryNotFoundError:
         raise Changed(
@@ -58,7 +58,9 @@ def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[
     except PipelineError:
         raise
     except Exception as error:  # the client's own, its HTTP library's, the system's
-        raise _refused(repo, error) from None
+        refused = _refused(repo, error)
+        refused.hint += network.through(endpoint())
+        raise refused from None
 
 
 def _refused(repo: str, error: Exception) -> PipelineError:
@@ -87,11 +89,12 @@ def _refused(repo: str, error: Exception) -> PipelineError:
             "check HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
         )
     what = f"it answered {status}" if status else type(error).__name__
-    if (not status and isinstance(error, (OSError, ImportError))) or what == "ConnectError":
+    if (not status and isinstance(error, (OSError, ImportError))) or what in (
+        "ConnectError",
+        "ProxyError",
+    ):
         what = f"{what}: {error}"  # the system's words, without any address
-    via = [n for n in PROXIES if os.environ.get(n)]
     return PipelineError(
         f"{repo}: the hub could not be reached: {what}",
-        f"check the network and {endpoint()}{', ' * bool(via)}{' and '.join(via)}, then run the "
-        "same command again",
+        f"check the network and {endpoint()}, then run the same command again",
     )

@@ -509,7 +509,7 @@ def test_through_a_proxy(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_proxy_that_is_none(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "gopher://host")
-    with pytest.raises(UsageError, match="proxy or certificates"):
+    with pytest.raises(UsageError, match="HTTP_PROXY: is not the address of a proxy"):
         find("b7")
 
 

@@ -7,14 +7,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from conftest import REPOSITORY
 from fakes import hub as fake
+
+from pipeline.core.download import Location, read_range
+from pipeline.core.errors import PipelineError
 
 # The client reads its settings when it is imported, hence a process of its own.
 CLIENT = """
@@ -311,6 +318,67 @@ def test_a_hub_in_trouble_is_an_error(ask: Ask, server: fake.Running) -> None:
     message = ask("org/gguf")["error"]
     assert "the hub could not be reached" in message
     assert server.endpoint in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SSL_CERT_FILE", "/gone.pem", "SSL_CERT_FILE=/gone.pem: No such file"),
+        ("SSL_CERT_FILE", "/", "SSL_CERT_FILE=/: Is a directory"),
+        ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE={__file__}: holds no certificate"),
+        ("SSL_CERT_DIR", "/gone:/away", "SSL_CERT_DIR=/gone:/away: there is no such folder"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "ALL_PROXY: a SOCKS proxy needs"),
+        ("all_proxy", "socks5h://me:secret@127.0.0.1:1", f"env -u all_proxy {sys.executable} -m"),
+        ("https_proxy", "socks4://127.0.0.1:1", "https_proxy: is not the address of a proxy"),
+        ("HTTP_PROXY", "http://me:secret@host:port", "HTTP_PROXY: is not the address of a proxy"),
+        ("HTTP_PROXY", "http://127.0.0.1:9", "requests go through the proxy in HTTP_PROXY"),
+    ],
+)
+def test_a_variable_with_which_nothing_is_reached_is_named(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    for certificates in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(certificates, raising=False)
+    message = ask("org/gguf", **{"NO_PROXY": "", name: value})["error"]
+    assert said in message
+    assert "secret" not in message
+
+
+class Page(BaseHTTPRequestHandler):
+    """A login page, or a proxy's error, in the place of everything."""
+
+    def do_GET(self) -> None:
+        status, kind = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(b"<html>log in</html>" * 1000)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def proxy(status: int, kind: str = "text/html; charset=utf-8") -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
+        page.answer = status, kind  # type: ignore[attr-defined]
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{page.server_port}"
+        page.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 407])
+def test_a_proxy_that_answers_with_a_page_is_named(ask: Ask, status: int) -> None:
+    with proxy(status) as url:
+        message = ask("org/gguf", HTTP_PROXY=url, NO_PROXY="")["error"]
+    assert "requests go through the proxy in HTTP_PROXY" in message
+
+
+def test_a_page_in_the_place_of_a_file_is_no_download() -> None:
+    with proxy(200) as url, httpx2.Client() as client:
+        with pytest.raises(PipelineError, match="sends a web page in its place"):
+            read_range(client, "m.gguf", lambda: Location(url=url), 0, 9, timeout=5)
+        assert read_range(client, "a.html", lambda: Location(url=url), 0, 6, timeout=5) == b"<html>"
 
 
 def test_a_gated_model_names_the_page_and_the_token(ask: Ask, server: fake.Running) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.bins import platform
 from pipeline.bins.hardware.cuda_versions import DOWNLOAD_BYTES, ON_ARM, CudaRelease
-from pipeline.core import paths
+from pipeline.core import network, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
 from pipeline.core.packages import pip_environment
@@ -99,7 +99,7 @@ def _fill(made: Path, release: CudaRelease, log: Path) -> None:
             f"CUDA {release.version} could not be installed (pip ended with {status}):\n"
             f"{last_lines(log, 5)}",
             "check the network, pip's settings (pip config list) and the free space in "
-            f"{made.parent}; the log is {log}",
+            f"{made.parent}; the log is {log}{network.settings()}",
         )
     remove(temporary)
     root = made / "nvidia" / f"cu{release.major}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipeline.core import network
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.progress import duration
 
@@ -55,15 +56,10 @@ def token() -> tuple[str, str]:
 
 def client() -> httpx2.Client:
     """An HTTP client with the user's proxy and certificates. Raises UsageError."""
+    network.check()
     import httpx2
 
-    try:
-        return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
-    except (ValueError, ImportError, OSError) as error:
-        raise UsageError(
-            f"what the environment says of proxy or certificates is wrong: {error}",
-            "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR",
-        ) from None
+    return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
 
 
 def ask(client: httpx2.Client, path: str) -> bytes:
@@ -88,8 +84,8 @@ def ask(client: httpx2.Client, path: str) -> bytes:
     except httpx2.RequestError as error:
         raise PipelineError(
             f"llama.cpp's releases could not be asked for: {trouble(error)}",
-            "check the network and the proxy (HTTPS_PROXY), then run the same command again; or "
-            "build it: bins=build",
+            "check the network and the proxy, then run the same command again; or build it: "
+            f"bins=build{network.settings()}",
         ) from None
 
 
@@ -107,7 +103,8 @@ def strange(what: str) -> PipelineError:
     """The error for an answer that is not what it should be."""
     return PipelineError(
         f"what {urlsplit(api()).hostname} answers is no list of releases ({what})",
-        "see whether a proxy or a login page answers in GitHub's place, and GITHUB_API_URL",
+        "see whether a proxy or a login page answers in GitHub's place, and GITHUB_API_URL"
+        f"{network.settings()}",
     )
 
 
@@ -135,6 +132,7 @@ def refusal(status: int, headers: Mapping[str, str], now: float) -> PipelineErro
         hint = f"see whether the token in {name} may read public repositories, or unset it"
     elif status < 500:
         hint = "see whether a proxy or a firewall answers in GitHub's place, and GITHUB_API_URL"
+        hint += network.settings()
     else:
         hint = "run the same command again, later; or build it: bins=build"
     return PipelineError(f"llama.cpp's releases could not be asked for: {where}", hint)

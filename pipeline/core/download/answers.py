@@ -9,6 +9,7 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeline.core import network
 from pipeline.core.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ class Judge:
             )
         length = answer.headers.get("Content-Length", "")
         count = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+        if is_page and not self._name.endswith((".html", ".htm")):
+            raise PipelineError(
+                f"{self._name}: {host} sends a web page in its place",
+                f"see whether a proxy or a login page answers there{network.settings()}",
+            )
         if status == 200:
             self._require_size(host, count)
             self._require_same(answer)
@@ -107,7 +114,7 @@ class Judge:
         if None not in (size, self._size) and size != self._size:
             raise PipelineError(
                 f"{self._name}: {host} says {size} bytes, expected {self._size}",
-                "the file changed there, or a proxy answers in its place",
+                f"the file changed there, or a proxy answers in its place{network.settings()}",
             )
 
     def _require_same(self, answer: httpx2.Response) -> None:
@@ -131,6 +138,8 @@ def trouble(error: httpx2.RequestError) -> TroubleError:
             return TroubleError(host, "no connection in time")
         case httpx2.ConnectError() | httpx2.ReadError():  # the system's words
             return TroubleError(host, str(error) or "the connection broke")
+        case httpx2.ProxyError():
+            return TroubleError(host, f"the proxy refuses: {error}")
         case httpx2.RemoteProtocolError():
             return TroubleError(host, "the connection ended early")
     return TroubleError(host, type(error).__name__)

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.core import log
+from pipeline.core import log, network
 from pipeline.core.errors import PipelineError
 
 from .answers import Judge, TroubleError, trouble
@@ -141,7 +141,9 @@ class Remote:
                         f"{self.name}: {problem}", "check whether you still have access"
                     )
                 if problem.wait is not None or (failures > RETRIES and stuck):
-                    raise PipelineError(f"{self.name}: {problem}", AGAIN)
+                    raise PipelineError(
+                        f"{self.name}: {problem}", f"{AGAIN}{network.through(location.url)}"
+                    )
                 self._halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
 
     def _where(self) -> Location:

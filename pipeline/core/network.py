@@ -1,0 +1,79 @@
+"""What the environment says of proxies and certificates: checked before the network is used, and
+named in what is said of its failures. A proxy's address is not shown: it may hold a password."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import ssl
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+from .errors import UsageError
+
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def check() -> None:
+    """Raise UsageError that names the variable with which no request can succeed."""
+    unset = "unset it, or let it name this machine's certificates"
+    file, folders = os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", "")
+    try:
+        if file:
+            ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise UsageError(f"SSL_CERT_FILE={file}: holds no certificate", unset) from None
+    except OSError as error:
+        raise UsageError(f"SSL_CERT_FILE={file}: {error.strerror}", unset) from None
+    if folders and not file and not any(map(os.path.isdir, folders.split(os.pathsep))):
+        raise UsageError(f"SSL_CERT_DIR={folders}: there is no such folder", unset)
+    if not proxy_bypass("*"):
+        for name in _proxies():
+            _check_proxy(name)
+
+
+def _check_proxy(name: str) -> None:
+    text = os.environ[name]
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        is_valid = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise UsageError(f"{name}: is not the address of a proxy", "http://HOST:PORT, or unset it")
+    if parts.scheme.startswith("socks") and not importlib.util.find_spec("socksio"):
+        raise UsageError(
+            f"{name}: a SOCKS proxy needs the Python package socksio",
+            "name an HTTP proxy instead; or, where the network is reached without one: "
+            f"env -u {name} {sys.executable} -m pip install socksio",
+        )
+
+
+def through(url: str) -> str:
+    """`; requests go through the proxy in HTTPS_PROXY`, or nothing where they go directly."""
+    parts = urlsplit(url)
+    names = [] if proxy_bypass(parts.hostname or "") else _proxies()
+    wanted = (f"{parts.scheme.upper()}_PROXY", "ALL_PROXY")
+    name = next((name for name in names if name.upper() in wanted), "")
+    return f"; requests go through the proxy in {name}" if name else ""
+
+
+def settings() -> str:
+    """`; set here: HTTPS_PROXY, SSL_CERT_FILE (is not there)`, or nothing: what pip heeds too."""
+    names = _proxies()
+    for name in CERTIFICATES:
+        if places := os.environ.get(name, ""):
+            is_there = any(Path(place).exists() for place in places.split(os.pathsep))
+            names.append(name if is_there else f"{name} (is not there)")
+    return f"; set here: {', '.join(names)}" if names else ""
+
+
+def _proxies() -> list[str]:
+    """The variables of proxies that are set, as they are spelled: small letters win."""
+    spelled = ((name.lower(), name) for name in PROXIES)
+    found = (next((name for name in pair if os.environ.get(name)), "") for pair in spelled)
+    return [name for name in found if name]
