@@ -14,7 +14,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
 from pipeline.core.store.receipts import FILE, Entry
 from pipeline.core.text import plural
-from pipeline.models import gguf
+from pipeline.models import converter, gguf
 
 from .model import Model
 
@@ -22,14 +22,21 @@ from .model import Model
 def verify(model: Model) -> None:
     """Check everything in the home, or only what belongs to `model=`. Raises PipelineError."""
     results: list[dict[str, str]] = []
+
+    def report(path: Path, problem: str) -> None:
+        results.append({"path": str(path), "problem": problem})
+        if not model.request.json:
+            print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
+
     for path, entry in artifacts(model):
         try:
             problem = check(path, entry)
         except (OSError, PipelineError) as error:
             problem = str(error)
-        results.append({"path": str(path), "problem": problem})
-        if not model.request.json:
-            print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
+        report(path, problem)
+    if not model.request.reference and converter.has_receipt(model.home):
+        path, problem = converter.folder(model.home), converter.damage(model.home, hashes=True)
+        report(path, problem)
     if model.request.json:
         print(json.dumps(results, indent=1))
     wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]

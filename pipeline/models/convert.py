@@ -21,6 +21,7 @@ from . import converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
+NOT_READ = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null bytes|marshal"
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
@@ -101,6 +102,7 @@ def make(
                 sandbox=converter.sandbox(python, conversion.script, folder, inputs, made, scratch),
             )
         if status:
+            require_whole_converter(home, log)
             raise failed(conversion, status, log)
         kinds.require_model([gguf.read(made)], resolved.name)
         if check:
@@ -116,6 +118,18 @@ def make(
         force=force,
         sandbox=strength().name,
     )
+
+
+def require_whole_converter(home: Home, log: Path) -> None:
+    """Raise PipelineError where Python could not read the converter's own environment, which the
+    next run makes again."""
+    output = log.read_text(encoding="utf-8", errors="replace")
+    if re.search(NOT_READ, output) and (why := converter.damage(home, hashes=True)):
+        converter.forget(home)
+        raise PipelineError(
+            f"the converter's environment is damaged: {why}",
+            "run the same command again: it makes the environment anew",
+        )
 
 
 def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import base64
+import csv
 import hashlib
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -18,9 +21,9 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.sandbox import Sandbox
-from pipeline.core.store import receipts
+from pipeline.core.store import hashing, receipts
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, remove, require_space
+from pipeline.core.store.publish import flush_folder, full_disk_is_an_error, remove, require_space
 from pipeline.core.store.receipts import Recipe
 
 from . import tools
@@ -30,6 +33,8 @@ COPIES = 4  # of the weights: as read, as 32-bit numbers, and stacked with other
 REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
 INSTALLED_BYTES = 1_300_000_000
 DOWNLOAD_BYTES = 270_000_000
+
+_whole: set[Path] = set()  # the environments in which this process found no damage
 
 
 @cache
@@ -62,9 +67,62 @@ def python(home: Home) -> Path:
 
 
 def is_current(home: Home) -> bool:
-    """Whether the environment is complete."""
+    """Whether the environment is complete, and as it was installed."""
+    return has_receipt(home) and not damage(home)
+
+
+def has_receipt(home: Home) -> bool:
+    """Whether it was made to its end from what it depends on now."""
     entry = receipts.load(folder(home)).get("environment")
     return entry is not None and entry.recipe == recipe() and python(home).exists()
+
+
+def damage(home: Home, *, hashes: bool = False) -> str:
+    """What is not as the environment's packages brought it, or nothing: by the sizes of their
+    files, which takes half a second and is done once, or by their hashes."""
+    top = folder(home)
+    if top in _whole and not hashes:
+        return ""
+    try:
+        (site,) = top.glob("Lib/site-packages" if WINDOWS else "lib/*/site-packages")
+        infos = list(site.glob("*.dist-info"))
+        names = {_plain(info.name.partition("-")[0]) for info in infos}
+        if missing := ", ".join(sorted(required() - names)):
+            return f"{missing} is not there"
+        for path in (top / "pyvenv.cfg", *(info / "RECORD" for info in infos)):
+            if not path.stat().st_size:
+                return f"{path} is empty"
+        for info in infos:
+            lines = (info / "RECORD").read_text(encoding="utf-8").splitlines()
+            for name, digest, size in csv.reader(lines):
+                path = site / name
+                if size and path.stat().st_size != int(size):
+                    return f"{path} has {path.stat().st_size} bytes instead of {size}"
+                if hashes and digest and _digest(path) != digest:
+                    return f"{path} is not what was installed"
+    except (OSError, ValueError) as error:
+        return str(error)
+    _whole.add(top)
+    return ""
+
+
+def required() -> set[str]:
+    """The names of the packages that this platform needs."""
+    from packaging.requirements import Requirement
+
+    lines = re.findall(r"^(\w.*?) *\\?$", REQUIREMENTS.read_text(encoding="utf-8"), re.M)
+    wanted = [Requirement(line) for line in (*lines, "torch")]
+    return {_plain(each.name) for each in wanted if not each.marker or each.marker.evaluate()}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _digest(path: Path) -> str:
+    """A file's hash as packages write it."""
+    digest = base64.urlsafe_b64encode(bytes.fromhex(hashing.sha256(path)))
+    return f"sha256={digest.decode().rstrip('=')}"
 
 
 def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
@@ -72,13 +130,18 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
     target = folder(home)
     paths.require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
-        if is_current(home) and not force:
+        why = damage(home) if has_receipt(home) else "it is not there"
+        if not why and not force:
             return
         if offline:
             raise PipelineError(
-                "the converter's environment is missing, and offline=1 forbids downloading it",
+                f"the converter's environment is to be made ({why or 'force=1'}), and offline=1 "
+                "forbids downloading it",
                 "run once without offline=1",
             )
+        if has_receipt(home) and why:
+            info(f"the converter's environment is damaged, and is made again: {why}")
+        _whole.discard(target)
         remove(target)  # what an interrupted run left
         require_space(target.parent, INSTALLED_BYTES)
         info("making the converter's environment (1.2 GB, once)")
@@ -95,6 +158,7 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
         _require_cpu_torch(python(home))
         stamp = target / "environment"
         stamp.write_text(requirements_sha256() + "\n", encoding="utf-8")
+        flush_folder(target)  # after a power cut no receipt is there without its files
         receipts.change(stamp, receipts.stamp(stamp, recipe(), seconds=0))
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from pipeline.bins.compile import source
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store import receipts
 from pipeline.models import convert, converter, quantize, staging
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
@@ -152,25 +158,88 @@ def test_everything_but_torch_is_pinned_by_hash() -> None:
         assert not name.startswith(("nvidia", "triton", "cuda"))
 
 
-def test_the_environment_is_current_only_with_a_receipt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.core.store import receipts
-
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """The converter's environment as pip leaves it, with a file of each package."""
     monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(converter, "_whole", set())
     home = Home(tmp_path / "home")
     python = converter.python(home)
     python.parent.mkdir(parents=True)
-    python.touch()
-    assert tmp_path / "cache" in python.parents
-    assert not converter.is_current(home)  # as a cut run leaves it
+    for path in (python, converter.folder(home) / "pyvenv.cfg"):
+        path.write_text("x")
+    site = site_packages(home)
+    for name in converter.required():
+        info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / name).mkdir()
+        (site / name / "__init__.py").write_text(name)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()
+        row = f"{name}/__init__.py,sha256={digest.rstrip('=')},{len(name)}\n"
+        (info / "RECORD").write_text(f"{row}{name}/x.pyc,,\n{info.name}/RECORD,,\n")
+    return home
+
+
+def site_packages(home: Home) -> Path:
+    return converter.folder(home) / ("Lib" if os.name == "nt" else "lib/python3") / "site-packages"
+
+
+def with_receipt(home: Home) -> None:
     stamp = converter.folder(home) / "environment"
     stamp.touch()
     receipts.change(stamp, receipts.stamp(stamp, converter.recipe(), seconds=0))
-    assert converter.is_current(home)
-    converter.forget(home)
-    assert stamp.exists()
-    assert not converter.is_current(home)
+
+
+def test_the_environment_is_current_only_with_a_receipt(environment: Home) -> None:
+    assert not converter.is_current(environment)  # as a cut run leaves it
+    with_receipt(environment)
+    assert converter.is_current(environment)
+    converter.forget(environment)
+    assert (converter.folder(environment) / "environment").exists()
+    assert not converter.is_current(environment)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "why"),
+    [
+        ("numpy/__init__.py", "", "numpy/__init__.py has 0 bytes instead of 5"),
+        ("numpy/__init__.py", None, "No such file or directory"),
+        ("numpy-1.0.dist-info", None, "numpy is not there"),
+        ("torch-1.0.dist-info/RECORD", "", "RECORD is empty"),
+        ("torch-1.0.dist-info/RECORD", None, "No such file or directory"),
+        ("torch-1.0.dist-info/RECORD", "torch/__init__.py", "not enough values to unpack"),
+        ("../../../pyvenv.cfg", "", "pyvenv.cfg is empty"),
+    ],
+)
+def test_a_power_cut_that_emptied_files_is_seen(
+    environment: Home, path: str, text: str | None, why: str
+) -> None:
+    with_receipt(environment)
+    damaged = site_packages(environment) / path
+    if text is not None:
+        damaged.write_text(text)
+    elif damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.unlink()
+    assert why in converter.damage(environment)
+    assert not converter.is_current(environment)
+    with pytest.raises(PipelineError, match="is to be made"):
+        converter.make(environment, offline=True)
+
+
+def test_what_python_cannot_read_is_compared_with_what_was_installed(
+    environment: Home, tmp_path: Path
+) -> None:
+    with_receipt(environment)
+    (site_packages(environment) / "numpy" / "__init__.py").write_bytes(bytes(5))
+    log = tmp_path / "log"
+    log.write_text("ValueError: no such architecture\n")
+    convert.require_whole_converter(environment, log)
+    log.write_text("SyntaxError: source code string cannot contain null bytes\n")
+    with pytest.raises(PipelineError, match="is not what was installed"):
+        convert.require_whole_converter(environment, log)
+    assert not converter.is_current(environment), "so that the next run makes it anew"
 
 
 def test_architectures_are_read_without_running_the_converter(tmp_path: Path) -> None:

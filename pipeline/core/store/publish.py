@@ -74,6 +74,24 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def flush_folder(folder: Path) -> None:
+    """Force a folder and all that is below it to the disk."""
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "syncfs"):
+        for path in (*folder.rglob("*"), folder):
+            if not path.is_symlink():
+                flush(path)
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Tens of thousands of files in a second or two instead of minutes.
+        if library.syncfs(handle):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(handle)
+
+
 def publish_file(made: Path, target: Path) -> None:
     """Rename the finished `made` to `target`, in the same folder, safe against a power cut."""
     flush(made)
@@ -108,9 +126,7 @@ def publish_same(file: Path, target: Path) -> None:
 
 def publish_folder(made: Path, target: Path) -> None:
     """Replace `target` by the finished folder `made`, in the same parent folder."""
-    for path in (*made.rglob("*"), made):
-        if not path.is_symlink():
-            flush(path)
+    flush_folder(made)
     if not target.exists():
         made.rename(target)
     elif _exchange(made, target):
