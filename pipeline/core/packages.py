@@ -72,7 +72,7 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
             )
         require_space(target.parent, archive.size)
         log = home.logs / f"download-{archive.package}.log"
-        folder = target.with_name(f".{target.name}.pip")
+        folder = part(target).with_name(f"{part(target).name}.pip")
         remove(folder)  # left by a run that was killed
         folder.mkdir()
         (folder / "pinned.txt").write_text(requirement(archive), encoding="utf-8")

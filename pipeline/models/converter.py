@@ -21,14 +21,14 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.sandbox import Sandbox
-from pipeline.core.store import hashing, receipts
-from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import flush_folder, full_disk_is_an_error, remove, require_space
+from pipeline.core.store import artifacts, hashing, receipts
+from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 
 from . import tools
 
 DRIVER = Path(__file__).with_name("header_of.py")
+PYTHON = Path("Scripts/python.exe" if WINDOWS else "bin/python")
 COPIES = 4  # of the weights: as read, as 32-bit numbers, and stacked with others of their kind
 REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
 INSTALLED_BYTES = 1_300_000_000
@@ -55,15 +55,14 @@ def recipe() -> Recipe:
 
 
 def folder(home: Home) -> Path:
-    """Where it is, or would be. An environment cannot be moved, so it is made in place."""
+    """Where it is, or would be."""
     digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
     return paths.cache(home) / f"converter-{digest}"
 
 
 def python(home: Home) -> Path:
     """The environment's Python."""
-    inside = ("Scripts", "python.exe") if WINDOWS else ("bin", "python")
-    return folder(home).joinpath(*inside)
+    return folder(home) / PYTHON
 
 
 def is_current(home: Home) -> bool:
@@ -129,7 +128,7 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
     """Make the environment unless it is current; its receipt comes last. Raises PipelineError."""
     target = folder(home)
     paths.require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
+    with artifacts.locked_folder(target):
         why = damage(home) if has_receipt(home) else "it is not there"
         if not why and not force:
             return
@@ -142,24 +141,26 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
         if has_receipt(home) and why:
             info(f"the converter's environment is damaged, and is made again: {why}")
         _whole.discard(target)
-        remove(target)  # what an interrupted run left
-        require_space(target.parent, INSTALLED_BYTES)
         info("making the converter's environment (1.2 GB, once)")
-        import venv  # slow to load
+        with artifacts.new_folder(target, need=INSTALLED_BYTES) as made:
+            _fill(made, home.logs / "converter.log")
 
-        venv.create(target, with_pip=False, symlinks=not WINDOWS)
-        log = home.logs / "converter.log"
-        for arguments in pip_arguments(python(home)):
-            if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
-                raise PipelineError(
-                    f"the converter's environment could not be made:\n{last_lines(log, 5)}",
-                    f"check the network and pip's settings{network.settings()}; the log is {log}",
-                )
-        _require_cpu_torch(python(home))
-        stamp = target / "environment"
-        stamp.write_text(requirements_sha256() + "\n", encoding="utf-8")
-        flush_folder(target)  # after a power cut no receipt is there without its files
-        receipts.change(stamp, receipts.stamp(stamp, recipe(), seconds=0))
+
+def _fill(made: Path, log: Path) -> None:
+    """Make the environment. It can be renamed: only its Python is started, by its path."""
+    import venv  # slow to load
+
+    venv.create(made, with_pip=False, symlinks=not WINDOWS)
+    for arguments in pip_arguments(made / PYTHON):
+        if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
+            raise PipelineError(
+                f"the converter's environment could not be made:\n{last_lines(log, 5)}",
+                f"check the network and pip's settings{network.settings()}; the log is {log}",
+            )
+    _require_cpu_torch(made / PYTHON)
+    stamp = made / "environment"
+    stamp.write_text(requirements_sha256() + "\n", encoding="utf-8")
+    receipts.save(made, {stamp.name: receipts.stamp(stamp, recipe(), seconds=0)})
 
 
 def pip_arguments(python: Path) -> list[list[str]]:

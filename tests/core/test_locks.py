@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
-from contextlib import AbstractContextManager
+import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
-from core_tools import child, finish, line
+from core_tools import NO_RENAMEAT2, child, finish, line
 
 from pipeline.core.store.locks import only_one
 
@@ -55,3 +59,85 @@ def test_a_lock_is_free_after_an_error_and_others_are_not_held(
     with only_one(tmp_path / "a"):
         pass
     assert capsys.readouterr().err == ""
+
+
+# What flock does on such a disk: fails with this number, or with 0 does nothing.
+FLOCK = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int file, int what) { errno = atoi(getenv("FLOCK")); return errno ? -1 : 0; }
+"""
+MAKE = """
+import sys, time
+from pathlib import Path
+from pipeline.core.store import artifacts, receipts
+target, folder = Path(sys.argv[1]), Path(sys.argv[2])
+
+def maker(made):
+    with made.open("xb") as file:
+        for _ in range(50):
+            file.write(b"x" * 1000)
+            file.flush()
+            time.sleep(0.01)
+
+print("ready", flush=True)
+sys.stdin.readline()
+artifacts.make(target, {"step": "test"}, maker)
+with artifacts.locked_folder(folder):
+    with artifacts.new_folder(folder) as made:
+        made.mkdir()
+        time.sleep(0.2)
+        (made / "file").write_text("whole")
+print(receipts.status(target, {"step": "test"}).name)
+"""
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 0])
+def disk_without_locks(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the programs that the test starts."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or not compiler:
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    folder = tmp_path_factory.mktemp("preload")
+    (folder / "flock.c").write_text(FLOCK)
+    words = [compiler, "-shared", "-fPIC", "-o", folder / "flock.so", folder / "flock.c"]
+    subprocess.run(words, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(folder / "flock.so"))
+    monkeypatch.setenv("FLOCK", str(request.param))
+
+
+@pytest.mark.usefixtures("disk_without_locks")
+@pytest.mark.parametrize("kernel", ["", NO_RENAMEAT2])
+def test_where_locks_do_not_work_each_run_makes_its_own_and_one_stays(
+    tmp_path: Path, kernel: str
+) -> None:
+    target, folder = tmp_path / "a.gguf", tmp_path / "folder"
+    left = tmp_path / ".a.gguf.0badcafe.part"
+    left.touch()
+    os.utime(left, (0, 0))
+    (tmp_path / ".a.gguf.lock").touch()  # of a killed run
+    with ExitStack() as runs:
+        makers = [
+            runs.enter_context(child(kernel + MAKE, target, folder, stdin=subprocess.PIPE))
+            for _ in range(4)
+        ]
+        for maker in makers:
+            assert line(maker) == "ready"
+        for maker in makers:
+            assert maker.stdin is not None
+            maker.stdin.write("go\n")
+            maker.stdin.flush()
+        for maker in makers:
+            out, err = maker.communicate(timeout=60)
+            assert maker.returncode == 0, err
+            assert err.count("locks do not work on this disk") == 1
+            assert out.split() in (["CURRENT"], ["MOVED"])  # by the last one, of the same bytes
+    assert target.read_bytes() == b"x" * 50_000
+    assert (folder / "file").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".a.gguf.lock", ".state.json", "a.gguf", "folder")
+    ]

@@ -144,8 +144,8 @@ def test_fetched_once(
     if before == "damaged":
         target.write_bytes(b"damaged")
     elif before == "left by a killed run":
-        (target.parent / f".{target.name}.pip").mkdir()
-        (target.parent / f".{target.name}.pip" / "half").touch()
+        (target.parent / f".{target.name}.part.pip").mkdir()
+        (target.parent / f".{target.name}.part.pip" / "half").touch()
         (target.parent / f".{target.name}.part").write_bytes(b"half")
     assert packages.fetch(archive, home) == target
     assert target.read_bytes() == (tmp_path / "index" / WHEEL.file).read_bytes()

@@ -1,15 +1,32 @@
 """One maker at a time.
 
-The operating system drops the lock when its holder dies, however it dies.
+The operating system drops the lock when its holder dies, however it dies. On a disk whose locks do
+not work nobody waits: each run makes its own, under a temporary name that no other run has, and the
+last one that is whole stays.
 """
 
 from __future__ import annotations
 
+import glob
+import os
+import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core import log
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+RUN = os.urandom(4).hex()  # in the temporary names of this run, where locks do not work
+LEFT_SECONDS = 24 * 3600.0  # after which what a killed run left there is removed
+
+_troubles: dict[Path, str] = {}  # by folder; empty: locks work there
 
 
 @contextmanager
@@ -18,10 +35,14 @@ def only_one(target: Path) -> Iterator[None]:
 
     The holder may take it again: `is_singleton` makes it one lock within this process.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
+    if trouble(target.parent):
+        _remove_left(target)
+        yield
+        return
+    lock = file_lock(target.with_name(f".{target.name}.lock"), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -31,3 +52,72 @@ def only_one(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Hold the lock of a file for as long as it takes to read and write it."""
+    if trouble(file.parent):
+        yield
+        return
+    with file_lock(file):
+        yield
+
+
+def file_lock(path: Path, *, is_singleton: bool = False) -> BaseFileLock:
+    """A lock of the operating system's: never one that a file is by being there, which a killed
+    run leaves behind."""
+    from filelock import FileLock
+
+    return FileLock(path, is_singleton=is_singleton, fallback_to_soft=False)
+
+
+def trouble(folder: Path) -> str:
+    """Why locks do not work on the disk of `folder`, or nothing; said once. Raises OSError where
+    nothing can be written there."""
+    if folder not in _troubles:
+        why = _tried(folder)
+        if why and not any(_troubles.values()):
+            log.info(
+                f"warning: {folder}: locks do not work on this disk ({why}), so runs at the same "
+                "time do not wait for each other; each makes its own, and one of them stays"
+            )
+        _troubles[folder] = why
+    return _troubles[folder]
+
+
+def own_name(folder: Path) -> str:
+    """What makes temporary names in `folder` this run's own, where locks do not work."""
+    return f".{RUN}" if _troubles.get(folder) else ""
+
+
+def _tried(folder: Path) -> str:
+    if sys.platform == "win32":
+        return ""
+    import fcntl
+
+    with (
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as first,
+        Path(first.name).open("r+b") as second,
+    ):
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return f"flock: {error.strerror}"
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return ""
+    return "flock holds nobody up"
+
+
+def _remove_left(target: Path) -> None:
+    """Remove what killed runs left under names of their own."""
+    name = f".{glob.escape(target.name)}.*"
+    olds = target.parent.glob(f"{name}.old") if target.exists() else ()
+    for path in (*target.parent.glob(f"{name}.part*"), *olds):
+        try:
+            if time.time() - path.lstat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -14,13 +15,17 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import size
 
+from .locks import own_name
+
 # File systems need some space of their own, and estimates are not exact.
 SPARE_BYTES = 64 * 1024 * 1024
+TRIES = 20  # to put a folder in its place where no lock keeps others away
 
 
 def part(target: Path) -> Path:
-    """The name under which `target` is made, by one run at a time: the holder of its lock."""
-    return target.with_name(f".{target.name}.part")
+    """The name under which `target` is made, by one run at a time: the holder of its lock, or
+    where locks do not work the only run that has this name."""
+    return target.with_name(f".{target.name}{own_name(target.parent)}.part")
 
 
 def remove(path: Path) -> None:
@@ -127,6 +132,17 @@ def publish_same(file: Path, target: Path) -> None:
 def publish_folder(made: Path, target: Path) -> None:
     """Replace `target` by the finished folder `made`, in the same parent folder."""
     flush_folder(made)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _put_in_place(made, target)
+            break
+        except OSError:  # another run was there in this instant, where locks do not work
+            if not (tries_left and own_name(target.parent) and made.exists()):
+                raise
+    flush(target.parent)
+
+
+def _put_in_place(made: Path, target: Path) -> None:
     if not target.exists():
         made.rename(target)
     elif _exchange(made, target):
@@ -134,18 +150,20 @@ def publish_folder(made: Path, target: Path) -> None:
     else:
         # No atomic exchange here: for an instant there is no `target`. `recover_folder` repairs
         # what a kill between the two renames leaves.
-        aside = target.with_name(f".{target.name}.old")
+        aside = _aside(target)
         remove(aside)
         target.rename(aside)
         made.rename(target)
         remove(aside)
-    flush(target.parent)
 
 
 def recover_folder(target: Path) -> None:
     """Finish or undo an interrupted `publish_folder`. Call it under the target's lock."""
     remove(part(target))  # unfinished, or the old folder after the exchange
-    aside = target.with_name(f".{target.name}.old")
+    aside = _aside(target)
+    if not target.exists():  # where locks do not work, a killed run's has a name of its own
+        others = target.parent.glob(f".{glob.escape(target.name)}.*.old")
+        aside = next((path for path in (aside, *others) if path.exists()), aside)
     if aside.exists():
         if target.exists():
             remove(aside)
@@ -153,9 +171,14 @@ def recover_folder(target: Path) -> None:
             aside.rename(target)
 
 
+def _aside(target: Path) -> Path:
+    """The name of the folder that is about to be replaced."""
+    return target.with_name(f".{target.name}{own_name(target.parent)}.old")
+
+
 def is_cut(target: Path) -> bool:
     """Whether `publish_folder` was interrupted, or another run is in the middle of it."""
-    return part(target).exists() or target.with_name(f".{target.name}.old").exists()
+    return part(target).exists() or _aside(target).exists()
 
 
 def _exchange(first: Path, second: Path) -> bool:

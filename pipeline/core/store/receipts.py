@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.core import log
 
 from .hashing import sha256
+from .locks import alone_with
 from .publish import publish_text
 
 SCHEMA = 1
@@ -160,10 +161,8 @@ def now() -> str:
 
 def change(target: Path, entry: Entry | None) -> None:
     """Record `entry` for `target`, or drop its receipt."""
-    from filelock import FileLock
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f"{FILE}.lock")):
+    with alone_with(target.with_name(f"{FILE}.lock")):
         entries = _read(target.parent / FILE)  # what others wrote must not get lost
         if entry is None:
             if entries.pop(target.name, None) is None:

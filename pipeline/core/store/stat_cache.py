@@ -11,6 +11,7 @@ from typing import Any
 
 from . import json_file
 from .hashing import sha256
+from .locks import alone_with
 
 
 def recall(cache: Path, file: Path) -> Any | None:
@@ -34,11 +35,9 @@ def remember(cache: Path, file: Path, value: Any, stamp: list[int]) -> None:
 
     A value that cannot be stored is computed again the next time, no more.
     """
-    from filelock import FileLock
-
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache.with_name(f".{cache.name}.lock")):
+        with alone_with(cache.with_name(f".{cache.name}.lock")):
             json_file.write(cache, _load(cache) | {str(file): {"stamp": stamp, "value": value}})
     except OSError:
         return
@@ -46,10 +45,8 @@ def remember(cache: Path, file: Path, value: Any, stamp: list[int]) -> None:
 
 def forget(cache: Path, path: Path) -> None:
     """Drop the entry of the file `path`, or those of all files below the folder."""
-    from filelock import FileLock
-
     if cache.exists():
-        with FileLock(cache.with_name(f".{cache.name}.lock")):
+        with alone_with(cache.with_name(f".{cache.name}.lock")):
             entries = {n: v for n, v in _load(cache).items() if not Path(n).is_relative_to(path)}
             json_file.write(cache, entries)
 
