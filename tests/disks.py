@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -26,3 +27,28 @@ def disk(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
         yield lambda other: subprocess.run(["mount", "-o", f"remount,{other}", folder], check=True)
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# What flock does on some disks: it fails with this number, or does nothing.
+FLOCK = """
+#include <errno.h>
+int flock(int file, int what) { errno = FAILS; return FAILS ? -1 : 0; }
+"""
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 0])
+def locks_that_do_not_work(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the programs that the test starts."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or not compiler:
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    source = tmp_path_factory.mktemp("flock") / "flock.c"
+    source.write_text(FLOCK)
+    library = source.with_suffix(".so")
+    words = [compiler, f"-DFAILS={request.param}", "-shared", "-fPIC", "-o", library, source]
+    subprocess.run(words, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import subprocess
-import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 from core_tools import NO_RENAMEAT2, child, finish, line
+from disks import locks_that_do_not_work as locks_that_do_not_work
 
 from pipeline.core.store.locks import only_one
 
@@ -61,12 +59,6 @@ def test_a_lock_is_free_after_an_error_and_others_are_not_held(
     assert capsys.readouterr().err == ""
 
 
-# What flock does on such a disk: fails with this number, or with 0 does nothing.
-FLOCK = """
-#include <errno.h>
-#include <stdlib.h>
-int flock(int file, int what) { errno = atoi(getenv("FLOCK")); return errno ? -1 : 0; }
-"""
 MAKE = """
 import sys, time
 from pathlib import Path
@@ -92,25 +84,7 @@ print(receipts.status(target, {"step": "test"}).name)
 """
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 0])
-def disk_without_locks(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """For the programs that the test starts."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if sys.platform != "linux" or not compiler:
-        pytest.skip("needs a C compiler and LD_PRELOAD")
-    folder = tmp_path_factory.mktemp("preload")
-    (folder / "flock.c").write_text(FLOCK)
-    words = [compiler, "-shared", "-fPIC", "-o", folder / "flock.so", folder / "flock.c"]
-    subprocess.run(words, check=True)
-    monkeypatch.setenv("LD_PRELOAD", str(folder / "flock.so"))
-    monkeypatch.setenv("FLOCK", str(request.param))
-
-
-@pytest.mark.usefixtures("disk_without_locks")
+@pytest.mark.usefixtures("locks_that_do_not_work")
 @pytest.mark.parametrize("kernel", ["", NO_RENAMEAT2])
 def test_where_locks_do_not_work_each_run_makes_its_own_and_one_stays(
     tmp_path: Path, kernel: str

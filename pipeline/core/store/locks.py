@@ -64,12 +64,12 @@ def alone_with(file: Path) -> Iterator[None]:
         yield
 
 
-def file_lock(path: Path, *, is_singleton: bool = False) -> BaseFileLock:
+def file_lock(path: Path, *, mode: int = -1, is_singleton: bool = False) -> BaseFileLock:
     """A lock of the operating system's: never one that a file is by being there, which a killed
     run leaves behind."""
     from filelock import FileLock
 
-    return FileLock(path, is_singleton=is_singleton, fallback_to_soft=False)
+    return FileLock(path, mode=mode, is_singleton=is_singleton, fallback_to_soft=False)
 
 
 def trouble(folder: Path) -> str:

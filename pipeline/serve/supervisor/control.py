@@ -20,6 +20,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
+from pipeline.core.store.locks import file_lock, trouble
 from pipeline.core.store.publish import full_disk_is_an_error
 from pipeline.serve.server import Server
 
@@ -218,14 +219,16 @@ def _signal_supervisor(at: Folder, *, kill: bool) -> None:
 
 def _end_leftovers(at: Folder) -> None:
     """End what a killed supervisor left behind, unless another one has started."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
-        with FileLock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
+        if trouble(at.path):
+            raise OSError
+        with file_lock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
             count = marker.end_all(at)
     except Timeout:
         return
-    except OSError:  # a full or read-only disk
+    except OSError:  # a full or read-only disk, or one without locks
         count = 0 if living(at) else marker.end_all(at)
     if count:
         log.info(f"ended {count} processes that had no supervisor any more")
@@ -296,14 +299,15 @@ def _start_supervisor(at: Folder, timing: Timing) -> Process:
 def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[None]:
     """Hold a lock; log `waiting` once where another process holds it. Unless it is `needed`, go on
     without it where the disk takes no file."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     with full_disk_is_an_error(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _require_own(lock.parent)
-        held = FileLock(lock, mode=0o600)
+        held = file_lock(lock, mode=0o600)
         try:
-            held.acquire(timeout=0 if waiting else -1)
+            if not trouble(lock.parent):
+                held.acquire(timeout=0 if waiting else -1)
         except Timeout:
             log.info(f"{waiting}; waiting for it")
             held.acquire()

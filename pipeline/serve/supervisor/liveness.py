@@ -7,6 +7,7 @@ from errno import ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.store.locks import file_lock, trouble
 
 from . import marker
 from .state import ENDED, Folder, State, by_name, read_state, read_wanted
@@ -16,12 +17,14 @@ LOCK_SECONDS = 0.03  # so that two who probe the lock do not take each other for
 
 def is_running(at: Folder) -> bool:
     """Whether a supervisor holds the lock."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     if not at.lock.exists():
         return False
     try:
-        with FileLock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
+        if trouble(at.path):
+            return living(at) is not None
+        with file_lock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
             return False
     except Timeout:
         return True

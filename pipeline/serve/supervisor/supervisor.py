@@ -22,17 +22,19 @@ from pathlib import Path
 from threading import Event
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.process import Process, allow_many_files, start_detached
+from pipeline.core.process import Process, allow_many_files, private, start_detached
+from pipeline.core.store.locks import file_lock, trouble
 from pipeline.serve.logfile import Log
 from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
+from .liveness import living
 from .policy import Timing
 from .runner import Runner
 from .state import (
@@ -210,9 +212,14 @@ class Supervisor:
 def supervise(at: Folder, timing: Timing, changed: Changed = lambda instance, status: None) -> bool:
     """Be the supervisor, in the main thread. False where another one is running."""
     allow_many_files()  # each server takes a pipe, a log file and at times a connection
-    lock = FileLock(at.lock, timeout=LOCK_SECONDS, mode=0o600)
+    if trouble(at.path):
+        if living(at):
+            return False
+        with open(at.lock, "ab", opener=private):  # by which `living` knows one in the foreground
+            Supervisor(at, timing, changed).run()
+        return True
     try:
-        with lock:
+        with file_lock(at.lock, mode=0o600).acquire(LOCK_SECONDS):
             Supervisor(at, timing, changed).run()
     except Timeout:
         return False

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
 from disks import disk
+from disks import locks_that_do_not_work as locks_that_do_not_work
 from supervisor_tools import Servers, changed, grandchild, lives, servers_at, stand_in
 
 from pipeline.commands import ps
@@ -146,8 +147,8 @@ def test_a_reaper_that_hangs(servers: Servers, tmp_path: Path) -> None:
 
 def test_what_a_crash_left_is_listed_until_it_is_ended(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    many: Any = SimpleNamespace(source=None)
-    steps: Any = SimpleNamespace(request=SimpleNamespace(many=many), home=home)
+    servers: Any = SimpleNamespace(source=None)
+    steps: Any = SimpleNamespace(request=SimpleNamespace(servers=servers), home=home)
     with servers_at(state.folder(home, "c.toml").path) as servers:
         servers.up(stand_in(tmp_path, "a"))
         assert ps.folders(steps) == [servers.at]
@@ -497,6 +498,32 @@ def test_a_full_disk(small: Path, tmp_path: Path) -> None:
         fill(stuff)
         assert servers.down() == ["a"]
         servers.nothing_left()
+
+
+@pytest.mark.usefixtures("locks_that_do_not_work")
+def test_a_disk_without_locks(servers: Servers, tmp_path: Path) -> None:
+    """There is one supervisor; after it was killed another one takes over."""
+    a = stand_in(tmp_path, "a")
+    servers.at.path.mkdir(parents=True)
+    for name in (servers.at.lock.name, "up.lock", "wanted.lock"):
+        (servers.at.path / name).touch()  # of a killed run
+    for _ in range(2):
+        with client(servers, "up", a) as first, client(servers, "up", a) as second:
+            for up in (first, second):
+                out, err = up.communicate(timeout=60)
+                assert "done []" in out, out + err
+                assert "locks do not work on this disk" in err
+        # One supervisor and its reaper: the other one sees that it is not alone, and ends.
+        wait_for(lambda: len(marker.marked(servers.at)[servers.at.marker]) == 2)
+        servers.supervisor().kill()
+        wait_for(lambda: not servers.processes())
+    with client(servers, "run_foreground", a) as foreground:
+        wait_for(lambda: (now := state.read_state(servers.at)) and now.pid == foreground.pid)
+        with client(servers, "run_foreground", a) as other:
+            assert "already up" in other.communicate(timeout=60)[0]
+        foreground.terminate()
+        assert foreground.wait(timeout=60) == 0
+    servers.nothing_left()
 
 
 def test_a_disk_that_became_read_only(small: Path, tmp_path: Path) -> None:
