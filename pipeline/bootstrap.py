@@ -355,6 +355,8 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            say(f"doitw: locks do not work on this disk ({error.strerror}): call it once at a time")
         return True
 
     def wait_for_lock(file: "IO[bytes]") -> None:
