@@ -44,9 +44,10 @@ def build(doit: Doit, *words: str) -> None:
 
 
 def code() -> str:
-    """The pipeline's own, which decides what is done with what was compiled."""
+    """The pipeline's own, which decides what is done with what was compiled. What chooses a backend
+    shows in the recipe."""
     found = hashlib.sha256()
-    for file in sorted((REPOSITORY / "pipeline" / "bins").rglob("*.*")):
+    for file in sorted((REPOSITORY / "pipeline" / "bins" / "compile").rglob("*.*")):
         if file.suffix in (".py", ".cmake"):
             found.update(file.read_bytes())
     return found.hexdigest()[:12]
