@@ -42,8 +42,6 @@ def check_request(model: Model) -> None:
     is_converted = reference is not None and reference.kind in ("demo", "folder")
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
-    if wanted.imatrix:
-        models.imatrix.require_usable(wanted.imatrix)
     if external and wanted.imatrix and models.imatrix.is_text(wanted.imatrix):
         external.program("llama-imatrix")
     if reference and reference.note:
@@ -64,3 +62,5 @@ def check_request(model: Model) -> None:
         else:
             models.resolve.check_folder(reference.path, model.architectures())
     model.chain()  # what cannot be meant is said now
+    if wanted.imatrix:
+        models.imatrix.require_usable(wanted.imatrix)
