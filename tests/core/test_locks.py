@@ -84,6 +84,38 @@ print(receipts.status(target, {"step": "test"}).name)
 """
 
 
+TWO = """
+import sys
+from pathlib import Path
+from pipeline.core.errors import PipelineError
+from pipeline.core.store import artifacts, receipts
+target = Path(sys.argv[1])
+
+def other(made):
+    made.write_text("other's")
+
+def maker(made):
+    if sys.argv[2] == "made":
+        artifacts.make(target, {"step": "test"}, other)
+    raise PipelineError("its input is gone")
+
+force = sys.argv[2] == "force"
+if force:
+    artifacts.make(target, {"step": "test"}, other)
+print(artifacts.make(target, {"step": "test"}, maker, force=force).size)
+"""
+
+
+@pytest.mark.usefixtures("locks_that_do_not_work")
+def test_what_another_run_has_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    with child(TWO, tmp_path / "a", "made") as run:
+        assert line(run) == "7"
+    for how in ("not made", "force"):
+        with child(TWO, tmp_path / how, how) as run:
+            assert "its input is gone" in run.communicate()[1]
+            assert run.returncode == 1
+
+
 @pytest.mark.usefixtures("locks_that_do_not_work")
 @pytest.mark.parametrize("kernel", ["", NO_RENAMEAT2])
 def test_where_locks_do_not_work_each_run_makes_its_own_and_one_stays(

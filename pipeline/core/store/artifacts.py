@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import PipelineError
+
 from . import receipts
-from .locks import only_one
+from .locks import only_one, own_name
 from .publish import (
     full_disk_is_an_error,
     part,
@@ -64,11 +66,25 @@ def make(
                 seconds=time.monotonic() - start,
                 sandbox=sandbox,
             )
+            if not force and (other := _of_another_run(target, recipe)):
+                return other
             publish_file(made, target)
+        except PipelineError:
+            # The other run may have removed what it is made of.
+            if not force and (other := _of_another_run(target, recipe)):
+                return other
+            raise
         finally:
             remove(made)
         receipts.change(target, entry)
         return entry
+
+
+def _of_another_run(target: Path, recipe: Recipe) -> Entry | None:
+    """What another run has made meanwhile, where locks do not work: the first one stays."""
+    if own_name(target.parent) and receipts.revalidate(target, recipe):
+        return receipts.load(target.parent)[target.name]
+    return None
 
 
 @contextmanager

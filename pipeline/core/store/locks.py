@@ -1,8 +1,8 @@
 """One maker at a time.
 
 The operating system drops the lock when its holder dies, however it dies. On a disk whose locks do
-not work nobody waits: each run makes its own, under a temporary name that no other run has, and the
-last one that is whole stays.
+not work nobody waits: each run makes its own, under a temporary name that no other run has, and one
+of them stays.
 """
 
 from __future__ import annotations
