@@ -23,6 +23,11 @@ FIRST = (
     "images",
     "infer-dev",
     "test_kill.py",
+    "test_reruns.py",
+    "test_from_hub.py",
+    "test_hub.py",
+    "test_bootstrap.py",
+    "test_servers.py",
 )
 
 
