@@ -150,10 +150,10 @@ def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Pat
     for name in ("second", "embed", "gateway"):
         assert after[name]["pid"] == before[name]["pid"], "others are untouched"
 
-    servers.chat("broken", gguf, lora="/no/such.gguf")
+    servers.chat("broken", gguf, grammar="root ::= (")
     servers.write({"instance.broken.control": {"restart_pause": 0.1, "max_restarts": 1}})
     wrong = servers.up(status=1)
-    assert "broken is failed" in wrong.err and "no/such.gguf" in wrong.err
+    assert "broken is failed" in wrong.err and "failed to parse grammar" in wrong.err
     now = servers.ps()
     assert (now["broken"]["state"], now["broken"]["restarts"]) == ("failed", 1)
     assert now["second"]["pid"] == before["second"]["pid"], "what did not change goes on"
@@ -364,7 +364,7 @@ def test_a_program_of_ones_own(servers: Servers, built: Path, gguf: Path, tmp_pa
                 "flash_attn": "on",
                 "no_warmup": True,
                 "check_tensors": False,
-                "lora": ["x.gguf", "y.gguf"],
+                "override_kv": ["a.x=int:1", "a.y=int:2"],
                 "extra_args": ["--seed", "7"],
             },
         }
@@ -373,7 +373,7 @@ def test_a_program_of_ones_own(servers: Servers, built: Path, gguf: Path, tmp_pa
     servers.up()
     words, env = json.loads((tmp_path / "told.json").read_text())
     assert words == planned["cmd"] and planned["executable"] == str(program)
-    assert " ".join(words).count("--lora ") == 2 and words[-2:] == ["--seed", "7"]
+    assert " ".join(words).count("--override-kv ") == 2 and words[-2:] == ["--seed", "7"]
     assert "--no-warmup" in words and "--check-tensors" not in words
     assert words[words.index("--flash-attn") + 1] == "on"
     assert words[words.index("--ctx-size") + 1] == "512"

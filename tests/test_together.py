@@ -64,10 +64,11 @@ def test_a_killed_doit_leaves_no_server(doit: Doit, tiny: Path, converter: Path)
 
 def test_a_server_that_cannot_load_says_why(doit: Doit, tiny: Path, converter: Path) -> None:
     doit("prepare", f"model={tiny}")
-    words = (f"model={tiny}", f"port={free_port()}", "server.lora=/no/such/adapter.gguf")
+    no_adapter = tiny / "config.json"
+    words = (f"model={tiny}", f"port={free_port()}", f"server.lora={no_adapter}")
     wrong = doit("serve", *words, status=1)
     assert "ended before it was ready, exit status 1" in wrong.err
-    assert "adapter.gguf" in wrong.err.rpartition("error:")[2], "its last lines are shown"
+    assert "model loading error" in wrong.err.rpartition("error:")[2], "its last lines are shown"
 
 
 def test_two_quants_of_one_model_at_once(doit: Doit, tiny: Path, converter: Path) -> None:

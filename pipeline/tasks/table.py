@@ -263,7 +263,7 @@ STEPS = (
             else do.plan.plan(session.model)
         ),
         needs=model,
-        reads=SERVING,
+        reads=(*SERVING, "target"),
     ),
     Step(
         "verify",

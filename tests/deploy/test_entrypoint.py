@@ -48,6 +48,10 @@ def machine(
     yield Machine(shared, home, {"LLAMA_SERVER_BINS_DIR": str(programs)})
 
 
+# The server itself cannot read it: nothing says so before.
+FAILS = '[instance.control]\nmax_restarts = 0\n[instance.server]\ngrammar = "root ::= ("'
+
+
 def toml(machine: Machine, text: str = "", **server: Any) -> tuple[dict[str, str], int]:
     """A file of one instance; the variables that start it on boot, and its port."""
     port = free_port()
@@ -265,9 +269,10 @@ def test_booted_and_left_running(machine: Machine) -> None:
     [
         ("[instance.control]\nenabld = true", "tiny.gguf", "did you mean enabled?", 3),
         ("", "nowhere.gguf", "nowhere.gguf is no file", 3),
-        ("[instance.control]\nmax_restarts = 0", "README", "chat is failed", 1),
+        ("", "README", "is not a usable GGUF", 1),
+        (FAILS, "tiny.gguf", "chat is failed", 1),
     ],
-    ids=["key", "missing", "damaged"],
+    ids=["key", "missing", "damaged", "failing"],
 )
 def test_what_is_wrong_ends_it(
     machine: Machine, text: str, model: str, said: str, status: int
