@@ -72,14 +72,16 @@ def test_an_embedding_model_is_not_started_as_a_chat_model(
     doit("plan", config(tmp_path, encoder, raw=True, embeddings=True, pooling="mean"))
 
 
-def test_a_pointer_in_place_of_another_file(doit: Doit, gguf: Path, tmp_path: Path) -> None:
+def test_a_pointer_in_place_of_another_file(
+    doit: Doit, gguf: Path, tiny: Path, tmp_path: Path
+) -> None:
     pointer = tmp_path / "p.gguf"
     pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
     for words in (f"server.lora={pointer}", f"server.model_draft={pointer}", f"mmproj={pointer}"):
         assert "is a Git LFS pointer" in doit("plan", f"model={gguf}", words, status=1).err
-    wrong = doit("plan", f"model={gguf}", "quant=q4_k_m", f"imatrix={pointer}", status=1)
+    wrong = doit("plan", f"model={tiny}", "quant=q4_k_m", f"imatrix={pointer}", status=1)
     assert "is a Git LFS pointer" in wrong.err
-    wrong = doit("plan", f"model={gguf}", "quant=q4_k_m", f"imatrix={gguf}", status=3)
+    wrong = doit("plan", f"model={tiny}", "quant=q4_k_m", f"imatrix={gguf}", status=3)
     assert "no importance matrix" in wrong.err
 
 
