@@ -96,9 +96,12 @@ def _tried(folder: Path) -> str:
         return ""
     import fcntl
 
+    # On Linux the file has no name, so that a kill leaves nothing.
+    nameless = sys.platform == "linux"
+    make = tempfile.TemporaryFile if nameless else tempfile.NamedTemporaryFile
     with (
-        tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as first,
-        Path(first.name).open("r+b") as second,
+        make(dir=folder, prefix=".lock-") as first,
+        Path(f"/proc/self/fd/{first.fileno()}" if nameless else first.name).open("r+b") as second,
     ):
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
