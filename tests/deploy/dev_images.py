@@ -238,11 +238,19 @@ class Running:
         assert self.process.poll() is None, self.log.read_text()
         return self.ssh("true")[0] == 0
 
-    def init(self) -> psutil.Process:
-        """The init below which the entry point runs: a container's first process."""
+    def stop(self, seconds: float) -> None:
+        """As the end of a container: its first process, the init, has that long to end after
+        SIGTERM. buildah has longer: it unmounts, which waits for the whole disk."""
         living = psutil.Process(self.process.pid).children(recursive=True)
-        (found,) = [one for one in living if one.name() == "tini"]
-        return found
+        inits = [process for process in living if process.name() == "tini"]
+        for init in inits:
+            init.terminate()
+        try:
+            assert not psutil.wait_procs(inits, seconds)[1], self.log.read_text()
+            self.process.wait(timeout=300)
+        finally:
+            self.process.kill()
+            self.process.wait()
 
 
 @contextmanager
@@ -282,8 +290,7 @@ def running(
             yield under_way
         finally:
             if process.poll() is None:
-                under_way.init().terminate()
-            process.wait(timeout=60)
+                under_way.stop(60)
     finally:
         # In chroot isolation a container has no processes of its own that would end with it.
         daemon = root / "run" / "sshd.pid"

@@ -243,8 +243,7 @@ def test_the_entry_point_starts_servers(
             assert status == 0 and "chat" in said, said
             status, said = it.ssh("/soft/app/llama-cpp/check-and-run-vllm.sh")
             assert status == 3 and "AUTO_INFER_VLLM_CONFIG" in said, said
-            it.init().terminate()
-            it.process.wait(timeout=30)
+            it.stop(30)
         with pytest.raises(OSError, match="refused"):
             get(f"http://127.0.0.1:{port}/health")
     assert "does not exist; using" in it.log.read_text(), "the kept archive was taken"

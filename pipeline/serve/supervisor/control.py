@@ -252,7 +252,7 @@ def _wait_until_settled(
     reported: dict[str, ServerStatus] = {}
     names = by_name(wanted.instances)
     supervisor: Process | None = None
-    starts, last_progress = 0, time.monotonic()
+    starts, last_progress, watched = 0, time.monotonic(), 0
     while True:
         state, latest = living(at), read_wanted(at)
         statuses = {status.name: status for status in state.instances} if state else {}
@@ -269,8 +269,10 @@ def _wait_until_settled(
             break
         has_ended = supervisor is None or supervisor.poll() is not None
         is_behind = state is None or state.asked < wanted.asked
-        if not is_behind or any(x.state == STOPPING for x in statuses.values()):
-            last_progress = time.monotonic()
+        is_stopping = any(x.state == STOPPING for x in statuses.values())
+        pid = state.pid if state else 0
+        if pid != watched or not is_behind or is_stopping:
+            watched, last_progress = pid, time.monotonic()
         elif time.monotonic() > last_progress + REACTION_SECONDS and is_running(at):
             raise PipelineError(
                 f"the supervisor does not react; its log is {at.log}",
@@ -280,7 +282,7 @@ def _wait_until_settled(
             if starts == MAX_STARTS:
                 lines = last_lines(at.log)
                 raise PipelineError(f"the supervisor ended by itself:\n{lines}", f"see {at.log}")
-            starts += 1
+            starts, last_progress = starts + 1, time.monotonic()
             supervisor = _start_supervisor(at, timing)
         time.sleep(POLL_SECONDS)
     results = [(server, reported[server.name]) for server in wanted.instances]

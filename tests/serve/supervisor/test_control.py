@@ -500,6 +500,32 @@ def test_a_full_disk(small: Path, tmp_path: Path) -> None:
         servers.nothing_left()
 
 
+def test_a_supervisor_has_its_time_from_its_start(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine its first state is late, and behind: that is no supervisor that hangs."""
+    servers.up(stand_in(tmp_path, "a"))
+    wanted, began, patience = state.read_wanted(servers.at), time.monotonic(), 1.0
+
+    def late(at: state.Folder) -> state.State | None:
+        """Nothing, then what an earlier `up` asked for, then what it is."""
+        seconds, now = time.monotonic() - began, state.read_state(at)
+        assert now
+        if seconds < 1.5 * patience:
+            now = replace(now, asked=0, instances=())
+        return None if seconds < patience else now
+
+    monkeypatch.setattr(control, "REACTION_SECONDS", patience)
+    monkeypatch.setattr(control, "living", late)
+    monkeypatch.setattr(control, "is_running", lambda at: time.monotonic() - began >= patience)
+    seen: list[str] = []
+    assert wanted
+    failed = control._wait_until_settled(
+        servers.at, wanted, lambda server, now: seen.append(now.state), control.Timing()
+    )
+    assert (failed, seen) == ([], [READY])
+
+
 @pytest.mark.usefixtures("locks_that_do_not_work")
 def test_a_disk_without_locks(servers: Servers, tmp_path: Path) -> None:
     """There is one supervisor; after it was killed another one takes over."""
