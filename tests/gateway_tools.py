@@ -9,12 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from conftest import REPOSITORY, free_port, wait_for
+from msgspec.structs import replace
 
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor.state import (

@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
+from msgspec.structs import replace
 
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, status

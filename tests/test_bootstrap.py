@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from disks import locks_that_do_not_work as locks_that_do_not_work
 
@@ -118,6 +119,8 @@ class World:
         for name in NEEDED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, folder / name)
+        # The real one: a wheel of it would have to come from the network.
+        (folder / "msgspec").symlink_to(Path(msgspec.__file__).parent)
         env = {
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Doit, chat, free_port
+from msgspec.structs import replace
 
 from pipeline.core.paths import Home
 from pipeline.serve.supervisor import state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
@@ -30,8 +31,7 @@ def program_file(name: str) -> str:
     return f"{name}.exe" if WINDOWS else name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binaries:
+class Binaries(Struct, frozen=True, kw_only=True):
     """A folder of programs; `commit` names llama.cpp's, and is empty for folders of others."""
 
     folder: Path

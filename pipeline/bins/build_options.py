@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from pipeline.core.process import WINDOWS
 
@@ -20,8 +21,7 @@ TAG = r"[A-Za-z0-9]([\w.+-]{0,98}\w)?"
 DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(Struct, frozen=True, kw_only=True):
     """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
     where nothing is said; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
 

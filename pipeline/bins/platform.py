@@ -7,9 +7,10 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
@@ -18,8 +19,7 @@ SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 
 
-@dataclass(frozen=True, slots=True)
-class Compiler:
+class Compiler(Struct, frozen=True):
     """A C++ compiler. `version` is the line with which it names itself."""
 
     path: str

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pipeline.core import log, process
 from pipeline.core.errors import PipelineError, UsageError, doitw
@@ -18,8 +19,7 @@ from pipeline.serve.keys import first_key
 from .session import Session
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, kw_only=True):
     """Where Claude Code is to connect, and what to advise where nothing answers."""
 
     url: str

@@ -7,10 +7,12 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from pipeline.bins.hardware.detect import Host, Tool, detect
 from pipeline.bins.hardware.probe import probe
@@ -117,11 +119,11 @@ def document(host: Host) -> dict[str, Any]:
             "amd": list(host.amd),
             "intel": list(host.intel),
             "apple": list(host.apple),
-            "vulkan": [asdict(device) for device in host.vulkan],
+            "vulkan": [to_builtins(device) for device in host.vulkan],
         },
-        "sandbox": asdict(strength()),
+        "sandbox": to_builtins(strength()),
         "tools": {
-            **{name: asdict(tool) for name, tool in host.tools.items()},
+            **{name: to_builtins(tool) for name, tool in host.tools.items()},
             **{name: {"path": None, "version": version} for name, version in wheels().items()},
         },
         "vulkan_headers": host.vulkan_headers or None,

@@ -11,10 +11,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
@@ -55,8 +56,7 @@ OWN = {
 AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryEstimate:
+class MemoryEstimate(Struct, frozen=True, kw_only=True):
     """A GGUF that may not exist yet: its size in bytes (0: llama-quantize refuses to make it), its
     trained context in tokens, and what it takes at a context. `header` is None where only a formula
     could be asked."""

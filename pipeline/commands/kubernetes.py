@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
@@ -37,7 +39,8 @@ NO_NEWLINE = "tr -d '\\n'"
 def write(servers: Servers) -> None:
     """Write the manifests, and print how to apply them. Raises PipelineError."""
     chosen = options(servers.variables)
-    chosen = replace(chosen, vllm_image=chosen.vllm_image or f"vllm/vllm-openai:v{vllm.version()}")
+    image = chosen.vllm_image or f"vllm/vllm-openai:v{vllm.version()}"
+    chosen = dataclasses.replace(chosen, vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
     target = out(servers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.compile import cuda_toolkit, source
@@ -210,7 +212,7 @@ def verdict(fits: bool) -> str:
 def every_quant(model: Model) -> list[dict[str, Any]]:
     """Each quant that a repository has, or that can be made: file, memory, and whether it fits."""
     request = model.request
-    of_any = replace(
+    of_any = dataclasses.replace(
         request,
         file_filter=replace(request.file_filter, quant=""),
         wanted=replace(request.wanted, quant=""),

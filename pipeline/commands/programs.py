@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
+
+from msgspec.structs import replace
 
 from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
@@ -183,4 +185,4 @@ class Programs:
         options = self.options
         if options.source == "build" and options.portable is None:
             options = replace(options, portable=True)
-        return Programs(replace(self.request, bins=options), self.home)
+        return Programs(dataclasses.replace(self.request, bins=options), self.home)

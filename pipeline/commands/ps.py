@@ -6,9 +6,10 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import to_builtins
 
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
@@ -34,7 +35,7 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
 
     rows = [row for at in places for row in status.ps(at) if is_named(request, row.name)]
     if request.json:
-        print(json.dumps([asdict(row) for row in rows]))
+        print(json.dumps([to_builtins(row) for row in rows]))
     elif rows:
         details = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
         print("\n".join([text(rows), *(details if reasons else [])]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
@@ -282,7 +285,7 @@ def _with_address(reference: Reference | None, asked: ModelVariables) -> ModelVa
             f"model={reference.text}: is a projector, by its name, not a model",
             f"pass model={reference.repo} mmproj={PurePosixPath(reference.filename).name}",
         )
-    return replace(asked, filename=reference.filename, pattern=reference.pattern)
+    return dataclasses.replace(asked, filename=reference.filename, pattern=reference.pattern)
 
 
 def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:

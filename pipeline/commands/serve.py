@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError, UsageError
@@ -39,8 +41,7 @@ MORE_FILES = ("--mmproj", "--lora", "--control-vector", "--spec-draft-model", "-
 HINT = "llama-server --help lists its options"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class Planned(Struct, frozen=True, kw_only=True):
     """A server, and what is known about the model that it will serve."""
 
     server: Server

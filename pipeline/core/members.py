@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from .errors import PipelineError
 from .text import size
@@ -31,8 +32,7 @@ class MemberKind(Enum):
     HARDLINK = "hard link"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class Member(Struct, frozen=True, kw_only=True):
     """A member as the archive describes it. `odd` says why no archive may have such a member."""
 
     name: str
@@ -43,8 +43,7 @@ class Member:
     odd: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(Struct, frozen=True):
     """What is unpacked, by path. `links` maps each link to the file that it leads to."""
 
     files: dict[str, Member] = field(default_factory=dict)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from .errors import PipelineError, UsageError
 
@@ -13,8 +14,7 @@ PROBE_BYTES = 16 * 1024  # receipts and caches need about as much
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(Struct, frozen=True):
     """The folder for everything that is made: LLAMA_PIPELINE_HOME, by default the repository."""
 
     root: Path

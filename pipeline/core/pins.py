@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 PINS = Path(__file__).resolve().parents[1] / "pins.toml"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
+class Archive(Struct, frozen=True, kw_only=True):
     """A package from which the files in `folder` are used; sizes in bytes."""
 
     package: str
@@ -25,16 +25,14 @@ class Archive:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class PinnedFile:
+class PinnedFile(Struct, frozen=True):
     """A file inside an archive."""
 
     size: int
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinnedPrebuilt:
+class PinnedPrebuilt(Struct, frozen=True, kw_only=True):
     """Upstream's own programs: the default `release`, and one archive of it, which is the `file`
     inside a package: for which platform and backend, and the files in it with their sha256."""
 
@@ -48,8 +46,7 @@ class PinnedPrebuilt:
     files: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pins:
+class Pins(Struct, frozen=True, kw_only=True):
     """Everything that is downloaded, by identity."""
 
     llama_cpp_commit: str

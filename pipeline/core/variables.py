@@ -8,8 +8,11 @@ shells comes from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .errors import UsageError, did_you_mean
 
@@ -17,8 +20,7 @@ YES = {"1", "true", "yes", "on"}
 NO = {"0", "false", "no", "off", ""}
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(Struct, frozen=True):
     """A variable. `parse` returns the value or raises ValueError with what is allowed; `help` and
     `default` are Markdown; `of` are the steps that read it, if others read its group as well."""
 
@@ -95,8 +97,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-@dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(Struct, frozen=True):
     """One of `words`, in any letter case."""
 
     words: tuple[str, ...]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
@@ -15,8 +16,7 @@ ON_BOOT = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_ON_BOOT", VLLM: "AUTO_INFER_VLLM_ON_
 YES, NO = ("1", "true"), ("", "0", "false")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootSource:
+class BootSource(Struct, frozen=True, kw_only=True):
     """Servers to start: the arguments of `up` or `serve`, and the name of their folder (see
     `state.folder`)."""
 
@@ -25,8 +25,7 @@ class BootSource:
     is_profile: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boot:
+class Boot(Struct, frozen=True, kw_only=True):
     """What to do: install, start, run a command."""
 
     package: str = ""  # an archive of llama.cpp's programs

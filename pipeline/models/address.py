@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 
@@ -27,8 +28,7 @@ FILES = (".safetensors", ".json", ".md", ".model", ".txt", ".jinja", ".py", ".gi
 HINT = "the address of a model's page, or of a .gguf in it; or org/model"
 
 
-@dataclass(frozen=True, slots=True)
-class HubAddress:
+class HubAddress(Struct, frozen=True):
     """What an address names: a repository, in it a revision, and a file or a folder's files.
 
     `reference` is org/model, with a quant and a revision where it ends in them.

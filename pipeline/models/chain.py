@@ -4,9 +4,10 @@ Nothing here changes anything on disk."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
@@ -20,8 +21,7 @@ from .quants import QuantRequest, require_makeable
 from .resolve import Resolved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(Struct, frozen=True, kw_only=True):
     """The steps of one model. `final` is the file that is served."""
 
     resolved: Resolved
@@ -41,8 +41,7 @@ class Chain:
         return self.conversion.outtype if self.conversion else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Needs(Struct, frozen=True, kw_only=True):
     """Which steps are due, each with the reason; empty: up to date."""
 
     fetch: str = ""

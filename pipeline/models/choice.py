@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 from pipeline.core.text import plural
@@ -30,8 +31,7 @@ MARKS = ("", "i1", "imat", "imatrix", "gguf")
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name has a quant too
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Struct, frozen=True, kw_only=True):
     """One model among a repository's GGUF files: its parts in order, and what its name says."""
 
     label: str  # the quant as its name has it, in capitals; empty where it has none

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -25,8 +26,7 @@ NOT_READ = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null b
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
+class Conversion(Struct, frozen=True, kw_only=True):
     """One conversion. `script` is the converter; `keep` is false for an intermediate file."""
 
     resolved: Resolved

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .gguf import Header
 from .memory import STEP, Memory
@@ -39,8 +41,7 @@ BITS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Shape(Struct, frozen=True, kw_only=True):
     """What decides a transformer's memory. `weights` in bytes; `cache` is how many elements one
     token adds to the cache in all layers; the others are widths in elements."""
 

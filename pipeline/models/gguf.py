@@ -12,9 +12,11 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store import stat_cache
@@ -57,8 +59,7 @@ class Cut(Broken):
     """They are the start of a longer file, and stop before the header's end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(Struct, frozen=True, kw_only=True):
     """The header of a GGUF. `size` is how many bytes the whole file must have at least,
     `data` where its tensors start, `vocabulary` how many tokens it knows (0: not said).
 
@@ -298,7 +299,7 @@ def read_cached(path: Path, cache: Path) -> Header:
     if header.has_chat_template:
         values["tokenizer.chat_template"] = ""  # only whether there is one matters
     header = replace(header, values=values)
-    stat_cache.remember(cache, path, asdict(header), stamp)
+    stat_cache.remember(cache, path, to_builtins(header), stamp)
     return header
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
 
 from pipeline.core import log, network
 from pipeline.core.download import Location, read_range
@@ -25,8 +26,7 @@ ASK_TIMEOUT = 30  # seconds, for the list of a whole repository
 FIRST_READ = 256 * 1024  # bytes; the headers of most safetensors files are shorter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class Listing(Struct, frozen=True, kw_only=True):
     """One commit of a repository. `parameters` counts the weights by element type, where known."""
 
     repo: str  # as the hub spells it today

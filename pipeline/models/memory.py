@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import astuple, replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.process import outcome
@@ -20,8 +22,7 @@ STEP = 256  # tokens; llama.cpp pads its cache to this
 MARGIN = 256 * MIB  # for the server itself and other processes
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """What one device holds, in bytes. `name` is llama.cpp's: `Host` is main memory."""
 
     name: str
@@ -30,8 +31,7 @@ class Device:
     compute: int
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """Bytes for weights, cache and compute buffers, and how they lie on the devices.
 
     An `estimate` comes from a formula and knows no devices; all else comes from llama.cpp itself.
@@ -40,7 +40,7 @@ class Memory:
     weights: int
     context: int
     compute: int
-    devices: tuple[Device, ...] = field(default=(), compare=False)
+    devices: tuple[Device, ...] = ()
     estimate: bool = False
 
     @property
@@ -48,8 +48,7 @@ class Memory:
         return self.weights + self.context + self.compute
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """A context in tokens, what it takes (None: not known) and what there is, in bytes.
 
     `trained` is the model's own context, 0 where that is not known."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -23,8 +24,7 @@ from .resolve import Resolved
 COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantization:
+class Quantization(Struct, frozen=True, kw_only=True):
     """One quantization, of what `conversion` makes or of the user's own file `input`."""
 
     resolved: Resolved

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError, did_you_mean
 
@@ -92,8 +93,7 @@ def row_bytes(kind: int, elements: int) -> int:
     return -(-elements // block) * width
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantRequest:
+class QuantRequest(Struct, frozen=True, kw_only=True):
     """How a model is to be quantized; an empty `quant` means the default."""
 
     quant: str = ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
@@ -31,8 +33,7 @@ FORMS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFilter:
+class FileFilter(Struct, frozen=True, kw_only=True):
     """Which files of a repository are requested; empty means any."""
 
     quant: str = ""
@@ -41,8 +42,7 @@ class FileFilter:
     mmproj: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class Reference(Struct, frozen=True, kw_only=True):
     """A model as the user wrote it: `path` for files, `repo` and `revision` for the hub."""
 
     kind: ReferenceKind

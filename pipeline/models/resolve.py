@@ -8,10 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct, to_builtins
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import Home
@@ -36,8 +37,7 @@ SIDE_FILES = (
 MOST_NESTED = 1000  # files of folders in a folder, which only an error message names
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
+class ModelFile(Struct, frozen=True):
     """One file of a model, its name relative to the model's folder. Size in bytes.
 
     `blob` is git's SHA-1, the only hash that the hub has of small files.
@@ -53,8 +53,7 @@ class ModelFile:
         return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.blob}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class Resolved(Struct, frozen=True, kw_only=True):
     """A reference with nothing left open.
 
     `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
@@ -285,7 +284,7 @@ def stored(path: Path) -> Resolved | None:
 
 def store(path: Path, resolved: Resolved) -> None:
     """Store what a reference to the hub was resolved to."""
-    data = asdict(resolved)
+    data = to_builtins(resolved, enc_hook=str)
     data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
     with only_one(path):
         json_file.write(path, data, indent=1)

@@ -10,8 +10,9 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 
@@ -23,8 +24,7 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(Struct, frozen=True, kw_only=True):
     """The header of one file: its own bytes, the names of the tensors, the data's bytes by element
     type, and the elements."""
 

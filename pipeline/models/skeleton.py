@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
@@ -32,8 +33,7 @@ MAX_HEADER = 256 * 1024 * 1024
 PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readable:
+class Readable(Struct, frozen=True, kw_only=True):
     """A file of `size` bytes that may be anywhere; `read(start, stop)` gets the bytes between."""
 
     name: str

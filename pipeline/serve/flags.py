@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
@@ -25,14 +26,13 @@ BULLET = re.compile(r"^- ([\w+-]+)(?: \(default\))?:", re.M)
 DEFAULT = re.compile(r"\(default:\s*([\w+-]+)\)")
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Struct, frozen=True):
     """One option: its longest name, the hint of its value, empty where it takes none."""
 
     name: str
     value: str
-    names: tuple[str, ...] = field(default=(), compare=False)  # all of them, with their dashes
-    help: str = field(default="", compare=False)  # what it is for
+    names: tuple[str, ...] = ()  # all of them, with their dashes
+    help: str = ""  # what it is for
 
     @property
     def choices(self) -> list[str]:
@@ -95,4 +95,4 @@ def stored(known: Path) -> dict[str, Flag] | None:
 def store(known: Path, flags: Mapping[str, Flag]) -> None:
     """Keep them for the next time. Raises OSError."""
     known.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write(known, {name: asdict(flag) for name, flag in flags.items()})
+    json_file.write(known, {name: to_builtins(flag) for name, flag in flags.items()})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pipeline.core.environment import INHERITED
 
@@ -21,8 +22,7 @@ DOWNLOADS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What was asked for; None and empty mean llama-server's own default."""
 
     host: str = "127.0.0.1"

@@ -6,11 +6,11 @@ the command line, in a file or in a profile.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
 
 from . import address
 
@@ -20,8 +20,7 @@ AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
+class Control(Struct, frozen=True, kw_only=True):
     """How a server is kept; the table `control` of a file. Times in seconds."""
 
     enabled: bool = True
@@ -40,8 +39,7 @@ class Control:
     probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class Server(Struct, frozen=True, kw_only=True):
     """A server as it will be started and watched. Times in seconds; 0 turns a probe off.
 
     Two that are equal need no restart. No key stands in it, only the file that holds one.
@@ -105,7 +103,7 @@ class Server:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: what `plan` shows and the supervisor reads."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return to_builtins(self)  # type: ignore[no-any-return]
 
 
 def from_json(told: Mapping[str, Any]) -> Server:
@@ -116,4 +114,4 @@ def from_json(told: Mapping[str, Any]) -> Server:
 
 def known(kind: type[Any], told: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `kind` in what was read: a newer version may have written more."""
-    return {one.name: told[one.name] for one in fields(kind) if one.name in told}
+    return {name: told[name] for name in kind.__struct_fields__ if name in told}

@@ -6,8 +6,9 @@ Nothing is imported here but at need, as in the table.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
@@ -44,8 +45,7 @@ def servers_or_url(session: Session) -> str:
 Subject = TypeVar("Subject")
 
 
-@dataclass(frozen=True, slots=True)
-class AnyStep(Generic[Subject]):
+class AnyStep(Struct, Generic[Subject], frozen=True):
     """A step. One without `done` always runs. A name that begins with _ is not listed: such a
     step finds mistakes before any work, or belongs to another one."""
 
@@ -61,16 +61,14 @@ class AnyStep(Generic[Subject]):
     reads: tuple[str, ...] = ()  # variables, or groups of them
 
 
-@dataclass(frozen=True, slots=True)
-class Step(AnyStep["Session"]):
+class Step(AnyStep["Session"], Struct, frozen=True):
     """A step of a whole command line."""
 
     run_with: Callable[[Session, Sequence[str]], None] | None = None  # words of another program
     is_group: Callable[[Session], bool] = lambda session: False  # no more than what it is after
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStep(AnyStep["Model"]):
+class ModelStep(AnyStep["Model"], Struct, frozen=True):
     """A step of one model: one sub-task for each model of a file of servers."""
 
 

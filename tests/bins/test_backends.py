@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.bins.build_options import SYSTEM, BuildOptions
 from pipeline.bins.compile import backends, cuda_toolkit

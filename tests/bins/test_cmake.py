@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.bins.compile import cmake
 from pipeline.bins.compile.cmake import GIB, Done, Watch, Work, compile_all

@@ -9,10 +9,10 @@ import shutil
 import stat
 import subprocess
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.bins.compile import cuda_toolkit
 from pipeline.bins.compile.cuda_toolkit import Toolkit

@@ -10,10 +10,10 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.bins.package import pack
 from pipeline.bins.package.pack import Package

@@ -15,12 +15,12 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 from fakes import releases as fake
+from msgspec.structs import replace
 
 from pipeline.bins import platform, smoke_test
 from pipeline.bins.binaries import Binaries

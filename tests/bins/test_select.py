@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from machines import (
     smi,
     vulkan,
 )
+from msgspec.structs import asdict, replace
 
 from pipeline.bins.build_options import BACKENDS, SYSTEM, BuildOptions
 from pipeline.bins.hardware import probe

@@ -6,10 +6,10 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.bins.compile import git_tree, source
 from pipeline.commands import check, request

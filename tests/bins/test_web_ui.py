@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, wait_for
+from msgspec.structs import replace
 
 from pipeline.bins.compile import git_tree, npm, source, web_ui
 from pipeline.bins.compile.npm import Node, find_node, is_accepted_node, require_node

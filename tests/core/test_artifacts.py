@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from core_tools import child, finish, line, names
 from disks import disk
 from kills import Kills
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store import artifacts, receipts

@@ -6,11 +6,11 @@ import os
 import sys
 import tarfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from core_tools import names
+from msgspec.structs import replace
 
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError

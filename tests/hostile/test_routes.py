@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import worlds
 from canary import WORD, watching
+from msgspec.structs import replace
 from routes import ROUTES, SMOKE, Route
 from twins import skeleton_of
 from unguarded import Defences, convert_with

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from packaging.requirements import Requirement
 
 from pipeline.bins.compile import source
@@ -59,7 +59,7 @@ def test_the_converters_command_line(conversion: Conversion) -> None:
 def test_the_space_that_a_conversion_needs(
     conversion: Conversion, outtype: str, ratio: float
 ) -> None:
-    need = dataclasses.replace(conversion, outtype=outtype).need
+    need = replace(conversion, outtype=outtype).need
     assert 1_000_000 * ratio * 0.97 < need < 1_000_000 * ratio * 1.05
 
 

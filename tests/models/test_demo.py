@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError

@@ -26,7 +26,7 @@ from pipeline.core.errors import PipelineError
 # The client reads its settings when it is imported, hence a process of its own.
 CLIENT = """
 import json, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home

@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home

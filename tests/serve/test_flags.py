@@ -57,7 +57,7 @@ FLAGS = parse_help(HELP)
     ],
 )
 def test_an_option_of_the_help(name: str, value: str) -> None:
-    assert FLAGS[name] == Flag(f"--{name}", value)
+    assert (FLAGS[name].name, FLAGS[name].value) == (f"--{name}", value)
 
 
 def test_nothing_but_options_is_taken_for_one() -> None:

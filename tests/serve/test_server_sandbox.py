@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import REPOSITORY, SHEBANG, Doit, chat, free_port, post, wait_for
+from msgspec.structs import replace
 from supervisor_tools import Servers
 
 from pipeline.core.errors import UsageError

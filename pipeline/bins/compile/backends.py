@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pipeline.bins.build_options import BuildOptions
 from pipeline.bins.hardware.cuda_versions import CUDA_13
@@ -18,8 +19,7 @@ from . import cuda_toolkit
 NO_METAL = "-DGGML_METAL=OFF"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class Backend(Struct, frozen=True, kw_only=True):
     """What to compile: CMake options that shape the result, options that say where tools lie, and
     the versions of these. `libraries` go along with the programs; more that these need is looked
     for in `folders`."""

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.bins import platform
 from pipeline.bins.binaries import PROGRAMS, program_file
@@ -66,8 +67,7 @@ PORTABLE_OPTIONS = (
 MODULES = "libggml-*.so"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
+class Build(Struct, frozen=True, kw_only=True):
     """One build: of what, for what, and where. Nothing is done yet.
 
     `portable`: for other processors too; `elsewhere`: the device is not expected here."""

@@ -8,9 +8,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.bins.binaries import program_file
 from pipeline.core import capacity, environment, log
@@ -35,8 +36,7 @@ COMPILER_BYTES = {"cuda": 2 * GIB, "hip": 2 * GIB, "sycl": 2 * GIB, "vulkan": 2 
 USUAL_COMPILER_BYTES = GIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Work(Struct, frozen=True, kw_only=True):
     """What to compile: CMake's two folders, its options, the targets, and what all of it is made
     with: where that changes, the folder is made anew."""
 
@@ -51,8 +51,7 @@ class Work:
     log: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(Struct, frozen=True, kw_only=True):
     """How it went: Ninja's steps, seconds, and compilations that ccache knew and did not."""
 
     steps: int

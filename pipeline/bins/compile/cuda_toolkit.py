@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.bins import platform
 from pipeline.bins.hardware.cuda_versions import DOWNLOAD_BYTES, ON_ARM, CudaRelease
@@ -26,8 +27,7 @@ STAMP = "toolkit"  # written last: what has it is whole
 NVCC_TIME = 1_000_000_000  # any, but always the same
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Toolkit:
+class Toolkit(Struct, frozen=True, kw_only=True):
     """A toolkit that was made: `root` is what CMake calls CUDAToolkit_ROOT."""
 
     root: Path

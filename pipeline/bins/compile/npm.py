@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
@@ -37,8 +38,7 @@ NODE_HINT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """Node.js: the programs, and the version as 20.19.0."""
 
     path: str
@@ -98,8 +98,7 @@ def _version(node: Path, cache: Path) -> str:
     return version
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
+class Project(Struct, frozen=True):
     """A folder with a package-lock.json, in which npm works."""
 
     folder: Path

@@ -12,9 +12,10 @@ import os
 import tarfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core import environment, log, packages
 from pipeline.core.errors import PipelineError
@@ -29,8 +30,7 @@ from . import git_tree
 UNPACKED_BYTES = 180_000_000  # of the pinned tree
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(Struct, frozen=True, kw_only=True):
     """A tree of llama.cpp's source. `tree` is its identity; `local`: not the pinned one;
     `fetched`: out of the pinned archive, not the submodule."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import filecmp
 import shutil
 import time
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
@@ -44,8 +45,7 @@ DEMANDED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ui:
+class Ui(Struct, frozen=True, kw_only=True):
     """The page of a source, and the Node.js that builds it. Nothing is done yet."""
 
     source: Source

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.bins import platform
 
@@ -30,8 +31,7 @@ ON_ARM = platform.platform_tag() == "linux-arm64"
 DOWNLOAD_BYTES = 721_000_000 if ON_ARM else 620_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CudaRelease:
+class CudaRelease(Struct, frozen=True, kw_only=True):
     """A release of CUDA whose wheels are pinned."""
 
     version: str

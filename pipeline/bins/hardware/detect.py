@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from . import devices
 from . import nvidia as smi
@@ -38,16 +39,14 @@ TOOLS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tool:
+class Tool(Struct, frozen=True, kw_only=True):
     """A program that answers: where, and the version it names."""
 
     path: str
     version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(Struct, frozen=True, kw_only=True):
     """The machine. `problems`: tools that hang or fail, by name, with a line each."""
 
     system: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .nvidia import Card
 
@@ -18,8 +19,7 @@ JETSONS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VulkanDevice:
+class VulkanDevice(Struct, frozen=True, kw_only=True):
     """A device of vulkaninfo's; `kind` such as DISCRETE_GPU or CPU, which is software."""
 
     name: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.process import capture, outcome
 
@@ -22,8 +23,7 @@ LDCONFIG_MARKS = {"x86_64": "x86-64", "aarch64": "AArch64"}
 DRIVER_FOLDERS = ("/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class Gpu(Struct, frozen=True, kw_only=True):
     """One card; memory in bytes."""
 
     name: str
@@ -31,8 +31,7 @@ class Gpu:
     free: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(Struct, frozen=True, kw_only=True):
     """What a build has to know of a card. What the driver does not tell is empty or None."""
 
     name: str

@@ -14,10 +14,11 @@ import platform
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from pipeline.bins import platform as host
 from pipeline.core.parallel import for_each
@@ -83,8 +84,7 @@ DEVICE_PATHS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeOutput:
+class ProbeOutput(Struct, frozen=True, kw_only=True):
     """The output of a tool: its path, exit status (-1: none), stdout and stderr."""
 
     path: str
@@ -94,8 +94,7 @@ class ProbeOutput:
     hung: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """All that was captured. `files` holds texts, `pci` vendor and class of each device as
     sysfs spells them, `parts` names the parts of toolkits that are there. Sizes in bytes."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pipeline.core.text import size
 
@@ -27,8 +28,7 @@ USABLE, MISSING = "usable", "missing"
 DEVICE, TOOLKIT, TOOL = "device", "toolkit", "tool"
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """A missing item, and the key in PACKAGES of what provides it; empty: nothing does."""
 
     what: str
@@ -36,8 +36,7 @@ class Missing:
     kind: str = TOOL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """Whether a backend can be built and run here. `has_card`: a card for it is present, working
     or not; `software`: the only device is a software renderer."""
 

@@ -6,9 +6,11 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from pipeline.bins import platform
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
@@ -29,8 +31,7 @@ WHEELS = "wheels"
 TOOLCHAINS = {"cuda": ("nvcc",), "hip": ("hipcc",), "sycl": ("icpx",), "vulkan": ("glslc",)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class Selection(Struct, frozen=True, kw_only=True):
     """The choice, and what is missing for it: a line each, with the command that installs it.
 
     `cards` are compute capabilities or gfx names, `tools` paths and versions. `toolkit`: system or
@@ -85,7 +86,7 @@ def select(options: BuildOptions, home: Home) -> Selection:
         selection = replace(selection, libcuda=str(driver_library() or ""))
     # A missing or hanging tool may be fixed before the next run.
     if not selection.missing_tools and not any(output.hung for output in facts.outputs.values()):
-        save(cache, machine, {**choices, key: asdict(selection)})
+        save(cache, machine, {**choices, key: to_builtins(selection)})
     return selection
 
 
@@ -111,7 +112,7 @@ def save(cache: Path, machine: str, choices: Mapping[str, Any]) -> None:
 
 def parse(stored: Any) -> Selection | None:
     """The selection in a cache entry; None where it is damaged or of another version."""
-    form = json.loads(json.dumps(asdict(Selection(backend=AUTO))))
+    form = json.loads(json.dumps(to_builtins(Selection(backend=AUTO))))
     try:
         types = {name: type(value) for name, value in form.items()}
         if {name: type(value) for name, value in stored.items()} != types:

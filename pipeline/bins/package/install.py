@@ -9,9 +9,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.bins import platform
 from pipeline.core import log
@@ -42,8 +44,7 @@ PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
 MACH_O_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
+class Installed(Struct, frozen=True, kw_only=True):
     """What is installed. `version` is what its llama-server says; `commit` may be unknown: ""."""
 
     folder: Path
@@ -225,8 +226,7 @@ def _try_out(archive: Path, server: Path, patience: float) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Packaged:
+class Packaged(Struct, frozen=True):
     """An installed package. It is made by nothing but its archive."""
 
     target: Path

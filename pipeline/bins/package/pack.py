@@ -12,9 +12,10 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from msgspec import Struct
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
@@ -30,8 +31,7 @@ MEMBER_TIME, MEMBER_DATE = 315_532_800, (1980, 1, 1, 0, 0, 0)  # the first day t
 GZIP_LEVEL = 6
 
 
-@dataclass(frozen=True, slots=True)
-class PackedFile:
+class PackedFile(Struct, frozen=True):
     """A file to pack: its own `text`, or what is in `file`. `link`: the neighbour it leads to."""
 
     size: int
@@ -115,8 +115,7 @@ def _proven(path: str, member: PackedFile) -> Iterator[IO[bytes]]:
         raise changed from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
+class Package(Struct, frozen=True, kw_only=True):
     """What to pack: a folder of programs, and what made it. Nothing is done yet."""
 
     folder: Path

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 
@@ -46,8 +47,7 @@ VARIANTS = ("", "radeon", "fp32", "fp16")  # the first is preferred
 Version = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asset:
+class Asset(Struct, frozen=True, kw_only=True):
     """A file of a release: size in bytes, and the digest as upstream's site tells it."""
 
     name: str
@@ -73,8 +73,7 @@ class Asset:
         return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(Struct, frozen=True, kw_only=True):
     """The archive of the programs, and of the CUDA libraries that they need beside them."""
 
     programs: Asset
@@ -85,8 +84,7 @@ class Choice:
         return (self.programs, self.runtime) if self.runtime else (self.programs,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssetKind:
+class AssetKind(Struct, frozen=True, kw_only=True):
     """What an archive's name says of it. `runtime`: CUDA's libraries, not llama.cpp's."""
 
     asset: Asset

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.bins import platform as host
 from pipeline.bins.build_options import release_name
@@ -36,8 +38,7 @@ def _unknown() -> tuple[int, int] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prebuilt:
+class Prebuilt(Struct, frozen=True, kw_only=True):
     """A release's programs for a platform and a backend. Nothing is done yet.
 
     `release` is a tag or `latest`. `driver_cuda` tells the newest CUDA that the driver runs; it is
@@ -48,7 +49,7 @@ class Prebuilt:
     backend: str
     release: str
     home: Home
-    driver_cuda: Driver = field(default=_unknown, compare=False)
+    driver_cuda: Driver = _unknown
 
     @property
     def is_pinned(self) -> bool:

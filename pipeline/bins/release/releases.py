@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+from msgspec import Struct, to_builtins
 
 from pipeline.bins.build_options import LATEST, TAG
 from pipeline.core import log, paths
@@ -40,16 +41,14 @@ Driver = Callable[[], "tuple[int, int] | None"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(Struct, frozen=True, kw_only=True):
     """A release, by the tag that it really has, and what was chosen of it."""
 
     tag: str
     choice: Choice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedRelease:
+class PublishedRelease(Struct, frozen=True, kw_only=True):
     """A release as the API tells it; `assets` are the whole ones."""
 
     tag: str
@@ -178,7 +177,7 @@ def _asset(entry: Any) -> Asset:
 
 def store(record: Path, release: Release) -> None:
     """Keep it for the next run."""
-    publish_text(record, json.dumps(asdict(release), indent=1) + "\n")
+    publish_text(record, json.dumps(to_builtins(release), indent=1) + "\n")
 
 
 def stored(record: Path) -> Release | None:

@@ -6,8 +6,9 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from pipeline.core import log, network
 from pipeline.core.errors import PipelineError
@@ -23,8 +24,7 @@ WAITS = 10  # in a row, if the server says how long to wait
 AGAIN = "run it again: it continues where it stopped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Location:
+class Location(Struct, frozen=True, kw_only=True):
     """Where a file's bytes are now: a URL, perhaps signed and short-lived, and the headers that it
     needs."""
 

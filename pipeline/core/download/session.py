@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from pipeline.core import log, progress
 from pipeline.core.errors import PipelineError
@@ -32,8 +33,7 @@ PIECE = 4 * 1024 * 1024  # bytes; a kill loses one piece for each connection
 GRACE = 0.5  # seconds for the threads to end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class Content(Struct, frozen=True, kw_only=True):
     """The expected content: `size` in bytes, and its sha256 or (of small files) git blob id."""
 
     size: int

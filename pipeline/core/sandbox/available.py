@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from functools import cache
+
+from msgspec import Struct
 
 from . import bubblewrap, landlock, seatbelt, seccomp
 
 SWITCH = "LLAMA_PIPELINE_SANDBOX"
 
 
-@dataclass(frozen=True, slots=True)
-class Strength:
+class Strength(Struct, frozen=True):
     """`name` is its name in receipts and `doctor`. `files`, `network` and `ports` say whether it
     limits what is read and written, all connections, and the ports to listen on."""
 

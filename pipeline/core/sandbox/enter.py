@@ -8,15 +8,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from . import bubblewrap, landlock, seatbelt, seccomp
 from .available import is_off
 from .policy import Sandbox
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wrapper:
+class Wrapper(Struct, frozen=True, kw_only=True):
     """`prefix` are words in front of the command, `child` is called between fork and exec, and
     `files` are descriptors that the program inherits."""
 

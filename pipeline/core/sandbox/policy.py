@@ -6,8 +6,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 # Libraries and their data. /etc and /opt also contain secrets, so only parts of them.
 SYSTEM = (
@@ -34,8 +35,7 @@ GPU_KERNEL = ("/proc", "/sys", "/etc/OpenCL", "/etc/vulkan", "/etc/glvnd", "/run
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd", "/dev/dxg")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
+class Sandbox(Struct, frozen=True, kw_only=True):
     """`programs` may be run, `read` be read, `write` be written: files, or folders with all that
     is below them. Paths that do not exist are left out, so make the files to be written first.
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from pipeline.core import log
 
@@ -34,8 +36,7 @@ _cache: dict[Path, tuple[tuple[int, ...], dict[str, Entry]]] = {}  # with the fi
 Recipe = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True):
     """What the receipt says of one artifact.
 
     `mtime_ns` is None once the file was removed on purpose: its recipe and sha256 stay known, so
@@ -178,7 +179,7 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
     data = {
         "schema": SCHEMA,
         "artifacts": {
-            name: {key: value for key, value in asdict(entry).items() if value is not None}
+            name: {key: value for key, value in to_builtins(entry).items() if value is not None}
             | {"mtime_ns": entry.mtime_ns}
             for name, entry in sorted(entries.items())
         },

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pipeline.models import gguf
 from pipeline.models.reference import exists
@@ -25,8 +27,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104
 IN_CONTAINERS = "/models/"  # where the images of docker/ have them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptedSpec:
+class AdaptedSpec(Struct, frozen=True, kw_only=True):
     """A spec for a pod. `weights` are files of this machine to be copied to the claim, `key_here`
     its file with the key, where the user named one."""
 

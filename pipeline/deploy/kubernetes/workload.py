@@ -6,7 +6,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pipeline.core.text import plural
 from pipeline.serve.server import LLAMA_CPP, Server
@@ -24,8 +25,7 @@ SLOTS = 4  # llama-server's without --parallel
 SEQUENCES = 256  # vLLM's without --max-num-seqs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class Workload(Struct, frozen=True, kw_only=True):
     """`instance` has the paths and the host of the pod. Sizes in bytes; 0: unknown."""
 
     instance: Server

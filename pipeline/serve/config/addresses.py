@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
@@ -15,8 +16,7 @@ HOST = "127.0.0.1"
 PORTS = {LLAMA_CPP: 8080, VLLM: 8000}
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """Host and port."""
 
     host: str

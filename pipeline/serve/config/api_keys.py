@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
@@ -23,8 +24,7 @@ SECRETS = ("--api-key", "--hf-token", "-hft")
 BYTES = 32  # of a key that is made: 43 letters
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True):
     """Where the key of an instance stands; `text` is what has to be written there first."""
 
     path: Path | None = None

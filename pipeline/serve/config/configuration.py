@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from pipeline.serve.server import Control
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:  # pydantic takes a while to load, and the command line needs 
 Value = str | int | float | bool | list[str | int | float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceSpec:
+class InstanceSpec(Struct, frozen=True, kw_only=True):
     """An instance as it was written down: defaults merged, nothing looked at."""
 
     name: str
@@ -48,8 +48,7 @@ class InstanceSpec:
         return place[:-1] + why
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Configuration(Struct, frozen=True, kw_only=True):
     """A file of instances, or a profile."""
 
     source: str  # the absolute path of the file, or `profile:NAME`

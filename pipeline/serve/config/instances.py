@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.serve import launch
@@ -26,8 +27,7 @@ PROBE_TIMEOUT = 60.0  # seconds
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folders:
+class Folders(Struct, frozen=True, kw_only=True):
     """Where things go."""
 
     logs: Path  # outside of containers

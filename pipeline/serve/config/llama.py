@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import quants, reference
@@ -27,8 +28,7 @@ LISTS = ("lora", "control-vector", "lora-scaled", "control-vector-scaled")  # wi
 WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedModel:
+class PreparedModel(Struct, frozen=True, kw_only=True):
     """A prepared model."""
 
     path: PurePath  # a pod's may be none of this system

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pipeline.core.errors import did_you_mean
 from pipeline.core.variables import NO, YES
@@ -81,8 +83,7 @@ def _home(value: str | int | float) -> str | int | float:
     return str(beside(Path(), str(value))) if is_in_it else value
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedOptions:
+class ResolvedOptions(Struct, frozen=True):
     """What an instance says of the options, in its table or in extra_args, under any alias."""
 
     draft: InstanceSpec

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import Struct, field
 from pydantic_core import PydanticCustomError
 
 from pipeline.core.paths import absolute
@@ -33,8 +33,7 @@ VLLM_TUNING = {
 }
 
 
-@dataclass(slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, kw_only=True):
     """A profile while it is read: its options so far, and what is to be said."""
 
     label: str

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core.process import capture, outcome
 from pipeline.serve import flags
@@ -21,8 +23,7 @@ LINE = re.compile(r"^ {2,4}(-.*?)(?: {2,}|$)")
 NAME = re.compile(r"(?:^|, )(-{1,2}[A-Za-z][\w.-]*)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmOptions:
+class VllmOptions(Struct, frozen=True, kw_only=True):
     """A version of vLLM, and the options of its server."""
 
     version: str

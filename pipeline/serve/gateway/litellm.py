@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.server import GATEWAY, Server
@@ -18,8 +19,7 @@ OWN_KEY = "LITELLM_MASTER_KEY"
 NO_KEY = "dangerously_permit_weak_or_unset_master_key"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiteLLM:
+class LiteLLM(Struct, frozen=True, kw_only=True):
     """What `litellm --config` reads, and for each environment variable in it the file whose first
     line is its value. Neither contains a key."""
 

@@ -14,11 +14,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import count
 
 import anyio
 import httpx2
+from msgspec import Struct, field
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -40,8 +40,7 @@ MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(Struct):
     """A request in flight."""
 
     request: Request

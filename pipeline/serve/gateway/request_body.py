@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from functools import partial
 
 import anyio
 from anyio import to_thread
+from msgspec import Struct
 from starlette.requests import Request
 
 from .answers import Refused
@@ -39,8 +39,7 @@ SPACE = re.compile(rb"[ \t\r\n]*+")
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestBody:
+class RequestBody(Struct, frozen=True):
     """A body, the model that it names if any, and a function that puts another name into it."""
 
     body: bytes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pipeline.serve.server import GATEWAY, VLLM, Server
 from pipeline.serve.supervisor.state import (
@@ -21,8 +22,7 @@ from pipeline.serve.supervisor.state import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True):
     """A server that requests can be sent to, and its state in the supervisor's words."""
 
     instance: Server
@@ -64,8 +64,7 @@ class Target:
 Targets = tuple[Target, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ServerList:
+class ServerList(Struct, frozen=True):
     """All servers in the order of the configuration, and those that share a name or an alias.
     `by_folded_name` ignores letter case."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
@@ -15,8 +16,7 @@ from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor.state import Folder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySettings:
+class GatewaySettings(Struct, frozen=True, kw_only=True):
     """`api_key_file` is an absolute path. `models` maps patterns of model names (`claude-*`) to
     names of instances. `hold_timeout` is the longest wait for a server that loads, in seconds;
     None: that server's own ready_timeout."""

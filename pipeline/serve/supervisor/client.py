@@ -7,9 +7,10 @@ import http.client
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+
+from msgspec import Struct
 
 from pipeline.serve import health
 from pipeline.serve.keys import keys_of
@@ -83,8 +84,7 @@ def counters(instance: Server, timeout: float) -> dict[str, float] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(Struct, frozen=True):
     """What a server's metrics tell of its work: how far it got, and whether it has requests."""
 
     progress: object

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
@@ -294,7 +296,8 @@ def _start_supervisor(at: Folder, timing: Timing) -> Process:
     wanted = read_wanted(at)
     env = for_supervisor(os.environ, wanted.instances if wanted else ())
     env |= {marker.VARIABLE: at.marker}
-    return start_detached([*words, json.dumps(asdict(timing))], log=at.log, env=env, cwd=REPOSITORY)
+    words.append(json.dumps(to_builtins(timing)))
+    return start_detached(words, log=at.log, env=env, cwd=REPOSITORY)
 
 
 @contextmanager

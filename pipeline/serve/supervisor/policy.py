@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from pipeline.serve.logfile import LONGEST
 from pipeline.serve.server import Server
@@ -11,8 +11,7 @@ from pipeline.serve.stopping import how, is_hopeless
 from .state import EXITED, FAILED, PAUSING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(Struct, frozen=True, kw_only=True):
     """The supervisor's intervals, in seconds, and the size of its logs."""
 
     tick: float = 0.2  # between two checks of the desired state and the processes
@@ -22,8 +21,7 @@ class Timing:
     log_bytes: int = LONGEST  # then a new log is begun
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(Struct, frozen=True, kw_only=True):
     """How a server ended."""
 
     status: int | None = None  # its exit status; None: never started, or does not end
@@ -32,8 +30,7 @@ class End:
     was_steady: bool = False  # it was ready for long enough
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Struct, frozen=True, kw_only=True):
     """The server's next state: pausing for `pause` seconds, exited or failed."""
 
     state: str

@@ -7,10 +7,11 @@ any → stopping → stopped       … or, by policy, exited or failed
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import set_aside

@@ -11,9 +11,10 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
 
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
@@ -35,8 +36,7 @@ SETTLED = (READY, *ENDED)
 REPLACE_SECONDS = 1.0  # Windows: a file cannot be replaced while somebody reads it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DesiredState:
+class DesiredState(Struct, frozen=True, kw_only=True):
     """What should run. `asked` is a new number with each `up`: failed servers are tried again."""
 
     config: str  # the file, as the user knows it
@@ -45,8 +45,7 @@ class DesiredState:
     asked: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStatus:
+class ServerStatus(Struct, frozen=True, kw_only=True):
     """A server as the supervisor sees it. Times in seconds since 1970."""
 
     name: str
@@ -59,8 +58,7 @@ class ServerStatus:
     reason: str = ""  # of the last end, with its last lines
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(Struct, frozen=True, kw_only=True):
     """What the supervisor last wrote."""
 
     pid: int
@@ -69,8 +67,7 @@ class State:
     instances: tuple[ServerStatus, ...] = field(default_factory=tuple)
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """The files of one configuration."""
 
     path: Path
@@ -114,12 +111,12 @@ def folders(home: Home) -> list[Folder]:
 def write_wanted(at: Folder, wanted: DesiredState) -> None:
     """Publish what should run."""
     instances = [instance.as_json() for instance in wanted.instances]
-    _write(at.wanted, asdict(wanted) | {"instances": instances})
+    _write(at.wanted, to_builtins(wanted) | {"instances": instances})
 
 
 def write_state(at: Folder, state: State) -> None:
     """Publish the actual state."""
-    _write(at.state, asdict(state))
+    _write(at.state, to_builtins(state))
 
 
 def read_wanted(at: Folder) -> DesiredState | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 
 import psutil
+from msgspec import Struct
 
 from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
@@ -23,8 +23,7 @@ SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_t
 QUERY = "--query-compute-apps=pid,used_memory"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """A server as `ps` shows it. Times in seconds since 1970; None: unknown."""
 
     name: str

@@ -16,13 +16,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 
 import psutil
 from filelock import Timeout
+from msgspec.structs import replace
 
 from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ import pytest
 from conftest import REPOSITORY, wait_for
 from disks import disk
 from disks import locks_that_do_not_work as locks_that_do_not_work
+from msgspec.structs import asdict, replace
 from supervisor_tools import Servers, changed, grandchild, lives, servers_at, stand_in
 
 from pipeline.commands import ps

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from supervisor_tools import stand_in
 
 from pipeline.serve.server import Server

@@ -10,12 +10,12 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import wait_for
+from msgspec.structs import replace
 from supervisor_tools import Servers, changed, grandchild, lives, stand_in
 
 from pipeline.core.process.spawn import LEFT_SECONDS
