@@ -9,17 +9,37 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Doit
+from conftest import Doit, with_programs
 
 pytestmark = pytest.mark.build
 
 
+@pytest.fixture(scope="session")
+def prepared(
+    built: Path, tiny: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a home and a copy of the tiny model, prepared in it as q4_k_m. A model of the
+    user's own is known by its path, so each test has them here, as they were kept aside."""
+    top = tmp_path_factory.mktemp("prepared ü")
+    doit, model = with_programs(built, top / "mein häus"), shutil.copytree(tiny, top / "tiny ü")
+    assert doit("prepare", f"model={model}").steps == ["resolve", "convert", "quantize"]
+    for path in (doit.home, model):
+        shutil.copytree(path, top / "kept" / path.name, symlinks=True)
+    return top
+
+
 @pytest.fixture
-def made(doit: Doit, own_tiny: Path, converter: Path) -> Doit:
+def own_tiny(prepared: Path) -> Path:
+    shutil.rmtree(prepared / "tiny ü")
+    return Path(shutil.copytree(prepared / "kept" / "tiny ü", prepared / "tiny ü"))
+
+
+@pytest.fixture
+def made(prepared: Path, own_tiny: Path) -> Doit:
     """The tiny model, prepared as q4_k_m."""
-    first = doit("prepare", f"model={own_tiny}")
-    assert first.steps == ["resolve", "convert", "quantize"]
-    return doit
+    home = prepared / "mein häus"
+    shutil.rmtree(home)
+    return Doit(Path(shutil.copytree(prepared / "kept" / home.name, home, symlinks=True)))
 
 
 def ggufs(doit: Doit) -> list[str]:
@@ -278,16 +298,16 @@ def test_a_restored_intermediate_needs_no_converter(
 def test_an_importance_matrix_from_a_text(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
     text = tmp_path / "some text ü.txt"
     text.write_text("A kettle sings, a window rattles, and rain writes on the roof. " * 300)
-    words = (f"model={own_tiny}", "quant=iq2_xxs", f"imatrix={text}")
+    words = (f"model={own_tiny}", "quant=iq2_xxs", f"imatrix={text}", "keep_f16=1")
     first = made("prepare", *words)
     assert first.steps == ["convert", "quantize"] and "llama-imatrix" in first.err
     matrices = list(made.home.rglob("imatrix-*.gguf"))
     assert len(matrices) == 1
     assert made("prepare", *words).steps == []
-    again = made("prepare", f"model={own_tiny}", "quant=iq2_xs", f"imatrix={text}")
+    again = made("prepare", f"model={own_tiny}", "quant=q2_k_s", f"imatrix={text}")
     assert "llama-imatrix" not in again.err, "the matrix serves another quant"
-    given = made("prepare", f"model={own_tiny}", "quant=iq1_s", f"imatrix={matrices[0]}")
-    assert given.steps == ["convert", "quantize"] and "llama-imatrix" not in given.err
+    given = made("prepare", f"model={own_tiny}", "quant=q3_k_s", f"imatrix={matrices[0]}")
+    assert given.steps == ["quantize"] and "llama-imatrix" not in given.err
     text.write_text("too short")
     wrong = made("prepare", *words, status=1)
     assert "could not be computed" in wrong.err and "Traceback" not in wrong.err
