@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,9 @@ from pipeline.core.paths import Home, cache
 
 BASE = "localhost/debian:bookworm-slim"  # a stand-in for the public one
 STORE = cache(Home(REPOSITORY)) / "tests" / "containers"
-LARGEST_STORE = 3_000_000_000  # bytes
+LARGEST_STORE = 8_000_000_000  # bytes
+LEFT_SECONDS = 6 * 3600  # no run of the tests lasts that long
+TAG = "localhost/llama-pipeline:test-"
 ISOLATION = ("--isolation", "chroot", "--network", "host")
 NOT_BUILT_FROM = (".git", ".venv", "bins", "models", "logs", "run", "vendor", ".cache", "tests")
 # What public images of Debian have and debootstrap does not: nothing that apt got is kept.
@@ -118,13 +121,22 @@ def _inside(word: str, mounts: dict[Path, str]) -> str:
 
 
 def used() -> int:
-    """Bytes in the store; others may remove layers meanwhile."""
-    count = 0
-    for folder, _, names in os.walk(STORE / "root"):
-        for name in names:
-            with contextlib.suppress(OSError):
-                count += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118
-    return count
+    """Bytes in the store."""
+    done = subprocess.run(["du", "-sk", STORE / "root"], capture_output=True, text=True)
+    return int(done.stdout.split()[0]) * 1024  # others may remove layers meanwhile
+
+
+def make_room() -> None:
+    """Remove what was left hours ago: containers of killed runs, images of other checkouts."""
+    for container in json.loads(buildah("containers", "--json") or "[]") or []:
+        folder = STORE / "root" / "overlay-containers" / container["id"]
+        if folder.exists() and time.time() - folder.stat().st_mtime > LEFT_SECONDS:
+            buildah("rm", container["id"], check=False)
+    for made in json.loads(buildah("images", "--json")):
+        ours = [name for name in made["names"] or () if TAG in name]
+        if ours and time.time() - made["created"] > LEFT_SECONDS:
+            buildah("rmi", *ours, check=False)
+    buildah("rmi", "--prune", check=False)  # layers of what was built before
 
 
 def build(context: Path, package: Path, target: str, tag: str, scratch: Path) -> None:
@@ -132,7 +144,7 @@ def build(context: Path, package: Path, target: str, tag: str, scratch: Path) ->
     STORE.mkdir(parents=True, exist_ok=True)
     with FileLock(STORE / ".lock"):
         if used() > LARGEST_STORE:
-            buildah("rmi", "--prune", check=False)  # layers of what was built before
+            make_room()
         make_base()
         buildah(
             *("bud", *ISOLATION, "--layers", "--format", "docker", "--pull-never"),
@@ -290,7 +302,7 @@ def image(context: Path, package: Path, tmp_path_factory: pytest.TempPathFactory
     """The name of the runtime image."""
     require_buildah()
     checkout_id = hashlib.sha256(os.fsencode(REPOSITORY)).hexdigest()[:8]
-    tag = f"localhost/llama-pipeline:test-{checkout_id}"
+    tag = TAG + checkout_id
     archive = context / "bins" / "packages" / package.name
     build(context, archive, "runtime", tag, tmp_path_factory.mktemp("build"))
     return tag

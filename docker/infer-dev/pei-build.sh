@@ -1,9 +1,8 @@
 #!/bin/sh
 # PeiDocker's stage 2: one script, since of several only the last one's failure would be noticed.
-# pei-build.sh [UID [AGENTS]]: see the two that it calls.
+# pei-build.sh [UID]: see install-project.sh.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
-sh "$here/install-tools.sh" "${2:-1}"
 sh "$here/install-project.sh" "${1:-1000}"
 
 # At each start PeiDocker would make every file of a mounted folder writable and executable for

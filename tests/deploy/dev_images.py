@@ -113,8 +113,11 @@ def checkout(into: Path) -> Path:
 def project(into: Path, source: Path, **settings: str) -> Path:
     """A PeiDocker project, made and configured as docs/development-image.md says."""
     call(pei_docker(), "create", "-p", into)
-    shutil.copy(source / "docker" / "infer-dev" / "user_config.yml", into)
-    shutil.copytree(source, into / "installation" / "stage-2" / "llama-pipeline")
+    ours, stages = source / "docker" / "infer-dev", into / "installation"
+    shutil.copy(ours / "user_config.yml", into)
+    shutil.copytree(ours / "tools", stages / "stage-1" / "infer-dev" / "tools")
+    shutil.copy2(ours / "install-tools.sh", stages / "stage-1" / "infer-dev")
+    shutil.copytree(source, stages / "stage-2" / "llama-pipeline")
     call(pei_docker(), "configure", "-p", into, **settings)
     return into
 

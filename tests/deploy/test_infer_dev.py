@@ -92,6 +92,11 @@ def test_what_is_generated_calls_our_scripts(source: Path, tmp_path: Path) -> No
         "_custom-on-first-run": [],
         "_custom-on-user-login": [],
     }
+    before = folder / "installation" / "stage-1"
+    (tools,) = re.findall(
+        r"stage-1/(\S+\.sh)\"? 1", (before / "generated" / "_custom-on-build.sh").read_text("utf-8")
+    )
+    assert (before / tools).is_file() and (before / tools).with_name("tools").is_dir()
     assert "docker/entrypoint" in (INFER_DEV / "start.sh").read_text(encoding="utf-8")
     # No user of PeiDocker's: each would get a password, and a key that the build prints.
     args = compose["services"]["stage-1"]["build"]["args"]
