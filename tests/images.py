@@ -121,9 +121,10 @@ def _inside(word: str, mounts: dict[Path, str]) -> str:
 
 
 def used() -> int:
-    """Bytes in the store."""
+    """Bytes in the store. Where a container of another worker vanishes meanwhile, du may give up
+    without a word: the next run will know."""
     done = subprocess.run(["du", "-sk", STORE / "root"], capture_output=True, text=True)
-    return int(done.stdout.split()[0]) * 1024  # others may remove layers meanwhile
+    return int((done.stdout.split() or ["0"])[0]) * 1024
 
 
 def make_room() -> None:
