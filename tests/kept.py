@@ -1,15 +1,14 @@
 """Compiled programs that later runs of the tests take from the user's cache folder.
 
 What no compiler cache saves, such as minutes of Vulkan's shaders. They lie under the key that
-`doit recipe` prints, which is another one whenever the programs would be, and under the code that
-builds them; and they are put into a home with their receipts: doit itself says that nothing is to
-be done.
+`doit recipe` prints, which changes whenever the programs would, and are put into a home with their
+receipts: doit itself says that nothing is to be done. What compiles is tested without it, each time
+that a clean checkout builds for the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 
@@ -26,7 +25,7 @@ MOST = 3  # builds that are kept
 def build(doit: Doit, *words: str) -> None:
     """`build_bins` with these words, which finds all of it done where an earlier run kept it."""
     key = doit("recipe", *words).out.strip()
-    tag, kept = key.rpartition("-")[0], FOLDER / f"{key}-{code()}"
+    tag, kept = key.rpartition("-")[0], FOLDER / key
     with only_one(kept):
         recover_folder(kept)
         if kept.is_dir():
@@ -41,16 +40,6 @@ def build(doit: Doit, *words: str) -> None:
         finally:
             remove(part(kept))
     drop_old()
-
-
-def code() -> str:
-    """The pipeline's own, which decides what is done with what was compiled. What chooses a backend
-    shows in the recipe."""
-    found = hashlib.sha256()
-    for file in sorted((REPOSITORY / "pipeline" / "bins" / "compile").rglob("*.*")):
-        if file.suffix in (".py", ".cmake"):
-            found.update(file.read_bytes())
-    return found.hexdigest()[:12]
 
 
 def drop_old() -> None:
