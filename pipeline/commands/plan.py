@@ -63,7 +63,7 @@ def collect(model: Model) -> dict[str, Any]:
         kit = f"CUDA {model.programs.release.version}, NVIDIA's wheels"
         rows.append(("cuda_toolkit", model.programs.toolkit_is_done(), kit))
     rows.append(("build_bins", model.programs.are_done(), str(model.binaries.folder)))
-    if chain.fetches:
+    if not chain.resolved.local:
         what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
         rows.append(("fetch", model.fetch_is_done(), what))
     if chain.conversion:

@@ -30,10 +30,6 @@ class Chain(Struct, frozen=True, kw_only=True):
     quantization: Quantization | None = None
 
     @property
-    def fetches(self) -> bool:
-        return not self.resolved.local
-
-    @property
     def quant(self) -> str:
         """The type that is made; empty where a GGUF is served as it is."""
         if self.quantization:
@@ -57,47 +53,28 @@ def chain(
     Raises UsageError.
     """
     folder = home.models / "gguf" / resolved.slug
+    quant = requested.quant or quants.DEFAULT
+    target = folder / f"model.{quant.lower()}.gguf"
+    conversion = None
     if resolved.kind == "gguf":
         file = resolved.folder / resolved.files[0].name
         if not resolved.local or requested.quant in ("", resolved.precision):
-            if requested.imatrix:
-                raise UsageError("imatrix: not used: the GGUF is served as it is", "leave it out")
-            if requested.keep_f16:
-                raise UsageError("keep_f16: not used: the GGUF is served as it is", "leave it out")
+            _require_no_options(requested, ": the GGUF is served as it is")
             return Chain(resolved=resolved, final=file)
         if resolved.precision not in quants.UNQUANTIZED:
             raise UsageError(
                 f"{file}: is {resolved.precision or 'of unknown type'}: quantizing it again "
-                f"(quant={requested.quant.lower()}) would cost quality",
+                f"(quant={quant.lower()}) would cost quality",
                 "leave quant out to serve the file as it is, or pass the unquantized model",
             )
         require_makeable(requested)
-        target = folder / f"model.{requested.quant.lower()}.gguf"
-        return Chain(
-            resolved=resolved,
-            final=target,
-            quantization=Quantization(
-                resolved=resolved,
-                target=target,
-                input=file,
-                conversion=None,
-                quant=requested.quant,
-                imatrix=requested.imatrix,
-            ),
-        )
-
-    require_makeable(requested)
-    quant = requested.quant or quants.DEFAULT
-    if requested.imatrix and quant in quants.DIRECT:
-        raise UsageError(f"imatrix: not used for quant={quant.lower()}", "leave it out")
-    if requested.keep_f16 and quant in quants.DIRECT:
-        raise UsageError(
-            f"keep_f16: not used for quant={quant.lower()}: it is converted directly",
-            "leave it out",
-        )
-
-    def conversion(outtype: str, keep: bool) -> Conversion:
-        return Conversion(
+    else:
+        require_makeable(requested)
+        is_direct = quant in quants.DIRECT
+        if is_direct:
+            _require_no_options(requested, f" for quant={quant.lower()}: it is converted directly")
+        outtype = quant if is_direct else resolved.precision
+        conversion = Conversion(
             resolved=resolved,
             target=folder / f"model.{outtype.lower()}.gguf",
             outtype=outtype,
@@ -109,40 +86,39 @@ def chain(
                 "outtype": outtype,
                 "converter": {**source, "requirements": converter.requirements_sha256()},
             },
-            keep=keep,
+            keep=is_direct or requested.keep_f16,
         )
-
-    if quant in quants.DIRECT:
-        direct = conversion(quant, keep=True)
-        return Chain(resolved=resolved, final=direct.target, conversion=direct)
-    unquantized = conversion(resolved.precision, keep=requested.keep_f16)
-    target = folder / f"model.{quant.lower()}.gguf"
-    return Chain(
+        if is_direct:
+            return Chain(resolved=resolved, final=target, conversion=conversion)
+        file = conversion.target
+    quantization = Quantization(
         resolved=resolved,
-        final=target,
-        conversion=unquantized,
-        quantization=Quantization(
-            resolved=resolved,
-            target=target,
-            input=unquantized.target,
-            conversion=unquantized,
-            quant=quant,
-            imatrix=requested.imatrix,
-        ),
+        target=target,
+        input=file,
+        conversion=conversion,
+        quant=quant,
+        imatrix=requested.imatrix,
     )
+    return Chain(resolved=resolved, final=target, conversion=conversion, quantization=quantization)
+
+
+def _require_no_options(requested: QuantRequest, why: str) -> None:
+    """Raise UsageError for options of a quantization where there is none."""
+    for name, value in (("imatrix", requested.imatrix), ("keep_f16", requested.keep_f16)):
+        if value:
+            raise UsageError(f"{name}: not used{why}", "leave it out")
 
 
 def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
     """The status of the served file; `tool` None: llama-quantize is not built."""
     if chain.quantization:
-        input_digest = chain.quantization.input_identity(home)
-        recipe = chain.quantization.recipe(home, tool, input_digest) if tool is not None else None
-        if recipe is None:
+        digest = chain.quantization.input_identity(home)
+        if tool is None or digest is None:
             return Status.DIRTY if chain.final.exists() else Status.MISSING
-        return receipts.status(chain.final, recipe)
+        return receipts.status(chain.final, chain.quantization.recipe(home, tool, digest))
     if chain.conversion:
         return receipts.status(chain.final, chain.conversion.recipe)
-    return Status.CURRENT if not _unfetched(chain.resolved) else Status.DIRTY
+    return Status.DIRTY if _unfetched(chain.resolved) else Status.CURRENT
 
 
 def needs(
@@ -150,7 +126,7 @@ def needs(
 ) -> Needs:
     """What each step has to do, from receipts and stamps alone."""
     final = Status.FORCED if force else final_status(chain, home, tool)
-    fetch = (Status.FORCED.value if force else _unfetched(chain.resolved)) * chain.fetches
+    fetch = "" if chain.resolved.local else final.value if force else _unfetched(chain.resolved)
     if not chain.conversion:
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
         return Needs(fetch=fetch, quantize=quantize)
@@ -158,11 +134,8 @@ def needs(
         return Needs(quantize="an intermediate file is left over" if leftover(chain) else "")
     if not chain.quantization:
         return Needs(fetch=fetch, convert=final.value)
-    unquantized = (
-        Status.FORCED
-        if force
-        else receipts.status(chain.conversion.target, chain.conversion.recipe)
-    )
+    conversion = chain.conversion
+    unquantized = final if force else receipts.status(conversion.target, conversion.recipe)
     if unquantized is Status.CURRENT:
         return Needs(quantize=final.value)
     return Needs(fetch=fetch, convert=unquantized.value, quantize=final.value)
@@ -173,28 +146,29 @@ def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | No
     final = final_status(chain, home, tool)
     if final is Status.MOVED:
         return chain.final
-    unquantized = chain.conversion if chain.quantization else None
-    if unquantized is None or final is Status.CURRENT:
+    conversion = chain.conversion if chain.quantization else None
+    if conversion is None or final is Status.CURRENT:
         return None
-    is_moved = receipts.status(unquantized.target, unquantized.recipe) is Status.MOVED
-    return unquantized.target if is_moved else None
+    is_moved = receipts.status(conversion.target, conversion.recipe) is Status.MOVED
+    return conversion.target if is_moved else None
 
 
 def needs_keep_mark(chain: Chain) -> bool:
     """Whether the converted file is to be kept, and recorded as an intermediate one."""
     conversion = chain.conversion
-    entry = conversion and receipts.load(conversion.target.parent).get(conversion.target.name)
-    return bool(
-        conversion and conversion.keep and entry and not entry.keep and conversion.target.exists()
-    )
+    return bool(conversion and conversion.keep and _is_intermediate(conversion))
 
 
 def leftover(chain: Chain) -> bool:
     """Whether an intermediate file is left that nobody asked to keep."""
-    if not (chain.conversion and chain.quantization) or chain.conversion.keep:
-        return False
-    entry = receipts.load(chain.conversion.target.parent).get(chain.conversion.target.name)
-    return entry is not None and not entry.keep and chain.conversion.target.exists()
+    conversion = chain.conversion if chain.quantization else None
+    return bool(conversion and not conversion.keep and _is_intermediate(conversion))
+
+
+def _is_intermediate(conversion: Conversion) -> bool:
+    """Whether the converted file exists and is recorded as one that need not be kept."""
+    entry = receipts.load(conversion.target.parent).get(conversion.target.name)
+    return entry is not None and not entry.keep and conversion.target.exists()
 
 
 def _unfetched(resolved: Resolved) -> str:

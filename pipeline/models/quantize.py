@@ -49,10 +49,8 @@ class Quantization(Struct, frozen=True, kw_only=True):
             digests = [entry.sha256 if entry and is_current else None]
         return None if None in digests else "sha256:" + "+".join(map(str, digests))
 
-    def recipe(self, home: Home, tool: Mapping[str, Any], input: str | None) -> Recipe | None:
-        """What the result depends on; None where the input is not known."""
-        if input is None:
-            return None
+    def recipe(self, home: Home, tool: Mapping[str, Any], input: str) -> Recipe:
+        """What the result depends on; `input` is the input's digest."""
         matrix = self.imatrix and stat_cache.identity(home.run / "sha256.json", self.imatrix)
         return {
             "step": "quantize",
@@ -96,11 +94,12 @@ def make(
 ) -> None:
     """Make the quantized GGUF unless it is current. `imatrix_program` computes the matrix where a
     text is given instead. Raises PipelineError."""
-    recipe = quantization.recipe(home, tool, quantization.input_identity(home, hashing=True))
-    if recipe is None:
+    digest = quantization.input_identity(home, hashing=True)
+    if digest is None:
         raise PipelineError(
             f"{quantization.input}: has no matching receipt", "run the same command again"
         )
+    recipe = quantization.recipe(home, tool, digest)
     name = f"{quantization.resolved.name} to {quantization.quant}"
 
     def maker(made: Path) -> None:

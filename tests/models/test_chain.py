@@ -62,10 +62,9 @@ class World:
     def quantize(self, steps: Chain, tool: dict[str, str] = TOOL) -> None:
         """Quantize; the intermediate is discarded as the step itself would do it."""
         assert steps.quantization
-        recipe = steps.quantization.recipe(
-            self.home, tool, steps.quantization.input_identity(self.home)
-        )
-        assert recipe is not None
+        digest = steps.quantization.input_identity(self.home)
+        assert digest is not None
+        recipe = steps.quantization.recipe(self.home, tool, digest)
         make(steps.final, recipe, repr(recipe).encode())
         if chain.leftover(steps) and steps.conversion:
             artifacts.discard(steps.conversion.target)
@@ -332,8 +331,8 @@ def test_an_intermediate_left_over_by_a_cut_run_is_something_to_do(world: World)
     world.convert(steps)
     assert steps.quantization
     known = steps.quantization.input_identity(world.home)
+    assert known
     recipe = steps.quantization.recipe(world.home, TOOL, known)
-    assert recipe
     make(steps.final, recipe, b"final")  # and killed before the intermediate was discarded
     assert chain.leftover(steps)
     assert world.needs(steps) == Needs(quantize="an intermediate file is left over")
@@ -405,7 +404,7 @@ def test_a_gguf_of_the_user_is_served_in_place(world: World, precision: str, qua
     local = a_gguf(world, precision, local=True)
     steps = local.chain(quant)
     assert steps.final == local.resolved.folder / "m.gguf"
-    assert not steps.fetches
+    assert steps.resolved.local
     assert local.needs(steps, None) == Needs()
 
 
