@@ -36,7 +36,6 @@ from pipeline.models import (
 )
 from pipeline.models import foreign_code as foreign
 from pipeline.models.chain import Chain
-from pipeline.models.foreign_code import Code
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
@@ -228,7 +227,7 @@ def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:
     return skeleton.safetensors_skeleton(made, files, target, converter.python(model.home))
 
 
-def foreign_code(model: Model, chain: Chain) -> list[Code]:
+def foreign_code(model: Model, chain: Chain) -> list[str]:
     """The classes that a model's files name, where it is converted and they can be read already.
 
     Raises PipelineError.

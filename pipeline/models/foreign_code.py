@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
-
-from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 
@@ -23,17 +21,6 @@ KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
 # One of these, or an escaped ASCII letter, which may hide one. Nothing else is parsed.
 SUSPECT = re.compile(rb"%b|\\u00[4-7]" % b"|".join(key.encode() for key in KEYS), re.IGNORECASE)
-
-
-class Code(Struct, frozen=True):
-    """A class that `file` names: `tok.Evil`, to be used as `AutoTokenizer`."""
-
-    file: str
-    wanted_for: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.file} names {self.name} for {self.wanted_for}"
 
 
 def utf8(name: str, data: bytes) -> bytes:
@@ -55,14 +42,24 @@ def without(name: str, data: bytes) -> bytes:
     """
     with _depth_is_an_error(name):
         document = _parsed(data) if may_name(name) else None
-        if document is None or not any(True for _ in _keyed(document)):
-            return data
-        return json.dumps(_stripped(document), indent=1).encode()
+        stripped = _stripped(document)
+        return data if stripped == document else json.dumps(stripped, indent=1).encode()
 
 
-def classes(files: Iterable[tuple[str, bytes]]) -> list[Code]:
-    """The classes that these JSON files name. Raises PipelineError."""
-    return [code for name, data in files for code in _classes(name, utf8(name, data))]
+def classes(files: Iterable[tuple[str, bytes]]) -> list[str]:
+    """The classes that these JSON files name, as `FILE names CLASS for USE`. Raises
+    PipelineError."""
+    texts = []
+    for name, data in files:
+        with _depth_is_an_error(name):
+            for auto_map in _keyed(_parsed(utf8(name, data))):
+                if isinstance(auto_map, list):  # before 2022 it was a list, for the tokenizer
+                    auto_map = {"AutoTokenizer": auto_map}
+                for use, value in auto_map.items() if isinstance(auto_map, dict) else ():
+                    # A tokenizer has two: the slow one and the fast one; either may be null.
+                    values = value if isinstance(value, list) else [value]
+                    texts += [f"{name} names {v} for {use}" for v in values if isinstance(v, str)]
+    return texts
 
 
 def may_name(file: str) -> bool:
@@ -71,25 +68,15 @@ def may_name(file: str) -> bool:
     return file.endswith(".json") and PurePosixPath(file).name not in VOCABULARIES
 
 
-def explained(model: str, code: Sequence[Code], message: str, hint: str = "") -> tuple[str, str]:
+def explained(model: str, code: Sequence[str], message: str, hint: str = "") -> tuple[str, str]:
     """The message and hint for a failed conversion, with the code that was left out."""
     if not code:
         return message, hint
-    listed = "; ".join(map(str, code[:3]))
+    listed = "; ".join(code[:3])
     return (
         f"{message}\n{model} brings code of its own, which never runs here: {listed}",
         "convert it where you trust its code, and serve the .gguf",
     )
-
-
-def _classes(name: str, data: bytes) -> list[Code]:
-    with _depth_is_an_error(name):
-        return [
-            Code(name, wanted_for, class_name)
-            for auto_map in _keyed(_parsed(data))
-            for wanted_for, value in _items(auto_map)
-            for class_name in _names(value)
-        ]
 
 
 @contextmanager
@@ -127,16 +114,3 @@ def _stripped(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _stripped(inner) for key, inner in value.items() if key not in KEYS}
     return [_stripped(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _items(auto_map: Any) -> Iterable[tuple[str, Any]]:
-    """What each class is for, and its name. Before 2022 it was a list, for the tokenizer."""
-    if isinstance(auto_map, list):
-        return [("AutoTokenizer", auto_map)]
-    return auto_map.items() if isinstance(auto_map, Mapping) else ()
-
-
-def _names(value: Any) -> list[str]:
-    """A tokenizer's has two: the slow one and the fast one, either of which may be null."""
-    values = value if isinstance(value, list) else [value]
-    return [name for name in values if isinstance(name, str)]

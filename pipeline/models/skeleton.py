@@ -22,7 +22,6 @@ from pipeline.core.text import size as shown_size
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .convert import Conversion
-from .foreign_code import Code
 from .gguf import Broken, Cut, Header
 from .header_of import TOO_MUCH
 from .resolve import slug
@@ -175,7 +174,7 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     return True
 
 
-def code_of(files: Iterable[Readable]) -> list[Code]:
+def code_of(files: Iterable[Readable]) -> list[str]:
     """The classes that a model's files name. Raises PipelineError."""
     return foreign_code.classes(
         (file.name, whole(file)) for file in files if foreign_code.may_name(file.name)

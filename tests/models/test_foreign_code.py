@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.core.errors import PipelineError
 from pipeline.models import foreign_code
-from pipeline.models.foreign_code import Code
 
 EVIL = "org/evil--tok.Evil"
 NAMES_ONE = {"auto_map": {"AutoTokenizer": [EVIL, None]}}
@@ -100,7 +99,7 @@ def test_what_is_nested_without_end_is_an_error(depth: int, inside: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("auto_map", "found"),
+    ("auto_map", "named"),
     [
         ({"AutoTokenizer": [EVIL, None]}, [("AutoTokenizer", EVIL)]),
         ({"AutoTokenizer": [None, "tok.Fast"]}, [("AutoTokenizer", "tok.Fast")]),
@@ -116,20 +115,21 @@ def test_what_is_nested_without_end_is_an_error(depth: int, inside: str) -> None
         (None, []),
     ],
 )
-def test_the_classes_that_are_named(auto_map: Any, found: list[tuple[str, str]]) -> None:
+def test_the_classes_that_are_named(auto_map: Any, named: list[tuple[str, str]]) -> None:
     for document in ({"auto_map": auto_map}, {"text_config": [{"auto_map": auto_map}]}):
         code = foreign_code.classes([("config.json", text(document))])
-        assert code == [Code("config.json", *one) for one in found]
+        assert code == [f"config.json names {name} for {use}" for use, name in named]
 
 
 def test_files_are_told_apart() -> None:
     files = [("a.json", text(NAMES_ONE)), ("b.json", b"{}"), ("c.json", text(NAMES_ONE))]
-    assert [code.file for code in foreign_code.classes(files)] == ["a.json", "c.json"]
-    assert str(foreign_code.classes(files)[0]) == f"a.json names {EVIL} for AutoTokenizer"
+    assert foreign_code.classes(files) == [
+        f"{name} names {EVIL} for AutoTokenizer" for name in ("a.json", "c.json")
+    ]
 
 
 def test_a_failure_is_explained_by_the_code_that_was_missing() -> None:
-    code = [Code("config.json", "AutoModel", f"m.M{n}") for n in range(5)]
+    code = [f"config.json names m.M{n} for AutoModel" for n in range(5)]
     message, hint = foreign_code.explained("org/m", code, "it failed", "see the log")
     assert message.splitlines()[0] == "it failed"
     assert "org/m brings code of its own, which never runs here" in message
