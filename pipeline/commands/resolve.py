@@ -11,6 +11,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.text import plural, size
 from pipeline.models import (
     autoquant,
+    checkpoint,
     choice,
     gguf,
     hub,
@@ -144,7 +145,7 @@ class Shelf:
 def require_architecture(model: Model, found: Resolved) -> None:
     """Raise UsageError where the converter at hand does not know the model's architecture."""
     if found.architecture:
-        stored.require_known(found.architecture, model.architectures(), found.name)
+        checkpoint.require_known(found.architecture, model.architectures(), found.name)
 
 
 def listing(model: Model) -> Listing:

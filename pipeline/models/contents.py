@@ -59,14 +59,15 @@ class ForeignFile(PipelineError):
     """A file is not what its name says."""
 
 
-def placeholder(start: bytes) -> tuple[str, str] | None:
-    """What stands in the place of a file that begins with `start`, and the way out; None: nothing
-    that is known."""
-    return _first(PLACEHOLDERS, start)
+def require_no_placeholder(data: bytes, where: str) -> None:
+    """Raise PipelineError where something stands in the place of a file that begins with `data`."""
+    if kind := _first(PLACEHOLDERS, data[:START]):
+        raise PipelineError(f"{where}: {kind[0]}", kind[1])
 
 
 def foreign(start: bytes) -> tuple[str, str] | None:
-    """As `placeholder`, and the kinds of files that are taken for a GGUF or safetensors."""
+    """What a file that begins with `start` is instead of a GGUF or safetensors, and the way out;
+    None: nothing that is known."""
     return _first((*PLACEHOLDERS, *OTHERS), start)
 
 
@@ -90,6 +91,5 @@ def require_real(path: Path) -> None:
     """Raise PipelineError where something stands in the place of a file beside the weights."""
     with path.open("rb") as file:
         start = file.read(START)
-    may_be_empty = path.suffix != ".json"
-    if (start or not may_be_empty) and (found := placeholder(start)):
-        raise ForeignFile(f"{path}: {found[0]}", found[1])
+    if start or path.suffix == ".json":  # others may be empty
+        require_no_placeholder(start, str(path))

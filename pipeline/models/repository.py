@@ -8,25 +8,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
-from . import choice, quantized, quants, staging
-from . import weights as weight_files
+from . import checkpoint, choice, quants
 from .choice import Option
 from .gguf import Header
 from .hub import Listing
 from .projector import pair
 from .reference import NO_PROJECTOR, FileFilter
-from .resolve import SIDE_FILES, ModelFile, Resolved, architecture, document, slug
+from .resolve import SIDE_FILES, ModelFile, Resolved, slug
 from .safetensors import Head, own_precision
-from .weights import INDEX
 
-MAX_INDEX = 64 * 1024 * 1024  # bytes; that of a 1,000-tensor model has 100 thousand
-MAX_CONFIG = 16 * 1024 * 1024  # bytes; most have one thousand
+MAX_JSON = 64 * 1024 * 1024  # bytes; the index of a 1,000-tensor model has 100 thousand
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 RESERVED = re.compile(
@@ -69,15 +65,22 @@ def resolve(
             mmproj=projector.name if projector else "",
             why=f"{option.label or option.name}: {why}{projector_why}",
         )
-    try:
-        names = weights(listing, read)
-    except PipelineError:
-        config_file = listing.files.get("config.json")
-        if config_file and config_file.size <= MAX_CONFIG:  # EXL2 has weights of another name
-            where = f"{listing.repo}: config.json"
-            config = document(read(config_file), where)
-            quantized.require_readable(config, {}, (), {}, listing.repo)
-        raise
+    if all(HIDDEN.search(n) or n.lower().endswith((".md", ".txt")) for n in listing.files):
+        raise PipelineError(
+            f"{listing.repo}: is empty at {listing.commit[:12]}", "use another revision=…"
+        )
+
+    def read_json(name: str) -> bytes:
+        if listing.files[name].size > MAX_JSON:
+            raise PipelineError(f"{listing.repo}: {name} is too large to be one")
+        return read(listing.files[name])
+
+    model = checkpoint.check(
+        listing.repo,
+        {name: file.size for name, file in listing.files.items()},
+        read_json,
+        lambda names: [read_head(listing.files[names[0]])],  # the first part stands for all
+    )
     if file_filter.filename or file_filter.pattern:
         raise UsageError(
             f"{reference}: filename and pattern choose a GGUF, and the repository has none",
@@ -89,44 +92,21 @@ def resolve(
             "safetensors, and only with a GGUF a projector of the repository is used",
             "pass the path of a projector",
         )
-    if "config.json" not in listing.files:
-        raise PipelineError(
-            f"{listing.repo}: has weights but no config.json, which the converter needs",
-            "look for the model in the Transformers layout, or for a GGUF of it",
-        )
-    for name in ("config.json", quantized.MODELOPT_FILE):
-        if name in listing.files and listing.files[name].size > MAX_CONFIG:
-            raise PipelineError(f"{listing.repo}: {name} is too large to be one")
-    why = f"it has no GGUF with {file_filter.quant}: converted from safetensors" if options else ""
     side_files = [
         name
         for name in listing.files
         if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
     ]
-    chosen = sorted({*names, *side_files})
-    require_safe(chosen, listing.repo)  # before one of them is read
-    where = f"{listing.repo}: config.json"
-    config_bytes = read(listing.files["config.json"])
-    config = document(config_bytes, where)
-    known = architecture(config, where)
-    staging.require_plausible(config_bytes, sum(listing.files[name].size for name in names), where)
-    head = read_head(listing.files[names[0]])  # of a split model the first part stands for all
-    modelopt = listing.files.get(quantized.MODELOPT_FILE)
-    quantized.require_readable(
-        config,
-        document(read(modelopt), f"{listing.repo}: {modelopt.name}") if modelopt else {},
-        head.names,
-        head.dtypes,
-        listing.repo,
-    )
     return of_files(
         source,
         "safetensors",
-        [listing.files[name] for name in chosen],
+        [listing.files[name] for name in sorted({*model.weights, *side_files})],
         home,
-        precision=own_precision(Counter(listing.parameters) or head.dtypes),
-        architecture=known,
-        why=why,
+        precision=own_precision(Counter(listing.parameters) or model.dtypes),
+        architecture=model.architecture,
+        why=f"it has no GGUF with {file_filter.quant}: converted from safetensors"
+        if options
+        else "",
     )
 
 
@@ -153,23 +133,6 @@ def takes_gguf(
         bool(choice.by_quant(options, file_filter.quant))
         or quants.canonical(file_filter.quant) not in quants.TYPES
     )
-
-
-def weights(listing: Listing, read: Read) -> list[str]:
-    """The names of the weight files. Raises PipelineError."""
-
-    def read_index() -> bytes:
-        if listing.files[INDEX].size > MAX_INDEX:
-            raise PipelineError(f"{listing.repo}: {INDEX} is too large to be an index")
-        return read(listing.files[INDEX])
-
-    visible = {n: f for n, f in listing.files.items() if not PurePosixPath(n).name.startswith(".")}
-    if not [name for name in visible if not name.lower().endswith((".md", ".txt"))]:
-        raise PipelineError(
-            f"{listing.repo}: is empty at {listing.commit[:12]}", "use another revision=…"
-        )
-    sizes = {name: file.size for name, file in visible.items()}
-    return weight_files.choose(sizes, read_index, listing.repo)
 
 
 def of_files(

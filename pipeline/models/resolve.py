@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
 
-from pipeline.core.errors import PipelineError, UsageError, did_you_mean
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import contents, gguf, kinds, quantized, safetensors, staging, weights
+from . import checkpoint, contents, gguf, kinds, safetensors, weights
 from .reference import Reference
 from .weights import INDEX
 
@@ -150,71 +149,41 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     `architectures` are those that the converter knows; empty means not known yet.
     Raises PipelineError.
     """
-    config = folder / "config.json"
-    try:
-        names = _weights(folder)
-    except PipelineError:
-        if config.is_file():  # EXL2 and others have weights of other names
-            settings = document(config.read_bytes(), str(config))
-            quantized.require_readable(settings, {}, (), {}, str(folder))
-        raise
-    if not config.is_file():
-        raise PipelineError(
-            f"{folder}: has no config.json",
-            "a model folder holds config.json, *.safetensors and the tokenizer's files",
-        )
-    config_bytes = config.read_bytes()
-    settings = document(config_bytes, str(config))
-    require_known(architecture(settings, str(config)), architectures, str(config))
-    paths = [folder / name for name in names]
-    for path in paths:
-        contents.require_finished(path)
-    heads = [safetensors.read(path) for path in paths]
-    tensors = [name for head in heads for name in head.names]
-    if not tensors:
-        raise PipelineError(f"{folder}: its weights hold no tensor", "get the model's own weights")
-    if (folder / INDEX).is_file():
-        index = folder / INDEX
-        weights.require_complete(index.read_bytes(), tensors, str(index))
-    dtypes = sum((head.dtypes for head in heads), Counter[str]())
-    modelopt = folder / quantized.MODELOPT_FILE
-    quantized.require_readable(
-        settings,
-        document(modelopt.read_bytes(), str(modelopt)) if modelopt.is_file() else {},
-        tensors,
-        dtypes,
-        str(folder),
-    )
-    staging.require_plausible(config_bytes, sum(p.stat().st_size for p in paths), str(config))
-    for file in _inputs(folder, paths):
-        contents.require_real(file)
-    return paths, safetensors.own_precision(dtypes)
 
-
-def _weights(folder: Path) -> list[str]:
-    """The names of a folder's weight files. Raises PipelineError."""
-
-    def read_index() -> bytes:
+    def read(name: str) -> bytes:
         try:
-            return (folder / INDEX).read_bytes()
+            return (folder / name).read_bytes()
         except OSError as error:
-            raise PipelineError(f"{folder / INDEX}: cannot be read: {error.strerror}") from None
+            raise PipelineError(f"{folder / name}: cannot be read: {error.strerror}") from None
 
-    files = [*folder.glob("*"), *islice(folder.glob("*/*"), MOST_NESTED)]
-    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.is_file()}
+    def read_heads(names: list[str]) -> list[safetensors.Head]:
+        for name in names:
+            contents.require_finished(folder / name)
+        heads = [safetensors.read(folder / name) for name in names]
+        tensors = [name for head in heads for name in head.names]
+        if tensors and INDEX in sizes:
+            weights.require_complete(read(INDEX), tensors, f"{folder}: {INDEX}")
+        return heads
+
     snapshots = sorted(folder.glob("snapshots/*/*"), key=lambda path: path.lstat().st_mtime)
     if (folder / "blobs").is_dir() and snapshots:
         raise PipelineError(
             f"{folder}: is a repository in a cache of huggingface_hub",
             f"pass one of its commits: model={snapshots[-1].parent}",
         )
+    files = [*folder.glob("*"), *islice(folder.glob("*/*"), MOST_NESTED)]
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.is_file()}
     ggufs = [name for name in sizes if name.lower().endswith(".gguf")]
     if ggufs and not any(name.endswith(".safetensors") for name in sizes):
         raise PipelineError(
             f"{folder}: holds GGUF files: {', '.join(sorted(ggufs)[:5])}",
             f"pass the one to be served: model={folder / min(ggufs)}",
         )
-    return weights.choose(sizes, read_index, str(folder))
+    model = checkpoint.check(str(folder), sizes, read, read_heads, architectures)
+    paths = [folder / name for name in model.weights]
+    for file in _inputs(folder, paths):
+        contents.require_real(file)
+    return paths, safetensors.own_precision(model.dtypes)
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
@@ -295,34 +264,3 @@ def stored_path(reference: Reference, question: Sequence[object], home: Home) ->
     text = json.dumps([reference.repo, reference.revision, *question])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
-
-
-def document(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON document of a model, which is a table. Raises PipelineError."""
-    if kind := contents.placeholder(data[: contents.START]):
-        raise PipelineError(f"{where}: {kind[0]}", kind[1])
-    try:
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-        return content
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None
-
-
-def architecture(config: Mapping[str, Any], where: str) -> str:
-    """The architecture that a config.json names. Raises PipelineError."""
-    names = config.get("architectures")
-    if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
-    return names[0]
-
-
-def require_known(name: str, known: frozenset[str], where: str) -> None:
-    """Raise UsageError where the converter does not know an architecture; none known: not yet."""
-    if known and name not in known:
-        raise UsageError(
-            f"{where}: the architecture {name} is not known to this llama.cpp"
-            f"{did_you_mean(name, sorted(known))}",
-            "a newer llama.cpp may know it; pipeline/pins.toml says which one is used",
-        )

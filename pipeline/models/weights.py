@@ -111,8 +111,7 @@ def read(data: bytes, where: str) -> list[str]:
 
 def weight_map(data: bytes, where: str) -> dict[str, str]:
     """The file of each tensor, by an index. Raises PipelineError."""
-    if kind := contents.placeholder(data[: contents.START]):
-        raise PipelineError(f"{where}: {kind[0]}", kind[1])
+    contents.require_no_placeholder(data, where)
     try:
         files = dict(json.loads(data)["weight_map"].items())
         if not files:

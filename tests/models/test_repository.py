@@ -273,9 +273,9 @@ def test_an_index_that_is_none(indexed: bytes) -> None:
 
 
 def test_an_index_too_large_to_be_read() -> None:
-    large = file(INDEX, repository.MAX_INDEX + 1)
+    large = file(INDEX, repository.MAX_JSON + 1)
     assert "too large" in refused(listing("model.safetensors", files=[large]))
-    limit = file(INDEX, repository.MAX_INDEX)
+    limit = file(INDEX, repository.MAX_JSON)
     there = listing("config.json", "model.safetensors", files=[limit])
     found = resolve(there, index("model.safetensors"))
     assert names(found) == ["config.json", "model.safetensors", INDEX]
