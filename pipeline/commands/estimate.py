@@ -30,8 +30,8 @@ from pipeline.models import (
     gguf,
     hub,
     memory,
+    quantize,
     safetensors,
-    sizes,
     skeleton,
 )
 from pipeline.models import foreign_code as foreign
@@ -195,7 +195,7 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     matrix = chain.quantization is not None and chain.quantization.imatrix is not None
 
     def of(quant: str) -> MemoryEstimate:
-        size = sizes.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
+        size = quantize.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
             found = measure(model, source, header, ctx_size)

@@ -101,7 +101,7 @@ class Model:
         if self.request.frozen:
             self._quant = str(self.require_locked().get("quantization", {}).get("type", ""))
         if not self._quant and not self.request.refresh:
-            self._quant = models.autoquant.stored(self.decision_path(resolved))
+            self._quant = models.resolve.decided(self.decision_path(resolved))
         return replace(wanted, quant=self._quant) if self._quant else None
 
     def resolved_to(self, resolved: Resolved) -> None:
@@ -177,7 +177,7 @@ class Model:
     def decision_path(self, resolved: Resolved) -> Path:
         """Where it is kept what quant=auto means for a model that is made here."""
         ctx_size = self.request.settings.ctx_size
-        return models.autoquant.path(self.home, resolved, self.request.wanted, ctx_size)
+        return models.resolve.decision_path(resolved, self.request.wanted, ctx_size, self.home)
 
     # Is there nothing to do? (called by doit, for running and for listing)
 

@@ -10,7 +10,6 @@ from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import plural, size
 from pipeline.models import (
-    autoquant,
     checkpoint,
     choice,
     gguf,
@@ -207,7 +206,7 @@ def look(model: Model, path: Path) -> None:
 def _decide_quant(model: Model, *, store: bool) -> None:
     """quant=auto of a model that is made here: the best that fits the memory."""
     resolved, room = model.require_resolved(), capacity.memory()
-    candidates = autoquant.candidates(model.request.wanted)
+    candidates = stored.auto_candidates(model.request.wanted)
     of = estimate.unquantized(model, model.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"
     for candidate in candidates:
@@ -218,4 +217,4 @@ def _decide_quant(model: Model, *, store: bool) -> None:
     log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
     model.decided_on(quant)
     if store:
-        autoquant.store(model.decision_path(resolved), quant, why)
+        stored.write(model.decision_path(resolved), {"quant": quant, "why": why})

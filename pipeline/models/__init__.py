@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import submodules
 
 if TYPE_CHECKING:
-    from . import autoquant as autoquant
     from . import chain as chain
     from . import converter as converter
     from . import gguf as gguf

@@ -1,9 +1,12 @@
-"""GGUF to a smaller GGUF, with llama-quantize."""
+"""GGUF to a smaller GGUF with llama-quantize, and how big it becomes, by dry runs on its header."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.core.process import capture, last_lines, run
+from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts, stat_cache
@@ -19,8 +22,20 @@ from pipeline.core.store.receipts import Recipe
 
 from . import gguf, imatrix, tools
 from .convert import Conversion
+from .quants import NEED_IMATRIX, TENSOR_TYPES, row_bytes
 from .resolve import Resolved
 
+# `[   1/ 291] token_embd.weight - [ 4096, 32000, 1, 1], type = bf16, size = … MiB (q4_K)`:
+# the type in brackets is there where it changes.
+TENSOR = re.compile(
+    r"^\[ *\d+/ *\d+\] .* - \[([\d, ]+)\], type = +(\w+), size = .*?(?:\((\w+)\))? *$", re.M
+)
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT; llama-quantize keeps no other
+VERSION = "general.quantization_version"
+ADDED = 45  # bytes, where it has to be added
+# With an importance matrix llama-quantize chooses some types differently. A dry run does not use
+# its values: one entry, `x`, with one value, in the older format.
+MATRIX = struct.pack("<ii1siif", 1, 1, b"x", 1, 1, 1.0)
 COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
 
 
@@ -69,18 +84,51 @@ def argv(
     return [str(program), *options, str(quantization.input), str(made), quantization.quant]
 
 
-def result_bytes(quantization: Quantization, program: Path) -> int:
-    """The size of the result, by a dry run of llama-quantize."""
-    command = argv(quantization, program, quantization.target)
-    output = capture(
-        [command[0], "--dry-run", *command[1:]],
-        timeout=120,
-        env=tools.env(),
-        sandbox=tools.sandbox(program, read=gguf.shards(quantization.input)),
-    )
-    size = re.search(r"quant size\s*=\s*([\d.]+) MiB", output or "")
-    # Plus the vocabulary and the table of tensors.
-    return int(float(size[1]) * 1024 * 1024) + 32 * 1024 * 1024 if size else 0
+def quant_sizes(
+    program: Path, skeleton: Path, quants: Iterable[str], *, imatrix: bool = False
+) -> dict[str, int]:
+    """The file size in bytes of each quant made from `skeleton`, split or not, as one file.
+
+    `imatrix`: as made with an importance matrix; types that need one always are. A type that
+    llama-quantize refuses for this model is left out.
+    """
+    first, *others = (gguf.read(path) for path in gguf.shards(skeleton))
+    # The first part of a split one has the texts; the table of tensors is in all of them.
+    start = first.data + sum(header.data for header in others)
+    start += 0 if VERSION in first.values else ADDED
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        matrix = Path(folder) / "imatrix.dat"
+        matrix.write_bytes(MATRIX)
+        for quant in quants:
+            options = ["--imatrix", str(matrix)] if imatrix or quant in NEED_IMATRIX else []
+            status, out, err = outcome(
+                [program, *options, "--dry-run", skeleton, quant],
+                timeout=120,
+                env=tools.env(),
+                sandbox=tools.sandbox(program, read=[*gguf.shards(skeleton), matrix]),
+            )
+            tensors = tensor_bytes(out + err)
+            if status == 0 and tensors is not None:
+                sizes[quant] = _padded(start) + tensors
+    return sizes
+
+
+def tensor_bytes(output: str) -> int | None:
+    """The size of the tensors by the output of a dry run; None where it has none, or a type that is
+    not known here."""
+    total = 0
+    for shape, before, after in TENSOR.findall(output):
+        kind = TENSOR_TYPES.get((after or before).lower())
+        if kind is None:
+            return None
+        row, *rows = (int(number) for number in shape.split(","))
+        total += _padded(row_bytes(kind[0], row) * math.prod(rows))
+    return total or None
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def make(
@@ -100,6 +148,12 @@ def make(
             f"{quantization.input}: has no matching receipt", "run the same command again"
         )
     recipe = quantization.recipe(home, tool, digest)
+    need = 0
+    if quantization.input.exists():
+        sizes = quant_sizes(
+            program, quantization.input, [quantization.quant], imatrix=bool(quantization.imatrix)
+        )
+        need = sizes.get(quantization.quant, 0)
     name = f"{quantization.resolved.name} to {quantization.quant}"
 
     def maker(made: Path) -> None:
@@ -153,7 +207,7 @@ def make(
         quantization.target,
         recipe,
         maker,
-        need=result_bytes(quantization, program) if quantization.input.exists() else 0,
+        need=need,
         source=quantization.resolved.source,
         force=force,
         sandbox=strength().name,

@@ -9,14 +9,17 @@ from msgspec import Struct
 
 from pipeline.core.errors import UsageError, did_you_mean
 
-# In llama-quantize's own spelling; file names and variables use lower case.
-TYPES = (
-    *("Q1_0", "Q2_0", "Q4_0", "Q4_1", "MXFP4_MOE", "Q5_0", "Q5_1"),
-    *("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0"),
-    *("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M", "Q3_K_L"),
-    *("IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"),
-    *("F16", "BF16", "F32"),
-)
+# `general.file_type` of a GGUF: enum llama_ftype of llama.cpp's llama.h. In llama-quantize's
+# own spelling; file names and variables use lower case.
+FILE_TYPES = {
+    **{40: "Q1_0", 41: "Q2_0", 2: "Q4_0", 3: "Q4_1", 38: "MXFP4_MOE", 8: "Q5_0", 9: "Q5_1"},
+    **{19: "IQ2_XXS", 20: "IQ2_XS", 28: "IQ2_S", 29: "IQ2_M", 24: "IQ1_S", 31: "IQ1_M"},
+    **{36: "TQ1_0", 37: "TQ2_0", 10: "Q2_K", 21: "Q2_K_S", 23: "IQ3_XXS", 22: "IQ3_XS"},
+    **{26: "IQ3_S", 27: "IQ3_M", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 25: "IQ4_NL"},
+    **{30: "IQ4_XS", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 7: "Q8_0"},
+    **{1: "F16", 32: "BF16", 0: "F32", 39: "NVFP4"},
+}
+TYPES = tuple(name for name in FILE_TYPES.values() if name != "NVFP4")  # that it makes
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # A quant in the names of files, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, q4-k-m, …
@@ -40,34 +43,21 @@ NEED_IMATRIX = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"),
 )
 
-# `general.file_type` of a GGUF: enum llama_ftype in llama.cpp's include/llama.h.
-FILE_TYPES = {
-    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K"},
-    **{11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S"},
-    **{17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS"},
-    **{23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S"},
-    **{29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0"},
-    **{38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0"},
-}
-
-# ggml_type of ggml's ggml.h, sizes of ggml-common.h. By number: elements in a block, its bytes.
-TENSOR_BLOCKS = {
-    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34)},
-    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210)},
-    **{15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18)},
-    **{21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4)},
-    **{27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66)},
-    **{39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18)},
-}
-
-# By the name that llama.cpp prints, in lower case.
+# By the name that llama.cpp prints, in lower case: its number, elements in a block, bytes of one.
+# ggml_type of ggml's ggml.h, sizes of ggml-common.h.
 TENSOR_TYPES = {
-    **{"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10},
-    **{"q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_k": 15, "iq2_xxs": 16, "iq2_xs": 17},
-    **{"iq3_xxs": 18, "iq1_s": 19, "iq4_nl": 20, "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "i8": 24},
-    **{"i16": 25, "i32": 26, "i64": 27, "f64": 28, "iq1_m": 29, "bf16": 30, "tq1_0": 34},
-    **{"tq2_0": 35, "mxfp4": 39, "nvfp4": 40, "q1_0": 41, "q2_0": 42},
+    **{"f32": (0, 1, 4), "f16": (1, 1, 2), "q4_0": (2, 32, 18), "q4_1": (3, 32, 20)},
+    **{"q5_0": (6, 32, 22), "q5_1": (7, 32, 24), "q8_0": (8, 32, 34), "q2_k": (10, 256, 84)},
+    **{"q3_k": (11, 256, 110), "q4_k": (12, 256, 144), "q5_k": (13, 256, 176)},
+    **{"q6_k": (14, 256, 210), "q8_k": (15, 256, 292), "iq2_xxs": (16, 256, 66)},
+    **{"iq2_xs": (17, 256, 74), "iq3_xxs": (18, 256, 98), "iq1_s": (19, 256, 50)},
+    **{"iq4_nl": (20, 32, 18), "iq3_s": (21, 256, 110), "iq2_s": (22, 256, 82)},
+    **{"iq4_xs": (23, 256, 136), "i8": (24, 1, 1), "i16": (25, 1, 2), "i32": (26, 1, 4)},
+    **{"i64": (27, 1, 8), "f64": (28, 1, 8), "iq1_m": (29, 256, 56), "bf16": (30, 1, 2)},
+    **{"tq1_0": (34, 256, 54), "tq2_0": (35, 256, 66), "mxfp4": (39, 32, 17)},
+    **{"nvfp4": (40, 64, 36), "q1_0": (41, 128, 18), "q2_0": (42, 64, 18)},
 }
+TENSOR_BLOCKS = {number: (block, width) for number, block, width in TENSOR_TYPES.values()}
 
 
 def parse(value: str) -> str:

@@ -19,7 +19,8 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, kinds, safetensors, weights
+from . import checkpoint, contents, gguf, kinds, quants, safetensors, weights
+from .quants import QuantRequest
 from .reference import Reference
 from .weights import INDEX
 
@@ -33,6 +34,9 @@ SIDE_FILES = (
     "*/config.json",
     "additional_chat_templates/*.jinja",
 )
+# For quant=auto, best first. None needs an importance matrix, and more bits than Q8_0's make hardly
+# any difference.
+CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 MOST_NESTED = 1000  # files of folders in a folder, which only an error message names
 
 
@@ -254,7 +258,11 @@ def stored(path: Path) -> Resolved | None:
 def store(path: Path, resolved: Resolved) -> None:
     """Store what a reference to the hub was resolved to."""
     data = to_builtins(resolved, enc_hook=str)
-    data["folder"] = resolved.folder.relative_to(path.parent.parent).as_posix()
+    write(path, {**data, "folder": resolved.folder.relative_to(path.parent.parent).as_posix()})
+
+
+def write(path: Path, data: Mapping[str, Any]) -> None:
+    """Store an answer or a decision."""
     with only_one(path):
         json_file.write(path, data, indent=1)
 
@@ -264,3 +272,26 @@ def stored_path(reference: Reference, question: Sequence[object], home: Home) ->
     text = json.dumps([reference.repo, reference.revision, *question])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
+
+
+def auto_candidates(requested: QuantRequest) -> tuple[str, ...]:
+    """The quants of which quant=auto chooses one that is made here: what the converter writes
+    itself has no use for an importance matrix or keep_f16."""
+    if requested.imatrix or requested.keep_f16:
+        return tuple(quant for quant in CANDIDATES if quant not in quants.DIRECT)
+    return CANDIDATES
+
+
+def decision_path(
+    resolved: Resolved, requested: QuantRequest, ctx_size: int | None, home: Home
+) -> Path:
+    """Where the decision for quant=auto is stored until refresh=1. With less free memory another
+    quant would be chosen, and a second run must find the same file."""
+    key = f"{ctx_size or 'smallest'}-{auto_candidates(requested)[0].lower()}"
+    return home.models / "resolved" / f"{resolved.slug}__auto-{key}.json"
+
+
+def decided(path: Path) -> str:
+    """The stored decision; empty where there is none that can be used."""
+    quant = json_file.read(path, lambda decision: str(decision["quant"]))
+    return quant if quant in quants.TYPES else ""

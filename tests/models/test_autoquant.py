@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.paths import Home
-from pipeline.models import autoquant
+from pipeline.models import resolve
 from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import Resolved
 
@@ -35,17 +35,17 @@ def resolved(tmp_path: Path) -> Resolved:
 def test_what_the_converter_writes_itself_is_no_candidate(
     tmp_path: Path, resolved: Resolved, wanted: QuantRequest
 ) -> None:
-    assert autoquant.candidates(PLAIN)[0] == "Q8_0"
-    assert autoquant.candidates(wanted)[0] == "Q6_K"
+    assert resolve.auto_candidates(PLAIN)[0] == "Q8_0"
+    assert resolve.auto_candidates(wanted)[0] == "Q6_K"
     home = Home(tmp_path)
-    autoquant.store(autoquant.path(home, resolved, PLAIN, None), "Q8_0", "it fits")
-    assert autoquant.stored(autoquant.path(home, resolved, PLAIN, None)) == "Q8_0"
-    assert autoquant.stored(autoquant.path(home, resolved, wanted, None)) == ""
-    assert autoquant.stored(autoquant.path(home, resolved, PLAIN, 8192)) == ""
+    resolve.write(resolve.decision_path(resolved, PLAIN, None, home), {"quant": "Q8_0"})
+    assert resolve.decided(resolve.decision_path(resolved, PLAIN, None, home)) == "Q8_0"
+    assert resolve.decided(resolve.decision_path(resolved, wanted, None, home)) == ""
+    assert resolve.decided(resolve.decision_path(resolved, PLAIN, 8192, home)) == ""
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"quant": "Q9"}', '{"quant": ["Q8_0"]}'])
 def test_a_decision_that_cannot_be_used(tmp_path: Path, text: str) -> None:
     path = tmp_path / "auto.json"
     path.write_text(text)
-    assert autoquant.stored(path) == ""
+    assert resolve.decided(path) == ""

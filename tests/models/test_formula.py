@@ -14,7 +14,7 @@ from fakes.large_llama import Size
 from twins import DENSE, GROUPED, Twin, conversion, skeleton_of
 
 from pipeline.core.paths import Home
-from pipeline.models import formula, gguf, memory, quants, sizes
+from pipeline.models import formula, gguf, memory, quantize, quants
 from pipeline.models.formula import Shape, of_config, of_header, served
 from pipeline.models.gguf import Header
 from pipeline.models.memory import MIB, Device, Memory
@@ -54,7 +54,7 @@ def test_within_a_tenth_of_what_llama_cpp_tells(
     some = ("Q4_K_M", "Q8_0", "IQ2_XXS", "Q2_K", "Q5_K_M", "F32")
     if not SIZES[name].experts:  # more bits go to some of their tensors
         some = tuple(formula.BITS)
-    told = sizes.quant_sizes(program("llama-quantize"), skeleton, some)
+    told = quantize.quant_sizes(program("llama-quantize"), skeleton, some)
     for quant in some:
         weights = of_config(config, elements, quant).weights
         assert weights == pytest.approx(told[quant], rel=0.1 if SIZES[name].experts else 0.03), (

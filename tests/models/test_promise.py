@@ -20,7 +20,7 @@ from conftest import Doit, free_port, get, post, wait_for
 from fakes.large_llama import Size
 from twins import DENSE, GROUPED, Twin
 
-from pipeline.models import formula, gguf, memory, sizes
+from pipeline.models import formula, gguf, memory, quantize
 from pipeline.models.memory import Memory
 from pipeline.serve.launch import batch_options, endpoint_options
 
@@ -127,7 +127,7 @@ def test_of_a_quant_too(
 ) -> None:
     made, ctx_size = large(GROUPED), 4096
     header = gguf.read(made.skeleton)
-    size = sizes.quant_sizes(program("llama-quantize"), made.skeleton, [quant])[quant]
+    size = quantize.quant_sizes(program("llama-quantize"), made.skeleton, [quant])[quant]
     estimate = told(program("llama-fit-params"), made.skeleton, ctx_size, tmp_path / "book")
     estimate = memory.resized(estimate, header.size - header.data, size - header.data)
     real = tmp_path / "q.gguf"

@@ -12,7 +12,7 @@ from fakes.large_llama import Size
 from test_gguf import write
 from twins import GROUPED, Twin
 
-from pipeline.models import gguf, quants, sizes
+from pipeline.models import gguf, quantize, quants
 
 SOME = ("Q4_K_M", "Q8_0", "F16", "Q2_K", "IQ4_XS", "Q5_0", "TQ2_0", "IQ3_M")
 
@@ -26,12 +26,12 @@ llama_model_quantize_impl: quant size  =   102.55 MiB (6.56 BPW)
 
 def test_a_dry_run_is_read_tensor_by_tensor() -> None:
     q6_k, f32, f16 = 4096 // 256 * 210 * 32000, 4 * 4096, 128  # the last padded from 120
-    assert sizes.tensor_bytes(DRY_RUN) == q6_k + f32 + f16
+    assert quantize.tensor_bytes(DRY_RUN) == q6_k + f32 + f16
 
 
 @pytest.mark.parametrize("text", ["", "error", DRY_RUN.replace("q6_K", "q9_Z")])
 def test_what_is_not_understood_is_not_known(text: str) -> None:
-    assert sizes.tensor_bytes(text) is None
+    assert quantize.tensor_bytes(text) is None
 
 
 @pytest.mark.build
@@ -39,7 +39,7 @@ def test_as_large_as_really_made(
     program: Callable[[str], Path], large: Callable[[Size], Twin], tmp_path: Path
 ) -> None:
     made = large(GROUPED)
-    told = sizes.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
+    told = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
     assert list(told) == list(SOME)
     for quant in SOME:
         real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
@@ -52,7 +52,7 @@ def test_an_embedding_model_too(
 ) -> None:
     (folder,) = (demo.home / "models" / "source").iterdir()
     made = twin(folder, "F16")
-    told = sizes.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
+    told = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
     for quant in told:
         real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
         assert abs(told[quant] - real) <= 64, quant
@@ -65,8 +65,8 @@ def test_every_type_with_and_without_a_matrix(
     program: Callable[[str], Path], large: Callable[[Size], Twin]
 ) -> None:
     skeleton = large(GROUPED).skeleton
-    plain = sizes.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES)
-    weighed = sizes.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES, imatrix=True)
+    plain = quantize.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES)
+    weighed = quantize.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES, imatrix=True)
     assert list(plain) == list(weighed) == list(quants.TYPES)
     assert {quant: plain[quant] for quant in quants.NEED_IMATRIX} == {
         quant: weighed[quant] for quant in quants.NEED_IMATRIX
@@ -84,7 +84,7 @@ def test_with_a_matrix_as_large_as_really_made(
     matrix = tmp_path / "imatrix.gguf"
     command = [program("llama-imatrix"), "-m", made.real, "-f", tmp_path / "text", "-o", matrix]
     subprocess.run([*command, "-c", "64"], check=True, capture_output=True, timeout=300)
-    told = sizes.quant_sizes(
+    told = quantize.quant_sizes(
         program("llama-quantize"), made.skeleton, ["IQ2_XXS", "Q4_K_M", "IQ4_NL"], imatrix=True
     )
     for quant in told:
@@ -100,7 +100,7 @@ def test_a_model_that_llama_quantize_refuses_has_no_sizes(
     program: Callable[[str], Path], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.gguf", lambda writer: None)  # of no use: it says next to nothing
-    assert sizes.quant_sizes(program("llama-quantize"), path, SOME) == {}
+    assert quantize.quant_sizes(program("llama-quantize"), path, SOME) == {}
 
 
 def _quantize(program: Path, model: Path, made: Path, quant: str, *options: str | Path) -> int:
