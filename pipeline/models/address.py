@@ -82,41 +82,34 @@ def _own_host() -> str:
 
 def _of_path(text: str, parts: list[str], query: str) -> HubAddress:
     """What the parts of its path, and its query, name."""
-    if parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model
+    if parts[:2] == ["api", "models"]:
+        parts = parts[2:]
+    elif parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model
         parts = parts[1:]
     if parts and parts[0] in OTHER:
         raise _error(text, f"is the address of {OTHER[parts[0]]}, not of a model")
-    if parts[:2] == ["api", "models"]:
-        parts = parts[2:]
     if len(parts) < 2:
         raise _error(text, "names no repository: org/model")
+    kind, revision = "".join(parts[2:3]), ""
+    if kind in OF_A_FILE:
+        end = 6 if parts[3:4] == ["refs"] else 4  # refs/pr/7
+        revision, file = "/".join(parts[3:end]), "/".join(parts[end:])
+    elif kind:  # a page about it, or hf://org/model/file.gguf
+        file = "/".join(parts[2:]) if parts[-1].lower().endswith(".gguf") else ""
+    else:  # the page about a file
+        file = parse_qs(query).get("show_file_info", [""])[0].strip("/")
     reference = f"{parts[0]}/{parts[1].removesuffix('.git')}"
-    kind, rest = (parts[2], parts[3:]) if len(parts) > 2 else ("", [])
-    if kind and kind not in OF_A_FILE:  # a page about it, or hf://org/model/file.gguf
-        rest = [*parts[2:]] if parts[-1].lower().endswith(".gguf") else []
-        return _of_file(text, reference, "", rest)
-    if kind and rest[:1] == ["refs"]:  # refs/pr/7
-        return _of_file(text, reference, "/".join(rest[:3]), rest[3:], kind)
-    if kind:
-        return _of_file(text, reference, "".join(rest[:1]), rest[1:], kind)
-    shown = parse_qs(query).get("show_file_info", [""])[0]  # the page about a file
-    return _of_file(text, reference, "", [part for part in shown.split("/") if part])
-
-
-def _of_file(
-    text: str, reference: str, revision: str, parts: list[str], kind: str = ""
-) -> HubAddress:
     revision = "" if revision == "main" else revision
-    name, suffix = "/".join(parts), PurePosixPath(parts[-1]).suffix.lower() if parts else ""
-    if not name:
+    name = PurePosixPath(file)
+    if not file:
         return HubAddress(reference, revision)
-    if suffix == ".gguf":
-        return HubAddress(reference, revision, filename=name)
+    if name.suffix.lower() == ".gguf":
+        return HubAddress(reference, revision, filename=file)
     if kind == "tree":
-        return HubAddress(reference, revision, pattern=f"{name}/*")
-    if suffix in FILES or parts[-1] in FILES:
-        return HubAddress(reference, revision, note=f"{name}: taken for the repository it is in")
-    raise _error(text, f"{name} is no GGUF, and no file of a model in safetensors")
+        return HubAddress(reference, revision, pattern=f"{file}/*")
+    if name.suffix.lower() in FILES or name.name in FILES:
+        return HubAddress(reference, revision, note=f"{file}: taken for the repository it is in")
+    raise _error(text, f"{file} is no GGUF, and no file of a model in safetensors")
 
 
 def _error(text: str, why: str) -> UsageError:

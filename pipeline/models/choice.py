@@ -75,9 +75,8 @@ def spelling(quant: str) -> str:
 
 def options(files: Mapping[str, ModelFile]) -> list[Option]:
     """All models among the GGUF files, split ones put together; projectors are not models."""
-    split: dict[tuple[str, int], dict[int, ModelFile]] = defaultdict(dict)
-    options = []
-    for name, file in sorted(files.items()):
+    models: dict[tuple[str, int], dict[int, ModelFile]] = defaultdict(dict)
+    for name, file in files.items():
         path = PurePosixPath(name)
         if path.suffix.lower() != ".gguf" or PROJECTOR.search(path.name):
             continue
@@ -86,48 +85,44 @@ def options(files: Mapping[str, ModelFile]) -> list[Option]:
         match = SHARD.fullmatch(path.name)
         if match and int(match["count"]):
             stem = (path.parent / match["stem"]).as_posix()
-            split[stem, int(match["count"])][int(match["number"])] = file
+            models[stem, int(match["count"])][int(match["number"])] = file
         else:
-            options.append(Option(label=label(name), files=(file,)))
-    for (stem, count), parts in split.items():
-        numbers = range(1, count + 1)
+            models[name, 0][0] = file
+    options = []
+    for (stem, count), parts in models.items():
+        numbers = range(1, count + 1) if count else range(1)
         present = tuple(parts[n] for n in numbers if n in parts)
+        missing = tuple(f"{stem}-{n:05d}-of-{count:05d}.gguf" for n in numbers if n not in parts)
         if present:
-            missing = tuple(
-                f"{stem}-{n:05d}-of-{count:05d}.gguf" for n in numbers if n not in parts
-            )
             options.append(Option(label=label(present[0].name), files=present, missing=missing))
     return sorted(options, key=lambda option: option.name)
 
 
 def listing(options: Iterable[Option]) -> str:
     """The options with their sizes, one a line."""
-    rows = [
-        (option.label or "?", shown_size(option.bytes), f"{option.name}{parts(option)}")
-        for option in sorted(options, key=lambda option: option.bytes)
-    ]
-    lines = [f"  {quant:<12} {size:>9}  {name}" for quant, size, name in rows]
+    lines = []
+    for option in sorted(options, key=lambda option: option.bytes):
+        others = len(option.files) - 1
+        parts = f" and {plural(others, 'part')}" if others else ""
+        if option.missing:
+            parts = f" (parts missing: {len(option.missing)})"
+        size = shown_size(option.bytes)
+        lines.append(f"  {option.label or '?':<12} {size:>9}  {option.name}{parts}")
     hidden = len(lines) - MOST_LISTED
     return "\n".join([*lines[:MOST_LISTED], *([f"  and {hidden} more"] if hidden > 0 else [])])
 
 
-def parts(option: Option) -> str:
-    """What `listing` says of a split model's parts."""
-    if option.missing:
-        return f" (parts missing: {len(option.missing)})"
-    others = len(option.files) - 1
-    return f" and {plural(others, 'part')}" if others else ""
+def named(files: Iterable[str], name: str) -> list[str]:
+    """The files whose path is `name`, else those of that name in any folder."""
+    files = list(files)
+    return [f for f in files if f == name] or [f for f in files if PurePosixPath(f).name == name]
 
 
 def narrow(options: Sequence[Option], file_filter: FileFilter, reference: str) -> list[Option]:
     """The options that `filename=` or `pattern=` match. Raises UsageError where none does."""
     if name := file_filter.filename:
-        matching = [option for option in options if name in _names(option)]
-        matching = matching or [
-            option
-            for option in options
-            if name in (PurePosixPath(path).name for path in _names(option))
-        ]
+        matches = named((file.name for option in options for file in option.files), name)
+        matching = [o for o in options if any(file.name in matches for file in o.files)]
         criterion = f"filename={name}"
     elif file_filter.pattern:
         folded = file_filter.pattern.casefold()
@@ -145,10 +140,6 @@ def narrow(options: Sequence[Option], file_filter: FileFilter, reference: str) -
             f"{reference}: no GGUF matches {criterion}; there are:\n{listing(options)}"
         )
     return matching
-
-
-def _names(option: Option) -> list[str]:
-    return [file.name for file in option.files]
 
 
 def by_quant(options: Sequence[Option], quant: str) -> list[Option]:

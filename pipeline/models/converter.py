@@ -79,13 +79,15 @@ def has_receipt(home: Home) -> bool:
 def damage(home: Home, *, hashes: bool = False) -> str:
     """What is not as the environment's packages brought it, or nothing: by the sizes of their
     files, which takes half a second and is done once, or by their hashes."""
+    from packaging.utils import canonicalize_name
+
     top = folder(home)
     if top in _whole and not hashes:
         return ""
     try:
         (site,) = top.glob("Lib/site-packages" if WINDOWS else "lib/*/site-packages")
         infos = list(site.glob("*.dist-info"))
-        names = {_plain(info.name.partition("-")[0]) for info in infos}
+        names = {canonicalize_name(info.name.partition("-")[0]) for info in infos}
         if missing := ", ".join(sorted(required() - names)):
             return f"{missing} is not there"
         for path in (top / "pyvenv.cfg", *(info / "RECORD" for info in infos)):
@@ -108,14 +110,13 @@ def damage(home: Home, *, hashes: bool = False) -> str:
 def required() -> set[str]:
     """The names of the packages that this platform needs."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     lines = re.findall(r"^(\w.*?) *\\?$", REQUIREMENTS.read_text(encoding="utf-8"), re.M)
     wanted = [Requirement(line) for line in (*lines, "torch")]
-    return {_plain(each.name) for each in wanted if not each.marker or each.marker.evaluate()}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return {
+        canonicalize_name(each.name) for each in wanted if not each.marker or each.marker.evaluate()
+    }
 
 
 def _digest(path: Path) -> str:
@@ -232,15 +233,8 @@ def architectures(source: Path) -> frozenset[str]:
         text = (source / "conversion" / "__init__.py").read_text(encoding="utf-8")
     except OSError:
         return frozenset()
-    for node in ast.parse(text).body:
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and node.target.id == "TEXT_MODEL_MAP"
-            and node.value is not None
-        ):
-            return frozenset(ast.literal_eval(node.value))
-    return frozenset()
+    models = re.search(r"^TEXT_MODEL_MAP\b[^=\n]*= (\{.*?^\})", text, re.M | re.S)
+    return frozenset(ast.literal_eval(models[1])) if models else frozenset()
 
 
 def _require_cpu_torch(python: Path) -> None:

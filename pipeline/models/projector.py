@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from pipeline.core.errors import UsageError
 
 from . import quants
-from .choice import Option, label
+from .choice import Option, label, named
 from .gguf import Header, whole
 from .reference import NO_PROJECTOR, PROJECTOR
 from .resolve import ModelFile
@@ -50,9 +50,7 @@ def pair(
     if requested == NO_PROJECTOR:
         return None, "; without its projector, as asked for" if names else ""
     if requested:
-        matches = [n for n in files if n == requested] or [
-            n for n in files if PurePosixPath(n).name == requested
-        ]
+        matches = named(files, requested)
         if len(matches) != 1:
             raise UsageError(
                 f"mmproj={requested}: {reference} has {len(matches) or 'no'} files of that name; "
@@ -85,9 +83,8 @@ def likely_bytes(files: Mapping[str, ModelFile], model: str, requested: str) -> 
     """About how much the projector will take, before a header is read; 0 without one."""
     if requested == NO_PROJECTOR:
         return 0
-    names = [
-        name for name in candidates(files) if requested in ("", name, PurePosixPath(name).name)
-    ]
+    names = candidates(files)
+    names = named(names, requested) if requested else names
     best = min(names, key=lambda name: rank(name, model), default="")
     return files[best].size if best else 0
 

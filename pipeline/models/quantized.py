@@ -59,7 +59,7 @@ def require_readable(
     `config` is config.json, `modelopt` the hf_quant_config.json beside it, or empty; `tensors` are
     the names in a file of the weights, `dtypes` their bytes by element type.
     """
-    if kind := unreadable(config, modelopt, tensors, dtypes):
+    if kind := _unreadable(config, modelopt, tensors, dtypes):
         raise PipelineError(
             f"{where}: its weights are quantized with {kind}, which llama.cpp's converter cannot "
             "read",
@@ -67,7 +67,7 @@ def require_readable(
         )
 
 
-def unreadable(
+def _unreadable(
     config: Mapping[str, Any],
     modelopt: Mapping[str, Any],
     tensors: Collection[str],
@@ -118,14 +118,11 @@ def _by_tensors(
 
 
 def _bits(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
-    bits = next((settings[key] for key in ("bits", "w_bit", "nbits") if key in settings), None)
-    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
-        bits = 4 if settings.get("load_in_4bit") else 8
+    for bits in (4, 8):
+        if settings.get(f"load_in_{bits}bit"):
+            return f"{bits} bits"
+    bits = next((settings[key] for key in ("bits", "w_bit", "nbits") if key in settings), 0)
     return f"{bits} bits" if bits else ""
-
-
-def _nothing(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
-    return ""
 
 
 def _gptq(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
@@ -133,10 +130,6 @@ def _gptq(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
     if settings.get("is_marlin_format") or form not in ("gptq", "gptq_v2"):
         return "in Marlin's layout" if form == "gptq" else f"in the layout {form}"
     return "" if settings.get("bits") in (2, 4, 8) else f"{settings.get('bits')} bits"
-
-
-def _fp8(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
-    return "with weight_scale" if any(t.endswith(".weight_scale") for t in tensors) else ""
 
 
 def _modelopt(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
@@ -163,9 +156,11 @@ def _compressed(settings: Mapping[str, Any], tensors: Collection[str]) -> str:
 
 
 DETAILS: Mapping[str, Callable[[Mapping[str, Any], Collection[str]], str]] = {
-    "bitnet": _nothing,
+    "bitnet": lambda settings, tensors: "",
     "gptq": _gptq,
-    "fp8": _fp8,
+    "fp8": lambda settings, tensors: (
+        "with weight_scale" if any(t.endswith(".weight_scale") for t in tensors) else ""
+    ),
     "modelopt": _modelopt,
     "compressed-tensors": _compressed,
 }

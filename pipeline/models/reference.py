@@ -27,9 +27,9 @@ PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata 
 PIECE = r".*\.gguf([._-]?(split|part)[._-]?|\.)(a?[a-z]|\d{1,3}(of\d+)?)"
 JOIN = "get all of them and join them in order: cat MODEL.gguf.part* > MODEL.gguf"
 NO_PROJECTOR = "none"  # of mmproj=
-FORMS = (
-    "demo, org/model, org/model:QUANT, org/model@revision, an address of the hub, a path of a "
-    ".gguf, or of a folder"
+HINT = (
+    "a reference is demo, org/model, org/model:QUANT, org/model@revision, an address of the hub, "
+    "a path of a .gguf, or of a folder"
 )
 
 
@@ -75,32 +75,33 @@ def parse(text: str) -> Reference:
         or (text.lower().endswith((".gguf", ".safetensors")) and not text.startswith("hf:"))
     )
     if match and not looks_like_path:
-        if match["quant"] and match["late"]:
-            raise UsageError(f"model={text}: names two quants", f"a reference is {FORMS}")
-        return Reference(
-            kind="hub",
-            text=text,
-            repo=match["repo"],
-            revision=match["revision"] or "",
-            quant=match["quant"] or match["late"] or "",
-        )
+        return _of_match(text, match)
     if any(letter in text for letter in "/\\~.") and not text.startswith("hf:"):
-        raise UsageError(f"model={text}: {path} does not exist", f"a reference is {FORMS}")
-    raise UsageError(f"model={text}: not a valid reference", f"a reference is {FORMS}")
+        raise UsageError(f"model={text}: {path} does not exist", HINT)
+    raise UsageError(f"model={text}: not a valid reference", HINT)
+
+
+def _of_match(text: str, match: re.Match[str]) -> Reference:
+    """The reference to the hub that `match` spells. Raises UsageError."""
+    if match["quant"] and match["late"]:
+        raise UsageError(f"model={text}: names two quants", HINT)
+    return Reference(
+        kind="hub",
+        text=text,
+        repo=match["repo"],
+        revision=match["revision"] or "",
+        quant=match["quant"] or match["late"] or "",
+    )
 
 
 def _of_address(text: str, pasted: HubAddress) -> Reference:
     """The reference that an address means. Raises UsageError."""
-    try:
-        inner = parse(f"hf:{pasted.reference}")
-    except UsageError:
-        inner = Reference(kind="folder", text=text)
-    if inner.kind != "hub" or (inner.revision and pasted.revision):
-        raise UsageError(f"model={text}: not a valid address", f"a reference is {FORMS}")
+    match = HUB.fullmatch(pasted.reference)
+    if match is None or (match["revision"] and pasted.revision):
+        raise UsageError(f"model={text}: not a valid address", HINT)
     return replace(
-        inner,
-        text=text,
-        revision=inner.revision or pasted.revision,
+        _of_match(text, match),
+        revision=match["revision"] or pasted.revision,
         filename=pasted.filename,
         pattern=pasted.pattern,
         note=pasted.note,
