@@ -15,7 +15,7 @@ from workers import shared
 
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
-from pipeline.models import chain, convert, resolve, skeleton
+from pipeline.models import chain, contents, convert, resolve, skeleton
 from pipeline.models.convert import Conversion
 from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import ModelFile, Resolved
@@ -68,7 +68,7 @@ def conversion(folder: Path, outtype: str, home: Home, script: Path) -> Conversi
 
 def skeleton_of(made: Conversion, python: Path, target: Path) -> Path:
     folder = made.resolved.folder
-    files = [skeleton.local(folder / f.name, f.name) for f in made.resolved.files]
+    files = [contents.local(folder / f.name, f.name) for f in made.resolved.files]
     found = skeleton.safetensors_skeleton(made, files, target, python)
     assert found
     return found

@@ -24,6 +24,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Status
 from pipeline.models import (
+    contents,
     converter,
     fetch,
     formula,
@@ -36,10 +37,10 @@ from pipeline.models import (
 )
 from pipeline.models import foreign_code as foreign
 from pipeline.models.chain import Chain
+from pipeline.models.contents import Readable
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
-from pipeline.models.skeleton import Readable
 from pipeline.serve import flags, launch
 from pipeline.serve.config import options
 from pipeline.serve.config.options import ResolvedOptions
@@ -258,7 +259,7 @@ def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstim
             told = json.loads(files["config.json"].get(0, files["config.json"].size))
             config = told if isinstance(told, dict) else {}
             weights = [file for name, file in files.items() if name.endswith(".safetensors")]
-            elements = sum(safetensors.head(f.name, f.size, f.get).elements for f in weights)
+            elements = sum(safetensors.head(f).elements for f in weights)
         except (PipelineError, KeyError, ValueError, RecursionError):
             pass  # the sizes alone have to do
 
@@ -281,7 +282,7 @@ def readables(model: Model, resolved: Resolved, files: Iterable[ModelFile]) -> l
         path = resolved.folder / file.name
         here = path if path.is_file() else next(fetch.elsewhere(resolved, file), None)
         if here:
-            found.append(skeleton.local(here, file.name))
+            found.append(contents.local(here, file.name))
         elif resolved.source["type"] == "hf" and not model.request.offline:
             repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
             found.append(hub.readable(repo, commit, file))

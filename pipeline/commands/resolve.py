@@ -12,6 +12,7 @@ from pipeline.core.text import plural, size
 from pipeline.models import (
     checkpoint,
     choice,
+    contents,
     gguf,
     hub,
     kinds,
@@ -24,12 +25,11 @@ from pipeline.models import (
 )
 from pipeline.models import resolve as stored
 from pipeline.models.choice import Option
-from pipeline.models.contents import ForeignFile
+from pipeline.models.contents import ForeignFile, Readable
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.safetensors import Head
-from pipeline.models.skeleton import Readable
 
 from . import estimate
 from .estimate import MemoryEstimate
@@ -59,7 +59,7 @@ class Shelf:
     def read_head(self, file: ModelFile) -> Head:
         """The header of a safetensors file."""
         with self._owner_explained():
-            return safetensors.head(file.name, file.size, self._readable(file).get)
+            return safetensors.head(self._readable(file))
 
     @contextmanager
     def _owner_explained(self) -> Iterator[None]:
@@ -130,11 +130,11 @@ class Shelf:
         log.info(f"{found.name}: {found.why} ({what})" if found.why else f"{found.name}: {what}")
         return found
 
-    def _readable(self, file: ModelFile) -> skeleton.Readable:
+    def _readable(self, file: ModelFile) -> Readable:
         if file not in self._readables:
             repo = self.listing.repo
             self._readables[file] = (
-                skeleton.local(hub.cached_file(repo, file), file.name)
+                contents.local(hub.cached_file(repo, file), file.name)
                 if self.model.request.offline
                 else hub.readable(repo, self.listing.commit, file)
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 
@@ -93,3 +95,32 @@ def require_real(path: Path) -> None:
         start = file.read(START)
     if start or path.suffix == ".json":  # others may be empty
         require_no_placeholder(start, str(path))
+
+
+class Readable(Struct, frozen=True, kw_only=True):
+    """A file of `size` bytes that may be anywhere; `read(start, stop)` gets the bytes between."""
+
+    name: str
+    size: int
+    read: Callable[[int, int], bytes]
+
+    def get(self, start: int, stop: int) -> bytes:
+        """Exactly these bytes. Raises PipelineError where fewer or more came."""
+        data = self.read(start, stop) if stop > start else b""
+        if len(data) != stop - start:
+            raise PipelineError(
+                f"{self.name}: {stop - start} bytes were requested and {len(data)} received",
+                "run the same command again",
+            )
+        return data
+
+
+def local(path: Path, name: str) -> Readable:
+    """A file on this machine."""
+
+    def read(start: int, stop: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    return Readable(name=name, size=path.stat().st_size, read=read)

@@ -17,10 +17,10 @@ from msgspec import Struct, field
 from pipeline.core import log, network
 from pipeline.core.download import Location, read_range
 
+from .contents import Readable
 from .hub_errors import AGAIN, Changed, errors_explained
 from .reference import Reference
 from .resolve import ModelFile
-from .skeleton import Readable
 
 ASK_TIMEOUT = 30  # seconds, for the list of a whole repository
 FIRST_READ = 256 * 1024  # bytes; the headers of most safetensors files are shorter

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, ValidationError, convert
 
 from pipeline.core.errors import PipelineError
 
 from . import contents
+from .contents import Readable
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
@@ -34,69 +33,57 @@ class Head(Struct, frozen=True, kw_only=True):
     elements: int
 
 
-def head(name: str, length: int, read: Callable[[int, int], bytes]) -> Head:
-    """The header of the file `name` of `length` bytes, which `read(start, stop)` reads.
+class Tensor(Struct, frozen=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
-    Raises PipelineError where the file is damaged or incomplete.
-    """
-    start = read(0, 8) if length >= 8 else b""
-    count = int.from_bytes(start, "little")
-    if len(start) != 8 or not 2 <= count <= min(MAX_HEADER, length - 8):
-        raise _unusable(name, read(0, min(length, contents.START)))
-    raw = start + read(8, 8 + count)
-    if len(raw) != 8 + count:
-        raise PipelineError(f"{name}: its header could not be read to its end")
-    try:
-        header = json.loads(raw[8:])
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{name}: cannot be read as safetensors: {error}") from None
-    dtypes: Counter[str] = Counter()
-    elements, spans = 0, []
-    try:
-        for key, tensor in header.items():
-            if key != "__metadata__":
-                begin, end = map(operator.index, tensor["data_offsets"])
-                if not 0 <= begin <= end:
-                    raise ValueError(key)
-                dtypes[str(tensor["dtype"])] += end - begin
-                elements += math.prod(max(0, operator.index(n)) for n in tensor["shape"])
-                spans.append((begin, end))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise PipelineError(f"{name}: its header is not that of a safetensors file") from None
-    at = 0
-    for begin, end in sorted(spans):  # the format knows neither gaps nor overlaps
-        if begin != at:
-            raise PipelineError(f"{name}: its tensors overlap or leave gaps, at byte {begin}")
-        at = end
-    if length != 8 + count + at:
-        raise PipelineError(
-            f"{name}: has {length} bytes, its header needs {8 + count + at}",
+
+def head(file: Readable) -> Head:
+    """The header of a file. Raises PipelineError where the file is damaged or incomplete."""
+    name = file.name
+    count = int.from_bytes(file.get(0, 8), "little") if file.size >= 8 else 0
+    if not 2 <= count <= min(MAX_HEADER, file.size - 8):
+        what, hint = contents.foreign(file.get(0, min(file.size, contents.START))) or (
+            "is not a safetensors file, or is cut short",
             "download or copy it again",
         )
-    names = tuple(key for key in header if key != "__metadata__")
-    return Head(raw=raw, names=names, dtypes=dtypes, elements=elements)
-
-
-def _unusable(name: str, start: bytes) -> PipelineError:
-    """The error for what is no safetensors file: it names what it is, where that is known."""
-    what, hint = contents.foreign(start) or (
-        "is not a safetensors file, or is cut short",
-        "download or copy it again",
+        raise contents.ForeignFile(f"{name}: {what}", hint)
+    header_bytes = file.get(8, 8 + count)
+    try:
+        header = json.loads(header_bytes)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{name}: cannot be read as safetensors: {error}") from None
+    try:
+        header.pop("__metadata__", None)
+        tensors = convert(header, dict[str, Tensor])
+    except (AttributeError, TypeError, ValidationError):
+        raise PipelineError(f"{name}: its header is not that of a safetensors file") from None
+    dtypes: Counter[str] = Counter()
+    at = 0
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.data_offsets):
+        begin, end = tensor.data_offsets
+        if not at == begin <= end:  # the format knows neither gaps nor overlaps
+            raise PipelineError(f"{name}: its tensors overlap or leave gaps, at byte {begin}")
+        dtypes[tensor.dtype] += end - begin
+        at = end
+    if file.size != 8 + count + at:
+        raise PipelineError(
+            f"{name}: has {file.size} bytes, its header needs {8 + count + at}",
+            "download or copy it again",
+        )
+    return Head(
+        raw=count.to_bytes(8, "little") + header_bytes,
+        names=tuple(tensors),
+        dtypes=dtypes,
+        elements=sum(math.prod(max(0, n) for n in t.shape) for t in tensors.values()),
     )
-    return contents.ForeignFile(f"{name}: {what}", hint)
 
 
 def read(path: Path) -> Head:
     """The header of one file, which must be complete. Raises PipelineError."""
     try:
-        length = path.stat().st_size
-        with path.open("rb") as file:
-
-            def get(start: int, stop: int) -> bytes:
-                file.seek(start)
-                return file.read(stop - start)
-
-            return head(str(path), length, get)
+        return head(contents.local(path, str(path)))
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
 

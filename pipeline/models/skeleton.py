@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-
-from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
@@ -21,6 +19,7 @@ from pipeline.core.store.publish import full_disk_is_an_error, part, publish_fil
 from pipeline.core.text import size as shown_size
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
+from .contents import Readable
 from .convert import Conversion
 from .gguf import Broken, Cut, Header
 from .header_of import TOO_MUCH
@@ -30,35 +29,6 @@ from .weights import is_plain
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
 MAX_HEADER = 256 * 1024 * 1024
 PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
-
-
-class Readable(Struct, frozen=True, kw_only=True):
-    """A file of `size` bytes that may be anywhere; `read(start, stop)` gets the bytes between."""
-
-    name: str
-    size: int
-    read: Callable[[int, int], bytes]
-
-    def get(self, start: int, stop: int) -> bytes:
-        """Exactly these bytes. Raises PipelineError where fewer or more came."""
-        data = self.read(start, stop) if stop > start else b""
-        if len(data) != stop - start:
-            raise PipelineError(
-                f"{self.name}: {stop - start} bytes were requested and {len(data)} received",
-                "run the same command again",
-            )
-        return data
-
-
-def local(path: Path, name: str) -> Readable:
-    """A file on this machine."""
-
-    def read(start: int, stop: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-    return Readable(name=name, size=path.stat().st_size, read=read)
 
 
 def prefix(file: Readable) -> tuple[bytes, Header]:
@@ -167,7 +137,7 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     target = folder.joinpath(*names)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
-        raw = safetensors.head(file.name, file.size, file.get).raw
+        raw = safetensors.head(file).raw
         target.write_bytes(raw)
         return extend_by_hole(target, file.size)
     target.write_bytes(staging.beside(file.name, whole(file), weights))

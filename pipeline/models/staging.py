@@ -44,7 +44,8 @@ def stage(files: Mapping[str, Path], into: Path) -> None:
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".json"):
-            data = read_whole(file, name)
+            require_small(name, file.stat().st_size)
+            data = file.read_bytes()
             allowed = beside(name, data, weights)
             if allowed != data:
                 target.write_bytes(allowed)
@@ -63,12 +64,6 @@ def beside(name: str, data: bytes, weights: int) -> bytes:
     if name == "config.json":
         require_plausible(data, weights, name)
     return foreign_code.without(name, data)
-
-
-def read_whole(file: Path, name: str) -> bytes:
-    """The content of a small file. Raises PipelineError for a large one."""
-    require_small(name, file.stat().st_size)
-    return file.read_bytes()
 
 
 def require_small(name: str, size: int) -> None:

@@ -62,16 +62,7 @@ def choose(sizes: Mapping[str, int], read_index: Callable[[], bytes], where: str
     if DIFFUSION in names or not (top or INDEX in names):
         raise nothing(sizes, where)
     if INDEX in names:
-        indexed = read(read_index(), f"{where}: {INDEX}")
-        missing = [name for name in indexed if name not in names]
-        if missing:
-            raise PipelineError(
-                f"{where}: {len(missing)} of the {len(indexed)} files that {INDEX} names are "
-                f"missing: {', '.join(missing[:3])}",
-                "get them from where the others came from, or another revision",
-            )
-        _require_all_parts(indexed, f"{where}: {INDEX}")
-        return indexed
+        return _indexed(names, read_index(), where)
     if all(name.startswith("adapter") for name in top):
         raise _other(ADAPTER, top[0], where)
     if "model.safetensors" in top:
@@ -94,19 +85,23 @@ def choose(sizes: Mapping[str, int], read_index: Callable[[], bytes], where: str
     return weights
 
 
-def _require_all_parts(names: Sequence[str], where: str) -> None:
-    counts = [int(part["count"]) for name in names if (part := SHARD.fullmatch(name))]
-    if counts and max(counts) > len(names):
+def _indexed(names: Collection[str], index: bytes, where: str) -> list[str]:
+    """The weight files that an index names, all of which are among `names`."""
+    indexed = sorted(set(weight_map(index, f"{where}: {INDEX}").values()))
+    if missing := [name for name in indexed if name not in names]:
         raise PipelineError(
-            f"{where}: names {len(names)} of the {max(counts)} parts that the names of the files "
-            "count",
+            f"{where}: {len(missing)} of the {len(indexed)} files that {INDEX} names are "
+            f"missing: {', '.join(missing[:3])}",
+            "get them from where the others came from, or another revision",
+        )
+    counts = [int(part["count"]) for name in indexed if (part := SHARD.fullmatch(name))]
+    if counts and max(counts) > len(indexed):
+        raise PipelineError(
+            f"{where}: {INDEX}: names {len(indexed)} of the {max(counts)} parts that the names of "
+            "the files count",
             "get the index from where the weights came from",
         )
-
-
-def read(data: bytes, where: str) -> list[str]:
-    """The weight files that an index names; all must lie beside it. Raises PipelineError."""
-    return sorted(set(weight_map(data, where).values()))
+    return indexed
 
 
 def weight_map(data: bytes, where: str) -> dict[str, str]:

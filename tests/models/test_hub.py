@@ -45,7 +45,7 @@ try:
         return hub.readable(listing.repo, listing.commit, file)
 
     def head(file):
-        return safetensors.head(file.name, file.size, readable(file).get)
+        return safetensors.head(readable(file))
 
     found = repository.resolve(
         listing, FileFilter(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.core.errors import PipelineError
 from pipeline.models import contents, safetensors
+from pipeline.models.contents import Readable
 
 
 def by_hand(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -131,7 +132,7 @@ def test_a_header_from_elsewhere_is_all_that_is_read(real: Path) -> None:
         asked.append((start, stop))
         return data[start:stop]
 
-    head = safetensors.head("far", len(data), read)
+    head = safetensors.head(Readable(name="far", size=len(data), read=read))
     assert data.startswith(head.raw) and len(data) == len(head.raw) + 76
     assert (head.elements, head.dtypes) == (4 * 8 + 3, {"F16": 64, "F32": 12})
     assert asked == [(0, 8), (8, len(head.raw))]
@@ -146,7 +147,7 @@ def test_a_claim_of_a_long_header_is_not_followed(length: int) -> None:
         return length.to_bytes(8, "little")[start:stop]
 
     with pytest.raises(PipelineError, match="far"):
-        safetensors.head("far", 2**62, read)
+        safetensors.head(Readable(name="far", size=2**62, read=read))
     assert all(stop <= contents.START for stop in asked)
 
 

@@ -20,7 +20,8 @@ from twins import DENSE, GROUPED, Twin, conversion, skeleton_of
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.models import gguf, header_of, skeleton
-from pipeline.models.skeleton import FIRST_READ, Readable, gguf_skeleton, local
+from pipeline.models.contents import Readable, local
+from pipeline.models.skeleton import FIRST_READ, gguf_skeleton
 
 
 class Remote:
