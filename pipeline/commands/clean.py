@@ -52,7 +52,7 @@ def forget_page(home: Home) -> None:
 
 def clean_converter(home: Home) -> None:
     with only_one(converter.folder(home)):
-        converter.clean(home)
+        remove(converter.folder(home))
 
 
 def forget_converter(home: Home) -> None:

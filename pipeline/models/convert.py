@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,7 +14,6 @@ from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts
-from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 
 from . import converter, foreign_code, gguf, kinds, staging, tools
@@ -51,23 +49,6 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
     ]
 
 
-@contextmanager
-def _staged(conversion: Conversion, made: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder with the converter's input, and an empty one. The first is named after the model:
-    the converter takes metadata from it."""
-    resolved = conversion.resolved
-    top = made.with_name(f"{made.name}.in")
-    remove(top)  # left by a run that was killed
-    try:
-        folder = top / slug(resolved.name)
-        files = {file.name: resolved.folder / file.name for file in resolved.files}
-        staging.stage(files, folder)
-        (top / staging.SCRATCH).mkdir()
-        yield folder, top / staging.SCRATCH
-    finally:
-        remove(top)
-
-
 def make(
     conversion: Conversion,
     home: Home,
@@ -82,7 +63,7 @@ def make(
         resolved = conversion.resolved
         log = home.logs / f"convert-{resolved.slug}-{conversion.outtype.lower()}.log"
         with (
-            _staged(conversion, made) as (folder, scratch),
+            staging.workspace(made, slug(resolved.name)) as (folder, scratch),
             bar(f"converting {resolved.name} to {conversion.outtype}") as update,
         ):
 
@@ -92,14 +73,17 @@ def make(
                     update(int(percent[1]), 100)
 
             python = converter.python(home)
-            inputs = [resolved.folder / file.name for file in resolved.files]
+            inputs = {file.name: resolved.folder / file.name for file in resolved.files}
+            staging.stage(inputs, folder)
             status = run(
                 argv(conversion, python, folder, made),
                 log=log,
                 env=converter.environment(python, scratch),
                 on_line=watch,
                 timeout=tools.seconds("convert", resolved.bytes),
-                sandbox=converter.sandbox(python, conversion.script, folder, inputs, made, scratch),
+                sandbox=converter.sandbox(
+                    python, conversion.script, folder, inputs.values(), made, scratch
+                ),
             )
         if status:
             require_whole_converter(home, log)

@@ -22,7 +22,6 @@ from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.sandbox import Sandbox
 from pipeline.core.store import artifacts, hashing, receipts
-from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 
 from . import tools
@@ -181,11 +180,6 @@ def pip_arguments(python: Path) -> list[list[str]]:
         ],
         [*into, "--require-hashes", "--requirement", str(REQUIREMENTS)],
     ]
-
-
-def clean(home: Home) -> None:
-    """Remove the environment."""
-    remove(folder(home))
 
 
 def forget(home: Home) -> None:

@@ -41,9 +41,9 @@ def without(name: str, data: bytes) -> bytes:
     Raises PipelineError where it is nested too deep to be searched.
     """
     with _depth_is_an_error(name):
-        document = _parsed(data) if may_name(name) else None
-        stripped = _stripped(document)
-        return data if stripped == document else json.dumps(stripped, indent=1).encode()
+        code: list[Any] = []
+        rest = _split(_parsed(data) if may_name(name) else None, code)
+        return json.dumps(rest, indent=1).encode() if code else data
 
 
 def classes(files: Iterable[tuple[str, bytes]]) -> list[str]:
@@ -51,14 +51,16 @@ def classes(files: Iterable[tuple[str, bytes]]) -> list[str]:
     PipelineError."""
     texts = []
     for name, data in files:
+        code: list[Any] = []
         with _depth_is_an_error(name):
-            for auto_map in _keyed(_parsed(utf8(name, data))):
-                if isinstance(auto_map, list):  # before 2022 it was a list, for the tokenizer
-                    auto_map = {"AutoTokenizer": auto_map}
-                for use, value in auto_map.items() if isinstance(auto_map, dict) else ():
-                    # A tokenizer has two: the slow one and the fast one; either may be null.
-                    values = value if isinstance(value, list) else [value]
-                    texts += [f"{name} names {v} for {use}" for v in values if isinstance(v, str)]
+            _split(_parsed(utf8(name, data)), code)
+        for auto_map in code:
+            if isinstance(auto_map, list):  # before 2022 it was a list, for the tokenizer
+                auto_map = {"AutoTokenizer": auto_map}
+            for use, value in auto_map.items() if isinstance(auto_map, dict) else ():
+                # A tokenizer has two: the slow one and the fast one; either may be null.
+                values = value if isinstance(value, list) else [value]
+                texts += [f"{name} names {v} for {use}" for v in values if isinstance(v, str)]
     return texts
 
 
@@ -97,20 +99,9 @@ def _parsed(data: bytes) -> Any:
         return None
 
 
-def _keyed(value: Any) -> Iterator[Any]:
-    """The values of KEYS, at any depth."""
+def _split(value: Any, code: list[Any]) -> Any:
+    """`value` without the KEYS in it, at any depth; what they hold is added to `code`."""
     if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in KEYS:
-                yield inner
-            else:
-                yield from _keyed(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keyed(inner)
-
-
-def _stripped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _stripped(inner) for key, inner in value.items() if key not in KEYS}
-    return [_stripped(inner) for inner in value] if isinstance(value, list) else value
+        code += [inner for key, inner in value.items() if key in KEYS]
+        return {key: _split(inner, code) for key, inner in value.items() if key not in KEYS}
+    return [_split(inner, code) for inner in value] if isinstance(value, list) else value

@@ -45,12 +45,6 @@ def require_usable(path: Path) -> None:
         )
 
 
-def argv(program: Path, model: Path, text: Path, made: Path) -> list[str]:
-    """llama-imatrix's command line."""
-    files = ["--model", str(model), "--file", str(text), "--output", str(made)]
-    return [str(program), *files, "--output-format", "gguf"]
-
-
 def make(
     target: Path,
     *,
@@ -76,7 +70,10 @@ def make(
                     update(int(done[-1]), total)
 
             status = run(
-                argv(program, model, text, made),
+                [
+                    *(str(program), "--model", str(model), "--file", str(text)),
+                    *("--output", str(made), "--output-format", "gguf"),
+                ],
                 log=log,
                 env=tools.env(),
                 on_line=watch,

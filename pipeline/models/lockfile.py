@@ -94,13 +94,11 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
     if not HUB.fullmatch(entry["source"].get("ref", "")):
         raise UsageError(f"{FILE}: an entry's source.ref names no repository", "lock again")
     try:
-        files = [
-            # The hub gives only a blob id for small files.
-            ModelFile(file["name"], file["size"], "", file["blob"])
-            if "blob" in file
-            else ModelFile(file["name"], file["size"], file["sha256"])
-            for file in entry["files"]
-        ]
+        files = []
+        for file in entry["files"]:
+            blob = file.get("blob", "")  # all that the hub gives for small files
+            sha256 = "" if blob else file["sha256"]
+            files.append(ModelFile(file["name"], file["size"], sha256, blob))
         model = of_files(
             entry["source"],
             "gguf" if entry["kind"] == "gguf" else "safetensors",

@@ -165,8 +165,6 @@ def fit(
     best = at(low)
     while best.fits and high - low > STEP:
         middle = (low + high) // 2 // STEP * STEP
-        if middle in (low, high):
-            break
         middle_fit = at(middle)
         low, high, best = (middle, high, middle_fit) if middle_fit.fits else (low, middle, best)
     return best

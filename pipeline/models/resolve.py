@@ -104,16 +104,16 @@ def local_slug(path: Path) -> str:
 
 def demo(home: Home) -> Resolved:
     """The demonstration model, from the pins."""
-    files = tuple(ModelFile(name, f.size, f.sha256) for name, f in pins().demo_files.items())
-    archive = pins().demo_archive
+    archive, name = pins().demo_archive, pins().demo_name
+    slug = f"demo__{name}__{archive.sha256[:12]}"
     return Resolved(
         kind="safetensors",
-        name=pins().demo_name,
-        slug=f"demo__{pins().demo_name}__{archive.sha256[:12]}",
-        folder=home.models / "source" / f"demo__{pins().demo_name}__{archive.sha256[:12]}",
+        name=name,
+        slug=slug,
+        folder=home.models / "source" / slug,
         local=False,
         source={"type": "package", "ref": f"{archive.package}=={archive.version}"},
-        files=files,
+        files=tuple(ModelFile(n, f.size, f.sha256) for n, f in pins().demo_files.items()),
         precision="F32",
     )
 

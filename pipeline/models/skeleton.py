@@ -89,26 +89,21 @@ def safetensors_skeleton(
     with full_disk_is_an_error(target.parent), only_one(target):
         if target.exists():
             return target
-        top, made = target.with_name(f"{part(target).name}.in"), part(target)
+        made, name = part(target), conversion.resolved.name
         try:
-            remove(top)  # left by a run that was killed
-            # The converter takes metadata from the folder's name: as in the real conversion.
-            folder = top / slug(conversion.resolved.name)
             weights = staging.weight_bytes({file.name: file.size for file in files})
             # The weights first: an error in them explains all others.
             ordered = sorted(files, key=lambda file: not file.name.endswith(".safetensors"))
-            if not all(_lay_out(file, folder, weights) for file in ordered):
-                return None
-            command = convert.argv(conversion, python, folder, made)
-            scratch = top / staging.SCRATCH
-            scratch.mkdir()
-            status, out, err = outcome(
-                [command[0], str(converter.DRIVER), *command[1:]],
-                timeout=tools.seconds("header", weights),
-                env=converter.environment(python, scratch),
-                sandbox=converter.sandbox(python, conversion.script, folder, (), made, scratch),
-            )
-            name = conversion.resolved.name
+            with staging.workspace(made, slug(name)) as (folder, scratch):
+                if not all(_lay_out(file, folder, weights) for file in ordered):
+                    return None
+                command = convert.argv(conversion, python, folder, made)
+                status, out, err = outcome(
+                    [command[0], str(converter.DRIVER), *command[1:]],
+                    timeout=tools.seconds("header", weights),
+                    env=converter.environment(python, scratch),
+                    sandbox=converter.sandbox(python, conversion.script, folder, (), made, scratch),
+                )
             if status in (-1, TOO_MUCH):  # it did not end, or it would compute the weights
                 return None
             if status:
@@ -125,7 +120,6 @@ def safetensors_skeleton(
             publish_file(made, target)
             return target
         finally:
-            remove(top)
             remove(made)
 
 

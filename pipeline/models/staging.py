@@ -12,10 +12,12 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.store.publish import remove
 from pipeline.core.text import size as shown_size
 
 from . import foreign_code
@@ -35,6 +37,19 @@ MOST = 10_000  # layers, experts or heads; the pinned llama.cpp loads 512 layers
 MOST_WORDS = 4_000_000  # the largest vocabularies have some 260,000
 # Every layer and every word has at least a vector of weights, of at least one bit each. Twice that.
 COUNTS_FOR_A_BYTE = 16
+
+
+@contextmanager
+def workspace(made: Path, name: str) -> Iterator[tuple[Path, Path]]:
+    """Beside `made`: a folder for the converter's input, and an empty one. The first has the
+    model's `name`: the converter takes metadata from it."""
+    top = made.with_name(f"{made.name}.in")
+    remove(top)  # left by a run that was killed
+    try:
+        (top / SCRATCH).mkdir(parents=True)
+        yield top / name, top / SCRATCH
+    finally:
+        remove(top)
 
 
 def stage(files: Mapping[str, Path], into: Path) -> None:
