@@ -15,7 +15,6 @@ from pipeline.models import (
     contents,
     gguf,
     hub,
-    kinds,
     lockfile,
     memory,
     projector,
@@ -119,7 +118,7 @@ class Shelf:
         require_architecture(self.model, found)
         if found.kind == "gguf":
             name = f"{self.listing.repo}: {found.files[0].name}"
-            kinds.require_model([self.read_header(found.files)], name)
+            gguf.require_model([self.read_header(found.files)], name)
         own = self.model.request.mmproj
         if own and found.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(found.files), own.name)

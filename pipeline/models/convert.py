@@ -16,7 +16,7 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts
 from pipeline.core.store.receipts import Recipe
 
-from . import converter, foreign_code, gguf, kinds, staging, tools
+from . import converter, foreign_code, gguf, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
@@ -88,7 +88,7 @@ def make(
         if status:
             require_whole_converter(home, log)
             raise failed(conversion, status, log)
-        kinds.require_model([gguf.read(made)], resolved.name)
+        gguf.require_model([gguf.read(made)], resolved.name)
         if check:
             check(made)
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -19,7 +19,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, kinds, quants, safetensors, weights
+from . import checkpoint, contents, gguf, quants, safetensors, weights
 from .quants import QuantRequest
 from .reference import Reference
 from .weights import INDEX
@@ -134,7 +134,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
             f"{path}: is one of {headers[0].shards} parts, by its header",
             "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
-    kinds.require_model(headers, str(path))
+    gguf.require_model(headers, str(path))
     return Resolved(
         kind="gguf",
         name=headers[0].name or path.stem,
@@ -246,13 +246,10 @@ def forget(path: Path | None, home: Home) -> None:
 
 def stored(path: Path) -> Resolved | None:
     """The model that an earlier run stored at `path`; None where there is none that can be read."""
-
-    def parse(data: Any) -> Resolved:
-        files = tuple(ModelFile(**file) for file in data["files"])
-        return Resolved(**{**data, "files": files, "folder": top / data["folder"]})
-
     top = path.parent.parent
-    return json_file.read(path, parse)
+    return json_file.read(
+        path, lambda data: convert({**data, "folder": top / data["folder"]}, Resolved)
+    )
 
 
 def store(path: Path, resolved: Resolved) -> None:
