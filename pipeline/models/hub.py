@@ -131,16 +131,14 @@ def readable(repo: str, commit: str, file: ModelFile) -> Readable:
     def location() -> Location:
         return locate(repo, commit, file)
 
+    def get(start: int, stop: int) -> bytes:
+        return read_range(client(), file.name, location, start, stop, timeout=timeout())
+
     def read(start: int, stop: int) -> bytes:
         nonlocal buffer
         if stop > len(buffer) >= start:  # continue the known bytes, in large steps
-            until = min(file.size, max(stop, FIRST_READ))
-            buffer += read_range(
-                client(), file.name, location, len(buffer), until, timeout=timeout()
-            )
-        if stop <= len(buffer):
-            return buffer[start:stop]
-        return read_range(client(), file.name, location, start, stop, timeout=timeout())
+            buffer += get(len(buffer), min(file.size, max(stop, FIRST_READ)))
+        return buffer[start:stop] if stop <= len(buffer) else get(start, stop)
 
     return Readable(name=file.name, size=file.size, read=read)
 
