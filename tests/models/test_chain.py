@@ -239,9 +239,9 @@ def test_a_moved_intermediate_that_changed_is_converted_again(world: World) -> N
     assert world.needs(steps) == Needs(convert="made differently", quantize="made differently")
 
 
-@pytest.mark.parametrize("wish", [{"keep_f16": True}, {"quant": "BF16"}])
-def test_an_intermediate_wanted_for_keeps_is_marked(world: World, wish: dict[str, Any]) -> None:
-    passing, kept = world.chain(), world.chain(**wish)
+@pytest.mark.parametrize("keeping", [{"keep_f16": True}, {"quant": "BF16"}])
+def test_an_intermediate_wanted_for_keeps_is_marked(world: World, keeping: dict[str, Any]) -> None:
+    passing, kept = world.chain(), world.chain(**keeping)
     assert passing.conversion
     assert kept.conversion
     assert kept.conversion.target == passing.conversion.target

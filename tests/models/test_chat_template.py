@@ -81,8 +81,8 @@ def test_the_templates_of_a_model() -> None:
         "tokenizer.chat_template.tool_use": "y",
         "tokenizer.chat_templates": ["tool_use"],
     }
-    found = list(chat_template.templates(values))
-    assert found == [("chat template", "x"), ("chat template tool_use", "y")]
+    templates = list(chat_template.templates(values))
+    assert templates == [("chat template", "x"), ("chat template tool_use", "y")]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ UNSLOTH = (
 
 def of(names: tuple[str, ...], sizes: dict[str, int] | None = None) -> dict[str, ModelFile]:
     """Files of one size, but for those in `sizes`, which names them by a pattern."""
-    found = dict.fromkeys(names, 4000000000)
+    all_sizes = dict.fromkeys(names, 4000000000)
     for pattern, size in (sizes or {}).items():
-        found.update({name: size for name in names if fnmatch(name, pattern)})
-    return {name: ModelFile(name, size, "s") for name, size in found.items()}
+        all_sizes.update({name: size for name in names if fnmatch(name, pattern)})
+    return {name: ModelFile(name, size, "s") for name, size in all_sizes.items()}
 
 
 class Memory:
@@ -51,20 +51,20 @@ def choose(
     names: tuple[str, ...],
     fits: Callable[[Option], bool] | None = None,
     sizes: dict[str, int] | None = None,
-    **wish: str,
+    **filters: str,
 ) -> tuple[str, str]:
     """The first file's name of what is chosen, and why."""
-    found, why = choice.choose(
-        options(of(names, sizes)), FileFilter(**wish), ASKED, fits or Memory()
+    option, why = choice.choose(
+        options(of(names, sizes)), FileFilter(**filters), ASKED, fits or Memory()
     )
-    return found.name, why
+    return option.name, why
 
 
-def refused(names: tuple[str, ...], **wish: str) -> str:
+def refused(names: tuple[str, ...], **filters: str) -> str:
     """The error; it is one that is told before any work, and nobody asked about the memory."""
     memory = Memory()
     with pytest.raises(UsageError) as caught:
-        choose(names, memory, **wish)
+        choose(names, memory, **filters)
     assert ASKED in caught.value.message
     assert not memory.asked
     return str(caught.value)
@@ -186,18 +186,18 @@ def test_the_preferred_quants_are_labels_each_once() -> None:
 
 
 def test_the_models_among_the_files_of_a_repository() -> None:
-    found = {option.name: option for option in options(of(BARTOWSKI))}
-    assert list(found) == sorted(n for n in BARTOWSKI if n[:2] == "M-" and "imatrix" not in n)
-    assert all(not option.missing and len(option.files) == 1 for option in found.values())
-    assert found["M-7B-Q6_K_L.gguf"].label == "Q6_K_L"
+    by_name = {option.name: option for option in options(of(BARTOWSKI))}
+    assert list(by_name) == sorted(n for n in BARTOWSKI if n[:2] == "M-" and "imatrix" not in n)
+    assert all(not option.missing and len(option.files) == 1 for option in by_name.values())
+    assert by_name["M-7B-Q6_K_L.gguf"].label == "Q6_K_L"
 
 
 def test_parts_in_folders_are_one_model() -> None:
-    found = {option.label: option for option in options(of(UNSLOTH))}
-    assert set(found) == {"BF16", "Q4_K_M", "UD-Q4_K_XL", "UD-IQ1_S", "Q8_0", "UD-Q8_K_XL"}
-    assert [file.name for file in found["BF16"].files] == list(UNSLOTH[:2])
-    assert found["BF16"].bytes == 8_000_000_000
-    assert len(found["UD-Q8_K_XL"].files) == 1
+    by_label = {option.label: option for option in options(of(UNSLOTH))}
+    assert set(by_label) == {"BF16", "Q4_K_M", "UD-Q4_K_XL", "UD-IQ1_S", "Q8_0", "UD-Q8_K_XL"}
+    assert [file.name for file in by_label["BF16"].files] == list(UNSLOTH[:2])
+    assert by_label["BF16"].bytes == 8_000_000_000
+    assert len(by_label["UD-Q8_K_XL"].files) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,9 @@ def test_parts_that_are_missing_are_named() -> None:
     ["a/M-00001-of-00003.gguf", "b/M-00002-of-00002.gguf", "a/m-00002-of-00002.gguf"],
 )
 def test_parts_of_other_models_complete_nothing(other: str) -> None:
-    found = options(of(("a/M-00001-of-00002.gguf", other)))
-    assert len(found) == 2
-    assert all(option.missing for option in found)
+    several = options(of(("a/M-00001-of-00002.gguf", other)))
+    assert len(several) == 2
+    assert all(option.missing for option in several)
 
 
 @pytest.mark.parametrize("name", ["M-00000-of-00002.gguf", "M-00003-of-00002.gguf"])
@@ -260,8 +260,8 @@ def test_what_only_looks_like_a_part_is_a_whole_file(name: str) -> None:
 )
 def test_the_quant_asked_for_in_any_spelling(quant: str, name: str) -> None:
     memory = Memory(room=0)  # not even asked: what was asked for is taken
-    found, why = choose(UNSLOTH, memory, quant=quant)
-    assert found == name
+    chosen, why = choose(UNSLOTH, memory, quant=quant)
+    assert chosen == name
     assert "was asked for" in why
     assert not memory.asked
 
@@ -314,8 +314,8 @@ def test_two_models_of_the_quant_asked_for() -> None:
 
 def test_parts_are_missing_of_the_one_asked_for() -> None:
     names = ("Q8_0/M-Q8_0-00001-of-00003.gguf", "M-Q4_K_M.gguf")
-    for wish in ({"quant": "Q8_0"}, {"filename": names[0]}, {"pattern": "*Q8_0*"}):
-        error = refused(names, **wish)
+    for filters in ({"quant": "Q8_0"}, {"filename": names[0]}, {"pattern": "*Q8_0*"}):
+        error = refused(names, **filters)
         assert "lacks 2 of the 3 parts" in error
         assert "Q8_0/M-Q8_0-00002-of-00003.gguf, Q8_0/M-Q8_0-00003-of-00003.gguf" in error
     assert "lacks 2 of the 3 parts" in refused(names[:1])
@@ -339,8 +339,8 @@ def test_the_only_one_is_taken_whether_it_fits_or_not() -> None:
 def test_the_order_of_preference(first: int) -> None:
     names = tuple(f"M-{quant}.gguf" for quant in reversed(PREFERENCE[first:]))
     memory = Memory()
-    found, why = choose((*names, "M-F32.gguf", "M-Q3_K_XL.gguf"), memory)
-    assert label(found) == PREFERENCE[first]
+    chosen, why = choose((*names, "M-F32.gguf", "M-Q3_K_XL.gguf"), memory)
+    assert label(chosen) == PREFERENCE[first]
     assert "no quant was asked for" in why
     assert memory.asked == [PREFERENCE[first]], "no header is read for the others"
 
@@ -349,8 +349,8 @@ def test_the_first_preferred_that_fits() -> None:
     sizes = {"*Q5_K_M*": 5_000, "*Q8_0*": 8_000, "*Q4_K_M*": 4_000, "*Q2_K*": 2_000}
     names = tuple(f"M-{quant}.gguf" for quant in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q2_K"))
     memory = Memory(room=3_000)
-    found, why = choose(names, memory, sizes)
-    assert found == "M-Q2_K.gguf"
+    chosen, why = choose(names, memory, sizes)
+    assert chosen == "M-Q2_K.gguf"
     assert "Q4_K_M does not fit" in why
     assert memory.asked[0] == "Q4_K_M"
     assert memory.asked[-1] == "Q2_K"
@@ -360,8 +360,8 @@ def test_none_preferred_fits_but_another_does() -> None:
     names = ("M-Q4_K_M.gguf", "M-UD-IQ1_S.gguf", "M-IQ2_XXS.gguf")
     sizes = {"*Q4_K_M*": 4_000, "*IQ2_XXS*": 2_000, "*IQ1_S*": 1_000}
     assert choose(names, Memory(room=2_500), sizes)[0] == names[2]
-    found, why = choose(names, Memory(room=1), sizes)
-    assert found == names[1]
+    chosen, why = choose(names, Memory(room=1), sizes)
+    assert chosen == names[1]
     assert "none fits" in why
 
 
@@ -370,12 +370,12 @@ def test_auto_takes_the_largest_that_fits() -> None:
     sizes = {f"*Q{n}*": n * 1_000 for n in (2, 4, 6, 8)}
     for room, quant in ((9_000, "Q8_0"), (7_000, "Q6_K"), (5_000, "Q4_K_M"), (2_000, "Q2_K")):
         memory = Memory(room)
-        found, why = choose(names, memory, sizes, quant=quants.AUTO)
-        assert label(found) == quant
+        chosen, why = choose(names, memory, sizes, quant=quants.AUTO)
+        assert label(chosen) == quant
         assert "the best that fits" in why
         assert memory.asked[-1] == quant, "what is smaller is not asked about"
-    found, why = choose(names, Memory(room=1), sizes, quant=quants.AUTO)
-    assert found == "M-Q2_K.gguf"
+    chosen, why = choose(names, Memory(room=1), sizes, quant=quants.AUTO)
+    assert chosen == "M-Q2_K.gguf"
     assert "none fits" in why
 
 
@@ -500,8 +500,8 @@ def test_a_pattern_that_matches_no_model(pattern: str) -> None:
 
 def test_the_list_is_by_size() -> None:
     sizes = {"*Q8_0*": 8_100_000_000, "*Q2_K*": 999, "M.gguf": 1_500_000}
-    found = options(of(("M-Q8_0.gguf", "M.gguf", "M-Q2_K.gguf"), sizes))
-    assert [line.split() for line in listing(found).splitlines()] == [
+    several = options(of(("M-Q8_0.gguf", "M.gguf", "M-Q2_K.gguf"), sizes))
+    assert [line.split() for line in listing(several).splitlines()] == [
         ["Q2_K", "999", "B", "M-Q2_K.gguf"],
         ["?", "1.5", "MB", "M.gguf"],
         ["Q8_0", "8.1", "GB", "M-Q8_0.gguf"],

@@ -47,17 +47,17 @@ def test_within_a_tenth_of_what_llama_cpp_tells(
         real = memory.measure(fit, "b", skeleton, [], ctx_size, tmp_path / "book")
         assert real and not real.estimate
         for shape in (of_header(header), of_config(config, elements, "BF16")):
-            found = formula.memory(shape, ctx_size)
-            assert found.estimate
+            estimate = formula.memory(shape, ctx_size)
+            assert estimate.estimate
             for part in ("total", "weights", "context", "compute"):
-                assert getattr(found, part) == pytest.approx(getattr(real, part), rel=0.1), part
+                assert getattr(estimate, part) == pytest.approx(getattr(real, part), rel=0.1), part
     some = ("Q4_K_M", "Q8_0", "IQ2_XXS", "Q2_K", "Q5_K_M", "F32")
     if not SIZES[name].experts:  # more bits go to some of their tensors
         some = tuple(formula.BITS)
-    told = quantize.quant_sizes(program("llama-quantize"), skeleton, some)
+    sizes = quantize.quant_sizes(program("llama-quantize"), skeleton, some)
     for quant in some:
         weights = of_config(config, elements, quant).weights
-        assert weights == pytest.approx(told[quant], rel=0.1 if SIZES[name].experts else 0.03), (
+        assert weights == pytest.approx(sizes[quant], rel=0.1 if SIZES[name].experts else 0.03), (
             quant
         )
 
@@ -169,8 +169,8 @@ def test_what_a_stranger_wrote_is_no_crash(value: Any) -> None:
     _sound(formula.memory(of_config(dict.fromkeys(names, value), 100, "Q4_K_M"), 4096))
 
 
-def _sound(found: Memory) -> None:
-    assert 0 <= float(found.total) < float("inf")
+def _sound(estimate: Memory) -> None:
+    assert 0 <= float(estimate.total) < float("inf")
 
 
 def test_the_server_scores_words_for_one_token_of_each_slot() -> None:
@@ -182,9 +182,9 @@ def test_the_server_scores_words_for_one_token_of_each_slot() -> None:
     assert served(tool, shape, 4096) == Memory(0, 0, layer, estimate=True)
     # Of several devices the one that has the scores.
     rows = (Device("CUDA0", 5, 6, 100 * MIB), Device("Host", 1, 2, 5 * MIB))
-    found = served(Memory(6, 8, 105 * MIB, rows), shape, 4096)
-    assert [row.compute for row in found.devices] == [100 * MIB - 512 * 4 * 32000, 5 * MIB]
-    assert found.compute == sum(row.compute for row in found.devices)
+    estimate = served(Memory(6, 8, 105 * MIB, rows), shape, 4096)
+    assert [row.compute for row in estimate.devices] == [100 * MIB - 512 * 4 * 32000, 5 * MIB]
+    assert estimate.compute == sum(row.compute for row in estimate.devices)
     # Where a layer is wider than the scores nothing changes.
     narrow = Shape(weights=0, cache=0, embedding=1024, feed_forward=28160, vocabulary=320)
     assert served(formula.memory(narrow, 4096), narrow, 4096) == formula.memory(narrow, 4096)

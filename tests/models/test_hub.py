@@ -47,17 +47,17 @@ try:
     def head(file):
         return safetensors.head(readable(file))
 
-    found = repository.resolve(
+    resolved = repository.resolve(
         listing, FileFilter(quant=quant, filename=filename, mmproj="none"), text, Home(Path(home)),
         fits=lambda option: True, read=lambda file: readable(file).get(0, file.size),
         read_header=None, read_head=head,
     )
     if wanted:
-        fetch.fetch(found, offline=offline)
+        fetch.fetch(resolved, offline=offline)
     print(json.dumps({
-        "kind": found.kind, "folder": str(found.folder), "slug": found.slug,
-        "precision": found.precision, "why": found.why,
-        "source": found.source, "files": [[f.name, f.size, f.sha256] for f in found.files],
+        "kind": resolved.kind, "folder": str(resolved.folder), "slug": resolved.slug,
+        "precision": resolved.precision, "why": resolved.why,
+        "source": resolved.source, "files": [[f.name, f.size, f.sha256] for f in resolved.files],
     }))
 except PipelineError as error:
     print(json.dumps({"error": str(error), "kind": type(error).__name__}))
@@ -163,12 +163,12 @@ def test_a_gguf_is_chosen_fetched_and_recorded(ask: Ask, server: fake.Running) -
     from pipeline.core.store import receipts
 
     digest = hashlib.sha256(GGUF).hexdigest()
-    found = ask("org/gguf", fetch=True)
-    assert found["kind"] == "gguf"
-    assert found["files"] == [["m-Q4_K_M.gguf", len(GGUF), digest]]
-    assert len(found["source"]["revision"]) == 40
-    assert found["slug"] == f"org__gguf__{found['source']['revision'][:12]}"
-    folder = Path(found["folder"])
+    answer = ask("org/gguf", fetch=True)
+    assert answer["kind"] == "gguf"
+    assert answer["files"] == [["m-Q4_K_M.gguf", len(GGUF), digest]]
+    assert len(answer["source"]["revision"]) == 40
+    assert answer["slug"] == f"org__gguf__{answer['source']['revision'][:12]}"
+    folder = Path(answer["folder"])
     assert (folder / "m-Q4_K_M.gguf").read_bytes() == GGUF
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == [
         *(".state.json", "m-Q4_K_M.gguf")
@@ -176,34 +176,34 @@ def test_a_gguf_is_chosen_fetched_and_recorded(ask: Ask, server: fake.Running) -
     entry = receipts.load(folder)["m-Q4_K_M.gguf"]
     assert entry.sha256 == digest
     assert entry.recipe["file"] == f"sha256:{digest}"
-    assert entry.source == {"type": "hf", "ref": "org/gguf", **found["source"]}
+    assert entry.source == {"type": "hf", "ref": "org/gguf", **answer["source"]}
     server.control(clear_log=True)
-    assert ask("org/gguf", fetch=True) == found
+    assert ask("org/gguf", fetch=True) == answer
     assert [line["path"] for line in server.log() if "resolve" in line["path"]] == []
 
 
 @pytest.mark.parametrize("number", range(len(PRECISIONS)))
 def test_the_precision_that_the_hub_tells(ask: Ask, number: int) -> None:
-    found = ask(f"org/precision-{number}")
-    assert (found["kind"], found["precision"]) == ("safetensors", PRECISIONS[number][1])
+    answer = ask(f"org/precision-{number}")
+    assert (answer["kind"], answer["precision"]) == ("safetensors", PRECISIONS[number][1])
 
 
 def test_quant_filename_and_revision_choose(ask: Ask) -> None:
     assert ask("org/gguf")["files"][0][0] == "m-Q4_K_M.gguf"
     assert ask("org/gguf", quant="Q8_0")["files"][0][0] == "m-Q8_0.gguf"
-    found = ask("org/gguf", filename="d.gguf", revision="dev")
-    assert found["files"][0][0] == "d.gguf"
-    assert ask("org/gguf@dev")["files"] == found["files"]
+    answer = ask("org/gguf", filename="d.gguf", revision="dev")
+    assert answer["files"][0][0] == "d.gguf"
+    assert ask("org/gguf@dev")["files"] == answer["files"]
     assert "d.gguf" in ask("org/gguf@dev", quant="Q8_0")["error"]
 
 
 def test_all_parts_are_fetched(ask: Ask) -> None:
-    found = ask("org/split", filename="m-00001-of-00002.gguf", fetch=True)
-    assert [name for name, *_ in found["files"]] == [
+    answer = ask("org/split", filename="m-00001-of-00002.gguf", fetch=True)
+    assert [name for name, *_ in answer["files"]] == [
         *("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
     ]
-    for number, (name, *_) in enumerate(found["files"], start=1):
-        assert (Path(found["folder"]) / name).read_bytes() == GGUF * number
+    for number, (name, *_) in enumerate(answer["files"], start=1):
+        assert (Path(answer["folder"]) / name).read_bytes() == GGUF * number
 
 
 def test_offline_nothing_is_fetched_and_what_is_here_will_do(
@@ -220,11 +220,11 @@ def test_offline_nothing_is_fetched_and_what_is_here_will_do(
 
 
 def test_safetensors_come_without_code_and_pickles(ask: Ask) -> None:
-    found = ask("org/safe", fetch=True)
-    assert found["kind"] == "safetensors"
-    names = [name for name, *_ in found["files"]]
+    answer = ask("org/safe", fetch=True)
+    assert answer["kind"] == "safetensors"
+    names = [name for name, *_ in answer["files"]]
     assert names == ["1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"]
-    folder = Path(found["folder"])
+    folder = Path(answer["folder"])
     on_disk = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -390,8 +390,8 @@ def test_a_gated_model_names_the_page_and_the_token(ask: Ask, server: fake.Runni
 
 def test_a_token_opens_gated_and_private_models(ask: Ask, server: fake.Running) -> None:
     for repo in ("org/gated", "org/private"):
-        found = ask(repo, fetch=True, HF_TOKEN="hf_member")
-        assert (Path(found["folder"]) / "m-Q4_K_M.gguf").read_bytes() == GGUF
+        answer = ask(repo, fetch=True, HF_TOKEN="hf_member")
+        assert (Path(answer["folder"]) / "m-Q4_K_M.gguf").read_bytes() == GGUF
     assert not any(line["authorization"] for line in server.log() if line["server"] == "cdn")
 
 
@@ -401,8 +401,8 @@ def test_names_that_the_client_itself_refuses(ask: Ask, text: str) -> None:
 
 
 def test_a_repository_cannot_bring_receipts_of_its_own(ask: Ask) -> None:
-    found = ask("org/receipts", fetch=True)
-    if "error" not in found:
-        assert ".state.json" not in [name for name, *_ in found["files"]]
+    answer = ask("org/receipts", fetch=True)
+    if "error" not in answer:
+        assert ".state.json" not in [name for name, *_ in answer["files"]]
     else:
-        assert ".state.json" in found["error"]
+        assert ".state.json" in answer["error"]

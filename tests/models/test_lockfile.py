@@ -103,7 +103,7 @@ def test_odd_texts_survive(path: Path) -> None:
 
 def test_nothing_is_left_beside(path: Path) -> None:
     lockfile.write(path, entry())
-    beside = {found.name for found in path.parent.iterdir()} - {path.name}
+    beside = {file.name for file in path.parent.iterdir()} - {path.name}
     assert all(name.startswith(".") and name.endswith(".lock") for name in beside)
 
 
@@ -196,29 +196,29 @@ def test_a_lock_file_that_is_no_text(path: Path) -> None:
 
 def test_the_model_of_an_entry(path: Path) -> None:
     lockfile.write(path, entry())
-    found = lockfile.resolved(lockfile.read(path)[0], Home(Path("home")))
-    assert found is not None
-    assert (found.kind, found.name, found.precision) == ("safetensors", "model", "BF16")
-    assert found.slug == "org__model__0123456789ab"
-    assert found.folder == Path("home") / "models" / "source" / found.slug
-    assert found.files == (
+    resolved = lockfile.resolved(lockfile.read(path)[0], Home(Path("home")))
+    assert resolved is not None
+    assert (resolved.kind, resolved.name, resolved.precision) == ("safetensors", "model", "BF16")
+    assert resolved.slug == "org__model__0123456789ab"
+    assert resolved.folder == Path("home") / "models" / "source" / resolved.slug
+    assert resolved.files == (
         ModelFile("config.json", 3, "", BLOB),
         ModelFile("model.safetensors", 9, A),
     ), "a small file is what it is for the hub: its receipts stay current"
-    assert found.source == entry()["source"]
-    assert not found.local
-    assert not found.mmproj
-    assert "pipeline.lock" in found.why
+    assert resolved.source == entry()["source"]
+    assert not resolved.local
+    assert not resolved.mmproj
+    assert "pipeline.lock" in resolved.why
 
 
 def test_a_gguf_with_its_projector_in_the_order_of_its_parts() -> None:
     names = ("b/M-00001-of-00002.gguf", "b/M-00002-of-00002.gguf", "a-mmproj.gguf")
     locked = of_gguf(*names, mmproj=names[2], name="renamed")
-    found = lockfile.resolved(locked, Home(Path("home")))
-    assert found is not None
-    assert tuple(file.name for file in found.files) == names
-    assert (found.kind, found.mmproj, found.name) == ("gguf", names[2], "renamed")
-    assert found.folder == Path("home") / "models" / "gguf" / found.slug
+    resolved = lockfile.resolved(locked, Home(Path("home")))
+    assert resolved is not None
+    assert tuple(file.name for file in resolved.files) == names
+    assert (resolved.kind, resolved.mmproj, resolved.name) == ("gguf", names[2], "renamed")
+    assert resolved.folder == Path("home") / "models" / "gguf" / resolved.slug
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "package", "", None])
@@ -258,12 +258,12 @@ def test_two_names_of_one_file_in_a_lock() -> None:
 def test_no_path_is_made_of_what_a_lock_calls_a_commit(change: dict[str, str]) -> None:
     source = {**entry()["source"], **change}
     try:
-        found = lockfile.resolved({**entry(), "source": source}, Home(Path("home")))
+        resolved = lockfile.resolved({**entry(), "source": source}, Home(Path("home")))
     except PipelineError:
         return  # refused is fine too
-    assert found is not None
-    assert found.folder.parent == Path("home") / "models" / "source"
-    assert not {"/", "\\", ":"} & set(found.folder.name)
+    assert resolved is not None
+    assert resolved.folder.parent == Path("home") / "models" / "source"
+    assert not {"/", "\\", ":"} & set(resolved.folder.name)
 
 
 @pytest.mark.parametrize(

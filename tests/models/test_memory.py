@@ -37,11 +37,11 @@ def room_for(tokens: int) -> int:
 
 def test_the_table_of_llama_fit_params_is_summed_up() -> None:
     text = "some log line 1 2\nCUDA0 4096 512 300\nCUDA1 4000 500 200\nHost 100 0 24\n"
-    found = parse(text)
-    assert found
-    assert replace(found, devices=()) == Memory(8196 * MIB, 1012 * MIB, 524 * MIB)
-    assert [device.name for device in found.devices] == ["CUDA0", "CUDA1", "Host"]
-    assert found.devices[1] == Device("CUDA1", 4000 * MIB, 500 * MIB, 200 * MIB)
+    memory = parse(text)
+    assert memory
+    assert replace(memory, devices=()) == Memory(8196 * MIB, 1012 * MIB, 524 * MIB)
+    assert [device.name for device in memory.devices] == ["CUDA0", "CUDA1", "Host"]
+    assert memory.devices[1] == Device("CUDA1", 4000 * MIB, 500 * MIB, 200 * MIB)
     host = parse("Host 1 2 3 \n")
     assert host and replace(host, devices=()) == Memory(MIB, 2 * MIB, 3 * MIB)
     assert parse("CPU 1 2 3").total == 6 * MIB  # type: ignore[union-attr]
@@ -53,9 +53,9 @@ def test_no_table_is_nothing_known(text: str) -> None:
 
 
 def test_another_quant_changes_the_weights_alone() -> None:
-    found = parse("CUDA0 4000 512 300\nHost 100 0 24\n")
-    assert found
-    smaller = resized(found, before=16, after=4)
+    memory = parse("CUDA0 4000 512 300\nHost 100 0 24\n")
+    assert memory
+    smaller = resized(memory, before=16, after=4)
     assert replace(smaller, devices=()) == Memory(1025 * MIB, 512 * MIB, 324 * MIB)
     assert [device.weights for device in smaller.devices] == [1000 * MIB, 25 * MIB]
     assert resized(Memory(100, 7, 7, estimate=True), 2, 1) == Memory(50, 7, 7, estimate=True)
@@ -63,8 +63,8 @@ def test_another_quant_changes_the_weights_alone() -> None:
 
 @pytest.mark.parametrize("trained", [512, 4096, 8192, 131072])
 def test_the_trained_context_where_it_fits(trained: int) -> None:
-    found = fit(trained, None, room_for(trained), measured())
-    assert (found.ctx_size, found.trained, found.fits) == (trained, trained, True)
+    best = fit(trained, None, room_for(trained), measured())
+    assert (best.ctx_size, best.trained, best.fits) == (trained, trained, True)
 
 
 @pytest.mark.parametrize("trained", [8192, 40960, 131072, 1 << 20])
@@ -72,11 +72,11 @@ def test_the_trained_context_where_it_fits(trained: int) -> None:
 def test_reduced_to_the_largest_that_fits(trained: int, share: float) -> None:
     room = room_for(max(4096, int(trained * share)))
     asked: list[int] = []
-    found = fit(trained, None, room, measured(asked))
-    assert found.fits
-    assert found.ctx_size % 256 == 0
-    assert measured()(found.ctx_size).total + MARGIN <= room
-    assert measured()(found.ctx_size + 256).total + MARGIN > room
+    best = fit(trained, None, room, measured(asked))
+    assert best.fits
+    assert best.ctx_size % 256 == 0
+    assert measured()(best.ctx_size).total + MARGIN <= room
+    assert measured()(best.ctx_size + 256).total + MARGIN > room
     assert len(asked) < 20  # each question runs a program
 
 
@@ -87,21 +87,21 @@ def test_the_largest_below_an_uneven_trained_context(trained: int) -> None:
 
 
 def test_never_below_4096_even_where_that_does_not_fit() -> None:
-    found = fit(32768, None, WEIGHTS, measured())
-    assert (found.ctx_size, found.fits) == (4096, False)
+    best = fit(32768, None, WEIGHTS, measured())
+    assert (best.ctx_size, best.fits) == (4096, False)
     assert fit(2048, None, 0, measured()).ctx_size == 2048  # trained for no more
     assert fit(0, None, 0, measured()).ctx_size == 4096  # not said
 
 
 def test_what_was_asked_for_is_not_touched() -> None:
     for asked in (256, 5000, 1 << 20):
-        found = fit(8192, asked, 0, measured())
-        assert (found.ctx_size, found.fits, found.trained) == (asked, False, 8192)
+        best = fit(8192, asked, 0, measured())
+        assert (best.ctx_size, best.fits, best.trained) == (asked, False, 8192)
 
 
 def test_nothing_is_reduced_where_nothing_can_be_measured() -> None:
-    found = fit(32768, None, 0, lambda ctx_size: None)
-    assert (found.ctx_size, found.memory, found.fits) == (32768, None, True)
+    best = fit(32768, None, 0, lambda ctx_size: None)
+    assert (best.ctx_size, best.memory, best.fits) == (32768, None, True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
@@ -116,9 +116,9 @@ def test_a_measurement_is_made_once(tmp_path: Path) -> None:
     model.write_bytes(b"m")
 
     def measure(build: str, ctx_size: int) -> Memory:
-        found = memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
-        assert found
-        return found
+        measurement = memory.measure(program, build, model, ["-b", "8"], ctx_size, book)
+        assert measurement
+        return measurement
 
     first, second, longer, rebuilt = (
         measure("b1", 7),

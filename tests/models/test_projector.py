@@ -58,8 +58,8 @@ class Shelf:
         """The name of the projector that `name` gets, empty for none; and why."""
         files = {name: ModelFile(name, 1, "s") for name in self.headers}
         option = Option(label="", files=(files[name],))
-        found, why = projector.pair(files, option, asked, REPO, self.read_header)
-        return found.name if found else "", why
+        chosen, why = projector.pair(files, option, asked, REPO, self.read_header)
+        return chosen.name if chosen else "", why
 
 
 def shelf(*names: str, name: str = "M-Q4_K_M.gguf") -> Shelf:
@@ -99,8 +99,8 @@ def test_a_projector_by_its_own_word(values: dict[str, Any], expected: bool) -> 
     ],
 )
 def test_the_width_decides(its: dict[str, Any], fits: bool) -> None:
-    found = header({"general.architecture": "clip", **its})
-    assert projector.fits(found, model()) is fits
+    projector_header = header({"general.architecture": "clip", **its})
+    assert projector.fits(projector_header, model()) is fits
 
 
 def test_the_width_of_the_models_own_architecture() -> None:
@@ -135,8 +135,8 @@ def test_none_where_there_is_none() -> None:
     ],
 )
 def test_the_only_one_that_fits(name: str) -> None:
-    found, why = shelf(name).pair()
-    assert found == name
+    chosen, why = shelf(name).pair()
+    assert chosen == name
     assert name in why
     assert why.startswith("; ")
 
@@ -148,8 +148,8 @@ def test_what_no_name_tells_to_be_a_projector(name: str) -> None:
 
 def test_left_out_as_asked() -> None:
     both = shelf("mmproj-F16.gguf")
-    found, why = both.pair("none")
-    assert not found
+    chosen, why = both.pair("none")
+    assert not chosen
     assert "without its projector" in why
     assert not both.read
 
@@ -161,8 +161,8 @@ def test_left_out_as_asked() -> None:
 )
 def test_one_that_does_not_fit_is_left_out_and_said(other: Header) -> None:
     both = Shelf({"M-Q4_K_M.gguf": model(), "mmproj-F16.gguf": other})
-    found, why = both.pair()
-    assert not found
+    chosen, why = both.pair()
+    assert not chosen
     assert "fits" in why
     assert "mmproj-F16.gguf" in why
 
@@ -201,8 +201,8 @@ def test_the_precision_that_every_backend_has_comes_first(name: str, quant: str)
     left = ["Q8_0", "F32", "BF16", "F16"]
     while left:
         names = [f"{name.format(quant)}.gguf" for quant in left]
-        found, _ = shelf(*names, name=f"M-{quant}.gguf").pair(name=f"M-{quant}.gguf")
-        assert found == names[-1]
+        chosen, _ = shelf(*names, name=f"M-{quant}.gguf").pair(name=f"M-{quant}.gguf")
+        assert chosen == names[-1]
         left.pop()
 
 

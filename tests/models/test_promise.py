@@ -76,25 +76,25 @@ def held(program: Path, model: Path, ctx_size: int, log: Path) -> Held:
             post(f"{url}/completion", {"prompt": text, "n_predict": 1})
         else:
             post(f"{url}/v1/embeddings", {"input": text[:600]})
-        told = Path(f"/proc/{pid}/smaps_rollup")
-        private = re.search(r"^Anonymous: +(\d+) kB", told.read_text(), re.M)
+        file = Path(f"/proc/{pid}/smaps_rollup")
+        private = re.search(r"^Anonymous: +(\d+) kB", file.read_text(), re.M)
         assert private
     # The server tries the fit first, with buffers that it does not allocate; the load is last.
     real = log.read_text().rpartition("load_tensors: loading model tensors")[2]
-    found = [float(number) for number in BUFFER.findall(real)]
-    assert found, log.read_text()[-3000:]
-    return Held(int(sum(found) * memory.MIB), int(private[1]) * 1024)
+    buffers = [float(number) for number in BUFFER.findall(real)]
+    assert buffers, log.read_text()[-3000:]
+    return Held(int(sum(buffers) * memory.MIB), int(private[1]) * 1024)
 
 
-def told(program: Path, skeleton: Path, ctx_size: int, book: Path) -> Memory:
+def estimated(program: Path, skeleton: Path, ctx_size: int, book: Path) -> Memory:
     """What is told of it beforehand, as `serve` asks it."""
     header = gguf.read(skeleton)
     options = batch_options(header.pooling, ctx_size, None)
-    found = memory.measure(program, "build", skeleton, options, ctx_size, book)
-    assert found
+    estimate = memory.measure(program, "build", skeleton, options, ctx_size, book)
+    assert estimate
     if header.pooling == "none":
-        found = formula.served(found, formula.of_header(header), ctx_size)
-    return found
+        estimate = formula.served(estimate, formula.of_header(header), ctx_size)
+    return estimate
 
 
 def _near(estimate: int, real: int) -> None:
@@ -114,11 +114,11 @@ def test_what_is_told_is_what_is_held(
     ctx_size: int,
 ) -> None:
     made = large(size)
-    estimate = told(program("llama-fit-params"), made.skeleton, ctx_size, tmp_path / "book")
-    found = held(program("llama-server"), made.real, ctx_size, tmp_path / "log")
-    print(f"told {estimate.total}, buffers {found.buffers}, private {found.private}")
-    _near(estimate.total, found.buffers)
-    _near(estimate.total + OWN, found.private)
+    estimate = estimated(program("llama-fit-params"), made.skeleton, ctx_size, tmp_path / "book")
+    real_use = held(program("llama-server"), made.real, ctx_size, tmp_path / "log")
+    print(f"estimated {estimate.total}, buffers {real_use.buffers}, private {real_use.private}")
+    _near(estimate.total, real_use.buffers)
+    _near(estimate.total + OWN, real_use.private)
 
 
 @pytest.mark.parametrize("quant", ["Q4_K_M", "Q8_0"])
@@ -128,7 +128,7 @@ def test_of_a_quant_too(
     made, ctx_size = large(GROUPED), 4096
     header = gguf.read(made.skeleton)
     size = quantize.quant_sizes(program("llama-quantize"), made.skeleton, [quant])[quant]
-    estimate = told(program("llama-fit-params"), made.skeleton, ctx_size, tmp_path / "book")
+    estimate = estimated(program("llama-fit-params"), made.skeleton, ctx_size, tmp_path / "book")
     estimate = memory.resized(estimate, header.size - header.data, size - header.data)
     real = tmp_path / "q.gguf"
     subprocess.run(
@@ -137,10 +137,10 @@ def test_of_a_quant_too(
         capture_output=True,
         timeout=300,
     )
-    found = held(program("llama-server"), real, ctx_size, tmp_path / "log")
-    print(f"told {estimate.total}, buffers {found.buffers}, private {found.private}")
-    _near(estimate.total, found.buffers)
-    _near(estimate.total + OWN, found.private)
+    real_use = held(program("llama-server"), real, ctx_size, tmp_path / "log")
+    print(f"estimated {estimate.total}, buffers {real_use.buffers}, private {real_use.private}")
+    _near(estimate.total, real_use.buffers)
+    _near(estimate.total + OWN, real_use.private)
     # What the tool says of the finished file.
     after = memory.measure(program("llama-fit-params"), "b", real, [], ctx_size, tmp_path / "b")
     assert after
@@ -156,8 +156,8 @@ def test_of_an_embedding_model_too(
 ) -> None:
     (folder,) = (demo.home / "models" / "source").iterdir()
     made = twin(folder, "F32")
-    estimate = told(program("llama-fit-params"), made.skeleton, 512, tmp_path / "book")
-    found = held(program("llama-server"), made.real, 512, tmp_path / "log")
-    print(f"told {estimate.total}, buffers {found.buffers}, private {found.private}")
-    _near(estimate.total, found.buffers)
-    _near(estimate.total + OWN, found.private)
+    estimate = estimated(program("llama-fit-params"), made.skeleton, 512, tmp_path / "book")
+    real_use = held(program("llama-server"), made.real, 512, tmp_path / "log")
+    print(f"estimated {estimate.total}, buffers {real_use.buffers}, private {real_use.private}")
+    _near(estimate.total, real_use.buffers)
+    _near(estimate.total + OWN, real_use.private)

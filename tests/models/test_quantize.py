@@ -39,11 +39,11 @@ def test_as_large_as_really_made(
     program: Callable[[str], Path], large: Callable[[Size], Twin], tmp_path: Path
 ) -> None:
     made = large(GROUPED)
-    told = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
-    assert list(told) == list(SOME)
+    sizes = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
+    assert list(sizes) == list(SOME)
     for quant in SOME:
         real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
-        assert abs(told[quant] - real) <= 64, quant
+        assert abs(sizes[quant] - real) <= 64, quant
 
 
 @pytest.mark.build
@@ -52,12 +52,12 @@ def test_an_embedding_model_too(
 ) -> None:
     (folder,) = (demo.home / "models" / "source").iterdir()
     made = twin(folder, "F16")
-    told = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
-    for quant in told:
+    sizes = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
+    for quant in sizes:
         real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
-        assert abs(told[quant] - real) <= 64, quant
+        assert abs(sizes[quant] - real) <= 64, quant
     direct = twin(folder, "Q8_0").real.stat().st_size
-    assert abs(told["Q8_0"] - direct) <= 64, "the converter writes it as large"
+    assert abs(sizes["Q8_0"] - direct) <= 64, "the converter writes it as large"
 
 
 @pytest.mark.build
@@ -84,15 +84,15 @@ def test_with_a_matrix_as_large_as_really_made(
     matrix = tmp_path / "imatrix.gguf"
     command = [program("llama-imatrix"), "-m", made.real, "-f", tmp_path / "text", "-o", matrix]
     subprocess.run([*command, "-c", "64"], check=True, capture_output=True, timeout=300)
-    told = quantize.quant_sizes(
+    sizes = quantize.quant_sizes(
         program("llama-quantize"), made.skeleton, ["IQ2_XXS", "Q4_K_M", "IQ4_NL"], imatrix=True
     )
-    for quant in told:
+    for quant in sizes:
         real = _quantize(
             program("llama-quantize"), made.real, tmp_path / "q.gguf", quant, "--imatrix", matrix
         )
         # What the matrix was made from is noted in the header: file names, and some numbers.
-        assert 0 <= real - told[quant] - len(str(tmp_path)) * 2 < 512, quant
+        assert 0 <= real - sizes[quant] - len(str(tmp_path)) * 2 < 512, quant
 
 
 @pytest.mark.build

@@ -33,9 +33,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
-    found = parse(text)
-    assert (found.kind, found.text) == ("hub", text)
-    assert (found.repo, found.revision, found.quant) == (repo, revision, quant)
+    reference = parse(text)
+    assert (reference.kind, reference.text) == ("hub", text)
+    assert (reference.repo, reference.revision, reference.quant) == (repo, revision, quant)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_pasted_address_means_what_it_says(
     start: str, rest: str, means: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://own.hub:8443")
-    found = parse(start + rest)
-    assert (found.kind, found.repo, found.text) == ("hub", "org/model", start + rest)
+    reference = parse(start + rest)
+    assert (reference.kind, reference.repo, reference.text) == ("hub", "org/model", start + rest)
     for name in ("quant", "revision", "filename", "pattern"):
-        assert getattr(found, name) == means.get(name, ""), name
-    assert means.get("note", "") in found.note and bool(found.note) == ("note" in means)
+        assert getattr(reference, name) == means.get(name, ""), name
+    assert means.get("note", "") in reference.note and bool(reference.note) == ("note" in means)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_paths_start_where_the_user_types(here: Path, monkeypatch: pytest.Monkey
 
 def test_a_path_wins_over_a_repository_and_that_is_said(here: Path) -> None:
     (here / "org" / "model").mkdir(parents=True)
-    found = parse("org/model")
-    assert (found.kind, found.path) == ("folder", here / "org" / "model")
-    assert str(here / "org" / "model") in found.note
+    reference = parse("org/model")
+    assert (reference.kind, reference.path) == ("folder", here / "org" / "model")
+    assert str(here / "org" / "model") in reference.note
     assert parse("hf:org/model").kind == "hub"
     assert parse("./org/model").note == ""  # no repository could be called that
 

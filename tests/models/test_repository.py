@@ -37,8 +37,8 @@ def file(name: str, size: int = 1_000) -> ModelFile:
 
 
 def listing(*names: str, files: Sequence[ModelFile] = (), **more: Any) -> Listing:
-    found = {entry.name: entry for entry in (*(file(name) for name in names), *files)}
-    return Listing(repo="org/Model-GGUF", commit=COMMIT, files=found, **more)
+    files_by_name = {entry.name: entry for entry in (*(file(name) for name in names), *files)}
+    return Listing(repo="org/Model-GGUF", commit=COMMIT, files=files_by_name, **more)
 
 
 def index(*names: str) -> bytes:
@@ -49,7 +49,12 @@ CONFIG = b'{"architectures": ["LlamaForCausalLM"]}'
 
 
 def resolve(
-    found: Listing, indexed: bytes = b"", *, fits: bool = True, config: bytes = CONFIG, **wish: str
+    repo: Listing,
+    indexed: bytes = b"",
+    *,
+    fits: bool = True,
+    config: bytes = CONFIG,
+    **filters: str,
 ) -> Resolved:
     """What is meant; the index, `indexed`, and the configuration are all that may be read."""
 
@@ -64,7 +69,7 @@ def resolve(
         return Header(tensors=1, size=1, data=0, values=values)
 
     def read_head(entry: ModelFile) -> Head:
-        assert entry.name in found.files
+        assert entry.name in repo.files
         dtypes = Counter({"F16": 7, "F32": 1})
         return Head(raw=b"", names=("model.norm.weight",), dtypes=dtypes, elements=4)
 
@@ -72,8 +77,8 @@ def resolve(
         return fits
 
     return repository.resolve(
-        found,
-        FileFilter(**wish),
+        repo,
+        FileFilter(**filters),
         "hf:org/Model-GGUF",
         Home(Path("home")),
         fits=fitting,
@@ -88,48 +93,48 @@ def names(resolved: Resolved) -> list[str]:
 
 
 def refused(
-    *args: Any, kind: type[PipelineError] = PipelineError, indexed: bytes = b"", **wish: str
+    *args: Any, kind: type[PipelineError] = PipelineError, indexed: bytes = b"", **filters: str
 ) -> str:
-    found = args[0] if args and isinstance(args[0], Listing) else listing(*args)
+    repo = args[0] if args and isinstance(args[0], Listing) else listing(*args)
     with pytest.raises(PipelineError) as caught:
-        resolve(found, indexed, **wish)
+        resolve(repo, indexed, **filters)
     assert type(caught.value) is kind
     assert caught.value.message.startswith(("org/Model-GGUF:", "hf:org/Model-GGUF:"))
     return str(caught.value)
 
 
 def test_a_gguf_with_its_place_and_its_reason() -> None:
-    found = resolve(listing(*GGUF, *TENSORS), quant="Q8_0")
-    assert names(found) == ["M-Q8_0.gguf"]
-    assert (found.kind, found.precision, found.mmproj) == ("gguf", "Q8_0", "")
-    assert (found.name, found.local) == ("Model-GGUF", False)
-    assert found.slug == "org__Model-GGUF__0123456789ab"
-    assert found.folder == Path("home") / "models" / "gguf" / found.slug
-    assert found.source == {"type": "hf", "ref": "org/Model-GGUF", "revision": COMMIT}
-    assert found.why == "Q8_0: Q8_0 was asked for"
+    resolved = resolve(listing(*GGUF, *TENSORS), quant="Q8_0")
+    assert names(resolved) == ["M-Q8_0.gguf"]
+    assert (resolved.kind, resolved.precision, resolved.mmproj) == ("gguf", "Q8_0", "")
+    assert (resolved.name, resolved.local) == ("Model-GGUF", False)
+    assert resolved.slug == "org__Model-GGUF__0123456789ab"
+    assert resolved.folder == Path("home") / "models" / "gguf" / resolved.slug
+    assert resolved.source == {"type": "hf", "ref": "org/Model-GGUF", "revision": COMMIT}
+    assert resolved.why == "Q8_0: Q8_0 was asked for"
 
 
 def test_all_parts_and_the_projector() -> None:
     parts = [f"Q8_0/M-Q8_0-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
-    found = resolve(
+    resolved = resolve(
         listing("mmproj-F16.gguf", "imatrix.gguf", *reversed(parts), GGUF[0]), quant="Q8_0"
     )
-    assert names(found) == [*parts, "mmproj-F16.gguf"]
-    assert found.mmproj == "mmproj-F16.gguf"
-    assert found.precision == "Q8_0"
-    assert "projector mmproj-F16.gguf" in found.why
+    assert names(resolved) == [*parts, "mmproj-F16.gguf"]
+    assert resolved.mmproj == "mmproj-F16.gguf"
+    assert resolved.precision == "Q8_0"
+    assert "projector mmproj-F16.gguf" in resolved.why
     without = resolve(listing("mmproj-F16.gguf", *parts), mmproj="none")
     assert names(without) == parts
     assert not without.mmproj
 
 
 def test_the_name_explains_where_it_tells_no_quant() -> None:
-    found = resolve(listing("M.gguf"))
-    assert (found.precision, found.why) == ("", "M.gguf: it is the only one")
+    resolved = resolve(listing("M.gguf"))
+    assert (resolved.precision, resolved.why) == ("", "M.gguf: it is the only one")
 
 
 @pytest.mark.parametrize(
-    ("wish", "kind"),
+    ("filters", "kind"),
     [
         *(({}, "gguf"), ({"quant": "AUTO"}, "gguf"), ({"quant": "Q8_0"}, "gguf")),
         *(({"filename": "M-Q8_0.gguf"}, "gguf"), ({"pattern": "*Q8*"}, "gguf")),
@@ -137,11 +142,11 @@ def test_the_name_explains_where_it_tells_no_quant() -> None:
         *(({"quant": "Q5_K"}, "safetensors"), ({"quant": "Q4_K"}, "gguf")),
     ],
 )
-def test_both_kinds_gguf_where_the_quant_is_there(wish: dict[str, str], kind: str) -> None:
-    found = resolve(listing(*GGUF, *TENSORS), **wish)
-    assert found.kind == kind
-    assert ("converted" in found.why) is (kind == "safetensors")
-    assert all(name.endswith(".gguf") is (kind == "gguf") for name in names(found))
+def test_both_kinds_gguf_where_the_quant_is_there(filters: dict[str, str], kind: str) -> None:
+    resolved = resolve(listing(*GGUF, *TENSORS), **filters)
+    assert resolved.kind == kind
+    assert ("converted" in resolved.why) is (kind == "safetensors")
+    assert all(name.endswith(".gguf") is (kind == "gguf") for name in names(resolved))
 
 
 def test_a_quant_that_nothing_makes_is_not_converted_to() -> None:
@@ -159,9 +164,9 @@ def test_a_name_that_is_not_there_is_not_converted_either() -> None:
 
 @pytest.mark.parametrize("beside", ["imatrix.gguf", "mmproj-F16.gguf", "ggml-vocab-x.gguf"])
 def test_what_is_no_model_does_not_hide_the_safetensors(beside: str) -> None:
-    found = resolve(listing(beside, *TENSORS))
-    assert found.kind == "safetensors"
-    assert beside not in names(found)
+    resolved = resolve(listing(beside, *TENSORS))
+    assert resolved.kind == "safetensors"
+    assert beside not in names(resolved)
 
 
 def test_safetensors_with_what_the_converter_reads() -> None:
@@ -174,17 +179,17 @@ def test_safetensors_with_what_the_converter_reads() -> None:
         *("config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.json"),
         *("model.safetensors", "chat_template.jinja", "qwen.tiktoken", "1_Pooling/config.json"),
     )
-    found = resolve(listing(*others, *wanted, parameters={"F32": 10, "BF16": 5}))
-    assert names(found) == sorted(wanted)
-    assert (found.kind, found.precision, found.why) == ("safetensors", "F32", "")
-    assert found.folder == Path("home") / "models" / "source" / found.slug
+    resolved = resolve(listing(*others, *wanted, parameters={"F32": 10, "BF16": 5}))
+    assert names(resolved) == sorted(wanted)
+    assert (resolved.kind, resolved.precision, resolved.why) == ("safetensors", "F32", "")
+    assert resolved.folder == Path("home") / "models" / "source" / resolved.slug
 
 
 def test_a_folder_that_begins_with_a_dot_refuses_nothing() -> None:
-    found = resolve(
+    resolved = resolve(
         listing(*TENSORS, ".ipynb_checkpoints/x.json", "a/.b/c.json", ".eval/config.json")
     )
-    assert names(found) == sorted(TENSORS)
+    assert names(resolved) == sorted(TENSORS)
 
 
 def test_what_lies_in_folders_is_left_out_but_for_their_configuration() -> None:
@@ -225,8 +230,8 @@ def test_the_precision_of_most(parameters: dict[str, int], precision: str) -> No
     ],
 )
 def test_the_weights_once(there: tuple[str, ...], weights: tuple[str, ...]) -> None:
-    found = resolve(listing("config.json", *there))
-    assert tuple(n for n in names(found) if n.endswith(".safetensors")) == weights
+    resolved = resolve(listing("config.json", *there))
+    assert tuple(n for n in names(resolved) if n.endswith(".safetensors")) == weights
 
 
 def test_one_of_two_variants() -> None:
@@ -246,8 +251,8 @@ def test_parts_that_are_missing_without_an_index() -> None:
 def test_the_index_decides() -> None:
     parts = [f"model-{n:05d}-of-00002.safetensors" for n in (1, 2)]
     others = ("consolidated.safetensors", "model.safetensors", "model-00001-of-00003.safetensors")
-    found = resolve(listing("config.json", INDEX, *parts, *others), index(*parts, parts[0]))
-    assert names(found) == sorted(["config.json", INDEX, *parts])
+    resolved = resolve(listing("config.json", INDEX, *parts, *others), index(*parts, parts[0]))
+    assert names(resolved) == sorted(["config.json", INDEX, *parts])
 
 
 def test_an_index_that_names_what_is_not_there() -> None:
@@ -277,8 +282,8 @@ def test_an_index_too_large_to_be_read() -> None:
     assert "too large" in refused(listing("model.safetensors", files=[large]))
     limit = file(INDEX, repository.MAX_JSON)
     there = listing("config.json", "model.safetensors", files=[limit])
-    found = resolve(there, index("model.safetensors"))
-    assert names(found) == ["config.json", "model.safetensors", INDEX]
+    resolved = resolve(there, index("model.safetensors"))
+    assert names(resolved) == ["config.json", "model.safetensors", INDEX]
 
 
 def test_weights_without_a_configuration() -> None:
@@ -368,9 +373,9 @@ def test_nothing_that_can_be_used() -> None:
     assert "model.xyz (5.0 GB)" in error
 
 
-@pytest.mark.parametrize("wish", [{"filename": "M.gguf"}, {"pattern": "*.safetensors"}])
-def test_a_name_where_there_is_no_gguf(wish: dict[str, str]) -> None:
-    assert "the repository has none" in refused(*TENSORS, kind=UsageError, **wish)
+@pytest.mark.parametrize("filters", [{"filename": "M.gguf"}, {"pattern": "*.safetensors"}])
+def test_a_name_where_there_is_no_gguf(filters: dict[str, str]) -> None:
+    assert "the repository has none" in refused(*TENSORS, kind=UsageError, **filters)
 
 
 def test_a_projector_where_there_is_no_gguf() -> None:
@@ -386,18 +391,18 @@ def test_a_projector_where_there_is_no_gguf() -> None:
     ],
 )
 def test_a_file_without_a_hash_that_could_be_checked(sha256: str, blob: str, fine: bool) -> None:
-    found = listing(files=[ModelFile("M.gguf", 1, sha256, blob)])
+    resolved = listing(files=[ModelFile("M.gguf", 1, sha256, blob)])
     if fine:
-        assert resolve(found).files == (found.files["M.gguf"],)
+        assert resolve(resolved).files == (resolved.files["M.gguf"],)
     else:
-        assert "M.gguf" in refused(found)
+        assert "M.gguf" in refused(resolved)
 
 
 def test_what_is_not_taken_needs_no_hash() -> None:
-    found = listing(
+    resolved = listing(
         "M-Q8_0.gguf", files=[ModelFile("M-Q4_K_M.gguf", 1, ""), ModelFile("../x", 1, "")]
     )
-    assert names(resolve(found, quant="Q8_0")) == ["M-Q8_0.gguf"]
+    assert names(resolve(resolved, quant="Q8_0")) == ["M-Q8_0.gguf"]
 
 
 @pytest.mark.parametrize(
@@ -406,8 +411,8 @@ def test_what_is_not_taken_needs_no_hash() -> None:
     ids=["up", "dots", "root", "sub", "drive"],
 )
 def test_a_commit_makes_no_path(commit: str) -> None:
-    found = Listing(repo="org/m", commit=commit, files={"M.gguf": file("M.gguf")})
-    folder = resolve(found).folder
+    resolved = Listing(repo="org/m", commit=commit, files={"M.gguf": file("M.gguf")})
+    folder = resolve(resolved).folder
     assert folder.parent == Path("home") / "models" / "gguf"
     assert ".." not in folder.parts
 

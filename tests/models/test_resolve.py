@@ -60,20 +60,20 @@ def refusal(folder: Path, known: frozenset[str] = KNOWN) -> str:
 
 
 def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home) -> None:
-    found = resolve.folder(model, home, KNOWN)
-    assert (found.kind, found.name, found.precision, found.local) == (
+    resolved = resolve.folder(model, home, KNOWN)
+    assert (resolved.kind, resolved.name, resolved.precision, resolved.local) == (
         *("safetensors", "My Model", "F16"),
         True,
     )
-    names = [file.name for file in found.files]
+    names = [file.name for file in resolved.files]
     assert names == [
         *("1_Pooling/config.json", "config.json", "model-00001-of-00002.safetensors"),
         *("model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"),
     ]
-    for file in found.files:
+    for file in resolved.files:
         data = (model / file.name).read_bytes()
         assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert found.bytes == sum(file.size for file in found.files)
+    assert resolved.bytes == sum(file.size for file in resolved.files)
 
 
 def test_a_folder_without_index_is_all_its_weights(model: Path) -> None:
@@ -314,13 +314,13 @@ def a_gguf(path: Path, fill: Callable[[Any], None] = lambda writer: None) -> Pat
 
 def test_a_gguf_is_used_in_place(tmp_path: Path, home: Home) -> None:
     path = a_gguf(tmp_path / "Some model.gguf", lambda writer: writer.add_name("Its name"))
-    found = resolve.gguf_path(path, home)
-    assert (found.kind, found.name, found.precision, found.local) == (
+    resolved = resolve.gguf_path(path, home)
+    assert (resolved.kind, resolved.name, resolved.precision, resolved.local) == (
         *("gguf", "Its name", "F16"),
         True,
     )
-    assert found.folder == tmp_path
-    assert found.files == (ModelFile("Some model.gguf", path.stat().st_size, ""),)
+    assert resolved.folder == tmp_path
+    assert resolved.files == (ModelFile("Some model.gguf", path.stat().st_size, ""),)
     assert resolve.gguf_path(a_gguf(tmp_path / "b.gguf"), home).name == "b"
 
 

@@ -19,8 +19,8 @@ from pipeline.models.contents import Readable
 
 def by_hand(path: Path, header: Any, data: bytes = b"") -> Path:
     """A file with this header, given as JSON value or as bytes."""
-    told = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(len(told).to_bytes(8, "little") + told + data)
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(content).to_bytes(8, "little") + content + data)
     return path
 
 
@@ -174,7 +174,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "precision"),
+    ("dtypes", "precision"),
     [
         ({"F32": 10, "F16": 90}, "F16"),
         ({"F32": 90, "BF16": 10}, "F32"),
@@ -184,5 +184,5 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ({}, "BF16"),
     ],
 )
-def test_the_precision_of_most_bytes_wins(found: dict[str, int], precision: str) -> None:
-    assert safetensors.own_precision(Counter(found)) == precision
+def test_the_precision_of_most_bytes_wins(dtypes: dict[str, int], precision: str) -> None:
+    assert safetensors.own_precision(Counter(dtypes)) == precision

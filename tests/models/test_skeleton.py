@@ -33,8 +33,8 @@ class Remote:
 
     def read(self, start: int, stop: int) -> bytes:
         self.asked.append((start, stop))
-        found = self.data[start:stop]
-        return (found + bytes(stop - start - len(found)))[: stop - start - self.short]
+        data = self.data[start:stop]
+        return (data + bytes(stop - start - len(data)))[: stop - start - self.short]
 
     def readable(self, name: str = "model.gguf") -> Readable:
         return Readable(name=name, size=self.size, read=self.read)
@@ -54,17 +54,17 @@ def long_header(length: int) -> bytes:
 def test_only_the_start_is_read_in_doubling_steps(tmp_path: Path, length: int) -> None:
     head = long_header(length)
     remote = Remote(head, size=1 << 40)
-    found = gguf_skeleton([remote.readable()], tmp_path)
-    assert found == tmp_path / "model.gguf"
-    assert found.stat().st_size == 1 << 40
-    with found.open("rb") as file:
+    skeleton_path = gguf_skeleton([remote.readable()], tmp_path)
+    assert skeleton_path == tmp_path / "model.gguf"
+    assert skeleton_path.stat().st_size == 1 << 40
+    with skeleton_path.open("rb") as file:
         assert file.read(len(head)) == head
         assert not any(file.read(1000))
     assert remote.asked[0] == (0, FIRST_READ)
     stops = [stop for _, stop in remote.asked]
     assert remote.asked == list(zip([0, *stops], stops, strict=False))
     assert stops[-1] <= max(FIRST_READ, 2 * len(head))
-    assert gguf.read(found).vocabulary == length // 1024
+    assert gguf.read(skeleton_path).vocabulary == length // 1024
 
 
 def test_a_skeleton_that_is_there_is_not_asked_for_again(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_eight_billion_weights_are_no_work(converter: Path, script: Path, tmp_pa
     size = Size(layers=32, hidden=4096, feed_forward=14336, heads=32, kv_heads=8, vocabulary=128256)
     elements = large_llama.make(tmp_path / "llama", size)
     made = conversion(tmp_path / "llama", "BF16", Home(tmp_path / "home"), script)
-    found = skeleton_of(made, converter, tmp_path / "home" / "s.gguf")
+    skeleton_path = skeleton_of(made, converter, tmp_path / "home" / "s.gguf")
     assert elements == 8_030_261_248
-    assert 2 * elements < found.stat().st_size < 2 * elements + (8 << 20)
+    assert 2 * elements < skeleton_path.stat().st_size < 2 * elements + (8 << 20)
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [".s.gguf.lock", "s.gguf"]
 
 
@@ -244,8 +244,8 @@ def test_a_converter_that_wants_the_weights_in_memory_is_stopped(tmp_path: Path)
 
 def test_a_real_file_by_the_official_writer(tmp_path: Path) -> None:
     path = write(tmp_path / "real.gguf", lambda writer: writer.add_token_list(["a"] * 1000))
-    found = gguf_skeleton([local(path, path.name)], tmp_path / "skeletons")
-    assert found
+    skeleton_path = gguf_skeleton([local(path, path.name)], tmp_path / "skeletons")
+    assert skeleton_path
     header = gguf.read(path)
-    assert found.read_bytes()[: header.data] == path.read_bytes()[: header.data]
-    assert not any(found.read_bytes()[header.data :])
+    assert skeleton_path.read_bytes()[: header.data] == path.read_bytes()[: header.data]
+    assert not any(skeleton_path.read_bytes()[header.data :])

@@ -12,17 +12,17 @@ from pipeline.models import converter, tools
     ("folder", "gpus"), [("linux-x64-cpu", False), ("linux-x64-cuda", True), ("bin", True)]
 )
 def test_only_programs_for_a_card_reach_one(tmp_path: Path, folder: str, gpus: bool) -> None:
-    found = tools.sandbox(tmp_path / folder / "llama-quantize", read=[])
-    assert found.gpus is gpus
-    assert found.memory == (tools.GPU_MEMORY if gpus else tools.HEADER_MEMORY)
-    assert found.ports == ()
+    sandbox = tools.sandbox(tmp_path / folder / "llama-quantize", read=[])
+    assert sandbox.gpus is gpus
+    assert sandbox.memory == (tools.GPU_MEMORY if gpus else tools.HEADER_MEMORY)
+    assert sandbox.ports == ()
 
 
 def test_memory_follows_from_the_weights(tmp_path: Path) -> None:
     program = tmp_path / "x-cpu" / "llama-quantize"
-    found = tools.sandbox(program, read=[], weights=1000, copies=3, memory=5)
-    assert found.memory == 3005
-    assert found.file_bytes == tools.GIB + 8000
+    sandbox = tools.sandbox(program, read=[], weights=1000, copies=3, memory=5)
+    assert sandbox.memory == 3005
+    assert sandbox.file_bytes == tools.GIB + 8000
 
 
 def test_what_is_written_is_there_before(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_the_converter_reaches_no_card_and_its_own_input_alone(tmp_path: Path) -
     scratch.mkdir()
     weights.write_bytes(bytes(100))
     python, script = Path(sys.executable), tmp_path / "tree" / "convert.py"
-    found = converter.sandbox(python, script, staged, [weights], tmp_path / "made", scratch)
-    assert not found.gpus and found.ports == ()
-    assert found.memory == tools.HEADER_MEMORY + 100 * converter.COPIES
-    assert list(found.read) == [script.parent, converter.DRIVER, staged, weights]
-    assert list(found.write) == [tmp_path / "made", scratch]
-    assert list(found.programs) == [python]
+    sandbox = converter.sandbox(python, script, staged, [weights], tmp_path / "made", scratch)
+    assert not sandbox.gpus and sandbox.ports == ()
+    assert sandbox.memory == tools.HEADER_MEMORY + 100 * converter.COPIES
+    assert list(sandbox.read) == [script.parent, converter.DRIVER, staged, weights]
+    assert list(sandbox.write) == [tmp_path / "made", scratch]
+    assert list(sandbox.programs) == [python]
