@@ -15,7 +15,7 @@ from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
 from pipeline.core.variables import fill, read
-from pipeline.models import hub_errors, quants
+from pipeline.models import hub_settings, quants
 from pipeline.models.address import SCHEME
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
@@ -116,14 +116,14 @@ def request(given: Mapping[str, str]) -> Request:
         if backend not in (AUTO, device):
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
-    if run.refresh and hub_errors.is_offline():
+    if run.refresh and hub_settings.is_offline():
         raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
     for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
         if values.get(name) and values.get(other):
             raise UsageError(f"{name}= and {other}= contradict each other", "leave one out")
     reference = _reference(model)
     if reference and reference.kind == "hub":
-        hub_errors.check_environment()
+        hub_settings.check_environment()
     model = _with_address(reference, model)
     quant = _quant(reference, model.quant)
     if quant == quants.ALL and run.frozen:
@@ -159,7 +159,7 @@ def request(given: Mapping[str, str]) -> Request:
             server=server,
         ),
         bins=_build_options(programs, backend),
-        offline=run.offline or hub_errors.is_offline(),
+        offline=run.offline or hub_settings.is_offline(),
         pkg=_file("pkg", package.pkg),
         into=absolute(package.into) if package.into else None,
         servers=servers_request(values, os.environ),
