@@ -76,11 +76,9 @@ def templates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def problem_of(server: Path, template: str) -> str:
-    """What is wrong with a template; empty where it ends. An error that it raises is not wrong: the
-    server reports it, and some templates refuse conversations that they were not made for.
-
-    Where the program hangs with a harmless template too, nothing is held against this one.
-    """
+    """Why a template must not run; empty where it ends. An error that it raises is no reason: the
+    server reports it, and some templates refuse conversations that they were not made for. Nor is
+    a failure that a harmless template shares."""
     problem = _try(server, template)
     return problem if problem and not _try(server, HARMLESS) else ""
 

@@ -58,10 +58,10 @@ def check(
         )
     config_bytes, config_name = read("config.json"), f"{where}: config.json"
     config = document(config_bytes, config_name)
-    known = config.get("architectures")
-    if not (isinstance(known, list) and known and isinstance(known[0], str)):
+    named = config.get("architectures")
+    if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise PipelineError(f"{config_name}: names no architecture", 'add "architectures": ["…"]')
-    require_known(known[0], architectures, config_name)
+    require_known(named[0], architectures, config_name)
     staging.require_plausible(config_bytes, sum(sizes[name] for name in names), config_name)
     heads = read_heads(names)
     tensors = [name for head in heads for name in head.names]
@@ -69,7 +69,7 @@ def check(
         raise PipelineError(f"{where}: its weights hold no tensor", "get the model's own weights")
     dtypes = sum((head.dtypes for head in heads), Counter[str]())
     quantized.require_readable(config, table(quantized.MODELOPT_FILE), tensors, dtypes, where)
-    return Checkpoint(names, known[0], dtypes)
+    return Checkpoint(names, named[0], dtypes)
 
 
 def document(data: bytes, where: str) -> dict[str, Any]:

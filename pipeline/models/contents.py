@@ -1,4 +1,4 @@
-"""What a file is that stands in the place of a model or of one of its files, by its first bytes."""
+"""What a file really is that should be a model or a part of one, by its first bytes."""
 
 from __future__ import annotations
 

@@ -70,14 +70,14 @@ def is_current(home: Home) -> bool:
 
 
 def has_receipt(home: Home) -> bool:
-    """Whether it was made to its end from what it depends on now."""
+    """Whether it was finished, with what it depends on now."""
     entry = receipts.load(folder(home)).get("environment")
     return entry is not None and entry.recipe == recipe() and python(home).exists()
 
 
 def damage(home: Home, *, hashes: bool = False) -> str:
-    """What is not as the environment's packages brought it, or nothing: by the sizes of their
-    files, which takes half a second and is done once, or by their hashes."""
+    """What differs from the packages that were installed; empty for nothing. Compares the sizes of
+    their files, once a process since it takes half a second, or their hashes."""
     from packaging.utils import canonicalize_name
 
     top = folder(home)
@@ -112,10 +112,9 @@ def required() -> set[str]:
     from packaging.utils import canonicalize_name
 
     lines = re.findall(r"^(\w.*?) *\\?$", REQUIREMENTS.read_text(encoding="utf-8"), re.M)
-    wanted = [Requirement(line) for line in (*lines, "torch")]
-    return {
-        canonicalize_name(each.name) for each in wanted if not each.marker or each.marker.evaluate()
-    }
+    packages = [Requirement(line) for line in (*lines, "torch")]
+    needed = [package for package in packages if not package.marker or package.marker.evaluate()]
+    return {canonicalize_name(package.name) for package in needed}
 
 
 def _digest(path: Path) -> str:

@@ -124,7 +124,7 @@ def locate(repo: str, commit: str, file: ModelFile) -> Location:
 
 
 def readable(repo: str, commit: str, file: ModelFile) -> Readable:
-    """A file on the hub of which the start is read: bytes and address are kept."""
+    """A file on the hub. Its address and the bytes read from its start are kept."""
     buffer = b""
 
     @cache

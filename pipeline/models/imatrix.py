@@ -54,7 +54,8 @@ def make(
     program: Path,
     home: Home,
 ) -> None:
-    """Make the matrix of `model` for `text`; `inputs` names both. Raises PipelineError."""
+    """Make the matrix of `model` for `text`; the recipe names both by `inputs`. Raises
+    PipelineError."""
 
     def maker(made: Path) -> None:
         log = home.logs / f"{target.parent.name}-{target.stem}.log"
