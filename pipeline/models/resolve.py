@@ -148,7 +148,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
 
 
 def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path], str]:
-    """A folder's weight files and its own precision, from headers alone.
+    """The files of a folder that the converter reads, and its own precision, from headers alone.
 
     `architectures` are those that the converter knows; empty means not known yet.
     Raises PipelineError.
@@ -184,22 +184,21 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
             f"pass the one to be served: model={folder / min(ggufs)}",
         )
     model = checkpoint.check(str(folder), sizes, read, read_heads, architectures)
-    paths = [folder / name for name in model.weights]
-    for file in _inputs(folder, paths):
+    inputs = _inputs(folder, [folder / name for name in model.weights])
+    for file in inputs:
         contents.require_real(file)
-    return paths, safetensors.own_precision(model.dtypes)
+    return inputs, safetensors.own_precision(model.dtypes)
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
     """Whether the sha256 of all files in a model's folder are known. Raises PipelineError."""
-    paths, _ = check_folder(path, frozenset())
-    cache = home.run / "sha256.json"
-    return all(stat_cache.recall(cache, file) is not None for file in _inputs(path, paths))
+    inputs, _ = check_folder(path, frozenset())
+    return all(stat_cache.recall(home.run / "sha256.json", file) is not None for file in inputs)
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
-    paths, precision = check_folder(path, architectures)
+    inputs, precision = check_folder(path, architectures)
     cache = home.run / "sha256.json"
     files = tuple(
         ModelFile(
@@ -207,7 +206,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
             file.stat().st_size,
             stat_cache.identity(cache, file),
         )
-        for file in _inputs(path, paths)
+        for file in inputs
     )
     return Resolved(
         kind="safetensors",

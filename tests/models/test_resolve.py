@@ -52,6 +52,12 @@ def write(path: Path, value: Any) -> None:
     path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
 
 
+def weights(folder: Path) -> list[str]:
+    """The names of a folder's weight files."""
+    inputs, _ = resolve.check_folder(folder, KNOWN)
+    return [file.name for file in inputs if file.suffix == ".safetensors"]
+
+
 def refusal(folder: Path, known: frozenset[str] = KNOWN) -> str:
     with pytest.raises(PipelineError) as caught:
         resolve.check_folder(folder, known)
@@ -78,14 +84,12 @@ def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home)
 
 def test_a_folder_without_index_is_all_its_weights(model: Path) -> None:
     (model / INDEX).unlink()
-    weights, _ = resolve.check_folder(model, KNOWN)
-    assert [path.name[-10:] for path in weights] == ["afetensors"] * 2
+    assert [name[-10:] for name in weights(model)] == ["afetensors"] * 2
 
 
 def test_weights_that_the_index_leaves_out_are_left_out(model: Path) -> None:
     shutil.copy(model / "model-00001-of-00002.safetensors", model / "consolidated.safetensors")
-    weights, _ = resolve.check_folder(model, KNOWN)
-    assert "consolidated.safetensors" not in [path.name for path in weights]
+    assert "consolidated.safetensors" not in weights(model)
 
 
 def test_files_are_hashed_once_for_each_stamp(model: Path, home: Home) -> None:
@@ -172,7 +176,7 @@ def test_a_diffusion_model_is_none_even_with_weights(model: Path) -> None:
 def test_copies_in_another_layout_are_left_out(model: Path) -> None:
     (model / "consolidated.safetensors").write_bytes(b"not read")
     (model / "adapter_model.safetensors").write_bytes(b"not read")
-    assert len(resolve.check_folder(model, KNOWN)[0]) == 2
+    assert len(weights(model)) == 2
 
 
 def test_an_index_that_names_fewer_tensors_than_there_are(model: Path) -> None:
@@ -233,7 +237,7 @@ def test_json_in_another_encoding_is_read(model: Path, encoding: str) -> None:
     for name in ("config.json", INDEX):
         text = (model / name).read_text("utf-8")
         write(model / name, text.encode(encoding))
-    assert len(resolve.check_folder(model, KNOWN)[0]) == 2
+    assert len(weights(model)) == 2
     write(model / "config.json", '{"architectures": ["LlamaForCausalLN"]}'.encode(encoding))
     assert "did you mean LlamaForCausalLM?" in refusal(model)
 
