@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.core import environment, log
-from pipeline.core.sandbox import Sandbox, strength
-from pipeline.core.sandbox.available import is_off
+from pipeline.core.sandbox import Sandbox, is_off, strength
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # for reading a header and computing from it

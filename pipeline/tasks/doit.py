@@ -28,7 +28,7 @@ from pipeline.commands.session import Session
 from pipeline.core import log
 from pipeline.core.environment import FOREIGN_MODULES
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
-from pipeline.core.sandbox.available import SWITCH, is_off
+from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.serve import launch
 from pipeline.serve.server import OFF
 

@@ -11,7 +11,7 @@ from core_tools import child, gone, wait_for
 
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import spawn, stop
+from pipeline.core.process import stop
 
 STARTER = """
 import os, sys
@@ -59,7 +59,7 @@ def test_its_end_is_noticed_without_asking(tmp_path: Path) -> None:
 def test_who_holds_the_pipe_does_not_hold_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spawn, "LEFT_SECONDS", 0.2)
+    monkeypatch.setattr(process, "LEFT_SECONDS", 0.2)
     words = "print('said', flush=True); import time; time.sleep(60)"
     script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
     script += "start_new_session=True).pid, flush=True)"

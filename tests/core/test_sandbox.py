@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import process
+from pipeline.core import process, sandbox
 from pipeline.core.errors import PipelineError
-from pipeline.core.sandbox import Sandbox, bubblewrap, enter, landlock
-from pipeline.core.sandbox.available import SWITCH
+from pipeline.core.sandbox import SWITCH, Sandbox, bubblewrap, landlock, seccomp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own, as on Linux")
 
@@ -308,15 +307,15 @@ def test_a_program_is_not_started_where_a_step_fails(
         raise OSError(1, "not set")
 
     if step == "drop_rights":
-        monkeypatch.setattr(enter.seccomp, "drop_rights", lambda: fail)
+        monkeypatch.setattr(seccomp, "drop_rights", lambda: fail)
     elif step == "limits":
-        monkeypatch.setattr(enter, "limits", lambda sandbox: fail)
+        monkeypatch.setattr(sandbox, "limits", lambda sandbox: fail)
     elif step == "seccomp":
-        monkeypatch.setattr(enter.seccomp, "prepare", lambda sandbox: fail)
+        monkeypatch.setattr(seccomp, "prepare", lambda sandbox: fail)
     else:
         prepare = landlock.prepare
         monkeypatch.setattr(
-            enter.landlock, "prepare", lambda sandbox, env: (prepare(sandbox, env)[0], fail)
+            landlock, "prepare", lambda sandbox, env: (prepare(sandbox, env)[0], fail)
         )
     made = tmp_path / "made"
     made.touch()

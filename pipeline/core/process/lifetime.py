@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +19,8 @@ from pipeline.core.sandbox import Sandbox
 
 def die_with(parent: int, killed: bool) -> Callable[[], None]:
     """For the child, between fork and exec: ask the kernel to end it when its parent ends."""
+    import ctypes
+
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it, locks may be held
     death = int(signal.SIGKILL if killed else signal.SIGTERM)
 
@@ -57,6 +58,8 @@ def put_in_job(process: subprocess.Popen[bytes], sandbox: Sandbox | None = None)
 
     With `sandbox` it bounds the memory too, and the processes to this one.
     """
+    import ctypes
+
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     kernel.CreateJobObjectW.restype = ctypes.c_void_p
     job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 from . import policy
@@ -30,28 +30,21 @@ def program() -> str:
 
 def prefix(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) -> list[str]:
     """The words in front of a command. `filter_file` is a descriptor with a seccomp filter."""
-    return list(_words(sandbox, env, filter_file))
-
-
-def _words(sandbox: Sandbox, env: Mapping[str, str], filter_file: int | None) -> Iterator[str]:
-    yield from (program(), "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop")
-    yield "ALL"
+    words = [program(), "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if sandbox.ports is None:
-        yield "--share-net"
+        words.append("--share-net")
     if filter_file is not None:
-        yield from ("--seccomp", str(filter_file))
-    yield from ("--proc", "/proc")
+        words += ["--seccomp", str(filter_file)]
+    words += ["--proc", "/proc"]
     for path in (*policy.executable(sandbox, env), *policy.readable(sandbox)):
-        if path.is_relative_to("/dev"):
-            yield from ("--dev-bind-try", str(path), str(path))
-        elif not path.is_relative_to("/proc"):
-            yield from ("--ro-bind-try", str(path), str(path))
+        if not path.is_relative_to("/proc"):
+            bind = "--dev-bind-try" if path.is_relative_to("/dev") else "--ro-bind-try"
+            words += [bind, str(path), str(path)]
     for path in sandbox.write:
-        yield from ("--bind-try", str(path), str(path))
+        words += ["--bind-try", str(path), str(path)]
     # Not all of /dev: a mapping of /dev/zero is shared memory, which no limit counts.
     for path in policy.devices(sandbox):
-        yield from ("--dev-bind-try", str(path), str(path))
+        words += ["--dev-bind-try", str(path), str(path)]
     # Files in / are in memory that no limit counts. In /proc/sys root may, without any capability,
     # set the program that the kernel starts after a crash.
-    for made in ("/", "/proc"):
-        yield from ("--remount-ro", made)
+    return [*words, "--remount-ro", "/", "--remount-ro", "/proc"]

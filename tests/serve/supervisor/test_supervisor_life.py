@@ -18,7 +18,7 @@ from conftest import wait_for
 from msgspec.structs import replace
 from supervisor_tools import Servers, changed, grandchild, lives, stand_in
 
-from pipeline.core.process.spawn import LEFT_SECONDS
+from pipeline.core.process import LEFT_SECONDS
 from pipeline.serve.logfile import KEPT
 from pipeline.serve.supervisor import client, marker
 from pipeline.serve.supervisor.environment import environment
