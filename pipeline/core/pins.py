@@ -6,9 +6,8 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
 PINS = Path(__file__).resolve().parents[1] / "pins.toml"
 
@@ -63,22 +62,11 @@ class Pins(Struct, frozen=True, kw_only=True):
 @cache
 def pins() -> Pins:
     """Read the pins, once."""
-    data: dict[str, Any] = tomllib.loads(PINS.read_text(encoding="utf-8"))
-    llama_cpp, demo, converter = data["llama_cpp"], data["demo"], data["converter"]
-    return Pins(
-        llama_cpp_commit=llama_cpp["commit"],
-        llama_cpp_tree=llama_cpp["tree"],
-        llama_cpp_archive=Archive(**llama_cpp["archive"]),
-        demo_name=demo["name"],
-        demo_archive=Archive(**demo["archive"]),
-        demo_files={name: PinnedFile(**file) for name, file in demo["files"].items()},
-        torch=converter["torch"],
-        torch_index=converter["torch_index"],
-        prebuilt=_prebuilt(data["prebuilt"]),
-    )
-
-
-def _prebuilt(table: Mapping[str, Any]) -> PinnedPrebuilt:
-    lines = [line.split("  ", 1) for line in table["files"].splitlines()]
-    files = {name: digest for digest, name in lines}
-    return PinnedPrebuilt(**{**table, "archive": Archive(**table["archive"]), "files": files})
+    data = tomllib.loads(PINS.read_text(encoding="utf-8"))
+    prebuilt = data["prebuilt"]
+    lines = (line.split("  ", 1) for line in prebuilt["files"].splitlines())
+    prebuilt["files"] = {name: digest for digest, name in lines}
+    values = {**data["converter"], "prebuilt": prebuilt}
+    for table in ("llama_cpp", "demo"):
+        values |= {f"{table}_{key}": value for key, value in data[table].items()}
+    return convert(values, Pins)
