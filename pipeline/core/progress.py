@@ -8,10 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from . import log
 from .text import size
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 Update = Callable[[float, float], None]
 PATIENCE = 1.0
@@ -28,48 +31,14 @@ class Count(Protocol):
 @contextmanager
 def bar(title: str) -> Iterator[Update]:
     """Yield `update(done, total)`, in any unit."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        task = progress.add_task(title, total=None)
-
-        def show(done: float, total: float) -> None:
-            # Only now, since a bar would disturb what is printed before the work starts.
-            progress.start()
-            progress.update(task, completed=done, total=total)
-
-        try:
-            yield show
-        finally:
-            progress.stop()
+    if not sys.stderr.isatty():
+        yield _lines(title)
         return
+    from rich.progress import TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    tenth = 0
-
-    def update(done: float, total: float) -> None:
-        nonlocal tenth
-        reached = int(10 * done / total) if total else 0
-        if reached > tenth:
-            tenth = reached
-            log.info(f"{title}: {10 * reached} %")
-
-    yield update
+    columns = TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with _drawn(title, 40, *columns) as update:
+        yield update
 
 
 @contextmanager
@@ -79,82 +48,97 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
     `patience` is the least seconds between two lines, where stderr is not a terminal.
     """
     rate = TransferRate(total)
-    lock = threading.Lock()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-        from rich.table import Column
-        from rich.text import Text
 
-        class TransferColumn(ProgressColumn):
-            def render(self, task: Task) -> Text:  # at each refresh, so that a stall shows
-                with lock:
-                    return Text(", ".join(rate.summary(f"{size(rate.done)} of {size(total)}")))
+    def count(count: int, *, arrived: bool = True) -> None:
+        rate.count(count, arrived=arrived)
+        update(rate.done, total)
 
-        # The text needs most of a line of 80.
-        summary = TransferColumn(table_column=Column(no_wrap=True))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), summary)
-        progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        task = progress.add_task(title, total=total)
-        shown = 0.0
-
-        def show(count: int, *, arrived: bool = True) -> None:
-            nonlocal shown
-            with lock:
-                rate.count(count, arrived=arrived)
-                now = time.monotonic()
-                if now - shown < 0.1:
-                    return
-                shown = now
-            progress.start()
-            progress.update(task, completed=rate.done)
-
-        try:
-            yield show
-        finally:
-            progress.stop()
+    if not sys.stderr.isatty():
+        update = _lines(title, lambda done: ", ".join(rate.summary(done)), patience)
+        yield count
         return
+    from rich.progress import ProgressColumn, Task
+    from rich.table import Column
+    from rich.text import Text
 
+    class TransferColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:  # at each refresh, so that a stall shows
+            return Text(", ".join(rate.summary(f"{size(rate.done)} of {size(total)}")))
+
+    # The text needs most of a line of 80.
+    with _drawn(title, 16, TransferColumn(table_column=Column(no_wrap=True))) as update:
+        yield count
+
+
+@contextmanager
+def _drawn(title: str, width: int, *columns: ProgressColumn) -> Iterator[Update]:
+    """A bar of so many letters on the terminal, and `columns` behind it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    words = TextColumn("{task.description}"), BarColumn(bar_width=width), *columns
+    progress = Progress(*words, console=Console(stderr=True), transient=True)
+    task = progress.add_task(title, total=None)
+    shown = 0.0
+
+    def update(done: float, total: float) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > 0.1:  # not each time: threads would wait for each other
+            shown = time.monotonic()
+            # Only now, since a bar would disturb what is printed before the work starts.
+            progress.start()
+            progress.update(task, completed=done, total=total)
+
+    try:
+        yield update
+    finally:
+        progress.stop()
+
+
+def _lines(title: str, summary: Callable[[str], str] = str, patience: float = 0) -> Update:
+    """Prints a line for each tenth, but in `patience` seconds no other: short work needs one line,
+    not ten."""
     tenth, last_line = 0, time.monotonic()
+    lock = threading.Lock()
 
-    def write(count: int, *, arrived: bool = True) -> None:
+    def update(done: float, total: float) -> None:
         nonlocal tenth, last_line
+        reached, now = int(10 * done / total) if total else 0, time.monotonic()
         with lock:
-            rate.count(count, arrived=arrived)
-            reached = 10 * rate.done // total if total else 0
-            now = time.monotonic()
-            # Short work needs one line, not ten.
             if reached > tenth and (reached == 10 or now - last_line >= patience):
                 tenth, last_line = reached, now
-                log.info(f"{title}: {', '.join(rate.summary(f'{10 * reached} %'))}")
+                log.info(f"{title}: {summary(f'{10 * reached} %')}")
 
-    yield write
+    return update
 
 
 class TransferRate:
-    """How fast bytes arrive and how long the rest will take."""
+    """How fast bytes arrive, on any thread, and how long the rest will take."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.done = total, 0
         self._clock = clock
         self._arrived = 0
         self._samples = deque([(clock(), 0)])
+        self._lock = threading.Lock()
 
     def count(self, count: int, *, arrived: bool) -> None:
-        self.done += count
-        if arrived:
-            self._arrived += count
-        now = self._clock()
-        if now - self._samples[-1][0] > WINDOW / 40:
-            self._samples.append((now, self._arrived))
-            while now - self._samples[1][0] > WINDOW:
-                self._samples.popleft()
+        with self._lock:
+            self.done += count
+            if arrived:
+                self._arrived += count
+            now = self._clock()
+            if now - self._samples[-1][0] > WINDOW / 40:
+                self._samples.append((now, self._arrived))
+                while now - self._samples[1][0] > WINDOW:
+                    self._samples.popleft()
 
     def summary(self, done: str) -> list[str]:
         """What is done, the speed and the time left, as far as known."""
-        then, before = self._samples[0]
-        passed = self._clock() - then
-        speed = (self._arrived - before) / passed if passed else 0.0
+        with self._lock:
+            then, before = self._samples[0]
+            passed = self._clock() - then
+            speed = (self._arrived - before) / passed if passed else 0.0
         if speed < 1:
             return [done]
         words = [done, f"{size(speed)}/s"]
