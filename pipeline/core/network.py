@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import ssl
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass
 
 from .errors import UsageError
 
@@ -20,6 +18,9 @@ SCHEMES = ("http", "https", "socks5", "socks5h")
 
 def check() -> None:
     """Raise UsageError that names the variable with which no request can succeed."""
+    import ssl
+    from urllib.request import proxy_bypass
+
     unset = "unset it, or let it name this machine's certificates"
     file, folders = os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", "")
     try:
@@ -55,6 +56,8 @@ def _check_proxy(name: str) -> None:
 
 def through(url: str) -> str:
     """`; requests go through the proxy in HTTPS_PROXY`, or nothing where they go directly."""
+    from urllib.request import proxy_bypass
+
     parts = urlsplit(url)
     names = [] if proxy_bypass(parts.hostname or "") else _proxies()
     wanted = (f"{parts.scheme.upper()}_PROXY", "ALL_PROXY")

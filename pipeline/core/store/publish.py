@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import glob
 import os
@@ -81,6 +80,8 @@ def flush(path: Path) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Force a folder and all that is below it to the disk."""
+    import ctypes
+
     library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "syncfs"):
         for path in (*folder.rglob("*"), folder):
@@ -185,6 +186,8 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step where the system can: Linux and macOS, most file systems."""
     if os.name != "posix":
         return False
+    import ctypes
+
     library = ctypes.CDLL(None)
     paths = os.fsencode(first), os.fsencode(second)
     if sys.platform == "linux" and hasattr(library, "renameat2"):
