@@ -5,12 +5,13 @@ The rules are those of every system at once, so that an archive means the same o
 
 from __future__ import annotations
 
+import posixpath
 import unicodedata
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from .errors import PipelineError
 from .text import size
@@ -43,24 +44,6 @@ class Member(Struct, frozen=True, kw_only=True):
     odd: str = ""
 
 
-class Contents(Struct, frozen=True):
-    """What is unpacked, by path. `links` maps each link to the file that it leads to."""
-
-    files: dict[str, Member] = field(default_factory=dict)
-    links: dict[str, tuple[MemberKind, str]] = field(default_factory=dict)
-    folders: set[str] = field(default_factory=set)
-
-    def top(self) -> str:
-        """`name/` where everything is in a single folder `name`, else nothing."""
-        tops = {path.partition("/")[0] for path in (*self.files, *self.links, *self.folders)}
-        return f"{tops.pop()}/" if len(tops) == 1 and tops <= self.folders else ""
-
-    def total(self) -> int:
-        """The bytes that they take on a disk, where links may be copies."""
-        ends = (self.files[end].size for _, end in self.links.values())
-        return sum(member.size for member in self.files.values()) + sum(ends)
-
-
 def most_unpacked(packed: int) -> int:
     """The most bytes that an archive of `packed` bytes may unpack to."""
     return RATIO_FROM + RATIO * packed
@@ -86,20 +69,18 @@ def judge(
 
     Stops at the first such member, so that `members` need not be read to their end.
     """
-    judged = _Judge(most_bytes, most_files, packed)
-    for member in members:
-        try:
-            judged.add(member)
-        except _RefusedError as why:
-            raise refusal(archive, member.name, str(why)) from None
-    for path in judged.leads:
-        try:
-            judged.follow(path)
-        except _RefusedError as why:
-            raise refusal(archive, path, str(why)) from None
-    if not judged.contents.files:
+    contents, name = Contents(most_bytes, most_files, packed), ""
+    try:
+        for member in members:
+            name = member.name
+            contents.add(member)
+        for name in contents.leads:
+            contents.follow(name)
+    except _RefusedError as why:
+        raise refusal(archive, name, str(why)) from None
+    if not contents.files:
         raise PipelineError(f"{archive.name}: contains no files")
-    return judged.contents
+    return contents
 
 
 def path_of(name: str) -> str:
@@ -130,16 +111,23 @@ def _check_part(part: str) -> None:
         raise _RefusedError(f"has a name longer than {LONGEST_PART} bytes")
 
 
-class _Judge:
-    """The members so far."""
+class Contents:
+    """What is unpacked, by path. `links` maps each link to the file that it leads to."""
 
     def __init__(self, most_bytes: int, most_files: int, packed: int) -> None:
-        self.contents = Contents()
-        self.leads: dict[str, Member] = {}
+        self.files: dict[str, Member] = {}
+        self.links: dict[str, tuple[MemberKind, str]] = {}
+        self.folders: set[str] = set()
+        self.leads: dict[str, Member] = {}  # the links, before it is known where they end
         self._most_bytes, self._most_files, self._packed = most_bytes, most_files, packed
         self._named: set[str] = set()
         self._spelled: dict[str, str] = {}  # as a disk that ignores letter case sees it
-        self._bytes = 0
+        self.bytes = 0  # that they take on a disk, where links may be copies
+
+    def top(self) -> str:
+        """`name/` where everything is in a single folder `name`, else nothing."""
+        tops = {path.partition("/")[0] for path in (*self.files, *self.links, *self.folders)}
+        return f"{tops.pop()}/" if len(tops) == 1 and tops <= self.folders else ""
 
     def add(self, member: Member) -> None:
         if member.odd:
@@ -154,7 +142,7 @@ class _Judge:
         self._place(path, member.kind)
         if member.kind is MemberKind.FILE:
             self._weigh(member.size)
-            self.contents.files[path] = member
+            self.files[path] = member
         elif member.kind is not MemberKind.FOLDER:
             self.leads[path] = member
 
@@ -164,16 +152,16 @@ class _Judge:
         for depth in range(1, len(parts)):
             above = "/".join(parts[:depth])
             self._spell(above)
-            if above in self.contents.files or above in self.leads:
+            if above in self.files or above in self.leads:
                 raise _RefusedError(f"is inside {above!r}, which is not a folder")
-            self.contents.folders.add(above)
+            self.folders.add(above)
         self._spell(path)
         if path in self._named:
             raise _RefusedError("is in the archive twice")
         self._named.add(path)
         if kind is MemberKind.FOLDER:
-            self.contents.folders.add(path)
-        elif path in self.contents.folders:
+            self.folders.add(path)
+        elif path in self.folders:
             raise _RefusedError("is also a folder")
 
     def _spell(self, path: str) -> None:
@@ -185,14 +173,14 @@ class _Judge:
             raise _RefusedError(f"is one more than the {self._most_files} files that are allowed")
 
     def _weigh(self, count: int) -> None:
-        self._bytes += count
-        if count < 0 or self._bytes > self._most_bytes:
+        self.bytes += count
+        if count < 0 or self.bytes > self._most_bytes:
             raise _RefusedError(
-                f"makes it {size(self._bytes)} in total; allowed are {size(self._most_bytes)}"
+                f"makes it {size(self.bytes)} in total; allowed are {size(self._most_bytes)}"
             )
-        if self._bytes > most_unpacked(self._packed):
+        if self.bytes > most_unpacked(self._packed):
             raise _RefusedError(
-                f"makes it {size(self._bytes)} out of an archive of {size(self._packed)}: "
+                f"makes it {size(self.bytes)} out of an archive of {size(self._packed)}: "
                 f"more than {RATIO} to 1"
             )
 
@@ -201,9 +189,9 @@ class _Judge:
         end = path
         for _ in range(MOST_LINKS):
             end = _next(end, self.leads[end])
-            if end in self.contents.files:
-                self._weigh(self.contents.files[end].size)
-                self.contents.links[path] = (self.leads[path].kind, end)
+            if end in self.files:
+                self._weigh(self.files[end].size)
+                self.links[path] = (self.leads[path].kind, end)
                 return
             if end not in self.leads:
                 raise _RefusedError(
@@ -214,16 +202,8 @@ class _Judge:
 
 def _next(path: str, member: Member) -> str:
     """Where a link leads: from its own folder, a hard link from the top."""
-    place = path.split("/")[:-1] if member.kind is MemberKind.SYMLINK else []
-    if member.link.startswith("/"):
+    place = posixpath.dirname(path) if member.kind is MemberKind.SYMLINK else ""
+    end = posixpath.normpath(posixpath.join(place, member.link))
+    if end == ".." or end.startswith(("/", "../")):
         raise _RefusedError(f"is a link that leads out of the archive, to {member.link[:120]!r}")
-    for part in member.link.split("/"):
-        if part == ".." and not place:
-            raise _RefusedError(
-                f"is a link that leads out of the archive, to {member.link[:120]!r}"
-            )
-        if part == "..":
-            place.pop()
-        elif part not in ("", "."):
-            place.append(part)
-    return "/".join(place)
+    return "" if end == "." else end

@@ -18,8 +18,7 @@ import pytest
 from core_tools import child, finish, names
 
 from pipeline.core import archives
-from pipeline.core.archive_formats import members
-from pipeline.core.archives import unpack
+from pipeline.core.archives import members, unpack
 from pipeline.core.errors import PipelineError
 from pipeline.core.members import judge, path_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http
 import re
 import threading
 import time
@@ -98,9 +97,11 @@ class Judge:
         return 0, stop, count == stop - at
 
     def _refuse(self, answer: httpx2.Response) -> NoReturn:
+        from http import HTTPStatus
+
         status, host = answer.status_code, answer.url.host
-        known = status in set(http.HTTPStatus)  # the server's own text could be anything
-        text = f"answered {status}{f' {http.HTTPStatus(status).phrase}' if known else ''}"
+        known = status in set(HTTPStatus)  # the server's own text could be anything
+        text = f"answered {status}{f' {HTTPStatus(status).phrase}' if known else ''}"
         if status in (401, 403, 410):
             raise TroubleError(host, text, expired=True)
         if status in (429, 503):
