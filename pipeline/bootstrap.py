@@ -66,27 +66,18 @@ HINTS = (
     (("No space left on device", "os error 28", "os error 112"), DISK_FULL),
     (
         (
-            "Read-only file system",
-            "Permission denied",
-            "Access is denied",
-            "os error 13",
-            "os error 30",
+            *("Read-only file system", "Permission denied", "Access is denied"),
+            *("os error 13", "os error 30"),
         ),
         "A folder cannot be written to. doitw needs to write to the repository and to the "
         "cache of pip or uv.",
     ),
     (
         (
-            "Could not find a version that satisfies",
-            "Failed to fetch",
-            "error sending request",
-            "ConnectionError",
-            "ConnectTimeoutError",
-            "ReadTimeoutError",
-            "SSLError",
-            "No solution found",
+            *("Could not find a version that satisfies", "Failed to fetch", "No solution found"),
+            *("ConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "SSLError"),
+            *("error sending request", "TLS CA certificate bundle"),
             "Missing dependencies for SOCKS support",
-            "TLS CA certificate bundle",
         ),
         NO_NETWORK,
     ),
@@ -103,12 +94,8 @@ class BootstrapError(Exception):
     """A set-up that failed: what happened, and what to do next."""
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message}\n{self.hint}"
+        super().__init__(f"{message}\n{hint}")
+        self.message, self.hint = message, hint
 
 
 def main() -> int:
@@ -176,7 +163,7 @@ def update(name: str, lock: int, *, trust: bool) -> None:
 def trouble() -> "str | None":
     """Why `.venv` cannot be built on, or None where it can."""
     root = VENV / "root"
-    if not root.is_file() or not any(receipts()):
+    if not root.is_file() or not any(VENV.glob("*.txt")):
         return "its set-up was not finished"
     made_in = os.fsdecode(root.read_bytes()).rstrip("\n")
     if not Path(made_in).is_dir() or not ROOT.samefile(made_in):
@@ -184,10 +171,6 @@ def trouble() -> "str | None":
     if site_packages() is None:
         return "its Python is gone or has changed"
     return None
-
-
-def receipts() -> "Iterator[Path]":
-    return VENV.glob("*.txt")
 
 
 def site_packages() -> "Path | None":
@@ -204,7 +187,8 @@ def site_packages() -> "Path | None":
 
 def make(lock: int) -> None:
     """An empty `.venv`, in the place of whatever is there."""
-    for receipt in receipts():  # first, so that a kill here leaves nothing that looks finished
+    # First, so that a kill here leaves nothing that looks finished.
+    for receipt in VENV.glob("*.txt"):
         receipt.unlink()
     if VENV.is_symlink() or VENV.is_file():
         VENV.unlink()
@@ -249,7 +233,7 @@ def install_packages(name: str, lock: int) -> None:
     folder = site_packages()
     before = listing(folder)
     # While packages change, no receipt is true: set aside, and gone for good if this is killed.
-    kept = [(receipt, receipt.read_bytes()) for receipt in receipts()]
+    kept = [(receipt, receipt.read_bytes()) for receipt in VENV.glob("*.txt")]
     for receipt, _ in kept:
         receipt.unlink()
     try:
