@@ -90,7 +90,7 @@ class Attempt:
 
     def _fetch(self, numbers: Sequence[int]) -> None:
         """Get these pieces in one request; what is between them is dropped."""
-        if self._remote.halted:
+        if self._remote.halted.is_set():
             return
         partial, requested = self._partial, frozenset(numbers)
         start, stop = partial.bounds(numbers[0])[0], partial.bounds(numbers[-1])[1]

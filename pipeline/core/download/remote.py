@@ -61,7 +61,7 @@ class Remote:
         self._judge = Judge(name, size, streamed=streamed)
         self._lock = threading.Lock()
         self._locating = threading.Lock()  # held while the network is asked
-        self._halted = threading.Event()
+        self.halted = threading.Event()
         self._location: Location | None = None
         self._answers: set[httpx2.Response] = set()
         self._arrived = 0
@@ -69,7 +69,7 @@ class Remote:
 
     def halt(self) -> None:
         """End all `read` of this file with HaltedError, also those that wait for bytes."""
-        self._halted.set()
+        self.halted.set()
         with self._lock:
             answers = list(self._answers)
         for answer in answers:
@@ -79,10 +79,6 @@ class Remote:
                 with suppress(OSError):
                     # The plain socket's method: the one of TLS drops state that a reader uses.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    @property
-    def halted(self) -> bool:
-        return self._halted.is_set()
 
     def read(self, start: int, stop: int) -> Generator[bytes, None, None]:
         """The bytes from `start` to before `stop`, or to the end of a file of unknown size.
@@ -104,7 +100,7 @@ class Remote:
                         if skip:
                             data, skip = data[skip:], max(0, skip - len(data))
                         data = data[: stop - at]
-                        if self._halted.is_set():
+                        if self.halted.is_set():
                             raise HaltedError
                         at += len(data)
                         self._arrived += len(data)
@@ -119,7 +115,7 @@ class Remote:
                 problem = error
             except httpx2.RequestError as error:
                 problem = trouble(error)
-            if self._halted.is_set():
+            if self.halted.is_set():
                 raise HaltedError
             if at > reached:
                 reached, failures, waits, renewed = at, 0, 0, False
@@ -129,7 +125,7 @@ class Remote:
             elif problem.wait is not None and waits < WAITS:
                 waits += 1
                 self._report_wait(problem.host, problem.wait)
-                self._halted.wait(max(problem.wait, self._pause))
+                self.halted.wait(max(problem.wait, self._pause))
             else:
                 failures += 1
                 # A server that refuses some of many connections is not down while others receive
@@ -144,11 +140,11 @@ class Remote:
                     raise PipelineError(
                         f"{self.name}: {problem}", f"{AGAIN}{network.through(location.url)}"
                     )
-                self._halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
+                self.halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
 
     def _where(self) -> Location:
         with self._locating:
-            if self._halted.is_set():
+            if self.halted.is_set():
                 raise HaltedError
             if self._location is None:
                 self._location = self._locate()
@@ -173,7 +169,7 @@ class Remote:
             with self._lock:
                 self._answers.add(answer)
             try:
-                if self._halted.is_set():
+                if self.halted.is_set():
                     raise HaltedError
                 yield answer
             finally:
