@@ -10,6 +10,7 @@ import copy
 import gzip
 import io
 import os
+import posixpath
 import shutil
 import stat
 import struct
@@ -47,12 +48,11 @@ def unpack(
     *,
     most_bytes: int = MOST_BYTES,
     most_files: int = MOST_FILES,
-    strip_top: bool = False,
 ) -> list[Path]:
     """Unpack into `target`, which must not exist. Returns the sorted paths of all files and links.
 
-    `strip_top` drops a single top-level folder. Files get mode 0755 if anybody may run them, else
-    0644. Raises PipelineError for what is refused; after any error there is no `target`.
+    Files get mode 0755 if anybody may run them, else 0644. Raises PipelineError for what is
+    refused; after any error there is no `target`.
     """
     kind = kind_of(archive)
     with closing(members(archive, kind)) as stream:
@@ -66,40 +66,32 @@ def unpack(
     require_space(target.parent, contents.bytes)
     target.mkdir()
     try:
-        top = contents.top() if strip_top else ""
         with closing(members(archive, kind)) as stream:
-            return _write(archive, contents, stream, target, len(top))
+            return _write(archive, contents, stream, target)
     except BaseException:
         remove(target)
         raise
 
 
-def _write(
-    archive: Path, contents: Contents, packed: Members, target: Path, skip: int
-) -> list[Path]:
-    """Write everything, without the first `skip` letters of each path."""
-
-    def place(path: str) -> Path:
-        return target / path[skip:]
-
+def _write(archive: Path, contents: Contents, packed: Members, target: Path) -> list[Path]:
     target.chmod(0o755)
-    for path in sorted(contents.folders):
-        place(path).mkdir(exist_ok=path[skip:] == "")
-        place(path).chmod(0o755)
+    for folder in (target / path for path in sorted(contents.folders)):
+        folder.mkdir()
+        folder.chmod(0o755)
     paths = {member: path for path, member in contents.files.items()}
     for member, stream in packed:
         if member.kind is MemberKind.FILE and stream:
             if member not in paths:
                 raise refusal(archive, member.name, CHANGED)
-            _write_file(archive, member, stream, place(paths.pop(member)))
+            _write_file(archive, member, stream, target / paths.pop(member))
     if paths:
         raise refusal(archive, next(iter(paths.values())), CHANGED)
     for path, (kind, end) in contents.links.items():
         if kind is MemberKind.SYMLINK and not WINDOWS:
-            place(path).symlink_to(os.path.relpath(place(end), place(path).parent))
+            (target / path).symlink_to(os.path.relpath(end, posixpath.dirname(path)))
         else:  # on Windows creating links is a privilege
-            shutil.copy(place(end), place(path))
-    return sorted(place(path) for path in (*contents.files, *contents.links))
+            shutil.copy(target / end, target / path)
+    return sorted(target / path for path in (*contents.files, *contents.links))
 
 
 def _write_file(archive: Path, member: Member, stream: IO[bytes], path: Path) -> None:

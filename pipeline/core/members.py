@@ -124,11 +124,6 @@ class Contents:
         self._spelled: dict[str, str] = {}  # as a disk that ignores letter case sees it
         self.bytes = 0  # that they take on a disk, where links may be copies
 
-    def top(self) -> str:
-        """`name/` where everything is in a single folder `name`, else nothing."""
-        tops = {path.partition("/")[0] for path in (*self.files, *self.links, *self.folders)}
-        return f"{tops.pop()}/" if len(tops) == 1 and tops <= self.folders else ""
-
     def add(self, member: Member) -> None:
         if member.odd:
             raise _RefusedError(member.odd)
