@@ -137,8 +137,6 @@ def _listed(environ: Mapping[str, str], *lists: str, trusted: str = "") -> dict[
 
 
 def _names(name: str, listed: str) -> bool:
-    name = name.upper()
-    return any(
-        name.startswith(word[:-1]) if word.endswith("*") else name == word
-        for word in listed.split()
-    )
+    words = listed.split()
+    starts = tuple(word[:-1] for word in words if word.endswith("*"))
+    return name.upper() in words or name.upper().startswith(starts)

@@ -60,8 +60,8 @@ def through(url: str) -> str:
 
     parts = urlsplit(url)
     names = [] if proxy_bypass(parts.hostname or "") else _proxies()
-    wanted = (f"{parts.scheme.upper()}_PROXY", "ALL_PROXY")
-    name = next((name for name in names if name.upper() in wanted), "")
+    fitting = (f"{parts.scheme.upper()}_PROXY", "ALL_PROXY")
+    name = next((name for name in names if name.upper() in fitting), "")
     return f"; requests go through the proxy in {name}" if name else ""
 
 
@@ -78,5 +78,5 @@ def settings() -> str:
 def _proxies() -> list[str]:
     """The variables of proxies that are set, as they are spelled: small letters win."""
     spelled = ((name.lower(), name) for name in PROXIES)
-    found = (next((name for name in pair if os.environ.get(name)), "") for pair in spelled)
-    return [name for name in found if name]
+    names = (next((name for name in pair if os.environ.get(name)), "") for pair in spelled)
+    return [name for name in names if name]

@@ -139,28 +139,14 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
         last = len(commands) - 1
         compared = ((EQUAL, last - n, int(n == last), word) for n, word in enumerate(commands))
         add(call, _load(1), *compared, _error(EPERM), _allow())
-    add(
-        SETPRIORITY,
-        _load(0),
-        (EQUAL, 0, 3, 0),  # PRIO_PROCESS
-        _load(1),
-        (EQUAL, 0, 1, 0),  # its own
-        _allow(),
-        _error(EPERM),
-    )
+    own = (EQUAL, 0, 3, 0), _load(1), (EQUAL, 0, 1, 0)  # PRIO_PROCESS, and of that its own
+    add(SETPRIORITY, _load(0), *own, _allow(), _error(EPERM))
     add(PRLIMIT, _load(0), (EQUAL, 2, 0, 0), (EQUAL, 1, 0, OWN_PID), _error(EPERM), _allow())
     if not sandbox.gpus:  # no limit counts shared memory; drivers need it, and may watch files
         for call in (MEMFD, INOTIFY, INOTIFY1):
             add(call, _error(EPERM))
-        add(
-            MMAP,
-            _load(3),
-            (ANY_BIT, 2, 0, MAP_GROWSDOWN),
-            (ANY_BIT, 0, 2, MAP_SHARED),
-            (ANY_BIT, 0, 1, MAP_ANONYMOUS),
-            _error(EPERM),
-            _allow(),
-        )
+        shared = (ANY_BIT, 0, 2, MAP_SHARED), (ANY_BIT, 0, 1, MAP_ANONYMOUS)
+        add(MMAP, _load(3), (ANY_BIT, 2, 0, MAP_GROWSDOWN), *shared, _error(EPERM), _allow())
     if sandbox.ports is not None and not sandbox.ports:
         add(SOCKET, _error(EACCES))
     elif sandbox.ports:  # TCP alone, which Landlock limits to its ports
