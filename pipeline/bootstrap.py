@@ -18,13 +18,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 if sys.platform == "win32":
     import msvcrt
-    import time
 else:
     import fcntl
 
@@ -313,38 +313,24 @@ def locked(path: Path) -> "Iterator[int]":
     with path.open("ab") as file:
         if not try_lock(file):
             say("doitw: waiting for another doitw that sets up .venv")
-            wait_for_lock(file)
+            while not try_lock(file):
+                time.sleep(0.2)
         # Closing the file gives the lock back.
         yield file.fileno()
 
 
-if sys.platform == "win32":
-
-    def try_lock(file: "IO[bytes]") -> bool:
-        try:
+def try_lock(file: "IO[bytes]") -> bool:
+    try:
+        if sys.platform == "win32":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def wait_for_lock(file: "IO[bytes]") -> None:
-        while not try_lock(file):
-            time.sleep(0.2)
-
-else:
-
-    def try_lock(file: "IO[bytes]") -> bool:
-        try:
+        else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    except OSError as error:
+        if sys.platform == "win32" or isinstance(error, BlockingIOError):
             return False
-        except OSError as error:
-            say(f"doitw: locks do not work on this disk ({error.strerror}): call it once at a time")
-        return True
-
-    def wait_for_lock(file: "IO[bytes]") -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        say(f"doitw: locks do not work on this disk ({error.strerror}): call it once at a time")
+    return True
 
 
 def say(text: str) -> None:
