@@ -316,6 +316,13 @@ def test_a_program_that_says_nothing_is_killed_with_its_children(tmp_path: Path)
     wait_for(lambda: gone(int(heard[0])))
 
 
+@posix
+def test_a_program_that_takes_too_long_is_killed_though_it_talks(tmp_path: Path) -> None:
+    log, script = tmp_path / "log", "import time\nwhile True: print('up'); time.sleep(0.1)"
+    assert process.run(python(script), log=log, timeout=1.5) == -signal.SIGKILL
+    assert log.read_text().splitlines()[-1] == "killed: it had not ended after 1.5 s"
+
+
 def test_a_program_that_talks_is_left_alone(tmp_path: Path) -> None:
     script, heard = "import time\nfor i in range(5): print(i); time.sleep(0.4)", list[str]()
     assert (

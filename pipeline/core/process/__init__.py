@@ -25,7 +25,7 @@ from pipeline.core.log import info
 from pipeline.core.sandbox import Sandbox
 
 from .lifetime import die_with, put_in_job, watch_from_outside
-from .stop import end_group, limited, running, watched
+from .stop import running, watched
 
 Argv = Sequence[str | os.PathLike[str]]
 Process = subprocess.Popen[bytes]
@@ -265,8 +265,7 @@ def run(
     with (
         running(started) as process,
         _log(log, append) as write,
-        watched(patience, write, lambda: _kill(process)) as heard,
-        limited(timeout, write, process.kill),
+        watched(process, patience, timeout, write) as heard,
     ):
         write(f"+ {shown(argv)}")
         for line in lines_of(process):
@@ -325,8 +324,3 @@ def become(argv: Argv, *, env: Mapping[str, str], cwd: Path | None = None) -> No
         if cwd:
             os.chdir(cwd)
         os.execvpe(argv[0], [*argv], env)  # noqa: S606
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    end_group(process)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -66,23 +68,33 @@ def end_group(process: Started) -> None:
 
 @contextmanager
 def watched(
-    patience: float | None, write: Callable[[str], None], kill: Callable[[], None]
+    process: Started, patience: float | None, timeout: float | None, write: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function to call at each sign of life: `kill` is called after `patience` seconds
-    without one, and at the end for what was left behind. Without `patience` nothing is killed."""
-    if patience is None:
-        yield lambda: None
-        return
+    """Yield a function to call at each sign of life: after `patience` seconds without one, or after
+    `timeout` seconds, the process and its group are killed. With `patience` the group is killed at
+    the end too: what was left behind."""
     heard, over = threading.Event(), threading.Event()
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    silence = math.inf if patience is None else patience
 
     def watch() -> None:
-        while heard.wait(patience):
+        while heard.wait(min(silence, end - time.monotonic())):
             heard.clear()
             if over.is_set():
                 return
-        write(f"killed: it had printed nothing for {patience:g} s")
+        reason = f"printed nothing for {silence:g} s"
+        if time.monotonic() >= end:
+            reason = f"not ended after {timeout:g} s"
+        write(f"killed: it had {reason}")
         kill()
 
+    def kill() -> None:
+        process.kill()
+        end_group(process)
+
+    if patience is None and timeout is None:
+        yield heard.set
+        return
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -91,26 +103,5 @@ def watched(
         over.set()
         heard.set()
         thread.join()
-        kill()
-
-
-@contextmanager
-def limited(
-    seconds: float | None, write: Callable[[str], None], kill: Callable[[], None]
-) -> Iterator[None]:
-    """Call `kill` once the block has lasted so many seconds; None lets it last."""
-    if seconds is None:
-        yield
-        return
-
-    def end() -> None:
-        write(f"killed: it had not ended after {seconds:g} s")
-        kill()
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        if patience is not None:
+            kill()
