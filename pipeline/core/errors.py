@@ -20,7 +20,7 @@ class PipelineError(Exception):
 
 
 class UsageError(PipelineError):
-    """What was asked for cannot be meant: found before any work, exit status 3."""
+    """Wrong usage or configuration, detected before any work: exit status 3."""
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

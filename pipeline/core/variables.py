@@ -51,21 +51,21 @@ def variable(
 
 def variables(group: type) -> dict[str, Variable]:
     """The variables of a dataclass, by the names of their fields."""
-    table = {}
-    for each in fields(group):
-        entry = each.metadata.get(Variable)
-        if entry is not None:
-            table[each.name] = entry if entry.name else replace(entry, name=each.name)
-    return table
+    entries = {field.name: field.metadata.get(Variable) for field in fields(group)}
+    return {
+        name: entry if entry.name else replace(entry, name=name)
+        for name, entry in entries.items()
+        if entry is not None
+    }
 
 
 Group = TypeVar("Group")
 
 
 def fill(group: type[Group], values: Mapping[str, object], **more: object) -> Group:
-    """A dataclass of variables with the values that are given. `more` are fields of any kind."""
-    given = {n: values[v.name] for n, v in variables(group).items() if v.name in values}
-    return group(**{**given, **more})
+    """A dataclass of variables with those of `values` that are its own; `more` are other fields."""
+    own = {n: values[v.name] for n, v in variables(group).items() if v.name in values}
+    return group(**{**own, **more})
 
 
 def text(value: str) -> str:
@@ -119,28 +119,26 @@ def path(value: str) -> str:
 
 
 def read(
-    given: Mapping[str, str],
+    requested: Mapping[str, str],
     table: Iterable[Variable],
-    meant: Callable[[str], str] = lambda name: "",
+    synonym: Callable[[str], str] = lambda name: "",
 ) -> dict[str, object]:
-    """The given variables, parsed. All mistakes are reported at once. `meant` knows what other
-    programs call a variable.
-
-    Raises UsageError.
+    """The requested variables, parsed. `synonym` maps what other programs call a variable to its
+    name here. Raises UsageError with all errors.
     """
     known = {entry.name: entry for entry in table}
     values: dict[str, object] = {}
-    wrong = []
-    for name, value in given.items():
+    errors = []
+    for name, value in requested.items():
         if name not in known:
-            near = f"; here it is {same}" if (same := meant(name)) else ""
+            near = f"; here it is {same}" if (same := synonym(name)) else ""
             near = near or did_you_mean(name, list(known))
-            wrong.append(f"{name}: there is no such variable{near}")
+            errors.append(f"{name}: there is no such variable{near}")
             continue
         try:
             values[name] = known[name].parse(value)
         except ValueError as allowed:
-            wrong.append(f"{name}={value}: must be {allowed}")
-    if wrong:
-        raise UsageError("\n".join(wrong), "docs/variables.md lists every variable")
+            errors.append(f"{name}={value}: must be {allowed}")
+    if errors:
+        raise UsageError("\n".join(errors), "docs/variables.md lists every variable")
     return values

@@ -14,7 +14,7 @@ TABLE = (
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "value"),
+    ("name", "text", "value"),
     [
         ("model", " org/model ", "org/model"),
         ("model", "größe=1", "größe=1"),
@@ -27,12 +27,12 @@ TABLE = (
         ("format", "JSON", "json"),
     ],
 )
-def test_values(name: str, given: str, value: object) -> None:
-    assert read({name: given}, TABLE) == {name: value}
+def test_values(name: str, text: str, value: object) -> None:
+    assert read({name: text}, TABLE) == {name: value}
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "told"),
+    ("name", "text", "message"),
     [
         ("model", "  ", "model=  : must be a value; leave the variable out to get the default"),
         ("force", "2", "force=2: must be 1 or 0 (also true, false, yes, no, on, off)"),
@@ -48,16 +48,16 @@ def test_values(name: str, given: str, value: object) -> None:
         ("zzz", "1", "zzz: there is no such variable"),
     ],
 )
-def test_mistakes(name: str, given: str, told: str) -> None:
+def test_errors(name: str, text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read({name: given}, TABLE)
-    assert caught.value.message.endswith(told)
+        read({name: text}, TABLE)
+    assert caught.value.message.endswith(message)
 
 
-def test_all_mistakes_at_once() -> None:
-    given = {"modle": "x", "port": "x", "format": "xml", "model": "fine", "force": "maybe"}
+def test_all_errors_at_once() -> None:
+    requested = {"modle": "x", "port": "x", "format": "xml", "model": "fine", "force": "maybe"}
     with pytest.raises(UsageError) as caught:
-        read(given, TABLE)
+        read(requested, TABLE)
     lines = caught.value.message.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         *("modle", "port=x", "format=xml", "force=maybe")
