@@ -140,8 +140,7 @@ def ensure(name: str, *, trust: bool = False) -> None:
 def is_current(name: str, *, trust: bool) -> bool:
     """Whether requirements/NAME.txt, as it is now, was installed into an environment that works."""
     receipt = VENV / f"{name}.txt"
-    wanted = requirements(name)
-    if not receipt.is_file() or receipt.read_bytes() != wanted:
+    if not receipt.is_file() or receipt.read_bytes() != requirements(name):
         return False
     return trust or trouble() is None
 
@@ -149,15 +148,15 @@ def is_current(name: str, *, trust: bool) -> bool:
 def update(name: str, lock: int, *, trust: bool) -> None:
     # "test" holds all of "run" at the same versions. Read before installing: should git change
     # the files meanwhile, the next call sees a difference.
-    contents = {each: requirements(each) for each in (name, "run")}
+    contents = {file: requirements(file) for file in (name, "run")}
     why = None if trust else trouble()
     if why:
         if VENV.exists():
             say(f"doitw: .venv is made again: {why}")
         make(lock)
     install_packages(name, lock)
-    for each, content in contents.items():
-        write(VENV / f"{each}.txt", content)
+    for file, content in contents.items():
+        write(VENV / f"{file}.txt", content)
 
 
 def trouble() -> "str | None":

@@ -49,9 +49,9 @@ def child(script: str, *words: object, **more: Any) -> Iterator[subprocess.Popen
 def line(process: subprocess.Popen[str]) -> str:
     """The next line that the child prints."""
     assert process.stdout is not None
-    told = process.stdout.readline()
-    assert told or process.stderr is None, process.stderr.read()
-    return told.strip()
+    text = process.stdout.readline()
+    assert text or process.stderr is None, process.stderr.read()
+    return text.strip()
 
 
 def finish(process: subprocess.Popen[str]) -> str:

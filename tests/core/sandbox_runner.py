@@ -24,32 +24,32 @@ WITHOUT = {
 
 
 def main() -> None:
-    wanted = json.loads(sys.argv[1])
-    for module in WITHOUT[wanted["mechanism"]]:
+    request = json.loads(sys.argv[1])
+    for module in WITHOUT[request["mechanism"]]:
         if module is landlock:
             landlock.abi = lambda: 0  # type: ignore[assignment]
         elif module is bubblewrap:
             bubblewrap.program = lambda: ""  # type: ignore[assignment]
         else:
             seccomp.is_here = lambda: False
-    if wanted.get("abi"):
-        landlock.abi = lambda: wanted["abi"]  # type: ignore[assignment]
-    if wanted["user"] is not None:
+    if request.get("abi"):
+        landlock.abi = lambda: request["abi"]  # type: ignore[assignment]
+    if request["user"] is not None:
         os.setgroups([])
-        os.setgid(wanted["user"])
-        os.setuid(wanted["user"])
-    told = strength()
-    box = wanted["sandbox"]
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+    limits = strength()
+    box = request["sandbox"]
     paths = {key: [Path(p) for p in box.pop(key, [])] for key in ("programs", "read", "write")}
     env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     status, out, err = outcome(
-        wanted["argv"], timeout=120, env=env, sandbox=Sandbox(**paths, **box)
+        request["argv"], timeout=120, env=env, sandbox=Sandbox(**paths, **box)
     )
     print(
         json.dumps(
             {
-                "strength": told.name,
-                "lacks": told.lacks,
+                "strength": limits.name,
+                "lacks": limits.lacks,
                 "status": status,
                 "out": out,
                 "err": err,

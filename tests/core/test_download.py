@@ -83,7 +83,7 @@ def test_a_fault_that_can_be_mended(
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "told"),
+    ("kind", "options", "message"),
     [
         ("stall", {"after": 0}, "localhost: no data in time"),
         ("cut", {"after": 0}, "localhost: the connection ended early"),
@@ -96,11 +96,11 @@ def test_a_fault_that_can_be_mended(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_fault_that_stays_is_an_error_and_leaves_nothing_wrong(
-    site: Site, tmp_path: Path, kind: str, options: dict[str, Any], told: str
+    site: Site, tmp_path: Path, kind: str, options: dict[str, Any], message: str
 ) -> None:
     made = tmp_path / "made"
     site.fault(kind, **options)
-    with pytest.raises(PipelineError, match=told) as caught:
+    with pytest.raises(PipelineError, match=message) as caught:
         fetch(site, made, timeout=0.2)
     assert caught.value.message.startswith("big.gguf: ")
     assert site.commit not in str(caught.value), "no address in a message"
@@ -175,8 +175,8 @@ def test_a_file_known_by_its_git_blob_id(site: Site, tmp_path: Path) -> None:
     data = site.data("small.json")
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     content = Content(size=len(data), blob=blob)
-    told = fetch(site, tmp_path / "made", "small.json", content=content)
-    assert told == hashlib.sha256(data).hexdigest()
+    digest = fetch(site, tmp_path / "made", "small.json", content=content)
+    assert digest == hashlib.sha256(data).hexdigest()
     assert_whole(site, tmp_path / "made", "small.json")
     wrong = Content(size=len(data), blob="0" * 40)
     with pytest.raises(PipelineError, match=f"wrong git blob id: expected {'0' * 40}, got {blob}"):
@@ -195,8 +195,8 @@ def test_several_files_at_once(
             return all_files.get(name, content, lambda: location, tmp_path / name)
 
         with ThreadPoolExecutor() as pool:
-            told = list(pool.map(get, names))
-    assert told == [site.content(name).sha256 for name in names]
+            digests = list(pool.map(get, names))
+    assert digests == [site.content(name).sha256 for name in names]
     for name in names:
         assert_whole(site, tmp_path / name, name)
     last = capsys.readouterr().err.splitlines()[-1]
@@ -293,9 +293,9 @@ def test_a_range_of_a_file(site: Site) -> None:
 def test_runs_are_long_at_first_and_single_at_the_end() -> None:
     assert runs([], 8) == []
     assert runs([3], 8) == [range(3, 4)]
-    found = runs(range(256), 8)
-    assert [n for numbers in found for n in numbers] == list(range(256))
-    lengths = [len(numbers) for numbers in found]
+    ranges = runs(range(256), 8)
+    assert [n for numbers in ranges for n in numbers] == list(range(256))
+    lengths = [len(numbers) for numbers in ranges]
     assert lengths[:16] == [8] * 16
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-8:] == [1] * 8

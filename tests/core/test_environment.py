@@ -191,8 +191,8 @@ def test_a_mirror_without_a_password_is_used() -> None:
 
 
 def by_start_attached(words: list[str], folder: Path) -> str:
-    file = folder / "told"
-    script = f"{words[-1]}; open({str(file)!r}, 'w').write(told)"
+    file = folder / "values"
+    script = f"{words[-1]}; open({str(file)!r}, 'w').write(values)"
     assert process.start_attached([*words[:-1], script]).wait(timeout=60) == 0
     return file.read_text()
 
@@ -217,8 +217,8 @@ def test_a_program_is_started_without_credentials_unless_told(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OF_THE_USER", "kept")
-    script = "import os; told = ' '.join(map(str, map(os.environ.get, "
-    script += "('OF_THE_USER', 'OPENAI_API_KEY')))); print(told)"
+    script = "import os; values = ' '.join(map(str, map(os.environ.get, "
+    script += "('OF_THE_USER', 'OPENAI_API_KEY')))); print(values)"
     assert how([sys.executable, "-c", script], tmp_path).strip() == "kept None"
 
 

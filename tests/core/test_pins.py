@@ -66,8 +66,8 @@ def test_torch() -> None:
 
 
 def test_every_pin_is_another() -> None:
-    told = [file.sha256 for file in pins().demo_files.values()]
-    told += [archive.sha256 for archive in ARCHIVES]
-    told += [pins().prebuilt.sha256]
-    told += [pins().llama_cpp_commit, pins().llama_cpp_tree]
-    assert len(set(told)) == len(told)
+    hashes = [file.sha256 for file in pins().demo_files.values()]
+    hashes += [archive.sha256 for archive in ARCHIVES]
+    hashes += [pins().prebuilt.sha256]
+    hashes += [pins().llama_cpp_commit, pins().llama_cpp_tree]
+    assert len(set(hashes)) == len(hashes)

@@ -50,7 +50,7 @@ def test_run_with_another_folder_and_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "lines"),
+    ("output", "lines"),
     [
         (b"a\nb\n", ["a", "b"]),
         (b"a\r\nb", ["a", "b"]),
@@ -62,11 +62,11 @@ def test_run_with_another_folder_and_environment(tmp_path: Path) -> None:
     ],
     ids=["lines", "crlf", "progress", "empty", "bytes", "nothing", "long"],
 )
-def test_lines(tmp_path: Path, told: bytes, lines: list[str]) -> None:
-    (tmp_path / "told").write_bytes(told)
+def test_lines(tmp_path: Path, output: bytes, lines: list[str]) -> None:
+    (tmp_path / "output").write_bytes(output)
     script = "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"
     heard: list[str] = []
-    process.run([*python(script), tmp_path / "told"], log=tmp_path / "log", on_line=heard.append)
+    process.run([*python(script), tmp_path / "output"], log=tmp_path / "log", on_line=heard.append)
     assert heard == lines
 
 

@@ -73,26 +73,26 @@ def test_the_speed_is_that_of_what_arrived_lately() -> None:
 
 
 def test_how_long_is_written() -> None:
-    told = [duration(seconds) for seconds in (0.4, 45, 59.6, 130, 3600, 11_100)]
-    assert told == ["0 s", "45 s", "1 min 0 s", "2 min 10 s", "1 h 0 min", "3 h 5 min"]
+    output = [duration(seconds) for seconds in (0.4, 45, 59.6, 130, 3600, 11_100)]
+    assert output == ["0 s", "45 s", "1 min 0 s", "2 min 10 s", "1 h 0 min", "3 h 5 min"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
 def test_a_bar_on_a_terminal() -> None:
-    told = on_a_terminal("""
+    output = on_a_terminal("""
 import time
 from pipeline.core.progress import bar
 with bar("building") as update:
     update(30, 60)
     time.sleep(0.3)
 """)
-    assert b"building" in told
-    assert b"50%" in told
+    assert b"building" in output
+    assert b"50%" in output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
 def test_a_transfer_on_a_terminal() -> None:
-    told = on_a_terminal("""
+    output = on_a_terminal("""
 import time
 from pipeline.core.progress import transfer
 with transfer("fetching", 10_000_000) as count:
@@ -100,10 +100,10 @@ with transfer("fetching", 10_000_000) as count:
     count(5_000_000)
     time.sleep(0.3)
 """)
-    assert b"fetching" in told
-    assert b"5.0 MB of 10.0 MB, " in told
-    assert b"MB/s, " in told
-    assert b" s left" in told
+    assert b"fetching" in output
+    assert b"5.0 MB of 10.0 MB, " in output
+    assert b"MB/s, " in output
+    assert b" s left" in output
 
 
 def on_a_terminal(script: str) -> bytes:
@@ -112,10 +112,10 @@ def on_a_terminal(script: str) -> bytes:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen([sys.executable, "-c", script], stderr=slave, env=env) as process:
         os.close(slave)
-        told = b""
+        output = b""
         with contextlib.suppress(OSError):  # at the end
             while chunk := os.read(master, 4096):
-                told += chunk
+                output += chunk
         os.close(master)
     assert process.returncode == 0
-    return told
+    return output

@@ -88,15 +88,15 @@ def run(
     argv: list[str], sandbox: dict[str, Any], mechanism: str = "Landlock", **more: Any
 ) -> dict[str, Any]:
     """What a program in the sandbox does: `status`, `out`, `err`, and the `strength` it had."""
-    wanted = {"user": None, "mechanism": mechanism, "sandbox": sandbox, "argv": argv, **more}
-    command = [sys.executable, str(HERE / "sandbox_runner.py"), json.dumps(wanted)]
+    request = {"user": None, "mechanism": mechanism, "sandbox": sandbox, "argv": argv, **more}
+    command = [sys.executable, str(HERE / "sandbox_runner.py"), json.dumps(request)]
     env = {name: value for name, value in os.environ.items() if name != SWITCH}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=180, check=False, env=env
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def require(mechanism: str) -> None:
@@ -108,11 +108,11 @@ def require(mechanism: str) -> None:
 
 @pytest.fixture(scope="module")
 def boxes() -> Iterator[Any]:
-    """A function: what was found from inside by a mechanism, for a user."""
+    """A function: the outcomes inside by a mechanism, for a user."""
     tops: list[Path] = []
 
     @cache
-    def found(
+    def outcomes_of(
         mechanism: str, user: int | None, word: str = "", abi: int = 0, **more: Any
     ) -> dict[str, str]:
         top = Path(tempfile.mkdtemp(prefix="sandbox-"))
@@ -124,15 +124,15 @@ def boxes() -> Iterator[Any]:
                 box.lay_out(victim.pid)
                 argv = [PYTHON, "-I", "-B", str(HERE / "sandbox_probe.py"), json.dumps(box.places)]
                 argv += word.split()
-                told = run(argv, box.sandbox(**more), mechanism, user=user, abi=abi)
-                assert told["status"] == 0, told
-                outcomes: dict[str, str] = json.loads(told["out"])
+                result = run(argv, box.sandbox(**more), mechanism, user=user, abi=abi)
+                assert result["status"] == 0, result
+                outcomes: dict[str, str] = json.loads(result["out"])
                 assert victim.poll() is None, "a process outside was ended"
                 return outcomes
             finally:
                 victim.kill()
 
-    yield found
+    yield outcomes_of
     for top in tops:
         shutil.rmtree(top)
 
@@ -149,8 +149,8 @@ USERS = [None, *([NOBODY] if hasattr(os, "geteuid") and os.geteuid() == 0 else [
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_a_program_inside_can_do(boxes: Any, mechanism: str, user: int | None) -> None:
     require(mechanism)
-    found = boxes(mechanism, user)
-    unexpected = {n: how for n, how in found.items() if (how == "done") != (n in ALLOWED)}
+    outcomes = boxes(mechanism, user)
+    unexpected = {n: how for n, how in outcomes.items() if (how == "done") != (n in ALLOWED)}
     assert unexpected == {}
 
 
@@ -165,11 +165,11 @@ def test_with_graphics_cards_no_file_and_no_network_is_within_reach(
     boxes: Any, mechanism: str
 ) -> None:
     require(mechanism)
-    found = boxes(mechanism, None, gpus=True)
+    outcomes = boxes(mechanism, None, gpus=True)
     # Drivers share memory, watch files, and look for other programs in /proc.
-    more = {name for name in found if "memory" in name or "watch" in name or "memfd" in name}
+    more = {name for name in outcomes if "memory" in name or "watch" in name or "memfd" in name}
     more |= {"read_their_command", "list_processes"}
-    unexpected = {name: how for name, how in found.items() if (how == "done") != (name in ALLOWED)}
+    unexpected = {n: how for n, how in outcomes.items() if (how == "done") != (n in ALLOWED)}
     assert set(unexpected) <= more - {"read_their_memory", "read_their_memory_by_call"}
 
 
@@ -178,16 +178,16 @@ def test_an_older_kernel_protects_files_as_well(boxes: Any, abi: int) -> None:
     require("Landlock")
     if abi > landlock.abi():
         pytest.skip(f"this kernel's Landlock is {landlock.abi()}")
-    found = boxes("Landlock", None, abi=abi)
-    unexpected = {n: how for n, how in found.items() if (how == "done") != (n in ALLOWED)}
+    outcomes = boxes("Landlock", None, abi=abi)
+    unexpected = {n: how for n, how in outcomes.items() if (how == "done") != (n in ALLOWED)}
     assert unexpected == {}
 
 
 def test_without_landlock_and_bubblewrap_only_the_network_is_limited(boxes: Any) -> None:
     limited = "tcp udp unix netlink mptcp fork clone signal_them"
-    found = boxes("seccomp", None, f"{limited} read_secret")
-    assert {found[name] for name in limited.split()} <= {"EACCES", "EPERM"}
-    assert found["read_secret"] == "done"
+    outcomes = boxes("seccomp", None, f"{limited} read_secret")
+    assert {outcomes[name] for name in limited.split()} <= {"EACCES", "EPERM"}
+    assert outcomes["read_secret"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_without_landlock_and_bubblewrap_only_the_network_is_limited(boxes: Any)
 )
 def test_what_is_lacking_is_said(tmp_path: Path, mechanism: str, lacks: str) -> None:
     require(mechanism)
-    told = run(["true"], {"programs": ["/bin/true"]}, mechanism)
-    assert told["status"] == 0
-    assert told["lacks"] == lacks
-    assert mechanism == "none" or told["strength"].startswith(mechanism)
+    result = run(["true"], {"programs": ["/bin/true"]}, mechanism)
+    assert result["status"] == 0
+    assert result["lacks"] == lacks
+    assert mechanism == "none" or result["strength"].startswith(mechanism)
 
 
 def free_ports(count: int) -> list[int]:
@@ -222,11 +222,11 @@ def test_a_server_may_listen_on_its_port_and_talk_to_nobody() -> None:
         script = HERE / "sandbox_server.py"
         ports = [str(port) for port in (own, other, theirs.getsockname()[1])]
         box = {"programs": [PYTHON], "read": [str(script)], "ports": [own]}
-        told = run([PYTHON, "-I", "-B", str(script), *ports], box)
-        found = json.loads(told["out"])
-        done = {name for name, how in found.items() if how == "done"}
+        result = run([PYTHON, "-I", "-B", str(script), *ports], box)
+        outcomes = json.loads(result["out"])
+        done = {name for name, how in outcomes.items() if how == "done"}
         # Unbound, it gets a port of the system's choice, which neither Landlock nor seccomp sees.
-        assert done - {"listen_unbound"} == {"listen", "listen_6"}, found
+        assert done - {"listen_unbound"} == {"listen", "listen_6"}, outcomes
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
             theirs.accept()
@@ -247,11 +247,11 @@ def limited(tmp_path: Path, script: str, **bounds: Any) -> dict[str, Any]:
 
 def test_a_file_gets_no_longer_than_it_may(tmp_path: Path) -> None:
     script = "import sys; open(sys.argv[1], 'wb', 0).write(b'x' * {}); print('written')"
-    told = limited(tmp_path, script.format(1000), file_bytes=1000)
-    assert told["out"] == "written\n"
+    result = limited(tmp_path, script.format(1000), file_bytes=1000)
+    assert result["out"] == "written\n"
     more = "import sys; f = open(sys.argv[1], 'wb', 0); f.write(b'x' * 1000); f.write(b'x')"
-    told = limited(tmp_path, more, file_bytes=1000)
-    assert told["status"] and "File too large" in told["err"]
+    result = limited(tmp_path, more, file_bytes=1000)
+    assert result["status"] and "File too large" in result["err"]
     assert (tmp_path / "made").stat().st_size == 1000
     hole = "import sys; open(sys.argv[1], 'wb', 0).truncate(1 << 40)"
     assert limited(tmp_path, hole, file_bytes=1000)["status"]
@@ -260,12 +260,12 @@ def test_a_file_gets_no_longer_than_it_may(tmp_path: Path) -> None:
 def test_no_more_memory_than_it_may(tmp_path: Path) -> None:
     script = "bytearray({} << 20)"
     assert limited(tmp_path, script.format(100), memory=200 << 20)["status"] == 0
-    told = limited(tmp_path, script.format(300), memory=200 << 20)
-    assert told["status"] and "MemoryError" in told["err"]
+    result = limited(tmp_path, script.format(300), memory=200 << 20)
+    assert result["status"] and "MemoryError" in result["err"]
     threads = "import threading, time; threading.stack_size(64 << 20)\nfor _ in range(8):"
     threads += " threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
-    told = limited(tmp_path, threads, memory=200 << 20)
-    assert "can't start new thread" in told["err"]
+    result = limited(tmp_path, threads, memory=200 << 20)
+    assert "can't start new thread" in result["err"]
 
 
 def test_no_core_is_left_behind(tmp_path: Path) -> None:
@@ -292,9 +292,9 @@ page.write({code!r})
 call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
 print(call())
 """
-    told = limited(tmp_path, script)
-    assert told["status"] == status, told
-    assert told["out"].strip() in ("", "-38")  # ENOSYS
+    result = limited(tmp_path, script)
+    assert result["status"] == status, result
+    assert result["out"].strip() in ("", "-38")  # ENOSYS
 
 
 @pytest.mark.parametrize("step", ["drop_rights", "limits", "landlock", "seccomp"])

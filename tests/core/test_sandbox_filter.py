@@ -203,10 +203,10 @@ def test_calls_that_are_looked_into(
 )
 def test_the_numbers_are_the_systems_own(column: int, header: str) -> None:
     """Of the C library's headers, where they are installed."""
-    found = next(Path("/usr/include").glob(header), None)
-    if found is None:
+    file = next(Path("/usr/include").glob(header), None)
+    if file is None:
         pytest.skip(f"there is no {header}")
-    lines = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", found.read_text(), re.M)
+    lines = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", file.read_text(), re.M)
     known = {name: int(number) for name, number in lines}
     looked_into = {
         "CLONE CLONE3 FCNTL IOCTL KILL MMAP OPEN OPENAT OPENAT2 SENDMMSG SENDMSG SENDTO SETPRIORITY"

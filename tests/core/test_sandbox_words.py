@@ -102,10 +102,10 @@ def test_a_programs_libraries_are_found_behind_links(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
     real.touch()
     link.symlink_to(real)
-    found = set(policy.with_libraries(link))
-    assert {link.parent, real.parent, tmp_path / "installed/lib", tmp_path / "venv/lib"} <= found
-    assert tmp_path / "venv/pyvenv.cfg" in found
-    assert not {tmp_path, tmp_path / "installed", tmp_path / "venv"} & found
+    paths = set(policy.with_libraries(link))
+    assert {link.parent, real.parent, tmp_path / "installed/lib", tmp_path / "venv/lib"} <= paths
+    assert tmp_path / "venv/pyvenv.cfg" in paths
+    assert not {tmp_path, tmp_path / "installed", tmp_path / "venv"} & paths
 
 
 def test_secrets_are_nowhere_in_what_all_may_read() -> None:
@@ -124,7 +124,7 @@ def test_a_program_in_the_home_does_not_open_the_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     sandbox = Sandbox(programs=[tmp_path / "llama-quantize"])
     env = {"LD_LIBRARY_PATH": f".::{tmp_path / 'lib'}:lib"}
-    found = list(policy.executable(sandbox, env))
-    assert tmp_path / "llama-quantize" in found and tmp_path / "lib" in found
-    assert tmp_path not in found
-    assert all(path.is_absolute() for path in found)
+    paths = list(policy.executable(sandbox, env))
+    assert tmp_path / "llama-quantize" in paths and tmp_path / "lib" in paths
+    assert tmp_path not in paths
+    assert all(path.is_absolute() for path in paths)
