@@ -96,11 +96,11 @@ def cache(home: Home) -> Path:
     LLAMA_PIPELINE_CACHE, else the platform's cache folder, else (where that is not writable) a
     folder inside the home.
     """
-    from platformdirs import user_cache_path
-
     configured = os.environ.get("LLAMA_PIPELINE_CACHE", "").strip()
     if configured:
         return absolute(configured)
+    from platformdirs import user_cache_path
+
     folder = user_cache_path("llama-pipeline", appauthor=False)
     # The nearest existing folder above decides: a test by writing would leave something.
     above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))

@@ -73,9 +73,7 @@ def load(folder: Path) -> dict[str, Entry]:
     path = folder / FILE
     try:
         stat = path.stat()
-    except FileNotFoundError:
-        return {}
-    except OSError:
+    except OSError:  # which says why, unless there is none
         return _read(path)
     stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     cached = _cache.get(path)
