@@ -17,32 +17,27 @@ def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once:
     The threads are daemons: one that waits for a silent server does not keep the program from
     ending, as those of a ThreadPoolExecutor would.
     """
-    left: SimpleQueue[Item] = SimpleQueue()
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    for item in items:
-        left.put(item)
-    waiting = left.qsize()
+    waiting = list(items)
+    left = iter(waiting)  # each thread takes the next one
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work() -> None:
-        while True:
-            try:
-                item = left.get_nowait()
-            except Empty:
-                return
-            try:
-                function(item)
-                done.put(None)
-            except BaseException as error:  # of any kind: the caller gets it
-                done.put(error)
-                return
-
-    for _ in range(min(at_once, waiting)):
-        threading.Thread(target=work, daemon=True).start()
-    while waiting:
         try:
-            error = done.get(timeout=TICK)
+            for item in left:
+                function(item)
+        except BaseException as error:  # of any kind: the caller gets it
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    running = min(at_once, len(waiting))
+    for _ in range(running):
+        threading.Thread(target=work, daemon=True).start()
+    while running:
+        try:
+            error = ended.get(timeout=TICK)
         except Empty:
             continue
         if error:
             raise error
-        waiting -= 1
+        running -= 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from io import FileIO
 
+from pipeline.core.parallel import TICK
 from pipeline.core.progress import Count
 
 from .partial import Partial
@@ -19,7 +20,6 @@ from .remote import HaltedError, Remote
 # The library returns at most 64 KiB. With writes of that size the threads would wait for each other
 # twice as often, which costs a third of the speed.
 BLOCK = 1024 * 1024
-TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
 
 
 class Attempt:
