@@ -1,4 +1,4 @@
-"""The two ways in which a run ends badly, and how they read."""
+"""The two kinds of errors that end a run, and what their hints say."""
 
 from __future__ import annotations
 

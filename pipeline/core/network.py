@@ -1,5 +1,5 @@
-"""What the environment says of proxies and certificates: checked before the network is used, and
-named in what is said of its failures. A proxy's address is not shown: it may hold a password."""
+"""The environment's proxies and certificates: checked before the network is used, and named in
+errors. A proxy's address is never shown: it may hold a password."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def settings() -> str:
 
 
 def _proxies() -> list[str]:
-    """The variables of proxies that are set, as they are spelled: small letters win."""
+    """The proxy variables that are set; lower case wins."""
     spelled = ((name.lower(), name) for name in PROXIES)
     names = (next((name for name in pair if os.environ.get(name)), "") for pair in spelled)
     return [name for name in names if name]

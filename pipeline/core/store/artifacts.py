@@ -1,5 +1,4 @@
-"""The one way in which a file or a folder is made: lock, look again, make beside, check, publish,
-record."""
+"""How every file and folder is made: lock, check again, make beside, verify, publish, record."""
 
 from __future__ import annotations
 
@@ -38,11 +37,11 @@ def make(
     force: bool = False,
     sandbox: str | None = None,
 ) -> Entry:
-    """Have `target` as `recipe` says, made by `maker(path)` unless its receipt says that it is.
+    """Have `maker(path)` make `target`, unless its receipt says that it was made by `recipe`.
 
-    `need` is the disk space in bytes that making takes. `keep=False` marks a step on the way;
-    what was once kept stays kept. `sandbox` is noted in the receipt. Raises what `maker` raises,
-    with nothing published.
+    `need` is the disk space in bytes that making takes. `keep=False` marks an intermediate file,
+    unless it was kept before. `sandbox` is noted in the receipt. Raises what `maker` raises, with
+    nothing published.
     """
     with full_disk_is_an_error(target.parent), only_one(target):
         known = receipts.load(target.parent).get(target.name)
@@ -82,7 +81,7 @@ def make(
 
 
 def _of_another_run(target: Path, recipe: Recipe) -> Entry | None:
-    """What another run has made meanwhile, where locks do not work: the first one stays."""
+    """What another run has made meanwhile, where locks do not work: the first result stays."""
     if own_name(target.parent) and receipts.revalidate(target, recipe):
         return receipts.load(target.parent)[target.name]
     return None
@@ -90,8 +89,8 @@ def _of_another_run(target: Path, recipe: Recipe) -> Entry | None:
 
 @contextmanager
 def locked_folder(target: Path) -> Iterator[None]:
-    """Hold the lock of the folder `target`, once what a cut run left of it is mended: the place to
-    look again, and to make it with `new_folder`. A full disk is a PipelineError."""
+    """Hold the lock of the folder `target`, and repair what an interrupted run left of it: check
+    again under the lock, then make it with `new_folder`. A full disk is a PipelineError."""
     with full_disk_is_an_error(target.parent), only_one(target):
         recover_folder(target)
         yield
@@ -127,7 +126,7 @@ def publish(
 
 
 def keep(target: Path) -> None:
-    """Record that a file which was a step on the way is wanted for itself."""
+    """Mark an intermediate file as one to keep."""
     with only_one(target):
         entry = receipts.load(target.parent).get(target.name)
         if entry:
@@ -135,10 +134,7 @@ def keep(target: Path) -> None:
 
 
 def discard(target: Path) -> None:
-    """Remove the file of a step that has served; its receipt keeps saying what it was.
-
-    Call it under the target's lock.
-    """
+    """Remove an intermediate file; its receipt stays. Call it under the target's lock."""
     entry = receipts.load(target.parent).get(target.name)
     remove(target)
     if entry:

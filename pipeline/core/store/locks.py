@@ -76,7 +76,7 @@ def trouble(folder: Path) -> str:
     """Why locks do not work on the disk of `folder`, or nothing; said once. Raises OSError where
     nothing can be written there."""
     if folder not in _troubles:
-        why = _tried(folder)
+        why = _lock_error(folder)
         if why and not any(_troubles.values()):
             log.info(
                 f"warning: {folder}: locks do not work on this disk ({why}), so runs at the same "
@@ -91,7 +91,7 @@ def own_name(folder: Path) -> str:
     return f".{RUN}" if _troubles.get(folder) else ""
 
 
-def _tried(folder: Path) -> str:
+def _lock_error(folder: Path) -> str:
     if sys.platform == "win32":
         return ""
     import fcntl
