@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +54,9 @@ def only_one(target: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def alone_with(file: Path) -> Iterator[None]:
+def alone_with(file: Path) -> AbstractContextManager[object]:
     """Hold the lock of a file for as long as it takes to read and write it."""
-    if trouble(file.parent):
-        yield
-        return
-    with file_lock(file):
-        yield
+    return nullcontext() if trouble(file.parent) else file_lock(file)
 
 
 def file_lock(path: Path, *, mode: int = -1, is_singleton: bool = False) -> BaseFileLock:
