@@ -239,7 +239,7 @@ class PodModel:
         source = self.chain.resolved.source
         if self.chain.resolved.local:
             return {}
-        variables = self.made_from.request.asked
+        variables = self.made_from.request.model_words
         if source["type"] == "hf":
             revision = str(source["revision"])
             variables |= {"model": f"hf:{variables['model']}", "revision": revision}

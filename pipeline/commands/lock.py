@@ -59,7 +59,7 @@ def entry(model: Model) -> LockedModel:
     resolved = chain.resolved
     source = {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local}
     locked: LockedModel = {
-        "asked": model.request.asked,
+        "asked": model.request.model_words,
         "name": resolved.name,
         "kind": resolved.kind,
         "precision": resolved.precision,

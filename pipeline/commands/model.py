@@ -247,7 +247,7 @@ class Model:
 
     def require_locked(self) -> models.lockfile.LockedModel:
         """What pipeline.lock says of the request. Raises UsageError."""
-        return models.lockfile.find(self.lock_file, self.request.asked)
+        return models.lockfile.find(self.lock_file, self.request.model_words)
 
     def require_chain(self) -> Chain:
         """The chain of the model. Raises PipelineError where it is not known yet."""

@@ -47,6 +47,9 @@ from .variables import (
     elsewhere,
 )
 
+# Variables of programs that are compiled here.
+COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServersRequest(FileVariables):
@@ -85,10 +88,10 @@ class Request(RunVariables, ServingVariables):
         return self.force and self.reference is None
 
     @property
-    def asked(self) -> dict[str, str]:
-        """What it says of its model: under this pipeline.lock keeps it."""
+    def model_words(self) -> dict[str, str]:
+        """The variables that name its model: the key of its entry in pipeline.lock."""
         reference, files, imatrix = self.reference, self.file_filter, self.wanted.imatrix
-        said = {
+        values = {
             "model": (reference.repo or reference.text) if reference else "",
             "revision": reference.revision if reference else "",
             "quant": files.quant.lower(),
@@ -97,13 +100,13 @@ class Request(RunVariables, ServingVariables):
             "mmproj": self.mmproj.name if self.mmproj else files.mmproj,
             "imatrix": imatrix.name if imatrix else "",
         }
-        return {name: value for name, value in said.items() if value}
+        return {name: value for name, value in values.items() if value}
 
 
-def request(given: Mapping[str, str]) -> Request:
-    """Read the variables. Raises UsageError that names every mistake at once."""
-    server = {n.removeprefix(SERVER): v for n, v in given.items() if n.startswith(SERVER)}
-    rest = {name: value for name, value in given.items() if not name.startswith(SERVER)}
+def request(words: Mapping[str, str]) -> Request:
+    """Read the variables. Raises UsageError that names every error at once."""
+    server = {n.removeprefix(SERVER): v for n, v in words.items() if n.startswith(SERVER)}
+    rest = {name: value for name, value in words.items() if not name.startswith(SERVER)}
     values = read(rest, TABLE, elsewhere)
     _check_server(server, rest)
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
@@ -146,17 +149,12 @@ def request(given: Mapping[str, str]) -> Request:
         mmproj=mmproj,
         wanted=wanted,
         settings=Settings(
-            host=own.host,
-            port=own.port,
-            ctx_size=own.ctx_size,
-            threads=own.threads,
-            gpu_layers=own.gpu_layers,
-            parallel=own.parallel,
-            batch_size=own.batch_size,
-            device=device,
-            alias=own.alias,
-            api_key_file=_key_file(own.api_key_file),
-            server=server,
+            **{
+                **dataclasses.asdict(own),
+                "device": device,
+                "api_key_file": _key_file(own.api_key_file),
+                "server": server,
+            }
         ),
         bins=_build_options(programs, backend),
         offline=run.offline or hub_settings.is_offline(),
@@ -197,14 +195,7 @@ def _key_file(value: str) -> Path | None:
 
 def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
     """Which programs are wanted. Raises UsageError where that contradicts itself."""
-    compiled = {
-        "cuda_architectures": programs.cuda_architectures,
-        "cuda_toolkit": programs.cuda_toolkit,
-        "portable": programs.portable,
-        "jobs": programs.jobs,
-        "ui": programs.ui,
-    }
-    given = [name for name, value in compiled.items() if value not in (None, "")]
+    given = [name for name in COMPILED if getattr(programs, name) not in (None, "")]
     for name in ("cuda_architectures", "cuda_toolkit"):
         if name in given and backend not in (AUTO, "cuda"):
             raise UsageError(f"{name}= and backend={backend} contradict each other")
@@ -234,89 +225,90 @@ def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
     )
 
 
-def _reference(asked: ModelVariables) -> Reference | None:
-    named = [name for name in MODEL_NAMES if getattr(asked, name)]
+def _reference(model: ModelVariables) -> Reference | None:
+    named = [name for name in MODEL_NAMES if getattr(model, name)]
     if not named:
         return None
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} all name a model", "give one of them")
-    variable, given = named[0], str(getattr(asked, named[0]))
+    variable, value = named[0], str(getattr(model, named[0]))
     if variable in ("gguf_path", "safetensors_dir"):
-        reference = _own(variable, given)
+        reference = _own(variable, value)
     else:
-        is_bare = variable == "hf_model" and not given.startswith("hf:")
-        reference = parse(f"hf:{given}" if is_bare else given)
-    if asked.revision:
+        is_bare = variable == "hf_model" and not value.startswith("hf:")
+        reference = parse(f"hf:{value}" if is_bare else value)
+    if model.revision:
         if reference.kind != "hub":
             raise UsageError("revision: is for Hugging Face repositories only")
-        if reference.revision and reference.revision != asked.revision:
+        if reference.revision and reference.revision != model.revision:
             raise UsageError(
-                f"revision={asked.revision} and @{reference.revision} contradict each other"
+                f"revision={model.revision} and @{reference.revision} contradict each other"
             )
-        reference = replace(reference, revision=asked.revision)
+        reference = replace(reference, revision=model.revision)
     for name in ("filename", "pattern"):
-        if getattr(asked, name) and reference.kind != "hub":
+        if getattr(model, name) and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")
     return reference
 
 
-def _own(variable: str, given: str) -> Reference:
+def _own(variable: str, value: str) -> Reference:
     """The file or folder that `variable` names. Raises UsageError."""
-    if SCHEME.match(given):
-        raise UsageError(f"{variable}={given}: is an address", f"write model={given}")
-    path = absolute(given)
+    if SCHEME.match(value):
+        raise UsageError(f"{variable}={value}: is an address", f"write model={value}")
+    path = absolute(value)
     if not path.exists():
-        raise UsageError(f"{variable}={given}: {path} does not exist")
-    reference = existing(given, path)
+        raise UsageError(f"{variable}={value}: {path} does not exist")
+    reference = existing(value, path)
     if (reference.kind == "folder") != (variable == "safetensors_dir"):
-        raise UsageError(f"{variable}={given}: {path} is a {reference.kind}")
+        raise UsageError(f"{variable}={value}: {path} is a {reference.kind}")
     return reference
 
 
-def _with_address(reference: Reference | None, asked: ModelVariables) -> ModelVariables:
-    """What is asked for, with the file that an address names."""
+def _with_address(reference: Reference | None, model: ModelVariables) -> ModelVariables:
+    """The variables of a model, with the file that an address names."""
     if reference is None or not (reference.filename or reference.pattern):
-        return asked
+        return model
     for name in ("filename", "pattern"):
-        if getattr(asked, name):
+        if getattr(model, name):
             raise UsageError(f"{name}= and the address contradict each other", "leave one out")
     if PROJECTOR.search(reference.filename):
         raise UsageError(
             f"model={reference.text}: is a projector, by its name, not a model",
             f"pass model={reference.repo} mmproj={PurePosixPath(reference.filename).name}",
         )
-    return dataclasses.replace(asked, filename=reference.filename, pattern=reference.pattern)
+    return dataclasses.replace(model, filename=reference.filename, pattern=reference.pattern)
 
 
-def _mmproj(reference: Reference | None, given: str) -> tuple[Path | None, str]:
+def _mmproj(reference: Reference | None, value: str) -> tuple[Path | None, str]:
     """`mmproj=` as a file of the user's own, or as what it means inside a repository."""
-    if given.lower() in ("", NO_PROJECTOR):
-        return None, given.lower()
-    path = absolute(given)
+    if value.lower() in ("", NO_PROJECTOR):
+        return None, value.lower()
+    path = absolute(value)
     if path.is_file():
         return path, NO_PROJECTOR
     if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
-        raise UsageError(f"mmproj={given}: {path} is no file", "a path of a .gguf, or none")
-    return None, given
+        raise UsageError(f"mmproj={value}: {path} is no file", "a path of a .gguf, or none")
+    return None, value
 
 
-def _quant(reference: Reference | None, asked: str) -> str:
-    """The quant asked for, once: as `quant=` or in the reference."""
+def _quant(reference: Reference | None, value: str) -> str:
+    """The requested quant: of `quant=`, or of the reference."""
     if reference is None or not reference.quant:
-        return asked
+        return value
     try:
         named = quants.parse(reference.quant)
     except ValueError:
         named = reference.quant.upper()  # a repository's own name, such as UD-Q4_K_XL
-    if asked and quants.canonical(asked) != quants.canonical(named):
-        raise UsageError(f"quant={asked.lower()} and :{reference.quant} contradict each other")
+    if value and quants.canonical(value) != quants.canonical(named):
+        raise UsageError(f"quant={value.lower()} and :{reference.quant} contradict each other")
     return named
 
 
 def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) -> ServersRequest:
-    """What is said here, or else in the environment, unless a model is named. Raises UsageError."""
-    given = fill(FileVariables, values)
-    config, profile, engine = given.config, given.profile, given.engine
+    """The file or profile that is named here, or else in the environment, unless a model is named.
+    Raises UsageError."""
+    typed = fill(FileVariables, values)
+    config, profile, engine = typed.config, typed.profile, typed.engine
     named = [name for name in ("config", "profile", *MODEL_NAMES) if name in values]
     if len(named) > 1 and named[0] not in MODEL_NAMES:
         raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
@@ -336,11 +328,12 @@ def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) ->
 
 
 def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
-    """The file that the environment names for the engine, or for the first that has one; its
-    engine, and the variable of another one that was not asked for."""
-    named = {one: environ.get(name, "").strip() for one, name in CONFIGS.items()}
-    fit = [one for one in CONFIGS if engine in ("", one, LITELLM, ROUTER) and named[one]]
+    """The file that the environment names for the engine, or for the first engine that has one; its
+    engine, and the variable that names another file, which is not read."""
+    files = {key: environ.get(name, "").strip() for key, name in CONFIGS.items()}
+    fit = [key for key in CONFIGS if engine in ("", key, LITELLM, ROUTER) and files[key]]
     if not fit:
         return "", engine, ""
-    besides = "".join(CONFIGS[one] for one in fit[1:] if named[one] != named[fit[0]])
-    return named[fit[0]], engine or (VLLM if fit[0] == VLLM else ""), besides
+    first, *others = fit
+    besides = "".join(CONFIGS[key] for key in others if files[key] != files[first])
+    return files[first], engine or (VLLM if first == VLLM else ""), besides

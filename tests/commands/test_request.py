@@ -216,7 +216,7 @@ def test_an_address_of_a_file_is_that_file() -> None:
     found = request({"model": "https://huggingface.co/a/b/blob/v1/Q4/x-Q4_K_M.gguf"})
     assert found.reference and (found.reference.repo, found.reference.revision) == ("a/b", "v1")
     assert found.file_filter.filename == "Q4/x-Q4_K_M.gguf"
-    assert found.asked == {"model": "a/b", "revision": "v1", "filename": "Q4/x-Q4_K_M.gguf"}
+    assert found.model_words == {"model": "a/b", "revision": "v1", "filename": "Q4/x-Q4_K_M.gguf"}
     assert request({"hf_model": "hf.co/a/b:q8_0"}).file_filter.quant == "Q8_0"
 
 
@@ -232,7 +232,7 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
 
 def test_quants_as_repositories_name_them() -> None:
     asked = ask(model="a/b", quant="ud-q4_k_xl")
-    assert (asked.file_filter.quant, asked.asked) == (
+    assert (asked.file_filter.quant, asked.model_words) == (
         "UD-Q4_K_XL",
         {"model": "a/b", "quant": "ud-q4_k_xl"},
     )
