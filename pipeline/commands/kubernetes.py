@@ -43,15 +43,15 @@ def write(servers: Servers) -> None:
     chosen = dataclasses.replace(chosen, vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
-    target = out(servers)
+    target = out(servers, chosen)
     is_new = folder.write(folder.files(made, chosen), target)
     report(made, chosen, target, is_new, as_json=servers.request.json)
 
 
-def out(servers: Servers) -> Path:
+def out(servers: Servers, options: Options) -> Path:
     """The folder to write."""
-    if "out" in servers.variables:
-        return absolute(servers.variables["out"]).resolve()
+    if options.out:
+        return absolute(options.out).resolve()
     return servers.home.root / "deploy" / part_of(servers)
 
 

@@ -173,8 +173,8 @@ class ProgramVariables:
 class PackageVariables:
     """A package to install."""
 
-    pkg: str = variable(path, "the archive", "", of=("install_package",))
-    into: str = variable(path, "the folder", "", shown="`bins/package`", of=("install_package",))
+    pkg: str = variable(path, "the archive", "")
+    into: str = variable(path, "the folder", "", shown="`bins/package`")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,9 @@ def row(each: Variable) -> str:
 
 
 def meaning(each: Variable) -> str:
-    of = f"of {', '.join(f'`{name}`' for name in each.of)}: " if each.of else ""
-    return of + each.help
+    readers = [step.name for step in PUBLIC if each in read_by(step)]
+    steps = each.of or (readers if len(readers) == 1 else ())
+    return f"of {', '.join(f'`{name}`' for name in steps)}: {each.help}" if steps else each.help
 
 
 # help

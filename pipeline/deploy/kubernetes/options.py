@@ -15,7 +15,6 @@ IMAGE = re.compile(
 )
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
 QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)")
-STEP = ("kubernetes",)  # which reads them
 REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")
 
 
@@ -48,55 +47,47 @@ class Options:
         "the image with this project and llama.cpp's programs",
         "",
         shown="required for llama.cpp",
-        of=STEP,
     )
     vllm_image: str = variable(
         matching(IMAGE, "an image, such as vllm/vllm-openai:v0.33.0"),
         "the image with vLLM",
         "",
         shown="vLLM's own, of the version whose options are known",
-        of=STEP,
     )
     namespace: str = variable(
         matching(LABEL, "small letters, digits and -, at most 63"),
         "the namespace of all objects",
         "",
         shown="the one of `kubectl`",
-        of=STEP,
     )
     replicas: tuple[int, int] = variable(
         replicas,
         "pods of each instance, `2`; or the least and the most, `1-4`, and an autoscaler",
         (1, 1),
         shown="1",
-        of=STEP,
     )
     storage: str = variable(
         matching(QUANTITY, "a size, such as 50Gi"),
         "the size of each claim, such as `50Gi`",
         "",
         shown="what the model needs, else `100Gi`",
-        of=STEP,
     )
     storage_class: str = variable(
         matching(re.compile(r"[a-z0-9][-a-z0-9.]*"), "a storage class"),
         "the storage class of the claims",
         "",
         shown="the cluster's",
-        of=STEP,
     )
     gpus: int | None = variable(
         integer(0, 64),
         "GPUs of the instances whose `gpu_ids` name none",
         shown="1",
-        of=STEP,
     )
     out: str = variable(
         path,
         "the folder that is written",
         "",
         shown="`deploy/<configuration>` in the home",
-        of=STEP,
     )
 
     @property
@@ -104,11 +95,10 @@ class Options:
         return self.replicas[0] < self.replicas[1]
 
 
-def options(given: Mapping[str, str]) -> Options:
-    """Those of `given` that are for a cluster. Raises UsageError."""
-    table = {each.name: each for each in variables(Options).values() if each.name != "out"}
-    mine = {name: value for name, value in given.items() if name in table}
-    return fill(Options, read(mine, table.values()))
+def options(words: Mapping[str, str]) -> Options:
+    """The variables of the command line that are for a cluster. Raises UsageError."""
+    table = variables(Options)
+    return fill(Options, read({n: v for n, v in words.items() if n in table}, table.values()))
 
 
 def require_images(options: Options, engines: Mapping[str, str]) -> None:
