@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import gateway as gateway
     from . import install_model as install_model
     from . import kubernetes as kubernetes
+    from . import launch as launch
     from . import lock as lock
     from . import make as make
     from . import package as package

@@ -1,17 +1,30 @@
-"""What can be said before any work: the home is writable, what is local is sound, and what will be
-needed is there."""
+"""What can be said before any work: the home is writable, what is local is sound, what will be
+needed is there, and the file of servers has no errors."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
 from pipeline import models
 from pipeline.bins import binaries
+from pipeline.bins.hardware import nvidia
 from pipeline.core import log, paths
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
 
 from . import resolve
 from .model import Model
+
+if TYPE_CHECKING:
+    from pipeline.serve.config.vllm_installed import VllmOptions
+
+    from .servers import Servers
 
 
 def require_writable(home: Home) -> None:
@@ -64,3 +77,65 @@ def check_request(model: Model) -> None:
     model.chain()  # what cannot be meant is said now
     if wanted.imatrix:
         models.imatrix.require_usable(wanted.imatrix)
+
+
+def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:
+    """Raise UsageError with all errors that can be seen now."""
+    from pipeline.serve.config import checks
+    from pipeline.serve.config.named import unknown_overrides
+
+    from .servers import GATEWAY_OPTIONS
+
+    configuration, requested = servers.configuration, servers.requested
+    if requested.besides:
+        here = configuration.label
+        note(f"{requested.besides} names another file, and is not read; this is about {here}")
+    errors = [
+        *servers.errors,
+        *servers.misplaced(GATEWAY_OPTIONS),
+        *unknown_overrides(os.environ),
+    ]
+    try:
+        flags = servers.flags()
+    except PipelineError as error:
+        errors.append(error.message)
+        flags = None
+    cards = nvidia.count()
+    checks.check(
+        replace(configuration, mistakes=(*errors, *wrong_logs(servers))),
+        server=servers.server,
+        flags=flags,
+        environ=os.environ,
+        cards=cards,
+        installed=installed_vllm(servers),
+        note=note,
+    )
+    for spec in configuration.enabled if cards is None else ():
+        if spec.control.gpu_ids not in (None, "all", "none"):
+            note(f"{spec.at('control.gpu_ids')}: no driver of NVIDIA's is here to ask for it")
+
+
+def wrong_logs(servers: Servers) -> list[str]:
+    """The logs that cannot be written."""
+    from pipeline.serve import logfile
+
+    logs, errors = servers.logs(), []
+    for spec in servers.configuration.enabled:
+        if why := logfile.trouble(logs[spec.name]):
+            key = "log_file" if spec.control.log_file else "log_dir"
+            errors.append(f"{spec.at(f'control.{key}')}: {why}")
+    return errors
+
+
+@cache
+def installed_vllm(servers: Servers) -> VllmOptions | None:
+    """What an installed vLLM says of its options: slow, the first time."""
+    from pipeline.serve.config import vllm, vllm_installed
+    from pipeline.serve.server import VLLM
+
+    configuration = servers.configuration
+    if all(spec.engine != VLLM for spec in configuration.enabled):
+        return None
+    words = [vllm.executable(configuration, os.environ), *vllm.python(configuration)]
+    cache = servers.home.run / "flags"
+    return vllm_installed.listed(words, configuration.master.api_server_module, cache)

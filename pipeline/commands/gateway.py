@@ -16,6 +16,7 @@ from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
+from . import check, launch
 from .servers import Servers
 from .variables import LITELLM, ROUTER
 
@@ -78,7 +79,7 @@ def run(servers: Servers) -> None:
     """Serve in the foreground until asked to stop. Raises PipelineError."""
     from pipeline.serve.supervisor import liveness
 
-    servers.check()
+    check.check_servers(servers)
     chosen, engine = ready(servers), servers.requested.engine
     if engine == ROUTER:
         router(servers, chosen)
@@ -105,7 +106,7 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
     if chosen.origins or chosen.hosts:
         log.info("warning: not used: gateway.origins, gateway.hosts (LiteLLM checks neither)")
-    made = litellm_config(servers.instances(), chosen)
+    made = litellm_config(launch.servers_of(servers), chosen)
     file = _written(servers, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
     if program is None:
@@ -122,7 +123,7 @@ def router(servers: Servers, chosen: GatewaySettings) -> None:
     """llama-server's own router for the servers. Raises PipelineError if it cannot serve them."""
     from pipeline.serve.gateway.router import router_arguments, router_preset
 
-    instances = servers.instances()
+    instances = launch.servers_of(servers)
     file = _written(servers, "router.ini", router_preset(instances, chosen))
     words = [str(servers.server), *router_arguments(file, len(instances), chosen)]
     env = environment.servers(os.environ, downloads=any(server.downloads for server in instances))

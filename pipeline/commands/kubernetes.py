@@ -68,7 +68,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
     names = servers.requested.names
     require_known(names, [spec.name for spec in configuration.enabled])
     chosen = tuple(spec for spec in configuration.enabled if not names or spec.name in names)
-    configuration = replace(configuration, drafts=chosen, mistakes=servers.wrong)
+    configuration = replace(configuration, drafts=chosen, mistakes=servers.errors)
     if not chosen and not configuration.mistakes:
         raise UsageError(f"{configuration.label}: no instance is enabled, so nothing to write")
     errors = [*servers.misplaced(), *clashes(chosen)]

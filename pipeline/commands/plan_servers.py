@@ -11,7 +11,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from pipeline.core import log
-from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
@@ -23,9 +22,9 @@ from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import check, lock, resolve, serve
+from . import check, launch, lock, resolve, serve
 from . import plan as planning
-from .servers import THE_GATEWAYS, Servers
+from .servers import GATEWAY_OPTIONS, Servers
 from .up import asked_for, planned
 from .variables import CONTAINER
 
@@ -35,9 +34,8 @@ IMAGE_HOME, IMAGE_PROGRAM = Path("/data"), Path("/opt/llama-cpp/bin/llama-server
 
 def look(servers: Servers) -> tuple[Server, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
-    servers.check(log.info)
-    if wrong := servers.misplaced():
-        raise UsageError("\n".join(wrong))
+    check.check_servers(servers, log.info)
+    servers.require_placed()
     for model in servers.models.values():
         check.check_request(model)
         lock.require(model, before=True)
@@ -46,7 +44,7 @@ def look(servers: Servers) -> tuple[Server, ...]:
     found = planned(servers)
     for server in found:
         serve.require_model(servers.home, server)
-    for warning in servers.warnings(found):
+    for warning in launch.warnings(servers, found):
         log.info(f"warning: {warning}")
     return found
 
@@ -64,7 +62,7 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
             specs.without_programs(configuration),
             drafts=tuple(map(_without_files, configuration.drafts)),
             gateway=gateway.model_copy(update={"api_key_file": None}),
-            mistakes=(*configuration.mistakes, *servers.misplaced(THE_GATEWAYS)),
+            mistakes=(*configuration.mistakes, *servers.misplaced(GATEWAY_OPTIONS)),
         ),
         server=IMAGE_PROGRAM,
         flags=flags,

@@ -27,7 +27,7 @@ from pipeline.serve.supervisor.state import (
     require_known,
 )
 
-from . import gateway, ps
+from . import gateway, launch, ps
 from . import serve as serving
 from .servers import Servers
 from .summary import summary
@@ -44,9 +44,8 @@ def wanted(servers: Servers) -> DesiredState:
     from pipeline.serve.config import instances
 
     configuration = servers.configuration
-    if wrong := servers.misplaced():
-        raise UsageError("\n".join(wrong))
-    servers.install_models()
+    servers.require_placed()
+    launch.install_models(servers)
     for made in instances.write_keys(configuration, servers.flags(), servers.keys):
         log.info(made)
     if configuration.gateway.enable:
@@ -54,7 +53,7 @@ def wanted(servers: Servers) -> DesiredState:
     found = chosen(servers, planned(servers))
     for server in found.instances:
         serving.require_servable(servers.home, server, servers.flags() or {})
-    for warning in servers.warnings(found.instances):
+    for warning in launch.warnings(servers, found.instances):
         log.info(f"warning: {warning}")
     return found
 
@@ -82,7 +81,7 @@ def planned(servers: Servers) -> tuple[Server, ...]:
     """What would be started, the gateway among it. Raises PipelineError."""
     configuration = servers.configuration
     has_gateway = configuration.gateway.enable and configuration.master.enable
-    return (*servers.instances(), *([gateway.instance(servers)] if has_gateway else []))
+    return (*launch.servers_of(servers), *([gateway.instance(servers)] if has_gateway else []))
 
 
 def up(servers: Servers) -> None:
@@ -97,7 +96,7 @@ def up(servers: Servers) -> None:
         log.info("stopped")
         return
     failed = control.up(servers.at, asked, report=reporter(servers), names=names)
-    for line in servers.not_started(asked.instances):
+    for line in launch.not_started(servers, asked.instances):
         log.info(f"not started: {line}")
     ps.show(servers.request, [servers.at], reasons=False)
     if failed:
@@ -155,7 +154,7 @@ def serve(servers: Servers) -> None:
         servers.programs,
         found[0],
         ctx_is_asked=servers.names_context(found[0].name),
-        not_started=servers.not_started(found),
+        not_started=launch.not_started(servers, found),
     )
 
 

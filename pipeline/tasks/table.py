@@ -164,7 +164,7 @@ STEPS = (
     Step(
         "prepare",
         "do all that serve needs, and start nothing",
-        run=lambda session: session.servers.install_models() if session.servers else None,
+        run=lambda session: do.launch.install_models(session.servers) if session.servers else None,
         after=lambda session: before_start(session) if session.servers else ["_frozen"],
         needs=model,
         is_group=lambda session: session.servers is None,
@@ -303,7 +303,7 @@ STEPS = (
     Step(
         "_config",
         "say what is wrong with config= before any work",
-        run=lambda session: session.servers.check() if session.servers else None,
+        run=lambda session: do.check.check_servers(session.servers) if session.servers else None,
     ),
     Step(
         "_places",
@@ -372,7 +372,7 @@ def check_options(session: Session) -> None:
     from pipeline.core import log
 
     if session.servers:
-        session.servers.check(log.info)
+        do.check.check_servers(session.servers, log.info)
 
 
 def print_help() -> None:

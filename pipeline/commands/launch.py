@@ -1,0 +1,131 @@
+"""The servers that a file asks for as they are started: with their models and contexts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pipeline.core import capacity
+from pipeline.models import gguf
+from pipeline.serve import sandbox
+from pipeline.serve.config import instances
+from pipeline.serve.config.configuration import InstanceSpec
+from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.supervisor import state
+
+from . import estimate, install_model, serve
+from .servers import Servers
+
+
+def servers_of(file: Servers) -> tuple[Server, ...]:
+    """What will be started. Raises PipelineError where a model is not known yet.
+
+    A fitted context stays while nothing else of its server changes: free memory differs from run to
+    run, and a server that runs is part of what is used.
+    """
+    desired = state.read_wanted(file.at)
+    before = state.by_name(desired.instances) if desired else {}
+    contexts = {
+        name: int(context)
+        for name, server in before.items()
+        if (context := server.argument("--ctx-size")).isdecimal()
+    }
+    room = _room(file)
+    servers = _servers(file, contexts, room)
+    same = {server.name for server in servers if server == before.get(server.name)}
+    if contexts.keys() - same:
+        servers = _servers(file, {name: contexts[name] for name in contexts.keys() & same}, room)
+    for server in servers:
+        sandbox.require(server, f"{server.name}: sandbox")
+    return servers
+
+
+def _servers(file: Servers, contexts: Mapping[str, int], room: int) -> tuple[Server, ...]:
+    """The servers; `contexts` are to be kept by those that have no other, by name."""
+    servers = instances.instances(
+        file.configuration,
+        server=file.server,
+        flags=file.flags(),
+        models={
+            spec.name: _model(file, spec, contexts.get(spec.name), room)
+            for spec in file.configuration.enabled
+            if spec.model
+        },
+        logs=file.home.logs,
+        keys=file.keys,
+        xdg=file.home.run / "xdg",
+        environ=os.environ,
+    )
+    if file.requested.background is not None:
+        servers = tuple(replace(s, background=file.requested.background) for s in servers)
+    if "sandbox" in file.variables:
+        mode = file.request.sandbox
+        servers = tuple(replace(s, sandbox=mode) if s.engine == LLAMA_CPP else s for s in servers)
+    return servers
+
+
+def _model(file: Servers, spec: InstanceSpec, context: int | None, room: int) -> PreparedModel:
+    """Its model, with this context where the file names none; None: one that fits."""
+    model = file.model_of(spec).served_by(spec)
+    chain = model.require_chain()
+    ahead = estimate.outlook(model, chain)
+    if context is None:
+        context = serve.fit_context(model, ahead, room + ahead.bytes).ctx_size
+    prepared = serve.prepared_model(model, chain, ahead, context)
+    installed = install_model.installed(model, spec)
+    mmproj = prepared.mmproj and installed.get(Path(prepared.mmproj), prepared.mmproj)
+    return replace(prepared, path=installed.get(chain.final, chain.final), mmproj=mmproj)
+
+
+def _room(file: Servers) -> int:
+    """The memory in bytes that each model whose context is fitted may have beside its weights: the
+    servers of a file share what all their weights leave."""
+    fitted, weights = 0, 0
+    for spec in file.configuration.enabled:
+        if spec.model:
+            model = file.model_of(spec)
+            weights += estimate.outlook(model, model.require_chain()).bytes
+            fitted += not file.names_context(spec.name)
+    return (capacity.memory() - weights) // max(1, fitted)
+
+
+def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
+    """What the metadata of the models of `servers` does not say."""
+    prepared = {s.name: file.model_of(s) for s in file.configuration.enabled if s.model}
+    lines = []
+    for server in servers:
+        path, header = serve.model_file(server), None
+        if path:
+            header = gguf.read_cached(path, file.home.run / "gguf.json")
+        elif server.name in prepared:
+            model = prepared[server.name]
+            header = estimate.outlook(model, model.require_chain()).header
+        lines += [f"{server.name}: {line}" for line in serve.model_warnings(header, server)]
+    return lines
+
+
+def not_started(file: Servers, servers: Sequence[Server]) -> list[str]:
+    """What the file asks for beside `servers`, and why it is left out."""
+    started, reasons = {server.name for server in servers}, []
+    for spec in file.configuration.drafts:
+        if spec.name in started:
+            continue
+        if not file.configuration.master.enable:
+            reason = "master.enable = false"
+        elif not spec.control.enabled:
+            reason = f"{spec.at('control.enabled')} = false"
+        else:
+            reason = "not among name="
+        reasons.append(f"{spec.name} ({reason})")
+    return reasons
+
+
+def install_models(file: Servers) -> None:
+    """Have the prepared files where a profile wants them. Raises PipelineError."""
+    for spec in file.configuration.enabled:
+        if spec.download_to is not None:
+            install_model.install(file.model_of(spec), spec)
