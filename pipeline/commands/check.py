@@ -47,7 +47,7 @@ def check(model: Model) -> None:
 
 def check_request(model: Model) -> None:
     """As `check`, for runs that make nothing."""
-    request, home, source = model.request, model.home, model.llama_cpp
+    request, home, source = model.request, model.home, model.programs.llama_cpp
     reference, wanted = request.reference, request.wanted
     model.programs.require_device()
     external = binaries.external(home)

@@ -86,7 +86,7 @@ def entry(model: Model) -> LockedModel:
 
 def llama_cpp(model: Model) -> dict[str, str]:
     """The llama.cpp that converts, quantizes and serves."""
-    identity = {"commit": model.llama_cpp.commit, "tree": model.llama_cpp.tree}
+    identity = {"commit": model.programs.llama_cpp.commit, "tree": model.programs.llama_cpp.tree}
     if binaries.external(model.home) and model.binaries.has("llama-quantize"):
         identity["llama_quantize_sha256"] = model.binaries.sha256("llama-quantize")
     return identity

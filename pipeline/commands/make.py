@@ -64,7 +64,7 @@ def fetch(model: Model) -> None:
         return
     resolve.require_architecture(model, resolved)  # the source may have come since then
     with model.asking_anew():
-        if not model.fetch_is_done() and estimate.foreign_code(model, model.require_chain()):
+        if not model.is_done("fetch") and estimate.foreign_code(model, model.require_chain()):
             make_converter(model.home, model.request)
             estimate.require_convertible(model, model.require_chain())
         fetching.fetch(resolved, offline=offline, force=force)
@@ -79,7 +79,7 @@ def convert(model: Model) -> None:
     if made:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target):
-            if not model.convert_is_done():
+            if not model.is_done("convert"):
                 conversions.make(
                     made, model.home, force=model.request.force, check=estimate.loads(model)
                 )

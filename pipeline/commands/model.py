@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
@@ -26,7 +26,6 @@ from .request import Request
 
 if TYPE_CHECKING:
     from pipeline.bins.binaries import Binaries
-    from pipeline.bins.compile.source import Source
     from pipeline.models import hub
     from pipeline.models.chain import Chain, Needs
     from pipeline.models.quants import QuantRequest
@@ -44,16 +43,12 @@ class Model:
         self.programs = programs
         self.home = programs.home
         self.listing: hub.Listing | None = None  # what the hub said in this run
-        self._resolved: Resolved | None = None
-        self._quant = ""  # what quant=auto means
+        self.resolved: Resolved | None = None  # see `known`
+        self.auto_quant = ""  # what quant=auto means for it
         self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
         self._spec: InstanceSpec | None = None
 
     # What there is to work with
-
-    @property
-    def llama_cpp(self) -> Source:
-        return self.programs.llama_cpp
 
     @property
     def spec(self) -> InstanceSpec:
@@ -75,13 +70,13 @@ class Model:
     # The model, as far as it is known without network and without hashing
 
     def known(self) -> Resolved | None:
-        """The resolved model, if nothing has to be asked or hashed to tell."""
-        if self._resolved is None:
+        """The resolved model, if this takes no network and no hashing."""
+        if self.resolved is None:
             try:
-                self._resolved = self._look()
+                self.resolved = self._look()
             except PipelineError:
                 return None  # the step `resolve` says what is wrong
-        return self._resolved
+        return self.resolved
 
     def decides_quant(self) -> bool:
         """Whether quant=auto has to be decided here: a repository's GGUF is chosen with it."""
@@ -99,18 +94,10 @@ class Model:
         if not self.decides_quant():
             return replace(wanted, quant="")
         if self.request.frozen:
-            self._quant = str(self.require_locked().get("quantization", {}).get("type", ""))
-        if not self._quant and not self.request.refresh:
-            self._quant = models.resolve.decided(self.decision_path(resolved))
-        return replace(wanted, quant=self._quant) if self._quant else None
-
-    def resolved_to(self, resolved: Resolved) -> None:
-        """The model, as `resolve` found it."""
-        self._resolved = resolved
-
-    def decided_on(self, quant: str) -> None:
-        """What quant=auto means for the model at hand."""
-        self._quant = quant
+            self.auto_quant = str(self.require_locked().get("quantization", {}).get("type", ""))
+        if not self.auto_quant and not self.request.refresh:
+            self.auto_quant = models.resolve.decided(self.decision_path(resolved))
+        return replace(wanted, quant=self.auto_quant) if self.auto_quant else None
 
     def chain(self) -> Chain | None:
         """What is made of the model, if it is known."""
@@ -126,18 +113,18 @@ class Model:
     def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
         if self._made_chain and self._made_chain[:2] == (resolved, wanted):
             return self._made_chain[2]
-        script = self.llama_cpp.folder / "convert_hf_to_gguf.py"
-        made = models.chain.chain(resolved, wanted, self.home, script, self.llama_cpp.recipe())
+        llama_cpp = self.programs.llama_cpp
+        script = llama_cpp.folder / "convert_hf_to_gguf.py"
+        made = models.chain.chain(resolved, wanted, self.home, script, llama_cpp.recipe())
         self._made_chain = (resolved, wanted, made)
         return made
 
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""
-        chain = self.chain()
+        if (chain := self.chain()) is None:
+            return None
         force = self.request.force
-        return (
-            models.chain.needs(chain, self.home, self.programs.tool, force=force) if chain else None
-        )
+        return models.chain.needs(chain, self.home, self.programs.tool, force=force)
 
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
@@ -179,35 +166,27 @@ class Model:
         ctx_size = self.request.settings.ctx_size
         return models.resolve.decision_path(resolved, self.request.wanted, ctx_size, self.home)
 
-    # Is there nothing to do? (called by doit, for running and for listing)
+    # Is there nothing to do?
 
     def source_is_done(self) -> bool:
         """On disk; or not needed, because neither a build nor a conversion will read it."""
         is_built = self.programs.are_compiled and not self.programs.are_done()
-        if not is_built and self.convert_is_done():
+        if not is_built and self.is_done("convert"):
             return True
-        return source.is_current(self.llama_cpp)
+        return source.is_current(self.programs.llama_cpp)
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None
 
-    def fetch_is_done(self) -> bool:
+    def is_done(self, step: Literal["fetch", "convert", "quantize"]) -> bool:
         needs = self.needs()
-        return needs is not None and not needs.fetch
+        return needs is not None and not getattr(needs, step)
 
     def converter_is_done(self) -> bool:
         """Made; or not needed, because the model is not converted."""
-        if self.convert_is_done():
+        if self.is_done("convert"):
             return True
         return not self.request.again and models.converter.is_current(self.home)
-
-    def convert_is_done(self) -> bool:
-        needs = self.needs()
-        return needs is not None and not needs.convert
-
-    def quantize_is_done(self) -> bool:
-        needs = self.needs()
-        return needs is not None and not needs.quantize
 
     def is_settled(self) -> bool:
         """Whether the model's files are where their receipts left them."""
@@ -240,10 +219,10 @@ class Model:
     def require_resolved(self) -> Resolved:
         """The model that is named. Raises PipelineError where it is not known yet."""
         self.require_reference()
-        found = self.known()
-        if found is None:
+        resolved = self.known()
+        if resolved is None:
             raise PipelineError("the model is not resolved yet", f"run {doitw('resolve model=…')}")
-        return found
+        return resolved
 
     def require_locked(self) -> models.lockfile.LockedModel:
         """What pipeline.lock says of the request. Raises UsageError."""
@@ -261,4 +240,4 @@ class Model:
 
     def architectures(self) -> frozenset[str]:
         """The architectures that the converter at hand knows."""
-        return models.converter.architectures(self.llama_cpp.folder)
+        return models.converter.architectures(self.programs.llama_cpp.folder)

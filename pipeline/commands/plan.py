@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
@@ -15,7 +16,8 @@ from pipeline.bins.compile import cuda_toolkit, source
 from pipeline.bins.hardware import cuda_versions, nvidia
 from pipeline.core import capacity, packages
 from pipeline.core.errors import UsageError
-from pipeline.core.pins import pins
+from pipeline.core.paths import Home
+from pipeline.core.pins import Archive, pins
 from pipeline.core.process import shown
 from pipeline.core.store.publish import SPARE_BYTES
 from pipeline.core.text import plural, size
@@ -30,6 +32,16 @@ from .model import Model
 from .variables import CONTAINER
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
+
+
+class PlannedStep(Struct, frozen=True):
+    """A step; if it is to do, the bytes that it downloads and the room on disk that it takes."""
+
+    name: str
+    is_done: bool
+    what: str
+    download: int = 0
+    disk: int = 0
 
 
 def plan(model: Model) -> None:
@@ -53,32 +65,16 @@ def plan(model: Model) -> None:
 def collect(model: Model) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
     chain = model.require_chain()
-    rows = [
-        ("source", model.source_is_done(), f"llama.cpp {model.llama_cpp.commit[:12]}"),
-    ]
-    if model.programs.are_compiled and model.programs.page:
-        node = f"llama-server's page, with Node.js {model.programs.page.node.version}"
-        rows.append(("build_ui", model.programs.page_is_done(), node))
-    if model.programs.release:
-        kit = f"CUDA {model.programs.release.version}, NVIDIA's wheels"
-        rows.append(("cuda_toolkit", model.programs.toolkit_is_done(), kit))
-    rows.append(("build_bins", model.programs.are_done(), str(model.binaries.folder)))
-    if not chain.resolved.local:
-        what = f"{plural(len(chain.resolved.files), 'file')}, {size(chain.resolved.bytes)}"
-        rows.append(("fetch", model.fetch_is_done(), what))
-    if chain.conversion:
-        rows.append(("converter", model.converter_is_done(), str(converter.folder(model.home))))
-        rows.append(("convert", model.convert_is_done(), str(chain.conversion.target)))
-    if chain.quantization:
-        rows.append(("quantize", model.quantize_is_done(), str(chain.quantization.target)))
-    todo = {name for name, done, _ in rows if not done}
     ahead = estimate.outlook(model, chain)
+    steps = planned_steps(model, chain, ahead)
+    todo = {step.name: step for step in steps if not step.is_done}
     server = None
     if model.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
         planned = serve.planned(model, chain, ahead)
         server, fit = planned.server, planned.fit
     else:
         fit = serve.fit_context(model, ahead)
+    disk = sum(step.disk for step in todo.values())
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,
@@ -86,18 +82,18 @@ def collect(model: Model) -> dict[str, Any]:
         "file_bytes": ahead.bytes,
         "files": [{"name": f.name, "bytes": f.size} for f in chain.resolved.files],
         "steps": [
-            {"name": name, "state": UP_TO_DATE if done else TO_DO, "what": what}
-            for name, done, what in rows
+            {"name": s.name, "state": UP_TO_DATE if s.is_done else TO_DO, "what": s.what}
+            for s in steps
         ],
         "backend": model.programs.backend or None,
         "backend_why": model.programs.selection.why if model.programs.are_chosen else "",
         "warnings": [
             *model.programs.warnings(),
-            *code_warnings(model, chain, todo),
+            *(code_warnings(model, chain) if "convert" in todo else ()),
             *serve.model_warnings(ahead.header, server),
         ],
-        "download_bytes": download_bytes(model, chain, todo),
-        "disk_peak_bytes": disk_bytes(model, chain, todo, ahead),
+        "download_bytes": sum(step.download for step in todo.values()),
+        "disk_peak_bytes": disk + SPARE_BYTES if disk else 0,
         "disk_free_bytes": shutil.disk_usage(existing(model.home.models)).free,
         "disk_folder": str(model.home.models),
         "memory": memory_of(fit),
@@ -112,10 +108,66 @@ def collect(model: Model) -> dict[str, Any]:
     }
 
 
-def code_warnings(model: Model, chain: Chain, todo: set[str]) -> list[str]:
-    """What is said of a model that brings code, where it is still to be converted."""
-    if "convert" not in todo:
-        return []
+def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[PlannedStep]:
+    """The steps that `serve` consists of, in order."""
+    programs, home = model.programs, model.home
+    llama_cpp = programs.llama_cpp
+    steps = [
+        PlannedStep(
+            "source",
+            model.source_is_done(),
+            f"llama.cpp {llama_cpp.commit[:12]}",
+            download=still_to_come(pins().llama_cpp_archive, home) * llama_cpp.fetched,
+            disk=source.UNPACKED_BYTES,
+        )
+    ]
+    if programs.are_compiled and programs.page:
+        node = f"llama-server's page, with Node.js {programs.page.node.version}"
+        steps.append(PlannedStep("build_ui", programs.page_is_done(), node))
+    if programs.release:
+        steps.append(
+            PlannedStep(
+                "cuda_toolkit",
+                programs.toolkit_is_done(),
+                f"CUDA {programs.release.version}, NVIDIA's wheels",
+                download=cuda_versions.DOWNLOAD_BYTES,
+                disk=cuda_toolkit.INSTALLED_BYTES,
+            )
+        )
+    is_built, folder = programs.are_done(), str(model.binaries.folder)
+    sizes = (0, 0) if is_built else (programs.source.download, programs.source.bytes)
+    steps.append(PlannedStep("build_bins", is_built, folder, *sizes))
+    if not chain.resolved.local:
+        files = chain.resolved
+        what = f"{plural(len(files.files), 'file')}, {size(files.bytes)}"
+        if files.source["type"] == "package":
+            sizes = (still_to_come(pins().demo_archive, home), files.bytes)
+        else:
+            force = model.request.force and not model.request.offline
+            sizes = (fetch.bytes_to_come(files, force=force),) * 2
+        steps.append(PlannedStep("fetch", model.is_done("fetch"), what, *sizes))
+    if conversion := chain.conversion:
+        sizes = (converter.DOWNLOAD_BYTES, converter.INSTALLED_BYTES)  # as if none were cached
+        what = str(converter.folder(home))
+        steps += [
+            PlannedStep("converter", model.converter_is_done(), what, *sizes),
+            PlannedStep(
+                "convert", model.is_done("convert"), str(conversion.target), disk=conversion.need
+            ),
+        ]
+    if chain.quantization:
+        what = str(chain.quantization.target)
+        steps.append(PlannedStep("quantize", model.is_done("quantize"), what, disk=ahead.bytes))
+    return steps
+
+
+def still_to_come(archive: Archive, home: Home) -> int:
+    """The bytes of a pinned archive, unless it was downloaded before."""
+    return 0 if packages.cached(archive, home).exists() else archive.size
+
+
+def code_warnings(model: Model, chain: Chain) -> list[str]:
+    """The warnings about a model that brings code, where it is still to be converted."""
     return [
         f"{code}: code of a model never runs; if it cannot be converted without, it is refused"
         for code in estimate.foreign_code(model, chain)
@@ -226,7 +278,7 @@ def every_quant(model: Model) -> list[dict[str, Any]]:
         options = choice.narrow(options, request.file_filter, reference.text)
         found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
         if not found:
-            base.resolved_to(shelf.resolved())
+            base.resolved = shelf.resolved()
     if not found:
         if base.known() is None:
             resolve.resolve(base, store=False)
@@ -266,54 +318,6 @@ def quants_text(rows: list[dict[str, Any]]) -> str:
     about = ", an estimate" if any(row["estimate"] for row in rows) else ""
     head = f"{'quant':<12} {'file':>9} {'memory':>9}  (at a context of {contexts}{about})"
     return "\n".join([head, *told])
-
-
-def download_bytes(model: Model, chain: Chain, todo: set[str]) -> int:
-    """What is still to come over the network; the converter's packages are counted as installed."""
-    total = 0
-    if "source" in todo and model.llama_cpp.fetched:
-        archive = pins().llama_cpp_archive
-        total += 0 if packages.cached(archive, model.home).exists() else archive.size
-    if "cuda_toolkit" in todo:
-        total += cuda_versions.DOWNLOAD_BYTES
-    if "build_bins" in todo:
-        total += model.programs.source.download
-    if "fetch" in todo:
-        if chain.resolved.source["type"] == "package":
-            archive = pins().demo_archive
-            total += 0 if packages.cached(archive, model.home).exists() else archive.size
-        else:
-            total += bytes_to_come(model, chain)
-    if "converter" in todo:
-        total += converter.DOWNLOAD_BYTES
-    return total
-
-
-def bytes_to_come(model: Model, chain: Chain) -> int:
-    """What is to be downloaded of a model from the hub; offline nothing is."""
-    request = model.request
-    return fetch.bytes_to_come(chain.resolved, force=request.force and not request.offline)
-
-
-def disk_bytes(model: Model, chain: Chain, todo: set[str], ahead: MemoryEstimate) -> int:
-    """What all that is to do takes at its peak, intermediates included."""
-    total = 0
-    if "source" in todo:
-        total += source.UNPACKED_BYTES
-    if "cuda_toolkit" in todo:
-        total += cuda_toolkit.INSTALLED_BYTES
-    if "build_bins" in todo:
-        total += model.programs.source.bytes
-    if "converter" in todo:
-        total += converter.INSTALLED_BYTES
-    if "fetch" in todo:
-        is_hub = chain.resolved.source["type"] == "hf"
-        total += bytes_to_come(model, chain) if is_hub else chain.resolved.bytes
-    if "convert" in todo and chain.conversion:
-        total += chain.conversion.need
-    if "quantize" in todo and chain.quantization:
-        total += ahead.bytes
-    return total + SPARE_BYTES if total else 0
 
 
 def existing(folder: Path) -> Path:

@@ -169,7 +169,7 @@ def text(found: tuple[Server, ...]) -> str:
 
 def unknown(servers: Servers) -> list[str]:
     """What cannot be said before the models are there."""
-    waiting = [name for name, model in servers.models.items() if not model.fetch_is_done()]
+    waiting = [name for name, model in servers.models.items() if not model.is_done("fetch")]
     if not waiting:
         return []
     return [

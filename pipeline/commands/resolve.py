@@ -181,7 +181,7 @@ def resolve(model: Model, *, store: bool = True) -> None:
         lockfile.resolved(model.require_locked(), model.home)  # says what is wrong with it
     elif reference.kind == "hub":
         found = Shelf(model).resolved()
-        model.resolved_to(found)
+        model.resolved = found
         if store:
             stored.store(model.stored_path(), found)
     elif reference.path:
@@ -195,7 +195,7 @@ def look(model: Model, path: Path) -> None:
     """Have the user's own file or folder known: what of it has changed is hashed. Raises
     PipelineError."""
     is_folder = model.require_reference().kind == "folder"
-    model.resolved_to(
+    model.resolved = (
         stored.folder(path, model.home, model.architectures())
         if is_folder
         else stored.gguf_path(path, model.home)
@@ -214,6 +214,6 @@ def _decide_quant(model: Model, *, store: bool) -> None:
             quant, why = candidate, "the best that fits the memory"
             break
     log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
-    model.decided_on(quant)
+    model.auto_quant = quant
     if store:
         stored.write(model.decision_path(resolved), {"quant": quant, "why": why})
