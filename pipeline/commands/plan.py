@@ -58,8 +58,8 @@ def plan(model: Model) -> None:
     if not model.resolve_is_done():
         resolve.resolve(model, store=False)
     with model.asking_anew():
-        told = collect(model)
-    print(json.dumps(told, indent=1) if model.request.json else text(told))
+        values = collect(model)
+    print(json.dumps(values, indent=1) if model.request.json else text(values))
 
 
 def collect(model: Model) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def collect(model: Model) -> dict[str, Any]:
     else:
         fit = serve.fit_context(model, ahead)
     disk = sum(step.disk for step in todo.values())
+    is_named = model.request.settings.ctx_size is not None
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,
@@ -98,9 +99,7 @@ def collect(model: Model) -> dict[str, Any]:
         "disk_folder": str(model.home.models),
         "memory": memory_of(fit),
         "estimate_why": estimate_why(model, fit),
-        "context": summary.context(
-            fit.ctx_size, fit.trained, asked=model.request.settings.ctx_size is not None
-        ),
+        "context": summary.context(fit.ctx_size, fit.trained, is_named=is_named),
         "executable": str(model.binaries.folder / program_file("llama-server")),
         "cmd": list(server.cmd) if server else None,
         "env": dict(server.env) if server else None,
@@ -217,26 +216,26 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
     }
 
 
-def text(told: dict[str, Any]) -> str:
+def text(plan: dict[str, Any]) -> str:
     """The plan for people."""
-    lines = [f"{step['state']:<11} {step['name']:<11} {step['what']}" for step in told["steps"]]
-    lines += ["", *(f"warning     {warning}" for warning in told["warnings"])]
-    if told["backend"]:
+    lines = [f"{step['state']:<11} {step['name']:<11} {step['what']}" for step in plan["steps"]]
+    lines += ["", *(f"warning     {warning}" for warning in plan["warnings"])]
+    if plan["backend"]:
         lines += [
-            f"backend     {told['backend']}{': ' * bool(told['backend_why'])}{told['backend_why']}"
+            f"backend     {plan['backend']}{': ' * bool(plan['backend_why'])}{plan['backend_why']}"
         ]
-    lines += [f"model       {told['model']}{': ' * bool(told['why'])}{told['why']}"]
-    if len(told["files"]) > 1:
-        lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in told["files"]]
+    lines += [f"model       {plan['model']}{': ' * bool(plan['why'])}{plan['why']}"]
+    if len(plan["files"]) > 1:
+        lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in plan["files"]]
     lines += [
-        f"download    {size(told['download_bytes'])}",
-        f"disk        {size(told['disk_peak_bytes'])} needed at the peak, "
-        f"{size(told['disk_free_bytes'])} free in {told['disk_folder']}",
+        f"download    {size(plan['download_bytes'])}",
+        f"disk        {size(plan['disk_peak_bytes'])} needed at the peak, "
+        f"{size(plan['disk_free_bytes'])} free in {plan['disk_folder']}",
     ]
-    if needed := told["memory"]:
+    if needed := plan["memory"]:
         about = "about " * needed["estimate"]
         lines += [
-            f"context     {told['context']}",
+            f"context     {plan['context']}",
             f"memory      {about}{size(needed['total_bytes'])}: "
             f"weights {size(needed['weights_bytes'])}, cache {size(needed['context_bytes'])}, "
             f"compute {size(needed['compute_bytes'])}",
@@ -247,13 +246,13 @@ def text(told: dict[str, Any]) -> str:
             for gpu in needed["gpus"]
         ]
         if needed["estimate"]:
-            lines += [f"            an estimate by a formula: {told['estimate_why']}"]
+            lines += [f"            an estimate by a formula: {plan['estimate_why']}"]
     else:
         lines += ["memory      known once the model is here"]
-    command = told["cmd"] and shown([told["executable"], *told["cmd"]])
+    command = plan["cmd"] and shown([plan["executable"], *plan["cmd"]])
     lines += [f"command     {command or 'known once llama.cpp is built and the model known'}"]
-    lines += [f"environment {name}={value}" for name, value in (told["env"] or {}).items()]
-    lines += [f"sandbox     {told['sandbox']}"] if told["sandbox"] else []
+    lines += [f"environment {name}={value}" for name, value in (plan["env"] or {}).items()]
+    lines += [f"sandbox     {plan['sandbox']}"] if plan["sandbox"] else []
     return "\n".join(lines)
 
 
@@ -271,26 +270,26 @@ def every_quant(model: Model) -> list[dict[str, Any]]:
     )
     base = Model(of_any, model.programs)
     reference = base.require_reference()
-    found: list[tuple[str, str, MemoryEstimate]] = []
+    sized: list[tuple[str, str, MemoryEstimate]] = []
     if reference.kind == "hub" and not (request.offline and base.known()):
-        shelf = resolve.Shelf(base)
-        options = choice.options(shelf.listing.files)
+        repo = resolve.RepoFiles(base)
+        options = choice.options(repo.listing.files)
         options = choice.narrow(options, request.file_filter, reference.text)
-        found = [(o.label, o.name, shelf.outlook(o)) for o in options if not o.missing]
-        if not found:
-            base.resolved = shelf.resolved()
-    if not found:
+        sized = [(o.label, o.name, repo.outlook(o)) for o in options if not o.missing]
+        if not sized:
+            base.resolved = repo.resolved()
+    if not sized:
         if base.known() is None:
             resolve.resolve(base, store=False)
         chain = base.require_chain()
         if chain.resolved.kind == "gguf" and chain.resolved.precision not in quants.UNQUANTIZED:
-            found = [(chain.resolved.precision, chain.final.name, estimate.outlook(base, chain))]
+            sized = [(chain.resolved.precision, chain.final.name, estimate.outlook(base, chain))]
         else:
             of = estimate.unquantized(base, base.chain_with("Q4_K_M"))
             made = ((quant, of(quant)) for quant in quants.TYPES)
-            found = [(quant, "", ahead) for quant, ahead in made if ahead.bytes]
+            sized = [(quant, "", ahead) for quant, ahead in made if ahead.bytes]
     room, rows = capacity.memory(), []
-    for quant, name, ahead in found:
+    for quant, name, ahead in sized:
         fit = estimate.least(base, ahead, room)
         rows.append(
             {
@@ -308,7 +307,7 @@ def every_quant(model: Model) -> list[dict[str, Any]]:
 
 def quants_text(rows: list[dict[str, Any]]) -> str:
     """The table for people."""
-    told = [
+    lines = [
         f"{row['quant'] or '?':<12} {size(row['file_bytes']):>9} "
         f"{size(row['memory_bytes']) if row['memory_bytes'] else '?':>9}  "
         f"{verdict(row['fits']):<12}  {row['name']}".rstrip()
@@ -317,7 +316,7 @@ def quants_text(rows: list[dict[str, Any]]) -> str:
     contexts = " or ".join(str(ctx) for ctx in sorted({row["ctx_size"] for row in rows}))
     about = ", an estimate" if any(row["estimate"] for row in rows) else ""
     head = f"{'quant':<12} {'file':>9} {'memory':>9}  (at a context of {contexts}{about})"
-    return "\n".join([head, *told])
+    return "\n".join([head, *lines])
 
 
 def existing(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from pipeline.serve.supervisor import state
 from . import check, launch, lock, resolve, serve
 from . import plan as planning
 from .servers import GATEWAY_OPTIONS, Servers
-from .up import asked_for, planned
+from .up import chosen, planned
 from .variables import CONTAINER
 
 PATH = re.compile(r"[/.~]|.*\.gguf$")  # a reference that is a path
@@ -41,12 +41,12 @@ def look(servers: Servers) -> tuple[Server, ...]:
         lock.require(model, before=True)
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
-    found = planned(servers)
-    for server in found:
+    instances = planned(servers)
+    for server in instances:
         serve.require_model(servers.home, server)
-    for warning in launch.warnings(servers, found):
+    for warning in launch.warnings(servers, instances):
         log.info(f"warning: {warning}")
-    return found
+    return instances
 
 
 def of_container(servers: Servers) -> tuple[Server, ...]:
@@ -104,21 +104,22 @@ def _without_files(spec: InstanceSpec) -> InstanceSpec:
 def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
     in_container = servers.requested.target == CONTAINER
-    found = of_container(servers) if in_container else look(servers)
+    instances = of_container(servers) if in_container else look(servers)
     if servers.request.json:
-        print(json.dumps([one.as_json() for one in found], indent=1))
+        print(json.dumps([server.as_json() for server in instances], indent=1))
     elif in_container:
-        print(text(found))
+        print(text(instances))
     else:
-        parts = [steps_text(servers), text(found), *unknown(servers)]
-        print("\n\n".join(part for part in parts if part))
+        parts = [steps_text(servers), text(instances), unknown(servers)]
+        print("\n\n".join(filter(None, parts)))
 
 
 def changes(servers: Servers) -> None:
     """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
     from pipeline.serve.supervisor import control
 
-    rows = control.changes(servers.at, asked_for(servers, look(servers)))
+    at, names = servers.at, servers.requested.names
+    rows = control.changes(at, control.merged(at, chosen(servers, look(servers)), names))
     if servers.request.json:
         print(json.dumps([{"name": name, "change": change} for name, change in rows]))
     else:
@@ -127,51 +128,45 @@ def changes(servers: Servers) -> None:
 
 def steps_text(servers: Servers) -> str:
     """What has to be prepared first, and what that costs."""
-    told: list[dict[str, Any]] = []
+    plans: list[dict[str, Any]] = []
     rows: list[tuple[str, ...]] = []
     if servers.needs_programs and not servers.models:
         state = planning.UP_TO_DATE if servers.programs.are_done() else planning.TO_DO
         rows.append((state, "build_bins", str(servers.programs.binaries.folder)))
     for name, model in servers.models.items():
         with model.asking_anew():
-            told.append(planning.collect(model))
-        for step in told[-1]["steps"]:
-            its_own = step["name"] in ("fetch", "convert", "quantize")
-            row = (
-                step["state"],
-                f"{step['name']}:{name}" if its_own else step["name"],
-                step["what"],
-            )
+            plans.append(planning.collect(model))
+        for step in plans[-1]["steps"]:
+            of_model = f":{name}" if step["name"] in ("fetch", "convert", "quantize") else ""
+            row = (step["state"], step["name"] + of_model, step["what"])
             rows += [] if row in rows else [row]
-    if told:
-        peak, free = max(one["disk_peak_bytes"] for one in told), told[0]["disk_free_bytes"]
-        rows.append(("download", size(sum(one["download_bytes"] for one in told)), "at most"))
+    if plans:
+        peak, free = max(plan["disk_peak_bytes"] for plan in plans), plans[0]["disk_free_bytes"]
+        rows.append(("download", size(sum(plan["download_bytes"] for plan in plans)), "at most"))
         rows.append(("disk", size(peak), f"for the largest step, {size(free)} free"))
-        needed = [one["memory"]["total_bytes"] for one in told if one["memory"]]
+        needed = [plan["memory"]["total_bytes"] for plan in plans if plan["memory"]]
         rows.append(("memory", size(sum(needed)), "for one server of each model"))
     return table(rows)
 
 
-def text(found: tuple[Server, ...]) -> str:
+def text(instances: tuple[Server, ...]) -> str:
     """The instances for people."""
-    if not found:
+    if not instances:
         return "nothing would be started"
-    rows = [("name", "engine", "address", "gpus", "log")]
-    rows += [(one.name, one.engine, one.url, one.gpu_ids or "all", one.log_file) for one in found]
-    commands = []
-    for one in found:
-        env = [f"{name}={value}" for name, value in one.env.items()]
-        told = [f"{one.name}, in {one.folder}:", shown(["env", *env, *one.command])]
-        told += [f"sandbox: {sandbox.shown(one)}"] if one.engine == LLAMA_CPP else []
-        commands.append("\n".join(told))
+    rows, commands = [("name", "engine", "address", "gpus", "log")], []
+    for server in instances:
+        gpus = server.gpu_ids or "all"
+        rows.append((server.name, server.engine, server.url, gpus, server.log_file))
+        env = [f"{name}={value}" for name, value in server.env.items()]
+        lines = [f"{server.name}, in {server.folder}:", shown(["env", *env, *server.command])]
+        lines += [f"sandbox: {sandbox.shown(server)}"] if server.engine == LLAMA_CPP else []
+        commands.append("\n".join(lines))
     return "\n\n".join([table(rows), *commands])
 
 
-def unknown(servers: Servers) -> list[str]:
-    """What cannot be said before the models are there."""
-    waiting = [name for name, model in servers.models.items() if not model.is_done("fetch")]
-    if not waiting:
-        return []
-    return [
-        f"options that follow from the model itself are known once it is here: {', '.join(waiting)}"
-    ]
+def unknown(servers: Servers) -> str:
+    """What is not known before the models are here."""
+    missing = [name for name, model in servers.models.items() if not model.is_done("fetch")]
+    if not missing:
+        return ""
+    return f"options that depend on the model are known once it is here: {', '.join(missing)}"

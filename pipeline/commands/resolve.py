@@ -35,7 +35,7 @@ from .estimate import MemoryEstimate
 from .model import Model
 
 
-class Shelf:
+class RepoFiles:
     """A repository's files, and what its models would take. What was read of one is kept."""
 
     def __init__(self, model: Model) -> None:
@@ -180,7 +180,7 @@ def resolve(model: Model, *, store: bool = True) -> None:
     if reference.kind == "hub" and model.request.frozen:
         lockfile.resolved(model.require_locked(), model.home)  # says what is wrong with it
     elif reference.kind == "hub":
-        found = Shelf(model).resolved()
+        found = RepoFiles(model).resolved()
         model.resolved = found
         if store:
             stored.store(model.stored_path(), found)

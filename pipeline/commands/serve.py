@@ -201,17 +201,17 @@ def serve(model: Model) -> None:
     require_servable(model.home, plan.server, known_flags(model.programs))
     for warning in (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan)):
         log.info(f"warning: {warning}")
-    run(model.programs, plan.server, ctx_is_asked=model.request.settings.ctx_size is not None)
+    run(model.programs, plan.server, model.request.settings.ctx_size is not None)
 
 
 def run(
-    programs: Programs, server: Server, *, ctx_is_asked: bool, not_started: Sequence[str] = ()
+    programs: Programs, server: Server, names_context: bool, not_started: Sequence[str] = ()
 ) -> None:
     """One server in the foreground, with its summary once it is ready. Raises PipelineError."""
     from pipeline.serve.supervisor.environment import environment
 
     def ready(seconds: float, output: str) -> None:
-        rows = summary(programs, server, output, ctx_is_asked=ctx_is_asked, not_started=not_started)
+        rows = summary(programs, server, output, names_context, not_started)
         rows["ready in"] = f"{seconds:.2f} s"
         if programs.request.json:
             print(json.dumps(rows), flush=True)

@@ -1,4 +1,4 @@
-"""What is said of a server once it is ready."""
+"""The summary of a server that is ready."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pipeline.core import log
 from pipeline.core.environment import servers
 from pipeline.core.text import size
 from pipeline.models import gguf
-from pipeline.models.gguf import Header
 from pipeline.serve import sandbox
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.service import service
@@ -24,17 +23,16 @@ def summary(
     programs: Programs,
     server: Server,
     output: str,
-    *,
-    ctx_is_asked: bool = False,
+    names_context: bool,
     not_started: Sequence[str] = (),
 ) -> dict[str, object]:
     """Its facts by name, in the order in which they are shown. `output` is what it has printed,
-    `ctx_is_asked` whether the user named the context."""
+    `names_context` whether the user named the context."""
     rows: dict[str, object] = {**service(os.environ), "url": server.url}
     if server.api_key_file:
         rows["key"] = server.api_key_file
     if server.engine == LLAMA_CPP:
-        rows |= _model(programs, server, output, ctx_is_asked)
+        rows |= _model(programs, server, output, names_context)
     else:
         rows |= {"model": server.model_name, "engine": server.engine}
     rows["log"] = server.log_file
@@ -44,9 +42,9 @@ def summary(
 
 
 def _model(
-    programs: Programs, server: Server, output: str, ctx_is_asked: bool
+    programs: Programs, server: Server, output: str, names_context: bool
 ) -> dict[str, object]:
-    name = server.argument("--model")
+    name, ctx_size = server.argument("--model"), server.argument("--ctx-size")
     path = Path(server.folder, name)
     rows: dict[str, object] = {"model": server.model_name}
     header = None
@@ -67,15 +65,12 @@ def _model(
         "sandbox": sandbox.shown(server),
         "threads": server.argument("--threads")
         or (int(threads[1]) if threads else "llama-server's default"),
-        "context": _context(server, header, ctx_is_asked),
+        "context": context(
+            int(ctx_size), header.context_length if header else 0, is_named=names_context
+        )
+        if ctx_size.isdecimal()
+        else "llama-server's choice",
     }
-
-
-def _context(server: Server, header: Header | None, asked: bool) -> str:
-    ctx_size = server.argument("--ctx-size")
-    if not ctx_size.isdecimal():
-        return "llama-server's choice"
-    return context(int(ctx_size), header.context_length if header else 0, asked=asked)
 
 
 def is_ours(programs: Programs, server: Server) -> bool:
@@ -101,9 +96,9 @@ def backend(programs: Programs) -> str:
     return f"{selected.backend} ({selected.why})" if selected.why else selected.backend
 
 
-def context(ctx_size: int, trained: int, *, asked: bool) -> str:
-    """The context, and where it comes from."""
-    if asked:
+def context(ctx_size: int, trained: int, *, is_named: bool) -> str:
+    """The context, and where it comes from: `is_named` where the user named it."""
+    if is_named:
         return f"{ctx_size} tokens, as asked for ({trained or 'unknown'} trained)"
     if not trained:
         return f"{ctx_size} tokens; the trained context is not known"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core import log
@@ -50,29 +51,21 @@ def wanted(servers: Servers) -> DesiredState:
         log.info(made)
     if configuration.gateway.enable:
         gateway.ready(servers)
-    found = chosen(servers, planned(servers))
-    for server in found.instances:
+    desired = chosen(servers, planned(servers))
+    for server in desired.instances:
         serving.require_servable(servers.home, server, servers.flags() or {})
-    for warning in launch.warnings(servers, found.instances):
+    for warning in launch.warnings(servers, desired.instances):
         log.info(f"warning: {warning}")
-    return found
+    return desired
 
 
-def asked_for(servers: Servers, found: Sequence[Server]) -> DesiredState:
-    """What `up` asks for, of what is planned: with name= these beside what runs already. Raises
-    UsageError where a name is unknown."""
-    from pipeline.serve.supervisor import control
-
-    return control.merged(servers.at, chosen(servers, found), servers.requested.names)
-
-
-def chosen(servers: Servers, found: Sequence[Server]) -> DesiredState:
+def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
     """Of what is planned, what is named. Raises UsageError where a name is unknown."""
-    requested = servers.requested
-    require_known(requested.names, [one.name for one in found])
+    requested, names = servers.requested, servers.requested.names
+    require_known(names, [server.name for server in instances])
     return DesiredState(
         config=requested.source,
-        instances=tuple(one for one in found if not requested.names or one.name in requested.names),
+        instances=tuple(server for server in instances if not names or server.name in names),
         max_loading=requested.max_loading or servers.configuration.master.max_loading,
     )
 
@@ -85,30 +78,30 @@ def planned(servers: Servers) -> tuple[Server, ...]:
 
 
 def up(servers: Servers) -> None:
-    """Start what is asked for and is not there yet. Raises PipelineError where one is not ready."""
+    """Start the servers that do not run yet. Raises PipelineError where one does not get ready."""
     from pipeline.serve.supervisor import control
 
-    asked = wanted(servers)
-    require_own_places(servers, asked)
-    names = servers.requested.names
+    desired, names = wanted(servers), servers.requested.names
+    require_own_places(servers, desired)
+    tell = functools.partial(report, servers)
     if servers.requested.background is False:
-        control.run_foreground(servers.at, asked, report=reporter(servers), names=names)
+        control.run_foreground(servers.at, desired, report=tell, names=names)
         log.info("stopped")
         return
-    failed = control.up(servers.at, asked, report=reporter(servers), names=names)
-    for line in launch.not_started(servers, asked.instances):
+    failed = control.up(servers.at, desired, report=tell, names=names)
+    for line in launch.not_started(servers, desired.instances):
         log.info(f"not started: {line}")
     ps.show(servers.request, [servers.at], reasons=False)
     if failed:
         raise PipelineError(
-            "\n".join(f"{one.name} is {seen.state}: {seen.reason}" for one, seen in failed),
+            "\n".join(f"{x.name} is {status.state}: {status.reason}" for x, status in failed),
             f"{doitw('up')} retries what has failed; {doitw('logs name=…')} shows more",
         )
-    stay(servers.at, [one for one in asked.instances if not one.background])
+    stay(servers.at, [server for server in desired.instances if not server.background])
 
 
-def require_own_places(servers: Servers, asked: DesiredState) -> None:
-    """Raise UsageError where servers of another configuration have a log or a port of these."""
+def require_own_places(servers: Servers, desired: DesiredState) -> None:
+    """Raise UsageError where a server of another configuration has the same log or port."""
     from pipeline.serve.config.addresses import Address
 
     others = [
@@ -117,17 +110,21 @@ def require_own_places(servers: Servers, asked: DesiredState) -> None:
         if other != servers.at and (there := state.read_wanted(other))
         for server in running(other, there)
     ]
-    wrong = []
-    for one in asked.instances:
-        for other_server, config in others:
-            if one.log_file == other_server.log_file:
-                wrong.append(f"{one.name}: {one.log_file} is written by a server of {config}")
-            at = Address(one.host, one.port)
-            if at.clashes(Address(other_server.host, other_server.port)):
-                wrong.append(f"{one.name}: {at.host}:{at.port} is taken by a server of {config}")
-    if wrong:
+    errors = []
+    for server in desired.instances:
+        at = Address(server.host, server.port)
+        for theirs, config in others:
+            if server.log_file == theirs.log_file:
+                errors.append(
+                    f"{server.name}: {server.log_file} is written by a server of {config}"
+                )
+            if at.clashes(Address(theirs.host, theirs.port)):
+                errors.append(
+                    f"{server.name}: {at.host}:{at.port} is taken by a server of {config}"
+                )
+    if errors:
         hint = "give each its own: control.log_file, server.port; or stop the other: "
-        raise UsageError("\n".join(wrong), hint + doitw("down config=…"))
+        raise UsageError("\n".join(errors), hint + doitw("down config=…"))
 
 
 def running(at: Folder, desired: DesiredState) -> list[Server]:
@@ -137,24 +134,24 @@ def running(at: Folder, desired: DesiredState) -> list[Server]:
     if not liveness.is_running(at):
         return []
     actual = state.read_state(at)
-    ended = {one.name for one in actual.instances if one.state in state.ENDED} if actual else set()
+    ended = {x.name for x in actual.instances if x.state in ENDED} if actual else set()
     return [server for server in desired.instances if server.name not in ended]
 
 
 def serve(servers: Servers) -> None:
     """The one server of a profile, in the foreground until asked to stop. Raises PipelineError."""
-    found = wanted(servers).instances
-    if len(found) != 1:
-        names = ", ".join(one.name for one in found) or "nothing"
+    instances = wanted(servers).instances
+    if len(instances) != 1:
+        names = ", ".join(server.name for server in instances) or "nothing"
         raise UsageError(
             f"serve: {servers.configuration.label} asks for {names}",
             f"start them: {doitw('up')}",
         )
     serving.run(
         servers.programs,
-        found[0],
-        ctx_is_asked=servers.names_context(found[0].name),
-        not_started=launch.not_started(servers, found),
+        instances[0],
+        servers.names_context(instances[0].name),
+        launch.not_started(servers, instances),
     )
 
 
@@ -174,7 +171,7 @@ def systemd(servers: Servers) -> None:
     env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
     kept = (*OF_PROFILES, CARDS) if requested.profile else ()
     env |= {name: os.environ[name] for name in kept if name in os.environ}
-    times = [draft.control.stop_timeout for draft in servers.configuration.enabled]
+    times = [spec.control.stop_timeout for spec in servers.configuration.enabled]
     print(
         systemd_unit(
             servers.configuration.label,
@@ -187,52 +184,39 @@ def systemd(servers: Servers) -> None:
     )
 
 
-def reporter(servers: Servers) -> Callable[[Server, ServerStatus], None]:
-    """What says each change that a user waits for; of a server that is ready, its summary."""
-
-    def tell(server: Server, seen: ServerStatus) -> None:
-        report(server, seen)
-        if seen.state == READY and server.engine == LLAMA_CPP:
-            output = last_lines(Path(server.log_file), LOG_LINES)
-            asked = servers.names_context(server.name)
-            rows = summary(servers.programs, server, output, ctx_is_asked=asked)
-            for name in ("url", "key"):  # the line before has them
-                rows.pop(name, None)
-            log.info(textwrap.indent(table(list(rows.items())), "  "))
-
-    return tell
-
-
-def report(instance: Server, seen: ServerStatus) -> None:
-    """One line for each change that a user waits for."""
-    if seen.state == READY:
-        key = f", with the key in {instance.api_key_file}" if instance.api_key_file else ""
-        log.info(f"{instance.name}: ready at {instance.url}{key}")
-    elif seen.state == PAUSING:
-        log.info(f"{instance.name}: is started again: {first_line(seen.reason)}")
-    elif seen.state == FAILED:
-        log.info(f"{instance.name}: failed: {first_line(seen.reason)}")
-
-
-def first_line(reason: str) -> str:
-    """The reason without the last lines of the log."""
-    return reason.partition("\n")[0].removesuffix(":")
+def report(servers: Servers, server: Server, status: ServerStatus) -> None:
+    """Log a change that a user waits for; of a server that is ready its summary, too."""
+    reason = status.reason.partition("\n")[0].removesuffix(":")  # without lines of its log
+    if status.state == PAUSING:
+        log.info(f"{server.name}: is started again: {reason}")
+    elif status.state == FAILED:
+        log.info(f"{server.name}: failed: {reason}")
+    if status.state != READY:
+        return
+    key = f", with the key in {server.api_key_file}" if server.api_key_file else ""
+    log.info(f"{server.name}: ready at {server.url}{key}")
+    if server.engine == LLAMA_CPP:
+        output = last_lines(Path(server.log_file), LOG_LINES)
+        rows = summary(servers.programs, server, output, servers.names_context(server.name))
+        for name in ("url", "key"):  # the line before has them
+            rows.pop(name, None)
+        log.info(textwrap.indent(table(list(rows.items())), "  "))
 
 
 def stay(at: Folder, instances: Sequence[Server]) -> None:
-    """Stay with those that are not for the background, until they end; a stop ends them."""
+    """Wait for the end of those that are not for the background; Ctrl-C stops them."""
     from pipeline.serve.supervisor import control, liveness
 
     if not instances:
         return
-    names = [one.name for one in instances]
+    names = [server.name for server in instances]
     try:
         log.info(
             f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}"
         )
         while there := liveness.living(at):
-            seen = [one for one in there.instances if one.name in names]
-            if all(one.state in ENDED for one in seen):
+            statuses = [status for status in there.instances if status.name in names]
+            if all(status.state in ENDED for status in statuses):
                 break
             time.sleep(0.2)
     except KeyboardInterrupt:
@@ -241,5 +225,5 @@ def stay(at: Folder, instances: Sequence[Server]) -> None:
         return
     if there is None:
         raise PipelineError("the supervisor is gone, and they with it", f"its log is {at.log}")
-    if failed := [one for one in seen if one.state == FAILED]:
-        raise PipelineError("\n".join(f"{one.name} is failed: {one.reason}" for one in failed))
+    if failed := [status for status in statuses if status.state == FAILED]:
+        raise PipelineError("\n".join(f"{x.name} is failed: {x.reason}" for x in failed))
