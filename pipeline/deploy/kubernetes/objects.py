@@ -27,16 +27,17 @@ def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
     """Its objects, in the order in which they are needed."""
     documents = [_claim(workload, options)]
     if workload.texts:
-        metadata = _metadata(workload, workload.files)
-        documents.append(_config_map(metadata, dict(workload.texts)))
+        document = _object(workload, "ConfigMap", workload.files)
+        documents.append({**document, "data": dict(workload.texts)})
     documents += [_deployment(workload, options), _service(workload), _policy(workload)]
     return [*documents, _autoscaler(workload, options)] if options.scales else documents
 
 
 def settings() -> dict[str, Any]:
     """The environment of the containers that prepare models."""
-    labels = {"app.kubernetes.io/name": pod.SETTINGS}
-    return _config_map({"name": pod.SETTINGS, "labels": labels}, pod.SETTINGS_OF_PREPARE)
+    metadata = {"name": pod.SETTINGS, "labels": {"app.kubernetes.io/name": pod.SETTINGS}}
+    kind = {"apiVersion": "v1", "kind": "ConfigMap"}
+    return {**kind, "metadata": metadata, "data": pod.SETTINGS_OF_PREPARE}
 
 
 def kustomization(files: Sequence[str], namespace: str) -> dict[str, Any]:
@@ -54,21 +55,16 @@ def storage(workload: Workload, options: Options) -> str:
     return options.storage or pod.in_gib(workload.disk * SPARE if workload.disk else UNKNOWN)
 
 
-def _metadata(workload: Workload, name: str) -> dict[str, Any]:
-    return {"name": name, "labels": workload.all_labels}
-
-
-def _config_map(metadata: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+def _object(workload: Workload, kind: str, name: str, api: str = "v1") -> dict[str, Any]:
+    metadata = {"name": name, "labels": workload.all_labels}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata}
 
 
 def _claim(workload: Workload, options: Options) -> dict[str, Any]:
     several = options.replicas[1] > 1
     named = {"storageClassName": options.storage_class} if options.storage_class else {}
     return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": _metadata(workload, workload.claim),
+        **_object(workload, "PersistentVolumeClaim", workload.claim),
         "spec": {
             "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
             **named,
@@ -85,9 +81,7 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
     mounted = json.dumps([dict(workload.texts), pod.SETTINGS_OF_PREPARE], sort_keys=True)
     checksum = hashlib.sha256(mounted.encode()).hexdigest()[:16]
     return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(workload, workload.name),
+        **_object(workload, "Deployment", workload.name, "apps/v1"),
         "spec": {
             # The autoscaler sets the number: if written here, each apply would reset it.
             **({} if options.scales else {"replicas": least}),
@@ -103,9 +97,7 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
 def _service(workload: Workload) -> dict[str, Any]:
     port = {"name": "http", "port": workload.instance.port, "targetPort": "http", "protocol": "TCP"}
     return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(workload, workload.name),
+        **_object(workload, "Service", workload.name),
         "spec": {"type": "ClusterIP", "selector": workload.labels, "ports": [port]},
     }
 
@@ -117,9 +109,7 @@ def _policy(workload: Workload) -> dict[str, Any]:
         {"namespaceSelector": {"matchLabels": CLIENT}},
     ]
     return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": _metadata(workload, workload.name),
+        **_object(workload, "NetworkPolicy", workload.name, "networking.k8s.io/v1"),
         "spec": {
             "podSelector": {"matchLabels": workload.labels},
             "policyTypes": ["Ingress"],
@@ -137,9 +127,7 @@ def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
     busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
     least, most = options.replicas
     return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(workload, workload.name),
+        **_object(workload, "HorizontalPodAutoscaler", workload.name, "autoscaling/v2"),
         "spec": {
             "scaleTargetRef": {
                 "apiVersion": "apps/v1",

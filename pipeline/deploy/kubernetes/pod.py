@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.serve.server import LLAMA_CPP
-
 from .options import Options
 from .workload import DATA, KEY, KEYS, TEXTS, Workload
 
 USER = 10001  # the image's own; any that is not root will do
 SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
 SETTINGS = "llama-pipeline"  # the ConfigMap of what prepares models
-TOKEN = {"name": "huggingface", "key": "token"}  # an optional Secret
+SECRET = {"name": "huggingface", "key": "token", "optional": True}
+TOKEN = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": SECRET}}
 
 PERIOD = 5  # seconds between two probes of a server that starts or is ready
 DRAIN = 5  # seconds until no Service routes to a pod that ends
@@ -25,6 +24,12 @@ WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
 UNKNOWN = 8 * GIB
 PREPARING, CONVERTING = GIB, 4 * GIB
 
+CONFINED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+HOME = {"name": "HOME", "value": "/tmp"}  # noqa: S108
 SETTINGS_OF_PREPARE = {
     "HF_HOME": f"{DATA}/.cache/huggingface",
     "LLAMA_PIPELINE_CACHE": f"{DATA}/.cache/llama-pipeline",
@@ -60,7 +65,7 @@ def template(workload: Workload, options: Options, checksum: str) -> dict[str, A
             "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
             **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
             "containers": [_server(workload, options)],
-            "volumes": _volumes(workload),
+            "volumes": [{"name": name, **volume} for name, _, _, volume in _volumes(workload)],
         },
     }
 
@@ -78,10 +83,10 @@ def _prepare(workload: Workload, options: Options) -> dict[str, Any]:
         "command": [PIPELINE],
         "args": plain(["prepare", *(f"{n}={v}" for n, v in workload.prepare.items())]),
         "envFrom": [{"configMapRef": {"name": SETTINGS}}],
-        "env": [_home(), _token()],
+        "env": [HOME, TOKEN],
         "resources": _resources(CONVERTING if workload.converts else PREPARING, cpu=1),
-        "securityContext": _confined(),
-        "volumeMounts": [_mount("data", DATA), _mount("tmp", "/tmp")],  # noqa: S108
+        "securityContext": CONFINED,
+        "volumeMounts": [_mount(name, path) for name, path, *_ in _volumes(workload)[:2]],
     }
 
 
@@ -89,7 +94,7 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
     instance = workload.instance
     if workload.is_llama:
         image, program, args = options.image, SERVER, list(instance.cmd)
-        env = [_home(), {"name": "XDG_CONFIG_HOME", "value": "/tmp/config"}]  # noqa: S108
+        env = [HOME, {"name": "XDG_CONFIG_HOME", "value": "/tmp/config"}]  # noqa: S108
     else:
         image, program = options.vllm_image, PYTHON
         args = list(instance.cmd[instance.cmd.index("-m") :])
@@ -110,11 +115,13 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
         "env": env,
         "ports": [{"name": "http", "containerPort": instance.port, "protocol": "TCP"}],
         "resources": _resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
-        "securityContext": _confined(),
+        "securityContext": CONFINED,
         **probes(workload),
         # A pod keeps answering until no Service routes to it any more.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
-        "volumeMounts": _mounts(workload),
+        "volumeMounts": [
+            _mount(name, path, read_only) for name, path, read_only, _ in _volumes(workload)
+        ],
     }
 
 
@@ -124,19 +131,18 @@ def probes(workload: Workload) -> dict[str, Any]:
     A pod is restarted when loading takes longer than `ready_timeout` (plus an hour for vLLM's
     download), and later when it has not answered for five minutes.
     """
-    health = {"httpGet": {"path": f"{workload.instance.prefix}/health", "port": "http"}}
+    check = {"path": f"{workload.instance.prefix}/health", "port": "http"}
     seconds = workload.instance.ready_timeout + (0 if workload.is_llama else DOWNLOADING)
-    attempts = max(1, math.ceil(seconds / PERIOD))
+
+    def probe(period: int, timeout: int, failures: int) -> dict[str, Any]:
+        times = {"periodSeconds": period, "timeoutSeconds": timeout}
+        return {"httpGet": check, **times, "failureThreshold": failures}
+
     return {
-        "startupProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=attempts),
-        "readinessProbe": _probe(health, period=PERIOD, timeout=PERIOD, failures=3),
-        "livenessProbe": _probe(health, period=30, timeout=20, failures=10),
+        "startupProbe": probe(PERIOD, PERIOD, max(1, math.ceil(seconds / PERIOD))),
+        "readinessProbe": probe(PERIOD, PERIOD, failures=3),
+        "livenessProbe": probe(30, timeout=20, failures=10),
     }
-
-
-def _probe(check: dict[str, Any], *, period: int, timeout: int, failures: int) -> dict[str, Any]:
-    seconds = {"periodSeconds": period, "timeoutSeconds": timeout}
-    return {**check, **seconds, "failureThreshold": failures}
 
 
 def memory(workload: Workload) -> int:
@@ -158,30 +164,14 @@ def _resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
     return {**resources, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else resources
 
 
-def _confined() -> dict[str, Any]:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
-def _home() -> dict[str, Any]:
-    return {"name": "HOME", "value": "/tmp"}  # noqa: S108
-
-
-def _token() -> dict[str, Any]:
-    return {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {**TOKEN, "optional": True}}}
-
-
 def _environment_of_vllm(workload: Workload) -> list[dict[str, Any]]:
     """vLLM downloads its model itself, to the claim."""
-    env = [
-        _home(),
+    env: list[dict[str, Any]] = [
+        HOME,
         {"name": "HF_HOME", "value": SETTINGS_OF_PREPARE["HF_HOME"]},
         {"name": "XDG_CACHE_HOME", "value": f"{DATA}/.cache"},
         {"name": "USER", "value": "vllm"},  # PyTorch reads it, and the image has no such user
-        _token(),
+        TOKEN,
     ]
     if workload.has_key:
         key = {"secretKeyRef": {"name": workload.secret, "key": KEY}}
@@ -189,34 +179,24 @@ def _environment_of_vllm(workload: Workload) -> list[dict[str, Any]]:
     return env
 
 
-def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
+def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
     return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
 
 
-def _mounts(workload: Workload) -> list[dict[str, Any]]:
+def _volumes(workload: Workload) -> list[tuple[str, str, bool, dict[str, Any]]]:
+    """Of each volume its name, where it is mounted, whether read-only, and what it is; first those
+    of every container."""
     is_llama = workload.is_llama
-    mounts = [_mount("data", DATA, read_only=is_llama), _mount("tmp", "/tmp")]  # noqa: S108
-    if is_llama and workload.has_key:
-        mounts.append(_mount("key", KEYS, read_only=True))
-    if workload.texts:
-        mounts.append(_mount("texts", TEXTS, read_only=True))
-    if not is_llama:
-        mounts.append(_mount("shm", "/dev/shm"))  # noqa: S108
-    return mounts
-
-
-def _volumes(workload: Workload) -> list[dict[str, Any]]:
-    claim = {"claimName": workload.claim}
-    volumes: list[dict[str, Any]] = [
-        {"name": "data", "persistentVolumeClaim": claim},
-        {"name": "tmp", "emptyDir": {}},
+    volumes: list[tuple[str, str, bool, dict[str, Any]]] = [
+        ("data", DATA, is_llama, {"persistentVolumeClaim": {"claimName": workload.claim}}),
+        ("tmp", "/tmp", False, {"emptyDir": {}}),  # noqa: S108
     ]
-    if workload.instance.engine == LLAMA_CPP and workload.has_key:
+    if is_llama and workload.has_key:
         # The kubelet makes it readable for fsGroup, too.
         secret = {"secretName": workload.secret, "defaultMode": 0o400}
-        volumes.append({"name": "key", "secret": secret})
+        volumes.append(("key", KEYS, True, {"secret": secret}))
     if workload.texts:
-        volumes.append({"name": "texts", "configMap": {"name": workload.files}})
-    if not workload.is_llama:
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        volumes.append(("texts", TEXTS, True, {"configMap": {"name": workload.files}}))
+    if not is_llama:
+        volumes.append(("shm", "/dev/shm", False, {"emptyDir": {"medium": "Memory"}}))  # noqa: S108
     return volumes
