@@ -1,5 +1,5 @@
-"""What can be said before any work: the home is writable, what is local is sound, what will be
-needed is there, and the file of servers has no errors."""
+"""Checks before any work: the home is writable, local files are sound, what will be needed is
+there, and the file of servers has no errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_request(model: Model) -> None:
                 )
         else:
             models.resolve.check_folder(reference.path, model.architectures())
-    model.chain()  # what cannot be meant is said now
+    model.chain()  # raises what is wrong with it now
     if wanted.imatrix:
         models.imatrix.require_usable(wanted.imatrix)
 

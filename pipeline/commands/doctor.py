@@ -33,14 +33,14 @@ STATES = {
 
 
 def doctor(session: Session) -> None:
-    """Print what was seen: text, or one JSON document with format=json."""
+    """Print what this machine has: text, or one JSON document with format=json."""
     report = document(hidden(detect(probe(session.home)), hider(session.home.root)))
     print(json.dumps(report, indent=1) if session.request.json else "\n".join(lines(report)))
 
 
 def hider(home: Path) -> Callable[[str], str]:
-    """A function that takes out of a text what tells whose machine this is: the two homes, the
-    user's and the host's name."""
+    """A function that removes from a text what identifies the machine: the two homes, the user's
+    names and the host's."""
     node = platform.node()
     folders = {str(Path.home()): "~", str(home): "$LLAMA_PIPELINE_HOME"}
     names = dict.fromkeys(users(), "USER") | dict.fromkeys((node, node.partition(".")[0]), "HOST")
@@ -67,7 +67,7 @@ def users() -> set[str]:
 
 
 def hidden(host: Host, hide: Callable[[str], str]) -> Host:
-    """The machine without names in what was printed by programs or set by the user."""
+    """The machine, without names in what programs print and users set."""
     return replace(
         host,
         name=hide(host.name),
@@ -82,7 +82,7 @@ def hidden(host: Host, hide: Callable[[str], str]) -> Host:
 
 
 def document(host: Host) -> dict[str, Any]:
-    """All that is told, as plain values. Sizes in bytes."""
+    """The report as plain values. Sizes in bytes."""
     return {
         "pipeline": {
             "llama_cpp": pins().llama_cpp_commit,
@@ -204,7 +204,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def device_lines(devices: dict[str, Any]) -> list[str]:
-    """One line for each card; none at all is said too."""
+    """One line for each card, or one that there is none."""
     entries = []
     for card in devices["nvidia"]:
         words = [card["name"]]

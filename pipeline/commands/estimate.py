@@ -1,4 +1,4 @@
-"""What a model would take before it is here: llama.cpp's own tools say it of the headers alone.
+"""What a model will take before it is here: llama.cpp's own tools measure it by headers alone.
 
 Where they are not built yet a formula does, and its figures are marked as an estimate.
 """
@@ -71,12 +71,12 @@ def measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory |
     """What `model` (whole, or its skeleton) takes, as llama-fit-params tells it; without that
     program the formula's estimate."""
     shape = formula.of_header(header, tensor_bytes(model, file))
-    found = _measured(model, file, header, ctx_size)
+    needed = _measured(model, file, header, ctx_size)
     ubatch = ResolvedOptions(model.spec, {}).number("ubatch-size") or formula.UBATCH
-    if found is None:
-        found = formula.memory(shape, ctx_size, ubatch)
+    if needed is None:
+        needed = formula.memory(shape, ctx_size, ubatch)
     # The tool counts more compute buffers than the server takes, except for what pools.
-    return found if header.pooling != "none" else formula.served(found, shape, ctx_size, ubatch)
+    return needed if header.pooling != "none" else formula.served(needed, shape, ctx_size, ubatch)
 
 
 def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
@@ -87,10 +87,12 @@ def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory
     digest = programs.sha256("llama-fit-params")
     # Options such as cache_type_k change what is needed; it knows those that do.
     known = flags.read(program, digest, model.home.run / "flags")
-    given = options.resolved(model.spec, known)
-    batch_size = given.number("batch-size") or None
+    resolved = options.resolved(model.spec, known)
+    batch_size = resolved.number("batch-size") or None
     shared = {
-        name: v for name, v in options.expanded(given).items() if name in known and name not in OWN
+        name: value
+        for name, value in options.expanded(resolved).items()
+        if name in known and name not in OWN
     }
     arguments = launch.batch_options(header.pooling, ctx_size, batch_size) + options.words(shared)
     book = model.home.run / "memory.json"
@@ -199,8 +201,8 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
         size = quantize.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
-            found = measure(model, source, header, ctx_size)
-            return memory.resized(found, before, size - header.data) if found and size else None
+            needed = measure(model, source, header, ctx_size)
+            return memory.resized(needed, before, size - header.data) if needed and size else None
 
         return MemoryEstimate(bytes=size, trained=header.context_length, at=at, header=header)
 
@@ -244,8 +246,8 @@ def foreign_code(model: Model, chain: Chain) -> list[str]:
 
 
 def require_convertible(model: Model, chain: Chain) -> None:
-    """Raise PipelineError where the converter fails without the code that a model brings: told by
-    its headers alone, before its weights are fetched. The converter must be here."""
+    """Raise PipelineError where the converter fails without the code that a model brings: it is
+    tried on headers alone, before its weights are fetched. The converter must be here."""
     _unquantized_gguf(model, chain)
 
 
@@ -256,8 +258,8 @@ def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstim
     if resolved.kind == "safetensors":
         try:
             files = {f.name: f for f in readables(model, resolved, resolved.files)}
-            told = json.loads(files["config.json"].get(0, files["config.json"].size))
-            config = told if isinstance(told, dict) else {}
+            content = json.loads(files["config.json"].get(0, files["config.json"].size))
+            config = content if isinstance(content, dict) else {}
             weights = [file for name, file in files.items() if name.endswith(".safetensors")]
             elements = sum(safetensors.head(f).elements for f in weights)
         except (PipelineError, KeyError, ValueError, RecursionError):
@@ -277,24 +279,24 @@ def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstim
 
 def readables(model: Model, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
     """The model's files wherever they are, their headers read at once. Raises PipelineError."""
-    found = []
+    readable: list[Readable] = []
     for file in files:
         path = resolved.folder / file.name
         here = path if path.is_file() else next(fetch.elsewhere(resolved, file), None)
         if here:
-            found.append(contents.local(here, file.name))
+            readable.append(contents.local(here, file.name))
         elif resolved.source["type"] == "hf" and not model.request.offline:
             repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
-            found.append(hub.readable(repo, commit, file))
+            readable.append(hub.readable(repo, commit, file))
         else:
             raise PipelineError(f"{file.name}: is not here yet")
-    for_each(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), found, AT_ONCE)
-    return found
+    for_each(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), readable, AT_ONCE)
+    return readable
 
 
-def least(model: Model, found: MemoryEstimate, room: int) -> Fit:
-    """How a model fits into `room` bytes of memory at the context at which it must, to be chosen:
-    the one asked for, else the smallest that it would be reduced to."""
-    smallest = min(found.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
+def least(model: Model, ahead: MemoryEstimate, room: int) -> Fit:
+    """How a model fits into `room` bytes of memory at the context that it must fit with: the
+    requested one, else the smallest that it would be reduced to."""
+    smallest = min(ahead.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
     ctx_size = model.request.settings.ctx_size or smallest
-    return Fit(ctx_size, found.at(ctx_size), room, found.trained)
+    return Fit(ctx_size, ahead.at(ctx_size), room, ahead.trained)

@@ -110,7 +110,7 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
         raise UsageError("\n".join(errors))
     models = {spec.name: PodModel(servers, spec) for spec in configuration.drafts if spec.model}
     planned = instances.instances(
-        replace(configuration, drafts=tuple(one.spec for one in adapted.values())),
+        replace(configuration, drafts=tuple(item.spec for item in adapted.values())),
         server=servers.server,
         flags=flags,
         models={name: model.model for name, model in models.items()},

@@ -94,7 +94,7 @@ def _room(file: Servers) -> int:
 
 
 def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
-    """What the metadata of the models of `servers` does not say."""
+    """Warnings about gaps in the metadata of the models of `servers`."""
     prepared = {s.name: file.model_of(s) for s in file.configuration.enabled if s.model}
     lines = []
     for server in servers:

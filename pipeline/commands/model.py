@@ -42,7 +42,7 @@ class Model:
         self.request = request
         self.programs = programs
         self.home = programs.home
-        self.listing: hub.Listing | None = None  # what the hub said in this run
+        self.listing: hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
         self.auto_quant = ""  # what quant=auto means for it
         self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
@@ -155,7 +155,7 @@ class Model:
             question.append(self.request.settings.ctx_size)
         path = models.resolve.stored_path(self.require_reference(), question, self.home)
         if self.request.offline and not path.exists():
-            # What a cache held is no answer of the hub's: with the network it is asked anew.
+            # What a cache held is no answer of the hub's: with the network we ask the hub.
             path = models.resolve.stored_path(
                 self.require_reference(), [*question, "offline"], self.home
             )
@@ -198,8 +198,8 @@ class Model:
 
     @contextmanager
     def asking_anew(self) -> Iterator[None]:
-        """Where the hub contradicts what it said before, the next run asks it anew: what it said
-        is dropped. With frozen=1 nothing else may be taken. Raises PipelineError."""
+        """Drop the hub's stored answer where the hub contradicts it, so that the next run asks
+        anew. With frozen=1 there is no other answer. Raises PipelineError."""
         try:
             yield
         except models.hub_errors.Changed as error:

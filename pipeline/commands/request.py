@@ -60,7 +60,7 @@ class ServersRequest(FileVariables):
 
     @property
     def source(self) -> str:
-        """What is asked for: a file, or a profile of a registry; empty where nothing is."""
+        """The file, or the profile of a registry; empty where none is named."""
         return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
 
 
@@ -84,7 +84,7 @@ class Request(RunVariables, ServingVariables):
 
     @property
     def again(self) -> bool:
-        """`force=1` without a model means llama.cpp's own steps, with one the model's."""
+        """Whether force=1 means llama.cpp's own steps: with a model it means the model's."""
         return self.force and self.reference is None
 
     @property
@@ -195,13 +195,13 @@ def _key_file(value: str) -> Path | None:
 
 def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
     """Which programs are wanted. Raises UsageError where that contradicts itself."""
-    given = [name for name in COMPILED if getattr(programs, name) not in (None, "")]
+    compiled = [name for name in COMPILED if getattr(programs, name) not in (None, "")]
     for name in ("cuda_architectures", "cuda_toolkit"):
-        if name in given and backend not in (AUTO, "cuda"):
+        if name in compiled and backend not in (AUTO, "cuda"):
             raise UsageError(f"{name}= and backend={backend} contradict each other")
-    if given and programs.bins != "build":
+    if compiled and programs.bins != "build":
         raise UsageError(
-            f"{given[0]}: is for what is compiled, not for bins={programs.bins}", "leave it out"
+            f"{compiled[0]}: is for what is compiled, not for bins={programs.bins}", "leave it out"
         )
     if programs.release and programs.bins != "prebuilt":
         raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")

@@ -36,7 +36,7 @@ from .model import Model
 
 
 class RepoFiles:
-    """A repository's files, and what its models would take. What was read of one is kept."""
+    """A repository's files, and what its models would take. Every file is read once."""
 
     def __init__(self, model: Model) -> None:
         """Ask the hub, or offline the user's Hugging Face cache. Raises PipelineError."""
@@ -77,15 +77,15 @@ class RepoFiles:
             files = [self._readable(file) for file in option.files]
             key = option.files[0].identity
             self._measured[stem] = option, estimate.of_gguf(self.model, files, key)
-        known, found = self._measured[stem]
-        if option.files == known.files:
-            return found
+        first, ahead = self._measured[stem]
+        if option.files == first.files:
+            return ahead
 
         def at(ctx_size: int) -> memory.Memory | None:
-            needed = found.at(ctx_size)
-            return needed and memory.resized(needed, known.bytes, option.bytes)
+            needed = ahead.at(ctx_size)
+            return needed and memory.resized(needed, first.bytes, option.bytes)
 
-        return MemoryEstimate(bytes=option.bytes, trained=found.trained, at=at, header=found.header)
+        return MemoryEstimate(bytes=option.bytes, trained=ahead.trained, at=at, header=ahead.header)
 
     def fits(self, option: Option) -> bool:
         """Whether an option fits this host's memory, with the projector that it may get."""
@@ -101,7 +101,7 @@ class RepoFiles:
         """The files that the request means. Raises PipelineError."""
         reference = self.model.require_reference()
         try:
-            found = repository.resolve(
+            resolved = repository.resolve(
                 self.listing,
                 self.model.request.file_filter,
                 reference.text,
@@ -115,19 +115,20 @@ class RepoFiles:
             if self.model.request.offline:
                 error.hint = "only the Hugging Face cache was looked at: run once with the network"
             raise
-        require_architecture(self.model, found)
-        if found.kind == "gguf":
-            name = f"{self.listing.repo}: {found.files[0].name}"
-            gguf.require_model([self.read_header(found.files)], name)
+        require_architecture(self.model, resolved)
+        if resolved.kind == "gguf":
+            name = f"{self.listing.repo}: {resolved.files[0].name}"
+            gguf.require_model([self.read_header(resolved.files)], name)
         own = self.model.request.mmproj
-        if own and found.kind == "gguf":
-            projector.require(gguf.read(own), self.read_header(found.files), own.name)
+        if own and resolved.kind == "gguf":
+            projector.require(gguf.read(own), self.read_header(resolved.files), own.name)
         if self.listing.gated and not self.model.request.offline:
-            # Whether this user may have the files: told now, not after the build.
-            hub.locate(self.listing.repo, self.listing.commit, found.files[0])
-        what = f"{plural(len(found.files), 'file')}, {size(found.bytes)}"
-        log.info(f"{found.name}: {found.why} ({what})" if found.why else f"{found.name}: {what}")
-        return found
+            # Whether this user may have the files: fails now, not after the build.
+            hub.locate(self.listing.repo, self.listing.commit, resolved.files[0])
+        what = f"{plural(len(resolved.files), 'file')}, {size(resolved.bytes)}"
+        what = f"{resolved.why} ({what})" if resolved.why else what
+        log.info(f"{resolved.name}: {what}")
+        return resolved
 
     def _readable(self, file: ModelFile) -> Readable:
         if file not in self._readables:
@@ -140,14 +141,14 @@ class RepoFiles:
         return self._readables[file]
 
 
-def require_architecture(model: Model, found: Resolved) -> None:
+def require_architecture(model: Model, resolved: Resolved) -> None:
     """Raise UsageError where the converter at hand does not know the model's architecture."""
-    if found.architecture:
-        checkpoint.require_known(found.architecture, model.architectures(), found.name)
+    if resolved.architecture:
+        checkpoint.require_known(resolved.architecture, model.architectures(), resolved.name)
 
 
 def listing(model: Model) -> Listing:
-    """What the repository holds, asked once a run. Raises PipelineError."""
+    """The repository's files: one request a run. Raises PipelineError."""
     if model.listing is None:
         model.listing = _listing(model)
     return model.listing
@@ -157,8 +158,8 @@ def _listing(model: Model) -> Listing:
     reference = model.require_reference()
     if not model.request.offline:
         return hub.ask(reference)
-    found = hub.cached(reference)
-    if found is None:
+    listing = hub.cached(reference)
+    if listing is None:
         raise PipelineError(
             f"{reference.text}: is neither resolved nor in the Hugging Face cache, and offline=1 "
             "(or HF_HUB_OFFLINE) forbids asking the hub",
@@ -166,9 +167,9 @@ def _listing(model: Model) -> Listing:
         )
     log.info(
         f"{reference.text}: from the Hugging Face cache, which holds "
-        f"{plural(len(found.files), 'file')} of it"
+        f"{plural(len(listing.files), 'file')} of it"
     )
-    return found
+    return listing
 
 
 def resolve(model: Model, *, store: bool = True) -> None:
@@ -180,15 +181,14 @@ def resolve(model: Model, *, store: bool = True) -> None:
     if reference.kind == "hub" and model.request.frozen:
         lockfile.resolved(model.require_locked(), model.home)  # says what is wrong with it
     elif reference.kind == "hub":
-        found = RepoFiles(model).resolved()
-        model.resolved = found
+        model.resolved = resolved = RepoFiles(model).resolved()
         if store:
-            stored.store(model.stored_path(), found)
+            stored.store(model.stored_path(), resolved)
     elif reference.path:
         look(model, reference.path)
     if model.wanted() is None:
         _decide_quant(model, store=store)
-    model.chain()  # what cannot be meant is said now
+    model.chain()  # raises what is wrong with it now
 
 
 def look(model: Model, path: Path) -> None:

@@ -1,5 +1,4 @@
-"""`serve`: one server in the foreground, of a model, a profile or a file; and what is decided about
-a server before it is started, wherever it was asked for."""
+"""`serve`: one server in the foreground; and what is decided about any server before its start."""
 
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, sandbox, supervise
 from pipeline.serve.config import checks, instances, mistakes
+from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import Flag
@@ -45,7 +45,7 @@ class Planned(Struct, frozen=True, kw_only=True):
     """A server, and what is known about the model that it will serve."""
 
     server: Server
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     fit: Fit
 
 
@@ -69,10 +69,12 @@ def check_start(programs: Programs) -> None:
 
 def check_flags(model: Model) -> None:
     """Raise UsageError where llama-server would refuse an option."""
-    _checked(instances.given(model.spec, known_flags(model.programs)))
+    checked_options(model, model.spec)
 
 
-def _checked(options: ResolvedOptions) -> ResolvedOptions:
+def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
+    """The options of `spec`. Raises UsageError where llama-server would refuse one."""
+    options = instances.given(spec, known_flags(model.programs))
     mistakes.require_none(checks.of_llama_server(options, user_folder()), HINT)
     return options
 
@@ -80,7 +82,7 @@ def _checked(options: ResolvedOptions) -> ResolvedOptions:
 def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) -> Fit:
     """The context to serve with, and the memory that it takes, the projector's included. `room` is
     the memory for it in bytes; None: all that is free."""
-    asked = ResolvedOptions(model.spec, {}).number("ctx-size") or None
+    requested = ResolvedOptions(model.spec, {}).number("ctx-size") or None
     beside = projector_bytes(model)
 
     def measured(ctx_size: int) -> Memory | None:
@@ -88,7 +90,7 @@ def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) ->
         return need and replace(need, weights=need.weights + beside)
 
     free = capacity.memory() if room is None else room
-    return memory.fit(ahead.trained, asked, free, measured)
+    return memory.fit(ahead.trained, requested, free, measured)
 
 
 def projector(model: Model) -> Path | None:
@@ -126,7 +128,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     home, port = model.home, model.request.settings.port
     log_file = home.logs / f"serve-{port}.log"
     spec = server_options.spec(model.request, chain.resolved.name, str(log_file))
-    options = _checked(instances.given(spec, known_flags(model.programs)))
+    options = checked_options(model, spec)
     fit = fit_context(model, ahead)
     server = instances.llama_server(
         options,
@@ -139,10 +141,10 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     )
     sandbox.require(server, "sandbox")
     require_model(home, server)
-    remarks = [*checks.remarks(options, {})]
+    warnings = [*checks.remarks(options, {})]
     if not server.api_key_file and not is_loopback(server.host):
-        remarks.append(f"{server.host} can be reached by others, and no api_key_file is given")
-    return Planned(server=server, remarks=tuple(remarks), fit=fit)
+        warnings.append(f"{server.host} can be reached by others, and no api_key_file is given")
+    return Planned(server=server, warnings=tuple(warnings), fit=fit)
 
 
 def model_file(server: Server) -> Path | None:
@@ -199,7 +201,8 @@ def serve(model: Model) -> None:
     ahead = estimate.of_made(model, chain.final)
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
-    for warning in (*model.programs.warnings(), *plan.remarks, *warnings(ahead, plan)):
+    warnings = [*model.programs.warnings(), *plan.warnings, *memory_warnings(plan.fit)]
+    for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
     run(model.programs, plan.server, model.request.settings.ctx_size is not None)
 
@@ -223,19 +226,18 @@ def run(
     supervise.foreground(server, env=environment(server, at), ready=ready)
 
 
-def warnings(ahead: MemoryEstimate, plan: Planned) -> list[str]:
-    """What the user should know of the model before its server is started."""
-    lines, fit = [], plan.fit
-    if fit.memory and not fit.fits:
-        lines.append(
-            f"{size(fit.memory.total)} are needed at a context of {fit.ctx_size}, "
-            f"{size(fit.available)} are free: expect it to be slow, or to fail"
-        )
-    return [*lines, *model_warnings(ahead.header, plan.server)]
+def memory_warnings(fit: Fit) -> list[str]:
+    """A warning where the memory is too small."""
+    if fit.memory is None or fit.fits:
+        return []
+    return [
+        f"{size(fit.memory.total)} are needed at a context of {fit.ctx_size}, "
+        f"{size(fit.available)} are free: expect it to be slow, or to fail"
+    ]
 
 
 def model_warnings(header: Header | None, server: Server | None) -> list[str]:
-    """What the metadata of a model does not say; `server`, where it is known, serves it."""
+    """Warnings about gaps in a model's metadata; `server`, where it is known, serves it."""
     if header is None:
         return []
     if header.lacks_pooling and (not server or server.argument("--pooling") == header.pooling):

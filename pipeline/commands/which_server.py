@@ -40,8 +40,8 @@ def elsewhere(configuration: Configuration, programs: Programs) -> Path | None:
     for folder in (*IN_IMAGES, install.default_target(programs.home) / "bin"):
         if (folder / name).is_file():
             return folder / name
-    found = None if programs.binaries.has("llama-server") else shutil.which(name)
-    return Path(found) if found else None
+    on_path = None if programs.binaries.has("llama-server") else shutil.which(name)
+    return Path(on_path) if on_path else None
 
 
 def options(server: Path, home: Home) -> Mapping[str, Flag] | None:

@@ -46,7 +46,7 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
         for engine in named.CONFIGS
         if switches[ON_BOOT[engine]] and _text(environ, named.CONFIGS[engine])
     ]
-    if len({one.name for one in sources}) < len(sources):
+    if len({item.name for item in sources}) < len(sources):
         names = " and ".join(named.CONFIGS.values())
         errors.append(f"{names} name the same file: start it once; control.engine mixes engines")
     if command and not command[0]:

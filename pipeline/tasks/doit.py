@@ -57,16 +57,16 @@ def session() -> Session:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
-    given = before_dashes(doit_cmd._CMDLINE_VARS or {})
+    words = before_dashes(doit_cmd._CMDLINE_VARS or {})
     try:
-        requested = request(given)
+        requested = request(words)
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
     if requested.sandbox == OFF:
         os.environ[SWITCH] = "off"
     if is_off():
         log.info("warning: the sandbox is off: what reads a model may do all that you may")
-    return Session(requested, given)
+    return Session(requested, words)
 
 
 def drop_foreign_modules() -> None:
@@ -235,13 +235,13 @@ def interrupt_on_termination() -> None:
         signal.signal(signal.SIGHUP, interrupt)  # ignored already: that is how nohup works
 
 
-def before_dashes(given: Mapping[str, str]) -> dict[str, str]:
+def before_dashes(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables without those behind `--`: doit takes words of other programs for some, too."""
     words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else None
     if words is None:
-        return dict(given)
+        return dict(variables)
     own = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
-    return {name: own[name] for name in given if name in own}
+    return {name: own[name] for name in variables if name in own}
 
 
 def behind_dashes(words: Sequence[str]) -> list[str]:
