@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.core import paths
@@ -39,13 +39,6 @@ class Session:
             raise UsageError("no servers are named", "say which: config=… or profile=…")
         return self.servers
 
-    # Is there nothing to do for any model?
-
-    def source_is_done(self) -> bool:
-        return all(model.source_is_done() for model in self._each_model())
-
-    def converter_is_done(self) -> bool:
-        return all(model.converter_is_done() for model in self._each_model())
-
-    def _each_model(self) -> Iterable[Model]:
-        return self.models.values() or (self.model,)
+    def all_models(self, is_done: Callable[[Model], bool]) -> bool:
+        """Whether it is so for every model; without one, for llama.cpp's own steps."""
+        return all(map(is_done, self.models.values() or (self.model,)))

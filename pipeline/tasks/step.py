@@ -26,16 +26,14 @@ def nothing(session: Session) -> str:
 
 def model(session: Session) -> str:
     """What is missing where no model is given."""
-    if session.request.reference or session.servers:
-        return ""
-    return "no model given; pass model=… (try model=demo)"
+    has_model = session.request.reference or session.servers
+    return "" if has_model else "no model given; pass model=… (try model=demo)"
 
 
 def servers(session: Session) -> str:
     """What is missing where no file of servers is given."""
-    if session.servers:
-        return ""
-    return "no servers given; pass config=… (configs/ has examples) or profile=…"
+    hint = "no servers given; pass config=… (configs/ has examples) or profile=…"
+    return "" if session.servers else hint
 
 
 def servers_or_url(session: Session) -> str:
@@ -47,7 +45,7 @@ Subject = TypeVar("Subject")
 
 class AnyStep(Struct, Generic[Subject], frozen=True):
     """A step. One without `done` always runs. A name that begins with _ is not listed: such a
-    step finds mistakes before any work, or belongs to another one."""
+    step finds errors before any work, or belongs to another one."""
 
     name: str
     help: str
@@ -70,6 +68,8 @@ class Step(AnyStep["Session"], Struct, frozen=True):
 
 class ModelStep(AnyStep["Model"], Struct, frozen=True):
     """A step of one model: one sub-task for each model of a file of servers."""
+
+    needs: Callable[[Session], str] = model
 
 
 # What has to run before what, where that depends on the model or the servers that are named

@@ -44,7 +44,7 @@ STEPS = (
         "source",
         "get llama.cpp's source: the submodule if checked out, else the pinned archive",
         run=lambda session: do.make.get_source(session.programs),
-        done=lambda session: session.source_is_done(),
+        done=lambda session: session.all_models(lambda model: model.source_is_done()),
         after=lambda session: ["_check", *after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),
         forget=lambda session: do.clean.forget_source(session.programs),
@@ -114,7 +114,6 @@ STEPS = (
         after=lambda model: ["_check", *before_resolve(model)],
         clean=lambda model: do.clean.clean_resolve(model),
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
-        needs=model,
         reads=MODEL,
     ),
     ModelStep(
@@ -126,14 +125,13 @@ STEPS = (
         after=lambda model: ["resolve", *(["_settle", "_flags"] if has_flags(model) else [])],
         clean=lambda model: do.clean.clean(model, "fetch"),
         forget=lambda model: do.clean.forget(model, "fetch"),
-        needs=model,
         reads=MODEL,
     ),
     Step(
         "converter",
         "make the environment of llama.cpp's converter",
         run=lambda session: do.make.make_converter(session.home, session.request),
-        done=lambda session: session.converter_is_done(),
+        done=lambda session: session.all_models(lambda model: model.converter_is_done()),
         after=lambda session: ["_settle", "fetch"] if after_resolve(session, "converter") else [],
         clean=lambda session: do.clean.clean_converter(session.home),
         forget=lambda session: do.clean.forget_converter(session.home),
@@ -147,7 +145,6 @@ STEPS = (
         after=PREPARATION[:-2],
         clean=lambda model: do.clean.clean(model, "convert"),
         forget=lambda model: do.clean.forget(model, "convert"),
-        needs=model,
         reads=MAKING,
     ),
     ModelStep(
@@ -158,7 +155,6 @@ STEPS = (
         after=PREPARATION[:-1],
         clean=lambda model: do.clean.clean(model, "quantize"),
         forget=lambda model: do.clean.forget(model, "quantize"),
-        needs=model,
         reads=MAKING,
     ),
     Step(
@@ -187,7 +183,7 @@ STEPS = (
     # many servers
     Step(
         "up",
-        "start the servers of config= in the background, and say when each is ready",
+        "start the servers of config= in the background, and report when each is ready",
         run=lambda session: (
             do.plan_servers.changes(session.require_servers())
             if session.request.servers.dry_run
@@ -273,7 +269,7 @@ STEPS = (
     ),
     Step(
         "doctor",
-        "tell what this machine has, and what each backend lacks; format=json too",
+        "print what this machine has, and what each backend lacks; format=json too",
         run=lambda session: do.doctor.doctor(session),
         reads=("format",),
     ),
@@ -283,31 +279,31 @@ STEPS = (
         run_with=lambda session, words: do.test.run(words),
     ),
     Step("_help", "what a bare doit prints", run=lambda steps: print_help()),
-    # mistakes, before any work
+    # errors, before any work
     Step(
         "_check",
-        "say what is wrong with the request before any work",
+        "refuse a wrong request before any work",
         run=lambda session: check_request(session),
         after=lambda session: ["_config"] if session.servers else [],
     ),
     Step(
         "_writable",
-        "say that nothing can be written before any work",
+        "refuse a home that cannot be written before any work",
         run=lambda session: do.check.require_writable(session.home),
     ),
     Step(
         "_compiler",
-        "say that a compiler is missing before any work",
+        "report a missing compiler before any work",
         run=lambda session: session.programs.require_tools(),
     ),
     Step(
         "_config",
-        "say what is wrong with config= before any work",
+        "report the errors of config= before any work",
         run=lambda session: do.check.check_servers(session.servers) if session.servers else None,
     ),
     Step(
         "_places",
-        "say that a profile's folder cannot be written before any work",
+        "report a profile's folder that cannot be written before any work",
         run=lambda session: do.install_model.require_writable(
             session.require_servers().configuration.enabled
         ),
@@ -315,7 +311,7 @@ STEPS = (
     ),
     Step(
         "_options",
-        "hold the options in config= against the llama-server that will run",
+        "check the options in config= against the llama-server that will run",
         run=lambda session: check_options(session),
         after=lambda session: ["_config", *builds(session)],
     ),
@@ -328,24 +324,24 @@ STEPS = (
     ),
     ModelStep(
         "_frozen",
-        "with frozen=1: hold what was made against pipeline.lock",
+        "with frozen=1: compare what was made with pipeline.lock",
         run=lambda model: do.lock.require(model),
         done=lambda model: not model.request.frozen,
         after=PREPARATION,
     ),
     Step(
         "_lockable",
-        "say that pipeline.lock cannot be written before any work",
+        "report a pipeline.lock that cannot be written before any work",
         run=lambda session: do.lock.require_writable(session.model),
     ),
     Step(
         "_port",
-        "say that the port is taken before any work",
+        "report a port that is taken before any work",
         run=lambda session: do.serve.check_start(session.programs),
     ),
     Step(
         "_flags",
-        "hold server.NAME=… against the options of the llama-server that will run",
+        "check server.NAME=… against the options of the llama-server that will run",
         run=lambda session: do.serve.check_flags(session.model),
         after=["build_bins"],
     ),
