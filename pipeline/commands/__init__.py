@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from . import clean as clean
     from . import doctor as doctor
     from . import gateway as gateway
-    from . import install_model as install_model
     from . import kubernetes as kubernetes
     from . import launch as launch
     from . import lock as lock

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from pipeline.bins.hardware.detect import Host, Tool, detect
 from pipeline.bins.hardware.probe import probe
 from pipeline.bins.hardware.providers import PACKAGES, provider
-from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, Report, reports
+from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, reports
 from pipeline.core.packages import installed
 from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
@@ -26,10 +26,7 @@ from pipeline.core.text import size
 from .session import Session
 
 WIDTH = 10  # of the first column
-STATES = {
-    USABLE: "usable",
-    MISSING: "not usable; missing:",
-}
+STATES = {USABLE: "usable", MISSING: "not usable; missing:"}
 
 
 def doctor(session: Session) -> None:
@@ -130,21 +127,20 @@ def document(host: Host) -> dict[str, Any]:
         "xcode": host.xcode or None,
         "parts": sorted(host.parts),
         "problems": dict(host.problems),
-        "backends": {v.backend: backend_entry(v, host) for v in reports(host)},
+        "backends": {
+            report.backend: {
+                "state": report.state,
+                "missing": [missing_entry(item, host) for item in report.missing],
+                "notes": list(report.notes),
+            }
+            for report in reports(host)
+        },
     }
 
 
 def wheels() -> dict[str, str]:
     """The tools that are Python packages; the container's image has none."""
     return {name: version for name in ("cmake", "ninja") if (version := installed(name))}
-
-
-def backend_entry(report: Report, host: Host) -> dict[str, Any]:
-    return {
-        "state": report.state,
-        "missing": [missing_entry(item, host) for item in report.missing],
-        "notes": list(report.notes),
-    }
 
 
 def missing_entry(item: Missing, host: Host) -> dict[str, Any]:

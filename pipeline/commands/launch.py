@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from pipeline.core import capacity
+from pipeline.core import capacity, paths
+from pipeline.core.errors import PipelineError
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error, publish_same
 from pipeline.models import gguf
 from pipeline.serve import sandbox
 from pipeline.serve.config import instances
-from pipeline.serve.config.configuration import InstanceSpec
+from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import estimate, install_model, serve
+from . import estimate, serve
+from .model import Model
 from .servers import Servers
 
 
@@ -76,7 +80,7 @@ def _model(file: Servers, spec: InstanceSpec, context: int | None, room: int) ->
     if context is None:
         context = serve.fit_context(model, ahead, room + ahead.bytes).ctx_size
     prepared = serve.prepared_model(model, chain, ahead, context)
-    installed = install_model.installed(model, spec)
+    installed = installed_files(model, spec)
     mmproj = prepared.mmproj and installed.get(Path(prepared.mmproj), prepared.mmproj)
     return replace(prepared, path=installed.get(chain.final, chain.final), mmproj=mmproj)
 
@@ -124,8 +128,46 @@ def not_started(file: Servers, servers: Sequence[Server]) -> list[str]:
     return reasons
 
 
+# A profile names where its model is to be: `model_root` and `hf_filename`
+
+
 def install_models(file: Servers) -> None:
     """Have the prepared files where a profile wants them. Raises PipelineError."""
     for spec in file.configuration.enabled:
         if spec.download_to is not None:
-            install_model.install(file.model_of(spec), spec)
+            install(file.model_of(spec), spec, spec.download_to)
+
+
+def require_writable(specs: Iterable[InstanceSpec]) -> None:
+    """Raise PipelineError where a prepared file could not be put where it is wanted."""
+    for spec in specs:
+        if spec.download_to is None:
+            continue
+        try:
+            paths.require_writable(spec.download_to.parent)
+        except PipelineError as error:
+            hint = "let this user write there (of a container: --user), or download it yourself"
+            raise PipelineError(error.message, hint) from None
+
+
+def install(model: Model, spec: InstanceSpec, target: Path) -> None:
+    """Have the prepared files where they are wanted. The model itself, or its first part, comes
+    last: it says that all is there. Raises PipelineError."""
+    first, *parts = gguf.shards(model.require_chain().final)
+    files = installed_files(model, spec)
+    files |= {part: target.with_name(part.name) for part in parts}
+    with full_disk_is_an_error(target.parent, "llamacpp.model_root"), only_one(target):
+        for file in [*(file for file in files if file != first), first]:
+            if not files[file].exists():
+                publish_same(file, files[file])
+
+
+def installed_files(model: Model, spec: InstanceSpec) -> dict[Path, Path]:
+    """Where a profile wants the model, by its first part, and its projector."""
+    if spec.download_to is None:
+        return {}
+    first, target = model.require_chain().final, spec.download_to
+    # llama.cpp finds the parts of a split model by their names
+    target = target.with_name(first.name) if gguf.SHARD.fullmatch(first.name) else target
+    projector = None if model.request.mmproj else serve.projector(model)
+    return {first: target} | ({projector: projector_of(target)} if projector else {})

@@ -33,7 +33,8 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
     """Print a table, or JSON."""
     from pipeline.serve.supervisor import status
 
-    rows = [row for at in places for row in status.ps(at) if is_named(request, row.name)]
+    names = request.servers.names
+    rows = [row for at in places for row in status.ps(at) if not names or row.name in names]
     if request.json:
         print(json.dumps([to_builtins(row) for row in rows]))
     elif rows:
@@ -109,9 +110,9 @@ def down(session: Session) -> None:
     if names and not places:
         require_known(names, [])
     if not session.request.servers.source and len(places) > 1:
+        configs = [wanted.config for at in places if (wanted := state.read_wanted(at))]
         raise UsageError(
-            "down: more than one configuration is up",
-            "config=… is one of " + ", ".join(configs(places)),
+            "down: more than one configuration is up", f"config=… is one of {', '.join(configs)}"
         )
     ended = [name for at in places for name in control.down(at, names)]
     if session.request.json:
@@ -136,12 +137,3 @@ def folders(session: Session) -> list[Folder]:
         for at in state.folders(session.home)
         if at.marker in marked or liveness.is_running(at) or liveness.is_left(at)
     ]
-
-
-def configs(places: Sequence[Folder]) -> list[str]:
-    """The names of their configurations."""
-    return [wanted.config for at in places if (wanted := state.read_wanted(at))]
-
-
-def is_named(request: Request, name: str) -> bool:
-    return not request.servers.names or name in request.servers.names

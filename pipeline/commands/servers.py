@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bins.binaries import program_file
+from pipeline.bins.package import install
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.store import stat_cache
 from pipeline.core.variables import variables
+from pipeline.serve import flags
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor import state
 
-from . import which_server
 from .model import Model
 from .programs import Programs
 from .request import request
@@ -34,6 +37,8 @@ OPTIONS = (
 GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
 OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj")  # these, too
 OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
+# Where an image keeps llama.cpp's programs.
+IN_IMAGES = (Path("/soft/app/llama-cpp/bin"), Path("/hard/volume/workspace/llama-cpp/build/bin"))
 
 
 class Servers:
@@ -124,8 +129,20 @@ class Servers:
 
     @cached_property
     def own(self) -> Path | None:
-        """A llama-server that is not the one in `bins/`."""
-        return which_server.elsewhere(self.configuration, self.programs)
+        """The llama-server that the file names, that of LLAMA_SERVER_BINS_DIR, that of an installed
+        package, or, where none is in `bins/`, that on PATH. Raises UsageError."""
+        from pipeline.serve.config.instances import program
+
+        programs, name = self.programs, program_file("llama-server")
+        if named := program(self.configuration, None):
+            return named
+        if programs.are_external:
+            return programs.binaries.program("llama-server")
+        for folder in (*IN_IMAGES, install.default_target(programs.home) / "bin"):
+            if (folder / name).is_file():
+                return folder / name
+        on_path = None if programs.binaries.has("llama-server") else shutil.which(name)
+        return Path(on_path) if on_path else None
 
     @property
     def needs_programs(self) -> bool:
@@ -144,10 +161,14 @@ class Servers:
         return self.own or self.programs.binaries.folder / program_file("llama-server")
 
     def flags(self) -> Mapping[str, Flag] | None:
-        """Its options; None where it is not there yet. Raises PipelineError."""
+        """The options that its --help lists; None where it is not there yet, or no program. Raises
+        PipelineError."""
         if self.own is None and not self.programs.are_done():
             return None
-        return which_server.options(self.server, self.home)
+        server, run = self.server, self.home.run
+        if not (server.is_file() and os.access(server, os.X_OK)):
+            return None
+        return flags.read(server, stat_cache.identity(run / "programs.json", server), run / "flags")
 
     # What the file says
 

@@ -304,7 +304,7 @@ STEPS = (
     Step(
         "_places",
         "report a profile's folder that cannot be written before any work",
-        run=lambda session: do.install_model.require_writable(
+        run=lambda session: do.launch.require_writable(
             session.require_servers().configuration.enabled
         ),
         after=["_config"],
