@@ -229,7 +229,7 @@ def test_up_stays_where_it_is_asked_to(servers: Servers, gguf: Path) -> None:
     with servers.doit.start("up", servers.config) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("staying with here"):
+            if line.startswith("waiting for here"):
                 break
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
@@ -412,7 +412,7 @@ def test_what_is_secret_in_overrides_stays_there(
     assert secret not in (tmp_path / "told.json").read_text()
     for process in servers.processes():
         assert secret not in str(process.environ()) and secret not in " ".join(process.cmdline())
-    assert "a unit is no place for it" in servers.doit("systemd", servers.config, status=3).err
+    assert "a unit cannot hold it" in servers.doit("systemd", servers.config, status=3).err
 
 
 def test_a_server_that_others_can_reach_gets_a_key(servers: Servers, gguf: Path) -> None:
@@ -516,7 +516,7 @@ def test_a_plan_for_a_container_takes_its_files_as_said(servers: Servers) -> Non
     wrong = servers.doit(*words, status=3).err
     assert "8081 is taken by" in wrong and "instance.hub.model.ref = org" in wrong
     assert (
-        "is for config= or profile="
+        "needs config= or profile="
         in servers.doit("plan", "model=demo", "target=container", status=3).err
     )
 

@@ -37,7 +37,7 @@ def check(model: Model) -> None:
     """Raise PipelineError where a run that makes something would fail."""
     require_writable(model.home)
     if model.request.wanted.quant == quants.ALL:
-        raise UsageError("quant=all: is for plan alone", "name one, or say quant=auto")
+        raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
     check_request(model)
     path = model.request.reference and model.request.reference.path
     if model.request.force and path:  # what is known of it may be out of date
@@ -89,7 +89,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     configuration, requested = servers.configuration, servers.requested
     if requested.besides:
         here = configuration.label
-        note(f"{requested.besides} names another file, and is not read; this is about {here}")
+        note(f"{requested.besides} names another file, which is not read; using {here}")
     errors = [
         *servers.errors,
         *servers.misplaced(GATEWAY_OPTIONS),
@@ -112,7 +112,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     )
     for spec in configuration.enabled if cards is None else ():
         if spec.control.gpu_ids not in (None, "all", "none"):
-            note(f"{spec.at('control.gpu_ids')}: no driver of NVIDIA's is here to ask for it")
+            note(f"{spec.at('control.gpu_ids')}: cannot be checked: there is no NVIDIA driver here")
 
 
 def wrong_logs(servers: Servers) -> list[str]:

@@ -211,7 +211,7 @@ def device_lines(devices: dict[str, Any]) -> list[str]:
     entries += [f"MIG slice {name}" for name in devices["mig_slices"]]
     entries += [name for maker in ("amd", "intel", "apple") for name in devices[maker]]
     entries += [f"Vulkan: {device['name']}, {device['kind']}" for device in devices["vulkan"]]
-    return entries or ["no graphics card answers"]
+    return entries or ["no GPU answers"]
 
 
 def block(title: str, texts: list[str]) -> Iterator[str]:

@@ -86,7 +86,7 @@ def run(servers: Servers) -> None:
         return
     if not liveness.is_running(servers.at):
         log.info(
-            f"warning: nothing of {servers.configuration.label} is up; start it: {doitw('up')}"
+            f"warning: no server of {servers.configuration.label} is up; start them: {doitw('up')}"
         )
     if engine == LITELLM:
         litellm(servers, chosen)

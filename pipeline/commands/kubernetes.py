@@ -86,7 +86,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
     engines = {spec.engine for spec in chosen}
     require_images(options, {x: variable for x, variable in IMAGES.items() if x in engines})
     if configuration.gateway.enable:
-        log.info("the gateway is left out: it is for the servers of one machine")
+        log.info("the gateway is left out: it routes to the servers of one machine")
     return configuration
 
 

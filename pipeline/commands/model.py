@@ -205,7 +205,7 @@ class Model:
         except models.hub_errors.Changed as error:
             if self.request.frozen:
                 raise UsageError(
-                    f"frozen=1: {error.message}", "what is locked cannot be had any more"
+                    f"frozen=1: {error.message}", "what is locked is no longer available"
                 ) from None
             remove(self.stored_path())
             raise
@@ -213,7 +213,7 @@ class Model:
     def require_reference(self) -> Reference:
         """The model that is named. Raises UsageError where none is."""
         if self.request.reference is None:
-            raise UsageError("no model is named", "say which: model=…")
+            raise UsageError("no model given", "pass model=… (try model=demo)")
         return self.request.reference
 
     def require_resolved(self) -> Resolved:
@@ -233,9 +233,7 @@ class Model:
         self.require_resolved()
         chain = self.chain()
         if chain is None:
-            raise PipelineError(
-                "what quant=auto means is not decided yet", f"run {doitw('resolve model=…')}"
-            )
+            raise PipelineError("quant=auto is not decided yet", f"run {doitw('resolve model=…')}")
         return chain
 
     def architectures(self) -> frozenset[str]:

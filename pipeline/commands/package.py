@@ -36,7 +36,7 @@ def pack(programs: Programs) -> None:
     programs = programs.portable()
     if programs.are_external:
         raise UsageError(
-            "LLAMA_SERVER_BINS_DIR names programs of your own, and they are not packed",
+            "LLAMA_SERVER_BINS_DIR names programs of your own, which are not packed",
             "unset it to have them built and packed",
         )
     programs.require_device()
@@ -62,7 +62,7 @@ def install_package(programs: Programs) -> None:
     request, home = programs.request, programs.home
     pkg, target = request.pkg, request.into or install.default_target(home)
     if pkg is None:
-        raise UsageError("no package is named", "pass pkg=PATH")
+        raise UsageError("no package given", "pass pkg=PATH")
     install.install(pkg, target, home=home, force=request.again)
     if request.into is None:
         log.info(f"serve with it: {doitw('serve bins=package model=…')}")

@@ -23,7 +23,7 @@ from pipeline.core.store.publish import SPARE_BYTES
 from pipeline.core.text import plural, size
 from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
-from pipeline.models.memory import Fit
+from pipeline.models.memory import Device, Fit, Memory
 from pipeline.serve import sandbox
 
 from . import check, estimate, lock, resolve, serve, summary
@@ -47,7 +47,7 @@ class PlannedStep(Struct, frozen=True):
 def plan(model: Model) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
     if model.request.servers.target == CONTAINER:
-        raise UsageError("target=container: is for config= or profile=")
+        raise UsageError("target=container: needs config= or profile=")
     check.check_request(model)
     model.programs.require_tools()
     lock.require(model, before=True)
@@ -168,7 +168,7 @@ def still_to_come(archive: Archive, home: Home) -> int:
 def code_warnings(model: Model, chain: Chain) -> list[str]:
     """The warnings about a model that brings code, where it is still to be converted."""
     return [
-        f"{code}: code of a model never runs; if it cannot be converted without, it is refused"
+        f"{code}: a model's own code never runs; if the conversion needs it, it fails"
         for code in estimate.foreign_code(model, chain)
     ]
 
@@ -178,8 +178,12 @@ def estimate_why(model: Model, fit: Fit) -> str:
     if fit.memory is None or not fit.memory.estimate:
         return ""
     if model.binaries.has("llama-fit-params"):
-        return "llama.cpp's own tool could not tell"
-    return "llama.cpp tells its own figure once it is built"
+        return "llama.cpp's own tool gave no figure"
+    return "llama.cpp measures it once it is built"
+
+
+def parts_of(memory: Memory | Device) -> dict[str, int]:
+    return {f"{name}_bytes": getattr(memory, name) for name in ("weights", "context", "compute")}
 
 
 def memory_of(fit: Fit) -> dict[str, Any] | None:
@@ -189,19 +193,9 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
         return None
     return {
         "estimate": needed.estimate,
-        "weights_bytes": needed.weights,
-        "context_bytes": needed.context,
-        "compute_bytes": needed.compute,
+        **parts_of(needed),
         "total_bytes": needed.total,
-        "devices": [
-            {
-                "name": device.name,
-                "weights_bytes": device.weights,
-                "context_bytes": device.context,
-                "compute_bytes": device.compute,
-            }
-            for device in needed.devices
-        ],
+        "devices": [{"name": device.name, **parts_of(device)} for device in needed.devices],
         "available_bytes": fit.available,
         "fits": fit.fits,
         "gpus": [
@@ -250,7 +244,7 @@ def text(plan: dict[str, Any]) -> str:
     else:
         lines += ["memory      known once the model is here"]
     command = plan["cmd"] and shown([plan["executable"], *plan["cmd"]])
-    lines += [f"command     {command or 'known once llama.cpp is built and the model known'}"]
+    lines += [f"command     {command or 'known once llama.cpp is built and the model is here'}"]
     lines += [f"environment {name}={value}" for name, value in (plan["env"] or {}).items()]
     lines += [f"sandbox     {plan['sandbox']}"] if plan["sandbox"] else []
     return "\n".join(lines)

@@ -66,7 +66,7 @@ class RepoFiles:
         try:
             yield
         except ForeignFile as error:
-            hint = "its owner has put it there so: use another file, revision or repository"
+            hint = "its owner uploaded it like this: use another file, revision or repository"
             raise PipelineError(f"{self.listing.repo}: {error.message}", hint) from None
 
     def outlook(self, option: Option) -> MemoryEstimate:
@@ -113,7 +113,7 @@ class RepoFiles:
             )
         except PipelineError as error:
             if self.model.request.offline:
-                error.hint = "only the Hugging Face cache was looked at: run once with the network"
+                error.hint = "only the Hugging Face cache was searched: run once with the network"
             raise
         require_architecture(self.model, resolved)
         if resolved.kind == "gguf":

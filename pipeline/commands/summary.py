@@ -104,4 +104,4 @@ def context(ctx_size: int, trained: int, *, is_named: bool) -> str:
         return f"{ctx_size} tokens; the trained context is not known"
     if ctx_size == trained:
         return f"{ctx_size} tokens, as trained"
-    return f"{ctx_size} tokens of {trained} trained: what the free memory holds"
+    return f"{ctx_size} tokens of {trained} trained: as many as fit into the free memory"

@@ -161,7 +161,7 @@ def systemd(servers: Servers) -> None:
 
     if servers.is_overridden:
         raise UsageError(
-            f"{servers.is_overridden} is set: a unit is no place for it",
+            f"{servers.is_overridden} is set: a unit cannot hold it",
             "write it into the file",
         )
     requested = servers.requested
@@ -188,7 +188,7 @@ def report(servers: Servers, server: Server, status: ServerStatus) -> None:
     """Log a change that a user waits for; of a server that is ready its summary, too."""
     reason = status.reason.partition("\n")[0].removesuffix(":")  # without lines of its log
     if status.state == PAUSING:
-        log.info(f"{server.name}: is started again: {reason}")
+        log.info(f"{server.name}: restarting: {reason}")
     elif status.state == FAILED:
         log.info(f"{server.name}: failed: {reason}")
     if status.state != READY:
@@ -212,7 +212,7 @@ def stay(at: Folder, instances: Sequence[Server]) -> None:
     names = [server.name for server in instances]
     try:
         log.info(
-            f"staying with {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}"
+            f"waiting for {', '.join(names)}; Ctrl-C stops {'them' if len(names) > 1 else 'it'}"
         )
         while there := liveness.living(at):
             statuses = [status for status in there.instances if status.name in names]
@@ -224,6 +224,6 @@ def stay(at: Folder, instances: Sequence[Server]) -> None:
         log.info("stopped")
         return
     if there is None:
-        raise PipelineError("the supervisor is gone, and they with it", f"its log is {at.log}")
+        raise PipelineError("the supervisor is gone, and so are they", f"its log is {at.log}")
     if failed := [status for status in statuses if status.state == FAILED]:
         raise PipelineError("\n".join(f"{x.name} is failed: {x.reason}" for x in failed))

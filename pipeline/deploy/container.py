@@ -36,30 +36,28 @@ NOTHING = "nothing to start and no command to run"
 
 def run(boot: Boot, environ: Mapping[str, str]) -> int:
     """Do all of it, to its end; the exit status. Raises PipelineError."""
-    env = prepared(boot, environ)
+    install(boot)
     if not boot.sources and not boot.command:
         raise UsageError(NOTHING, "docs/container.md lists the variables; or name a command")
     if not boot.sources:
-        become(boot.command, env=env)
+        become(boot.command, env=environ)
     for name in service(environ).values():
         log.info(f"service: {name}")
     with asked_to_stop() as stops:
-        return Container(boot, env, stops).run()
+        return Container(boot, environ, stops).run()
 
 
 def up(boot: Boot, environ: Mapping[str, str]) -> int:
     """Start the servers and leave them running; the exit status. Raises PipelineError."""
-    env = prepared(boot, environ)
+    install(boot)
     with asked_to_stop() as stops:
-        return _ended([_up(source, env) for source in boot.sources], stops)
+        return _ended([_up(source, environ) for source in boot.sources], stops)
 
 
-def prepared(boot: Boot, environ: Mapping[str, str]) -> dict[str, str]:
-    """Install the package, if one is named; return the environment for all that is started. Raises
-    PipelineError."""
+def install(boot: Boot) -> None:
+    """Install the package, if one is named. Raises PipelineError."""
     if boot.package:
         package.get(Path(boot.package), paths.home())
-    return dict(environ)
 
 
 def notify(environ: Mapping[str, str], why: str) -> bool:
@@ -97,7 +95,7 @@ class Container:
 
     @property
     def failure(self) -> str:
-        """What is said of servers that did not start."""
+        """The message about servers that did not start."""
         sources = ", or ".join(f"doit plan {' '.join(x.words)}" for x in self.background)
         return f"the container's log has the reason, and so has {sources}"
 
