@@ -48,15 +48,15 @@ def test_as_text(bare: Doit) -> None:
 
 def test_as_json(bare: Doit) -> None:
     run = bare("doctor", "format=json")
-    told = run.json()
-    assert list(told["backends"]) == ["cuda", "metal", "hip", "sycl", "vulkan", "cpu"]
-    for name, answer in told["backends"].items():
+    report = run.json()
+    assert list(report["backends"]) == ["cuda", "metal", "hip", "sycl", "vulkan", "cpu"]
+    for name, answer in report["backends"].items():
         assert answer["state"] in ("usable", "possible", "missing")
         assert (answer["state"] == "missing") == bool(answer["missing"])
         assert answer["state"] != "usable" or name == "cpu"
-    assert told["memory"]["total_bytes"] > 1 << 28
-    assert told["disk"]["free_bytes"] > 0
-    assert re.match(r"\d+\.\d+", told["tools"]["ninja"]["version"])
+    assert report["memory"]["total_bytes"] > 1 << 28
+    assert report["disk"]["free_bytes"] > 0
+    assert re.match(r"\d+\.\d+", report["tools"]["ninja"]["version"])
     names_nobody(run, bare)
 
 
@@ -64,19 +64,19 @@ def test_as_json(bare: Doit) -> None:
 def test_nvidia_smi_that_hangs(bare: Doit, tmp_path: Path) -> None:
     stand_in(bare, tmp_path / "programs", nvidia_smi="exec /bin/sleep 60")
     start = time.monotonic()
-    told = bare("doctor", "format=json").json()
+    report = bare("doctor", "format=json").json()
     assert time.monotonic() - start < 20
-    assert told["problems"]["nvidia-smi"] == "gave no answer in 5 s"
-    assert "gave no answer" in told["backends"]["cuda"]["missing"][0]["what"]
+    assert report["problems"]["nvidia-smi"] == "gave no answer in 5 s"
+    assert "gave no answer" in report["backends"]["cuda"]["missing"][0]["what"]
 
 
 @posix
 def test_nvidia_smi_that_prints_an_error_with_status_0(bare: Doit, tmp_path: Path) -> None:
     script = "echo 'Failed to initialize NVML: Unknown Error'"
     stand_in(bare, tmp_path / "programs", nvidia_smi=script)
-    told = bare("doctor", "format=json").json()
-    assert told["devices"]["nvidia"] == []
-    assert told["problems"]["nvidia-smi"] == "Failed to initialize NVML: Unknown Error"
+    report = bare("doctor", "format=json").json()
+    assert report["devices"]["nvidia"] == []
+    assert report["problems"]["nvidia-smi"] == "Failed to initialize NVML: Unknown Error"
     assert "Unknown Error" in bare("doctor").out
 
 

@@ -25,8 +25,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(given: dict[str, object], **environ: str) -> tuple[str, str]:
-    found = servers_request(given, environ)
-    return found.source, found.engine
+    parsed = servers_request(given, environ)
+    return parsed.source, parsed.engine
 
 
 def test_nothing_is_meant() -> None:
@@ -81,10 +81,10 @@ def test_contradictions(given: dict[str, object]) -> None:
 
 
 def test_names_and_numbers() -> None:
-    told = servers_request(
+    parsed = servers_request(
         {"name": ("a", "b"), "lines": 0, "max_loading": 2, "background": False}, {}
     )
-    assert told == ServersRequest(names=("a", "b"), lines=0, max_loading=2, background=False)
+    assert parsed == ServersRequest(names=("a", "b"), lines=0, max_loading=2, background=False)
 
 
 def test_the_registry() -> None:

@@ -1,4 +1,4 @@
-"""The command line's variables and what they add up to; every mistake is found before any work."""
+"""The command line's variables and what they add up to; every error is found before any work."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nothing_asked_is_the_defaults() -> None:
 
 
 def test_everything_asked_arrives(here: Path) -> None:
-    found = ask(
+    parsed = ask(
         model="org/model@v1",
         quant="iq2_xs",
         imatrix="imatrix.gguf",
@@ -74,13 +74,13 @@ def test_everything_asked_arrives(here: Path) -> None:
         refresh="on",
         server__flash_attn="on",
     )
-    assert found.reference
-    assert (found.reference.repo, found.reference.revision) == ("org/model", "v1")
-    assert found.file_filter == FileFilter(quant="IQ2_XS", filename="x.gguf", mmproj="none")
-    assert found.wanted == QuantRequest(
+    assert parsed.reference
+    assert (parsed.reference.repo, parsed.reference.revision) == ("org/model", "v1")
+    assert parsed.file_filter == FileFilter(quant="IQ2_XS", filename="x.gguf", mmproj="none")
+    assert parsed.wanted == QuantRequest(
         quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf"
     )
-    assert found.settings == Settings(
+    assert parsed.settings == Settings(
         host="::",
         port=9,
         threads=3,
@@ -93,10 +93,10 @@ def test_everything_asked_arrives(here: Path) -> None:
         api_key_file=here / "keys",
         server={"flash_attn": "on"},
     )
-    assert (found.ready_timeout, found.stop_timeout) == (7, 0)
-    assert (found.force, found.refresh, found.offline, found.json) == (True, True, False, True)
-    found = ask(offline="TRUE")
-    assert (found.refresh, found.offline) == (False, True)
+    assert (parsed.ready_timeout, parsed.stop_timeout) == (7, 0)
+    assert (parsed.force, parsed.refresh, parsed.offline, parsed.json) == (True, True, False, True)
+    parsed = ask(offline="TRUE")
+    assert (parsed.refresh, parsed.offline) == (False, True)
 
 
 def test_unknown_names_name_the_nearest() -> None:
@@ -128,8 +128,8 @@ def test_names_of_other_programs_lead_to_ours(name: str, meant: str) -> None:
 )
 def test_ranges(name: str, low: int, high: int) -> None:
     for value in (low, high):
-        found = ask(**{name: value})
-        assert value in (getattr(found, name, None), getattr(found.settings, name, None))
+        parsed = ask(**{name: value})
+        assert value in (getattr(parsed, name, None), getattr(parsed.settings, name, None))
     for wrong in (low - 1, high + 1, "", "x", "1.5", "1e3"):
         assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
 
@@ -213,10 +213,10 @@ def test_contradictions_and_impossible_wishes(given: dict[str, str], said: str) 
 
 
 def test_an_address_of_a_file_is_that_file() -> None:
-    found = request({"model": "https://huggingface.co/a/b/blob/v1/Q4/x-Q4_K_M.gguf"})
-    assert found.reference and (found.reference.repo, found.reference.revision) == ("a/b", "v1")
-    assert found.file_filter.filename == "Q4/x-Q4_K_M.gguf"
-    assert found.model_words == {"model": "a/b", "revision": "v1", "filename": "Q4/x-Q4_K_M.gguf"}
+    parsed = request({"model": "https://huggingface.co/a/b/blob/v1/Q4/x-Q4_K_M.gguf"})
+    assert parsed.reference and (parsed.reference.repo, parsed.reference.revision) == ("a/b", "v1")
+    assert parsed.file_filter.filename == "Q4/x-Q4_K_M.gguf"
+    assert parsed.model_words == {"model": "a/b", "revision": "v1", "filename": "Q4/x-Q4_K_M.gguf"}
     assert request({"hf_model": "hf.co/a/b:q8_0"}).file_filter.quant == "Q8_0"
 
 
@@ -225,14 +225,14 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
     assert ask(model="a/b:Q4_K", quant="q4_k_m").wanted.quant == "Q4_K_M"
     assert ask(model="a/b@v1", revision="v1").reference.revision == "v1"  # type: ignore[union-attr]
     for device in ("cpu", "CPU"):
-        found = ask(device=device, backend="cpu")
-        assert (found.bins.backend, found.settings.device) == ("cpu", None)
+        parsed = ask(device=device, backend="cpu")
+        assert (parsed.bins.backend, parsed.settings.device) == ("cpu", None)
     assert ask(refresh=0, offline=1).offline
 
 
 def test_quants_as_repositories_name_them() -> None:
-    asked = ask(model="a/b", quant="ud-q4_k_xl")
-    assert (asked.file_filter.quant, asked.model_words) == (
+    parsed = ask(model="a/b", quant="ud-q4_k_xl")
+    assert (parsed.file_filter.quant, parsed.model_words) == (
         "UD-Q4_K_XL",
         {"model": "a/b", "quant": "ud-q4_k_xl"},
     )
@@ -243,10 +243,10 @@ def test_quants_as_repositories_name_them() -> None:
 
 
 def test_a_projector_of_ones_own_or_of_the_repository(here: Path) -> None:
-    asked = ask(model="a/b", mmproj="m.gguf")  # a path that exists wins
-    assert (asked.mmproj, asked.file_filter.mmproj) == (here / "m.gguf", "none")
-    asked = ask(model="a/b", mmproj="mmproj-F16.gguf")
-    assert (asked.mmproj, asked.file_filter.mmproj) == (None, "mmproj-F16.gguf")
+    parsed = ask(model="a/b", mmproj="m.gguf")  # a path that exists wins
+    assert (parsed.mmproj, parsed.file_filter.mmproj) == (here / "m.gguf", "none")
+    parsed = ask(model="a/b", mmproj="mmproj-F16.gguf")
+    assert (parsed.mmproj, parsed.file_filter.mmproj) == (None, "mmproj-F16.gguf")
 
 
 def test_the_hubs_own_switch_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,18 +314,18 @@ def test_an_option_given_in_both_ways() -> None:
 
 def test_models_said_explicitly(here: Path) -> None:
     for given in ({"gguf_path": "m.gguf"}, {"model": "m.gguf"}):
-        found = ask(**given).reference
-        assert found
-        assert (found.kind, found.path) == ("gguf", here / "m.gguf")
+        parsed = ask(**given).reference
+        assert parsed
+        assert (parsed.kind, parsed.path) == ("gguf", here / "m.gguf")
     for given in ({"safetensors_dir": "folder"}, {"model": "./folder"}):
-        found = ask(**given).reference
-        assert found
-        assert (found.kind, found.path) == ("folder", here / "folder")
+        parsed = ask(**given).reference
+        assert parsed
+        assert (parsed.kind, parsed.path) == ("folder", here / "folder")
     (here / "org" / "model").mkdir(parents=True)
     for text in ("org/model", "hf:org/model"):
-        found = ask(hf_model=text, revision="v1").reference
-        assert found
-        assert (found.kind, found.repo, found.revision) == ("hub", "org/model", "v1")
+        parsed = ask(hf_model=text, revision="v1").reference
+        assert parsed
+        assert (parsed.kind, parsed.repo, parsed.revision) == ("hub", "org/model", "v1")
 
 
 @pytest.mark.parametrize(

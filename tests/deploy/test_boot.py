@@ -35,15 +35,15 @@ def test_nothing_is_started_unless_it_is_asked_for() -> None:
 
 
 def test_all_at_once() -> None:
-    told = boot({**LLAMA, **VLLMS, **PACKAGE, "LLM_PROFILE_NAME": "small"})
-    assert told.package == "/pkg/llama.tar.gz"
-    assert [one.words for one in told.sources] == [
+    plan = boot({**LLAMA, **VLLMS, **PACKAGE, "LLM_PROFILE_NAME": "small"})
+    assert plan.package == "/pkg/llama.tar.gz"
+    assert [item.words for item in plan.sources] == [
         ("config=/config/llama.toml",),
         ("config=/config/vllm.toml", "engine=vllm"),
         ("profile=small",),
     ]
     registry = REPOSITORY / "configs" / "llm_profiles.yaml"
-    assert told.sources[2].name == f"{registry}#small"
+    assert plan.sources[2].name == f"{registry}#small"
 
 
 def test_all_mistakes_are_said_at_once() -> None:
@@ -74,8 +74,8 @@ def test_one_file_is_started_once() -> None:
 
 
 def test_by_hand_no_switch_is_needed() -> None:
-    told = source({"AUTO_INFER_LLAMA_CPP_CONFIG": "/config/llama.toml"}, LLAMA_CPP)
-    assert told.words == ("config=/config/llama.toml",)
+    server = source({"AUTO_INFER_LLAMA_CPP_CONFIG": "/config/llama.toml"}, LLAMA_CPP)
+    assert server.words == ("config=/config/llama.toml",)
     with pytest.raises(UsageError, match="AUTO_INFER_VLLM_CONFIG names no file"):
         source(LLAMA, VLLM)
 

@@ -39,17 +39,17 @@ def test_ports_that_are_not_published() -> None:
 def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     file = tmp_path / "profiles.yaml"
     file.write_text("profiles:\n  tiny:\n    llamacpp: {gguf_path: /x.gguf, port: 9999}\n")
-    told = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(file)}
+    environ = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(file)}
     profile = BootSource(words=("profile=tiny",), name=f"{file}#tiny", is_profile=True)
     inside = "http://127.0.0.1:9999: reachable from this container only"
-    assert unreachable([], profile, told).startswith(inside)
-    told |= {"LLAMACPP_HOST_OVERRIDE": "0.0.0.0"}
-    assert unreachable([], profile, told) == "", "nobody said what is published"
-    told |= {"PUBLISHED_PORTS": "8080, 9000"}
+    assert unreachable([], profile, environ).startswith(inside)
+    environ |= {"LLAMACPP_HOST_OVERRIDE": "0.0.0.0"}
+    assert unreachable([], profile, environ) == "", "nobody said what is published"
+    environ |= {"PUBLISHED_PORTS": "8080, 9000"}
     elsewhere = "tiny on 9999: not published, only 8080, 9000 is"
-    assert unreachable([], profile, told).startswith(elsewhere)
-    assert unreachable([], profile, told | {"PUBLISHED_PORTS": "9999"}) == ""
-    assert unreachable([], profile, told | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
+    assert unreachable([], profile, environ).startswith(elsewhere)
+    assert unreachable([], profile, environ | {"PUBLISHED_PORTS": "9999"}) == ""
+    assert unreachable([], profile, environ | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
         "PUBLISHED_PORTS=8080/tcp: must be ports"
     )
-    assert unreachable([], None, told) == ""
+    assert unreachable([], None, environ) == ""

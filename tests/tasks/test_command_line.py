@@ -139,8 +139,8 @@ def test_as_users_type_it() -> None:
     assert (
         doitw("list", "--port").stderr == "doitw: --port: needs a value\n  hint: write --port=…\n"
     )
-    told = doitw("--version").stdout.splitlines()
-    assert [line.split()[0] for line in told] == ["llama-pipeline", "llama.cpp", "doit"]
+    output = doitw("--version").stdout.splitlines()
+    assert [line.split()[0] for line in output] == ["llama-pipeline", "llama.cpp", "doit"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
@@ -184,10 +184,10 @@ def test_every_variable_is_read_by_a_step() -> None:
 
 
 def test_help_lists_the_variables_of_a_step() -> None:
-    told = doitw("help", "logs").stdout
-    assert told.splitlines()[0] == "logs  print the log of name=; follow=1 stays with it"
-    assert "  lines    so many from the end [50]" in told
-    assert "dry_run" not in told, "that is of up"
-    assert "docs/instances.md" in told and "](" not in told and "`" not in told
+    output = doitw("help", "logs").stdout
+    assert output.splitlines()[0] == "logs  print the log of name=; follow=1 stays with it"
+    assert "  lines    so many from the end [50]" in output
+    assert "dry_run" not in output, "that is of up"
+    assert "docs/instances.md" in output and "](" not in output and "`" not in output
     assert "read by: serve, plan" in doitw("help", "ctx_size").stdout
     assert "doitw clean" in doitw("help").stdout
