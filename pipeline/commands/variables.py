@@ -73,9 +73,9 @@ class ModelVariables:
         "",
         shown="one of these four is required, or `config`, or `profile`",
     )
-    hf_model: str = variable(text, "a Hugging Face repository, said explicitly", "")
-    gguf_path: str = variable(path, "a `.gguf` file, said explicitly", "")
-    safetensors_dir: str = variable(path, "a model folder, said explicitly", "")
+    hf_model: str = variable(text, "a Hugging Face repository, named explicitly", "")
+    gguf_path: str = variable(path, "a `.gguf` file, named explicitly", "")
+    safetensors_dir: str = variable(path, "a model folder, named explicitly", "")
     quant: str = variable(
         quant,
         "a quant in any letter case, `auto` (the best that fits the memory), or for `plan` `all`",
@@ -141,9 +141,9 @@ class ProgramVariables:
     cuda_architectures: str = variable(
         architectures,
         "what CUDA is compiled for, as CMake takes it: `89`, `8.9`, `86-real;90-virtual`, "
-        "`all-major`; the card need not be here",
+        "`all-major`; the GPU need not be here",
         "",
-        shown="the cards that are here",
+        shown="this machine's GPUs",
     )
     cuda_toolkit: str = variable(
         path,
@@ -220,7 +220,7 @@ class ServingVariables:
         shown="`auto`",
     )
     ready_timeout: int = variable(integer(1, 86400), "seconds until the server must be ready", 600)
-    stop_timeout: int = variable(integer(0, 3600), "seconds that it gets to stop", 10)
+    stop_timeout: int = variable(integer(0, 3600), "seconds that it has to stop", 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,23 +263,23 @@ class FileVariables:
     )
     max_loading: int | None = variable(
         integer(1, 10_000),
-        "so many instances load at once",
+        "how many instances load at once",
         shown="as the file says, else all",
         of=("up",),
     )
     target: str = variable(
         choice(HERE, CONTAINER),
-        "`container`: plan a file for a container; its paths, cards and models are taken as said",
+        "`container`: plan a file for a container; its paths, GPUs and models are not checked",
         HERE,
         shown="`here`",
         of=("plan",),
     )
     dry_run: bool = variable(
-        flag, "say what would be started, kept, restarted and stopped", False, of=("up",)
+        flag, "print what would be started, kept, restarted and stopped", False, of=("up",)
     )
-    follow: bool = variable(flag, "go on printing what comes", False, of=("logs",))
-    lines: int = variable(integer(0, 1_000_000), "so many from the end", 50, of=("logs",))
-    url: str = variable(text, "a server or gateway that no file here names", "", of=("claude",))
+    follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
+    lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
+    url: str = variable(text, "a server or gateway that is in no file", "", of=("claude",))
     start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
 
 
@@ -291,7 +291,7 @@ class RunVariables:
         flag, "download and make again; without a model: llama.cpp itself, with its page", False
     )
     refresh: bool = variable(
-        flag, "ask the hub again what the reference means; decide `quant=auto` anew", False
+        flag, "ask the hub again what the reference means; decide `quant=auto` again", False
     )
     frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse", False)
     offline: bool = variable(

@@ -186,7 +186,7 @@ def test_every_variable_is_read_by_a_step() -> None:
 def test_help_lists_the_variables_of_a_step() -> None:
     output = doitw("help", "logs").stdout
     assert output.splitlines()[0] == "logs  print the log of name=; follow=1 stays with it"
-    assert "  lines    so many from the end [50]" in output
+    assert "  lines    how many lines from the end [50]" in output
     assert "dry_run" not in output, "that is of up"
     assert "docs/instances.md" in output and "](" not in output and "`" not in output
     assert "read by: serve, plan" in doitw("help", "ctx_size").stdout
