@@ -32,7 +32,7 @@ PATH = re.compile(r"[/.~]|.*\.gguf$")  # a reference that is a path
 IMAGE_HOME, IMAGE_PROGRAM = Path("/data"), Path("/opt/llama-cpp/bin/llama-server")
 
 
-def look(servers: Servers) -> tuple[Server, ...]:
+def planned_here(servers: Servers) -> tuple[Server, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
     check.check_servers(servers, log.info)
     servers.require_placed()
@@ -50,9 +50,9 @@ def look(servers: Servers) -> tuple[Server, ...]:
 
 
 def of_container(servers: Servers) -> tuple[Server, ...]:
-    """The instances as the image of docker/Dockerfile starts them. This machine has none of the
-    files and cards that the file names, and may not reach the hub: they are taken as said. A model
-    that is prepared there is named by its reference. Raises PipelineError."""
+    """The instances as the image of docker/Dockerfile starts them. The files, GPUs and repositories
+    that the file names are not checked: this machine may have none of them. A model that the
+    container prepares is named by its reference. Raises PipelineError."""
     configuration = servers.configuration
     programs, at = servers.programs, state.folder(Home(IMAGE_HOME), servers.requested.source)
     flags = serve.known_flags(programs) if programs.are_done() else None
@@ -104,7 +104,7 @@ def _without_files(spec: InstanceSpec) -> InstanceSpec:
 def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
     in_container = servers.requested.target == CONTAINER
-    instances = of_container(servers) if in_container else look(servers)
+    instances = of_container(servers) if in_container else planned_here(servers)
     if servers.request.json:
         print(json.dumps([server.as_json() for server in instances], indent=1))
     elif in_container:
@@ -119,7 +119,7 @@ def changes(servers: Servers) -> None:
     from pipeline.serve.supervisor import control
 
     at, names = servers.at, servers.requested.names
-    rows = control.changes(at, control.merged(at, chosen(servers, look(servers)), names))
+    rows = control.changes(at, control.merged(at, chosen(servers, planned_here(servers)), names))
     if servers.request.json:
         print(json.dumps([{"name": name, "change": change} for name, change in rows]))
     else:

@@ -39,8 +39,8 @@ LOG_LINES = 1000  # of a server, to find in what it said of itself
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", REGISTRY)
 
 
-def wanted(servers: Servers) -> DesiredState:
-    """What `up` starts: with name= only these. Writes the keys that are needed. Raises
+def prepare(servers: Servers) -> DesiredState:
+    """What `up` starts, with its models and keys in place; with name= only these. Raises
     PipelineError."""
     from pipeline.serve.config import instances
 
@@ -81,7 +81,7 @@ def up(servers: Servers) -> None:
     """Start the servers that do not run yet. Raises PipelineError where one does not get ready."""
     from pipeline.serve.supervisor import control
 
-    desired, names = wanted(servers), servers.requested.names
+    desired, names = prepare(servers), servers.requested.names
     require_own_places(servers, desired)
     tell = functools.partial(report, servers)
     if servers.requested.background is False:
@@ -140,7 +140,7 @@ def running(at: Folder, desired: DesiredState) -> list[Server]:
 
 def serve(servers: Servers) -> None:
     """The one server of a profile, in the foreground until asked to stop. Raises PipelineError."""
-    instances = wanted(servers).instances
+    instances = prepare(servers).instances
     if len(instances) != 1:
         names = ", ".join(server.name for server in instances) or "nothing"
         raise UsageError(
