@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Sequence
@@ -64,6 +63,7 @@ def text(rows: Sequence[Row]) -> str:
 def logs(session: Session) -> None:
     """Print the last lines of the logs, and with follow=1 new ones. Raises PipelineError."""
     from pipeline.serve import logfile
+    from pipeline.serve.supervisor import liveness
 
     requested, paths = session.request.servers, log_files(session)
     if requested.follow and len(paths) > 1:
@@ -71,16 +71,12 @@ def logs(session: Session) -> None:
     for name, (at, path) in paths.items():
         if len(paths) > 1:
             print(f"==> {name} <==")
-        over = functools.partial(is_over, at)
+
+        def over(at: Folder = at) -> bool:  # nothing writes to the log any more
+            return not liveness.is_running(at)
+
         for line in logfile.lines(path, requested.lines, follow=requested.follow, over=over):
             print(line, flush=requested.follow)
-
-
-def is_over(at: Folder) -> bool:
-    """Whether nothing writes to its logs any more."""
-    from pipeline.serve.supervisor import liveness
-
-    return not liveness.is_running(at)
 
 
 def log_files(session: Session) -> dict[str, tuple[Folder, Path]]:

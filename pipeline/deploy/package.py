@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.bins.package import install
@@ -31,11 +31,8 @@ def target(home: Home, soft: Path = SOFT) -> Path:
 def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
     """Install the package. Raises PipelineError; then the previous one stays in place."""
     place = target(home, soft)
-    if soft.is_dir():
-        archive = cached(archive, soft / "cache")
-        with _set_aside(place):
-            manifest = install.install(archive, place, home=home)
-    else:
+    archive = cached(archive, soft / "cache") if soft.is_dir() else archive
+    with _set_aside(place) if soft.is_dir() else nullcontext():
         manifest = install.install(archive, place, home=home)
     log.info(f"llama.cpp {manifest.version.removeprefix('version: ')} is installed in {place}")
 
