@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
 from images import Machine, end_all
-from msgspec.structs import replace
 
 from pipeline.serve import health
 
