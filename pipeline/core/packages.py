@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -54,25 +55,34 @@ def cached(archive: Archive, home: paths.Home) -> Path:
     return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
 
 
-def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
-    """The archive's file, downloaded unless the cache has it, and with the pinned sha256.
+def keep(target: Path, sha256: str, make: Callable[[Path], None], *, offline: bool = False) -> Path:
+    """`target` in the cache, made by `make(path)` unless it is there with this sha256.
 
     The cached file is hashed each time: this runs only when its content is about to be used.
     Raises PipelineError.
     """
-    target = cached(archive, home)
     paths.require_writable(target.parent)
     with full_disk_is_an_error(target.parent), only_one(target):
-        if target.exists() and hashing.sha256(target) == archive.sha256:
+        if target.exists() and hashing.sha256(target) == sha256:
             return target
         if offline:
             raise PipelineError(
-                f"{archive.file}: is not in {target.parent}, and offline=1 forbids downloading it",
+                f"{target.name}: is not in {target.parent}, and offline=1 forbids downloading it",
                 "run once without offline=1, or put it there by hand",
             )
-        require_space(target.parent, archive.size)
+        made = part(target)
+        make(made)
+        publish_file(made, target)
+    return target
+
+
+def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
+    """The archive's file, downloaded unless the cache has it. Raises PipelineError."""
+
+    def download(made: Path) -> None:
+        require_space(made.parent, archive.size)
         log = home.logs / f"download-{archive.package}.log"
-        folder = part(target).with_name(f"{part(target).name}.pip")
+        folder = made.with_name(f"{made.name}.pip")
         remove(folder)  # left by a run that was killed
         folder.mkdir()
         (folder / "pinned.txt").write_text(requirement(archive), encoding="utf-8")
@@ -84,7 +94,7 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
                     f"{archive.package} {archive.version} could not be downloaded "
                     f"(pip ended with {status}):\n{last_lines(log, 5)}",
                     f"check the network and pip's settings (pip config list); the log is {log}. Or "
-                    f"put {archive.file} into {target.parent} by hand{network.settings()}",
+                    f"put {archive.file} into {made.parent} by hand{network.settings()}",
                 )
             digest = hashing.sha256(got)
             if digest != archive.sha256:
@@ -92,9 +102,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
                     f"{archive.file}: sha256 is {digest}, the pinned one is {archive.sha256}",
                     "the package index sent another file than the pinned one; it was not used",
                 )
-            made = part(target)
             got.replace(made)
-            publish_file(made, target)
         finally:
             remove(folder)
-    return target
+
+    return keep(cached(archive, home), archive.sha256, download, offline=offline)

