@@ -11,7 +11,7 @@ from . import devices
 from . import nvidia as smi
 from .devices import VulkanDevice
 from .nvidia import Card
-from .probe import TIMEOUT, Facts, ProbeOutput
+from .probe import TIMEOUT, Facts, Machine, ProbeOutput
 
 NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
 DISPLAY = "0x03"  # the class of a PCI device that is a graphics card begins with it
@@ -46,24 +46,14 @@ class Tool(Struct, frozen=True, kw_only=True):
     version: str
 
 
-class Host(Struct, frozen=True, kw_only=True):
+class Host(Machine, frozen=True, kw_only=True):
     """The machine. `problems`: tools that hang or fail, by name, with a line each."""
 
-    system: str
-    machine: str
-    name: str = ""
-    family: str = ""
     wsl: bool = False
     rosetta: bool = False
     jetson: str = ""
     cpu: str = ""
     features: tuple[str, ...] = ()
-    cores: int | None = None
-    threads: int | None = None
-    memory: int = 0
-    memory_free: int = 0
-    disk_free: int = 0
-    cxx: str = ""
     tools: Mapping[str, Tool] = field(default_factory=dict)
     xcode: str = ""
     nvidia: tuple[Card, ...] = ()
@@ -76,8 +66,6 @@ class Host(Struct, frozen=True, kw_only=True):
     vulkan_headers: str = ""
     vendors: frozenset[str] = frozenset()  # of the graphics cards on the PCI bus
     nvidia_driver: str = ""  # of the kernel, whether or not nvidia-smi answers
-    cuda: str = ""  # the folder of nvcc's toolkit
-    parts: frozenset[str] = frozenset()
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,21 +82,12 @@ def detect(facts: Facts) -> Host:
         if fault := problem(name, outputs.get(name)):
             problems[name] = fault
     return Host(
-        system=facts.system,
-        machine=facts.machine,
-        name=facts.name,
-        family=facts.family,
+        **{name: getattr(facts, name) for name in Machine.__struct_fields__},
         wsl="microsoft" in files.get("kernel", "").lower(),
         rosetta="sysctl.proc_translated: 1" in stdout_of(outputs, "sysctl", even_failed=True),
         jetson=jetson,
         cpu=cpu,
         features=features,
-        cores=facts.cores,
-        threads=facts.threads,
-        memory=facts.memory,
-        memory_free=facts.memory_free,
-        disk_free=facts.disk_free,
-        cxx=facts.cxx,
         tools={n: t for n in TOOLS if (t := tool(n, outputs.get(n)))},
         xcode=stdout_of(outputs, "xcode-select").strip(),
         nvidia=cards,
@@ -123,8 +102,6 @@ def detect(facts: Facts) -> Host:
         vulkan_headers=devices.vulkan_headers(files.get("vulkan_core.h", "")),
         vendors=frozenset(vendor for vendor, kind in facts.pci if kind.startswith(DISPLAY)),
         nvidia_driver=devices.kernel_driver(files.get("nvidia", "")),
-        cuda=facts.cuda,
-        parts=facts.parts,
         problems=problems,
     )
 

@@ -94,27 +94,32 @@ class ProbeOutput(Struct, frozen=True, kw_only=True):
     hung: bool = False
 
 
-class Facts(Struct, frozen=True, kw_only=True):
-    """All that was captured. `files` holds texts, `pci` vendor and class of each device as
-    sysfs spells them, `parts` names the parts of toolkits that are there. Sizes in bytes."""
+class Machine(Struct, frozen=True, kw_only=True):
+    """What is known of a machine without parsing anything. Sizes in bytes."""
 
     system: str  # linux, macos, windows
     machine: str  # x64, arm64
     name: str = ""
     family: str = ""  # of Linux: debian, fedora
-    processor: str = ""
     cores: int | None = None
     threads: int | None = None
     memory: int = 0
     memory_free: int = 0
     disk_free: int = 0
     cxx: str = ""  # the environment's own choice of a compiler
+    cuda: str = ""  # the folder of nvcc's toolkit
+    parts: frozenset[str] = frozenset()  # the parts of toolkits that are there
+
+
+class Facts(Machine, frozen=True, kw_only=True):
+    """All that was captured. `files` holds texts, `pci` vendor and class of each device as
+    sysfs spells them."""
+
+    processor: str = ""
     outputs: Mapping[str, ProbeOutput] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     pci: tuple[tuple[str, str], ...] = ()
     kfd: tuple[str, ...] = ()
-    cuda: str = ""  # the folder of nvcc's toolkit
-    parts: frozenset[str] = frozenset()
 
 
 def probe(home: Home, cuda: str = "") -> Facts:
