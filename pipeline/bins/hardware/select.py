@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, convert, field, to_builtins
 from msgspec.structs import replace
 
 from pipeline.bins import platform
@@ -112,18 +112,12 @@ def save(cache: Path, machine: str, choices: Mapping[str, Any]) -> None:
 
 def parse(stored: Any) -> Selection | None:
     """The selection in a cache entry; None where it is damaged or of another version."""
-    form = json.loads(json.dumps(to_builtins(Selection(backend=AUTO))))
     try:
-        types = {name: type(value) for name, value in form.items()}
-        if {name: type(value) for name, value in stored.items()} != types:
-            return None
-        if stored["backend"] not in BACKENDS:
-            return None
-        lists = {n: tuple(map(str, stored[n])) for n in form if isinstance(form[n], list)}
-        tools = {n: (str(path), str(version)) for n, (path, version) in stored["tools"].items()}
-        return Selection(**{**stored, **lists, "tools": tools})
-    except (AttributeError, TypeError, ValueError):
+        selection = convert(stored, Selection)
+    except ValueError:
         return None
+    is_whole = json.loads(json.dumps(to_builtins(selection))) == stored
+    return selection if is_whole and selection.backend in BACKENDS else None
 
 
 def choose(machine: Host, options: BuildOptions) -> Selection:
