@@ -120,7 +120,7 @@ class Build(Struct, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """What it takes on the disk, about."""
+        """Disk space needed, roughly."""
         return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
 
     @property
@@ -151,14 +151,14 @@ class Build(Struct, frozen=True, kw_only=True):
         }
 
     def is_current(self) -> bool:
-        """Whether everything stands in `bins/` as this recipe made it."""
+        """Whether everything in `bins/` is as this recipe made it."""
         recipe = self.recipe()
         return not is_cut(self.target) and all(
             receipts.status(file, recipe) is receipts.Status.CURRENT for file in files(self)
         )
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
-        """Compile and publish, unless it stands already. Raises PipelineError."""
+        """Compile and publish, unless already done. Raises PipelineError."""
         with artifacts.locked_folder(self.target):
             recipe = self.recipe()
             if not force and all(receipts.revalidate(file, recipe) for file in files(self)):
@@ -207,7 +207,7 @@ def files(build: Build) -> list[Path]:
 
 
 def work(build: Build) -> Work:
-    """What the compiler is asked for."""
+    """What to compile, and with what."""
     recipe = build.recipe()
     united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
     made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]

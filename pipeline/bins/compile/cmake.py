@@ -23,7 +23,7 @@ from pipeline.core.text import size
 
 FIRST_ERRORS = 5
 LANGUAGES = ("C", "CXX", "CUDA", "HIP")
-# What says that the system ended a compiler; 137 is a shell's word for SIGKILL.
+# Signs that the system killed a compiler; 137 is how a shell reports SIGKILL.
 KILLED = re.compile(r"\bKilled\b|out of memory|Cannot allocate|signal 9\b|\[code=137\]", re.I)
 FAILURE = re.compile(
     r"\berror\b( \w+)?\s*:|\bfatal\s*:|CMake Error|No space left|undefined reference|"
@@ -114,7 +114,7 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
 
 
 class Watch:
-    """What Ninja's lines tell."""
+    """Progress and errors, read from Ninja's output."""
 
     def __init__(self) -> None:
         self.steps = self.total = 0
@@ -161,7 +161,7 @@ def _read(note: Path) -> str:
 
 
 def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
-    """Why, and what to do."""
+    """The error for a failed build: its first errors and a hint."""
     reason = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(log)
     hint = f"the whole log is {log}"
     if any("No space left" in line for line in errors):

@@ -62,7 +62,7 @@ def toolkit(home: Home, release: CudaRelease) -> Toolkit:
 
 
 def is_current(home: Home, release: CudaRelease) -> bool:
-    """Whether it was made to its end."""
+    """Whether it is complete."""
     entry = receipts.load(place(home, release)).get(STAMP)
     made = entry is not None and entry.recipe == recipe(release)
     return made and toolkit(home, release).nvcc.exists()
@@ -71,7 +71,7 @@ def is_current(home: Home, release: CudaRelease) -> bool:
 def make(
     release: CudaRelease, home: Home, *, offline: bool = False, force: bool = False
 ) -> Toolkit:
-    """Have the toolkit. Raises PipelineError."""
+    """Install the toolkit, unless it is there already. Raises PipelineError."""
     target = place(home, release)
     paths.require_writable(target.parent)
     with artifacts.locked_folder(target):

@@ -66,7 +66,7 @@ def is_current(source: Source) -> bool:
 
 
 def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
-    """Have the source on disk. Raises PipelineError."""
+    """Put the source on disk, unless it is there already. Raises PipelineError."""
     if not source.fetched:
         return
     with artifacts.locked_folder(source.folder):

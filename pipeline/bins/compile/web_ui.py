@@ -87,12 +87,12 @@ def recipe(ui: Ui) -> Recipe:
 
 
 def is_current(ui: Ui) -> bool:
-    """Whether the page stands as this recipe made it."""
+    """Whether the page is as this recipe made it."""
     return git_tree.is_current(ui.target, recipe(ui))
 
 
 def make(ui: Ui, *, offline: bool = False, force: bool = False) -> None:
-    """Build and publish the page, unless it stands already. Raises PipelineError."""
+    """Build and publish the page, unless already done. Raises PipelineError."""
     with artifacts.locked_folder(ui.target):
         if not force and is_current(ui):
             return

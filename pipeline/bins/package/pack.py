@@ -218,7 +218,7 @@ def is_current(package: Package) -> bool:
 
 
 def make(package: Package, *, force: bool = False) -> list[Path]:
-    """Write both archives, unless they stand already. Raises PipelineError."""
+    """Write both archives, unless already done. Raises PipelineError."""
     files = members(package)
     need = sum(member.size for member in files.values())
     for ending, write in WRITERS.items():

@@ -59,7 +59,7 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
 
     @property
     def record(self) -> Path:
-        """Where it is kept what was looked up."""
+        """Where the result of the lookup is kept."""
         name = f"{self.platform}-{self.backend}-{self.release}.json"
         return self.home.run / "releases" / name
 
@@ -80,7 +80,7 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> Path:
-        """Certain once it is known what `release` means."""
+        """Final once `release` is resolved."""
         return self.home.bins / self.tag
 
     def tag_of(self, build: str) -> str:
@@ -120,7 +120,7 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
         )
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
-        """Download, unpack, try out and publish, unless it stands already. Raises PipelineError."""
+        """Download, unpack, try out and publish, unless already done. Raises PipelineError."""
         _require_name(self)
         release = _look_up(self, offline=offline, refresh=refresh)
         target, recipe = self.home.bins / self.tag_of(release.tag), recipe_of(release)

@@ -182,8 +182,7 @@ def cached(asset: Asset, home: paths.Home) -> Path:
 
 
 def fetch(asset: Asset, home: paths.Home, *, offline: bool = False) -> Path:
-    """The file, downloaded unless the cache has it, and with the digest told. Raises
-    PipelineError."""
+    """The file, downloaded unless the cache has it. Raises PipelineError."""
     from pipeline.core.download import Content, Downloads, Location, bytes_kept, discard
 
     target = cached(asset, home)
