@@ -32,16 +32,8 @@ MACHINES = {
     "aarch64": "arm64",
     "s390x": "s390x",
 }
-BACKENDS = {
-    "cpu": "cpu",
-    "cuda": "cuda",
-    "cu": "cuda",
-    "metal": "metal",
-    "vulkan": "vulkan",
-    "hip": "hip",
-    "rocm": "hip",
-    "sycl": "sycl",
-}
+KNOWN_BACKENDS = ("cpu", "cuda", "metal", "vulkan", "hip", "sycl")
+BACKENDS = {name: name for name in KNOWN_BACKENDS} | {"cu": "cuda", "rocm": "hip"}
 VARIANTS = ("", "radeon", "fp32", "fp16")  # the first is preferred
 
 Version = tuple[int, ...]
