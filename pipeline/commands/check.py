@@ -102,7 +102,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
         flags = None
     cards = nvidia.count()
     checks.check(
-        replace(configuration, mistakes=(*errors, *wrong_logs(servers))),
+        replace(configuration, errors=(*errors, *wrong_logs(servers))),
         server=servers.server,
         flags=flags,
         environ=os.environ,

@@ -87,7 +87,7 @@ def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory
     digest = programs.sha256("llama-fit-params")
     # Options such as cache_type_k change what is needed; it knows those that do.
     known = flags.read(program, digest, model.home.run / "flags")
-    resolved = options.resolved(model.spec, known)
+    resolved = options.resolve(model.spec, known)
     batch_size = resolved.number("batch-size") or None
     shared = {
         name: value

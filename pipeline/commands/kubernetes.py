@@ -68,13 +68,13 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
     names = servers.requested.names
     require_known(names, [spec.name for spec in configuration.enabled])
     chosen = tuple(spec for spec in configuration.enabled if not names or spec.name in names)
-    configuration = replace(configuration, drafts=chosen, mistakes=servers.errors)
-    if not chosen and not configuration.mistakes:
+    configuration = replace(configuration, specs=chosen, errors=servers.errors)
+    if not chosen and not configuration.errors:
         raise UsageError(f"{configuration.label}: no instance is enabled, so nothing to write")
     errors = [*servers.misplaced(), *clashes(chosen)]
     for spec in chosen:
         errors += specs.unpreparable(spec.model, spec.at)
-    configuration = replace(configuration, mistakes=(*configuration.mistakes, *errors))
+    configuration = replace(configuration, errors=(*configuration.errors, *errors))
     checks.check(
         configuration,
         server=servers.server,
@@ -104,13 +104,13 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
     """Each instance as it will run in a pod. Raises PipelineError."""
     flags = servers.flags() or {}
     adapted = {
-        spec.name: specs.adapt(spec, configuration.folder, flags) for spec in configuration.drafts
+        spec.name: specs.adapt(spec, configuration.folder, flags) for spec in configuration.specs
     }
     if errors := [line for spec in adapted.values() for line in spec.errors]:
         raise UsageError("\n".join(errors))
-    models = {spec.name: PodModel(servers, spec) for spec in configuration.drafts if spec.model}
+    models = {spec.name: PodModel(servers, spec) for spec in configuration.specs if spec.model}
     planned = instances.instances(
-        replace(configuration, drafts=tuple(item.spec for item in adapted.values())),
+        replace(configuration, specs=tuple(item.spec for item in adapted.values())),
         server=servers.server,
         flags=flags,
         models={name: model.model for name, model in models.items()},

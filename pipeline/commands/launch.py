@@ -115,7 +115,7 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
 def not_started(file: Servers, servers: Sequence[Server]) -> list[str]:
     """What the file asks for beside `servers`, and why it is left out."""
     started, reasons = {server.name for server in servers}, []
-    for spec in file.configuration.drafts:
+    for spec in file.configuration.specs:
         if spec.name in started:
             continue
         if not file.configuration.master.enable:

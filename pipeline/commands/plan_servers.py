@@ -60,9 +60,9 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
     checks.check(
         replace(
             specs.without_programs(configuration),
-            drafts=tuple(map(_without_files, configuration.drafts)),
+            specs=tuple(map(_without_files, configuration.specs)),
             gateway=gateway.model_copy(update={"api_key_file": None}),
-            mistakes=(*configuration.mistakes, *servers.misplaced(GATEWAY_OPTIONS)),
+            errors=(*configuration.errors, *servers.misplaced(GATEWAY_OPTIONS)),
         ),
         server=IMAGE_PROGRAM,
         flags=flags,

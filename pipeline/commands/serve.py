@@ -20,7 +20,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, sandbox, supervise
-from pipeline.serve.config import checks, instances, mistakes
+from pipeline.serve.config import checks, instances, messages
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
@@ -74,8 +74,8 @@ def check_flags(model: Model) -> None:
 
 def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
     """The options of `spec`. Raises UsageError where llama-server would refuse one."""
-    options = instances.given(spec, known_flags(model.programs))
-    mistakes.require_none(checks.of_llama_server(options, user_folder()), HINT)
+    options = instances.resolve(spec, known_flags(model.programs))
+    messages.require_none(checks.of_llama_server(options, user_folder()), HINT)
     return options
 
 
@@ -141,7 +141,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     )
     sandbox.require(server, "sandbox")
     require_model(home, server)
-    warnings = [*checks.remarks(options, {})]
+    warnings = [*checks.warnings(options, {})]
     if not server.api_key_file and not is_loopback(server.host):
         warnings.append(f"{server.host} can be reached by others, and no api_key_file is given")
     return Planned(server=server, warnings=tuple(warnings), fit=fit)

@@ -93,7 +93,7 @@ class Servers:
         if self.request.settings.device is None:
             own.pop("device", None)  # it names a backend
         return load_profile(
-            Path(requested.registry), requested.profile, os.environ, given=own, patient=True
+            Path(requested.registry), requested.profile, os.environ, variables=own, patient=True
         )
 
     def _find_models(self) -> None:
@@ -175,7 +175,7 @@ class Servers:
     @property
     def errors(self) -> tuple[str, ...]:
         """The errors of the file and its model tables, as far as they were seen in reading."""
-        return (*self.configuration.mistakes, *self._errors)
+        return (*self.configuration.errors, *self._errors)
 
     def misplaced(self, allowed: Sequence[str] = ()) -> list[str]:
         """The errors of variables for one server or model, given beside a file of many."""
@@ -196,7 +196,7 @@ class Servers:
         from pipeline.serve.config import instances
 
         specs = [spec for spec in self.configuration.enabled if spec.name == name]
-        return any(instances.given(spec, self.flags()).says("ctx-size") for spec in specs)
+        return any(instances.resolve(spec, self.flags()).says("ctx-size") for spec in specs)
 
     def logs(self) -> dict[str, Path]:
         """The log of each server."""

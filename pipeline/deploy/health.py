@@ -53,7 +53,7 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
     from pipeline.serve.config.profiles import load_profile
 
     loaded = load_profile(Path(named.registry(environ)), profile, environ, patient=True)
-    options = instances.given(loaded.drafts[0], None)
+    options = instances.resolve(loaded.specs[0], None)
     at = addresses.address(options)
     return Server(
         name=profile,

@@ -14,7 +14,7 @@ from pipeline.commands import server_options
 from pipeline.commands.request import Request
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve import flags
-from pipeline.serve.config import mistakes, options
+from pipeline.serve.config import messages, options
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.launch import Settings
 
@@ -100,10 +100,10 @@ def words(server: dict[str, str]) -> list[str]:
     """The words of a command line for options as they are typed. Raises UsageError."""
     spec = server_options.spec(Request(settings=Settings(server=server)))
     known = FLAGS | {name: Flag(f"--{name}", "X") for name in ("host", "port")}
-    given = options.resolved(spec, known)
-    mistakes.require_none(options.mistakes(given, "llama-server"))
+    given = options.resolve(spec, known)
+    messages.require_none(options.errors(given, "llama-server"))
     own = (*server_options.NAMED, "host", "port", "api_key")
-    asked = {n: v for n, v in given.draft.server.items() if n.replace("-", "_") not in own}
+    asked = {n: v for n, v in given.spec.server.items() if n.replace("-", "_") not in own}
     return options.words(asked)
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pipeline.commands import server_options
 from pipeline.commands.request import Request
 from pipeline.core.errors import UsageError
-from pipeline.serve.config import checks, instances, mistakes
+from pipeline.serve.config import checks, instances, messages
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.flags import Flag
 from pipeline.serve.launch import Settings, batch_options, downloads, endpoint_options
@@ -49,8 +49,8 @@ def server(
 ) -> Server:
     """What `serve model=` would start."""
     spec = server_options.spec(Request(settings=settings), "tiny")
-    options = instances.given(spec, flags)
-    mistakes.require_none(checks.of_llama_server(options, Path("/")))
+    options = instances.resolve(spec, flags)
+    messages.require_none(checks.of_llama_server(options, Path("/")))
     model = PreparedModel(path=Path("/m/a b.gguf"), name="tiny", pooling=pooling, fitted=8192)
     return instances.llama_server(
         options,

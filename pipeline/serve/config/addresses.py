@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from .mistakes import shown
+from .messages import shown
 from .options import ResolvedOptions
 
 ANYWHERE = ("0.0.0.0", "::", "")  # noqa: S104
@@ -24,30 +24,34 @@ class Address(Struct, frozen=True):
 
     def clashes(self, other: Address) -> bool:
         """Whether the two cannot be listened on at once."""
-        one, two = self.host, other.host
-        same = _plain(one) == _plain(two) or one in ANYWHERE or two in ANYWHERE
-        return self.port == other.port and same
+        hosts = {_plain(self.host), _plain(other.host)}
+        return self.port == other.port and (len(hosts) == 1 or not hosts.isdisjoint(ANYWHERE))
 
 
-def address(given: ResolvedOptions) -> Address:
-    """Where the instance listens, once `mistakes` finds none."""
-    port = _port(given)
-    return Address(given.text("host") or HOST, PORTS[given.draft.engine] if port is None else port)
+def address(resolved: ResolvedOptions) -> Address:
+    """Where the instance listens, once `errors` finds none."""
+    port = _port(resolved)
+    return Address(
+        resolved.text("host") or HOST, PORTS[resolved.spec.engine] if port is None else port
+    )
 
 
-def mistakes(given: ResolvedOptions) -> Iterator[str]:
+def errors(resolved: ResolvedOptions) -> Iterator[str]:
     """A port that is none."""
-    if _port(given) == 0:
-        told = shown(given.value("port"))
-        yield given.draft.tell("server.port", f" = {told}: must be a whole number from 1 to 65535")
+    if _port(resolved) == 0:
+        told = shown(resolved.value("port"))
+        yield resolved.spec.tell(
+            "server.port", f" = {told}: must be a whole number from 1 to 65535"
+        )
 
 
-def _port(given: ResolvedOptions) -> int | None:
+def _port(resolved: ResolvedOptions) -> int | None:
     """None where it is not given, 0 where it is none."""
-    told = given.value("port")
-    if told is None or isinstance(told, bool):
+    value = resolved.value("port")
+    if value is None or isinstance(value, bool):
         return None
-    port = int(str(told)) if str(told).isascii() and str(told).isdecimal() else 0
+    text = str(value)
+    port = int(text) if text.isascii() and text.isdecimal() else 0
     return port if port <= 65535 else 0
 
 

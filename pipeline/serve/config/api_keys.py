@@ -33,15 +33,15 @@ class Key(Struct, frozen=True):
 
 
 def key(
-    given: ResolvedOptions, at: Address, folder: Path, keys: Path, *, has_gateway: bool = False
+    resolved: ResolvedOptions, at: Address, folder: Path, keys: Path, *, has_gateway: bool = False
 ) -> Key:
     """The key of an instance. With a gateway before it clients have no need to ask it themselves,
     and a key keeps web pages from doing so: the server itself checks neither Host nor Origin. With
     an api-prefix it would want the key for /health too."""
-    draft = given.draft
-    literal, file = draft.server.get("api-key"), given.text("api-key-file")
-    needs_one = has_gateway and not given.text("api-prefix")
-    return decide(draft.name, at.host, file, literal, folder, keys, needs_one=needs_one)
+    spec = resolved.spec
+    literal, file = spec.server.get("api-key"), resolved.text("api-key-file")
+    needs_one = has_gateway and not resolved.text("api-prefix")
+    return decide(spec.name, at.host, file, literal, folder, keys, needs_one=needs_one)
 
 
 def decide(
@@ -76,22 +76,22 @@ def split(literal: Value | None) -> list[str]:
     return [one for text in texts for one in text.split(",") if one]
 
 
-def mistakes(given: ResolvedOptions, folder: Path) -> Iterator[str]:
+def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
     """What cannot be meant about the keys of an instance."""
-    draft = given.draft
-    is_llama = draft.engine == LLAMA_CPP
-    file = given.text("api-key-file")
+    spec = resolved.spec
+    is_llama = spec.engine == LLAMA_CPP
+    file = resolved.text("api-key-file")
     if file and (why := wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
-        yield draft.tell("server.api-key-file", f" = {file}: {why}")
-    literal = draft.server.get("api-key")
-    for why in wrong_literal(literal, draft.at("server.api-key-file") if file else ""):
-        yield draft.tell("server.api-key", f": {why}")
+        yield spec.tell("server.api-key-file", f" = {file}: {why}")
+    literal = spec.server.get("api-key")
+    for why in wrong_literal(literal, spec.at("server.api-key-file") if file else ""):
+        yield spec.tell("server.api-key", f": {why}")
     if not is_llama and len(told := split(literal)) > 1 and NONE not in told:
-        yield draft.tell("server.api-key", ": vLLM reads one key")
-    yield from _in_clear(draft)
+        yield spec.tell("server.api-key", ": vLLM reads one key")
+    yield from _in_clear(spec)
 
 
-def mistakes_of_gateway(configuration: Configuration) -> Iterator[str]:
+def gateway_errors(configuration: Configuration) -> Iterator[str]:
     """What cannot be meant about the key of the gateway."""
     literal, file = configuration.gateway.api_key, configuration.gateway.api_key_file
     place = configuration.at_gateway("api_key_file")
@@ -115,13 +115,13 @@ def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
         yield "none is no key"
 
 
-def _in_clear(draft: InstanceSpec) -> Iterator[str]:
+def _in_clear(spec: InstanceSpec) -> Iterator[str]:
     """Secrets that would stand on the command line."""
-    named = [(draft.at("server.extra-args"), spelled(word)) for word in draft.extra_args]
-    told = draft.server.get("hf-token")
+    named = [(spec.at("server.extra-args"), spelled(word)) for word in spec.extra_args]
+    told = spec.server.get("hf-token")
     if told is not None and not isinstance(told, bool):  # vLLM: true means one that it keeps
-        named.append((draft.at("server.hf-token"), "--hf-token"))
-    token = "write a model table" if draft.engine == LLAMA_CPP else "set HF_TOKEN"
+        named.append((spec.at("server.hf-token"), "--hf-token"))
+    token = "write a model table" if spec.engine == LLAMA_CPP else "set HF_TOKEN"
     for place, word in named:
         option = word.partition("=")[0]
         if option in SECRETS:
@@ -129,10 +129,10 @@ def _in_clear(draft: InstanceSpec) -> Iterator[str]:
             yield f"{place}: {option} would stand in the list of processes; {instead}"
 
 
-def remarks(given: ResolvedOptions, at: Address) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions, at: Address) -> Iterator[str]:
     """What the user should know about keys."""
-    if split(given.draft.server.get("api-key")) == [NONE] and not is_loopback(at.host):
-        yield f"{given.draft.place}: {at.host} can be reached by others, without a key"
+    if split(resolved.spec.server.get("api-key")) == [NONE] and not is_loopback(at.host):
+        yield f"{resolved.spec.place}: {at.host} can be reached by others, without a key"
 
 
 def write(key: Key) -> bool:

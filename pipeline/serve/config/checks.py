@@ -10,14 +10,14 @@ from pipeline.core.errors import did_you_mean, doitw
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
-from . import addresses, api_keys, llama, mistakes, options, vllm
+from . import addresses, api_keys, llama, messages, options, vllm
 from .addresses import Address, address
 from .configuration import Configuration
-from .instances import aliases, given, log_file, program
+from .instances import aliases, log_file, program, resolve
 from .options import ResolvedOptions
 from .vllm_installed import VllmOptions
 
-HINT = f"{mistakes.HINT}; options that --help does not list go into extra_args"
+HINT = f"{messages.HINT}; options that --help does not list go into extra_args"
 
 
 def check(
@@ -31,25 +31,25 @@ def check(
     note: Callable[[str], None] = lambda _: None,
     is_there: Callable[[Path], bool] = Path.is_file,
 ) -> None:
-    """Find every mistake, those of a patient `load` among them, before a model is prepared.
+    """Find every error, those of a patient `load` among them, before a model is prepared.
 
     `server` is the llama-server where the file names none, `flags` its options where they are
     known, `cards` how many cards are there, None where that is not known, `installed` the options
     of the vLLM that is here. `note` gets what is allowed and should be said, `is_there` tells
-    whether there is such a model file. Raises UsageError that names every mistake.
+    whether there is such a model file. Raises UsageError that names every error.
     """
-    wrong = [*configuration.mistakes]
-    told = [given(draft, flags, installed) for draft in configuration.enabled]
-    engines = {one.draft.engine for one in told}
+    wrong = [*configuration.errors]
+    told = [resolve(spec, flags, installed) for spec in configuration.enabled]
+    engines = {one.spec.engine for one in told}
     if LLAMA_CPP in engines:
         wrong += _program(configuration, program(configuration, server))
     for one in told:
-        wrong += _mistakes(configuration, one, cards, flags or {}, is_there)
-    wrong += _gateway(configuration, [given(draft, flags) for draft in configuration.drafts])
+        wrong += _errors(configuration, one, cards, flags or {}, is_there)
+    wrong += _gateway(configuration, [resolve(spec, flags) for spec in configuration.specs])
     wrong += _clashes(configuration, told)
-    mistakes.require_none(wrong, HINT)
-    for remark in (*configuration.notes, *_remarks(configuration, told, environ, flags or {})):
-        note(remark)
+    messages.require_none(wrong, HINT)
+    for warning in (*configuration.notes, *_warnings(configuration, told, environ, flags or {})):
+        note(warning)
 
 
 def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
@@ -67,59 +67,57 @@ def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
 
 
 def of_llama_server(
-    given: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+    resolved: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
 ) -> Iterator[str]:
     """What is wrong with the options of one llama-server; relative paths start at `folder`."""
-    yield from addresses.mistakes(given)
-    yield from options.mistakes(given, _called(given))
-    yield from llama.mistakes(given, folder, is_there)
-    yield from api_keys.mistakes(given, folder)
+    yield from addresses.errors(resolved)
+    yield from options.errors(resolved, _called(resolved))
+    yield from llama.errors(resolved, folder, is_there)
+    yield from api_keys.errors(resolved, folder)
 
 
-def _mistakes(
+def _errors(
     configuration: Configuration,
-    given: ResolvedOptions,
+    resolved: ResolvedOptions,
     cards: int | None,
     ours: Mapping[str, Flag],
     is_there: Callable[[Path], bool],
 ) -> Iterator[str]:
     """What is wrong with one instance."""
-    draft = given.draft
-    if draft.engine == LLAMA_CPP:
-        yield from of_llama_server(given, configuration.folder, is_there)
+    spec = resolved.spec
+    if spec.engine == LLAMA_CPP:
+        yield from of_llama_server(resolved, configuration.folder, is_there)
     else:
-        yield from addresses.mistakes(given)
-        yield from options.mistakes(given, _called(given), ours)
-        yield from vllm.mistakes(configuration, given)
-        yield from api_keys.mistakes(given, configuration.folder)
-    ids = (draft.control.gpu_ids or "").split(",")
+        yield from addresses.errors(resolved)
+        yield from options.errors(resolved, _called(resolved), ours)
+        yield from vllm.errors(configuration, resolved)
+        yield from api_keys.errors(resolved, configuration.folder)
+    ids = (spec.control.gpu_ids or "").split(",")
     absent = [one for one in ids if cards is not None and one.isdecimal() and int(one) >= cards]
     if absent:
         there = f"there are {cards}, from 0" if cards else "none"
         why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
-        yield draft.tell("control.gpu_ids", why)
+        yield spec.tell("control.gpu_ids", why)
 
 
 def _gateway(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
     """What is wrong with the gateway's table."""
     gateway = configuration.gateway
-    yield from api_keys.mistakes_of_gateway(configuration)
-    names = [one.draft.name for one in told]
+    yield from api_keys.gateway_errors(configuration)
+    names = [one.spec.name for one in told]
     names += [alias for one in told for alias in aliases(one)]
     folded = {name.casefold() for name in names}
     for pattern, name in gateway.models.items():
         if name.casefold() not in folded:
-            key = mistakes.dotted(("models", pattern))
+            key = messages.dotted(("models", pattern))
             why = f"is no instance and no alias{did_you_mean(name, names)}"
-            yield f"{configuration.label}: gateway.{key} = {mistakes.shown(name)}: {why}"
+            yield f"{configuration.label}: gateway.{key} = {messages.shown(name)}: {why}"
 
 
 def _clashes(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
     """Two that listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
-        (one.draft.at("server.port"), address(one))
-        for one in told
-        if not any(addresses.mistakes(one))
+        (one.spec.at("server.port"), address(one)) for one in told if not any(addresses.errors(one))
     ]
     gateway = configuration.gateway
     if gateway.enable:
@@ -130,13 +128,13 @@ def _clashes(configuration: Configuration, told: list[ResolvedOptions]) -> Itera
             yield f"{place}: {at.host}:{at.port} is taken by {_inside(before)}"
     logs: dict[Path, str] = {}
     for one in told:
-        path = log_file(configuration, one.draft, Path("/"))
+        path = log_file(configuration, one.spec, Path("/"))
         if path in logs:
-            yield f"{one.draft.at('control.log_file')}: {path.name} is written by {logs[path]}"
-        logs.setdefault(path, _inside(one.draft.place))
+            yield f"{one.spec.at('control.log_file')}: {path.name} is written by {logs[path]}"
+        logs.setdefault(path, _inside(one.spec.place))
 
 
-def _remarks(
+def _warnings(
     configuration: Configuration,
     told: list[ResolvedOptions],
     environ: Mapping[str, str],
@@ -144,23 +142,23 @@ def _remarks(
 ) -> Iterator[str]:
     """What is allowed and should be said."""
     for one in told:
-        yield from remarks(one, ours)
-    if any(one.draft.engine != LLAMA_CPP for one in told):
-        yield from vllm.remarks(configuration, environ)
+        yield from warnings(one, ours)
+    if any(one.spec.engine != LLAMA_CPP for one in told):
+        yield from vllm.warnings(configuration, environ)
 
 
-def remarks(given: ResolvedOptions, ours: Mapping[str, Flag]) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions, ours: Mapping[str, Flag]) -> Iterator[str]:
     """What is allowed in the options of one server and should be said."""
-    yield from options.remarks(given, _called(given), ours)
-    yield from api_keys.remarks(given, address(given))
-    if given.draft.engine == LLAMA_CPP:
-        yield from llama.remarks(given)
+    yield from options.warnings(resolved, _called(resolved), ours)
+    yield from api_keys.warnings(resolved, address(resolved))
+    if resolved.spec.engine == LLAMA_CPP:
+        yield from llama.warnings(resolved)
 
 
-def _called(given: ResolvedOptions) -> str:
+def _called(resolved: ResolvedOptions) -> str:
     """The program that will serve, as it is named in messages."""
-    is_llama = given.draft.engine == LLAMA_CPP
-    return "llama-server" if is_llama else f"vLLM {given.installed or vllm.version()}"
+    is_llama = resolved.spec.engine == LLAMA_CPP
+    return "llama-server" if is_llama else f"vLLM {resolved.installed or vllm.version()}"
 
 
 def _inside(place: str) -> str:

@@ -1,4 +1,4 @@
-"""What a file asks for, whatever its form: one draft for each instance, not yet a command."""
+"""What a file asks for, whatever its form: one spec for each instance, not yet a command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
     extra_args: tuple[str, ...] = ()
     model: Mapping[str, str] = field(default_factory=dict)  # prepare's variables; empty: no table
     download_to: Path | None = None  # the file that a prepared model is to be put at
-    typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.resolved`
+    typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.resolve`
     place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
     places: Mapping[str, str] = field(default_factory=dict)  # of `server.ctx-size` and so on
 
@@ -57,20 +57,20 @@ class Configuration(Struct, frozen=True, kw_only=True):
     master: Master
     gateway: GatewayTable
     gateway_places: Mapping[str, str] = field(default_factory=dict)  # of its `port` and so on
-    drafts: tuple[InstanceSpec, ...] = ()
+    specs: tuple[InstanceSpec, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided, to be said once
-    mistakes: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
+    errors: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
 
     @property
     def enabled(self) -> tuple[InstanceSpec, ...]:
         """The instances that are to be started."""
         if not self.master.enable:
             return ()
-        return tuple(draft for draft in self.drafts if draft.control.enabled)
+        return tuple(spec for spec in self.specs if spec.control.enabled)
 
     def prepares(self) -> dict[str, dict[str, str]]:
         """By instance, the variables of `prepare` for the models that are to be made first."""
-        return {draft.name: dict(draft.model) for draft in self.enabled if draft.model}
+        return {spec.name: dict(spec.model) for spec in self.enabled if spec.model}
 
     def at_gateway(self, key: str) -> str:
         """Where a key of the gateway stands."""

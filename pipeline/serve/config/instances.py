@@ -58,8 +58,8 @@ def instances(
     )
     found = program(configuration, server)
     return tuple(
-        _server(configuration, given(draft, flags), found, models, folders, environ)
-        for draft in configuration.enabled
+        _server(configuration, resolve(spec, flags), found, models, folders, environ)
+        for spec in configuration.enabled
     )
 
 
@@ -71,13 +71,13 @@ def write_keys(
     Raises PipelineError.
     """
     said = []
-    for draft in configuration.enabled:
-        options = given(draft, flags)
+    for spec in configuration.enabled:
+        options = resolve(spec, flags)
         key = _key(configuration, options, keys)
         if api_keys.write(key) and key.is_made:
             is_open = not is_loopback(address(options).host)
             why = "others can reach it" if is_open else "it is asked through the gateway"
-            said.append(f"{draft.name}: {why}, so a key was made: {key.path}")
+            said.append(f"{spec.name}: {why}, so a key was made: {key.path}")
     return said
 
 
@@ -97,78 +97,78 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
     return bool(told) or any(path.exists() for path in marks)
 
 
-def given(
-    draft: InstanceSpec, flags: Mapping[str, Flag] | None, installed: VllmOptions | None = None
+def resolve(
+    spec: InstanceSpec, flags: Mapping[str, Flag] | None, installed: VllmOptions | None = None
 ) -> ResolvedOptions:
     """What an instance says of its program's options: vLLM's are those of the one that is
     installed, where it was asked, else those of the version that is listed here."""
-    if draft.engine == LLAMA_CPP:
-        return options.resolved(draft, flags or {})
+    if spec.engine == LLAMA_CPP:
+        return options.resolve(spec, flags or {})
     if installed:
-        return options.resolved(draft, installed.flags, installed.version)
-    return options.resolved(draft, vllm.flags())
+        return options.resolve(spec, installed.flags, installed.version)
+    return options.resolve(spec, vllm.flags())
 
 
-def aliases(given: ResolvedOptions) -> list[str]:
+def aliases(resolved: ResolvedOptions) -> list[str]:
     """The model names that an instance is given, each once."""
-    option = "alias" if given.draft.engine == LLAMA_CPP else "served-model-name"
-    told = given.value(option)
-    text = ",".join(map(str, told)) if isinstance(told, list) else given.text(option)
+    option = "alias" if resolved.spec.engine == LLAMA_CPP else "served-model-name"
+    told = resolved.value(option)
+    text = ",".join(map(str, told)) if isinstance(told, list) else resolved.text(option)
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def log_file(configuration: Configuration, draft: InstanceSpec, logs: Path) -> Path:
+def log_file(configuration: Configuration, spec: InstanceSpec, logs: Path) -> Path:
     """Where the output of an instance goes; `logs` where it does not say."""
-    control = draft.control
+    control = spec.control
     if control.log_file:
         return configuration.path(control.log_file)
     folder = configuration.path(control.log_dir) if control.log_dir else logs
-    return folder / f"{draft.name}.log"
+    return folder / f"{spec.name}.log"
 
 
 def _server(
     configuration: Configuration,
-    given: ResolvedOptions,
+    resolved: ResolvedOptions,
     executable: Path | None,
     models: Mapping[str, PreparedModel],
     folders: Folders,
     environ: Mapping[str, str],
 ) -> Server:
-    draft, folder = given.draft, configuration.folder
-    key = _key(configuration, given, folders.keys).path
-    log = log_file(configuration, draft, folders.logs)
-    if draft.engine == LLAMA_CPP:
+    spec, folder = resolved.spec, configuration.folder
+    key = _key(configuration, resolved, folders.keys).path
+    log = log_file(configuration, spec, folders.logs)
+    if spec.engine == LLAMA_CPP:
         if executable is None:
             raise PipelineError(
-                f"{draft.place}: there is no llama-server", f"build it: {doitw('build_bins')}"
+                f"{spec.place}: there is no llama-server", f"build it: {doitw('build_bins')}"
             )
-        model = _model(draft, models)
+        model = _model(spec, models)
         return llama_server(
-            given, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg
+            resolved, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg
         )
-    if draft.control.sandbox == STRICT:
+    if spec.control.sandbox == STRICT:
         raise UsageError(
-            f"{draft.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
+            f"{spec.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
             "in the sandbox",
             "leave it out",
         )
     return Server(
-        **_kept(given),
+        **_kept(resolved),
         executable=vllm.executable(configuration, environ),
-        cmd=vllm.command(configuration, given, address(given)),
-        env={**_cards(draft.control.gpu_ids), **draft.control.env},
-        downloads=vllm.downloads(given, folder),
+        cmd=vllm.command(configuration, resolved, address(resolved)),
+        env={**_cards(spec.control.gpu_ids), **spec.control.env},
+        downloads=vllm.downloads(resolved, folder),
         sandbox=OFF,
         folder=str(folder),
         log_file=str(log),
-        tls=bool(given.text("ssl-certfile")),
-        kind=vllm.kind(given),
+        tls=bool(resolved.text("ssl-certfile")),
+        kind=vllm.kind(resolved),
         api_key_file=str(key) if key else None,
     )
 
 
 def llama_server(
-    given: ResolvedOptions,
+    resolved: ResolvedOptions,
     executable: Path,
     model: PreparedModel | None,
     *,
@@ -181,10 +181,10 @@ def llama_server(
 
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
-    control = given.draft.control
-    cmd = llama.command(given, address(given), model, key)
+    control = resolved.spec.control
+    cmd = llama.command(resolved, address(resolved), model, key)
     return Server(
-        **_kept(given),
+        **_kept(resolved),
         executable=str(executable),
         cmd=cmd,
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
@@ -192,27 +192,27 @@ def llama_server(
         sandbox=control.sandbox,
         folder=str(folder),
         log_file=str(log),
-        prefix=given.text("api-prefix").rstrip("/"),
-        tls=bool(given.text("ssl-cert-file")),
-        kind=llama.kind(given, model),
+        prefix=resolved.text("api-prefix").rstrip("/"),
+        tls=bool(resolved.text("ssl-cert-file")),
+        kind=llama.kind(resolved, model),
         api_key_file=str(key) if key else None,
     )
 
 
-def _kept(given: ResolvedOptions) -> dict[str, Any]:
+def _kept(resolved: ResolvedOptions) -> dict[str, Any]:
     """What every engine's server is known by, and how it is kept."""
-    draft, at = given.draft, address(given)
-    control = draft.control
-    sleeps = given.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
+    spec, at = resolved.spec, address(resolved)
+    control = spec.control
+    sleeps = resolved.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
     probe_timeout = control.probe_timeout
     if probe_timeout is None:
         probe_timeout = 0.0 if sleeps else PROBE_TIMEOUT
     return {
-        "name": draft.name,
-        "engine": draft.engine,
+        "name": spec.name,
+        "engine": spec.engine,
         "host": at.host,
         "port": at.port,
-        "aliases": tuple(name for name in aliases(given) if name != draft.name),
+        "aliases": tuple(name for name in aliases(resolved) if name != spec.name),
         "background": control.background,
         "gpu_ids": control.gpu_ids,
         "restart": control.restart,
@@ -232,14 +232,16 @@ def _cards(gpu_ids: str | None) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": shown, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _key(configuration: Configuration, given: ResolvedOptions, keys: Path) -> api_keys.Key:
+def _key(configuration: Configuration, resolved: ResolvedOptions, keys: Path) -> api_keys.Key:
     has_gateway = configuration.gateway.enable
-    return api_keys.key(given, address(given), configuration.folder, keys, has_gateway=has_gateway)
+    return api_keys.key(
+        resolved, address(resolved), configuration.folder, keys, has_gateway=has_gateway
+    )
 
 
-def _model(draft: InstanceSpec, models: Mapping[str, PreparedModel]) -> PreparedModel | None:
-    if not draft.model:
+def _model(spec: InstanceSpec, models: Mapping[str, PreparedModel]) -> PreparedModel | None:
+    if not spec.model:
         return None
-    if draft.name not in models:
-        raise PipelineError(f"{draft.place}.model: is not prepared")
-    return models[draft.name]
+    if spec.name not in models:
+        raise PipelineError(f"{spec.place}.model: is not prepared")
+    return models[spec.name]

@@ -14,7 +14,7 @@ from pipeline.serve import launch
 
 from .addresses import Address
 from .configuration import InstanceSpec, beside
-from .mistakes import shown
+from .messages import shown
 from .options import ResolvedOptions, expanded, words
 
 # What else names a model, or makes a router of the server.
@@ -40,57 +40,57 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
 
 
 def command(
-    given: ResolvedOptions, at: Address, model: PreparedModel | None, key: Path | None
+    resolved: ResolvedOptions, at: Address, model: PreparedModel | None, key: Path | None
 ) -> tuple[str, ...]:
     """The arguments: the prepared model, the table as written, what is added, extra_args."""
-    draft = given.draft
+    spec = resolved.spec
     found = ["--model", str(model.path)] if model else []
-    found += words({name: value for name, value in expanded(given).items() if name != "api-key"})
+    found += words({name: value for name, value in expanded(resolved).items() if name != "api-key"})
     added: list[str] = []
-    if not given.text("host"):
+    if not resolved.text("host"):
         added += ["--host", at.host]
-    if not given.text("port"):
+    if not resolved.text("port"):
         added += ["--port", str(at.port)]
-    if not given.text("alias"):
-        added += ["--alias", draft.name]
-    if "metrics" in given.flags and not given.says("metrics"):
+    if not resolved.text("alias"):
+        added += ["--alias", spec.name]
+    if "metrics" in resolved.flags and not resolved.says("metrics"):
         added += ["--metrics"]
     # The server answers pages of any origin unless told otherwise.
-    if "cors-origins" in given.flags and not given.says("cors-origins"):
+    if "cors-origins" in resolved.flags and not resolved.says("cors-origins"):
         added += ["--cors-origins", "localhost"]
-    if key and not given.text("api-key-file"):
+    if key and not resolved.text("api-key-file"):
         added += ["--api-key-file", str(key)]
     if model:
-        added += _of_model(given, model)
-    return (*found, *added, *draft.extra_args)
+        added += _of_model(resolved, model)
+    return (*found, *added, *spec.extra_args)
 
 
-def kind(given: ResolvedOptions, model: PreparedModel | None) -> str:
+def kind(resolved: ResolvedOptions, model: PreparedModel | None) -> str:
     """chat, embedding or rerank."""
-    pooling = given.text("pooling") or (model.pooling if model else "none")
-    if given.is_on("reranking", "rerank") or pooling == "rank":
+    pooling = resolved.text("pooling") or (model.pooling if model else "none")
+    if resolved.is_on("reranking", "rerank") or pooling == "rank":
         return "rerank"
-    if given.is_on("embeddings", "embedding") or pooling != "none":
+    if resolved.is_on("embeddings", "embedding") or pooling != "none":
         return "embedding"
     return "chat"
 
 
-def mistakes(
-    given: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+def errors(
+    resolved: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
 ) -> Iterator[str]:
     """A model that is named twice, and files that are missing."""
-    draft = given.draft
-    named = [name for name in SOURCES[:4] if given.text(name)]
-    if draft.model and named:
-        yield draft.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
-    if draft.model:
-        yield from _model_mistakes(draft)
-    batch, slots = given.number("batch-size"), given.number("parallel") or AUTO_SLOTS
+    spec = resolved.spec
+    named = [name for name in SOURCES[:4] if resolved.text(name)]
+    if spec.model and named:
+        yield spec.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
+    if spec.model:
+        yield from _model_errors(spec)
+    batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
-        yield draft.tell("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
-    for name, text in _inputs(given):
+        yield spec.tell("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
+    for name, text in _inputs(resolved):
         path = beside(folder, text)
-        flag = given.flags.get(name)
+        flag = resolved.flags.get(name)
         if flag and flag.value in FOLDERS:
             why = "" if is_there(path) or path.exists() else f"{path} does not exist"
         else:
@@ -98,7 +98,7 @@ def mistakes(
         if name == "model" and path.is_file():
             why = _not_whole(path)
         if why:
-            yield draft.tell(f"server.{name}", f" = {text}: {why}")
+            yield spec.tell(f"server.{name}", f" = {text}: {why}")
 
 
 def _not_whole(path: Path) -> str:
@@ -110,10 +110,10 @@ def _not_whole(path: Path) -> str:
     return ""
 
 
-def _inputs(given: ResolvedOptions) -> Iterator[tuple[str, str]]:
+def _inputs(resolved: ResolvedOptions) -> Iterator[tuple[str, str]]:
     """The options that name a file or folder which has to be there, each with one name."""
-    for name, value in given.draft.server.items():
-        flag = given.flags.get(name)
+    for name, value in resolved.spec.server.items():
+        flag = resolved.flags.get(name)
         hint = "FNAME" if name in ("model", "mmproj") else flag.value if flag else ""
         if name in WRITTEN or isinstance(value, bool) or hint not in (*FILES, *FOLDERS, SCALED):
             continue
@@ -122,41 +122,42 @@ def _inputs(given: ResolvedOptions) -> Iterator[tuple[str, str]]:
                 yield name, text.rpartition(":")[0] if hint == SCALED else text
 
 
-def _model_mistakes(draft: InstanceSpec) -> Iterator[str]:
+def _model_errors(spec: InstanceSpec) -> Iterator[str]:
     """What the model table cannot mean."""
     try:
-        reference.parse(draft.model["model"])
+        reference.parse(spec.model["model"])
     except UsageError as error:
-        yield draft.tell("model.ref", f" = {error.message.removeprefix('model=')}")
-    quant = draft.model.get("quant", quants.AUTO)
+        yield spec.tell("model.ref", f" = {error.message.removeprefix('model=')}")
+    quant = spec.model.get("quant", quants.AUTO)
     if quant.upper() != quants.AUTO:
         try:
             quants.parse(quant)
         except ValueError as allowed:
-            yield draft.tell("model.quant", f" = {shown(quant)}: must be {allowed}")
-    imatrix = draft.model.get("imatrix")
+            yield spec.tell("model.quant", f" = {shown(quant)}: must be {allowed}")
+    imatrix = spec.model.get("imatrix")
     if imatrix and not Path(imatrix).is_file():
-        yield f"{draft.at('model.imatrix')}: {imatrix} is no file"
+        yield f"{spec.at('model.imatrix')}: {imatrix} is no file"
 
 
-def remarks(given: ResolvedOptions) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     """What is allowed and perhaps not meant."""
-    if not given.draft.model and not given.says(*SOURCES):
-        yield f"{given.draft.place}: names no model, so llama-server routes to the models it finds"
+    if not resolved.spec.model and not resolved.says(*SOURCES):
+        place = resolved.spec.place
+        yield f"{place}: names no model, so llama-server routes to the models it finds"
 
 
-def _of_model(given: ResolvedOptions, model: PreparedModel) -> list[str]:
+def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
     """What a prepared model asks for: its projector, its endpoint, a batch for a whole text."""
     found: list[str] = []
-    if model.mmproj and not given.says("mmproj", "mmproj-url", "no-mmproj"):
+    if model.mmproj and not resolved.says("mmproj", "mmproj-url", "no-mmproj"):
         found += ["--mmproj", str(model.mmproj)]
-    if not given.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
+    if not resolved.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
         found += launch.endpoint_options(model.pooling)
-    if model.fitted and not given.says("ctx-size"):
+    if model.fitted and not resolved.says("ctx-size"):
         found += ["--ctx-size", str(model.fitted)]
-    if model.pooling != "none" and not given.says("ubatch-size"):
-        ctx_size = given.number("ctx-size") or model.fitted or model.ctx_size
-        batch = given.number("batch-size")
+    if model.pooling != "none" and not resolved.says("ubatch-size"):
+        ctx_size = resolved.number("ctx-size") or model.fitted or model.ctx_size
+        batch = resolved.number("batch-size")
         words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
-        found += words[2:] if given.says("batch-size") else words
+        found += words[2:] if resolved.says("batch-size") else words
     return found

@@ -16,7 +16,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import synonyms, values
 from .configuration import InstanceSpec, Value, beside
-from .mistakes import shown
+from .messages import shown
 from .renamed import RENAMED
 
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
@@ -42,18 +42,16 @@ def words(server: Mapping[str, Value]) -> list[str]:
     return found
 
 
-def resolved(
-    draft: InstanceSpec, flags: Mapping[str, Flag], installed: str = ""
-) -> ResolvedOptions:
-    """The options of a draft, with their values as the program takes them."""
+def resolve(spec: InstanceSpec, flags: Mapping[str, Flag], installed: str = "") -> ResolvedOptions:
+    """The options of a spec, with their values as the program takes them."""
     server: dict[str, Value] = {}
-    for name, value in draft.server.items():
+    for name, value in spec.server.items():
         flag, text = flags.get(name), str(value).lower()
-        if name in draft.typed and flag and not flag.value and text in YES | NO:
+        if name in spec.typed and flag and not flag.value and text in YES | NO:
             server[name] = text in YES  # `jinja=1`, where a file says true
         else:
             server[name] = _read(name, value, flag)
-    return ResolvedOptions(replace(draft, server=server), flags, installed, draft.server)
+    return ResolvedOptions(replace(spec, server=server), flags, installed, spec.server)
 
 
 def _read(name: str, value: Value, flag: Flag | None) -> Value:
@@ -67,11 +65,11 @@ def _read(name: str, value: Value, flag: Flag | None) -> Value:
     return value
 
 
-def expanded(given: ResolvedOptions) -> dict[str, Value]:
+def expanded(resolved: ResolvedOptions) -> dict[str, Value]:
     """The table; `~` is the user's home where an option takes a path."""
     table: dict[str, Value] = {}
-    for name, value in given.draft.server.items():
-        flag = given.flags.get(name)
+    for name, value in resolved.spec.server.items():
+        flag = resolved.flags.get(name)
         if name == "model" or (flag and flag.value.startswith(PATHS)):
             value = [_home(one) for one in value] if isinstance(value, list) else _home(value)
         table[name] = value
@@ -86,7 +84,7 @@ def _home(value: str | int | float) -> str | int | float:
 class ResolvedOptions(Struct, frozen=True):
     """What an instance says of the options, in its table or in extra_args, under any alias."""
 
-    draft: InstanceSpec
+    spec: InstanceSpec
     flags: Mapping[str, Flag]
     installed: str = ""  # vLLM: the version that told them; empty: they are the listed ones
     written: Mapping[str, Value] = field(default_factory=dict)  # the table before it was resolved
@@ -96,10 +94,10 @@ class ResolvedOptions(Struct, frozen=True):
         flag = self.flags.get(name)
         aliases = {f"--{name}", *(flag.names if flag else ())}
         found: Value | None = None
-        for key, value in self.draft.server.items():
+        for key, value in self.spec.server.items():
             if f"--{key}" in aliases:
                 found = value
-        extra = self.draft.extra_args
+        extra = self.spec.extra_args
         for at, word in enumerate(extra):
             head, equals, tail = word.partition("=")
             if spelled(head) in aliases:
@@ -138,53 +136,53 @@ def spelled(word: str) -> str:
     return word.replace("_", "-") if word.startswith("--") else word
 
 
-def mistakes(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
+def errors(resolved: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What `program` would refuse among the options of the table; extra_args are taken as they are.
 
     No flags: they are not known. `others` are options of llama-server, which vLLM has not.
     """
-    draft, flags = given.draft, given.flags
-    for name, value in draft.server.items():
+    spec, flags = resolved.spec, resolved.flags
+    for name, value in spec.server.items():
         why = ""
-        if flags and not is_passed_on(given, name, others):
-            is_typed = draft.at(f"server.{name}").endswith("=")
-            why = _wrong(name, value, flags, draft.engine, program, is_typed=is_typed)
+        if flags and not is_passed_on(resolved, name, others):
+            is_typed = spec.at(f"server.{name}").endswith("=")
+            why = _wrong(name, value, flags, spec.engine, program, is_typed=is_typed)
         if why := why or _wrong_value(name, value, flags.get(name)):
-            yield draft.tell(f"server.{name}", why)
+            yield spec.tell(f"server.{name}", why)
 
 
-def remarks(given: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
     """What is allowed and may not mean what it seems to."""
-    draft, flags = given.draft, given.flags
-    for name, value in draft.server.items():
-        key, written = f"server.{name}", given.written.get(name, value)
+    spec, flags = resolved.spec, resolved.flags
+    for name, value in spec.server.items():
+        key, written = f"server.{name}", resolved.written.get(name, value)
         if written != value and not isinstance(value, bool):
-            yield draft.tell(key, f" = {shown(written)}: taken as {shown(value)}")
-        if flags and is_passed_on(given, name, others):
-            yield draft.tell(key, f": {program} has no --{name}; passed on as it is")
+            yield spec.tell(key, f" = {shown(written)}: taken as {shown(value)}")
+        if flags and is_passed_on(resolved, name, others):
+            yield spec.tell(key, f": {program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
             why = f" = false: leaves the option out; {off} = true turns it off"
-            yield draft.tell(key, why)
+            yield spec.tell(key, why)
         if not isinstance(value, list) or len(value) < 2 or name in ADDED_UP:
             continue
-        if draft.engine == LLAMA_CPP:
+        if spec.engine == LLAMA_CPP:
             why = ": llama-server takes the last one alone; for all, one text with commas"
-            yield draft.tell(key, why)
+            yield spec.tell(key, why)
         elif name in flags and flags[name].value.endswith(SEVERAL):
             why = f": vLLM takes the last one alone; for all, extra_args after one --{name}"
-            yield draft.tell(key, why)
+            yield spec.tell(key, why)
 
 
-def is_passed_on(given: ResolvedOptions, name: str, others: Iterable[str]) -> bool:
+def is_passed_on(resolved: ResolvedOptions, name: str, others: Iterable[str]) -> bool:
     """Whether an unknown option may be one of another vLLM than the one whose options are listed:
     no slip of the pen, and none of llama-server's."""
     name = name.partition(".")[0]
-    if given.draft.engine != VLLM or given.installed:
+    if resolved.spec.engine != VLLM or resolved.installed:
         return False
-    if name in given.flags or name in others or synonyms.option(name, VLLM) is not None:
+    if name in resolved.flags or name in others or synonyms.option(name, VLLM) is not None:
         return False
-    return not did_you_mean(name, list(given.flags))
+    return not did_you_mean(name, list(resolved.flags))
 
 
 def _wrong(

@@ -14,7 +14,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 
 from . import synonyms, yaml_form
 from .configuration import InstanceSpec, Value, beside, projector_of
-from .mistakes import dotted, shown
+from .messages import dotted, shown
 from .named import CARDS, OF_PROFILES, unknown_overrides
 from .profile_tables import LlamaCpp, Profile, Tuning
 from .tables import gpu_ids
@@ -81,21 +81,21 @@ def _override(reading: Reading, name: str, value: Value, place: str) -> None:
     reading.put(name, value, place)
 
 
-def draft(
+def instance_spec(
     reading: Reading,
     profile: Profile,
     environ: Mapping[str, str],
-    given: Mapping[str, str],
+    variables: Mapping[str, str],
 ) -> InstanceSpec:
-    """The instance that the profile means, with what the environment and `given`, the command
-    line, change."""
+    """The instance that the profile means, with what the environment and `variables`, those of
+    the command line, change."""
     is_llama = profile.backend == "llamacpp"
     engine = LLAMA_CPP if is_llama else VLLM
     extra = _table(reading, profile)
     for name, value in _overrides(reading, is_llama, environ).items():
         _override(reading, OF_PROFILES[name], value, name)
-    chosen = {key: given[key] for key in OF_MODEL if key in given}
-    options = {key: text for key, text in given.items() if key not in chosen}
+    chosen = {key: variables[key] for key in OF_MODEL if key in variables}
+    options = {key: text for key, text in variables.items() if key not in chosen}
     if not is_llama:
         if "revision" in chosen:
             options["revision"] = chosen.pop("revision")  # vLLM has one, too

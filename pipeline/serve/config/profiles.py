@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import mistakes, names, synonyms, yaml_form
+from . import messages, names, synonyms, yaml_form
 from .configuration import Configuration
-from .profile_options import Reading, draft
+from .profile_options import Reading, instance_spec
 from .profile_tables import Profile, Registry
 from .tables import GatewayTable, Master
 
@@ -21,14 +21,14 @@ def load_profile(
     name: str,
     environ: Mapping[str, str],
     *,
-    given: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
     patient: bool = False,
 ) -> Configuration:
     """The profile `name` of the registry `file`, as a configuration of one instance.
 
-    `environ` may hold overrides. `given` is what the command line says, in its own names and as
+    `environ` may hold overrides. `variables` are those of the command line, in its own names and as
     texts: options (`parallel`, `server.jinja`) and what chooses the file (`OF_MODEL`); it wins over
-    all. Raises UsageError that names every mistake; with `patient` those in values are left in the
+    all. Raises UsageError that names every error; with `patient` those in values are left in the
     result.
     """
     file = Path(file).absolute()
@@ -45,18 +45,18 @@ def load_profile(
     if why := names.wrong(name):
         reading.wrong.append(f"{reading.place()}: {why}")
     profile = _validated(reading, found[name])
-    drafted = draft(reading, profile, environ, given or {})
+    spec = instance_spec(reading, profile, environ, variables or {})
     if not patient:
-        mistakes.require_none(reading.wrong)
+        messages.require_none(reading.wrong)
     return Configuration(
         master=Master(),
         gateway=GatewayTable(),
         source=f"profile:{name}",
         folder=file.parent,
         label=file.name,
-        drafts=(drafted,),
+        specs=(spec,),
         notes=tuple(reading.notes),
-        mistakes=tuple(reading.wrong),
+        errors=tuple(reading.wrong),
     )
 
 
@@ -72,13 +72,13 @@ def _profiles(reading: Reading, told: Any) -> dict[str, Any]:
 
 
 def _validated(reading: Reading, told: Any) -> Profile:
-    """The profile with all mistakes told; a key without a value is one that is not there."""
+    """The profile with all errors told; a key without a value is one that is not there."""
 
-    def tell(path: mistakes.Path, text: str) -> None:
+    def tell(path: messages.Path, text: str) -> None:
         reading.wrong.append(f"{reading.place(*path[2:])}{text}")
 
-    registry = mistakes.validated(
-        Registry, {"profiles": {reading.name: _given(told or {})}}, lambda _: [], tell
+    registry = messages.validated(
+        Registry, {"profiles": {reading.name: _with_values(told or {})}}, lambda _: [], tell
     )
     profile = registry.profiles.get(reading.name) or Profile()
     for path, table in (((), profile), (("gpu",), profile.gpu)):
@@ -97,12 +97,15 @@ def _near(key: str, known: list[str], backend: str) -> str:
     return f"; did you mean {backend}.{meant.replace('-', '_')}?" if meant else ""
 
 
-def _given(told: Any, depth: int = 2) -> Any:
+def _with_values(told: Any, depth: int = 2) -> Any:
     """A profile and its tables without the keys that have no value."""
     if not isinstance(told, dict) or not depth:
         return told
-    given = {key: value for key, value in told.items() if value is not None and value != ""}
-    return {str(key): _given(value, depth - 1) for key, value in given.items()}
+    return {
+        str(key): _with_values(value, depth - 1)
+        for key, value in told.items()
+        if value is not None and value != ""
+    }
 
 
 def _registries(folder: Path) -> str:

@@ -11,9 +11,9 @@ from pipeline.models.address import is_address
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
 
-from . import mistakes, names, sources
+from . import messages, names, sources
 from .configuration import Configuration, InstanceSpec, Value, beside
-from .mistakes import dotted
+from .messages import dotted
 from .tables import Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
 
 
@@ -24,7 +24,7 @@ def load(
 
     `engine` is that of instances which name none. `overrides` is the text of a JSON object that is
     merged over the file, `where` the name of the variable that held it. Raises UsageError that
-    names every mistake; with `patient` they are left in the result, for `check` to raise with its
+    names every error; with `patient` they are left in the result, for `check` to raise with its
     own, and only a file that cannot be read raises.
     """
     file = Path(file).absolute()
@@ -35,16 +35,16 @@ def load(
     wrong += [f"{where}: {why}" for why in _without_effect(told, over)]
     told = sources.merged(told, over)
 
-    def place(path: mistakes.Path) -> str:
+    def place(path: messages.Path) -> str:
         """`models.toml: instance.chat`, or the variable that gave it."""
         return f"{where if sources.holds(over, path) else file.name}: {dotted(path)}"
 
-    def tell(path: mistakes.Path, text: str) -> None:
+    def tell(path: messages.Path, text: str) -> None:
         wrong.append(f"{place(path)}{text}")
 
     if engine:
         told = sources.merged({"instance": {"control": {"engine": engine}}}, told)
-    read = mistakes.validated(InstancesFile, told, keys, tell)
+    read = messages.validated(InstancesFile, told, keys, tell)
     section = read.instance
     found = section.__pydantic_extra__ or {}
     for name in found:
@@ -55,7 +55,7 @@ def load(
     if not found and read.master.enable and not wrong:
         wrong.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
     if not patient:
-        mistakes.require_none(wrong)
+        messages.require_none(wrong)
     gateway = read.gateway
     if gateway.api_key_file:
         keyed = str(beside(file.parent, gateway.api_key_file))
@@ -67,15 +67,15 @@ def load(
         master=read.master,
         gateway=gateway,
         gateway_places={key: place(("gateway", key)) for key in gateway.model_fields_set},
-        drafts=tuple(
-            _draft(file.parent, name, section, table, place) for name, table in found.items()
+        specs=tuple(
+            _spec(file.parent, name, section, table, place) for name, table in found.items()
         ),
         notes=tuple(
             f"{place(('instance', name, 'model', 'ref'))}: taken as a path, for it exists"
             for name, table in found.items()
             if table.model and HUB.fullmatch(ref := table.model.ref) and exists(file.parent / ref)
         ),
-        mistakes=tuple(wrong),
+        errors=tuple(wrong),
     )
 
 
@@ -100,7 +100,7 @@ def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, An
     if not isinstance(section, dict):
         return told
 
-    def spelled(options: Any, path: mistakes.Path) -> Any:
+    def spelled(options: Any, path: messages.Path) -> Any:
         if not isinstance(options, dict):
             return options
         result: dict[str, Any] = {}
@@ -122,12 +122,12 @@ def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, An
     return {**told, "instance": result}
 
 
-def _draft(
+def _spec(
     folder: Path,
     name: str,
     section: Instances,
     table: InstanceTable,
-    place: Callable[[mistakes.Path], str],
+    place: Callable[[messages.Path], str],
 ) -> InstanceSpec:
     """The tables of one instance, laid over the defaults key by key."""
     places: dict[str, str] = {}

@@ -58,36 +58,40 @@ def python(configuration: Configuration) -> list[str]:
     return ["run", "--manifest-path", project, *environment, "python"]
 
 
-def command(configuration: Configuration, given: ResolvedOptions, at: Address) -> tuple[str, ...]:
+def command(
+    configuration: Configuration, resolved: ResolvedOptions, at: Address
+) -> tuple[str, ...]:
     """The arguments after the executable."""
-    draft = given.draft
+    spec = resolved.spec
     found = [*python(configuration), "-m", configuration.master.api_server_module]
-    found += words({name: value for name, value in expanded(given).items() if name not in KEYS})
-    if not given.text("host"):
+    found += words({name: value for name, value in expanded(resolved).items() if name not in KEYS})
+    if not resolved.text("host"):
         found += ["--host", at.host]  # its own default is every interface
-    if not given.text("port"):
+    if not resolved.text("port"):
         found += ["--port", str(at.port)]
-    if not given.text("served-model-name"):
-        found += ["--served-model-name", draft.name]
-    return (*found, *draft.extra_args)
+    if not resolved.text("served-model-name"):
+        found += ["--served-model-name", spec.name]
+    return (*found, *spec.extra_args)
 
 
-def kind(given: ResolvedOptions) -> str:
+def kind(resolved: ResolvedOptions) -> str:
     """chat, embedding or rerank."""
-    task = given.text("task", "convert")
+    task = resolved.text("task", "convert")
     if task in ("score", "classify", "rerank"):
         return "rerank"
-    return "embedding" if task.startswith("embed") or given.text("runner") == "pooling" else "chat"
+    return (
+        "embedding" if task.startswith("embed") or resolved.text("runner") == "pooling" else "chat"
+    )
 
 
-def downloads(given: ResolvedOptions, folder: Path) -> bool:
+def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
     """Whether it loads from the network: a model, tokenizer or adapter is no path; relative ones
     start at `folder`."""
-    named = [given.text(name) for name in LOADED]
-    adapters = given.value("lora-modules")
+    named = [resolved.text(name) for name in LOADED]
+    adapters = resolved.value("lora-modules")
     for text in map(str, adapters if isinstance(adapters, list) else [adapters or ""]):
         named.append(_in_json(text, "path") or text.rpartition("=")[2])
-    named.append(_in_json(given.text("speculative-config"), "model"))
+    named.append(_in_json(resolved.text("speculative-config"), "model"))
     return any(name and not beside(folder, name).exists() for name in named)
 
 
@@ -100,19 +104,19 @@ def _in_json(text: str, key: str) -> str:
     return ""
 
 
-def mistakes(configuration: Configuration, given: ResolvedOptions) -> Iterator[str]:
+def errors(configuration: Configuration, resolved: ResolvedOptions) -> Iterator[str]:
     """No model, or one that is not there."""
-    draft, folder = given.draft, configuration.folder
-    model = given.text("model")
-    if draft.model:
-        yield f"{draft.at('model')}: prepares a GGUF for llama.cpp; vLLM takes server.model"
+    spec, folder = resolved.spec, configuration.folder
+    model = resolved.text("model")
+    if spec.model:
+        yield f"{spec.at('model')}: prepares a GGUF for llama.cpp; vLLM takes server.model"
     elif not model:
-        yield f"{draft.at('server.model')}: is missing: a folder, or a name on Hugging Face"
+        yield f"{spec.at('server.model')}: is missing: a folder, or a name on Hugging Face"
     elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
-        yield draft.tell("server.model", f" = {model}: {beside(folder, model)} does not exist")
+        yield spec.tell("server.model", f" = {model}: {beside(folder, model)} does not exist")
 
 
-def remarks(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
+def warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
     """What will be missing at the start."""
     program = executable(configuration, environ)
     if not Path(program).is_absolute():

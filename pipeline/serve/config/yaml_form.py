@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 
-from .mistakes import Path as Keys
-from .mistakes import require_none
+from .messages import Path as Keys
+from .messages import require_none
 from .sources import TOO_DEEP, Decimal, text_of
 
 # Numbers of YAML 1.1 that look like others: 010 is 8, and 1:30 is 90.
@@ -63,7 +63,7 @@ def read(file: Path) -> Read:
     try:
         loader = Loader(text)
         root = loader.get_single_node()
-        wrong = [] if root is None else list(_mistakes(root, set()))
+        wrong = [] if root is None else list(_errors(root, set()))
         require_none(f"{file.name}: line {line}: {why}" for line, why in wrong)
         return Read(loader.construct_document(root) if root else None, root)
     except yaml.MarkedYAMLError as error:
@@ -76,7 +76,7 @@ def read(file: Path) -> Read:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
 
 
-def _mistakes(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
+def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
     """The line of each key that its table has already, and of each number that YAML 1.1 reads as
     another one. An anchor is looked at once."""
     if id(node) in seen:
@@ -84,7 +84,7 @@ def _mistakes(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _mistakes(item, seen)
+            yield from _errors(item, seen)
     elif isinstance(node, yaml.MappingNode):
         names: set[str] = set()
         for key, value in node.value:
@@ -92,7 +92,7 @@ def _mistakes(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
                 if key.value in names and key.value != "<<":
                     yield key.start_mark.line + 1, f"{key.value} is given twice"
                 names.add(key.value)
-            yield from _mistakes(value, seen)
+            yield from _errors(value, seen)
     elif node.tag in NUMBERS and MISREAD.match(node.value):
         number = yaml.safe_load(node.value)
         why = f'{node.value} would be read as {number}; write "{node.value}" in quotes, or a number'

@@ -123,7 +123,7 @@ def one(folder: Path, text: str, **more: Any) -> Server:
 
 
 def checked(folder: Path, text: str, *, cards: int | None = None, **more: str) -> list[str]:
-    """Every mistake that `check` finds; none: the remarks. `more` goes to `read`."""
+    """Every mistake that `check` finds; none: the warnings. `more` goes to `read`."""
     said: list[str] = []
     configuration = read(folder, text, patient=True, **more)
     try:

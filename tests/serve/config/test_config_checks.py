@@ -290,7 +290,7 @@ def test_cards_that_are_not_there(
 
 
 @pytest.mark.parametrize(
-    ("text", "remark"),
+    ("text", "warning"),
     [
         ("jinja = false", "jinja = false: leaves the option out; no_jinja = true turns it off"),
         ("threads = [1, 2]", "threads: llama-server takes the last one alone; "),
@@ -299,8 +299,8 @@ def test_cards_that_are_not_there(
         ("host = '0.0.0.0'\napi_key = 'none'", "0.0.0.0 can be reached by others, without a key"),
     ],
 )
-def test_what_is_said(tmp_path: Path, text: str, remark: str) -> None:
-    assert any(remark in line for line in checked(tmp_path, SERVER + text))
+def test_what_is_said(tmp_path: Path, text: str, warning: str) -> None:
+    assert any(warning in line for line in checked(tmp_path, SERVER + text))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From drafts to instances: command lines, environments, and all that is derived."""
+"""From specs to instances: command lines, environments, and all that is derived."""
 
 from __future__ import annotations
 
@@ -230,8 +230,8 @@ class TestVariables:
     def test_one_is_taken_away(self, tmp_path: Path) -> None:
         text = "[instance.chat.control]\nenv = {A = '1', B = '2'}\n"
         over = '{"instance": {"chat": {"control": {"env": {"A": null}}}}}'
-        (draft,) = read(tmp_path, text, overrides=over).drafts
-        assert draft.control.env == {"B": "2"}
+        (spec,) = read(tmp_path, text, overrides=over).specs
+        assert spec.control.env == {"B": "2"}
 
     @pytest.mark.parametrize(
         ("told", "line"),

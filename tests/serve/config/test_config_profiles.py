@@ -30,9 +30,9 @@ def profile(
     folder: Path,
     body: str,
     environ: Mapping[str, str] | None = None,
-    given: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Configuration:
-    return load_profile(registry(folder, body), "chat", environ or {}, given=given)
+    return load_profile(registry(folder, body), "chat", environ or {}, variables=variables)
 
 
 def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -43,9 +43,9 @@ def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> 
 
 def instance_of(found: Configuration, folder: Path) -> Server:
     """Its instance, a model that is there taken as it is."""
-    (draft,) = found.drafts
-    model = PreparedModel(path=Path(draft.model.get("model", "")), name="x")
-    (instance,) = started(found, folder, models={draft.name: model}).values()
+    (spec,) = found.specs
+    model = PreparedModel(path=Path(spec.model.get("model", "")), name="x")
+    (instance,) = started(found, folder, models={spec.name: model}).values()
     return instance
 
 
@@ -112,7 +112,7 @@ def test_anchors_that_multiply(tmp_path: Path) -> None:
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
     text = "\n".join(lines) + "\nprofiles: {chat: {llamacpp: {model: y}}}"
-    assert load_profile(written(tmp_path, text, FILE), "chat", {}).drafts[0].server["model"] == "y"
+    assert load_profile(written(tmp_path, text, FILE), "chat", {}).specs[0].server["model"] == "y"
 
 
 def test_a_profile_inside_itself(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_profile_inside_itself(tmp_path: Path) -> None:
 def test_merge_keys(tmp_path: Path) -> None:
     text = "x: &x {port: 1, threads: 2}\nprofiles:\n  chat:\n    llamacpp:\n      <<: *x\n"
     file = written(tmp_path, f"{text}      port: 3\n      model: y\n", FILE)
-    (draft,) = load_profile(file, "chat", {}).drafts
-    assert dict(draft.server) == {"port": 3, "threads": 2, "model": "y"}
+    (spec,) = load_profile(file, "chat", {}).specs
+    assert dict(spec.server) == {"port": 3, "threads": 2, "model": "y"}
 
 
 def test_mistakes_name_line_and_key(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ class TestPrecedence:
     NAMES = ("ctx-size", "n-gpu-layers", "threads", "parallel", "batch-size")
 
     def values(self, found: Configuration) -> list[Value]:
-        return [found.drafts[0].server[name] for name in self.NAMES]
+        return [found.specs[0].server[name] for name in self.NAMES]
 
     def test_the_profile_alone(self, tmp_path: Path) -> None:
         assert self.values(profile(tmp_path, self.BODY)) == [1, 2, 3, 4, 5]
@@ -249,7 +249,7 @@ class TestPrecedence:
         blank = dict.fromkeys([*self.ENVIRON, "CUDA_VISIBLE_DEVICES_OVERRIDE"], "  ")
         found = profile(tmp_path, f"gpu: {{device_ids: [3]}}\n{self.BODY}", blank)
         assert self.values(found) == [1, 2, 3, 4, 5]
-        assert found.drafts[0].control.gpu_ids == "3"
+        assert found.specs[0].control.gpu_ids == "3"
 
     def test_where_it_listens_and_its_key(self, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("secret")
@@ -258,25 +258,25 @@ class TestPrecedence:
             "LLAMACPP_API_KEY_FILE_OVERRIDE": str(tmp_path / "key"),
         }
         body = f"{LLAMA}  host: 127.0.0.1\n  api_key: another\n"
-        (draft,) = profile(tmp_path, body, environ).drafts
-        assert draft.server["host"] == "0.0.0.0"
-        assert draft.server["api-key-file"] == str(tmp_path / "key")
-        assert "api-key" not in draft.server
+        (spec,) = profile(tmp_path, body, environ).specs
+        assert spec.server["host"] == "0.0.0.0"
+        assert spec.server["api-key-file"] == str(tmp_path / "key")
+        assert "api-key" not in spec.server
 
     def test_the_command_line_wins_over_all(self, tmp_path: Path) -> None:
-        given = {"ctx_size": "21", "gpu_layers": "all", "threads": "23"}
-        found = profile(tmp_path, self.BODY, self.ENVIRON, given)
+        variables = {"ctx_size": "21", "gpu_layers": "all", "threads": "23"}
+        found = profile(tmp_path, self.BODY, self.ENVIRON, variables)
         assert self.values(found) == [21, "all", 23, 14, 15]
-        assert "gpu-layers" not in found.drafts[0].server, "one name of two"
-        assert found.drafts[0].at("server.ctx-size") == "ctx_size="
+        assert "gpu-layers" not in found.specs[0].server, "one name of two"
+        assert found.specs[0].at("server.ctx-size") == "ctx_size="
 
     def test_what_is_typed_counts_as_what_is_written(self, tmp_path: Path) -> None:
-        given = {
+        variables = {
             **{"parallel": "4", "alias": "007", "server.jinja": "on", "server.metrics": "0"},
             **{"server.flash-attn": "on", "server.cors_origins": "1"},
         }
-        found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}", given=given)
-        assert found.drafts[0].server["ctx-size"] == 28
+        found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}", variables=variables)
+        assert found.specs[0].server["ctx-size"] == 28
         checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
         cmd = " ".join(instance_of(found, tmp_path).cmd)
         for words in ("--parallel 4 --alias 007 --jinja --flash-attn on", "--cors-origins 1"):
@@ -284,9 +284,9 @@ class TestPrecedence:
         assert "--metrics" not in cmd
 
     def test_mistakes_of_the_command_line_stand_there(self, tmp_path: Path) -> None:
-        given = {"server.jinja": "x", "parallel": "4", "server.ctx_sise": "1", "port": "0"}
+        variables = {"server.jinja": "x", "parallel": "4", "server.ctx_sise": "1", "port": "0"}
         with pytest.raises(UsageError) as caught:
-            found = profile(tmp_path, LLAMA, given=given)
+            found = profile(tmp_path, LLAMA, variables=variables)
             checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
         assert caught.value.message.splitlines() == [
             "port=0: must be a whole number from 1 to 65535",
@@ -301,12 +301,12 @@ class TestPrecedence:
         (tmp_path / "here" / "k").write_text("key")
         monkeypatch.setenv("PWD", str(tmp_path / "here"))
         monkeypatch.chdir(tmp_path / "here")
-        found = profile(tmp_path, f"{LLAMA}  api_key: s3cret\n", given={"api_key_file": "k"})
+        found = profile(tmp_path, f"{LLAMA}  api_key: s3cret\n", variables={"api_key_file": "k"})
         checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
         assert instance_of(found, tmp_path).api_key_file == str(tmp_path / "here" / "k")
 
     @pytest.mark.parametrize(
-        ("given", "model", "placed"),
+        ("variables", "model", "placed"),
         [
             ({"filename": "z.gguf"}, {"model": "hf:org/y", "filename": "z.gguf"}, "z.gguf"),
             ({"quant": "q8_0"}, {"model": "hf:org/y", "quant": "q8_0"}, None),
@@ -321,25 +321,25 @@ class TestPrecedence:
         ],
     )
     def test_the_file_of_the_command_line(
-        self, tmp_path: Path, given: dict[str, str], model: dict[str, str], placed: str | None
+        self, tmp_path: Path, variables: dict[str, str], model: dict[str, str], placed: str | None
     ) -> None:
         (tmp_path / "y.gguf").touch()
         body = "llamacpp:\n  model_root: .\n  hf_filename: y.gguf\n  hf_repo_id: org/y\n"
-        (draft,) = profile(tmp_path, body, given=given).drafts
+        (spec,) = profile(tmp_path, body, variables=variables).specs
         expected = {key: value.replace("{}", str(tmp_path)) for key, value in model.items()}
-        assert dict(draft.model) == expected
-        assert draft.download_to == (tmp_path / placed if placed else None)
+        assert dict(spec.model) == expected
+        assert spec.download_to == (tmp_path / placed if placed else None)
 
     def test_the_file_of_the_command_line_is_none_of_vllms(self, tmp_path: Path) -> None:
-        given = {"revision": "v1", "filename": "x"}
+        variables = {"revision": "v1", "filename": "x"}
         with pytest.raises(UsageError, match="filename=: is for a GGUF, and this profile is vLLM"):
-            profile(tmp_path, "backend: vllm\nmodel_id: m\n", given=given)
-        found = profile(tmp_path, "backend: vllm\nmodel_id: m\n", given={"revision": "v1"})
-        assert found.drafts[0].server["revision"] == "v1"
+            profile(tmp_path, "backend: vllm\nmodel_id: m\n", variables=variables)
+        found = profile(tmp_path, "backend: vllm\nmodel_id: m\n", variables={"revision": "v1"})
+        assert found.specs[0].server["revision"] == "v1"
 
     def test_layers_may_be_words(self, tmp_path: Path) -> None:
         environ = {"LLAMACPP_N_GPU_LAYERS_OVERRIDE": "auto"}
-        assert profile(tmp_path, LLAMA, environ).drafts[0].server["n-gpu-layers"] == "auto"
+        assert profile(tmp_path, LLAMA, environ).specs[0].server["n-gpu-layers"] == "auto"
 
 
 class TestCards:
@@ -352,7 +352,7 @@ class TestCards:
     )
     def test_of_the_profile(self, tmp_path: Path, told: str, cards: str | None) -> None:
         found = profile(tmp_path, f"gpu:\n  device_ids: {told}\n{LLAMA}")
-        assert found.drafts[0].control.gpu_ids == cards
+        assert found.specs[0].control.gpu_ids == cards
 
     @pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
     def test_overridden(self, tmp_path: Path, engine: str) -> None:
@@ -362,7 +362,7 @@ class TestCards:
         instance = instance_of(found, tmp_path)
         assert instance.env["CUDA_VISIBLE_DEVICES"] == "2,1"
         assert instance.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-        assert found.drafts[0].at("control.gpu_ids") == "CUDA_VISIBLE_DEVICES_OVERRIDE"
+        assert found.specs[0].at("control.gpu_ids") == "CUDA_VISIBLE_DEVICES_OVERRIDE"
 
     def test_overridden_with_nonsense(self, tmp_path: Path) -> None:
         (line,) = wrong(tmp_path, LLAMA, {"CUDA_VISIBLE_DEVICES_OVERRIDE": "zero"})
@@ -375,8 +375,8 @@ class TestFile:
         root.mkdir(parents=True)
         (root / "y.gguf").touch()
         body = "llamacpp:\n  model_root: root\n  hf_filename: sub/y.gguf\n  hf_repo_id: org/y\n"
-        (draft,) = profile(tmp_path, body).drafts
-        assert draft.model == {"model": str(root / "y.gguf")} and draft.download_to is None
+        (spec,) = profile(tmp_path, body).specs
+        assert spec.model == {"model": str(root / "y.gguf")} and spec.download_to is None
 
     @pytest.mark.parametrize(
         ("body", "variables", "file"),
@@ -410,7 +410,7 @@ class TestFile:
     ) -> None:
         found = profile(tmp_path, f"llamacpp:\n  {body}\n")
         assert found.prepares() == {"chat": variables}
-        assert found.drafts[0].download_to == (tmp_path / file if file else None)
+        assert found.specs[0].download_to == (tmp_path / file if file else None)
         models = {"chat": PreparedModel(path=Path("/m"), name="m")}
         (instance,) = started(found, tmp_path, models=models).values()
         assert instance.cmd[:2] == ("--model", "/m")
@@ -429,7 +429,7 @@ class TestFile:
             file.touch()
             projector_of(file).touch()
         assert found[0] == found[1] and "--embeddings" in found[1].cmd
-        assert configuration.drafts[0].model == {
+        assert configuration.specs[0].model == {
             "model": str(file),
             "mmproj": str(tmp_path / "r" / "mmproj-y.gguf"),
         }
@@ -449,8 +449,8 @@ class TestFile:
         assert why in line and "profiles.chat.llamacpp" in line
 
     def test_llama_servers_own(self, tmp_path: Path) -> None:
-        (draft,) = profile(tmp_path, "llamacpp:\n  model: z.gguf\n").drafts
-        assert draft.server["model"] == "z.gguf" and not draft.model
+        (spec,) = profile(tmp_path, "llamacpp:\n  model: z.gguf\n").specs
+        assert spec.server["model"] == "z.gguf" and not spec.model
 
 
 TUNING = """\
@@ -467,7 +467,7 @@ gpu:
 class TestTuning:
     def test_llama_server(self, tmp_path: Path) -> None:
         found = profile(tmp_path, TUNING + LLAMA)
-        server = found.drafts[0].server
+        server = found.specs[0].server
         assert (server["parallel"], server["batch-size"], server["ctx-size"]) == (3, 512, 3000)
         assert [note.split(": ", 2)[2] for note in found.notes] == [
             "profiles.chat.gpu.max_model_len: 1000 tokens for each of 3 requests",
@@ -478,18 +478,18 @@ class TestTuning:
 
     def test_llama_servers_own_options_win(self, tmp_path: Path) -> None:
         own = "  ctx_size: 1\n  parallel: 2\n  batch_size: 3\n"
-        server = profile(tmp_path, TUNING + LLAMA + own).drafts[0].server
+        server = profile(tmp_path, TUNING + LLAMA + own).specs[0].server
         assert (server["ctx-size"], server["parallel"], server["batch-size"]) == (1, 2, 3)
 
     def test_the_context_is_for_one_request(self, tmp_path: Path) -> None:
         found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}  parallel: 2\n")
-        assert found.drafts[0].server["ctx-size"] == 14
+        assert found.specs[0].server["ctx-size"] == 14
         found = profile(tmp_path, f"gpu: {{max_model_len: 7}}\n{LLAMA}")
-        assert found.drafts[0].server["ctx-size"] == 7 and not found.notes
+        assert found.specs[0].server["ctx-size"] == 7 and not found.notes
 
     def test_vllm(self, tmp_path: Path) -> None:
         found = profile(tmp_path, f"{TUNING}backend: vllm\nmodel_id: org/m\n")
-        assert dict(found.drafts[0].server) == {
+        assert dict(found.specs[0].server) == {
             **{"tensor-parallel-size": 2, "max-model-len": 1000, "max-num-batched-tokens": 512},
             **{"max-num-seqs": 3, "gpu-memory-utilization": 0.5},
             **{"served-model-name": "org/m", "model": "org/m"},
@@ -499,7 +499,7 @@ class TestTuning:
 
     def test_beside_gpu(self, tmp_path: Path) -> None:
         found = profile(tmp_path, f"max_model_len: 9\n{LLAMA}")
-        assert found.drafts[0].server["ctx-size"] == 9
+        assert found.specs[0].server["ctx-size"] == 9
         (line,) = wrong(tmp_path, f"max_model_len: 9\ngpu: {{max_model_len: 8}}\n{LLAMA}")
         assert line.endswith("is given beside gpu too; leave one out")
 
@@ -508,16 +508,16 @@ class TestLabels:
     def test_embeddings(self, tmp_path: Path) -> None:
         body = f"task_type: text-embedding\nsupports_embeddings: true\n{LLAMA}"
         found = profile(tmp_path, body)
-        assert found.drafts[0].server["embeddings"] is True and not found.notes
+        assert found.specs[0].server["embeddings"] is True and not found.notes
         assert instance_of(found, tmp_path).kind == "embedding"
 
     def test_embeddings_of_vllm(self, tmp_path: Path) -> None:
         body = "backend: vllm\nmodel_id: m\nsupports_embeddings: true\n"
         found = profile(tmp_path, body)
-        assert found.drafts[0].server["runner"] == "pooling"
+        assert found.specs[0].server["runner"] == "pooling"
         assert instance_of(found, tmp_path).kind == "embedding"
         own = profile(tmp_path, f"{body}vllm:\n  convert: embed\n")
-        assert "runner" not in own.drafts[0].server
+        assert "runner" not in own.specs[0].server
 
     def test_embeddings_of_a_chat_model(self, tmp_path: Path) -> None:
         (note,) = profile(tmp_path, f"task_type: chat\nsupports_embeddings: true\n{LLAMA}").notes
@@ -525,11 +525,11 @@ class TestLabels:
 
     def test_embeddings_said_twice(self, tmp_path: Path) -> None:
         body = f"supports_embeddings: true\n{LLAMA}  embedding: true\n"
-        assert "embeddings" not in profile(tmp_path, body).drafts[0].server
+        assert "embeddings" not in profile(tmp_path, body).specs[0].server
 
     def test_an_alias_of_ones_own(self, tmp_path: Path) -> None:
         found = profile(tmp_path, f"model_id: m\n{LLAMA}  alias: mine\n")
-        assert found.drafts[0].server["alias"] == "mine"
+        assert found.specs[0].server["alias"] == "mine"
 
 
 class TestVllm:

@@ -20,9 +20,9 @@ def test_defaults_of_everything(tmp_path: Path) -> None:
     found = read(tmp_path, ONE)
     assert (found.source, found.folder) == (str(tmp_path / "models.toml"), tmp_path)
     assert found.master.enable and not found.gateway.enable and found.master.max_loading is None
-    (draft,) = found.drafts
-    control = draft.control
-    assert (draft.name, draft.engine, draft.place) == (
+    (spec,) = found.specs
+    control = spec.control
+    assert (spec.name, spec.engine, spec.place) == (
         *("chat", "llama.cpp", "models.toml: instance.chat"),
     )
     assert (control.enabled, control.background, control.gpu_ids) == (True, True, None)
@@ -56,7 +56,7 @@ def test_instances_win_over_defaults_key_by_key(tmp_path: Path) -> None:
         restart = "always"
         """,
     )
-    a, b = found.drafts
+    a, b = found.specs
     assert (a.name, b.name) == ("a", "b")
     assert dict(a.server) == {"ctx-size": 3, "threads": 2, "lora": ["b"], "n": True}
     assert list(a.server) == ["ctx-size", "threads", "lora", "n"]
@@ -74,7 +74,7 @@ def test_instances_win_over_defaults_key_by_key(tmp_path: Path) -> None:
 def test_only_two_names_are_reserved(tmp_path: Path) -> None:
     text = "".join(f"[instance.{name}.server]\n" for name in ("master", "server2", "all", "model"))
     found = read(tmp_path, text + "[instance.server]\n[instance.control]\n")
-    assert [draft.name for draft in found.drafts] == ["master", "server2", "all", "model"]
+    assert [spec.name for spec in found.specs] == ["master", "server2", "all", "model"]
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_only_two_names_are_reserved(tmp_path: Path) -> None:
 )
 def test_what_is_started(tmp_path: Path, text: str, enabled: list[str]) -> None:
     found = read(tmp_path, f"{text}\n[instance.a.server]\n[instance.b.server]\n")
-    assert [draft.name for draft in found.enabled] == enabled
-    assert len(found.drafts) == 2
+    assert [spec.name for spec in found.enabled] == enabled
+    assert len(found.specs) == 2
 
 
 def test_every_option_value(tmp_path: Path) -> None:
     text = "s = 'x y'\ni = -1\nf = 0.5\nt = true\nn = false\nl = [1, 'b', 2.5]\ne = []\n"
-    (draft,) = read(tmp_path, f"[instance.a.server]\n{text}").drafts
-    assert dict(draft.server) == {
+    (spec,) = read(tmp_path, f"[instance.a.server]\n{text}").specs
+    assert dict(spec.server) == {
         **{"s": "x y", "i": -1, "f": 0.5, "t": True, "n": False, "l": [1, "b", 2.5], "e": []}
     }
 
@@ -109,8 +109,8 @@ def test_every_option_value(tmp_path: Path) -> None:
     ],
 )
 def test_gpu_ids(tmp_path: Path, told: str, kept: str) -> None:
-    (draft,) = read(tmp_path, f"[instance.a.control]\ngpu_ids = '{told}'").drafts
-    assert draft.control.gpu_ids == kept
+    (spec,) = read(tmp_path, f"[instance.a.control]\ngpu_ids = '{told}'").specs
+    assert spec.control.gpu_ids == kept
 
 
 @pytest.mark.parametrize("told", ["", "x", "-1", "0,", ",0", "0;1", "all,0", "1.0", "0 1x"])
@@ -259,8 +259,8 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
 
 def test_a_patient_reading_keeps_what_is_right(tmp_path: Path) -> None:
     found = read(tmp_path, MANY, patient=True)
-    assert len(found.mistakes) == 20
-    chat = found.drafts[0]
+    assert len(found.errors) == 20
+    chat = found.specs[0]
     assert chat.control.restart == "on-failure" and chat.control.gpu_ids is None
     assert not chat.server and not chat.model
 
@@ -334,7 +334,7 @@ def test_the_gateway_has_its_name_for_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "Qwen2.5", "ü ñ", "x" * 64, "a-b_c", "console", "com10"])
 def test_names_that_can_be(tmp_path: Path, name: str) -> None:
-    assert read(tmp_path, f'[instance."{name}".server]').drafts[0].name == name
+    assert read(tmp_path, f'[instance."{name}".server]').specs[0].name == name
 
 
 class TestTexts:
@@ -366,10 +366,10 @@ class TestTexts:
     def test_a_byte_order_mark_and_windows_lines(self, tmp_path: Path) -> None:
         file = tmp_path / "models.toml"
         file.write_bytes(b"\xef\xbb\xbf[instance.a.server]\r\nport = 1\r\n")
-        assert load(file).drafts[0].server == {"port": 1}
+        assert load(file).specs[0].server == {"port": 1}
         over = '\ufeff{"instance": {"server": {"port": 2}}}'
         file.write_text("[instance.a.server]\n")
-        assert load(file, overrides=over).drafts[0].server == {"port": 2}
+        assert load(file, overrides=over).specs[0].server == {"port": 2}
 
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is a folder"):
@@ -412,7 +412,7 @@ class TestOverrides:
         [instance.b]
         """
         found = read(tmp_path, text, overrides=json.dumps(over), where="THE_OVERRIDES")
-        a, b = found.drafts
+        a, b = found.specs
         assert dict(a.server) == {"threads": 9, "batch-size": 2, "ctx-size": 5, "port": 3}
         assert dict(b.server) == {"threads": 9, "batch-size": 2, "port": 1}
         assert found.master.max_loading == 2
@@ -500,7 +500,7 @@ def test_merging(under: dict[str, object], over: dict[str, object], result: obje
 def test_engines(tmp_path: Path, engine: str, found: list[str]) -> None:
     text = "[instance.a.server]\n[instance.b.control]\nengine='vllm'\n[instance.c.control]\n"
     configuration = read(tmp_path, f"{text}engine = 'llama.cpp'", engine=engine)
-    assert [draft.engine for draft in configuration.drafts] == found
+    assert [spec.engine for spec in configuration.specs] == found
 
 
 def test_the_key_of_the_gateway_starts_at_the_file(tmp_path: Path) -> None:

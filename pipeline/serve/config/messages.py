@@ -61,7 +61,7 @@ def shown(value: object) -> str:
 
 
 def require_none(wrong: Iterable[str], hint: str = HINT) -> None:
-    """Raise UsageError that names every mistake, each once."""
+    """Raise UsageError that names every error, each once."""
     lines = list(dict.fromkeys(wrong))
     if lines:
         raise UsageError("\n".join(lines), hint)
@@ -73,7 +73,7 @@ def validated(
     known: Callable[[Path], list[str]],
     tell: Callable[[Path, str], None],
 ) -> ErrorKind:
-    """`told` as a `kind`; each mistake is told with its path, and left out of the result.
+    """`told` as a `kind`; each error is told with its path, and left out of the result.
 
     `known` gives the keys that the table at a path may have.
     """
