@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Doit, chat, free_port
+from msgspec import convert
 from msgspec.structs import replace
 
 from pipeline.core.paths import Home
@@ -157,7 +158,7 @@ def doit_servers(doit: Doit, source: str) -> list[dict[str, Any]]:
 
 def remember(at: Folder, server: dict[str, Any], cmd: tuple[str, ...]) -> None:
     """As `up` notes what it starts."""
-    from pipeline.serve.server import from_json
+    from pipeline.serve.server import Server
 
-    kept = replace(from_json(server), cmd=cmd)
+    kept = replace(convert(server, Server), cmd=cmd)
     state.write_wanted(at, state.DesiredState(config="", instances=(kept,)))

@@ -6,9 +6,8 @@ import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
@@ -82,17 +81,10 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
 
 def stored(known: Path) -> dict[str, Flag] | None:
     """The options that `store` kept there; None where nothing of use is."""
-
-    def parse(data: Any) -> dict[str, Flag]:
-        return {
-            name: Flag(flag["name"], flag["value"], tuple(flag["names"]), flag["help"])
-            for name, flag in data.items()
-        }
-
-    return json_file.read(known, parse)
+    return json_file.read(known, lambda data: convert(data, dict[str, Flag]))
 
 
 def store(known: Path, flags: Mapping[str, Flag]) -> None:
     """Keep them for the next time. Raises OSError."""
     known.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write(known, {name: to_builtins(flag) for name, flag in flags.items()})
+    json_file.write(known, to_builtins(flags))

@@ -15,31 +15,35 @@ from msgspec import Struct, field, to_builtins
 from . import address
 
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
-ENGINES = (LLAMA_CPP, VLLM)
 AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
 
 
-class Control(Struct, frozen=True, kw_only=True):
-    """How a server is kept; the table `control` of a file. Times in seconds."""
+class Keeping(Struct, frozen=True, kw_only=True):
+    """How a server is kept. Times in seconds."""
 
-    enabled: bool = True
-    engine: str = LLAMA_CPP
     background: bool = True
-    log_dir: str | None = None
-    log_file: str | None = None
     gpu_ids: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    sandbox: str = "auto"
     restart: str = "on-failure"  # always, never
     max_restarts: int = 5  # in a row; a server that stays ready for a while starts anew at 0
     restart_pause: float = 1.0  # before the first one; each further one waits twice as long
     ready_timeout: float = 600.0
     stop_timeout: float = 10.0
+
+
+class Control(Keeping, frozen=True, kw_only=True):
+    """The table `control` of a file."""
+
+    enabled: bool = True
+    engine: str = LLAMA_CPP
+    log_dir: str | None = None
+    log_file: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    sandbox: str = "auto"
     probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep
 
 
-class Server(Struct, frozen=True, kw_only=True):
+class Server(Keeping, frozen=True, kw_only=True):
     """A server as it will be started and watched. Times in seconds; 0 turns a probe off.
 
     Two that are equal need no restart. No key stands in it, only the file that holds one.
@@ -63,15 +67,6 @@ class Server(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()  # the model names that it answers to, beside its own name
     kind: str = "chat"  # chat, embedding or rerank: what a request to try it with looks like
     api_key_file: str | None = None  # also what it is asked with
-
-    # how it is kept
-    background: bool = True
-    gpu_ids: str | None = None
-    restart: str = "on-failure"  # always, never
-    max_restarts: int = 5  # in a row; a server that stays ready for a while starts anew at 0
-    restart_pause: float = 1.0  # before the first one; each further one waits twice as long
-    ready_timeout: float = 600.0
-    stop_timeout: float = 10.0
     probe_timeout: float = 60.0  # for one token, once health answers
 
     @property
@@ -102,16 +97,5 @@ class Server(Struct, frozen=True, kw_only=True):
         return address.url(self.host, self.port, self.prefix, tls=self.tls)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: what `plan` shows and the supervisor reads."""
-        return to_builtins(self)  # type: ignore[no-any-return]
-
-
-def from_json(told: Mapping[str, Any]) -> Server:
-    """The inverse of `as_json`. Raises TypeError or KeyError where it is none."""
-    lists = {name: tuple(told[name]) for name in ("cmd", "aliases")}
-    return Server(**{**known(Server, told), **lists})
-
-
-def known(kind: type[Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `kind` in what was read: a newer version may have written more."""
-    return {name: told[name] for name in kind.__struct_fields__ if name in told}
+        """What `plan` shows and the supervisor reads; `msgspec.convert` is the inverse."""
+        return {"name": self.name, **to_builtins(self)}

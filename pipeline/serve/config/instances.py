@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.serve import launch
 from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
-from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Server
+from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Keeping, Server
 
 from . import api_keys, llama, options, vllm
 from .addresses import address
@@ -213,14 +213,8 @@ def _kept(resolved: ResolvedOptions) -> dict[str, Any]:
         "host": at.host,
         "port": at.port,
         "aliases": tuple(name for name in aliases(resolved) if name != spec.name),
-        "background": control.background,
-        "gpu_ids": control.gpu_ids,
-        "restart": control.restart,
-        "max_restarts": control.max_restarts,
-        "restart_pause": control.restart_pause,
-        "ready_timeout": control.ready_timeout,
-        "stop_timeout": control.stop_timeout,
         "probe_timeout": probe_timeout,
+        **{name: getattr(control, name) for name in Keeping.__struct_fields__},
     }
 
 

@@ -12,16 +12,15 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.process import WINDOWS, private
 from pipeline.core.store import json_file
 from pipeline.core.store.publish import part
-from pipeline.serve.server import Server, from_json, known
+from pipeline.serve.server import Server
 
 WAITING = "waiting"  # for its turn to load
 LOADING = "loading"
@@ -64,7 +63,7 @@ class State(Struct, frozen=True, kw_only=True):
     pid: int
     started: float
     asked: int  # the newest DesiredState that it has read
-    instances: tuple[ServerStatus, ...] = field(default_factory=tuple)
+    instances: tuple[ServerStatus, ...] = ()
 
 
 class Folder(Struct, frozen=True):
@@ -110,8 +109,7 @@ def folders(home: Home) -> list[Folder]:
 
 def write_wanted(at: Folder, wanted: DesiredState) -> None:
     """Publish what should run."""
-    instances = [instance.as_json() for instance in wanted.instances]
-    _write(at.wanted, to_builtins(wanted) | {"instances": instances})
+    _write(at.wanted, to_builtins(wanted))
 
 
 def write_state(at: Folder, state: State) -> None:
@@ -121,24 +119,12 @@ def write_state(at: Folder, state: State) -> None:
 
 def read_wanted(at: Folder) -> DesiredState | None:
     """What should run; None where nothing was ever requested, or the file is damaged."""
-
-    def parse(data: Any) -> DesiredState:
-        instances = tuple(from_json(instance) for instance in data["instances"])
-        return DesiredState(**{**known(DesiredState, data), "instances": instances})
-
-    return json_file.read(at.wanted, parse)
+    return json_file.read(at.wanted, lambda data: convert(data, DesiredState))
 
 
 def read_state(at: Folder) -> State | None:
     """What the supervisor last wrote; None where there is nothing, or it is damaged."""
-
-    def parse(data: Any) -> State:
-        statuses = tuple(
-            ServerStatus(**known(ServerStatus, instance)) for instance in data["instances"]
-        )
-        return State(**{**known(State, data), "instances": statuses})
-
-    return json_file.read(at.state, parse)
+    return json_file.read(at.state, lambda data: convert(data, State))
 
 
 Stamp = tuple[int, int, int] | None

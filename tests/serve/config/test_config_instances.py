@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from config_tools import FLAGS, one, read, started, wrong
+from msgspec import convert
 
 from pipeline.core.errors import PipelineError
 from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
 from pipeline.serve.config.llama import PreparedModel
-from pipeline.serve.server import from_json
+from pipeline.serve.server import Server
 
 SERVER = "[instance.chat.server]\n"
 ADDED = ("--host", "127.0.0.1", "--port", "8080", "--alias", "chat", "--metrics")
@@ -49,7 +50,7 @@ class TestCommand:
         )
         assert found.command[0] == str(tmp_path / "llama-server")
         assert found.folder == str(tmp_path)
-        assert from_json(found.as_json()) == found
+        assert convert(found.as_json(), Server) == found
 
     @pytest.mark.parametrize(
         ("text", "without", "kept"),
