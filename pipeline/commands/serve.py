@@ -141,7 +141,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     )
     sandbox.require(server, "sandbox")
     require_model(home, server)
-    warnings = [*checks.warnings(options, {})]
+    warnings = [*checks.warnings(options)]
     if not server.api_key_file and not is_loopback(server.host):
         warnings.append(f"{server.host} can be reached by others, and no api_key_file is given")
     return Planned(server=server, warnings=tuple(warnings), fit=fit)

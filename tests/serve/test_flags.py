@@ -101,7 +101,7 @@ def words(server: dict[str, str]) -> list[str]:
     spec = server_options.spec(Request(settings=Settings(server=server)))
     known = FLAGS | {name: Flag(f"--{name}", "X") for name in ("host", "port")}
     given = options.resolve(spec, known)
-    messages.require_none(options.errors(given, "llama-server"))
+    messages.require_none(options.errors(given))
     own = (*server_options.NAMED, "host", "port", "api_key")
     asked = {n: v for n, v in given.spec.server.items() if n.replace("-", "_") not in own}
     return options.words(asked)

@@ -8,8 +8,9 @@ from msgspec import Struct
 
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
+from .configuration import Value
 from .messages import shown
-from .options import ResolvedOptions
+from .options import ResolvedOptions, words
 
 ANYWHERE = ("0.0.0.0", "::", "")  # noqa: S104
 HOST = "127.0.0.1"
@@ -34,6 +35,13 @@ def address(resolved: ResolvedOptions) -> Address:
     return Address(
         resolved.text("host") or HOST, PORTS[resolved.spec.engine] if port is None else port
     )
+
+
+def missing(resolved: ResolvedOptions, at: Address, alias: str) -> list[str]:
+    """Host (vLLM's own default is every interface), port and name, where it does not say them;
+    `alias` is the option for the name."""
+    options: dict[str, Value] = {"host": at.host, "port": at.port, alias: resolved.spec.name}
+    return words({name: value for name, value in options.items() if not resolved.text(name)})
 
 
 def errors(resolved: ResolvedOptions) -> Iterator[str]:

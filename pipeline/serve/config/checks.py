@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from pipeline.core.errors import did_you_mean, doitw
 from pipeline.serve.flags import Flag
-from pipeline.serve.server import LLAMA_CPP
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import addresses, api_keys, llama, messages, options, vllm
 from .addresses import Address, address
@@ -38,32 +39,35 @@ def check(
     of the vLLM that is here. `note` gets what is allowed and should be said, `is_there` tells
     whether there is such a model file. Raises UsageError that names every error.
     """
-    wrong = [*configuration.errors]
-    told = [resolve(spec, flags, installed) for spec in configuration.enabled]
-    engines = {one.spec.engine for one in told}
+    errors = [*configuration.errors]
+    enabled = [resolve(spec, flags, installed) for spec in configuration.enabled]
+    engines = {resolved.spec.engine for resolved in enabled}
     if LLAMA_CPP in engines:
-        wrong += _program(configuration, program(configuration, server))
-    for one in told:
-        wrong += _errors(configuration, one, cards, flags or {}, is_there)
-    wrong += _gateway(configuration, [resolve(spec, flags) for spec in configuration.specs])
-    wrong += _clashes(configuration, told)
-    messages.require_none(wrong, HINT)
-    for warning in (*configuration.notes, *_warnings(configuration, told, environ, flags or {})):
+        errors += _program(configuration, program(configuration, server))
+    for resolved in enabled:
+        errors += _errors(configuration, resolved, cards, is_there)
+    errors += _gateway(configuration, [resolve(spec, flags) for spec in configuration.specs])
+    errors += _clashes(configuration, enabled)
+    messages.require_none(errors, HINT)
+    said = [*configuration.notes, *chain.from_iterable(map(warnings, enabled))]
+    if VLLM in engines:
+        said += vllm.warnings(configuration, environ)
+    for warning in said:
         note(warning)
 
 
-def _program(configuration: Configuration, found: Path | None) -> Iterator[str]:
+def _program(configuration: Configuration, path: Path | None) -> Iterator[str]:
     """What is wrong with the llama-server."""
     named = configuration.master.llama_cpp_path
     place = f"{configuration.label}: master.llama_cpp_path"
-    if found is None:
+    if path is None:
         yield f"{place}: there is no llama-server; name one, or run {doitw('build_bins')}"
-    elif named and found.is_dir():
-        yield f"{place} = {named}: {found} is a folder; name the llama-server in it"
-    elif named and not found.is_file():
-        yield f"{place} = {named}: {found} is no file"
-    elif named and not os.access(found, os.X_OK):
-        yield f"{place} = {named}: {found} may not be executed"
+    elif named and path.is_dir():
+        yield f"{place} = {named}: {path} is a folder; name the llama-server in it"
+    elif named and not path.is_file():
+        yield f"{place} = {named}: {path} is no file"
+    elif named and not os.access(path, os.X_OK):
+        yield f"{place} = {named}: {path} may not be executed"
 
 
 def of_llama_server(
@@ -71,7 +75,7 @@ def of_llama_server(
 ) -> Iterator[str]:
     """What is wrong with the options of one llama-server; relative paths start at `folder`."""
     yield from addresses.errors(resolved)
-    yield from options.errors(resolved, _called(resolved))
+    yield from options.errors(resolved)
     yield from llama.errors(resolved, folder, is_there)
     yield from api_keys.errors(resolved, folder)
 
@@ -80,7 +84,6 @@ def _errors(
     configuration: Configuration,
     resolved: ResolvedOptions,
     cards: int | None,
-    ours: Mapping[str, Flag],
     is_there: Callable[[Path], bool],
 ) -> Iterator[str]:
     """What is wrong with one instance."""
@@ -89,23 +92,23 @@ def _errors(
         yield from of_llama_server(resolved, configuration.folder, is_there)
     else:
         yield from addresses.errors(resolved)
-        yield from options.errors(resolved, _called(resolved), ours)
+        yield from options.errors(resolved)
         yield from vllm.errors(configuration, resolved)
         yield from api_keys.errors(resolved, configuration.folder)
     ids = (spec.control.gpu_ids or "").split(",")
-    absent = [one for one in ids if cards is not None and one.isdecimal() and int(one) >= cards]
+    absent = [card for card in ids if cards is not None and card.isdecimal() and int(card) >= cards]
     if absent:
         there = f"there are {cards}, from 0" if cards else "none"
         why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
         yield spec.tell("control.gpu_ids", why)
 
 
-def _gateway(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
+def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:
     """What is wrong with the gateway's table."""
     gateway = configuration.gateway
     yield from api_keys.gateway_errors(configuration)
-    names = [one.spec.name for one in told]
-    names += [alias for one in told for alias in aliases(one)]
+    names = [resolved.spec.name for resolved in instances]
+    names += chain.from_iterable(map(aliases, instances))
     folded = {name.casefold() for name in names}
     for pattern, name in gateway.models.items():
         if name.casefold() not in folded:
@@ -114,10 +117,12 @@ def _gateway(configuration: Configuration, told: list[ResolvedOptions]) -> Itera
             yield f"{configuration.label}: gateway.{key} = {messages.shown(name)}: {why}"
 
 
-def _clashes(configuration: Configuration, told: list[ResolvedOptions]) -> Iterator[str]:
+def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:
     """Two that listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
-        (one.spec.at("server.port"), address(one)) for one in told if not any(addresses.errors(one))
+        (resolved.spec.at("server.port"), address(resolved))
+        for resolved in instances
+        if not any(addresses.errors(resolved))
     ]
     gateway = configuration.gateway
     if gateway.enable:
@@ -127,38 +132,19 @@ def _clashes(configuration: Configuration, told: list[ResolvedOptions]) -> Itera
         if before:
             yield f"{place}: {at.host}:{at.port} is taken by {_inside(before)}"
     logs: dict[Path, str] = {}
-    for one in told:
-        path = log_file(configuration, one.spec, Path("/"))
+    for spec in [resolved.spec for resolved in instances]:
+        path = log_file(configuration, spec, Path("/"))
         if path in logs:
-            yield f"{one.spec.at('control.log_file')}: {path.name} is written by {logs[path]}"
-        logs.setdefault(path, _inside(one.spec.place))
+            yield f"{spec.at('control.log_file')}: {path.name} is written by {logs[path]}"
+        logs.setdefault(path, _inside(spec.place))
 
 
-def _warnings(
-    configuration: Configuration,
-    told: list[ResolvedOptions],
-    environ: Mapping[str, str],
-    ours: Mapping[str, Flag],
-) -> Iterator[str]:
-    """What is allowed and should be said."""
-    for one in told:
-        yield from warnings(one, ours)
-    if any(one.spec.engine != LLAMA_CPP for one in told):
-        yield from vllm.warnings(configuration, environ)
-
-
-def warnings(resolved: ResolvedOptions, ours: Mapping[str, Flag]) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     """What is allowed in the options of one server and should be said."""
-    yield from options.warnings(resolved, _called(resolved), ours)
+    yield from options.warnings(resolved)
     yield from api_keys.warnings(resolved, address(resolved))
     if resolved.spec.engine == LLAMA_CPP:
         yield from llama.warnings(resolved)
-
-
-def _called(resolved: ResolvedOptions) -> str:
-    """The program that will serve, as it is named in messages."""
-    is_llama = resolved.spec.engine == LLAMA_CPP
-    return "llama-server" if is_llama else f"vLLM {resolved.installed or vllm.version()}"
 
 
 def _inside(place: str) -> str:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.serve import launch
 from pipeline.serve.flags import Flag
@@ -25,14 +23,6 @@ from .vllm_installed import VllmOptions
 
 PROBE_TIMEOUT = 60.0  # seconds
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
-
-
-class Folders(Struct, frozen=True, kw_only=True):
-    """Where things go."""
-
-    logs: Path  # outside of containers
-    keys: Path  # of API keys, see `write_keys`
-    xdg: Path  # an empty one
 
 
 def instances(
@@ -53,14 +43,27 @@ def instances(
     where logs go outside of containers, `keys` the folder of keys (see `write_keys`), `xdg` an
     empty folder. Raises PipelineError where a model or llama-server is missing.
     """
-    folders = Folders(
-        logs=Path(tempfile.gettempdir()) if is_container(environ) else logs, keys=keys, xdg=xdg
-    )
-    found = program(configuration, server)
-    return tuple(
-        _server(configuration, resolve(spec, flags), found, models, folders, environ)
-        for spec in configuration.enabled
-    )
+    logs = Path(tempfile.gettempdir()) if is_container(environ) else logs
+    executable = program(configuration, server)
+    servers = []
+    for spec in configuration.enabled:
+        resolved = resolve(spec, flags)
+        key = _key(configuration, resolved, keys).path
+        log = log_file(configuration, spec, logs)
+        if spec.engine != LLAMA_CPP:
+            servers.append(_vllm_server(configuration, resolved, environ, key=key, log=log))
+            continue
+        if executable is None:
+            raise PipelineError(
+                f"{spec.place}: there is no llama-server", f"build it: {doitw('build_bins')}"
+            )
+        if spec.model and spec.name not in models:
+            raise PipelineError(f"{spec.place}.model: is not prepared")
+        model, folder = models.get(spec.name) if spec.model else None, configuration.folder
+        servers.append(
+            llama_server(resolved, executable, model, key=key, folder=folder, log=log, xdg=xdg)
+        )
+    return tuple(servers)
 
 
 def write_keys(
@@ -105,8 +108,8 @@ def resolve(
     if spec.engine == LLAMA_CPP:
         return options.resolve(spec, flags or {})
     if installed:
-        return options.resolve(spec, installed.flags, installed.version)
-    return options.resolve(spec, vllm.flags())
+        return options.resolve(spec, installed.flags, program=f"vLLM {installed.version}")
+    return options.resolve(spec, vllm.flags(), program=f"vLLM {vllm.version()}", others=flags or {})
 
 
 def aliases(resolved: ResolvedOptions) -> list[str]:
@@ -126,26 +129,15 @@ def log_file(configuration: Configuration, spec: InstanceSpec, logs: Path) -> Pa
     return folder / f"{spec.name}.log"
 
 
-def _server(
+def _vllm_server(
     configuration: Configuration,
     resolved: ResolvedOptions,
-    executable: Path | None,
-    models: Mapping[str, PreparedModel],
-    folders: Folders,
     environ: Mapping[str, str],
+    *,
+    key: Path | None,
+    log: Path,
 ) -> Server:
     spec, folder = resolved.spec, configuration.folder
-    key = _key(configuration, resolved, folders.keys).path
-    log = log_file(configuration, spec, folders.logs)
-    if spec.engine == LLAMA_CPP:
-        if executable is None:
-            raise PipelineError(
-                f"{spec.place}: there is no llama-server", f"build it: {doitw('build_bins')}"
-            )
-        model = _model(spec, models)
-        return llama_server(
-            resolved, executable, model, key=key, folder=folder, log=log, xdg=folders.xdg
-        )
     if spec.control.sandbox == STRICT:
         raise UsageError(
             f"{spec.at('control.sandbox')}: vLLM starts programs of its own, and is not kept "
@@ -153,17 +145,14 @@ def _server(
             "leave it out",
         )
     return Server(
-        **_kept(resolved),
+        **_common(resolved, key, folder, log),
         executable=vllm.executable(configuration, environ),
         cmd=vllm.command(configuration, resolved, address(resolved)),
         env={**_cards(spec.control.gpu_ids), **spec.control.env},
         downloads=vllm.downloads(resolved, folder),
         sandbox=OFF,
-        folder=str(folder),
-        log_file=str(log),
         tls=bool(resolved.text("ssl-certfile")),
         kind=vllm.kind(resolved),
-        api_key_file=str(key) if key else None,
     )
 
 
@@ -184,28 +173,24 @@ def llama_server(
     control = resolved.spec.control
     cmd = llama.command(resolved, address(resolved), model, key)
     return Server(
-        **_kept(resolved),
+        **_common(resolved, key, folder, log),
         executable=str(executable),
         cmd=cmd,
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=launch.downloads(cmd),
         sandbox=control.sandbox,
-        folder=str(folder),
-        log_file=str(log),
         prefix=resolved.text("api-prefix").rstrip("/"),
         tls=bool(resolved.text("ssl-cert-file")),
         kind=llama.kind(resolved, model),
-        api_key_file=str(key) if key else None,
     )
 
 
-def _kept(resolved: ResolvedOptions) -> dict[str, Any]:
-    """What every engine's server is known by, and how it is kept."""
+def _common(resolved: ResolvedOptions, key: Path | None, folder: Path, log: Path) -> dict[str, Any]:
+    """What a server of either engine is known by, and how it is kept."""
     spec, at = resolved.spec, address(resolved)
-    control = spec.control
-    sleeps = resolved.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
-    probe_timeout = control.probe_timeout
+    probe_timeout = spec.control.probe_timeout
     if probe_timeout is None:
+        sleeps = resolved.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
         probe_timeout = 0.0 if sleeps else PROBE_TIMEOUT
     return {
         "name": spec.name,
@@ -213,8 +198,11 @@ def _kept(resolved: ResolvedOptions) -> dict[str, Any]:
         "host": at.host,
         "port": at.port,
         "aliases": tuple(name for name in aliases(resolved) if name != spec.name),
+        "folder": str(folder),
+        "log_file": str(log),
+        "api_key_file": str(key) if key else None,
         "probe_timeout": probe_timeout,
-        **{name: getattr(control, name) for name in Keeping.__struct_fields__},
+        **{name: getattr(spec.control, name) for name in Keeping.__struct_fields__},
     }
 
 
@@ -231,11 +219,3 @@ def _key(configuration: Configuration, resolved: ResolvedOptions, keys: Path) ->
     return api_keys.key(
         resolved, address(resolved), configuration.folder, keys, has_gateway=has_gateway
     )
-
-
-def _model(spec: InstanceSpec, models: Mapping[str, PreparedModel]) -> PreparedModel | None:
-    if not spec.model:
-        return None
-    if spec.name not in models:
-        raise PipelineError(f"{spec.place}.model: is not prepared")
-    return models[spec.name]

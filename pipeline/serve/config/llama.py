@@ -12,7 +12,7 @@ from pipeline.models import quants, reference
 from pipeline.models.gguf import shards
 from pipeline.serve import launch
 
-from .addresses import Address
+from .addresses import Address, missing
 from .configuration import InstanceSpec, beside
 from .messages import shown
 from .options import ResolvedOptions, expanded, words
@@ -43,16 +43,10 @@ def command(
     resolved: ResolvedOptions, at: Address, model: PreparedModel | None, key: Path | None
 ) -> tuple[str, ...]:
     """The arguments: the prepared model, the table as written, what is added, extra_args."""
-    spec = resolved.spec
-    found = ["--model", str(model.path)] if model else []
-    found += words({name: value for name, value in expanded(resolved).items() if name != "api-key"})
-    added: list[str] = []
-    if not resolved.text("host"):
-        added += ["--host", at.host]
-    if not resolved.text("port"):
-        added += ["--port", str(at.port)]
-    if not resolved.text("alias"):
-        added += ["--alias", spec.name]
+    arguments = ["--model", str(model.path)] if model else []
+    table = expanded(resolved)
+    table.pop("api-key", None)
+    added = [*words(table), *missing(resolved, at, "alias")]
     if "metrics" in resolved.flags and not resolved.says("metrics"):
         added += ["--metrics"]
     # The server answers pages of any origin unless told otherwise.
@@ -62,7 +56,7 @@ def command(
         added += ["--api-key-file", str(key)]
     if model:
         added += _of_model(resolved, model)
-    return (*found, *added, *spec.extra_args)
+    return (*arguments, *added, *resolved.spec.extra_args)
 
 
 def kind(resolved: ResolvedOptions, model: PreparedModel | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -17,8 +17,8 @@ from pipeline.serve.server import LLAMA_CPP, VLLM
 from . import synonyms, values
 from .configuration import InstanceSpec, Value, beside
 from .messages import shown
-from .renamed import RENAMED
 
+LLAMA_SERVER = "llama-server"
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
 # llama-server: each time that one of these is given counts, whatever it says itself.
@@ -32,17 +32,23 @@ SEVERAL = " ..."  # vLLM: it takes all words up to the next option
 
 def words(server: Mapping[str, Value]) -> list[str]:
     """Text or number: `--key value`; true: `--key`; false: nothing; a list: once for each."""
-    found: list[str] = []
+    arguments: list[str] = []
     for name, value in server.items():
         if value is True:
-            found.append(f"--{name}")
+            arguments.append(f"--{name}")
         elif value is not False:
-            for one in value if isinstance(value, list) else [value]:
-                found += [f"--{name}", str(one)]
-    return found
+            for item in value if isinstance(value, list) else [value]:
+                arguments += [f"--{name}", str(item)]
+    return arguments
 
 
-def resolve(spec: InstanceSpec, flags: Mapping[str, Flag], installed: str = "") -> ResolvedOptions:
+def resolve(
+    spec: InstanceSpec,
+    flags: Mapping[str, Flag],
+    *,
+    program: str = LLAMA_SERVER,
+    others: Collection[str] | None = None,
+) -> ResolvedOptions:
     """The options of a spec, with their values as the program takes them."""
     server: dict[str, Value] = {}
     for name, value in spec.server.items():
@@ -51,7 +57,13 @@ def resolve(spec: InstanceSpec, flags: Mapping[str, Flag], installed: str = "") 
             server[name] = text in YES  # `jinja=1`, where a file says true
         else:
             server[name] = _read(name, value, flag)
-    return ResolvedOptions(replace(spec, server=server), flags, installed, spec.server)
+    return ResolvedOptions(
+        spec=replace(spec, server=server),
+        flags=flags,
+        program=program,
+        others=others,
+        written=spec.server,
+    )
 
 
 def _read(name: str, value: Value, flag: Flag | None) -> Value:
@@ -71,14 +83,15 @@ def expanded(resolved: ResolvedOptions) -> dict[str, Value]:
     for name, value in resolved.spec.server.items():
         flag = resolved.flags.get(name)
         if name == "model" or (flag and flag.value.startswith(PATHS)):
-            value = [_home(one) for one in value] if isinstance(value, list) else _home(value)
+            value = [_home(item) for item in value] if isinstance(value, list) else _home(value)
         table[name] = value
     return table
 
 
 def _home(value: str | int | float) -> str | int | float:
-    is_in_it = isinstance(value, str) and value.startswith("~")
-    return str(beside(Path(), str(value))) if is_in_it else value
+    if isinstance(value, str) and value.startswith("~"):
+        return str(beside(Path(), value))
+    return value
 
 
 class ResolvedOptions(Struct, frozen=True):
@@ -86,25 +99,27 @@ class ResolvedOptions(Struct, frozen=True):
 
     spec: InstanceSpec
     flags: Mapping[str, Flag]
-    installed: str = ""  # vLLM: the version that told them; empty: they are the listed ones
+    program: str = LLAMA_SERVER  # as it is named in messages
+    # vLLM, where `flags` may be another version's: llama-server's options, which are none of it.
+    others: Collection[str] | None = None
     written: Mapping[str, Value] = field(default_factory=dict)  # the table before it was resolved
 
     def value(self, name: str) -> Value | None:
         """The value that counts: the last one; None where it is not given."""
         flag = self.flags.get(name)
         aliases = {f"--{name}", *(flag.names if flag else ())}
-        found: Value | None = None
+        counts: Value | None = None
         for key, value in self.spec.server.items():
             if f"--{key}" in aliases:
-                found = value
+                counts = value
         extra = self.spec.extra_args
         for at, word in enumerate(extra):
             head, equals, tail = word.partition("=")
             if spelled(head) in aliases:
                 takes = flag is None or bool(flag.value)
                 following = extra[at + 1] if takes and at + 1 < len(extra) else True
-                found = tail if equals else following
-        return found
+                counts = tail if equals else following
+        return counts
 
     def text(self, *names: str) -> str:
         """The value of the first of `names` that has one, as a text; empty where none has."""
@@ -136,34 +151,30 @@ def spelled(word: str) -> str:
     return word.replace("_", "-") if word.startswith("--") else word
 
 
-def errors(resolved: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
-    """What `program` would refuse among the options of the table; extra_args are taken as they are.
-
-    No flags: they are not known. `others` are options of llama-server, which vLLM has not.
-    """
+def errors(resolved: ResolvedOptions) -> Iterator[str]:
+    """What the program would refuse among the options of the table; extra_args are taken as they
+    are. Without flags, which then are not known, only what is wrong with any program's."""
     spec, flags = resolved.spec, resolved.flags
     for name, value in spec.server.items():
         why = ""
-        if flags and not is_passed_on(resolved, name, others):
-            is_typed = spec.at(f"server.{name}").endswith("=")
-            why = _wrong(name, value, flags, spec.engine, program, is_typed=is_typed)
+        if flags and not is_passed_on(resolved, name):
+            why = _unknown(resolved, name) or _wrong_kind(name, value, flags)
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield spec.tell(f"server.{name}", why)
 
 
-def warnings(resolved: ResolvedOptions, program: str, others: Iterable[str] = ()) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     """What is allowed and may not mean what it seems to."""
     spec, flags = resolved.spec, resolved.flags
     for name, value in spec.server.items():
         key, written = f"server.{name}", resolved.written.get(name, value)
         if written != value and not isinstance(value, bool):
             yield spec.tell(key, f" = {shown(written)}: taken as {shown(value)}")
-        if flags and is_passed_on(resolved, name, others):
-            yield spec.tell(key, f": {program} has no --{name}; passed on as it is")
+        if flags and is_passed_on(resolved, name):
+            yield spec.tell(key, f": {resolved.program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
-            why = f" = false: leaves the option out; {off} = true turns it off"
-            yield spec.tell(key, why)
+            yield spec.tell(key, f" = false: leaves the option out; {off} = true turns it off")
         if not isinstance(value, list) or len(value) < 2 or name in ADDED_UP:
             continue
         if spec.engine == LLAMA_CPP:
@@ -174,28 +185,18 @@ def warnings(resolved: ResolvedOptions, program: str, others: Iterable[str] = ()
             yield spec.tell(key, why)
 
 
-def is_passed_on(resolved: ResolvedOptions, name: str, others: Iterable[str]) -> bool:
+def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
     """Whether an unknown option may be one of another vLLM than the one whose options are listed:
     no slip of the pen, and none of llama-server's."""
     name = name.partition(".")[0]
-    if resolved.spec.engine != VLLM or resolved.installed:
+    flags, others = resolved.flags, resolved.others
+    if others is None or name in flags or name in others:
         return False
-    if name in resolved.flags or name in others or synonyms.option(name, VLLM) is not None:
-        return False
-    return not did_you_mean(name, list(resolved.flags))
+    return synonyms.option(name, VLLM) is None and not did_you_mean(name, list(flags))
 
 
-def _wrong(
-    name: str,
-    value: Value,
-    flags: Mapping[str, Flag],
-    engine: str,
-    program: str,
-    *,
-    is_typed: bool,
-) -> str:
-    if unknown := _unknown(name, flags, engine, program, is_typed=is_typed):
-        return f": {unknown}"
+def _wrong_kind(name: str, value: Value, flags: Mapping[str, Flag]) -> str:
+    """Why the option takes no value, or none like this, or nothing."""
     flag = flags[name.partition(".")[0]]
     if value is False or "." in name:
         return ""
@@ -222,22 +223,23 @@ def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
     return ""
 
 
-def _unknown(
-    name: str, flags: Mapping[str, Flag], engine: str, program: str, *, is_typed: bool
-) -> str:
-    """Why `program` has no such option, or nothing. What follows a dot is a key of vLLM's JSON;
-    `is_typed` where it stands on the command line."""
-    name = name.partition(".")[0]
-    if name in flags:
+def _unknown(resolved: ResolvedOptions, key: str) -> str:
+    """That the program has no such option, or nothing. What follows a dot is a key of vLLM's
+    JSON."""
+    name = key.partition(".")[0]
+    if name in resolved.flags:
         return ""
-    new = RENAMED.get(name, "") if engine == LLAMA_CPP else ""
-    if new.replace("_", "-") in flags:
-        return f"{program} has no --{name} any more; use {new}"
-    return f"{program} has no --{name}{_instead(name, flags, engine, is_typed=is_typed)}"
+    is_llama = resolved.spec.engine == LLAMA_CPP
+    new = synonyms.RENAMED.get(name, "") if is_llama else ""
+    if new.replace("_", "-") in resolved.flags:
+        return f": {resolved.program} has no --{name} any more; use {new}"
+    is_typed = resolved.spec.at(f"server.{key}").endswith("=")
+    return f": {resolved.program} has no --{name}{_instead(resolved, name, is_typed=is_typed)}"
 
 
-def _instead(name: str, flags: Mapping[str, Flag], engine: str, *, is_typed: bool) -> str:
+def _instead(resolved: ResolvedOptions, name: str, *, is_typed: bool) -> str:
     """What was meant: the same by another name, a short name's option, else what looks like it."""
+    flags, engine = resolved.flags, resolved.spec.engine
     short = next((option for option, flag in flags.items() if f"-{name}" in flag.names), "")
     meant = short or synonyms.option(name, engine, flags)
     if not meant and engine == LLAMA_CPP and name in synonyms.KEYS:

@@ -31,6 +31,7 @@ VLLM_TUNING = {
     "max_concurrent_requests": "max-num-seqs",
     "gpu_memory_fraction": "gpu-memory-utilization",
 }
+Tunings = dict[str, tuple[int | float, str]]  # by key: the value, and where it stands
 
 
 class Reading(Struct, kw_only=True):
@@ -58,27 +59,12 @@ class Reading(Struct, kw_only=True):
         self.places[f"server.{name}"] = place
 
 
-def _named(key: str) -> str:
-    """The option that a variable of the command line means: `server.jinja`, `gpu_layers`."""
-    name = option(key.removeprefix("server."))
-    return SAME.get(name, name)
-
-
-def _give(reading: Reading, key: str, text: str) -> None:
-    """Set what the command line says."""
-    _override(reading, _named(key), _number_or_text(text), f"{key}=")
-
-
-def _number_or_text(text: str) -> Value:
-    return int(text) if WHOLE.fullmatch(text) else text
-
-
-def _override(reading: Reading, name: str, value: Value, place: str) -> None:
+def _override(reading: Reading, name: str, text: str, place: str) -> None:
     """Set what is said outside of the profile. Relative paths there start where the user is."""
     if name == "api-key-file":
         reading.server.pop("api-key", None)
-        value = str(absolute(str(value)))
-    reading.put(name, value, place)
+        text = str(absolute(text))
+    reading.put(name, int(text) if WHOLE.fullmatch(text) else text, place)
 
 
 def instance_spec(
@@ -92,8 +78,7 @@ def instance_spec(
     is_llama = profile.backend == "llamacpp"
     engine = LLAMA_CPP if is_llama else VLLM
     extra = _table(reading, profile)
-    for name, value in _overrides(reading, is_llama, environ).items():
-        _override(reading, OF_PROFILES[name], value, name)
+    _set_overrides(reading, is_llama, environ)
     chosen = {key: variables[key] for key in OF_MODEL if key in variables}
     options = {key: text for key, text in variables.items() if key not in chosen}
     if not is_llama:
@@ -101,17 +86,14 @@ def instance_spec(
             options["revision"] = chosen.pop("revision")  # vLLM has one, too
         reading.wrong += [f"{key}=: is for a GGUF, and this profile is vLLM's" for key in chosen]
     for key, text in options.items():
-        _give(reading, key, text)
-    if is_llama:
-        _tune_llama(reading, profile)
-    else:
-        _tune_vllm(reading, profile)
+        _override(reading, option(key.removeprefix("server.")), text, f"{key}=")
+    tune = _tune_llama if is_llama else _tune_vllm
+    tune(reading, _tuning(reading, profile))
     _label(reading, profile, is_llama)
     model, download_to = _file(reading, profile.llamacpp, chosen) if is_llama else ({}, None)
-    if not is_llama and profile.vllm.model:
-        reading.put("model", profile.vllm.model, reading.place("vllm", "model"))
-    elif not is_llama and profile.model_id:
-        reading.put("model", profile.model_id, reading.place("model_id"))
+    if not is_llama and (name := profile.vllm.model or profile.model_id):
+        path = ("vllm", "model") if profile.vllm.model else ("model_id",)
+        reading.put("model", name, reading.place(*path))
     return InstanceSpec(
         name=reading.name,
         control=Control(engine=engine, gpu_ids=_cards(reading, profile, environ)),
@@ -143,38 +125,34 @@ def _table(reading: Reading, profile: Profile) -> tuple[str, ...]:
     return extra
 
 
-def _overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> dict[str, Value]:
-    """The values of the environment's overrides; a blank one is unset."""
+def _set_overrides(reading: Reading, is_llama: bool, environ: Mapping[str, str]) -> None:
+    """Set what the environment overrides; a blank variable is unset."""
     reading.wrong += unknown_overrides(environ)
-    found: dict[str, Value] = {}
-    for name in OF_PROFILES:
+    for name, overridden in OF_PROFILES.items():
         text = environ.get(name, "").strip()
-        if not text:
-            continue
-        if is_llama:
-            found[name] = _number_or_text(text)
-        else:
+        if text and is_llama:
+            _override(reading, overridden, text, name)
+        elif text:
             reading.notes.append(f"{name}: is for llama-server, and this profile is vLLM's")
-    return found
 
 
-def _tuning(reading: Reading, profile: Profile) -> dict[str, tuple[int | float, str]]:
-    """The words of no engine that are given, and where: under `gpu`, or beside it."""
-    found: dict[str, tuple[int | float, str]] = {}
+def _tuning(reading: Reading, profile: Profile) -> Tunings:
+    """The keys of no engine that the profile has."""
+    tunings: Tunings = {}
     for key in Tuning.model_fields:
         for path, table in (((), profile), (("gpu",), profile.gpu)):
             value = getattr(table, key)
             if value is None:
                 continue
             place = reading.place(*path, key)
-            if key in found:
+            if key in tunings:
                 reading.wrong.append(f"{place}: is given beside gpu too; leave one out")
-            found[key] = (value, place)
-    return found
+            tunings[key] = (value, place)
+    return tunings
 
 
-def _tune_vllm(reading: Reading, profile: Profile) -> None:
-    for key, (value, place) in _tuning(reading, profile).items():
+def _tune_vllm(reading: Reading, tunings: Tunings) -> None:
+    for key, (value, place) in tunings.items():
         name = VLLM_TUNING.get(key)
         if name is None:
             reading.notes.append(f"{place}: vLLM has no such option")
@@ -182,22 +160,21 @@ def _tune_vllm(reading: Reading, profile: Profile) -> None:
             reading.put(name, value, place)
 
 
-def _tune_llama(reading: Reading, profile: Profile) -> None:
+def _tune_llama(reading: Reading, tunings: Tunings) -> None:
     """llama-server divides its context among the requests, so that of one is multiplied."""
-    told = _tuning(reading, profile)
     for key, name in (("max_concurrent_requests", "parallel"), ("max_batch_tokens", "batch-size")):
-        if key in told and name not in reading.server:
-            reading.put(name, *told[key])
-    if "max_model_len" in told and "ctx-size" not in reading.server:
-        length, place = told["max_model_len"]
+        if key in tunings and name not in reading.server:
+            reading.put(name, *tunings[key])
+    if "max_model_len" in tunings and "ctx-size" not in reading.server:
+        length, place = tunings["max_model_len"]
         slots = reading.server.get("parallel", 1)
         slots = slots if isinstance(slots, int) and slots > 0 else 1
         reading.put("ctx-size", int(length) * slots, place)
         if slots > 1:
             reading.notes.append(f"{place}: {length} tokens for each of {slots} requests")
     for key in ("num_gpus", "tensor_parallel_size", "gpu_memory_fraction"):
-        if key in told:
-            reading.notes.append(f"{told[key][1]}: llama-server has no such option")
+        if key in tunings:
+            reading.notes.append(f"{tunings[key][1]}: llama-server has no such option")
 
 
 def _label(reading: Reading, profile: Profile, is_llama: bool) -> None:
@@ -235,7 +212,9 @@ def _file(
     reading.places["model.ref"] = place = reading.place("llamacpp")
     if path and path.is_file():
         others = {key: chosen[key] for key in chosen if key != "filename"}
-        return _found(path) | others, None
+        projector = projector_of(path)  # as it was put there by the download
+        mmproj = {"mmproj": str(projector)} if projector.is_file() else {}
+        return {"model": str(path)} | mmproj | others, None
     if not table.hf_repo_id:
         why = f"{path} does not exist, and no hf_repo_id says where it comes from"
         if path is None:
@@ -249,21 +228,14 @@ def _file(
     return {**wanted, **chosen}, path
 
 
-def _found(path: Path) -> dict[str, str]:
-    """The variables for a file that is there, as they were when it was downloaded."""
-    projector = projector_of(path)
-    return {"model": str(path)} | ({"mmproj": str(projector)} if projector.is_file() else {})
-
-
 def _cards(reading: Reading, profile: Profile, environ: Mapping[str, str]) -> str | None:
     """The cards that it sees, as `gpu_ids` says it."""
-    told = environ.get(CARDS, "").strip()
-    reading.places["control.gpu_ids"] = reading.place("gpu", "device_ids")
-    if not told:
+    cards = environ.get(CARDS, "").strip()
+    reading.places["control.gpu_ids"] = CARDS if cards else reading.place("gpu", "device_ids")
+    if not cards:
         return profile.gpu.device_ids
-    reading.places["control.gpu_ids"] = CARDS
     try:
-        return gpu_ids(told)
+        return gpu_ids(cards)
     except PydanticCustomError as error:
-        reading.wrong.append(f"{CARDS} = {shown(told)}: {error.message()}")
+        reading.wrong.append(f"{CARDS} = {shown(cards)}: {error.message()}")
         return None

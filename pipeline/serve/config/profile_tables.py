@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pipeline.core.variables import NO, YES
 
-from .tables import Option, Text, gpu_ids
+from .tables import OptionsTable, Text, gpu_ids
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -72,13 +72,8 @@ class ProfileGpu(Tuning):
     """The cards it sees, in this order: [0, 1] or "0,1"; [] or "none" hides all."""
 
 
-class LlamaCpp(BaseModel):
+class LlamaCpp(OptionsTable):
     """Where the file is; every other key is an option of llama-server, `_` for `-`."""
-
-    model_config = ConfigDict(
-        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-    __pydantic_extra__: dict[str, Option] = Field(init=False)
 
     model_root: Text | None = None
     """The folder of hf_filename."""
@@ -90,13 +85,8 @@ class LlamaCpp(BaseModel):
     """The file, said explicitly."""
 
 
-class Vllm(BaseModel):
+class Vllm(OptionsTable):
     """Options of vLLM, `_` for `-`."""
-
-    model_config = ConfigDict(
-        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-    __pydantic_extra__: dict[str, Option] = Field(init=False)
 
     model: Text | None = None
     """A folder, or a name on Hugging Face; else model_id."""

@@ -210,14 +210,18 @@ class GatewayTable(Table):
     """The names that it may be asked by without a key, beside this machine's own, with *."""
 
 
-class ServerTable(BaseModel):
-    """Options of the server, `_` for `-`. A text or a number is passed as `--key value`, true as
-    `--key`, false not at all, a list as `--key value` once for each."""
+class OptionsTable(BaseModel):
+    """Options of a server among keys of its own."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
     )
     __pydantic_extra__: dict[str, Option] = Field(init=False)
+
+
+class ServerTable(OptionsTable):
+    """Options of the server, `_` for `-`. A text or a number is passed as `--key value`, true as
+    `--key`, false not at all, a list as `--key value` once for each."""
 
     extra_args: list[Word] | None = None
     """Words of the command line as they are, last."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.serve.flags import Flag, parse_help
 
-from .addresses import Address
+from .addresses import Address, missing
 from .configuration import Configuration, beside
 from .options import ResolvedOptions, expanded, words
 
@@ -62,16 +62,10 @@ def command(
     configuration: Configuration, resolved: ResolvedOptions, at: Address
 ) -> tuple[str, ...]:
     """The arguments after the executable."""
-    spec = resolved.spec
-    found = [*python(configuration), "-m", configuration.master.api_server_module]
-    found += words({name: value for name, value in expanded(resolved).items() if name not in KEYS})
-    if not resolved.text("host"):
-        found += ["--host", at.host]  # its own default is every interface
-    if not resolved.text("port"):
-        found += ["--port", str(at.port)]
-    if not resolved.text("served-model-name"):
-        found += ["--served-model-name", spec.name]
-    return (*found, *spec.extra_args)
+    program = [*python(configuration), "-m", configuration.master.api_server_module]
+    table = words({name: value for name, value in expanded(resolved).items() if name not in KEYS})
+    added = missing(resolved, at, "served-model-name")
+    return (*program, *table, *added, *resolved.spec.extra_args)
 
 
 def kind(resolved: ResolvedOptions) -> str:

@@ -11,7 +11,7 @@ from config_tools import FLAGS, checked, read, server_in
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, synonyms, vllm
-from pipeline.serve.config.renamed import RENAMED
+from pipeline.serve.config.synonyms import RENAMED
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.flags import read as read_flags
 from pipeline.serve.keys import RULE
