@@ -13,8 +13,7 @@ from pipeline.core.environment import servers
 from pipeline.core.text import size
 from pipeline.models import gguf
 from pipeline.serve import sandbox
-from pipeline.serve.server import LLAMA_CPP, Server
-from pipeline.serve.service import service
+from pipeline.serve.server import LLAMA_CPP, Server, service
 
 from .programs import Programs
 

@@ -20,7 +20,7 @@ from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import Process, become, start_attached
-from pipeline.serve.service import service
+from pipeline.serve.server import service
 from pipeline.serve.stopping import asked_to_stop, pass_on
 from pipeline.serve.supervisor import control, liveness, state
 from pipeline.serve.supervisor.state import ENDED, FAILED, Folder

@@ -68,8 +68,8 @@ def parse_help(text: str) -> dict[str, Flag]:
 def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, asked once for each sha256. Raises PipelineError."""
     known = cache / f"{sha256}.json"
-    if told := stored(known):
-        return told
+    if flags := stored(known):
+        return flags
     text = capture([program, "--help"])
     flags = parse_help(text or "")
     if "model" not in flags:

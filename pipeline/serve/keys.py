@@ -53,12 +53,12 @@ def wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
 def first_key(file: Path) -> str:
     """The key that we ask with. Raises PipelineError where there is none."""
     try:
-        found = keys_of(file)
+        keys = keys_of(file)
     except OSError as error:
         raise PipelineError(f"{file}: cannot be read: {error.strerror}") from None
-    if not found:
+    if not keys:
         raise PipelineError(f"{file}: holds no key")
-    return found[0]
+    return keys[0]
 
 
 def is_loopback(host: str) -> bool:

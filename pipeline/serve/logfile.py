@@ -14,13 +14,14 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.log import info
-from pipeline.core.process import private
+from pipeline.core.process import LAST_LINES, Process, lines_of, private
 
 KEPT = 5
 LONGEST = 10_000_000  # bytes
@@ -146,10 +147,10 @@ class Log:
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = io.FileIO(self.path, "a", opener=_without_waiting)
-        found = os.fstat(self._file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is not a file")
-        self._size = found.st_size
+        self._size = status.st_size
 
     def _write(self, line: str) -> None:
         data = line.encode("utf-8", "replace") + b"\n"
@@ -167,6 +168,33 @@ class Log:
 def _without_waiting(path: str, flags: int) -> int:
     """As `private`; a pipe that nobody reads is an error instead of a wait."""
     return private(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def pumped(
+    process: Process,
+    *sinks: Callable[[str], object],
+    is_over: Callable[[], bool] | None = None,
+) -> threading.Thread:
+    """A thread that hands each line of its output to each of `sinks`, and closes the pipe at its
+    end. A closed terminal or a full disk must not stop it: an unread pipe would stop the server."""
+
+    def pump() -> None:
+        with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
+            for line in lines_of(process, is_over):
+                for sink in sinks:
+                    with contextlib.suppress(OSError, ValueError):
+                        sink(line)
+            if process.stdout:
+                process.stdout.close()
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    return thread
+
+
+def quoted(lines: Iterable[str]) -> str:
+    """The last of them, indented, for an error message."""
+    return "\n".join(f"  | {line}" for line in list(lines)[-LAST_LINES:])
 
 
 def lines(

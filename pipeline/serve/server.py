@@ -17,6 +17,7 @@ from . import address
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
+SERVICE = ("SERVICE_NAME", "SERVICE_VERSION")  # the name that a deployment gives its server
 
 
 class Keeping(Struct, frozen=True, kw_only=True):
@@ -99,3 +100,9 @@ class Server(Keeping, frozen=True, kw_only=True):
     def as_json(self) -> dict[str, Any]:
         """What `plan` shows and the supervisor reads; `msgspec.convert` is the inverse."""
         return {"name": self.name, **to_builtins(self)}
+
+
+def service(environ: Mapping[str, str]) -> dict[str, str]:
+    """`service` for a summary; nothing where the environment names none."""
+    name_and_version = " ".join(filter(None, (environ.get(name, "").strip() for name in SERVICE)))
+    return {"service": name_and_version} if name_and_version else {}

@@ -21,8 +21,7 @@ from pipeline.core.process import shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
-from .logfile import Log, set_aside, trouble
-from .output import pumped, quoted
+from .logfile import Log, pumped, quoted, set_aside, trouble
 from .server import Server
 from .stopping import asked_to_stop, how
 
@@ -97,11 +96,11 @@ def foreground(
 
 
 def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:
-    asked = len(stops)
+    requests = len(stops)
     ask_to_stop(process)
     deadline = time.monotonic() + stop_timeout
     while process.poll() is None:
-        if time.monotonic() > deadline or len(stops) > max(asked, 1):
+        if time.monotonic() > deadline or len(stops) > max(requests, 1):
             info("it does not stop by itself; killing it")
             process.kill()
             process.wait()

@@ -47,10 +47,8 @@ def missing(resolved: ResolvedOptions, at: Address, alias: str) -> list[str]:
 def errors(resolved: ResolvedOptions) -> Iterator[str]:
     """A port that is none."""
     if _port(resolved) == 0:
-        told = shown(resolved.value("port"))
-        yield resolved.spec.tell(
-            "server.port", f" = {told}: must be a whole number from 1 to 65535"
-        )
+        why = f" = {shown(resolved.value('port'))}: must be a whole number from 1 to 65535"
+        yield resolved.spec.tell("server.port", why)
 
 
 def _port(resolved: ResolvedOptions) -> int | None:

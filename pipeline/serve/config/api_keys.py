@@ -59,11 +59,11 @@ def decide(
     because the program wants one."""
     if file:
         return Key(beside(folder, str(file)))
-    told = split(literal)
-    if told == [NONE]:
+    literals = split(literal)
+    if literals == [NONE]:
         return Key()
-    if told:
-        text = "".join(f"{one}\n" for one in told)
+    if literals:
+        text = "".join(f"{key}\n" for key in literals)
         return Key(_given_file(keys, name, text), text)
     is_open = is_loopback(host) and not needs_one
     return Key() if is_open else Key(keys / f"{name}.key", is_made=True)
@@ -72,8 +72,8 @@ def decide(
 def split(literal: Value | None) -> list[str]:
     """The keys of `api_key`: one text with commas, or a list."""
     listed = literal if isinstance(literal, list) else [literal]
-    texts = [str(one) for one in listed if one is not None and not isinstance(one, bool)]
-    return [one for text in texts for one in text.split(",") if one]
+    texts = [str(item) for item in listed if item is not None and not isinstance(item, bool)]
+    return [key for text in texts for key in text.split(",") if key]
 
 
 def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
@@ -86,7 +86,7 @@ def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
     literal = spec.server.get("api-key")
     for why in wrong_literal(literal, spec.at("server.api-key-file") if file else ""):
         yield spec.tell("server.api-key", f": {why}")
-    if not is_llama and len(told := split(literal)) > 1 and NONE not in told:
+    if not is_llama and len(keys := split(literal)) > 1 and NONE not in keys:
         yield spec.tell("server.api-key", ": vLLM reads one key")
     yield from _in_clear(spec)
 
@@ -104,22 +104,22 @@ def gateway_errors(configuration: Configuration) -> Iterator[str]:
 def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
     """Why a key that stands in the configuration is none; `file` says where a file of keys is
     named, if one is."""
-    told = split(literal)
-    if literal not in (None, False) and not told:
+    keys = split(literal)
+    if literal not in (None, False) and not keys:
         yield 'must be a key, or "none"'
-    if told and file:
+    if keys and file:
         yield f"contradicts {file}; leave one out"
-    if not all(map(KEY.fullmatch, told)):
+    if not all(map(KEY.fullmatch, keys)):
         yield RULE
-    if len(told) > 1 and NONE in told:
+    if len(keys) > 1 and NONE in keys:
         yield "none is no key"
 
 
 def _in_clear(spec: InstanceSpec) -> Iterator[str]:
     """Secrets that would stand on the command line."""
     named = [(spec.at("server.extra-args"), spelled(word)) for word in spec.extra_args]
-    told = spec.server.get("hf-token")
-    if told is not None and not isinstance(told, bool):  # vLLM: true means one that it keeps
+    hf_token = spec.server.get("hf-token")
+    if hf_token is not None and not isinstance(hf_token, bool):  # vLLM: true means its own
         named.append((spec.at("server.hf-token"), "--hf-token"))
     token = "write a model table" if spec.engine == LLAMA_CPP else "set HF_TOKEN"
     for place, word in named:

@@ -49,10 +49,10 @@ def check(
     errors += _gateway(configuration, [resolve(spec, flags) for spec in configuration.specs])
     errors += _clashes(configuration, enabled)
     messages.require_none(errors, HINT)
-    said = [*configuration.notes, *chain.from_iterable(map(warnings, enabled))]
+    notes = [*configuration.notes, *chain.from_iterable(map(warnings, enabled))]
     if VLLM in engines:
-        said += vllm.warnings(configuration, environ)
-    for warning in said:
+        notes += vllm.warnings(configuration, environ)
+    for warning in notes:
         note(warning)
 
 

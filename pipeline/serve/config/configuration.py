@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ from pipeline.serve.server import Control
 
 if TYPE_CHECKING:  # pydantic takes a while to load, and the command line needs no tables
     from .tables import GatewayTable, Master
+
+LONGEST_NAME = 64
+RESERVED = ("gateway",)  # runs beside the instances
+DEVICES = {"con", "prn", "aux", "nul"}  # no names of files on Windows, whatever follows a dot
+DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
+FORBIDDEN = "/\\," + (':*?"<>|' if os.name == "nt" else "")
 
 Value = str | int | float | bool | list[str | int | float]
 
@@ -92,3 +99,29 @@ def beside(folder: Path, text: str) -> Path:
         return folder / Path(text).expanduser()
     except RuntimeError:  # there is no such user
         return folder / text
+
+
+def wrong_name(name: str) -> str:
+    """Why `name` cannot be an instance's, or nothing."""
+    if not name or name != name.strip():
+        return "a name must not be empty, nor begin or end with a space"
+    if len(name) > LONGEST_NAME:
+        return f"a name has at most {LONGEST_NAME} characters"
+    if name.startswith(".") or name.endswith("."):
+        return "a name must not begin or end with a dot"
+    if name.casefold() in RESERVED:
+        return "this name is reserved; take another one"
+    if name.partition(".")[0].rstrip().casefold() in DEVICES:
+        return "a name must not be that of a device on Windows"
+    if any(sign in FORBIDDEN or not sign.isprintable() for sign in name):
+        return f"a name must not hold any of {' '.join(FORBIDDEN)} or control characters"
+    return ""
+
+
+def alike(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The names that differ from an earlier one only in letter case, after it."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            yield other, name

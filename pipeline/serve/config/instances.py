@@ -73,22 +73,22 @@ def write_keys(
 
     Raises PipelineError.
     """
-    said = []
+    made = []
     for spec in configuration.enabled:
         options = resolve(spec, flags)
         key = _key(configuration, options, keys)
         if api_keys.write(key) and key.is_made:
             is_open = not is_loopback(address(options).host)
             why = "others can reach it" if is_open else "it is asked through the gateway"
-            said.append(f"{spec.name}: {why}, so a key was made: {key.path}")
-    return said
+            made.append(f"{spec.name}: {why}, so a key was made: {key.path}")
+    return made
 
 
-def program(configuration: Configuration, found: Path | None) -> Path | None:
-    """The llama-server that will run: the one that the file names, else `found`."""
+def program(configuration: Configuration, default: Path | None) -> Path | None:
+    """The llama-server that will run: the one that the file names, else `default`."""
     named = configuration.master.llama_cpp_path
     if not named:
-        return found
+        return default
     path = configuration.path(named)
     on_path = shutil.which(named) if named == path.name and not path.exists() else None
     return Path(on_path) if on_path else path
@@ -96,8 +96,8 @@ def program(configuration: Configuration, found: Path | None) -> Path | None:
 
 def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINER) -> bool:
     """Whether this runs in a container, where logs go to the temporary folder."""
-    told = "KUBERNETES_SERVICE_HOST" in environ or environ.get("container")  # podman's, and ours
-    return bool(told) or any(path.exists() for path in marks)
+    is_set = "KUBERNETES_SERVICE_HOST" in environ or environ.get("container")  # podman's, and ours
+    return bool(is_set) or any(path.exists() for path in marks)
 
 
 def resolve(
@@ -115,8 +115,8 @@ def resolve(
 def aliases(resolved: ResolvedOptions) -> list[str]:
     """The model names that an instance is given, each once."""
     option = "alias" if resolved.spec.engine == LLAMA_CPP else "served-model-name"
-    told = resolved.value(option)
-    text = ",".join(map(str, told)) if isinstance(told, list) else resolved.text(option)
+    value = resolved.value(option)
+    text = ",".join(map(str, value)) if isinstance(value, list) else resolved.text(option)
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 

@@ -142,16 +142,16 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
     """What a prepared model asks for: its projector, its endpoint, a batch for a whole text."""
-    found: list[str] = []
+    arguments: list[str] = []
     if model.mmproj and not resolved.says("mmproj", "mmproj-url", "no-mmproj"):
-        found += ["--mmproj", str(model.mmproj)]
+        arguments += ["--mmproj", str(model.mmproj)]
     if not resolved.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
-        found += launch.endpoint_options(model.pooling)
+        arguments += launch.endpoint_options(model.pooling)
     if model.fitted and not resolved.says("ctx-size"):
-        found += ["--ctx-size", str(model.fitted)]
+        arguments += ["--ctx-size", str(model.fitted)]
     if model.pooling != "none" and not resolved.says("ubatch-size"):
         ctx_size = resolved.number("ctx-size") or model.fitted or model.ctx_size
         batch = resolved.number("batch-size")
         words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
-        found += words[2:] if resolved.says("batch-size") else words
-    return found
+        arguments += words[2:] if resolved.says("batch-size") else words
+    return arguments

@@ -69,11 +69,11 @@ def require_none(wrong: Iterable[str], hint: str = HINT) -> None:
 
 def validated(
     kind: type[ErrorKind],
-    told: dict[str, Any],
+    table: dict[str, Any],
     known: Callable[[Path], list[str]],
-    tell: Callable[[Path, str], None],
+    add_error: Callable[[Path, str], None],
 ) -> ErrorKind:
-    """`told` as a `kind`; each error is told with its path, and left out of the result.
+    """`table` as a `kind`; each error is added with its path, and left out of the result.
 
     `known` gives the keys that the table at a path may have.
     """
@@ -81,28 +81,28 @@ def validated(
 
     while True:  # each round leaves out what was wrong, so the next one finds less
         try:
-            return kind.model_validate(told)
+            return kind.model_validate(table)
         except ValidationError as error:
-            for one in error.errors(include_url=False):
-                path = tuple(one["loc"])
-                tell(path, _text(one, path, known))
-                _leave_out(told, path[:-1] if one["type"] == "missing" else path)
+            for details in error.errors(include_url=False):
+                path = tuple(details["loc"])
+                add_error(path, _text(details, path, known))
+                _leave_out(table, path[:-1] if details["type"] == "missing" else path)
 
 
-def _text(one: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> str:
-    if one["type"] == "extra_forbidden":
+def _text(details: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> str:
+    if details["type"] == "extra_forbidden":
         allowed = known(path[:-1])
         near = _by_meaning(path, allowed) or did_you_mean(str(path[-1]), allowed)
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
-    if one["type"] == "missing":
+    if details["type"] == "missing":
         return ": is missing"
-    known_text = ALLOWED.get(one["type"])
-    text = known_text.format(**one.get("ctx", {})) if known_text else one["msg"]
-    silent = isinstance(one["input"], dict) or any(part in SECRETS for part in path[-1:])
-    value = "" if silent else f" = {shown(one['input'])}"
+    known_text = ALLOWED.get(details["type"])
+    text = known_text.format(**details.get("ctx", {})) if known_text else details["msg"]
+    silent = isinstance(details["input"], dict) or any(part in SECRETS for part in path[-1:])
+    value = "" if silent else f" = {shown(details['input'])}"
     near = ""
-    if one["type"] == "literal_error" and isinstance(one["input"], str):
-        near = did_you_mean(one["input"], re.findall(r"'([^']+)'", text))
+    if details["type"] == "literal_error" and isinstance(details["input"], str):
+        near = did_you_mean(details["input"], re.findall(r"'([^']+)'", text))
     return f"{value}: {text}{near}"
 
 
@@ -117,10 +117,10 @@ def _by_meaning(path: Path, allowed: list[str]) -> str:
     return f"; did you mean {key}?" if key in allowed else ""
 
 
-def _leave_out(told: Any, path: Path) -> None:
+def _leave_out(tables: Any, path: Path) -> None:
     """Remove what stands at `path`, or the list that it is an item of."""
     for depth, part in enumerate(path):
         if depth == len(path) - 1 or isinstance(path[depth + 1], int):
-            told.pop(part, None)
+            tables.pop(part, None)
             return
-        told = told.get(part, {})
+        tables = tables.get(part, {})

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import messages, names, synonyms, yaml_form
-from .configuration import Configuration
+from . import messages, sources, synonyms, yaml_form
+from .configuration import Configuration, wrong_name
 from .profile_options import Reading, instance_spec
 from .profile_tables import Profile, Registry
 from .tables import GatewayTable, Master
@@ -33,18 +33,22 @@ def load_profile(
     """
     file = Path(file).absolute()
     if not file.exists():
-        raise UsageError(f"{file}: there is no registry of profiles", _registries(file.parent))
+        there = ", ".join(sources.files(file.parent, ".yaml", ".yml")) or "no YAML file"
+        raise UsageError(
+            f"{file}: there is no registry of profiles",
+            f"in {file.parent} there is {there}; LLM_PROFILES_CONFIG_PATH names the registry",
+        )
     read = yaml_form.read(file)
     reading = Reading(label=file.name, name=name, folder=file.parent, read=read)
-    found = _profiles(reading, read.told)
-    if name not in found:
+    profiles = _profiles(reading, read.content)
+    if name not in profiles:
         raise UsageError(
-            f"{file.name}: there is no profile {name}{did_you_mean(name, list(found))}",
-            f"it has {', '.join(found) or 'none'}",
+            f"{file.name}: there is no profile {name}{did_you_mean(name, list(profiles))}",
+            f"it has {', '.join(profiles) or 'none'}",
         )
-    if why := names.wrong(name):
+    if why := wrong_name(name):
         reading.wrong.append(f"{reading.place()}: {why}")
-    profile = _validated(reading, found[name])
+    profile = _validated(reading, profiles[name])
     spec = instance_spec(reading, profile, environ, variables or {})
     if not patient:
         messages.require_none(reading.wrong)
@@ -60,25 +64,26 @@ def load_profile(
     )
 
 
-def _profiles(reading: Reading, told: Any) -> dict[str, Any]:
+def _profiles(reading: Reading, content: Any) -> dict[str, Any]:
     """The profiles by name. Raises UsageError where the file has none."""
-    if not isinstance(told, dict) or "profiles" not in told:
-        keys = ", ".join(map(str, told)) if isinstance(told, dict) else f"a {type(told).__name__}"
+    is_table = isinstance(content, dict)
+    if not is_table or "profiles" not in content:
+        keys = ", ".join(map(str, content)) if is_table else f"a {type(content).__name__}"
         raise UsageError(f"{reading.label}: has no key profiles", f"it has {keys}")
-    found = told["profiles"]
-    if not isinstance(found, dict):
+    profiles = content["profiles"]
+    if not isinstance(profiles, dict):
         raise UsageError(f"{reading.label}: profiles: must be a table of profiles by name")
-    return {str(name): profile for name, profile in found.items()}
+    return {str(name): profile for name, profile in profiles.items()}
 
 
-def _validated(reading: Reading, told: Any) -> Profile:
-    """The profile with all errors told; a key without a value is one that is not there."""
+def _validated(reading: Reading, table: Any) -> Profile:
+    """The profile; its errors go to `reading`. A key without a value is one that is not there."""
 
-    def tell(path: messages.Path, text: str) -> None:
+    def add_error(path: messages.Path, text: str) -> None:
         reading.wrong.append(f"{reading.place(*path[2:])}{text}")
 
     registry = messages.validated(
-        Registry, {"profiles": {reading.name: _with_values(told or {})}}, lambda _: [], tell
+        Registry, {"profiles": {reading.name: _with_values(table or {})}}, lambda _: [], add_error
     )
     profile = registry.profiles.get(reading.name) or Profile()
     for path, table in (((), profile), (("gpu",), profile.gpu)):
@@ -97,22 +102,12 @@ def _near(key: str, known: list[str], backend: str) -> str:
     return f"; did you mean {backend}.{meant.replace('-', '_')}?" if meant else ""
 
 
-def _with_values(told: Any, depth: int = 2) -> Any:
+def _with_values(table: Any, depth: int = 2) -> Any:
     """A profile and its tables without the keys that have no value."""
-    if not isinstance(told, dict) or not depth:
-        return told
+    if not isinstance(table, dict) or not depth:
+        return table
     return {
         str(key): _with_values(value, depth - 1)
-        for key, value in told.items()
+        for key, value in table.items()
         if value is not None and value != ""
     }
-
-
-def _registries(folder: Path) -> str:
-    """What there is instead of a registry."""
-    try:
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-    except OSError:
-        found = []
-    there = f"in {folder} there is {', '.join(found) or 'no YAML file'}"
-    return f"{there}; LLM_PROFILES_CONFIG_PATH names the registry"

@@ -36,16 +36,19 @@ def text_of(file: Path) -> str:
         raise UsageError(f"{file}: is a folder, not a file", "name the file in it")
     try:
         with file.open("rb") as opened:
-            told = opened.read(LARGEST_BYTES + 1)
+            data = opened.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{file}: there is no such file", _beside(file)) from None
+        others = ", ".join(files(file.parent, file.suffix)[:10])
+        raise UsageError(
+            f"{file}: there is no such file", others and f"there is {others}"
+        ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"{file}: cannot be read: {why}") from None
-    if len(told) > LARGEST_BYTES:
+    if len(data) > LARGEST_BYTES:
         raise UsageError(f"{file}: is larger than {LARGEST_BYTES // 1024 // 1024} MB")
     try:
-        text = decoded(told)
+        text = decoded(data)
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
     if not text.strip():
@@ -71,7 +74,7 @@ def overrides(text: str, where: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        told = json.loads(
+        content = json.loads(
             text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite
         )
     except json.JSONDecodeError as error:
@@ -81,21 +84,21 @@ def overrides(text: str, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: is no JSON object: {error}") from None
     except RecursionError:
         raise UsageError(f"{where}: {TOO_DEEP}") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise UsageError(
             f"{where}: must be a JSON object", 'such as {"instance": {"chat": {"server": …}}}'
         )
-    return shallow(told, where)
+    return shallow(content, where)
 
 
-def shallow(told: dict[str, Any], where: str) -> dict[str, Any]:
+def shallow(tables: dict[str, Any], where: str) -> dict[str, Any]:
     """The same tables; a dotted key can nest them as deep as it is long. Raises UsageError."""
-    level: list[Any] = [told]
+    level: list[Any] = [tables]
     for _ in range(DEEPEST):
-        lists = [one if isinstance(one, list) else list(one.values()) for one in level]
-        level = [item for one in lists for item in one if isinstance(item, (dict, list))]
+        lists = [each if isinstance(each, list) else list(each.values()) for each in level]
+        level = [item for items in lists for item in items if isinstance(item, (dict, list))]
         if not level:
-            return told
+            return tables
     raise UsageError(f"{where}: {TOO_DEEP}")
 
 
@@ -126,14 +129,14 @@ def nothing_to_take(
             yield from nothing_to_take(nested, value, (*path, key))
 
 
-def holds(told: Any, path: tuple[str | int, ...]) -> bool:
+def holds(tables: Any, path: tuple[str | int, ...]) -> bool:
     """Whether there is something at `path` of these tables."""
     for part in path:
         if isinstance(part, int):
-            return isinstance(told, list)
-        if not isinstance(told, dict) or part not in told:
+            return isinstance(tables, list)
+        if not isinstance(tables, dict) or part not in tables:
             return False
-        told = told[part]
+        tables = tables[part]
     return True
 
 
@@ -146,18 +149,17 @@ def _finite(text: str) -> Decimal:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice} is given twice")
-    return told
+    return table
 
 
-def _beside(file: Path) -> str:
-    """What there is in its place."""
+def files(folder: Path, *suffixes: str) -> list[str]:
+    """The names of the files with these suffixes."""
     try:
-        found = sorted(p.name for p in file.parent.iterdir() if p.suffix == file.suffix)
+        return sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
     except OSError:
-        return ""
-    return f"there is {', '.join(found[:10])}" if found else ""
+        return []

@@ -11,8 +11,8 @@ from pipeline.models.address import is_address
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
 
-from . import messages, names, sources
-from .configuration import Configuration, InstanceSpec, Value, beside
+from . import messages, sources
+from .configuration import Configuration, InstanceSpec, Value, alike, beside, wrong_name
 from .messages import dotted
 from .tables import Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
 
@@ -31,28 +31,28 @@ def load(
     where = where or "overrides"
     wrong: list[str] = []
     over = _spelled(sources.overrides(overrides, where), where, wrong)
-    told = _spelled(sources.toml(file), file.name, wrong)
-    wrong += [f"{where}: {why}" for why in _without_effect(told, over)]
-    told = sources.merged(told, over)
+    tables = _spelled(sources.toml(file), file.name, wrong)
+    wrong += [f"{where}: {why}" for why in _without_effect(tables, over)]
+    tables = sources.merged(tables, over)
 
     def place(path: messages.Path) -> str:
         """`models.toml: instance.chat`, or the variable that gave it."""
         return f"{where if sources.holds(over, path) else file.name}: {dotted(path)}"
 
-    def tell(path: messages.Path, text: str) -> None:
+    def add_error(path: messages.Path, text: str) -> None:
         wrong.append(f"{place(path)}{text}")
 
     if engine:
-        told = sources.merged({"instance": {"control": {"engine": engine}}}, told)
-    read = messages.validated(InstancesFile, told, keys, tell)
+        tables = sources.merged({"instance": {"control": {"engine": engine}}}, tables)
+    read = messages.validated(InstancesFile, tables, keys, add_error)
     section = read.instance
-    found = section.__pydantic_extra__ or {}
-    for name in found:
-        if why := names.wrong(name):
-            tell(("instance", name), f": {why}")
-    for one, other in names.alike(found):
-        tell(("instance", other), f": differs from {one} only in letter case; rename one")
-    if not found and read.master.enable and not wrong:
+    instances = section.__pydantic_extra__ or {}
+    for name in instances:
+        if why := wrong_name(name):
+            add_error(("instance", name), f": {why}")
+    for name, other in alike(instances):
+        add_error(("instance", other), f": differs from {name} only in letter case; rename one")
+    if not instances and read.master.enable and not wrong:
         wrong.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
     if not patient:
         messages.require_none(wrong)
@@ -68,37 +68,37 @@ def load(
         gateway=gateway,
         gateway_places={key: place(("gateway", key)) for key in gateway.model_fields_set},
         specs=tuple(
-            _spec(file.parent, name, section, table, place) for name, table in found.items()
+            _spec(file.parent, name, section, table, place) for name, table in instances.items()
         ),
         notes=tuple(
             f"{place(('instance', name, 'model', 'ref'))}: taken as a path, for it exists"
-            for name, table in found.items()
+            for name, table in instances.items()
             if table.model and HUB.fullmatch(ref := table.model.ref) and exists(file.parent / ref)
         ),
         errors=tuple(wrong),
     )
 
 
-def _without_effect(told: dict[str, Any], over: dict[str, Any]) -> Iterator[str]:
+def _without_effect(tables: dict[str, Any], over: dict[str, Any]) -> Iterator[str]:
     """What overrides say of instances that the file has not, which are taken out of them, and keys
     that they take away and that look like others of the file."""
-    there, changed = told.get("instance"), over.get("instance")
+    there, changed = tables.get("instance"), over.get("instance")
     if isinstance(there, dict) and isinstance(changed, dict):
         instances = [name for name in there if name not in ("control", "server")]
         for name in [name for name in changed if name not in (*there, "control", "server")]:
             del changed[name]
             near = did_you_mean(name, list(there)) or f"; it has {', '.join(instances) or 'none'}"
             yield f"{dotted(('instance', name))}: the file has no such instance{near}"
-    for path, others in sources.nothing_to_take(told, over):
+    for path, others in sources.nothing_to_take(tables, over):
         if near := did_you_mean(str(path[-1]), others):
             yield f"{dotted(path)} = null: there is no such key{near}"
 
 
-def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, Any]:
+def _spelled(tables: dict[str, Any], label: str, wrong: list[str]) -> dict[str, Any]:
     """Names of options may be written with `_` or `-`: from here on with `_`."""
-    section = told.get("instance")
+    section = tables.get("instance")
     if not isinstance(section, dict):
-        return told
+        return tables
 
     def spelled(options: Any, path: messages.Path) -> Any:
         if not isinstance(options, dict):
@@ -119,7 +119,7 @@ def _spelled(told: dict[str, Any], label: str, wrong: list[str]) -> dict[str, An
         elif isinstance(table, dict) and "server" in table:
             table = {**table, "server": spelled(table["server"], ("instance", name, "server"))}
         result[name] = table
-    return {**told, "instance": result}
+    return {**tables, "instance": result}
 
 
 def _spec(
@@ -160,29 +160,29 @@ def option(key: str) -> str:
 
 
 def _options(server: ServerTable) -> dict[str, Value]:
-    told: dict[str, Value] = dict(server.__pydantic_extra__ or {})
+    options: dict[str, Value] = dict(server.__pydantic_extra__ or {})
     if server.extra_args is not None:
-        told["extra_args"] = [*server.extra_args]
-    return told
+        options["extra_args"] = [*server.extra_args]
+    return options
 
 
 def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     """The variables of `prepare` that a model table means, with absolute paths: what is relative
     starts at `folder`, and never where the user happens to be."""
-    told = model.model_dump(exclude_none=True)
-    ref = told.pop("ref")
+    values = model.model_dump(exclude_none=True)
+    ref = values.pop("ref")
     if ref != "demo" and _is_path(ref, folder):
         ref = str(beside(folder, ref))
     elif not ref.startswith("hf:") and HUB.fullmatch(ref):
         ref = f"hf:{ref}"
-    told["model"] = ref
-    if "keep_f16" in told:
-        told["keep_f16"] = "1" if told["keep_f16"] else "0"
-    if "imatrix" in told:
-        told["imatrix"] = str(beside(folder, told["imatrix"]))
-    if told.get("mmproj", "none") != "none" and _is_path(told["mmproj"], folder, ""):
-        told["mmproj"] = str(beside(folder, told["mmproj"]))
-    return told
+    values["model"] = ref
+    if "keep_f16" in values:
+        values["keep_f16"] = "1" if values["keep_f16"] else "0"
+    if "imatrix" in values:
+        values["imatrix"] = str(beside(folder, values["imatrix"]))
+    if values.get("mmproj", "none") != "none" and _is_path(values["mmproj"], folder, ""):
+        values["mmproj"] = str(beside(folder, values["mmproj"]))
+    return values
 
 
 def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:

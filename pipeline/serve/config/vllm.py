@@ -41,8 +41,8 @@ def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:
     if master.pixi_project_dir:
         return shutil.which("pixi", path=search) or "pixi"
     if not master.python:
-        found = shutil.which("python", path=search) or shutil.which("python3", path=search)
-        return found or "python"
+        names = (shutil.which(name, path=search) for name in ("python", "python3"))
+        return next(filter(None, names), "python")
     if "/" in master.python or "\\" in master.python or master.python.startswith("~"):
         return str(configuration.path(master.python))
     return shutil.which(master.python, path=search) or master.python
@@ -92,9 +92,9 @@ def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
 def _in_json(text: str, key: str) -> str:
     """The text under `key` where `text` is an object in JSON; empty where it is none."""
     with contextlib.suppress(ValueError):
-        told = json.loads(text)
-        if isinstance(told, dict):
-            return str(told.get(key) or "")
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return str(content.get(key) or "")
     return ""
 
 

@@ -33,35 +33,35 @@ class VllmOptions(Struct, frozen=True, kw_only=True):
 def listed(words: Sequence[str], module: str, cache: Path) -> VllmOptions | None:
     """The options of the vLLM that `words` run Python with; None where there is none that tells."""
     status, out, _ = outcome([*words, "-c", VERSION], timeout=VERSION_SECONDS)
-    found = re.search(r"^vllm (\S+)$", out, re.M) if status == 0 else None
-    if found is None:
+    match = re.search(r"^vllm (\S+)$", out, re.M) if status == 0 else None
+    if match is None:
         return None
-    version = found[1]
+    version = match[1]
     if version == vllm.version():
         return VllmOptions(version=version, flags=vllm.flags())
     known = cache / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', version)}.json"
-    told = flags.stored(known)
-    if told is None:
+    options = flags.stored(known)
+    if options is None:
         text = capture([*words, "-m", module, "--help=all"], timeout=HELP_SECONDS)
-        told = parse(text or "")
-        if "served-model-name" not in told:
+        options = parse(text or "")
+        if "served-model-name" not in options:
             return None
         with contextlib.suppress(OSError):  # asked again next time
-            flags.store(known, told)
-    return VllmOptions(version=version, flags=told | vllm.OURS)
+            flags.store(known, options)
+    return VllmOptions(version=version, flags=options | vllm.OURS)
 
 
 def parse(text: str) -> dict[str, Flag]:
     """Every long name without its dashes, in argparse's help."""
-    found: dict[str, Flag] = {}
+    options: dict[str, Flag] = {}
     for line in text.splitlines():
         if match := LINE.match(line):
             names = tuple(NAME.findall(match[1]))
             value = re.match(r"-{1,2}[\w.-]+ (.+?)(?:, -|$)", match[1])
             for name in names:
                 if name.startswith("--"):
-                    found[name[2:]] = Flag(name, value[1] if value else "", names)
-    return {name: _with_kind(name, flag) for name, flag in found.items()}
+                    options[name[2:]] = Flag(name, value[1] if value else "", names)
+    return {name: _with_kind(name, flag) for name, flag in options.items()}
 
 
 def _with_kind(name: str, flag: Flag) -> Flag:

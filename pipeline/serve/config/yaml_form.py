@@ -25,20 +25,20 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 class Read(Struct, frozen=True):
     """What a file holds."""
 
-    told: Any
+    content: Any
     root: yaml.Node | None
 
     def line(self, path: Keys) -> int | None:
         """The line of what stands at `path`, or of the table that it is missing from."""
-        node, found = self.root, None
+        node, line = self.root, None
         for key in path:
             if not isinstance(node, yaml.MappingNode):
                 break
             pair = next((pair for pair in node.value if pair[0].value == key), None)
             if pair is None:
                 break
-            node, found = pair[1], pair[0].start_mark.line + 1
-        return found
+            node, line = pair[1], pair[0].start_mark.line + 1
+        return line
 
 
 class Loader(yaml.SafeLoader):

@@ -13,8 +13,7 @@ from pipeline.core.process import LAST_LINES, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve import sandbox
 from pipeline.serve.health import require_free
-from pipeline.serve.logfile import Log
-from pipeline.serve.output import pumped, quoted
+from pipeline.serve.logfile import Log, pumped, quoted
 from pipeline.serve.server import Server
 
 from . import client, marker
