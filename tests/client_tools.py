@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +53,5 @@ def clients(
         chat(one, program, "brief", gguf, "--logit-bias", "2+12")
         serve(one, program, "search", minilm, "--embeddings", kind="embedding")
         (one.path / "key").write_text(f"# for tests\n{KEY}\n")
-        patterns = json.dumps({"claude-*": "chat"})
-        one.gateway("--api-key-file", one.path / "key", "--models", patterns)
+        one.gateway(api_key_file=one.path / "key", models={"claude-*": "chat"})
         yield one

@@ -115,11 +115,10 @@ class Site:
 
     # The gateway
 
-    def gateway(self, *words: object) -> None:
+    def gateway(self, **settings: object) -> None:
         self.write()
-        command = [sys.executable, "-m", "pipeline.serve.gateway", self.at.path]
-        command += ["--port", self.port, *words]
-        process = self.start("gateway", [str(word) for word in command])
+        words = [str(self.at.path), json.dumps({"port": self.port, **settings}, default=str)]
+        process = self.start("gateway", [sys.executable, "-m", "pipeline.serve.gateway", *words])
 
         def up() -> bool:
             assert process.poll() is None, self.output()

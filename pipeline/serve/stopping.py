@@ -26,16 +26,17 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """A list that grows by one with each request to stop, while the block runs."""
+def asked_to_stop(*names: str) -> Iterator[list[int]]:
+    """A list that grows by one with each signal that asks to stop, while the block runs; `names`
+    are those of the signals, by default STOP_SIGNALS."""
     stops: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         stops.append(number)
 
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names or STOP_SIGNALS if hasattr(signal, name)]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)  # that is how nohup works
+        numbers = [number for number in numbers if number != signal.SIGHUP]  # how nohup works
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield stops

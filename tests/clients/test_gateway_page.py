@@ -70,7 +70,7 @@ def test_with_a_key_and_a_model_of_ones_choice(here: Site, browser: Chrome) -> N
     """The page asks for the key itself; Stop ends the answer at the instance."""
     from selenium.webdriver.common.by import By
 
-    here.gateway("--api-key-file", here.path / "key")
+    here.gateway(api_key_file=here.path / "key")
     browser.get(here.url)
     enter = "//button[contains(., 'API Key')]"
     wait_for(lambda: browser.find_elements(By.XPATH, enter), seconds=120)[0].click()
@@ -89,7 +89,7 @@ def test_with_a_key_and_a_model_of_ones_choice(here: Site, browser: Chrome) -> N
 
 
 def test_what_is_open_and_what_is_not(here: Site) -> None:
-    here.gateway("--api-key-file", here.path / "key")
+    here.gateway(api_key_file=here.path / "key")
     page = here.get("/")
     assert page.status_code == 200 and "<!doctype html>" in page.text.lower()
     assert "etag" in page.headers and "access-control-allow-origin" not in page.headers

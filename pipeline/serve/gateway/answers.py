@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.serve.supervisor.state import FAILED
@@ -58,8 +59,9 @@ def error_body(status: int, message: str, code: str | None, *, anthropic: bool) 
     return {"error": body}
 
 
-def error(refused: Refused, *, anthropic: bool) -> Response:
+def error(refused: Refused, request: Request) -> Response:
     """The answer to a request that was refused."""
+    anthropic = is_anthropic(request.scope["path"], request.headers)
     body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
     headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
     if refused.closes:

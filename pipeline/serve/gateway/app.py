@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -22,13 +21,14 @@ from starlette.routing import Route
 from pipeline.core import log
 from pipeline.serve.health import require_free
 from pipeline.serve.server import LLAMA_CPP
+from pipeline.serve.stopping import asked_to_stop
 from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .answers import Refused
 from .guard import OPEN, Connection, Guard, Origins, allowed_origins
 from .keys import Keys
-from .page import Feed, Page, Props
+from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
 from .servers import Target, Targets, View
@@ -43,21 +43,9 @@ KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that th
 class OwnEndpoints:
     """What the gateway answers itself."""
 
-    def __init__(
-        self,
-        view: View,
-        keys: Keys,
-        counts: counters.Counters,
-        proxy: Proxy,
-        page: Page,
-        patterns: Mapping[str, str],
-    ) -> None:
-        self._view = view
-        self._patterns = patterns
-        self._keys = keys
-        self._counts = counts
-        self._proxy = proxy
-        self._page = page
+    def __init__(self, proxy: Proxy, page: Page) -> None:
+        self._proxy, self._page = proxy, page
+        self._view = proxy.view
         self._known: dict[str, dict[str, Any]] = {}  # by server, what it says of its model
         self._seen: dict[str, Target] = {}  # and in which state it said so
 
@@ -85,19 +73,15 @@ class OwnEndpoints:
         name = request.path_params["name"]
         if not name:
             raise HTTPException(404)
-        targets = find(self._view.now(), name, ANY, self._patterns)
+        targets = find(self._view.now(), name, ANY, self._proxy.settings.models)
         return JSONResponse(answers.model(name, targets, await self._details(targets)))
-
-    async def telemetry(self, request: Request) -> Response:
-        """Accepted and dropped."""
-        return JSONResponse({})
 
     async def metrics(self, request: Request) -> Response:
         """The gateway's counters, and the metrics of all servers that have any."""
         targets = self._view.now().targets
         texts = await self._fetch_all("/metrics", targets)
         lines = [
-            *self._counts.lines(),
+            *self._proxy.counters.lines(),
             *counters.ready_lines({target.name: target.is_ready for target in targets}),
             *counters.merge_metrics(texts),
         ]
@@ -122,7 +106,7 @@ class OwnEndpoints:
             with suppress(httpx2.TransportError):
                 answer = await self._proxy.client.get(
                     f"{target.instance.url}{path}",
-                    headers=authorization(target.instance.api_key_file, self._keys),
+                    headers=authorization(target.instance.api_key_file, self._proxy.keys),
                     timeout=FETCH_SECONDS,
                 )
                 if answer.status_code == 200:
@@ -137,10 +121,9 @@ class OwnEndpoints:
 
 def app(at: Folder, settings: GatewaySettings) -> Starlette:
     """The gateway of the configuration in `at`."""
-    view, keys, counts = View(at), Keys(), counters.Counters()
-    proxy = Proxy(view, keys, counts, settings)
-    page = Page(view, proxy)
-    own = OwnEndpoints(view, keys, counts, proxy, page, settings.models)
+    proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
+    page = Page(proxy)
+    own = OwnEndpoints(proxy, page)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -148,16 +131,13 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             yield
 
     async def refused(request: Request, error: Exception) -> Response:
-        path = request.scope["path"]
         if isinstance(error, HTTPException):
-            told = "there is no" if error.status_code == 404 else f"no {request.method} for"
-            message = f"{told} {path}"
-            error = Refused(error.status_code, message)
+            why = "there is no" if error.status_code == 404 else f"no {request.method} for"
+            error = Refused(error.status_code, f"{why} {request.scope['path']}")
         elif not isinstance(error, Refused):
             error = Refused(500, "internal error; see the gateway's log")
-        counts.requests["", error.status] += 1
-        anthropic = answers.is_anthropic(path, request.headers)
-        return answers.error(error, anthropic=anthropic)
+        proxy.counters.requests["", error.status] += 1
+        return answers.error(error, request)
 
     made = Starlette(
         routes=[
@@ -169,14 +149,14 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Route("/metrics", own.metrics),
             Route("/upstream/{server}/{path:path}", proxy),
             # For llama.cpp's page.
-            Route("/props", Props(view, proxy), methods=["GET"]),
+            Route("/props", page.props),
             Route("/models/load", page.load, methods=["POST"]),
-            Route("/models/sse", Feed(view), methods=["GET"]),
-            Route("/tools", page.disabled, methods=["GET", "POST"]),
-            Route("/v1/streams/lookup", page.nothing, methods=["POST"]),
-            # Claude Code's telemetry.
-            Route("/api/event_logging/{rest:path}", own.telemetry, methods=["POST"]),
-            Route("/api/claude_code/{rest:path}", own.telemetry, methods=["POST"]),
+            Route("/models/sse", page.feed),
+            Route("/tools", NO_TOOLS, methods=["GET", "POST"]),
+            Route("/v1/streams/lookup", NO_STREAMS, methods=["POST"]),
+            # Claude Code's telemetry: accepted and dropped.
+            Route("/api/event_logging/{rest:path}", JSONResponse({}), methods=["POST"]),
+            Route("/api/claude_code/{rest:path}", JSONResponse({}), methods=["POST"]),
             Route("/{name:page_file}", page.file),
         ],
         middleware=[
@@ -188,7 +168,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
                 allow_headers=["*"],
                 allow_private_network=True,
             ),
-            Middleware(Guard, keys=keys, settings=settings),
+            Middleware(Guard, keys=proxy.keys, settings=settings),
         ],
         exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
         lifespan=lifespan,
@@ -215,19 +195,6 @@ def run(at: Folder, settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]
     )
     log.info(f"gateway on {as_instance(at, settings).url}")
-    with _signals_handled():
+    # uvicorn raises the signal that stopped it again; a requested stop ends with status 0
+    with asked_to_stop("SIGINT", "SIGTERM", "SIGBREAK"):
         uvicorn.Server(config).run()
-
-
-@contextmanager
-def _signals_handled() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it again at its end; ignore that one, so that a
-    requested stop ends with status 0."""
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, lambda _, frame: None) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -71,8 +71,7 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refused := self._refusal(scope)):
-            anthropic = answers.is_anthropic(scope["path"], Request(scope).headers)
-            await answers.error(refused, anthropic=anthropic)(scope, receive, send)
+            await answers.error(refused, Request(scope))(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -115,11 +114,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers: Mapping[str, str] = Request(scope).headers
-            scope["allowed"] = self._file is None or self._keys.allow(self._file, headers)
+            request = Request(scope)
+            scope["allowed"] = self._file is None or self._keys.allow(self._file, request.headers)
             if not (scope["allowed"] or scope["path"] in OPEN or is_open(scope)):
-                anthropic = answers.is_anthropic(scope["path"], headers)
-                await answers.error(NO_KEY, anthropic=anthropic)(scope, receive, send)
+                await answers.error(NO_KEY, request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import httpx2
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -25,7 +25,7 @@ from .answers import Refused, router_status
 from .proxy import Proxy
 from .request_body import parse, read_body
 from .routing import CHAT
-from .servers import ServerList, Target, View
+from .servers import ServerList, Target
 from .upstream import returned_headers
 
 # A file beside index.html, or in one of the page's folders. No API path looks like this.
@@ -46,18 +46,17 @@ ROUTER = {
     "build_info": "llama-pipeline gateway",
     "cors_proxy_enabled": False,
 }
+# No interrupted answers that could be resumed, and no tools: as a llama-server without any answers.
+NO_STREAMS = JSONResponse([])
+NO_TOOLS = JSONResponse(
+    {"error": {"message": "this feature is disabled", "type": "feature_disabled"}}, 403
+)
 
 
-class PageFile(Convertor[str]):
+class PageFile(PathConvertor):
     """A file of the page, as part of a route."""
 
     regex = FILE
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("page_file", PageFile())
@@ -79,12 +78,21 @@ def page_servers(servers: ServerList) -> list[Target]:
     return sorted(ready, key=lambda target: target.instance.kind != CHAT)
 
 
+class Events(StreamingResponse):
+    """Server-sent events, whose end the client sees as one when uvicorn stops."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class Page:
     """The page's files, and the router's endpoints that it uses."""
 
-    def __init__(self, view: View, proxy: Proxy) -> None:
-        self._view = view
-        self._proxy = proxy
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy, self._view = proxy, proxy.view
 
     async def file(self, request: Request) -> Response:
         """A file of the page, from the first server that has it. Raises Refused."""
@@ -109,9 +117,7 @@ class Page:
                 await answer.aclose()
         except (httpx2.TransportError, httpx2.InvalidURL):
             return None
-        if (
-            answer.status_code >= 400
-        ):  # 415: it has only a compressed file, which the client cannot read
+        if answer.status_code >= 400:  # 415: its file is compressed, and the client cannot read it
             return None
         kind = answer.headers.get("content-type", "")
         if request.scope["path"] == "/" and answer.status_code == 200 and "text/html" not in kind:
@@ -128,34 +134,21 @@ class Page:
             raise Refused(400, f"{name} is not running; start it: {doitw('up')}")
         return JSONResponse({"success": True})  # it is loading, and the feed says when it is ready
 
-    async def nothing(self, request: Request) -> Response:
-        """The list of interrupted answers that can be resumed: empty."""
-        return JSONResponse([])
+    async def props(self, request: Request) -> Response | Proxy:
+        """`/props`: those of the named model, or else the router's."""
+        name = request.query_params.get("model", "")
+        targets = self._view.now().by_name.get(name)
+        if targets and targets[0].instance.kind != CHAT:  # the page hides it
+            return JSONResponse({**ROUTER, "role": "model", "model_alias": name, "ui": False})
+        return self._proxy if name else JSONResponse(ROUTER)
 
-    async def disabled(self, request: Request) -> Response:
-        """Tools, as a llama-server without any answers: the page then asks no more."""
-        error = {"message": "this feature is disabled", "type": "feature_disabled"}
-        return JSONResponse({"error": error}, 403)
-
-
-class Feed:
-    """Changes of the models' states, as server-sent events."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = StreamingResponse(self._changes(), media_type="text/event-stream")
-        try:
-            await answer(scope, receive, send)
-        except asyncio.CancelledError:  # uvicorn's, when it stops
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def feed(self, request: Request) -> Response:
+        """Changes of the models' states."""
+        return Events(self._changes(), media_type="text/event-stream")
 
     async def _changes(self) -> AsyncIterator[str]:
         before = self._states()
-        silent = (
-            KEEP_ALIVE_SECONDS  # so that a comment is sent first: the page knows it is connected
-        )
+        silent = KEEP_ALIVE_SECONDS  # a comment comes first: the page knows it is connected
         while True:
             now = self._states()
             events = list(_events(before, now))
@@ -170,25 +163,6 @@ class Feed:
     def _states(self) -> dict[str, str]:
         servers = self._view.now()
         return {name: router_status(targets) for name, targets in servers.by_name.items()}
-
-
-class Props:
-    """`/props`: those of the named model, or else the router's."""
-
-    def __init__(self, view: View, proxy: Proxy) -> None:
-        self._view = view
-        self._proxy = proxy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = Request(scope).query_params.get("model", "")
-        targets = self._view.now().by_name.get(name)
-        if targets and targets[0].instance.kind != CHAT:  # the page hides it
-            props = {**ROUTER, "role": "model", "model_alias": name, "ui": False}
-            await JSONResponse(props)(scope, receive, send)
-        elif name:
-            await self._proxy(scope, receive, send)
-        else:
-            await JSONResponse(ROUTER)(scope, receive, send)
 
 
 def _events(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:

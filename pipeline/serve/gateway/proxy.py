@@ -63,10 +63,10 @@ class Proxy:
     def __init__(
         self, view: View, keys: Keys, counters: Counters, settings: GatewaySettings
     ) -> None:
-        self._view = view
-        self._keys = keys
-        self._counters = counters
-        self._settings = settings
+        self.view = view
+        self.keys = keys
+        self.counters = counters
+        self.settings = settings
         self._resting: dict[str, float] = {}  # by server, until when it is not tried
         self._last_used: Counter[str] = Counter()
         self._uses = count(1)
@@ -100,8 +100,8 @@ class Proxy:
                 refused = Refused(503, "the gateway is shutting down")
         finally:
             if not refused:
-                self._counters.requests[call.instance, call.status] += 1
-            self._counters.received[call.instance] += len(body)
+                self.counters.requests[call.instance, call.status] += 1
+            self.counters.received[call.instance] += len(body)
         if refused:
             raise refused
 
@@ -125,17 +125,17 @@ class Proxy:
             elif unreachable_since is None:
                 unreachable_since = now
             self._require_hope(call, targets, unreachable_since)
-            self._counters.held += 1
+            self.counters.held += 1
             try:
                 await anyio.sleep(POLL_SECONDS)
             finally:
-                self._counters.held -= 1
+                self.counters.held -= 1
 
     def _find(self, call: _Call) -> Targets:
         if call.server:
-            return find_server(self._view.now(), call.server)
+            return find_server(self.view.now(), call.server)
         kind = PATHS.get(call.path, ANY)
-        return find(self._view.now(), call.body.model, kind, self._settings.models)
+        return find(self.view.now(), call.body.model, kind, self.settings.models)
 
     def _choose(self, targets: Targets) -> Target | None:
         """The ready server with the fewest requests in flight; of those the least recently used."""
@@ -147,7 +147,7 @@ class Proxy:
         ]
         if not ready:
             return None
-        busy = self._counters.in_flight
+        busy = self.counters.in_flight
         target = min(ready, key=lambda target: (busy[target.name], self._last_used[target.name]))
         self._last_used[target.name] = next(self._uses)
         return target
@@ -169,7 +169,7 @@ class Proxy:
         ready = any(target.is_ready for target in targets)
         if unreachable_since is not None and (not ready or now - unreachable_since > DEAD_SECONDS):
             raise Refused(503, f"no server answers: {_reasons(targets, call.failures)}")
-        hold = self._settings.hold_timeout
+        hold = self.settings.hold_timeout
         if hold is None:
             hold = max(target.instance.ready_timeout for target in targets)
         if now - call.began > hold:
@@ -179,10 +179,10 @@ class Proxy:
     async def _send(self, call: _Call, target: Target) -> None:
         """Have one server answer. Raises NoAnswer where not a byte came."""
         call.instance = target.name
-        self._counters.in_flight[target.name] += 1
+        self.counters.in_flight[target.name] += 1
         try:
             response = await forward(
-                self.client, target, call.request, call.path, call.body, self._keys
+                self.client, target, call.request, call.path, call.body, self.keys
             )
             try:
                 await self._pass_back(call, target, response)
@@ -190,14 +190,14 @@ class Proxy:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
         finally:
-            self._counters.in_flight[target.name] -= 1
+            self.counters.in_flight[target.name] -= 1
 
     async def _pass_back(self, call: _Call, target: Target, response: httpx2.Response) -> None:
         rename = renaming(target, call.body.model)
         headers, first, blocks = await opened(response, rename)
         if response.status_code == 503 and b"Loading model" in first:
             raise NoAnswer("is still loading its model", loads=True)
-        self._counters.first_byte(target.name, time.monotonic() - call.began)
+        self.counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = response.status_code
         await call.send(
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
@@ -213,7 +213,7 @@ class Proxy:
         await call.send(_block(b"", more=False))
 
     async def _pass_block(self, call: _Call, target: Target, block: bytes) -> None:
-        self._counters.sent[target.name] += len(block)
+        self.counters.sent[target.name] += len(block)
         await call.send(_block(block, more=True))
 
     async def _break_off(self, call: _Call, target: Target, response: httpx2.Response) -> None:
@@ -229,7 +229,7 @@ class Proxy:
         await call.send(_block(data.encode(), more=False))
 
     def _failed(self, target: Target, call: _Call, reason: str) -> None:
-        self._counters.failures[target.name] += 1
+        self.counters.failures[target.name] += 1
         log.info(f"{call.request.method} {call.path}: {target.name} {reason}")
 
 

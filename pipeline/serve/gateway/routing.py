@@ -12,31 +12,16 @@ from .servers import ServerList, Targets
 
 CHAT, EMBEDDING, RERANK, ANY = "chat", "embedding", "rerank", ""
 
+CHAT_PATHS = """
+    /v1/chat/completions /v1/chat/completions/control /v1/chat/completions/input_tokens
+    /chat/completions /chat/completions/input_tokens /v1/completions /completions /completion
+    /v1/responses /v1/responses/input_tokens /responses /responses/input_tokens
+    /v1/messages /v1/messages/count_tokens /v1/audio/transcriptions /audio/transcriptions
+    /apply-template /infill
+"""
 # Every path that is forwarded, and the kind of server that answers it where no model is named.
 PATHS = {
-    **dict.fromkeys(
-        (
-            "/v1/chat/completions",
-            "/v1/chat/completions/control",
-            "/chat/completions",
-            "/v1/chat/completions/input_tokens",
-            "/chat/completions/input_tokens",
-            "/v1/completions",
-            "/completions",
-            "/completion",
-            "/v1/responses",
-            "/responses",
-            "/v1/responses/input_tokens",
-            "/responses/input_tokens",
-            "/v1/messages",
-            "/v1/messages/count_tokens",
-            "/v1/audio/transcriptions",
-            "/audio/transcriptions",
-            "/apply-template",
-            "/infill",
-        ),
-        CHAT,
-    ),
+    **dict.fromkeys(CHAT_PATHS.split(), CHAT),
     **dict.fromkeys(("/v1/embeddings", "/embeddings", "/embedding"), EMBEDDING),
     **dict.fromkeys(("/v1/rerank", "/rerank", "/v1/reranking", "/reranking"), RERANK),
     **dict.fromkeys(("/tokenize", "/detokenize"), ANY),

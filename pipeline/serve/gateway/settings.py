@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct, field
 
 from pipeline.core.errors import UsageError
@@ -17,9 +17,9 @@ from pipeline.serve.supervisor.state import Folder
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True):
-    """`api_key_file` is an absolute path. `models` maps patterns of model names (`claude-*`) to
-    names of instances. `hold_timeout` is the longest wait for a server that loads, in seconds;
-    None: that server's own ready_timeout."""
+    """They hold no key, only the absolute path of its file. `models` maps patterns of model names
+    (`claude-*`) to names of instances. `hold_timeout` is the longest wait for a server that loads,
+    in seconds; None: that server's own ready_timeout."""
 
     host: str = "127.0.0.1"
     port: int = 9000
@@ -43,24 +43,6 @@ def check(settings: GatewaySettings) -> None:
         )
 
 
-def arguments(at: Folder, settings: GatewaySettings) -> tuple[str, ...]:
-    """The arguments for Python. They never contain a key, only the path of its file."""
-    words = ["-m", __package__, str(at.path), "--host", settings.host]
-    words += ["--port", str(settings.port)]
-    if settings.api_key_file is not None:
-        words += ["--api-key-file", settings.api_key_file]
-    if settings.models:
-        words += ["--models", json.dumps(dict(settings.models))]
-    if settings.hold_timeout is not None:
-        words += ["--hold-timeout", str(settings.hold_timeout)]
-    for option, patterns in (("--origins", settings.origins), ("--hosts", settings.hosts)):
-        if patterns:
-            words += [option, json.dumps(patterns)]
-    if settings.without_key:
-        words.append("--without-key")
-    return tuple(words)
-
-
 def as_instance(at: Folder, settings: GatewaySettings) -> Server:
     """The gateway of the configuration in `at`, for the supervisor."""
     return Server(
@@ -68,7 +50,7 @@ def as_instance(at: Folder, settings: GatewaySettings) -> Server:
         engine=GATEWAY,
         kind=GATEWAY,
         executable=sys.executable,
-        cmd=arguments(at, settings),
+        cmd=("-m", __package__, str(at.path), msgspec.json.encode(settings).decode()),
         folder=str(REPOSITORY),
         log_file=str(Path(at.path) / "gateway.log"),
         host=settings.host,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ def here(built: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         for added in one.instances.values():
             url = f"{added.url}/health"
             wait_for(lambda url=url: reached(url) and httpx2.get(url).status_code == 200)
-        one.gateway("--api-key-file", path / "key", "--models", json.dumps({"claude-*": "chat"}))
+        one.gateway(api_key_file=path / "key", models={"claude-*": "chat"})
         yield one
 
 

@@ -115,7 +115,7 @@ def test_what_no_browser_sends_is_not_refused_as_a_page(origin: str) -> None:
 def test_an_app_that_is_let_in_gets_its_preflight_and_its_answers(here: Site, key: bool) -> None:
     (here.path / "key").write_text("right\n")
     here.upstream("chat")
-    here.gateway("--origins", json.dumps(PATTERNS), *("--api-key-file", here.path / "key") * key)
+    here.gateway(origins=PATTERNS, api_key_file=here.path / "key" if key else None)
     preflight = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
@@ -184,7 +184,7 @@ sys.exit(main())
 def test_half_a_request_is_dropped(here: Site) -> None:
     here.upstream("chat")
     here.write()
-    command = [sys.executable, "-c", QUICK, str(here.at.path), "--port", str(here.port)]
+    command = [sys.executable, "-c", QUICK, str(here.at.path), f'{{"port": {here.port}}}']
     here.start("gateway", command)
     wait_for(lambda: reached(f"{here.url}/health"))
     assert raw(here, b"POST /v1/chat/comp") == b""
@@ -261,7 +261,7 @@ def test_an_upgrade_that_is_offered_keeps_its_body(here: Site) -> None:
     (here.path / "httptools.py").write_text("HttpRequestParser = None\n")
     script = QUICK.replace("import sys\n", f"import sys\nsys.path.insert(0, {str(here.path)!r})\n")
     here.upstream("chat")
-    command = [sys.executable, "-c", script, str(here.at.path), "--port", str(here.port)]
+    command = [sys.executable, "-c", script, str(here.at.path), f'{{"port": {here.port}}}']
     here.start("gateway", command)
     wait_for(lambda: reached(f"{here.url}/health"))
     upgrade = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n"

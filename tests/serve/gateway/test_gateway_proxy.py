@@ -224,7 +224,7 @@ def test_a_request_is_held_no_longer_than_said(here: Site) -> None:
     assert answer.status_code == 503 and "within 0.5 s: chat is loading" in answer.text
     stop(here.processes["gateway"])
     here.change("chat", ready_timeout=600.0)
-    here.gateway("--hold-timeout", 0.25)
+    here.gateway(hold_timeout=0.25)
     assert "within 0.25 s" in here.chat().text
 
 
@@ -348,7 +348,7 @@ def test_no_path_but_health_answers_without_the_key(here: Site) -> None:
     (here.path / "own").write_text("of-the-instance\n")
     here.upstream("chat", api_key_file=str(here.path / "own"))
     here.upstream("bare")
-    here.gateway("--api-key-file", here.path / "key")
+    here.gateway(api_key_file=here.path / "key")
     for method, path in (
         ("GET", "/v1/models"),
         ("GET", "/props"),
@@ -401,7 +401,7 @@ def test_a_server_elsewhere_brings_the_key(here: Site) -> None:
     """Its name and its origin do not matter then; a page still cannot read the answer."""
     (here.path / "key").write_text("right\n")
     here.upstream("chat")
-    here.gateway("--api-key-file", here.path / "key")
+    here.gateway(api_key_file=here.path / "key")
     headers = {"Origin": "http://a.example", "Host": "a.example", "Authorization": "Bearer right"}
     answer = here.post("/v1/chat/completions", {"model": "chat"}, headers=headers)
     assert answer.status_code == 200
@@ -428,15 +428,15 @@ def test_a_hung_instance_holds_no_file_of_the_page(here: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "text"),
+    ("settings", "status", "text"),
     [
-        (("--host", "0.0.0.0"), 3, "there is no API key"),
-        (("--api-key-file", "/nowhere/key"), 3, "is no file"),
+        ({"host": "0.0.0.0"}, 3, "there is no API key"),
+        ({"api_key_file": "/nowhere/key"}, 3, "is no file"),
     ],
 )
-def test_it_refuses_to_start(here: Site, words: tuple[str, ...], status: int, text: str) -> None:
+def test_it_refuses_to_start(here: Site, settings: dict[str, str], status: int, text: str) -> None:
     with pytest.raises(AssertionError, match=text):
-        here.gateway(*words)
+        here.gateway(**settings)
     assert here.processes["gateway"].wait() == status
 
 
@@ -500,7 +500,7 @@ def test_metrics_of_all(here: Site) -> None:
 def test_patterns_lead_to_a_model(here: Site) -> None:
     here.upstream("chat")
     here.upstream("other")
-    here.gateway("--models", json.dumps({"claude-*": "chat"}))
+    here.gateway(models={"claude-*": "chat"})
     assert here.post("/v1/messages", {"model": "claude-opus-9"}).json()["name"] == "chat"
     (request,) = here.events("chat", "request")
     assert "claude-opus-9" in request["body"], "llama-server takes any name"
@@ -569,7 +569,7 @@ def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> Non
     (here.path / "own").write_text("of-the-instance\n")
     here.upstream("chat", api_key_file=str(here.path / "own"), aliases=("both",))
     here.upstream("more", aliases=("both",))
-    here.gateway("--api-key-file", here.path / "key")
+    here.gateway(api_key_file=here.path / "key")
     bearer = {"Authorization": "Bearer right"}
     path, body = "/upstream/chat/slots/0?action=save", b'{"filename": [1]}'
     assert httpx2.post(here.url + path, content=body).status_code == 401
@@ -588,7 +588,7 @@ def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> Non
 def test_an_answer_has_the_name_that_was_asked_for(here: Site) -> None:
     here.upstream("chat", aliases=("gpt-4o", "ä/b"))
     here.upstream("plain")
-    here.gateway("--models", json.dumps({"claude-*": "chat"}))
+    here.gateway(models={"claude-*": "chat"})
     inner = '{"model":"gpt-4o"}'
     for asked, said in (
         ("claude-9", "ä/b"),
