@@ -69,13 +69,8 @@ def shown(server: Server) -> str:
     """For a summary."""
     if is_in(server):
         return f"{strength().name}: no network but its port, no writes but its log"
-    return f"none: {_why_not(server)}"
-
-
-def _why_not(server: Server) -> str:
-    if server.sandbox == OFF:
-        return "sandbox=off"
-    return hindrance(server) or "a graphics card's driver needs more; sandbox=strict tries it"
+    why = "sandbox=off" if server.sandbox == OFF else hindrance(server)
+    return "none: " + (why or "a graphics card's driver needs more; sandbox=strict tries it")
 
 
 def _is_for_cpu(server: Server) -> bool:

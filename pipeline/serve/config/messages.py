@@ -60,11 +60,10 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
-def require_none(wrong: Iterable[str], hint: str = HINT) -> None:
+def require_none(errors: Iterable[str], hint: str = HINT) -> None:
     """Raise UsageError that names every error, each once."""
-    lines = list(dict.fromkeys(wrong))
-    if lines:
-        raise UsageError("\n".join(lines), hint)
+    if lines := "\n".join(dict.fromkeys(errors)):
+        raise UsageError(lines, hint)
 
 
 def validated(

@@ -25,6 +25,5 @@ def text(kind: type[BaseModel]) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write the schemas into `folder`."""
     for name, kind in FILES.items():
         publish_text(folder / name, text(kind))

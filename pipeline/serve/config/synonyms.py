@@ -86,29 +86,24 @@ hf-token hf-token hugging-face-hub-token
 """
 
 # What is no option of llama-server, but a key of another table, and a variable here.
-KEYS = {
-    **dict.fromkeys(
-        ("quantization", "quantize", "quant", "q", "quant-type", "ftype", "outtype"), "quant"
-    ),
-    **dict.fromkeys(("dtype", "torch-dtype", "load-in-4bit", "load-in-8bit", "precision"), "quant"),
-    **dict.fromkeys(("revision", "hf-revision", "branch", "commit"), "revision"),
-    **dict.fromkeys(("filename", "hf-filename", "hf-file", "file"), "filename"),
-    **dict.fromkeys(
-        ("hf-model", "hf-repo-id", "hf-repo", "repo-id", "repo", "hf", "model", "ref"), "ref"
-    ),
-    **dict.fromkeys(("gpus", "gpu-ids", "device-ids", "cuda-visible-devices"), "gpu_ids"),
-    **dict.fromkeys(("env", "environment"), "env"),
-    **dict.fromkeys(("ready-timeout", "startup-timeout", "load-timeout"), "ready_timeout"),
-    **dict.fromkeys(("log-dir", "log-folder"), "log_dir"),
-}
-
+KEY_ROWS = """
+quant quantization quantize q quant-type ftype outtype dtype torch-dtype precision load-in-4bit
+  load-in-8bit
+revision hf-revision branch commit
+filename hf-filename hf-file file
+ref hf-model hf-repo-id hf-repo repo-id repo hf model
+gpu_ids gpus gpu-ids device-ids cuda-visible-devices
+env environment
+ready_timeout ready-timeout startup-timeout load-timeout
+log_dir log-dir log-folder
+"""
 # The same for a profile, whose table of llama-server names the file, too.
-OF_A_PROFILE = {
-    **dict.fromkeys(("hf-file", "filename", "quantization", "quantize", "quant"), "hf_filename"),
-    **dict.fromkeys(("hf-repo", "repo-id", "hf-model", "repo"), "hf_repo_id"),
-    **dict.fromkeys(("gguf", "gguf-file", "model-path", "model-file"), "gguf_path"),
-    **dict.fromkeys(("model-dir", "models-root", "root"), "model_root"),
-}
+PROFILE_ROWS = """
+hf_filename hf-file filename quantization quantize quant
+hf_repo_id hf-repo repo-id hf-model repo
+gguf_path gguf gguf-file model-path model-file
+model_root model-dir models-root root
+"""
 
 # Options that llama-server once had, and what stands for them now: read from `common/arg.cpp` of
 # the pinned llama.cpp and its history; a test holds the table against the real program.
@@ -129,17 +124,17 @@ RENAMED = {
 }
 
 
-def _rows() -> dict[str, tuple[str, str]]:
-    """By each name: what llama-server and vLLM call it; the first row wins."""
-    names: dict[str, tuple[str, str]] = {}
-    for row in ROWS.strip().replace("\n  ", " ").splitlines():
-        llama, vllm, *others = row.split()
-        for name in (llama, vllm, *others):
-            names.setdefault(name, (llama.strip("-"), vllm.strip("-")))
-    return names
+def _rows(text: str) -> list[list[str]]:
+    """The words of each row; an indented line goes on with the row before it."""
+    return [row.split() for row in text.strip().replace("\n  ", " ").splitlines()]
 
 
-MEANINGS = _rows()
+# By each name: what llama-server and vLLM call it; the first row wins.
+MEANINGS = {
+    name: (row[0].strip("-"), row[1].strip("-")) for row in reversed(_rows(ROWS)) for name in row
+}
+KEYS = {name: row[0] for row in _rows(KEY_ROWS) for name in row if "_" not in name}
+OF_A_PROFILE = {name: row[0] for row in _rows(PROFILE_ROWS) for name in row[1:]}
 
 
 def option(name: str, engine: str, known: Collection[str] = ()) -> str | None:

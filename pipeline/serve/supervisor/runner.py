@@ -58,7 +58,6 @@ class Runner:
             self.failures, self.until = 0, 0
 
     def start(self, now: float) -> None:
-        """Start the process."""
         self._why, self._killed = "", False
         self._ready_since = self._ready_until = NEVER
         if not self.status.restarts:  # a restart goes on in the same log
