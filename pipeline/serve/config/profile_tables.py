@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pipeline.core.variables import NO, YES
 
-from .tables import OptionsTable, Text, gpu_ids
+from .tables import OPEN, OptionsTable, Text, gpu_ids
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -43,9 +43,7 @@ Cards = Annotated[
 class Open(BaseModel):
     """A table whose other keys are said to be unknown, and left out."""
 
-    model_config = ConfigDict(
-        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = OPEN
 
 
 class Tuning(Open):

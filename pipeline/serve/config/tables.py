@@ -106,6 +106,9 @@ Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+OPEN = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
 class Table(BaseModel):
     """A table with fixed keys: any other one is a mistake."""
 
@@ -213,9 +216,7 @@ class GatewayTable(Table):
 class OptionsTable(BaseModel):
     """Options of a server among keys of its own."""
 
-    model_config = ConfigDict(
-        extra="allow", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = OPEN
     __pydantic_extra__: dict[str, Option] = Field(init=False)
 
 
@@ -238,7 +239,7 @@ class InstanceTable(Table):
 class Instances(BaseModel):
     """`control` and `server` are the defaults of all; every other key is an instance."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = OPEN
     __pydantic_extra__: dict[str, InstanceTable] = Field(init=False)
 
     control: ControlTable = Field(default_factory=ControlTable)

@@ -28,7 +28,7 @@ TYPES = {
     415: ("invalid_request_error", "invalid_request_error"),
 }
 DEFAULT_TYPES = ("server_error", "api_error")
-NO_DETAILS: Mapping[str, Mapping[str, Any]] = {}
+Details = Mapping[str, Mapping[str, Any]]
 
 
 class Refused(Exception):
@@ -86,9 +86,7 @@ def router_status(targets: Targets) -> str:
     return "failed" if best_state(targets) == FAILED else "unloaded"
 
 
-def model(
-    name: str, targets: Targets, details: Mapping[str, Mapping[str, Any]] = NO_DETAILS
-) -> dict[str, Any]:
+def model(name: str, targets: Targets, details: Details) -> dict[str, Any]:
     """One entry of the list of models, with the fields of either API, and of `details`, what each
     server says of its model."""
     since = int(min((target.ready_at for target in targets if target.ready_at), default=0))
@@ -110,9 +108,7 @@ def model(
     }
 
 
-def models(
-    servers: ServerList, details: Mapping[str, Mapping[str, Any]] = NO_DETAILS
-) -> dict[str, Any]:
+def models(servers: ServerList, details: Details) -> dict[str, Any]:
     """The list of models: every name and alias once."""
     data = [model(name, targets, details) for name, targets in servers.by_name.items()]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}

@@ -27,13 +27,12 @@ from pipeline.serve.supervisor.state import Folder
 from . import answers, counters
 from .answers import Refused
 from .guard import OPEN, Connection, Guard, Origins, allowed_origins
-from .keys import Keys
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
 from .servers import Target, Targets, View
 from .settings import GatewaySettings, as_instance, check
-from .upstream import authorization, client
+from .upstream import Keys, authorization, client
 
 FETCH_SECONDS = 2.0  # for a server to answer a question of ours
 GRACE_SECONDS = 0.5  # for answers in flight at a stop

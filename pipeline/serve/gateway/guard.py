@@ -22,10 +22,10 @@ from pipeline.serve.keys import is_loopback
 
 from . import answers
 from .answers import Refused
-from .keys import Keys
 from .page import is_open
 from .request_body import IDLE_SECONDS
 from .settings import GatewaySettings
+from .upstream import Keys
 
 OPEN = ("/health", "/v1/health")  # need no key
 INVALID_PATH = Refused(404, "there is no such path")

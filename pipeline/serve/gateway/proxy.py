@@ -26,12 +26,11 @@ from pipeline.core import log
 
 from .answers import Refused, error_body, is_anthropic
 from .counters import Counters
-from .keys import Keys
 from .request_body import RequestBody, parse, parse_query, read_body
 from .routing import ANY, PATHS, find, find_server
 from .servers import Target, Targets, View
 from .settings import GatewaySettings
-from .upstream import NoAnswer, error_text, forward, opened, renaming
+from .upstream import Keys, NoAnswer, error_text, forward, opened, renaming
 
 POLL_SECONDS = 0.05
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before

@@ -16,11 +16,11 @@ from gateway_tools import instance
 from pipeline.core.errors import UsageError
 from pipeline.serve.gateway.answers import Refused, error_body, health, models
 from pipeline.serve.gateway.counters import merge_metrics
-from pipeline.serve.gateway.keys import Keys
 from pipeline.serve.gateway.request_body import parse_body
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
 from pipeline.serve.gateway.servers import ServerList, View, server_list
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance, check
+from pipeline.serve.gateway.upstream import Keys
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import (
     DesiredState,
@@ -149,13 +149,13 @@ def test_health(states: dict[str, str], status: int, word: str) -> None:
 
 def test_the_list_of_models_has_each_name_once() -> None:
     both = servers(instance("a", aliases=("m",)), instance("b", aliases=("m",)), b="loading")
-    listed = models(both)
+    listed = models(both, {})
     assert [(one["id"], one["state"], one["instances"]) for one in listed["data"]] == [
         ("a", "ready", ["a"]),
         ("m", "ready", ["a", "b"]),
         ("b", "loading", ["b"]),
     ]
-    assert models(ServerList())["data"] == []
+    assert models(ServerList(), {})["data"] == []
 
 
 @pytest.mark.parametrize(
