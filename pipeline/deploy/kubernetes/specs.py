@@ -69,12 +69,12 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
             continue
         path = beside(folder, value)
         if name.startswith("ssl-"):
-            errors.append(spec.tell(f"server.{name}", ": TLS is terminated in front of the pods"))
+            errors.append(spec.line(f"server.{name}", ": TLS is terminated in front of the pods"))
         elif in_pod := on_claim(value):
             options[name] = in_pod
         elif not exists(path):
             if flag and flag.value.startswith(PATHS):
-                notes.append(spec.tell(f"server.{name}", f" = {value}: taken as a path in the pod"))
+                notes.append(spec.line(f"server.{name}", f" = {value}: taken as a path in the pod"))
         elif name in WEIGHTS:
             options[name] = str(PurePosixPath(MODELS, path.name))
             weights += gguf.shards(path) if path.is_file() else [path]
@@ -83,10 +83,10 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
             try:
                 texts[name] = small_text(path)
             except ValueError as error:
-                errors.append(spec.tell(f"server.{name}", f" = {value}: {error}"))
+                errors.append(spec.line(f"server.{name}", f" = {value}: {error}"))
         elif flag and flag.value.startswith(PATHS):
             errors.append(
-                spec.tell(f"server.{name}", f" = {value}: is on this machine; no pod has it")
+                spec.line(f"server.{name}", f" = {value}: is on this machine; no pod has it")
             )
     server = {**_added(spec), **options}
     typed = tuple(name for name in spec.typed if name in server)

@@ -48,7 +48,7 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
     """A port that is none."""
     if _port(resolved) == 0:
         why = f" = {shown(resolved.value('port'))}: must be a whole number from 1 to 65535"
-        yield resolved.spec.tell("server.port", why)
+        yield resolved.spec.line("server.port", why)
 
 
 def _port(resolved: ResolvedOptions) -> int | None:

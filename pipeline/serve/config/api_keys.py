@@ -77,22 +77,22 @@ def split(literal: Value | None) -> list[str]:
 
 
 def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
-    """What cannot be meant about the keys of an instance."""
+    """What is wrong with the keys of an instance."""
     spec = resolved.spec
     is_llama = spec.engine == LLAMA_CPP
     file = resolved.text("api-key-file")
     if file and (why := wrong_file(beside(folder, file), is_read_as_it_is=is_llama)):
-        yield spec.tell("server.api-key-file", f" = {file}: {why}")
+        yield spec.line("server.api-key-file", f" = {file}: {why}")
     literal = spec.server.get("api-key")
     for why in wrong_literal(literal, spec.at("server.api-key-file") if file else ""):
-        yield spec.tell("server.api-key", f": {why}")
+        yield spec.line("server.api-key", f": {why}")
     if not is_llama and len(keys := split(literal)) > 1 and NONE not in keys:
-        yield spec.tell("server.api-key", ": vLLM reads one key")
+        yield spec.line("server.api-key", ": vLLM reads one key")
     yield from _in_clear(spec)
 
 
 def gateway_errors(configuration: Configuration) -> Iterator[str]:
-    """What cannot be meant about the key of the gateway."""
+    """What is wrong with the key of the gateway."""
     literal, file = configuration.gateway.api_key, configuration.gateway.api_key_file
     place = configuration.at_gateway("api_key_file")
     if file and (why := wrong_file(Path(file))):
@@ -116,7 +116,7 @@ def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
 
 
 def _in_clear(spec: InstanceSpec) -> Iterator[str]:
-    """Secrets that would stand on the command line."""
+    """Secrets that would be visible on the command line."""
     named = [(spec.at("server.extra-args"), spelled(word)) for word in spec.extra_args]
     hf_token = spec.server.get("hf-token")
     if hf_token is not None and not isinstance(hf_token, bool):  # vLLM: true means its own
@@ -126,7 +126,7 @@ def _in_clear(spec: InstanceSpec) -> Iterator[str]:
         option = word.partition("=")[0]
         if option in SECRETS:
             instead = "write api_key = …" if option == "--api-key" else token
-            yield f"{place}: {option} would stand in the list of processes; {instead}"
+            yield f"{place}: {option} would be visible in the process list; {instead}"
 
 
 def warnings(resolved: ResolvedOptions, at: Address) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _errors(
     if absent:
         there = f"there are {cards}, from 0" if cards else "none"
         why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
-        yield spec.tell("control.gpu_ids", why)
+        yield spec.line("control.gpu_ids", why)
 
 
 def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:

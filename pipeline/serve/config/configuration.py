@@ -45,7 +45,7 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
         """Where `key` stands, such as `server.ctx-size` or `control.gpu_ids`."""
         return self.places.get(key, f"{self.place}.{key}")
 
-    def tell(self, key: str, why: str) -> str:
+    def line(self, key: str, why: str) -> str:
         """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""
         place = self.at(key)  # `port=` where the command line gave it
         if not place.endswith("="):

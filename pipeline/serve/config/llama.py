@@ -76,12 +76,12 @@ def errors(
     spec = resolved.spec
     named = [name for name in SOURCES[:4] if resolved.text(name)]
     if spec.model and named:
-        yield spec.tell(f"server.{named[0]}", ": contradicts the model table; leave one out")
+        yield spec.line(f"server.{named[0]}", ": contradicts the model table; leave one out")
     if spec.model:
         yield from _model_errors(spec)
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
-        yield spec.tell("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
+        yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
     for name, text in _inputs(resolved):
         path = beside(folder, text)
         flag = resolved.flags.get(name)
@@ -92,7 +92,7 @@ def errors(
         if name == "model" and path.is_file():
             why = _not_whole(path)
         if why:
-            yield spec.tell(f"server.{name}", f" = {text}: {why}")
+            yield spec.line(f"server.{name}", f" = {text}: {why}")
 
 
 def _not_whole(path: Path) -> str:
@@ -117,17 +117,17 @@ def _inputs(resolved: ResolvedOptions) -> Iterator[tuple[str, str]]:
 
 
 def _model_errors(spec: InstanceSpec) -> Iterator[str]:
-    """What the model table cannot mean."""
+    """What is wrong in the model table."""
     try:
         reference.parse(spec.model["model"])
     except UsageError as error:
-        yield spec.tell("model.ref", f" = {error.message.removeprefix('model=')}")
+        yield spec.line("model.ref", f" = {error.message.removeprefix('model=')}")
     quant = spec.model.get("quant", quants.AUTO)
     if quant.upper() != quants.AUTO:
         try:
             quants.parse(quant)
         except ValueError as allowed:
-            yield spec.tell("model.quant", f" = {shown(quant)}: must be {allowed}")
+            yield spec.line("model.quant", f" = {shown(quant)}: must be {allowed}")
     imatrix = spec.model.get("imatrix")
     if imatrix and not Path(imatrix).is_file():
         yield f"{spec.at('model.imatrix')}: {imatrix} is no file"

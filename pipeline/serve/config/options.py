@@ -160,7 +160,7 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
         if flags and not is_passed_on(resolved, name):
             why = _unknown(resolved, name) or _wrong_kind(name, value, flags)
         if why := why or _wrong_value(name, value, flags.get(name)):
-            yield spec.tell(f"server.{name}", why)
+            yield spec.line(f"server.{name}", why)
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
@@ -169,20 +169,20 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     for name, value in spec.server.items():
         key, written = f"server.{name}", resolved.written.get(name, value)
         if written != value and not isinstance(value, bool):
-            yield spec.tell(key, f" = {shown(written)}: taken as {shown(value)}")
+            yield spec.line(key, f" = {shown(written)}: taken as {shown(value)}")
         if flags and is_passed_on(resolved, name):
-            yield spec.tell(key, f": {resolved.program} has no --{name}; passed on as it is")
+            yield spec.line(key, f": {resolved.program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
-            yield spec.tell(key, f" = false: leaves the option out; {off} = true turns it off")
+            yield spec.line(key, f" = false: leaves the option out; {off} = true turns it off")
         if not isinstance(value, list) or len(value) < 2 or name in ADDED_UP:
             continue
         if spec.engine == LLAMA_CPP:
             why = ": llama-server takes the last one alone; for all, one text with commas"
-            yield spec.tell(key, why)
+            yield spec.line(key, why)
         elif name in flags and flags[name].value.endswith(SEVERAL):
             why = f": vLLM takes the last one alone; for all, extra_args after one --{name}"
-            yield spec.tell(key, why)
+            yield spec.line(key, why)
 
 
 def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:

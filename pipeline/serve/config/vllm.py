@@ -107,7 +107,7 @@ def errors(configuration: Configuration, resolved: ResolvedOptions) -> Iterator[
     elif not model:
         yield f"{spec.at('server.model')}: is missing: a folder, or a name on Hugging Face"
     elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
-        yield spec.tell("server.model", f" = {model}: {beside(folder, model)} does not exist")
+        yield spec.line("server.model", f" = {model}: {beside(folder, model)} does not exist")
 
 
 def warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:

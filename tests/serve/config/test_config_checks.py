@@ -58,19 +58,19 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ),
         (
             "extra_args = ['--api-key', 'x']",
-            "extra_args: --api-key would stand in the list of processes; write api_key = …",
+            "extra_args: --api-key would be visible in the process list; write api_key = …",
         ),
         (
             "extra_args = ['--api_key=x']",
-            "extra_args: --api-key would stand in the list of processes; write api_key = …",
+            "extra_args: --api-key would be visible in the process list; write api_key = …",
         ),
         (
             "hf_token = 'x'",
-            "hf_token: --hf-token would stand in the list of processes; write a model table",
+            "hf_token: --hf-token would be visible in the process list; write a model table",
         ),
         (
             "extra_args = ['-hft', 'x']",
-            "extra_args: -hft would stand in the list of processes; write a model table",
+            "extra_args: -hft would be visible in the process list; write a model table",
         ),
     ],
 )

@@ -138,9 +138,9 @@ class TestMistakes:
             ("api_key_file = 'none'", "api_key_file = none: "),
             (
                 "hf_token = 's3cret'",
-                "hf_token: --hf-token would stand in the list of processes; set",
+                "hf_token: --hf-token would be visible in the process list; set",
             ),
-            ("extra_args = ['--hf-token=x']", "extra_args: --hf-token would stand in the list"),
+            ("extra_args = ['--hf-token=x']", "extra_args: --hf-token would be visible"),
         ],
     )
     def test_options(self, tmp_path: Path, text: str, line: str) -> None:
