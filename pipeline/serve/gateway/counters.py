@@ -31,7 +31,6 @@ class Counters:
         self._buckets[instance, bucket] += 1
 
     def lines(self) -> Iterator[str]:
-        """The counters as Prometheus text."""
         yield from _head("requests_total", "counter", "Requests answered, by instance and status")
         for (instance, status), count in sorted(self.requests.items()):
             yield _line("requests_total", count, instance=instance, status=str(status))

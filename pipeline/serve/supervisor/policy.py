@@ -47,16 +47,16 @@ def decide(instance: Server, end: End, failures: int, timing: Timing, output: st
     if succeeded and instance.restart != "always":
         return Decision(state=EXITED, reason=reason, failures=failures)
     if instance.restart == "never":
-        return Decision(state=FAILED, reason=f"{reason}; restart = never", failures=failures)
-    if not end.was_ready and is_hopeless(end.status, f"{reason}\n{output}"):
+        reason += "; restart = never"
+    elif not end.was_ready and is_hopeless(end.status, f"{reason}\n{output}"):
         reason += "; not tried again, for it would end the same way"
-        return Decision(state=FAILED, reason=reason, failures=failures)
-    if failures >= instance.max_restarts:
+    elif failures >= instance.max_restarts:
         reason += f"; given up after {failures} restarts in a row"
-        return Decision(state=FAILED, reason=reason, failures=failures)
-    limit = max(timing.longest_pause, instance.restart_pause)
-    pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
-    return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
+    else:
+        limit = max(timing.longest_pause, instance.restart_pause)
+        pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
+        return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
+    return Decision(state=FAILED, reason=reason, failures=failures)
 
 
 def describe(end: End) -> str:

@@ -108,12 +108,10 @@ def folders(home: Home) -> list[Folder]:
 
 
 def write_wanted(at: Folder, wanted: DesiredState) -> None:
-    """Publish what should run."""
     _write(at.wanted, to_builtins(wanted))
 
 
 def write_state(at: Folder, state: State) -> None:
-    """Publish the actual state."""
     _write(at.state, to_builtins(state))
 
 
@@ -140,7 +138,6 @@ def stamp(path: Path) -> Stamp:
 
 
 def by_name(instances: Iterable[Server]) -> dict[str, Server]:
-    """The servers by name."""
     return {instance.name: instance for instance in instances}
 
 

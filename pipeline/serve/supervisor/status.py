@@ -91,7 +91,6 @@ def ps(at: Folder) -> list[Row]:
 
 
 def tokens_per_second(instance: Server) -> float | None:
-    """What its /metrics says, if it has any."""
     counters = client.counters(instance, ANSWER_SECONDS) or {}
     return next((counters[name] for name in SPEEDS if name in counters), None)
 
