@@ -16,7 +16,6 @@ from pipeline.core.process import last_lines
 from pipeline.core.text import table
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
-from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import (
     ENDED,
     FAILED,
@@ -103,14 +102,9 @@ def up(servers: Servers) -> None:
 def require_own_places(servers: Servers, desired: DesiredState) -> None:
     """Raise UsageError where a server of another configuration has the same log or port."""
     from pipeline.serve.config.addresses import Address
+    from pipeline.serve.supervisor import liveness
 
-    others = [
-        (server, there.config)
-        for other in state.folders(servers.home)
-        if other != servers.at and (there := state.read_wanted(other))
-        for server in running(other, there)
-    ]
-    errors = []
+    others, errors = list(liveness.running_elsewhere(servers.at)), []
     for server in desired.instances:
         at = Address(server.host, server.port)
         for theirs, config in others:
@@ -125,17 +119,6 @@ def require_own_places(servers: Servers, desired: DesiredState) -> None:
     if errors:
         hint = "give each its own: control.log_file, server.port; or stop the other: "
         raise UsageError("\n".join(errors), hint + doitw("down config=…"))
-
-
-def running(at: Folder, desired: DesiredState) -> list[Server]:
-    """The servers of a configuration that have not ended."""
-    from pipeline.serve.supervisor import liveness
-
-    if not liveness.is_running(at):
-        return []
-    actual = state.read_state(at)
-    ended = {x.name for x in actual.instances if x.state in ENDED} if actual else set()
-    return [server for server in desired.instances if server.name not in ended]
 
 
 def serve(servers: Servers) -> None:

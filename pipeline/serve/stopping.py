@@ -19,6 +19,7 @@ HOPELESS = re.compile(
     r"|error: invalid argument: |error while handling argument "
     r"|failed to load GGUF split|failed to open GGUF file .*No such file"
     r"|error: (unrecognized arguments|argument -|the following arguments are required)"
+    r"|port \d+ is taken by \S+ of .*, which is up"
     r"|No module named |could not find pixi\.toml|unknown environment "
 )
 NOT_FOUND = (126, 127)  # exit statuses of a shell without the program

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from errno import ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import file_lock, trouble
+from pipeline.serve.server import Server
 
 from . import marker
 from .state import ENDED, Folder, State, by_name, read_state, read_wanted
@@ -50,6 +52,21 @@ def is_left(at: Folder) -> bool:
     names = by_name(wanted.instances) if wanted else {}
     statuses = state.instances if state else ()
     return any(status.name in names and status.state not in ENDED for status in statuses)
+
+
+def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
+    """The servers of the other configurations in this home that have not ended, each with its
+    configuration."""
+    for path in sorted(at.path.parent.glob("*/wanted.json")):
+        other = Folder(path.parent)
+        wanted = read_wanted(other)
+        if other == at or wanted is None or not is_running(other):
+            continue
+        state = read_state(other)
+        ended = (
+            {status.name for status in state.instances if status.state in ENDED} if state else ()
+        )
+        yield from ((x, wanted.config) for x in wanted.instances if x.name not in ended)
 
 
 def has_open(pid: int, path: Path) -> bool:

@@ -240,6 +240,19 @@ def test_a_port_that_is_taken(servers: Servers, tmp_path: Path) -> None:
     assert servers.up(a) == {}, "what had failed is tried anew"
 
 
+def test_a_port_of_another_configuration_is_not_tried_again(
+    servers: Servers, other: Servers, tmp_path: Path
+) -> None:
+    """Until that one is down: then the same `up` starts it."""
+    a = stand_in(tmp_path, "a", max_restarts=5)
+    assert other.up(replace(a, name="b", log_file=str(tmp_path / "b.log"))) == {}
+    failed = servers.up(a)["a"]
+    assert f"port {a.port} is taken by b of " in failed.reason
+    assert (failed.state, failed.restarts) == (FAILED, 0)
+    assert other.down() == ["b"]
+    assert servers.up(a) == {}
+
+
 @pytest.mark.parametrize("wrong", ["executable", "folder", "key", "log"])
 def test_what_cannot_be_started(servers: Servers, tmp_path: Path, wrong: str) -> None:
     a, missing = stand_in(tmp_path, "a", max_restarts=1), str(tmp_path / "missing")
