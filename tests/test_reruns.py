@@ -142,7 +142,7 @@ def test_forget_clean_and_force(made: Doit, own_tiny: Path) -> None:
     assert made("prepare", model).steps == ["resolve"]
     assert made("clean", "quantize", model).out == "cleaned quantize\n"
     assert ggufs(made) == []
-    assert "which" in made("clean", "quantize", status=3).err
+    assert "no model given" in made("clean", "quantize", status=3).err
     assert "nothing to clean; name a task" in made("clean", model).out
     assert made("prepare", model).steps == ["convert", "quantize"]
     assert made("prepare", model, "force=1").steps == ["convert", "quantize"]
