@@ -1,6 +1,6 @@
 """doitw and pipeline/bootstrap.py as a user meets them: run for real, in copies of the checkout.
 
-Only what would come from the network is replaced: a `doit` of five lines, in wheels made here.
+Only what would come from the network is replaced: a `doit` of a few lines, in wheels made here.
 """
 
 import ast
@@ -187,6 +187,7 @@ def make_wheel(folder: Path, name: str, version: str) -> str:
     members = {
         f"{name}/__init__.py": f"VERSION = {version!r}\n",
         f"{name}/doit_cmd.py": DOIT,
+        f"{name}/plugin.py": "class PluginDict: pass\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
 import socket
-import ssl
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    import http.client
 
 
 def require_free(host: str, port: int) -> None:
@@ -43,6 +45,9 @@ def connection(
     host: str, port: int, *, tls: bool = False, timeout: float = 2
 ) -> http.client.HTTPConnection:
     """To one of our own servers; `timeout` in seconds, for each step of an exchange."""
+    import http.client  # slow to load, and not needed to plan a server
+    import ssl
+
     if not tls:
         return http.client.HTTPConnection(host, port, timeout=timeout)
     # On this machine, with a certificate that names it as others see it.
@@ -54,11 +59,13 @@ def is_ready(
     host: str, port: int, path: str = "/health", *, tls: bool = False, timeout: float = 2
 ) -> bool:
     """Whether the server answers that its model is loaded."""
+    from http.client import HTTPException
+
     server = connection(host, port, tls=tls, timeout=timeout)
     try:
         server.request("GET", path)
         return server.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, HTTPException):
         return False
     finally:
         server.close()

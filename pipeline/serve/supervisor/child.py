@@ -12,13 +12,12 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve import sandbox
-from pipeline.serve.health import require_free
 from pipeline.serve.logfile import Log, pumped, quoted
 from pipeline.serve.server import Server
 
 from . import client, marker
 from .environment import environment
-from .liveness import running_elsewhere
+from .liveness import require_port
 from .policy import Timing
 from .state import Folder
 
@@ -32,7 +31,7 @@ class Child:
     def __init__(self, instance: Server, at: Folder, timing: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
         self.observed, self.news = "", news
-        _require_free(instance, at)
+        require_port(instance, at)
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
         self.log, self.over = Log(Path(instance.log_file), timing.log_bytes), Event()
@@ -92,16 +91,3 @@ class Child:
         self._pump.join(timeout=1)  # longer only where an escaped descendant holds the pipe
         self.log.close()
         return quoted(self.last_lines)
-
-
-def _require_free(instance: Server, at: Folder) -> None:
-    """Raise PipelineError where the port is in use, and say so where it is for long: by a server of
-    another configuration."""
-    try:
-        require_free(instance.host, instance.port)
-    except PipelineError:
-        for other, config in running_elsewhere(at):
-            if other.port == instance.port:
-                message = f"port {other.port} is taken by {other.name} of {config}, which is up"
-                raise PipelineError(message) from None
-        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import file_lock, trouble
+from pipeline.serve.health import require_free
 from pipeline.serve.server import Server
 
 from . import marker
@@ -67,6 +68,19 @@ def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
             {status.name for status in state.instances if status.state in ENDED} if state else ()
         )
         yield from ((x, wanted.config) for x in wanted.instances if x.name not in ended)
+
+
+def require_port(instance: Server, at: Folder) -> None:
+    """Raise PipelineError where the port is in use, and say so where it is for long: by a server of
+    another configuration."""
+    try:
+        require_free(instance.host, instance.port)
+    except PipelineError:
+        for other, config in running_elsewhere(at):
+            if other.port == instance.port:
+                message = f"port {other.port} is taken by {other.name} of {config}, which is up"
+                raise PipelineError(message) from None
+        raise
 
 
 def has_open(pid: int, path: Path) -> bool:
