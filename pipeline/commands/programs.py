@@ -32,6 +32,7 @@ class Programs:
         self.request = request
         self.options = request.bins
         self.home = home
+        self._are_done: bool | None = None
 
     @cached_property
     def llama_cpp(self) -> Source:
@@ -130,8 +131,11 @@ class Programs:
 
     def are_done(self) -> bool:
         """Up to date; not with force=1 where no model is named, nor a release with refresh=1."""
-        anew = self.request.again or (self.request.refresh and self.options.source == "prebuilt")
-        return self.are_external or (not anew and self.source.is_current())
+        if self._are_done is None:
+            refresh = self.request.refresh and self.options.source == "prebuilt"
+            anew = self.request.again or refresh
+            self._are_done = self.are_external or (not anew and self.source.is_current())
+        return self._are_done
 
     def toolkit_is_done(self) -> bool:
         """Up to date, or not needed."""
@@ -169,12 +173,14 @@ class Programs:
             web_ui.make(self.page, offline=self.request.offline, force=self.request.again)
 
     def make(self) -> None:
+        self._are_done = None
         self.source.make(
             force=self.request.again, offline=self.request.offline, refresh=self.request.refresh
         )
 
     def forget(self) -> None:
         """Drop the receipts and the remembered choice of backend."""
+        self._are_done = None
         self.source.forget()
         select.forget(self.home)
 

@@ -10,7 +10,8 @@ import time
 import pytest
 from conftest import REPOSITORY, Doit, wait_for
 
-# doit, which prints in the end how often it opened each file of receipts, and made the chain.
+# doit, which prints in the end how often it opened each file of receipts, made the chain, and held
+# the programs against their receipts.
 COUNTING = """
 import atexit, collections, json, pathlib, sys
 opened = collections.Counter()
@@ -21,10 +22,11 @@ def count(event, arguments):
 
 def entered(frame, event, _):
     code = frame.f_code
-    if event == "call" and code.co_name == "chain":
-        # not a method of that name, in whatever folder the checkout is
-        if pathlib.PurePath(code.co_filename).parts[-2:] == ("models", "chain.py"):
-            opened["chain"] += 1
+    for file, name in (("models/chain.py", "chain"), ("compile/build.py", "is_current")):
+        if event == "call" and code.co_name == name:
+            # not a method of that name, in whatever folder the checkout is
+            if pathlib.PurePath(code.co_filename).parts[-2:] == tuple(file.split("/")):
+                opened[name] += 1
 
 sys.addaudithook(count)
 sys.setprofile(entered)
@@ -51,5 +53,5 @@ def test_plan_reads_each_receipt_once_and_makes_one_chain(demo: Doit) -> None:
     )
     assert done.returncode == 0, done.stderr
     opened = json.loads(done.stderr.splitlines()[-1])
-    assert {str(bins), str(model), "chain"} <= opened.keys()
+    assert {str(bins), str(model), "chain", "is_current"} <= opened.keys()
     assert set(opened.values()) == {1}, opened

@@ -73,8 +73,10 @@ def load(folder: Path) -> dict[str, Entry]:
     path = folder / FILE
     try:
         stat = path.stat()
-    except OSError:  # which says why, unless there is none
-        return _read(path)
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        return _read(path)  # which says why
     stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     cached = _cache.get(path)
     if cached and cached[0] == stamp:
