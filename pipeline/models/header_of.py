@@ -29,11 +29,18 @@ def write_no_tensors(writer: Any, *, progress: bool = False) -> None:
 def hide_torch_from_transformers() -> None:
     """transformers is asked for tokenizers and configurations, which need no torch; loading what
     it has for torch takes a third of the time. The converter itself still has torch."""
-    find, hidden = importlib.util.find_spec, ("torch", "torchvision")
-    importlib.util.find_spec = lambda name, *more: None if name in hidden else find(name, *more)
-    with contextlib.suppress(ImportError, AttributeError):
+    find = importlib.util.find_spec
+
+    def without_torch(name: str, package: str | None = None) -> Any:
+        return None if name in ("torch", "torchvision") else find(name, package)
+
+    importlib.util.find_spec = without_torch
+    try:
         importlib.import_module("transformers.utils").is_torch_available()  # which it remembers
-    importlib.util.find_spec = find
+    except (ImportError, AttributeError):
+        pass  # of another version: then it is slower
+    finally:
+        importlib.util.find_spec = find
 
 
 def main(script: Path, words: list[str]) -> None:
