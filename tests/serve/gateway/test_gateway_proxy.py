@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import free_port, wait_for
-from gateway_tools import Site, site, stop
+from gateway_tools import Site, reached, site, stop
 
 
 @pytest.fixture
@@ -54,6 +55,18 @@ def test_body_and_headers_pass_untouched(here: Site) -> None:
     assert here.metric('llama_gateway_requests_total{instance="chat",status="200"}') == 1
     assert here.metric('llama_gateway_received_bytes_total{instance="chat"}') == len(body)
     assert here.metric('llama_gateway_sent_bytes_total{instance="chat"}') == len(answer.content)
+
+
+def test_options_are_settings_typed_by_hand(here: Site) -> None:
+    here.write()
+    words = [str(here.at.path), "--port", str(here.port), "--hosts", '["named.example"]']
+    here.start("gateway", [sys.executable, "-m", "pipeline.serve.gateway", *words])
+    wait_for(lambda: reached(f"{here.url}/health"))
+    statuses = {
+        host: here.get("/v1/models", headers={"Host": host}).status_code
+        for host in ("named.example", "other.example")
+    }
+    assert statuses["named.example"] == 200 and statuses["other.example"] >= 400, statuses
 
 
 def test_the_name_that_vllm_serves_is_put_in(here: Site) -> None:
