@@ -69,7 +69,7 @@ def embed(url: str) -> None:
 
 
 def serve(home: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
-    words = ["serve", "model=demo", f"port={free_port()}", "format=json", f"sandbox={mode}"]
+    words = ["serve", "model=demo-embed", f"port={free_port()}", "format=json", f"sandbox={mode}"]
     process = subprocess.Popen(
         [*DOIT, *words],
         cwd=REPOSITORY,
@@ -92,14 +92,14 @@ def main() -> None:
         home, tiny = Path(folder, "home"), Path(folder, "tiny")
         with_programs(REPOSITORY / "bins", home)
         tiny_llama.make(tiny)
-        for name, model in (("MiniLM", "demo"), ("tiny Llama", str(tiny))):
+        for name, model in (("MiniLM", "demo-embed"), ("tiny Llama", str(tiny))):
 
             def make(mode: str, quant: str, model: str = model) -> None:
                 doit(home, "prepare", f"model={model}", f"quant={quant}", "force=1", sandbox=mode)
 
             compare(f"convert {name} to f16", rounds, lambda mode: make(mode, "f16"))
         compare("and quantize to q4_k_m", rounds, lambda mode: make(mode, "q4_k_m"))
-        doit(home, "prepare", "model=demo", sandbox="auto")
+        doit(home, "prepare", "model=demo-embed", sandbox="auto")
         servers = {mode: serve(home, mode) for mode in ("auto", "off")}
         try:
             compare(f"{REQUESTS} requests", rounds, lambda mode: embed(servers[mode][1]))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DOIT = [sys.executable, "-m", "doit", "prepare", "model=demo", "quant=q8_0"]
+DOIT = [sys.executable, "-m", "doit", "prepare", "model=demo-embed", "quant=q8_0"]
 SMALL, LARGE = 4 * 1000**2, 40 * 1000**3
 
 

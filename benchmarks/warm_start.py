@@ -59,7 +59,7 @@ def seconds_to_ready(command: list[str], port: int, env: dict[str, str]) -> floa
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    model = sys.argv[2] if len(sys.argv) > 2 else "model=demo"
+    model = sys.argv[2] if len(sys.argv) > 2 else "model=demo-embed"
     doit = [sys.executable, "-m", "pipeline"]  # as ./doitw does
     subprocess.run([*doit, "prepare", model], cwd=REPOSITORY, check=True)
     ours, plain = [], []

@@ -252,7 +252,7 @@ def demo(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory)
     """doit on a home in which the demonstration model was fetched. For reading only."""
 
     def make(folder: Path) -> None:
-        with_programs(built, folder / "hôme")("fetch", "model=demo")
+        with_programs(built, folder / "hôme")("fetch", "model=demo-embed")
 
     return Doit(shared(tmp_path_factory, "demo", make) / "hôme")
 

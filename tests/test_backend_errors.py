@@ -49,7 +49,9 @@ def nothing_was_made(doit: Doit) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cuda", "metal", "hip", "sycl", "vulkan"])
-@pytest.mark.parametrize("words", [["build_bins"], ["serve", "model=demo"]], ids=lambda w: w[0])
+@pytest.mark.parametrize(
+    "words", [["build_bins"], ["serve", "model=demo-embed"]], ids=lambda w: w[0]
+)
 def test_not_possible_here(here: Doit, words: list[str], backend: str) -> None:
     run = here(*words, f"backend={backend}", status=1, timeout=60)
     assert run.err.count("error: ") == 1
@@ -62,7 +64,7 @@ def test_not_possible_here(here: Doit, words: list[str], backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cuda", "metal", "vulkan"])
 def test_no_plan_of_what_cannot_run(here: Doit, backend: str) -> None:
-    run = here("plan", "model=demo", f"backend={backend}", status=1, timeout=60)
+    run = here("plan", "model=demo-embed", f"backend={backend}", status=1, timeout=60)
     assert f"backend={backend} is not possible here; missing:\n  " in run.err
     assert run.out == "" and "Traceback" not in run.err
 
@@ -85,7 +87,7 @@ def test_the_systems_toolkit_lacks_parts(here: Doit) -> None:
 
 @TOOLKIT_HERE
 def test_for_another_machine_nvidias_wheels_are_taken(here: Doit) -> None:
-    told = here("plan", "model=demo", "cuda_architectures=90", "format=json").json()
+    told = here("plan", "model=demo-embed", "cuda_architectures=90", "format=json").json()
     assert told["backend"] == "cuda"
     (step,) = [step for step in told["steps"] if step["name"] == "cuda_toolkit"]
     assert step["state"] == "to do" and "NVIDIA's wheels" in step["what"]
@@ -98,7 +100,7 @@ def test_auto_says_why_a_card_is_not_used(here: Doit) -> None:
     smi = Path(here.env["PATH"]) / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Unknown Error'\n")
     smi.chmod(0o755)
-    told = here("plan", "model=demo", "format=json").json()
+    told = here("plan", "model=demo-embed", "format=json").json()
     assert told["backend"] == "cpu"
     assert told["warnings"][0] == "falling back to CPU: the GPU cannot be used"
     assert any("nvidia-smi: Failed to initialize NVML" in text for text in told["warnings"])
@@ -135,7 +137,7 @@ def test_programs_of_the_users_own_are_not_packed(bare: Doit, tmp_path: Path) ->
     ("words", "status"),
     [
         (["build_bins"], 3),
-        (["plan", "model=demo"], 3),
+        (["plan", "model=demo-embed"], 3),
         (["up", "config={config}"], 3),
         (["ps", "config={config}"], 0),
         (["list"], 0),
@@ -147,7 +149,7 @@ def test_a_folder_without_programs(
     """It is an error of what would use them, and of nothing else."""
     bare.env["LLAMA_SERVER_BINS_DIR"] = str(tmp_path / "nö")
     config = tmp_path / "one.toml"
-    config.write_text('[instance.a.model]\nref = "demo"\n', encoding="utf-8")
+    config.write_text('[instance.a.model]\nref = "demo-embed"\n', encoding="utf-8")
     done = bare(*(word.format(config=config) for word in words), status=status)
     assert ("there is no llama-server in it" in done.err) is (status == 3)
     assert "Traceback" not in done.err

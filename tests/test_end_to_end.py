@@ -45,12 +45,26 @@ def reference(demo: Doit, converter: Path) -> list[list[float]]:
 def test_the_demo_embeds_as_pytorch_does(
     demo: Doit, reference: list[list[float]], quant: str, least: float
 ) -> None:
-    with demo.serving("model=demo", f"quant={quant}") as url:
+    with demo.serving("model=demo-embed", f"quant={quant}") as url:
         answer = post(f"{url}/v1/embeddings", {"input": SENTENCES})
     found = [item["embedding"] for item in answer["data"]]
     assert len(found) == len(SENTENCES)
     for ours, theirs in zip(found, reference, strict=True):
         assert cosine(ours, theirs) >= least
+
+
+def test_the_demo_talks(doit: Doit) -> None:
+    with doit.serving("model=demo", "ctx_size=2048") as url:
+        assert get(f"{url}/v1/models")["data"][0]["id"] == "SmolLM2-135M-Instruct"
+        question = {"role": "user", "content": "Give me three names of fruits."}
+        body = {"messages": [question], "temperature": 0, "max_tokens": 40}
+        answer = post(f"{url}/v1/chat/completions", body)["choices"][0]["message"]["content"]
+        assert "Banana" in answer and "Apple" in answer
+    again = doit("prepare", "model=demo")
+    assert again.steps == []
+    assert "as their receipts say" in doit("verify", "model=demo").err
+    wrong = doit("plan", "model=demo", "quant=q8_0", status=3)
+    assert "is Q4_1: quantizing it again (quant=q8_0) would cost quality" in wrong.err
 
 
 def test_a_chat_model_answers_whole_and_streaming(doit: Doit, tiny: Path, converter: Path) -> None:
@@ -117,7 +131,7 @@ def test_a_gguf_repository_through_the_hub(
         doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         with doit.serving("model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf") as url:
             models = get(f"{url}/v1/models")
-            assert models["data"][0]["id"] == "tiny-GGUF"
+            assert models["data"][0]["id"] == "tiny"
         server.control(clear_log=True)
         again = doit("prepare", "model=org/tiny-GGUF", "filename=tiny-Q8_0.gguf")
         assert again.steps == []
@@ -153,7 +167,7 @@ def test_inherited_settings_do_not_change_a_launch(
 ) -> None:
     doit.env |= {"LLAMA_ARG_CTX_SIZE": "64", "LLAMA_ARG_ALIAS": "stranger"}
     with doit.serving(f"model={tiny}", "ctx_size=1024") as url:
-        assert get(f"{url}/v1/models")["data"][0]["id"] == tiny.name
+        assert get(f"{url}/v1/models")["data"][0]["id"] == "tiny-llama-é"
         assert get(f"{url}/props")["default_generation_settings"]["n_ctx"] == 1024
 
 

@@ -28,7 +28,7 @@ def user(doit: Doit, example: Path, gguf: Path, tmp_path: Path) -> Iterator[Doit
     told = tomllib.loads(example.read_text(encoding="utf-8"))
     instances = {n: t for n, t in told["instance"].items() if n not in ("control", "server")}
     for table in instances.values():
-        if table["model"]["ref"] != "demo":
+        if table["model"]["ref"] != "demo-embed":
             folder = tmp_path / "hub" / table["model"]["ref"]
             folder.mkdir(parents=True)
             shutil.copyfile(gguf, folder / f"tiny-{table['model']['quant']}.gguf")

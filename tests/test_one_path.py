@@ -138,7 +138,7 @@ def test_a_fitted_context_stays(doit: Doit, file: Path) -> None:
 def test_a_fitted_context_of_an_embedding_model_stays(demo: Doit, tmp_path: Path) -> None:
     """Its batch is as long as its context, and stays with it."""
     path = tmp_path / "embed.toml"
-    path.write_text(f'[instance.embed]\nmodel.ref = "demo"\nserver.port = {free_port()}\n')
+    path.write_text(f'[instance.embed]\nmodel.ref = "demo-embed"\nserver.port = {free_port()}\n')
     source = f"config={path}"
     (server,) = doit_servers(demo, source)
     cmd = ["256" if word == "512" else word for word in server["cmd"]]

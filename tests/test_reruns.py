@@ -193,10 +193,10 @@ def test_what_was_kept_stays_kept(made: Doit, own_tiny: Path) -> None:
 
 
 def test_force_fetches_what_it_needs_again(doit: Doit, demo: Doit) -> None:
-    doit("prepare", "model=demo", "quant=q8_0")
+    doit("prepare", "model=demo-embed", "quant=q8_0")
     shutil.rmtree(doit.home / "models" / "source")
-    assert doit("prepare", "model=demo", "quant=q8_0").steps == [], "the GGUF is all there"
-    again = doit("prepare", "model=demo", "quant=q8_0", "force=1")
+    assert doit("prepare", "model=demo-embed", "quant=q8_0").steps == [], "the GGUF is all there"
+    again = doit("prepare", "model=demo-embed", "quant=q8_0", "force=1")
     assert again.steps == ["fetch", "convert"]
 
 
@@ -209,14 +209,17 @@ def damage(path: Path) -> None:
 
 
 def test_force_mends_what_no_stamp_tells(doit: Doit, demo: Doit) -> None:
-    doit("prepare", "model=demo", "quant=q8_0")
+    doit("prepare", "model=demo-embed", "quant=q8_0")
     source = next((doit.home / "models" / "source").rglob("model.safetensors"))
     whole = source.read_bytes()
     damage(source)
-    assert doit("prepare", "model=demo", "quant=q8_0").steps == []
-    assert doit("prepare", "model=demo", "quant=q8_0", "force=1").steps == ["fetch", "convert"]
+    assert doit("prepare", "model=demo-embed", "quant=q8_0").steps == []
+    assert doit("prepare", "model=demo-embed", "quant=q8_0", "force=1").steps == [
+        "fetch",
+        "convert",
+    ]
     assert source.read_bytes() == whole
-    doit("verify", "model=demo")
+    doit("verify", "model=demo-embed")
 
 
 def test_force_hashes_a_folder_of_the_users_own_again(made: Doit, own_tiny: Path) -> None:
@@ -261,7 +264,7 @@ def test_a_restored_model_needs_no_converter(made: Doit, own_tiny: Path, tmp_pat
 def test_offline_uses_no_network(doit: Doit, tmp_path: Path) -> None:
     doit.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "empty")
     for task in ("fetch", "converter"):
-        wrong = doit(task, "model=demo", "offline=1", status=1)
+        wrong = doit(task, "model=demo-embed", "offline=1", status=1)
         assert "offline=1" in wrong.err and "+ " not in wrong.err
 
 

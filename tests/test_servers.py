@@ -106,7 +106,7 @@ def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Pat
     port, gateway = free_port(), free_port()
     servers.write(
         {
-            "instance.embed.model": {"ref": "demo", "quant": "q8_0"},
+            "instance.embed.model": {"ref": "demo-embed", "quant": "q8_0"},
             "instance.embed.server": {"port": port},
             "gateway": {"enable": True, "port": gateway},
         }
@@ -331,7 +331,7 @@ def test_every_mistake_is_told_before_any_work(servers: Servers) -> None:
             "master": {"enabel": True},
             "instance.control": {"restart": "sometimes"},
             "instance.chat.server": {"ctx_sise": 1, "port": 8080},
-            "instance.chat.model": {"ref": "demo", "quant": "q9"},
+            "instance.chat.model": {"ref": "demo-embed", "quant": "q9"},
             "instance.other.server": {"port": 8080, "model": "nowhere.gguf"},
         }
     )
@@ -517,7 +517,7 @@ def test_a_plan_for_a_container_takes_its_files_as_said(servers: Servers) -> Non
     assert "8081 is taken by" in wrong and "instance.hub.model.ref = org" in wrong
     assert (
         "needs config= or profile="
-        in servers.doit("plan", "model=demo", "target=container", status=3).err
+        in servers.doit("plan", "model=demo-embed", "target=container", status=3).err
     )
 
 

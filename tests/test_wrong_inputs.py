@@ -21,17 +21,17 @@ from pipeline.models import safetensors
     ("words", "says"),
     [
         (["modle=x"], ["modle", "did you mean model?"]),
-        (["model=demo", "port=eighty"], ["port=eighty", "from 1 to 65535"]),
-        (["model=demo", "port=70000"], ["port=70000", "from 1 to 65535"]),
-        (["model=demo", "quant=q4_k_x"], ["quant=q4_k_x", "Q4_K_"]),
-        (["model=demo", "quant=iq1_s"], ["iq1_s", "importance matrix", "imatrix="]),
-        (["model=demo", "gguf_path=x.gguf"], ["model and gguf_path"]),
+        (["model=demo-embed", "port=eighty"], ["port=eighty", "from 1 to 65535"]),
+        (["model=demo-embed", "port=70000"], ["port=70000", "from 1 to 65535"]),
+        (["model=demo-embed", "quant=q4_k_x"], ["quant=q4_k_x", "Q4_K_"]),
+        (["model=demo-embed", "quant=iq1_s"], ["iq1_s", "importance matrix", "imatrix="]),
+        (["model=demo-embed", "gguf_path=x.gguf"], ["model and gguf_path"]),
         (["model=/no/such/path"], ["/no/such/path", "does not exist"]),
         (["model=./here.gguf"], ["here.gguf", "does not exist"]),
-        (["model=demo", "backend=coda"], ["backend=coda", "did you mean cuda?"]),
-        (["model=demo", "backend=cpu", "device=cuda"], ["device=cuda", "backend=cpu"]),
-        (["model=demo", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is no file"]),
-        (["model=demo", "server.port=1"], ["server.port", "port="]),
+        (["model=demo-embed", "backend=coda"], ["backend=coda", "did you mean cuda?"]),
+        (["model=demo-embed", "backend=cpu", "device=cuda"], ["device=cuda", "backend=cpu"]),
+        (["model=demo-embed", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is no file"]),
+        (["model=demo-embed", "server.port=1"], ["server.port", "port="]),
         (["model=what"], ["model=what", "org/model"]),
         ([], ["no model given; pass model=… (try model=demo)"]),
         (["modle=x", "port=0"], ["modle", "port=0"]),
@@ -191,7 +191,7 @@ def test_a_full_disk_is_said_and_nothing_is_published(
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(b"\0" * (free - 70 * 1024 * 1024))
-    refused = doit("prepare", "model=demo", status=1)
+    refused = doit("prepare", "model=demo-embed", status=1)
     assert "are needed there and" in refused.err
     assert not list(home.rglob("*.gguf")) and not list(home.rglob(".*.part"))
     filler.unlink()
@@ -237,13 +237,13 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
             stack.enter_context(disk(home, "ro"))
         else:
             home.mkdir(mode=0o500)
-        wrong = Doit(home)("serve", "model=demo", status=1)
+        wrong = Doit(home)("serve", "model=demo-embed", status=1)
     assert "cannot be written to" in wrong.err
     assert "LLAMA_PIPELINE_HOME" in wrong.err
     assert "Traceback" not in wrong.err
 
 
-@pytest.mark.parametrize("words", [["build_bins"], ["serve", "model=demo"]])
+@pytest.mark.parametrize("words", [["build_bins"], ["serve", "model=demo-embed"]])
 def test_no_compiler_is_said_before_anything_is_fetched(bare: Doit, words: list[str]) -> None:
     bare.env["CXX"] = "/no/such/c++"
     wrong = bare(*words, status=1)

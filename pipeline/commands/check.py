@@ -52,7 +52,7 @@ def check_request(model: Model) -> None:
     model.programs.require_device()
     external = binaries.external(home)
     quant = wanted.quant or quants.DEFAULT
-    is_converted = reference is not None and reference.kind in ("demo", "folder")
+    is_converted = reference is not None and reference.is_safetensors
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
     if external and wanted.imatrix and models.imatrix.is_text(wanted.imatrix):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from msgspec import Struct
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
+from pipeline.core.pins import pins
 from pipeline.core.store import receipts
 from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Status
@@ -130,6 +131,8 @@ def outlook(model: Model, chain: Chain) -> MemoryEstimate:
     try:
         return of_gguf(model, readables(model, resolved, files), key=files[0].identity)
     except PipelineError:
+        if resolved.source["type"] == "package":
+            return _by_formula(model, resolved)(resolved.precision)
         if not model.request.offline:
             raise
         return MemoryEstimate(bytes=sum(f.size for f in files), trained=0, at=lambda ctx_size: None)
@@ -253,13 +256,15 @@ def require_convertible(model: Model, chain: Chain) -> None:
 
 def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstimate]:
     """From config.json and the weights' headers, as far as they can be read."""
-    config: dict[str, Any] = {}
+    reference = model.require_reference()
+    pinned = pins().demos.get(reference.text) if reference.kind == "demo" else None
+    config: Mapping[str, Any] = pinned.config if pinned else {}
     elements = int(resolved.bytes * 8 / formula.BITS.get(resolved.precision, (16, 16))[0])
     if resolved.kind == "safetensors":
         try:
             files = {f.name: f for f in readables(model, resolved, resolved.files)}
             content = json.loads(files["config.json"].get(0, files["config.json"].size))
-            config = content if isinstance(content, dict) else {}
+            config = content if isinstance(content, dict) else config
             weights = [file for name, file in files.items() if name.endswith(".safetensors")]
             elements = sum(safetensors.head(f).elements for f in weights)
         except (PipelineError, KeyError, ValueError, RecursionError):

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pipeline.bins.compile import source
 from pipeline.core import log
 from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
@@ -60,7 +61,8 @@ def fetch(model: Model) -> None:
     if resolved.local:
         return
     if resolved.source["type"] == "package":
-        fetching.fetch_demo(resolved, model.home, offline=offline, force=force)
+        archive = pins().demos[model.require_reference().text].archive
+        fetching.unpack(resolved, archive, model.home, offline=offline, force=force)
         return
     resolve.require_architecture(model, resolved)  # the source may have come since then
     with model.asking_anew():

@@ -131,7 +131,7 @@ class Model:
         if reference is None:
             return None
         if reference.kind == "demo":
-            return models.resolve.demo(home)
+            return models.resolve.demo(reference.text, home)
         if reference.path is not None and reference.kind == "gguf":
             return models.resolve.gguf_path(reference.path, home)
         if reference.path is not None:

@@ -140,7 +140,10 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
         files = chain.resolved
         what = f"{plural(len(files.files), 'file')}, {size(files.bytes)}"
         if files.source["type"] == "package":
-            sizes = (still_to_come(pins().demo_archive, home), files.bytes)
+            sizes = (
+                still_to_come(pins().demos[model.require_reference().text].archive, home),
+                files.bytes,
+            )
         else:
             force = model.request.force and not model.request.offline
             sizes = (fetch.bytes_to_come(files, force=force),) * 2

@@ -136,7 +136,7 @@ def request(words: Mapping[str, str]) -> Request:
         keep_f16=model.keep_f16,
         imatrix=_file("imatrix", model.imatrix),
     )
-    if reference and reference.kind in ("demo", "folder"):
+    if reference and reference.is_safetensors:
         require_makeable(wanted)
     mmproj, named = _mmproj(reference, model.mmproj)
     return fill(

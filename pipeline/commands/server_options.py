@@ -30,7 +30,7 @@ def spec(request: Request, name: str = "serve", log: str | None = None) -> Insta
         places[f"server.{option}"] = f"{SERVER}{variable}="
         typed.append(option)
     return InstanceSpec(
-        name=name.replace(",", " "),  # a comma would make two names of it
+        name=name,
         control=Control(
             log_file=log,
             sandbox=request.sandbox,

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 from msgspec import Struct, convert
 
@@ -31,6 +32,18 @@ class PinnedFile(Struct, frozen=True):
     sha256: str
 
 
+class PinnedModel(Struct, frozen=True, kw_only=True):
+    """A model inside an archive. `precision` is its own type; `config` is what its config.json says
+    of its size, to know what it takes before it is here."""
+
+    name: str
+    kind: Literal["gguf", "safetensors"]
+    precision: str
+    config: Mapping[str, Any]
+    archive: Archive
+    files: Mapping[str, PinnedFile]
+
+
 class PinnedPrebuilt(Struct, frozen=True, kw_only=True):
     """Upstream's own programs: the default `release`, and one archive of it, which is the `file`
     inside a package: for which platform and backend, and the files in it with their sha256."""
@@ -51,9 +64,7 @@ class Pins(Struct, frozen=True, kw_only=True):
     llama_cpp_commit: str
     llama_cpp_tree: str
     llama_cpp_archive: Archive
-    demo_name: str
-    demo_archive: Archive
-    demo_files: Mapping[str, PinnedFile]
+    demos: Mapping[str, PinnedModel]  # by what model= says
     torch: str
     torch_index: str
     prebuilt: PinnedPrebuilt
@@ -66,7 +77,6 @@ def pins() -> Pins:
     prebuilt = data["prebuilt"]
     lines = (line.split("  ", 1) for line in prebuilt["files"].splitlines())
     prebuilt["files"] = {name: digest for digest, name in lines}
-    values = {**data["converter"], "prebuilt": prebuilt}
-    for table in ("llama_cpp", "demo"):
-        values |= {f"{table}_{key}": value for key, value in data[table].items()}
+    llama_cpp = {f"llama_cpp_{key}": value for key, value in data["llama_cpp"].items()}
+    values = {**data["converter"], **llama_cpp, "demos": data["demos"], "prebuilt": prebuilt}
     return convert(values, Pins)

@@ -58,7 +58,8 @@ def chain(
     conversion = None
     if resolved.kind == "gguf":
         file = resolved.folder / resolved.files[0].name
-        if not resolved.local or requested.quant in ("", resolved.precision):
+        is_chosen = resolved.source["type"] == "hf"  # with this quant, among those that are there
+        if is_chosen or requested.quant in ("", resolved.precision):
             _require_no_options(requested, ": the GGUF is served as it is")
             return Chain(resolved=resolved, final=file)
         if resolved.precision not in quants.UNQUANTIZED:

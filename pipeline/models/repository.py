@@ -19,7 +19,7 @@ from .gguf import Header
 from .hub import Listing
 from .projector import pair
 from .reference import NO_PROJECTOR, FileFilter
-from .resolve import SIDE_FILES, ModelFile, Resolved, slug
+from .resolve import SIDE_FILES, ModelFile, Resolved, short_name, slug
 from .safetensors import Head, own_precision
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the index of a 1,000-tensor model has 100 thousand
@@ -159,7 +159,7 @@ def of_files(
     name = f"{slug(repo)}__{slug(commit[:12])}"
     return Resolved(
         kind=kind,
-        name=repo.split("/")[-1],
+        name=short_name(repo.split("/")[-1]),
         slug=name,
         folder=home.models / ("gguf" if kind == "gguf" else "source") / name,
         local=False,

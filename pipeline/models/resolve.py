@@ -20,6 +20,7 @@ from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
 from . import checkpoint, contents, gguf, quants, safetensors, weights
+from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
 from .weights import INDEX
@@ -37,6 +38,7 @@ SIDE_FILES = (
 # For quant=auto, best first. None needs an importance matrix, and more bits than Q8_0's make hardly
 # any difference.
 CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+MARK = re.compile(r"[-_.](i1|imat|imatrix|gguf)$", re.IGNORECASE)  # of conversions
 MOST_NESTED = 1000  # files of folders in a folder, which only an error message names
 
 
@@ -89,6 +91,29 @@ class Resolved(Struct, frozen=True, kw_only=True):
         return {"step": "fetch", "file": file.identity, **self.source}
 
 
+def short_name(*names: str) -> str:
+    """A model's name in the API: that of its repository or file, without its quant and what
+    conversions add, in letters that need no quotes. Of several the first that leaves something."""
+    for text in names:
+        shard = SHARD.fullmatch(text)
+        name = quants.LABEL.sub("", shard["stem"] if shard else text.removesuffix(".gguf"))
+        name = re.sub(r"[^\w.-]+", "-", name)
+        name = re.sub(r"(?<=[-_.])[-_.]+", "", name).strip("-_.")
+        while MARK.search(name):
+            name = MARK.sub("", name)
+        if name:
+            return name
+    return "model"
+
+
+def folder_name(path: Path) -> str:
+    """A folder's name; in a cache of huggingface_hub, where it is a commit's hash, its
+    repository's."""
+    repository = path.parent.parent.name
+    is_cached = path.parent.name == "snapshots" and repository.startswith("models--")
+    return repository.rpartition("--")[2] if is_cached else path.name
+
+
 def slug(text: str) -> str:
     """`text` as a name that every file system takes."""
     name = re.sub(r"[^\w.-]+", "-", text.replace("/", "__"))
@@ -102,19 +127,20 @@ def local_slug(path: Path) -> str:
     return f"local__{slug(path.stem if path.is_file() else path.name)}__{digest}"
 
 
-def demo(home: Home) -> Resolved:
-    """The demonstration model, from the pins."""
-    archive, name = pins().demo_archive, pins().demo_name
-    slug = f"demo__{name}__{archive.sha256[:12]}"
+def demo(text: str, home: Home) -> Resolved:
+    """The demonstration model that `text` names, from the pins."""
+    pinned = pins().demos[text]
+    archive = pinned.archive
+    slug = f"demo__{pinned.name}__{archive.sha256[:12]}"
     return Resolved(
-        kind="safetensors",
-        name=name,
+        kind=pinned.kind,
+        name=pinned.name,
         slug=slug,
-        folder=home.models / "source" / slug,
+        folder=home.models / ("gguf" if pinned.kind == "gguf" else "source") / slug,
         local=False,
         source={"type": "package", "ref": f"{archive.package}=={archive.version}"},
-        files=tuple(ModelFile(n, f.size, f.sha256) for n, f in pins().demo_files.items()),
-        precision="F32",
+        files=tuple(ModelFile(n, f.size, f.sha256) for n, f in pinned.files.items()),
+        precision=pinned.precision,
     )
 
 
@@ -137,7 +163,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     gguf.require_model(headers, str(path))
     return Resolved(
         kind="gguf",
-        name=headers[0].name or path.stem,
+        name=short_name(path.name, path.parent.name),
         slug=local_slug(path),
         folder=path.parent,
         local=True,
@@ -210,7 +236,7 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     )
     return Resolved(
         kind="safetensors",
-        name=path.resolve().name,
+        name=short_name(folder_name(path.resolve())),
         slug=local_slug(path),
         folder=path,
         local=True,

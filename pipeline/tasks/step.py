@@ -88,8 +88,7 @@ def before_resolve(model: Model) -> list[str]:
     if reference is None:
         return []
     if is_auto(model):
-        is_converted = reference.kind in ("demo", "folder")
-        return ["source", "build_bins", *(["converter"] if is_converted else [])]
+        return ["source", "build_bins", *(["converter"] if reference.is_safetensors else [])]
     return ["source"] if reference.kind == "folder" else []
 
 

@@ -56,12 +56,12 @@ def asked(line: str) -> None:
 
 
 def test_the_lines_of_the_readme(demo: Doit) -> None:
-    """`serve model=demo`, then curl in another terminal."""
+    """`serve model=demo-embed`, then curl in another terminal."""
     lines = curls(README)
     assert len(lines) > 1
     free_or_skip(8080)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with demo.start("serve", "model=demo", "port=8080", **quiet) as server:
+    with demo.start("serve", "model=demo-embed", "port=8080", **quiet) as server:
         try:
 
             def ready() -> bool:
@@ -83,7 +83,7 @@ def shown(
 ) -> Iterator[Site]:
     """What docs/clients.md asks: `chat` and `embed` behind port 9000, no key."""
     free_or_skip(9000)
-    demo("prepare", "model=demo", "quant=q8_0")
+    demo("prepare", "model=demo-embed", "quant=q8_0")
     minilm = next((demo.home / "models").rglob("*.q8_0.gguf"))
     program = next(built.glob("*/llama-server*"))
     with site(tmp_path_factory.mktemp("shown")) as one:

@@ -265,7 +265,7 @@ def test_the_hubs_own_switch_means_offline(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_quants_in_any_letter_case(written: str, meant: str) -> None:
-    assert ask(model="demo", quant=written).wanted.quant == meant
+    assert ask(model="demo-embed", quant=written).wanted.quant == meant
     assert ask(model=f"a/b:{written}").wanted.quant == meant
 
 
@@ -278,7 +278,7 @@ def test_other_words_in_any_letter_case() -> None:
 
 def test_a_repositorys_own_quant_name_is_kept() -> None:
     assert ask(model="a/b", quant="q4_k_p").wanted.quant == "Q4_K_P"
-    assert "no such type; did you mean Q4_K" in refusal(model="demo", quant="q4_k_p")
+    assert "no such type; did you mean Q4_K" in refusal(model="demo-embed", quant="q4_k_p")
     assert ask(model="a/b:ud-q4_k_xl").wanted.quant == "UD-Q4_K_XL"
 
 

@@ -43,7 +43,7 @@ def test_plan_reads_each_receipt_once_and_makes_one_chain(demo: Doit) -> None:
     newest = max(file.stat().st_mtime for file in (bins, model))
     wait_for(lambda: time.time() > newest + 3)  # a file that was just written is read each time
     done = subprocess.run(
-        [sys.executable, "-c", COUNTING, "plan", "model=demo", "format=json"],
+        [sys.executable, "-c", COUNTING, "plan", "model=demo-embed", "format=json"],
         cwd=REPOSITORY,
         env=demo.env,
         capture_output=True,

@@ -166,5 +166,5 @@ class TestCache:
         assert paths.cache(home) == tmp_path / "file"
         # an OSError with the path in it is told as a plain error by the tasks
         with pytest.raises((PipelineError, OSError), match=re.escape(str(tmp_path / "file"))):
-            packages.fetch(pins().demo_archive, home, offline=True)
+            packages.fetch(pins().demos["demo"].archive, home, offline=True)
         assert names(tmp_path) == ["file"]

@@ -7,9 +7,15 @@ import pytest
 from packaging.utils import parse_sdist_filename, parse_wheel_filename
 from packaging.version import Version
 
-from pipeline.core.pins import Archive, pins
+from pipeline.core.pins import Archive, PinnedModel, pins
+from pipeline.models.resolve import short_name
 
-ARCHIVES = [pins().llama_cpp_archive, pins().demo_archive, pins().prebuilt.archive]
+DEMOS = pins().demos.values()
+ARCHIVES = [
+    pins().llama_cpp_archive,
+    *(demo.archive for demo in DEMOS),
+    pins().prebuilt.archive,
+]
 
 
 def is_sha(text: str, digits: int) -> bool:
@@ -37,15 +43,20 @@ def test_llama_cpp() -> None:
     assert is_sha(pins().llama_cpp_tree, 40)
 
 
-def test_the_demo() -> None:
-    files = pins().demo_files
-    assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(files)
-    for name, file in files.items():
+def test_the_demos() -> None:
+    embedding = pins().demos["demo-embed"].files
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= {*embedding}
+    assert [name[-5:] for name in pins().demos["demo"].files] == [".gguf"]
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.name)
+def test_a_demo(demo: PinnedModel) -> None:
+    for name, file in demo.files.items():
         assert is_sha(file.sha256, 64)
         assert file.size > 0
         assert not PurePosixPath(name).is_absolute()
         assert ".." not in PurePosixPath(name).parts
-    assert re.fullmatch(r"[\w.-]+", pins().demo_name)
+    assert short_name(demo.name) == demo.name
 
 
 def test_the_prebuilt_programs() -> None:
@@ -66,7 +77,7 @@ def test_torch() -> None:
 
 
 def test_every_pin_is_another() -> None:
-    hashes = [file.sha256 for file in pins().demo_files.values()]
+    hashes = [file.sha256 for demo in DEMOS for file in demo.files.values()]
     hashes += [archive.sha256 for archive in ARCHIVES]
     hashes += [pins().prebuilt.sha256]
     hashes += [pins().llama_cpp_commit, pins().llama_cpp_tree]

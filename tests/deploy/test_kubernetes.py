@@ -146,7 +146,7 @@ def user(doit: Doit, gguf: Path, converter: Path, tmp_path: Path) -> Iterator[Do
     for example in EXAMPLES:
         told = tomllib.loads((REPOSITORY / "configs" / f"{example}.toml").read_text("utf-8"))
         for table in told["instance"].values():
-            if "model" in table and table["model"]["ref"] != "demo":
+            if "model" in table and table["model"]["ref"] != "demo-embed":
                 at = tmp_path / "hub" / table["model"]["ref"]
                 at.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(gguf, at / f"tiny-{table['model']['quant']}.gguf")
@@ -166,8 +166,8 @@ def test_an_example(user: Doit, example: str, tmp_path: Path) -> None:
     config = f"config={REPOSITORY / 'configs' / example}.toml"
     if example in WITH_DEMO:
         wanting = user("kubernetes", config, IMAGE, status=3)
-        assert "doit prepare model=demo" in wanting.err + wanting.out
-        user("prepare", "model=demo")
+        assert "doit prepare model=demo-embed" in wanting.err + wanting.out
+        user("prepare", "model=demo-embed")
     user("kubernetes", config, IMAGE)
     at = user.home / "deploy" / example
     found = require_sound(at)
@@ -181,7 +181,7 @@ def test_an_example(user: Doit, example: str, tmp_path: Path) -> None:
         inside = one["spec"]["template"]["spec"]
         for container in inside.get("initContainers", ()):
             assert container["args"][0] == "prepare"
-            if "model=demo" not in container["args"]:
+            if "model=demo-embed" not in container["args"]:
                 assert any(re.fullmatch("revision=[0-9a-f]{40}", x) for x in container["args"])
 
 

@@ -8,12 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.core.pins import pins
+from pipeline.core.pins import Archive
 from pipeline.models import fetch
 from pipeline.models.resolve import ModelFile, Resolved
 
@@ -27,21 +26,32 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 @pytest.fixture
-def package(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The pinned package, where fetched ones are kept."""
+def package(home: Home, tmp_path: Path) -> Archive:
+    """A package, where fetched ones are kept."""
     made = tmp_path / "package.whl"
-    with zipfile.ZipFile(made, "w") as archive:
+    with zipfile.ZipFile(made, "w") as wheel:
         for name, content in FILES.items():
-            archive.writestr(f"{pins().demo_archive.folder}/{name}", content)
-    digest = hashlib.sha256(made.read_bytes()).hexdigest()
-    own = replace(pins().demo_archive, file=made.name, sha256=digest)
-    monkeypatch.setattr(fetch, "pins", lambda: replace(pins(), demo_archive=own))
-    target = packages.cached(own, home)
+            wheel.writestr(f"folder/{name}", content)
+    content = made.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    archive = Archive(
+        package="package",
+        version="1",
+        kind="wheel",
+        file=made.name,
+        folder="folder",
+        sha256=digest,
+        size=len(content),
+    )
+    target = packages.cached(archive, home)
     target.parent.mkdir(parents=True)
-    return made.rename(target)
+    made.rename(target)
+    return archive
 
 
-def test_the_package_is_opened_only_where_a_file_has_to_be_made(home: Home, package: Path) -> None:
+def test_the_package_is_opened_only_where_a_file_has_to_be_made(
+    home: Home, package: Archive
+) -> None:
     files = tuple(
         ModelFile(name, len(content), hashlib.sha256(content).hexdigest())
         for name, content in FILES.items()
@@ -56,14 +66,14 @@ def test_the_package_is_opened_only_where_a_file_has_to_be_made(home: Home, pack
         files=files,
         precision="F32",
     )
-    fetch.fetch_demo(resolved, home, offline=True)
+    fetch.unpack(resolved, package, home, offline=True)
     assert {name: (resolved.folder / name).read_bytes() for name in FILES} == FILES
 
-    package.unlink()
+    packages.cached(package, home).unlink()
     os.utime(resolved.folder / "config.json", ns=(1, 1))  # copied: hashed, not made
-    fetch.fetch_demo(resolved, home, offline=True)
+    fetch.unpack(resolved, package, home, offline=True)
 
     (resolved.folder / "config.json").unlink()
     with pytest.raises(PipelineError, match="offline=1 forbids downloading it"):
-        fetch.fetch_demo(resolved, home, offline=True)
+        fetch.unpack(resolved, package, home, offline=True)
     assert (resolved.folder / "model.safetensors").read_bytes() == b"weights"

@@ -68,7 +68,7 @@ def refusal(folder: Path, known: frozenset[str] = KNOWN) -> str:
 def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home) -> None:
     resolved = resolve.folder(model, home, KNOWN)
     assert (resolved.kind, resolved.name, resolved.precision, resolved.local) == (
-        *("safetensors", "My Model", "F16"),
+        *("safetensors", "My-Model", "F16"),
         True,
     )
     names = [file.name for file in resolved.files]
@@ -320,7 +320,7 @@ def test_a_gguf_is_used_in_place(tmp_path: Path, home: Home) -> None:
     path = a_gguf(tmp_path / "Some model.gguf", lambda writer: writer.add_name("Its name"))
     resolved = resolve.gguf_path(path, home)
     assert (resolved.kind, resolved.name, resolved.precision, resolved.local) == (
-        *("gguf", "Its name", "F16"),
+        *("gguf", "Some-model", "F16"),
         True,
     )
     assert resolved.folder == tmp_path
@@ -385,7 +385,7 @@ def test_the_slug_of_a_long_name_can_be_a_folder(tmp_path: Path) -> None:
 @pytest.fixture
 def resolved(home: Home) -> resolve.Resolved:
     return replace(
-        resolve.demo(home),
+        resolve.demo("demo-embed", home),
         source={"type": "hf", "ref": "org/ü", "revision": "c" * 40},
         files=(ModelFile("a/b.json", 3, "", "blob"), ModelFile("w.safetensors", 9, "sha")),
     )
@@ -435,8 +435,35 @@ def test_recipes_name_files_by_identity(resolved: resolve.Resolved) -> None:
     assert recipe["revision"] == "c" * 40
 
 
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["SmolLM2-135M-Instruct.Q4_1.gguf"], "SmolLM2-135M-Instruct"),
+        (["Qwen3-8B-GGUF"], "Qwen3-8B"),
+        (["Qwen3-8B-UD-Q4_K_XL-00001-of-00002.gguf"], "Qwen3-8B"),
+        (["Model.i1-Q4_K_M.gguf"], "Model"),
+        (["Model-imatrix-GGUF"], "Model"),
+        (["Model-Q4_K_M-v2.gguf"], "Model-v2"),
+        (["gpt-oss-20b-mxfp4.gguf"], "gpt-oss-20b"),
+        (["gemma 3, 4b (new).gguf"], "gemma-3-4b-new"),
+        (["größe.Q8_0.gguf"], "größe"),
+        (["all-MiniLM-L6-v2"], "all-MiniLM-L6-v2"),
+        (["Q4_K_M.gguf", "Qwen3-8B"], "Qwen3-8B"),
+        (["Q4_K_M.gguf", ""], "model"),
+    ],
+)
+def test_a_name_in_the_api_is_short_and_typeable(names: list[str], short: str) -> None:
+    assert resolve.short_name(*names) == short
+
+
+def test_a_folder_in_the_hubs_cache_has_its_repositorys_name(tmp_path: Path) -> None:
+    commit = tmp_path / "models--org--Some-Model" / "snapshots" / ("0" * 40)
+    assert resolve.folder_name(commit) == "Some-Model"
+    assert resolve.folder_name(tmp_path / "snapshots" / "mine") == "mine"
+
+
 def test_the_demo_is_pinned(home: Home) -> None:
-    demo = resolve.demo(home)
+    demo = resolve.demo("demo-embed", home)
     assert "config.json" in demo.recipe()
     assert all(len(file.sha256) == 64 and file.size for file in demo.files)
     assert home.root in demo.folder.parents

@@ -173,7 +173,7 @@ class ModelTable(Table):
     """A model that is prepared before the launch: the variables of `prepare`."""
 
     ref: Text
-    """org/model, org/model:QUANT, a path of a .gguf or of a folder, or demo."""
+    """org/model, org/model:QUANT, a path of a .gguf or of a folder, demo or demo-embed."""
     quant: Text | None = None
     """A type of llama-quantize, or auto."""
     revision: Text | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import did_you_mean
+from pipeline.core.pins import pins
 from pipeline.models.address import is_address
 from pipeline.models.reference import HUB, exists
 from pipeline.serve.server import Control
@@ -171,7 +172,7 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     starts at `folder`, and never where the user happens to be."""
     values = model.model_dump(exclude_none=True)
     ref = values.pop("ref")
-    if ref != "demo" and _is_path(ref, folder):
+    if ref not in pins().demos and _is_path(ref, folder):
         ref = str(beside(folder, ref))
     elif not ref.startswith("hf:") and HUB.fullmatch(ref):
         ref = f"hf:{ref}"

@@ -42,7 +42,7 @@ def here(built: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     """The tiny chat model twice, MiniLM, and their gateway with a key."""
     path = tmp_path_factory.mktemp("gateway")
     doit = with_programs(built, path / "hôme")
-    doit("prepare", "model=demo", "quant=f16")
+    doit("prepare", "model=demo-embed", "quant=f16")
     minilm = next(doit.home.rglob("*.gguf"))
     program = next(built.glob("*/llama-server*"))
     with site(path) as one:
