@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from copy import copy
 
 from pipeline.bins.compile import source
 from pipeline.core import log
+from pipeline.core.errors import PipelineError
+from pipeline.core.parallel import background
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
@@ -23,13 +26,39 @@ from . import estimate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
+from .session import Session
 
 
-def get_source(programs: Programs) -> None:
+def fetch_ahead(session: Session) -> None:
+    """Fetch what the models need in the background, while llama.cpp is made: once, and only what
+    is surely needed. What fails here is done again by the step itself, which reports it."""
+    programs, request = session.programs, session.request
+    if programs.fetched_ahead or request.force or request.offline or request.settings.server:
+        return  # options of the server are checked first, where there are any
+    models = [copy(model) for model in session.models.values()]
+
+    def work() -> None:
+        for model in models:
+            chain = model.chain()
+            if chain and not chain.final.exists():
+                with suppress(PipelineError):
+                    _fetch(model)
+                    if chain.conversion:
+                        make_converter(model.home, request)
+
+    programs.fetched_ahead = background(work)
+
+
+def get_source(session: Session) -> None:
+    programs = session.programs
+    fetch_ahead(session)
     source.fetch(programs.llama_cpp, programs.home, offline=programs.request.offline)
 
 
-def build_bins(programs: Programs) -> None:
+def build_bins(session: Session) -> None:
+    programs = session.programs
+    if programs.are_compiled:
+        fetch_ahead(session)
     for warning in programs.warnings():
         log.info(f"warning: {warning}")
     if programs.are_compiled and programs.without_page:
@@ -56,6 +85,12 @@ def settle(model: Model) -> None:
 
 
 def fetch(model: Model) -> None:
+    if model.programs.fetched_ahead:
+        model.programs.fetched_ahead()
+    _fetch(model)
+
+
+def _fetch(model: Model) -> None:
     resolved = model.require_chain().resolved
     offline, force = model.request.offline, model.request.force
     if resolved.local:

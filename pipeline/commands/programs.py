@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ class Programs:
         self.request = request
         self.options = request.bins
         self.home = home
+        self.fetched_ahead: Callable[[], None] | None = None  # waits for downloads under way
         self._are_done: bool | None = None
 
     @cached_property

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from . import environment, network, paths
 from .errors import PipelineError
+from .log import info
 from .pins import Archive
 from .process import last_lines, run
 from .store import hashing
 from .store.locks import only_one
 from .store.publish import full_disk_is_an_error, part, publish_file, remove, require_space
+from .text import size
 
 
 def pip_environment() -> dict[str, str]:
@@ -81,6 +83,7 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
 
     def download(made: Path) -> None:
         require_space(made.parent, archive.size)
+        info(f"fetching {archive.package} {archive.version}, {size(archive.size)}")
         log = home.logs / f"download-{archive.package}.log"
         folder = made.with_name(f"{made.name}.pip")
         remove(folder)  # left by a run that was killed

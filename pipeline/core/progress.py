@@ -8,16 +8,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from . import log
 from .text import size
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
+    from rich.progress import Progress, Task
 
 Update = Callable[[float, float], None]
 PATIENCE = 1.0
+_drawing = threading.Lock()
 WINDOW = 20.0  # seconds over which the speed is taken
 
 
@@ -34,10 +36,13 @@ def bar(title: str) -> Iterator[Update]:
     if not sys.stderr.isatty():
         yield _lines(title)
         return
-    from rich.progress import TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with _drawn(title, 40, *columns) as update:
+    def summary(task: Task) -> str:
+        left = task.time_remaining
+        words = [f"{task.percentage:.0f} %", duration(task.elapsed or 0)]
+        return ", ".join([*words, *([f"{duration(left)} left"] if left else [])])
+
+    with _drawn(title, summary) as update:
         yield update
 
 
@@ -57,28 +62,20 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
         update = _lines(title, lambda done: ", ".join(rate.summary(done)), patience)
         yield count
         return
-    from rich.progress import ProgressColumn, Task
-    from rich.table import Column
-    from rich.text import Text
 
-    class TransferColumn(ProgressColumn):
-        def render(self, task: Task) -> Text:  # at each refresh, so that a stall shows
-            return Text(", ".join(rate.summary(f"{size(rate.done)} of {size(total)}")))
-
-    # The text needs most of a line of 80.
-    with _drawn(title, 16, TransferColumn(table_column=Column(no_wrap=True))) as update:
+    with _drawn(
+        title, lambda task: ", ".join(rate.summary(f"{size(rate.done)} of {size(total)}"))
+    ) as update:
         yield count
 
 
 @contextmanager
-def _drawn(title: str, width: int, *columns: ProgressColumn) -> Iterator[Update]:
-    """A bar of so many letters on the terminal, and `columns` behind it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    words = TextColumn("{task.description}"), BarColumn(bar_width=width), *columns
-    progress = Progress(*words, console=Console(stderr=True), transient=True)
-    task = progress.add_task(title, total=None)
+def _drawn(title: str, summary: Callable[[Task], str]) -> Iterator[Update]:
+    """A bar on the terminal, with a summary behind it that is asked for at each refresh, so that a
+    stall shows."""
+    with _drawing:
+        progress = _bars()
+    task = progress.add_task(title, total=None, visible=False, summary=summary)
     shown = 0.0
 
     def update(done: float, total: float) -> None:
@@ -86,13 +83,35 @@ def _drawn(title: str, width: int, *columns: ProgressColumn) -> Iterator[Update]
         if time.monotonic() - shown > 0.1:  # not each time: threads would wait for each other
             shown = time.monotonic()
             # Only now, since a bar would disturb what is printed before the work starts.
-            progress.start()
-            progress.update(task, completed=done, total=total)
+            with _drawing:
+                progress.start()
+            progress.update(task, completed=done, total=total, visible=True)
 
     try:
         yield update
     finally:
-        progress.stop()
+        with _drawing:
+            progress.remove_task(task)
+            if not progress.tasks:
+                progress.stop()
+
+
+@cache
+def _bars() -> Progress:
+    """All bars of this process, one below the other: work is done side by side."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Summary(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["summary"](task))
+
+    # The text needs most of a line of 80.
+    columns = BarColumn(bar_width=16), Summary(table_column=Column(no_wrap=True))
+    words = TextColumn("{task.description}"), *columns
+    return Progress(*words, console=Console(stderr=True), transient=True)
 
 
 def _lines(title: str, summary: Callable[[str], str] = str, patience: float = 0) -> Update:

@@ -23,6 +23,7 @@ from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.sandbox import Sandbox
 from pipeline.core.store import artifacts, hashing, receipts
 from pipeline.core.store.receipts import Recipe
+from pipeline.core.text import size
 
 from . import tools
 
@@ -140,7 +141,10 @@ def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
         if has_receipt(home) and why:
             info(f"the converter's environment is damaged, and is made again: {why}")
         _whole.discard(target)
-        info("making the converter's environment (1.2 GB, once)")
+        info(
+            f"making the converter's environment, once for all models: {size(DOWNLOAD_BYTES)} to "
+            f"download, {size(INSTALLED_BYTES)} on disk"
+        )
         with artifacts.new_folder(target, need=INSTALLED_BYTES) as made:
             _fill(made, home.logs / "converter.log")
 

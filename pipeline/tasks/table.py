@@ -43,7 +43,7 @@ STEPS = (
     Step(
         "source",
         "get llama.cpp's source: the submodule if checked out, else the pinned archive",
-        run=lambda session: do.make.get_source(session.programs),
+        run=lambda session: do.make.get_source(session),
         done=lambda session: session.all_models(lambda model: model.source_is_done()),
         after=lambda session: ["_check", *after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),
@@ -73,12 +73,10 @@ STEPS = (
     Step(
         "build_bins",
         "compile llama-server and its tools for this machine",
-        run=lambda session: do.make.build_bins(session.programs),
+        run=lambda session: do.make.build_bins(session),
         done=lambda session: session.programs.are_done(),
         after=lambda session: ["_check", "_compiler", *after_resolve(session, "build_bins")],
-        setup=lambda session: (
-            ["source", "build_ui", "cuda_toolkit"] if session.programs.are_compiled else []
-        ),
+        setup=lambda session: ["source", "cuda_toolkit"] if session.programs.are_compiled else [],
         clean=lambda session: do.clean.clean_bins(session.programs),
         forget=lambda session: session.programs.forget(),
         reads=("programs", *OWN),

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.bins.compile import cmake
-from pipeline.bins.compile.cmake import GIB, Done, Watch, Work, compile_all
+from pipeline.bins.compile.cmake import GIB, Done, Watch, Work, compile_all, forecast, record_speed
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 
@@ -59,6 +59,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
         root=tmp_path,
         jobs=None,
         log=tmp_path / "log",
+        speeds=tmp_path / "speeds.json",
     )
 
 
@@ -239,3 +240,38 @@ def test_lines_that_say_why(line: str, counts: bool) -> None:
 def test_a_full_disk() -> None:
     error = cmake.failed(1, ["as: x.o: No space left on device"], Path("/log"))
     assert error.hint.startswith("the disk is full")
+
+
+def test_what_needs_no_page_is_compiled_first(work: Work) -> None:
+    there = []
+
+    def prepare() -> None:
+        there.extend(name for name in TARGETS if any(work.folder.rglob(f"{name}.cpp.o")))
+
+    done = compile_all(replace(work, first=TARGETS[:1]), prepare)
+    assert there == [*TARGETS[:1]]
+    whole = replace(work, folder=work.folder.with_name("again"))
+    assert done.steps == compile_all(whole).steps
+
+
+def test_a_long_build_is_announced_with_what_it_takes_here(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forecast(work, 20, 1)
+    assert capsys.readouterr().err == "", "a short build needs no words"
+    forecast(work, 400, 2)
+    assert "400 steps, 9 min 40 s with 2 at once (roughly; none was" in capsys.readouterr().err
+    record_speed(work, 1.5)
+    forecast(work, 400, 2)
+    told = capsys.readouterr().err
+    assert "400 steps, 5 min 0 s with 2 at once (as the last build here)" in told
+    assert "Quicker: bins=prebuilt" in told
+
+
+def test_a_build_leaves_its_speed_unless_ccache_knew_it(work: Work) -> None:
+    compile_all(work)
+    first = work.speeds.read_text()
+    assert json.loads(first)["cpu"] > 0
+    work.speeds.unlink()
+    compile_all(replace(work, folder=work.folder.with_name("again")))
+    assert work.speeds.exists() == (shutil.which("ccache") is None)

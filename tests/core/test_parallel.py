@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.core.parallel import for_each
+from pipeline.core.parallel import background, for_each
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])
@@ -46,3 +46,23 @@ def test_a_failure_is_told_while_another_still_waits() -> None:
         for_each(work, [0, 1], 2)
     assert time.monotonic() - start < 10
     hold.set()
+
+
+def test_work_in_the_background_is_waited_for_as_often_as_one_likes() -> None:
+    begun, hold = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        hold.wait(10)
+
+    wait = background(work)
+    assert begun.wait(10)
+    hold.set()
+    wait()
+    wait()
+
+
+def test_a_failure_in_the_background_reaches_who_waits() -> None:
+    wait = background(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        wait()

@@ -87,7 +87,7 @@ with bar("building") as update:
     time.sleep(0.3)
 """)
     assert b"building" in output
-    assert b"50%" in output
+    assert b"50 %, 0 s" in output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
@@ -104,6 +104,29 @@ with transfer("fetching", 10_000_000) as count:
     assert b"5.0 MB of 10.0 MB, " in output
     assert b"MB/s, " in output
     assert b" s left" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ptys end with an error on Linux only")
+def test_two_bars_at_once_on_a_terminal() -> None:
+    output = on_a_terminal("""
+import time
+from pipeline.core.parallel import background
+from pipeline.core.progress import bar, transfer
+def fetch():
+    with transfer("fetching", 10_000_000) as count:
+        count(5_000_000)
+        time.sleep(0.6)
+with bar("building") as update:
+    wait = background(fetch)
+    update(30, 60)
+    time.sleep(0.4)
+    wait()
+print("after", file=__import__("sys").stderr)
+""")
+    screen = output.replace(b"\r", b"").split(b"\n")
+    assert any(b"building" in line for line in screen)
+    assert any(b"5.0 MB of 10.0 MB" in line for line in screen)
+    assert b"after" in screen[-2]
 
 
 def on_a_terminal(script: str) -> bytes:

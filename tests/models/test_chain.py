@@ -383,6 +383,7 @@ def a_gguf(world: World, precision: str, *, local: bool) -> World:
         kind="gguf",
         folder=folder,
         local=local,
+        source={"type": "file"} if local else world.resolved.source,
         files=(ModelFile("m.gguf", 16, "s1"),),
         precision=precision,
     )

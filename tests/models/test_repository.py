@@ -107,7 +107,7 @@ def test_a_gguf_with_its_place_and_its_reason() -> None:
     resolved = resolve(listing(*GGUF, *TENSORS), quant="Q8_0")
     assert names(resolved) == ["M-Q8_0.gguf"]
     assert (resolved.kind, resolved.precision, resolved.mmproj) == ("gguf", "Q8_0", "")
-    assert (resolved.name, resolved.local) == ("Model-GGUF", False)
+    assert (resolved.name, resolved.local) == ("Model", False)
     assert resolved.slug == "org__Model-GGUF__0123456789ab"
     assert resolved.folder == Path("home") / "models" / "gguf" / resolved.slug
     assert resolved.source == {"type": "hf", "ref": "org/Model-GGUF", "revision": COMMIT}

@@ -15,8 +15,9 @@ from msgspec import Struct
 from pipeline.bins import platform
 from pipeline.bins.binaries import PROGRAMS, program_file
 from pipeline.bins.smoke_test import try_out
-from pipeline.core import log
+from pipeline.core import log, paths
 from pipeline.core.packages import installed
+from pipeline.core.parallel import background
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
@@ -167,9 +168,20 @@ class Build(Struct, frozen=True, kw_only=True):
             if force:
                 remove(self.work_folder)
             require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)
-            result = compile_all(
-                work(self), lambda: web_ui.place(self.page, self.source, self.work_folder)
-            )
+            page = self.page
+            is_made = page is None or (web_ui.is_current(page) and not force)
+
+            def make_page() -> None:
+                if page:
+                    web_ui.make(page, offline=offline, force=force)
+
+            page_is_made = background(make_page)
+
+            def place_page() -> None:
+                page_is_made()
+                web_ui.place(page, self.source, self.work_folder)
+
+            result = compile_all(work(self, without_page=not is_made), place_page)
             version = _publish(self, recipe, result.seconds)
             log.info(f"built llama.cpp {version} for {self.tag}: {result.summary}")
 
@@ -206,8 +218,8 @@ def files(build: Build) -> list[Path]:
     return [build.target / name for name in names]
 
 
-def work(build: Build) -> Work:
-    """What to compile, and with what."""
+def work(build: Build, *, without_page: bool = False) -> Work:
+    """What to compile, and with what; `without_page` compiles first what needs none."""
     recipe = build.recipe()
     united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
     made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]
@@ -221,6 +233,8 @@ def work(build: Build) -> Work:
         root=build.home.root,
         jobs=build.jobs,
         log=build.log,
+        first=tuple(p for p in PROGRAMS if p != "llama-server") if without_page else (),
+        speeds=paths.cache(build.home) / "build-seconds.json",
     )
 
 

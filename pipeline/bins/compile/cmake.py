@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from pipeline.bins.binaries import program_file
 from pipeline.core import capacity, environment, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, run
-from pipeline.core.progress import bar
+from pipeline.core.progress import bar, duration
+from pipeline.core.store import json_file
 from pipeline.core.store.publish import remove
 from pipeline.core.text import size
 
@@ -34,6 +36,9 @@ GIB = 1024**3
 # Peak of one compiler, in bytes, measured on the largest sources of each.
 COMPILER_BYTES = {"cuda": 2 * GIB, "hip": 2 * GIB, "sycl": 2 * GIB, "vulkan": 2 * GIB}
 USUAL_COMPILER_BYTES = GIB
+# What a step takes one compiler: 10 minutes for 210 steps with GCC 12.
+STEP_SECONDS = 2.9
+LONG_BUILD = 60.0
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -49,6 +54,8 @@ class Work(Struct, frozen=True, kw_only=True):
     root: Path  # two checkouts share what they compiled: paths below it count as relative
     jobs: int | None
     log: Path
+    first: tuple[str, ...] = ()  # of the targets those that need nothing of what is put in
+    speeds: Path  # what earlier builds on this machine took
 
 
 class Done(Struct, frozen=True, kw_only=True):
@@ -76,16 +83,18 @@ def configure_argv(work: Work, tools: Mapping[str, str], ccache: str | None) -> 
     ]
 
 
-def build_argv(work: Work, tools: Mapping[str, str], count: int) -> list[str]:
+def build_argv(
+    work: Work, tools: Mapping[str, str], count: int, targets: Sequence[str]
+) -> list[str]:
     """The command that compiles the targets, `count` files at once."""
     folder = ("--build", str(work.folder), "--parallel", str(count))
-    return [tools["cmake"], *folder, "--target", *work.targets]
+    return [tools["cmake"], *folder, "--target", *targets]
 
 
 def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
-    """Configure and compile; `prepare` puts into the folder what is to be built in. Raises
-    PipelineError with the first errors."""
-    start, watch = time.monotonic(), Watch()
+    """Configure and compile; `prepare` puts into the folder what is to be built in, when all that
+    can do without has been compiled. Raises PipelineError with the first errors."""
+    start = time.monotonic()
     tools, ccache = own_tools(), shutil.which("ccache")
     statistics = work.folder / ".ccache.log"
     env = {
@@ -98,33 +107,78 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
         "CCACHE_STATSLOG": str(statistics),
     }
     begin(work)
-    prepare()
     statistics.unlink(missing_ok=True)
     count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
-    commands = (configure_argv(work, tools, ccache), build_argv(work, tools, count))
+    watch = Watch(lambda steps: forecast(work, steps, count))
     with bar(f"building llama.cpp for {work.folder.name}") as update:
-        for number, command in enumerate(commands):
-            status = run(
-                command, log=work.log, env=env, on_line=watch.line(update), append=bool(number)
-            )
+
+        def call(command: Sequence[str], *, append: bool = True) -> None:
+            on_line = watch.line(update)
+            status = run(command, log=work.log, env=env, on_line=on_line, append=append)
             if status:
                 raise failed(status, watch.errors, work.log)
+
+        call(configure_argv(work, tools, ccache), append=False)
+        if work.first:
+            call(build_argv(work, tools, count, work.first))
+            watch.again()
+        prepare()
+        call(build_argv(work, tools, count, work.targets))
     hits, misses = counted(statistics)
-    return Done(steps=watch.steps, seconds=time.monotonic() - start, hits=hits, misses=misses)
+    done = Done(steps=watch.steps, seconds=time.monotonic() - start, hits=hits, misses=misses)
+    if done.steps and hits <= misses / 10:
+        record_speed(work, done.seconds * count / done.steps)
+    return done
+
+
+def forecast(work: Work, steps: int, count: int) -> None:
+    """Say what a long build takes, and what is quicker."""
+    measured = _speeds(work).get(work.backend)
+    seconds = steps * (measured or STEP_SECONDS) / count
+    if seconds < LONG_BUILD:
+        return
+    basis = "as the last build here" if measured else "roughly; none was measured here yet"
+    log.info(
+        f"building llama.cpp takes {steps} steps, {duration(seconds)} with {count} at once "
+        f"({basis}). Quicker: bins=prebuilt, upstream's own programs, or bins=package, a package "
+        "from another machine"
+    )
+
+
+def record_speed(work: Work, seconds: float) -> None:
+    """Keep what a step took one compiler, for the forecast of the next build."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written
+        json_file.write(work.speeds, _speeds(work) | {work.backend: round(seconds, 2)})
+
+
+def _speeds(work: Work) -> dict[str, float]:
+    return json_file.read(work.speeds, lambda data: convert(data, dict[str, float])) or {}
 
 
 class Watch:
     """Progress and errors, read from Ninja's output."""
 
-    def __init__(self) -> None:
-        self.steps = self.total = 0
+    def __init__(self, begun: Callable[[int], None] = lambda steps: None) -> None:
+        self.begun = begun  # called with the number of steps
+        self.before = self.done = self.total = 0
         self.errors: list[str] = []
+
+    @property
+    def steps(self) -> int:
+        """Those that are done."""
+        return self.before + self.done
+
+    def again(self) -> None:
+        """Ninja runs once more, and counts from 1."""
+        self.before, self.done, self.total = self.steps, 0, 0
 
     def count(self, done: int, total: int, update: Callable[[float, float], None]) -> None:
         """A project inside counts its own few steps: they are not those of the whole."""
+        if not self.steps and not self.total:
+            self.begun(total)
         if total * 2 >= self.total:
-            self.steps, self.total = done, total
-            update(done, total)
+            self.done, self.total = done, total
+            update(self.steps, self.before + total)
 
     def line(self, update: Callable[[float, float], None]) -> Callable[[str], None]:
         def see(line: str) -> None:
