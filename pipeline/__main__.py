@@ -20,6 +20,11 @@ def main() -> None:
     if words[:1] == ["--version"]:
         print(command_line.versions())
         return
+    if words[:2] == ["completion", "words"]:
+        from .tasks import completion
+
+        print(*completion.candidates(words[2].removeprefix("="), words[3:]), sep="\n")
+        return
     if words[:1] in (["-h"], ["--help"]):
         words = ["help"]
     try:

@@ -329,21 +329,22 @@ class Help(DoitHelp):  # type: ignore[misc]
 class Completion(Command):  # type: ignore[misc]
     """What a shell has to read to complete tasks and variables."""
 
-    doc_purpose = "print what completes tasks and variables in a shell: bash, zsh or fish"
+    doc_purpose = "print what completes tasks and variables in bash, zsh, fish or powershell"
     doc_usage = "[SHELL]"
     cmd_options = (
         {
             **{"name": "shell", "short": "s", "long": "shell", "type": str, "default": "bash"},
-            "help": "bash, zsh or fish [default: %(default)s]",
+            "help": "bash, zsh, fish or powershell [default: %(default)s]",
         },
     )
 
     def execute(self, params: Any, args: list[str]) -> int:
-        from . import reference
+        from . import completion
 
         shell = next(iter(args), params["shell"])
-        if shell not in reference.SHELLS or len(args) > 1:
-            log.info(f"completion: {' '.join(args) or shell}: must be bash, zsh or fish")
+        if shell not in completion.SHELLS or len(args) > 1:
+            known = ", ".join(completion.SHELLS)
+            log.info(f"completion: {' '.join(args) or shell}: must be one of {known}")
             return WRONG_USAGE
-        print(reference.completion(shell), end="")
+        print(completion.script(shell), end="")
         return 0

@@ -1,25 +1,21 @@
-"""What is generated from the tables of steps and variables: `help`, the page of variables, and the
-completion of shells.
+"""What is generated from the tables of steps and variables: `help`, and the page of variables.
 
-    python -m pipeline.tasks.reference      writes the table in docs/variables.md anew
+python -m pipeline.tasks.reference      writes the table in docs/variables.md anew
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator
-from pathlib import PurePath
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.commands.variables import GROUPS, SERVER, TABLE
 from pipeline.core.errors import doitw
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.variables import OneOf, Variable, flag, path, variables
+from pipeline.core.variables import OneOf, Variable, flag, variables
 
-from .command_line import COMMANDS
 from .step import AnyStep
 from .table import STEPS
 
@@ -27,7 +23,6 @@ PAGE = REPOSITORY / "docs" / "variables.md"
 HEAD = "| variable | meaning | default |\n| --- | --- | --- |\n"
 ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 PUBLIC = tuple(step for step in STEPS if not step.name.startswith("_"))
-SHELLS = ("bash", "zsh", "fish")
 
 
 def read_by(step: AnyStep[Any]) -> list[Variable]:
@@ -108,158 +103,16 @@ def _variable(each: Variable, width: int) -> Iterator[str]:
 
 
 def example(each: Variable) -> str:
-    known = {"model": "model=demo", "config": "config=FILE", "pkg": "pkg=FILE"}
-    return known.get(each.name, f"{each.name}={next(iter(values(each)), '…')}")
+    known = {"model": "demo", "config": "FILE", "pkg": "FILE"}
+    usual = "1" if each.parse is flag else "…"
+    first = each.parse.words[0] if isinstance(each.parse, OneOf) else usual
+    return f"{each.name}={known.get(each.name, first)}"
 
 
 def plain(text: str) -> str:
     """Markdown as a terminal shows it."""
     text = re.sub(r"\[([^\]]+)\]\(([^)#]+)(?:#[^)]*)?\)", r"\1 (docs/\2)", text)
     return text.replace("`", "")
-
-
-# shells
-
-
-def values(each: Variable) -> tuple[str, ...]:
-    """What a shell offers as the value of a variable."""
-    if isinstance(each.parse, OneOf):
-        return each.parse.words
-    return ("1", "0") if each.parse is flag else ()
-
-
-def completion(shell: str) -> str:
-    """A script that completes tasks, their variables and the values of these in that shell."""
-    program = PurePath(shlex.split(doitw("list"))[0]).name
-    by_task = {step.name: [each.name for each in read_by(step)] for step in PUBLIC}
-    files = [each.name for each in TABLE if each.parse is path]
-    fixed = {each.name: values(each) for each in TABLE if values(each)}
-    write = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
-    text = write(by_task, files, fixed)
-    return text.replace("@first@", " ".join([*by_task, *COMMANDS])).replace("@program@", program)
-
-
-def _cases(table: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"        {name}) {text} ;;" for name, text in table)
-
-
-def _names(names: Iterable[str]) -> str:
-    return " ".join(f"{name.removesuffix('NAME')}=".replace(".=", ".") for name in names)
-
-
-BASH = r"""# bash completion, made by `doitw completion bash`
-_doitw() {
-    local line="${COMP_LINE:0:COMP_POINT}" word task="" each options="" before=""
-    local -a words
-    read -ra words <<< "$line"
-    word="${line##* }"
-    for each in "${words[@]:1}"; do
-        [[ $each != *=* && $each != "$word" ]] && { task="$each"; break; }
-    done
-    COMPREPLY=()
-    # bash splits words at = where COMP_WORDBREAKS has it, and then puts in what follows alone
-    [[ $COMP_WORDBREAKS == *=* ]] || before="${word%%=*}="
-    case "$word" in
-@files@
-        *=*)
-            case "${word%%=*}" in
-@fixed@
-            esac
-            for each in $options; do
-                [[ $each == "${word#*=}"* ]] && COMPREPLY+=("$before$each ")
-            done ;;
-        *)
-            case "$task" in
-@tasks@
-                "" | help | list | info | clean | forget | run) options="@first@" ;;
-            esac
-            for each in $options; do
-                [[ $each == "$word"* ]] || continue
-                [[ $each == *= || $each == *. ]] || each+=" "
-                COMPREPLY+=("$each")
-            done ;;
-    esac
-}
-complete -o nospace -F _doitw @program@
-"""
-
-
-def _bash(
-    by_task: dict[str, list[str]], files: list[str], fixed: dict[str, tuple[str, ...]]
-) -> str:
-    pattern = " | ".join(f"{name}=*" for name in files)
-    compgen = "local IFS=$'\\n'\n            compopt -o filenames 2>/dev/null\n"
-    compgen += '            COMPREPLY=($(compgen -f -P "$before" -- "${word#*=}"))'
-    return (
-        BASH.replace("@files@", f"        {pattern})\n            {compgen} ;;")
-        .replace("@fixed@", _cases((n, f'options="{" ".join(v)}"') for n, v in fixed.items()))
-        .replace("@tasks@", _cases((n, f'options="{_names(v)}"') for n, v in by_task.items()))
-    )
-
-
-ZSH = r"""#compdef @program@
-# zsh completion, made by `doitw completion zsh`
-_doitw() {
-    local task="" each
-    local -a options
-    for each in ${words[2,CURRENT-1]}; do
-        [[ $each != *=* ]] && { task=$each; break; }
-    done
-    if [[ $PREFIX == *=* ]]; then
-        case ${PREFIX%%=*} in
-@fixed@
-            (@files@) compset -P '*='; _files; return ;;
-        esac
-        compset -P '*='
-        compadd -a options
-        return
-    fi
-    case $task in
-@tasks@
-        (""|help|list|info|clean|forget|run) compadd -- @first@; return ;;
-    esac
-    compadd -S "" -a options
-}
-compdef _doitw @program@
-"""
-
-
-def _zsh(by_task: dict[str, list[str]], files: list[str], fixed: dict[str, tuple[str, ...]]) -> str:
-    return (
-        ZSH.replace("@files@", "|".join(files))
-        .replace("@fixed@", _cases((f"({n}", f"options=({' '.join(v)})") for n, v in fixed.items()))
-        .replace("@tasks@", _cases((f"({n}", f"options=({_names(v)})") for n, v in by_task.items()))
-    )
-
-
-def _fish(
-    by_task: dict[str, list[str]], files: list[str], fixed: dict[str, tuple[str, ...]]
-) -> str:
-    lines = [
-        "# fish completion, made by `doitw completion fish`",
-        "function __doitw_task",
-        "    set -l words (commandline -opc)[2..-1]",
-        "    string match -v -- '*=*' $words | head -1",
-        "end",
-        "complete -c @program@ -f",
-        "complete -c @program@ -n 'test -z (__doitw_task)' -a '@first@'",
-        "complete -c @program@ -n 'contains -- (__doitw_task) help list info clean forget run'"
-        f" -a '{' '.join(by_task)}'",
-    ]
-    for task, names in by_task.items():
-        words = [w for n in names for w in (f"{n}={v}" for v in fixed.get(n, ("",)))]
-        text = " ".join(word.replace("NAME=", "") for word in words)
-        if words:
-            lines.append(
-                f"complete -c @program@ -n 'contains -- (__doitw_task) {task}' -a '{text}'"
-            )
-    for name in files:
-        lines.append(
-            f"complete -c @program@ -n 'string match -q -- \"{name}=*\" (commandline -ct)'"
-            f' -a \'(__fish_complete_path (string replace -- {name}= "" (commandline -ct)) |'
-            f' string replace -r "^" {name}=)\''
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,94 +1,179 @@
-"""Completion, by a real shell."""
+"""Completion, by real shells."""
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
+import debian
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.tasks import reference
+from pipeline.tasks import completion
+from pipeline.tasks.completion import candidates
 
 BASH = """
 {script}
 COMP_LINE={line!r}
 COMP_POINT=${{#COMP_LINE}}
-spec=$(complete -p doitw) || exit 9
-$(sed 's/.*-F \\([^ ]*\\) .*/\\1/' <<< "$spec") 2>&1
+_doitw 2>&1
 printf '%s|' "${{COMPREPLY[@]}}"
+"""
+TOML = """
+[instance.server]
+ctx_size = 512
+[instance.chat.model]
+ref = "demo"
+[instance.embed.model]
+ref = "demo-embed"
 """
 
 
-def script(shell: str) -> str:
-    return reference.completion(shell)
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder, with a file of servers, and a home that knows a model and an option."""
+    home = tmp_path / "home"
+    (home / "models" / "resolved").mkdir(parents=True)
+    answer = {"source": {"type": "hf", "ref": "org/model-GGUF"}}
+    (home / "models" / "resolved" / "a.json").write_text(json.dumps(answer))
+    (home / "models" / "resolved" / "b.json").write_text("{cut")
+    (home / "run" / "flags").mkdir(parents=True)
+    (home / "run" / "flags" / "0.json").write_text('{"flash-attn": {}, "fit": {}, "---": {}}')
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "my servers.toml").write_text(TOML)
+    (folder / "m.gguf").touch()
+    (folder / "more").mkdir()
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(home))
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("ser", ["serve"]),
+        ("build", ["build_ui", "build_bins"]),
+        ("help inst", ["install_package"]),
+        ("clean quantize mo", ["model="]),
+        ("comp", ["completion"]),
+        ("serve por", ["portable=", "port="]),
+        ("serve port=1 backend=c", ["backend=cuda", "backend=cpu"]),
+        ("port=1 serve model=demo bac", ["backend="]),
+        ("serve server", ["server."]),
+        ("serve server.f", ["server.flash_attn=", "server.fit="]),
+        ("serve quant=q4_k", ["quant=q4_k_s", "quant=q4_k_m"]),
+        ("serve model=", ["model=demo", "model=demo-embed", "model=org/model-GGUF"]),
+        ("serve gguf_path=m", ["gguf_path=m.gguf", "gguf_path=more/", "gguf_path=my servers.toml"]),
+        ("logs fol", ["follow="]),
+        ("ps fol", []),
+        ("up dry_run=", ["dry_run=1", "dry_run=0"]),
+        ("up config=my", ["config=my servers.toml"]),
+        ("logs name=", []),
+        ("test m", []),
+        ("serve nosuch", []),
+        ("serve nosuch=", []),
+        ("serve config=/no/such/", []),
+    ],
+)
+def test_what_is_offered(line: str, offered: list[str], here: Path) -> None:
+    *before, word = line.split(" ")
+    found = candidates(word, before)
+    if word == "model=":  # files of this folder too
+        assert found[len(offered) :] == ["model=m.gguf", "model=more/"]
+        found = found[: len(offered)]
+    assert found == offered
+
+
+def test_the_instances_of_a_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = ["logs", "config=my servers.toml"]
+    assert candidates("name=", named) == ["name=chat", "name=embed"]
+    assert candidates("name=chat,e", named) == ["name=chat,embed"]
+    monkeypatch.setenv("AUTO_INFER_LLAMA_CPP_CONFIG", "my servers.toml")
+    assert candidates("name=e", ["up"]) == ["name=embed"]
+    assert candidates("name=e", ["up", "config=m.gguf"]) == []
 
 
 def bash(line: str, folder: Path, breaks: str = "") -> list[str]:
     """What bash offers for a line; `breaks` are its COMP_WORDBREAKS."""
-    code = f"COMP_WORDBREAKS={breaks!r}\n" + BASH.format(script=script("bash"), line=line)
+    script = completion.script("bash")
+    code = f"COMP_WORDBREAKS={breaks!r}\n" + BASH.format(script=script, line=line)
     done = subprocess.run(
         ["bash", "--norc", "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr.replace("\n", "")) == (0, ""), done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return [word for word in done.stdout.split("|") if word]
 
 
-needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doitw = REPOSITORY / "doitw"
+    assert bash(f"{doitw} serve backend=c", here, " =:") == ["cuda ", "cpu "]
+    assert bash(f"{doitw} serve backend=c", here) == ["backend=cuda ", "backend=cpu "]
+    assert bash(f"{doitw} up config=my", here, " =:") == ["my\\ servers.toml "]
+    assert bash(f"{doitw} serve gguf_path=mo", here, " =:") == ["more/"]
+    assert bash(f"{doitw} serve ", here, " =:")[0] == "model="
+    monkeypatch.setenv("PATH", f"{REPOSITORY}{os.pathsep}{os.environ['PATH']}")
+    assert bash("doitw ser", here) == ["serve "]
 
 
-@needs_bash
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("./doitw ser", ["serve "]),
-        ("doitw build", ["build_ui ", "build_bins "]),
-        ("doitw help inst", ["install_package "]),
-        ("doitw comp", ["completion "]),
-        ("doitw serve por", ["portable=", "port="]),
-        ("doitw serve port=1 backend=c", ["cuda ", "cpu "]),
-        ("doitw port=1 serve model=demo bac", ["backend="]),
-        ("doitw serve server", ["server."]),
-        ("doitw logs fol", ["follow="]),
-        ("doitw ps fol", []),
-        ("doitw up dry_run=", ["1 ", "0 "]),
-        ("doitw up config=my", ["my servers.toml"]),
-        ("doitw test m", []),
-        ("doitw serve nosuch", []),
-    ],
-)
-def test_bash(line: str, offered: list[str], tmp_path: Path) -> None:
-    (tmp_path / "my servers.toml").touch()
-    assert bash(line, tmp_path, breaks=" =:") == offered
+SHELLS = {
+    "zsh": ["zsh", "-f", "-i"],
+    "fish": ["fish", "--no-config", "--interactive"],
+}
 
 
-@needs_bash
-def test_bash_that_does_not_split_at_equal_signs(tmp_path: Path) -> None:
-    (tmp_path / "my.toml").touch()
-    assert bash("doitw serve backend=c", tmp_path) == ["backend=cuda ", "backend=cpu "]
-    assert bash("doitw up config=m", tmp_path) == ["config=my.toml"]
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_shells(shell: str, here: Path) -> None:
+    debian.require(shell)
+    (here / "script").write_text(completion.script(shell), encoding="utf-8")
+    start = {"zsh": "autoload -Uz compinit; compinit -u; . ./script", "fish": "source script"}
+    lines = ["doitw serve port=1 backend=vul", "doitw up config=my", "doitw serve gguf_path=mo"]
+    screen = typed(SHELLS[shell], [start[shell], *(f"{line}\t" for line in lines)], here)
+    for word in ("backend=vulkan", "my\\ servers.toml", "gguf_path=more/"):
+        assert word in screen, screen
 
 
-@needs_bash
-def test_the_command_prints_it() -> None:
+def typed(command: list[str], lines: list[str], folder: Path) -> str:
+    """What a shell in a terminal shows, after the lines were typed."""
+    env = {**os.environ, "PATH": f"{REPOSITORY}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
+    env["HOME"] = str(folder)
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(folder)
+        os.execvpe(command[0], command, env)
+    first, *others = lines
+    shown(terminal)
+    os.write(terminal, f"{first}\r".encode())
+    screen = shown(terminal)
+    for line in others:
+        os.write(terminal, line.encode())
+        screen += shown(terminal)
+        os.write(terminal, b"\x15")  # Ctrl-U: forget the line
+    os.close(terminal)
+    os.waitpid(child, 0)
+    return screen
+
+
+def shown(terminal: int, seconds: float = 1.5) -> str:
+    """What comes until nothing has come for so long."""
+    output = b""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and select.select([terminal], [], [], seconds)[0]:
+        output += os.read(terminal, 65536)
+    return output.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_the_command_prints_it(shell: str) -> None:
     done = subprocess.run(
-        ["bash", "-c", "source <(./doitw completion bash) && complete -p doitw"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["./doitw", "completion", shell], cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "complete -o nospace -F _doitw doitw", done.stderr
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_read_theirs(shell: str, tmp_path: Path) -> None:
-    text = script(shell)
-    assert "backend" in text and "cuda" in text and "@" not in text, "all is filled in"
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"{shell} is not installed")
-    file = tmp_path / "script"
-    file.write_text(text, encoding="utf-8")
-    subprocess.run([program, "-n", file], check=True)
+    assert f"made by `doitw completion {shell}`" in done.stdout
+    assert "@program@" not in done.stdout
