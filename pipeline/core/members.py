@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from .errors import PipelineError
+from .paths import is_windows_device
 from .text import size
 
 RATIO = 100  # programs compress to a third or a fifth
@@ -21,9 +22,6 @@ RATIO_FROM = 64_000_000  # bytes; what unpacks to less is never a bomb
 LONGEST_PART, LONGEST_PATH = 255, 1024  # bytes
 MOST_LINKS = 40  # one after the other, as Linux follows them
 FORBIDDEN = frozenset('\\:*?"<>|')
-RESERVED = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
-    device + number for device in ("com", "lpt") for number in "0123456789¹²³"
-}
 
 
 class MemberKind(Enum):
@@ -105,7 +103,7 @@ def _check_part(part: str) -> None:
         raise _RefusedError(f"has {' '.join(forbidden)} in its name, which Windows does not allow")
     if part.endswith((".", " ")):
         raise _RefusedError("has a name that ends in a dot or a space; Windows drops them")
-    if part.partition(".")[0].rstrip().casefold() in RESERVED:
+    if is_windows_device(part):
         raise _RefusedError(f"has the name of a Windows device ({part})")
     if len(part.encode()) > LONGEST_PART:
         raise _RefusedError(f"has a name longer than {LONGEST_PART} bytes")

@@ -12,6 +12,9 @@ from .errors import PipelineError, UsageError
 
 PROBE_BYTES = 16 * 1024  # receipts and caches need about as much
 REPOSITORY = Path(__file__).resolve().parents[2]
+DEVICES = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
+    device + number for device in ("com", "lpt") for number in "0123456789¹²³"
+}
 
 
 class Home(Struct, frozen=True):
@@ -34,6 +37,11 @@ class Home(Struct, frozen=True):
     @property
     def run(self) -> Path:
         return self.root / "run"
+
+
+def is_windows_device(name: str) -> bool:
+    """Whether a file of this name would be a device on Windows, whatever follows its dot."""
+    return name.partition(".")[0].rstrip().casefold() in DEVICES
 
 
 def user_folder() -> Path:

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any, Literal
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.paths import Home
+from pipeline.core.paths import Home, is_windows_device
 
 from . import checkpoint, choice, quants
 from .choice import Option
@@ -25,9 +25,6 @@ from .safetensors import Head, own_precision
 MAX_JSON = 64 * 1024 * 1024  # bytes; the index of a 1,000-tensor model has 100 thousand
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-RESERVED = re.compile(
-    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE
-)
 
 Read = Callable[[ModelFile], bytes]
 ReadHeader = Callable[[Sequence[ModelFile]], Header]
@@ -184,7 +181,7 @@ def require_safe(names: Sequence[str], repo: str) -> None:
             is_hidden
             or not name.isprintable()
             or any(sign in name for sign in '\\:*?"<>|')
-            or any(RESERVED.fullmatch(part) for part in parts)
+            or any(map(is_windows_device, parts))
             or any(len(part.encode()) > 200 for part in parts)
         ):
             raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")

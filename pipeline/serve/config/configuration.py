@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from pipeline.core.paths import is_windows_device
 from pipeline.serve.server import Control
 
 if TYPE_CHECKING:  # pydantic takes a while to load, and the command line needs no tables
@@ -17,8 +18,6 @@ if TYPE_CHECKING:  # pydantic takes a while to load, and the command line needs 
 
 LONGEST_NAME = 64
 RESERVED = ("gateway",)  # runs beside the instances
-DEVICES = {"con", "prn", "aux", "nul"}  # no names of files on Windows, whatever follows a dot
-DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
 FORBIDDEN = "/\\," + (':*?"<>|' if os.name == "nt" else "")
 
 Value = str | int | float | bool | list[str | int | float]
@@ -111,7 +110,7 @@ def wrong_name(name: str) -> str:
         return "a name must not begin or end with a dot"
     if name.casefold() in RESERVED:
         return "this name is reserved; take another one"
-    if name.partition(".")[0].rstrip().casefold() in DEVICES:
+    if is_windows_device(name):
         return "a name must not be that of a device on Windows"
     if any(sign in FORBIDDEN or not sign.isprintable() for sign in name):
         return f"a name must not hold any of {' '.join(FORBIDDEN)} or control characters"
