@@ -79,6 +79,32 @@ def test_a_launcher_before_the_compiler(compilers: Path, monkeypatch: pytest.Mon
     assert found.version.endswith("2")
 
 
+@posix
+@pytest.mark.parametrize(("name", "calls"), [("g++-12", 1), ("clang-16", 1), ("ccache", 2)])
+def test_a_compiler_is_asked_once_for_its_version_until_it_changes(
+    compilers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    calls: int,
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path))
+    log = tmp_path / "calls"
+    real = program(compilers / name, f"echo call >> {log}; echo version 1")
+    (compilers / "c++").symlink_to(real)
+
+    def version() -> str:
+        platform._version_text.cache_clear()  # as in another process
+        found = platform.find_compiler()
+        assert found
+        return found.version
+
+    assert [version(), version()] == ["version 1"] * 2
+    assert log.read_text().count("call") == calls
+    program(real, "echo version 22")
+    assert version() == "version 22"
+
+
 def test_none_is_an_error_that_says_what_to_install(compilers: Path) -> None:
     with pytest.raises(PipelineError, match="no C\\+\\+ compiler was found") as caught:
         platform.require_compiler()
