@@ -30,10 +30,11 @@ from .session import Session
 
 
 def fetch_ahead(session: Session) -> None:
-    """Fetch what the models need in the background, while llama.cpp is made: once, and only what
-    is surely needed. What fails here is done again by the step itself, which reports it."""
+    """Fetch what the models need in the background, while llama.cpp is compiled: only what is
+    surely needed. Its source is here by now, so that a model that it cannot convert is refused.
+    What fails here is done again by the step itself, which reports it."""
     programs, request = session.programs, session.request
-    if programs.fetched_ahead or request.force or request.offline or request.settings.server:
+    if request.force or request.offline or request.settings.server:
         return  # options of the server are checked first, where there are any
     models = [copy(model) for model in session.models.values()]
 
@@ -49,9 +50,7 @@ def fetch_ahead(session: Session) -> None:
     programs.fetched_ahead = background(work)
 
 
-def get_source(session: Session) -> None:
-    programs = session.programs
-    fetch_ahead(session)
+def get_source(programs: Programs) -> None:
     source.fetch(programs.llama_cpp, programs.home, offline=programs.request.offline)
 
 

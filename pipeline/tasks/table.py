@@ -43,7 +43,7 @@ STEPS = (
     Step(
         "source",
         "get llama.cpp's source: the submodule if checked out, else the pinned archive",
-        run=lambda session: do.make.get_source(session),
+        run=lambda session: do.make.get_source(session.programs),
         done=lambda session: session.all_models(lambda model: model.source_is_done()),
         after=lambda session: ["_check", *after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),

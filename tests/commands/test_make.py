@@ -49,7 +49,6 @@ def fetching(monkeypatch: pytest.MonkeyPatch) -> Fetching:
 def test_a_model_is_fetched_while_the_programs_are_made(fetching: Fetching) -> None:
     one = session(model="demo")
     make.fetch_ahead(one)
-    make.fetch_ahead(one)  # each step of the build asks for it
     assert fetching.threads == [], "the build goes on meanwhile"
     threading.Timer(0.2, fetching.hold.set).start()
     make.fetch(one.model)
