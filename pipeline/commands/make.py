@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from copy import copy
 
 from pipeline.bins.compile import source
@@ -32,7 +32,7 @@ from .session import Session
 def fetch_ahead(session: Session) -> None:
     """Fetch what the models need in the background, while llama.cpp is compiled: only what is
     surely needed. Its source is here by now, so that a model that it cannot convert is refused.
-    What fails here is done again by the step itself, which reports it."""
+    What fails here is done again by the step itself."""
     programs, request = session.programs, session.request
     if request.force or request.offline or request.settings.server:
         return  # options of the server are checked first, where there are any
@@ -41,11 +41,14 @@ def fetch_ahead(session: Session) -> None:
     def work() -> None:
         for model in models:
             chain = model.chain()
-            if chain and not chain.final.exists():
-                with suppress(PipelineError):
-                    _fetch(model)
-                    if chain.conversion:
-                        make_converter(model.home, request)
+            if chain is None or chain.final.exists():
+                continue
+            try:
+                _fetch(model)
+                if chain.conversion:
+                    make_converter(model.home, request)
+            except PipelineError as error:
+                log.info(f"{error.message}\n(tried again once llama.cpp is built)")
 
     programs.fetched_ahead = background(work)
 

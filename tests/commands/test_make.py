@@ -55,13 +55,16 @@ def test_a_model_is_fetched_while_the_programs_are_made(fetching: Fetching) -> N
     assert fetching.threads == [False, True], "the step waits for it, and finds it done"
 
 
-def test_what_fails_there_is_left_to_the_step(fetching: Fetching) -> None:
+def test_what_fails_there_is_left_to_the_step(
+    fetching: Fetching, capsys: pytest.CaptureFixture[str]
+) -> None:
     fetching.error = PipelineError("no network")
     fetching.hold.set()
     one = session(model="demo")
     make.fetch_ahead(one)
     make.fetch(one.model)
     assert fetching.threads == [False, True]
+    assert "no network\n(tried again once llama.cpp is built)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
