@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
-from pipeline.bins.compile import cuda_toolkit, source
+from pipeline.bins.compile import cuda_toolkit, node, source
 from pipeline.bins.hardware import cuda_versions, nvidia
 from pipeline.core import capacity, packages
 from pipeline.core.errors import UsageError
@@ -121,8 +121,11 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
         )
     ]
     if programs.are_compiled and programs.page:
-        node = f"llama-server's page, with Node.js {programs.page.node.version}"
-        steps.append(PlannedStep("build_ui", programs.page_is_done(), node))
+        used = programs.page.node
+        is_missing = used == node.packaged(home) and not node.is_current(home)
+        sizes = (node.DOWNLOAD_BYTES, node.INSTALLED_BYTES) if is_missing else (0, 0)
+        what = f"llama-server's page, with Node.js {used.version}"
+        steps.append(PlannedStep("build_ui", programs.page_is_done(), what, *sizes))
     if programs.release:
         steps.append(
             PlannedStep(

@@ -104,15 +104,20 @@ class Programs:
         is_fetched = self.are_compiled and self.selection.toolkit == select.WHEELS
         return cuda_versions.CUDA_13 if is_fetched else None
 
-    @cached_property
+    @property
     def page(self) -> Ui | None:
         """The page that is embedded; None where none is."""
-        return web_ui.choose(self.options.ui, self.llama_cpp, self.home)[0]
+        return self._page[0]
 
     @property
     def without_page(self) -> str:
         """Why no page is embedded; empty where one is."""
-        return web_ui.choose(self.options.ui, self.llama_cpp, self.home)[1]
+        return self._page[1]
+
+    @cached_property
+    def _page(self) -> tuple[Ui | None, str]:
+        offline = self.request.offline
+        return web_ui.choose(self.options.ui, self.llama_cpp, self.home, offline=offline)
 
     @property
     def backend(self) -> str:

@@ -163,7 +163,7 @@ class ProgramVariables:
     )
     ui: str = variable(
         choice("auto", "on", "off"),
-        "llama-server's page: `on`, `off`, or `auto` (where Node.js and npm are)",
+        "llama-server's page: `on`, `off`, or `auto` (unless nothing here can build it)",
         "",
         shown="`auto`",
     )

@@ -47,6 +47,31 @@ def download_argv(archive: Archive, folder: Path) -> list[str]:
     ]
 
 
+def install(requirements: Path, folder: Path, name: str, log: Path) -> None:
+    """Unpack packages into an empty folder: those of a file of requirements with their hashes,
+    without what they depend on. Raises PipelineError."""
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True)
+    # pip unpacks into the temporary folder before it moves: the system's may be small.
+    env = pip_environment() | {"TMPDIR": str(temporary)}
+    if status := run(install_argv(requirements, folder), log=log, env=env):
+        raise PipelineError(
+            f"{name} could not be installed (pip ended with {status}):\n{last_lines(log, 5)}",
+            "check the network, pip's settings (pip config list) and the free space in "
+            f"{folder.parent}; the log is {log}{network.settings()}",
+        )
+    remove(temporary)
+
+
+def install_argv(requirements: Path, folder: Path) -> list[str]:
+    """Its pip command; a target excludes `user = true` in pip's settings."""
+    return [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
+        *("--no-compile", "--only-binary", ":all:", "--require-hashes"),
+        *("--target", str(folder), "--requirement", str(requirements)),
+    ]
+
+
 def requirement(archive: Archive) -> str:
     """The archive as a line of pip's requirements."""
     return f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"

@@ -5,6 +5,7 @@ Nothing is imported here but at need, as in the table.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -96,6 +97,13 @@ def after_resolve(session: Session, step: str) -> list[str]:
     """`resolve`, unless it needs `step` itself."""
     needed = any(step in before_resolve(model) for model in session.models.values())
     return [] if needed or not session.models else ["resolve"]
+
+
+def beside_build() -> list[str]:
+    """The build, which fetches the model beside it: unless `fetch` is asked for by itself, which
+    needs no programs."""
+    is_asked_for = any(word.partition(":")[0] == "fetch" for word in sys.argv[1:])
+    return [] if is_asked_for else ["build_bins"]
 
 
 def has_flags(subject: Model | Session) -> bool:

@@ -19,6 +19,7 @@ from .step import (
     after_resolve,
     before_resolve,
     before_start,
+    beside_build,
     builds,
     has_flags,
     is_auto,
@@ -52,7 +53,7 @@ STEPS = (
     ),
     Step(
         "build_ui",
-        "build llama-server's own page with npm, where Node.js is here",
+        "build llama-server's own page with npm",
         run=lambda session: session.programs.make_page(),
         done=lambda session: session.programs.page_is_done(),
         after=["_check", "_compiler", "source"],
@@ -120,7 +121,10 @@ STEPS = (
         run=lambda model: do.make.fetch(model),
         done=lambda model: model.is_done("fetch"),
         # options of the server are checked first, where there are any
-        after=lambda model: ["resolve", *(["_settle", "_flags"] if has_flags(model) else [])],
+        after=lambda model: [
+            "resolve",
+            *(["_settle", "_flags"] if has_flags(model) else beside_build()),
+        ],
         clean=lambda model: do.clean.clean(model, "fetch"),
         forget=lambda model: do.clean.forget(model, "fetch"),
         reads=MODEL,

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, wait_for
 from msgspec.structs import replace
 
-from pipeline.bins.compile import git_tree, npm, source, web_ui
+from pipeline.bins.compile import git_tree, node, npm, source, web_ui
 from pipeline.bins.compile.npm import Node, find_node, is_accepted_node, require_node
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
@@ -202,15 +202,34 @@ class TestChoose:
             assert web_ui.choose(wanted, origin, home) == (plan, "")
         assert web_ui.choose("off", origin, home) == (None, "ui=off")
 
-    def test_without_node(self, tools: Tools, origin: Source, home: Home) -> None:
+    def test_node_out_of_a_package(self, tools: Tools, origin: Source, home: Home) -> None:
         tools.node("v18.0.0")
         chosen, why = web_ui.choose("auto", origin, home)
+        assert chosen and chosen.node == node.packaged(home) and why == ""
+
+    @pytest.mark.parametrize("is_offline", [True, False])
+    def test_without_node(
+        self,
+        tools: Tools,
+        origin: Source,
+        home: Home,
+        monkeypatch: pytest.MonkeyPatch,
+        is_offline: bool,
+    ) -> None:
+        tools.node("v18.0.0")
+        if not is_offline:
+            monkeypatch.setattr(node, "PLATFORMS", ("linux-riscv64",))
+        monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(home.root / "cache"))
+        chosen, why = web_ui.choose("auto", origin, home, offline=is_offline)
         assert chosen is None
         assert "is version 18.0.0" in why
         with pytest.raises(PipelineError, match="is version 18"):
-            web_ui.choose("on", origin, home)
+            web_ui.choose("on", origin, home, offline=is_offline)
 
-    def test_a_page_that_stands_needs_no_node(self, tools: Tools, plan: Ui) -> None:
+    def test_a_page_that_stands_needs_no_node(
+        self, tools: Tools, plan: Ui, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(node, "PLATFORMS", ())
         web_ui.make(plan)
         tools.node("v18.0.0")
         chosen, why = web_ui.choose("auto", plan.source, plan.home)

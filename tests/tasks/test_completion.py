@@ -127,47 +127,48 @@ SHELLS = {
     "zsh": ["zsh", "-f", "-i"],
     "fish": ["fish", "--no-config", "--interactive"],
 }
+# The prompt is put together by the shell, so that the line typed here does not show it.
+START = {
+    "zsh": "autoload -Uz compinit; compinit -u; . ./script; PS1='REA''DY '",
+    "fish": "source script; function fish_prompt; echo -n 'REA''DY '; end",
+}
+OFFERED = {
+    "doitw serve port=1 backend=vul": "backend=vulkan",
+    "doitw up config=my": "my\\ servers.toml",
+    "doitw serve gguf_path=mo": "gguf_path=more/",
+}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_other_shells(shell: str, here: Path) -> None:
+def test_other_shells(shell: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     debian.require(shell)
     (here / "script").write_text(completion.script(shell), encoding="utf-8")
-    start = {"zsh": "autoload -Uz compinit; compinit -u; . ./script", "fish": "source script"}
-    lines = ["doitw serve port=1 backend=vul", "doitw up config=my", "doitw serve gguf_path=mo"]
-    screen = typed(SHELLS[shell], [start[shell], *(f"{line}\t" for line in lines)], here)
-    for word in ("backend=vulkan", "my\\ servers.toml", "gguf_path=more/"):
-        assert word in screen, screen
-
-
-def typed(command: list[str], lines: list[str], folder: Path) -> str:
-    """What a shell in a terminal shows, after the lines were typed."""
-    env = {**os.environ, "PATH": f"{REPOSITORY}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
-    env["HOME"] = str(folder)
+    monkeypatch.setenv("PATH", f"{REPOSITORY}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("TERM", "dumb")
     child, terminal = pty.fork()
     if not child:
-        os.chdir(folder)
-        os.execvpe(command[0], command, env)
-    first, *others = lines
-    shown(terminal)
-    os.write(terminal, f"{first}\r".encode())
-    screen = shown(terminal)
-    for line in others:
-        os.write(terminal, line.encode())
-        screen += shown(terminal)
-        os.write(terminal, b"\x15")  # Ctrl-U: forget the line
-    os.close(terminal)
-    os.waitpid(child, 0)
-    return screen
+        os.chdir(here)
+        os.execvp(SHELLS[shell][0], SHELLS[shell])
+    try:
+        os.write(terminal, f"{START[shell]}\r".encode())
+        until(terminal, "READY")
+        for line, offered in OFFERED.items():
+            os.write(terminal, f"{line}\t".encode())
+            until(terminal, offered)
+            os.write(terminal, b"\x15")  # Ctrl-U: forget the line
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
 
 
-def shown(terminal: int, seconds: float = 1.5) -> str:
-    """What comes until nothing has come for so long."""
-    output = b""
-    end = time.monotonic() + 20
-    while time.monotonic() < end and select.select([terminal], [], [], seconds)[0]:
-        output += os.read(terminal, 65536)
-    return output.decode("utf-8", "replace")
+def until(terminal: int, text: str) -> None:
+    """Read what the shell shows until the text is there."""
+    screen, end = "", time.monotonic() + 60
+    while text not in screen:
+        assert time.monotonic() < end, screen
+        if select.select([terminal], [], [], 1)[0]:
+            screen += os.read(terminal, 65536).decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

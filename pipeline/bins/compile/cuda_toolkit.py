@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 from msgspec import Struct
 
 from pipeline.bins import platform
 from pipeline.bins.hardware.cuda_versions import DOWNLOAD_BYTES, ON_ARM, CudaRelease
-from pipeline.core import network, paths
+from pipeline.core import packages, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
-from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
-from pipeline.core.process import capture, last_lines, run
+from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
@@ -90,18 +88,7 @@ def make(
 
 
 def _fill(made: Path, release: CudaRelease, log: Path) -> None:
-    temporary = made / "tmp"
-    temporary.mkdir(parents=True)
-    # pip unpacks into the temporary folder before it moves: the system's may be small.
-    env = pip_environment() | {"TMPDIR": str(temporary)}
-    if status := run(pip_argv(release, made), log=log, env=env):
-        raise PipelineError(
-            f"CUDA {release.version} could not be installed (pip ended with {status}):\n"
-            f"{last_lines(log, 5)}",
-            "check the network, pip's settings (pip config list) and the free space in "
-            f"{made.parent}; the log is {log}{network.settings()}",
-        )
-    remove(temporary)
+    packages.install(release.requirements, made, f"CUDA {release.version}", log)
     root = made / "nvidia" / f"cu{release.major}"
     add_names(root)
     answer = capture([root / "bin" / "nvcc", "--version"]) or "no answer"
@@ -115,15 +102,6 @@ def _fill(made: Path, release: CudaRelease, log: Path) -> None:
     stamp = made / STAMP
     stamp.write_text(f"{release.version}\n", encoding="utf-8")
     receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(release), seconds=0)})
-
-
-def pip_argv(release: CudaRelease, folder: Path) -> list[str]:
-    """The pip command that fills `folder`; a target excludes `user = true` in pip's settings."""
-    return [
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
-        *("--no-compile", "--only-binary", ":all:", "--require-hashes"),
-        *("--target", str(folder), "--requirement", str(release.requirements)),
-    ]
 
 
 def add_names(root: Path) -> None:

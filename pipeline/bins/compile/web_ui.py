@@ -24,7 +24,7 @@ from pipeline.core.store.publish import remove, require_space
 from pipeline.core.store.receipts import Entry, Recipe
 from pipeline.core.text import size
 
-from . import git_tree, npm
+from . import git_tree, node, npm
 from .npm import Node
 from .source import Source, files
 
@@ -61,7 +61,9 @@ class Ui(Struct, frozen=True, kw_only=True):
         return self.home.logs / "ui.log"
 
 
-def choose(wanted: str, source: Source, home: Home) -> tuple[Ui | None, str]:
+def choose(
+    wanted: str, source: Source, home: Home, *, offline: bool = False
+) -> tuple[Ui | None, str]:
     """The page that `ui=auto|on|off` means and, where there is none, why not.
 
     Raises PipelineError where `on` cannot be.
@@ -69,7 +71,7 @@ def choose(wanted: str, source: Source, home: Home) -> tuple[Ui | None, str]:
     if wanted == "off":
         return None, "ui=off"
     try:
-        return _find(source, home), ""
+        return _find(source, home, offline), ""
     except PipelineError as error:
         if wanted == "on":
             raise
@@ -167,19 +169,17 @@ def _entry(home: Home) -> Entry | None:
     return receipts.load(target.parent).get(target.name)
 
 
-def _find(source: Source, home: Home) -> Ui:
+def _find(source: Source, home: Home, offline: bool) -> Ui:
     if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
         raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", npm.WITHOUT)
-    try:
-        return Ui(source=source, node=npm.require_node(home), home=home)
-    except PipelineError:
+    if npm.find_node(home) is None:
         # A page that stands needs no Node.js: some shells of a machine know it, others do not.
         entry = _entry(home)
         recorded = Node("", "", str(entry.recipe.get("node") if entry else ""))
         standing = Ui(source=source, node=recorded, home=home)
         if is_current(standing):
             return standing
-        raise
+    return Ui(source=source, node=node.require(home, offline=offline), home=home)
 
 
 def _is_of(ui: Ui, made_of: str) -> bool:
@@ -203,7 +203,10 @@ def _copy(source: Source, work: Path) -> None:
 
 
 def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
-    project = npm.Project(work, ui.node if ui.node.path else npm.require_node(ui.home), ui.log)
+    used = ui.node if ui.node.path else node.require(ui.home, offline=offline)
+    if used == node.packaged(ui.home):
+        node.make(ui.home, offline=offline)
+    project = npm.Project(work, used, ui.log)
     require_space(work, WORK_BYTES)
     config = work / "svelte.config.js"
     if config.exists():
