@@ -6,9 +6,14 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from conftest import REPOSITORY, wait_for
 from msgspec.structs import replace
 
 from pipeline.bins.compile import cmake
@@ -78,8 +83,8 @@ def objects(work: Work) -> dict[str, int]:
 
 
 def asked(work: Work) -> str:
-    (line,) = [text for text in work.log.read_text().splitlines() if "--build" in text]
-    found = re.search(r"--parallel (\d+)", line)
+    (line,) = [text for text in work.log.read_text().splitlines() if " -C " in text]
+    found = re.search(r" -j (\d+)", line)
     return found[1] if found else ""
 
 
@@ -275,3 +280,29 @@ def test_a_build_leaves_its_speed_unless_ccache_knew_it(work: Work) -> None:
     work.speeds.unlink()
     compile_all(replace(work, folder=work.folder.with_name("again")))
     assert work.speeds.exists() == (shutil.which("ccache") is None)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.bins.compile.cmake import Work, compile_all
+top = Path(sys.argv[1])
+compile_all(Work(source=top / "source ü", folder=top / "build", options=(), targets=("one", "two"),
+    made_with=[], backend="cpu", root=top, jobs=None, log=top / "log", speeds=top / "speeds"))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Unix")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_no_compiler_is_left_behind(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
+) -> None:
+    """Whether Ctrl-C in a terminal reaches all of them, or a signal this program alone."""
+    seen = tmp_path / "pid of a compiler"
+    compiler(tmp_path / "g++", f"echo $$ > '{seen}'; exec sleep 1000", monkeypatch)
+    words = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    with subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as building:
+        wait_for(lambda: seen.exists() and seen.read_text().endswith("\n"))
+        building.send_signal(end)
+    pid = int(seen.read_text())
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_tools import child, finish, gone, line, wait_for
+from core_tools import REPOSITORY, child, finish, gone, line, wait_for
 from disks import disk
 
 from pipeline.core import process
@@ -329,3 +329,24 @@ def test_a_program_that_talks_is_left_alone(tmp_path: Path) -> None:
         process.run(python(script), log=tmp_path / "log", on_line=heard.append, patience=1.5) == 0
     )
     assert heard == list("01234")
+
+
+BACKGROUND = """
+import sys, time
+from pathlib import Path
+from pipeline.core.parallel import background
+from pipeline.core.process import run
+folder = Path(sys.argv[1])
+shell = 'sleep 1000 & echo $! > "$0"; wait'
+background(lambda: run(["sh", "-c", shell, str(folder / "pid")], log=folder / "log", patience=1000))
+while not (folder / "pid").exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Unix")
+def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path) -> None:
+    """And what that has started."""
+    subprocess.run([sys.executable, "-c", BACKGROUND, tmp_path], cwd=REPOSITORY, check=True)
+    pid = int(wait_for(lambda: (tmp_path / "pid").read_text()))
+    wait_for(lambda: gone(pid))

@@ -86,9 +86,9 @@ def configure_argv(work: Work, tools: Mapping[str, str], ccache: str | None) -> 
 def build_argv(
     work: Work, tools: Mapping[str, str], count: int, targets: Sequence[str]
 ) -> list[str]:
-    """The command that compiles the targets, `count` files at once."""
-    folder = ("--build", str(work.folder), "--parallel", str(count))
-    return [tools["cmake"], *folder, "--target", *targets]
+    """The command that compiles the targets, `count` files at once. Not through CMake, which when
+    it is told to end leaves Ninja behind; Ninja ends with its compilers."""
+    return [tools["ninja"], "-C", str(work.folder), "-j", str(count), *targets]
 
 
 def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:

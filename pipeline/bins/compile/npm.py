@@ -24,7 +24,7 @@ BUILD = ("run", "build")
 # Each download is said, which shows that npm is alive; it tries three times, without long pauses.
 NETWORK = ("--loglevel=http", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
 DOWNLOADS = 10_000  # lines of a log that they take at most
-PATIENCE = 300.0  # seconds without a word
+PATIENCE, BUILD_PATIENCE = 300.0, 3600.0  # seconds without a word
 # Of the user's variables these change what is made.
 DROPPED = ("LLAMA_", "VITE_", "PUBLIC_", "NODE_ENV")
 # Its own credentials, for the registry. The build, which runs the packages' code, gets none.
@@ -130,7 +130,8 @@ class Project(Struct, frozen=True):
     def build(self, variables: dict[str, str]) -> None:
         """Run the project's own build. Raises PipelineError."""
         info("building llama.cpp's page, which takes a minute or two")
-        status = self._npm(BUILD, environment(self.node) | variables, append=True)
+        env = environment(self.node) | variables
+        status = self._npm(BUILD, env, append=True, patience=BUILD_PATIENCE)
         if status:
             raise self._failed(BUILD, status)
 

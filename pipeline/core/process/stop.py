@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -15,12 +16,18 @@ from contextlib import contextmanager
 Started = subprocess.Popen[bytes]
 
 
+_running: set[Started] = set()
+
+
 @contextmanager
 def running(process: Started) -> Iterator[Started]:
-    """After the block the process has ended, however the block ends."""
+    """After the block the process has ended, however the block ends; also where it runs on a thread
+    that this process does not wait for."""
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         if process.poll() is None:
             process.terminate()
             try:
@@ -30,6 +37,13 @@ def running(process: Started) -> Iterator[Started]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+@atexit.register
+def _end_running() -> None:
+    for process in [*_running]:
+        process.terminate()
+        end_group(process)
 
 
 def ask_to_stop(process: Started, *, group: bool = False) -> None:
@@ -58,7 +72,7 @@ def group_is_empty(process: Started) -> bool:
 
 
 def end_group(process: Started) -> None:
-    """Kill what is left of the group that `own_group` made."""
+    """Kill what is left of the group that `own_group` made, where it did."""
     if os.name == "nt":  # its job ends with the last handle to it
         process.job.Close()  # type: ignore[attr-defined]
         return
