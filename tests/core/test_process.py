@@ -348,5 +348,6 @@ while not (folder / "pid").exists():
 def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path) -> None:
     """And what that has started."""
     subprocess.run([sys.executable, "-c", BACKGROUND, tmp_path], cwd=REPOSITORY, check=True)
-    pid = int(wait_for(lambda: (tmp_path / "pid").read_text()))
+    wait_for(lambda: bool((tmp_path / "pid").read_text()))
+    pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: gone(pid))
