@@ -81,7 +81,7 @@ def _version_text(path: str, words: tuple[str, ...], *stamp: int) -> str | None:
     if isinstance(kept, dict) and command == kept.get("command"):
         return str(kept["answer"])
     answer = capture(command)
-    if answer:
+    if answer and book.parent.is_dir():  # the steps create the home; looking at them does not
         stat_cache.remember(book, program, {"command": command, "answer": answer}, [*stamp])
     return answer
 

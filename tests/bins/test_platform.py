@@ -89,6 +89,7 @@ def test_a_compiler_is_asked_once_for_its_version_until_it_changes(
     calls: int,
 ) -> None:
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
     log = tmp_path / "calls"
     real = program(compilers / name, f"echo call >> {log}; echo version 1")
     (compilers / "c++").symlink_to(real)
