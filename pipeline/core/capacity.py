@@ -7,6 +7,18 @@ import os
 from pathlib import Path
 
 GROUP = Path("/sys/fs/cgroup")
+# Control groups, version 2 and version 1: the limit, what is used, and which line of memory.stat
+# counts cached files that are dropped when memory is needed. Version 1 says "no limit" by a limit
+# larger than the machine.
+MEMORY = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
 
 
 def memory() -> int:
@@ -14,23 +26,34 @@ def memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    try:
-        limit = (GROUP / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return free
-        used = int((GROUP / "memory.current").read_text(encoding="ascii"))
-        # Cached files count as used there; they are dropped when memory is needed.
-        stat = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
-        return max(0, min(free, int(limit) - used + int(stat.get("inactive_file", 0))))
-    except (OSError, ValueError):
-        return free
+    for limit, used, stat, cached in MEMORY:
+        try:
+            lines = dict(line.split() for line in _read(stat).splitlines())
+            room = int(_read(limit)) - int(_read(used)) + int(lines.get(cached, 0))
+        except (OSError, ValueError):  # another version's, or no limit: "max"
+            continue
+        return max(0, min(free, room))
+    return free
 
 
 def processors() -> int:
     """How many threads can compute at the same time."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = affine or 1
     try:
-        quota, period = (GROUP / "cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(count or 1, math.ceil(int(quota) / int(period))))
+        quota, period = map(int, _quota().split())
     except (OSError, ValueError):  # none, or "max"
-        return count or 1
+        return count
+    return max(1, min(count, math.ceil(quota / period))) if quota > 0 else count
+
+
+def _quota() -> str:
+    """Microseconds of computing time in each period, and the period."""
+    try:
+        return _read("cpu.max")
+    except OSError:
+        return f"{_read('cpu/cpu.cfs_quota_us')} {_read('cpu/cpu.cfs_period_us')}"
+
+
+def _read(file: str) -> str:
+    return (GROUP / file).read_text(encoding="ascii").strip()

@@ -39,3 +39,25 @@ def test_a_container_with_less_memory(group: Path) -> None:
     assert capacity.memory() == 0
     (group / "memory.max").write_text("max\n")
     assert capacity.memory() > 1_000_000
+
+
+@pytest.mark.parametrize(("quota", "count"), [("50000", 1), ("-1", None)])
+def test_less_time_by_the_first_version_of_control_groups(
+    group: Path, quota: str, count: int | None
+) -> None:
+    free = capacity.processors()
+    (group / "cpu").mkdir()
+    (group / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (group / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert capacity.processors() == (count or free)
+
+
+def test_less_memory_by_the_first_version_of_control_groups(group: Path) -> None:
+    folder = group / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("1000000\n")
+    (folder / "memory.usage_in_bytes").write_text("900000\n")
+    (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 300000\n")
+    assert capacity.memory() == 400_000
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    assert capacity.memory() > 1_000_000
