@@ -29,6 +29,7 @@ pytest_plugins = [
     "browsing",
     "client_tools",
     "supervisor_tools",
+    "engines",
     "images",
     "parallel",
     "twins",

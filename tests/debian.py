@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+SUITE = "trixie"  # Debian 13: for what the system has in no version that is new enough
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
 
 def require(*packages: str) -> None:
     """Have the packages installed; the test is skipped, with the reason, where that cannot be."""
@@ -44,3 +47,46 @@ def call(*words: str, folder: Path | None = None, check: bool = True) -> None:
     if check and done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg"))]
         pytest.skip(f"{words[0]} failed with {done.returncode}: {' '.join(said[:1])}")
+
+
+def fetch(packages: tuple[str, ...], into: Path) -> None:
+    """Unpack packages of SUITE in a folder, beside the system's. apt holds them against its
+    keyring; the test is skipped where they cannot be had."""
+    state = into / "apt"
+    got = state / "packages"
+    for folder in ("state/lists/partial", "cache/archives/partial", "packages"):
+        (state / folder).mkdir(parents=True)
+    (state / "status").touch()
+    (state / "debian.sources").write_text(
+        f"Types: deb\nURIs: {mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {KEYRING}\n"
+    )
+    apt = ["apt-get", *(word for option in options(state) for word in ("-o", option))]
+    call(*apt, "update")
+    call(*apt, "download", *packages, folder=got)
+    for package in got.glob("*.deb"):
+        call("dpkg", "-x", str(package), str(into))
+    shutil.rmtree(state)
+
+
+def mirror() -> str:
+    """Where this machine gets Debian's own packages from."""
+    form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
+    told = asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")
+    for line in told.splitlines():
+        if line.startswith("Debian Debian "):
+            return line.split()[2]
+    pytest.skip(f"needs packages of Debian {SUITE}, and apt has no source of Debian's here")
+
+
+def options(state: Path) -> list[str]:
+    """apt's settings for a suite that is none of this machine's, away from its own records."""
+    return [
+        f"Dir::State={state / 'state'}",
+        f"Dir::State::status={state / 'status'}",
+        f"Dir::Cache={state / 'cache'}",
+        f"Dir::Etc::SourceList={state / 'debian.sources'}",
+        "Dir::Etc::SourceParts=-",
+        "Acquire::Languages=none",
+        "APT::Update::Error-Mode=any",  # else a mirror that does not answer is a warning
+        "APT::Sandbox::User=root",  # the folder is the user's own, and hidden from apt's
+    ]

@@ -1,4 +1,4 @@
-"""The runtime image, built by buildah on a base that debootstrap makes, and what runs in it.
+"""The runtime image, on a base that debootstrap makes, and what runs in it.
 
 Both are kept in a store of their own in the user's cache folder: only what changed is made again.
 """
@@ -8,35 +8,27 @@ from __future__ import annotations
 import configparser
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import debian
-import psutil
 import pytest
 import workers
 from conftest import REPOSITORY, wait_for, with_programs
-from filelock import FileLock
-
-from pipeline.core.paths import Home, cache
+from engines import TAG, Buildah, Container, Docker, end_all
 
 BASE = "localhost/debian:bookworm-slim"  # a stand-in for the public one
-STORE = cache(Home(REPOSITORY)) / "tests" / "containers"
-LARGEST_STORE = 8_000_000_000  # bytes
-LEFT_SECONDS = 6 * 3600  # no run of the tests lasts that long
-TAG = "localhost/llama-pipeline:test-"
-ISOLATION = ("--isolation", "chroot", "--network", "host")
+READY = "localhost/debian:with-settings"  # with what pip is told on this machine
+OWN_TRUST = Path("/usr/local/share/ca-certificates")  # what somebody added to this machine
 NOT_BUILT_FROM = (".git", ".venv", "bins", "models", "logs", "run", "vendor", ".cache", "tests")
 # What public images of Debian have and debootstrap does not: nothing that apt got is kept.
 CLEAN = """rm -rf "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/usr/share/locale/*
@@ -48,46 +40,23 @@ END
 """
 
 
-def require_buildah() -> None:
-    """Have buildah and debootstrap; the test is skipped where they cannot work."""
-    debian.require("buildah", "debootstrap")
-    if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        pytest.skip("building an image takes root, and the right to mount")
-
-
-def buildah(*words: str, check: bool = True) -> str:
-    """Run it on the tests' own store; what it prints."""
-    done = subprocess.run(command(*words), capture_output=True, text=True, errors="replace")
-    assert not check or done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr}"
-    return done.stdout.strip()
-
-
-def command(*words: str) -> list[str]:
-    return ["buildah", "--root", str(STORE / "root"), "--runroot", str(STORE / "run"), *words]
-
-
-def has(image: str) -> bool:
-    return bool(buildah("images", "--quiet", image, check=False))
-
-
-def make_base() -> None:
+def make_base(engine: Docker | Buildah) -> None:
     """Debian as debootstrap makes it, in place of the public image."""
-    if has(BASE):
+    if engine.has(BASE):
         return
+    debian.require("debootstrap")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         debian.call("debootstrap", "--variant=minbase", "bookworm", str(root))
         subprocess.run(["sh", "-c", CLEAN, "sh", str(root)], check=True)
-        container = buildah("from", "scratch")
-        buildah("add", "--quiet", container, str(root), "/")
-        buildah("config", "--cmd", "bash", container)
-        buildah("commit", "--quiet", "--rm", container, BASE)
+        engine.load(root, BASE)
 
 
-def pip_settings(folder: Path) -> list[str]:
-    """buildah's words for what this machine's pip is told: packages come from where its own do.
+def pip_settings(folder: Path) -> dict[Path, str]:
+    """What this machine's pip is told, so that packages come from where its own do: what lies here,
+    and where a build needs it.
 
-    Files and folders that the settings name are mounted, under other names.
+    Files and folders that the settings name have other names there.
     """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
@@ -104,8 +73,17 @@ def pip_settings(folder: Path) -> list[str]:
     file = folder / "pip.conf"
     with file.open("w") as out:
         parser.write(out)
-    pairs = [(file, "/etc/pip.conf"), *mounts.items()]
-    return [word for here, there in pairs for word in ("--volume", f"{here}:{there}:ro")]
+    return {file: "/etc/pip.conf", **mounts}
+
+
+def own_settings(engine: Docker | Buildah, base: str, name: str, scratch: Path, **env: str) -> str:
+    """The base with this machine's certificates and, where a build cannot mount them, pip's
+    settings. Packages on this machine's disk are left out there: they take too much space."""
+    trust = {OWN_TRUST: f"{OWN_TRUST}/"} if OWN_TRUST.is_dir() else {}
+    if isinstance(engine, Docker):
+        trust |= {at: to for at, to in pip_settings(scratch).items() if at.is_file()}
+    engine.derive(name, base, trust, **env)
+    return name
 
 
 def _inside(word: str, mounts: dict[Path, str]) -> str:
@@ -120,41 +98,26 @@ def _inside(word: str, mounts: dict[Path, str]) -> str:
     return f"file://{place}/{path.name}" if parsed.scheme == "file" else place
 
 
-def used() -> int:
-    """Bytes in the store. Where a container of another worker vanishes meanwhile, du may give up
-    without a word: the next run will know."""
-    done = subprocess.run(["du", "-sk", STORE / "root"], capture_output=True, text=True)
-    return int((done.stdout.split() or ["0"])[0]) * 1024
-
-
-def make_room() -> None:
-    """Remove what was left hours ago: containers of killed runs, images of other checkouts."""
-    for container in json.loads(buildah("containers", "--json") or "[]") or []:
-        folder = STORE / "root" / "overlay-containers" / container["id"]
-        if folder.exists() and time.time() - folder.stat().st_mtime > LEFT_SECONDS:
-            buildah("rm", container["id"], check=False)
-    for made in json.loads(buildah("images", "--json")):
-        ours = [name for name in made["names"] or () if TAG in name]
-        if ours and time.time() - made["created"] > LEFT_SECONDS:
-            buildah("rmi", *ours, check=False)
-    buildah("rmi", "--prune", check=False)  # layers of what was built before
-
-
-def build(context: Path, package: Path, target: str, tag: str, scratch: Path) -> None:
+def build(
+    engine: Docker | Buildah, context: Path, package: Path, target: str, tag: str, scratch: Path
+) -> None:
     """Build a stage of docker/Dockerfile with the programs of an archive in the context."""
-    STORE.mkdir(parents=True, exist_ok=True)
-    with FileLock(STORE / ".lock"):
-        if used() > LARGEST_STORE:
-            make_room()
-        make_base()
-        buildah(
-            *("bud", *ISOLATION, "--layers", "--format", "docker", "--pull-never"),
+    with engine.lock:
+        make_base(engine)
+        base = own_settings(engine, BASE, READY, scratch)
+        given = {
+            "BASE": base,
+            "BINS": "package",
+            "PACKAGE": str(package.relative_to(context)),
+            "SERVICE_NAME": "under test",
+            "SERVICE_VERSION": "1.2",
+        }
+        engine.build(
+            context,
+            tag,
             *("--file", str(REPOSITORY / "docker" / "Dockerfile"), "--target", target),
-            *("--build-arg", f"BASE={BASE}", "--build-arg", "BINS=package"),
-            *("--build-arg", f"PACKAGE={package.relative_to(context)}"),
-            *("--build-arg", "SERVICE_NAME=under test", "--build-arg", "SERVICE_VERSION=1.2"),
-            *pip_settings(scratch),
-            *("--tag", tag, str(context)),
+            *(x for name, value in given.items() for x in ("--build-arg", f"{name}={value}")),
+            mounts=pip_settings(scratch),
         )
 
 
@@ -165,7 +128,8 @@ class Running:
     process: subprocess.Popen[bytes]
     printed: Path
     said: Path  # on stderr
-    is_container: bool
+    engine: Docker | Buildah | None  # of a container
+    name: str
 
     @property
     def out(self) -> str:
@@ -190,11 +154,10 @@ class Running:
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """A signal to what is the container's first process."""
-        first = psutil.Process(self.process.pid)
-        if self.is_container:
-            below = first.children(recursive=True)
-            first = next(one for one in below if one.name() == "tini")
-        first.send_signal(number)
+        if self.engine:
+            self.engine.signal(self.name, self.process, number)
+        else:
+            self.process.send_signal(number)
 
 
 @dataclass(frozen=True)
@@ -205,33 +168,48 @@ class Machine:
     folder: Path  # for a test's files
     home: Path
     env: dict[str, str] = field(default_factory=dict)
-    container: str = ""
+    image: str = ""
+    engine: Docker | Buildah | None = None
+    up: list[str] = field(default_factory=list)  # the names of containers that run
 
     @contextlib.contextmanager
-    def running(self, *words: str, name: str = "", **env: str) -> Iterator[Running]:
+    def running(
+        self, *words: str, name: str = "", read_only: bool = False, **env: str
+    ) -> Iterator[Running]:
         """The entry point with these words, or with `name` another command; nothing of it is left
-        after the block."""
+        after the block. While a container is up, it is what runs inside that one."""
         env = {**self.env, **env}
         log = Path(tempfile.mkdtemp(dir=self.home.parent))
+        called = f"test-{uuid.uuid4().hex[:12]}"
+        command, is_inside = self._command(called, words, name, read_only, env)
         with (log / "out").open("wb") as out, (log / "err").open("wb") as err:
             process = subprocess.Popen(
-                self._command(words, name, env),
-                env={**os.environ, **({} if self.container else self._own(env))},
+                command,
+                env={**os.environ, **({} if self.engine else self._own(env))},
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
             )
-            running = Running(process, log / "out", log / "err", bool(self.container))
+            running = Running(process, log / "out", log / "err", self.engine, called)
+            self.up.append(called)
             try:
                 yield running
             finally:
-                # Asked, it ends its servers, too: they are not below it where it started them.
-                with contextlib.suppress(psutil.Error, StopIteration, subprocess.TimeoutExpired):
-                    running.signal()
-                    running.end()
-                end_all(process)
+                self.up.remove(called)
+                if not is_inside:
+                    self._end(running)
+
+    def _end(self, running: Running) -> None:
+        # Asked, it ends its servers, too: they are not below it where it started them.
+        with contextlib.suppress(Exception):
+            if running.process.poll() is None:
+                running.signal()
+            running.end()
+        if self.engine:
+            self.engine.remove(running.name, running.process)
+        end_all(running.process)
 
     def __call__(self, *words: str, status: int = 0, name: str = "", **env: str) -> Running:
         """Run to the end, which must be `status`."""
@@ -243,29 +221,20 @@ class Machine:
     def _own(self, env: dict[str, str]) -> dict[str, str]:
         return {"LLAMA_PIPELINE_HOME": str(self.home), "PYTHONUNBUFFERED": "1", **env}
 
-    def _command(self, words: tuple[str, ...], name: str, env: dict[str, str]) -> list[str]:
-        if not self.container:
-            return [sys.executable, "-m", "pipeline.deploy", name or "entrypoint", *words]
-        switches = [f"--env={key}={value}" for key, value in env.items()]
-        switches += [f"--volume={self.folder}:{self.folder}:ro", f"--volume={self.home}:/data"]
-        called = [name] if name else config(self.container)["Entrypoint"]
-        return command("run", *ISOLATION, *switches, self.container, "--", *called, *words)
-
-
-def config(container: str) -> Any:
-    """What the image says of itself."""
-    told = json.loads(buildah("inspect", "--type", "container", container))
-    return told["Docker"]["config"]
-
-
-def end_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill it, and what it started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        first = psutil.Process(process.pid)
-        for one in [first, *first.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
+    def _command(
+        self, called: str, words: tuple[str, ...], name: str, read_only: bool, env: dict[str, str]
+    ) -> tuple[list[str], bool]:
+        """The command line, and whether it runs inside a container that is up."""
+        if self.engine is None:
+            return [sys.executable, "-m", "pipeline.deploy", name or "entrypoint", *words], False
+        whole = (name, *words) if name else words
+        if self.up and (inside := self.engine.within(self.up[-1], whole, env)):
+            return inside, True
+        mounts = {self.folder: f"{self.folder}:ro", self.home: "/data"}
+        if read_only:
+            mounts = {self.folder: "/models:ro"}
+        it = Container(called, self.image, words, name, env, mounts, read_only)
+        return self.engine.command(it), False
 
 
 @pytest.fixture(scope="session")
@@ -299,22 +268,27 @@ def _top_ignored(folder: str, names: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def image(context: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def image(
+    engine: Docker | Buildah,
+    context: Path,
+    package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
     """The name of the runtime image."""
-    require_buildah()
     checkout_id = hashlib.sha256(os.fsencode(REPOSITORY)).hexdigest()[:8]
     tag = TAG + checkout_id
     archive = context / "bins" / "packages" / package.name
-    build(context, archive, "runtime", tag, tmp_path_factory.mktemp("build"))
+    build(engine, context, archive, "runtime", tag, tmp_path_factory.mktemp("build"))
     return tag
 
 
-@pytest.fixture(scope="session")
-def container(image: str) -> Iterator[str]:
+@pytest.fixture
+def in_image(engine: Docker | Buildah, image: str, shared: Path, tmp_path: Path) -> Machine:
     """A container of the image: a place to run commands in."""
-    made = buildah("from", "--pull-never", image)
-    yield made
-    buildah("rm", made)
+    home = tmp_path / "daten ü"
+    home.mkdir()
+    home.chmod(0o777)
+    return Machine(shared, home, image=image, engine=engine)
 
 
 @pytest.fixture(scope="session")

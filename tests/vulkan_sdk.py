@@ -23,8 +23,6 @@ from pipeline.core.store.publish import part, publish_folder, recover_folder, re
 SYSTEM = Path("/usr")
 RUNTIME = ("libvulkan1", "mesa-vulkan-drivers", "vulkan-tools", "glslc")
 DEVELOPMENT = ("libvulkan-dev", "spirv-headers")
-SUITE = "trixie"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 HEADER = "include/vulkan/vulkan_core.h"
 SPIRV = "share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake"
 
@@ -61,7 +59,7 @@ def software(vulkan_sdk: Path) -> Software:
 
 
 def sdk_folder() -> Path:
-    return cache(Home(REPOSITORY)) / "tests" / f"vulkan-sdk-{SUITE}" / "usr"
+    return cache(Home(REPOSITORY)) / "tests" / f"vulkan-sdk-{debian.SUITE}" / "usr"
 
 
 def is_enough(folder: Path) -> bool:
@@ -102,50 +100,14 @@ def candidate(package: str) -> str:
     return next((line.split()[1] for line in lines if "Candidate:" in line), "")
 
 
-def mirror() -> str:
-    """Where this machine gets Debian's own packages from."""
-    form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
-    told = debian.asked("apt-get", "indextargets", "--format", form, "Created-By: Packages")
-    for line in told.splitlines():
-        if line.startswith("Debian Debian "):
-            return line.split()[2]
-    pytest.skip("the system's Vulkan headers are too old, and apt has no source of Debian's here")
-
-
 def fetch(target: Path) -> None:
-    """Debian 13's headers, unpacked whole or not at all. apt holds them against its keyring."""
+    """Debian 13's headers, unpacked whole or not at all."""
     made = part(target)
-    state = made / "apt"
-    packages = state / "packages"
-    for folder in ("state/lists/partial", "cache/archives/partial", "packages"):
-        (state / folder).mkdir(parents=True)
-    (state / "status").touch()
-    (state / "debian.sources").write_text(
-        f"Types: deb\nURIs: {mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {KEYRING}\n"
-    )
-    apt = ["apt-get", *(word for option in options(state) for word in ("-o", option))]
-    debian.call(*apt, "update")
-    debian.call(*apt, "download", *DEVELOPMENT, folder=packages)
-    for package in packages.glob("*.deb"):
-        debian.call("dpkg", "-x", str(package), str(made))
-    remove(state)
+    made.mkdir(parents=True)
+    debian.fetch(DEVELOPMENT, made)
     # The loader of Debian 13 wants its C library; the one of this machine is what will be run.
     loader = made / "usr/lib/libvulkan.so"
     loader.unlink(missing_ok=True)
     told = debian.asked("dpkg-query", "-L", "libvulkan1").splitlines()
     loader.symlink_to(next(path for path in told if path.endswith("libvulkan.so.1")))
     publish_folder(made, target)
-
-
-def options(state: Path) -> list[str]:
-    """apt's settings for a suite that is none of this machine's, away from its own records."""
-    return [
-        f"Dir::State={state / 'state'}",
-        f"Dir::State::status={state / 'status'}",
-        f"Dir::Cache={state / 'cache'}",
-        f"Dir::Etc::SourceList={state / 'debian.sources'}",
-        "Dir::Etc::SourceParts=-",
-        "Acquire::Languages=none",
-        "APT::Update::Error-Mode=any",  # else a mirror that does not answer is a warning
-        "APT::Sandbox::User=root",  # the folder is the user's own, and hidden from apt's
-    ]

@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
-from images import Machine, end_all
+from engines import end_all
+from images import Machine
 
 from pipeline.serve import health
 
@@ -35,17 +35,14 @@ IN_IMAGE = pytest.param("image", marks=pytest.mark.xdist_group("images"))
 
 
 @pytest.fixture(params=["here", IN_IMAGE])
-def machine(
-    request: pytest.FixtureRequest, shared: Path, built: Path, tmp_path: Path
-) -> Iterator[Machine]:
+def machine(request: pytest.FixtureRequest, shared: Path, built: Path, tmp_path: Path) -> Machine:
+    if request.param == "image":
+        made: Machine = request.getfixturevalue("in_image")
+        return made
+    programs = next(path.parent for path in built.glob("*/llama-server"))
     home = tmp_path / "daten ü"
     home.mkdir()
-    home.chmod(0o777)
-    if request.param == "image":
-        yield Machine(shared, home, container=request.getfixturevalue("container"))
-        return
-    programs = next(path.parent for path in built.glob("*/llama-server"))
-    yield Machine(shared, home, {"LLAMA_SERVER_BINS_DIR": str(programs)})
+    return Machine(shared, home, {"LLAMA_SERVER_BINS_DIR": str(programs)})
 
 
 # The server itself cannot read it: nothing says so before.
@@ -89,7 +86,7 @@ def vllm(machine: Machine) -> tuple[dict[str, str], int]:
 def called(machine: Machine, name: str) -> str:
     """One of the container's commands, for a shell."""
     ours = f"{shlex.quote(sys.executable)} -m pipeline.deploy {name}"
-    return name if machine.container else ours
+    return name if machine.image else ours
 
 
 def is_ready(port: int) -> bool:
@@ -221,7 +218,7 @@ def test_one_that_cannot_be_started_ends_the_others(machine: Machine) -> None:
 
 
 def test_a_package_on_boot_is_what_serves(machine: Machine, package: Path) -> None:
-    if not machine.container:  # where nobody names other programs
+    if not machine.image:  # where nobody names other programs
         machine = replace(machine, env={"LLAMA_SERVER_BINS_DIR": ""})
     variables, _ = toml(machine)
     where = {"AUTO_INFER_LLAMA_CPP_PKG_PATH": str(machine.folder / package.name)}
@@ -244,7 +241,7 @@ def test_by_hand(machine: Machine) -> None:
     with machine.running("sh", str(script), **file) as running:
         running.until("fine\n")
         assert "chat: ready" in running.err
-        doit = ["doit"] if machine.container else [sys.executable, "-m", "doit"]
+        doit = ["doit"] if machine.image else [sys.executable, "-m", "doit"]
         machine(*doit, "down", f"config={file[CONFIG]}")
     assert not is_ready(port)
     assert (
@@ -254,7 +251,7 @@ def test_by_hand(machine: Machine) -> None:
 
 def test_booted_and_left_running(machine: Machine) -> None:
     """For an image whose first process is not ours."""
-    if machine.container:
+    if machine.image:
         pytest.skip("the entry point is its first process")
     variables, port = toml(machine)
     machine(name="boot", **variables)
@@ -291,7 +288,7 @@ def test_a_profile_that_is_not_there_ends_it(machine: Machine) -> None:
 
 def test_stopped_while_a_model_loads(machine: Machine) -> None:
     program = machine.folder / "llama-server"
-    real = "/opt/llama-cpp/bin" if machine.container else machine.env["LLAMA_SERVER_BINS_DIR"]
+    real = "/opt/llama-cpp/bin" if machine.image else machine.env["LLAMA_SERVER_BINS_DIR"]
     program.write_text(
         f"#!/bin/sh\ncase $* in *--help*) exec {shlex.quote(real)}/llama-server --help;; esac\n"
         "exec sleep 600\n"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY, free_port, wait_for
-from images import Machine, buildah, config, end_all
+from conftest import REPOSITORY, free_port
+from engines import Buildah, Docker
+from images import Machine
 
 from pipeline.bins import binaries
 from pipeline.core.pins import pins
@@ -100,8 +97,8 @@ def test_every_variable_of_the_compose_file_is_explained() -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("images")
 class TestBuilt:
-    def test_what_it_says_of_itself(self, container: str) -> None:
-        told = config(container)
+    def test_what_it_says_of_itself(self, engine: Docker | Buildah, image: str) -> None:
+        told = engine.config(image)
         assert told["User"] == "10001:10001"
         assert told["Labels"]["llama.cpp.commit"] == pins().llama_cpp_commit
         assert told["Labels"]["org.opencontainers.image.title"] == "under test"
@@ -110,92 +107,36 @@ class TestBuilt:
         assert told["Entrypoint"][0] == "tini"
         assert {"SERVICE_NAME=under test", "SERVICE_VERSION=1.2"} <= {*told["Env"]}
 
-    def test_no_compiler_and_no_tool_of_one(self, container: str) -> None:
-        root = Path(buildah("mount", container))
-        try:
-            names = ("cc", "gcc", "g++", "c++", "ld", "as", "make", "cmake", "ninja", "nvcc")
-            folders = ("usr/bin", "usr/local/bin", "opt/llama-pipeline/.venv/bin")
-            found = [f"{f}/{n}" for f in folders for n in names if (root / f / n).exists()]
-            assert found == []
-            assert not list((root / "opt/llama-pipeline").glob("tests"))
-        finally:
-            buildah("umount", container)
+    def test_no_compiler_and_no_tool_of_one(self, in_image: Machine) -> None:
+        names = ("cc", "gcc", "g++", "c++", "ld", "as", "make", "cmake", "ninja", "nvcc")
+        folders = ("/usr/bin", "/usr/local/bin", "/opt/llama-pipeline/.venv/bin")
+        paths = [f"{folder}/{name}" for folder in folders for name in names]
+        look = 'for path; do [ ! -e "$path" ] || echo "$path"; done'
+        paths += ["/opt/llama-pipeline/tests", "/bin/sh"]
+        assert in_image("sh", "-c", look, "sh", *paths).out == "/bin/sh\n"
 
-    def test_tasks_that_ask_for_tools_that_are_not_there(
-        self, container: str, shared: Path, tmp_path: Path
-    ) -> None:
-        home = tmp_path / "data"
-        home.mkdir()
-        home.chmod(0o777)
-        machine = Machine(shared, home, container=container)
-        told = json.loads(machine("doit", "doctor", "format=json").out)
+    def test_tasks_that_ask_for_tools_that_are_not_there(self, in_image: Machine) -> None:
+        told = json.loads(in_image("doit", "doctor", "format=json").out)
         assert "cmake" not in told["tools"]
-        assert machine("doit", "recipe").out
+        assert in_image("doit", "recipe").out
 
-    def test_logs_go_to_the_temporary_folder(
-        self, container: str, shared: Path, tmp_path: Path
-    ) -> None:
-        home = tmp_path / "data"
-        home.mkdir()
-        home.chmod(0o777)
-        file = shared / "logs.toml"
-        file.write_text(f'[instance.chat.server]\nmodel = "{shared}/tiny.gguf"\n')
-        run = Machine(shared, home, container=container)("doit", "plan", f"config={file}")
-        assert " /tmp/chat.log" in run.out
+    def test_logs_go_to_the_temporary_folder(self, in_image: Machine) -> None:
+        file = in_image.folder / "logs.toml"
+        file.write_text(f'[instance.chat.server]\nmodel = "{in_image.folder}/tiny.gguf"\n')
+        assert " /tmp/chat.log" in in_image("doit", "plan", f"config={file}").out
 
-
-@contextmanager
-def locked_down(container: str, folder: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """The container as `docker run --read-only --tmpfs /tmp --tmpfs /data` starts it: in a process
-    namespace of its own, nothing writable but memory, with `folder` at /models."""
-    root, told = buildah("mount", container), config(container)
-    script = """set -e
-        mount --bind "$1" "$1" && mount --bind "$2" "$1/models"
-        mount -o remount,bind,ro "$1/models"
-        mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc"
-        for place in tmp data; do mount -t tmpfs -o mode=1777 tmpfs "$1/$place"; done
-        mount -o remount,bind,ro "$1"
-        root=$1; shift 2
-        exec chroot --userspec=10001:10001 "$root" env -i "$@"
-    """
-    words = [*told["Env"], *(f"{name}={value}" for name, value in env.items())]
-    process = subprocess.Popen(
-        [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"),
-            *(root, str(folder), *words, *told["Entrypoint"]),
-        ],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield process
-    finally:
-        end_all(process)  # type: ignore[arg-type]
-        buildah("umount", container)
-
-
-@linux
-@pytest.mark.build
-@pytest.mark.slow
-@pytest.mark.xdist_group("images")
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting is root's alone"
-)
-def test_a_read_only_root_and_models(container: str, shared: Path) -> None:
-    """As process 1, which a signal ends only because tini passes it on."""
-    port = free_port()
-    file = shared / "profiles-read-only.yaml"
-    told = f"model_root: /models, hf_filename: tiny.gguf, port: {port}, ctx_size: 256"
-    file.write_text(f"profiles:\n  tiny:\n    llamacpp: {{{told}}}\n", encoding="utf-8")
-    named = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": f"/models/{file.name}"}
-    with locked_down(container, shared, **named) as process:
-        wait_for(lambda: process.poll() is not None or health.is_ready("127.0.0.1", port), 60)
-        first = psutil.Process(process.pid).children()
-        assert [one.name() for one in first] == ["tini"], process.communicate()[0]
-        began = time.monotonic()
-        first[0].terminate()
-        out, _ = process.communicate(timeout=30)
-        assert time.monotonic() - began < 10
-    assert process.returncode == 0, out
-    assert "log       /tmp/tiny.log" in out
+    def test_a_read_only_root_and_models(self, in_image: Machine) -> None:
+        """As process 1, which a signal ends only because tini passes it on."""
+        port = free_port()
+        file = in_image.folder / "profiles-read-only.yaml"
+        told = f"model_root: /models, hf_filename: tiny.gguf, port: {port}, ctx_size: 256"
+        file.write_text(f"profiles:\n  tiny:\n    llamacpp: {{{told}}}\n", encoding="utf-8")
+        named = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": f"/models/{file.name}"}
+        with in_image.running(read_only=True, **named) as running:
+            running.until("ready in")
+            assert health.is_ready("127.0.0.1", port)
+            began = time.monotonic()
+            running.signal()
+            assert running.end(30) == 0, running.err
+            assert time.monotonic() - began < 10
+        assert "log       /tmp/tiny.log" in running.out
