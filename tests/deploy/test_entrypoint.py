@@ -290,7 +290,8 @@ def test_stopped_while_a_model_loads(machine: Machine) -> None:
     program = machine.folder / "llama-server"
     real = "/opt/llama-cpp/bin" if machine.image else machine.env["LLAMA_SERVER_BINS_DIR"]
     program.write_text(
-        f"#!/bin/sh\ncase $* in *--help*) exec {shlex.quote(real)}/llama-server --help;; esac\n"
+        "#!/bin/sh\ncase $* in *--help* | *--completion-bash*)\n"
+        f'exec {shlex.quote(real)}/llama-server "$@";; esac\n'
         "exec sleep 600\n"
     )
     program.chmod(0o755)
