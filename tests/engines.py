@@ -158,6 +158,13 @@ class Buildah:
         below = psutil.Process(process.pid).children(recursive=True)
         next(one for one in below if one.name() == "tini").send_signal(number)
 
+    def is_up(self, name: str, process: subprocess.Popen[bytes]) -> bool:
+        """Whether its first process runs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
+            return any(one.name() == "tini" for one in below)
+        return False
+
     def remove(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Remove a container, and end what runs in it."""
         end_all(process)
@@ -304,6 +311,10 @@ class Docker:
     def signal(self, name: str, process: subprocess.Popen[bytes], number: int) -> None:
         """Send it to the container's first process."""
         self("kill", f"--signal={int(number)}", name)
+
+    def is_up(self, name: str, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it runs."""
+        return process.poll() is None
 
     def remove(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Remove a container, and end what runs in it."""

@@ -1,4 +1,4 @@
-"""The development image as it is made with Docker, and with PeiDocker: by buildah, as root.
+"""The development image as it is made with Docker, and with PeiDocker.
 
 What cannot be had here is stood in for: the public base by one of debootstrap, Pixi's archive by
 one of a program that says its version.
@@ -12,10 +12,13 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+import uuid
 import venv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,18 +28,16 @@ from typing import Any
 
 import debian
 import images
-import psutil
-import pytest
 import yaml
 from conftest import REPOSITORY, wait_for
-from filelock import FileLock
-from images import buildah
+from engines import Buildah, Container, Docker
 
 from pipeline.core import paths
 from pipeline.core.packages import pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 
+BASE = "localhost/infer-dev-base:bookworm"
 PEI_DOCKER = "pei-docker==2.0.1"
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 MARK = "FROM ${DEV_BASE} AS infer-dev"
@@ -139,51 +140,42 @@ def with_stand_in_for_pixi(source: Path) -> Path:
     return source
 
 
-def base() -> str:
+def base(engine: Docker | Buildah, scratch: Path) -> str:
     """Debian 12 with what this machine trusts, in the place of the public image."""
-    if os.geteuid():
-        pytest.skip("as root: images are built here with buildah in chroot isolation")
-    debian.require("buildah", "debootstrap", "openssh-client")
-    name = "localhost/infer-dev-base:bookworm"
-    if not images.has(name):
-        images.make_base()
-        container = buildah("from", "--pull-never", images.BASE)
-        if OWN_TRUST.is_dir():
-            buildah("copy", "--quiet", container, str(OWN_TRUST), str(OWN_TRUST))
-        trust = [word for one in TRUST for word in ("--env", f"{one}={BUNDLE}")]
-        buildah("config", *trust, container)
-        buildah("commit", "--quiet", "--rm", container, name)
-    return name
+    debian.require("openssh-client")
+    images.make_base(engine)
+    trust = dict.fromkeys(TRUST, BUNDLE)
+    return images.own_settings(engine, images.BASE, BASE, scratch, **trust)
 
 
-def build(context: Path, file: Path, tag: str, arguments: Mapping[str, str]) -> None:
+def build(
+    engine: Docker | Buildah, context: Path, file: Path, tag: str, arguments: Mapping[str, str]
+) -> None:
     """Build what a Dockerfile says, with packages from where this machine's pip has them."""
     with tempfile.TemporaryDirectory() as scratch:
-        buildah(
-            *("bud", "--layers", "--pull-never", *images.ISOLATION),
-            *(word for one in arguments.items() for word in ("--build-arg", "=".join(one))),
-            *images.pip_settings(Path(scratch)),
-            *("--file", str(file), "--tag", tag, str(context)),
-        )
+        given = (word for one in arguments.items() for word in ("--build-arg", "=".join(one)))
+        mounts = images.pip_settings(Path(scratch))
+        engine.build(context, tag, *given, "--file", str(file), mounts=mounts)
 
 
-def by_docker(source: Path) -> str:
-    """The image of docker/Dockerfile's stage, without the stages before it."""
-    files = sorted((source / "docker").glob("Dockerfile*"))
-    (text,) = [text for text in (file.read_text() for file in files) if MARK in text]
+def by_docker(engine: Docker | Buildah, source: Path, scratch: Path) -> str:
+    """The image of docker/Dockerfile's stage. buildah 1.28 would make the stages before it, too:
+    they are left out."""
+    file = source / "docker" / "Dockerfile"
     stage = source / "infer-dev.Dockerfile"
+    text = file.read_text()
     stage.write_text("ARG DEV_BASE\n" + text[text.index(MARK) :])
     name = "localhost/infer-dev:by-docker"
-    with one_builder():
-        build(source, stage, name, {"DEV_BASE": base()})
+    with engine.lock:
+        build(engine, source, stage, name, {"DEV_BASE": base(engine, scratch)})
     return name
 
 
-def by_pei_docker(source: Path, folder: Path) -> tuple[str, Any]:
+def by_pei_docker(engine: Docker | Buildah, source: Path, folder: Path) -> tuple[str, Any]:
     """The image of a PeiDocker project made in `folder`, by the arguments that compose would
     give; and the service that it is for."""
-    with one_builder():
-        settings = {"INFER_DEV_BASE": base(), "INFER_DEV_DEVICE": "cpu"}
+    with engine.lock:
+        settings = {"INFER_DEV_BASE": base(engine, folder.parent), "INFER_DEV_DEVICE": "cpu"}
         made = project(folder, source, **settings)
         services = yaml.safe_load((made / "docker-compose.yml").read_text())["services"]
         for stage in ("stage-1", "stage-2"):
@@ -192,18 +184,15 @@ def by_pei_docker(source: Path, folder: Path) -> tuple[str, Any]:
             if stage == "stage-2":
                 given["BASE_IMAGE"] = f"localhost/{given['BASE_IMAGE']}"
             tag = f"localhost/{services[stage]['image']}"
-            build(made, made / told["dockerfile"], tag, given)
+            file = made / told["dockerfile"]
+            # The engine reads it as well as the image that this line names, which is on a registry.
+            file.write_text(re.sub(r"^# syntax=.*\n", "", file.read_text()))
+            build(engine, made, file, tag, given)
     return tag, services["stage-2"]
 
 
 def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def one_builder() -> FileLock:
-    """What other tests that build images hold too."""
-    images.STORE.mkdir(parents=True, exist_ok=True)
-    return FileLock(images.STORE / ".lock")
 
 
 @dataclass(frozen=True)
@@ -214,6 +203,8 @@ class Running:
     log: Path
     key: Path
     port: int
+    engine: Docker | Buildah
+    name: str
 
     def ssh(self, *words: str, user: str = "dev", key: bool = True) -> tuple[int, str]:
         """What a person who logs in gets: the status, and what is printed."""
@@ -242,22 +233,18 @@ class Running:
         return self.ssh("true")[0] == 0
 
     def stop(self, seconds: float) -> None:
-        """As the end of a container: its first process, the init, has that long to end after
-        SIGTERM. buildah has longer: it unmounts, which waits for the whole disk."""
-        living = psutil.Process(self.process.pid).children(recursive=True)
-        inits = [process for process in living if process.name() == "tini"]
-        for init in inits:
-            init.terminate()
-        try:
-            assert not psutil.wait_procs(inits, seconds)[1], self.log.read_text()
-            self.process.wait(timeout=300)
-        finally:
-            self.process.kill()
-            self.process.wait()
+        """SIGTERM to its first process, which has that long to end. The engine may take longer:
+        buildah unmounts, which waits for the whole disk."""
+        began = time.monotonic()
+        self.engine.signal(self.name, self.process, signal.SIGTERM)
+        wait_for(lambda: not self.engine.is_up(self.name, self.process), seconds)
+        assert time.monotonic() - began < seconds, self.log.read_text()
+        self.process.wait(timeout=300)
 
 
 @contextmanager
 def running(
+    engine: Docker | Buildah,
     image: str,
     folder: Path,
     port: int,
@@ -265,40 +252,23 @@ def running(
     command: str = "",
     **environ: str,
 ) -> Iterator[Running]:
-    """The image's entry point with `command`, by default the image's own, as a container's start
-    would run them."""
+    """The image's entry point with `command`, by default the image's own."""
     key, log = folder / "key", folder / "container.log"
     call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
-    container = buildah("from", "--pull-never", image)
-    told = images.config(container)
     environ |= {
         "INFER_DEV_SSH_ADDRESS": f"127.0.0.1:{port}",
         "SSH_AUTHORIZED_KEYS": key.with_suffix(".pub").read_text().strip(),
     }
-    words = images.command(
-        *("run", *images.ISOLATION),
-        *(f"--env={name}={value}" for name, value in environ.items()),
-        *(f"--volume={at}:{to}" for at, to in mounts.items()),
-        *(container, "--", *told["Entrypoint"], *(command.split() or told["Cmd"])),
-    )
-    root = Path(buildah("mount", container))
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    it = Container(name, image, tuple(command.split()), env=environ, mounts=mounts)
+    with log.open("wb") as out:
+        words, no = engine.command(it), subprocess.DEVNULL
+        process = subprocess.Popen(words, stdin=no, stdout=out, stderr=subprocess.STDOUT)
+    under_way = Running(process, log, key, port, engine, name)
     try:
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
-        under_way = Running(process, log, key, port)
-        try:
-            wait_for(under_way.answers, 60)
-            yield under_way
-        finally:
-            if process.poll() is None:
-                under_way.stop(60)
+        wait_for(under_way.answers, 60)
+        yield under_way
+        if process.poll() is None:
+            under_way.stop(60)
     finally:
-        # In chroot isolation a container has no processes of its own that would end with it.
-        daemon = root / "run" / "sshd.pid"
-        if daemon.exists():
-            with_pid = psutil.Process(int(daemon.read_text()))
-            assert with_pid.name() == "sshd"
-            with_pid.kill()
-        buildah("rm", container)
+        engine.remove(name, process)

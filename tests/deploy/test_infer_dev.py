@@ -17,6 +17,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, chat, free_port, get, wait_for
 from dev_images import Running
+from engines import Buildah, Docker
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux"),
@@ -134,6 +135,7 @@ def test_every_tool_is_pinned_and_no_host_is_named() -> None:
 class Image:
     """An image, where its volumes belong, and what compose gives it: no command means its own."""
 
+    engine: Docker | Buildah
     name: str
     volumes: str
     environ: dict[str, str]
@@ -141,15 +143,21 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def by_docker(source: Path) -> Image:
-    return Image(dev_images.by_docker(source), "/soft", {})
+def by_docker(
+    engine: Docker | Buildah, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Image:
+    name = dev_images.by_docker(engine, source, tmp_path_factory.mktemp("by-docker"))
+    return Image(engine, name, "/soft", {})
 
 
 @pytest.fixture(scope="module")
-def by_pei_docker(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    name, service = dev_images.by_pei_docker(source, tmp_path_factory.mktemp("pei") / "project")
+def by_pei_docker(
+    engine: Docker | Buildah, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Image:
+    folder = tmp_path_factory.mktemp("pei") / "project"
+    name, service = dev_images.by_pei_docker(engine, source, folder)
     environ = dev_images.filled_in(service["environment"])
-    return Image(name, "/hard/volume", environ, service["command"])
+    return Image(engine, name, "/hard/volume", environ, service["command"])
 
 
 def volumes(folder: Path, image: Image) -> dict[Path, str]:
@@ -164,8 +172,9 @@ def started(
     image: Image, folder: Path, mounts: dict[Path, str], environ: dict[str, str]
 ) -> AbstractContextManager[Running]:
     """A container of it."""
+    environ = {**image.environ, **environ}
     return dev_images.running(
-        image.name, folder, free_port(), mounts, image.command, **{**image.environ, **environ}
+        image.engine, image.name, folder, free_port(), mounts, image.command, **environ
     )
 
 
