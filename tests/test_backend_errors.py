@@ -134,6 +134,18 @@ def test_programs_of_the_users_own_are_not_packed(bare: Doit, tmp_path: Path) ->
     assert "Traceback" not in wrong.err
 
 
+def test_packed_programs_of_another_backend(bare: Doit, tmp_path: Path) -> None:
+    """As in a container's image: nothing is served on a CPU that was to be served on a card."""
+    own = tmp_path / "öwn" / "bin"
+    own.mkdir(parents=True)
+    (own / program_file("llama-server")).touch()
+    (own.parent / "manifest.json").write_text('{"backend": "cpu"}')
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(own)
+    wrong = bare("plan", "model=demo", "backend=cuda", status=3)
+    assert f"backend=cuda: the programs in {own} are for cpu" in wrong.err
+    assert "are for cpu" not in bare("plan", "model=demo", "backend=cpu", status=None).err
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [

@@ -165,13 +165,24 @@ def test_installed_in_an_empty_home_it_serves(
     assert made == {"package"}, "nothing is compiled or fetched, and nothing is left behind"
 
 
-def test_installed_into_a_folder_of_ones_own(packed: Run, bare: Doit, tmp_path: Path) -> None:
+def test_installed_into_a_folder_of_ones_own(
+    packed: Run, bare: Doit, gguf: Path, tmp_path: Path
+) -> None:
     zipped, into = packed.out.splitlines()[1], tmp_path / "soft ü" / "llama cpp"
     run = bare("install_package", f"pkg={zipped}", f"into={into}")
     assert "bins=package" not in run.err, "it is served from bins/ alone"
     assert f"LLAMA_SERVER_BINS_DIR={into / 'bin'}" in run.err
     assert subprocess.run([into / "bin" / "llama-server", "--version"]).returncode == 0
     assert not (bare.home / "bins" / "package").exists()
+
+    # As in an image for CUDA whose container was given no card.
+    manifest = into / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"backend": "cpu"', '"backend": "cuda"'))
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(into / "bin")
+    with bare.serving(f"model={gguf}", "ctx_size=512"):
+        assert (bare.summary["backend"], bare.summary["device"]) == ("cuda", "CPU")
+    (said,) = (bare.home / "logs").glob("serve-*.err")
+    assert "warning: llama-server sees no device of its backend" in said.read_text()
 
 
 @pytest.mark.parametrize(("words", "says"), [([], "pkg=PATH"), (["pkg=/no/such.zip"], "no file")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,15 @@ class Binaries(Struct, frozen=True, kw_only=True):
     def recipe(self, name: str) -> Mapping[str, Any]:
         """How the receipts of what it makes name a program."""
         return {"commit": self.commit, "build": f"sha256:{self.sha256(name)}"}
+
+
+def packed_backend(folder: Path) -> str:
+    """The backend that the manifest of a package names for its programs in `folder`; empty where
+    there is none."""
+    try:
+        return str(json.loads((folder.parent / "manifest.json").read_bytes())["backend"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def chosen_folder() -> str:

@@ -19,6 +19,7 @@ from pipeline.bins.compile.web_ui import Ui
 from pipeline.bins.hardware import cuda_versions, select
 from pipeline.bins.hardware.cuda_versions import CudaRelease
 from pipeline.bins.hardware.select import Selection
+from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 
@@ -122,7 +123,9 @@ class Programs:
     @property
     def backend(self) -> str:
         """The backend of the programs; empty where it is unknown."""
-        return self.selection.backend if self.are_chosen else ""
+        if self.are_chosen:
+            return self.selection.backend
+        return binaries.packed_backend(self.binaries.folder) if self.are_external else ""
 
     @property
     def are_chosen(self) -> bool:
@@ -159,8 +162,15 @@ class Programs:
 
     def require_device(self) -> None:
         """Raise PipelineError where the requested backend has no device here, unless the build is
-        for other machines. `auto` always ends at one that has."""
-        if self.are_chosen and self.options.backend != AUTO and not self.options.is_for_elsewhere:
+        for other machines. `auto` always ends at one that has. Raise UsageError where programs that
+        are used as they are were packed for another."""
+        wanted = self.options.backend
+        if self.are_external and wanted not in (AUTO, self.backend) and self.backend:
+            raise UsageError(
+                f"backend={wanted}: the programs in {self.binaries.folder} are for {self.backend}",
+                "leave backend out; or have LLAMA_SERVER_BINS_DIR name others, or none",
+            )
+        if self.are_chosen and wanted != AUTO and not self.options.is_for_elsewhere:
             self.selection.require_device()
 
     def require_tools(self) -> None:

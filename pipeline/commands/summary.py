@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.bins import smoke_test
+from pipeline.bins import binaries, smoke_test
 from pipeline.core import log
 from pipeline.core.environment import servers
 from pipeline.core.text import size
@@ -54,13 +54,14 @@ def _model(
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
     ours = is_ours(programs, server)
-    devices = seen_devices(programs, server) if ours else []
+    packed = "" if ours else binaries.packed_backend(Path(server.executable).parent)
+    devices = seen_devices(programs, server) if ours or packed else []
     threads = re.search(r"n_threads = (\d+)", output)
     return rows | {
-        "backend": backend(programs) if ours else f"that of {server.executable}",
+        "backend": backend(programs) if ours else packed or f"that of {server.executable}",
         "device": server.argument("--device")
         or ", ".join(devices)
-        or ("CPU" if ours else "llama-server's choice"),
+        or ("CPU" if ours or packed else "llama-server's choice"),
         "sandbox": sandbox.shown(server),
         "threads": server.argument("--threads")
         or (int(threads[1]) if threads else "llama-server's default"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.bins import binaries
 from pipeline.core.errors import UsageError
 from pipeline.core.sandbox import Sandbox, strength
 from pipeline.models import gguf
@@ -74,8 +75,9 @@ def shown(server: Server) -> str:
 
 
 def _is_for_cpu(server: Server) -> bool:
-    """Whether its programs were built here for the CPU alone: a driver may need anything."""
-    return Path(server.command[0]).resolve().parent.name.endswith("-cpu")
+    """Whether its programs were built or packed for the CPU alone: a driver may need anything."""
+    folder = Path(server.command[0]).resolve().parent
+    return folder.name.endswith("-cpu") or binaries.packed_backend(folder) == "cpu"
 
 
 def _named(server: Server) -> Iterator[Path]:

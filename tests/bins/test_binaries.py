@@ -87,3 +87,15 @@ def test_others_programs_are_hashed_once(folder: Path, home: Home) -> None:
     assert found.sha256("llama-server") == first
     os.utime(folder / SERVER, ns=(1, 1))
     assert found.sha256("llama-server") == sha256(b"two")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "backend"),
+    [('{"backend": "cuda"}', "cuda"), ("{}", ""), ("[1]", ""), ("no JSON", ""), (None, "")],
+)
+def test_the_backend_that_a_package_names(
+    tmp_path: Path, manifest: str | None, backend: str
+) -> None:
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    assert binaries.packed_backend(tmp_path / "bin") == backend

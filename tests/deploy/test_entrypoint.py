@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -188,6 +189,11 @@ def test_a_profile_in_the_foreground(machine: Machine) -> None:
     with machine.running(**variables, **named) as running:
         running.until("ready in")
         assert "service   answers 3" in running.out
+        if machine.image:
+            assert re.search("backend +cpu\n", running.out), running.out
+            assert re.search(
+                "sandbox +(Landlock.*: no network but its port|none: this sys)", running.out
+            )
         machine(name="healthcheck", **variables)
         running.signal()
         assert running.end(SECONDS) == 0, running.err

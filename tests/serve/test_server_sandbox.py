@@ -106,6 +106,15 @@ def test_what_a_server_may_not(servers: Servers, curious: Server) -> None:
     assert {name for name, answer in found.items() if answer == "done"} == ALLOWED
 
 
+def test_packed_programs_for_the_cpu_are_in_it_too(curious: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "package" / "bin"
+    folder.mkdir(parents=True)
+    packed = replace(curious, executable=str(folder / "llama-server"))
+    for backend, is_in in (("cuda", False), ("cpu", True)):
+        (folder.parent / "manifest.json").write_text(f'{{"backend": "{backend}"}}')
+        assert sandbox.is_in(packed) is is_in
+
+
 def test_without_the_sandbox_it_could(servers: Servers, curious: Server) -> None:
     """Or the test above would show nothing."""
     assert servers.up(replace(curious, sandbox="off")) == {}
