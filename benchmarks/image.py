@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/image.py [rounds=5]
 
-The image is the tests' own: built by buildah on a base of debootstrap, with the programs in bins/.
+The image is the tests' own, on a base of debootstrap, with the programs in bins/; built and run by
+Docker's engine, or by buildah where that is not installed.
 A profile is served by the entry point, with an empty /data each time; the bare server is the
 same llama-server with the same arguments, in the same container without the entry point. Ready is
 the first 200 on /health. Needs root, Debian's packages, and a test run before it (for the model).
@@ -25,8 +26,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from conftest import free_port, with_programs  # noqa: E402
+from engines import Buildah, Docker, choose  # noqa: E402
 from fakes import tiny_llama  # noqa: E402
-from images import Machine, Running, build, buildah, checkout  # noqa: E402
+from images import Machine, Running, build, checkout  # noqa: E402
 
 from pipeline.core.text import size, table  # noqa: E402
 from pipeline.serve import health  # noqa: E402
@@ -40,14 +42,15 @@ def main() -> None:
         folder = Path(top)
         gguf, archive = make(folder)
         context = checkout(folder / "context" / "project", archive)
-        build(context, context / "bins" / "packages" / archive.name, "runtime", TAG, folder)
-        print(layers(folder))
-        container = buildah("from", "--pull-never", TAG)
+        engine = choose()
         try:
-            measure(container, gguf, folder, int(given.get("rounds", 5)))
+            packed = context / "bins" / "packages" / archive.name
+            build(engine, context, packed, "runtime", TAG, folder)
+            print(layers(engine, folder))
+            measure(engine, gguf, folder, int(given.get("rounds", 5)))
         finally:
-            buildah("rm", container)
-            buildah("rmi", TAG)
+            engine("rmi", TAG, check=False)
+            engine.close()
 
 
 def make(folder: Path) -> tuple[Path, Path]:
@@ -63,17 +66,24 @@ def make(folder: Path) -> tuple[Path, Path]:
     return gguf, next(Path(line) for line in made if line.endswith(".tar.gz"))
 
 
-def layers(folder: Path) -> str:
+def layers(engine: Docker | Buildah, folder: Path) -> str:
     """Each step of the Dockerfile that adds something, and the whole, unpacked."""
-    pushed = folder / "pushed"
-    buildah("push", "--quiet", "--disable-compression", TAG, f"dir:{pushed}")
+    if isinstance(engine, Docker):
+        told = engine("history", "--no-trunc", "--human=false", "--format", "{{json .}}", TAG)
+        steps = [json.loads(line) for line in reversed(told.splitlines())]
+        sized = [(int(step["Size"]), step["CreatedBy"]) for step in steps if int(step["Size"])]
+    else:
+        sized = _pushed(engine, folder / "pushed")
+    rows = [(size(sized[0][0]), "the base"), *((size(n), said(step)) for n, step in sized[1:])]
+    return table([*rows, (size(sum(n for n, _ in sized)), "in all, unpacked")])
+
+
+def _pushed(engine: Buildah, pushed: Path) -> list[tuple[int, str]]:
+    engine("push", "--quiet", "--disable-compression", TAG, f"dir:{pushed}")
     manifest = json.loads((pushed / "manifest.json").read_text())
     told = json.loads((pushed / manifest["config"]["digest"].partition(":")[2]).read_text())
-    sizes = [layer["size"] for layer in manifest["layers"]]
     steps = [x.get("created_by", "") for x in told["history"] if not x.get("empty_layer")]
-    names = ["the base", *map(said, steps[1:])]
-    rows = [(size(n), name) for n, name in zip(sizes, names, strict=True)]
-    return table([*rows, (size(sum(sizes)), "in all, unpacked")])
+    return [(layer["size"], x) for layer, x in zip(manifest["layers"], steps, strict=True)]
 
 
 def said(step: str) -> str:
@@ -82,7 +92,7 @@ def said(step: str) -> str:
     return " ".join(re.sub(r"(dir|file):[0-9a-f]+ in", "", step).split())[:70]
 
 
-def measure(container: str, gguf: Path, folder: Path, rounds: int) -> None:
+def measure(engine: Docker | Buildah, gguf: Path, folder: Path, rounds: int) -> None:
     """Start the same server both ways in turn; print the medians and their ratio."""
     port = free_port()
     registry = gguf.with_name("profiles.yaml")
@@ -94,7 +104,7 @@ def measure(container: str, gguf: Path, folder: Path, rounds: int) -> None:
         home = folder / f"data {number}"
         home.mkdir()
         home.chmod(0o777)
-        machine = Machine(gguf.parent, home, container=container)
+        machine = Machine(gguf.parent, home, image=TAG, engine=engine)
         plan = json.loads(machine("plan", "profile=tiny", "format=json", name="doit", **env).out)[0]
         by_hand = functools.partial(machine.running, *plan["cmd"], name=plan["executable"])
         for way, start in (

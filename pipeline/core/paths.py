@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -91,10 +92,14 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * PROBE_BYTES)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = (
+            "free some space" if is_full else "let this user write there (of a container: --user)"
+        )
         raise PipelineError(
             f"{folder}: cannot be written to: {error.strerror}",
-            "free some space, or set LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE) to a "
-            "folder that you may write to",
+            f"{mend}, or set LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE) to another "
+            "folder",
         ) from None
 
 

@@ -119,8 +119,17 @@ def test_a_read_only_disk_is_not_writable(tmp_path: Path) -> None:
     with disk(tmp_path / "disk", "size=64k") as remount:
         remount("ro")
         for folder in (tmp_path / "disk", tmp_path / "disk" / "new"):
-            with pytest.raises(PipelineError, match="Read-only file system"):
+            with pytest.raises(PipelineError, match="Read-only file system") as caught:
                 paths.require_writable(folder)
+            assert caught.value.hint.startswith("let this user write there")
+
+
+def test_a_full_disk_is_not_writable(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "size=64k"):
+        (tmp_path / "disk" / "filler").write_bytes(b"0" * 65536)
+        with pytest.raises(PipelineError, match="No space left") as caught:
+            paths.require_writable(tmp_path / "disk")
+        assert caught.value.hint.startswith("free some space")
 
 
 class TestCache:
