@@ -69,14 +69,13 @@ def used(store: Path) -> int:
 class Buildah:
     """buildah, in chroot isolation: a container sees this machine's processes."""
 
-    name = "buildah"
-
     def __init__(self) -> None:
         self.store = KEPT / "containers"
         self.lock = FileLock(self.store / ".lock")
         self.store.mkdir(parents=True, exist_ok=True)
-        if used(self.store) > LARGEST_STORE:
-            self._make_room()
+        with self.lock:
+            if used(self.store) > LARGEST_STORE:
+                self._make_room()
 
     def close(self) -> None:
         """Nothing runs on."""
@@ -190,8 +189,6 @@ class Buildah:
 
 class Docker:
     """A dockerd of the tests' own, and the docker program with its plugins."""
-
-    name = "docker"
 
     def __init__(self) -> None:
         self.store = KEPT / "docker"
@@ -360,7 +357,7 @@ def choose() -> Docker | Buildah:
     ):
         try:
             return Docker()
-        except RuntimeError as error:
+        except (RuntimeError, pytest.skip.Exception) as error:
             print(f"{error}; buildah is used")
     debian.require("buildah")
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
