@@ -8,7 +8,6 @@ alone. Tests that run at once share it; the last one stops it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -201,15 +200,25 @@ class Docker:
         self.env = {"DOCKER_HOST": f"unix://{self.run}/docker.sock"}
         self._daemon: subprocess.Popen[bytes] | None = None
         self._users = (self.run / "users").open("w")
-        with self.lock:
-            self.env["DOCKER_CONFIG"] = str(plugins(self.store / f"plugins-{debian.SUITE}"))
-            fcntl.flock(self._users, fcntl.LOCK_SH)
-            if not self._answers():
-                self._start()
-            if used(self.store / "root") > LARGEST_STORE:
-                hours = f"until={LEFT_SECONDS // 3600}h"
-                self("image", "prune", "--all", "--force", "--filter", hours, check=False)
-                self("builder", "prune", "--force", "--filter", hours, check=False)
+        try:
+            with self.lock:
+                self._open()
+        except BaseException:
+            self._users.close()
+            raise
+
+    def _open(self) -> None:
+        """Have the plugins, and an engine that answers, which stays while this one uses it."""
+        import fcntl  # which Windows does not have
+
+        self.env["DOCKER_CONFIG"] = str(plugins(self.store / f"plugins-{debian.SUITE}"))
+        fcntl.flock(self._users, fcntl.LOCK_SH)
+        if not self._answers():
+            self._start()
+        if used(self.store / "root") > LARGEST_STORE:
+            hours = f"until={LEFT_SECONDS // 3600}h"
+            self("image", "prune", "--all", "--force", "--filter", hours, check=False)
+            self("builder", "prune", "--force", "--filter", hours, check=False)
 
     def _answers(self) -> bool:
         return bool(self("version", "--format", "{{.Server.Version}}", check=False))
@@ -235,6 +244,8 @@ class Docker:
 
     def close(self) -> None:
         """Stop the engine, unless other tests use it."""
+        import fcntl
+
         with self.lock:
             try:
                 fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
