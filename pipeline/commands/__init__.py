@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from . import launch as launch
     from . import lock as lock
     from . import make as make
+    from . import models as models
     from . import package as package
     from . import plan as plan
     from . import plan_servers as plan_servers
+    from . import prune as prune
     from . import ps as ps
+    from . import remove as remove
     from . import resolve as resolve
     from . import serve as serve
     from . import test as test

@@ -16,6 +16,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
+from pipeline.core.store import active
 from pipeline.models import quants
 
 from . import resolve
@@ -34,8 +35,10 @@ def require_writable(home: Home) -> None:
 
 
 def check(model: Model) -> None:
-    """Raise PipelineError where a run that makes something would fail."""
+    """Raise PipelineError where a run that makes something would fail. From here on nothing is
+    removed that it may need."""
     require_writable(model.home)
+    active.begin(model.home.run)
     if model.request.wanted.quant == quants.ALL:
         raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
     check_request(model)

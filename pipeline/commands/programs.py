@@ -22,6 +22,7 @@ from pipeline.bins.hardware.select import Selection
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store.locks import mark_used
 
 from .request import Request
 
@@ -190,6 +191,8 @@ class Programs:
 
     def make(self) -> None:
         self._are_done = None
+        if self.release:
+            mark_used(cuda_toolkit.place(self.home, self.release))
         self.source.make(
             force=self.request.again, offline=self.request.offline, refresh=self.request.refresh
         )

@@ -41,6 +41,7 @@ from .variables import (
     ModelVariables,
     PackageVariables,
     ProgramVariables,
+    RemovalVariables,
     RunVariables,
     ServerVariables,
     ServingVariables,
@@ -69,6 +70,7 @@ class Request(RunVariables, ServingVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
+    named: str = ""  # the model, as it was typed
     file_filter: FileFilter = field(default_factory=FileFilter)
     mmproj: Path | None = None  # a projector of the user's own
     wanted: QuantRequest = field(default_factory=QuantRequest)
@@ -77,6 +79,7 @@ class Request(RunVariables, ServingVariables):
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
     servers: ServersRequest = field(default_factory=ServersRequest)
+    removal: RemovalVariables = field(default_factory=RemovalVariables)
 
     @property
     def json(self) -> bool:
@@ -103,8 +106,9 @@ class Request(RunVariables, ServingVariables):
         return {name: value for name, value in values.items() if value}
 
 
-def request(words: Mapping[str, str]) -> Request:
-    """Read the variables. Raises UsageError that names every error at once."""
+def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
+    """Read the variables. `by_name`: model= need not be a reference, but may be a name that
+    `models` prints. Raises UsageError that names every error at once."""
     server = {n.removeprefix(SERVER): v for n, v in words.items() if n.startswith(SERVER)}
     rest = {name: value for name, value in words.items() if not name.startswith(SERVER)}
     values = read(rest, TABLE, elsewhere)
@@ -124,7 +128,12 @@ def request(words: Mapping[str, str]) -> Request:
     for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
         if values.get(name) and values.get(other):
             raise UsageError(f"{name}= and {other}= contradict each other", "leave one out")
-    reference = _reference(model)
+    try:
+        reference = _reference(model)
+    except UsageError:
+        if not (by_name and model.model):
+            raise
+        reference = None
     if reference and reference.kind == "hub":
         hub_settings.check_environment()
     model = _with_address(reference, model)
@@ -143,6 +152,8 @@ def request(words: Mapping[str, str]) -> Request:
         Request,
         values,
         reference=reference,
+        named=next(filter(None, (getattr(model, name) for name in MODEL_NAMES)), ""),
+        removal=fill(RemovalVariables, values),
         file_filter=FileFilter(
             quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
         ),

@@ -12,14 +12,14 @@ from msgspec.structs import replace
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
-from pipeline.core.store import stat_cache
+from pipeline.core.store import active, stat_cache
 from pipeline.core.text import size, table
 from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
-from pipeline.serve import flags, health, sandbox, supervise
+from pipeline.serve import flags, health, sandbox, served, supervise
 from pipeline.serve.config import checks, instances, messages
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
@@ -213,7 +213,10 @@ def run(
     """One server in the foreground, with its summary once it is ready. Raises PipelineError."""
     from pipeline.serve.supervisor.environment import environment
 
+    run = programs.home.run
+
     def ready(seconds: float, output: str) -> None:
+        served.record(run, server)
         rows = summary(programs, server, output, names_context, not_started)
         rows["ready in"] = f"{seconds:.2f} s"
         if programs.request.json:
@@ -222,6 +225,7 @@ def run(
             print(table(list(rows.items())))
             print("Ctrl-C stops it.", flush=True)
 
+    active.begin(run, served.files(server))
     at = state.folder(programs.home, f"serve-{server.port}")
     supervise.foreground(server, env=environment(server, at), ready=ready)
 

@@ -13,7 +13,9 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
+from pipeline.core.store import active
 from pipeline.core.text import table
+from pipeline.serve import served
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.state import (
@@ -82,6 +84,8 @@ def up(servers: Servers) -> None:
 
     desired, names = prepare(servers), servers.requested.names
     require_own_places(servers, desired)
+    files = [file for server in desired.instances for file in served.files(server)]
+    active.begin(servers.home.run, files)
     tell = functools.partial(report, servers)
     if servers.requested.background is False:
         control.run_foreground(servers.at, desired, report=tell, names=names)

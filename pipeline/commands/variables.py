@@ -275,7 +275,10 @@ class FileVariables:
         of=("plan",),
     )
     dry_run: bool = variable(
-        flag, "print what would be started, kept, restarted and stopped", False, of=("up",)
+        flag,
+        "print what would be started, kept, restarted and stopped; what would be removed",
+        False,
+        of=("up", "remove", "prune"),
     )
     follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
     lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
@@ -303,6 +306,19 @@ class RunVariables:
     format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemovalVariables:
+    """What is removed from the [disk](disk.md), and whether that is asked about."""
+
+    yes: bool = variable(flag, "remove without asking", False, of=("remove", "prune"))
+    older_than: int = variable(
+        integer(0, 36500),
+        "days without use, after which build folders, logs and the shared cache may go",
+        30,
+        of=("prune",),
+    )
+
+
 GROUPS: dict[str, type] = {
     "model": ModelVariables,
     "programs": ProgramVariables,
@@ -312,6 +328,7 @@ GROUPS: dict[str, type] = {
     "file": FileVariables,
     "run": RunVariables,
     "kubernetes": Options,
+    "removal": RemovalVariables,
 }
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())
 

@@ -14,6 +14,7 @@ from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts
+from pipeline.core.store.locks import mark_used
 from pipeline.core.store.receipts import Recipe
 
 from . import converter, foreign_code, gguf, staging, tools
@@ -73,6 +74,7 @@ def make(
                     update(int(percent[1]), 100)
 
             python = converter.python(home)
+            mark_used(converter.folder(home))
             inputs = {file.name: resolved.folder / file.name for file in resolved.files}
             staging.stage(inputs, folder)
             status = run(

@@ -59,7 +59,7 @@ def session() -> Session:
         )
     words = before_dashes(doit_cmd._CMDLINE_VARS or {})
     try:
-        requested = request(words)
+        requested = request(words, by_name="remove" in task_words())
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
     if requested.sandbox == OFF:
@@ -233,6 +233,12 @@ def interrupt_on_termination() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, interrupt)  # ignored already: that is how nohup works
+
+
+def task_words() -> list[str]:
+    """The words of the command line that are neither variables nor options."""
+    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    return [word for word in words if "=" not in word and not word.startswith("-")]
 
 
 def before_dashes(variables: Mapping[str, str]) -> dict[str, str]:

@@ -31,6 +31,12 @@ def model(session: Session) -> str:
     return "" if has_model else "no model given; pass model=… (try model=demo)"
 
 
+def named_model(session: Session) -> str:
+    """As `model`; a name that `models` prints will do."""
+    hint = "no model given; pass model=…, as it was typed to serve, or as `models` prints it"
+    return "" if session.request.named else hint
+
+
 def servers(session: Session) -> str:
     """What is missing where no file of servers is given."""
     hint = "no servers given; pass config=… (configs/ has examples) or profile=…"

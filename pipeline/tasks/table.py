@@ -25,6 +25,7 @@ from .step import (
     is_auto,
     is_router,
     model,
+    named_model,
     servers,
     servers_or_url,
 )
@@ -268,6 +269,25 @@ STEPS = (
         "hash every artifact again and compare it with its receipt",
         run=lambda session: do.verify.verify(session.model),
         reads=("format",),
+    ),
+    Step(
+        "models",
+        "list the models on disk: size, origin, last use, and who uses them",
+        run=lambda session: do.models.models(session),
+        reads=("file", "format"),
+    ),
+    Step(
+        "remove",
+        "take model= away from the disk, or with quant= one quant of it",
+        run=lambda session: do.remove.remove(session),
+        needs=named_model,
+        reads=("model", "dry_run", "removal", "format"),
+    ),
+    Step(
+        "prune",
+        "take away what nothing uses any more: cut downloads, intermediates, old builds, caches",
+        run=lambda session: do.prune.prune(session),
+        reads=("file", "removal", "format"),
     ),
     Step(
         "doctor",

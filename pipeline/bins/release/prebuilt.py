@@ -66,7 +66,7 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
     @property
     def known_release(self) -> Release | None:
         """The release and what of it is needed, if that is known without network."""
-        return _pinned() if self.is_pinned else releases.stored(self.record)
+        return pinned() if self.is_pinned else releases.stored(self.record)
 
     @property
     def commit(self) -> str:
@@ -176,7 +176,7 @@ def _require_name(prebuilt: Prebuilt) -> None:
 
 def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
     if prebuilt.is_pinned:
-        return _pinned()
+        return pinned()
     record = prebuilt.record
     paths.require_writable(record.parent)
     with only_one(record):
@@ -197,10 +197,11 @@ def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
         return release
 
 
-def _pinned() -> Release:
-    pinned = pins().prebuilt
-    asset = Asset(name=pinned.file, size=pinned.size, digest=f"sha256:{pinned.sha256}", url="")
-    return Release(tag=pinned.release, choice=Choice(programs=asset))
+def pinned() -> Release:
+    """The archive that pins.toml names."""
+    pin = pins().prebuilt
+    asset = Asset(name=pin.file, size=pin.size, digest=f"sha256:{pin.sha256}", url="")
+    return Release(tag=pin.release, choice=Choice(programs=asset))
 
 
 def _archive(prebuilt: Prebuilt, asset: Asset, *, offline: bool) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from msgspec.structs import replace
@@ -24,6 +28,12 @@ from .publish import (
     require_space,
 )
 from .receipts import Entry, Recipe
+
+# Of a file or folder that is being made, or was about to be replaced or removed; and beside it the
+# journal of a download, the folder of a converter or of pip.
+UNFINISHED = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(part|old)(\.[a-z]+)?")
+OWN = re.compile(r"\.state\.json|\..+\.lock|\.lock-.*")  # receipts and locks
+BLOCK = 512  # bytes, of `st_blocks`
 
 
 def make(
@@ -139,3 +149,57 @@ def discard(target: Path) -> None:
     remove(target)
     if entry:
         receipts.change(target, replace(entry, mtime_ns=None))
+
+
+def take_away(target: Path, *, keep_receipt: bool = False) -> None:
+    """Remove a file or folder with its receipt. Killed halfway it is unfinished, and never taken
+    for what it was. `keep_receipt`: what was made from it stays up to date."""
+    aside = part(target)
+    remove(aside)
+    if os.path.lexists(target):
+        target.rename(aside)
+    entry = receipts.load(target.parent).get(target.name)
+    if entry:
+        receipts.change(target, replace(entry, mtime_ns=None) if keep_receipt else None)
+    remove(aside)
+
+
+def finish(unfinished: Path) -> None:
+    """Remove what a killed run left of making, replacing or taking away an artifact."""
+    match = UNFINISHED.fullmatch(unfinished.name)
+    remove(unfinished)
+    if match and not os.path.lexists(target := unfinished.with_name(match["name"])):
+        entry = receipts.load(target.parent).get(target.name)
+        if entry and entry.mtime_ns is not None:
+            receipts.change(target, replace(entry, mtime_ns=None))
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove `folder` and the folders above it, below `top`, that hold nothing but receipts of
+    what is gone and locks."""
+    while folder != top and folder.is_relative_to(top) and folder.is_dir():
+        if any(not OWN.fullmatch(path.name) for path in folder.iterdir()):
+            return
+        remove(folder)
+        folder = folder.parent
+
+
+def allocated(paths: Iterable[Path]) -> int:
+    """How many bytes become free when all of `paths` are removed: the holes of a file take none,
+    nor does a file that has another name elsewhere."""
+    names: dict[tuple[int, int], int] = {}
+    stats = {}
+    for path in paths:
+        for file in (
+            (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,)
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                stat = file.lstat()
+                key = stat.st_dev, stat.st_ino
+                names[key] = names.get(key, 0) + 1
+                stats[key] = stat
+    return sum(
+        getattr(stat, "st_blocks", -(-stat.st_size // BLOCK)) * BLOCK
+        for key, stat in stats.items()
+        if S_ISDIR(stat.st_mode) or names[key] >= stat.st_nlink
+    )

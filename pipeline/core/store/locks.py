@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def only_one(target: Path) -> Iterator[None]:
         _remove_left(target)
         yield
         return
-    lock = file_lock(target.with_name(f".{target.name}.lock"), is_singleton=True)
+    lock = file_lock(lock_of(target), is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -57,6 +57,36 @@ def only_one(target: Path) -> Iterator[None]:
 def alone_with(file: Path) -> AbstractContextManager[object]:
     """Hold the lock of a file for as long as it takes to read and write it."""
     return nullcontext() if trouble(file.parent) else file_lock(file)
+
+
+def mark_used(target: Path) -> None:
+    """Give the lock of `target` the present time, by which it counts as used."""
+    with suppress(OSError):
+        os.utime(lock_of(target))
+
+
+def is_held(target: Path) -> bool:
+    """Whether another run holds the lock of `target`, or may: where locks do not work, or nothing
+    can be written, nobody knows. The lock keeps its time."""
+    from filelock import Timeout
+
+    path = lock_of(target)
+    try:
+        if trouble(path.parent):
+            return True
+        if not path.exists():
+            return False
+        stat = path.stat()
+        with file_lock(path).acquire(timeout=0):
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return False
+    except (OSError, Timeout):
+        return True
+
+
+def lock_of(target: Path) -> Path:
+    """The file whose lock is that of `target`."""
+    return target.with_name(f".{target.name}.lock")
 
 
 def file_lock(path: Path, *, mode: int = -1, is_singleton: bool = False) -> BaseFileLock:

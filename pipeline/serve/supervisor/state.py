@@ -6,10 +6,8 @@ blindly: a process is the one that was started only if its pid and its start tim
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,9 +15,7 @@ from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
-from pipeline.core.process import WINDOWS, private
 from pipeline.core.store import json_file
-from pipeline.core.store.publish import part
 from pipeline.serve.server import Server
 
 WAITING = "waiting"  # for its turn to load
@@ -32,7 +28,6 @@ EXITED = "exited"  # by itself, with status 0, and not to be restarted
 FAILED = "failed"  # and given up: `reason` says why
 ENDED = (STOPPED, EXITED, FAILED)
 SETTLED = (READY, *ENDED)
-REPLACE_SECONDS = 1.0  # Windows: a file cannot be replaced while somebody reads it
 
 
 class DesiredState(Struct, frozen=True, kw_only=True):
@@ -72,6 +67,11 @@ class Folder(Struct, frozen=True):
     path: Path
 
     @property
+    def run(self) -> Path:
+        """The home's `run`."""
+        return self.path.parent.parent
+
+    @property
     def wanted(self) -> Path:
         return self.path / "wanted.json"
 
@@ -108,11 +108,11 @@ def folders(home: Home) -> list[Folder]:
 
 
 def write_wanted(at: Folder, wanted: DesiredState) -> None:
-    _write(at.wanted, to_builtins(wanted))
+    json_file.write_private(at.wanted, to_builtins(wanted))
 
 
 def write_state(at: Folder, state: State) -> None:
-    _write(at.state, to_builtins(state))
+    json_file.write_private(at.state, to_builtins(state))
 
 
 def read_wanted(at: Folder) -> DesiredState | None:
@@ -150,27 +150,3 @@ def require_known(names: Iterable[str], known: list[str], listed: str = "there i
     ]
     if errors:
         raise UsageError("\n".join(errors), f"{listed} {', '.join(known) or 'none'}")
-
-
-def _write(path: Path, data: object) -> None:
-    """Replace the file whole, but unflushed: after a power cut its content is outdated anyway."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = part(path)
-    try:
-        with open(made, "w", encoding="utf-8", opener=private) as file:
-            json.dump(data, file)
-        _replace(made, path)
-    finally:
-        made.unlink(missing_ok=True)
-
-
-def _replace(made: Path, path: Path) -> None:
-    deadline = time.monotonic() + REPLACE_SECONDS
-    while True:
-        try:
-            made.replace(path)
-            return
-        except PermissionError:
-            if not WINDOWS or time.monotonic() > deadline:
-                raise
-        time.sleep(0.02)

@@ -29,6 +29,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, private, start_detached
 from pipeline.core.store.locks import file_lock, trouble
+from pipeline.serve import served
 from pipeline.serve.logfile import Log
 from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
@@ -39,6 +40,7 @@ from .policy import Timing
 from .runner import Runner
 from .state import (
     LOADING,
+    READY,
     WAITING,
     DesiredState,
     Folder,
@@ -190,6 +192,8 @@ class Supervisor:
                 self.reported[name] = now
                 reason = now.reason if before is None or before.reason != now.reason else ""
                 self.log(f"{name}: {now.state}{reason and f': {reason}'}")
+                if now.state == READY:
+                    served.record(self.at.run, self.runners[name].instance)
                 with contextlib.suppress(OSError, ValueError):  # its terminal is gone
                     self.changed(self.runners[name].instance, now)
         names = by_name(self.wanted.instances) | self.runners

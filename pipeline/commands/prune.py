@@ -1,0 +1,179 @@
+"""`prune`: take away what nothing uses any more. A model that can be served is never among it, nor
+what it would take to serve it again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.bins import binaries
+from pipeline.bins.compile import cuda_toolkit
+from pipeline.bins.hardware.cuda_versions import CUDA_13
+from pipeline.bins.release import prebuilt, releases
+from pipeline.core import paths
+from pipeline.core.paths import Home
+from pipeline.core.store import receipts
+from pipeline.core.store.artifacts import UNFINISHED
+from pipeline.core.store.locks import is_held
+from pipeline.models import converter, on_disk
+from pipeline.models.on_disk import OnDisk
+
+from . import uses
+from .removal import BY_HAND, Candidates, Removable, carry_out, require_no_run
+from .session import Session
+from .uses import Uses
+
+DAY = 24 * 3600
+NO_PROGRAMS = (".build", ".source", ".ui", "package", "packages")  # of what is in bins/
+# Of the cache: environments and toolkits, downloads, and what the tests have installed.
+CACHED = ("converter-*", "cuda-*", "archives/*/*", "clients/*", "litellm/*", "pei-docker-*")
+
+
+def prune(session: Session) -> None:
+    """Remove it, once it is agreed to. Raises PipelineError while another run is under way."""
+    carry_out(session.request, session.home, lambda: candidates(session))
+
+
+def candidates(session: Session) -> Candidates:
+    home, days = session.home, session.request.removal.older_than
+    stored = on_disk.look(home)
+    known = uses.find(session, stored)
+    require_no_run(known.under_way)
+    go = [
+        *of_models(session, stored, known),
+        *of_answers(home, stored),
+        *of_bins(session, known, days),
+        *of_logs(home, known, days),
+        *of_cache(home, days),
+    ]
+    stay = [(path, BY_HAND) for path in stored.unknown]
+    return Candidates(go=tuple(go), stay=tuple(stay))
+
+
+def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removable]:
+    """Cut downloads, intermediate files, and what a GGUF that is here was converted from. What
+    would be made again when it is served next keeps what it is made from."""
+    home, programs = session.home, session.programs
+    made = [model for model in stored.models if model.kind == "model"]
+    llama_cpp, tool = programs.llama_cpp.recipe(), programs.tool if made else None
+    done = {x.slug for x in made}
+    stale = {x.slug for x in made if not on_disk.is_up_to_date(x, llama_cpp, tool)}
+    for path in stored.unfinished:
+        if not known.of_slug(on_disk.slug_of(home, path), home):
+            why = "an interrupted download, or a file that was not finished"
+            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
+    for model in stored.models:
+        if model.slug in stale or known.of_slug(model.slug, home):
+            continue
+        if model.kind == "intermediate":
+            why = f"{model.name}: an intermediate file"
+            yield Removable(kind="intermediate", paths=model.files, why=why, keep_receipt=True)
+        elif model.kind == "source" and model.slug in done:
+            why = f"{model.name}: the GGUF made from it is here"
+            yield Removable(kind="source", paths=model.files, why=why)
+
+
+def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:
+    """What the hub answered about models that are not here."""
+    for path, slug in on_disk.answers(home):
+        if slug not in stored.slugs:
+            why = "an answer about a model that is not here"
+            yield Removable(kind="answer", paths=(path,), why=why, is_plain=True)
+
+
+def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
+    """Sources, programs and build folders of a llama.cpp that is not the present one."""
+    home, llama_cpp = session.home, session.programs.llama_cpp
+    if llama_cpp.local:  # somebody works on it
+        return
+    for top in (home.bins, home.bins / ".build", home.bins / ".source", home.bins / ".ui"):
+        for path in _entries(top):
+            if UNFINISHED.fullmatch(path.name):
+                yield Removable(
+                    kind="unfinished", paths=(path,), why="was not finished", is_unfinished=True
+                )
+    for path in _entries(home.bins / ".source"):
+        is_ours = path.name in receipts.load(path.parent)
+        if is_ours and path != llama_cpp.folder and path.is_dir():
+            yield Removable(kind="llama.cpp", paths=(path,), why="source of another llama.cpp")
+    old = [path for path in _entries(home.bins) if is_old(session, path, known)]
+    for path in old:
+        yield Removable(kind="programs", paths=(path,), why="programs of another llama.cpp")
+    for path in _entries(home.bins / ".build"):
+        programs = home.bins / path.name
+        is_gone = not programs.exists() or programs in old
+        if path.is_dir() and (is_gone or is_older(path, days)):
+            why = "build folder of programs that are gone" if is_gone else unused(days)
+            yield Removable(kind="build", paths=(path,), why=why)
+
+
+def is_old(session: Session, folder: Path, known: Uses) -> bool:
+    """Whether its programs are of a llama.cpp that nothing asks for any more."""
+    if folder.name.startswith(".") or folder.name in NO_PROGRAMS or known.below(folder):
+        return False
+    chosen = binaries.chosen_folder()
+    if chosen and paths.absolute(chosen).is_relative_to(folder):
+        return False
+    recipes = [entry.recipe for entry in receipts.load(folder).values()]
+    if not recipes:
+        return False
+    if recipes[0].get("step") == "prebuilt":
+        records = (session.home.run / "releases").glob("*.json")
+        asked_for = [release for path in records if (release := releases.stored(path))]
+        present = [prebuilt.recipe_of(release) for release in (prebuilt.pinned(), *asked_for)]
+        return recipes[0] not in present
+    is_build = recipes[0].get("step") == "build"
+    return is_build and recipes[0].get("source") != session.programs.llama_cpp.recipe()
+
+
+def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:
+    """Old logs, and the headers that `plan` has read."""
+    open_files = {use.file for use in known.uses}
+    for path in sorted(home.logs.glob("*.log")):
+        if path.is_file() and is_older(path, days) and path.resolve() not in open_files:
+            yield Removable(kind="log", paths=(path,), why="an old log", is_plain=True)
+    for path in _entries(home.run / "headers"):
+        if is_older(path, days):
+            yield Removable(kind="headers", paths=(path,), why=unused(days))
+
+
+def of_cache(home: Home, days: int) -> Iterator[Removable]:
+    """What was not used for some days, in the cache that all checkouts share. What this one would
+    use next stays: its converter and its CUDA toolkit."""
+    cache = paths.cache(home)
+    present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13))
+    for path in (
+        *_entries(cache),
+        *(x for top in _entries(cache / "archives") for x in _entries(top)),
+    ):
+        match = UNFINISHED.fullmatch(path.name)
+        if match and not is_held(path.with_name(match["name"])):
+            why = "was not finished"
+            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
+    for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):
+        is_lock = path.name.endswith(".lock") or path.name.startswith(".")
+        if not is_lock and path not in present and is_older(path, days) and not is_held(path):
+            yield Removable(kind="cache", paths=(path,), why=unused(days))
+
+
+def is_older(path: Path, days: int) -> bool:
+    """Whether nobody used it in these days, by the time of the file, of what is in the folder and
+    of its lock, which whoever uses it takes."""
+    times = [path, path.with_name(f".{path.name}.lock")]
+    times += [*path.iterdir()] if path.is_dir() and not path.is_symlink() else []
+    newest = max(each.lstat().st_mtime for each in times if each.exists() or each.is_symlink())
+    return time.time() - newest >= days * DAY
+
+
+def unused(days: int) -> str:
+    return f"not used for {days} days" if days else "not in use"
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, without links: somebody put them there."""
+    return (
+        sorted(path for path in folder.iterdir() if not path.is_symlink())
+        if folder.is_dir()
+        else []
+    )

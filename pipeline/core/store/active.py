@@ -1,0 +1,111 @@
+"""The runs under way, so that nothing is removed that one of them needs.
+
+A run writes `run/active/<pid>.json` before it works. Whoever removes files writes
+`<pid>.removing` first and looks for runs then; a run looks for removals after it has written its
+file. So one of the two always sees the other: the removal keeps what the run uses, the run waits.
+No lock is held, so this works on any disk, and what a killed process left counts for nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from msgspec import Struct, convert
+
+from pipeline.core import log
+
+from . import json_file
+from .locks import alone_with
+
+TICK = 0.1  # seconds
+CLOCK_SECONDS = 2.0  # between a process's start and the times of files, by their granularity
+
+_recorded: set[Path] = set()
+
+
+class ActiveRun(Struct, frozen=True, kw_only=True):
+    """A run: its command line, and the files that it uses; None: any, it is still preparing."""
+
+    command: str
+    files: tuple[str, ...] | None = None
+
+
+def begin(folder: Path, files: Iterable[Path] | None = None) -> None:
+    """Record this process in `folder`, the home's `run`, until it ends; wait for a removal under
+    way. Called again, `files` replace what is known of it."""
+    path = _active(folder) / f"{os.getpid()}.json"
+    used = None if files is None else [str(file) for file in files]
+    json_file.write_private(path, {"command": " ".join(sys.argv[1:]), "files": used})
+    if path not in _recorded:
+        _recorded.add(path)
+        atexit.register(path.unlink, missing_ok=True)
+        _wait_for_removals(folder)
+
+
+def others(folder: Path) -> list[ActiveRun]:
+    """The other runs under way. Changes nothing."""
+    own = f"{os.getpid()}.json"
+    files = (file for file in _active(folder).glob("*.json") if file.name != own)
+    unknown = ActiveRun(command="a run that cannot be read")
+    return [json_file.read(file, _run) or unknown for file in files if _is_alive(file)]
+
+
+@contextmanager
+def removing(folder: Path) -> Iterator[None]:
+    """Remove files alone: one process at a time, while no run begins."""
+    from filelock import Timeout
+
+    _active(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = alone_with(_active(folder) / ".lock")
+    if acquire := getattr(lock, "acquire", None):
+        try:
+            lock = acquire(timeout=0)
+        except Timeout:
+            log.info("another run is removing files; waiting for it")
+    with lock:
+        for file in _active(folder).iterdir():
+            if file.suffix and not _is_alive(file):
+                file.unlink(missing_ok=True)
+        path = _active(folder) / f"{os.getpid()}.removing"
+        path.touch(mode=0o600)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _active(folder: Path) -> Path:
+    return folder / "active"
+
+
+def _run(data: dict[str, object]) -> ActiveRun:
+    return convert(data, ActiveRun)
+
+
+def _wait_for_removals(folder: Path) -> None:
+    is_told = False
+    while any(map(_is_alive, _active(folder).glob("*.removing"))):
+        if not is_told:
+            log.info("another run is removing files; waiting for it")
+            is_told = True
+        time.sleep(TICK)
+
+
+def _is_alive(file: Path) -> bool:
+    """Whether the process that wrote the file still runs: one that began later has only its pid."""
+    import psutil
+
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        try:
+            process = psutil.Process(int(file.stem))
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return not ended and process.create_time() < file.stat().st_mtime + CLOCK_SECONDS
+        except psutil.AccessDenied:  # another user's, so it is there
+            return True
+    return False

@@ -1,0 +1,215 @@
+"""The models in the home, by their receipts. Nothing is changed, no weight is read.
+
+    models/gguf/<slug>/      a GGUF that was fetched or made, and what was made on the way
+    models/source/<slug>/    the files that it was converted from
+
+What has no receipt, or is not as its receipt says, was put there by hand: it is named and left
+alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from pipeline.core.paths import Home, absolute
+from pipeline.core.pins import pins
+from pipeline.core.store import json_file, receipts
+from pipeline.core.store.artifacts import OWN, UNFINISHED
+from pipeline.core.store.receipts import Entry, Recipe, Status
+
+from . import quants, resolve
+from .choice import label
+from .converter import requirements_sha256
+from .gguf import SHARD
+from .reference import PROJECTOR, FileFilter, Reference
+
+Kind = Literal["model", "projector", "intermediate", "imatrix", "source"]
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+
+class StoredModel(Struct, frozen=True, kw_only=True):
+    """Files in the home that belong together: one GGUF with all its parts, or all files of a model
+    that a GGUF is converted from. `quant` is empty where it has none. Size in bytes."""
+
+    name: str
+    slug: str
+    kind: Kind
+    quant: str
+    source: Mapping[str, Any]
+    files: tuple[Path, ...]
+    bytes: int
+    made_at: str
+
+    @property
+    def reference(self) -> str:
+        """What `model=` is to make it again."""
+        ref = str(self.source.get("ref", ""))
+        for text, pinned in pins().demos.items():
+            if ref == f"{pinned.archive.package}=={pinned.archive.version}":
+                return text
+        return ref
+
+    @property
+    def revision(self) -> str:
+        """The commit, of a model from the hub."""
+        return str(self.source.get("revision", ""))
+
+
+class OnDisk(Struct, frozen=True, kw_only=True):
+    """What is in `models/`. `unfinished` was left by a run that was killed or cut off, if none is
+    under way; `unknown` was put there by hand."""
+
+    models: tuple[StoredModel, ...]
+    unfinished: tuple[Path, ...]
+    unknown: tuple[Path, ...]
+
+    @property
+    def slugs(self) -> set[str]:
+        return {model.slug for model in self.models}
+
+
+def look(home: Home) -> OnDisk:
+    """What is there. Raises OSError."""
+    models, unfinished, unknown = list[StoredModel](), list[Path](), list[Path]()
+    for kind in ("gguf", "source"):
+        for folder in _children(home.models / kind):
+            known = dict[Path, Entry]()
+            for path in _leaves(folder):
+                if UNFINISHED.fullmatch(path.name):
+                    unfinished.append(path)
+                elif entry := _receipt(path):
+                    known[path] = entry
+                elif not OWN.fullmatch(path.name):
+                    unknown.append(path)
+            models += _gguf(folder.name, known) if kind == "gguf" else _source(folder.name, known)
+    return OnDisk(
+        models=tuple(sorted(models, key=lambda each: (each.slug, each.kind, each.quant))),
+        unfinished=tuple(unfinished),
+        unknown=tuple(unknown),
+    )
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _leaves(path: Path) -> Iterator[Path]:
+    """All files below a folder, a link for what it is, and what is unfinished as a whole."""
+    if path.is_symlink() or not path.is_dir() or UNFINISHED.fullmatch(path.name):
+        yield path
+        return
+    for child in _children(path):
+        yield from _leaves(child)
+
+
+def _receipt(path: Path) -> Entry | None:
+    """The receipt of a file that is as it says, or was copied or restored."""
+    is_ours = receipts.status(path) in (Status.CURRENT, Status.MOVED)
+    return receipts.load(path.parent).get(path.name) if is_ours else None
+
+
+def _gguf(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
+    """What is in `models/gguf/<slug>`: the parts of a split GGUF are one."""
+    groups: dict[Path, list[Path]] = {}
+    for path in known:
+        shard = SHARD.fullmatch(path.name)
+        groups.setdefault(path.with_name(shard["stem"]) if shard else path, []).append(path)
+    for paths in groups.values():
+        recipe = known[paths[0]].recipe
+        step = str(recipe.get("step", ""))
+        key = {"quantize": "type", "convert": "outtype"}.get(step, "")
+        quant = str(recipe.get(key) or label(paths[0].name))
+        kind: Kind = "model" if known[paths[0]].keep else "intermediate"
+        if step == "imatrix":
+            kind, quant = "imatrix", ""
+        elif step == "fetch" and PROJECTOR.search(paths[0].name):
+            kind = "projector"
+        yield _stored(slug, kind, quant, {path: known[path] for path in paths})
+
+
+def _source(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
+    """What is in `models/source/<slug>`."""
+    if known:
+        yield _stored(slug, "source", "", known)
+
+
+def _stored(slug: str, kind: Kind, quant: str, entries: Mapping[Path, Entry]) -> StoredModel:
+    first = next(iter(entries.values()))
+    return StoredModel(
+        name="__".join(slug.split("__")[1:-1]) or slug,
+        slug=slug,
+        kind=kind,
+        quant=quant,
+        source=first.source or {},
+        files=tuple(entries),
+        bytes=sum(entry.size for entry in entries.values()),
+        made_at=max(entry.made_at for entry in entries.values()),
+    )
+
+
+# What a command line means by a model
+
+
+def means(reference: Reference, model: StoredModel, home: Home) -> bool:
+    """Whether `reference` is where `model` comes from. A branch or a tag means every revision that
+    is here, a commit or its beginning that one."""
+    if reference.kind == "demo":
+        return model.slug == resolve.demo(reference.text, home).slug
+    if reference.path is not None:
+        return model.slug == resolve.local_slug(reference.path)
+    if model.source.get("type") != "hf" or reference.repo.lower() != model.reference.lower():
+        return False
+    return not COMMIT.fullmatch(reference.revision) or model.revision.startswith(reference.revision)
+
+
+def is_named(text: str, model: StoredModel) -> bool:
+    """Whether `text` is the name or the slug of `model`, or the path that it was made from, which
+    need not exist any more."""
+    return text in (model.name, model.slug) or (
+        model.source.get("type") in ("file", "folder") and model.reference == str(absolute(text))
+    )
+
+
+def fits(files: FileFilter, model: StoredModel) -> bool:
+    """Whether `quant=`, `filename=` and `pattern=` mean this one. Empty ones mean all."""
+    names = [path.as_posix() for path in model.files]
+    is_quant = quants.canonical(model.quant.upper()) == quants.canonical(files.quant.upper())
+    return (
+        (not files.quant or is_quant)
+        and (not files.filename or any(name.endswith(f"/{files.filename}") for name in names))
+        and (not files.pattern or any(fnmatch(name, f"*/{files.pattern}") for name in names))
+    )
+
+
+def slug_of(home: Home, path: Path) -> str:
+    """Of a path in a model's folder the model's slug, else nothing."""
+    inside = path.relative_to(home.models).parts if path.is_relative_to(home.models) else ()
+    return inside[1] if len(inside) > 1 else ""
+
+
+def answers(home: Home) -> Iterator[tuple[Path, str]]:
+    """The stored answers of the hub, and decisions of quant=auto, each with its model's slug."""
+    for path in sorted((home.models / "resolved").glob("*.json")):
+        slug = json_file.read(path, lambda data: str(data["slug"]))
+        yield path, slug or path.stem.rpartition("__auto-")[0]
+
+
+def is_up_to_date(model: StoredModel, llama_cpp: Recipe, tool: Recipe | None) -> bool:
+    """Whether the converter of the source `llama_cpp`, and the llama-quantize that receipts name as
+    `tool`, would not make it again. Nothing is hashed."""
+    entries = receipts.load(model.files[0].parent)
+    recipe = entries[model.files[0].name].recipe
+    if recipe.get("step") == "quantize":
+        if recipe.get("tool") != tool:
+            return False
+        inputs = [e.recipe for e in entries.values() if f"sha256:{e.sha256}" == recipe["input"]]
+        recipe = inputs[0] if inputs else {"step": "fetch"}  # the input may be the user's own
+    if recipe.get("step") == "convert":
+        return bool(recipe["converter"] == {**llama_cpp, "requirements": requirements_sha256()})
+    return True
