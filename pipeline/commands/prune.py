@@ -101,10 +101,9 @@ def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
     for path in old:
         yield Removable(kind="programs", paths=(path,), why="programs of another llama.cpp")
     for path in _entries(home.bins / ".build"):
-        programs = home.bins / path.name
-        is_gone = not programs.exists() or programs in old
+        is_gone = home.bins / path.name in old
         if path.is_dir() and (is_gone or is_older(path, days)):
-            why = "build folder of programs that are gone" if is_gone else unused(days)
+            why = "build folder of another llama.cpp" if is_gone else unused(days)
             yield Removable(kind="build", paths=(path,), why=why)
 
 

@@ -61,7 +61,7 @@ def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> N
         agreed = {path for each in found.go for path in each.paths}
         go = tuple(each for each in find().go if agreed.issuperset(each.paths))
         result = document(Candidates(go=go, stay=found.stay))
-        for each in go:
+        for each in sorted(go, key=lambda each: -artifacts.allocated(each.paths)):
             take_away(each, home)
     if request.json:
         print(json.dumps({**result, "removed": True}, indent=1))
@@ -84,7 +84,8 @@ def ask(request: Request) -> bool:
 
 
 def take_away(each: Removable, home: Home) -> None:
-    for path in each.paths:
+    # The largest first: on a full disk it makes room for the receipts of the others.
+    for path in sorted(each.paths, key=lambda path: -path.lstat().st_size):
         if each.is_unfinished:
             artifacts.finish(path)
         elif each.is_plain:

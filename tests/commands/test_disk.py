@@ -351,6 +351,9 @@ def test_cut_downloads_intermediates_and_old_things(disk: Doit, tmp_path: Path) 
     recipe = {"step": "build", "source": {"commit": "0" * 40, "tree": "0" * 40}}
     entry = receipts.stamp(programs / "llama-server", recipe, seconds=1)
     receipts.save(programs, {"llama-server": entry})
+    build, present = (home / "bins" / ".build" / x for x in ("linux-x64-vulkan", "linux-x64-cpu"))
+    build.mkdir(parents=True)
+    present.mkdir()
     mine = home / "bins" / "my-own"
     mine.mkdir()
     (mine / "llama-server").write_text("mine")
@@ -365,15 +368,20 @@ def test_cut_downloads_intermediates_and_old_things(disk: Doit, tmp_path: Path) 
 
     told = disk("prune", "yes=1", "format=json").json()
     gone = {Path(path) for item in told["items"] for path in item["paths"]}
-    expected = {answer, between, programs, old, archive, converter.parent, cut}
+    expected = {answer, between, programs, build, old, archive, converter.parent, cut}
     assert gone >= expected, expected - gone
     assert 90_000_000 < told["bytes"] < 110_000_000, "a hole takes no space"
     assert not any(path.exists() for path in expected) and not folder.exists()
-    assert mine.exists() and new.exists() and (home / "bins" / "linux-x64-cpu").exists()
+    assert (
+        mine.exists()
+        and new.exists()
+        and present.exists()
+        and (home / "bins" / "linux-x64-cpu").exists()
+    )
     assert receipts.load(between.parent)[between.name].mtime_ns is None, "the input stays known"
     assert "nothing to remove" in disk("prune", "yes=1").err
     disk("prune", "yes=1", "older_than=0")
-    assert not new.exists()
+    assert not new.exists() and not present.exists()
     assert disk("prepare", "model=demo-embed", "offline=1").steps == []
 
 
@@ -419,3 +427,17 @@ def test_recording_is_cheap(disk: Doit) -> None:
         served.record(disk.home / "run", server)
     assert (time.perf_counter() - start) / 20 < 0.05
     assert served.at(disk.home / "run", file)
+
+
+def test_a_full_disk(disk: Doit, tmp_path: Path) -> None:
+    """It is when people remove things: nothing has to be written first."""
+    with small_disk(tmp_path / "small", "size=200m"):
+        home = tmp_path / "small" / "home"
+        shutil.copytree(disk.home / "models", home / "models")
+        full = Doit(home)
+        full.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "cache")
+        with pytest.raises(OSError), (tmp_path / "small" / "filler").open("wb", 0) as filler:
+            while True:
+                filler.write(b"x" * 4096)
+        full("remove", "model=demo-embed", "yes=1")
+        assert models(full) == {}

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct, convert
@@ -22,6 +22,7 @@ from pipeline.core import log
 
 from . import json_file
 from .locks import alone_with
+from .publish import FULL
 
 TICK = 0.1  # seconds
 CLOCK_SECONDS = 2.0  # between a process's start and the times of files, by their granularity
@@ -58,26 +59,34 @@ def others(folder: Path) -> list[ActiveRun]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[None]:
-    """Remove files alone: one process at a time, while no run begins."""
+    """Remove files alone: one process at a time, while no run begins. On a full disk without any
+    record, for which there is no room: no run can begin there either."""
+    with ExitStack() as stack:
+        try:
+            _begin_to_remove(_active(folder), stack)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        yield
+
+
+def _begin_to_remove(active: Path, stack: ExitStack) -> None:
     from filelock import Timeout
 
-    _active(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = alone_with(_active(folder) / ".lock")
+    active.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = alone_with(active / ".lock")
     if acquire := getattr(lock, "acquire", None):
         try:
             lock = acquire(timeout=0)
         except Timeout:
             log.info("another run is removing files; waiting for it")
-    with lock:
-        for file in _active(folder).iterdir():
-            if file.suffix and not _is_alive(file):
-                file.unlink(missing_ok=True)
-        path = _active(folder) / f"{os.getpid()}.removing"
-        path.touch(mode=0o600)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    stack.enter_context(lock)
+    for file in active.iterdir():
+        if file.suffix and not _is_alive(file):
+            file.unlink(missing_ok=True)
+    path = active / f"{os.getpid()}.removing"
+    stack.callback(path.unlink, missing_ok=True)
+    path.touch(mode=0o600)
 
 
 def _active(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from pipeline.core.errors import PipelineError
 from . import receipts
 from .locks import only_one, own_name
 from .publish import (
+    FULL,
     full_disk_is_an_error,
     part,
     publish_file,
@@ -158,10 +159,19 @@ def take_away(target: Path, *, keep_receipt: bool = False) -> None:
     remove(aside)
     if os.path.lexists(target):
         target.rename(aside)
-    entry = receipts.load(target.parent).get(target.name)
-    if entry:
-        receipts.change(target, replace(entry, mtime_ns=None) if keep_receipt else None)
+    try:
+        _drop_receipt(target, keep=keep_receipt)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remove(aside)  # makes room for the receipts of the others
+        _drop_receipt(target, keep=keep_receipt)
     remove(aside)
+
+
+def _drop_receipt(target: Path, *, keep: bool) -> None:
+    if entry := receipts.load(target.parent).get(target.name):
+        receipts.change(target, replace(entry, mtime_ns=None) if keep else None)
 
 
 def finish(unfinished: Path) -> None:

@@ -18,6 +18,7 @@ from .locks import own_name
 
 # File systems need some space of their own, and estimates are not exact.
 SPARE_BYTES = 64 * 1024 * 1024
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what a user may have of it
 TRIES = 20  # to put a folder in its place where no lock keeps others away
 
 
@@ -53,7 +54,7 @@ def full_disk_is_an_error(folder: Path, chosen_by: str = "LLAMA_PIPELINE_HOME") 
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise PipelineError(
                 f"{folder}: disk full; the unfinished file was discarded",
                 f"free some space, or set {chosen_by} to a folder on another disk",
