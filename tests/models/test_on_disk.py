@@ -1,0 +1,110 @@
+"""Which files belong together, and which ones a reference means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.paths import Home
+from pipeline.core.store import receipts
+from pipeline.models import on_disk
+from pipeline.models.on_disk import StoredModel
+from pipeline.models.reference import FileFilter, parse
+from pipeline.models.resolve import local_slug
+
+COMMITS = ("0123456789abcdef0123456789abcdef01234567", "fedcba9876543210fedcba9876543210fedcba98")
+
+
+def put(home: Home, slug: str, names: list[str], recipe: dict[str, Any], **source: str) -> None:
+    for name in names:
+        path = home.models / "gguf" / slug / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"GGUF" + name.encode())
+        receipts.change(path, receipts.stamp(path, recipe, seconds=0, source=source))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Two revisions of a repository, one of them split and with a projector, and a model that was
+    quantized from the user's own file."""
+    home = Home(tmp_path / "hôme")
+    for commit in COMMITS:
+        source = {"type": "hf", "ref": "Org/The__Model", "revision": commit}
+        slug = f"Org__The__Model__{commit[:12]}"
+        names = [
+            "sub/the-model-Q4_K_M-00001-of-00002.gguf",
+            "sub/the-model-Q4_K_M-00002-of-00002.gguf",
+        ]
+        names += ["the-model-Q8_0.gguf", "mmproj-f16.gguf"] if commit == COMMITS[0] else []
+        put(home, slug, names, {"step": "fetch", **source}, **source)
+    own = tmp_path / "own.gguf"
+    own.write_bytes(b"GGUF")
+    recipe = {"step": "quantize", "type": "Q4_K_M", "input": "sha256:0", "tool": {}}
+    put(home, local_slug(own), ["model.q4_k_m.gguf"], recipe, type="file", ref=str(own))
+    return home
+
+
+def meant(home: Home, text: str, **files: str) -> list[str]:
+    stored = on_disk.look(home).models
+    found = [x for x in stored if on_disk.means(parse(text), x, home)]
+    return sorted(f"{x.revision[:4]} {x.kind} {x.quant}" for x in found if fits(x, **files))
+
+
+def fits(model: StoredModel, **files: str) -> bool:
+    return on_disk.fits(FileFilter(**files), model)
+
+
+def test_what_belongs_together(home: Home) -> None:
+    stored = on_disk.look(home)
+    split = next(x for x in stored.models if len(x.files) > 1)
+    assert [path.name[-19:] for path in split.files] == [
+        f"-0000{n}-of-00002.gguf"[-19:] for n in (1, 2)
+    ]
+    assert (split.name, split.quant, split.kind) == ("The__Model", "Q4_K_M", "model")
+    assert split.bytes == sum(path.stat().st_size for path in split.files)
+    assert stored.unknown == stored.unfinished == ()
+
+
+ALL = ["0123 model Q4_K_M", "0123 model Q8_0", "0123 projector F16", "fedc model Q4_K_M"]
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "found"),
+    [
+        ("Org/The__Model", {}, ALL),
+        ("org/the__model", {}, ALL),
+        ("Org/The__Model@main", {}, ALL),
+        (f"Org/The__Model@{COMMITS[1]}", {}, ALL[3:]),
+        (f"Org/The__Model@{COMMITS[0][:7]}", {}, ALL[:3]),
+        ("Org/The__Model", {"quant": "Q8_0"}, ["0123 model Q8_0"]),
+        ("Org/The__Model", {"filename": "the-model-Q8_0.gguf"}, ["0123 model Q8_0"]),
+        ("Org/The__Model", {"pattern": "sub/*"}, [ALL[0], ALL[3]]),
+        ("Org/Other", {}, []),
+        ("demo", {}, []),
+    ],
+)
+def test_what_a_reference_means(
+    home: Home, text: str, files: dict[str, str], found: list[str]
+) -> None:
+    assert meant(home, text, **files) == found
+
+
+def test_the_users_own_file(home: Home, tmp_path: Path) -> None:
+    own = tmp_path / "own.gguf"
+    assert meant(home, str(own)) == [" model Q4_K_M"]
+    own.unlink()  # what was made from it is still known by its path, name and slug
+    named = [x for x in on_disk.look(home).models if on_disk.is_named(str(own), x)]
+    assert [x.name for x in named] == ["own"] and on_disk.is_named(named[0].slug, named[0])
+
+
+def test_what_is_unfinished_or_changed_is_no_model(home: Home) -> None:
+    path = next((home.models / "gguf").rglob("the-model-Q8_0.gguf"))
+    path.rename(path.with_name(f".{path.name}.part"))
+    other = next((home.models / "gguf").rglob("model.q4_k_m.gguf"))
+    other.write_bytes(b"GGUF, and longer than it was")
+    stored = on_disk.look(home)
+    assert [left.name for left in stored.unfinished] == [f".{path.name}.part"]
+    assert stored.unknown == (other,)
+    assert "Q8_0" not in {x.quant for x in stored.models} and len(stored.models) == 3
