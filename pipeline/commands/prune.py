@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.bins import binaries
-from pipeline.bins.compile import cuda_toolkit
+from pipeline.bins.compile import cuda_toolkit, node
 from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.release import prebuilt, releases
 from pipeline.core import paths
@@ -27,7 +27,10 @@ from .uses import Uses
 DAY = 24 * 3600
 NO_PROGRAMS = (".build", ".source", ".ui", "package", "packages")  # of what is in bins/
 # Of the cache: environments and toolkits, downloads, and what the tests have installed.
-CACHED = ("converter-*", "cuda-*", "archives/*/*", "clients/*", "litellm/*", "pei-docker-*")
+CACHED = (
+    *("converter-*", "cuda-*", "node-*", "archives/*/*"),
+    *("clients/*", "litellm/*", "pei-docker-*"),
+)
 
 
 def prune(session: Session) -> None:
@@ -139,9 +142,9 @@ def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:
 
 def of_cache(home: Home, days: int) -> Iterator[Removable]:
     """What was not used for some days, in the cache that all checkouts share. What this one would
-    use next stays: its converter and its CUDA toolkit."""
+    use next stays: its converter, CUDA toolkit and Node.js."""
     cache = paths.cache(home)
-    present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13))
+    present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home))
     for path in (
         *_entries(cache),
         *(x for top in _entries(cache / "archives") for x in _entries(top)),
