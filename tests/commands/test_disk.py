@@ -115,6 +115,7 @@ def test_in_a_terminal_it_is_asked(disk: Doit, answer: str, goes: bool) -> None:
     assert (SOURCE in models(disk)) is not goes
 
 
+@pytest.mark.slow
 def test_after_prune_nothing_is_made_again(disk: Doit) -> None:
     """The source goes, the GGUF that was made from it stays up to date, without any network."""
     source = disk.home / "models" / "source" / SLUG
@@ -150,6 +151,7 @@ def test_all_of_a_model_goes(disk: Doit) -> None:
     assert "is not on disk" in disk("remove", f"model={SLUG}", "yes=1", status=3).err
 
 
+@pytest.mark.slow
 def test_after_remove_it_is_made_again(disk: Doit) -> None:
     doit = Doit(disk.home)  # with the cache of all checkouts
     doit("prepare", "model=demo")
@@ -193,6 +195,7 @@ def test_what_is_linked_elsewhere_frees_nothing(disk: Doit, tmp_path: Path) -> N
     assert (tmp_path / "cached").stat().st_size > 90_000_000
 
 
+@pytest.mark.slow
 def test_a_server_in_the_foreground_keeps_its_model(disk: Doit) -> None:
     with disk.serving("model=demo-embed"):
         row = models(disk)[MADE]
@@ -208,6 +211,7 @@ def test_a_server_in_the_foreground_keeps_its_model(disk: Doit) -> None:
     assert not record.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_server_keeps_nothing(disk: Doit) -> None:
     with disk.serving("model=demo-embed"):
         pass
@@ -219,6 +223,7 @@ def test_a_killed_server_keeps_nothing(disk: Doit) -> None:
     assert not record.exists()
 
 
+@pytest.mark.slow
 def test_what_is_up_or_configured_is_kept(disk: Doit, tmp_path: Path) -> None:
     config, port = tmp_path / "möre.toml", free_port()
     config.write_text(
