@@ -37,6 +37,7 @@ from .variables import (
     ROUTER,
     SERVER,
     TABLE,
+    ChatVariables,
     FileVariables,
     ModelVariables,
     PackageVariables,
@@ -66,7 +67,7 @@ class ServersRequest(FileVariables):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(RunVariables, ServingVariables):
+class Request(RunVariables, ServingVariables, ChatVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None

@@ -249,10 +249,10 @@ class FileVariables:
     )
     names: tuple[str, ...] = variable(
         names,
-        "these instances alone, with commas between them; for `claude` the model",
+        "these instances alone, with commas between them; for `claude` and `chat` the model",
         (),
         shown="all",
-        of=("up", "ps", "logs", "down", "kubernetes", "claude"),
+        of=("up", "ps", "logs", "down", "kubernetes", "claude", "chat"),
         name="name",
     )
     background: bool | None = variable(
@@ -282,8 +282,21 @@ class FileVariables:
     )
     follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
     lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
-    url: str = variable(text, "a server or gateway that is in no file", "", of=("claude",))
+    url: str = variable(text, "a server or gateway that is in no file", "", of=("claude", "chat"))
     start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatVariables:
+    """What a conversation begins with."""
+
+    prompt: str = variable(
+        text,
+        "one question: its answer is printed as it is, and nothing else",
+        "",
+        shown="a conversation in the terminal; what a pipe holds",
+    )
+    system: str = variable(text, "what the model is told before the conversation", "", shown="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +340,7 @@ GROUPS: dict[str, type] = {
     "serving": ServingVariables,
     "file": FileVariables,
     "run": RunVariables,
+    "chat": ChatVariables,
     "kubernetes": Options,
     "removal": RemovalVariables,
 }

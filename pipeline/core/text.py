@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 # The longer marks first: UTF-32's begins like UTF-16's.
@@ -12,6 +13,17 @@ OTHER_ENCODINGS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+
+# Control characters but for line breaks and tabs, marks that reverse the order of what is read, and
+# halves of letters.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey instead of showing it."""
+    return UNPRINTABLE.sub("", text)
 
 
 def decoded(data: bytes) -> str:

@@ -1,4 +1,5 @@
-"""One server in the foreground: started, watched until it is ready, stopped in time.
+"""One server in the foreground, or beside what we do: started, watched until it is ready, stopped
+in time.
 
 States: loading (503 or no answer), ready (200 on /health), stopping, gone. A first Ctrl-C,
 SIGTERM or closed terminal asks the server to end; a second one, or the end of the grace period,
@@ -10,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
-from pipeline.core.process import shown, start
+from pipeline.core.process import Process, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
@@ -39,32 +42,13 @@ def foreground(
     not ready in time.
     """
     health.require_free(server.host, server.port)
-    log_file = Path(server.log_file)
-    if why := trouble(log_file):
-        raise PipelineError(f"no log can be written: {why}")
     info(f"+ {shown(server.command)}")
-    set_aside(log_file)
+
+    def to_terminal(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     began = time.monotonic()
-    with (
-        contextlib.closing(Log(log_file)) as log,
-        asked_to_stop() as stops,
-        running(
-            start(
-                server.command,
-                env=env,
-                cwd=Path(server.folder),
-                own_group=True,
-                killed_with_us=True,
-                sandbox=sandbox.policy(server),
-            )
-        ) as process,
-    ):
-        last: deque[str] = deque(maxlen=KEPT_LINES)
-
-        def to_terminal(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        pump = pumped(process, last.append, log, to_terminal)
+    with asked_to_stop() as stops, _started(server, env, to_terminal) as (process, last, _):
         is_up = False
         while process.poll() is None and not stops:
             if is_up:
@@ -80,19 +64,84 @@ def foreground(
         status = process.poll()
         if status is None:
             _stop(process, stops, server.stop_timeout)
-        end_group(process)  # what it started itself goes with it
-        pump.join(timeout=2)
     if stops:
         info("stopped")
         return
+    raise _ended(server, status, last, is_up)
+
+
+@contextmanager
+def beside(server: Server, *, env: Mapping[str, str]) -> Iterator[Callable[[], None]]:
+    """Run the server while the block runs, which begins once it is ready; its output goes to its
+    log alone. Yields a function that raises PipelineError where it has ended by itself. Raises
+    PipelineError where it ends, or is not ready in time."""
+    health.require_free(server.host, server.port)
+    deadline = time.monotonic() + server.ready_timeout
+    with _started(server, env, lambda line: None) as (process, last, pump):
+        is_up = False
+
+        def require_running() -> None:
+            if (status := process.poll()) is not None:
+                pump.join(timeout=2)  # for its last words
+                raise _ended(server, status, last, is_up)
+
+        try:
+            while not health.is_ready(server.address, server.port, server.health, tls=server.tls):
+                require_running()
+                if time.monotonic() > deadline:
+                    raise _ended(server, None, last, is_up)
+                time.sleep(POLL_SECONDS)
+            is_up = True
+            yield require_running
+        finally:
+            if process.poll() is None:
+                _stop(process, [], server.stop_timeout)
+
+
+@contextmanager
+def _started(
+    server: Server, env: Mapping[str, str], show: Callable[[str], None]
+) -> Iterator[tuple[Process, deque[str], threading.Thread]]:
+    """The server's process, its last lines, and the thread that reads them: each goes to its log
+    and to `show`. After the block nothing is left of it."""
+    log_file = Path(server.log_file)
+    if why := trouble(log_file):
+        raise PipelineError(f"no log can be written: {why}")
+    set_aside(log_file)
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+    with (
+        contextlib.closing(Log(log_file)) as log,
+        running(
+            start(
+                server.command,
+                env=env,
+                cwd=Path(server.folder),
+                own_group=True,
+                killed_with_us=True,
+                sandbox=sandbox.policy(server),
+            )
+        ) as process,
+    ):
+        pump = pumped(process, last.append, log, show)
+        try:
+            yield process, last, pump
+        finally:
+            end_group(process)  # what it started itself goes with it
+            pump.join(timeout=2)
+
+
+def _ended(server: Server, status: int | None, last: deque[str], is_up: bool) -> PipelineError:
+    """Why a server that was not asked to stop has ended; without a status it was never ready."""
     end = f":\n{quoted(last)}" if last else ""
     if status is None:
-        raise PipelineError(
+        return PipelineError(
             f"the server was not ready after {server.ready_timeout:g} s and was stopped{end}",
-            f"give it more: ready_timeout=…; the log is {log_file}",
+            f"give it more: ready_timeout=…; the log is {server.log_file}",
         )
     when = "after it was ready" if is_up else "before it was ready"
-    raise PipelineError(f"the server ended {when}, {how(status)}{end}", f"the log is {log_file}")
+    return PipelineError(
+        f"the server ended {when}, {how(status)}{end}", f"the log is {server.log_file}"
+    )
 
 
 def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:

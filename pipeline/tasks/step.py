@@ -47,6 +47,14 @@ def servers_or_url(session: Session) -> str:
     return "" if session.request.servers.url else servers(session)
 
 
+def partner(session: Session) -> str:
+    """What is missing where nobody to talk to is named."""
+    requested = session.request.servers
+    if requested.url or requested.names or session.request.reference or session.servers:
+        return ""
+    return "nobody to talk to; pass model=… (try model=demo), name=… of a running server, or url=…"
+
+
 Subject = TypeVar("Subject")
 
 

@@ -26,6 +26,7 @@ from .step import (
     is_router,
     model,
     named_model,
+    partner,
     servers,
     servers_or_url,
 )
@@ -182,6 +183,20 @@ STEPS = (
         ),
         needs=model,
         reads=SERVING,
+    ),
+    Step(
+        "chat",
+        "talk with model=, name= of a running server, or url=, in the terminal",
+        run=lambda session: do.chat.chat(session),
+        after=lambda session: [
+            "_chat",
+            *(["_talks", "_frozen"] if session.request.reference else []),
+        ],
+        needs=partner,
+        reads=(
+            *("prompt", "system", "url", "name", "api_key_file", "model", "programs", "server"),
+            *("serving", "config", "profile", *RUN),
+        ),
     ),
     # many servers
     Step(
@@ -355,6 +370,17 @@ STEPS = (
         "_lockable",
         "report a pipeline.lock that cannot be written before any work",
         run=lambda session: do.lock.require_writable(session.model),
+    ),
+    Step(
+        "_chat",
+        "report who cannot be talked to before any work",
+        run=lambda session: do.chat.check(session),
+    ),
+    ModelStep(
+        "_talks",
+        "report a model that cannot chat before it is downloaded",
+        run=lambda model: do.chat.check_model(model),
+        after=["resolve"],
     ),
     Step(
         "_port",

@@ -1,0 +1,1 @@
+"""A conversation with a model: the request, the terminal, and how answers look there."""

@@ -1,0 +1,229 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.core.errors import PipelineError, did_you_mean
+from pipeline.core.process import private
+
+from .completions import ChatServer, ContextFull, Ending, answer
+from .conversation import Conversation
+from .reply import Reply
+
+QUOTES = '"""'
+PROMPT, MORE = ">>> ", "... "
+HELP = """\
+/help             this list
+/system TEXT      tell the model TEXT before the conversation; alone shows it, /system none drops it
+/regen            answer the last question again
+/undo             take the last question back, with its answer
+/reset            forget the conversation
+/exit             leave; so does Ctrl-D
+Ctrl-C            ends an answer; empties the line
+Alt-Enter         begins a new line; so does \\ at the end of one, or text between \"\"\" and \"\"\"
+Up                an earlier input"""
+SAME = {"?": "help", "clear": "reset", "bye": "exit", "quit": "exit"}  # elsewhere
+
+
+class SavedHistory(FileHistory):
+    """Inputs in a file; a disk that is full loses them, and nothing else."""
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def history(file: Path) -> History:
+    """The inputs of all conversations, in a file for this user alone; of this one where it cannot
+    be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(file, "ab", opener=private):
+            pass
+    except OSError:
+        return InMemoryHistory()
+    return SavedHistory(str(file))
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether more lines are to come: quotes are open, or a backslash ends the last line."""
+    if text.lstrip().startswith(QUOTES):
+        return text.count(QUOTES) == 1
+    return text.endswith("\\")
+
+
+def meant(text: str) -> str:
+    """What was typed, without the quotes around it or backslashes at the ends of lines."""
+    bare = text.strip()
+    if bare.startswith(QUOTES):
+        return bare.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+    return bare.replace("\\\n", "\n")
+
+
+def keys() -> KeyBindings:
+    """Enter sends what is finished, Alt-Enter begins a line."""
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_unfinished(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return bindings
+
+
+@contextmanager
+def leaving_on_termination() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the program, Ctrl-C only an answer."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Terminal:
+    """Questions are read, answers shown, until the user leaves. `require_running` raises
+    PipelineError where no more answers can come."""
+
+    def __init__(
+        self, server: ChatServer, system: str, saved: Path, require_running: Callable[[], None]
+    ) -> None:
+        self.server = server
+        self.conversation = Conversation(system)
+        self.console = Console(highlight=False)
+        self.require_running = require_running
+        self.commands: Mapping[str, Callable[[str], None]] = {
+            "help": lambda text: self.note(HELP),
+            "system": self.set_system,
+            "regen": lambda text: self.regenerate(),
+            "undo": lambda text: self.undo(),
+            "reset": lambda text: self.reset(),
+        }
+        words = [f"/{name}" for name in (*self.commands, "exit")]
+        self.session: PromptSession[str] = PromptSession(
+            history=history(saved),
+            key_bindings=keys(),
+            multiline=True,
+            prompt_continuation=MORE,
+            completer=WordCompleter(words, sentence=True),
+            complete_while_typing=False,
+            enable_open_in_editor=False,
+        )
+
+    def run(self) -> None:
+        """Raises PipelineError where the server is gone."""
+        size = f", a context of {self.server.context:,} tokens" if self.server.context else ""
+        self.note(f"{self.server.model}{size}. /help lists the commands, Ctrl-D leaves.")
+        with leaving_on_termination():
+            while True:
+                try:
+                    text = self.session.prompt(PROMPT)
+                    if not self.handle(text):
+                        return
+                except EOFError:
+                    return
+                except KeyboardInterrupt:
+                    self.note("Ctrl-D or /exit leaves.")
+                except PipelineError as error:
+                    self.require_running()
+                    self.complain(error)
+
+    def handle(self, text: str) -> bool:
+        """Do what was typed; whether to go on."""
+        line = meant(text)
+        word, _, rest = line.partition(" ")
+        if not (word.startswith("/") and (word[1:].isalpha() or word == "/?")):
+            if line:
+                self.ask(line)
+            return True
+        name = SAME.get(word[1:], word[1:])
+        if name == "exit":
+            return False
+        if name not in self.commands:
+            near = did_you_mean(name, [*self.commands, "exit"])
+            raise PipelineError(f"{word}: there is no such command{near}", "/help lists them")
+        self.commands[name](rest.strip())
+        return True
+
+    def ask(self, question: str) -> None:
+        """Ask, and show the answer. Ctrl-C ends it; what has come is kept."""
+        self.conversation.ask(question)
+        reply, ending = Reply(self.console), Ending()
+        try:
+            with reply:
+                ending = asyncio.run(answer(self.server, self.conversation.messages, reply.add))
+        except KeyboardInterrupt:
+            ending = Ending(cut="interrupted")
+        except ContextFull as error:
+            error.hint = f"/reset begins a new conversation; or use {error.hint}"
+            raise
+        finally:
+            self.conversation.take(reply.text)
+        if ending.speed:
+            self.note(f"{ending.tokens:,} tokens, {ending.speed:.1f} tokens/s")
+        if ending.cut:
+            self.note(ending.cut)
+        self.console.print()
+
+    def set_system(self, text: str) -> None:
+        if text:
+            self.conversation.system = "" if text == "none" else text
+        self.note(f"system: {self.conversation.system or 'none'}")
+
+    def regenerate(self) -> None:
+        question = self.conversation.take_back()
+        if not question:
+            raise PipelineError("there is no question yet")
+        self.ask(question)
+
+    def undo(self) -> None:
+        question = self.conversation.take_back()
+        self.note(f"taken back: {question}" if question else "there is no question yet")
+
+    def reset(self) -> None:
+        self.conversation.reset()
+        self.note("a new conversation")
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text, "dim"))
+
+    def complain(self, error: PipelineError) -> None:
+        self.console.print(Text(f"error: {error}", "red"))
+
+
+def converse(
+    server: ChatServer, system: str, saved: Path, require_running: Callable[[], None]
+) -> None:
+    """Talk until the user leaves; inputs are kept in the file `saved`. Raises PipelineError."""
+    os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # no question to the terminal at the start
+    Terminal(server, system, saved, require_running).run()

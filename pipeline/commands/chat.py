@@ -1,0 +1,298 @@
+"""`chat`: a conversation in the terminal, or one answer, with a model or a running server."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from pipeline.core import log
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.text import decoded
+from pipeline.deploy import claude
+from pipeline.models import chat_template, gguf
+from pipeline.models.gguf import Header
+from pipeline.serve import supervise
+from pipeline.serve.keys import first_key
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.supervisor.state import READY, require_known
+
+from . import estimate, ps, serve
+from .model import Model
+from .session import Session
+
+if TYPE_CHECKING:
+    from pipeline.chat.completions import ChatServer
+
+# Of a server that others would reach; the one of a conversation is for that alone.
+NOT_FOR_CHAT = ("host", "port", "api_key_file")
+
+
+def check(session: Session) -> None:
+    """Raise UsageError for what contradicts itself, or where there is nobody to ask."""
+    request = session.request
+    typed = session.servers.variables.keys() if session.servers else set[str]()
+    named = {
+        "model=": bool(request.reference),
+        "url=": bool(request.servers.url),
+        "config= or profile=": bool({"config", "profile"} & typed),
+    }
+    given = [name for name, is_given in named.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} contradict each other", "leave one out")
+    if request.reference and request.servers.names:
+        raise UsageError("model= and name= contradict each other", "leave one out")
+    if len(request.servers.names) > 1:
+        raise UsageError(f"name={','.join(request.servers.names)}: names more than one")
+    if request.json:
+        raise UsageError("format=json: chat prints text", "leave it out")
+    if request.reference:
+        for name in NOT_FOR_CHAT:
+            if getattr(request.settings, name) != getattr(type(request.settings)(), name):
+                raise UsageError(
+                    f"{name}=: chat serves the model for itself alone, on a free port",
+                    f"leave it out; {doitw('serve')} takes it",
+                )
+    elif request.settings.api_key_file and not request.servers.url:
+        raise UsageError(
+            "api_key_file=: a running server's key is known from its file", "leave it out"
+        )
+    question(session.request.prompt)
+
+
+@cache
+def question(prompt: str) -> str:
+    """What a pipe or a file holds, and `prompt` after it; empty: the terminal asks. Raises
+    UsageError where there is neither."""
+    text = ""
+    if _has_text(bool(prompt)):
+        try:
+            text = decoded(sys.stdin.buffer.read()).strip()
+        except ValueError as error:
+            raise UsageError(f"stdin: {error}") from None
+    both = "\n\n".join(filter(None, (text, prompt)))
+    if not both and not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "nothing to ask: no terminal, no prompt= and nothing in a pipe",
+            f'{doitw("chat model=demo")} prompt="…"',
+        )
+    return both
+
+
+def _has_text(is_asked: bool) -> bool:
+    """Whether stdin is to be read: with a question given, only where somebody put something."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return not is_asked or stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def check_model(model: Model) -> None:
+    """Raise UsageError where the header of the model, wherever it is, says that it cannot chat; a
+    header that cannot be had yet is looked at once the model is here."""
+    chain = model.chain()
+    if chain is None:
+        return
+    try:
+        header = estimate.outlook(model, chain).header
+    except UsageError:
+        raise
+    except PipelineError:
+        return
+    # What is converted gets its template with the tokenizer, at the end.
+    is_whole = chain.conversion is None or chain.final.is_file()
+    overridden = chat_template.is_overridden(_options(model))
+    require_chat(chain.resolved.name, header, has_template=overridden or not is_whole)
+
+
+def _options(model: Model) -> list[str]:
+    """The options that were typed, as llama-server takes them."""
+    return [f"--{name.replace('_', '-')}" for name in model.request.settings.server]
+
+
+def require_chat(name: str, header: Header | None, *, has_template: bool) -> None:
+    """Raise UsageError where the header is that of a model that cannot chat; `has_template`: the
+    template comes from elsewhere."""
+    if header is None:
+        return
+    if header.is_encoder or header.pooling != "none":
+        kind = "a reranker" if header.pooling == "rank" else "an embedding model"
+        raise UsageError(
+            f"{name}: is {kind} ({header.architecture}), it writes no answers",
+            "name a chat model, such as model=org/model-Instruct-GGUF; "
+            f"{doitw('serve model=…')} serves this one for what it does",
+        )
+    if not has_template and not header.has_chat_template:
+        raise UsageError(
+            f"{name}: has no chat template, so it is probably a base model, not one to talk to",
+            "take its -Instruct or -chat sibling, or name a template: server.chat_template=chatml",
+        )
+
+
+def chat(session: Session) -> None:
+    """Ask once, or talk until the user leaves. Raises PipelineError."""
+    request = session.request
+    with talking(session) as (server, require_running):
+        asked = question(request.prompt)
+        if asked:
+            ask(server, request.system, asked)
+            return
+        from pipeline.chat.terminal import converse
+
+        converse(server, request.system, session.home.run / "chat" / "history", require_running)
+
+
+def ask(server: ChatServer, system: str, asked: str) -> None:
+    """Print the answer to one question, as it comes. Raises PipelineError."""
+    import asyncio
+
+    from pipeline.chat.completions import answer
+    from pipeline.chat.conversation import Conversation
+
+    conversation, last = Conversation(system), ""
+    conversation.ask(asked)
+
+    def show(text: str, reasoning: str) -> None:
+        nonlocal last
+        last = text or last
+        print(text, end="", flush=True)
+
+    try:
+        ending = asyncio.run(answer(server, conversation.messages, show))
+    finally:
+        if last and not last.endswith("\n"):
+            print(flush=True)
+    if ending.cut:
+        raise PipelineError(ending.cut, f"use {server.larger}")
+
+
+Talk = tuple["ChatServer", Callable[[], None]]
+
+
+@contextmanager
+def talking(session: Session) -> Iterator[Talk]:
+    """Who answers while the block runs, and a function that raises PipelineError where it no longer
+    can. Raises PipelineError."""
+    request = session.request
+    if request.reference:
+        with served(session.model) as talk:
+            yield talk
+    elif request.servers.url:
+        yield at_url(session), lambda: None
+    else:
+        yield running(session), lambda: None
+
+
+@contextmanager
+def served(original: Model) -> Iterator[Talk]:
+    """The prepared model on a free port of this machine, while the block runs."""
+    from pipeline.serve.supervisor import state
+    from pipeline.serve.supervisor.environment import environment
+
+    model = copy(original)
+    settings = replace(model.request.settings, port=free_port())
+    model.request = dataclasses.replace(model.request, settings=settings)
+    chain = model.require_chain()
+    ahead = estimate.of_made(model, chain.final)
+    plan = serve.planned(model, chain, ahead)
+    file = model.home.logs / f"chat-{plan.server.port}.log"
+    server = replace(plan.server, log_file=str(file))
+    overridden = chat_template.is_overridden(server.command)
+    require_chat(chain.resolved.name, ahead.header, has_template=overridden)
+    serve.require_servable(model.home, server, serve.known_flags(model.programs))
+    warnings = [*model.programs.warnings(), *plan.warnings, *serve.memory_warnings(plan.fit)]
+    for warning in warnings:
+        log.info(f"warning: {warning}")
+    at = state.folder(model.home, f"chat-{server.port}")
+    with supervise.beside(server, env=environment(server, at)) as require_running:
+        yield chat_server(server, "ctx_size=…, a larger one"), require_running
+    file.unlink(missing_ok=True)  # of use only where something went wrong
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def chat_server(server: Server, larger: str) -> ChatServer:
+    """How one of our own is asked."""
+    from pipeline.chat.completions import ChatServer
+
+    key = first_key(Path(server.api_key_file)) if server.api_key_file else ""
+    return ChatServer(
+        url=server.url,
+        model=server.model_name,
+        key=key,
+        context=claude.context_of(server.url, key, server.model_name),
+        larger=larger,
+    )
+
+
+def at_url(session: Session) -> ChatServer:
+    """What url= names, and of its models name=, or the only one. Raises PipelineError."""
+    from pipeline.chat.completions import ChatServer
+
+    request = session.request
+    url = request.servers.url.rstrip("/").removesuffix("/v1")
+    file = request.settings.api_key_file
+    key = first_key(file) if file else ""
+    models = claude.chat_models(url, key, f"start a server: {doitw('serve model=…')}")
+    names = request.servers.names
+    if not names and len(models) > 1:
+        raise UsageError(f"{url} has more than one model", f"name=… is one of {', '.join(models)}")
+    require_known(names, models)
+    model = names[0] if names else models[0]
+    context = claude.context_of(url, key, model)
+    return ChatServer(url=url, model=model, key=key, context=context)
+
+
+def running(session: Session) -> ChatServer:
+    """The server that name= names, or the only one that is up. Raises PipelineError."""
+    from pipeline.serve.supervisor import liveness, state
+
+    states, servers = dict[str, str](), dict[str, Server]()
+    for at in ps.folders(session):
+        wanted, there = state.read_wanted(at), liveness.living(at)
+        for server in wanted.instances if wanted else ():
+            if server.engine == GATEWAY:
+                continue
+            if server.name in servers:
+                raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
+            servers[server.name] = server
+        states |= {status.name: status.state for status in there.instances} if there else {}
+    chats = [name for name, server in servers.items() if server.kind == serve.CHAT]
+    names = session.request.servers.names
+    if not servers:
+        raise PipelineError("nothing is up", f"{doitw('up config=…')} starts servers")
+    require_known(names, list(servers))
+    if not names and len(chats) != 1:
+        raise UsageError("no server named", f"name=… is one of {', '.join(chats) or 'none'}")
+    server = servers[names[0] if names else chats[0]]
+    if server.kind != serve.CHAT:
+        others = f"chat servers: {', '.join(chats)}" if chats else "no server for chat is up"
+        raise UsageError(f"{server.name}: is for {server.kind}, it writes no answers", others)
+    if states.get(server.name) != READY:
+        raise PipelineError(
+            f"{server.name}: is {states.get(server.name, 'not up')}",
+            f"{doitw('ps')} shows its state, {doitw('up')} starts it",
+        )
+    if server.engine == LLAMA_CPP and (path := serve.model_file(server)):
+        header = gguf.read_cached(path, session.home.run / "gguf.json")
+        overridden = chat_template.is_overridden(server.command)
+        require_chat(server.name, header, has_template=overridden)
+    return chat_server(server, "a larger ctx_size in its file")
