@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import printable
@@ -40,11 +41,12 @@ class Message(Struct, frozen=True):
 
 class Ending(Struct, frozen=True, kw_only=True):
     """How an answer ended: with its tokens and tokens a second, where the server tells them, and
-    with the reason why it was cut, if it was."""
+    with the reason why it was cut, if it was; `is_full`: the context has no room for more."""
 
     tokens: int = 0
     speed: float = 0.0
     cut: str = ""
+    is_full: bool = False
 
 
 class ContextFull(PipelineError):
@@ -122,19 +124,18 @@ async def answer(
         raise PipelineError(
             f"{server.url} ended the answer in the middle", "ask again; the server's log says more"
         )
-    return Ending(
-        tokens=timings.predicted_n,
-        speed=timings.predicted_per_second or 0.0,
-        cut=_cut(server, timings) if finish == "length" else "",
-    )
+    return _ending(server, timings, is_cut=finish == "length")
 
 
-def _cut(server: ChatServer, timings: Timings) -> str:
+def _ending(server: ChatServer, timings: Timings, *, is_cut: bool) -> Ending:
+    ending = Ending(tokens=timings.predicted_n, speed=timings.predicted_per_second or 0.0)
+    if not is_cut:
+        return ending
     used = timings.cache_n + timings.prompt_n + timings.predicted_n
     if server.context and used and used < server.context - 1:
-        return f"the answer was cut after {timings.predicted_n:,} tokens, the server's limit"
+        return replace(ending, cut=f"the answer was cut at {ending.tokens:,} tokens, a limit")
     size = f" of {server.context:,} tokens" if server.context else ""
-    return f"the answer was cut: the context{size} is full"
+    return replace(ending, cut=f"the answer was cut: the context{size} is full", is_full=True)
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
@@ -178,7 +179,7 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         for line in lines:
             yield line
         if len(rest) > LONGEST_LINE:
-            raise PipelineError("the server sends a line without end")
+            raise PipelineError("the server sends a line without end", "is it a server for models?")
     yield rest
 
 

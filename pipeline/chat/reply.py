@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import StringIO
+from itertools import pairwise
+
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
@@ -26,26 +29,19 @@ def markdown(text: str) -> Markdown:
     return made
 
 
-def finished(text: str) -> int:
-    """How many characters at its beginning are blocks that no further text can change: all but the
-    last one."""
-    begins = [_first_line(token) for token in PARSER.parse(text) if _begins_block(token)]
-    if len(begins) < 2:
-        return 0
-    return sum(len(line) + 1 for line in text.split("\n")[: begins[-1]])
+def blocks(text: str) -> list[str]:
+    """The top-level blocks of Markdown, which together are `text`. Further text can change the last
+    one alone."""
+    tokens = PARSER.parse(text)
+    begins = [x.map[0] for x in tokens if x.level == 0 and x.nesting >= 0 and x.map]
+    lines = StringIO(text, newline="\n").readlines()
+    cuts = [0, *begins[1:], len(lines)]
+    return ["".join(lines[begin:end]) for begin, end in pairwise(cuts)]
 
 
-def _begins_block(token: Token) -> bool:
-    return token.level == 0 and token.nesting >= 0 and token.map is not None
-
-
-def _first_line(token: Token) -> int:
-    return token.map[0] if token.map else 0
-
-
-class Blocks:
-    """Markdown without empty lines around it; of one that is `open` only as much of its end as fits
-    the screen, which is what can be redrawn."""
+class Block:
+    """A block of Markdown without empty lines around it; of one that is `open` only as much of its
+    end as fits the screen, which is what can be redrawn."""
 
     def __init__(self, text: str, *, open: bool = False) -> None:
         self.text = text
@@ -90,11 +86,11 @@ class Reply:
         self._open += text
         if self._live is None:
             self._begin()
-        if "\n" in text and (count := finished(self._open)):
-            self._print(self._open[:count])
-            self._open = self._open[count:]
+        if "\n" in text:
+            *done, self._open = blocks(self._open)
+            self._print(done)
         if self._live:
-            self._live.update(Blocks(self._open, open=True))
+            self._live.update(Block(self._open, open=True))
 
     def _begin(self) -> None:
         self._status.stop()
@@ -109,11 +105,12 @@ class Reply:
         )
         self._live.start()
 
-    def _print(self, text: str) -> None:
-        if self._has_block:
-            self.console.print()
-        self._has_block = True
-        self.console.print(Blocks(text), end="")
+    def _print(self, done: Sequence[str]) -> None:
+        for block in done:
+            if self._has_block:
+                self.console.print()
+            self._has_block = True
+            self.console.print(Block(block), end="")
 
     def __exit__(self, *error: object) -> None:
         self._status.stop()
@@ -122,4 +119,4 @@ class Reply:
         elif self._reasons:
             self.console.print()
         if self._open.strip():
-            self._print(self._open)
+            self._print(blocks(self._open))

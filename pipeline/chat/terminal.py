@@ -193,6 +193,8 @@ class Terminal:
             self.note(f"{ending.tokens:,} tokens, {ending.speed:.1f} tokens/s")
         if ending.cut:
             self.note(ending.cut)
+        if ending.is_full:
+            self.note(f"/reset begins a new conversation; or use {self.server.larger}")
         self.console.print()
 
     def set_system(self, text: str) -> None:

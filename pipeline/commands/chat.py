@@ -175,8 +175,10 @@ def ask(server: ChatServer, system: str, asked: str) -> None:
     finally:
         if last and not last.endswith("\n"):
             print(flush=True)
-    if ending.cut:
+    if ending.is_full:
         raise PipelineError(ending.cut, f"use {server.larger}")
+    if ending.cut:
+        log.info(f"warning: {ending.cut}")
 
 
 Talk = tuple["ChatServer", Callable[[], None]]
