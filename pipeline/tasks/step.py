@@ -108,9 +108,17 @@ def before_resolve(model: Model) -> list[str]:
 
 
 def after_resolve(session: Session, step: str) -> list[str]:
-    """`resolve`, unless it needs `step` itself."""
+    """`resolve` and what is checked then, unless it needs `step` itself."""
     needed = any(step in before_resolve(model) for model in session.models.values())
-    return [] if needed or not session.models else ["resolve"]
+    return [] if needed or not session.models else ["resolve", *before_talk()]
+
+
+def before_talk() -> list[str]:
+    """The step that refuses a model which cannot talk, where `chat` was typed: only then it has to
+    come before anything large."""
+    import sys
+
+    return ["_talks"] if "chat" in sys.argv[1:] else []
 
 
 def beside_build() -> list[str]:

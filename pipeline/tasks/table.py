@@ -19,6 +19,7 @@ from .step import (
     after_resolve,
     before_resolve,
     before_start,
+    before_talk,
     beside_build,
     builds,
     has_flags,
@@ -124,7 +125,7 @@ STEPS = (
         done=lambda model: model.is_done("fetch"),
         # options of the server are checked first, where there are any
         after=lambda model: [
-            "resolve",
+            *("resolve", *before_talk()),
             *(["_settle", "_flags"] if has_flags(model) else beside_build()),
         ],
         clean=lambda model: do.clean.clean(model, "fetch"),
