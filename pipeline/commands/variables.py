@@ -230,7 +230,7 @@ class FileVariables:
     config: str = variable(
         path,
         "a [file of instances](instances.md), for `up`, `plan`, `prepare`, `ps`, `logs`, `down`, "
-        "`gateway`, `claude`, `systemd`, `kubernetes`",
+        "`gateway`, `chat`, `claude`, `systemd`, `kubernetes`",
         "",
         shown="what the environment names",
     )

@@ -236,7 +236,7 @@ def test_a_running_server(smol: Doit) -> None:
         screen.until("the answer was cut: the context of 256 tokens is full", 300)
         screen.until(">>>")
         screen.type("More\r")
-        assert "the context holds 256" in screen.until("(?s)error: .*>>>")
+        assert "the context is full: the conversation takes" in screen.until("(?s)error: .*>>>")
         screen.process.send_signal(signal.SIGTERM)
         assert screen.ended() == 128 + signal.SIGTERM
 
@@ -313,7 +313,7 @@ def test_an_instance_of_a_file(smol: Doit, gguf: Path, tmp_path: Path) -> None:
         assert done.returncode == 3 and b"there is no such instance" in done.stderr
         smol("down", named, "name=one")
         done = asked(smol, "name=one", "prompt=hello")
-        assert done.returncode == 1 and b"one: is stopped" in done.stderr
+        assert done.returncode == 3 and b"there is no such instance" in done.stderr
     finally:
         smol("down", named)
 
