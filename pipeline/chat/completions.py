@@ -62,7 +62,7 @@ class Delta(Struct):
     reasoning: str | None = None  # vLLM's name
 
 
-class Choice(Struct):
+class StreamedChoice(Struct):
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
 
@@ -75,7 +75,7 @@ class Timings(Struct):
 
 
 class Chunk(Struct):
-    choices: list[Choice] = msgspec.field(default_factory=list)
+    choices: list[StreamedChoice] = msgspec.field(default_factory=list)
     timings: Timings | None = None
     error: Any = None
 

@@ -100,9 +100,9 @@ def test_everything_asked_arrives(here: Path) -> None:
 
 
 def test_unknown_names_name_the_nearest() -> None:
-    message = refusal(modle="demo", prot=1, zzzzz=1)
+    message = refusal(modle="demo", prt=1, zzzzz=1)
     assert "modle: there is no such variable; did you mean model?" in message
-    assert "prot: there is no such variable; did you mean port?" in message
+    assert "prt: there is no such variable; did you mean port?" in message
     assert "zzzzz: there is no such variable\n" in message
     assert "docs/variables.md" in message
 
