@@ -116,8 +116,6 @@ def after_resolve(session: Session, step: str) -> list[str]:
 def before_talk() -> list[str]:
     """The step that refuses a model which cannot talk, where `chat` was typed: only then it has to
     come before anything large."""
-    import sys
-
     return ["_talks"] if "chat" in sys.argv[1:] else []
 
 
