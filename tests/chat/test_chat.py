@@ -319,6 +319,7 @@ def test_an_instance_of_a_file(smol: Doit, gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.build
+@pytest.mark.slow
 def test_a_model_that_cannot_talk_is_not_downloaded(doit: Doit, gguf: Path, tmp_path: Path) -> None:
     """Its header is read where it lies."""
     folder = tmp_path / "hub" / "org" / "base-GGUF"
