@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import claude as claude
     from . import clean as clean
     from . import doctor as doctor
+    from . import drafts as drafts
     from . import gateway as gateway
     from . import kubernetes as kubernetes
     from . import launch as launch

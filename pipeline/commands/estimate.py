@@ -120,10 +120,32 @@ def tensor_bytes(model: Model, file: Path) -> int:
     return sum(header.size - header.data for header in headers)
 
 
+def is_made(model: Model, chain: Chain) -> bool:
+    """Whether the GGUF at the end of `chain` is there, and is what is wanted."""
+    needs = model.needs()
+    up_to_date = needs and not (needs.fetch or needs.convert or needs.quantize)
+    return bool(up_to_date and chain.final.is_file())
+
+
+def header_file(model: Model, chain: Chain) -> Path | None:
+    """A GGUF with the model's header: its own, or a skeleton; None where none can be had yet."""
+    if is_made(model, chain):
+        return chain.final
+    if chain.quant:
+        return _unquantized_gguf(model, chain)
+    resolved = chain.resolved
+    files = [file for file in resolved.files if file.name != resolved.mmproj]
+    folder = headers(model.home.run) / folder_name(files[0].identity)
+    try:
+        return skeleton.gguf_skeleton(readables(model, resolved, files), folder)
+    except PipelineError:
+        return None  # not here, and not to be had piece by piece
+
+
 def outlook(model: Model, chain: Chain) -> MemoryEstimate:
     """What the GGUF at the end of `chain` will take. Raises PipelineError."""
-    resolved, needs = chain.resolved, model.needs()
-    if chain.final.is_file() and needs and not (needs.fetch or needs.convert or needs.quantize):
+    resolved = chain.resolved
+    if is_made(model, chain):
         return of_made(model, chain.final)
     if chain.quant:
         return unquantized(model, chain)(chain.quant)

@@ -20,7 +20,7 @@ from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import estimate, serve
+from . import drafts, estimate, serve
 from .model import Model
 from .servers import Servers
 
@@ -78,7 +78,7 @@ def _model(file: Servers, spec: InstanceSpec, context: int | None, room: int) ->
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)
     if context is None:
-        context = serve.fit_context(model, ahead, room + ahead.bytes).ctx_size
+        context = serve.fit_context(model, ahead, room + _weights(model)).ctx_size
     prepared = serve.prepared_model(model, chain, ahead, context)
     installed = installed_files(model, spec)
     mmproj = prepared.mmproj and installed.get(Path(prepared.mmproj), prepared.mmproj)
@@ -92,9 +92,15 @@ def _room(file: Servers) -> int:
     for spec in file.configuration.enabled:
         if spec.model:
             model = file.model_of(spec)
-            weights += estimate.outlook(model, model.require_chain()).bytes
+            weights += _weights(model)
             fitted += not file.names_context(spec.name)
     return (capacity.memory() - weights) // max(1, fitted)
+
+
+def _weights(model: Model) -> int:
+    """The bytes of a model and its draft."""
+    draft = drafts.outlook(model)
+    return estimate.outlook(model, model.require_chain()).bytes + (draft.bytes if draft else 0)
 
 
 def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from . import resolve
 from .model import Model
 
 
-def lock(model: Model) -> None:
-    """Write the entry of the prepared model into pipeline.lock. Raises PipelineError."""
-    target = model.lock_file
-    lockfile.write(target, entry(model))
-    log.info(f"{target}: {model.require_chain().resolved.name} is locked")
+def lock(models: Iterable[Model]) -> None:
+    """Write the entries of prepared models into pipeline.lock. Raises PipelineError."""
+    for model in models:
+        target = model.lock_file
+        lockfile.write(target, entry(model))
+        log.info(f"{target}: {model.require_chain().resolved.name} is locked")
 
 
 def require(model: Model, *, before: bool = False) -> None:

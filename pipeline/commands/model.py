@@ -45,6 +45,7 @@ class Model:
         self.listing: hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
         self.auto_quant = ""  # what quant=auto means for it
+        self.draft = Model(request.draft, programs) if request.draft else None
         self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
         self._spec: InstanceSpec | None = None
 

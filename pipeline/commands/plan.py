@@ -26,7 +26,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.memory import Device, Fit, Memory
 from pipeline.serve import sandbox
 
-from . import check, estimate, lock, resolve, serve, summary
+from . import check, drafts, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .variables import CONTAINER
@@ -49,24 +49,34 @@ def plan(model: Model) -> None:
     if model.request.servers.target == CONTAINER:
         raise UsageError("target=container: needs config= or profile=")
     check.check_request(model)
+    if model.draft:
+        check.check_request(model.draft)
     model.programs.require_tools()
     lock.require(model, before=True)
     if model.request.wanted.quant == quants.ALL:
         rows = every_quant(model)
         print(json.dumps(rows, indent=1) if model.request.json else quants_text(rows))
         return
-    if not model.resolve_is_done():
-        resolve.resolve(model, store=False)
+    require_resolved(model)
     with model.asking_anew():
         values = collect(model)
     print(json.dumps(values, indent=1) if model.request.json else text(values))
+
+
+def require_resolved(model: Model) -> None:
+    """Have the model and its draft known, for this run alone. Raises PipelineError."""
+    for each in filter(None, (model, model.draft)):
+        if not each.resolve_is_done():
+            resolve.resolve(each, store=False)
+    drafts.check([model])
 
 
 def collect(model: Model) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)
-    steps = planned_steps(model, chain, ahead)
+    steps = [*planned_steps(model, chain, ahead)]
+    steps += draft_steps(model, {step.name for step in steps})
     todo = {step.name: step for step in steps if not step.is_done}
     server = None
     if model.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
@@ -82,6 +92,7 @@ def collect(model: Model) -> dict[str, Any]:
         "file": str(chain.final),
         "file_bytes": ahead.bytes,
         "files": [{"name": f.name, "bytes": f.size} for f in chain.resolved.files],
+        "draft": draft_of(model),
         "steps": [
             {"name": s.name, "state": UP_TO_DATE if s.is_done else TO_DO, "what": s.what}
             for s in steps
@@ -91,6 +102,7 @@ def collect(model: Model) -> dict[str, Any]:
         "warnings": [
             *model.programs.warnings(),
             *(code_warnings(model, chain) if "convert" in todo else ()),
+            *drafts.warnings(model, ahead.header),
             *serve.model_warnings(ahead.header, server),
         ],
         "download_bytes": sum(step.download for step in todo.values()),
@@ -166,6 +178,32 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
     return steps
 
 
+def draft_steps(model: Model, known: set[str]) -> list[PlannedStep]:
+    """The steps of the model's draft that are not `known`, its own with its name."""
+    if model.draft is None:
+        return []
+    chain, ahead = model.draft.require_chain(), drafts.outlook(model)
+    steps = planned_steps(model.draft, chain, ahead) if ahead else []
+    own = ("fetch", "convert", "quantize")
+    return [
+        replace(step, name=f"{step.name}:draft") if step.name in own else step
+        for step in steps
+        if step.name in own or step.name not in known
+    ]
+
+
+def draft_of(model: Model) -> dict[str, Any] | None:
+    """How tokens are drafted for the model: with another one, or by llama-server's own means."""
+    if model.request.spec_type:
+        return {"type": model.request.spec_type}
+    ahead = drafts.outlook(model)
+    if model.draft is None or ahead is None:
+        return None
+    chain = model.draft.require_chain()
+    named = {"model": chain.resolved.name, "why": chain.resolved.why, "file": str(chain.final)}
+    return {"type": drafts.SIMPLE, **named, "file_bytes": ahead.bytes}
+
+
 def still_to_come(archive: Archive, home: Home) -> int:
     """The bytes of a pinned archive, unless it was downloaded before."""
     return 0 if packages.cached(archive, home).exists() else archive.size
@@ -218,13 +256,19 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
 
 def text(plan: dict[str, Any]) -> str:
     """The plan for people."""
-    lines = [f"{step['state']:<11} {step['name']:<11} {step['what']}" for step in plan["steps"]]
+    width = max(len(step["name"]) for step in plan["steps"])
+    lines = [
+        f"{step['state']:<11} {step['name']:<{width}} {step['what']}" for step in plan["steps"]
+    ]
     lines += ["", *(f"warning     {warning}" for warning in plan["warnings"])]
     if plan["backend"]:
         lines += [
             f"backend     {plan['backend']}{': ' * bool(plan['backend_why'])}{plan['backend_why']}"
         ]
     lines += [f"model       {plan['model']}{': ' * bool(plan['why'])}{plan['why']}"]
+    if draft := plan["draft"]:
+        named = f": {draft['model']}, {size(draft['file_bytes'])}" if "model" in draft else ""
+        lines += [f"draft       {draft['type']}{named}"]
     if len(plan["files"]) > 1:
         lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in plan["files"]]
     lines += [

@@ -15,6 +15,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
 from pipeline.deploy.kubernetes import specs
+from pipeline.models.reference import WITHOUT_DRAFT
 from pipeline.serve import sandbox
 from pipeline.serve.config import checks, instances
 from pipeline.serve.config.configuration import InstanceSpec
@@ -22,9 +23,9 @@ from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import check, launch, lock, resolve, serve
+from . import check, drafts, launch, lock, resolve, serve
 from . import plan as planning
-from .servers import GATEWAY_OPTIONS, Servers
+from .servers import DRAFT, GATEWAY_OPTIONS, Servers
 from .up import chosen, planned
 from .variables import CONTAINER
 
@@ -41,6 +42,7 @@ def planned_here(servers: Servers) -> tuple[Server, ...]:
         lock.require(model, before=True)
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
+    drafts.check(servers.models.values())
     instances = planned(servers)
     for server in instances:
         serve.require_model(servers.home, server)
@@ -74,11 +76,7 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
         configuration,
         server=IMAGE_PROGRAM,
         flags=flags,
-        models={
-            spec.name: PreparedModel(path=PurePosixPath(spec.model["model"]), name=spec.name)
-            for spec in configuration.enabled
-            if spec.model
-        },
+        models={spec.name: _unprepared(spec) for spec in configuration.enabled if spec.model},
         logs=at.path,
         keys=at.path / "keys",
         xdg=Home(IMAGE_HOME).run / "xdg",
@@ -90,6 +88,18 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
     if gateway.enable:
         log.info(f"the gateway listens on {gateway.host}:{gateway.port}")
     return made
+
+
+def _unprepared(spec: InstanceSpec) -> PreparedModel:
+    """Its model, by its reference."""
+    named = spec.model.get("draft", "none")
+    spec_type = WITHOUT_DRAFT.get(named, "" if named == "none" else drafts.SIMPLE)
+    return PreparedModel(
+        path=PurePosixPath(spec.model["model"]),
+        draft=PurePosixPath(named) if spec_type == drafts.SIMPLE else None,
+        spec_type=spec_type,
+        name=spec.name,
+    )
 
 
 def _without_files(spec: InstanceSpec) -> InstanceSpec:
@@ -134,11 +144,15 @@ def steps_text(servers: Servers) -> str:
         state = planning.UP_TO_DATE if servers.programs.are_done() else planning.TO_DO
         rows.append((state, "build_bins", str(servers.programs.binaries.folder)))
     for name, model in servers.models.items():
+        if name.endswith(DRAFT):  # is told with its model
+            continue
         with model.asking_anew():
             plans.append(planning.collect(model))
         for step in plans[-1]["steps"]:
-            of_model = f":{name}" if step["name"] in ("fetch", "convert", "quantize") else ""
-            row = (step["state"], step["name"] + of_model, step["what"])
+            what, _, is_draft = step["name"].partition(":")
+            of_model = f":{name}{DRAFT if is_draft else ''}"
+            of_model = of_model if what in ("fetch", "convert", "quantize") else ""
+            row = (step["state"], what + of_model, step["what"])
             rows += [] if row in rows else [row]
     if plans:
         peak, free = max(plan["disk_peak_bytes"] for plan in plans), plans[0]["disk_free_bytes"]

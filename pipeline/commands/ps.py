@@ -46,15 +46,18 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
 def text(rows: Sequence[Row]) -> str:
     """The table."""
     head = ("name", "engine", "model", "state", "since", "pid", "port", "restarts", "memory")
-    lines: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s")]
+    drafting = any(row.drafts_accepted is not None for row in rows)
+    more = ("drafts accepted",) if drafting else ()
+    lines: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s", *more)]
     for row in rows:
         since = row.ready_since and time.strftime("%d %b %H:%M:%S", time.localtime(row.ready_since))
         speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
+        accepted = "" if row.drafts_accepted is None else f"{row.drafts_accepted:.0%}"
         sizes = [size(count) if count else "" for count in (row.memory, row.gpu_memory)]
         lines.append(
             (
                 *(row.name, row.engine, row.model, row.state, since or "", row.pid or ""),
-                *(row.port, row.restarts, *sizes, speed),
+                *(row.port, row.restarts, *sizes, speed, *([accepted] if drafting else [])),
             )
         )
     return table(lines)

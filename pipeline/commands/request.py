@@ -14,13 +14,14 @@ from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
-from pipeline.core.variables import fill, read
+from pipeline.core.variables import fill, read, variables
 from pipeline.models import hub_settings, quants
 from pipeline.models.address import SCHEME
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
     NO_PROJECTOR,
     PROJECTOR,
+    WITHOUT_DRAFT,
     FileFilter,
     Reference,
     existing,
@@ -74,6 +75,8 @@ class Request(RunVariables, ServingVariables, ChatVariables):
     named: str = ""  # the model, as it was typed
     file_filter: FileFilter = field(default_factory=FileFilter)
     mmproj: Path | None = None  # a projector of the user's own
+    draft: Request | None = None  # of the model that drafts for it
+    spec_type: str = ""  # llama-server's, where it drafts without another model
     wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
     bins: BuildOptions = field(default_factory=BuildOptions)
@@ -149,6 +152,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     if reference and reference.is_safetensors:
         require_makeable(wanted)
     mmproj, named = _mmproj(reference, model.mmproj)
+    draft, spec_type = _draft(reference, model.draft, rest)
     return fill(
         Request,
         values,
@@ -159,6 +163,8 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
             quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
         ),
         mmproj=mmproj,
+        draft=draft,
+        spec_type=spec_type,
         wanted=wanted,
         settings=Settings(
             **{
@@ -301,6 +307,27 @@ def _mmproj(reference: Reference | None, value: str) -> tuple[Path | None, str]:
     if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
         raise UsageError(f"mmproj={value}: {path} is no file", "a path of a .gguf, or none")
     return None, value
+
+
+def _draft(
+    reference: Reference | None, value: str, words: Mapping[str, str]
+) -> tuple[Request | None, str]:
+    """What `draft=` asks for: another model, made as the first one with the same programs, or the
+    type of drafts without one."""
+    if value and reference is None:
+        raise UsageError("draft: is for a model", "pass model=… too")
+    word = value.strip().lower()
+    if word in WITHOUT_DRAFT or word in ("", "none"):
+        return None, WITHOUT_DRAFT.get(word, "")
+    groups = (ProgramVariables, RunVariables)
+    shared = {each.name for group in groups for each in variables(group).values()}
+    kept = {name: words[name] for name in words.keys() & shared}
+    try:
+        return request({**kept, "model": value, "mmproj": NO_PROJECTOR}), ""
+    except UsageError as error:
+        message = f"draft={error.message.removeprefix('model=')}"
+        known = f"or one of {', '.join(WITHOUT_DRAFT)}"
+        raise UsageError(message, f"{error.hint}; {known}" if error.hint else known) from None
 
 
 def _quant(reference: Reference | None, value: str) -> str:

@@ -29,7 +29,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import estimate, server_options
+from . import drafts, estimate, server_options
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
@@ -80,14 +80,16 @@ def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
 
 
 def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) -> Fit:
-    """The context to serve with, and the memory that it takes, the projector's included. `room` is
-    the memory for it in bytes; None: all that is free."""
+    """The context to serve with, and the memory that it takes, those of its projector and its draft
+    included. `room` is the memory for it in bytes; None: all that is free."""
     requested = ResolvedOptions(model.spec, {}).number("ctx-size") or None
-    beside = projector_bytes(model)
+    beside, draft = projector_bytes(model), drafts.outlook(model)
 
     def measured(ctx_size: int) -> Memory | None:
         need = ahead.at(ctx_size)
-        return need and replace(need, weights=need.weights + beside)
+        need = need and replace(need, weights=need.weights + beside)
+        more = draft and draft.at(ctx_size)  # its cache has as many tokens
+        return memory.added(need, more) if need and more else need
 
     free = capacity.memory() if room is None else room
     return memory.fit(ahead.trained, requested, free, measured)
@@ -116,6 +118,8 @@ def prepared_model(
     return PreparedModel(
         path=chain.final,
         mmproj=projector(model),
+        draft=model.draft.require_chain().final if model.draft else None,
+        spec_type=model.request.spec_type or (drafts.SIMPLE if model.draft else ""),
         name=chain.resolved.name,
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
@@ -185,6 +189,7 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     if path is None:
         return
     cache = home.run / "gguf.json"
+    drafts.require_served(server, path, home)
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)

@@ -12,6 +12,15 @@ from .variables import SERVER
 NAMED = ("threads", "gpu_layers", "parallel", "batch_size", "ctx_size", "device", "alias")
 
 
+def model_of(request: Request) -> dict[str, str]:
+    """The model as a file's table would name it."""
+    if request.reference is None:
+        return {}
+    draft = request.draft.reference.text if request.draft and request.draft.reference else ""
+    draft = draft or request.spec_type
+    return {"model": request.reference.text} | ({"draft": draft} if draft else {})
+
+
 def spec(request: Request, name: str = "serve", log: str | None = None) -> InstanceSpec:
     """The one server that `serve model=` asks for; `name` is its alias where none is given."""
     settings = request.settings
@@ -38,7 +47,7 @@ def spec(request: Request, name: str = "serve", log: str | None = None) -> Insta
             stop_timeout=request.stop_timeout,
         ),
         server=server,
-        model={"model": request.reference.text} if request.reference else {},
+        model=model_of(request),
         typed=tuple(typed),
         place="serve",
         places=places,

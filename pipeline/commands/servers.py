@@ -35,8 +35,9 @@ OPTIONS = (
     *("device", "alias", "api_key_file"),
 )
 GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
-OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj")  # these, too
+OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft")  # these, too
 OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
+DRAFT = "+draft"  # behind the name of the instance whose model it drafts for
 # Where an image keeps llama.cpp's programs.
 IN_IMAGES = (Path("/soft/app/llama-cpp/bin"), Path("/hard/volume/workspace/llama-cpp/build/bin"))
 
@@ -113,7 +114,9 @@ class Servers:
             key = tuple(sorted(words.items()))
             if key not in known:
                 try:
-                    self.models[name] = Model(request(words), self.programs)
+                    self.models[name] = model = Model(request(words), self.programs)
+                    if model.draft:
+                        self.models[name + DRAFT] = model.draft
                 except UsageError as error:
                     label = self._configuration.label
                     self._errors.append(f"{label}: instance.{name}.model: {error.message}")

@@ -26,7 +26,9 @@ class Session:
         self.model = Model(request, self.programs)
         self.servers: Servers | None = None
         # by name: the one model of a request, or those of its servers
-        self.models: Mapping[str, Model] = {"": self.model} if request.reference else {}
+        self.models: Mapping[str, Model] = {"model": self.model} if request.reference else {}
+        if self.model.draft:
+            self.models = {"model": self.model, "draft": self.model.draft}
         if request.servers.source:
             from .servers import Servers  # loads what reads such a file
 

@@ -15,6 +15,7 @@ from pipeline.models import gguf
 from pipeline.serve import sandbox
 from pipeline.serve.server import LLAMA_CPP, Server, service
 
+from . import drafts
 from .programs import Programs
 
 
@@ -53,6 +54,8 @@ def _model(
         rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
+    if draft := drafts.shown(server, output, path, programs.home):
+        rows["draft"] = draft
     ours = is_ours(programs, server)
     packed = "" if ours else binaries.packed_backend(Path(server.executable).parent)
     devices = seen_devices(programs, server) if ours or packed else []

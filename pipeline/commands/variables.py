@@ -111,6 +111,13 @@ class ModelVariables:
         "",
         shown="none",
     )
+    draft: str = variable(
+        text,
+        "a smaller model that [drafts](drafts-and-adapters.md) for it: a reference as for `model`, "
+        "or `ngram`, `mtp`",
+        "",
+        shown="none",
+    )
     keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
 
 

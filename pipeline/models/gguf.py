@@ -65,7 +65,7 @@ KINDS = {
 DRAFTS = ("eagle3", "dflash", "gemma4-assistant")
 DRAFT = (
     "is a draft for speculative decoding, not a model",
-    ("pass its model, and server.model_draft=PATH"),
+    "pass its model, and server.spec_draft_model=PATH server.spec_type=… (draft-mtp and others)",
 )
 # What stable-diffusion.cpp and ComfyUI write.
 PICTURES = (
@@ -94,7 +94,8 @@ class Header(Struct, frozen=True, kw_only=True):
 
     `widths` are those of a projector's last part, whose output has one of them. `values` holds
     the plain values and short arrays of numbers; the tokenizer's are left out. `blocks` are the
-    numbers of the layers that have tensors, None where they are not known.
+    numbers of the layers that have tensors, None where they are not known. `tokens_at` is where the
+    first token's text starts, 0 where that is not known.
     """
 
     tensors: int
@@ -103,6 +104,7 @@ class Header(Struct, frozen=True, kw_only=True):
     vocabulary: int = 0
     widths: list[int] = field(default_factory=list)
     blocks: list[int] | None = None
+    tokens_at: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -146,6 +148,11 @@ class Header(Struct, frozen=True, kw_only=True):
     @property
     def _said_pooling(self) -> str:
         return POOLING.get(whole(self.values, f"{self.architecture}.pooling_type", 0), "none")
+
+    @property
+    def heads(self) -> int:
+        """How many layers of the model draft tokens for it (multi-token prediction)."""
+        return whole(self.values, f"{self.architecture}.nextn_predict_layers", 0)
 
     @property
     def has_chat_template(self) -> bool:
@@ -233,13 +240,14 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
         raise Broken(f"it has GGUF version {version}; 2 and 3 are known")
     tensors = reader.count(MAX_TENSORS, "tensors")
     values: dict[str, Any] = {}
-    vocabulary = 0
+    vocabulary = tokens_at = 0
     for _ in range(reader.count(MAX_PAIRS, "values")):
         key, kind = reader.string(), reader.scalar("I")
         if kind == ARRAY:
+            start = reader.at + 12  # behind the elements' type and count
             count, numbers = reader.array()
             if key == "tokenizer.ggml.tokens":
-                vocabulary = count
+                vocabulary, tokens_at = count, start
             elif numbers is not None and not key.startswith("tokenizer."):
                 values[key] = numbers
         elif kind == STRING:
@@ -262,6 +270,7 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
         vocabulary=vocabulary,
         widths=sorted(widths),
         blocks=sorted(blocks),
+        tokens_at=tokens_at,
         values=values,
     )
 
@@ -310,6 +319,18 @@ def read(path: Path) -> Header:
             "download or copy it again",
         )
     return header
+
+
+def tokens(path: Path, header: Header) -> list[bytes]:
+    """The texts of all tokens of the file `path`, whose header was just read."""
+    with path.open("rb") as file:
+        data = file.read(header.data)
+    texts, at = [], header.tokens_at
+    for _ in range(header.vocabulary):
+        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+        texts.append(data[at + 8 : end])
+        at = end
+    return texts
 
 
 def unusable(where: str, start: bytes, error: Broken) -> PipelineError:
@@ -384,7 +405,6 @@ def _part(headers: Sequence[Header]) -> tuple[str, str] | None:
             "put the parts of one model together, with their original names",
         )
     blocks = [header.blocks for header in headers]
-    has_head = whole(first.values, f"{first.architecture}.nextn_predict_layers", 0)
-    if has_head and None not in blocks and not any(0 in (known or ()) for known in blocks):
+    if first.heads and None not in blocks and not any(0 in (known or ()) for known in blocks):
         return DRAFT
     return None

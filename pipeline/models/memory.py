@@ -84,6 +84,21 @@ def together(devices: Iterable[Device]) -> Memory | None:
     )
 
 
+def added(memory: Memory, other: Memory) -> Memory:
+    """What two models take together."""
+    names = dict.fromkeys(row.name for row in (*memory.devices, *other.devices))
+    rows = {name: [0, 0, 0] for name in names}
+    for row in (*memory.devices, *other.devices):
+        rows[row.name] = [a + b for a, b in zip(rows[row.name], astuple(row)[1:], strict=True)]
+    return Memory(
+        weights=memory.weights + other.weights,
+        context=memory.context + other.context,
+        compute=memory.compute + other.compute,
+        devices=tuple(Device(name, *row) for name, row in rows.items()),
+        estimate=memory.estimate or other.estimate,
+    )
+
+
 def resized(memory: Memory, before: int, after: int) -> Memory:
     """What another quant of the model takes: `memory` is that of the one whose tensors have
     `before` bytes, the other's have `after`. Cache and compute buffers stay the same.

@@ -28,6 +28,9 @@ PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata 
 PIECE = r".*\.gguf([._-]?(split|part)[._-]?|\.)(a?[a-z]|\d{1,3}(of\d+)?)"
 JOIN = "get all of them and join them in order: cat MODEL.gguf.part* > MODEL.gguf"
 NO_PROJECTOR = "none"  # of mmproj=
+# What `draft=` may name instead of a model: llama-server's --spec-type.
+NGRAMS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+WITHOUT_DRAFT = {"ngram": "ngram-mod", "mtp": "draft-mtp", **{name: name for name in NGRAMS}}
 HINT = (
     "a reference is demo, demo-embed, org/model, org/model:QUANT, org/model@revision, an address "
     "of the hub, a path of a .gguf, or of a folder"

@@ -99,7 +99,7 @@ def tasks(table: Iterable[Step | ModelStep], session: Session) -> Iterator[Task]
         needs = step.needs(session)
         if isinstance(step, Step):
             yield {**_task_of_session(step, session, needs), **named}
-        elif session.servers is None:
+        elif len(session.models) < 2 and session.servers is None:
             yield {**_task(step, session.model, needs), **named}
         else:
             yield {**named, "name": None}

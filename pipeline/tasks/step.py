@@ -119,6 +119,12 @@ def before_talk() -> list[str]:
     return ["_talks"] if "chat" in sys.argv[1:] else []
 
 
+def before_build(session: Session) -> list[str]:
+    """What is known before the build, which fetches the models beside it, if it can be."""
+    resolved = after_resolve(session, "build_bins")
+    return [*resolved, "_draft"] if resolved else []
+
+
 def beside_build() -> list[str]:
     """The build, which fetches the model beside it: unless `fetch` is asked for by itself, which
     needs no programs."""

@@ -17,6 +17,7 @@ from .step import (
     ModelStep,
     Step,
     after_resolve,
+    before_build,
     before_resolve,
     before_start,
     before_talk,
@@ -79,7 +80,7 @@ STEPS = (
         "compile llama-server and its tools for this machine",
         run=lambda session: do.make.build_bins(session),
         done=lambda session: session.programs.are_done(),
-        after=lambda session: ["_check", "_compiler", *after_resolve(session, "build_bins")],
+        after=lambda session: ["_check", "_compiler", *before_build(session)],
         setup=lambda session: ["source", "cuda_toolkit"] if session.programs.are_compiled else [],
         clean=lambda session: do.clean.clean_bins(session.programs),
         forget=lambda session: session.programs.forget(),
@@ -125,7 +126,7 @@ STEPS = (
         done=lambda model: model.is_done("fetch"),
         # options of the server are checked first, where there are any
         after=lambda model: [
-            *("resolve", *before_talk()),
+            *("resolve", "_draft", *before_talk()),
             *(["_settle", "_flags"] if has_flags(model) else beside_build()),
         ],
         clean=lambda model: do.clean.clean(model, "fetch"),
@@ -264,7 +265,7 @@ STEPS = (
     Step(
         "lock",
         "write pipeline.lock: what model= was made of, for frozen=1",
-        run=lambda session: do.lock.lock(session.model),
+        run=lambda session: do.lock.lock(session.models.values()),
         after=["_lockable", "_frozen"],
         needs=model,
         reads=MAKING,
@@ -352,6 +353,13 @@ STEPS = (
         "check the options in config= against the llama-server that will run",
         run=lambda session: check_options(session),
         after=lambda session: ["_config", *builds(session)],
+    ),
+    Step(
+        "_draft",
+        "refuse a draft model with another vocabulary before anything is downloaded",
+        run=lambda session: do.drafts.check(session.models.values()),
+        done=lambda session: do.drafts.are_here(session.models.values()),
+        after=lambda session: ["resolve"] if session.models else [],
     ),
     ModelStep(
         "_settle",

@@ -143,6 +143,6 @@ def unpreparable(model: Mapping[str, str], at: Callable[[str], str]) -> Iterator
     """What no pod can prepare in a table `model`. `at` is the place of a key in the file."""
     if model.get("quant", "").lower() == "auto":
         yield f"{at('model.quant')} = auto: depends on one machine's memory; name a quant"
-    for name in ("imatrix", "mmproj"):
+    for name in ("imatrix", "mmproj", "draft"):
         if Path(model.get(name, "")).is_absolute():
             yield f"{at(f'model.{name}')} = {model[name]}: is on this machine; no pod has it"

@@ -20,6 +20,8 @@ from .options import ResolvedOptions, expanded, words
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
 
+DRAFTS = ("spec-draft-model", "model-draft", "spec-draft-hf")
+
 AUTO_SLOTS = 4  # of llama-server, where parallel does not say
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
@@ -34,6 +36,8 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     path: PurePath  # a pod's may be none of this system
     name: str
     mmproj: PurePath | None = None
+    draft: PurePath | None = None
+    spec_type: str = ""  # how tokens are drafted
     pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
     ctx_size: int = 0  # in tokens, as trained; 0: not known
     fitted: int = 0  # the context that it is served with where the options name none; 0: any
@@ -79,6 +83,9 @@ def errors(
         yield spec.line(f"server.{named[0]}", ": contradicts the model table; leave one out")
     if spec.model:
         yield from _model_errors(spec)
+    drafting = next((name for name in DRAFTS if resolved.text(name)), "")
+    if drafting and spec.model.get("draft"):
+        yield spec.line(f"server.{drafting}", ": contradicts draft=; leave one out")
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
@@ -138,6 +145,10 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     if not resolved.spec.model and not resolved.says(*SOURCES):
         place = resolved.spec.place
         yield f"{place}: names no model, so llama-server routes to the models it finds"
+    drafting = next((name for name in DRAFTS[:2] if resolved.text(name)), "")
+    if drafting and not resolved.says("spec-type"):
+        why = ": llama-server loads it, and does not use it without spec_type=draft-simple"
+        yield resolved.spec.line(f"server.{drafting}", why)
 
 
 def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
@@ -145,6 +156,11 @@ def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
     arguments: list[str] = []
     if model.mmproj and not resolved.says("mmproj", "mmproj-url", "no-mmproj"):
         arguments += ["--mmproj", str(model.mmproj)]
+    if model.draft:
+        arguments += ["--spec-draft-model", str(model.draft)]
+    if model.spec_type and not resolved.says("spec-type"):
+        # without it llama-server loads a draft model, and does not use it
+        arguments += ["--spec-type", model.spec_type]
     if not resolved.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
         arguments += launch.endpoint_options(model.pooling)
     if model.fitted and not resolved.says("ctx-size"):

@@ -186,6 +186,8 @@ class ModelTable(Table):
     """The projector: a path, a file's name in the repository, or none."""
     imatrix: Text | None = None
     """Path of an importance matrix, or of a text to compute one from."""
+    draft: Text | None = None
+    """A smaller model that drafts for it, as ref, or ngram, or mtp."""
     keep_f16: bool | None = None
     """Keep the unquantized GGUF after quantizing."""
 

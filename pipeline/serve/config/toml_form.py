@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.core.errors import did_you_mean
 from pipeline.core.pins import pins
 from pipeline.models.address import is_address
-from pipeline.models.reference import HUB, exists
+from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists
 from pipeline.serve.server import Control
 
 from . import messages, sources
@@ -171,12 +171,9 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     """The variables of `prepare` that a model table means, with absolute paths: what is relative
     starts at `folder`, and never where the user happens to be."""
     values = model.model_dump(exclude_none=True)
-    ref = values.pop("ref")
-    if ref not in pins().demos and _is_path(ref, folder):
-        ref = str(beside(folder, ref))
-    elif not ref.startswith("hf:") and HUB.fullmatch(ref):
-        ref = f"hf:{ref}"
-    values["model"] = ref
+    values["model"] = _reference(values.pop("ref"), folder)
+    if values.get("draft", "none") not in ("none", *WITHOUT_DRAFT):
+        values["draft"] = _reference(values["draft"], folder)
     if "keep_f16" in values:
         values["keep_f16"] = "1" if values["keep_f16"] else "0"
     if "imatrix" in values:
@@ -184,6 +181,13 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     if values.get("mmproj", "none") != "none" and _is_path(values["mmproj"], folder, ""):
         values["mmproj"] = str(beside(folder, values["mmproj"]))
     return values
+
+
+def _reference(text: str, folder: Path) -> str:
+    """A reference that means the same wherever the user is."""
+    if text not in pins().demos and _is_path(text, folder):
+        return str(beside(folder, text))
+    return f"hf:{text}" if not text.startswith("hf:") and HUB.fullmatch(text) else text
 
 
 def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:

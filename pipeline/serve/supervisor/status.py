@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Mapping
 
 import psutil
 from msgspec import Struct
@@ -20,6 +21,8 @@ SILENT = "not answering"  # written as ready, but does not answer in time
 ANSWER_SECONDS = 1.0
 AT_ONCE = 64
 SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_toks_per_s")
+DRAFTED = tuple(f"{name}:spec_decode_num_draft_tokens_total" for name in ("llamacpp", "vllm"))
+ACCEPTED = tuple(f"{name}:spec_decode_num_accepted_tokens_total" for name in ("llamacpp", "vllm"))
 QUERY = "--query-compute-apps=pid,used_memory"
 
 
@@ -39,6 +42,7 @@ class Row(Struct, frozen=True, kw_only=True):
     memory: int | None  # bytes, of all its processes
     gpu_memory: int | None  # bytes
     tokens_per_second: float | None  # its own figure, over its life or its last requests
+    drafts_accepted: float | None  # the share of drafted tokens, over its life
     log_file: str
 
 
@@ -58,10 +62,10 @@ def ps(at: Folder) -> list[Row]:
         alive = marker.find(status.pid, status.started, marker.server(at.marker, status.name))
         if state not in ENDED and (not is_supervised or (status.pid is not None and not alive)):
             state = LOST
-        speed = None
+        counters: dict[str, float] = {}
         if state == READY:
             if client.is_ready(instance, ANSWER_SECONDS):
-                speed = tokens_per_second(instance)
+                counters = client.counters(instance, ANSWER_SECONDS) or {}
             else:
                 state = SILENT
         own = processes.get(marker.server(at.marker, status.name), [])
@@ -80,7 +84,8 @@ def ps(at: Folder) -> list[Row]:
                 restarts=status.restarts,
                 memory=memory(own) if own else None,
                 gpu_memory=sum(on_own) if on_own else None,
-                tokens_per_second=speed,
+                tokens_per_second=first(counters, SPEEDS),
+                drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
             )
         )
@@ -90,9 +95,14 @@ def ps(at: Folder) -> list[Row]:
     return sorted(rows, key=lambda row: order.index(row.name))
 
 
-def tokens_per_second(instance: Server) -> float | None:
-    counters = client.counters(instance, ANSWER_SECONDS) or {}
-    return next((counters[name] for name in SPEEDS if name in counters), None)
+def first(counters: Mapping[str, float], names: Iterable[str]) -> float | None:
+    return next((counters[name] for name in names if name in counters), None)
+
+
+def drafts_accepted(counters: Mapping[str, float]) -> float | None:
+    """The share of drafted tokens that the model accepted; None where none were drafted."""
+    drafted = first(counters, DRAFTED)
+    return (first(counters, ACCEPTED) or 0.0) / drafted if drafted else None
 
 
 def memory(processes: list[psutil.Process]) -> int:
