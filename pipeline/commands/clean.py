@@ -84,8 +84,8 @@ def targets(model: Model, step: str) -> list[Path]:
     if step == "fetch":
         resolved = chain.resolved
         return [] if resolved.local else [resolved.folder / file.name for file in resolved.files]
-    made = chain.conversion if step == "convert" else chain.quantization
-    return [made.target] if made else []
+    made = [chain.conversion, chain.projector] if step == "convert" else [chain.quantization]
+    return [each.target for each in made if each]
 
 
 def clean(model: Model, step: str) -> None:

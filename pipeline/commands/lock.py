@@ -69,6 +69,8 @@ def entry(model: Model) -> LockedModel:
         "llama_cpp": llama_cpp(model),
         "files": [_file(model, resolved, file) for file in resolved.files],
     }
+    if resolved.encoder:
+        locked["encoder"] = resolved.encoder
     if resolved.mmproj:
         locked["mmproj"] = resolved.mmproj
     if model.request.mmproj:

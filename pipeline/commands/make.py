@@ -114,14 +114,15 @@ def make_converter(home: Home, request: Request) -> None:
 
 
 def convert(model: Model) -> None:
-    made = model.require_chain().conversion
-    if made:
+    chain, force = model.require_chain(), model.request.force
+    if made := chain.conversion:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target):
-            if not model.is_done("convert"):
-                conversions.make(
-                    made, model.home, force=model.request.force, check=estimate.loads(model)
-                )
+            needs = model.needs()
+            if needs is None or needs.convert:
+                conversions.make(made, model.home, force=force, check=estimate.loads(model))
+    if chain.projector:
+        conversions.make(chain.projector, model.home, force=force)
 
 
 def quantize(model: Model) -> None:

@@ -20,6 +20,7 @@ from pipeline.core import paths
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.store.publish import remove
 from pipeline.models import quants
+from pipeline.models.reference import NO_PROJECTOR
 
 from .programs import Programs
 from .request import Request
@@ -46,7 +47,7 @@ class Model:
         self.resolved: Resolved | None = None  # see `known`
         self.auto_quant = ""  # what quant=auto means for it
         self.draft = Model(request.draft, programs) if request.draft else None
-        self._made_chain: tuple[Resolved, QuantRequest, Chain] | None = None
+        self._made_chain: tuple[Resolved, QuantRequest, bool, Chain] | None = None
         self._spec: InstanceSpec | None = None
 
     # What there is to work with
@@ -112,13 +113,24 @@ class Model:
         return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
 
     def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
-        if self._made_chain and self._made_chain[:2] == (resolved, wanted):
-            return self._made_chain[2]
+        sees = self.sees(resolved)
+        if self._made_chain and self._made_chain[:3] == (resolved, wanted, sees):
+            return self._made_chain[3]
         llama_cpp = self.programs.llama_cpp
         script = llama_cpp.folder / "convert_hf_to_gguf.py"
-        made = models.chain.chain(resolved, wanted, self.home, script, llama_cpp.recipe())
-        self._made_chain = (resolved, wanted, made)
+        made = models.chain.chain(
+            resolved, wanted, self.home, script, llama_cpp.recipe(), sees=sees
+        )
+        self._made_chain = (resolved, wanted, sees, made)
         return made
+
+    def sees(self, resolved: Resolved) -> bool:
+        """Whether a projector is converted with the model: it has an encoder that the converter
+        knows, as far as that is here, and mmproj= says nothing else."""
+        if not resolved.encoder or self.request.file_filter.mmproj == NO_PROJECTOR:
+            return False
+        known = models.converter.architectures(self.programs.llama_cpp.folder, "MMPROJ")
+        return not known or resolved.encoder in known
 
     def needs(self) -> Needs | None:
         """What each of the model's steps has to do, if the model is known."""
@@ -181,7 +193,9 @@ class Model:
 
     def is_done(self, step: Literal["fetch", "convert", "quantize"]) -> bool:
         needs = self.needs()
-        return needs is not None and not getattr(needs, step)
+        if needs is None or (step == "convert" and needs.projector):
+            return False
+        return not getattr(needs, step)
 
     def converter_is_done(self) -> bool:
         """Made; or not needed, because the model is not converted."""

@@ -164,14 +164,21 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
             sizes = (fetch.bytes_to_come(files, force=force),) * 2
         steps.append(PlannedStep("fetch", model.is_done("fetch"), what, *sizes))
     if conversion := chain.conversion:
+        needs = model.needs()
         sizes = (converter.DOWNLOAD_BYTES, converter.INSTALLED_BYTES)  # as if none were cached
         what = str(converter.folder(home))
         steps += [
             PlannedStep("converter", model.converter_is_done(), what, *sizes),
             PlannedStep(
-                "convert", model.is_done("convert"), str(conversion.target), disk=conversion.need
+                "convert",
+                not (needs and needs.convert),
+                str(conversion.target),
+                disk=conversion.need,
             ),
         ]
+        if made := chain.projector:
+            is_done = not (needs and needs.projector)
+            steps.append(PlannedStep("convert:mmproj", is_done, str(made.target), disk=made.need))
     if chain.quantization:
         what = str(chain.quantization.target)
         steps.append(PlannedStep("quantize", model.is_done("quantize"), what, disk=ahead.bytes))

@@ -149,8 +149,8 @@ def steps_text(servers: Servers) -> str:
         with model.asking_anew():
             plans.append(planning.collect(model))
         for step in plans[-1]["steps"]:
-            what, _, is_draft = step["name"].partition(":")
-            of_model = f":{name}{DRAFT if is_draft else ''}"
+            what, _, of = step["name"].partition(":")
+            of_model = f":{name}{DRAFT if of == 'draft' else ''}"
             of_model = of_model if what in ("fetch", "convert", "quantize") else ""
             row = (step["state"], what + of_model, step["what"])
             rows += [] if row in rows else [row]

@@ -97,9 +97,11 @@ def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) ->
 
 def projector(model: Model) -> Path | None:
     """The projector that the model is served with."""
-    resolved = model.require_resolved()
     if model.request.mmproj:
         return model.request.mmproj
+    if made := model.require_chain().projector:
+        return made.target
+    resolved = model.require_resolved()
     return resolved.folder / resolved.mmproj if resolved.mmproj else None
 
 
@@ -107,6 +109,8 @@ def projector_bytes(model: Model) -> int:
     """Its size, whether or not it is there yet."""
     if model.request.mmproj:
         return model.request.mmproj.stat().st_size
+    if made := model.require_chain().projector:
+        return made.target.stat().st_size if made.target.is_file() else made.need
     resolved = model.require_resolved()
     return sum(file.size for file in resolved.files if file.name == resolved.mmproj)
 

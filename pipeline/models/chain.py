@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
@@ -20,6 +21,8 @@ from .quantize import Quantization
 from .quants import QuantRequest, require_makeable
 from .resolve import Resolved
 
+PROJECTOR_TYPE = "F16"  # an encoder loses little, and not every backend has BF16
+
 
 class Chain(Struct, frozen=True, kw_only=True):
     """The steps of one model. `final` is the file that is served."""
@@ -28,6 +31,7 @@ class Chain(Struct, frozen=True, kw_only=True):
     final: Path
     conversion: Conversion | None = None
     quantization: Quantization | None = None
+    projector: Conversion | None = None
 
     @property
     def quant(self) -> str:
@@ -43,15 +47,41 @@ class Needs(Struct, frozen=True, kw_only=True):
     fetch: str = ""
     convert: str = ""
     quantize: str = ""
+    projector: str = ""
 
 
 def chain(
-    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
+    resolved: Resolved,
+    requested: QuantRequest,
+    home: Home,
+    script: Path,
+    source: Mapping[str, Any],
+    *,
+    sees: bool = False,
 ) -> Chain:
-    """The steps that `requested` takes. `script` is the converter, `source` names llama.cpp's tree.
+    """The steps that `requested` takes. `script` is the converter, `source` names llama.cpp's tree;
+    `sees`: the projector is converted too.
 
     Raises UsageError.
     """
+    made = _model_chain(resolved, requested, home, script, source)
+    if not (sees and made.conversion):
+        return made
+    projector = replace(
+        made.conversion,
+        target=made.final.with_name("mmproj.f16.gguf"),
+        outtype=PROJECTOR_TYPE,
+        recipe={**made.conversion.recipe, "outtype": PROJECTOR_TYPE, "projector": True},
+        keep=True,
+        projector=True,
+    )
+    return replace(made, projector=projector)
+
+
+def _model_chain(
+    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
+) -> Chain:
+    """The steps that end in the model itself. Raises UsageError."""
     folder = home.models / "gguf" / resolved.slug
     quant = requested.quant or quants.DEFAULT
     target = folder / f"model.{quant.lower()}.gguf"
@@ -126,6 +156,18 @@ def needs(
     chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool = False
 ) -> Needs:
     """What each step has to do, from receipts and stamps alone."""
+    needs = _model_needs(chain, home, tool, force=force)
+    if chain.projector is None:
+        return needs
+    status = receipts.status(chain.projector.target, chain.projector.recipe)
+    if status is Status.CURRENT and not force:
+        return needs
+    fetch = needs.fetch or _unfetched(chain.resolved)
+    return replace(needs, fetch=fetch, projector=Status.FORCED.value if force else status.value)
+
+
+def _model_needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool) -> Needs:
+    """What the steps that end in the model itself have to do."""
     final = Status.FORCED if force else final_status(chain, home, tool)
     fetch = "" if chain.resolved.local else final.value if force else _unfetched(chain.resolved)
     if not chain.conversion:
@@ -144,6 +186,11 @@ def needs(
 
 def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | None:
     """A file that was copied or restored, and whose hash decides which steps are due."""
+    if (
+        chain.projector
+        and receipts.status(chain.projector.target, chain.projector.recipe) is Status.MOVED
+    ):
+        return chain.projector.target
     final = final_status(chain, home, tool)
     if final is Status.MOVED:
         return chain.final

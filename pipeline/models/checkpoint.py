@@ -16,14 +16,17 @@ from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from . import contents, quantized, staging, weights
 from .safetensors import Head
 
+ENCODERS = ("vision_config", "audio_config")  # the tables that the converter looks for
+
 
 class Checkpoint(Struct, frozen=True):
-    """The names of the weight files, the architecture as config.json has it, and the weights' bytes
-    by element type."""
+    """The names of the weight files, the architecture as config.json has it, the weights' bytes by
+    element type, and the architecture of its encoder of images or sound, if it has one."""
 
     weights: list[str]
     architecture: str
     dtypes: Counter[str]
+    encoder: str
 
 
 def check(
@@ -61,7 +64,9 @@ def check(
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise PipelineError(f"{config_name}: names no architecture", 'add "architectures": ["…"]')
-    require_known(named[0], architectures, config_name)
+    architecture = _named(config, "text_config") or named[0]
+    if named[0] not in architectures:  # the converter takes the one of the text first
+        require_known(architecture, architectures, config_name)
     staging.require_plausible(config_bytes, sum(sizes[name] for name in names), config_name)
     heads = read_heads(names)
     tensors = [name for head in heads for name in head.names]
@@ -69,7 +74,16 @@ def check(
         raise PipelineError(f"{where}: its weights hold no tensor", "get the model's own weights")
     dtypes = sum((head.dtypes for head in heads), Counter[str]())
     quantized.require_readable(config, table(quantized.MODELOPT_FILE), tensors, dtypes, where)
-    return Checkpoint(names, named[0], dtypes)
+    has_encoder = any(isinstance(config.get(name), dict) for name in ENCODERS)
+    encoder = (_named(config, "vision_config") or named[0]) if has_encoder else ""
+    return Checkpoint(names, architecture, dtypes, encoder)
+
+
+def _named(config: Mapping[str, Any], part: str) -> str:
+    """The architecture that a part of a configuration names; empty for none."""
+    table = config.get(part)
+    named = table.get("architectures") if isinstance(table, dict) else None
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
 def document(data: bytes, where: str) -> dict[str, Any]:

@@ -17,16 +17,19 @@ from pipeline.core.store import artifacts
 from pipeline.core.store.locks import mark_used
 from pipeline.core.store.receipts import Recipe
 
-from . import converter, foreign_code, gguf, staging, tools
+from . import converter, foreign_code, gguf, projector, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
 NOT_READ = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null bytes|marshal"
+NO_EYES = "mmproj=none serves the model without it"
+MOST_OF_A_PROJECTOR = 2_000_000_000  # bytes; most take less than one
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
 class Conversion(Struct, frozen=True, kw_only=True):
-    """One conversion. `script` is the converter; `keep` is false for an intermediate file."""
+    """One conversion. `script` is the converter; `keep` is false for an intermediate file;
+    `projector`: it makes the projector that belongs to the model."""
 
     resolved: Resolved
     target: Path
@@ -34,10 +37,18 @@ class Conversion(Struct, frozen=True, kw_only=True):
     script: Path
     recipe: Recipe
     keep: bool
+    projector: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it makes, for messages."""
+        return f"the projector of {self.resolved.name}" if self.projector else self.resolved.name
 
     @property
     def need(self) -> int:
         """About how many bytes the result takes."""
+        if self.projector:
+            return min(self.resolved.bytes, MOST_OF_A_PROJECTOR)
         source = BITS.get(self.resolved.precision, 16.0)
         return int(self.resolved.bytes * BITS[self.outtype] / source * 1.02)
 
@@ -47,6 +58,7 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
     return [
         *(str(python), str(conversion.script), str(folder), "--outfile", str(made)),
         *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
+        *(["--mmproj"] if conversion.projector else []),
     ]
 
 
@@ -62,10 +74,11 @@ def make(
 
     def maker(made: Path) -> None:
         resolved = conversion.resolved
-        log = home.logs / f"convert-{resolved.slug}-{conversion.outtype.lower()}.log"
+        of = "mmproj-" if conversion.projector else ""
+        log = home.logs / f"convert-{resolved.slug}-{of}{conversion.outtype.lower()}.log"
         with (
             staging.workspace(made, slug(resolved.name)) as (folder, scratch),
-            bar(f"converting {resolved.name} to {conversion.outtype}") as update,
+            bar(f"converting {conversion.title} to {conversion.outtype}") as update,
         ):
 
             def watch(line: str) -> None:
@@ -90,7 +103,11 @@ def make(
         if status:
             require_whole_converter(home, log)
             raise failed(conversion, status, log)
-        gguf.require_model([gguf.read(made)], resolved.name)
+        header = gguf.read(made)
+        if not conversion.projector:
+            gguf.require_model([header], resolved.name)
+        elif not projector.is_projector(header):
+            raise PipelineError(f"{conversion.title}: the converter made something else", NO_EYES)
         if check:
             check(made)
 
@@ -128,7 +145,8 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
         hint = "it needs more memory than its weights account for; check its config.json"
     else:
         hint = f"the whole log is {log}"
+    hint = NO_EYES if conversion.projector and hint.startswith("the whole") else hint
     names = [file.name for file in resolved.files if foreign_code.may_name(file.name)]
     code = foreign_code.classes((name, (resolved.folder / name).read_bytes()) for name in names)
-    message = f"{resolved.name} could not be converted (status {status}):\n{last_lines(log)}"
+    message = f"{conversion.title} could not be converted (status {status}):\n{last_lines(log)}"
     return PipelineError(*foreign_code.explained(resolved.name, code, message, hint))

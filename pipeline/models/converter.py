@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pipeline.core import network, paths
 from pipeline.core.errors import PipelineError
@@ -224,13 +225,14 @@ def sandbox(
     )
 
 
-def architectures(source: Path) -> frozenset[str]:
-    """The architectures that the converter in `source` knows; empty where it is not there."""
+def architectures(source: Path, of: Literal["TEXT", "MMPROJ"] = "TEXT") -> frozenset[str]:
+    """The architectures that the converter in `source` knows as models, or makes projectors of;
+    empty where it is not there."""
     try:
         text = (source / "conversion" / "__init__.py").read_text(encoding="utf-8")
     except OSError:
         return frozenset()
-    models = re.search(r"^TEXT_MODEL_MAP\b[^=\n]*= (\{.*?^\})", text, re.M | re.S)
+    models = re.search(rf"^{of}_MODEL_MAP\b[^=\n]*= (\{{.*?^\}})", text, re.M | re.S)
     return frozenset(ast.literal_eval(models[1])) if models else frozenset()
 
 

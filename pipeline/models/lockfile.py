@@ -106,6 +106,7 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
             home,
             precision=entry["precision"],
             mmproj=entry.get("mmproj", ""),
+            encoder=entry.get("encoder", ""),
             why=f"as {FILE} says",
         )
     except (KeyError, TypeError, AttributeError) as error:

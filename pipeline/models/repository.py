@@ -101,6 +101,7 @@ def resolve(
         home,
         precision=own_precision(Counter(listing.parameters) or model.dtypes),
         architecture=model.architecture,
+        encoder=model.encoder,
         why=f"it has no GGUF with {file_filter.quant}: converted from safetensors"
         if options
         else "",
@@ -141,6 +142,7 @@ def of_files(
     precision: str,
     mmproj: str = "",
     architecture: str = "",
+    encoder: str = "",
     why: str = "",
 ) -> Resolved:
     """The model of these files of a commit. Raises PipelineError where one is not safe."""
@@ -165,6 +167,7 @@ def of_files(
         precision=precision,
         mmproj=mmproj,
         architecture=architecture,
+        encoder=encoder,
         why=why,
     )
 

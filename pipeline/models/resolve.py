@@ -20,6 +20,7 @@ from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
 from . import checkpoint, contents, gguf, quants, safetensors, weights
+from .checkpoint import Checkpoint
 from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
@@ -76,6 +77,7 @@ class Resolved(Struct, frozen=True, kw_only=True):
     precision: str
     mmproj: str = ""
     architecture: str = ""  # as config.json has it
+    encoder: str = ""  # the same, of its encoder of images or sound
     why: str = ""
 
     @property
@@ -173,8 +175,8 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     )
 
 
-def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path], str]:
-    """The files of a folder that the converter reads, and its own precision, from headers alone.
+def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path], Checkpoint]:
+    """The files of a folder that the converter reads, and what they hold, from headers alone.
 
     `architectures` are those that the converter knows; empty means not known yet.
     Raises PipelineError.
@@ -213,7 +215,7 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
     inputs = _inputs(folder, [folder / name for name in model.weights])
     for file in inputs:
         contents.require_real(file)
-    return inputs, safetensors.own_precision(model.dtypes)
+    return inputs, model
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
@@ -224,7 +226,7 @@ def folder_is_known(path: Path, home: Home) -> bool:
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
-    inputs, precision = check_folder(path, architectures)
+    inputs, model = check_folder(path, architectures)
     cache = home.run / "sha256.json"
     files = tuple(
         ModelFile(
@@ -242,7 +244,8 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
         local=True,
         source={"type": "folder", "ref": str(path)},
         files=files,
-        precision=precision,
+        precision=safetensors.own_precision(model.dtypes),
+        encoder=model.encoder,
     )
 
 

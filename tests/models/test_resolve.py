@@ -19,6 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.models import resolve
 from pipeline.models.reference import parse
 from pipeline.models.resolve import ModelFile
+from pipeline.models.safetensors import own_precision
 from pipeline.models.weights import INDEX
 
 KNOWN = frozenset({"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"})
@@ -277,7 +278,8 @@ def test_an_unknown_architecture_names_the_nearest(model: Path) -> None:
     write(model / "config.json", {"architectures": ["LlamaForCausalLN"]})
     with pytest.raises(UsageError, match="did you mean LlamaForCausalLM"):
         resolve.check_folder(model, KNOWN)
-    assert resolve.check_folder(model, frozenset())[1] == "F16"  # not known yet: not refused
+    _, read = resolve.check_folder(model, frozenset())  # not known yet: not refused
+    assert read.architecture == "LlamaForCausalLN" and own_precision(read.dtypes) == "F16"
 
 
 @pytest.mark.parametrize(

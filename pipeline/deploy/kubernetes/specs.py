@@ -143,6 +143,9 @@ def unpreparable(model: Mapping[str, str], at: Callable[[str], str]) -> Iterator
     """What no pod can prepare in a table `model`. `at` is the place of a key in the file."""
     if model.get("quant", "").lower() == "auto":
         yield f"{at('model.quant')} = auto: depends on one machine's memory; name a quant"
-    for name in ("imatrix", "mmproj", "draft"):
+    if model.get("draft", "none") != "none":
+        why = "no pod prepares a draft; without a model: spec_type in the table server"
+        yield f"{at('model.draft')} = {model['draft']}: {why}"
+    for name in ("imatrix", "mmproj"):
         if Path(model.get(name, "")).is_absolute():
             yield f"{at(f'model.{name}')} = {model[name]}: is on this machine; no pod has it"
