@@ -16,6 +16,7 @@ from pipeline.core.store import active, stat_cache
 from pipeline.core.text import size, table
 from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
+from pipeline.models.adapter import problem
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
@@ -194,6 +195,9 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
         return
     cache = home.run / "gguf.json"
     drafts.require_served(server, path, home)
+    for adapter in server.adapters:
+        if why := adapter.is_file() and problem(adapter, gguf.shards(path)):
+            raise UsageError(f"{server.name}: {adapter}: {why}", "use one made for this model")
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)

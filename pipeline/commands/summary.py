@@ -54,6 +54,8 @@ def _model(
         rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
+    if adapters := server.adapters:
+        rows["adapters"] = ", ".join(path.name for path in adapters)
     if draft := drafts.shown(server, output, path, programs.home):
         rows["draft"] = draft
     ours = is_ours(programs, server)

@@ -226,8 +226,11 @@ class _Reader:
         return count, None
 
 
-def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
-    """Parse the header at the start of `buffer`, the start of a file of `size` bytes.
+def parse(
+    buffer: bytes | mmap.mmap, size: int | None = None, shapes: dict[str, list[int]] | None = None
+) -> Header:
+    """Parse the header at the start of `buffer`, the start of a file of `size` bytes. Adds each
+    tensor's shape to `shapes`, with the length of a row first.
 
     Raises Broken, and Cut where more of the file's bytes are needed.
     """
@@ -258,7 +261,7 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
             raise Broken(f"{key} has value type {kind}")
     widths: set[int] = set()
     blocks: set[int] = set()
-    end = max(_tensor_ends(reader, tensors, widths, blocks), default=0)
+    end = max(_tensor_ends(reader, tensors, widths, blocks, shapes), default=0)
     alignment = whole(values, "general.alignment", 32)
     if alignment < 1:
         raise Broken(f"its alignment is {alignment}")
@@ -276,9 +279,13 @@ def parse(buffer: bytes | mmap.mmap, size: int | None = None) -> Header:
 
 
 def _tensor_ends(
-    reader: _Reader, tensors: int, widths: set[int], blocks: set[int]
+    reader: _Reader,
+    tensors: int,
+    widths: set[int],
+    blocks: set[int],
+    shapes: dict[str, list[int]] | None,
 ) -> Iterator[int]:
-    """Where each tensor ends, in bytes from the start of the data. Adds to `widths`, `blocks`."""
+    """Where each tensor ends, in bytes from the start of the data. Adds to the last three."""
     for _ in range(tensors):
         name = reader.string()
         if block := BLOCK.match(name):
@@ -287,6 +294,8 @@ def _tensor_ends(
         if dimensions > MAX_DIMENSIONS:
             raise Broken(f"its tensor {name} has {dimensions} dimensions")
         shape = [int(reader.scalar("Q")) for _ in range(dimensions)]
+        if shapes is not None:
+            shapes[name] = shape
         if name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
             widths.update(shape)
         elements = math.prod(shape)
@@ -319,6 +328,18 @@ def read(path: Path) -> Header:
             "download or copy it again",
         )
     return header
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of the file `path`, whose header was read before, with the length of
+    a row first."""
+    found: dict[str, list[int]] = {}
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
+    ):
+        parse(buffer, shapes=found)
+    return found
 
 
 def tokens(path: Path, header: Header) -> list[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field, to_builtins
@@ -82,6 +83,17 @@ class Server(Keeping, frozen=True, kw_only=True):
     def argument(self, option: str) -> str:
         """What follows an option on the command line; empty where it is not there."""
         return next((value for name, value in pairwise(self.cmd) if name == option), "")
+
+    @property
+    def adapters(self) -> list[Path]:
+        """The LoRA adapters that its options name, without their scales."""
+        files = []
+        for option, value in pairwise(self.cmd):
+            if option in ("--lora", "--lora-scaled"):
+                for text in value.split(","):
+                    name = text if option == "--lora" else text.rpartition(":")[0]
+                    files.append(Path(self.folder, name))
+        return files
 
     @property
     def model_name(self) -> str:
