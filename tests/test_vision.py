@@ -87,6 +87,6 @@ def test_what_cannot_be_converted_names_the_way_out(
 ) -> None:
     (vision / "preprocessor_config.json").unlink()
     refused = doit("prepare", f"model={vision}", "quant=q8_0", status=1)
-    assert "the projector of sees ü could not be converted" in refused.err
+    assert "the projector of sees-ü could not be converted" in refused.err
     assert "mmproj=none serves the model without it" in refused.err
     doit("prepare", f"model={vision}", "quant=q8_0", "mmproj=none")
