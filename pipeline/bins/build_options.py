@@ -18,6 +18,7 @@ AUTO, SYSTEM = "auto", "system"
 SOURCES = ("build", "prebuilt", "package")
 LATEST = "latest"
 TAG = r"[A-Za-z0-9]([\w.+-]{0,98}\w)?"
+REVISION = r"[A-Za-z0-9]([\w./+-]{0,198}\w)?"
 DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
 
 
@@ -53,6 +54,13 @@ def release_name(value: str) -> str:
     """A tag, or `latest`. Raises ValueError with what is allowed."""
     if not re.fullmatch(TAG, value, re.ASCII):
         raise ValueError(f"{LATEST}, or a tag of upstream's such as b10605 or v0.5.0")
+    return value
+
+
+def revision_name(value: str) -> str:
+    """A name that git could have for a commit. Raises ValueError with what is allowed."""
+    if not re.fullmatch(REVISION, value, re.ASCII) or re.search(r"\.\.|//|\.lock$", value):
+        raise ValueError("latest, pinned, previous, a tag such as b11549, or a commit")
     return value
 
 

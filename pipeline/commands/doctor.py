@@ -14,12 +14,13 @@ from typing import Any
 from msgspec import to_builtins
 from msgspec.structs import replace
 
+from pipeline.bins.compile import source
+from pipeline.bins.compile.active import SHORT, Revision
 from pipeline.bins.hardware.detect import Host, Tool, detect
 from pipeline.bins.hardware.probe import probe
 from pipeline.bins.hardware.providers import PACKAGES, provider
 from pipeline.bins.hardware.requirements import MISSING, USABLE, Missing, reports
 from pipeline.core.packages import installed
-from pipeline.core.pins import pins
 from pipeline.core.sandbox import strength
 from pipeline.core.text import size
 
@@ -31,7 +32,8 @@ STATES = {USABLE: "usable", MISSING: "not usable; missing:"}
 
 def doctor(session: Session) -> None:
     """Print what this machine has: text, or one JSON document with format=json."""
-    report = document(hidden(detect(probe(session.home)), hider(session.home.root)))
+    host = hidden(detect(probe(session.home)), hider(session.home.root))
+    report = document(host, source.active_revision(session.home))
     print(json.dumps(report, indent=1) if session.request.json else "\n".join(lines(report)))
 
 
@@ -78,11 +80,12 @@ def hidden(host: Host, hide: Callable[[str], str]) -> Host:
     )
 
 
-def document(host: Host) -> dict[str, Any]:
+def document(host: Host, llama_cpp: Revision) -> dict[str, Any]:
     """The report as plain values. Sizes in bytes."""
     return {
         "pipeline": {
-            "llama_cpp": pins().llama_cpp_commit,
+            "llama_cpp": llama_cpp.commit,
+            "llama_cpp_name": llama_cpp.name,
             "python": platform.python_version(),
             "doit": version("doit"),
         },
@@ -187,8 +190,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     pipeline = report["pipeline"]
     yield row(
         "pipeline",
-        f"llama.cpp {pipeline['llama_cpp'][:12]}, Python {pipeline['python']}, "
-        f"doit {pipeline['doit']}",
+        f"llama.cpp {pipeline['llama_cpp_name']} {pipeline['llama_cpp'][:SHORT]}, "
+        f"Python {pipeline['python']}, doit {pipeline['doit']}",
     )
     yield from block("problems", [f"{name}: {text}" for name, text in report["problems"].items()])
     for name, answer in report["backends"].items():

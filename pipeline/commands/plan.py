@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.compile import cuda_toolkit, node, source
+from pipeline.bins.compile.source import Source
 from pipeline.bins.hardware import cuda_versions, nvidia
 from pipeline.core import capacity, packages
 from pipeline.core.errors import UsageError
@@ -127,8 +128,8 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
         PlannedStep(
             "source",
             model.source_is_done(),
-            f"llama.cpp {llama_cpp.commit[:12]}",
-            download=still_to_come(pins().llama_cpp_archive, home) * llama_cpp.fetched,
+            f"llama.cpp {llama_cpp.revision}",
+            download=source_bytes(llama_cpp, home),
             disk=source.UNPACKED_BYTES,
         )
     ]
@@ -209,6 +210,13 @@ def draft_of(model: Model) -> dict[str, Any] | None:
     chain = model.draft.require_chain()
     named = {"model": chain.resolved.name, "why": chain.resolved.why, "file": str(chain.final)}
     return {"type": drafts.SIMPLE, **named, "file_bytes": ahead.bytes}
+
+
+def source_bytes(llama_cpp: Source, home: Home) -> int:
+    """The bytes to download for llama.cpp's source, if it is not there."""
+    if llama_cpp.upgrade:
+        return source.ARCHIVE_BYTES
+    return still_to_come(pins().llama_cpp_archive, home) * llama_cpp.fetched
 
 
 def still_to_come(archive: Archive, home: Home) -> int:

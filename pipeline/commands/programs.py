@@ -30,8 +30,10 @@ from .request import Request
 class Programs:
     """Lazy: each answer is computed on first use."""
 
-    def __init__(self, request: Request, home: Home) -> None:
+    def __init__(self, request: Request, home: Home, llama_cpp: Source | None = None) -> None:
         self.request = request
+        if llama_cpp:
+            self.llama_cpp = llama_cpp
         self.options = request.bins
         self.home = home
         self.fetched_ahead: Callable[[], None] | None = None  # waits for downloads under way
@@ -70,7 +72,7 @@ class Programs:
             return prebuilt.Prebuilt(
                 platform=platform.platform_tag(),
                 backend=self.selection.backend,
-                release=self.options.release or pins().prebuilt.release,
+                release=self.options.release or self.upgrade_tag or pins().prebuilt.release,
                 home=self.home,
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
@@ -83,6 +85,12 @@ class Programs:
             jobs=self.options.jobs,
             page=self.page,
         )
+
+    @property
+    def upgrade_tag(self) -> str:
+        """The tag of the llama.cpp that `upgrade` switched to; empty where there is none."""
+        upgrade = self.llama_cpp.upgrade
+        return upgrade.name if upgrade else ""
 
     @property
     def binaries(self) -> Binaries:

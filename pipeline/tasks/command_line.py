@@ -209,13 +209,14 @@ def versions() -> str:
     import tomllib
     from importlib.metadata import version
 
-    from pipeline.core.pins import pins
+    from pipeline.bins.compile import source
+    from pipeline.core.paths import home
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return "\n".join(
         [
             f"{project['name']} {project['version']}",
-            f"llama.cpp {pins().llama_cpp_commit}",
+            f"llama.cpp {source.active_revision(home()).full}",
             f"doit {version('doit')}",
         ]
     )

@@ -26,6 +26,7 @@ from pipeline.core.store.publish import is_cut, remove, require_space
 from pipeline.core.store.receipts import Recipe
 
 from . import web_ui
+from .active import SHORT
 from .backends import Backend
 from .cmake import Work, compile_all
 from .source import Source
@@ -87,8 +88,14 @@ class Build(Struct, frozen=True, kw_only=True):
         return f"{tag}-portable" if self.portable else tag
 
     @property
+    def inside(self) -> Path:
+        """Programs of another llama.cpp than the pinned one lie in a folder of its commit, beside
+        the pinned one's, so that a switch is instant."""
+        return Path(self.source.commit[:SHORT] if self.source.upgrade else "", self.tag)
+
+    @property
     def target(self) -> Path:
-        return self.home.bins / self.tag
+        return self.home.bins / self.inside
 
     @property
     def programs(self) -> Path:
@@ -101,7 +108,7 @@ class Build(Struct, frozen=True, kw_only=True):
     @property
     def work_folder(self) -> Path:
         """CMake's; it stays, so that the next build does only what changed."""
-        return self.home.bins / ".build" / self.tag
+        return self.home.bins / ".build" / self.inside
 
     @property
     def log(self) -> Path:

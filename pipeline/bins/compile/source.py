@@ -1,21 +1,24 @@
-"""llama.cpp's source tree: the submodule where it is checked out, else the pinned archive.
+"""llama.cpp's source tree: the one that `upgrade` switched to, else the submodule where it is
+checked out, else the pinned archive.
 
-Either is taken only if git's hash of its files is the pinned one. A submodule that somebody
+Each is taken only if git's hash of its files is the expected one. A submodule that somebody
 changed is used, because that is why people change it, but said and recorded under another
 identity than the pinned one.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import tarfile
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, convert, to_builtins
 
 from pipeline.core import environment, log, packages
 from pipeline.core.errors import PipelineError
@@ -24,38 +27,95 @@ from pipeline.core.pins import pins
 from pipeline.core.process import outcome
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
+from pipeline.core.text import size
 
-from . import git_tree
+from . import active, git_tree, upstream
+from .active import SHORT, Revision
 
 UNPACKED_BYTES = 180_000_000  # of the pinned tree
+ARCHIVE_BYTES = 40_000_000  # of another revision's archive, about
+MOST_BYTES = 4 * 1024**3  # of any tree
+PINNED = "pinned"
 
 
 class Source(Struct, frozen=True, kw_only=True):
-    """A tree of llama.cpp's source. `tree` is its identity; `local`: not the pinned one;
-    `fetched`: out of the pinned archive, not the submodule."""
+    """A tree of llama.cpp's source. `tree` is its identity; `local`: a submodule that is not at
+    the pin; `fetched`: unpacked, not the submodule; `upgrade`: not the pinned one, but one of
+    upstream's by a choice of the user's."""
 
     folder: Path
     commit: str
     tree: str
     local: bool = False
     fetched: bool = False
+    upgrade: Revision | None = None
+
+    @property
+    def revision(self) -> Revision:
+        """With its name: `submodule` for one that is not at the pin."""
+        name = "submodule" if self.local else PINNED
+        return self.upgrade or Revision(commit=self.commit, tree=self.tree, name=name)
 
     def recipe(self) -> Mapping[str, Any]:
         """How receipts name it."""
         return {"commit": self.commit, "tree": self.tree}
 
 
+def submodule() -> Path:
+    """Where the submodule is, or would be if it were checked out."""
+    return REPOSITORY / "vendor" / "llama.cpp"
+
+
 def find(home: Home) -> Source:
     """Which source there is, or would be once `fetch` ran. Raises PipelineError."""
-    submodule = REPOSITORY / "vendor" / "llama.cpp"
-    if (submodule / "CMakeLists.txt").exists():
-        return _submodule(submodule)
+    state = active.read(home)
+    return upgraded(home, state.active) if state and state.active else pinned(home)
+
+
+def pinned_revision() -> Revision:
+    """What the pins name."""
+    return Revision(commit=pins().llama_cpp_commit, tree=pins().llama_cpp_tree, name=PINNED)
+
+
+def active_revision(home: Home) -> Revision:
+    """The one that is switched to, else the pinned one; a submodule may hold another. Raises
+    PipelineError."""
+    state = active.read(home)
+    return (state and state.active) or pinned_revision()
+
+
+def upgraded(home: Home, revision: Revision) -> Source:
+    """The source of a revision of upstream's."""
     return Source(
-        folder=home.bins / ".source" / f"llama.cpp-{pins().llama_cpp_commit[:12]}",
+        folder=_folder(home, revision.commit),
+        commit=revision.commit,
+        tree=revision.tree,
+        fetched=True,
+        upgrade=revision,
+    )
+
+
+def pinned(home: Home) -> Source:
+    """The submodule, or the source of the pinned archive. Raises PipelineError."""
+    if (submodule() / "CMakeLists.txt").exists():
+        return _submodule(submodule())
+    return Source(
+        folder=_folder(home, pins().llama_cpp_commit),
         commit=pins().llama_cpp_commit,
         tree=pins().llama_cpp_tree,
         fetched=True,
     )
+
+
+def unpacked(home: Home) -> list[Revision]:
+    """The revisions of upstream's whose sources are here."""
+    entries = receipts.load(home.bins / ".source").values()
+    sources = [dict(each.source or {}) for each in entries]
+    return [convert(each, Revision) for each in sources if each.pop("type", "") == "upstream"]
+
+
+def _folder(home: Home, commit: str) -> Path:
+    return home.bins / ".source" / f"llama.cpp-{commit[:SHORT]}"
 
 
 def is_current(source: Source) -> bool:
@@ -75,18 +135,33 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
         start = time.monotonic()
         # Times differ after a copy: the hash decides, as it would for a file.
         if not (source.folder.is_dir() and git_tree.folder_hash(source.folder) == source.tree):
-            archive = packages.fetch(pins().llama_cpp_archive, home, offline=offline)
             with artifacts.new_folder(source.folder, need=UNPACKED_BYTES) as made:
-                log.info(f"unpacking llama.cpp {source.commit[:12]}")
-                tree = _unpack(archive, pins().llama_cpp_archive.folder, made)
-                if tree != source.tree:
-                    raise PipelineError(
-                        f"{archive}: its llama.cpp has the tree hash {tree}, pinned is "
-                        f"{source.tree}",
-                        "correct the pins in pipeline/pins.toml",
-                    )
+                _get(source, home, made, offline=offline)
         seconds = time.monotonic() - start
-        git_tree.record(source.folder, _recipe(source), size=UNPACKED_BYTES, seconds=seconds)
+        git_tree.record(
+            source.folder,
+            _recipe(source),
+            size=UNPACKED_BYTES,
+            seconds=seconds,
+            source={"type": "upstream", **to_builtins(source.upgrade)} if source.upgrade else None,
+        )
+
+
+def _get(source: Source, home: Home, made: Path, *, offline: bool) -> None:
+    """Unpack it into the folder `made`. Raises PipelineError where its files are others."""
+    if source.upgrade:
+        with upstream.archive(source.upgrade, submodule(), made.parent, offline=offline) as archive:
+            tree, origin = _unpack(archive, "", made), f"what came of llama.cpp {source.upgrade}"
+        hint = "another program may answer in GitHub's place; it was not used"
+    else:
+        archive = packages.fetch(pins().llama_cpp_archive, home, offline=offline)
+        log.info(f"unpacking llama.cpp {source.commit[:SHORT]}")
+        tree, origin = _unpack(archive, pins().llama_cpp_archive.folder, made), str(archive)
+        hint = "correct the pins in pipeline/pins.toml"
+    if tree != source.tree:
+        raise PipelineError(
+            f"{origin}: its files have the tree hash {tree}, expected is {source.tree}", hint
+        )
 
 
 def files(source: Source, inside: str) -> list[str]:
@@ -113,7 +188,8 @@ def forget(source: Source) -> None:
 
 
 def _recipe(source: Source) -> Mapping[str, Any]:
-    return {"step": "source", **source.recipe(), "archive": pins().llama_cpp_archive.sha256}
+    archive = None if source.upgrade else pins().llama_cpp_archive.sha256
+    return {"step": "source", **source.recipe(), "archive": archive}
 
 
 def _submodule(folder: Path) -> Source:
@@ -162,25 +238,39 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def _unpack(archive: Path, inside: str, target: Path) -> str:
-    """Unpack the files below `inside` into `target`; returns git's tree hash of them.
+    """Unpack the files below `inside` into `target`, or below the one folder on top of all where
+    that is empty; returns git's tree hash of them.
 
     Only plain files are taken, each under its own checked name, so that nothing in the archive
-    can reach another place.
+    can reach another place. Raises PipelineError.
     """
     blobs: dict[str, git_tree.Blob] = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            folder, _, name = member.name.partition(inside + "/")
-            if folder or not name or name == ".git" or not member.isreg():
-                continue
-            if ".." in Path(name).parts or Path(name).is_absolute() or Path(name).drive:
-                raise PipelineError(f"{archive}: a file in it is named {member.name!r}")
-            content = tar.extractfile(member)
-            data = content.read() if content else b""  # None for what is no regular file
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            executable = bool(member.mode & 0o100)
-            path.chmod(0o755 if executable else 0o644)
-            blobs[name] = (git_tree.PROGRAM if executable else git_tree.FILE, git_tree.blob(data))
+    room = MOST_BYTES
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                inside = inside or member.name.partition("/")[0]
+                folder, _, name = member.name.partition(inside + "/")
+                if folder or not name or name == ".git" or not member.isreg():
+                    continue
+                if ".." in Path(name).parts or Path(name).is_absolute() or Path(name).drive:
+                    raise PipelineError(f"{archive}: a file in it is named {member.name!r}")
+                room -= member.size
+                if room < 0:
+                    raise PipelineError(f"{archive}: unpacks to more than {size(MOST_BYTES)}")
+                content = tar.extractfile(member)
+                data = content.read() if content else b""  # None for what is no regular file
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                executable = bool(member.mode & 0o100)
+                path.chmod(0o755 if executable else 0o644)
+                mode = git_tree.PROGRAM if executable else git_tree.FILE
+                blobs[name] = (mode, git_tree.blob(data))
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise PipelineError(
+            f"{archive.name}: cannot be unpacked: {error}",
+            "run the same command again; if it stays so, see whether a proxy or a login page "
+            "answers in GitHub's place",
+        ) from None
     return git_tree.tree_hash(blobs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from pipeline.core import network
@@ -20,6 +20,8 @@ UPSTREAM = "ggml-org/llama.cpp"
 TIMEOUT = 30.0  # seconds without a byte
 LONGEST_ANSWER = 120.0  # seconds
 MOST_BYTES = 32 * 1024 * 1024  # of an answer; 30 releases take about 1.5 MB
+LONGEST_DOWNLOAD = 3600.0  # seconds
+RELEASES = "llama.cpp's releases"
 TOKENS = ("GITHUB_TOKEN", "GH_TOKEN")
 
 
@@ -62,12 +64,30 @@ def client() -> httpx2.Client:
     return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
 
 
-def ask(client: httpx2.Client, path: str) -> bytes:
-    """What the API says about `path` of upstream's repository.
+def ask(client: httpx2.Client, path: str, what: str = RELEASES) -> bytes:
+    """What the API says about `path` of upstream's repository; `what` names that in errors.
 
-    The token goes to the API's host and, after a redirect, to no other. Raises MissingError,
-    PipelineError.
+    Raises MissingError, PipelineError.
     """
+    data = bytearray()
+    for block in _blocks(client, path, what, MOST_BYTES, LONGEST_ANSWER):
+        data += block
+    return bytes(data)
+
+
+def download(client: httpx2.Client, path: str, file: BinaryIO, most: int) -> None:
+    """Write what `path` of upstream's repository holds into `file`, at most so many bytes.
+
+    Raises MissingError, PipelineError.
+    """
+    for block in _blocks(client, path, "llama.cpp's source", most, LONGEST_DOWNLOAD):
+        file.write(block)
+
+
+def _blocks(
+    client: httpx2.Client, path: str, what: str, most: int, seconds: float
+) -> Iterator[bytes]:
+    """The token goes to the API's host and, after a redirect, to no other."""
     import httpx2
 
     from pipeline.core.download.answers import trouble
@@ -79,36 +99,39 @@ def ask(client: httpx2.Client, path: str) -> bytes:
     try:
         with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
             if answer.status_code != 200:
-                raise refusal(answer.status_code, answer.headers, time.time())
-            return _body(answer)
+                raise refusal(answer.status_code, answer.headers, time.time(), what)
+            end, got = time.monotonic() + seconds, 0
+            for block in answer.iter_bytes():
+                got += len(block)
+                if got > most or time.monotonic() > end:
+                    raise strange("it does not end", what)
+                yield block
     except httpx2.RequestError as error:
         raise PipelineError(
-            f"llama.cpp's releases could not be asked for: {trouble(error)}",
-            "check the network and the proxy, then run the same command again; or build it: "
-            f"bins=build{network.settings()}",
+            f"{what} could not be asked for: {trouble(error)}",
+            "check the network and the proxy, then run the same command again"
+            f"{_instead(what)}{network.settings()}",
         ) from None
 
 
-def _body(answer: httpx2.Response) -> bytes:
-    end = time.monotonic() + LONGEST_ANSWER
-    data = bytearray()
-    for block in answer.iter_bytes():
-        data += block
-        if len(data) > MOST_BYTES or time.monotonic() > end:
-            raise strange("it does not end")
-    return bytes(data)
+def _instead(what: str) -> str:
+    """What does without it."""
+    return "; or build it: bins=build" if what == RELEASES else ""
 
 
-def strange(what: str) -> PipelineError:
+def strange(why: str, what: str = RELEASES) -> PipelineError:
     """The error for an answer that is not what it should be."""
+    expected = "list of releases" if what == RELEASES else "answer about " + what
     return PipelineError(
-        f"what {urlsplit(api()).hostname} answers is no list of releases ({what})",
+        f"what {urlsplit(api()).hostname} answers is no {expected} ({why})",
         "see whether a proxy or a login page answers in GitHub's place, and GITHUB_API_URL"
         f"{network.settings()}",
     )
 
 
-def refusal(status: int, headers: Mapping[str, str], now: float) -> PipelineError:
+def refusal(
+    status: int, headers: Mapping[str, str], now: float, what: str = RELEASES
+) -> PipelineError:
     """The error for an answer that is none; `now` in seconds since 1970."""
     name, _ = token()
     limited = headers.get("x-ratelimit-remaining") == "0" or "retry-after" in headers
@@ -126,7 +149,7 @@ def refusal(status: int, headers: Mapping[str, str], now: float) -> PipelineErro
             "it is mistyped or expired; make a new one, or unset it: none is needed",
         )
     where = f"{urlsplit(api()).hostname} answered {status}"
-    if status == 404:
+    if status in (404, 422):  # the latter of what could be a commit
         return MissingError(where)
     if status == 403 and name:
         hint = f"see whether the token in {name} may read public repositories, or unset it"
@@ -134,8 +157,8 @@ def refusal(status: int, headers: Mapping[str, str], now: float) -> PipelineErro
         hint = "see whether a proxy or a firewall answers in GitHub's place, and GITHUB_API_URL"
         hint += network.settings()
     else:
-        hint = "run the same command again, later; or build it: bins=build"
-    return PipelineError(f"llama.cpp's releases could not be asked for: {where}", hint)
+        hint = f"run the same command again, later{_instead(what)}"
+    return PipelineError(f"{what} could not be asked for: {where}", hint)
 
 
 def wait_told(headers: Mapping[str, str], now: float) -> float | None:

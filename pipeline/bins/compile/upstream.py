@@ -1,0 +1,164 @@
+"""Other revisions of llama.cpp: which commit a name means, and its files.
+
+The submodule's git is asked first, where it is checked out, then GitHub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+from urllib.parse import quote
+
+from msgspec import Meta, Struct, json
+
+from pipeline.bins.build_options import LATEST
+from pipeline.bins.release import github
+from pipeline.core import environment, log
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.process import outcome
+from pipeline.core.store.publish import remove
+
+from .active import Revision
+
+MOST_BYTES = 1024**3  # of an archive; today's have 40 MB
+COMMIT = re.compile(r"(?!b\d{1,8}$)[0-9a-f]{7,40}")  # b123456 is a tag
+LISTED = 100  # releases among which the nearest names are looked for
+SHOWN = 3
+SHA1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+T = TypeVar("T")
+
+
+class Tree(Struct, frozen=True):
+    sha: SHA1
+
+
+class Person(Struct, frozen=True):
+    date: str
+
+
+class CommitDetails(Struct, frozen=True):
+    tree: Tree
+    committer: Person | None = None
+
+
+class PublishedCommit(Struct, frozen=True):
+    """A commit, as GitHub's API describes it."""
+
+    sha: SHA1
+    commit: CommitDetails
+
+
+class Tagged(Struct, frozen=True):
+    """A release, as far as its name goes."""
+
+    tag_name: str
+    draft: bool = False
+
+
+def find(name: str, submodule: Path) -> Revision:
+    """The revision that a tag, branch or commit (not abbreviated to less than seven digits) means,
+    or `latest`. Raises UsageError where there is none, PipelineError where nobody can be asked."""
+    if known := _in_submodule(name, submodule):
+        return known
+    with github.client() as client:
+        if name == LATEST:
+            drafts = _read(github.ask(client, "releases?per_page=10", WHAT), list[Tagged])
+            name = next((release.tag_name for release in drafts if not release.draft), "")
+            if not name:
+                raise PipelineError(f"{github.UPSTREAM} has no release", "name a tag or a commit")
+        try:
+            answer = github.ask(client, f"commits/{quote(name, safe='')}", WHAT)
+        except github.MissingError as error:
+            listed = _read(github.ask(client, f"releases?per_page={LISTED}", WHAT), list[Tagged])
+            raise UsageError(
+                f"to={name}: llama.cpp has no such tag, branch or commit ({error.message})",
+                f"{nearest(name, [each.tag_name for each in listed])}latest is the newest; all: "
+                f"https://github.com/{github.UPSTREAM}/tags",
+            ) from None
+    found = _read(answer, PublishedCommit)
+    if COMMIT.fullmatch(name) and not found.sha.startswith(name):
+        raise github.strange(f"{found.sha} for {name}", WHAT)
+    date = found.commit.committer.date[:10] if found.commit.committer else ""
+    return Revision(
+        commit=found.sha,
+        tree=found.commit.tree.sha,
+        name="" if found.sha.startswith(name) else name,
+        date=date if re.fullmatch(r"[\d-]{10}", date, re.ASCII) else "",
+    )
+
+
+WHAT = "llama.cpp's commits"
+
+
+def nearest(name: str, tags: list[str]) -> str:
+    """The tags that are most like `name`, as the begin of a hint; by number, where it has one."""
+    number = re.fullmatch(r"b(\d{1,9})", name)
+    numbered = {int(tag[1:]): tag for tag in tags if re.fullmatch(r"b\d{1,9}", tag, re.ASCII)}
+    if number and numbered:
+        order = sorted(numbered, key=lambda other: abs(other - int(number[1])))
+        near = [numbered[each] for each in order[:SHOWN]]
+    else:
+        near = difflib.get_close_matches(name, tags, n=SHOWN, cutoff=0.5)
+    return f"nearest: {', '.join(near)}; " if near else ""
+
+
+def _read(data: bytes, form: type[T]) -> T:
+    try:
+        return json.decode(data, type=form)
+    except (ValueError, RecursionError) as error:
+        raise github.strange(str(error), WHAT) from None
+
+
+def _in_submodule(name: str, submodule: Path) -> Revision | None:
+    """The commit or tag, where the submodule's git has it; a branch there may be old."""
+    if name == LATEST or not (submodule / ".git").exists():
+        return None
+    for ref in ([name] if COMMIT.fullmatch(name) else []) + [f"refs/tags/{name}"]:
+        commit = _git(submodule, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        if commit:
+            shown = _git(submodule, "log", "-1", "--format=%T %cs", commit) or ""
+            tree, _, date = shown.partition(" ")
+            return Revision(
+                commit=commit, tree=tree, name="" if commit.startswith(name) else name, date=date
+            )
+    return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says there; None where it fails."""
+    clean = environment.without_credentials(os.environ)
+    env = {name: value for name, value in clean.items() if not name.startswith("GIT_")}
+    status, output, _ = outcome(["git", "-C", str(folder), *words], env=env)
+    return output.strip() if status == 0 else None
+
+
+@contextmanager
+def archive(
+    revision: Revision, submodule: Path, folder: Path, *, offline: bool = False
+) -> Iterator[Path]:
+    """A tar file of the revision's files, in `folder` until the end of the block. Raises
+    PipelineError."""
+    made = folder / f".{revision.commit}.{os.getpid()}.tar"
+    try:
+        if (submodule / ".git").exists() and None is not _git(
+            submodule, "archive", "--prefix=llama.cpp/", f"--output={made}", revision.commit
+        ):
+            yield made
+            return
+        if offline:
+            raise PipelineError(
+                f"the source of llama.cpp {revision} is not here, and offline=1 forbids "
+                "downloading it",
+                "run once without offline=1",
+            )
+        log.info(f"downloading the source of llama.cpp {revision}")
+        with github.client() as client, made.open("wb") as file:
+            github.download(client, f"tarball/{revision.commit}", file, MOST_BYTES)
+        yield made
+    finally:
+        remove(made)
