@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import serve as serve
     from . import test as test
     from . import up as up
+    from . import upgrade as upgrade
     from . import verify as verify
 else:
     __getattr__ = submodules(__name__)

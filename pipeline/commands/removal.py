@@ -49,7 +49,7 @@ class Candidates(Struct, frozen=True, kw_only=True):
 def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> None:
     """Show what `find` says, ask, and remove what it still says then. Raises PipelineError;
     UsageError where nobody can be asked."""
-    found, yes = find(), request.removal.yes
+    found, yes = find(), request.yes
     is_wanted = bool(found.go) and not request.servers.dry_run
     if not request.json:
         show(home, found)

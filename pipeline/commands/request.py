@@ -47,6 +47,7 @@ from .variables import (
     RunVariables,
     ServerVariables,
     ServingVariables,
+    UpgradeVariables,
     elsewhere,
 )
 
@@ -68,7 +69,7 @@ class ServersRequest(FileVariables):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(RunVariables, ServingVariables, ChatVariables):
+class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None

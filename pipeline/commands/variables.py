@@ -16,6 +16,7 @@ from pipeline.bins.build_options import (
     SOURCES,
     architectures,
     release_name,
+    revision_name,
 )
 from pipeline.core.variables import choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
@@ -185,6 +186,18 @@ class PackageVariables:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpgradeVariables:
+    """Another llama.cpp: see [upgrading](upgrading.md)."""
+
+    to: str = variable(
+        revision_name,
+        "`latest`, a tag such as `b11549`, a commit, a branch, `previous` or `pinned`",
+        "",
+    )
+    bench: bool = variable(flag, "measure the speed of both with `llama-bench`", False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerVariables:
     """llama-server's own options."""
 
@@ -283,9 +296,10 @@ class FileVariables:
     )
     dry_run: bool = variable(
         flag,
-        "print what would be started, kept, restarted and stopped; what would be removed",
+        "print what would be started, kept, restarted and stopped; what would be removed; of "
+        "`upgrade`: build and compare, and do not switch",
         False,
-        of=("up", "remove", "prune"),
+        of=("up", "remove", "prune", "upgrade"),
     )
     follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
     lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
@@ -323,6 +337,7 @@ class RunVariables:
         False,
         shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is",
     )
+    yes: bool = variable(flag, "go ahead without asking", False, of=("remove", "prune", "upgrade"))
     format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
 
 
@@ -330,7 +345,6 @@ class RunVariables:
 class RemovalVariables:
     """What is removed from the [disk](disk.md), and whether that is asked about."""
 
-    yes: bool = variable(flag, "remove without asking", False, of=("remove", "prune"))
     older_than: int = variable(
         integer(0, 36500),
         "days without use, after which build folders, logs and the shared cache may go",
@@ -343,6 +357,7 @@ GROUPS: dict[str, type] = {
     "model": ModelVariables,
     "programs": ProgramVariables,
     "package": PackageVariables,
+    "upgrade": UpgradeVariables,
     "server": ServerVariables,
     "serving": ServingVariables,
     "file": FileVariables,

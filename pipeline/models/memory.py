@@ -138,12 +138,16 @@ def measure(
 def require_loads(program: Path, made: Path, name: str) -> None:
     """Raise PipelineError where llama.cpp cannot load what was `made` of the model `name`: the
     converter writes what it is given, and says nothing of weights that are missing."""
-    _, problem = _load(program, made, ["-c", "512"])
-    if problem:
+    if problem := refusal(program, made):
         raise PipelineError(
             f"{name}: llama.cpp cannot load what was converted{problem}; it is not kept",
             "weights are missing from the source: get all of its files, of one revision",
         )
+
+
+def refusal(program: Path, model: Path) -> str:
+    """Why llama.cpp cannot load a model, such as `: unknown architecture`; empty where it can."""
+    return _load(program, model, ["-c", "512"])[1]
 
 
 def _load(program: Path, model: Path, options: list[str]) -> tuple[str, str]:

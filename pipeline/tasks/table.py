@@ -103,6 +103,23 @@ STEPS = (
         reads=("package", "force"),
     ),
     Step(
+        "upgrade",
+        "build another llama.cpp beside this one, compare them, and switch to it",
+        run=lambda session: do.upgrade.upgrade(session),
+        after=["_writable", "_upgradable"],
+        reads=(
+            "upgrade",
+            "programs",
+            "model",
+            "config",
+            "profile",
+            "dry_run",
+            "yes",
+            *RUN,
+            "format",
+        ),
+    ),
+    Step(
         "recipe",
         "print a cache key that changes whenever the build would",
         run=lambda session: do.make.tell_recipe(session.programs),
@@ -298,13 +315,13 @@ STEPS = (
         "take model= away from the disk, or with quant= one quant of it",
         run=lambda session: do.remove.remove(session),
         needs=named_model,
-        reads=("model", "dry_run", "removal", "format"),
+        reads=("model", "dry_run", "removal", "yes", "format"),
     ),
     Step(
         "prune",
         "take away what nothing uses any more: cut downloads, intermediates, old builds, caches",
         run=lambda session: do.prune.prune(session),
-        reads=("file", "removal", "format"),
+        reads=("file", "removal", "yes", "format"),
     ),
     Step(
         "doctor",
@@ -329,6 +346,11 @@ STEPS = (
         "_writable",
         "refuse a home that cannot be written before any work",
         run=lambda session: do.check.require_writable(session.home),
+    ),
+    Step(
+        "_upgradable",
+        "refuse an upgrade that cannot be before any work",
+        run=lambda session: do.upgrade.check(session),
     ),
     Step(
         "_compiler",

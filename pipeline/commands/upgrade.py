@@ -1,0 +1,151 @@
+"""`upgrade`: another llama.cpp, built beside the present one, compared, then switched to."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from msgspec import to_builtins
+
+from pipeline.bins import binaries
+from pipeline.bins.compile import active, source, upstream
+from pipeline.bins.compile.active import Active, Revision
+from pipeline.bins.compile.source import PINNED, Source
+from pipeline.core import log
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.paths import Home
+from pipeline.core.store.locks import only_one
+from pipeline.models import lockfile
+
+from . import make, upgrade_report
+from .programs import Programs
+from .request import Request
+from .session import Session
+
+PREVIOUS = "previous"
+
+
+def check(session: Session) -> None:
+    """Raise UsageError where the request cannot be met, before any work."""
+    request, options = session.request, session.request.bins
+    if not request.to:
+        here = ", ".join(str(each) for each in source.unpacked(session.home))
+        raise UsageError(
+            f"no llama.cpp given; active is {session.programs.llama_cpp.revision}"
+            + (f"; also here: {here}" if here else ""),
+            "pass to=latest, a tag (to=b11549), a commit, to=previous or to=pinned",
+        )
+    if binaries.chosen_folder():
+        raise UsageError(
+            "LLAMA_SERVER_BINS_DIR names programs of your own, which upgrade does not touch",
+            "unset it to have them built",
+        )
+    if options.source == "package":
+        raise UsageError(
+            "bins=package: an installed package is upgraded by installing another",
+            doitw("install_package pkg=PATH"),
+        )
+    if options.release:
+        raise UsageError("release= and to= contradict each other", "leave release out")
+
+
+def find(session: Session) -> Source:
+    """The source that `to=` means. Only what is not here is asked for. Raises PipelineError."""
+    to, home = session.request.to, session.home
+    if to == PINNED or is_of(to, source.pinned_revision()):
+        return source.pinned(home)
+    if to == PREVIOUS:
+        state = active.read(home)
+        if state is None:
+            raise UsageError("to=previous: there was no other llama.cpp before this one")
+        return source.upgraded(home, state.previous) if state.previous else source.pinned(home)
+    for revision in source.unpacked(home):
+        if is_of(to, revision):
+            return source.upgraded(home, revision)
+    if session.request.offline and not (source.submodule() / ".git").exists():
+        here = ", ".join(map(str, source.unpacked(home))) or "only the pinned one"
+        raise UsageError(
+            f"to={to}: GitHub has to be asked which commit that is, and offline=1 forbids it",
+            f"run it without offline=1, or take what is here: {here}",
+        )
+    revision = upstream.find(to, source.submodule())
+    if revision.commit == source.pinned_revision().commit:
+        return source.pinned(home)
+    return source.upgraded(home, revision)
+
+
+def is_of(name: str, revision: Revision) -> bool:
+    """Whether it names the revision: its tag, or its commit, which may be abbreviated."""
+    is_commit = bool(upstream.COMMIT.fullmatch(name))
+    return name == revision.name or (is_commit and revision.commit.startswith(name))
+
+
+def require_locked(session: Session, target: Source) -> None:
+    """Raise UsageError where frozen=1 allows no other llama.cpp than the lock file's."""
+    request = session.request
+    if not request.frozen:
+        return
+    path = session.model.lock_file
+    commits = {entry.get("llama_cpp", {}).get("commit") for entry in lockfile.read(path)}
+    if others := sorted(map(str, commits - {target.commit})):
+        raise UsageError(
+            f"frozen=1: {path} pins llama.cpp {others[0]}, and to={request.to} is {target.commit}",
+            "leave frozen=1 out; after the switch, lock again",
+        )
+
+
+def upgrade(session: Session) -> None:
+    """Get, build, compare and switch. Raises PipelineError; until the switch nothing changes."""
+    request, home = session.request, session.home
+    target = find(session)
+    require_locked(session, target)
+    present = session.programs
+    if target == present.llama_cpp:
+        log.info(f"llama.cpp {target.revision} is already active")
+        return
+    new = Programs(request, home, target)
+    build(new)
+    comparison = upgrade_report.compare(session, present, new)
+    if request.json:
+        print(json.dumps(to_builtins(comparison), indent=1), flush=True)
+    else:
+        print(upgrade_report.text(comparison), flush=True)
+    if agreed(request):
+        switch(home, target)
+        log.info(f"active: llama.cpp {target.revision}; back: {doitw('upgrade to=previous yes=1')}")
+
+
+def build(programs: Programs) -> None:
+    """Make the programs, in folders of their own, unless they are here."""
+    if programs.are_done():
+        return
+    programs.require_tools()
+    programs.make_toolkit()
+    make.get_source(programs)
+    programs.make_page()
+    make.build_bins(programs)
+
+
+def agreed(request: Request) -> bool:
+    """Whether to switch: yes=1, or the answer of who sits at a terminal."""
+    command = doitw(f"upgrade to={request.to} yes=1")
+    if request.yes and not request.servers.dry_run:
+        return True
+    if request.servers.dry_run or not sys.stdin.isatty():
+        log.info(f"not switched; to switch: {command}")
+        return False
+    print("switch to it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    log.info(f"not switched; later: {command}")
+    return False
+
+
+def switch(home: Home, target: Source) -> None:
+    """Make the target the active one, in one step. Raises PipelineError."""
+    with only_one(active.file(home)):
+        try:
+            state = active.read(home) or Active()
+        except PipelineError:
+            state = Active()  # it is replaced
+        active.write(home, Active(active=target.upgrade, previous=state.active))
