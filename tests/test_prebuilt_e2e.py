@@ -164,3 +164,25 @@ def test_a_recipe_is_one_word(here: Doit, site: releases.Site) -> None:
     assert word.startswith(f"{platform.platform_tag()}-cpu-b7000-") and len(word.split()) == 1
     assert here("recipe", *words).out.strip() == word
     assert ".source" not in made(here)
+
+
+def test_an_upgrade_takes_the_tags_release(
+    here: Doit, site: releases.Site, gguf: Path, tmp_path: Path
+) -> None:
+    here("build_bins", *WORDS, "release=b7000")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "CMakeLists.txt").touch()
+    commit = site.commit(tmp_path / "tree", "b7001", "master")
+    told = here("upgrade", *WORDS, "to=b7001", "yes=1")
+    assert "active: llama.cpp b7001" in told.err
+    assert f"{platform.platform_tag()}-cpu-b7001" in made(here)
+    asked = len(site.log)
+    assert here("build_bins", *WORDS).steps == []
+    with here.serving(f"model={gguf}", *WORDS, "ctx_size=512") as url:
+        assert chat(url)
+        assert here.summary["backend"].startswith("cpu")
+    assert len(site.log) == asked
+    there = here("upgrade", *WORDS, f"to={commit[:8]}", "yes=1")
+    assert "already active" in there.err
+    other = site.commit(tmp_path, "nothing")
+    assert "needs a release's tag" in here("upgrade", *WORDS, f"to={other}", status=3).err

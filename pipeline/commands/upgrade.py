@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 from msgspec import to_builtins
@@ -23,6 +24,7 @@ from .request import Request
 from .session import Session
 
 PREVIOUS = "previous"
+RELEASE = re.compile(r"[bv]\d[\d.]*")  # upstream's tags
 
 
 def check(session: Session) -> None:
@@ -59,25 +61,31 @@ def find(session: Session) -> Source:
         if state is None:
             raise UsageError("to=previous: there was no other llama.cpp before this one")
         return source.upgraded(home, state.previous) if state.previous else source.pinned(home)
-    for revision in source.unpacked(home):
-        if is_of(to, revision):
-            return source.upgraded(home, revision)
-    if session.request.offline and not (source.submodule() / ".git").exists():
+    known = [revision for revision in source.unpacked(home) if is_of(to, revision)]
+    revision = next(iter(known), None) or upstream.in_submodule(to, source.submodule())
+    if revision is None and session.request.offline:
         here = ", ".join(map(str, source.unpacked(home))) or "only the pinned one"
         raise UsageError(
             f"to={to}: GitHub has to be asked which commit that is, and offline=1 forbids it",
             f"run it without offline=1, or take what is here: {here}",
         )
-    revision = upstream.find(to, source.submodule())
+    revision = revision or upstream.find(to)
     if revision.commit == source.pinned_revision().commit:
         return source.pinned(home)
+    if session.request.bins.source == "prebuilt" and not revision.name:
+        raise UsageError(
+            f"to={to}: bins=prebuilt needs a release's tag, and this is a commit",
+            "name a tag such as to=b11549, or compile it: bins=build",
+        )
     return source.upgraded(home, revision)
 
 
 def is_of(name: str, revision: Revision) -> bool:
-    """Whether it names the revision: its tag, or its commit, which may be abbreviated."""
+    """Whether it names the revision: its tag, or its commit, which may be abbreviated. A branch
+    names another commit tomorrow."""
     is_commit = bool(upstream.COMMIT.fullmatch(name))
-    return name == revision.name or (is_commit and revision.commit.startswith(name))
+    is_tag = name == PINNED or bool(RELEASE.fullmatch(name))
+    return (is_tag and name == revision.name) or (is_commit and revision.commit.startswith(name))
 
 
 def require_locked(session: Session, target: Source) -> None:
@@ -99,31 +107,46 @@ def upgrade(session: Session) -> None:
     request, home = session.request, session.home
     target = find(session)
     require_locked(session, target)
-    present = session.programs
-    if target == present.llama_cpp:
-        log.info(f"llama.cpp {target.revision} is already active")
-        return
-    new = Programs(request, home, target)
-    build(new)
-    comparison = upgrade_report.compare(session, present, new)
-    if request.json:
-        print(json.dumps(to_builtins(comparison), indent=1), flush=True)
+    if why := unreadable(home):
+        log.info(f"warning: {why}; it is replaced")
     else:
-        print(upgrade_report.text(comparison), flush=True)
+        present = session.programs
+        if target.recipe() == present.llama_cpp.recipe():
+            log.info(f"llama.cpp {target.revision} is already active")
+            return
+        comparison = upgrade_report.compare(session, present, built(session, target))
+        if request.json:
+            print(json.dumps(to_builtins(comparison), indent=1), flush=True)
+        else:
+            print(upgrade_report.text(comparison), flush=True)
     if agreed(request):
         switch(home, target)
         log.info(f"active: llama.cpp {target.revision}; back: {doitw('upgrade to=previous yes=1')}")
+        log.info(f"servers that are up keep their programs until they are restarted: {doitw('up')}")
 
 
-def build(programs: Programs) -> None:
-    """Make the programs, in folders of their own, unless they are here."""
-    if programs.are_done():
-        return
-    programs.require_tools()
-    programs.make_toolkit()
-    make.get_source(programs)
-    programs.make_page()
-    make.build_bins(programs)
+def unreadable(home: Home) -> str:
+    """Why it cannot be read which llama.cpp is active; empty where it can be."""
+    try:
+        active.read(home)
+    except PipelineError as error:
+        return error.message
+    return ""
+
+
+def built(session: Session, target: Source) -> Programs:
+    """The programs of the target, made in folders of their own unless they are here."""
+    request, home = session.request, session.home
+    programs = Programs(request, home, target)
+    programs.require_device()
+    if not programs.are_done():
+        programs.require_tools()
+        make.get_source(programs)
+        programs = Programs(request, home, target)  # only now is it known whether it has a page
+        programs.make_toolkit()
+        programs.make_page()
+        make.build_bins(programs)
+    return programs
 
 
 def agreed(request: Request) -> bool:
@@ -144,8 +167,7 @@ def agreed(request: Request) -> bool:
 def switch(home: Home, target: Source) -> None:
     """Make the target the active one, in one step. Raises PipelineError."""
     with only_one(active.file(home)):
-        try:
-            state = active.read(home) or Active()
-        except PipelineError:
-            state = Active()  # it is replaced
-        active.write(home, Active(active=target.upgrade, previous=state.active))
+        state = active.read(home) if not unreadable(home) else None
+        if state is None or state.active != target.upgrade:  # else another run was quicker
+            previous = state.active if state else None
+            active.write(home, Active(active=target.upgrade, previous=previous))

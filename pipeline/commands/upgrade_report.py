@@ -64,7 +64,8 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     failing = {str(path): why for path in files if (why := problem(path, before, after))}
     loading = [path for path in files if str(path) not in failing]
     for smallest in sorted(loading, key=bytes_of)[:1]:  # loading is not running
-        if why := benchmark.trial(after.binaries.program("llama-bench"), smallest):
+        program = tool(after, "llama-bench")
+        if program and (why := benchmark.trial(program, smallest)):
             failing[str(smallest)] = why
             loading.remove(smallest)
     return Comparison(
@@ -192,16 +193,21 @@ def bytes_of(path: Path) -> int:
 
 
 def problem(path: Path, before: Programs, after: Programs) -> str:
-    """Why the new programs cannot load a model; empty where they can."""
+    """Why the new programs cannot load a model; empty where they can, as far as that is known."""
     try:
         gguf.read(path)
-        why = memory.refusal(after.binaries.program("llama-fit-params"), path)
-        is_here = before.binaries.has("llama-fit-params")
-        if why and is_here and memory.refusal(before.binaries.program("llama-fit-params"), path):
+        present, new = (tool(each, "llama-fit-params") for each in (before, after))
+        why = memory.refusal(new, path) if new else ""
+        if why and present and memory.refusal(present, path):
             why += " (nor can the present ones)"
         return why
     except PipelineError as error:
         return error.message
+
+
+def tool(programs: Programs, name: str) -> Path | None:
+    """One of the programs; upstream's archives may lack some."""
+    return programs.binaries.program(name) if programs.binaries.has(name) else None
 
 
 def made_again(session: Session, before: Programs) -> Iterator[str]:
@@ -218,8 +224,9 @@ def made_again(session: Session, before: Programs) -> Iterator[str]:
 def speeds(session: Session, before: Programs, after: Programs, loading: list[Path]) -> list[Speed]:
     """The speed of both with the model of the command line, else with the largest that leaves half
     of the free memory."""
-    if not before.binaries.has("llama-bench"):
-        log.info("bench=1: there are no present programs to compare with")
+    pair = [tool(each, "llama-bench") for each in (before, after)]
+    if None in pair:
+        log.info("bench=1: one of the two has no llama-bench")
         return []
     chain = session.model.chain() if session.request.reference else None
     fitting = [path for path in loading if bytes_of(path) <= capacity.memory() // 2]
@@ -232,8 +239,8 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
     log.info(f"measuring with {path.name}, {ROUNDS} rounds each")
     rounds: list[list[dict[str, float]]] = [[], []]
     for _ in range(ROUNDS):  # in turns, since a machine is never quite at rest
-        for results, programs in zip(rounds, (before, after), strict=True):
-            results.append(benchmark.speed(programs.binaries.program("llama-bench"), path))
+        for results, program in zip(rounds, filter(None, pair), strict=True):
+            results.append(benchmark.speed(program, path))
     old, new = ({what: max(r[what] for r in each) for what in each[0]} for each in rounds)
     return [Speed(what=f"{path.name}, {what}", before=old[what], after=new[what]) for what in old]
 
@@ -244,9 +251,8 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
 def text(comparison: Comparison) -> str:
     """As people read it."""
     c = comparison
-    rows = [["llama.cpp", f"{c.before} -> {c.after}"]]
-    for line in c.refused:
-        rows.append(["your options", line])
+    rows: list[list[str]] = [["llama.cpp", f"{c.before} -> {c.after}"]]
+    rows += [["refused", line] for line in c.refused]
     renamed = [f"--{old} -> --{new}" for old, new in c.renamed.items()]
     rows.append(["options gone", listed([f"--{name}" for name in c.gone])])
     rows.append(["renamed", listed(renamed)])

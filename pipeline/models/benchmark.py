@@ -11,7 +11,7 @@ from pipeline.core.process import outcome
 from . import gguf, tools
 
 COPIES = 2  # of the weights: as read, and repacked for the processor
-PROMPT, GENERATED = 128, 32  # tokens
+PROMPT, GENERATED = 256, 32  # tokens
 SECONDS = 600
 
 

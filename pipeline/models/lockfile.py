@@ -132,9 +132,12 @@ def require_same(path: Path, locked: LockedModel, current: LockedModel) -> None:
         if before.get(name) != after.get(name)
     ]
     if different:
+        commit = before.get("llama_cpp.commit")
+        is_other = commit != after.get("llama_cpp.commit")
+        restore = doitw(f"upgrade to={commit}") if is_other and commit else "restore what differs"
         raise UsageError(
             f"frozen=1: {path} and what is here differ:\n" + "\n".join(different),
-            f"restore what differs, or pin it again: {doitw('lock')} with the same variables",
+            f"{restore}, or pin it again: {doitw('lock')} with the same variables",
         )
 
 

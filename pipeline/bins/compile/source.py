@@ -268,8 +268,9 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
                 mode = git_tree.PROGRAM if executable else git_tree.FILE
                 blobs[name] = (mode, git_tree.blob(data))
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
         raise PipelineError(
-            f"{archive.name}: cannot be unpacked: {error}",
+            f"{archive.name}: is no whole archive: {reason}",
             "run the same command again; if it stays so, see whether a proxy or a login page "
             "answers in GitHub's place",
         ) from None

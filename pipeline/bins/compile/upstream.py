@@ -1,6 +1,6 @@
 """Other revisions of llama.cpp: which commit a name means, and its files.
 
-The submodule's git is asked first, where it is checked out, then GitHub.
+The submodule's git has both, where it is checked out and that commit was fetched; else GitHub.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import quote
 
 from msgspec import Meta, Struct, json
@@ -25,8 +25,13 @@ from pipeline.core.store.publish import remove
 
 from .active import Revision
 
+if TYPE_CHECKING:
+    import httpx2
+
 MOST_BYTES = 1024**3  # of an archive; today's have 40 MB
 COMMIT = re.compile(r"(?!b\d{1,8}$)[0-9a-f]{7,40}")  # b123456 is a tag
+WHAT = "llama.cpp's commits"
+TAGS = f"https://github.com/{github.UPSTREAM}/tags"
 LISTED = 100  # releases among which the nearest names are looked for
 SHOWN = 3
 SHA1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
@@ -60,25 +65,23 @@ class Tagged(Struct, frozen=True):
     draft: bool = False
 
 
-def find(name: str, submodule: Path) -> Revision:
-    """The revision that a tag, branch or commit (not abbreviated to less than seven digits) means,
-    or `latest`. Raises UsageError where there is none, PipelineError where nobody can be asked."""
-    if known := _in_submodule(name, submodule):
-        return known
+def find(name: str) -> Revision:
+    """The revision that GitHub has for a tag, branch or commit (of seven digits at least), or for
+    `latest`. Raises UsageError where there is none, PipelineError where it cannot be asked."""
     with github.client() as client:
         if name == LATEST:
-            drafts = _read(github.ask(client, "releases?per_page=10", WHAT), list[Tagged])
-            name = next((release.tag_name for release in drafts if not release.draft), "")
+            name = next(iter(_tags(client, 10)), "")
             if not name:
                 raise PipelineError(f"{github.UPSTREAM} has no release", "name a tag or a commit")
         try:
             answer = github.ask(client, f"commits/{quote(name, safe='')}", WHAT)
         except github.MissingError as error:
-            listed = _read(github.ask(client, f"releases?per_page={LISTED}", WHAT), list[Tagged])
+            with suppress(PipelineError):  # the names are a help, no more
+                near = nearest(name, _tags(client, LISTED))
+                error.hint = f"{near}to=latest is the newest; all: {TAGS}"
             raise UsageError(
                 f"to={name}: llama.cpp has no such tag, branch or commit ({error.message})",
-                f"{nearest(name, [each.tag_name for each in listed])}latest is the newest; all: "
-                f"https://github.com/{github.UPSTREAM}/tags",
+                error.hint or f"all tags: {TAGS}",
             ) from None
     found = _read(answer, PublishedCommit)
     if COMMIT.fullmatch(name) and not found.sha.startswith(name):
@@ -92,7 +95,10 @@ def find(name: str, submodule: Path) -> Revision:
     )
 
 
-WHAT = "llama.cpp's commits"
+def _tags(client: httpx2.Client, count: int) -> list[str]:
+    """The tags of the newest releases, upstream's prereleases among them: each build is one."""
+    listed = _read(github.ask(client, f"releases?per_page={count}", WHAT), list[Tagged])
+    return [release.tag_name for release in listed if not release.draft]
 
 
 def nearest(name: str, tags: list[str]) -> str:
@@ -114,8 +120,9 @@ def _read(data: bytes, form: type[T]) -> T:
         raise github.strange(str(error), WHAT) from None
 
 
-def _in_submodule(name: str, submodule: Path) -> Revision | None:
-    """The commit or tag, where the submodule's git has it; a branch there may be old."""
+def in_submodule(name: str, submodule: Path) -> Revision | None:
+    """The commit or tag, where the submodule is checked out and its git has it. A branch there may
+    be old, and is not taken."""
     if name == LATEST or not (submodule / ".git").exists():
         return None
     for ref in ([name] if COMMIT.fullmatch(name) else []) + [f"refs/tags/{name}"]:
@@ -141,9 +148,9 @@ def _git(folder: Path, *words: str) -> str | None:
 def archive(
     revision: Revision, submodule: Path, folder: Path, *, offline: bool = False
 ) -> Iterator[Path]:
-    """A tar file of the revision's files, in `folder` until the end of the block. Raises
-    PipelineError."""
-    made = folder / f".{revision.commit}.{os.getpid()}.tar"
+    """A tar file of the revision's files, in `folder` until the end of the block. Call it under the
+    lock of the source. Raises PipelineError."""
+    made = folder / f".{revision.commit}.tar"
     try:
         if (submodule / ".git").exists() and None is not _git(
             submodule, "archive", "--prefix=llama.cpp/", f"--output={made}", revision.commit
@@ -158,7 +165,13 @@ def archive(
             )
         log.info(f"downloading the source of llama.cpp {revision}")
         with github.client() as client, made.open("wb") as file:
-            github.download(client, f"tarball/{revision.commit}", file, MOST_BYTES)
+            try:
+                github.download(client, f"tarball/{revision.commit}", file, MOST_BYTES)
+            except github.MissingError as error:
+                raise PipelineError(
+                    f"there is no archive of llama.cpp {revision} ({error.message})",
+                    "take another commit: this one may have been removed",
+                ) from None
         yield made
     finally:
         remove(made)
