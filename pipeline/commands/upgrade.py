@@ -49,6 +49,8 @@ def check(session: Session) -> None:
         )
     if options.release:
         raise UsageError("release= and to= contradict each other", "leave release out")
+    if session.servers:
+        _ = session.servers.configuration  # raises now what cannot be read
 
 
 def find(session: Session) -> Source:
