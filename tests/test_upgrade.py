@@ -76,7 +76,7 @@ def upgrades(built: Path, tmp_path: Path) -> Iterator[Upgrades]:
 def test_there_and_back(upgrades: Upgrades) -> None:
     commit = upgrades.offer(NEW, architectures=("LlamaForCausalLM", "NewForCausalLM"))
     told = upgrades("to=latest")
-    assert "not switched; to switch: doit upgrade to=latest yes=1" in told.err
+    assert f"not switched; to switch: doit upgrade to={NEW} yes=1" in told.err
     assert "built llama.cpp" in told.err and f"-> {NEW} {commit[:12]} of 2026-10-10" in told.out
     assert upgrades.active == "pinned" and upgrades.program(commit).exists()
 
@@ -250,6 +250,7 @@ def test_a_damaged_choice_is_an_error_until_it_is_made_again(upgrades: Upgrades)
     (upgrades.home / "bins" / "active.json").write_text('{"active": {"commit"')
     told = upgrades.doit("build_bins", status=1)
     assert "active.json: cannot be read" in told.err and "upgrade to=pinned" in told.err
+    assert "active.json: cannot be read" in upgrades(f"to={NEW}", "yes=1", status=1).err
     upgrades("to=pinned", "yes=1")
     assert upgrades.active == "pinned" and upgrades.doit("build_bins").steps == []
 
@@ -284,7 +285,7 @@ def test_servers_keep_the_old_programs_until_told(
     thread.start()
     try:
         told = upgrades(f"to={NEW}", "yes=1")
-        assert "servers that are up keep their programs" in told.err
+        assert "chat: up, with the old programs until restarted" in told.err
         count = len(said)
         wait_for(lambda: len(said) > count + 1)
     finally:

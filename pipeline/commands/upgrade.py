@@ -16,6 +16,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import full_disk_is_an_error
 from pipeline.models import lockfile
 
 from . import make, upgrade_report
@@ -109,7 +110,7 @@ def upgrade(session: Session) -> None:
     request, home = session.request, session.home
     target = find(session)
     require_locked(session, target)
-    if why := unreadable(home):
+    if request.to == PINNED and (why := unreadable(home)):
         log.info(f"warning: {why}; it is replaced")
     else:
         present = session.programs
@@ -121,10 +122,10 @@ def upgrade(session: Session) -> None:
             print(json.dumps(to_builtins(comparison), indent=1), flush=True)
         else:
             print(upgrade_report.text(comparison), flush=True)
-    if agreed(request):
+    if agreed(request, target):
         switch(home, target)
         log.info(f"active: llama.cpp {target.revision}; back: {doitw('upgrade to=previous yes=1')}")
-        log.info(f"servers that are up keep their programs until they are restarted: {doitw('up')}")
+        tell_running(home)
 
 
 def unreadable(home: Home) -> str:
@@ -151,9 +152,11 @@ def built(session: Session, target: Source) -> Programs:
     return programs
 
 
-def agreed(request: Request) -> bool:
+def agreed(request: Request, target: Source) -> bool:
     """Whether to switch: yes=1, or the answer of who sits at a terminal."""
-    command = doitw(f"upgrade to={request.to} yes=1")
+    name = target.upgrade.name if target.upgrade else PINNED
+    is_lasting = name == PINNED or RELEASE.fullmatch(name)  # latest is another one tomorrow
+    command = doitw(f"upgrade to={name if is_lasting else target.commit} yes=1")
     if request.yes and not request.servers.dry_run:
         return True
     if request.servers.dry_run or not sys.stdin.isatty():
@@ -168,8 +171,19 @@ def agreed(request: Request) -> bool:
 
 def switch(home: Home, target: Source) -> None:
     """Make the target the active one, in one step. Raises PipelineError."""
-    with only_one(active.file(home)):
+    with full_disk_is_an_error(home.bins), only_one(active.file(home)):
         state = active.read(home) if not unreadable(home) else None
         if state is None or state.active != target.upgrade:  # else another run was quicker
             previous = state.active if state else None
             active.write(home, Active(active=target.upgrade, previous=previous))
+
+
+def tell_running(home: Home) -> None:
+    """Say which servers are up: they keep the programs that they were started with."""
+    from pipeline.serve.supervisor import liveness, state
+
+    running = liveness.running_elsewhere(state.folder(home, ""))
+    if names := sorted({server.name for server, _ in running}):
+        log.info(
+            f"{', '.join(names)}: up, with the old programs until restarted: {doitw('up config=…')}"
+        )

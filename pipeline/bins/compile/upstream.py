@@ -5,7 +5,6 @@ The submodule's git has both, where it is checked out and that commit was fetche
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -102,7 +101,9 @@ def _tags(client: httpx2.Client, count: int) -> list[str]:
 
 
 def nearest(name: str, tags: list[str]) -> str:
-    """The tags that are most like `name`, as the begin of a hint; by number, where it has one."""
+    """The tags that are most like `name`, or nearest by number, as the beginning of a hint."""
+    import difflib
+
     number = re.fullmatch(r"b(\d{1,9})", name)
     numbered = {int(tag[1:]): tag for tag in tags if re.fullmatch(r"b\d{1,9}", tag, re.ASCII)}
     if number and numbered:
