@@ -58,9 +58,12 @@ def get_source(programs: Programs) -> None:
 
 
 def build_bins(session: Session) -> None:
-    programs = session.programs
-    if programs.are_compiled:
+    if session.programs.are_compiled:
         fetch_ahead(session)
+    make_programs(session.programs)
+
+
+def make_programs(programs: Programs) -> None:
     for warning in programs.warnings():
         log.info(f"warning: {warning}")
     if programs.are_compiled and programs.without_page:

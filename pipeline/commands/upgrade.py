@@ -147,8 +147,7 @@ def built(session: Session, target: Source) -> Programs:
         make.get_source(programs)
         programs = Programs(request, home, target)  # only now is it known whether it has a page
         programs.make_toolkit()
-        programs.make_page()
-        make.build_bins(programs)
+        make.make_programs(programs)
     return programs
 
 

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
@@ -25,6 +26,7 @@ from pipeline.core.store.receipts import Entry, Recipe
 from pipeline.core.text import size
 
 from . import git_tree, node, npm
+from .active import SHORT
 from .npm import Node
 from .source import Source, files
 
@@ -54,7 +56,9 @@ class Ui(Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> Path:
-        return _target(self.home)
+        """One for each llama.cpp that was switched to: so the way back needs no Node.js."""
+        upgrade = self.source.upgrade
+        return _pages(self.home) / (f"page-{upgrade.commit[:SHORT]}" if upgrade else "page")
 
     @property
     def log(self) -> Path:
@@ -145,28 +149,29 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
 
 
 def clean(home: Home) -> None:
-    """Remove the page, and what a killed run left of its making."""
-    remove(_target(home))
+    """Remove each page, and what a killed run left of its making."""
+    for page in _pages(home).glob("page*"):
+        remove(page)
     remove(_work(home))
     forget(home)
 
 
 def forget(home: Home) -> None:
-    """Drop the page's receipt."""
-    receipts.invalidate(_target(home))
+    """Drop the receipt of each page."""
+    for name in receipts.load(_pages(home)):
+        receipts.invalidate(_pages(home) / name)
 
 
-def _target(home: Home) -> Path:
-    return home.bins / ".ui" / "page"
+def _pages(home: Home) -> Path:
+    return home.bins / ".ui"
 
 
 def _work(home: Home) -> Path:
     return home.bins / ".build" / "ui"
 
 
-def _entry(home: Home) -> Entry | None:
-    target = _target(home)
-    return receipts.load(target.parent).get(target.name)
+def _entry(ui: Ui) -> Entry | None:
+    return receipts.load(ui.target.parent).get(ui.target.name)
 
 
 def _find(source: Source, home: Home, offline: bool) -> Ui:
@@ -174,9 +179,10 @@ def _find(source: Source, home: Home, offline: bool) -> Ui:
         raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", npm.WITHOUT)
     if npm.find_node(home) is None:
         # A page that stands needs no Node.js: some shells of a machine know it, others do not.
-        entry = _entry(home)
+        standing = Ui(source=source, node=Node("", "", ""), home=home)
+        entry = _entry(standing)
         recorded = Node("", "", str(entry.recipe.get("node") if entry else ""))
-        standing = Ui(source=source, node=recorded, home=home)
+        standing = replace(standing, node=recorded)
         if is_current(standing):
             return standing
     return Ui(source=source, node=node.require(home, offline=offline), home=home)
@@ -185,7 +191,7 @@ def _find(source: Source, home: Home, offline: bool) -> Ui:
 def _is_of(ui: Ui, made_of: str) -> bool:
     """Whether the page that stands is of these very files: another commit may change nothing of
     it, and a copied folder has other times."""
-    entry = _entry(ui.home)
+    entry = _entry(ui)
     return (
         entry is not None
         and entry.source is not None
