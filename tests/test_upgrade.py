@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Doit, Run, chat, wait_for, with_programs
+from disks import disk
 from fakes import llama_tree, releases
 from test_servers import Servers
 
@@ -141,6 +142,7 @@ def test_what_would_break_is_told_before_the_switch(
 def test_the_speed_of_both(upgrades: Upgrades, gguf: Path, tmp_path: Path) -> None:
     upgrades.offer(NEW)
     told = json.loads(upgrades(f"to={NEW}", f"model={gguf}", "bench=1", "format=json").out)
+    assert told["models_loading"] == [str(gguf)]
     assert [speed["what"] for speed in told["speed"]] == [
         f"{gguf.name}, reading",
         f"{gguf.name}, writing",
@@ -253,6 +255,19 @@ def test_a_damaged_choice_is_an_error_until_it_is_made_again(upgrades: Upgrades)
     assert "active.json: cannot be read" in upgrades(f"to={NEW}", "yes=1", status=1).err
     upgrades("to=pinned", "yes=1")
     assert upgrades.active == "pinned" and upgrades.doit("build_bins").steps == []
+
+
+def test_a_small_disk_and_one_that_cannot_be_written(bare: Doit, tmp_path: Path) -> None:
+    tree = llama_tree.make(tmp_path / "tree", tmp_path)
+    with releases.start() as site, disk(bare.home, "size=16m") as remount:
+        site.add(NEW, {})
+        site.commit(tree, NEW)
+        bare.env["GITHUB_API_URL"] = site.api
+        assert "are needed there" in bare("upgrade", "to=latest", status=1).err
+        asked = len(site.log)
+        remount("ro")
+        assert "cannot be written to" in bare("upgrade", "to=latest", status=1).err
+        assert len(site.log) == asked
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from msgspec import Struct, field
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
+from pipeline.core.store.receipts import Entry
 from pipeline.core.text import plural, table
 from pipeline.models import benchmark, converter, gguf, memory
 from pipeline.serve import flags
@@ -20,6 +22,7 @@ from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
 from . import server_options, verify
+from .model import Model
 from .programs import Programs
 from .session import Session
 
@@ -63,7 +66,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     log.info(f"trying {plural(len(files), 'model')} with the new programs")
     failing = {str(path): why for path in files if (why := problem(path, before, after))}
     loading = [path for path in files if str(path) not in failing]
-    for smallest in sorted(loading, key=bytes_of)[:1]:  # loading is not running
+    for smallest in sorted(filter(fits, loading), key=bytes_of)[:1]:  # loading is not running
         program = tool(after, "llama-bench")
         if program and (why := benchmark.trial(program, smallest)):
             failing[str(smallest)] = why
@@ -76,9 +79,9 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
         renamed=renamed,
         added=sorted({flag.name[2:] for flag in new.values()} - old.keys()) if old else [],
         defaults=dict(moved(old, new)),
-        # the source of programs that came as a package may not be here
-        architectures_lost=sorted(known[0] - known[1]),
-        architectures_gained=sorted(known[1] - known[0]) if known[0] else [],
+        # programs may be here whose source was removed
+        architectures_lost=sorted(known[0] - known[1]) if all(known) else [],
+        architectures_gained=sorted(known[1] - known[0]) if all(known) else [],
         models_loading=[str(path) for path in loading],
         models_failing=failing,
         made_again=list(made_again(session, before)),
@@ -165,13 +168,26 @@ def wrong(spec: InstanceSpec, known: Mapping[str, Flag]) -> Iterator[str]:
 def models_here(session: Session) -> list[Path]:
     """The GGUF models that were made here, and those that the user's files name; a split one by its
     first part."""
-    made = [path for path, _ in verify.artifacts(session.model) if path.suffix == ".gguf"]
-    named = [
+    own = session.request.reference
+    named = [own.path] if own and own.path and own.kind == "gguf" else []
+    named += [
         session.servers.configuration.path(str(spec.server["model"]))
         for spec in specs(session)
         if session.servers and "model" in spec.server
     ]
-    return [path for path in dict.fromkeys([*made, *named]) if path.is_file() and is_model(path)]
+    paths = dict.fromkeys([*made_here(session), *named])
+    return [path for path in paths if path.is_file() and is_model(path)]
+
+
+def made_here(session: Session) -> dict[Path, Entry | None]:
+    """Every GGUF that was made or downloaded here, with its receipt."""
+    whole = Model(dataclasses.replace(session.request, reference=None), session.programs)
+    return {path: entry for path, entry in verify.artifacts(whole) if path.suffix == ".gguf"}
+
+
+def fits(path: Path) -> bool:
+    """Whether it leaves half of the free memory to others."""
+    return bytes_of(path) <= capacity.memory() // 2
 
 
 def is_model(path: Path) -> bool:
@@ -213,8 +229,8 @@ def tool(programs: Programs, name: str) -> Path | None:
 def made_again(session: Session, before: Programs) -> Iterator[str]:
     """The models that are made again when they are next asked for, since their receipts name the
     present llama.cpp."""
-    for path, entry in verify.artifacts(session.model):
-        if entry and path.suffix == ".gguf" and before.llama_cpp.commit in json.dumps(entry.recipe):
+    for path, entry in made_here(session).items():
+        if entry and before.llama_cpp.commit in json.dumps(entry.recipe):
             yield str(path)
 
 
