@@ -5,6 +5,7 @@ settings      its settings, and the gateway as one more instance of the supervis
 servers       the servers and their states, read from the supervisor's folder
 routing       the servers that a request is meant for
 guard         who may ask: keys, origins, host names
+connection    a client's connection
 request_body  the model that a request names
 proxy         a request held, forwarded, and its answer streamed back
 upstream      one request to one server

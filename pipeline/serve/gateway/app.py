@@ -26,7 +26,8 @@ from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .answers import Refused
-from .guard import OPEN, Connection, Guard, Origins, allowed_origins
+from .connection import Connection
+from .guard import OPEN, Guard, Origins, allowed_origins
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find

@@ -7,23 +7,19 @@ itself by `Host` alone.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.serve.keys import is_loopback
 
 from . import answers
 from .answers import Refused
 from .page import is_open
-from .request_body import IDLE_SECONDS
 from .settings import GatewaySettings
 from .upstream import Keys
 
@@ -120,36 +116,6 @@ class Guard:
                 await answers.error(NO_KEY, request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-class Connection(H11Protocol):
-    """Closed where the head of a request does not come in time; uvicorn waits for it for ever."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._limit()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._limit()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._release()
-
-    def _limit(self) -> None:
-        """Begin to count where no request is being answered."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._release()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
-
-    def _release(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 def _is_address(name: str) -> bool:

@@ -123,7 +123,7 @@ class Page:
         if request.scope["path"] == "/" and answer.status_code == 200 and "text/html" not in kind:
             return None
         response = Response(body, answer.status_code)
-        response.raw_headers = returned_headers(answer)
+        response.raw_headers = returned_headers(answer.headers.raw)
         return response
 
     async def load(self, request: Request) -> Response:

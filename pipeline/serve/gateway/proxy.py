@@ -20,17 +20,18 @@ import anyio
 import httpx2
 from msgspec import Struct, field
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
 
 from .answers import Refused, error_body, is_anthropic
+from .connection import Connection
 from .counters import Counters
 from .request_body import RequestBody, parse, parse_query, read_body
 from .routing import ANY, PATHS, find, find_server
 from .servers import Target, Targets, View
 from .settings import GatewaySettings
-from .upstream import Keys, NoAnswer, error_text, forward, opened, renaming
+from .upstream import Answer, Keys, NoAnswer, Renamed, forward, renaming, returned_headers
 
 POLL_SECONDS = 0.05
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
@@ -180,52 +181,52 @@ class Proxy:
         call.instance = target.name
         self.counters.in_flight[target.name] += 1
         try:
-            response = await forward(
-                self.client, target, call.request, call.path, call.body, self.keys
-            )
+            answer = await forward(target, call.request, call.path, call.body, self.keys)
             try:
-                await self._pass_back(call, target, response)
+                await self._pass_back(call, target, answer)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await response.aclose()
+                answer.close()
         finally:
             self.counters.in_flight[target.name] -= 1
 
-    async def _pass_back(self, call: _Call, target: Target, response: httpx2.Response) -> None:
-        rename = renaming(target, call.body.model)
-        headers, first, blocks = await opened(response, rename)
-        if response.status_code == 503 and b"Loading model" in first:
+    async def _pass_back(self, call: _Call, target: Target, answer: Answer) -> None:
+        if answer.status == 503 and b"Loading model" in answer.kept:
             raise NoAnswer("is still loading its model", loads=True)
+        rename = renaming(target, call.body.model) if not answer.is_compressed else None
+        if rename and answer.length is not None:
+            await answer.change(rename)
+            rename = None
         self.counters.first_byte(target.name, time.monotonic() - call.began)
-        call.status = response.status_code
+        call.status = answer.status
+        headers = returned_headers(answer.headers)
         await call.send(
-            {"type": "http.response.start", "status": response.status_code, "headers": headers}
+            {"type": "http.response.start", "status": answer.status, "headers": headers}
         )
-        try:
-            await self._pass_block(call, target, first)
-            async for block in blocks:
-                await self._pass_block(call, target, block)
-        except httpx2.TransportError as error:
-            self._failed(target, call, f"broke off its answer ({error_text(error)})")
-            await self._break_off(call, target, response)
-            return
-        await call.send(_block(b"", more=False))
+        connection: Connection = call.request.scope["connection"]
+        with connection.body(answer.transport, answer.status, answer.length) as body:
 
-    async def _pass_block(self, call: _Call, target: Target, block: bytes) -> None:
-        self.counters.sent[target.name] += len(block)
-        await call.send(_block(block, more=True))
+            def write(block: bytes) -> None:
+                self.counters.sent[target.name] += len(block)
+                body.write(block)
 
-    async def _break_off(self, call: _Call, target: Target, response: httpx2.Response) -> None:
-        """Tell the client that its answer is incomplete: by an event where it reads events.
-        Otherwise the body is left open, and uvicorn closes the connection."""
-        kind = response.headers.get("content-type", "")
-        if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
-            return
+            lines = Renamed(write, rename) if rename else None
+            await answer.pass_to(lines.write if lines else write)
+            if answer.failure:
+                self._failed(target, call, f"broke off its answer ({answer.failure})")
+                if not answer.is_events:
+                    return  # and uvicorn closes the connection
+                write(self._broken_off(call, target))
+            elif lines:
+                lines.end()
+            body.end()
+        await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _broken_off(self, call: _Call, target: Target) -> bytes:
+        """The event that tells the client that its answer is incomplete."""
         anthropic = is_anthropic(call.path, call.request.headers)
         error = error_body(502, f"{target.name} broke off its answer", None, anthropic=anthropic)
         event = "event: error\n" if anthropic else ""
-        data = f"\n\n{event}data: {json.dumps(error)}\n\n"
-        await call.send(_block(data.encode(), more=False))
+        return f"\n\n{event}data: {json.dumps(error)}\n\n".encode()
 
     def _failed(self, target: Target, call: _Call, reason: str) -> None:
         self.counters.failures[target.name] += 1
@@ -237,10 +238,6 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
-
-
-def _block(body: bytes, *, more: bool) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 def _reasons(targets: Targets, failures: Mapping[str, str]) -> str:

@@ -3,13 +3,18 @@ never shown."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
 
+import httptools
 import httpx2
 from starlette.requests import Request
 
@@ -32,20 +37,24 @@ NOT_FORWARDED = HOP_BY_HOP | {
     b"x-conversation-id",
 }
 NOT_RETURNED = HOP_BY_HOP | {b"server", b"date"}
+LENGTHS = (b"content-length", b"transfer-encoding")
+FIRST_FINAL = 200  # the statuses below come before the answer
+PATH_SAFE = "/:@!$&'()*+,;=~"
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """For our own servers, whose certificates are for the names that others use."""
+    return ssl._create_unverified_context()  # noqa: S323
 
 
 def client() -> httpx2.AsyncClient:
-    """The HTTP client for all servers: no timeout but on connecting, no proxy, no keep-alive.
-
-    llama-server keeps a thread for each open connection, and a request that reuses one just as it
-    is closed would be lost; a new connection on the same machine costs next to nothing.
-    """
-    # Our own servers: their certificates are for the names that others use.
-    context = ssl._create_unverified_context()  # noqa: S323
+    """The HTTP client for the gateway's own questions: no timeout but on connecting, no proxy, no
+    keep-alive."""
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        verify=context,
+        verify=tls(),
         trust_env=False,
     )
 
@@ -94,33 +103,163 @@ class NoAnswer(Exception):
         self.loads = loads
 
 
+class Answer(asyncio.Protocol):
+    """A server's answer to one request, on a connection of its own: llama-server keeps a thread for
+    each open one, and a request that reuses one just as it is closed would be lost.
+
+    Until `pass_to` blocks of the body are kept; from then on each is written to the client as it
+    comes, from one socket to the other with no task between.
+    """
+
+    def __init__(self, request: Sequence[bytes], *, is_head: bool) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.began = asyncio.Event()  # the body's first block came, or the end
+        self.ended = asyncio.Event()
+        self.failure = ""  # why it ended before its time
+        self._request, self._is_head = request, is_head
+        self._parser = httptools.HttpResponseParser(self)
+        self._blocks: list[bytes] = []
+        self._write: Callable[[bytes], None] | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, where the head says so."""
+        length = self._header(b"content-length")
+        return int(length) if length else None
+
+    @property
+    def is_events(self) -> bool:
+        """Whether an event can be added to it."""
+        kind = self._header(b"content-type")
+        is_open = self.length is None and not self.is_compressed
+        return is_open and kind.startswith(b"text/event-stream")
+
+    @property
+    def is_compressed(self) -> bool:
+        return bool(self._header(b"content-encoding"))
+
+    def _header(self, name: bytes) -> bytes:
+        return next((value for key, value in self.headers if key == name), b"")
+
+    @property
+    def kept(self) -> bytes:
+        """What came of the body before `pass_to`."""
+        return b"".join(self._blocks)
+
+    def _take(self) -> bytes:
+        blocks = b"".join(self._blocks)
+        self._blocks.clear()
+        return blocks
+
+    async def pass_to(self, write: Callable[[bytes], None]) -> None:
+        """Write the body as it comes. Returns at its end."""
+        write(self._take())
+        self._write = write
+        await self.ended.wait()
+
+    async def change(self, rename: Callable[[bytes], bytes]) -> None:
+        """Wait for all of a document and change it. Raises NoAnswer."""
+        await self.ended.wait()
+        if self.failure:
+            raise NoAnswer(f"ended without an answer ({self.failure})", sent=True)
+        self._blocks = [rename(self.kept)]
+        self.headers = [header for header in self.headers if header[0] != b"content-length"]
+        self.headers.append((b"content-length", str(len(self.kept)).encode()))
+
+    def close(self) -> None:
+        """Leave the server, which ends its work where it still answers."""
+        self.transport.abort()
+
+    # asyncio's
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport: asyncio.Transport = transport
+        transport.writelines(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.ended.is_set():
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._end(f"no valid HTTP: {error}")
+        if self._blocks:
+            self.began.set()
+            if self._write:
+                self._write(self._take())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        has_length = any(name in LENGTHS for name, _ in self.headers)
+        is_whole = self.status >= FIRST_FINAL and not has_length
+        self._end("" if is_whole else str(error or "the connection was closed"))
+
+    # httptools'
+
+    def on_message_begin(self) -> None:
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self._is_head and self.status >= FIRST_FINAL:
+            self._end()
+
+    def on_body(self, body: bytes) -> None:
+        self._blocks.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.status >= FIRST_FINAL:
+            self._end()
+
+    def _end(self, failure: str = "") -> None:
+        if not self.ended.is_set():
+            self.failure = failure
+            self.began.set()
+            self.ended.set()
+
+
 async def forward(
-    client: httpx2.AsyncClient,
-    target: Target,
-    request: Request,
-    path: str,
-    parsed: RequestBody,
-    keys: Keys,
-) -> httpx2.Response:
-    """The server's answer, its body still unread. Raises NoAnswer."""
-    url = f"{target.instance.url}{path}"
+    target: Target, request: Request, path: str, parsed: RequestBody, keys: Keys
+) -> Answer:
+    """The server's answer, once its body begins. Raises NoAnswer."""
+    url = urlsplit(target.instance.url)
+    address = url.hostname or "", url.port or 0
+    path = url.path + quote(path, safe=PATH_SAFE)
     if request.scope["query_string"]:
-        url += "?" + request.scope["query_string"].decode("latin-1")
+        path += "?" + request.scope["query_string"].decode("latin-1")
     served, body = target.served_name, parsed.body
     if served is not None and parsed.model not in (None, served):
         body = parsed.renamed(served)
     headers = [
+        (b"host", url.netloc.encode()),
         *without_headers(request.headers.raw, NOT_FORWARDED),
         (b"connection", b"close"),
         *authorization(target.instance.api_key_file, keys),
     ]
-    forwarded = httpx2.Request(request.method, url, headers=headers, content=body)
+    if body or request.method not in ("GET", "HEAD"):
+        headers.append((b"content-length", str(len(body)).encode()))
+    lines = [f"{request.method} {path} HTTP/1.1".encode("latin-1")]
+    lines += [b"%b: %b" % header for header in headers]
+    head = b"\r\n".join([*lines, b"", b""])
+    answer = Answer((head, body), is_head=request.method == "HEAD")
     try:
-        return await client.send(forwarded, stream=True)
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await asyncio.get_running_loop().create_connection(
+                lambda: answer, *address, ssl=tls() if target.instance.tls else None
+            )
+    except OSError as error:  # a timeout too
         raise NoAnswer(f"cannot be reached ({error_text(error)})") from None
-    except httpx2.TransportError as error:
-        raise NoAnswer(f"ended without an answer ({error_text(error)})", sent=True) from None
+    try:
+        await answer.began.wait()
+    except asyncio.CancelledError:
+        answer.close()
+        raise
+    if answer.failure and not answer.kept:
+        raise NoAnswer(f"ended without an answer ({answer.failure})", sent=True)
+    return answer
 
 
 Rename = Callable[[bytes], bytes]
@@ -139,40 +278,23 @@ def renaming(target: Target, model: str | None) -> Rename | None:
     return lambda text: pattern.sub(lambda match: match[1] + own, text)
 
 
-async def opened(
-    response: httpx2.Response, rename: Rename | None
-) -> tuple[list[tuple[bytes, bytes]], bytes, AsyncIterator[bytes]]:
-    """An answer's headers for the client, its first block (empty where there is none), and the
-    others. A document that is changed is read whole, for its length. Raises NoAnswer."""
-    headers = returned_headers(response)
-    blocks: AsyncIterator[bytes] = response.aiter_raw()
-    is_document = "content-length" in response.headers
-    rename = None if "content-encoding" in response.headers else rename
-    if rename:
-        blocks = _renamed(blocks, rename, b"" if is_document else b"\n")
-    try:
-        first = await anext(blocks, b"")
-    except httpx2.TransportError as error:
-        raise NoAnswer(f"ended without an answer ({error_text(error)})", sent=True) from None
-    if rename and is_document:
-        headers = [header for header in headers if header[0] != b"content-length"]
-        headers.append((b"content-length", str(len(first)).encode()))
-    return headers, first, blocks
+class Renamed:
+    """Writes a stream with another name: each block held until a line's end."""
 
+    def __init__(self, write: Callable[[bytes], None], rename: Rename) -> None:
+        self._write, self._rename = write, rename
+        self._held: list[bytes] = []
 
-async def _renamed(
-    blocks: AsyncIterator[bytes], rename: Rename, end: bytes
-) -> AsyncIterator[bytes]:
-    """The blocks with another name: each held until `end` (a line's), all of them where it is
-    empty."""
-    held: list[bytes] = []
-    async for block in blocks:
-        before, at, after = block.rpartition(end) if end else (b"", b"", block)
-        if at:
-            yield rename(b"".join([*held, before, at]))
-            held.clear()
-        held.append(after)
-    yield rename(b"".join(held))
+    def write(self, block: bytes) -> None:
+        before, end, after = block.rpartition(b"\n")
+        if end:
+            self._write(self._rename(b"".join([*self._held, before, end])))
+            self._held.clear()
+        self._held.append(after)
+
+    def end(self) -> None:
+        """Write what no line's end followed."""
+        self._write(self._rename(b"".join(self._held)))
 
 
 def without_headers(
@@ -185,11 +307,11 @@ def without_headers(
     return [(name, value) for name, value in lower if name not in dropped]
 
 
-def returned_headers(response: httpx2.Response) -> list[tuple[bytes, bytes]]:
+def returned_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer that the client gets; CORS is the gateway's own."""
     return [
         (name, value)
-        for name, value in without_headers(response.headers.raw, NOT_RETURNED)
+        for name, value in without_headers(headers, NOT_RETURNED)
         if not name.startswith(b"access-control-")
     ]
 

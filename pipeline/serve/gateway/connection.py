@@ -1,0 +1,110 @@
+"""A client's connection: uvicorn's, with a limit on heads of requests and a short way for bodies.
+
+A body that is passed on skips ASGI and h11, which cost more for each event than the model for its
+token. h11 is told afterwards what was written, so that the connection goes on as it would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from . import request_body
+
+WITHOUT_BODY = (204, 304)
+
+
+class Connection(H11Protocol):
+    """Closed where the head of a request does not come in time; uvicorn waits for it for ever.
+    The application finds it in its scope, as `connection`."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _source: asyncio.Transport | None = None  # of the body that is passed on
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        app = self.app
+
+        async def with_connection(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "connection": self}, receive, send)
+
+        self.app = with_connection
+
+    @contextmanager
+    def body(self, source: asyncio.Transport, status: int, length: int | None) -> Iterator[Body]:
+        """The body of the answer whose head was sent, read from `source` no faster than the client
+        takes it. Without a length it is sent in chunks, as h11 said in the head."""
+        is_old = self.scope["http_version"] != "1.1"
+        is_empty = self.scope["method"] == "HEAD" or status in WITHOUT_BODY
+        self._source = source
+        try:
+            yield Body(self, in_chunks=length is None and not is_old and not is_empty)
+        finally:
+            self._source = None
+
+    # asyncio's
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._limit()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._limit()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._release()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._source and not self._source.is_closing():
+            self._source.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._source and not self._source.is_closing():
+            self._source.resume_reading()
+
+    def _limit(self) -> None:
+        """Begin to count where no request is being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._release()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(
+                request_body.IDLE_SECONDS, self.timeout_keep_alive_handler
+            )
+
+    def _release(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Body:
+    """What writes the body of one answer."""
+
+    def __init__(self, connection: Connection, *, in_chunks: bool) -> None:
+        self._connection = connection
+        self._in_chunks = in_chunks
+        self._written = 0
+
+    def write(self, block: bytes) -> None:
+        """Send a block as it is; nothing where the client is gone."""
+        transport = self._connection.transport
+        if not block or transport.is_closing():
+            return
+        self._written += len(block)
+        transport.write(b"%x\r\n%b\r\n" % (len(block), block) if self._in_chunks else block)
+
+    def end(self) -> None:
+        """Have h11 count what was written, before the end of the answer is sent through it. A body
+        that knows its length is all it needs, and what it would add is thrown away."""
+        if not self._connection.transport.is_closing():
+            data = h11.Data(data=range(self._written))  # type: ignore[arg-type]
+            self._connection.conn.send_with_data_passthrough(data)
