@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/gateway.py [rounds] [model=…]
 
-Both ways are asked in turn, by 1 client and by 16 at once, for streams of the same length. The
-model is by default the tests' tiny one, which answers faster than any real one: what the gateway
-adds to each token shows as nothing else does.
+Beside it stand llama-server's own router, and nginx where it is installed. All are asked in turn,
+by 1 client and by 16 at once, for streams of the same length. The model is by default the tests'
+tiny one, which answers faster than any real one: what the gateway adds to each token shows as
+nothing else does. The best round of each counts: other work on the machine disturbs it least.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -22,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fakes import tiny_llama  # noqa: E402
 
+from pipeline.serve.gateway.router import router_arguments, router_preset  # noqa: E402
+from pipeline.serve.gateway.settings import GatewaySettings  # noqa: E402
 from pipeline.serve.server import Server  # noqa: E402
 from pipeline.serve.supervisor import state as files  # noqa: E402
 
@@ -135,26 +139,56 @@ def planned(model: str, port: int) -> list[str]:
     return [plan["executable"], *plan["cmd"]]
 
 
-def measure(direct: int, gateway: int, rounds: int) -> None:
-    print(f"{'clients':>8} {'':>12} {'first token':>12} {'tokens/s':>10}")
+def measure(ports: dict[str, int], rounds: int) -> None:
+    """Print the best round of each, and what it adds to asking directly."""
+    print(f"{'clients':>8} {'':>8} {'first token':>12} {'more':>9} {'tokens/s':>10} {'ratio':>6}")
     for clients in CLIENTS:
-        told: dict[str, list[tuple[float, float]]] = {"direct": [], "gateway": []}
-        for number in range(rounds + 1):
-            for name, port in (("direct", direct), ("gateway", gateway)):
-                result = asyncio.run(ask_all(port, clients))
-                if number:  # the first round warms up
-                    told[name].append(result)
-        medians = {
-            name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
-            for name, rows in told.items()
-        }
-        for name, (first, speed) in medians.items():
-            print(f"{clients:>8} {name:>12} {first * 1000:>9.1f} ms {speed:>10.0f}")
-        first, speed = (
-            through / plain
-            for through, plain in zip(medians["gateway"], medians["direct"], strict=True)
-        )
-        print(f"{clients:>8} {'ratio':>12} {first:>12.2f} {speed:>10.2f}")
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in ports}
+        for _ in range(rounds):
+            for name, port in ports.items():
+                results[name].append(asyncio.run(ask_all(port, clients)))
+        for name, rows in results.items():
+            first, speed = min(row[0] for row in rows), max(row[1] for row in rows)
+            if name == "direct":
+                direct = first, speed
+            print(
+                f"{clients:>8} {name:>8} {first * 1000:>9.1f} ms"
+                f" {(first - direct[0]) * 1000:>+6.1f} ms {speed:>10.0f} {speed / direct[1]:>6.2f}"
+            )
+
+
+NGINX = """daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes 1;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/1; uwsgi_temp_path {folder}/2; scgi_temp_path {folder}/3;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://127.0.0.1:{direct}; proxy_buffering off; proxy_http_version 1.1;
+    }}
+  }}
+}}
+"""
+
+
+def nginx(folder: Path, port: int, direct: int) -> list[str] | None:
+    """Its command; None where it is not installed."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        return None
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, port=port, direct=direct))
+    return [program, "-c", str(config)]
+
+
+def router(folder: Path, port: int, server: list[str]) -> list[str]:
+    """The command of llama-server's router before a server of its own like `server`."""
+    executable, *words = server
+    instance = Server(name="bench", executable=executable, cmd=tuple(words), folder="", log_file="")
+    preset = folder / "preset.ini"
+    preset.write_text(router_preset([instance], GatewaySettings()))
+    return [executable, *router_arguments(preset, 1, GatewaySettings(port=port))]
 
 
 def main() -> None:
@@ -166,20 +200,28 @@ def main() -> None:
             model = str(REPOSITORY / "run" / "tiny-llama")
             if not Path(model).exists():
                 tiny_llama.make(Path(model))
-        direct, gateway = free_port(), free_port()
+        ports = {name: free_port() for name in ("direct", "gateway", "router", "nginx")}
+        direct = ports["direct"]
         server = planned(model, direct)
         at = files.Folder(folder)
         instance = Server(name="bench", executable="", cmd=(), folder="", log_file="", port=direct)
         files.write_wanted(at, files.DesiredState(config="bench", instances=(instance,)))
         seen = files.ServerStatus(name="bench", state=files.READY)
         files.write_state(at, files.State(pid=0, started=0.0, asked=0, instances=(seen,)))
-        command = [sys.executable, "-m", "pipeline.serve.gateway", temporary]
-        env = dict(os.environ)
-        with (
-            running(server, direct, env),
-            running([*command, "--port", str(gateway)], gateway, env),
-        ):
-            measure(direct, gateway, rounds)
+        gateway = [sys.executable, "-m", "pipeline.serve.gateway", temporary]
+        commands = {
+            "direct": server,
+            "gateway": [*gateway, "--port", str(ports["gateway"])],
+            "router": router(folder, ports["router"], server),
+            "nginx": nginx(folder, ports["nginx"], direct),
+        }
+        with ExitStack() as started:
+            for name, command in commands.items():
+                if command:
+                    started.enter_context(running(command, ports[name], dict(os.environ)))
+                else:
+                    del ports[name]
+            measure(ports, rounds)
 
 
 if __name__ == "__main__":
