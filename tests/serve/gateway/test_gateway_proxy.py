@@ -150,6 +150,57 @@ def test_a_transcription_is_routed_by_its_form(here: Site) -> None:
     assert sound in body and b"whisper-1" in body and b"EARS" not in body
 
 
+def talk(here: Site, version: str, *more_headers: tuple[str, ...]) -> bytes:
+    """All that comes back for requests on one connection, one for each tuple of headers."""
+    body = '{"model": "chat", "do": {"chunks": 3, "pause": 0.05}}'
+    head = (f"POST /v1/chat/completions HTTP/{version}", "Host: localhost")
+    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as client:
+        for headers in more_headers:
+            lines = (*head, f"Content-Length: {len(body)}", *headers, "", body)
+            client.sendall("\r\n".join(lines).encode())
+        answer = b""
+        while block := client.recv(65536):
+            answer += block
+    return answer
+
+
+def test_a_connection_goes_on_after_a_stream(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    told = talk(here, "1.1", (), ("Connection: close",))
+    assert told.count(b"HTTP/1.1 200 ") == told.count(b"\r\n0\r\n\r\n") == 2
+    assert told.count(b"[DONE]") == 2
+
+
+def test_an_old_client_gets_no_chunks(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    head, _, body = talk(here, "1.0", ()).partition(b"\r\n\r\n")
+    assert b"chunked" not in head and b"connection: close" in head.lower()
+    assert body.startswith(b"data: ") and body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_does_not_read_stops_its_server(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    asked = b'{"model": "chat", "do": {"chunks": 10000000, "pause": 0}}'
+    line = 'llama_gateway_sent_bytes_total{instance="chat"}'
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", here.port))
+        head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        client.sendall(head % len(asked) + asked)
+        seen: list[float] = [0]
+
+        def stands() -> bool:
+            time.sleep(0.5)
+            seen.append(here.metric(line))
+            return 0 < seen[-1] == seen[-2]
+
+        wait_for(stands)
+        assert seen[-1] < 20_000_000
+
+
 # Clients that go away
 
 
