@@ -150,9 +150,12 @@ def test_a_transcription_is_routed_by_its_form(here: Site) -> None:
     assert sound in body and b"whisper-1" in body and b"EARS" not in body
 
 
-def talk(here: Site, version: str, *more_headers: tuple[str, ...]) -> bytes:
+STREAM = '{"model": "chat", "do": {"chunks": 3, "pause": 0.05}}'
+DOCUMENT = '{"model": "chat"}'
+
+
+def talk(here: Site, version: str, body: str, *more_headers: tuple[str, ...]) -> bytes:
     """All that comes back for requests on one connection, one for each tuple of headers."""
-    body = '{"model": "chat", "do": {"chunks": 3, "pause": 0.05}}'
     head = (f"POST /v1/chat/completions HTTP/{version}", "Host: localhost")
     with socket.create_connection(("127.0.0.1", here.port), timeout=30) as client:
         for headers in more_headers:
@@ -164,18 +167,21 @@ def talk(here: Site, version: str, *more_headers: tuple[str, ...]) -> bytes:
     return answer
 
 
-def test_a_connection_goes_on_after_a_stream(here: Site) -> None:
+def test_a_connection_goes_on_after_an_answer(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
-    told = talk(here, "1.1", (), ("Connection: close",))
+    told = talk(here, "1.1", STREAM, (), ("Connection: close",))
     assert told.count(b"HTTP/1.1 200 ") == told.count(b"\r\n0\r\n\r\n") == 2
     assert told.count(b"[DONE]") == 2
+    told = talk(here, "1.1", DOCUMENT, (), ("Connection: close",))
+    assert told.count(b"HTTP/1.1 200 ") == told.count(b"content-length") == 2
+    assert "Traceback" not in here.output()
 
 
 def test_an_old_client_gets_no_chunks(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
-    head, _, body = talk(here, "1.0", ()).partition(b"\r\n\r\n")
+    head, _, body = talk(here, "1.0", STREAM, ()).partition(b"\r\n\r\n")
     assert b"chunked" not in head and b"connection: close" in head.lower()
     assert body.startswith(b"data: ") and body.endswith(b"data: [DONE]\n\n")
 
