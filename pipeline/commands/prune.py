@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.bins import binaries
-from pipeline.bins.compile import cuda_toolkit, node
+from pipeline.bins.compile import active, cuda_toolkit, node, source
+from pipeline.bins.compile.source import Source
 from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.release import prebuilt, releases
 from pipeline.core import paths
@@ -86,9 +87,10 @@ def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:
 
 
 def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
-    """Sources, programs and build folders of a llama.cpp that is not the present one."""
-    home, llama_cpp = session.home, session.programs.llama_cpp
-    if llama_cpp.local:  # somebody works on it
+    """Sources, programs and build folders of a llama.cpp that is neither the present one nor the
+    one before it, to which `upgrade to=previous` goes back."""
+    home, sources = session.home, kept_sources(session)
+    if any(each.local for each in sources):  # somebody works on it
         return
     for top in (home.bins, home.bins / ".build", home.bins / ".source", home.bins / ".ui"):
         for path in _entries(top):
@@ -98,7 +100,7 @@ def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
                 )
     for path in _entries(home.bins / ".source"):
         is_ours = path.name in receipts.load(path.parent)
-        if is_ours and path != llama_cpp.folder and path.is_dir():
+        if is_ours and path.is_dir() and all(path != each.folder for each in sources):
             yield Removable(kind="llama.cpp", paths=(path,), why="source of another llama.cpp")
     old = [path for path in _entries(home.bins) if is_old(session, path, known)]
     for path in old:
@@ -126,7 +128,16 @@ def is_old(session: Session, folder: Path, known: Uses) -> bool:
         present = [prebuilt.recipe_of(release) for release in (prebuilt.pinned(), *asked_for)]
         return recipes[0] not in present
     is_build = recipes[0].get("step") == "build"
-    return is_build and recipes[0].get("source") != session.programs.llama_cpp.recipe()
+    made_from = recipes[0].get("source")
+    return is_build and all(made_from != each.recipe() for each in kept_sources(session))
+
+
+def kept_sources(session: Session) -> list[Source]:
+    """The active source of llama.cpp, and the one before it. Raises PipelineError."""
+    state = active.read(session.home)
+    previous = source.upgraded(session.home, state.previous) if state and state.previous else None
+    before = previous or source.pinned(session.home)
+    return [session.programs.llama_cpp, *([before] if state else [])]
 
 
 def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:

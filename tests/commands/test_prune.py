@@ -1,0 +1,40 @@
+"""What `prune` keeps for the way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.bins.compile import active
+from pipeline.bins.compile.active import Active, Revision
+from pipeline.commands import prune
+from pipeline.commands.request import request
+from pipeline.commands.session import Session
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+
+ONE, TWO = (Revision(commit=digit * 40, tree=digit * 40) for digit in "12")
+PINNED = pins().llama_cpp_commit
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (None, [PINNED]),
+        (Active(active=ONE), [ONE.commit, PINNED]),
+        (Active(active=TWO, previous=ONE), [TWO.commit, ONE.commit]),
+        (Active(previous=ONE), [PINNED, ONE.commit]),
+    ],
+    ids=["never upgraded", "once", "twice", "back"],
+)
+def test_the_llama_cpp_before_this_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Active | None, kept: list[str]
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path))
+    home = Home(tmp_path)
+    home.bins.mkdir()
+    if state:
+        active.write(home, state)
+    session = Session(request({}), {})
+    assert [source.commit for source in prune.kept_sources(session)] == kept
