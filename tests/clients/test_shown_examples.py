@@ -56,12 +56,12 @@ def asked(line: str) -> None:
 
 
 def test_the_lines_of_the_readme(demo: Doit) -> None:
-    """`serve model=demo-embed`, then curl in another terminal."""
+    """`serve model=demo`, then curl in another terminal."""
     lines = curls(README)
     assert len(lines) > 1
     free_or_skip(8080)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with demo.start("serve", "model=demo-embed", "port=8080", **quiet) as server:
+    with demo.start("serve", "model=demo", "port=8080", **quiet) as server:
         try:
 
             def ready() -> bool:

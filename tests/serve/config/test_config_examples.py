@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.serve.server import Server
 
 CONFIGS = REPOSITORY / "configs"
 TOML = sorted(CONFIGS.glob("*.toml"))
+README = REPOSITORY / "README.md"
 REGISTRY = CONFIGS / "llm_profiles.yaml"
 POOLING = {"embed": "mean", "rerank": "rank"}
 
@@ -45,6 +47,14 @@ def test_schemas_are_current(name: str) -> None:
 def test_examples_fit_their_schema(file: Path) -> None:
     jsonschema.validate(tomllib.loads(file.read_text("utf-8")), schema_of("instances.schema.json"))
     assert file.read_text("utf-8").startswith("#:schema ./instances.schema.json\n")
+
+
+def test_the_file_in_the_readme_fits_the_schema_and_is_read(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    jsonschema.validate(tomllib.loads(text), schema_of("instances.schema.json"))
+    file = tmp_path / "models.toml"
+    file.write_text(text, encoding="utf-8")
+    assert [spec.name for spec in load(file).specs] == ["chat", "embed"]
 
 
 def test_the_registry_fits_its_schema() -> None:
