@@ -62,13 +62,17 @@ def test_a_killed_doit_leaves_no_server(doit: Doit, tiny: Path, converter: Path)
         process.stderr.close()
 
 
-def test_a_server_that_cannot_load_says_why(doit: Doit, tiny: Path, converter: Path) -> None:
+def test_a_server_that_cannot_start_says_why(
+    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
+) -> None:
     doit("prepare", f"model={tiny}")
-    no_adapter = tiny / "config.json"
-    words = (f"model={tiny}", f"port={free_port()}", f"server.lora={no_adapter}")
+    template = tmp_path / "cut.jinja"
+    template.write_text("{% if")
+    words = (f"model={tiny}", f"port={free_port()}", f"server.chat_template_file={template}")
     wrong = doit("serve", *words, status=1)
     assert "ended before it was ready, exit status 1" in wrong.err
-    assert "model loading error" in wrong.err.rpartition("error:")[2], "its last lines are shown"
+    last = wrong.err.rpartition("ended before it was ready")[2]
+    assert "chat template is not supported" in last, "its last lines are shown"
 
 
 def test_two_quants_of_one_model_at_once(doit: Doit, tiny: Path, converter: Path) -> None:
