@@ -262,10 +262,10 @@ def test_what_needs_no_page_is_compiled_first(work: Work) -> None:
 def test_a_long_build_is_announced_with_what_it_takes_here(
     work: Work, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forecast(work, 20, 1)
+    forecast(work, 7, 1)
     assert capsys.readouterr().err == "", "a short build needs no words"
     forecast(work, 400, 2)
-    assert "400 steps, 9 min 40 s with 2 at once (roughly; none was" in capsys.readouterr().err
+    assert "400 steps, 25 min 40 s with 2 at once (roughly; none was" in capsys.readouterr().err
     record_speed(work, 1.5)
     forecast(work, 400, 2)
     told = capsys.readouterr().err
