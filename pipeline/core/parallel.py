@@ -13,12 +13,44 @@ from typing import TypeVar
 
 TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
 Item = TypeVar("Item")
+Ended = SimpleQueue[BaseException | None]
 
 
 def background(function: Callable[[], object]) -> Callable[[], None]:
     """Call `function` on a thread; returns a function that waits for its end, and raises what it
     raised."""
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    ended: Ended = SimpleQueue()
+    _start(function, ended)
+
+    def wait() -> None:
+        error = _next(ended)
+        ended.put(None)  # for who waits again
+        if error:
+            raise error
+
+    return wait
+
+
+def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once: int) -> None:
+    """Call `function` for each item, `at_once` at a time. Raises the first exception of any."""
+    waiting = list(items)
+    left = iter(waiting)  # each thread takes the next one
+    ended: Ended = SimpleQueue()
+
+    def work() -> None:
+        for item in left:
+            function(item)
+
+    running = min(at_once, len(waiting))
+    for _ in range(running):
+        _start(work, ended)
+    for _ in range(running):
+        if error := _next(ended):
+            raise error
+
+
+def _start(function: Callable[[], object], ended: Ended) -> None:
+    """Call it on a thread, which puts into `ended` what it raised, or None."""
 
     def work() -> None:
         try:
@@ -28,44 +60,12 @@ def background(function: Callable[[], object]) -> Callable[[], None]:
         else:
             ended.put(None)
 
-    def wait() -> None:
-        while True:
-            try:
-                error = ended.get(timeout=TICK)
-            except Empty:
-                continue
-            ended.put(None)  # for who waits again
-            if error:
-                raise error
-            return
-
     threading.Thread(target=work, daemon=True).start()
-    return wait
 
 
-def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once: int) -> None:
-    """Call `function` for each item, `at_once` at a time. Raises the first exception of any."""
-    waiting = list(items)
-    left = iter(waiting)  # each thread takes the next one
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def work() -> None:
+def _next(ended: Ended) -> BaseException | None:
+    while True:
         try:
-            for item in left:
-                function(item)
-        except BaseException as error:  # of any kind: the caller gets it
-            ended.put(error)
-        else:
-            ended.put(None)
-
-    running = min(at_once, len(waiting))
-    for _ in range(running):
-        threading.Thread(target=work, daemon=True).start()
-    while running:
-        try:
-            error = ended.get(timeout=TICK)
+            return ended.get(timeout=TICK)
         except Empty:
             continue
-        if error:
-            raise error
-        running -= 1
