@@ -1,4 +1,5 @@
-"""The health check of a container: whether its servers answer, or else whatever is on 8080."""
+"""The health check of a container: whether its servers answer, or whatever is on 8080 where it has
+none."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor import liveness, state
 from pipeline.serve.supervisor.state import EXITED, STOPPED, Folder
 
+from . import boot
 from .boot import BootSource
 
 OVER = (EXITED, STOPPED)
@@ -29,9 +31,14 @@ def errors(environ: Mapping[str, str]) -> list[str]:
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
         servers.append(of_profile(profile, environ))
-    if not servers:
+    missing = [
+        f"{source.name}: none of its servers is up"
+        for source in boot.boot(environ).sources
+        if not source.is_profile and state.folder(home, source.name) not in up
+    ]
+    if not servers and not missing:
         servers.append(Server(name="llama-server", executable="", cmd=(), folder="", log_file=""))
-    return [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
+    return missing + [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
 
 
 def answers(server: Server) -> bool:

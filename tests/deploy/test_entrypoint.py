@@ -242,11 +242,13 @@ def test_by_hand(machine: Machine) -> None:
     variables, port = toml(machine)
     check, run = (called(machine, x) for x in ("healthcheck", "check-and-run-llama-cpp"))
     script = machine.folder / f"by-hand-{port}.sh"
+    check = f"{ON_BOOT}=1 {check}"  # else, before the start, it is about whatever is on 8080
     script.write_text(f"set -e\nif {check}; then exit 9; fi\n{run}\n{check}\necho fine; sleep 99\n")
     file = {CONFIG: variables[CONFIG]}
     with machine.running("sh", str(script), **file) as running:
         running.until("fine\n")
         assert "chat: ready" in running.err
+        assert f"{file[CONFIG]}: none of its servers is up" in running.err
         doit = ["doit"] if machine.image else [sys.executable, "-m", "doit"]
         machine(*doit, "down", f"config={file[CONFIG]}")
     assert not is_ready(port)
