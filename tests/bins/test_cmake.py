@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -247,14 +249,21 @@ def test_a_full_disk() -> None:
     assert error.hint.startswith("the disk is full")
 
 
-def test_what_needs_no_page_is_compiled_first(work: Work) -> None:
+def test_what_needs_no_page_is_compiled_first(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     there = []
+    shown: list[tuple[float, float]] = []
+
+    @contextmanager
+    def bar(text: str) -> Iterator[Callable[[float, float], None]]:
+        yield lambda done, whole: shown.append((done, whole))
 
     def prepare() -> None:
         there.extend(name for name in TARGETS if any(work.folder.rglob(f"{name}.cpp.o")))
 
+    monkeypatch.setattr(cmake, "bar", bar)
     done = compile_all(replace(work, first=TARGETS[:1]), prepare)
     assert there == [*TARGETS[:1]]
+    assert {whole for _, whole in shown} == {done.steps}, "one count for both runs of Ninja"
     whole = replace(work, folder=work.folder.with_name("again"))
     assert done.steps == compile_all(whole).steps
 
@@ -284,6 +293,8 @@ def test_a_build_leaves_its_speed_unless_ccache_knew_it(work: Work) -> None:
 
 SCRIPT = """
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pipeline.bins.compile.cmake import Work, compile_all
 top = Path(sys.argv[1])

@@ -17,13 +17,14 @@ from msgspec import Struct, convert
 from pipeline.bins.binaries import program_file
 from pipeline.core import capacity, environment, log
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import last_lines, run
+from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar, duration
 from pipeline.core.store import json_file
 from pipeline.core.store.publish import remove
 from pipeline.core.text import size
 
 FIRST_ERRORS = 5
+COUNTER = re.compile(r"^\[(\d+)/(\d+)\] ", re.M)  # Ninja's
 LANGUAGES = ("C", "CXX", "CUDA", "HIP")
 # Signs that the system killed a compiler; 137 is how a shell reports SIGKILL.
 KILLED = re.compile(r"\bKilled\b|out of memory|Cannot allocate|signal 9\b|\[code=137\]", re.I)
@@ -109,7 +110,7 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     begin(work)
     statistics.unlink(missing_ok=True)
     count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
-    watch = Watch(lambda steps: forecast(work, steps, count))
+    watch = Watch()
     with bar(f"building llama.cpp for {work.folder.name}") as update:
 
         def call(command: Sequence[str], *, append: bool = True) -> None:
@@ -119,6 +120,8 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
                 raise failed(status, watch.errors, work.log)
 
         call(configure_argv(work, tools, ccache), append=False)
+        watch.planned = planned(build_argv(work, tools, count, work.targets))
+        forecast(work, watch.planned, count)
         if work.first:
             call(build_argv(work, tools, count, work.first))
             watch.again()
@@ -129,6 +132,13 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     if done.steps and hits <= misses / 10:
         record_speed(work, done.seconds * count / done.steps)
     return done
+
+
+def planned(argv: Sequence[str]) -> int:
+    """How many steps Ninja would run; 0 where it cannot say."""
+    _, output, _ = outcome([*argv, "-n"])
+    counter = COUNTER.search(output)
+    return int(counter[2]) if counter else 0
 
 
 def forecast(work: Work, steps: int, count: int) -> None:
@@ -158,8 +168,8 @@ def _speeds(work: Work) -> dict[str, float]:
 class Watch:
     """Progress and errors, read from Ninja's output."""
 
-    def __init__(self, begun: Callable[[int], None] = lambda steps: None) -> None:
-        self.begun = begun  # called with the number of steps
+    def __init__(self) -> None:
+        self.planned = 0  # steps of all its runs, as far as that is known
         self.before = self.done = self.total = 0
         self.errors: list[str] = []
 
@@ -174,15 +184,13 @@ class Watch:
 
     def count(self, done: int, total: int, update: Callable[[float, float], None]) -> None:
         """A project inside counts its own few steps: they are not those of the whole."""
-        if not self.steps and not self.total:
-            self.begun(total)
         if total * 2 >= self.total:
             self.done, self.total = done, total
-            update(self.steps, self.before + total)
+            update(self.steps, max(self.planned, self.before + total))
 
     def line(self, update: Callable[[float, float], None]) -> Callable[[str], None]:
         def see(line: str) -> None:
-            counter = re.match(r"\[(\d+)/(\d+)\] ", line)
+            counter = COUNTER.match(line)
             if counter:
                 self.count(int(counter[1]), int(counter[2]), update)
             elif FAILURE.search(line):
