@@ -1,0 +1,194 @@
+"""Which models make room for another one, and which of those that wait is next.
+
+All is decided from numbers that are handed in; nothing here measures, waits or stops anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from pipeline.core.errors import UsageError
+from pipeline.core.text import size
+
+Bytes = Mapping[str, int]  # by device, such as `ram` and `gpu0`
+TOTAL = "all devices"  # in a budget: what all of them may hold together
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", re.I)
+POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+PATIENCE = 20.0  # seconds that a request waits before others are held back for it
+
+
+class Resident(Struct, frozen=True):
+    """A model that is loaded, or being loaded. Busy: a request is under way, or waits for it."""
+
+    name: str
+    need: Bytes
+    last_use: float  # seconds of any clock
+    load_seconds: float = 0
+    priority: int = 0
+    is_pinned: bool = False
+    is_busy: bool = False
+
+
+class Placement(Struct, frozen=True):
+    """How a model gets its memory: it does at once where nothing is to be unloaded.
+
+    `hold` are busy models: the one that waits gets its memory once they are idle. `problem` says
+    why it can never be loaded.
+    """
+
+    unload: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Waiting(Struct, frozen=True):
+    """The requests for one model that is not loaded."""
+
+    name: str
+    since: float  # of the oldest, in seconds of the clock that `order` is given
+    requests: int = 1
+    priority: int = 0
+
+
+def amount(held: Bytes, device: str) -> int:
+    """Bytes on one device, or on all."""
+    return sum(held.values()) if device == TOTAL else held.get(device, 0)
+
+
+def budget(setting: object, machine: Bytes) -> dict[str, int]:
+    """What models may take together, by device. `machine` is what its devices have.
+
+    `auto` is all of it, a share such as `80%` that of each device, an amount such as `20GiB` what
+    all devices hold together; a table has one of them for each device it names, and the others are
+    free. Raises UsageError.
+    """
+    if isinstance(setting, Mapping):
+        unknown = [name for name in setting if name not in machine]
+        if unknown:
+            raise UsageError(
+                f"memory.{unknown[0]}: this machine has no such device", ", ".join(machine)
+            )
+        return {name: _bytes(value, machine[name], name) for name, value in setting.items()}
+    text = str(setting).strip().lower()
+    if text in ("", "auto"):
+        return dict(machine)
+    if text.endswith("%"):
+        return {name: _bytes(setting, has) for name, has in machine.items()}
+    return {TOTAL: _bytes(setting, sum(machine.values()))}
+
+
+def _bytes(value: object, whole: int, device: str = "") -> int:
+    where = f"memory.{device}" if device else "memory"
+    hint = 'must be "auto", an amount such as "20GiB", or a share such as "80%"'
+    if str(value).strip().lower() == "auto":
+        return whole
+    found = AMOUNT.fullmatch(str(value).strip())
+    if not found:
+        raise UsageError(f"{where} = {value!r}", hint)
+    number, unit = float(found[1]), found[2].upper()
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise UsageError(f"{where} = {value!r}: a share is more than 0% and at most 100%", hint)
+        return int(whole * number / 100)
+    result = int(number * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
+    if not result:
+        raise UsageError(f"{where} = {value!r}: leaves no memory for any model", hint)
+    return result
+
+
+def place(
+    name: str,
+    need: Bytes,
+    residents: Sequence[Resident],
+    budget: Bytes,
+    free: Bytes | None = None,
+) -> Placement:
+    """How the model `name` gets what it needs. `free` is what the machine itself says is left now,
+    for the devices of which that is known.
+
+    Idle models make room: those of lower priority first, then those whose last use is longest ago;
+    of these, each stays that turns out not to be needed, those that load slowest first.
+    """
+    others = [resident for resident in residents if resident.name != name]
+    pinned = [resident for resident in others if resident.is_pinned]
+    if problem := _never(need, pinned, budget):
+        return Placement(problem=problem)
+    short = _short(need, others, budget, free or {})
+    if not short:
+        return Placement()
+    movable = [resident for resident in others if not resident.is_pinned]
+    if found := _cover(short, [resident for resident in movable if not resident.is_busy]):
+        return Placement(unload=found)
+    if found := _cover(short, movable):
+        busy = {resident.name for resident in movable if resident.is_busy}
+        return Placement(hold=tuple(each for each in found if each in busy))
+    lacking = {device: lack - _sum(movable, device) for device, lack in short.items()}
+    figures = ", ".join(f"{size(x)} of {device}" for device, x in lacking.items() if x > 0)
+    return Placement(problem=f"other programs hold memory that it needs: {figures} are missing")
+
+
+def order(waiting: Sequence[Waiting], now: float, patience: float = PATIENCE) -> list[Waiting]:
+    """Who is next: whoever has waited longer than `patience` seconds, the oldest first; then by
+    priority, by the number of requests that one load answers, and by age."""
+
+    def key(each: Waiting) -> tuple[bool, float, float, float]:
+        if now - each.since > patience:
+            return (False, each.since, 0, 0)
+        return (True, -each.priority, -each.requests, each.since)
+
+    return sorted(waiting, key=key)
+
+
+def _never(need: Bytes, pinned: Sequence[Resident], budget: Bytes) -> str:
+    """Why a model can never be loaded, whatever is unloaded."""
+    for device, allowed in budget.items():
+        wanted, kept = amount(need, device), _sum(pinned, device)
+        if wanted + kept > allowed:
+            beside = f", and pinned models hold {size(kept)} of it" if kept else ""
+            return f"it needs {size(wanted)} of {device}; models may take {size(allowed)}{beside}"
+    return ""
+
+
+def _short(
+    need: Bytes, residents: Sequence[Resident], budget: Bytes, free: Bytes
+) -> dict[str, int]:
+    """The bytes that are missing, by device."""
+    missing: dict[str, int] = {}
+    for device in dict.fromkeys((*budget, *free)):
+        wanted = amount(need, device)
+        rooms = []
+        if device in budget:
+            rooms.append(budget[device] - _sum(residents, device))
+        if device in free:
+            rooms.append(free[device])
+        if wanted > min(rooms):
+            missing[device] = wanted - min(rooms)
+    return missing
+
+
+def _sum(residents: Sequence[Resident], device: str) -> int:
+    return sum(amount(resident.need, device) for resident in residents)
+
+
+def _cover(short: Bytes, candidates: Sequence[Resident]) -> tuple[str, ...]:
+    """The candidates to unload so that nothing is short; none where all of them are not enough."""
+
+    def covers(chosen: Sequence[Resident]) -> bool:
+        return all(_sum(chosen, device) >= lack for device, lack in short.items())
+
+    chosen: list[Resident] = []
+    for each in sorted(candidates, key=lambda x: (x.is_busy, x.priority, x.last_use)):
+        if covers(chosen):
+            break
+        if any(amount(each.need, device) for device in short):
+            chosen.append(each)
+    if not covers(chosen):
+        return ()
+    for each in sorted(chosen, key=lambda x: (-x.priority, -x.load_seconds, -x.last_use)):
+        rest = [other for other in chosen if other is not each]
+        if covers(rest):
+            chosen = rest
+    return tuple(each.name for each in chosen)
