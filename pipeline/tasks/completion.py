@@ -19,7 +19,7 @@ from pipeline.core import paths
 from pipeline.core.errors import doitw
 from pipeline.core.pins import pins
 from pipeline.core.variables import OneOf, Variable, flag, path
-from pipeline.models import quants
+from pipeline.models import on_disk, quants
 from pipeline.serve.config.named import CONFIGS
 
 from .command_line import COMMANDS, OF_TASKS
@@ -47,6 +47,8 @@ def candidates(word: str, before: Sequence[str]) -> list[str]:
     known = {each.name: each for each in TABLE}
     if name not in known:
         return []
+    if name == "model" and "remove" in plain:
+        return [f"model={each}" for each in matching(value, on_disk_names())]
     return [f"{name}={each}" for each in values(known[name], value, typed)]
 
 
@@ -91,6 +93,12 @@ def files(start: str, suffix: str = "") -> list[str]:
         and (entry.is_dir() or entry.name.endswith(suffix))
         and (name.startswith(".") or not entry.name.startswith("."))
     ]
+
+
+def on_disk_names() -> list[str]:
+    """What `remove` takes: what the models on disk were made from, or their names."""
+    found = on_disk.look(paths.home()).models
+    return [*dict.fromkeys(each.reference or each.name for each in found)]
 
 
 def repositories() -> Iterator[str]:

@@ -15,6 +15,7 @@ import debian
 import pytest
 from conftest import REPOSITORY
 
+from pipeline.core.store import receipts
 from pipeline.tasks import completion
 from pipeline.tasks.completion import candidates
 
@@ -98,6 +99,18 @@ def test_the_instances_of_a_file(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AUTO_INFER_LLAMA_CPP_CONFIG", "my servers.toml")
     assert candidates("name=e", ["up"]) == ["name=embed"]
     assert candidates("name=e", ["up", "config=m.gguf"]) == []
+
+
+def test_the_models_on_disk_to_remove(here: Path) -> None:
+    folder = here.parent / "home" / "models" / "gguf" / "org__other__0123456789ab"
+    folder.mkdir(parents=True)
+    file = folder / "other.Q8_0.gguf"
+    file.write_bytes(b"GGUF")
+    source = {"type": "hf", "ref": "org/other", "revision": "0" * 40}
+    entry = receipts.stamp(file, {"step": "fetch"}, seconds=1, source=source)
+    receipts.change(file, entry)
+    assert candidates("model=", ["remove"]) == ["model=org/other"]
+    assert candidates("model=d", ["remove"]) == [], "the demo is not here"
 
 
 def bash(line: str, folder: Path, breaks: str = "") -> list[str]:
