@@ -3,6 +3,7 @@ what it would take to serve it again."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from .uses import Uses
 
 DAY = 24 * 3600
 NO_PROGRAMS = (".build", ".source", ".ui", "package", "packages")  # of what is in bins/
+# Programs of a llama.cpp that `upgrade` switched to are in a folder of its commit.
+UPGRADED = re.compile(rf"[0-9a-f]{{{active.SHORT}}}")
 # Of the cache: environments and toolkits, downloads, and what the tests have installed.
 CACHED = (
     *("converter-*", "cuda-*", "node-*", "archives/*/*"),
@@ -92,16 +95,15 @@ def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
     home, sources = session.home, kept_sources(session)
     if any(each.local for each in sources):  # somebody works on it
         return
-    for top in (home.bins, home.bins / ".build", home.bins / ".source", home.bins / ".ui"):
-        for path in _entries(top):
-            if UNFINISHED.fullmatch(path.name):
-                yield Removable(
-                    kind="unfinished", paths=(path,), why="was not finished", is_unfinished=True
-                )
+    yield from unfinished(home.bins, *(home.bins / x for x in (".build", ".source", ".ui")))
     for path in _entries(home.bins / ".source"):
         is_ours = path.name in receipts.load(path.parent)
         if is_ours and path.is_dir() and all(path != each.folder for each in sources):
             yield Removable(kind="llama.cpp", paths=(path,), why="source of another llama.cpp")
+    for path in _entries(home.bins / ".ui"):
+        of = UPGRADED.fullmatch(path.name.removeprefix("page-"))
+        if path.is_dir() and of and not any(x.commit.startswith(of[0]) for x in sources):
+            yield Removable(kind="page", paths=(path,), why="page of another llama.cpp")
     old = [path for path in _entries(home.bins) if is_old(session, path, known)]
     for path in old:
         yield Removable(kind="programs", paths=(path,), why="programs of another llama.cpp")
@@ -116,6 +118,9 @@ def is_old(session: Session, folder: Path, known: Uses) -> bool:
     """Whether its programs are of a llama.cpp that nothing asks for any more."""
     if folder.name.startswith(".") or folder.name in NO_PROGRAMS or known.below(folder):
         return False
+    if UPGRADED.fullmatch(folder.name):
+        inside = [path for path in _entries(folder) if path.is_dir()]
+        return bool(inside) and all(is_old(session, path, known) for path in inside)
     chosen = binaries.chosen_folder()
     if chosen and paths.absolute(chosen).is_relative_to(folder):
         return False
@@ -156,18 +161,20 @@ def of_cache(home: Home, days: int) -> Iterator[Removable]:
     use next stays: its converter, CUDA toolkit and Node.js."""
     cache = paths.cache(home)
     present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home))
-    for path in (
-        *_entries(cache),
-        *(x for top in _entries(cache / "archives") for x in _entries(top)),
-    ):
-        match = UNFINISHED.fullmatch(path.name)
-        if match and not is_held(path.with_name(match["name"])):
-            why = "was not finished"
-            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
+    yield from unfinished(cache, *_entries(cache / "archives"))
     for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):
         is_lock = path.name.endswith(".lock") or path.name.startswith(".")
         if not is_lock and path not in present and is_older(path, days) and not is_held(path):
             yield Removable(kind="cache", paths=(path,), why=unused(days))
+
+
+def unfinished(*folders: Path) -> Iterator[Removable]:
+    """What killed runs left in these folders, and nobody makes now."""
+    for path in (path for folder in folders for path in _entries(folder)):
+        match = UNFINISHED.fullmatch(path.name)
+        if match and not is_held(path.with_name(match["name"])):
+            why = "was not finished"
+            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
 
 
 def is_older(path: Path, days: int) -> bool:
