@@ -141,6 +141,10 @@ def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Pat
         assert "".join(events.text_stream) is not None
         assert events.get_final_message().usage.output_tokens == 8
     assert claude.messages.count_tokens(model="chat", messages=said).input_tokens > 1
+    board = get(f"{url}/dashboard/data")
+    assert [x["tokens"] for x in board["requests"] if "chat" in x["path"]] == [8, 8, 8]
+    assert {x["instance"] for x in board["requests"] if x["model"] == "embed"} == {"embed"}
+    assert all(x["memory"] > 1_000_000 for x in board["instances"]), "of real processes"
 
     os.kill(before["first"]["pid"], signal.SIGKILL)
     # the other one of this name answers meanwhile

@@ -49,6 +49,7 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
         hold_timeout=table.hold_timeout,
         origins=tuple(table.origins),
         hosts=tuple(table.hosts),
+        inspect=table.inspect,
         without_key=file is None and table.api_key == api_keys.NONE,
     )
     return chosen, key

@@ -213,6 +213,8 @@ class GatewayTable(Table):
     """Whose pages may ask it, beside those of this machine: origins, with *."""
     hosts: list[HostName] = Field(default_factory=list)
     """The names that it may be asked by without a key, beside this machine's own, with *."""
+    inspect: bool = False
+    """Keep the contents of the last requests, for the dashboard."""
 
 
 class OptionsTable(BaseModel):

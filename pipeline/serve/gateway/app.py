@@ -27,6 +27,7 @@ from pipeline.serve.supervisor.state import Folder
 from . import answers, counters
 from .answers import Refused
 from .connection import Connection
+from .dashboard import Dashboard
 from .guard import OPEN, Guard, Origins, allowed_origins
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
@@ -79,7 +80,7 @@ class OwnEndpoints:
     async def metrics(self, request: Request) -> Response:
         """The gateway's counters, and the metrics of all servers that have any."""
         targets = self._view.now().targets
-        texts = await self._fetch_all("/metrics", targets)
+        texts = await self.engine_metrics()
         lines = [
             *self._proxy.counters.lines(),
             *counters.ready_lines({target.name: target.is_ready for target in targets}),
@@ -87,6 +88,10 @@ class OwnEndpoints:
         ]
         text = "\n".join(lines) + "\n"
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def engine_metrics(self) -> dict[str, str]:
+        """The metrics of all servers that have any, by name."""
+        return await self._fetch_all("/metrics", self._view.now().targets)
 
     async def _details(self, targets: Targets) -> dict[str, dict[str, Any]]:
         """What each llama-server says of its model, which does not change while it is ready."""
@@ -124,11 +129,14 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
     proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
     page = Page(proxy)
     own = OwnEndpoints(proxy, page)
+    board = Dashboard(at, proxy, own.engine_metrics)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with client() as proxy.client:
+        async with client() as proxy.client, anyio.create_task_group() as group:
+            group.start_soon(board.sampling)
             yield
+            group.cancel_scope.cancel()
 
     async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -148,6 +156,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
             Route("/upstream/{server}/{path:path}", proxy),
+            *board.routes,
             # For llama.cpp's page.
             Route("/props", page.props),
             Route("/models/load", page.load, methods=["POST"]),

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serve.keys import is_loopback
 
-from . import answers
+from . import answers, dashboard
 from .answers import Refused
 from .page import is_open
 from .settings import GatewaySettings
@@ -112,7 +112,8 @@ class Guard:
         if scope["type"] == "http":
             request = Request(scope)
             scope["allowed"] = self._file is None or self._keys.allow(self._file, request.headers)
-            if not (scope["allowed"] or scope["path"] in OPEN or is_open(scope)):
+            is_page = is_open(scope) or dashboard.is_open(scope["path"])
+            if not (scope["allowed"] or scope["path"] in OPEN or is_page):
                 await answers.error(NO_KEY, request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

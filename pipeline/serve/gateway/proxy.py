@@ -27,6 +27,7 @@ from pipeline.core import log
 from .answers import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import Counters
+from .recent import History, Tail
 from .request_body import RequestBody, parse, parse_query, read_body
 from .routing import ANY, PATHS, find, find_server
 from .servers import Target, Targets, View
@@ -53,6 +54,7 @@ class _Call(Struct):
     instance: str = ""
     sends: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # by server, why it did not answer
+    tail: Tail = field(default_factory=Tail)  # of the answer
 
 
 class Proxy:
@@ -67,6 +69,7 @@ class Proxy:
         self.keys = keys
         self.counters = counters
         self.settings = settings
+        self.history = History()
         self._resting: dict[str, float] = {}  # by server, until when it is not tried
         self._last_used: Counter[str] = Counter()
         self._uses = count(1)
@@ -85,7 +88,8 @@ class Proxy:
             parsed = parse_query(request)
         else:
             parsed = await parse(request, body)
-        call = _Call(request, path, parsed, send, server)
+        inspect = self.settings.inspect
+        call = _Call(request, path, parsed, send, server, tail=Tail(whole=inspect))
         refused = None
         try:
             async with anyio.create_task_group() as group:
@@ -102,6 +106,16 @@ class Proxy:
             if not refused:
                 self.counters.requests[call.instance, call.status] += 1
             self.counters.received[call.instance] += len(body)
+            if call.instance:
+                self.history.add(
+                    model=call.body.model,
+                    instance=call.instance,
+                    path=path,
+                    status=refused.status if refused else call.status,
+                    seconds=time.monotonic() - call.began,
+                    tail=call.tail,
+                    asked=body if inspect else None,
+                )
         if refused:
             raise refused
 
@@ -207,6 +221,7 @@ class Proxy:
 
             def write(block: bytes) -> None:
                 self.counters.sent[target.name] += len(block)
+                call.tail.add(block)
                 body.write(block)
 
             lines = Renamed(write, rename) if rename else None

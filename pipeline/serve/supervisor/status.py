@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import psutil
 from msgspec import Struct
 
+from pipeline.core import capacity
 from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
 from pipeline.serve.server import Server
@@ -24,6 +25,8 @@ SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_t
 DRAFTED = tuple(f"{name}:spec_decode_num_draft_tokens_total" for name in ("llamacpp", "vllm"))
 ACCEPTED = tuple(f"{name}:spec_decode_num_accepted_tokens_total" for name in ("llamacpp", "vllm"))
 QUERY = "--query-compute-apps=pid,used_memory"
+CARDS = "--query-gpu=index,memory.total,memory.free"
+MIB = 1024 * 1024
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -44,6 +47,14 @@ class Row(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None  # its own figure, over its life or its last requests
     drafts_accepted: float | None  # the share of drafted tokens, over its life
     log_file: str
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """Main memory (`ram`), or that of an NVIDIA GPU (`gpu0`). Bytes."""
+
+    name: str
+    total: int
+    free: int  # for a new program
 
 
 def ps(at: Folder) -> list[Row]:
@@ -114,12 +125,28 @@ def memory(processes: list[psutil.Process]) -> int:
     return used
 
 
+def devices() -> list[Device]:
+    """What memory there is, and how much of it is free."""
+    ram = Device(name="ram", total=psutil.virtual_memory().total, free=capacity.memory())
+    found = [ram]
+    for line in _asked(CARDS):
+        with contextlib.suppress(ValueError):  # "[N/A]", as where memory is shared
+            index, total, free = map(int, line.split(","))
+            found.append(Device(name=f"gpu{index}", total=total * MIB, free=free * MIB))
+    return found
+
+
 def gpu_memory() -> dict[int, int]:
     """Bytes used on NVIDIA GPUs, by process; empty without a driver."""
     used: dict[int, int] = {}
-    output = capture(["nvidia-smi", QUERY, "--format=csv,noheader,nounits"], timeout=3) or ""
-    for line in output.splitlines():
+    for line in _asked(QUERY):
         with contextlib.suppress(ValueError):  # "[N/A]"
             pid, mib = line.split(",")
-            used[int(pid)] = used.get(int(pid), 0) + int(mib) * 1024 * 1024
+            used[int(pid)] = used.get(int(pid), 0) + int(mib) * MIB
     return used
+
+
+def _asked(query: str) -> list[str]:
+    """nvidia-smi's lines; none without a driver."""
+    output = capture(["nvidia-smi", query, "--format=csv,noheader,nounits"], timeout=3) or ""
+    return output.splitlines()

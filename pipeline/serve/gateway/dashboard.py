@@ -1,0 +1,121 @@
+"""/dashboard: a page about all servers, and the figures that it shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
+from msgspec import to_builtins
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline.core.text import printable
+from pipeline.serve.supervisor import status
+from pipeline.serve.supervisor.state import Folder
+
+from .answers import Refused
+from .proxy import Proxy
+from .recent import INTERVAL, SAMPLES
+
+FILES = Path(__file__).parent / "dashboard_page"
+PATH = "/dashboard"
+# The page itself, which needs no key: its script asks for one.
+OPEN = {PATH: "page.html", f"{PATH}/page.css": "page.css", f"{PATH}/page.js": "page.js"}
+HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'",
+    "cache-control": "no-cache",
+    "x-content-type-options": "nosniff",
+}
+ROWS_SECONDS = 2.0  # as long the processes are not looked at again, however many pages ask
+LOG_BYTES = 16 * 1024
+
+Metrics = Callable[[], Awaitable[Mapping[str, str]]]  # the engines' own, by instance
+
+
+class Dashboard:
+    """The page's endpoints. `sampling` must run as long as the gateway does."""
+
+    def __init__(self, at: Folder, proxy: Proxy, metrics: Metrics) -> None:
+        self._at, self._proxy, self._metrics = at, proxy, metrics
+        self._lock = anyio.Lock()
+        self._rows: tuple[float, list[status.Row], list[status.Device]] | None = None
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            *(Route(path, _file) for path in OPEN),
+            Route(f"{PATH}/data", self.data),
+            Route(f"{PATH}/log", self.log),
+        ]
+
+    async def sampling(self) -> None:
+        """Count requests and tokens of each interval, for ever."""
+        while True:
+            self._proxy.history.sample(self._proxy.counters.requests, await self._metrics())
+            await anyio.sleep(INTERVAL)
+
+    async def data(self, request: Request) -> Response:
+        """All figures of the page."""
+        rows, devices = await self._processes()
+        history, counters = self._proxy.history, self._proxy.counters
+        return JSONResponse(
+            {
+                "at": time.time(),
+                "held": counters.held,
+                "devices": to_builtins(devices),
+                "instances": [
+                    {**to_builtins(row), "in_flight": counters.in_flight[row.name]} for row in rows
+                ],
+                "history": {
+                    "interval": INTERVAL,
+                    "length": SAMPLES,
+                    "requests": [each[1] for each in history.samples],
+                    "tokens": [each[2] for each in history.samples],
+                },
+                "requests": to_builtins([*history.requests]),
+                "inspect": self._proxy.settings.inspect,
+            }
+        )
+
+    async def log(self, request: Request) -> Response:
+        """The end of one server's log. Raises Refused."""
+        name = request.query_params.get("name", "")
+        targets = self._proxy.view.now().targets
+        file = next((x.instance.log_file for x in targets if x.name == name), None)
+        if file is None:
+            raise Refused(404, f"there is no instance {name}")
+        text = await run_sync(_end, Path(file))
+        return PlainTextResponse(text, headers={"x-content-type-options": "nosniff"})
+
+    async def _processes(self) -> tuple[list[status.Row], list[status.Device]]:
+        async with self._lock:
+            if self._rows is None or time.monotonic() - self._rows[0] > ROWS_SECONDS:
+                rows = await run_sync(status.ps, self._at)
+                devices = await run_sync(status.devices)
+                self._rows = (time.monotonic(), rows, devices)
+            return self._rows[1:]
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is of the page itself, which needs no key."""
+    return path in OPEN
+
+
+async def _file(request: Request) -> Response:
+    return FileResponse(FILES / OPEN[request.scope["path"]], headers=HEADERS)
+
+
+def _end(file: Path) -> str:
+    """The last lines of a log."""
+    try:
+        with file.open("rb") as log:
+            size = log.seek(0, 2)
+            log.seek(max(0, size - LOG_BYTES))
+            text = log.read(LOG_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        return f"{file}: {error.strerror}\n"
+    return printable(text if size <= LOG_BYTES else text.partition("\n")[2])
