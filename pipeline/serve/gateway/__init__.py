@@ -1,4 +1,5 @@
-"""One address for all servers of a configuration, for clients of OpenAI's and Anthropic's APIs.
+"""One address for all servers of a configuration, for clients of three APIs: OpenAI's, Anthropic's
+and Ollama's.
 
 app           the routes, what the gateway answers itself, and its process
 settings      its settings, and the gateway as one more instance of the supervisor
@@ -11,6 +12,7 @@ proxy         a request held, forwarded, and its answer streamed back
 upstream      one request to one server
 answers       errors and lists in the form of either API
 counters      /metrics
+ollama        Ollama's API, translated
 page          llama.cpp's web page, and what it asks for
 litellm, router   the same servers behind LiteLLM's proxy, or llama-server's own router
 """

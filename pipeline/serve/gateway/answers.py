@@ -1,4 +1,4 @@
-"""Errors and lists in the form of either API."""
+"""Errors and lists in the form of the API that a client speaks."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def is_anthropic(path: str, headers: Mapping[str, str]) -> bool:
     return path.startswith("/v1/messages") or "anthropic-version" in headers
 
 
+def is_ollama(path: str) -> bool:
+    """Whether a request is for Ollama's API."""
+    return path.startswith("/api/")
+
+
 def error_body(status: int, message: str, code: str | None, *, anthropic: bool) -> dict[str, Any]:
     """An error in the form of one of the two APIs."""
     openai_type, anthropic_type = TYPES.get(status, DEFAULT_TYPES)
@@ -63,6 +68,8 @@ def error(refused: Refused, request: Request) -> Response:
     """The answer to a request that was refused."""
     anthropic = is_anthropic(request.scope["path"], request.headers)
     body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
+    if is_ollama(request.scope["path"]):
+        body = {"error": refused.message}
     headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
     if refused.closes:
         headers["connection"] = "close"

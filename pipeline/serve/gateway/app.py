@@ -29,6 +29,7 @@ from .answers import Refused
 from .connection import Connection
 from .dashboard import Dashboard
 from .guard import OPEN, Guard, Origins, allowed_origins
+from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
@@ -67,7 +68,7 @@ class OwnEndpoints:
     async def models(self, request: Request) -> Response:
         """All names and aliases."""
         servers = self._view.now()
-        return JSONResponse(answers.models(servers, await self._details(servers.targets)))
+        return JSONResponse(answers.models(servers, await self.details(servers.targets)))
 
     async def model(self, request: Request) -> Response:
         """One of them, looked up as for a request."""
@@ -75,7 +76,7 @@ class OwnEndpoints:
         if not name:
             raise HTTPException(404)
         targets = find(self._view.now(), name, ANY, self._proxy.settings.models)
-        return JSONResponse(answers.model(name, targets, await self._details(targets)))
+        return JSONResponse(answers.model(name, targets, await self.details(targets)))
 
     async def metrics(self, request: Request) -> Response:
         """The gateway's counters, and the metrics of all servers that have any."""
@@ -93,7 +94,7 @@ class OwnEndpoints:
         """The metrics of all servers that have any, by name."""
         return await self._fetch_all("/metrics", self._view.now().targets)
 
-    async def _details(self, targets: Targets) -> dict[str, dict[str, Any]]:
+    async def details(self, targets: Targets) -> dict[str, dict[str, Any]]:
         """What each llama-server says of its model, which does not change while it is ready."""
         named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
         new = [target for name, target in named.items() if self._seen.get(name) != target]
@@ -166,6 +167,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             # Claude Code's telemetry: accepted and dropped.
             Route("/api/event_logging/{rest:path}", JSONResponse({}), methods=["POST"]),
             Route("/api/claude_code/{rest:path}", JSONResponse({}), methods=["POST"]),
+            *Ollama(proxy, own.details).routes(),
             Route("/{name:page_file}", page.file),
         ],
         middleware=[

@@ -193,6 +193,7 @@ class Proxy:
     async def _send(self, call: _Call, target: Target) -> None:
         """Have one server answer. Raises NoAnswer where not a byte came."""
         call.instance = target.name
+        call.request.scope["waited"] = time.monotonic() - call.began  # seconds, for a ready server
         self.counters.in_flight[target.name] += 1
         try:
             answer = await forward(target, call.request, call.path, call.body, self.keys)

@@ -1,0 +1,173 @@
+"""One request through the proxy: an instance gets what was translated for it, and the client its
+answer as Ollama would give it.
+
+To the proxy this is a client like any other, so that all its rules hold: it waits for a server that
+loads, tries another one, counts, and leaves the instance when the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from pipeline.serve.gateway.connection import Body, Connection
+from pipeline.serve.gateway.proxy import Proxy
+
+from .replies import Object, Text, Vectors, error_of, joined
+from .requests import Translated
+
+LINES, JSON = "application/x-ndjson", "application/json"
+# What is said of the translated body, and what would have the answer come in another form.
+REPLACED = (
+    *(b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"),
+    *(b"accept", b"accept-encoding"),
+)
+LOAD = "/health"  # answered by every instance once it is ready
+UNLOAD = (0, "0", "0s", "0m", "0h")  # values of keep_alive
+
+
+class Sink(Protocol):
+    def write(self, block: bytes) -> None: ...
+    def end(self) -> None: ...
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """What an instance is asked, by the name `model`, and what reads its answer."""
+
+    model: str
+    asked: Translated
+    reply: Text | Vectors
+    streams: bool = False  # the client wants each object as it comes
+    keep_alive: float | str | None = None
+
+
+class Exchange:
+    """Stands for the client's connection: the proxy reads the translated request from it and writes
+    the instance's answer into it."""
+
+    def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        self._call = call
+        self._connection: Connection = scope["connection"]
+        self._receive, self._send = receive, send
+        self._body: bytes | None = b""
+        headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED]
+        changed: dict[str, Any] = {"method": "POST", "path": call.asked.path, "query_string": b""}
+        if call.asked.path:
+            self._body = msgspec.json.encode({"model": call.model, **call.asked.body})
+            headers.append((b"content-type", JSON.encode()))
+        else:
+            query = urlencode({"model": call.model}).encode()
+            changed = {"method": "GET", "path": LOAD, "query_string": query}
+        self._scope = {**scope, **changed, "headers": headers, "connection": self}
+        self._scope["keep_alive"] = call.keep_alive
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._status = 0
+        self._whole = _Whole()
+        self._stream: Text | None = None  # an answer of which each object is sent as it comes
+        self._is_gone = False
+
+    async def run(self, proxy: Proxy) -> None:
+        """Have the proxy answer. Raises Refused."""
+        await proxy(self._scope, self._take, self._give)
+        if self._status and not (self._stream or self._whole.ended or self._is_gone):
+            await self._respond(502, {"error": "the instance broke off its answer"})
+
+    async def _take(self) -> Message:
+        if self._body is None:
+            message = await self._receive()
+            self._is_gone = message["type"] == "http.disconnect"
+            return message
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _give(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif self._stream:
+            await self._send(message)
+        else:
+            await self._answer()
+
+    async def _begin(self, message: Message) -> None:
+        self._status = message["status"]
+        self._call.reply.load_seconds = self._scope.get("waited")
+        self._headers = [header for header in message["headers"] if header[0] not in REPLACED]
+        reply = self._call.reply
+        if self._status == 200 and self._call.streams and self._call.asked.path:
+            self._stream = reply if isinstance(reply, Text) else None
+        if self._stream:
+            headers = [*self._headers, (b"content-type", LINES.encode())]
+            await self._send({**message, "headers": headers})
+
+    @contextmanager
+    def body(self, source: asyncio.Transport, status: int, length: int | None) -> Iterator[Sink]:
+        """As the connection's own."""
+        if self._stream:
+            with self._connection.body(source, status, None) as body:
+                yield _Lines(self._stream, body)
+        else:
+            yield self._whole
+
+    async def _answer(self) -> None:
+        """Send all of an answer, which has come by now."""
+        document, status, reply = b"".join(self._whole.blocks), self._status, self._call.reply
+        if status != 200:
+            text, status = error_of(document, status)
+            made: Mapping[str, Any] = {"error": text}
+        elif not self._call.asked.path:
+            made = reply.loaded(unloads=self._call.keep_alive in UNLOAD)
+        elif isinstance(reply, Vectors):
+            try:
+                made = reply.read(document)
+            except msgspec.DecodeError:
+                status, made = 502, {"error": "the instance's answer cannot be read"}
+        else:
+            made = joined([*reply.feed(document), *reply.end()])
+            status = reply.error_status or status
+        await self._respond(status, made)
+
+    async def _respond(self, status: int, made: Mapping[str, Any]) -> None:
+        is_line = self._call.streams and status == 200
+        content = msgspec.json.encode(made) + (b"\n" if is_line else b"")
+        answer = Response(content, status, media_type=LINES if is_line else JSON)
+        answer.raw_headers += self._headers
+        await answer(self._scope, self._receive, self._send)
+
+
+class _Whole:
+    """Keeps an answer until its end."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+        self.ended = False
+
+    def write(self, block: bytes) -> None:
+        self.blocks.append(block)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class _Lines:
+    """Writes each object as it comes."""
+
+    def __init__(self, reply: Text, body: Body) -> None:
+        self._reply, self._body = reply, body
+
+    def write(self, block: bytes) -> None:
+        self._send(self._reply.feed(block))
+
+    def end(self) -> None:
+        self._send(self._reply.end())
+        self._body.end()
+
+    def _send(self, objects: Iterable[Object]) -> None:
+        self._body.write(b"".join(msgspec.json.encode(one) + b"\n" for one in objects))

@@ -1,0 +1,206 @@
+"""What Ollama's clients are told of a model: its file's header, size and digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, field
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.store import receipts
+from pipeline.models import gguf
+from pipeline.models.chat_template import KEY as TEMPLATE
+from pipeline.models.chat_template import OVERRIDES
+from pipeline.serve.gateway.routing import CHAT, EMBEDDING
+from pipeline.serve.gateway.servers import Target
+from pipeline.serve.server import LLAMA_CPP, Server
+
+NEVER = "2318-01-01T00:00:00Z"  # when a model is unloaded that stays: as Ollama says it
+# What a chat template uses for tools, and for a model that thinks.
+TOOLS = re.compile(r"\btools\b")
+THINKS = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>")
+# The token before the text to insert into, by its id or one of the texts that llama.cpp knows.
+INSERT_IDS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+INSERT_TOKENS = {
+    text.encode()
+    for text in (
+        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
+        *("<|code_prefix|>", "<|prefix|>"),
+    )
+}
+
+
+class ModelFile(Struct, frozen=True, kw_only=True):
+    """What a model's files say. `size` in bytes; `values` are its header's."""
+
+    size: int = 0
+    modified: float = 0.0
+    digest: str = ""  # sha256
+    architecture: str = ""
+    quant: str = ""
+    parameters: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
+    inserts: bool = False
+
+    @property
+    def modified_at(self) -> str:
+        return datetime.fromtimestamp(self.modified, UTC).isoformat().replace("+00:00", "Z")
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {
+            "parent_model": "",
+            "format": "gguf" if self.architecture else "",
+            "family": self.architecture,
+            "families": [self.architecture] if self.architecture else [],
+            "parameter_size": human(self.parameters) if self.parameters else "",
+            "quantization_level": self.quant,
+        }
+
+
+def listed(name: str, target: Target) -> dict[str, Any]:
+    """An entry of /api/tags."""
+    file = model_file(target.instance)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": file.modified_at,
+        "size": file.size,
+        "digest": file.digest,
+        "details": file.details,
+    }
+
+
+def running(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of /api/ps. `said`: what the instance says of its model."""
+    entry = listed(name, target) | {"expires_at": NEVER}
+    del entry["modified_at"]
+    if context := said.get("meta", {}).get("n_ctx"):
+        entry["context_length"] = context
+    if is_on_cpu(target.instance):
+        entry["size_vram"] = 0
+    return entry
+
+
+def shown(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of /api/show."""
+    file = model_file(target.instance)
+    template = chat_template(target.instance, file)
+    context = said.get("meta", {}).get("n_ctx")
+    info = {key: value for key, value in file.values.items() if not key.startswith(TEMPLATE)}
+    if file.parameters:
+        info["general.parameter_count"] = file.parameters
+    return {
+        "modelfile": f"FROM {name}\n",
+        "parameters": f"num_ctx {context}" if context else "",
+        "template": template,
+        "license": str(file.values.get("general.license", "")),
+        "modified_at": file.modified_at,
+        "details": file.details,
+        "model_info": info,
+        "capabilities": capabilities(target.instance, file, template),
+    }
+
+
+def capabilities(instance: Server, file: ModelFile, template: str) -> list[str]:
+    """What the model can do, as far as its files tell."""
+    if instance.kind == EMBEDDING:
+        return ["embedding"]
+    if instance.kind != CHAT:
+        return []
+    can = {
+        "completion": True,
+        "tools": bool(TOOLS.search(template)) and "--no-jinja" not in instance.cmd,
+        "vision": _sees(instance),
+        "thinking": bool(THINKS.search(template)),
+        "insert": file.inserts,
+    }
+    return [name for name, is_so in can.items() if is_so]
+
+
+def chat_template(instance: Server, file: ModelFile) -> str:
+    """The template in effect; empty where that is one of llama.cpp's own, or there is none."""
+    if name := instance.argument("--chat-template-file"):
+        with suppress(OSError):
+            return Path(instance.folder, name).read_text("utf-8", "replace")
+    if any(option in instance.cmd for option in OVERRIDES):
+        return ""
+    return str(file.values.get(TEMPLATE, ""))
+
+
+def is_on_cpu(instance: Server) -> bool:
+    """Whether an instance is known to use no GPU."""
+    options = instance.argument("--n-gpu-layers"), instance.argument("--device")
+    return instance.gpu_ids == "none" or options[0] == "0" or options[1] == "none"
+
+
+def model_file(instance: Server) -> ModelFile:
+    """What the model's files say; next to nothing where they are no GGUF, or cannot be read."""
+    name = instance.argument("--model") or instance.argument("-m")
+    path = Path(instance.folder, name)
+    try:
+        stat = path.stat()
+        if name and instance.engine == LLAMA_CPP:
+            return _read(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, PipelineError):
+        pass
+    return ModelFile(digest=_digest(instance.engine, name or instance.name))
+
+
+def human(count: int) -> str:
+    """A number of parameters as Ollama writes it: `134.52M`, `8.0B`."""
+    for unit, letter, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)):
+        if count >= unit:
+            return f"{count / unit:.{digits}f}{letter}"
+    return str(count)
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, size: int, mtime_ns: int) -> ModelFile:
+    """Raises PipelineError or OSError."""
+    header = gguf.read(path)
+    parts = gguf.shards(path)
+    shapes = [shape for part in parts for shape in gguf.shapes(part).values()]
+    inserts = any(key in header.values for key in INSERT_IDS)
+    return ModelFile(
+        size=sum(part.stat().st_size for part in parts),
+        modified=mtime_ns / 1e9,
+        digest=_known_digest(path) or _digest(path, size, mtime_ns),
+        architecture=header.architecture,
+        quant=header.quant,
+        parameters=sum(map(math.prod, shapes)),
+        values=header.values,
+        inserts=inserts or not INSERT_TOKENS.isdisjoint(gguf.tokens(path, header)),
+    )
+
+
+def _known_digest(path: Path) -> str:
+    """The sha256 that the receipt of an unchanged file says."""
+    if receipts.status(path) is receipts.Status.CURRENT:
+        return receipts.load(path.parent)[path.name].sha256
+    return ""
+
+
+def _digest(*identity: object) -> str:
+    """For clients that tell versions of a model apart by it: another one when the file changes."""
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _sees(instance: Server) -> bool:
+    """Whether an instance has a projector for images."""
+    name = instance.argument("--mmproj")
+    if not name:
+        return False
+    try:
+        values = gguf.read(Path(instance.folder, name)).values
+    except PipelineError:
+        return False
+    return bool(values.get("clip.has_vision_encoder", True))
