@@ -116,9 +116,13 @@ class Ollama:
             asked=prepared.asked,
             reply=prepared.reply(request.asked_for or model),
             streams=prepared.streams,
-            keep_alive=request.keep_alive,
+            keep_alive=requests.seconds(request.keep_alive),
         )
-        await Exchange(call, scope, receive, send).run(self._proxy)
+        exchange = Exchange(call, scope, receive, send)
+        if call.unloads and not any(target.is_ready for target in targets):
+            await exchange.answer_unloaded()
+        else:
+            await exchange.run(self._proxy)
 
     def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names

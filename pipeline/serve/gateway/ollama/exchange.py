@@ -31,7 +31,6 @@ REPLACED = (
     *(b"accept", b"accept-encoding"),
 )
 LOAD = "/health"  # answered by every instance once it is ready
-UNLOAD = (0, "0", "0s", "0m", "0h")  # values of keep_alive
 
 
 class Sink(Protocol):
@@ -46,7 +45,12 @@ class Call(Struct, frozen=True, kw_only=True):
     asked: Translated
     reply: Text | Vectors
     streams: bool = False  # the client wants each object as it comes
-    keep_alive: float | str | None = None
+    keep_alive: float | None = None  # seconds, see `requests.seconds`
+
+    @property
+    def unloads(self) -> bool:
+        """Whether it only asks to unload the model."""
+        return not self.asked.path and self.keep_alive == 0
 
 
 class Exchange:
@@ -79,6 +83,10 @@ class Exchange:
         await proxy(self._scope, self._take, self._give)
         if self._status and not (self._stream or self._whole.ended or self._is_gone):
             await self._respond(502, {"error": "the instance broke off its answer"})
+
+    async def answer_unloaded(self) -> None:
+        """Answer a request to unload what is not loaded."""
+        await self._respond(200, self._call.reply.loaded(unloads=True))
 
     async def _take(self) -> Message:
         if self._body is None:
@@ -123,7 +131,7 @@ class Exchange:
             text, status = error_of(document, status)
             made: Mapping[str, Any] = {"error": text}
         elif not self._call.asked.path:
-            made = reply.loaded(unloads=self._call.keep_alive in UNLOAD)
+            made = reply.loaded(unloads=self._call.unloads)
         elif isinstance(reply, Vectors):
             try:
                 made = reply.read(document)

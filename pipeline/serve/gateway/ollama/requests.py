@@ -7,6 +7,7 @@ never built. What Ollama ignores is ignored here too.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,9 +32,7 @@ SAMPLING = {
     "num_keep": "n_keep",
     "num_predict": "max_tokens",
 }
-VLLM_NAMES = {
-    "repeat_penalty": "repetition_penalty"
-}  # which llama-server ignores, as vLLM the other
+VLLM_NAMES = {"repeat_penalty": "repetition_penalty"}  # an engine ignores the other's name
 LEAST = {"num_predict": 1, "seed": 0}  # what is less means no limit, or any: the default
 NUM_CTX = "num_ctx"
 # Options of an instance's start, which a request cannot change.
@@ -44,6 +43,10 @@ OF_THE_START = (
 # How the images that llama.cpp reads begin.
 IMAGES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
 SNIFFED = 16  # characters of base64
+# A duration such as `1h30m`.
+PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)")
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Function(Struct):
@@ -175,6 +178,19 @@ def embed(texts: Raw | str | None) -> Translated:
     return Translated("/v1/embeddings", {"input": texts, "encoding_format": "float"})
 
 
+def seconds(keep_alive: float | str | None) -> float | None:
+    """For how long a model should stay loaded after its request; below 0: for ever, None: as its
+    instance has it. Raises Refused."""
+    if keep_alive is None or isinstance(keep_alive, float):
+        return keep_alive
+    match = DURATION.fullmatch(keep_alive.strip())
+    if not match:
+        raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
+    parts = PART.findall(match[2])
+    total = sum(float(number) * UNITS[unit] for number, unit in parts)
+    return -total if match[1] == "-" else total
+
+
 def unknown(options: Iterable[str]) -> list[str]:
     """The options that nothing here knows."""
     return [name for name in options if name not in SAMPLING and name not in OF_THE_START]
@@ -287,12 +303,13 @@ def _messages(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
 
 def _result(message: Message, open_calls: list[tuple[str, str]]) -> dict[str, str]:
     """The call that a tool's result belongs to: the one that it names, else the first open one."""
-    named = [call for call in open_calls if message.tool_name in (None, "", call[1])]
-    call = next(iter(named or open_calls), ("call00000", message.tool_name or ""))
+    id, name = message.tool_call_id, message.tool_name
+    named = [call for call in open_calls if (call[0] == id if id else name in (None, "", call[1]))]
+    call = next(iter(named or open_calls), ("call00000", ""))
     if call in open_calls:
         open_calls.remove(call)
-    name = message.tool_name or call[1]
-    return {"tool_call_id": message.tool_call_id or call[0], **({"name": name} if name else {})}
+    name = name or call[1]
+    return {"tool_call_id": id or call[0], **({"name": name} if name else {})}
 
 
 def _image(text: str) -> dict[str, Any]:
