@@ -13,7 +13,7 @@ from typing import Any
 import ollama
 import pytest
 from client_tools import KEY
-from gateway_tools import Site
+from gateway_tools import Site, site
 from test_litellm_proxy import programs
 
 __all__ = ["programs"]
@@ -97,18 +97,31 @@ def test_a_schema(client: ollama.Client) -> None:
         assert set(found) == {"name", "count"} and isinstance(found["count"], int)
 
 
-def test_tools(client: ollama.Client) -> None:
-    """What random weights say is no call; a conversation with calls is taken all the same."""
-    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-    turns: list[Any] = [
-        *HELLO,
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "rain", "tool_name": "weather"},
-    ]
-    answer = client.chat("tiny", turns, tools=[weather], options=SHORT)
-    assert answer.done and answer.prompt_eval_count
-    less = client.chat("tiny", turns, options=SHORT)
-    assert less.prompt_eval_count and answer.prompt_eval_count > less.prompt_eval_count
+CALL = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+CALLS = json.dumps({"choices": [{"delta": {"tool_calls": [CALL]}, "finish_reason": "tool_calls"}]})
+
+
+def test_tools(client: ollama.Client, tmp_path: Path) -> None:
+    """Random weights call nothing by themselves: the calls are a stand-in's, and a real server
+    takes a conversation that has them."""
+    with site(tmp_path) as here:
+        here.upstream("caller", "--chunks", 1, "--reply", CALLS)
+        here.gateway()
+        with ollama.Client(here.url) as other:
+            whole = other.chat("caller", HELLO, tools=[weather])
+            parts = list(other.chat("caller", HELLO, tools=[weather], stream=True))
+        assert whole.done_reason == parts[-1].done_reason == "stop"
+        calls = [call for part in parts for call in part.message.tool_calls or []]
+        assert whole.message.tool_calls == calls and len(calls) == 1
+        assert weather(**calls[0].function.arguments) == "rain in Oslo"
+        (request, _) = here.events("caller", "request")
+        (tool,) = json.loads(request["body"])["tools"]
+        assert tool["function"]["parameters"]["required"] == ["city"]
+    turns = [*HELLO, whole.message, {"role": "tool", "content": "rain", "tool_name": "weather"}]
+    answer = client.chat("tiny", turns, options=SHORT)
+    less = client.chat("tiny", HELLO, options=SHORT)
+    assert answer.eval_count == 8 and answer.prompt_eval_count and less.prompt_eval_count
+    assert answer.prompt_eval_count > less.prompt_eval_count
 
 
 def test_logprobs(client: ollama.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -104,25 +105,22 @@ class Ollama:
         for path, instead in REFUSED.items():
             yield Route(path, partial(_refuse, instead), methods=["HEAD", "POST", "DELETE"])
 
-    async def answer(
+    async def begin(
         self, prepared: Prepared, kind: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Have an instance answer. Raises Refused."""
-        request = prepared.request
+    ) -> Exchange:
+        """The exchange that will answer a request. Raises Refused."""
+        request, asked = prepared.request, prepared.asked
         model, targets = self._find(request, kind)
         await self._report(model, targets, request.options or {})
         call = Call(
+            path=asked.path,
             model=model,
-            asked=prepared.asked,
             reply=prepared.reply(request.asked_for or model),
             streams=prepared.streams,
             keep_alive=requests.seconds(request.keep_alive),
+            is_loaded=any(target.is_ready for target in targets),
         )
-        exchange = Exchange(call, scope, receive, send)
-        if call.unloads and not any(target.is_ready for target in targets):
-            await exchange.answer_unloaded()
-        else:
-            await exchange.run(self._proxy)
+        return Exchange(self._proxy, call, asked.body, scope, receive, send)
 
     def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names
@@ -134,13 +132,10 @@ class Ollama:
             shared = set.intersection(*(set(target.names) for target in targets))
             return next(name for name in targets[0].names if name in shared), targets
         names = (asked, asked.removesuffix(":latest"), f"{asked}:latest", asked.rpartition(":")[0])
-        refused = None
-        for name in dict.fromkeys(filter(None, names)):
-            try:
+        for name in filter(None, names):
+            with suppress(Refused):
                 return name, find(servers, name, kind, patterns)
-            except Refused as why:
-                refused = refused or why
-        raise refused or Refused(404, f"there is no model {asked}")
+        return asked, find(servers, asked, kind, patterns)  # which says why not
 
     async def _report(self, model: str, targets: Targets, options: Mapping[str, Any]) -> None:
         """Log the options of a request that have no effect."""
@@ -204,15 +199,21 @@ class _Forwarded:
         self._api, self._kind, self._prepare = api, kind, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
         try:
-            body = await read_body(Request(scope, receive))
+            # no name for the body, nor for what is made of it: they would stay until the end
+            exchange = await self._api.begin(
+                await self._prepared(request), self._kind, scope, receive, send
+            )
         except ClientDisconnect:
             return
+        await exchange.run()
+
+    async def _prepared(self, request: Request) -> Prepared:
+        body = await read_body(request)
         if len(body) <= INLINE_BYTES:
-            prepared = self._read(body)
-        else:
-            prepared = await to_thread.run_sync(self._read, body)
-        await self._api.answer(prepared, self._kind, scope, receive, send)
+            return self._read(body)
+        return await to_thread.run_sync(self._read, body)
 
     def _read(self, body: bytes) -> Prepared:
         """Raises Refused."""

@@ -22,7 +22,6 @@ from pipeline.serve.gateway.connection import Body, Connection
 from pipeline.serve.gateway.proxy import Proxy
 
 from .replies import Object, Text, Vectors, error_of, joined
-from .requests import Translated
 
 LINES, JSON = "application/x-ndjson", "application/json"
 # What is said of the translated body, and what would have the answer come in another form.
@@ -39,33 +38,43 @@ class Sink(Protocol):
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """What an instance is asked, by the name `model`, and what reads its answer."""
+    """What an instance is asked by the name `model`, and what reads its answer. Without a path it
+    only has to be loaded."""
 
+    path: str
     model: str
-    asked: Translated
     reply: Text | Vectors
     streams: bool = False  # the client wants each object as it comes
     keep_alive: float | None = None  # seconds, see `requests.seconds`
+    is_loaded: bool = True
 
     @property
     def unloads(self) -> bool:
         """Whether it only asks to unload the model."""
-        return not self.asked.path and self.keep_alive == 0
+        return not self.path and self.keep_alive == 0
 
 
 class Exchange:
-    """Stands for the client's connection: the proxy reads the translated request from it and writes
-    the instance's answer into it."""
+    """Stands for the client's connection: the proxy reads the translated request, with `body`, from
+    it and writes the instance's answer into it."""
 
-    def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        self._call = call
+    def __init__(
+        self,
+        proxy: Proxy,
+        call: Call,
+        body: Mapping[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._proxy, self._call = proxy, call
         self._connection: Connection = scope["connection"]
         self._receive, self._send = receive, send
         self._body: bytes | None = b""
-        headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED]
-        changed: dict[str, Any] = {"method": "POST", "path": call.asked.path, "query_string": b""}
-        if call.asked.path:
-            self._body = msgspec.json.encode({"model": call.model, **call.asked.body})
+        headers = [header for header in scope["headers"] if header[0] not in REPLACED]
+        changed: dict[str, Any] = {"method": "POST", "path": call.path, "query_string": b""}
+        if call.path:
+            self._body = msgspec.json.encode({"model": call.model, **body})
             headers.append((b"content-type", JSON.encode()))
         else:
             query = urlencode({"model": call.model}).encode()
@@ -78,15 +87,14 @@ class Exchange:
         self._stream: Text | None = None  # an answer of which each object is sent as it comes
         self._is_gone = False
 
-    async def run(self, proxy: Proxy) -> None:
+    async def run(self) -> None:
         """Have the proxy answer. Raises Refused."""
-        await proxy(self._scope, self._take, self._give)
+        if self._call.unloads and not self._call.is_loaded:
+            await self._respond(200, self._call.reply.loaded(unloads=True))
+            return
+        await self._proxy(self._scope, self._take, self._give)
         if self._status and not (self._stream or self._whole.ended or self._is_gone):
             await self._respond(502, {"error": "the instance broke off its answer"})
-
-    async def answer_unloaded(self) -> None:
-        """Answer a request to unload what is not loaded."""
-        await self._respond(200, self._call.reply.loaded(unloads=True))
 
     async def _take(self) -> Message:
         if self._body is None:
@@ -109,7 +117,7 @@ class Exchange:
         self._call.reply.load_seconds = self._scope.get("waited")
         self._headers = [header for header in message["headers"] if header[0] not in REPLACED]
         reply = self._call.reply
-        if self._status == 200 and self._call.streams and self._call.asked.path:
+        if self._status == 200 and self._call.streams and self._call.path:
             self._stream = reply if isinstance(reply, Text) else None
         if self._stream:
             headers = [*self._headers, (b"content-type", LINES.encode())]
@@ -130,7 +138,7 @@ class Exchange:
         if status != 200:
             text, status = error_of(document, status)
             made: Mapping[str, Any] = {"error": text}
-        elif not self._call.asked.path:
+        elif not self._call.path:
             made = reply.loaded(unloads=self._call.unloads)
         elif isinstance(reply, Vectors):
             try:

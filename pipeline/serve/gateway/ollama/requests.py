@@ -80,7 +80,7 @@ class AnyRequest(Struct):
     @property
     def asked_for(self) -> str | None:
         """The model that it names."""
-        return self.model or self.name
+        return self.model or self.name or None
 
 
 class Generation(AnyRequest):
