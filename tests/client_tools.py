@@ -27,6 +27,7 @@ def serve(here: Site, program: Path, name: str, model: Path, *words: str, **more
     """A llama-server as an instance; it is ready."""
     added = here.add(name, **more)
     command = [str(program), "--model", str(model), "--port", str(added.port), *words]
+    here.change(name, executable=command[0], cmd=tuple(command[1:]))
     here.start(name, command)
     url = f"{added.url}/health"
     wait_for(lambda: reached(url) and httpx2.get(url).status_code == 200)

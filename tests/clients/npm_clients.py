@@ -47,3 +47,12 @@ def claude_code() -> Path:
     if not programs:
         pytest.skip("Claude Code has no package for this platform")
     return programs[0].parent
+
+
+def codex() -> Path:
+    """The program of Codex: the package's own, of this platform, without the script around it."""
+    packages = installed() / "node_modules" / "@openai"
+    found = [one for one in packages.glob("codex-*/vendor/*/bin/codex*") if one.is_file()]
+    if not found:
+        pytest.skip("Codex has no package for this platform")
+    return found[0]

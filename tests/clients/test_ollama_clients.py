@@ -1,19 +1,23 @@
-"""Clients of Ollama's API through the gateway, before real llama-servers: its Python package, and
-LiteLLM's provider `ollama_chat`."""
+"""Clients of Ollama's API through the gateway, before real llama-servers: its Python package,
+LiteLLM's providers, Codex."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
-from client_tools import KEY
-from gateway_tools import Site, site
+from client_tools import KEY, serve
+from conftest import free_port, wait_for
+from gateway_tools import Site, reached, site
+from npm_clients import codex
 from test_litellm_proxy import programs
 
 __all__ = ["programs"]
@@ -197,13 +201,13 @@ LITELLM = """
 import json, sys
 import litellm
 
-url, key = sys.argv[1:]
+url, key, open_url = sys.argv[1:]
 more = {"api_base": url, "api_key": key, "max_tokens": 8, "temperature": 0}
 turns = [{"role": "user", "content": "hello there"}]
 whole = litellm.completion(model="ollama_chat/tiny", messages=turns, **more)
 parts = litellm.completion(model="ollama_chat/tiny", messages=turns, stream=True, **more)
 old = litellm.completion(model="ollama/tiny", messages=turns, **more)
-vectors = litellm.embedding(model="ollama/search", input=["a", "b"], api_base=url, api_key=key)
+vectors = litellm.embedding(model="ollama/search", input=["a", "b"], api_base=open_url)
 try:
     litellm.completion(model="ollama_chat/tinny", messages=turns, **more)
     error = ""
@@ -221,7 +225,15 @@ print(json.dumps({
 
 
 def test_litellm(clients: Site, programs: Path, tmp_path: Path) -> None:
-    words = [str(next(programs.glob("python*"))), "-c", LITELLM, clients.url, KEY]
+    # with embeddings it sends no key
+    port = free_port()
+    folder = str(clients.at.path)
+    clients.start(
+        "open", [sys.executable, "-m", "pipeline.serve.gateway", folder, f"--port={port}"]
+    )
+    open_url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: reached(f"{open_url}/health"))
+    words = [str(next(programs.glob("python*"))), "-c", LITELLM, clients.url, KEY, open_url]
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HOME": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -230,3 +242,32 @@ def test_litellm(clients: Site, programs: Path, tmp_path: Path) -> None:
     assert "".join(told["parts"]) == told["whole"] and len(told["parts"]) > 4
     assert told["vectors"] == [384, 384]
     assert "did you mean tiny" in told["error"]
+
+
+def test_codex(built: Path, gguf: Path, tmp_path: Path) -> None:
+    """It looks for the model among Ollama's, and has missing ones pulled; then it asks OpenAI's
+    API. Its first request has some 12,000 tokens."""
+    program = str(codex())
+    words = [program, "exec", "--oss", "--local-provider", "ollama", "--skip-git-repo-check"]
+    with site(tmp_path) as here:
+        server = next(built.glob("*/llama-server*"))
+        # an end after some words: random weights seldom find one
+        sizes = ("--ctx-size", "16384", "--parallel", "1", "--logit-bias", "2+7")
+        serve(here, server, "tiny", gguf, *sizes)
+        here.gateway()
+        home = here.path / "hôme"
+        home.mkdir()
+        env = {"HOME": str(home), "CODEX_HOME": str(home), "PATH": os.environ["PATH"]}
+        env["CODEX_OSS_BASE_URL"] = f"{here.url}/v1"
+
+        def run(model: str) -> subprocess.CompletedProcess[str]:
+            more: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+            return subprocess.run(
+                [*words, "-m", model, "hello"], env=env, cwd=home, timeout=300, **more
+            )
+
+        done = run("tiny")
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        assert here.metric('llama_gateway_requests_total{instance="tiny",status="200"}') >= 1
+        missing = run("tinny")
+        assert missing.returncode and "403" in missing.stderr

@@ -38,7 +38,7 @@ INSERT_TOKENS = {
 }
 
 
-class ModelFile(Struct, frozen=True, kw_only=True):
+class ModelFacts(Struct, frozen=True, kw_only=True):
     """What a model's files say. `size` in bytes; `values` are its header's."""
 
     size: int = 0
@@ -51,8 +51,12 @@ class ModelFile(Struct, frozen=True, kw_only=True):
     inserts: bool = False
 
     @property
-    def modified_at(self) -> str:
-        return datetime.fromtimestamp(self.modified, UTC).isoformat().replace("+00:00", "Z")
+    def modified_at(self) -> dict[str, str]:
+        """The field of that name, where it is known."""
+        if not self.modified:
+            return {}
+        at = datetime.fromtimestamp(self.modified, UTC).isoformat().replace("+00:00", "Z")
+        return {"modified_at": at}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def listed(name: str, target: Target) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": file.modified_at,
+        **file.modified_at,
         "size": file.size,
         "digest": file.digest,
         "details": file.details,
@@ -82,7 +86,7 @@ def listed(name: str, target: Target) -> dict[str, Any]:
 def running(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of /api/ps. `said`: what the instance says of its model."""
     entry = listed(name, target) | {"expires_at": NEVER}
-    del entry["modified_at"]
+    entry.pop("modified_at", None)
     if context := said.get("meta", {}).get("n_ctx"):
         entry["context_length"] = context
     if is_on_cpu(target.instance):
@@ -103,14 +107,14 @@ def shown(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": f"num_ctx {context}" if context else "",
         "template": template,
         "license": str(file.values.get("general.license", "")),
-        "modified_at": file.modified_at,
+        **file.modified_at,
         "details": file.details,
         "model_info": info,
         "capabilities": capabilities(target.instance, file, template),
     }
 
 
-def capabilities(instance: Server, file: ModelFile, template: str) -> list[str]:
+def capabilities(instance: Server, file: ModelFacts, template: str) -> list[str]:
     """What the model can do, as far as its files tell."""
     if instance.kind == EMBEDDING:
         return ["embedding"]
@@ -126,7 +130,7 @@ def capabilities(instance: Server, file: ModelFile, template: str) -> list[str]:
     return [name for name, is_so in can.items() if is_so]
 
 
-def chat_template(instance: Server, file: ModelFile) -> str:
+def chat_template(instance: Server, file: ModelFacts) -> str:
     """The template in effect; empty where that is one of llama.cpp's own, or there is none."""
     if name := instance.argument("--chat-template-file"):
         with suppress(OSError):
@@ -142,7 +146,7 @@ def is_on_cpu(instance: Server) -> bool:
     return instance.gpu_ids == "none" or options[0] == "0" or options[1] == "none"
 
 
-def model_file(instance: Server) -> ModelFile:
+def model_file(instance: Server) -> ModelFacts:
     """What the model's files say; next to nothing where they are no GGUF, or cannot be read."""
     name = instance.argument("--model") or instance.argument("-m")
     path = Path(instance.folder, name)
@@ -152,7 +156,7 @@ def model_file(instance: Server) -> ModelFile:
             return _read(path, stat.st_size, stat.st_mtime_ns)
     except (OSError, PipelineError):
         pass
-    return ModelFile(digest=_digest(instance.engine, name or instance.name))
+    return ModelFacts(digest=_digest(instance.engine, name or instance.name))
 
 
 def human(count: int) -> str:
@@ -164,13 +168,13 @@ def human(count: int) -> str:
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, size: int, mtime_ns: int) -> ModelFile:
+def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
     """Raises PipelineError or OSError."""
     header = gguf.read(path)
     parts = gguf.shards(path)
     shapes = [shape for part in parts for shape in gguf.shapes(part).values()]
     inserts = any(key in header.values for key in INSERT_IDS)
-    return ModelFile(
+    return ModelFacts(
         size=sum(part.stat().st_size for part in parts),
         modified=mtime_ns / 1e9,
         digest=_known_digest(path) or _digest(path, size, mtime_ns),

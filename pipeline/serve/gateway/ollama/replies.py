@@ -79,7 +79,7 @@ class _Vectors(Struct):
     usage: _Usage | None = None
 
 
-class Reply:
+class OllamaReply:
     """The answer to one request, and the times that it took. `load_seconds`: how long it waited
     for an instance."""
 
@@ -100,7 +100,7 @@ class Reply:
         )
 
 
-class Text(Reply):
+class Text(OllamaReply):
     """An answer that comes as events, each of which becomes an object. `chat` or `generate`."""
 
     def __init__(self, model: str, *, is_chat: bool) -> None:
@@ -209,7 +209,7 @@ class Text(Reply):
         return {"error": message}
 
 
-class Vectors(Reply):
+class Vectors(OllamaReply):
     """An answer with vectors, which comes as one document. `dimensions`: how many numbers of each
     are wanted; None: all."""
 

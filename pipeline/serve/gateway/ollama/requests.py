@@ -59,7 +59,7 @@ class ToolCall(Struct):
     id: str | None = None
 
 
-class Message(Struct):
+class Turn(Struct):
     role: str
     content: str | None = None
     thinking: str | None = None
@@ -94,7 +94,7 @@ class Generation(AnyRequest):
 
 
 class Chat(Generation):
-    messages: list[Message] | None = None
+    messages: list[Turn] | None = None
     tools: Raw = Raw()
 
 
@@ -166,8 +166,8 @@ def generate(request: Generate) -> Translated:
             ends = {"input_prefix": prompt, "input_suffix": request.suffix}
             return Translated("/infill", {**ends, **_plain(request)})
         return Translated("/v1/completions", {"prompt": prompt, **_plain(request)})
-    turns = [Message("system", request.system)] if request.system else []
-    turns.append(Message("user", prompt, images=request.images))
+    turns = [Turn("system", request.system)] if request.system else []
+    turns.append(Turn("user", prompt, images=request.images))
     return _conversation(request, list(_messages(turns)), {})
 
 
@@ -268,7 +268,7 @@ def _number(value: Raw | None) -> float | None:
         return None
 
 
-def _messages(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+def _messages(messages: Sequence[Turn]) -> Iterator[dict[str, Any]]:
     """Messages of OpenAI's API: calls of tools get ids, and results the ids of their calls."""
     open_calls: list[tuple[str, str]] = []  # id and name of those without a result
     for number, message in enumerate(messages):
@@ -301,7 +301,7 @@ def _messages(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
         yield turn
 
 
-def _result(message: Message, open_calls: list[tuple[str, str]]) -> dict[str, str]:
+def _result(message: Turn, open_calls: list[tuple[str, str]]) -> dict[str, str]:
     """The call that a tool's result belongs to: the one that it names, else the first open one."""
     id, name = message.tool_call_id, message.tool_name
     named = [call for call in open_calls if (call[0] == id if id else name in (None, "", call[1]))]
