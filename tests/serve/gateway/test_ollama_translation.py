@@ -125,10 +125,9 @@ def test_tools() -> None:
         {"function": {"name": "f", "arguments": {}}, "id": "own"},
     ]
     results = [
-        {"role": "tool", "content": "of g", "tool_name": "g"},
-        {"role": "tool", "content": "of the first f"},
-        {"role": "tool", "content": "of own", "tool_name": "f"},
         {"role": "tool", "content": "given", "tool_call_id": "own", "tool_name": "f"},
+        {"role": "tool", "content": "of g", "tool_name": "g"},
+        {"role": "tool", "content": "of the first f", "tool_name": "f"},
         {"role": "tool", "content": "of nothing"},
     ]
     turn = {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": calls}
@@ -142,8 +141,8 @@ def test_tools() -> None:
     assert second["function"]["arguments"] == "{}" and third["id"] == "own"
     assert first["id"] != second["id"] and len(first["id"]) == 9 and first["id"].isalnum()
     ids = [result["tool_call_id"] for result in body["messages"][2:]]
-    assert ids[:4] == [second["id"], first["id"], "own", "own"]
-    assert [result.get("name") for result in body["messages"][2:5]] == ["g", "f", "f"]
+    assert ids[:3] == ["own", second["id"], first["id"]] and ids[3] not in ids[:3]
+    assert [result.get("name") for result in body["messages"][2:]] == ["f", "g", "f", None]
     assert "tools" not in chat(tools=[])[1]
 
 

@@ -85,7 +85,6 @@ class Exchange:
         self._status = 0
         self._whole = _Whole()
         self._stream: Text | None = None  # an answer of which each object is sent as it comes
-        self._is_gone = False
 
     async def run(self) -> None:
         """Have the proxy answer. Raises Refused."""
@@ -93,14 +92,13 @@ class Exchange:
             await self._respond(200, self._call.reply.loaded(unloads=True))
             return
         await self._proxy(self._scope, self._take, self._give)
-        if self._status and not (self._stream or self._whole.ended or self._is_gone):
+        if self._status and not (self._stream or self._whole.ended):
+            # a client that has left gets nothing
             await self._respond(502, {"error": "the instance broke off its answer"})
 
     async def _take(self) -> Message:
         if self._body is None:
-            message = await self._receive()
-            self._is_gone = message["type"] == "http.disconnect"
-            return message
+            return await self._receive()
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 
