@@ -3,7 +3,6 @@ LiteLLM's providers, Codex."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -16,9 +15,13 @@ import ollama
 import pytest
 from client_tools import KEY, serve
 from conftest import free_port, wait_for
+from fakes import tiny_projector
 from gateway_tools import Site, reached, site
 from npm_clients import codex
 from test_litellm_proxy import programs
+from test_vision import png
+
+from pipeline.models.gguf import read
 
 __all__ = ["programs"]
 pytestmark = [pytest.mark.build, pytest.mark.slow]
@@ -134,12 +137,25 @@ def test_logprobs(client: ollama.Client) -> None:
     assert answer.logprobs[0].logprob < 0 and len(answer.logprobs[0].top_logprobs or ()) == 2
 
 
-def test_an_image_needs_a_projector(client: ollama.Client) -> None:
-    png = b"\x89PNG\r\n\x1a\n" + bytes(40)
-    turn = {"role": "user", "content": "what?", "images": [base64.b64encode(png).decode()]}
-    with pytest.raises(ollama.ResponseError, match="image input is not supported") as refused:
+def test_images(client: ollama.Client, built: Path, gguf: Path, tmp_path: Path) -> None:
+    picture = png(b"\xff\x00\x00").partition(",")[2]
+    turn = {"role": "user", "content": "what is this", "images": [picture]}
+    with pytest.raises(ollama.ResponseError, match="image input is not supported"):
         client.chat("tiny", [turn])
-    assert refused.value.status_code >= 400
+    width = read(gguf).values["llama.embedding_length"]
+    tiny_projector.make(tmp_path / "mmproj.gguf", width=width)
+    with site(tmp_path) as here:
+        server = next(built.glob("*/llama-server*"))
+        serve(here, server, "sees", gguf, "--mmproj", str(tmp_path / "mmproj.gguf"))
+        here.gateway()
+        with ollama.Client(here.url) as other:
+            assert "vision" in (other.show("sees").capabilities or [])
+            seen = other.chat("sees", [turn], options=SHORT)
+            blind = other.chat("sees", [{**turn, "images": []}], options=SHORT)
+            said = other.generate("sees", "what is this", images=[picture], options=SHORT)
+    assert seen.eval_count == blind.eval_count == 8
+    assert seen.prompt_eval_count == said.prompt_eval_count
+    assert (seen.prompt_eval_count or 0) > (blind.prompt_eval_count or 0) > 0
 
 
 def test_vectors(client: ollama.Client) -> None:

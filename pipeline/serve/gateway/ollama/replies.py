@@ -224,7 +224,7 @@ class Vectors(OllamaReply):
         """Raises msgspec.DecodeError."""
         answer = msgspec.json.decode(document, type=_Vectors)
         vectors: list[Any] = [one.embedding for one in answer.data]
-        if self._dimensions:
+        if self._dimensions and self._dimensions > 0:
             vectors = [shortened(vector, self._dimensions) for vector in vectors]
         return self.made(vectors, answer.usage)
 

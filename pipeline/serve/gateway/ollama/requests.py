@@ -291,7 +291,7 @@ def _messages(messages: Sequence[Turn]) -> Iterator[dict[str, Any]]:
                     "type": "function",
                     "function": {
                         "name": function.name,
-                        "arguments": bytes(function.arguments).decode(),
+                        "arguments": bytes(function.arguments).decode("utf-8", "replace"),
                     },
                 }
                 for id, function in calls
