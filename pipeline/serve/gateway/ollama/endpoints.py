@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
+import msgspec
 from anyio import to_thread
 from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
@@ -157,7 +157,7 @@ class Ollama:
         def entries() -> list[dict[str, Any]]:
             return [models.listed(name, targets[0]) for name, targets in names.items()]
 
-        return JSONResponse({"models": await to_thread.run_sync(entries)})
+        return _document({"models": await to_thread.run_sync(entries)})
 
     async def _ps(self, request: Request) -> Response:
         """Those that are ready."""
@@ -169,14 +169,13 @@ class Ollama:
                 for target in [target for target in targets if target.is_ready][:1]:
                     yield models.running(name, target, said.get(target.name, {}))
 
-        return JSONResponse({"models": await to_thread.run_sync(lambda: list(entries()))})
+        return _document({"models": await to_thread.run_sync(lambda: list(entries()))})
 
     async def _show(self, request: Request) -> Response:
         shown = requests.decoded(await _body(request), AnyRequest)
         name, targets = self._find(shown, ANY)
         said = (await self._details(targets)).get(targets[0].name, {})
-        made = await to_thread.run_sync(models.shown, name, targets[0], said)
-        return JSONResponse(made)
+        return _document(await to_thread.run_sync(models.shown, name, targets[0], said))
 
     async def _pull(self, request: Request) -> Response:
         """Nothing is downloaded; a model that is here counts as pulled."""
@@ -186,10 +185,8 @@ class Ollama:
         except Refused as why:
             text = f"{why.message}; the gateway downloads no models: add an instance to {FILE}"
             raise Refused(403, text) from None
-        done = json.dumps({"status": "success"})
-        if pulled.stream is False:
-            return Response(done, media_type=JSON)
-        return Response(f"{done}\n", media_type=LINES)
+        kind = JSON if pulled.stream is False else LINES
+        return Response('{"status":"success"}\n', media_type=kind)
 
 
 class _Forwarded:
@@ -226,6 +223,11 @@ async def _body(request: Request) -> bytes:
     body = await read_body(request, INLINE_BYTES)
     parse_body(JSON, body)
     return body
+
+
+def _document(made: Mapping[str, Any]) -> Response:
+    """Numbers that JSON does not have, as a header may hold them, become null."""
+    return Response(msgspec.json.encode(made), media_type=JSON)
 
 
 async def _refuse(instead: str, request: Request) -> Response:
