@@ -27,6 +27,7 @@ TYPES = {
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "invalid_request_error"),
 }
+TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for Anthropic's API
 DEFAULT_TYPES = ("server_error", "api_error")
 Details = Mapping[str, Mapping[str, Any]]
 
@@ -51,7 +52,7 @@ def is_anthropic(path: str, headers: Mapping[str, str]) -> bool:
 
 def is_ollama(path: str) -> bool:
     """Whether a request is for Ollama's API."""
-    return path.startswith("/api/")
+    return path.startswith("/api/") and not path.startswith(TELEMETRY)
 
 
 def error_body(status: int, message: str, code: str | None, *, anthropic: bool) -> dict[str, Any]:
