@@ -49,7 +49,7 @@ class Row(Struct, frozen=True, kw_only=True):
     log_file: str
 
 
-class Device(Struct, frozen=True, kw_only=True):
+class DeviceMemory(Struct, frozen=True, kw_only=True):
     """Main memory (`ram`), or that of an NVIDIA GPU (`gpu0`). Bytes."""
 
     name: str
@@ -125,14 +125,14 @@ def memory(processes: list[psutil.Process]) -> int:
     return used
 
 
-def devices() -> list[Device]:
+def devices() -> list[DeviceMemory]:
     """What memory there is, and how much of it is free."""
-    ram = Device(name="ram", total=psutil.virtual_memory().total, free=capacity.memory())
+    ram = DeviceMemory(name="ram", total=psutil.virtual_memory().total, free=capacity.memory())
     found = [ram]
     for line in _asked(CARDS):
         with contextlib.suppress(ValueError):  # "[N/A]", as where memory is shared
             index, total, free = map(int, line.split(","))
-            found.append(Device(name=f"gpu{index}", total=total * MIB, free=free * MIB))
+            found.append(DeviceMemory(name=f"gpu{index}", total=total * MIB, free=free * MIB))
     return found
 
 
