@@ -18,6 +18,7 @@ from . import address
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
 GATEWAY = "gateway"  # an engine too, of the one that leads to the others
+BOOT, DEMAND = "boot", "demand"  # when a server is loaded: at `up`, or when a request names it
 SERVICE = ("SERVICE_NAME", "SERVICE_VERSION")  # the name that a deployment gives its server
 
 
@@ -31,6 +32,10 @@ class Keeping(Struct, frozen=True, kw_only=True):
     restart_pause: float = 1.0  # before the first one; each further one waits twice as long
     ready_timeout: float = 600.0
     stop_timeout: float = 10.0
+    start: str = BOOT
+    idle_timeout: float = 0.0  # without a request until it is unloaded; 0: when memory is wanted
+    pinned: bool = False  # never unloaded to make room
+    priority: int = 0  # lower ones are unloaded first, higher ones loaded first
 
 
 class Control(Keeping, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import addresses, api_keys, llama, messages, options, vllm
 from .addresses import Address, address
-from .configuration import Configuration
+from .configuration import Configuration, InstanceSpec
 from .instances import aliases, log_file, program, resolve
 from .options import ResolvedOptions
 from .vllm_installed import VllmOptions
@@ -95,12 +95,24 @@ def _errors(
         yield from options.errors(resolved)
         yield from vllm.errors(configuration, resolved)
         yield from api_keys.errors(resolved, configuration.folder)
+    yield from _unloading(configuration, spec)
     ids = (spec.control.gpu_ids or "").split(",")
     absent = [card for card in ids if cards is not None and card.isdecimal() and int(card) >= cards]
     if absent:
         there = f"there are {cards}, from 0" if cards else "none"
         why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"
         yield spec.line("control.gpu_ids", why)
+
+
+def _unloading(configuration: Configuration, spec: InstanceSpec) -> Iterator[str]:
+    """What is wrong with when one instance is unloaded."""
+    control = spec.control
+    if control.idle_timeout and control.pinned:
+        why = f" = {control.idle_timeout:g}: a pinned instance is never unloaded; leave one out"
+        yield spec.line("control.idle_timeout", why)
+    elif control.idle_timeout and not configuration.gateway.enable:
+        why = f" = {control.idle_timeout:g}: the gateway counts the requests; enable it"
+        yield spec.line("control.idle_timeout", f"{why}: [gateway] enable = true")
 
 
 def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:

@@ -23,6 +23,9 @@ from pipeline.serve import address
 
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
+# As placing.py reads them.
+AMOUNT = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)|(100|\d{1,2})(\.\d+)? ?%")
+DEVICE = re.compile(r"ram|gpu\d+")
 GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*")
 
 
@@ -74,6 +77,24 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _memory(value: Any, _: object) -> Any:
+    """How much memory models may take: a text, or a table of them by device."""
+    texts = value if isinstance(value, dict) else {"": value}
+    for device, text in texts.items():
+        if device and not DEVICE.fullmatch(device):
+            raise PydanticCustomError(
+                "device", "{name}: must be ram, gpu0, gpu1 and so on", {"name": str(device)}
+            )
+        is_size = isinstance(text, str) and AMOUNT.fullmatch(text)
+        if not is_size and (device or text != "auto"):
+            raise PydanticCustomError(
+                "memory",
+                '{at}must be {auto}a size such as "20GiB", or a share such as "80%"',
+                {"at": device and f"{device}: ", "auto": "" if device else '"auto", '},
+            )
+    return value
+
+
 def _origin(value: str) -> str:
     """A pattern of origins. Raises where none that a browser sends could match."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", value, re.IGNORECASE):
@@ -97,6 +118,7 @@ def _host_name(value: str) -> str:
 
 Option = Annotated[str | int | float | bool | list[Scalar], WrapValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
+Amount = Annotated[str | dict[str, str], WrapValidator(_memory)]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
 Host = Annotated[str, Field(min_length=1), AfterValidator(_host)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
@@ -126,6 +148,9 @@ class Master(Table):
     """The llama-server executable; else the installed package's, that of bins/, that on PATH."""
     max_loading: Annotated[int, Field(ge=1)] | None = None
     """So many instances load at once; absent: all."""
+    memory: Amount = "auto"
+    """What models may take together: auto, a size such as 20GiB, a share such as 80%, or a table
+    of these by device (ram, gpu0, ...)."""
     pixi_project_dir: Text | None = None
     """vLLM: a Pixi project in which it is installed."""
     pixi_environment: Text = "default"
@@ -167,6 +192,15 @@ class ControlTable(Table):
     """Seconds that it gets to stop."""
     probe_timeout: Seconds = 60.0
     """Seconds for one token, once it is healthy; 0 turns this probe off."""
+    start: Literal["boot", "demand"] = "boot"
+    """boot: loaded by `up`; demand: loaded when a request at the gateway names it."""
+    idle_timeout: Seconds = 0.0
+    """Seconds without a request until it is unloaded; 0: only when its memory is wanted."""
+    pinned: bool = False
+    """true: never unloaded to make room for another one."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Of idle ones, those of a lower priority are unloaded first; of those that wait, one of a
+    higher priority is loaded first."""
 
 
 class ModelTable(Table):
