@@ -21,8 +21,9 @@ MEMORY = (
 )
 
 
-def memory() -> int:
-    """Bytes that a new process could allocate."""
+def memory(*, with_files: bool = False) -> int:
+    """Bytes that a new process could allocate. `with_files`: those too that hold files which are in
+    use, such as the weights of models; the system drops them where it has to."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -30,10 +31,25 @@ def memory() -> int:
         try:
             lines = dict(line.split() for line in _read(stat).splitlines())
             room = int(_read(limit)) - int(_read(used)) + int(lines.get(cached, 0))
+            if with_files:
+                room += int(lines.get(cached.replace("inactive", "active"), 0))
         except (OSError, ValueError):  # another version's, or no limit: "max"
             continue
         return max(0, min(free, room))
     return free
+
+
+def total() -> int:
+    """Bytes of memory that all processes together may have."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for limit, *_ in MEMORY:
+        try:
+            return min(total, int(_read(limit)))
+        except (OSError, ValueError):  # another version's, or no limit: "max"
+            continue
+    return total
 
 
 def processors() -> int:

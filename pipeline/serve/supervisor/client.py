@@ -84,6 +84,12 @@ def counters(instance: Server, timeout: float) -> dict[str, float] | None:
     return None
 
 
+def is_busy(instance: Server, timeout: float) -> bool:
+    """Whether its own metrics say that it has requests."""
+    values = counters(instance, timeout) or {}
+    return any(value and BUSY.search(name) for name, value in values.items())
+
+
 class Activity(Struct, frozen=True):
     """What a server's metrics tell of its work: how far it got, and whether it has requests."""
 

@@ -24,13 +24,14 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.core.store.locks import file_lock, trouble
 from pipeline.core.store.publish import full_disk_is_an_error
-from pipeline.serve.server import Server
+from pipeline.serve.server import BOOT, GATEWAY, Server
 
 from . import marker
 from .environment import for_supervisor, missing
 from .liveness import LOCK_SECONDS, is_running, living
 from .policy import Timing
 from .state import (
+    ASLEEP,
     ENDED,
     READY,
     SETTLED,
@@ -38,6 +39,7 @@ from .state import (
     STOPPING,
     DesiredState,
     Folder,
+    Order,
     ServerStatus,
     by_name,
     read_state,
@@ -66,7 +68,8 @@ def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredSta
         current = tuple(server for server in current if server.name in running)
     kept = [server for server in current if server.name not in names]
     added = [server for server in wanted.instances if server.name in names]
-    return replace(wanted, instances=(*kept, *added))
+    needs = {**(before.needs if before else {}), **wanted.needs}
+    return replace(wanted, instances=(*kept, *added), needs=needs)
 
 
 def changes(at: Folder, wanted: DesiredState) -> list[tuple[str, str]]:
@@ -78,7 +81,7 @@ def changes(at: Folder, wanted: DesiredState) -> list[tuple[str, str]]:
     actions = []
     for new in wanted.instances:
         if new.name not in running:
-            actions.append((new.name, "start"))
+            actions.append((new.name, "start" if new.start == BOOT else "start on demand"))
         else:
             actions.append((new.name, "keep" if old.get(new.name) == new else "restart"))
     removed = [name for name in states if name in running and name not in by_name(wanted.instances)]
@@ -98,8 +101,8 @@ def up(
     addition to what runs.
 
     `report` is called whenever a server is ready, has ended, or waits for its restart. Returns
-    those that are not ready. After Ctrl-C, what was started keeps running. Raises PipelineError
-    where no supervisor can run.
+    those that are neither ready nor asleep. After Ctrl-C, what was started keeps running. Raises
+    PipelineError where no supervisor can run.
     """
     with alone(at.path / "up.lock", "another `up` of this configuration is running"):
         wanted = _publish(at, wanted, names)
@@ -143,6 +146,43 @@ def run_foreground(
     _publish(at, wanted, names)
     if not supervise(at, timing or Timing(), report):
         raise already_up
+
+
+def order(at: Folder, names: Sequence[str], *, loads: bool) -> int:
+    """Have the servers of these names loaded, or unloaded; return the order's number, which their
+    states will have. Raises UsageError where a name is unknown, PipelineError where none is up."""
+    with alone(at.path / "wanted.lock"):
+        wanted = read_wanted(at)
+        if wanted is None or not is_running(at):
+            raise PipelineError("nothing is up", f"start it first: {doitw('up config=…')}")
+        known = [server.name for server in wanted.instances if server.engine != GATEWAY]
+        require_known(names, known, UP)
+        number = time.time_ns()
+        given = dict.fromkeys(names, Order(loads=loads, number=number))
+        write_wanted(at, replace(wanted, orders={**wanted.orders, **given}))
+        return number
+
+
+def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, ServerStatus]]:
+    """The same, and wait until it is done; return those that could not be loaded.
+
+    Raises PipelineError where the supervisor ends meanwhile.
+    """
+    number, done = order(at, names, loads=loads), dict[str, ServerStatus]()
+    while len(done) < len(names):
+        if (state := living(at)) is None:
+            raise PipelineError("the supervisor is gone, and so are they", f"its log is {at.log}")
+        for status in state.instances:
+            if status.name in names and status.order >= number and _is_done(status, loads):
+                done.setdefault(status.name, status)
+        time.sleep(POLL_SECONDS)
+    return [(name, status) for name, status in done.items() if loads and status.state != READY]
+
+
+def _is_done(status: ServerStatus, loads: bool) -> bool:
+    if loads:
+        return status.state in (READY, *ENDED) or bool(status.problem)
+    return status.state in (ASLEEP, *ENDED)
 
 
 def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS) -> list[str]:
@@ -288,7 +328,13 @@ def _wait_until_settled(
             supervisor = _start_supervisor(at, timing)
         time.sleep(POLL_SECONDS)
     results = [(server, reported[server.name]) for server in wanted.instances]
-    return [(server, status) for server, status in results if status.state != READY]
+    return [(server, status) for server, status in results if not _is_well(server, status)]
+
+
+def _is_well(server: Server, status: ServerStatus) -> bool:
+    """Whether it is ready, or asleep as it should be."""
+    is_refused = server.start == BOOT and status.problem
+    return status.state == READY or (status.state == ASLEEP and not is_refused)
 
 
 def _start_supervisor(at: Folder, timing: Timing) -> Process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from pipeline.serve.logfile import LONGEST
+from pipeline.serve.placing import PATIENCE
 from pipeline.serve.server import Server
 from pipeline.serve.stopping import how, is_hopeless
 
@@ -19,6 +20,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     steady_after: float = 60.0  # a server that was ready for so long has its failures forgotten
     longest_pause: float = 60.0
     log_bytes: int = LONGEST  # then a new log is begun
+    patience: float = PATIENCE  # of a request, before others are held back for it
 
 
 class End(Struct, frozen=True, kw_only=True):

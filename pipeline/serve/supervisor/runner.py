@@ -1,6 +1,7 @@
 """One server over its life: the states of state.py and the transitions between them.
 
 waiting → loading → ready      failed start, crash, stuck → pausing → waiting
+ready → unloading → stopping → asleep → waiting      as loading.py decides
 any → stopping → stopped       … or, by policy, exited or failed
 """
 
@@ -20,7 +21,19 @@ from pipeline.serve.server import Server
 from . import client
 from .child import Child
 from .policy import End, Timing, decide
-from .state import ENDED, LOADING, PAUSING, READY, STOPPED, STOPPING, WAITING, Folder, ServerStatus
+from .state import (
+    ASLEEP,
+    ENDED,
+    LOADING,
+    PAUSING,
+    READY,
+    STOPPED,
+    STOPPING,
+    UNLOADING,
+    WAITING,
+    Folder,
+    ServerStatus,
+)
 
 NEVER = float("inf")
 # For a killed server to be gone: freeing much memory, or a GPU driver, may delay that. Together
@@ -42,7 +55,7 @@ class Runner:
         self.until = NEVER  # when the current state has lasted too long
         self._why = ""  # why we end it, other than on request
         self.unwanted = False  # stop it, and do not start it again
-        self._killed = False
+        self._killed = self.unloads = False  # unloads: it is asleep once it has ended
         self._ready_since = self._ready_until = NEVER
 
     @property
@@ -53,12 +66,12 @@ class Runner:
         """Take over a newer request: a running server fulfils it, a pause ends at once."""
         if self.unwanted or self.is_over:
             return
-        self._set(self.status.state, asked=asked)
+        self.amend(asked=asked)
         if self.status.state == PAUSING:
             self.failures, self.until = 0, 0
 
     def start(self, now: float) -> None:
-        self._why, self._killed = "", False
+        self._why, self._killed, self.unloads = "", False, False
         self._ready_since = self._ready_until = NEVER
         if not self.status.restarts:  # a restart goes on in the same log
             set_aside(Path(self.instance.log_file))
@@ -68,14 +81,14 @@ class Runner:
             self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
             self.until = now + self.instance.ready_timeout
-            self._set(LOADING, pid=self.child.process.pid, started=self.child.started)
+            self.amend(state=LOADING, pid=self.child.process.pid, started=self.child.started)
 
     def stop(self, now: float) -> None:
         """Stop it: it is not wanted any more."""
         if self.child is None:
-            self._set(STOPPED, reason="")
+            self.amend(state=STOPPED, reason="")
         elif not self.unwanted and self.status.state != STOPPING:
-            self._ask_to_stop(now)
+            self.ask_to_stop(now)
         self.unwanted = True
 
     def kill(self, now: float) -> None:
@@ -90,14 +103,14 @@ class Runner:
         late = now >= self.until
         if self.child is None:
             if self.status.state == PAUSING and late:
-                self._set(WAITING, restarts=self.status.restarts + 1)
+                self.amend(state=WAITING, restarts=self.status.restarts + 1)
             return None
         self._observe(self.child.observed, now)
         exit_status = self.child.exit_status()
         if exit_status is None and not (late and self._killed):
             if late and self.status.state == LOADING:
                 self._why = f"failed start: not ready after {self.instance.ready_timeout:g} s"
-                self._ask_to_stop(now)
+                self.ask_to_stop(now)
             elif late:
                 self.kill(now)
             return None
@@ -112,31 +125,33 @@ class Runner:
         """Decide what follows its end, or a failed start."""
         lines = self.child.finish() if self.child else ""
         self.child = None
-        if self.unwanted:
-            self._set(STOPPED, pid=None, started=None, ready_at=None, reason="")
-            return
-        decision = decide(self.instance, end, self.failures, self.timing, lines)
-        self.failures, self.until = decision.failures, now + decision.pause
-        reason = f"{decision.reason}:\n{lines}" if lines else decision.reason
-        self._set(decision.state, pid=None, started=None, ready_at=None, reason=reason)
+        if self.unwanted or self.unloads:
+            state, reason = STOPPED if self.unwanted else ASLEEP, ""
+        else:
+            decision = decide(self.instance, end, self.failures, self.timing, lines)
+            self.failures, self.until = decision.failures, now + decision.pause
+            state, reason = decision.state, decision.reason + (lines and f":\n{lines}")
+        self.amend(state=state, pid=None, started=None, ready_at=None, reason=reason)
 
     def _observe(self, observed: str, now: float) -> None:
         """Act on what its probes have observed."""
         if observed and self.status.state == LOADING:
             self.until, self._ready_since = NEVER, now
-            self._set(READY, ready_at=time.time())
-        elif observed == client.STUCK and self.status.state == READY:
+            self.amend(state=READY, ready_at=time.time())
+        elif observed == client.STUCK and self.status.state in (READY, UNLOADING):
             self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
             # it may have been stuck ever since the last probe
             self._ready_until = now - self.timing.probe_every - self.instance.probe_timeout
-            self._set(STOPPING)
+            self.amend(state=STOPPING)
             self.kill(now)
 
-    def _ask_to_stop(self, now: float) -> None:
-        self._set(STOPPING)
+    def ask_to_stop(self, now: float) -> None:
+        """Have it end by itself, as long as it does not take too long."""
+        self.amend(state=STOPPING)
         self.until = now + self.instance.stop_timeout
         if self.child:
             self.child.ask_to_stop()
 
-    def _set(self, state: str, **more: Any) -> None:
-        self.status = replace(self.status, state=state, **more)
+    def amend(self, **more: Any) -> None:
+        """Change its status."""
+        self.status = replace(self.status, **more)

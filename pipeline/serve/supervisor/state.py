@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct, convert, to_builtins
@@ -16,18 +16,27 @@ from msgspec import Struct, convert, to_builtins
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
 from pipeline.core.store import json_file
-from pipeline.serve.server import Server
+from pipeline.serve.server import DEMAND, Server
 
 WAITING = "waiting"  # for its turn to load
 LOADING = "loading"
 READY = "ready"
+UNLOADING = "unloading"  # it gets no new requests, and is stopped once it has answered the others
+ASLEEP = "asleep"  # not loaded; a request at the gateway loads it
 PAUSING = "pausing"  # before it is started again
 STOPPING = "stopping"
 STOPPED = "stopped"  # on request
 EXITED = "exited"  # by itself, with status 0, and not to be restarted
 FAILED = "failed"  # and given up: `reason` says why
 ENDED = (STOPPED, EXITED, FAILED)
-SETTLED = (READY, *ENDED)
+SETTLED = (READY, ASLEEP, *ENDED)
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """To load or to unload a server now."""
+
+    loads: bool
+    number: int  # a new one with each order
 
 
 class DesiredState(Struct, frozen=True, kw_only=True):
@@ -37,6 +46,15 @@ class DesiredState(Struct, frozen=True, kw_only=True):
     instances: tuple[Server, ...] = ()
     max_loading: int | None = None  # how many may load at once; None: all
     asked: int = 0
+    memory: Mapping[str, int] = {}  # bytes by device that all may take together; a device that is
+    # not in it has no limit
+    needs: Mapping[str, Mapping[str, int]] = {}  # by server: bytes by device, as computed
+    orders: Mapping[str, Order] = {}  # the last one for each server
+
+    @property
+    def unloads(self) -> bool:
+        """Whether any server is loaded and unloaded by itself."""
+        return any(each.start == DEMAND or each.idle_timeout for each in self.instances)
 
 
 class ServerStatus(Struct, frozen=True, kw_only=True):
@@ -50,6 +68,8 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     ready_at: float | None = None
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines
+    problem: str = ""  # why it can never be loaded
+    order: int = 0  # the number of the last order that was taken up
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -87,6 +107,15 @@ class Folder(Struct, frozen=True):
     @property
     def log(self) -> Path:
         return self.path / "supervisor.log"
+
+    @property
+    def usage(self) -> Path:
+        """What each gateway writes: see usage.py."""
+        return self.path / "usage"
+
+    @property
+    def books(self) -> Path:
+        return self.path / "books.json"
 
     @property
     def marker(self) -> str:

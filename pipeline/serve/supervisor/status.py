@@ -13,9 +13,19 @@ from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
 from pipeline.serve.server import Server
 
-from . import client, marker
+from . import books, client, marker
 from .liveness import living
-from .state import ENDED, READY, STOPPED, Folder, ServerStatus, by_name, read_state, read_wanted
+from .state import (
+    ENDED,
+    READY,
+    STOPPED,
+    Folder,
+    ServerStatus,
+    by_name,
+    read_state,
+    read_wanted,
+)
+from .usage import Gateways
 
 LOST = "lost"  # written as running, but its process or its supervisor is gone
 SILENT = "not answering"  # written as ready, but does not answer in time
@@ -47,6 +57,9 @@ class Row(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None  # its own figure, over its life or its last requests
     drafts_accepted: float | None  # the share of drafted tokens, over its life
     log_file: str
+    need: Mapping[str, int] = {}  # bytes by device that it is counted with; empty: not counted
+    last_use: float | None = None  # when a request last began or ended at a gateway
+    load_seconds: float | None = None  # that its last load took
 
 
 class DeviceMemory(Struct, frozen=True, kw_only=True):
@@ -66,12 +79,16 @@ def ps(at: Folder) -> list[Row]:
     processes = marker.marked(at)
     on_gpus = gpu_memory() if statuses else {}
     rows: list[Row] = []
+    entries, gateways = books.read(at) if wanted and wanted.unloads else {}, Gateways(at)
+    gateways.read()
 
     def add(instance: Server) -> None:
+        entry = entries.get(instance.name)
         status = statuses.get(instance.name) or ServerStatus(name=instance.name, state=STOPPED)
         state = status.state
         alive = marker.find(status.pid, status.started, marker.server(at.marker, status.name))
-        if state not in ENDED and (not is_supervised or (status.pid is not None and not alive)):
+        is_gone = not is_supervised or (status.pid is not None and not alive)
+        if is_gone and state not in ENDED:
             state = LOST
         counters: dict[str, float] = {}
         if state == READY:
@@ -87,7 +104,7 @@ def ps(at: Folder) -> list[Row]:
                 engine=instance.engine,
                 model=instance.model_name,
                 state=state,
-                reason=status.reason,
+                reason=status.reason or status.problem,
                 ready_since=status.ready_at if state == READY else None,
                 pid=status.pid if alive else None,
                 port=instance.port,
@@ -98,6 +115,9 @@ def ps(at: Folder) -> list[Row]:
                 tokens_per_second=first(counters, SPEEDS),
                 drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
+                need=entry.need if entry else {},
+                last_use=gateways.use(instance.name).last or None,
+                load_seconds=(entry.load_seconds or None) if entry else None,
             )
         )
 

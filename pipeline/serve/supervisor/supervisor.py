@@ -36,12 +36,12 @@ from pipeline.serve.stopping import asked_to_stop
 
 from . import marker
 from .liveness import living
+from .loading import Scheduler
 from .policy import Timing
 from .runner import Runner
 from .state import (
     LOADING,
     READY,
-    WAITING,
     DesiredState,
     Folder,
     ServerStatus,
@@ -65,6 +65,7 @@ class Supervisor:
         self.at, self.timing, self.changed = at, timing, changed
         self.runners: dict[str, Runner] = {}
         self.news = Event()
+        self.scheduler = Scheduler(at, timing, self.news)
         self._write_log, self._last_logged = Log(at.log, timing.log_bytes), ""
         self.wanted = DesiredState(config="")
         self.reported: dict[str, ServerStatus] = {}
@@ -81,7 +82,7 @@ class Supervisor:
             with asked_to_stop() as stops:
                 self.end_leftovers()
                 while self.try_step(stops):
-                    self.news.wait(self.timing.tick)
+                    self.news.wait(self.scheduler.tick(self.wanted))
                     self.news.clear()
         finally:  # leave nothing behind even after an internal error
             marker.end_all(self.at)
@@ -101,11 +102,11 @@ class Supervisor:
         self.keep_reaper(now)
         self.read_wanted(stops > 0 or self.is_replaced())
         self.reconcile(now)
+        self.scheduler.step(self.wanted, self.runners)
         for runner in self.runners.values() if stops > 1 else ():
             runner.kill(now)
         self.advance(now)
-        over = all(runner.is_over for runner in self.runners.values())
-        done = over and not self.wanted.instances
+        done = not self.wanted.instances and all(x.is_over for x in self.runners.values())
         self.publish()
         if done:
             self.log("asked to stop" if stops else "no server is wanted any more")
@@ -181,7 +182,7 @@ class Supervisor:
         for runner in [self.runners[instance.name] for instance in self.wanted.instances]:
             loading = sum(other.status.state == LOADING for other in runners)
             is_free = runner.instance.port not in ports  # else its last user is still stopping
-            if runner.status.state == WAITING and is_free and loading < limit:
+            if self.scheduler.admits(runner) and is_free and loading < limit:
                 runner.start(time.monotonic())
 
     def publish(self) -> None:

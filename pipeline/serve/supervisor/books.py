@@ -1,0 +1,177 @@
+"""What each server takes of memory: computed before its first load, measured after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from threading import Event, Thread
+
+import psutil
+from msgspec import Struct, convert, to_builtins
+from msgspec.structs import replace
+
+from pipeline.bins.hardware import nvidia
+from pipeline.core import capacity
+from pipeline.core.process import capture
+from pipeline.core.store import json_file
+from pipeline.serve.placing import Bytes
+from pipeline.serve.server import GATEWAY, Server
+
+from .state import DesiredState, Folder, ServerStatus
+
+GPU_QUERY = "--query-gpu=uuid"
+APP_QUERY = "--query-compute-apps=pid,gpu_uuid,used_memory"
+FORM = "--format=csv,noheader,nounits"
+FREE_SECONDS = 1.0  # what the machine says of its free memory is asked again after so long
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """What is known of one server, in bytes by device."""
+
+    command: str  # a digest: figures of another command line do not count
+    need: Bytes  # what it is counted with
+    measured: Bytes = {}  # the most that was seen in use
+    load_seconds: float = 0.0  # that its last load took
+
+
+def read(at: Folder) -> dict[str, Account]:
+    """The entries by server, as the supervisor last wrote them."""
+    return json_file.read(at.books, lambda data: convert(data, dict[str, Account])) or {}
+
+
+class Books:
+    """The entries of all servers. What is measured comes from a thread of its own: drivers are
+    slow to answer."""
+
+    def __init__(self, at: Folder, news: Event) -> None:
+        self._at, self._news = at, news
+        self.entries = read(at)
+        self._is_kept = False  # where all servers stay loaded there is nothing to count
+        self._computed: Mapping[str, Bytes] = {}
+        self._seen: dict[str, float] = {}  # by server, the load that was entered
+        self._measured: list[tuple[str, str, Bytes]] = []  # by name and command
+
+    def open(self, wanted: DesiredState) -> None:
+        """Take over what is computed for the wanted servers."""
+        self._is_kept = wanted.unloads
+        if self._is_kept and wanted.needs is not self._computed:
+            self._computed = wanted.needs
+            servers = {x.name: x for x in wanted.instances if x.engine != GATEWAY}
+            self.entries = {name: self._entry(server) for name, server in servers.items()}
+            self._write()
+
+    def _entry(self, server: Server) -> Account:
+        command, computed = digest(server), self._computed.get(server.name, {})
+        before = self.entries.get(server.name)
+        if before is None or before.command != command:
+            return Account(command=command, need=computed)
+        return replace(before, need=most(computed, before.measured))
+
+    def need(self, name: str) -> Bytes:
+        """What a server is counted with, loaded or not."""
+        entry = self.entries.get(name)
+        return entry.need if entry else {}
+
+    def load_seconds(self, name: str) -> float:
+        entry = self.entries.get(name)
+        return entry.load_seconds if entry else 0.0
+
+    def loaded(self, server: Server, status: ServerStatus) -> None:
+        """Enter how long a load took, once for each, and measure what it takes."""
+        if status.ready_at and self._seen.get(server.name) != status.ready_at:
+            self._seen[server.name] = status.ready_at
+            if (entry := self.entries.get(server.name)) and status.started:
+                seconds = max(0.0, status.ready_at - status.started)
+                self.entries[server.name] = replace(entry, load_seconds=seconds)
+            self.measure(server, status)
+
+    def measure(self, server: Server, status: ServerStatus) -> None:
+        """Measure what a running server takes, in a thread."""
+        if not self._is_kept:
+            return
+        pid, name, command = status.pid, server.name, digest(server)
+
+        def run() -> None:
+            if pid and (used := in_use(pid)):
+                self._measured.append((name, command, used))
+                self._news.set()
+
+        Thread(target=run, daemon=True).start()
+
+    def settle(self) -> None:
+        """Enter what was measured meanwhile."""
+        if not self._measured:
+            return
+        while self._measured:
+            name, command, used = self._measured.pop()
+            entry = self.entries.get(name)
+            if entry and entry.command == command:
+                seen = most(entry.measured, used)
+                self.entries[name] = replace(entry, measured=seen, need=most(entry.need, seen))
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):  # they are written again with the next change
+            json_file.write_private(self._at.books, to_builtins(self.entries))
+
+
+def digest(server: Server) -> str:
+    """Of what decides how much memory a server takes."""
+    text = json.dumps([server.command, sorted(server.env.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def most(one: Bytes, other: Bytes) -> dict[str, int]:
+    """The larger figure of each device."""
+    names = dict.fromkeys((*one, *other))
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in names}
+
+
+def in_use(pid: int) -> dict[str, int]:
+    """Bytes by device that a process and its children use; empty where it has ended."""
+    pids: set[int] = set()
+    ram = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                ram += each.memory_info().rss
+                pids.add(each.pid)
+    return {"ram": ram, **_on_gpus(pids)} if ram else {}
+
+
+def _on_gpus(pids: Iterable[int]) -> dict[str, int]:
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    cards = (capture(["nvidia-smi", GPU_QUERY, FORM], timeout=5) or "").split()
+    used: dict[str, int] = {}
+    for line in (capture(["nvidia-smi", APP_QUERY, FORM], timeout=5) or "").splitlines():
+        with suppress(ValueError):  # "[N/A]"
+            pid, uuid, mib = (word.strip() for word in line.split(","))
+            if int(pid) in pids and uuid in cards:
+                name = f"gpu{cards.index(uuid)}"
+                used[name] = used.get(name, 0) + int(mib) * 1024 * 1024
+    return used
+
+
+class FreeMemory:
+    """What the machine itself says is free, asked from time to time."""
+
+    def __init__(self) -> None:
+        self._free: Bytes = {}
+        self._asked = 0.0
+
+    def free(self) -> Bytes:
+        """Bytes that are free now, by device."""
+        now = time.monotonic()
+        if now - self._asked > FREE_SECONDS:
+            gpus = nvidia.find() if shutil.which("nvidia-smi") else []
+            # The books count the files that loaded models hold; those of others can be dropped.
+            self._free = {"ram": capacity.memory(with_files=True)}
+            self._free |= {f"gpu{index}": gpu.free for index, gpu in enumerate(gpus)}
+            self._asked = now
+        return self._free

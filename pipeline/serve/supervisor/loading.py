@@ -1,0 +1,272 @@
+"""Which servers are loaded: at a request's or a user's wish, as long as their memory is there.
+
+`placing` decides from numbers who makes room for whom; here they are collected, and the runners
+told. A server that is to make room first gets no new requests: see usage.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from threading import Event
+
+from msgspec.structs import replace
+
+from pipeline.serve import placing
+from pipeline.serve.placing import Bytes, Resident, Waiting
+from pipeline.serve.server import DEMAND, GATEWAY
+
+from . import client
+from .books import Books, FreeMemory, in_use
+from .policy import Timing
+from .runner import Runner
+from .state import (
+    ASLEEP,
+    ENDED,
+    EXITED,
+    LOADING,
+    READY,
+    STOPPING,
+    UNLOADING,
+    WAITING,
+    DesiredState,
+    Folder,
+)
+from .usage import Gateways, ServerUse
+
+TICK_SECONDS = 0.05  # between two looks at what gateways tell, where servers come and go
+SHORT_SECONDS = 5.0  # memory that others hold may be free again by then
+PROBE_SECONDS = 1.0  # for a server to tell whether it is busy
+
+Runners = Mapping[str, Runner]
+
+
+class Scheduler:
+    """Loads and unloads the servers of one supervisor. Times are those of time.time(), which the
+    gateways' agree with."""
+
+    def __init__(self, at: Folder, timing: Timing, news: Event) -> None:
+        self._timing = timing
+        self._books, self._machine, self._gateways = Books(at, news), FreeMemory(), Gateways(at)
+        self._uses: dict[str, ServerUse] = {}
+        self._by_hand: dict[str, float] = {}  # what a user or `up` wants loaded, and since when
+        self._admitted: set[str] = set()  # those that have been given their memory
+        self._making_room: dict[str, list[str]] = {}  # by server: who unloads for it
+        self._unloading_since: dict[str, float] = {}
+        self._short_since: dict[str, float] = {}
+
+    def step(self, wanted: DesiredState, runners: Runners) -> None:
+        """Move on: take up orders, unload what is idle, make room for what is waited for."""
+        now = time.time()
+        mine = {
+            name: runner for name, runner in runners.items() if runner.instance.engine != GATEWAY
+        }
+        self._gateways.read()
+        self._uses = {name: self._gateways.use(name) for name in mine}
+        self._books.open(wanted)
+        for runner in mine.values():
+            self._follow(runner)
+        self._books.settle()
+        self._take_orders(wanted, mine, now)
+        for name, runner in mine.items():
+            if self._is_idle(runner, now):
+                self._unload(runner, now)
+            if runner.status.state == UNLOADING:
+                self._stop_if_left(name, runner, now)
+        self._load(wanted, mine, now)
+
+    def tick(self, wanted: DesiredState) -> float:
+        """Seconds until the next step."""
+        return min(self._timing.tick, TICK_SECONDS) if wanted.unloads else self._timing.tick
+
+    def _follow(self, runner: Runner) -> None:
+        """Enter a finished load; one that ended well by itself is loaded again at a request."""
+        state, name = runner.status.state, runner.instance.name
+        is_new = state == WAITING and name not in self._admitted
+        if runner.instance.start == DEMAND and (is_new or state == EXITED):
+            runner.amend(state=ASLEEP)
+        if state == READY:
+            self._books.loaded(runner.instance, runner.status)
+        if state == READY or state in ENDED:
+            self._by_hand.pop(name, None)
+        if runner.status.state == ASLEEP or state in ENDED:
+            self._admitted.discard(name)
+
+    def _take_orders(self, wanted: DesiredState, runners: Runners, now: float) -> None:
+        for name, order in wanted.orders.items():
+            runner = runners.get(name)
+            if runner is None or runner.unwanted or runner.status.order >= order.number:
+                continue
+            runner.amend(order=order.number)
+            if order.loads:
+                self._by_hand[name] = now
+                if runner.is_over:
+                    runner.failures = 0
+                    runner.amend(state=ASLEEP, reason="", restarts=0)
+            else:
+                self._by_hand.pop(name, None)
+                self._unload(runner, now)
+
+    # Unloading
+
+    def _is_idle(self, runner: Runner, now: float) -> bool:
+        """Whether it has had no request for too long."""
+        if runner.status.state != READY or runner.instance.pinned or self._is_busy(runner):
+            return False
+        use = self._uses[runner.instance.name]
+        limit = runner.instance.idle_timeout or None
+        if use.keep is not None and use.last >= (runner.status.ready_at or 0):
+            limit = use.keep if use.keep >= 0 else None
+        return limit is not None and now - self._last_use(runner) >= limit
+
+    def _is_busy(self, runner: Runner) -> bool:
+        use = self._uses[runner.instance.name]
+        return bool(use.in_flight or use.waiting) or runner.status.state in (WAITING, LOADING)
+
+    def _last_use(self, runner: Runner) -> float:
+        return max(self._uses[runner.instance.name].last, runner.status.ready_at or 0.0)
+
+    def _unload(self, runner: Runner, now: float) -> None:
+        """Give it no more requests; without a process it is unloaded already."""
+        if runner.is_over or runner.status.state in (ASLEEP, UNLOADING, STOPPING):
+            return
+        self._books.measure(runner.instance, runner.status)
+        self._unloading_since[runner.instance.name] = now
+        runner.unloads = runner.child is not None
+        runner.amend(state=UNLOADING if runner.child else ASLEEP)
+
+    def _stop_if_left(self, name: str, runner: Runner, now: float) -> None:
+        """Stop it once it has answered all requests, those that no gateway knows among them."""
+        since = self._unloading_since.get(name, now)
+        if not self._gateways.have_left(name, runner.status.ready_at, now - since):
+            return
+        if client.is_busy(runner.instance, PROBE_SECONDS):
+            return
+        runner.ask_to_stop(time.monotonic())
+
+    # Loading
+
+    def _load(self, wanted: DesiredState, runners: Runners, now: float) -> None:
+        """Load who is next, or make room for it."""
+        budget = wanted.memory
+        residents = [self._resident(each) for each in runners.values() if self._is_loaded(each)]
+        staying = [each for each in residents if not _is_leaving(runners, each.name)]
+        too_much = placing.place("", {}, staying, budget)  # one took more than was computed
+        for name in too_much.unload:
+            self._unload(runners[name], now)
+        waiting = self._waiting(runners, now)
+        free = self._free(wanted, runners) if waiting else {}
+        self._note_problems(budget, runners, residents, waiting)
+        self._making_room = {
+            name: still
+            for name, leaving in self._making_room.items()
+            if name in waiting and (still := [x for x in leaving if _is_leaving(runners, x)])
+        }
+        for each in placing.order(list(waiting.values()), now, self._timing.patience):
+            name, need = each.name, self._books.need(each.name)
+            if name not in self._making_room:
+                found = placing.place(name, need, residents, budget, free)
+                if found.problem:
+                    self._refuse(runners[name], found.problem, now)
+                    continue
+                self._short_since.pop(name, None)
+                if found.hold and now - each.since <= self._timing.patience:
+                    continue
+                leaving = [*found.unload, *(x for x in found.hold if _is_ready(runners, x))]
+                if not (found.unload or found.hold):
+                    self._wake(runners[name])
+                    free = {device: count - need.get(device, 0) for device, count in free.items()}
+                for other in leaving:
+                    self._unload(runners[other], now)
+                self._making_room[name] = leaving
+                residents = [replace(x, is_busy=x.is_busy or x.name in leaving) for x in residents]
+            residents.append(Resident(name, need, now, is_busy=True))
+
+    def _wake(self, runner: Runner) -> None:
+        self._admitted.add(runner.instance.name)
+        runner.amend(state=WAITING, problem="", reason="")
+
+    def _refuse(self, runner: Runner, problem: str, now: float) -> None:
+        """Say that it cannot be loaded, unless that may pass: memory that others hold, also what
+        just ended, may be free again soon."""
+        since = self._short_since.setdefault(runner.instance.name, now)
+        if now - since > SHORT_SECONDS:
+            runner.amend(state=ASLEEP, problem=problem)
+
+    def _note_problems(
+        self,
+        budget: Bytes,
+        runners: Runners,
+        residents: Sequence[Resident],
+        waiting: Mapping[str, Waiting],
+    ) -> None:
+        """Say of each that is not loaded whether it can ever be, before anybody asks for it."""
+        pinned = [each for each in residents if each.is_pinned]
+        for name, runner in runners.items():
+            state = runner.status.state
+            if state in (ASLEEP, WAITING) and name not in self._admitted:
+                problem = placing.place(name, self._books.need(name), pinned, budget).problem
+                if problem or name not in waiting:
+                    self._short_since.pop(name, None)
+                    runner.amend(state=ASLEEP if problem else state, problem=problem)
+
+    def _waiting(self, runners: Runners, now: float) -> dict[str, Waiting]:
+        """Who is waited for, by requests, by a user, or since `up`."""
+        waiting: dict[str, Waiting] = {}
+        for name, runner in runners.items():
+            state, use = runner.status.state, self._uses[name]
+            if state == WAITING and name not in self._admitted:
+                self._by_hand.setdefault(name, now)
+            if state in (ASLEEP, WAITING) and name not in self._admitted:
+                since = [use.since] if use.waiting else []
+                since += [self._by_hand[name]] if name in self._by_hand else []
+                if since:
+                    priority, count = runner.instance.priority, max(1, use.waiting)
+                    waiting[name] = Waiting(name, min(since), count, priority)
+        return waiting
+
+    def _is_loaded(self, runner: Runner) -> bool:
+        """Whether it has its memory, or has been given it."""
+        state = runner.status.state
+        if state == WAITING:
+            return runner.instance.name in self._admitted
+        return state != ASLEEP and state not in ENDED
+
+    def admits(self, runner: Runner) -> bool:
+        """Whether it is to be started now: it waits for that, and has been given its memory."""
+        is_admitted = runner.instance.engine == GATEWAY or runner.instance.name in self._admitted
+        return runner.status.state == WAITING and is_admitted
+
+    def _resident(self, runner: Runner) -> Resident:
+        instance, is_leaving = runner.instance, runner.status.state in (UNLOADING, STOPPING)
+        return Resident(
+            name=instance.name,
+            need=self._books.need(instance.name),
+            last_use=self._last_use(runner),
+            load_seconds=self._books.load_seconds(instance.name),
+            priority=instance.priority,
+            is_pinned=instance.pinned and not is_leaving,
+            is_busy=self._is_busy(runner) or is_leaving,
+        )
+
+    def _free(self, wanted: DesiredState, runners: Runners) -> Bytes:
+        """What the machine says is free, less what those that load will still take."""
+        if not wanted.unloads:
+            return {}
+        free = dict(self._machine.free())
+        for name, runner in runners.items():
+            state, pid = runner.status.state, runner.status.pid
+            if state == LOADING or (state == WAITING and name in self._admitted):
+                used = in_use(pid) if pid else {}
+                for device, need in self._books.need(name).items():
+                    if device in free:
+                        free[device] -= max(0, need - used.get(device, 0))
+        return free
+
+
+def _is_ready(runners: Runners, name: str) -> bool:
+    return name in runners and runners[name].status.state == READY
+
+
+def _is_leaving(runners: Runners, name: str) -> bool:
+    return name in runners and runners[name].status.state in (UNLOADING, STOPPING)

@@ -1,0 +1,101 @@
+"""What the gateways tell the supervisor: which servers their requests use, and wait for.
+
+Each gateway replaces a small file of its own. The supervisor unloads a server in two steps, so that
+no request is cut: its state becomes `unloading`, and it is stopped once every gateway has seen that
+and has no request under way there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct, convert, to_builtins
+
+from pipeline.core.store import json_file
+
+from . import marker
+from .state import Folder, Stamp, stamp
+
+SILENT_SECONDS = 5.0  # a gateway that says nothing for so long is not waited for
+
+
+class ServerUse(Struct, frozen=True, kw_only=True):
+    """How a server is used. Times in seconds since 1970."""
+
+    waiting: int = 0  # requests that wait until it is loaded
+    since: float = 0.0  # when the oldest of them came
+    in_flight: int = 0  # requests that it is answering
+    last: float = 0.0  # when one last began or ended
+    keep: float | None = None  # seconds to stay loaded after the last request, as that request
+    # asked for; below 0: for ever; None: its idle_timeout
+    closed: float | None = None  # the `ready_at` of a server that gets no more requests
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What one gateway tells, by server."""
+
+    pid: int
+    started: float  # of the process, as psutil's create_time tells it
+    servers: Mapping[str, ServerUse] = {}
+
+
+def write(at: Folder, usage: Usage) -> None:
+    """Raises OSError."""
+    json_file.write_private(_file(at, usage.pid), to_builtins(usage))
+
+
+def remove(at: Folder) -> None:
+    """What this process wrote."""
+    with suppress(OSError):
+        _file(at, os.getpid()).unlink()
+
+
+def _file(at: Folder, pid: int) -> Path:
+    return at.usage / f"{pid}.json"
+
+
+class Gateways:
+    """The gateways that run, each read again when its file changes."""
+
+    def __init__(self, at: Folder) -> None:
+        self._at = at
+        self._read: dict[Path, tuple[Stamp, Usage]] = {}
+        self.told: list[Usage] = []
+
+    def read(self) -> None:
+        """Read what has changed; forget gateways that have ended."""
+        files = {path: stamp(path) for path in sorted(self._at.usage.glob("*.json"))}
+        for path, now in files.items():
+            is_new = path not in self._read or self._read[path][0] != now
+            if is_new and (usage := json_file.read(path, lambda data: convert(data, Usage))):
+                self._read[path] = now, usage
+        for path, (_, usage) in list(self._read.items()):
+            if path not in files or not marker.find(usage.pid, usage.started, self._at.marker):
+                del self._read[path]
+                with suppress(OSError):
+                    path.unlink()
+        self.told = [usage for _, usage in self._read.values()]
+
+    def use(self, name: str) -> ServerUse:
+        """How all gateways together use a server."""
+        uses = [usage.servers[name] for usage in self.told if name in usage.servers]
+        latest = max(uses, key=lambda use: use.last, default=ServerUse())
+        return ServerUse(
+            waiting=sum(use.waiting for use in uses),
+            since=min((use.since for use in uses if use.waiting), default=0.0),
+            in_flight=sum(use.in_flight for use in uses),
+            last=latest.last,
+            keep=latest.keep,
+        )
+
+    def have_left(self, name: str, ready_at: float | None, seconds: float) -> bool:
+        """Whether no gateway sends requests to the server that was ready at `ready_at` and has been
+        unloading for `seconds`, and all that it got are answered."""
+        for usage in self.told:
+            use = usage.servers.get(name, ServerUse())
+            if use.in_flight or (use.closed != ready_at and seconds < SILENT_SECONDS):
+                return False
+        return True
