@@ -9,10 +9,12 @@ guard         who may ask: keys, origins, host names
 connection    a client's connection
 request_body  the model that a request names
 proxy         a request held, forwarded, and its answer streamed back
+demand        what the supervisor is told of requests: which servers they use, and wait for
 upstream      one request to one server
 answers       errors and lists in the form of either API
 counters      /metrics
 ollama        Ollama's API, translated
+loading       what is loaded, and how clients change that
 page          llama.cpp's web page, and what it asks for
 litellm, router   the same servers behind LiteLLM's proxy, or llama-server's own router
 """

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.serve.supervisor.state import FAILED
+from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .servers import ServerList, Targets
 
@@ -72,6 +72,8 @@ def error(refused: Refused, request: Request) -> Response:
     if is_ollama(request.scope["path"]):
         body = {"error": refused.message}
     headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
+    if refused.status == 507:
+        headers["x-should-retry"] = "false"  # to OpenAI's and Anthropic's clients
     if refused.closes:
         headers["connection"] = "close"
     # Escaped to ASCII: a message may quote what is not valid UTF-8.
@@ -89,7 +91,7 @@ def router_status(targets: Targets) -> str:
     """A model's state in the words of llama-server's router, which its page knows."""
     if any(target.is_ready for target in targets):
         return "loaded"
-    if any(target.is_pending for target in targets):
+    if any(target.is_pending and target.state != ASLEEP for target in targets):
         return "loading"
     return "failed" if best_state(targets) == FAILED else "unloaded"
 
@@ -136,15 +138,17 @@ def health(servers: ServerList, *, detailed: bool) -> tuple[int, dict[str, Any]]
     """The status and body of /health: 200 where requests are answered, or held until they are."""
     ready = [target for target in servers.targets if target.is_ready]
     pending = [target for target in servers.targets if target.is_pending]
+    fine = [target for target in pending if target.state == ASLEEP] + ready
     status = "loading" if pending else "unavailable"
-    if ready:
-        status = "ok" if len(ready) == len(servers.targets) else "degraded"
+    if fine:
+        status = "ok" if len(fine) == len(servers.targets) else "degraded"
     body: dict[str, Any] = {"status": status}
     if detailed:
         body["instances"] = {
             target.name: {
                 "state": target.state,
                 **({"reason": target.short_reason} if target.short_reason else {}),
+                **({"problem": target.problem} if target.problem else {}),
             }
             for target in servers.targets
         }

@@ -30,6 +30,7 @@ from .connection import Connection
 from .dashboard import Dashboard
 from .guard import OPEN, Guard, Origins, allowed_origins
 from .ollama.endpoints import Ollama
+from .loading import Loading
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
@@ -128,13 +129,14 @@ class OwnEndpoints:
 def app(at: Folder, settings: GatewaySettings) -> Starlette:
     """The gateway of the configuration in `at`."""
     proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
-    page = Page(proxy)
+    page, loading = Page(proxy), Loading(proxy)
     own = OwnEndpoints(proxy, page)
     board = Dashboard(at, proxy, own.engine_metrics)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with client() as proxy.client, anyio.create_task_group() as group:
+            group.start_soon(proxy.demand.report)
             group.start_soon(board.sampling)
             yield
             group.cancel_scope.cancel()
@@ -157,10 +159,13 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
             Route("/upstream/{server}/{path:path}", proxy),
+            Route("/running", loading.running),
+            Route("/models/load", loading.load, methods=["POST"]),
+            Route("/models/unload", loading.unload, methods=["POST"]),
+            Route("/unload", loading.unload_all, methods=["GET", "POST"]),
             *board.routes,
             # For llama.cpp's page.
             Route("/props", page.props),
-            Route("/models/load", page.load, methods=["POST"]),
             Route("/models/sse", page.feed),
             Route("/tools", NO_TOOLS, methods=["GET", "POST"]),
             Route("/v1/streams/lookup", NO_STREAMS, methods=["POST"]),

@@ -18,12 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pipeline.core.errors import doitw
 from pipeline.serve.server import LLAMA_CPP
 
 from .answers import Refused, router_status
 from .proxy import Proxy
-from .request_body import parse, read_body
 from .routing import CHAT
 from .servers import ServerList, Target
 from .upstream import returned_headers
@@ -125,14 +123,6 @@ class Page:
         response = Response(body, answer.status_code)
         response.raw_headers = returned_headers(answer.headers.raw)
         return response
-
-    async def load(self, request: Request) -> Response:
-        """What the page requests before it uses a model that is not ready. Raises Refused."""
-        name = (await parse(request, await read_body(request))).model or ""
-        targets = self._view.now().by_name.get(name)
-        if not targets or not any(target.is_ready or target.is_pending for target in targets):
-            raise Refused(400, f"{name} is not running; start it: {doitw('up')}")
-        return JSONResponse({"success": True})  # it is loading, and the feed says when it is ready
 
     async def props(self, request: Request) -> Response | Proxy:
         """`/props`: those of the named model, or else the router's."""

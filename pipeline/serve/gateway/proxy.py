@@ -4,6 +4,7 @@ A request waits while its server loads. It goes to the ready server with the few
 flight. Until the first byte of an answer it may be retried on another server: always where a
 server could not be reached or is still loading, and once where a server died over it, because a
 request that kills its server must not kill them all. After the first byte it is never repeated.
+A client that waits for a stream gets comments meanwhile.
 When the client disconnects, the wait, or the request to the server, ends at once.
 """
 
@@ -27,12 +28,22 @@ from pipeline.core import log
 from .answers import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import Counters
+from .demand import Demand, awaited
 from .recent import History, Tail
 from .request_body import RequestBody, parse, parse_query, read_body
-from .routing import ANY, PATHS, find, find_server
+from .routing import ANY, CHAT, PATHS, find, find_server
 from .servers import Target, Targets, View
 from .settings import GatewaySettings
-from .upstream import Answer, Keys, NoAnswer, Renamed, forward, renaming, returned_headers
+from .upstream import (
+    Answer,
+    Keys,
+    NoAnswer,
+    Rename,
+    Renamed,
+    forward,
+    renaming,
+    returned_headers,
+)
 
 POLL_SECONDS = 0.05
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
@@ -53,6 +64,8 @@ class _Call(Struct):
     status: int = CLIENT_GONE
     instance: str = ""
     sends: int = 0
+    stream_began: bool = False  # its client was told that the answer will be a stream
+    last_sign: float = 0.0  # when the client last got anything
     failures: dict[str, str] = field(default_factory=dict)  # by server, why it did not answer
     tail: Tail = field(default_factory=Tail)  # of the answer
 
@@ -69,6 +82,7 @@ class Proxy:
         self.keys = keys
         self.counters = counters
         self.settings = settings
+        self.demand = Demand(view.at, view, counters.in_flight)
         self.history = History()
         self._resting: dict[str, float] = {}  # by server, until when it is not tried
         self._last_used: Counter[str] = Counter()
@@ -97,12 +111,16 @@ class Proxy:
                 try:
                     await self._answer(call)
                 except Refused as why:  # not through the group, which would wrap it
-                    refused = why
+                    if call.stream_began:
+                        await self._end_stream(call, why.status, why.message)
+                    else:
+                        refused = why
                 group.cancel_scope.cancel()
         except asyncio.CancelledError:  # by uvicorn, at the end of its shutdown timeout
             if call.status == CLIENT_GONE:
                 refused = Refused(503, "the gateway is shutting down")
         finally:
+            self.demand.waits_no_more(id(call))
             if not refused:
                 self.counters.requests[call.instance, call.status] += 1
             self.counters.received[call.instance] += len(body)
@@ -139,6 +157,8 @@ class Proxy:
             elif unreachable_since is None:
                 unreachable_since = now
             self._require_hope(call, targets, unreachable_since)
+            self.demand.waits(id(call), awaited(targets), now - call.began)
+            await self._keep_waiting(call, now)
             self.counters.held += 1
             try:
                 await anyio.sleep(POLL_SECONDS)
@@ -179,6 +199,12 @@ class Proxy:
 
     def _require_hope(self, call: _Call, targets: Targets, unreachable_since: float | None) -> None:
         """Raise Refused where waiting is useless, or has lasted too long."""
+        if not any(target.is_ready or target.is_pending for target in targets):
+            for target in targets:
+                if target.problem:
+                    raise Refused(507, f"{target.name} cannot be loaded: {target.problem}")
+        if call.request.query_params.get("autoload") in ("false", "0"):  # from llama.cpp's page
+            raise Refused(400, "the model is not loaded")
         now = time.monotonic()
         ready = any(target.is_ready for target in targets)
         if unreachable_since is not None and (not ready or now - unreachable_since > DEAD_SECONDS):
@@ -195,6 +221,8 @@ class Proxy:
         call.instance = target.name
         call.request.scope["waited"] = time.monotonic() - call.began  # seconds, for a ready server
         self.counters.in_flight[target.name] += 1
+        self.demand.waits_no_more(id(call))
+        self.demand.used(target)
         try:
             answer = await forward(target, call.request, call.path, call.body, self.keys)
             try:
@@ -203,6 +231,8 @@ class Proxy:
                 answer.close()
         finally:
             self.counters.in_flight[target.name] -= 1
+            keep = call.request.scope.get("keep_alive", call.body.keep_alive)
+            self.demand.used(target, keep)
 
     async def _pass_back(self, call: _Call, target: Target, answer: Answer) -> None:
         if answer.status == 503 and b"Loading model" in answer.kept:
@@ -213,10 +243,22 @@ class Proxy:
             rename = None
         self.counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = answer.status
-        headers = returned_headers(answer.headers)
-        await call.send(
-            {"type": "http.response.start", "status": answer.status, "headers": headers}
-        )
+        if not call.stream_began:
+            headers = returned_headers(answer.headers)
+            await call.send(
+                {"type": "http.response.start", "status": answer.status, "headers": headers}
+            )
+        elif answer.status != 200 or not answer.is_events:
+            await answer.ended.wait()
+            text = answer.kept.decode("utf-8", "replace")
+            await self._end_stream(call, answer.status, f"{target.name} answered: {text}")
+            return
+        await self._pass_body(call, target, answer, rename)
+
+    async def _pass_body(
+        self, call: _Call, target: Target, answer: Answer, rename: Rename | None
+    ) -> None:
+        """Write the rest of the answer to the client as it comes."""
         connection: Connection = call.request.scope["connection"]
         with connection.body(answer.transport, answer.status, answer.length) as body:
 
@@ -237,16 +279,41 @@ class Proxy:
             body.end()
         await call.send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _keep_waiting(self, call: _Call, now: float) -> None:
+        """Give a client that waits for a stream a sign of life from time to time, lest it or a
+        proxy in between gives up. The answer's status is 200 from then on."""
+        is_stream = call.body.streams and PATHS.get(call.path) == CHAT
+        is_own = isinstance(call.request.scope["connection"], Connection)  # not of another API
+        last = max(call.began, call.last_sign)
+        if not (is_stream and is_own) or now - last < self.settings.comment_seconds:
+            return
+        if not call.stream_began:
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+        call.stream_began, call.last_sign = True, now
+        comment = b": waiting until the model is loaded\n\n"
+        await call.send({"type": "http.response.body", "body": comment, "more_body": True})
+
+    async def _end_stream(self, call: _Call, status: int, message: str) -> None:
+        """Tell an error in a stream that has begun, and end it."""
+        call.status = status
+        await call.send({"type": "http.response.body", "body": _event(call, status, message)})
+
     def _broken_off(self, call: _Call, target: Target) -> bytes:
         """The event that tells the client that its answer is incomplete."""
-        anthropic = is_anthropic(call.path, call.request.headers)
-        error = error_body(502, f"{target.name} broke off its answer", None, anthropic=anthropic)
-        event = "event: error\n" if anthropic else ""
-        return f"\n\n{event}data: {json.dumps(error)}\n\n".encode()
+        return b"\n\n" + _event(call, 502, f"{target.name} broke off its answer")
 
     def _failed(self, target: Target, call: _Call, reason: str) -> None:
         self.counters.failures[target.name] += 1
         log.info(f"{call.request.method} {call.path}: {target.name} {reason}")
+
+
+def _event(call: _Call, status: int, message: str) -> bytes:
+    """An error as an event of a stream."""
+    anthropic = is_anthropic(call.path, call.request.headers)
+    error = error_body(status, message, None, anthropic=anthropic)
+    event = "event: error\n" if anthropic else ""
+    return f"{event}data: {json.dumps(error)}\n\n".encode()
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:

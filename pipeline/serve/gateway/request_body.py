@@ -35,16 +35,23 @@ MODEL_PART = re.compile(rb'^content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:
 FLAT = re.compile(rb'[^"\[\]{}]*+')
 NESTED = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+SCALAR = re.compile(rb'\s*:\s*(true|-?\d[\d.eE+-]*|"[^"\\]{0,99}")')
+DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|\d+(?:\.\d+)?)")
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 SPACE = re.compile(rb"[ \t\r\n]*+")
 BOM = b"\xef\xbb\xbf"
 
 
 class RequestBody(Struct, frozen=True):
-    """A body, the model that it names if any, and a function that puts another name into it."""
+    """A body, the model that it names if any, and a function that puts another name into it.
+    `keep_alive`: the seconds for which the model should stay loaded after the request, below 0 for
+    ever, None where that is not said."""
 
     body: bytes
     model: str | None
     renamed: Callable[[str], bytes]
+    streams: bool = False
+    keep_alive: float | None = None
 
 
 async def read_body(request: Request, limit: int = MAX_BYTES) -> bytes:
@@ -105,7 +112,8 @@ def parse_query(request: Request) -> RequestBody:
 
 
 def _parse_json(body: bytes) -> RequestBody:
-    start, end = _find_model(body)
+    (start, end), others = _find_model(body)
+    keep_alive = others.get("keep_alive", b"null")
     try:
         model = json.loads(body[start:end]) if end else None
     except ValueError as error:
@@ -114,16 +122,36 @@ def _parse_json(body: bytes) -> RequestBody:
     def renamed(name: str) -> bytes:
         return _spliced(body, start, end, json.dumps(name))
 
-    return RequestBody(body, model or None, renamed)
+    return RequestBody(
+        body,
+        model or None,
+        renamed,
+        streams=others.get("stream") == b"true",
+        keep_alive=seconds(keep_alive.decode("utf-8", "replace").strip('"')),
+    )
 
 
-def _find_model(body: bytes) -> tuple[int, int]:
+def seconds(keep_alive: str) -> float | None:
+    """A number of seconds, or a duration such as `5m` or `1h30m`, as Ollama's clients send it; None
+    for `null`. Raises Refused."""
+    if keep_alive == "null":
+        return None
+    match = DURATION.fullmatch(keep_alive)
+    if not match:
+        raise Refused(400, f'keep_alive {keep_alive!r} is no duration such as "5m"')
+    parts = re.findall(r"([\d.]+)([a-zµ]*)", match[2])
+    total = sum(float(number) * UNITS[unit] for number, unit in parts)
+    return -total if match[1] == "-" else total
+
+
+def _find_model(body: bytes) -> tuple[tuple[int, int], dict[str, bytes]]:
     """Where the value of the top level's "model" stands, quotes included; (0, 0) where there is
-    none. Of two the last counts. Raises Refused where the body is no JSON object."""
+    none. Of two the last counts. And other values of the top level that the gateway reads. Raises
+    Refused where the body is no JSON object."""
     at = _after(SPACE, body, len(BOM) if body.startswith(BOM) else 0)
     if body[at : at + 1] != b"{":
         raise Refused(400, "the request is not a JSON object")
-    depth, span = 0, (0, 0)
+    depth, span, others = 0, (0, 0), dict[str, bytes]()
     for _ in range(MAX_VALUES):
         at = _after(NESTED if depth > 1 else FLAT, body, at)
         match body[at : at + 1]:
@@ -135,16 +163,25 @@ def _find_model(body: bytes) -> tuple[int, int]:
                 start, at = at, _after(STRING, body, at + 1)
                 if depth == 1 and body[start : at + 1] == b'"model"':
                     span = _value(body, at + 1, span)
+                elif depth == 1:
+                    others |= _scalar(body, start, at + 1)
             case _:
                 raise Refused(400, "the request is not valid JSON: it ends early")
         at += 1
         if depth == 0:
             if _after(SPACE, body, at) < len(body):
                 raise Refused(400, "the request is not valid JSON: it goes on after its end")
-            return span
+            return span, others
         if depth > MAX_DEPTH:
             raise Refused(400, f"the request is nested more than {MAX_DEPTH:,} deep")
     raise Refused(400, f"the request has more than {MAX_VALUES:,} values")
+
+
+def _scalar(body: bytes, start: int, end: int) -> dict[str, bytes]:
+    """The key between `start` and `end` and its value, if it is one of those that are read."""
+    is_read = body[start:end] in (b'"stream"', b'"keep_alive"')
+    match = SCALAR.match(body, end, end + 200) if is_read else None
+    return {body[start + 1 : end - 1].decode(): match[1]} if match else {}
 
 
 def _value(body: bytes, at: int, otherwise: tuple[int, int]) -> tuple[int, int]:

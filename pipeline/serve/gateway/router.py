@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.server import DEMAND, GATEWAY, LLAMA_CPP, Server
 
 from .settings import GatewaySettings
 
@@ -89,6 +89,8 @@ def _own_obstacles(instance: Server, options: Sequence[tuple[str, str]]) -> Iter
     """Why a preset cannot describe this instance."""
     if instance.engine != LLAMA_CPP:
         yield f"it runs in {instance.engine}, not in llama-server"
+    if instance.start == DEMAND or instance.idle_timeout or instance.pinned:
+        yield "a router counts models, not memory: no start = demand, idle_timeout, pinned"
     if instance.tls or instance.prefix:
         yield "TLS and --api-prefix are for the router itself"
     if instance.name in ("default", "*") or set("]:\n") & set(instance.name):

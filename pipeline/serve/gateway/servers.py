@@ -8,6 +8,8 @@ from msgspec import Struct, field
 
 from pipeline.serve.server import GATEWAY, VLLM, Server
 from pipeline.serve.supervisor.state import (
+    ASLEEP,
+    ENDED,
     READY,
     SETTLED,
     WAITING,
@@ -28,6 +30,7 @@ class Target(Struct, frozen=True, kw_only=True):
     instance: Server
     state: str
     reason: str = ""
+    problem: str = ""  # why it can never be loaded
     ready_at: float | None = None
 
     @property
@@ -46,7 +49,7 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def is_pending(self) -> bool:
         """Whether it is worth waiting for."""
-        return self.state not in SETTLED
+        return (self.state not in SETTLED or self.state == ASLEEP) and not self.problem
 
     @property
     def short_reason(self) -> str:
@@ -71,6 +74,7 @@ class ServerList(Struct, frozen=True):
     targets: Targets = ()
     by_name: dict[str, Targets] = field(default_factory=dict)
     by_folded_name: dict[str, Targets] = field(default_factory=dict)
+    unloads: bool = False  # whether any is loaded and unloaded by itself
 
 
 def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
@@ -83,16 +87,23 @@ def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
     targets = tuple(
         _target(instance, statuses.get(instance.name), request) for instance in instances
     )
-    return ServerList(targets, _named(targets, str), _named(targets, str.casefold))
+    unloads = wanted is not None and wanted.unloads
+    return ServerList(targets, _named(targets, str), _named(targets, str.casefold), unloads)
 
 
 def _target(instance: Server, status: ServerStatus | None, request: int) -> Target:
     if status is None:
         return Target(instance=instance, state=WAITING)
     state = status.state
-    if state in SETTLED and state != READY and status.asked < request:
+    if state in ENDED and status.asked < request:
         state = WAITING  # it had failed before this `up`, which tries it again
-    return Target(instance=instance, state=state, reason=status.reason, ready_at=status.ready_at)
+    return Target(
+        instance=instance,
+        state=state,
+        reason=status.reason,
+        problem=status.problem,
+        ready_at=status.ready_at,
+    )
 
 
 def _named(targets: Targets, fold: Callable[[str], str]) -> dict[str, Targets]:
@@ -107,15 +118,15 @@ class View:
     """The servers, read again when the supervisor's files change."""
 
     def __init__(self, at: Folder) -> None:
-        self._at = at
+        self.at = at
         self._stamps: tuple[Stamp, Stamp] | None = None
         self._servers = ServerList()
 
     def now(self) -> ServerList:
         """The current list: two `stat` calls where nothing changed."""
-        stamps = stamp(self._at.wanted), stamp(self._at.state)
+        stamps = stamp(self.at.wanted), stamp(self.at.state)
         if stamps != self._stamps:
-            wanted, state = read_wanted(self._at), read_state(self._at)
+            wanted, state = read_wanted(self.at), read_state(self.at)
             if (wanted is None and stamps[0]) or (state is None and stamps[1]):
                 return self._servers  # unreadable for now: the last list stays valid
             self._servers, self._stamps = server_list(wanted, state), stamps

@@ -28,6 +28,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     hold_timeout: float | None = None
     origins: tuple[str, ...] = ()  # beside those of this machine; `*` stands for any text
     hosts: tuple[str, ...] = ()
+    comment_seconds: float = 10.0  # between two signs of life in a stream that waits for its server
     inspect: bool = False  # keep the contents of the last requests, for the dashboard
     without_key: bool = False  # set explicitly: open to everyone who can reach the address
 

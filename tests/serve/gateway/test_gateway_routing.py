@@ -296,3 +296,14 @@ def test_settings_are_light() -> None:
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == "set()"
+
+
+def test_what_else_is_read_of_a_body() -> None:
+    parsed = parse_body("", b'{"a": {"stream": true}, "stream" : true, "keep_alive":"1h30m"}')
+    assert parsed.streams and parsed.keep_alive == 5400
+    parsed = parse_body("", b'{"stream": false, "x": "stream", "keep_alive": -1}')
+    assert not parsed.streams and parsed.keep_alive == -1
+    assert parse_body("", b'{"keep_alive": null}').keep_alive is None
+    assert parse_body("", b'{"keep_alive": 0.5}').keep_alive == 0.5
+    with pytest.raises(Refused, match="keep_alive 'soon' is no duration"):
+        parse_body("", b'{"keep_alive": "soon"}')

@@ -1,0 +1,97 @@
+"""What this gateway tells the supervisor: which servers its requests use, and wait for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Hashable
+
+import anyio
+
+from pipeline.core import log
+from pipeline.serve.supervisor import marker, usage
+from pipeline.serve.supervisor.state import ASLEEP, STOPPING, UNLOADING, Folder
+from pipeline.serve.supervisor.usage import ServerUse, Usage
+
+from .servers import Target, Targets, View
+
+REPORT_SECONDS = 0.05  # between two reports
+LAST_AWAITED = (ASLEEP, UNLOADING, STOPPING)  # of servers with one name, after those that load
+
+
+def awaited(targets: Targets) -> Target | None:
+    """The one of `targets` that a request waits for; None where none is worth it."""
+    pending = [target for target in targets if target.is_pending]
+    ranks = {state: rank for rank, state in enumerate(LAST_AWAITED, 1)}
+    return min(pending, key=lambda target: ranks.get(target.state, 0), default=None)
+
+
+class Demand:
+    """The requests of this gateway, by server. Where no server is ever unloaded, nothing is
+    written."""
+
+    def __init__(self, at: Folder, view: View, in_flight: Counter[str]) -> None:
+        self._at, self._view, self._in_flight = at, view, in_flight
+        self._waiting: dict[Hashable, tuple[str, float]] = {}  # by request: the server, since when
+        self._last: dict[str, float] = {}
+        self._keep: dict[str, float] = {}
+        self._told: Usage | None = None
+        self._news = anyio.Event()
+
+    def waits(self, request: Hashable, target: Target | None, seconds: float) -> None:
+        """A request waits for a server, and has done so for some seconds."""
+        if target and self._waiting.get(request, ("",))[0] != target.name:
+            self._waiting[request] = target.name, time.time() - seconds
+            self._news.set()
+
+    def waits_no_more(self, request: Hashable) -> None:
+        self._waiting.pop(request, None)
+
+    def used(self, target: Target, keep: float | None = None) -> None:
+        """A request has begun or ended. `keep`: the seconds for which it wants the server to stay
+        loaded after it; below 0: for ever."""
+        self._last[target.name] = time.time()
+        if keep is not None:
+            self._keep[target.name] = keep
+        else:
+            self._keep.pop(target.name, None)
+
+    async def report(self) -> None:
+        """Tell the supervisor what has changed, until cancelled."""
+        pid = os.getpid()
+        started = marker.start_time(pid)
+        try:
+            while True:
+                with anyio.move_on_after(REPORT_SECONDS):
+                    await self._news.wait()
+                self._news = anyio.Event()
+                servers = self._view.now()
+                is_needed = self._told or servers.unloads or self._waiting
+                if is_needed:
+                    uses = {target.name: self._use(target) for target in servers.targets}
+                    self._tell(Usage(pid=pid, started=started, servers=uses))
+                await anyio.sleep(REPORT_SECONDS / 5)
+        finally:
+            usage.remove(self._at)
+
+    def _tell(self, now: Usage) -> None:
+        if now == self._told:
+            return
+        try:
+            usage.write(self._at, now)
+        except OSError as error:
+            log.info(f"{self._at.usage}: {error.strerror}; trying again")
+        else:
+            self._told = now
+
+    def _use(self, target: Target) -> ServerUse:
+        waiting = [since for name, since in self._waiting.values() if name == target.name]
+        return ServerUse(
+            waiting=len(waiting),
+            since=min(waiting, default=0.0),
+            in_flight=self._in_flight[target.name],
+            last=self._last.get(target.name, 0.0),
+            keep=self._keep.get(target.name),
+            closed=target.ready_at if target.state == UNLOADING else None,
+        )

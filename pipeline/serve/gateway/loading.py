@@ -1,0 +1,102 @@
+"""What is loaded, and how clients change that: as llama-server's router and llama-swap have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from pipeline.core.errors import PipelineError, doitw
+from pipeline.serve.supervisor import control
+from pipeline.serve.supervisor.state import ASLEEP
+
+from .answers import Refused
+from .demand import awaited
+from .proxy import Proxy
+from .request_body import parse, read_body
+from .routing import ANY, find
+from .servers import Target, Targets
+
+OWN_PAGES = ("none", "same-origin", "same-site")  # of Sec-Fetch-Site, which browsers send
+
+
+class Loading:
+    """The endpoints that load and unload. The supervisor does it; nobody waits for that here."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    async def running(self, request: Request) -> Response:
+        """What is loaded, or is being loaded or unloaded."""
+        targets = self._proxy.view.now().targets
+        return JSONResponse({"running": [_row(each) for each in targets if _is_loaded(each)]})
+
+    async def load(self, request: Request) -> Response:
+        """Have the named model loaded. One that is loaded already is no error: llama.cpp's page
+        asks for it. Raises Refused."""
+        targets = await self._named(request)
+        if not any(target.is_ready for target in targets):
+            target = awaited(targets)
+            if target is None:
+                first = targets[0]
+                if first.problem:
+                    raise Refused(507, f"{first.name} cannot be loaded: {first.problem}")
+                raise Refused(400, f"{first.name} is not running; start it: {doitw('up')}")
+            if target.state == ASLEEP:
+                await self._order([target], loads=True)
+        return JSONResponse({"success": True})
+
+    async def unload(self, request: Request) -> Response:
+        """Have the named model unloaded. Raises Refused."""
+        targets = [target for target in await self._named(request) if _is_loaded(target)]
+        if not targets:
+            raise Refused(400, "the model is not loaded")
+        await self._order(targets, loads=False)
+        return JSONResponse({"success": True})
+
+    async def unload_all(self, request: Request) -> Response:
+        """Have all models unloaded but those that are pinned. Raises Refused."""
+        if request.headers.get("sec-fetch-site", "none") not in OWN_PAGES:  # an image, for example
+            raise Refused(403, "pages of other sites may not unload models")
+        targets = [
+            target
+            for target in self._proxy.view.now().targets
+            if _is_loaded(target) and not target.instance.pinned
+        ]
+        await self._order(targets, loads=False)
+        return PlainTextResponse("OK")
+
+    async def _named(self, request: Request) -> Targets:
+        name = (await parse(request, await read_body(request))).model
+        if not name:
+            raise Refused(400, 'the request names no "model"', "model_required")
+        return find(self._proxy.view.now(), name, ANY, self._proxy.settings.models)
+
+    async def _order(self, targets: Sequence[Target], *, loads: bool) -> None:
+        names = [target.name for target in targets]
+        if not names:
+            return
+        try:
+            await to_thread.run_sync(lambda: control.order(self._proxy.view.at, names, loads=loads))
+        except (PipelineError, OSError) as error:
+            raise Refused(503, f"{', '.join(names)}: {error}") from None
+
+
+def _is_loaded(target: Target) -> bool:
+    """Whether it has memory now."""
+    return target.is_ready or (target.is_pending and target.state != ASLEEP)
+
+
+def _row(target: Target) -> dict[str, Any]:
+    """One entry of /running."""
+    return {
+        "model": target.name,
+        "state": target.state,
+        "ttl": target.instance.idle_timeout,
+        "aliases": [name for name in target.names if name != target.name],
+        "ready_since": target.ready_at,
+        "pinned": target.instance.pinned,
+    }
