@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import gateway as gateway
     from . import kubernetes as kubernetes
     from . import launch as launch
+    from . import load as load
     from . import lock as lock
     from . import make as make
     from . import models as models

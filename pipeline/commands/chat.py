@@ -288,10 +288,10 @@ def running(session: Session) -> ChatServer:
     if server.kind != serve.CHAT:
         others = f"chat servers: {', '.join(chats)}" if chats else "no server for chat is up"
         raise UsageError(f"{server.name}: is for {server.kind}, it writes no answers", others)
-    if states.get(server.name) != READY:
+    if (its := states.get(server.name, "not up")) != READY:
+        start = doitw(f"load name={server.name}") if its == state.ASLEEP else doitw("up")
         raise PipelineError(
-            f"{server.name}: is {states.get(server.name, 'not up')}",
-            f"{doitw('ps')} shows its state, {doitw('up')} starts it",
+            f"{server.name}: is {its}", f"{doitw('ps')} shows its state, {start} starts it"
         )
     if server.engine == LLAMA_CPP and (path := serve.model_file(server)):
         header = gguf.read_cached(path, session.home.run / "gguf.json")

@@ -13,7 +13,7 @@ from pipeline.core import environment, log, process
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.publish import publish_text
 from pipeline.serve.keys import first_key, is_loopback
-from pipeline.serve.server import GATEWAY, Server
+from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, pass_on
 
 from . import check, launch
@@ -107,6 +107,9 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
     if chosen.origins or chosen.hosts:
         log.info("warning: not used: gateway.origins, gateway.hosts (LiteLLM checks neither)")
+    for spec in servers.configuration.enabled:
+        if spec.control.start == DEMAND:
+            log.info(f"warning: LiteLLM loads no model: {doitw(f'load name={spec.name}')} does")
     made = litellm_config(launch.servers_of(servers), chosen)
     file = _written(servers, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")

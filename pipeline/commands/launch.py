@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from pipeline.serve import sandbox
 from pipeline.serve.config import instances
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.placing import TOTAL
+from pipeline.serve.server import BOOT, LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import drafts, estimate, serve
+from . import drafts, estimate, needs, serve
 from .model import Model
 from .servers import Servers
 
@@ -38,24 +40,24 @@ def servers_of(file: Servers) -> tuple[Server, ...]:
         for name, server in before.items()
         if (context := server.argument("--ctx-size")).isdecimal()
     }
-    room = _room(file)
-    servers = _servers(file, contexts, room)
+    free = _free(file)
+    servers = _servers(file, contexts, free)
     same = {server.name for server in servers if server == before.get(server.name)}
     if contexts.keys() - same:
-        servers = _servers(file, {name: contexts[name] for name in contexts.keys() & same}, room)
+        servers = _servers(file, {name: contexts[name] for name in contexts.keys() & same}, free)
     for server in servers:
         sandbox.require(server, f"{server.name}: sandbox")
     return servers
 
 
-def _servers(file: Servers, contexts: Mapping[str, int], room: int) -> tuple[Server, ...]:
+def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Server, ...]:
     """The servers; `contexts` are to be kept by those that have no other, by name."""
     servers = instances.instances(
         file.configuration,
         server=file.server,
         flags=file.flags(),
         models={
-            spec.name: _model(file, spec, contexts.get(spec.name), room)
+            spec.name: _model(file, spec, contexts.get(spec.name), free)
             for spec in file.configuration.enabled
             if spec.model
         },
@@ -72,29 +74,39 @@ def _servers(file: Servers, contexts: Mapping[str, int], room: int) -> tuple[Ser
     return servers
 
 
-def _model(file: Servers, spec: InstanceSpec, context: int | None, room: int) -> PreparedModel:
+def _model(file: Servers, spec: InstanceSpec, context: int | None, free: int) -> PreparedModel:
     """Its model, with this context where the file names none; None: one that fits."""
     model = file.model_of(spec).served_by(spec)
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)
     if context is None:
-        context = serve.fit_context(model, ahead, room + _weights(model)).ctx_size
+        room = _room(file, spec, free) + _weights(model)
+        context = serve.fit_context(model, ahead, room).ctx_size
     prepared = serve.prepared_model(model, chain, ahead, context)
     installed = installed_files(model, spec)
     mmproj = prepared.mmproj and installed.get(Path(prepared.mmproj), prepared.mmproj)
     return replace(prepared, path=installed.get(chain.final, chain.final), mmproj=mmproj)
 
 
-def _room(file: Servers) -> int:
-    """The memory in bytes that each model whose context is fitted may have beside its weights: the
-    servers of a file share what all their weights leave."""
+def _free(file: Servers) -> int:
+    """The memory in bytes that the models of a file may have together, as far as it is free."""
+    if file.configuration.master.memory == "auto":
+        return capacity.memory()
+    allowed = needs.budget(file)
+    return min(capacity.memory(), allowed.get("ram", sys.maxsize), allowed.get(TOTAL, sys.maxsize))
+
+
+def _room(file: Servers, spec: InstanceSpec, free: int) -> int:
+    """The memory in bytes that the model of `spec`, whose context is fitted, may have beside its
+    weights. Those that are loaded together share what all their weights leave."""
     fitted, weights = 0, 0
-    for spec in file.configuration.enabled:
-        if spec.model:
-            model = file.model_of(spec)
+    for other in file.configuration.enabled:
+        together = other.control.pinned or other.control.start == spec.control.start == BOOT
+        if other.model and (together or other is spec):
+            model = file.model_of(other)
             weights += _weights(model)
-            fitted += not file.names_context(spec.name)
-    return (capacity.memory() - weights) // max(1, fitted)
+            fitted += not file.names_context(other.name)
+    return (free - weights) // max(1, fitted)
 
 
 def _weights(model: Model) -> int:

@@ -22,8 +22,9 @@ from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor.state import DesiredState
 
-from . import check, drafts, launch, lock, resolve, serve
+from . import check, drafts, launch, lock, needs, ps, resolve, serve
 from . import plan as planning
 from .servers import DRAFT, GATEWAY_OPTIONS, Servers
 from .up import chosen, planned
@@ -115,12 +116,13 @@ def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
     in_container = servers.requested.target == CONTAINER
     instances = of_container(servers) if in_container else planned_here(servers)
+    counted = "" if in_container else memory_text(servers, instances)
     if servers.request.json:
         print(json.dumps([server.as_json() for server in instances], indent=1))
     elif in_container:
         print(text(instances))
     else:
-        parts = [steps_text(servers), text(instances), unknown(servers)]
+        parts = [steps_text(servers), counted, text(instances), unknown(servers)]
         print("\n\n".join(filter(None, parts)))
 
 
@@ -176,6 +178,22 @@ def text(instances: tuple[Server, ...]) -> str:
         lines += [f"sandbox: {sandbox.shown(server)}"] if server.engine == LLAMA_CPP else []
         commands.append("\n".join(lines))
     return "\n\n".join([table(rows), *commands])
+
+
+def memory_text(servers: Servers, instances: tuple[Server, ...]) -> str:
+    """What each server takes, where some are loaded on demand; empty where all stay loaded. Raises
+    UsageError where those that `up` loads do not fit together."""
+    if not DesiredState(config="", instances=instances).unloads:
+        return ""
+    budget, computed = needs.budget(servers), needs.of_servers(servers, instances)
+    warnings = needs.require_fit(servers, instances, computed, budget)
+    rows = [("memory", "loaded", "needs")]
+    for server in instances:
+        if server.name in computed:
+            when = "never unloaded" if server.pinned else f"start = {server.start}"
+            rows.append((server.name, when, ps.needs(computed[server.name])))
+    rows.append(("together", "at most", ps.needs(budget)))
+    return "\n".join([table(rows), *(f"warning: {line}" for line in warnings)])
 
 
 def unknown(servers: Servers) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from msgspec import to_builtins
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.text import size, table
+from pipeline.serve.placing import TOTAL
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder, require_known
 
@@ -46,21 +47,40 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
 def text(rows: Sequence[Row]) -> str:
     """The table."""
     head = ("name", "engine", "model", "state", "since", "pid", "port", "restarts", "memory")
+    counted = any(row.need for row in rows)
     drafting = any(row.drafts_accepted is not None for row in rows)
-    more = ("drafts accepted",) if drafting else ()
+    more: tuple[str, ...] = ("needs", "last request", "loaded in") if counted else ()
+    more += ("drafts accepted",) if drafting else ()
     lines: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s", *more)]
     for row in rows:
-        since = row.ready_since and time.strftime("%d %b %H:%M:%S", time.localtime(row.ready_since))
         speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
         accepted = "" if row.drafts_accepted is None else f"{row.drafts_accepted:.0%}"
+        books = (needs(row.need), at(row.last_use), seconds(row.load_seconds)) if counted else ()
         sizes = [size(count) if count else "" for count in (row.memory, row.gpu_memory)]
         lines.append(
             (
-                *(row.name, row.engine, row.model, row.state, since or "", row.pid or ""),
-                *(row.port, row.restarts, *sizes, speed, *([accepted] if drafting else [])),
+                *(row.name, row.engine, row.model, row.state, at(row.ready_since), row.pid or ""),
+                *(row.port, row.restarts, *sizes, speed, *books, *([accepted] if drafting else [])),
             )
         )
     return table(lines)
+
+
+def at(when: float | None) -> str:
+    """A time as people read it; empty for none."""
+    return time.strftime("%d %b %H:%M:%S", time.localtime(when)) if when else ""
+
+
+def seconds(count: float | None) -> str:
+    return "" if count is None else f"{count:.1f} s"
+
+
+def needs(need: Mapping[str, int]) -> str:
+    """What a server is counted with: of main memory, and of each card."""
+    return " + ".join(
+        size(count) if device in ("ram", TOTAL) else f"{size(count)} {device}"
+        for device, count in need.items()
+    )
 
 
 def logs(session: Session) -> None:

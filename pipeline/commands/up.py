@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
@@ -19,6 +21,7 @@ from pipeline.serve import served
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.state import (
+    ASLEEP,
     ENDED,
     FAILED,
     PAUSING,
@@ -29,7 +32,7 @@ from pipeline.serve.supervisor.state import (
     require_known,
 )
 
-from . import gateway, launch, ps
+from . import gateway, launch, needs, ps
 from . import serve as serving
 from .servers import Servers
 from .summary import summary
@@ -64,11 +67,17 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
     """Of what is planned, what is named. Raises UsageError where a name is unknown."""
     requested, names = servers.requested, servers.requested.names
     require_known(names, [server.name for server in instances])
-    return DesiredState(
+    desired = DesiredState(
         config=requested.source,
         instances=tuple(server for server in instances if not names or server.name in names),
         max_loading=requested.max_loading or servers.configuration.master.max_loading,
     )
+    if not desired.unloads:
+        return desired
+    budget, computed = needs.budget(servers), needs.of_servers(servers, desired.instances)
+    for line in needs.require_fit(servers, desired.instances, computed, budget):
+        log.info(f"warning: {line}")
+    return replace(desired, memory=budget, needs=computed)
 
 
 def planned(servers: Servers) -> tuple[Server, ...]:
@@ -97,7 +106,10 @@ def up(servers: Servers) -> None:
     ps.show(servers.request, [servers.at], reasons=False)
     if failed:
         raise PipelineError(
-            "\n".join(f"{x.name} is {status.state}: {status.reason}" for x, status in failed),
+            "\n".join(
+                f"{x.name} is {status.state}: {status.problem or status.reason}"
+                for x, status in failed
+            ),
             f"{doitw('up')} retries what has failed; {doitw('logs name=…')} shows more",
         )
     stay(servers.at, [server for server in desired.instances if not server.background])
@@ -178,6 +190,11 @@ def report(servers: Servers, server: Server, status: ServerStatus) -> None:
         log.info(f"{server.name}: restarting: {reason}")
     elif status.state == FAILED:
         log.info(f"{server.name}: failed: {reason}")
+    if status.state == ASLEEP:
+        by_hand = doitw(f"load name={server.name}")
+        has_gateway = servers.configuration.gateway.enable
+        way = "a request at the gateway loads it" if has_gateway else f"{by_hand} loads it"
+        log.info(f"{server.name}: asleep; {status.problem or way}")
     if status.state != READY:
         return
     key = f", with the key in {server.api_key_file}" if server.api_key_file else ""

@@ -272,7 +272,7 @@ class FileVariables:
         "these instances alone, with commas between them; for `claude` and `chat` the model",
         (),
         shown="all",
-        of=("up", "ps", "logs", "down", "kubernetes", "claude", "chat"),
+        of=("up", "ps", "logs", "down", "load", "unload", "kubernetes", "claude", "chat"),
         name="name",
     )
     background: bool | None = variable(

@@ -11,9 +11,16 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve import health
 from pipeline.serve.config import named
 from pipeline.serve.keys import is_loopback
-from pipeline.serve.server import GATEWAY, Server
+from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.supervisor import liveness, state
-from pipeline.serve.supervisor.state import EXITED, STOPPED, Folder
+from pipeline.serve.supervisor.state import (
+    ASLEEP,
+    EXITED,
+    FAILED,
+    STOPPED,
+    UNLOADING,
+    Folder,
+)
 
 from . import boot
 from .boot import BootSource
@@ -27,7 +34,7 @@ def errors(environ: Mapping[str, str]) -> list[str]:
     """One line for each server that does not answer. Raises PipelineError."""
     home = paths.home()
     up = [at for at in state.folders(home) if liveness.living(at)]
-    servers = [server for at in up for server in running(at)]
+    servers = [server for at in up for server in running(at) if server.name not in resting(at)]
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
         servers.append(of_profile(profile, environ))
@@ -36,7 +43,7 @@ def errors(environ: Mapping[str, str]) -> list[str]:
         for source in boot.boot(environ).sources
         if not source.is_profile and state.folder(home, source.name) not in up
     ]
-    if not servers and not missing:
+    if not (servers or missing or any(map(resting, up))):
         servers.append(Server(name="llama-server", executable="", cmd=(), folder="", log_file=""))
     return missing + [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
 
@@ -52,6 +59,17 @@ def running(at: Folder) -> list[Server]:
     wanted, actual = state.read_wanted(at), state.read_state(at)
     over = {x.name for x in actual.instances if x.state in OVER} if actual else set()
     return [x for x in (wanted.instances if wanted else ()) if x.name not in over]
+
+
+def resting(at: Folder) -> set[str]:
+    """Those that need not answer: they are loaded when a request names them."""
+    wanted, actual = state.read_wanted(at), state.read_state(at)
+    on_demand = {x.name for x in wanted.instances if x.start == DEMAND} if wanted else set()
+    return {
+        x.name
+        for x in (actual.instances if actual else ())
+        if x.state in (ASLEEP, UNLOADING) or (x.name in on_demand and x.state != FAILED)
+    }
 
 
 def of_profile(profile: str, environ: Mapping[str, str]) -> Server:

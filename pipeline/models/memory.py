@@ -99,6 +99,16 @@ def added(memory: Memory, other: Memory) -> Memory:
     )
 
 
+def grown(memory: Memory, weights: int) -> Memory:
+    """The same with more weights, on the device that has most of them."""
+    largest = max(memory.devices, key=lambda row: row.weights, default=None)
+    rows = tuple(
+        replace(row, weights=row.weights + weights) if row is largest else row
+        for row in memory.devices
+    )
+    return replace(memory, weights=memory.weights + weights, devices=rows)
+
+
 def resized(memory: Memory, before: int, after: int) -> Memory:
     """What another quant of the model takes: `memory` is that of the one whose tensors have
     `before` bytes, the other's have `after`. Cache and compute buffers stay the same.

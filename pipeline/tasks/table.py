@@ -249,6 +249,18 @@ STEPS = (
         reads=("file",),
     ),
     Step(
+        "load",
+        "load name= now, making room for it; for instances that are loaded on demand",
+        run=lambda session: do.load.load(session),
+        reads=("file", "format"),
+    ),
+    Step(
+        "unload",
+        "unload name= once it has answered its requests; a request loads it again",
+        run=lambda session: do.load.unload(session),
+        reads=("file", "format"),
+    ),
+    Step(
         "gateway",
         "serve one address for all servers of config=, in the foreground",
         run=lambda session: do.gateway.run(session.require_servers()),

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pipeline.deploy.boot import BootSource
-from pipeline.deploy.health import unpublished, unreachable
+from pipeline.deploy.health import resting, unpublished, unreachable
 from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.supervisor.state import (
+    DesiredState,
+    Folder,
+    ServerStatus,
+    State,
+    write_state,
+    write_wanted,
+)
 
 
 def at(port: int, *, host: str = "0.0.0.0", engine: str = LLAMA_CPP) -> Server:
@@ -53,3 +63,19 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
         "PUBLISHED_PORTS=8080/tcp: must be ports"
     )
     assert unreachable([], None, environ) == ""
+
+
+def test_who_need_not_answer(tmp_path: Path) -> None:
+    """A model that nobody asks for makes no container sick; one that cannot be loaded does."""
+    states = {"ready": "ready", "asleep": "asleep", "loading": "loading", "failed": "failed"}
+    on_demand = [replace(at(1), name=name, start="demand") for name in states]
+    booted = [replace(at(1), name=f"boot {name}") for name in states]
+    statuses = [
+        ServerStatus(name=prefix + name, state=state)
+        for name, state in states.items()
+        for prefix in ("", "boot ")
+    ]
+    folder = Folder(tmp_path)
+    write_wanted(folder, DesiredState(config="x", instances=(*on_demand, *booted)))
+    write_state(folder, State(pid=1, started=1.0, asked=1, instances=tuple(statuses)))
+    assert resting(folder) == {"ready", "asleep", "loading", "boot asleep"}

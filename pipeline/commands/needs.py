@@ -1,0 +1,197 @@
+"""What the servers of a file take of memory, and whether what is to be loaded together fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.bins.binaries import program_file
+from pipeline.bins.hardware import nvidia
+from pipeline.core import capacity
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.store import stat_cache
+from pipeline.core.text import size
+from pipeline.models import formula, gguf, memory
+from pipeline.models.memory import MIB, Memory
+from pipeline.serve import flags, placing
+from pipeline.serve.placing import Bytes
+from pipeline.serve.server import BOOT, LLAMA_CPP, VLLM, Server
+
+from . import estimate, serve
+from .servers import Servers
+
+PROCESS = 64 * MIB  # of a llama-server beside its model: its code, threads, requests
+VLLM_RAM = 2048 * MIB  # of a vLLM beside what it takes on the cards
+VLLM_SHARE = 0.9  # of a card's memory, vLLM's own default
+DRAFTS = ("--spec-draft-model", "--model-draft")
+UNITED = re.compile(r"Host|CPU|MTL|Metal|BLAS")  # devices whose memory is main memory
+# Options that llama-fit-params would know, and that are given to it in another way, or not at all.
+OWN = {"--model", "--ctx-size", "--mmproj", "--host", "--port", "--alias", "--log-file", *DRAFTS}
+
+
+def machine() -> dict[str, int]:
+    """The memory of this machine in bytes, by device."""
+    return {"ram": capacity.total()} | {
+        f"gpu{index}": gpu.total for index, gpu in enumerate(nvidia.find())
+    }
+
+
+def budget(file: Servers) -> dict[str, int]:
+    """What the servers of a file may take together. Raises UsageError."""
+    try:
+        return placing.budget(file.configuration.master.memory, machine())
+    except UsageError as error:
+        message = f"{file.configuration.label}: master.{error.message}"
+        raise UsageError(message, error.hint) from None
+
+
+def of_servers(file: Servers, servers: Iterable[Server]) -> dict[str, Bytes]:
+    """By server, the bytes that it takes of each device; less is known where a model is not here.
+    Raises PipelineError."""
+    return {server.name: of_server(file, server) for server in servers if is_model(server)}
+
+
+def is_model(server: Server) -> bool:
+    """Whether it serves a model: the gateway does not."""
+    return server.engine in (LLAMA_CPP, VLLM)
+
+
+def of_server(file: Servers, server: Server) -> Bytes:
+    """The bytes that a server takes of each device. Raises PipelineError."""
+    if server.engine == VLLM:
+        return _of_vllm(server)
+    if path := serve.model_file(server):
+        needed = _of_file(file.home, server, path)
+    else:
+        needed = _of_model(file, server)
+    by_device = {"ram": PROCESS}
+    for name, count in _by_device(needed, server) if needed else ():
+        by_device[name] = by_device.get(name, 0) + count
+    return by_device
+
+
+def _of_file(home: Home, server: Server, path: Path) -> Memory | None:
+    """Of a model that is here, with its projector and its draft."""
+    context = server.argument("--ctx-size")
+    header = gguf.read_cached(path, home.run / "gguf.json")
+    ctx_size = int(context) if context.isdecimal() and int(context) else header.context_length
+    needed = _measured(home, server, path, ctx_size)
+    projector = Path(server.folder, server.argument("--mmproj"))
+    if needed and projector.is_file():
+        needed = memory.grown(needed, projector.stat().st_size)
+    draft = Path(server.folder, next(filter(None, map(server.argument, DRAFTS)), ""))
+    if needed and draft.is_file() and (more := _measured(home, server, draft, ctx_size)):
+        needed = memory.added(needed, more)
+    return needed
+
+
+def _measured(home: Home, server: Server, path: Path, ctx_size: int) -> Memory | None:
+    """As llama-fit-params of the same build tells it, else by the formula."""
+    header = gguf.read_cached(path, home.run / "gguf.json")
+    parts = [gguf.read_cached(part, home.run / "gguf.json") for part in gguf.shards(path)]
+    shape = formula.of_header(header, sum(part.size - part.data for part in parts))
+    program = Path(server.executable).with_name(program_file("llama-fit-params"))
+    ubatch = int(server.argument("--ubatch-size") or formula.UBATCH)
+    needed = None
+    if program.is_file():
+        build = stat_cache.identity(home.run / "programs.json", program)
+        words = _known_words(server.cmd, flags.read(program, build, home.run / "flags"))
+        book = home.run / "memory.json"
+        needed = memory.measure(program, build[:12], path, words, ctx_size, book)
+    needed = needed or formula.memory(shape, ctx_size, ubatch)
+    return formula.served(needed, shape, ctx_size, ubatch) if server.kind == serve.CHAT else needed
+
+
+def _known_words(cmd: Sequence[str], known: Mapping[str, flags.Flag]) -> list[str]:
+    """The options of a server's command line that llama-fit-params has too."""
+    words: list[str] = []
+    takes = False  # the next word belongs to the option before
+    for word in cmd:
+        flag = known.get(word.removeprefix("--")) if word.startswith("--") else None
+        if flag and word not in OWN:
+            words.append(word)
+            takes = bool(flag.value)
+        elif takes and not flag:
+            words.append(word)
+            takes = False
+        else:
+            takes = False
+    return words
+
+
+def _of_model(file: Servers, server: Server) -> Memory | None:
+    """Of a model that is not here yet, by its header."""
+    for spec in file.configuration.enabled:
+        if spec.name == server.name and spec.model:
+            model = file.model_of(spec).served_by(spec)
+            ahead = estimate.outlook(model, model.require_chain())
+            context = server.argument("--ctx-size")
+            ctx_size = int(context) if context.isdecimal() and int(context) else ahead.trained
+            needed = ahead.at(ctx_size)
+            return needed and memory.grown(needed, serve.projector_bytes(model))
+    return None
+
+
+def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
+    """The devices as the file names them, and the bytes on each."""
+    if not needed.devices:  # by the formula, which knows none
+        has_card = server.gpu_ids != "none" and server.argument("--gpu-layers") != "0"
+        yield _card(server, 0) if has_card and nvidia.find() else "ram", needed.total
+    for row in needed.devices:
+        number = re.search(r"(\d+)$", row.name)
+        is_ram = UNITED.match(row.name) or not number
+        device = "ram" if is_ram or not number else _card(server, int(number[1]))
+        yield device, row.weights + row.context + row.compute
+
+
+def _card(server: Server, index: int) -> str:
+    """The card that a server sees at this place, by its slot."""
+    ids = (server.gpu_ids or "").split(",")
+    shown = ids[index] if index < len(ids) else ""
+    return f"gpu{shown if shown.isdecimal() else index}"
+
+
+def _of_vllm(server: Server) -> Bytes:
+    """A vLLM takes a share of each of its cards, whatever its model."""
+    share = float(server.argument("--gpu-memory-utilization") or VLLM_SHARE)
+    count = int(server.argument("--tensor-parallel-size") or 1)
+    cards = nvidia.find()
+    names = [_card(server, index) for index in range(count)]
+    on_cards = {
+        name: int(cards[slot].total * share)
+        for name in names
+        if (slot := int(name.removeprefix("gpu"))) < len(cards)
+    }
+    return {"ram": VLLM_RAM, **on_cards}
+
+
+def require_fit(
+    file: Servers, servers: Sequence[Server], needs: Mapping[str, Bytes], budget: Bytes
+) -> list[str]:
+    """Warnings about servers that can never be loaded, beside those that are pinned. Raises
+    UsageError where those that `up` loads do not fit together."""
+    models = [server for server in servers if is_model(server)]
+    booted = [server for server in models if server.start == BOOT]
+    for device, allowed in budget.items():
+        total = sum(placing.amount(needs[server.name], device) for server in booted)
+        if total > allowed:
+            figures = ", ".join(
+                f"{server.name} {size(placing.amount(needs[server.name], device))}"
+                for server in booted
+            )
+            raise UsageError(
+                f"{file.configuration.label}: {', '.join(x.name for x in booted)} are loaded "
+                f"together and take {size(total)} of {device} ({figures}); models may take "
+                f"{size(allowed)}",
+                'let some be loaded on demand: [instance.NAME.control] start = "demand"',
+            )
+    pinned = {server.name: needs[server.name] for server in models if server.pinned}
+    lines = []
+    for server in models:
+        beside = [placing.Resident(n, x, 0, is_pinned=True) for n, x in pinned.items()]
+        found = placing.place(server.name, needs[server.name], beside, budget)
+        if found.problem:
+            lines.append(f"{server.name} can never be loaded: {found.problem}")
+    return lines
