@@ -29,8 +29,8 @@ from .answers import Refused
 from .connection import Connection
 from .dashboard import Dashboard
 from .guard import OPEN, Guard, Origins, allowed_origins
-from .ollama.endpoints import Ollama
 from .loading import Loading
+from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find

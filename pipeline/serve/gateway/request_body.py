@@ -35,9 +35,11 @@ MODEL_PART = re.compile(rb'^content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:
 FLAT = re.compile(rb'[^"\[\]{}]*+')
 NESTED = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-SCALAR = re.compile(rb'\s*:\s*(true|-?\d[\d.eE+-]*|"[^"\\]{0,99}")')
-DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|\d+(?:\.\d+)?)")
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+SCALAR = re.compile(rb'\s*:\s*(true|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|"[^"\\]{0,99}")')
+# A duration such as `1h30m`.
+PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)")
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 SPACE = re.compile(rb"[ \t\r\n]*+")
 BOM = b"\xef\xbb\xbf"
 
@@ -113,7 +115,7 @@ def parse_query(request: Request) -> RequestBody:
 
 def _parse_json(body: bytes) -> RequestBody:
     (start, end), others = _find_model(body)
-    keep_alive = others.get("keep_alive", b"null")
+    said = others.get("keep_alive", b"null").decode("utf-8", "replace")
     try:
         model = json.loads(body[start:end]) if end else None
     except ValueError as error:
@@ -127,21 +129,26 @@ def _parse_json(body: bytes) -> RequestBody:
         model or None,
         renamed,
         streams=others.get("stream") == b"true",
-        keep_alive=seconds(keep_alive.decode("utf-8", "replace").strip('"')),
+        keep_alive=None if said == "null" else seconds(_number(said)),
     )
 
 
-def seconds(keep_alive: str) -> float | None:
-    """A number of seconds, or a duration such as `5m` or `1h30m`, as Ollama's clients send it; None
-    for `null`. Raises Refused."""
-    if keep_alive == "null":
-        return None
-    match = DURATION.fullmatch(keep_alive)
+def seconds(keep_alive: float | str | None) -> float | None:
+    """For how long a model should stay loaded after its request, said as a number of seconds or as
+    a duration such as `5m`; below 0: for ever, None: as its instance has it. Raises Refused."""
+    if keep_alive is None or isinstance(keep_alive, float):
+        return keep_alive
+    match = DURATION.fullmatch(keep_alive.strip())
     if not match:
-        raise Refused(400, f'keep_alive {keep_alive!r} is no duration such as "5m"')
-    parts = re.findall(r"([\d.]+)([a-zµ]*)", match[2])
+        raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
+    parts = PART.findall(match[2])
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
     return -total if match[1] == "-" else total
+
+
+def _number(text: str) -> float | str:
+    """A number of JSON, or the text between quotes."""
+    return text.strip('"') if text.startswith('"') else float(text)
 
 
 def _find_model(body: bytes) -> tuple[tuple[int, int], dict[str, bytes]]:

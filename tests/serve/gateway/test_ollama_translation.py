@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.serve.gateway import request_body
 from pipeline.serve.gateway.answers import Refused
 from pipeline.serve.gateway.ollama import requests
 from pipeline.serve.gateway.ollama.replies import Text, Vectors, error_of, joined
@@ -181,13 +182,13 @@ def test_nothing_asked_is_a_request_to_load() -> None:
     ],
 )
 def test_keep_alive(given: Any, seconds: float | None) -> None:
-    assert requests.seconds(given) == seconds
+    assert request_body.seconds(given) == seconds
 
 
 @pytest.mark.parametrize("wrong", ["5", "nan", "forever", "5 m", "", "m5"])
 def test_wrong_keep_alive(wrong: str) -> None:
     with pytest.raises(Refused, match="is no duration"):
-        requests.seconds(wrong)
+        request_body.seconds(wrong)
 
 
 @pytest.mark.parametrize(

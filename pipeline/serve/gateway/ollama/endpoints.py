@@ -19,7 +19,7 @@ from pipeline.core import log
 from pipeline.core.text import printable
 from pipeline.serve.gateway.answers import Refused
 from pipeline.serve.gateway.proxy import Proxy
-from pipeline.serve.gateway.request_body import INLINE_BYTES, parse_body, read_body
+from pipeline.serve.gateway.request_body import INLINE_BYTES, parse_body, read_body, seconds
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, find
 from pipeline.serve.gateway.servers import Targets
 
@@ -117,7 +117,7 @@ class Ollama:
             model=model,
             reply=prepared.reply(request.asked_for or model),
             streams=prepared.streams,
-            keep_alive=requests.seconds(request.keep_alive),
+            keep_alive=seconds(request.keep_alive),
             is_loaded=any(target.is_ready for target in targets),
         )
         return Exchange(self._proxy, call, asked.body, scope, receive, send)

@@ -45,7 +45,7 @@ class Call(Struct, frozen=True, kw_only=True):
     model: str
     reply: Text | Vectors
     streams: bool = False  # the client wants each object as it comes
-    keep_alive: float | None = None  # seconds, see `requests.seconds`
+    keep_alive: float | None = None  # seconds, see `request_body.seconds`
     is_loaded: bool = True
 
     @property

@@ -7,7 +7,6 @@ never built. What Ollama ignores is ignored here too.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -43,10 +42,6 @@ OF_THE_START = (
 # How the images that llama.cpp reads begin.
 IMAGES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
 SNIFFED = 16  # characters of base64
-# A duration such as `1h30m`.
-PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
-DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)")
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Function(Struct):
@@ -176,19 +171,6 @@ def embed(texts: Raw | str | None) -> Translated:
     if not texts or (isinstance(texts, Raw) and bytes(texts) in EMPTY):
         return Translated()
     return Translated("/v1/embeddings", {"input": texts, "encoding_format": "float"})
-
-
-def seconds(keep_alive: float | str | None) -> float | None:
-    """For how long a model should stay loaded after its request; below 0: for ever, None: as its
-    instance has it. Raises Refused."""
-    if keep_alive is None or isinstance(keep_alive, float):
-        return keep_alive
-    match = DURATION.fullmatch(keep_alive.strip())
-    if not match:
-        raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
-    parts = PART.findall(match[2])
-    total = sum(float(number) * UNITS[unit] for number, unit in parts)
-    return -total if match[1] == "-" else total
 
 
 def unknown(options: Iterable[str]) -> list[str]:
