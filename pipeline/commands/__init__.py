@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import submodules
 
 if TYPE_CHECKING:
+    from . import adapters as adapters
     from . import chat as chat
     from . import check as check
     from . import claude as claude

@@ -104,7 +104,7 @@ def check_model(model: Model) -> None:
     """Raise UsageError where the header of the model, wherever it is, says that it cannot chat; a
     header that cannot be had yet is looked at once the model is here."""
     chain = model.chain()
-    if chain is None:
+    if chain is None or model.base:
         return
     try:
         header = estimate.outlook(model, chain).header

@@ -45,7 +45,10 @@ def check(model: Model) -> None:
     path = model.request.reference and model.request.reference.path
     if model.request.force and path:  # what is known of it may be out of date
         models.resolve.forget(path, model.home)
-        resolve.look(model, path)
+        if model.base:
+            model.resolved = None  # looked at again once its model is known
+        else:
+            resolve.look(model, path)
 
 
 def check_request(model: Model) -> None:
@@ -68,7 +71,12 @@ def check_request(model: Model) -> None:
         )
     book = home.run / "gguf.json"
     own = request.mmproj and models.gguf.read_cached(request.mmproj, book)
-    if reference and reference.path:
+    if reference and reference.path and model.base:
+        if reference.kind == "gguf":
+            models.adapter.gguf_path(reference.path, home)
+        else:
+            models.adapter.check_folder(reference.path)
+    elif reference and reference.path:
         if reference.kind == "gguf":
             models.resolve.gguf_path(reference.path, home)
             if own and request.mmproj:

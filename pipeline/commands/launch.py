@@ -22,7 +22,7 @@ from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import BOOT, LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import drafts, estimate, needs, serve
+from . import adapters, drafts, estimate, needs, serve
 from .model import Model
 from .servers import Servers
 
@@ -110,9 +110,10 @@ def _room(file: Servers, spec: InstanceSpec, free: int) -> int:
 
 
 def _weights(model: Model) -> int:
-    """The bytes of a model and its draft."""
+    """The bytes of a model, its draft and its adapters."""
     draft = drafts.outlook(model)
-    return estimate.outlook(model, model.require_chain()).bytes + (draft.bytes if draft else 0)
+    beside = adapters.sizes(model) + (draft.bytes if draft else 0)
+    return estimate.outlook(model, model.require_chain()).bytes + beside
 
 
 def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
@@ -126,7 +127,10 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
         elif server.name in prepared:
             model = prepared[server.name]
             header = estimate.outlook(model, model.require_chain()).header
-        lines += [f"{server.name}: {line}" for line in serve.model_warnings(header, server)]
+        beside = adapters.warnings(prepared[server.name]) if server.name in prepared else []
+        lines += [
+            f"{server.name}: {line}" for line in (*beside, *serve.model_warnings(header, server))
+        ]
     return lines
 
 

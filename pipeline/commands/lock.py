@@ -69,6 +69,8 @@ def entry(model: Model) -> LockedModel:
         "llama_cpp": llama_cpp(model),
         "files": [_file(model, resolved, file) for file in resolved.files],
     }
+    if base := resolved.base:
+        locked |= {"base_name": resolved.base_name, "base": _base(model, base)}
     if resolved.encoder:
         locked["encoder"] = resolved.encoder
     if resolved.mmproj:
@@ -86,6 +88,14 @@ def entry(model: Model) -> LockedModel:
         made = receipts.load(chain.final.parent)[chain.final.name]
         locked["result"] = {"name": chain.final.name, "sha256": made.sha256}
     return locked
+
+
+def _base(model: Model, base: Resolved) -> dict[str, Any]:
+    """The config files that an adapter is converted with."""
+    source = {k: v for k, v in base.source.items() if k != "ref" or not base.local}
+    files = [_file(model, base, file) for file in base.files]
+    named = {"name": base.name, "kind": base.kind, "precision": base.precision}
+    return {**named, "source": source, "files": files}
 
 
 def llama_cpp(model: Model) -> dict[str, str]:

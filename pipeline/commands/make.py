@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import copy
+from pathlib import Path
 
 from pipeline.bins.compile import source
 from pipeline.core import log
@@ -18,11 +20,12 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, imatrix
+from pipeline.models import converter, gguf, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
+from pipeline.models.adapter import problem
 
-from . import estimate, resolve
+from . import adapters, estimate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -98,18 +101,22 @@ def fetch(model: Model) -> None:
 def _fetch(model: Model) -> None:
     resolved = model.require_chain().resolved
     offline, force = model.request.offline, model.request.force
-    if resolved.local:
-        return
-    if resolved.source["type"] == "package":
-        archive = pins().demos[model.require_reference().text].archive
-        fetching.unpack(resolved, archive, model.home, offline=offline, force=force)
+    for each in resolved.fetched:
+        if each.source["type"] == "package":
+            text = (model.base or model).require_reference().text
+            archive = pins().demos[text].archive
+            fetching.unpack(each, archive, model.home, offline=offline, force=force)
+    of_hub = [each for each in resolved.fetched if each.source["type"] == "hf"]
+    if not of_hub:
         return
     resolve.require_architecture(model, resolved)  # the source may have come since then
     with model.asking_anew():
-        if not model.is_done("fetch") and estimate.foreign_code(model, model.require_chain()):
+        is_new = model.base is None and not model.is_done("fetch")
+        if is_new and estimate.foreign_code(model, model.require_chain()):
             make_converter(model.home, model.request)
             estimate.require_convertible(model, model.require_chain())
-        fetching.fetch(resolved, offline=offline, force=force)
+        for each in of_hub:
+            fetching.fetch(each, offline=offline, force=force)
 
 
 def make_converter(home: Home, request: Request) -> None:
@@ -123,9 +130,25 @@ def convert(model: Model) -> None:
         with only_one(made.target):
             needs = model.needs()
             if needs is None or needs.convert:
-                conversions.make(made, model.home, force=force, check=estimate.loads(model))
+                check = fits(model, model.base) if model.base else estimate.loads(model)
+                conversions.make(made, model.home, force=force, check=check)
     if chain.projector:
         conversions.make(chain.projector, model.home, force=force)
+
+
+def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
+    """A function that raises PipelineError where a made adapter does not fit its model; None where
+    that is not here."""
+    chain = model.chain()
+    if chain is None or not estimate.is_made(model, chain):
+        return None
+    final, name = chain.final, adapters.name_of(adapter)
+
+    def check(made: Path) -> None:
+        if why := problem(made, gguf.shards(final)):
+            raise PipelineError(f"lora={name}: {why}", adapters.HINT)
+
+    return check
 
 
 def quantize(model: Model) -> None:

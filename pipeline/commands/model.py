@@ -39,14 +39,17 @@ class Model:
     """Lazy: nothing is looked up before its first use. Where a request names no model, nothing is
     known of it."""
 
-    def __init__(self, request: Request, programs: Programs) -> None:
+    def __init__(self, request: Request, programs: Programs, base: Model | None = None) -> None:
+        """`base`: the model that it is an adapter of."""
         self.request = request
+        self.base = base
         self.programs = programs
         self.home = programs.home
         self.listing: hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
         self.auto_quant = ""  # what quant=auto means for it
         self.draft = Model(request.draft, programs) if request.draft else None
+        self.adapters = [Model(each, programs, self) for each in request.adapters]
         self._made_chain: tuple[Resolved, QuantRequest, bool, Chain] | None = None
         self._spec: InstanceSpec | None = None
 
@@ -66,6 +69,12 @@ class Model:
         return model
 
     @property
+    def beside(self) -> dict[str, Model]:
+        """What is prepared with it, by the name that its steps have."""
+        adapters = {f"lora{number}": each for number, each in enumerate(self.adapters)}
+        return ({"draft": self.draft} if self.draft else {}) | adapters
+
+    @property
     def binaries(self) -> Binaries:
         return self.programs.binaries
 
@@ -75,7 +84,7 @@ class Model:
         """The resolved model, if this takes no network and no hashing."""
         if self.resolved is None:
             try:
-                self.resolved = self._look()
+                self.resolved = self._look_adapter() if self.base else self._look()
             except PipelineError:
                 return None  # the step `resolve` says what is wrong
         return self.resolved
@@ -117,10 +126,13 @@ class Model:
         if self._made_chain and self._made_chain[:3] == (resolved, wanted, sees):
             return self._made_chain[3]
         llama_cpp = self.programs.llama_cpp
-        script = llama_cpp.folder / "convert_hf_to_gguf.py"
-        made = models.chain.chain(
-            resolved, wanted, self.home, script, llama_cpp.recipe(), sees=sees
-        )
+        recipe = llama_cpp.recipe()
+        if self.base:
+            script = llama_cpp.folder / "convert_lora_to_gguf.py"
+            made = models.chain.adapter_chain(resolved, self.home, script, recipe)
+        else:
+            script = llama_cpp.folder / "convert_hf_to_gguf.py"
+            made = models.chain.chain(resolved, wanted, self.home, script, recipe, sees=sees)
         self._made_chain = (resolved, wanted, sees, made)
         return made
 
@@ -155,6 +167,41 @@ class Model:
             return models.lockfile.resolved(self.require_locked(), home)
         return models.resolve.stored(self.stored_path())
 
+    def _look_adapter(self) -> Resolved | None:
+        reference = self.require_reference()
+        if reference.path is None:
+            resolved = self._look()
+        elif reference.kind == "gguf":
+            resolved = models.adapter.gguf_path(reference.path, self.home)
+        elif models.adapter.folder_is_known(reference.path, self.home):
+            resolved = models.adapter.folder(reference.path, self.home)
+        else:
+            return None
+        return resolved and self.with_base(resolved)
+
+    def with_base(self, adapter: Resolved) -> Resolved | None:
+        """An adapter with the config files that it is converted with: its own, those of its model,
+        or those of the model that it was trained for; None where they are not known."""
+        if adapter.kind == "gguf":
+            return adapter
+        model = self.base.known() if self.base else None
+        base = models.adapter.own_config(adapter)
+        if base is None and model and model.kind == "safetensors":
+            base = models.adapter.config_of(model)
+        if base is None and self.request.frozen:
+            base = models.lockfile.base(self.require_locked(), self.home)
+        elif base is None and (path := self.base_path(adapter)):
+            base = models.resolve.stored(path)
+        return replace(adapter, base=base) if base else None
+
+    def base_path(self, adapter: Resolved) -> Path | None:
+        """Where the hub's answer about the model that an adapter was trained for is kept; None
+        where the adapter names no repository."""
+        reference = models.reference.repository(adapter.base_name)
+        if reference is None:
+            return None
+        return models.resolve.stored_path(reference, ["config"], self.home)
+
     @property
     def lock_file(self) -> Path:
         """pipeline.lock, in the folder where the command is typed."""
@@ -164,6 +211,8 @@ class Model:
         """Where the hub's answer to this request is kept."""
         files = self.request.file_filter
         question: list[object] = [files.quant, files.filename, files.pattern, files.mmproj]
+        if self.base:
+            question.append("adapter")
         if files.quant == quants.AUTO:
             question.append(self.request.settings.ctx_size)
         path = models.resolve.stored_path(self.require_reference(), question, self.home)
@@ -223,6 +272,8 @@ class Model:
                     f"frozen=1: {error.message}", "what is locked is no longer available"
                 ) from None
             remove(self.stored_path())
+            if self.resolved and (base := self.base_path(self.resolved)):
+                remove(base)
             raise
 
     def require_reference(self) -> Reference:

@@ -27,7 +27,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.memory import Device, Fit, Memory
 from pipeline.serve import sandbox
 
-from . import check, drafts, estimate, lock, resolve, serve, summary
+from . import adapters, check, drafts, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .variables import CONTAINER
@@ -50,8 +50,8 @@ def plan(model: Model) -> None:
     if model.request.servers.target == CONTAINER:
         raise UsageError("target=container: needs config= or profile=")
     check.check_request(model)
-    if model.draft:
-        check.check_request(model.draft)
+    for each in model.beside.values():
+        check.check_request(each)
     model.programs.require_tools()
     lock.require(model, before=True)
     if model.request.wanted.quant == quants.ALL:
@@ -65,19 +65,21 @@ def plan(model: Model) -> None:
 
 
 def require_resolved(model: Model) -> None:
-    """Have the model and its draft known, for this run alone. Raises PipelineError."""
-    for each in filter(None, (model, model.draft)):
+    """Have the model and what is beside it known, for this run alone. Raises PipelineError."""
+    for each in (model, *model.beside.values()):
         if not each.resolve_is_done():
             resolve.resolve(each, store=False)
     drafts.check([model])
+    adapters.check([model])
 
 
 def collect(model: Model) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)
-    steps = [*planned_steps(model, chain, ahead)]
-    steps += draft_steps(model, {step.name for step in steps})
+    steps = planned_steps(model, chain, ahead.bytes)
+    for name, each in model.beside.items():
+        steps += steps_beside(name, each, {step.name for step in steps})
     todo = {step.name: step for step in steps if not step.is_done}
     server = None
     if model.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
@@ -94,6 +96,7 @@ def collect(model: Model) -> dict[str, Any]:
         "file_bytes": ahead.bytes,
         "files": [{"name": f.name, "bytes": f.size} for f in chain.resolved.files],
         "draft": draft_of(model),
+        "adapters": adapters.planned(model),
         "steps": [
             {"name": s.name, "state": UP_TO_DATE if s.is_done else TO_DO, "what": s.what}
             for s in steps
@@ -104,6 +107,7 @@ def collect(model: Model) -> dict[str, Any]:
             *model.programs.warnings(),
             *(code_warnings(model, chain) if "convert" in todo else ()),
             *drafts.warnings(model, ahead.header),
+            *adapters.warnings(model),
             *serve.model_warnings(ahead.header, server),
         ],
         "download_bytes": sum(step.download for step in todo.values()),
@@ -120,8 +124,8 @@ def collect(model: Model) -> dict[str, Any]:
     }
 
 
-def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[PlannedStep]:
-    """The steps that `serve` consists of, in order."""
+def planned_steps(model: Model, chain: Chain, bytes_: int) -> list[PlannedStep]:
+    """The steps that `serve` consists of, in order. `bytes_`: of the GGUF."""
     programs, home = model.programs, model.home
     llama_cpp = programs.llama_cpp
     steps = [
@@ -152,17 +156,15 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
     is_built, folder = programs.are_done(), str(model.binaries.folder)
     sizes = (0, 0) if is_built else (programs.source.download, programs.source.bytes)
     steps.append(PlannedStep("build_bins", is_built, folder, *sizes))
-    if not chain.resolved.local:
-        files = chain.resolved
-        what = f"{plural(len(files.files), 'file')}, {size(files.bytes)}"
-        if files.source["type"] == "package":
-            sizes = (
-                still_to_come(pins().demos[model.require_reference().text].archive, home),
-                files.bytes,
-            )
+    if fetched := chain.resolved.fetched:
+        total = sum(each.bytes for each in fetched)
+        what = f"{plural(sum(len(each.files) for each in fetched), 'file')}, {size(total)}"
+        if chain.resolved.source["type"] == "package":
+            archive = pins().demos[model.require_reference().text].archive
+            sizes = (still_to_come(archive, home), total)
         else:
             force = model.request.force and not model.request.offline
-            sizes = (fetch.bytes_to_come(files, force=force),) * 2
+            sizes = (sum(fetch.bytes_to_come(each, force=force) for each in fetched),) * 2
         steps.append(PlannedStep("fetch", model.is_done("fetch"), what, *sizes))
     if conversion := chain.conversion:
         needs = model.needs()
@@ -182,20 +184,18 @@ def planned_steps(model: Model, chain: Chain, ahead: MemoryEstimate) -> list[Pla
             steps.append(PlannedStep("convert:mmproj", is_done, str(made.target), disk=made.need))
     if chain.quantization:
         what = str(chain.quantization.target)
-        steps.append(PlannedStep("quantize", model.is_done("quantize"), what, disk=ahead.bytes))
+        steps.append(PlannedStep("quantize", model.is_done("quantize"), what, disk=bytes_))
     return steps
 
 
-def draft_steps(model: Model, known: set[str]) -> list[PlannedStep]:
-    """The steps of the model's draft that are not `known`, its own with its name."""
-    if model.draft is None:
-        return []
-    chain, ahead = model.draft.require_chain(), drafts.outlook(model)
-    steps = planned_steps(model.draft, chain, ahead) if ahead else []
+def steps_beside(name: str, model: Model, known: set[str]) -> list[PlannedStep]:
+    """The steps of a draft or an adapter that are not `known`, its own with its `name`."""
+    chain = model.require_chain()
+    bytes_ = 0 if model.base else estimate.outlook(model, chain).bytes
     own = ("fetch", "convert", "quantize")
     return [
-        replace(step, name=f"{step.name}:draft") if step.name in own else step
-        for step in steps
+        replace(step, name=f"{step.name}:{name}") if step.name in own else step
+        for step in planned_steps(model, chain, bytes_)
         if step.name in own or step.name not in known
     ]
 
@@ -284,6 +284,10 @@ def text(plan: dict[str, Any]) -> str:
     if draft := plan["draft"]:
         named = f": {draft['model']}, {size(draft['file_bytes'])}" if "model" in draft else ""
         lines += [f"draft       {draft['type']}{named}"]
+    lines += [
+        f"lora        {number}: {each['name']}, {size(each['file_bytes'])}, scale {each['scale']:g}"
+        for number, each in enumerate(plan["adapters"])
+    ]
     if len(plan["files"]) > 1:
         lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in plan["files"]]
     lines += [

@@ -15,7 +15,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
 from pipeline.deploy.kubernetes import specs
-from pipeline.models.reference import WITHOUT_DRAFT
+from pipeline.models.reference import WITHOUT_DRAFT, split_scale
 from pipeline.serve import sandbox
 from pipeline.serve.config import checks, instances
 from pipeline.serve.config.configuration import InstanceSpec
@@ -24,9 +24,9 @@ from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import DesiredState
 
-from . import check, drafts, launch, lock, needs, ps, resolve, serve
+from . import adapters, check, drafts, launch, lock, needs, ps, resolve, serve
 from . import plan as planning
-from .servers import DRAFT, GATEWAY_OPTIONS, Servers
+from .servers import BESIDE, GATEWAY_OPTIONS, Servers
 from .up import chosen, planned
 from .variables import CONTAINER
 
@@ -44,6 +44,7 @@ def planned_here(servers: Servers) -> tuple[Server, ...]:
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
     drafts.check(servers.models.values())
+    adapters.check(servers.models.values())
     instances = planned(servers)
     for server in instances:
         serve.require_model(servers.home, server)
@@ -95,8 +96,11 @@ def _unprepared(spec: InstanceSpec) -> PreparedModel:
     """Its model, by its reference."""
     named = spec.model.get("draft", "none")
     spec_type = WITHOUT_DRAFT.get(named, "" if named == "none" else drafts.SIMPLE)
+    lora = spec.model.get("lora", "none")
+    pairs = [split_scale(text) for text in lora.split(",") if lora != "none"]
     return PreparedModel(
         path=PurePosixPath(spec.model["model"]),
+        adapters=tuple((PurePosixPath(text), scale) for text, scale in pairs),
         draft=PurePosixPath(named) if spec_type == drafts.SIMPLE else None,
         spec_type=spec_type,
         name=spec.name,
@@ -146,13 +150,13 @@ def steps_text(servers: Servers) -> str:
         state = planning.UP_TO_DATE if servers.programs.are_done() else planning.TO_DO
         rows.append((state, "build_bins", str(servers.programs.binaries.folder)))
     for name, model in servers.models.items():
-        if name.endswith(DRAFT):  # is told with its model
-            continue
+        if any(model in other.beside.values() for other in servers.models.values()):
+            continue  # is told with its model
         with model.asking_anew():
             plans.append(planning.collect(model))
         for step in plans[-1]["steps"]:
             what, _, of = step["name"].partition(":")
-            of_model = f":{name}{DRAFT if of == 'draft' else ''}"
+            of_model = f":{name}{BESIDE + of if of in model.beside else ''}"
             of_model = of_model if what in ("fetch", "convert", "quantize") else ""
             row = (step["state"], what + of_model, step["what"])
             rows += [] if row in rows else [row]

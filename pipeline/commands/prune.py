@@ -19,7 +19,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.locks import is_held
 from pipeline.models import converter, on_disk
-from pipeline.models.on_disk import OnDisk
+from pipeline.models.on_disk import OnDisk, StoredModel
 
 from . import uses
 from .removal import BY_HAND, Candidates, Removable, carry_out, require_no_run
@@ -62,7 +62,7 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
     """Cut downloads, intermediate files, and what a GGUF that is here was converted from. What
     would be made again when it is served next keeps what it is made from."""
     home, programs = session.home, session.programs
-    made = [model for model in stored.models if model.kind == "model"]
+    made = [model for model in stored.models if model.kind in ("model", "adapter")]
     llama_cpp, tool = programs.llama_cpp.recipe(), programs.tool if made else None
     done = {x.slug for x in made}
     stale = {x.slug for x in made if not on_disk.is_up_to_date(x, llama_cpp, tool)}
@@ -76,9 +76,15 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
         if model.kind == "intermediate":
             why = f"{model.name}: an intermediate file"
             yield Removable(kind="intermediate", paths=model.files, why=why, keep_receipt=True)
-        elif model.kind == "source" and model.slug in done:
-            why = f"{model.name}: the GGUF made from it is here"
+        elif model.kind == "source" and (model.slug in done or not has_weights(model)):
+            is_made = model.slug in done
+            why = "the GGUF made from it is here" if is_made else "config files, for an adapter"
+            why = f"{model.name}: {why}"
             yield Removable(kind="source", paths=model.files, why=why)
+
+
+def has_weights(source: StoredModel) -> bool:
+    return any(file.suffix == ".safetensors" for file in source.files)
 
 
 def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,9 @@ from pipeline.models.reference import (
     FileFilter,
     Reference,
     existing,
+    exists,
     parse,
+    split_scale,
 )
 from pipeline.serve.config.named import CONFIGS, PROFILE, registry
 from pipeline.serve.keys import wrong_file
@@ -51,6 +53,10 @@ from .variables import (
     elsewhere,
 )
 
+ADAPTER = (
+    "an adapter is a path of a .gguf or of a folder with adapter_config.json, without a comma, or "
+    "org/repository; a scale is a number behind a colon: style.gguf:0.5"
+)
 # Variables of programs that are compiled here.
 COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
 
@@ -78,6 +84,8 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     mmproj: Path | None = None  # a projector of the user's own
     draft: Request | None = None  # of the model that drafts for it
     spec_type: str = ""  # llama-server's, where it drafts without another model
+    adapters: tuple[Request, ...] = ()  # each with its scale
+    scale: float | None = None  # of an adapter; None: it is a model
     wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
     bins: BuildOptions = field(default_factory=BuildOptions)
@@ -100,7 +108,9 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
         """The variables that name its model: the key of its entry in pipeline.lock."""
         reference, files, imatrix = self.reference, self.file_filter, self.wanted.imatrix
         values = {
-            "model": (reference.repo or reference.text) if reference else "",
+            "model" if self.scale is None else "lora": (
+                (reference.repo or reference.text) if reference else ""
+            ),
             "revision": reference.revision if reference else "",
             "quant": files.quant.lower(),
             "filename": files.filename,
@@ -154,6 +164,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         require_makeable(wanted)
     mmproj, named = _mmproj(reference, model.mmproj)
     draft, spec_type = _draft(reference, model.draft, rest)
+    adapters = _adapters(reference, model.lora, rest)
     return fill(
         Request,
         values,
@@ -166,6 +177,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         mmproj=mmproj,
         draft=draft,
         spec_type=spec_type,
+        adapters=adapters,
         wanted=wanted,
         settings=Settings(
             **{
@@ -320,15 +332,47 @@ def _draft(
     word = value.strip().lower()
     if word in WITHOUT_DRAFT or word in ("", "none"):
         return None, WITHOUT_DRAFT.get(word, "")
+    known = f"or one of {', '.join(WITHOUT_DRAFT)}"
+    try:
+        return _beside("draft", value, words), ""
+    except UsageError as error:
+        raise UsageError(error.message, f"{error.hint}; {known}" if error.hint else known) from None
+
+
+def _adapters(
+    reference: Reference | None, values: Sequence[str], words: Mapping[str, str]
+) -> tuple[Request, ...]:
+    """The adapters that `lora=` names. Raises UsageError."""
+    if values and reference is None:
+        raise UsageError("lora: is for a model", "pass model=… too")
+    adapters = []
+    for value in values if [*values] != ["none"] else ():
+        text, scale = split_scale(value)
+        if text != value and exists(absolute(value)):
+            raise UsageError(
+                f"lora={value}: is a path that exists, or {text} with the scale {scale:g}",
+                f"name the scale too: lora={value}:1",
+            )
+        try:
+            named = _beside("lora", text, words)
+        except UsageError as error:
+            raise UsageError(error.message, ADAPTER) from None
+        if named.reference and named.reference.kind == "demo":
+            raise UsageError(f"lora={text}: is a model", ADAPTER)
+        adapters.append(dataclasses.replace(named, scale=scale))
+    return tuple(adapters)
+
+
+def _beside(name: str, value: str, words: Mapping[str, str]) -> Request:
+    """What the variable `name` asks for beside the model: made as that one, with the same
+    programs. Raises UsageError."""
     groups = (ProgramVariables, RunVariables)
     shared = {each.name for group in groups for each in variables(group).values()}
     kept = {name: words[name] for name in words.keys() & shared}
     try:
-        return request({**kept, "model": value, "mmproj": NO_PROJECTOR}), ""
+        return request({**kept, "model": value, "mmproj": NO_PROJECTOR})
     except UsageError as error:
-        message = f"draft={error.message.removeprefix('model=')}"
-        known = f"or one of {', '.join(WITHOUT_DRAFT)}"
-        raise UsageError(message, f"{error.hint}; {known}" if error.hint else known) from None
+        raise UsageError(f"{name}={error.message.removeprefix('model=')}", error.hint) from None
 
 
 def _quant(reference: Reference | None, value: str) -> str:

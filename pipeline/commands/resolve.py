@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import plural, size
 from pipeline.models import (
+    adapter,
     checkpoint,
     choice,
     contents,
@@ -17,6 +21,7 @@ from pipeline.models import (
     hub,
     lockfile,
     memory,
+    peft,
     projector,
     repository,
     safetensors,
@@ -27,12 +32,15 @@ from pipeline.models.choice import Option
 from pipeline.models.contents import ForeignFile, Readable
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
+from pipeline.models.reference import repository as parse_repository
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.safetensors import Head
 
 from . import estimate
 from .estimate import MemoryEstimate
 from .model import Model
+
+BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
 
 
 class RepoFiles:
@@ -99,6 +107,17 @@ class RepoFiles:
 
     def resolved(self) -> Resolved:
         """The files that the request means. Raises PipelineError."""
+        resolved = self._adapter() if self.model.base else self._model()
+        if self.listing.gated and not self.model.request.offline:
+            # Whether this user may have the files: fails now, not after the build.
+            hub.locate(self.listing.repo, self.listing.commit, resolved.files[0])
+        what = f"{plural(len(resolved.files), 'file')}, {size(resolved.bytes)}"
+        what = f"{resolved.why} ({what})" if resolved.why else what
+        log.info(f"{resolved.name}: {what}")
+        return resolved
+
+    def _model(self) -> Resolved:
+        """A model. Raises PipelineError."""
         reference = self.model.require_reference()
         try:
             resolved = repository.resolve(
@@ -122,13 +141,52 @@ class RepoFiles:
         own = self.model.request.mmproj
         if own and resolved.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(resolved.files), own.name)
-        if self.listing.gated and not self.model.request.offline:
-            # Whether this user may have the files: fails now, not after the build.
-            hub.locate(self.listing.repo, self.listing.commit, resolved.files[0])
-        what = f"{plural(len(resolved.files), 'file')}, {size(resolved.bytes)}"
-        what = f"{resolved.why} ({what})" if resolved.why else what
-        log.info(f"{resolved.name}: {what}")
         return resolved
+
+    def _adapter(self) -> Resolved:
+        """A LoRA adapter: a GGUF, else what PEFT saved. Raises PipelineError."""
+        files, repo = self.listing.files, self.listing.repo
+        source = {"type": "hf", "ref": repo, "revision": self.listing.commit, "use": "adapter"}
+        wanted, home = self.model.request.file_filter, self.model.home
+        options = choice.options(files)
+        is_peft = peft.WEIGHTS in files
+        if is_peft and not (wanted.filename or wanted.quant):  # a merged model may lie beside it
+            options = [o for o in options if adapter.is_adapter(self.read_header(o.files))]
+        if options:
+            text = self.model.require_reference().text
+            option, why = choice.choose(options, wanted, text, lambda _: True)
+            adapter.require(self.read_header(option.files), f"{repo}: {option.name}")
+            why = f"{option.name}: {why}"
+            return repository.of_files(source, "gguf", option.files, home, precision="", why=why)
+        names = peft.files(files, repo)
+        config = checkpoint.document(self.read(files[peft.CONFIG]), f"{repo}: {peft.CONFIG}")
+        head = self.read_head(files[peft.WEIGHTS])
+        peft.require_convertible(config, head.shapes, repo)
+        own = files.get(peft.BASE_CONFIG)
+        names += [own.name] if own and adapter.is_config(self.read(own)) else []
+        return repository.of_files(
+            source,
+            "safetensors",
+            [files[name] for name in names],
+            home,
+            precision=safetensors.own_precision(head.dtypes),
+            base_name=str(config.get("base_model_name_or_path") or ""),
+        )
+
+    def config_files(self) -> Resolved:
+        """What a converter reads of a model beside its weights. Raises PipelineError."""
+        files, repo = self.listing.files, self.listing.repo
+        if peft.BASE_CONFIG not in files:
+            raise PipelineError(f"{repo}: has no {peft.BASE_CONFIG}")
+        document = checkpoint.document(self.read(files[peft.BASE_CONFIG]), f"{repo}: config.json")
+        name = checkpoint.architecture(document, f"{repo}: {peft.BASE_CONFIG}")
+        checkpoint.require_known(name, self.model.architectures(), repo)
+        source = {"type": "hf", "ref": repo, "revision": self.listing.commit}
+        names = repository.side_files(files)
+        every = repository.of_files(
+            source, "safetensors", [files[name] for name in names], self.model.home, precision=""
+        )
+        return adapter.config_of(every) or every
 
     def _readable(self, file: ModelFile) -> Readable:
         if file not in self._readables:
@@ -184,21 +242,59 @@ def resolve(model: Model, *, store: bool = True) -> None:
         model.resolved = resolved = RepoFiles(model).resolved()
         if store:
             stored.store(model.stored_path(), resolved)
+        if model.base:
+            model.resolved = _with_base(model, resolved, store=store)
     elif reference.path:
-        look(model, reference.path)
+        look(model, reference.path, store=store)
     if model.wanted() is None:
         _decide_quant(model, store=store)
     model.chain()  # raises what is wrong with it now
 
 
-def look(model: Model, path: Path) -> None:
+def look(model: Model, path: Path, *, store: bool = True) -> None:
     """Have the user's own file or folder known: what of it has changed is hashed. Raises
     PipelineError."""
     is_folder = model.require_reference().kind == "folder"
-    model.resolved = (
-        stored.folder(path, model.home, model.architectures())
-        if is_folder
-        else stored.gguf_path(path, model.home)
+    if model.base:
+        found = (
+            adapter.folder(path, model.home) if is_folder else adapter.gguf_path(path, model.home)
+        )
+        model.resolved = _with_base(model, found, store=store)
+    else:
+        model.resolved = (
+            stored.folder(path, model.home, model.architectures())
+            if is_folder
+            else stored.gguf_path(path, model.home)
+        )
+
+
+def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
+    """An adapter with the config of its base, for which the hub is asked where nothing here has
+    it. Raises PipelineError."""
+    if model.base and model.base.known() is None:
+        resolve(model.base, store=store)
+    path = model.base_path(found)
+    known = None if model.request.refresh and path else model.with_base(found)
+    reference = parse_repository(found.base_name)
+    if known is None and path and reference and not model.request.frozen:
+        request = dataclasses.replace(model.request, reference=reference)
+        try:
+            config = RepoFiles(Model(request, model.programs)).config_files()
+        except PipelineError as error:
+            raise PipelineError(f"{_unknown_base(found)}: {error.message}", BASE) from None
+        if store:
+            stored.store(path, config)
+        known = replace(found, base=config)
+    if known is None:
+        raise PipelineError(_unknown_base(found), BASE)
+    return known
+
+
+def _unknown_base(found: Resolved) -> str:
+    named = f" ({found.base_name})" if found.base_name else ""
+    return (
+        f"{found.name}: to convert it takes the config.json of the model that it was trained "
+        f"for{named}"
     )
 
 

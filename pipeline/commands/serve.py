@@ -30,7 +30,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import drafts, estimate, server_options
+from . import adapters, drafts, estimate, server_options
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
@@ -81,10 +81,10 @@ def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
 
 
 def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) -> Fit:
-    """The context to serve with, and the memory that it takes, those of its projector and its draft
-    included. `room` is the memory for it in bytes; None: all that is free."""
+    """The context to serve with, and the memory that it takes, with its projector, its adapters and
+    its draft. `room` is the memory for it in bytes; None: all that is free."""
     requested = ResolvedOptions(model.spec, {}).number("ctx-size") or None
-    beside, draft = projector_bytes(model), drafts.outlook(model)
+    beside, draft = projector_bytes(model) + adapters.sizes(model), drafts.outlook(model)
 
     def measured(ctx_size: int) -> Memory | None:
         need = ahead.at(ctx_size)
@@ -125,6 +125,7 @@ def prepared_model(
         mmproj=projector(model),
         draft=model.draft.require_chain().final if model.draft else None,
         spec_type=model.request.spec_type or (drafts.SIMPLE if model.draft else ""),
+        adapters=adapters.served(model),
         name=chain.resolved.name,
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
@@ -195,9 +196,9 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
         return
     cache = home.run / "gguf.json"
     drafts.require_served(server, path, home)
-    for adapter in server.adapters:
+    for adapter, _ in server.adapters:
         if why := adapter.is_file() and problem(adapter, gguf.shards(path)):
-            raise UsageError(f"{server.name}: {adapter}: {why}", "use one made for this model")
+            raise UsageError(f"{server.name}: {adapter}: {why}", adapters.HINT)
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
@@ -215,6 +216,7 @@ def serve(model: Model) -> None:
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
     warnings = [*model.programs.warnings(), *plan.warnings, *memory_warnings(plan.fit)]
+    warnings += adapters.warnings(model)
     for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
     run(model.programs, plan.server, model.request.settings.ctx_size is not None)

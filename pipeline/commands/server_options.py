@@ -17,8 +17,11 @@ def model_of(request: Request) -> dict[str, str]:
     if request.reference is None:
         return {}
     draft = request.draft.reference.text if request.draft and request.draft.reference else ""
-    draft = draft or request.spec_type
-    return {"model": request.reference.text} | ({"draft": draft} if draft else {})
+    beside = {"draft": draft or request.spec_type}
+    beside["lora"] = ",".join(
+        f"{each.reference.text}:{each.scale:g}" for each in request.adapters if each.reference
+    )
+    return {"model": request.reference.text} | {k: v for k, v in beside.items() if v}
 
 
 def spec(request: Request, name: str = "serve", log: str | None = None) -> InstanceSpec:

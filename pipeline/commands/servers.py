@@ -35,9 +35,9 @@ OPTIONS = (
     *("device", "alias", "api_key_file"),
 )
 GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
-OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft")  # these, too
+OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft", "lora")  # these, too
 OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
-DRAFT = "+draft"  # behind the name of the instance whose model it drafts for
+BESIDE = "+"  # between the name of an instance and that of what its model has beside it
 # Where an image keeps llama.cpp's programs.
 IN_IMAGES = (Path("/soft/app/llama-cpp/bin"), Path("/hard/volume/workspace/llama-cpp/build/bin"))
 
@@ -115,8 +115,7 @@ class Servers:
             if key not in known:
                 try:
                     self.models[name] = model = Model(request(words), self.programs)
-                    if model.draft:
-                        self.models[name + DRAFT] = model.draft
+                    self.models |= {name + BESIDE + key: m for key, m in model.beside.items()}
                 except UsageError as error:
                     label = self._configuration.label
                     self._errors.append(f"{label}: instance.{name}.model: {error.message}")

@@ -26,9 +26,10 @@ class Session:
         self.model = Model(request, self.programs)
         self.servers: Servers | None = None
         # by name: the one model of a request, or those of its servers
-        self.models: Mapping[str, Model] = {"model": self.model} if request.reference else {}
-        if self.model.draft:
-            self.models = {"model": self.model, "draft": self.model.draft}
+        self.models: dict[str, Model] = {}
+        if request.reference:
+            self.models = {"model": self.model}
+            self.models |= self.model.beside
         if request.servers.source:
             from .servers import Servers  # loads what reads such a file
 

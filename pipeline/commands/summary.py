@@ -55,7 +55,10 @@ def _model(
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
     if adapters := server.adapters:
-        rows["adapters"] = ", ".join(path.name for path in adapters)
+        rows["adapters"] = ", ".join(
+            path.name if scale == "1" else f"{path.name} (scale {scale})"
+            for path, scale in adapters
+        )
     if draft := drafts.shown(server, output, path, programs.home):
         rows["draft"] = draft
     ours = is_ours(programs, server)

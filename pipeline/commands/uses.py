@@ -101,17 +101,15 @@ def _asked_for(session: Session, stored: OnDisk) -> Iterator[Use]:
                 yield Use(by=by, file=_real(path))
     for spec in configuration.enabled:
         model = servers.model_of(spec) if spec.model else None
-        reference = model.request.reference if model else None
-        if model is None or reference is None:
-            continue
-        final = None
-        with suppress(PipelineError):
-            chain = model.chain()
-            final = _real(chain.final) if chain else None
         by = f"{configuration.label}: {spec.name}"
-        slugs = {x.slug for x in stored.models if on_disk.means(reference, x, session.home)}
-        for slug in slugs:
-            yield Use(by=by, slug=slug, file=final)
+        for each in (model, *model.beside.values()) if model else ():
+            reference, final = each.require_reference(), None
+            with suppress(PipelineError):
+                chain = each.chain()
+                final = _real(chain.final) if chain else None
+            slugs = {x.slug for x in stored.models if on_disk.means(reference, x, session.home)}
+            for slug in slugs:
+                yield Use(by=by, slug=slug, file=final)
     if servers.own:
         yield Use(by=configuration.label, file=_real(servers.own))
 
@@ -134,8 +132,9 @@ def _is_locked(entry: lockfile.LockedModel, model: StoredModel) -> bool:
     if "ref" in source:
         names = ("type", "ref", "revision")
         return [source.get(name) for name in names] == [model.source.get(name) for name in names]
-    with suppress(UsageError, OSError):
-        return model.slug == resolve.local_slug(absolute(entry["asked"].get("model", "")))
+    with suppress(UsageError, OSError, KeyError):
+        asked = entry["asked"]
+        return model.slug == resolve.local_slug(absolute(asked.get("model") or asked["lora"]))
     return False
 
 

@@ -119,6 +119,13 @@ class ModelVariables:
         "",
         shown="none",
     )
+    lora: tuple[str, ...] = variable(
+        names,
+        "[LoRA adapters](drafts-and-adapters.md), with commas between them: a `.gguf`, a folder of "
+        "PEFT or a repository each, and behind a colon its scale: `style.gguf:0.5`",
+        (),
+        shown="none",
+    )
     keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
 
 

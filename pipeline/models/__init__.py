@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import submodules
 
 if TYPE_CHECKING:
+    from . import adapter as adapter
     from . import chain as chain
     from . import converter as converter
     from . import gguf as gguf
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from . import imatrix as imatrix
     from . import lockfile as lockfile
     from . import projector as projector
+    from . import reference as reference
     from . import resolve as resolve
 else:
     __getattr__ = submodules(__name__)

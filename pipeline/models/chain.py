@@ -3,6 +3,8 @@ Nothing here changes anything on disk."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from . import converter, quants
 from .convert import Conversion
 from .quantize import Quantization
 from .quants import QuantRequest, require_makeable
-from .resolve import Resolved
+from .resolve import Resolved, slug
 
 PROJECTOR_TYPE = "F16"  # an encoder loses little, and not every backend has BF16
 
@@ -140,6 +142,35 @@ def _require_no_options(requested: QuantRequest, why: str) -> None:
             raise UsageError(f"{name}: not used{why}", "leave it out")
 
 
+def adapter_chain(resolved: Resolved, home: Home, script: Path, source: Mapping[str, Any]) -> Chain:
+    """The steps of a LoRA adapter: one in safetensors is converted without a loss, to a type that
+    every backend has. `script` is the converter of adapters, `source` names llama.cpp's tree."""
+    base = resolved.base
+    if base is None:
+        return Chain(resolved=resolved, final=resolved.folder / resolved.files[0].name)
+    outtype = "F16" if resolved.precision == "F16" else "F32"
+    # The same adapter may be made for several models: each has a file of its own.
+    digest = hashlib.sha256(json.dumps(base.recipe(), sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{slug(resolved.name)}-{digest}.{outtype.lower()}.gguf"
+    conversion = Conversion(
+        resolved=resolved,
+        target=home.models / "gguf" / resolved.slug / name,
+        outtype=outtype,
+        script=script,
+        recipe={
+            "step": "convert",
+            "adapter": True,
+            "files": resolved.recipe(),
+            "base": base.recipe(),
+            "name": resolved.name,
+            "outtype": outtype,
+            "converter": {**source, "requirements": converter.requirements_sha256()},
+        },
+        keep=True,
+    )
+    return Chain(resolved=resolved, final=conversion.target, conversion=conversion)
+
+
 def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
     """The status of the served file; `tool` None: llama-quantize is not built."""
     if chain.quantization:
@@ -169,7 +200,7 @@ def needs(
 def _model_needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool) -> Needs:
     """What the steps that end in the model itself have to do."""
     final = Status.FORCED if force else final_status(chain, home, tool)
-    fetch = "" if chain.resolved.local else final.value if force else _unfetched(chain.resolved)
+    fetch = final.value if force and chain.resolved.fetched else _unfetched(chain.resolved)
     if not chain.conversion:
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
         return Needs(fetch=fetch, quantize=quantize)
@@ -221,10 +252,9 @@ def _is_intermediate(conversion: Conversion) -> bool:
 
 def _unfetched(resolved: Resolved) -> str:
     """Why the model's files are incomplete; empty where they are complete."""
-    if resolved.local:
-        return ""
-    for file in resolved.files:
-        status = receipts.status(resolved.folder / file.name, resolved.fetch_recipe(file))
-        if status is not Status.CURRENT:
-            return f"{file.name} is {status.value}"
+    for each in resolved.fetched:
+        for file in each.files:
+            status = receipts.status(each.folder / file.name, each.fetch_recipe(file))
+            if status is not Status.CURRENT:
+                return f"{file.name} is {status.value}"
     return ""

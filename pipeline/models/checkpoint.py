@@ -61,12 +61,10 @@ def check(
         )
     config_bytes, config_name = read("config.json"), f"{where}: config.json"
     config = document(config_bytes, config_name)
-    named = config.get("architectures")
-    if not (isinstance(named, list) and named and isinstance(named[0], str)):
-        raise PipelineError(f"{config_name}: names no architecture", 'add "architectures": ["…"]')
-    architecture = _named(config, "text_config") or named[0]
-    if named[0] not in architectures:  # the converter takes the one of the text first
-        require_known(architecture, architectures, config_name)
+    named = architecture(config, config_name)
+    of_text = _named(config, "text_config") or named
+    if named not in architectures:  # the converter takes the one of the text first
+        require_known(of_text, architectures, config_name)
     staging.require_plausible(config_bytes, sum(sizes[name] for name in names), config_name)
     heads = read_heads(names)
     tensors = [name for head in heads for name in head.names]
@@ -75,8 +73,16 @@ def check(
     dtypes = sum((head.dtypes for head in heads), Counter[str]())
     quantized.require_readable(config, table(quantized.MODELOPT_FILE), tensors, dtypes, where)
     has_encoder = any(isinstance(config.get(name), dict) for name in ENCODERS)
-    encoder = (_named(config, "vision_config") or named[0]) if has_encoder else ""
-    return Checkpoint(names, architecture, dtypes, encoder)
+    encoder = (_named(config, "vision_config") or named) if has_encoder else ""
+    return Checkpoint(names, of_text, dtypes, encoder)
+
+
+def architecture(config: Mapping[str, Any], where: str) -> str:
+    """The architecture that a config.json names. Raises PipelineError where it names none."""
+    named = config.get("architectures")
+    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+        raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
+    return named[0]
 
 
 def _named(config: Mapping[str, Any], part: str) -> str:

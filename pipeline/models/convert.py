@@ -17,13 +17,14 @@ from pipeline.core.store import artifacts
 from pipeline.core.store.locks import mark_used
 from pipeline.core.store.receipts import Recipe
 
-from . import converter, foreign_code, gguf, projector, staging, tools
+from . import adapter, converter, foreign_code, gguf, peft, projector, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
 NOT_READ = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null bytes|marshal"
 NO_EYES = "mmproj=none serves the model without it"
 MOST_OF_A_PROJECTOR = 2_000_000_000  # bytes; most take less than one
+BASE = "base"  # of an adapter: the folder, among its staged files, with its model's config
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
@@ -55,6 +56,11 @@ class Conversion(Struct, frozen=True, kw_only=True):
 
 def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list[str]:
     """The converter's command line. With the model's name, so that the folder's does not matter."""
+    if conversion.resolved.base:
+        return [
+            *(str(python), str(conversion.script), str(folder), "--base", str(folder / BASE)),
+            *("--outfile", str(made), "--outtype", conversion.outtype.lower()),
+        ]
     return [
         *(str(python), str(conversion.script), str(folder), "--outfile", str(made)),
         *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
@@ -90,6 +96,11 @@ def make(
             mark_used(converter.folder(home))
             inputs = {file.name: resolved.folder / file.name for file in resolved.files}
             staging.stage(inputs, folder)
+            if base := resolved.base:
+                config = {file.name: base.folder / file.name for file in base.files}
+                staging.stage_config(config, folder / BASE)
+                peft.use_ranks(folder / peft.CONFIG)
+                inputs |= config
             status = run(
                 argv(conversion, python, folder, made),
                 log=log,
@@ -104,7 +115,9 @@ def make(
             require_whole_converter(home, log)
             raise failed(conversion, status, log)
         header = gguf.read(made)
-        if not conversion.projector:
+        if resolved.base:
+            adapter.require(header, resolved.name)
+        elif not conversion.projector:
             gguf.require_model([header], resolved.name)
         elif not projector.is_projector(header):
             raise PipelineError(f"{conversion.title}: the converter made something else", NO_EYES)

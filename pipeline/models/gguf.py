@@ -53,7 +53,7 @@ POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_p
 # By `general.type`, then by architecture: GGUF files that are no model to be served alone.
 PROJECTOR = "is a projector (mmproj), not a model", "pass its model, and this as mmproj=PATH"
 KINDS = {
-    "adapter": ("is a LoRA adapter, not a model", "pass its model, and server.lora=PATH"),
+    "adapter": ("is a LoRA adapter, not a model", "pass its model, and this as lora=PATH"),
     "imatrix": ("is an importance matrix, not a model", "pass the model, and imatrix=PATH"),
     **dict.fromkeys(("mmproj", "clip-vision", "clip"), PROJECTOR),
     "controlvector": (

@@ -86,7 +86,8 @@ def find(path: Path, request: Mapping[str, str]) -> LockedModel:
 
 
 def resolved(entry: LockedModel, home: Home) -> Resolved | None:
-    """The model of an entry for a repository; None for others. Raises PipelineError."""
+    """The model of an entry for a repository, or of an adapter's table `base`; None for others.
+    Raises PipelineError."""
     if entry["source"].get("type") != "hf":
         return None
     if not SHA1.fullmatch(entry["source"].get("revision", "")):
@@ -107,11 +108,21 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
             precision=entry["precision"],
             mmproj=entry.get("mmproj", ""),
             encoder=entry.get("encoder", ""),
+            base_name=entry.get("base_name", ""),
             why=f"as {FILE} says",
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{FILE}: an entry cannot be read: {error!r}", "lock again") from None
     return replace(model, name=entry["name"])
+
+
+def base(entry: LockedModel, home: Home) -> Resolved | None:
+    """The config files that the adapter of an entry is converted with, where they are the hub's.
+    Raises PipelineError."""
+    table = entry.get("base")
+    if not isinstance(table, dict) or not KEYS - {"asked"} <= table.keys():
+        return None
+    return resolved(table, home)
 
 
 def require_same(path: Path, locked: LockedModel, current: LockedModel) -> None:

@@ -29,7 +29,7 @@ from .converter import requirements_sha256
 from .gguf import SHARD
 from .reference import PROJECTOR, FileFilter, Reference
 
-Kind = Literal["model", "projector", "intermediate", "imatrix", "source"]
+Kind = Literal["model", "adapter", "projector", "intermediate", "imatrix", "source"]
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
@@ -130,6 +130,8 @@ def _gguf(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
             kind, quant = "imatrix", ""
         elif step == "fetch" and PROJECTOR.search(paths[0].name):
             kind = "projector"
+        elif recipe.get("adapter") or recipe.get("use") == "adapter":
+            kind = "adapter"
         yield _stored(slug, kind, quant, {path: known[path] for path in paths})
 
 

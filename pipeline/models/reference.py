@@ -31,10 +31,18 @@ NO_PROJECTOR = "none"  # of mmproj=
 # What `draft=` may name instead of a model: llama-server's --spec-type.
 NGRAMS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 WITHOUT_DRAFT = {"ngram": "ngram-mod", "mtp": "draft-mtp", **{name: name for name in NGRAMS}}
+SCALE = re.compile(r"[+-]?(\d{1,6}(\.\d*)?|\.\d+)")  # behind the colon after an adapter
 HINT = (
     "a reference is demo, demo-embed, org/model, org/model:QUANT, org/model@revision, an address "
     "of the hub, a path of a .gguf, or of a folder"
 )
+
+
+def split_scale(text: str) -> tuple[str, float]:
+    """An adapter's reference, and the scale that follows it, else 1. What follows a colon is a
+    scale where it is a plain number: no quant is one, nor the path behind a drive."""
+    rest, _, scale = text.rpartition(":")
+    return (rest, float(scale)) if rest and SCALE.fullmatch(scale) else (text, 1.0)
 
 
 class FileFilter(Struct, frozen=True, kw_only=True):
@@ -89,6 +97,13 @@ def parse(text: str) -> Reference:
     if any(letter in text for letter in "/\\~.") and not text.startswith("hf:"):
         raise UsageError(f"model={text}: {path} does not exist", HINT)
     raise UsageError(f"model={text}: not a valid reference", HINT)
+
+
+def repository(name: str) -> Reference | None:
+    """The repository of this plain name; None where it is something else, such as a path."""
+    match = HUB.fullmatch(name)
+    is_plain = match and match["repo"] == name and not absolute(name).exists()
+    return _of_match(name, match) if match and is_plain else None
 
 
 def _of_match(text: str, match: re.Match[str]) -> Reference:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -89,15 +89,10 @@ def resolve(
             "safetensors, and only with a GGUF a projector of the repository is used",
             "pass the path of a projector",
         )
-    side_files = [
-        name
-        for name in listing.files
-        if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
-    ]
     return of_files(
         source,
         "safetensors",
-        [listing.files[name] for name in sorted({*model.weights, *side_files})],
+        [listing.files[name] for name in sorted({*model.weights, *side_files(listing.files)})],
         home,
         precision=own_precision(Counter(listing.parameters) or model.dtypes),
         architecture=model.architecture,
@@ -106,6 +101,15 @@ def resolve(
         if options
         else "",
     )
+
+
+def side_files(names: Iterable[str]) -> list[str]:
+    """What the converter reads beside the weights, among the `names` of a repository's files."""
+    return [
+        name
+        for name in names
+        if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
+    ]
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -143,6 +147,7 @@ def of_files(
     mmproj: str = "",
     architecture: str = "",
     encoder: str = "",
+    base_name: str = "",
     why: str = "",
 ) -> Resolved:
     """The model of these files of a commit. Raises PipelineError where one is not safe."""
@@ -168,6 +173,7 @@ def of_files(
         mmproj=mmproj,
         architecture=architecture,
         encoder=encoder,
+        base_name=base_name,
         why=why,
     )
 

@@ -65,6 +65,8 @@ class Resolved(Struct, frozen=True, kw_only=True):
     `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
     they are the user's own and stay in their place. `precision` is the source's own type.
     `mmproj` names the projector among the files, and `why` says how they were chosen.
+    Of an adapter in safetensors, `base` holds the config files of the model that it is converted
+    for, and `base_name` is how its own config names that model.
     """
 
     kind: Literal["gguf", "safetensors"]
@@ -79,10 +81,17 @@ class Resolved(Struct, frozen=True, kw_only=True):
     architecture: str = ""  # as config.json has it
     encoder: str = ""  # the same, of its encoder of images or sound
     why: str = ""
+    base: Resolved | None = None
+    base_name: str = ""
 
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def fetched(self) -> list[Resolved]:
+        """What of it is downloaded: itself, and the config files of its base."""
+        return [each for each in (self, self.base) if each and not each.local]
 
     def recipe(self) -> dict[str, str]:
         """These inputs in a recipe."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct, ValidationError, convert
@@ -24,13 +25,17 @@ OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """The header of one file: its own bytes, the names of the tensors, the data's bytes by element
-    type, and the elements."""
+    """The header of one file: its own bytes, the shapes of the tensors by name, the data's bytes by
+    element type, and the elements."""
 
     raw: bytes
-    names: tuple[str, ...]
+    shapes: Mapping[str, list[int]]
     dtypes: Counter[str]
     elements: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
 
 
 class Tensor(Struct, frozen=True):
@@ -74,7 +79,7 @@ def head(file: Readable) -> Head:
         )
     return Head(
         raw=count.to_bytes(8, "little") + header_bytes,
-        names=tuple(tensors),
+        shapes={name: tensor.shape for name, tensor in tensors.items()},
         dtypes=dtypes,
         elements=sum(math.prod(max(0, n) for n in t.shape) for t in tensors.values()),
     )

@@ -37,6 +37,7 @@ MOST = 10_000  # layers, experts or heads; the pinned llama.cpp loads 512 layers
 MOST_WORDS = 4_000_000  # the largest vocabularies have some 260,000
 # Every layer and every word has at least a vector of weights, of at least one bit each. Twice that.
 COUNTS_FOR_A_BYTE = 16
+NO_BOUND = 1 << 62  # for weights that stay away: MOST and MOST_WORDS remain
 
 
 @contextmanager
@@ -66,6 +67,25 @@ def stage(files: Mapping[str, Path], into: Path) -> None:
                 target.write_bytes(allowed)
                 continue
         _link(file, target)
+
+
+def stage_config(files: Mapping[str, Path], into: Path) -> None:
+    """Put the config files of a model that stays away itself into the folder `into`. How its
+    weights are quantized is left out: they are not read. Raises PipelineError."""
+    into.mkdir(parents=True)
+    for name, file in files.items():
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith(".json"):
+            _link(file, target)
+            continue
+        require_small(name, file.stat().st_size)
+        data = beside(name, file.read_bytes(), NO_BOUND)
+        if name == "config.json":
+            config = json.loads(data)
+            config.pop("quantization_config", None)
+            data = json.dumps(config).encode()
+        target.write_bytes(data)
 
 
 def beside(name: str, data: bytes, weights: int) -> bytes:

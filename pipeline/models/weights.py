@@ -24,8 +24,7 @@ DIFFUSION = "model_index.json"
 ADAPTER = (
     r"adapter_config\.json|adapter_model\..*",
     "holds an adapter (LoRA), not a model",
-    "pass the model that it was trained for; convert the adapter with llama.cpp's "
-    "convert_lora_to_gguf.py and pass it as server.lora=PATH",
+    "pass the model that it was trained for, and this as lora=",
 )
 # What else is about, by the names of files; the first that one matches is the nearest.
 KINDS = (

@@ -90,14 +90,14 @@ class Server(Keeping, frozen=True, kw_only=True):
         return next((value for name, value in pairwise(self.cmd) if name == option), "")
 
     @property
-    def adapters(self) -> list[Path]:
-        """The LoRA adapters that its options name, without their scales."""
+    def adapters(self) -> list[tuple[Path, str]]:
+        """The LoRA adapters that its options name, with their scales."""
         files = []
         for option, value in pairwise(self.cmd):
             if option in ("--lora", "--lora-scaled"):
                 for text in value.split(","):
-                    name = text if option == "--lora" else text.rpartition(":")[0]
-                    files.append(Path(self.folder, name))
+                    name, _, scale = (f"{text}:1" if option == "--lora" else text).rpartition(":")
+                    files.append((Path(self.folder, name), scale))
         return files
 
     @property

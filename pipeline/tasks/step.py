@@ -122,7 +122,7 @@ def before_talk() -> list[str]:
 def before_build(session: Session) -> list[str]:
     """What is known before the build, which fetches the models beside it, if it can be."""
     resolved = after_resolve(session, "build_bins")
-    return [*resolved, "_draft"] if resolved else []
+    return [*resolved, "_fits"] if resolved else []
 
 
 def beside_build() -> list[str]:

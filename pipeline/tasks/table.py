@@ -143,7 +143,7 @@ STEPS = (
         done=lambda model: model.is_done("fetch"),
         # options of the server are checked first, where there are any
         after=lambda model: [
-            *("resolve", "_draft", *before_talk()),
+            *("resolve", "_fits", *before_talk()),
             *(["_settle", "_flags"] if has_flags(model) else beside_build()),
         ],
         clean=lambda model: do.clean.clean(model, "fetch"),
@@ -389,10 +389,10 @@ STEPS = (
         after=lambda session: ["_config", *builds(session)],
     ),
     Step(
-        "_draft",
-        "refuse a draft model with another vocabulary before anything is downloaded",
-        run=lambda session: do.drafts.check(session.models.values()),
-        done=lambda session: do.drafts.are_here(session.models.values()),
+        "_fits",
+        "refuse a draft or an adapter that does not fit its model before anything is downloaded",
+        run=lambda session: check_beside(session),
+        done=lambda session: beside_is_here(session),
         after=lambda session: ["resolve"] if session.models else [],
     ),
     ModelStep(
@@ -453,6 +453,16 @@ def check_request(session: Session) -> None:
         asks = is_auto(each) and not each.request.frozen and not each.resolve_is_done()
         if asks and reference and reference.kind == "hub":
             do.resolve.listing(each)
+
+
+def check_beside(session: Session) -> None:
+    do.drafts.check(session.models.values())
+    do.adapters.check(session.models.values())
+
+
+def beside_is_here(session: Session) -> bool:
+    models = session.models.values()
+    return do.drafts.are_here(models) and do.adapters.are_here(models)
 
 
 def check_options(session: Session) -> None:

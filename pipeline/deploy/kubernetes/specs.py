@@ -146,6 +146,9 @@ def unpreparable(model: Mapping[str, str], at: Callable[[str], str]) -> Iterator
     if model.get("draft", "none") != "none":
         why = "no pod prepares a draft; without a model: spec_type in the table server"
         yield f"{at('model.draft')} = {model['draft']}: {why}"
+    if model.get("lora", "none") != "none":
+        why = "no pod prepares an adapter; without a model: lora in the table server"
+        yield f"{at('model.lora')} = {model['lora']}: {why}"
     for name in ("imatrix", "mmproj"):
         if Path(model.get(name, "")).is_absolute():
             yield f"{at(f'model.{name}')} = {model[name]}: is on this machine; no pod has it"

@@ -171,7 +171,7 @@ def llama_server(
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
     control = resolved.spec.control
-    cmd = llama.command(resolved, address(resolved), model, key)
+    cmd = llama.command(resolved, address(resolved), model, key, folder)
     return Server(
         **_common(resolved, key, folder, log),
         executable=str(executable),

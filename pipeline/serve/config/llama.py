@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from msgspec import Struct
@@ -22,10 +24,11 @@ SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models
 
 DRAFTS = ("spec-draft-model", "model-draft", "spec-draft-hf")
 
+ADAPTERS = ("lora", "lora-scaled")
 AUTO_SLOTS = 4  # of llama-server, where parallel does not say
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
-LISTS = ("lora", "control-vector", "lora-scaled", "control-vector-scaled")  # with commas
+LISTS = (*ADAPTERS, "control-vector", "control-vector-scaled")  # with commas
 # These need not be there, or are checked elsewhere.
 WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
 
@@ -38,15 +41,21 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     mmproj: PurePath | None = None
     draft: PurePath | None = None
     spec_type: str = ""  # how tokens are drafted
+    adapters: tuple[tuple[PurePath, float], ...] = ()  # LoRA, with their scales
     pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
     ctx_size: int = 0  # in tokens, as trained; 0: not known
     fitted: int = 0  # the context that it is served with where the options name none; 0: any
 
 
 def command(
-    resolved: ResolvedOptions, at: Address, model: PreparedModel | None, key: Path | None
+    resolved: ResolvedOptions,
+    at: Address,
+    model: PreparedModel | None,
+    key: Path | None,
+    folder: Path,
 ) -> tuple[str, ...]:
-    """The arguments: the prepared model, the table as written, what is added, extra_args."""
+    """The arguments: the prepared model, the table as written, what is added, extra_args. `folder`
+    is where the server runs. Raises UsageError."""
     arguments = ["--model", str(model.path)] if model else []
     table = expanded(resolved)
     table.pop("api-key", None)
@@ -59,7 +68,7 @@ def command(
     if key and not resolved.text("api-key-file"):
         added += ["--api-key-file", str(key)]
     if model:
-        added += _of_model(resolved, model)
+        added += [*_of_model(resolved, model), *_adapters(model.adapters, folder)]
     return (*arguments, *added, *resolved.spec.extra_args)
 
 
@@ -86,6 +95,9 @@ def errors(
     drafting = next((name for name in DRAFTS if resolved.text(name)), "")
     if drafting and spec.model.get("draft"):
         yield spec.line(f"server.{drafting}", ": contradicts draft=; leave one out")
+    adapting = next((name for name in ADAPTERS if resolved.text(name)), "")
+    if adapting and spec.model.get("lora", "none") != "none":
+        yield spec.line(f"server.{adapting}", ": contradicts lora=; leave one out")
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
@@ -171,3 +183,29 @@ def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
         words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
         arguments += words[2:] if resolved.says("batch-size") else words
     return arguments
+
+
+def _adapters(adapters: Sequence[tuple[PurePath, float]], folder: Path) -> list[str]:
+    """The options for LoRA adapters, in their order: requests count them."""
+    if all(scale == 1 for _, scale in adapters):
+        files = [_unsplit(path, ",", folder) for path, _ in adapters]
+        return ["--lora", ",".join(files)] if files else []
+    scaled = [f"{_unsplit(path, ',:', folder)}:{scale:g}" for path, scale in adapters]
+    return ["--lora-scaled", ",".join(scaled)]
+
+
+def _unsplit(path: PurePath, signs: str, folder: Path) -> str:
+    """A path in which llama-server finds none of these signs, at which it splits: relative to
+    `folder` where the whole one has some, as behind the drive of Windows. Raises UsageError."""
+    texts = [str(path)]
+    with suppress(ValueError):  # another drive
+        texts.append(os.path.relpath(path, folder))
+    for text in texts:
+        if not any(sign in text for sign in signs):
+            return text
+    raise UsageError(
+        f"lora={path}: llama-server splits such a list at each {' and '.join(signs)}",
+        "move it to a path without them, or leave its scale out"
+        if "," not in texts[0]
+        else "move it to a path without them",
+    )

@@ -22,7 +22,7 @@ from .toml_form import option
 
 WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
 # What the command line says of a repository's file. Where it does, the profile's own is not meant.
-OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj", "draft")
+OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj", "draft", "lora")
 SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
 VLLM_TUNING = {
     "tensor_parallel_size": "tensor-parallel-size",

@@ -222,6 +222,8 @@ class ModelTable(Table):
     """Path of an importance matrix, or of a text to compute one from."""
     draft: Text | None = None
     """A smaller model that drafts for it, as ref, or ngram, or mtp."""
+    lora: Text | list[Text] | None = None
+    """LoRA adapters, each as ref, a path of a .gguf or a folder of PEFT, with :SCALE behind it."""
     keep_f16: bool | None = None
     """Keep the unquantized GGUF after quantizing."""
 

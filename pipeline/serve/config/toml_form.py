@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.core.errors import did_you_mean
 from pipeline.core.pins import pins
 from pipeline.models.address import is_address
-from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists
+from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists, split_scale
 from pipeline.serve.server import Control
 
 from . import messages, sources
@@ -174,6 +174,9 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     values["model"] = _reference(values.pop("ref"), folder)
     if values.get("draft", "none") not in ("none", *WITHOUT_DRAFT):
         values["draft"] = _reference(values["draft"], folder)
+    if lora := values.pop("lora", None):
+        names = lora.split(",") if isinstance(lora, str) else lora
+        values["lora"] = ",".join(_adapter(name.strip(), folder) for name in names)
     if "keep_f16" in values:
         values["keep_f16"] = "1" if values["keep_f16"] else "0"
     if "imatrix" in values:
@@ -181,6 +184,12 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     if values.get("mmproj", "none") != "none" and _is_path(values["mmproj"], folder, ""):
         values["mmproj"] = str(beside(folder, values["mmproj"]))
     return values
+
+
+def _adapter(text: str, folder: Path) -> str:
+    """An adapter's reference that means the same wherever the user is, with its scale."""
+    name = split_scale(text)[0]
+    return text if text == "none" else _reference(name, folder) + text.removeprefix(name)
 
 
 def _reference(text: str, folder: Path) -> str:
