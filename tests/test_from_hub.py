@@ -755,7 +755,7 @@ def test_renamed(site: Site, parts: Parts) -> None:
         (
             {"adapter_model.safetensors": b"x", "adapter_config.json": b"{}"},
             1,
-            ["adapter (LoRA)", "convert_lora_to_gguf.py"],
+            ["adapter (LoRA)", "this as lora="],
         ),
         ({"mmproj-F16.gguf": b"x"}, 1, ["only projectors (mmproj)"]),
         ({"model.onnx": b"x"}, 1, ["neither GGUF nor safetensors", "model.onnx"]),

@@ -179,9 +179,10 @@ class Model:
             return None
         return resolved and self.with_base(resolved)
 
-    def with_base(self, adapter: Resolved) -> Resolved | None:
+    def with_base(self, adapter: Resolved, *, stored: bool = True) -> Resolved | None:
         """An adapter with the config files that it is converted with: its own, those of its model,
-        or those of the model that it was trained for; None where they are not known."""
+        or, if `stored`, what the hub answered about the model that it was trained for; None where
+        they are not known."""
         if adapter.kind == "gguf":
             return adapter
         model = self.base.known() if self.base else None
@@ -190,7 +191,7 @@ class Model:
             base = models.adapter.config_of(model)
         if base is None and self.request.frozen:
             base = models.lockfile.base(self.require_locked(), self.home)
-        elif base is None and (path := self.base_path(adapter)):
+        elif base is None and stored and (path := self.base_path(adapter)):
             base = models.resolve.stored(path)
         return replace(adapter, base=base) if base else None
 

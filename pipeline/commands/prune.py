@@ -19,7 +19,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.locks import is_held
 from pipeline.models import converter, on_disk
-from pipeline.models.on_disk import OnDisk, StoredModel
+from pipeline.models.on_disk import OnDisk
 
 from . import uses
 from .removal import BY_HAND, Candidates, Removable, carry_out, require_no_run
@@ -76,15 +76,9 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
         if model.kind == "intermediate":
             why = f"{model.name}: an intermediate file"
             yield Removable(kind="intermediate", paths=model.files, why=why, keep_receipt=True)
-        elif model.kind == "source" and (model.slug in done or not has_weights(model)):
-            is_made = model.slug in done
-            why = "the GGUF made from it is here" if is_made else "config files, for an adapter"
-            why = f"{model.name}: {why}"
+        elif model.kind == "source" and model.slug in done:
+            why = f"{model.name}: the GGUF made from it is here"
             yield Removable(kind="source", paths=model.files, why=why)
-
-
-def has_weights(source: StoredModel) -> bool:
-    return any(file.suffix == ".safetensors" for file in source.files)
 
 
 def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:

@@ -274,7 +274,7 @@ def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
     if model.base and model.base.known() is None:
         resolve(model.base, store=store)
     path = model.base_path(found)
-    known = None if model.request.refresh and path else model.with_base(found)
+    known = model.with_base(found, stored=not model.request.refresh)
     reference = parse_repository(found.base_name)
     if known is None and path and reference and not model.request.frozen:
         request = dataclasses.replace(model.request, reference=reference)

@@ -112,13 +112,21 @@ def pairs(shapes: Shapes, where: str) -> Iterator[tuple[str, list[int], list[int
 
 
 def difference(adapter: Shapes, model: Shapes) -> str:
-    """Why an adapter does not fit a model in safetensors, as far as both use the same names: a
-    model with an encoder has others. `model` need not hold all of its tensors."""
-    for name, a, b in pairs(adapter, "the adapter"):
+    """Why an adapter does not fit a model in safetensors. What comes before the number of a layer
+    may differ: versions of transformers name a model with an encoder in their own ways."""
+    changed, names = [*pairs(adapter, "the adapter")], {_in_layer(name) for name in model}
+    if not any(_in_layer(name) in names for name, _, _ in changed):
+        return f"changes {changed[0][0]}, which the model has not"
+    for name, a, b in changed:
         made, own = [b[-2], a[-1]], model.get(name)
         if own and len(own) == 2 and own != made:
             return f"makes {name} {made[0]} × {made[1]}, the model's has {own[0]} × {own[1]}"
     return ""
+
+
+def _in_layer(name: str) -> str:
+    """A tensor's name from the number of its layer on."""
+    return re.sub(r"^.*?(?=\b\d+\.)", "", name)
 
 
 def other_base(config: Mapping[str, Any], model: Header) -> str:

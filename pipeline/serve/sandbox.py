@@ -84,7 +84,7 @@ def _named(server: Server) -> Iterator[Path]:
     """Every file and folder that an option names, with the other parts of a split model. A word may
     hold several, with scales: `a.gguf,b.gguf:0.5`."""
     for word in server.command[1:]:
-        for text in {word, *re.split(r"[,:=]", word)}:
+        for text in {word, *word.split(","), *re.split(r"[,:=]", word)}:
             path = Path(server.folder, text)
             if text and not text.startswith("-") and path.exists():
                 yield path

@@ -33,6 +33,7 @@ def at(run: Path, file: Path) -> str:
 def files(server: Server) -> list[Path]:
     """The files that the command line of `server` names, links followed; the program too."""
     words = [server.executable, *server.cmd]
+    words += [str(path) for path, _ in server.adapters]
     words += [value for word in server.cmd if (value := word.partition("=")[2])]
     paths = [Path(os.path.realpath(Path(server.folder, word))) for word in dict.fromkeys(words)]
     return [path for path in paths if path.is_file()]

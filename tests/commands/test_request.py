@@ -13,7 +13,7 @@ from pipeline.bins.build_options import BuildOptions
 from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
 from pipeline.models.quants import QuantRequest
-from pipeline.models.reference import FileFilter
+from pipeline.models.reference import FileFilter, split_scale
 from pipeline.serve.launch import Settings
 
 
@@ -247,6 +247,63 @@ def test_a_projector_of_ones_own_or_of_the_repository(here: Path) -> None:
     assert (parsed.mmproj, parsed.file_filter.mmproj) == (here / "m.gguf", "none")
     parsed = ask(model="a/b", mmproj="mmproj-F16.gguf")
     assert (parsed.mmproj, parsed.file_filter.mmproj) == (None, "mmproj-F16.gguf")
+
+
+@pytest.mark.parametrize(
+    ("lora", "meant"),
+    [
+        ("style.gguf", [("style.gguf", 1)]),
+        ("style.gguf:0.5, org/repo", [("style.gguf", 0.5), ("org/repo", 1)]),
+        ("org/repo:Q8_0", [("org/repo:Q8_0", 1)]),
+        ("org/repo:Q8_0:-2", [("org/repo:Q8_0", -2)]),
+        ("org/repo@v1.0:0", [("org/repo@v1.0", 0)]),
+        ("hf:org/repo:.5", [("hf:org/repo", 0.5)]),
+        ("https://huggingface.co/org/repo:1", [("https://huggingface.co/org/repo", 1)]),
+        ("none", []),
+    ],
+)
+def test_adapters_with_scales(here: Path, lora: str, meant: list[tuple[str, float]]) -> None:
+    (here / "style.gguf").touch()
+    adapters = ask(model="m.gguf", lora=lora, force=1).adapters
+    assert [(a.reference and a.reference.text, a.scale) for a in adapters] == meant
+    assert all(a.force for a in adapters), "they are made as the model is"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (r"C:\loras\a.gguf", (r"C:\loras\a.gguf", 1)),
+        (r"C:\loras\a.gguf:0.5", (r"C:\loras\a.gguf", 0.5)),
+        ("a:1e3", ("a:1e3", 1)),
+        ("a:inf", ("a:inf", 1)),
+        (":1", (":1", 1)),
+    ],
+)
+def test_what_is_a_scale(text: str, meant: tuple[str, float]) -> None:
+    assert split_scale(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ("gone.gguf:0.5", "lora=gone.gguf: {}/gone.gguf does not exist"),
+        ("m.gguf:0,5", "lora=5: "),  # a decimal comma
+        ("m.gguf:much", "lora=m.gguf:much: "),
+        ("demo", "lora=demo: is a model"),
+        ("odd:2", "lora=odd:2: is a path that exists, or odd with the scale 2"),
+    ],
+)
+def test_adapters_that_are_none(here: Path, lora: str, said: str) -> None:
+    (here / "odd:2").mkdir()
+    wrong = refusal(model="m.gguf", lora=lora)
+    assert (said.format(here) in wrong and "lora=odd:2:1" in wrong) or "style.gguf:0.5" in wrong
+
+
+def test_adapters_are_for_a_model() -> None:
+    assert "pass model=… too" in refusal(lora="org/repo")
+    assert "server.lora: is a variable of its own" in refusal(
+        model="org/a", lora="org/b", server__lora="c.gguf"
+    )
 
 
 def test_the_hubs_own_switch_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:

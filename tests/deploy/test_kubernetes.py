@@ -524,6 +524,7 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
         (CHAT.replace("/models/chat", "nowhere/chat"), [], "is no file"),
         ('[instance.a.model]\nref = "o/m"\nquant = "auto"\n', [], "name a quant"),
         ('[instance.a.model]\nref = "o/m"\nimatrix = "zeros"\n', [], "no pod has it"),
+        ('[instance.a.model]\nref = "o/m"\nlora = "o/l:2"\n', [], "no pod prepares an adapter"),
     ],
 )
 def test_mistakes(write: Writer, text: str, more: list[str], line: str) -> None:

@@ -43,9 +43,7 @@ def weights(seed: int = 0, rank: int = RANK) -> dict[str, F32]:
     return made
 
 
-def save(
-    folder: Path, tensors: Mapping[str, F32], *, dtype: Dtype = "f32", **config: Any
-) -> Path:
+def save(folder: Path, tensors: Mapping[str, F32], *, dtype: Dtype = "f32", **config: Any) -> Path:
     """An adapter with these tensors, and with these keys in its config."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: stored(values, dtype) for name, values in tensors.items()}

@@ -108,8 +108,8 @@ HEAD = ("token_embd.weight", "blk.4.attn_q.weight", "blk.4.nextn.eh_proj.weight"
     [
         ({"arch": "clip", "kind": "mmproj"}, ["projector", "mmproj=PATH"]),
         ({"arch": "clip"}, ["projector", "mmproj=PATH"]),
-        ({"arch": "llama", "kind": "adapter"}, ["LoRA adapter", "server.lora=PATH"]),
-        ({"arch": "llama", "adapter__type": "lora"}, ["LoRA adapter", "server.lora=PATH"]),
+        ({"arch": "llama", "kind": "adapter"}, ["LoRA adapter", "lora=PATH"]),
+        ({"arch": "llama", "adapter__type": "lora"}, ["LoRA adapter", "lora=PATH"]),
         ({"arch": "", "kind": "imatrix"}, ["importance matrix", "imatrix=PATH"]),
         ({"arch": "controlvector"}, ["control vector", "server.control_vector=PATH"]),
         ({"arch": "eagle3"}, ["draft", "server.spec_draft_model=PATH"]),

@@ -300,7 +300,7 @@ def test_weights_without_a_configuration() -> None:
 def test_an_adapter_is_no_model(there: tuple[str, ...]) -> None:
     error = refused(*there)
     assert "adapter (LoRA)" in error
-    assert "server.lora" in error
+    assert "this as lora=" in error
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_missing_weights_are_named(model: Path) -> None:
         ("consolidated.safetensors", ["its weights are consolidated.safetensors", "model*."]),
         ("pytorch_model.safetensors", ["its weights are pytorch_model.safetensors"]),
         ("weights.00.safetensors", ["its weights are weights.00.safetensors"]),
-        ("adapter_model.safetensors", ["adapter (LoRA)", "server.lora=PATH"]),
+        ("adapter_model.safetensors", ["adapter (LoRA)", "this as lora="]),
         ("model-00001-of-00002.safetensors", ["some are missing", INDEX]),
         ("sub/model.safetensors", ["only in folders (sub/model.safetensors)"]),
         ("model-q4_k_m.gguf", ["holds GGUF files: model-q4_k_m.gguf", "model-q4_k_m.gguf"]),

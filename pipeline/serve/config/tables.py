@@ -69,6 +69,11 @@ def _word(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _separated(value: Any) -> Any:
+    """A list, for which a text with commas may stand."""
+    return [text.strip() for text in value.split(",")] if isinstance(value, str) else value
+
+
 def _variables(value: dict[str, str]) -> dict[str, str]:
     """The variables. Raises where the system would refuse one."""
     for name, text in value.items():
@@ -126,6 +131,11 @@ Origin = Annotated[str, AfterValidator(_origin)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
+Adapters = Annotated[
+    list[Text],
+    BeforeValidator(_separated),
+    WithJsonSchema({"type": ["string", "array"], "minLength": 1, "items": {"type": "string"}}),
+]
 
 
 OPEN = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
@@ -222,7 +232,7 @@ class ModelTable(Table):
     """Path of an importance matrix, or of a text to compute one from."""
     draft: Text | None = None
     """A smaller model that drafts for it, as ref, or ngram, or mtp."""
-    lora: Text | list[Text] | None = None
+    lora: Adapters | None = None
     """LoRA adapters, each as ref, a path of a .gguf or a folder of PEFT, with :SCALE behind it."""
     keep_f16: bool | None = None
     """Keep the unquantized GGUF after quantizing."""

@@ -174,9 +174,8 @@ def variables(model: ModelTable, folder: Path) -> dict[str, str]:
     values["model"] = _reference(values.pop("ref"), folder)
     if values.get("draft", "none") not in ("none", *WITHOUT_DRAFT):
         values["draft"] = _reference(values["draft"], folder)
-    if lora := values.pop("lora", None):
-        names = lora.split(",") if isinstance(lora, str) else lora
-        values["lora"] = ",".join(_adapter(name.strip(), folder) for name in names)
+    if "lora" in values:
+        values["lora"] = ",".join(_adapter(text, folder) for text in values["lora"])
     if "keep_f16" in values:
         values["keep_f16"] = "1" if values["keep_f16"] else "0"
     if "imatrix" in values:

@@ -12,7 +12,7 @@ import pytest
 from config_tools import FLAGS, one, read, started, wrong
 from msgspec import convert
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
 from pipeline.serve.config.llama import PreparedModel
@@ -97,6 +97,15 @@ class TestPreparedModel:
         model = PreparedModel(**{"path": Path("/m/x y.gguf"), "name": "x", **more})  # type: ignore[arg-type]
         return one(tmp_path, text, models={"chat": model}).cmd
 
+    def test_adapters_in_a_path_that_llama_server_would_split(self, tmp_path: Path) -> None:
+        folder = tmp_path / "a:b, c"  # as a drive of Windows
+        folder.mkdir()
+        adapters = ((folder / "x.gguf", 0.5), (folder / "y.gguf", 1.0))
+        cmd = self.cmd(folder, self.TEXT, adapters=adapters)
+        assert cmd[-1] == "x.gguf:0.5,y.gguf:1", "relative to where the server runs"
+        with pytest.raises(UsageError, match="splits such a list at each , and :"):
+            self.cmd(tmp_path, self.TEXT, adapters=adapters)
+
     def test_it_becomes_the_model(self, tmp_path: Path) -> None:
         assert self.cmd(tmp_path, self.TEXT) == ("--model", "/m/x y.gguf", *ADDED)
 
@@ -106,6 +115,12 @@ class TestPreparedModel:
             ("", {"mmproj": Path("/m/p")}, ["--mmproj", "/m/p"]),
             ("mmproj = 'own'", {"mmproj": Path("/m/p")}, []),
             ("no_mmproj = true", {"mmproj": Path("/m/p")}, []),
+            ("", {"adapters": ((Path("/m/a:b"), 1), (Path("/c"), 1))}, ["--lora", "/m/a:b,/c"]),
+            (
+                "",
+                {"adapters": ((Path("/m/a"), 0), (Path("/m/c"), 1.5))},
+                ["--lora-scaled", "/m/a:0,/m/c:1.5"],
+            ),
             ("", {"pooling": "mean"}, ["--embeddings", "--pooling", "mean"]),
             ("", {"pooling": "rank"}, ["--reranking", "--pooling", "rank"]),
             ("embedding = true", {"pooling": "mean"}, []),

@@ -166,6 +166,27 @@ class TestModels:
             "d": {"model": "demo"},
         }
 
+    @pytest.mark.parametrize(
+        ("lora", "meant"),
+        [
+            ('"here.gguf"', "{0}/here.gguf"),
+            ('["here.gguf:0.5", "org/repo:Q8_0:2", "./gone"]',
+             "{0}/here.gguf:0.5,hf:org/repo:Q8_0:2,{0}/gone"),
+            ('"org/one, here.gguf:0"', "hf:org/one,{0}/here.gguf:0"),
+            ('"none"', "none"),
+        ],
+    )  # fmt: skip
+    def test_adapters(self, tmp_path: Path, lora: str, meant: str) -> None:
+        (tmp_path / "here.gguf").touch()
+        text = f'[instance.a.model]\nref = "demo"\nlora = {lora}'
+        found = read(tmp_path, text).prepares()["a"]
+        assert found == {"model": "demo", "lora": meant.format(tmp_path)}
+
+    @pytest.mark.parametrize("lora", ['""', "[1]", '[""]', "true"])
+    def test_adapters_that_are_no_text(self, tmp_path: Path, lora: str) -> None:
+        (said, *_) = wrong(tmp_path, f'[instance.a.model]\nref = "demo"\nlora = {lora}')
+        assert "instance.a.model.lora" in said
+
     def test_a_path_that_exists_wins_and_that_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "org" / "model").mkdir(parents=True)
         found = read(tmp_path, "[instance.a.model]\nref = 'org/model'")
