@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import chain as chained
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import Home
+from pipeline.core.store import stat_cache
 from pipeline.models import checkpoint, gguf, peft, resolve, safetensors, skeleton
 from pipeline.models.adapter import problem
 from pipeline.models.peft import BASE_CONFIG
@@ -27,10 +29,25 @@ def check(models: Iterable[Model]) -> None:
                 raise UsageError(f"lora={name_of(adapter)}: {why}", HINT)
 
 
-def are_here(models: Iterable[Model]) -> bool:
-    """Whether every adapter is made, and its model: then they are compared before each start."""
-    adapters = (each for model in models for each in (model, *model.adapters) if model.adapters)
-    return all(estimate.is_made(each, each.require_chain()) for each in adapters)
+def all_fit(models: Iterable[Model]) -> bool:
+    """Whether every adapter is made, and its model, and fits it."""
+    pairs = [(adapter, model) for model in models for adapter in model.adapters]
+    both = (each for pair in pairs for each in pair)
+    is_made = all(estimate.is_made(each, each.require_chain()) for each in both)
+    return is_made and not any(misfit(*pair) for pair in pairs)
+
+
+def difference(adapter: Path, model: Path, home: Home) -> str:
+    """Why a GGUF is no adapter for `model`; empty where it is one, which is remembered. Raises
+    PipelineError."""
+    book, key = home.run / "adapters.json", [str(model), *stat_cache.stamp(model)]
+    if stat_cache.recall(book, adapter) == key:
+        return ""
+    stamp = stat_cache.stamp(adapter)
+    why = problem(adapter, gguf.shards(model))
+    if not why:
+        stat_cache.remember(book, adapter, key, stamp)
+    return why
 
 
 def name_of(adapter: Model) -> str:
@@ -47,7 +64,7 @@ def misfit(adapter: Model, model: Model) -> str:
     base = chain.resolved.base
     if base is None or estimate.is_made(adapter, chain):
         file, header = estimate.header_file(adapter, chain), estimate.header_file(model, of_model)
-        return problem(file, gguf.shards(header)) if file and header else ""
+        return difference(file, header, model.home) if file and header else ""
     resolved = of_model.resolved
     try:
         if resolved.kind == "safetensors":

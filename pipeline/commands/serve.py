@@ -16,7 +16,6 @@ from pipeline.core.store import active, stat_cache
 from pipeline.core.text import size, table
 from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
-from pipeline.models.adapter import problem
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
@@ -197,7 +196,7 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     cache = home.run / "gguf.json"
     drafts.require_served(server, path, home)
     for adapter, _ in server.adapters:
-        if why := adapter.is_file() and problem(adapter, gguf.shards(path)):
+        if why := adapter.is_file() and adapters.difference(adapter, path, home):
             raise UsageError(f"{server.name}: {adapter}: {why}", adapters.HINT)
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():

@@ -462,7 +462,7 @@ def check_beside(session: Session) -> None:
 
 def beside_is_here(session: Session) -> bool:
     models = session.models.values()
-    return do.drafts.are_here(models) and do.adapters.are_here(models)
+    return do.drafts.are_here(models) and do.adapters.all_fit(models)
 
 
 def check_options(session: Session) -> None:
