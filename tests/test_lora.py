@@ -167,7 +167,7 @@ def test_repositories(doit: Doit, gguf: Path, tiny: Path, tmp_path: Path) -> Non
             ("org/model", "a model is passed as model="),
             ("org/model-GGUF:Q8_0", "is a model, not a LoRA adapter"),
             ("org/pickled", "only as adapter_model.bin"),
-            ("org/alone", "takes the config.json of the model that it was trained for (/home/of"),
+            ("org/alone", "needs the config.json of the model that it was trained for (/home/of"),
             ("org/merged", "org/tiny-llama"),  # the base is not on this hub
             ("https://huggingface.co/org/model-GGUF/blob/main/zz.gguf", "an adapter for qwen2"),
         ):
@@ -201,6 +201,21 @@ def test_one_that_does_not_fit_is_refused_before_any_work(
             wrong = doit(task, f"model={model}", f"lora={lora}", status=None)
             assert wrong.status in (1, 3) and says in wrong.err, wrong.err
             assert "convert_" not in wrong.err, "nothing was converted"
+
+
+def test_a_converted_one_that_does_not_fit_is_not_published(
+    doit: Doit, gguf: Path, converter: Path, tmp_path: Path
+) -> None:
+    weights = tiny_lora.weights()
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    weights[name] = np.zeros((768, tiny_lora.RANK), dtype=np.float32)
+    style = tiny_lora.save(tmp_path / "style", weights)
+    (style / "config.json").write_text(json.dumps(tiny_llama.configs("f32")["config.json"]))
+    wrong = doit("prepare", f"model={gguf}", f"lora={style}", status=1)
+    assert (
+        f"lora={style}: makes blk.0.ffn_up.weight 256 × 768, the model's has 256 × 512" in wrong.err
+    )
+    assert not [*(doit.home / "models").rglob("style-*.gguf")]
 
 
 @pytest.fixture

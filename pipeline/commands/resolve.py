@@ -154,7 +154,11 @@ class RepoFiles:
             options = [o for o in options if adapter.is_adapter(self.read_header(o.files))]
         if options:
             text = self.model.require_reference().text
-            option, why = choice.choose(options, wanted, text, lambda _: True)
+            try:
+                option, why = choice.choose(options, wanted, text, lambda _: True)
+            except PipelineError as error:
+                error.hint = f"name one: lora={repo}:QUANT, or the address of its file"
+                raise
             adapter.require(self.read_header(option.files), f"{repo}: {option.name}")
             why = f"{option.name}: {why}"
             return repository.of_files(source, "gguf", option.files, home, precision="", why=why)
@@ -293,7 +297,7 @@ def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
 def _unknown_base(found: Resolved) -> str:
     named = f" ({found.base_name})" if found.base_name else ""
     return (
-        f"{found.name}: to convert it takes the config.json of the model that it was trained "
+        f"{found.name}: converting it needs the config.json of the model that it was trained "
         f"for{named}"
     )
 

@@ -26,10 +26,9 @@ class Session:
         self.model = Model(request, self.programs)
         self.servers: Servers | None = None
         # by name: the one model of a request, or those of its servers
-        self.models: dict[str, Model] = {}
+        self.models: Mapping[str, Model] = {}
         if request.reference:
-            self.models = {"model": self.model}
-            self.models |= self.model.beside
+            self.models = {"model": self.model, **self.model.beside}
         if request.servers.source:
             from .servers import Servers  # loads what reads such a file
 

@@ -119,7 +119,7 @@ def difference(adapter: Shapes, model: Shapes) -> str:
         return f"changes {changed[0][0]}, which the model has not"
     for name, a, b in changed:
         made, own = [b[-2], a[-1]], model.get(name)
-        if own and len(own) == 2 and own != made:
+        if own and len(own) == 2 and own not in (made, made[::-1]):  # of words it is turned
             return f"makes {name} {made[0]} × {made[1]}, the model's has {own[0]} × {own[1]}"
     return ""
 

@@ -100,7 +100,7 @@ def before_resolve(model: Model) -> list[str]:
     """Of a folder the source knows the architectures, and quant=auto asks the programs and the
     converter. All else is resolved before any of it."""
     reference = model.request.reference
-    if reference is None:
+    if reference is None or model.base:
         return []
     if is_auto(model):
         return ["source", "build_bins", *(["converter"] if reference.is_safetensors else [])]

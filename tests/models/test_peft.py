@@ -110,8 +110,15 @@ def test_a_folder_with_a_gguf_names_it(tmp_path: Path) -> None:
     [
         ({}, ""),
         ({f"base_model.model.{NAME}.lora_B.weight": [128, 4]}, f"makes {NAME}.weight 128 × 256"),
+        (
+            {
+                f"base_model.model.model.embed_tokens.lora_embedding_{part}": shape
+                for part, shape in (("A", [4, 512]), ("B", [256, 4]))
+            },
+            "",
+        ),
     ],
-    ids=["fits", "other"],
+    ids=["fits", "other", "words"],
 )
 def test_shapes_of_a_model_in_safetensors(change: dict[str, list[int]], says: str) -> None:
     found = peft.difference({**SHAPES, **change}, MODEL)

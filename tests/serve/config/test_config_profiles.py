@@ -318,6 +318,7 @@ class TestPrecedence:
             ),
             ({"filename": "x.gguf"}, {"model": "{}/x.gguf"}, None),
             ({"mmproj": "none"}, {"model": "{}/y.gguf", "mmproj": "none"}, None),
+            ({"lora": "a.gguf:2"}, {"model": "{}/y.gguf", "lora": "a.gguf:2"}, None),
         ],
     )
     def test_the_file_of_the_command_line(
