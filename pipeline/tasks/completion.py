@@ -69,7 +69,9 @@ def values(each: Variable, value: str, typed: Mapping[str, str]) -> list[str]:
         return [*references, *files(value, ".gguf")]
     if each.parse is variables.names:
         earlier, comma, last = value.rpartition(",")
-        return [f"{earlier}{comma}{name}" for name in matching(last, instances(typed))]
+        is_lora = each.name == "lora"
+        found = files(last, ".gguf") if is_lora else matching(last, instances(typed))
+        return [f"{earlier}{comma}{name}" for name in found]
     return []
 
 
@@ -105,7 +107,7 @@ def repositories() -> Iterator[str]:
     """Those whose files were looked up: models of the hub that are on disk."""
     for answer in sorted((paths.home().models / "resolved").glob("*.json")):
         source = _json(answer).get("source")
-        if isinstance(source, dict) and source.get("type") == "hf":
+        if isinstance(source, dict) and source.get("type") == "hf" and "use" not in source:
             yield str(source.get("ref"))
 
 

@@ -44,6 +44,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     answer = {"source": {"type": "hf", "ref": "org/model-GGUF"}}
     (home / "models" / "resolved" / "a.json").write_text(json.dumps(answer))
     (home / "models" / "resolved" / "b.json").write_text("{cut")
+    adapter = {"source": {"type": "hf", "ref": "org/lora", "use": "adapter"}}
+    (home / "models" / "resolved" / "c.json").write_text(json.dumps(adapter))
     (home / "run" / "flags").mkdir(parents=True)
     (home / "run" / "flags" / "0.json").write_text('{"flash-attn": {}, "fit": {}, "---": {}}')
     folder = tmp_path / "here"
@@ -72,6 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("serve quant=q4_k", ["quant=q4_k_s", "quant=q4_k_m"]),
         ("serve model=", ["model=demo", "model=demo-embed", "model=org/model-GGUF"]),
         ("serve gguf_path=m", ["gguf_path=m.gguf", "gguf_path=more/", "gguf_path=my servers.toml"]),
+        ("serve lora=x.gguf:0.5,m", ["lora=x.gguf:0.5,m.gguf", "lora=x.gguf:0.5,more/"]),
         ("logs fol", ["follow="]),
         ("ps fol", []),
         ("up dry_run=", ["dry_run=1", "dry_run=0"]),
