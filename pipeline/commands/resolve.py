@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -163,11 +164,11 @@ class RepoFiles:
             why = f"{option.name}: {why}"
             return repository.of_files(source, "gguf", option.files, home, precision="", why=why)
         names = peft.files(files, repo)
-        config = checkpoint.document(self.read(files[peft.CONFIG]), f"{repo}: {peft.CONFIG}")
+        config = self._document(peft.CONFIG)
         head = self.read_head(files[peft.WEIGHTS])
         peft.require_convertible(config, head.shapes, repo)
-        own = files.get(peft.BASE_CONFIG)
-        names += [own.name] if own and adapter.is_config(self.read(own)) else []
+        if peft.BASE_CONFIG in files and adapter.is_config(self._document(peft.BASE_CONFIG)):
+            names.append(peft.BASE_CONFIG)
         return repository.of_files(
             source,
             "safetensors",
@@ -182,8 +183,8 @@ class RepoFiles:
         files, repo = self.listing.files, self.listing.repo
         if peft.BASE_CONFIG not in files:
             raise PipelineError(f"{repo}: has no {peft.BASE_CONFIG}")
-        document = checkpoint.document(self.read(files[peft.BASE_CONFIG]), f"{repo}: config.json")
-        name = checkpoint.architecture(document, f"{repo}: {peft.BASE_CONFIG}")
+        where = f"{repo}: {peft.BASE_CONFIG}"
+        name = checkpoint.architecture(self._document(peft.BASE_CONFIG), where)
         checkpoint.require_known(name, self.model.architectures(), repo)
         source = {"type": "hf", "ref": repo, "revision": self.listing.commit}
         names = repository.side_files(files)
@@ -191,6 +192,11 @@ class RepoFiles:
             source, "safetensors", [files[name] for name in names], self.model.home, precision=""
         )
         return adapter.config_of(every) or every
+
+    def _document(self, name: str) -> dict[str, Any]:
+        """A JSON file. Raises PipelineError where it is too large, or none."""
+        data = skeleton.whole(self._readable(self.listing.files[name]))
+        return checkpoint.document(data, f"{self.listing.repo}: {name}")
 
     def _readable(self, file: ModelFile) -> Readable:
         if file not in self._readables:

@@ -55,17 +55,17 @@ def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
     """The files of an adapter that PEFT saved, its config and the header of its weights. Raises
     PipelineError where it is none that can be converted."""
     there = [file.name for file in path.iterdir() if file.is_file()]
-    if not any(map(there.__contains__, (CONFIG, WEIGHTS))):
-        ggufs = sorted(name for name in there if name.endswith(".gguf"))
-        if ggufs:
-            raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
+    ggufs = sorted(name for name in there if name.endswith(".gguf"))
+    if ggufs and {CONFIG, WEIGHTS}.isdisjoint(there):
+        raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
     names = peft.files(there, str(path))
     contents.require_finished(path / WEIGHTS)
     config = checkpoint.document((path / CONFIG).read_bytes(), str(path / CONFIG))
     head = safetensors.read(path / WEIGHTS)
     peft.require_convertible(config, head.shapes, str(path))
-    if BASE_CONFIG in there and is_config((path / BASE_CONFIG).read_bytes()):
-        names.append(BASE_CONFIG)
+    if BASE_CONFIG in there:
+        base = checkpoint.document((path / BASE_CONFIG).read_bytes(), str(path / BASE_CONFIG))
+        names += [BASE_CONFIG] if is_config(base) else []
     return names, config, head
 
 
@@ -90,10 +90,10 @@ def folder(path: Path, home: Home) -> Resolved:
     )
 
 
-def is_config(data: bytes) -> bool:
-    """Whether this is the config.json of a model, and names its architecture."""
+def is_config(document: Mapping[str, Any]) -> bool:
+    """Whether a config.json names its model's architecture, without which none can be converted."""
     try:
-        return bool(checkpoint.architecture(checkpoint.document(data, BASE_CONFIG), BASE_CONFIG))
+        return bool(checkpoint.architecture(document, BASE_CONFIG))
     except PipelineError:
         return False
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import tiny_llama, tiny_lora
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -147,6 +148,8 @@ def test_the_config_of_another_model() -> None:
     )
     config = {"hidden_size": 256, "num_hidden_layers": 2}
     assert peft.other_base(config, header) == ""
+    drafting = replace(header, values={**header.values, "llama.nextn_predict_layers": 1})
+    assert peft.other_base({**config, "num_hidden_layers": 1}, drafting) == ""
     assert peft.other_base({}, header) == ""
     assert "hidden_size 512, the model has 256" in peft.other_base({"hidden_size": 512}, header)
     nested = {"text_config": {"num_hidden_layers": 3}}
@@ -164,7 +167,7 @@ def test_the_alpha_of_an_rslora(tmp_path: Path) -> None:
 
 def test_only_a_config_that_names_an_architecture_is_one(tmp_path: Path) -> None:
     folder = tiny_lora.make(tmp_path / "style")
-    for text in ("", "[]", '{"model_type": "llama"}'):
+    for text in ("{}", '{"model_type": "llama"}'):
         (folder / "config.json").write_text(text)
         assert adapter.own_config(adapter.folder(folder, Home(tmp_path))) is None
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
