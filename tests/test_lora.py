@@ -71,6 +71,8 @@ def test_a_folder_of_peft_is_converted_and_does_what_merging_does(
         half, off = scores(url), scores(url, lora=[{"id": 0, "scale": 0}])
         whole = scores(url, lora=[{"id": 0, "scale": 1}])
         assert get(f"{url}/lora-adapters")[0]["scale"] == 0.5
+        used = doit("remove", f"model={style}", "yes=1", status=1).err
+        assert "is used by serve" in used and "nothing was removed" in used
     assert doit.summary["adapters"].startswith("style-ü-")
     assert doit.summary["adapters"].endswith(".f32.gguf (scale 0.5)")
     with doit.serving(f"model={merged}", "quant=f32", "ctx_size=512") as url:
@@ -96,6 +98,12 @@ def test_a_folder_of_peft_is_converted_and_does_what_merging_does(
     tiny_lora.make(style, seed=1, base_model_name_or_path="base")  # trained on
     assert doit("prepare", *words).steps == ["resolve:lora0", STEP]
     assert doit("prune", "yes=1", "format=json").json()["items"] == []
+    doit.env["AUTO_INFER_LLAMA_CPP_CONFIG"] = str(tmp_path / "möre.toml")
+    (tmp_path / "möre.toml").write_text(
+        f"[instance.chat.model]\nref = '{base}'\nquant = 'f32'\nlora = '{style}:2'\n"
+    )
+    assert "möre.toml: chat" in doit("remove", f"model={style}", "yes=1", status=1).err
+    del doit.env["AUTO_INFER_LLAMA_CPP_CONFIG"]
     doit("remove", f"model={style}", "yes=1")
     assert not Path(made["files"][0]).exists()
 

@@ -155,13 +155,20 @@ def test_who_is_in_the_sandbox(
 
 
 def test_every_file_that_an_option_names_can_be_read(curious: Server, tmp_path: Path) -> None:
-    for name in ("a.gguf", "b,c.gguf", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf"):
+    for name in (
+        "a.gguf",
+        "b,c.gguf",
+        "c:d.gguf",
+        "s-00001-of-00002.gguf",
+        "s-00002-of-00002.gguf",
+    ):
         (tmp_path / name).write_text("x")
     words = ("--lora-scaled", "a.gguf:0.5", "--lora", "b,c.gguf", "-m", "s-00001-of-00002.gguf")
+    words += ("--lora", "c:d.gguf,a.gguf")
     policy = sandbox.policy(replace(curious, cmd=(*curious.cmd, *words)))
     assert policy
     names = {path.name for path in policy.read}
-    assert {"m.gguf", "a.gguf", "b,c.gguf"} <= names
+    assert {"m.gguf", "a.gguf", "b,c.gguf", "c:d.gguf"} <= names
     assert {"s-00001-of-00002.gguf", "s-00002-of-00002.gguf"} <= names
 
 
