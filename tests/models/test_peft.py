@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import adapter, gguf, peft
+from pipeline.models import adapter, gguf, peft, staging
 from pipeline.models.gguf import Header
 
 MODEL = {name: list(values.shape) for name, values in tiny_llama.weights(0)}
@@ -173,6 +173,19 @@ def test_only_a_config_that_names_an_architecture_is_one(tmp_path: Path) -> None
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     found = adapter.own_config(adapter.folder(folder, Home(tmp_path)))
     assert found and [file.name for file in found.files] == ["config.json"]
+
+
+def test_the_config_of_its_model_is_staged_without_code(tmp_path: Path) -> None:
+    config = {"hidden_size": 8, "auto_map": {"AutoConfig": "evil.C"}, "quantization_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.model").write_bytes(b"words")
+    files = {path.name: path for path in tmp_path.iterdir()}
+    staging.stage_config(files, tmp_path / "base")
+    assert json.loads((tmp_path / "base" / "config.json").read_text()) == {"hidden_size": 8}
+    assert (tmp_path / "base" / "tokenizer.model").read_bytes() == b"words"
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 1000000000}')
+    with pytest.raises(PipelineError, match="no model has more than"):
+        staging.stage_config(files, tmp_path / "again")
 
 
 def test_a_model_is_no_adapter() -> None:
