@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import stat
@@ -206,7 +205,7 @@ def served(original: Model) -> Iterator[Talk]:
 
     model = copy(original)
     settings = replace(model.request.settings, port=free_port())
-    model.request = dataclasses.replace(model.request, settings=settings)
+    model.request = model.request.replace(settings=settings)
     chain = model.require_chain()
     ahead = estimate.of_made(model, chain.final)
     plan = serve.planned(model, chain, ahead)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ def write(servers: Servers) -> None:
     """Write the manifests, and print how to apply them. Raises PipelineError."""
     chosen = options(servers.variables)
     image = chosen.vllm_image or f"vllm/vllm-openai:v{vllm.version()}"
-    chosen = dataclasses.replace(chosen, vllm_image=image)
+    chosen = chosen.replace(vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
     target = out(servers, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -326,8 +325,7 @@ def verdict(fits: bool) -> str:
 def every_quant(model: Model) -> list[dict[str, Any]]:
     """Each quant that a repository has, or that can be made: file, memory, and whether it fits."""
     request = model.request
-    of_any = dataclasses.replace(
-        request,
+    of_any = request.replace(
         file_filter=replace(request.file_filter, quant=""),
         wanted=replace(request.wanted, quant=""),
     )

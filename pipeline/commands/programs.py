@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -218,4 +217,4 @@ class Programs:
         options = self.options
         if options.source == "build" and options.portable is None:
             options = replace(options, portable=True)
-        return Programs(dataclasses.replace(self.request, bins=options), self.home)
+        return Programs(self.request.replace(bins=options), self.home)

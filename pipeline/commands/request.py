@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
@@ -61,7 +61,6 @@ ADAPTER = (
 COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServersRequest(FileVariables):
     """What the command line says about servers of a file; `config` is an absolute path."""
 
@@ -74,13 +73,12 @@ class ServersRequest(FileVariables):
         return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
     named: str = ""  # the model, as it was typed
-    file_filter: FileFilter = field(default_factory=FileFilter)
+    file_filter: FileFilter = FileFilter()
     mmproj: Path | None = None  # a projector of the user's own
     draft: Request | None = None  # of the model that drafts for it
     spec_type: str = ""  # llama-server's, where it drafts without another model
@@ -89,10 +87,13 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     wanted: QuantRequest = field(default_factory=QuantRequest)
     settings: Settings = field(default_factory=Settings)
     bins: BuildOptions = field(default_factory=BuildOptions)
+    wanted: QuantRequest = QuantRequest()
+    settings: Settings = Settings()
+    bins: BuildOptions = BuildOptions()
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
-    servers: ServersRequest = field(default_factory=ServersRequest)
-    removal: RemovalVariables = field(default_factory=RemovalVariables)
+    servers: ServersRequest = ServersRequest()
+    removal: RemovalVariables = RemovalVariables()
 
     @property
     def json(self) -> bool:
@@ -181,7 +182,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         wanted=wanted,
         settings=Settings(
             **{
-                **dataclasses.asdict(own),
+                **vars(own),
                 "device": device,
                 "api_key_file": _key_file(own.api_key_file),
                 "server": server,
@@ -307,7 +308,7 @@ def _with_address(reference: Reference | None, model: ModelVariables) -> ModelVa
             f"model={reference.text}: is a projector, by its name, not a model",
             f"pass model={reference.repo} mmproj={PurePosixPath(reference.filename).name}",
         )
-    return dataclasses.replace(model, filename=reference.filename, pattern=reference.pattern)
+    return model.replace(filename=reference.filename, pattern=reference.pattern)
 
 
 def _mmproj(reference: Reference | None, value: str) -> tuple[Path | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -181,7 +180,7 @@ def models_here(session: Session) -> list[Path]:
 
 def made_here(session: Session) -> dict[Path, Entry | None]:
     """Every GGUF that was made or downloaded here, with its receipt."""
-    whole = Model(dataclasses.replace(session.request, reference=None), session.programs)
+    whole = Model(session.request.replace(reference=None), session.programs)
     return {path: entry for path, entry in verify.artifacts(whole) if path.suffix == ".gguf"}
 
 

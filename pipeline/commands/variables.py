@@ -1,13 +1,12 @@
-"""Every variable of the command line: a field with its parser, its help and its default.
+"""Every variable of the command line, with its parser, its help and its default.
 
-A group is a dataclass; the table of steps says which groups, or single variables, a step reads.
+The table of steps says which groups, or single variables, a step reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pipeline.bins.build_options import (
     AUTO,
@@ -18,7 +17,7 @@ from pipeline.bins.build_options import (
     release_name,
     revision_name,
 )
-from pipeline.core.variables import choice, flag, integer, path, text, variable, variables
+from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
 from pipeline.serve.address import host
@@ -64,8 +63,7 @@ def names(value: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text(value).split(","))))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelVariables:
+class ModelVariables(Group):
     """Which model, and what is made of it."""
 
     model: str = variable(
@@ -129,8 +127,7 @@ class ModelVariables:
     keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProgramVariables:
+class ProgramVariables(Group):
     """llama.cpp's programs: which ones, and how they are made."""
 
     backend: str = variable(
@@ -184,16 +181,14 @@ class ProgramVariables:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackageVariables:
+class PackageVariables(Group):
     """A package to install."""
 
     pkg: str = variable(path, "the archive", "")
     into: str = variable(path, "the folder", "", shown="`bins/package`")
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpgradeVariables:
+class UpgradeVariables(Group):
     """Another llama.cpp: see [upgrading](upgrading.md)."""
 
     to: str = variable(
@@ -204,8 +199,7 @@ class UpgradeVariables:
     bench: bool = variable(flag, "measure the speed of both with `llama-bench`", False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerVariables:
+class ServerVariables(Group):
     """llama-server's own options."""
 
     host: str = variable(host, LLAMA_SERVERS, "127.0.0.1")
@@ -236,8 +230,7 @@ class ServerVariables:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServingVariables:
+class ServingVariables(Group):
     """How a server is run."""
 
     sandbox: str = variable(
@@ -250,8 +243,7 @@ class ServingVariables:
     stop_timeout: int = variable(integer(0, 3600), "seconds that it has to stop", 10)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileVariables:
+class FileVariables(Group):
     """The servers of a file or a profile, and what to do with them."""
 
     config: str = variable(
@@ -314,8 +306,7 @@ class FileVariables:
     start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatVariables:
+class ChatVariables(Group):
     """What a conversation begins with."""
 
     prompt: str = variable(
@@ -327,8 +318,7 @@ class ChatVariables:
     system: str = variable(text, "what the model is told before the conversation", "", shown="none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunVariables:
+class RunVariables(Group):
     """How a run goes about it."""
 
     force: bool = variable(
@@ -348,8 +338,7 @@ class RunVariables:
     format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RemovalVariables:
+class RemovalVariables(Group):
     """What is removed from the [disk](disk.md), and whether that is asked about."""
 
     older_than: int = variable(
@@ -360,7 +349,7 @@ class RemovalVariables:
     )
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, type[Group]] = {
     "model": ModelVariables,
     "programs": ProgramVariables,
     "package": PackageVariables,

@@ -1,18 +1,17 @@
 """`name=value` on the command line: which names there are, and what their values may be.
 
-Variables are the fields of dataclasses, made by `variable`: a field has the parser, the help and
-the default, and what is read, printed by `help`, written to docs/variables.md and completed by
-shells comes from there.
+Variables are attributes of a `Group`, made by `variable`: each has the parser, the help and the
+default, and what is read, printed by `help`, written to docs/variables.md and completed by shells
+comes from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, dataclass_transform
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import force_setattr
 
 from .errors import UsageError, did_you_mean
 
@@ -22,13 +21,23 @@ NO = {"0", "false", "no", "off", ""}
 
 class Variable(Struct, frozen=True):
     """A variable. `parse` returns the value or raises ValueError with what is allowed; `help` and
-    `default` are Markdown; `of` are the steps that read it, if others read its group as well."""
+    `default` are Markdown; `of` are the steps that read it, if others read its group as well;
+    `unset` is its value where it is not given."""
 
     name: str
     parse: Callable[[str], object]
     help: str = ""
     default: str = ""
     of: tuple[str, ...] = ()
+    unset: object = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self.name:
+            force_setattr(self, "name", name)
+
+    def __get__(self, group: Group | None, owner: type) -> object:
+        """What an attribute of a group is, unless the group has a value of its own."""
+        return self if group is None else self.unset
 
 
 def variable(
@@ -40,30 +49,49 @@ def variable(
     of: tuple[str, ...] = (),
     name: str = "",
 ) -> Any:
-    """A field of a dataclass of variables. `shown` is its default in words, `name` what users
-    write where that is not the field's name."""
+    """An attribute of a group. `shown` is its default in words, `name` what users write where that
+    is not the attribute's name."""
     if shown is None:
         plain = int(default) if isinstance(default, bool) else default
         shown = "" if plain is None else str(plain)
-    entry = Variable(name, parse, help, shown, of)
-    return field(default=default, metadata={Variable: entry})
+    return Variable(name, parse, help, shown, of, default)
 
 
-def variables(group: type) -> dict[str, Variable]:
-    """The variables of a dataclass, by the names of their fields."""
-    entries = {field.name: field.metadata.get(Variable) for field in fields(group)}
-    return {
-        name: entry if entry.name else replace(entry, name=name)
-        for name, entry in entries.items()
-        if entry is not None
-    }
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Group:
+    """Variables that belong together, and what follows from them: annotated attributes with their
+    defaults. It is used as a frozen dataclass, which would compile its methods at every start."""
+
+    def __init__(self, **values: object) -> None:
+        if unknown := [name for name in values if not hasattr(type(self), name)]:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return False
+        names = vars(self).keys() | vars(other).keys()
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def replace(self, **values: object) -> Self:
+        """The same with other values."""
+        return type(self)(**{**vars(self), **values})
 
 
-Group = TypeVar("Group")
+def variables(group: type[Group]) -> dict[str, Variable]:
+    """The variables of a group, by the names of their attributes."""
+    members = {name: each for base in reversed(group.__mro__) for name, each in vars(base).items()}
+    return {name: each for name, each in members.items() if isinstance(each, Variable)}
 
 
-def fill(group: type[Group], values: Mapping[str, object], **more: object) -> Group:
-    """A dataclass of variables with those of `values` that are its own; `more` are other fields."""
+AnyGroup = TypeVar("AnyGroup", bound=Group)
+
+
+def fill(group: type[AnyGroup], values: Mapping[str, object], **more: object) -> AnyGroup:
+    """A group with those of `values` that are its own; `more` are attributes beside them."""
     own = {n: values[v.name] for n, v in variables(group).items() if v.name in values}
     return group(**{**own, **more})
 

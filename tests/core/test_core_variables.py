@@ -3,7 +3,18 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core.errors import UsageError
-from pipeline.core.variables import Variable, choice, flag, integer, read, text
+from pipeline.core.variables import (
+    Group,
+    Variable,
+    choice,
+    fill,
+    flag,
+    integer,
+    read,
+    text,
+    variable,
+    variables,
+)
 
 TABLE = (
     Variable("model", text),
@@ -67,3 +78,37 @@ def test_all_errors_at_once() -> None:
 
 def test_nothing_given_is_nothing_read() -> None:
     assert read({}, TABLE) == {}
+
+
+class Run(Group):
+    force: bool = variable(flag, "again", False)
+    names: tuple[str, ...] = variable(str.split, "these alone", (), name="name")
+
+
+class Request(Run):
+    model: str = variable(text, "a reference", "")
+    besides: str = ""
+
+
+def test_a_group_has_the_defaults_of_its_variables() -> None:
+    assert (Request().force, Request().names, Request().model) == (False, (), "")
+    assert list(variables(Request)) == ["force", "names", "model"]
+    assert [each.name for each in variables(Request).values()] == ["force", "name", "model"]
+
+
+def test_a_group_takes_its_own_values() -> None:
+    read = {"name": ("a", "b"), "model": "demo", "of another group": 1}
+    filled = fill(Request, read, besides="here")
+    assert filled == Request(names=("a", "b"), model="demo", besides="here")
+    assert fill(Run, read) == Run(names=("a", "b"))
+    assert filled.replace(model="") == Request(names=("a", "b"), besides="here")
+    assert Request(force=False) == Request() != Request(force=True)
+    assert Request() != Run()
+
+
+def test_a_group_stays_as_it_was_made() -> None:
+    request = Request(model="demo")
+    with pytest.raises(AttributeError, match=r"Request\.model cannot be changed"):
+        request.model = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError, match="Request has no modle"):
+        fill(Request, {}, modle="demo")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from pipeline.core.errors import UsageError
-from pipeline.core.variables import fill, integer, path, read, variable, variables
+from pipeline.core.variables import Group, fill, integer, path, read, variable, variables
 
 IMAGE = re.compile(
     r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
@@ -38,8 +37,7 @@ def replicas(value: str) -> tuple[int, int]:
     return least, most
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Group):
     """For all instances. `replicas` are at least and at most so many; equal: no autoscaling."""
 
     image: str = variable(
