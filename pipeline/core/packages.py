@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import environment, network, paths
@@ -27,6 +26,8 @@ def pip_environment() -> dict[str, str]:
 
 def installed(name: str) -> str | None:
     """The version of a Python package in this environment; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to load
+
     try:
         return version(name)
     except PackageNotFoundError:

@@ -8,12 +8,9 @@ identity than the pinned one.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import tarfile
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -244,6 +241,10 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
     Only plain files are taken, each under its own checked name, so that nothing in the archive
     can reach another place. Raises PipelineError.
     """
+    import gzip  # slow to load, like tarfile, and seldom needed
+    import tarfile
+    import zlib
+
     blobs: dict[str, git_tree.Blob] = {}
     room = MOST_BYTES
     try:
