@@ -1,1 +1,10 @@
 """llama.cpp itself: its source, this host, the backends, and the build into `bins/`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import submodules
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

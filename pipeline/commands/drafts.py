@@ -10,7 +10,6 @@ from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
 from pipeline.models import gguf, skeleton, vocabulary
 from pipeline.models.gguf import Header
-from pipeline.models.vocabulary import Vocabulary
 from pipeline.serve.server import Server
 
 from . import estimate
@@ -40,7 +39,7 @@ def are_here(models: Iterable[Model]) -> bool:
     return all(estimate.is_made(each, each.require_chain()) for each in both)
 
 
-def vocabulary_of(model: Model) -> Vocabulary | None:
+def vocabulary_of(model: Model) -> vocabulary.Vocabulary | None:
     """From the GGUF's header; without the converter, from the model's tokenizer.json."""
     chain = model.require_chain()
     if header := estimate.header_file(model, chain):

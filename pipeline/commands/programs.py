@@ -16,7 +16,6 @@ from pipeline.bins.compile.build import Build
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
 from pipeline.bins.hardware import cuda_versions, select
-from pipeline.bins.hardware.cuda_versions import CudaRelease
 from pipeline.bins.hardware.select import Selection
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
@@ -108,7 +107,7 @@ class Programs:
     # What goes into a build
 
     @property
-    def release(self) -> CudaRelease | None:
+    def release(self) -> cuda_versions.CudaRelease | None:
         """The CUDA toolkit that is fetched; None where none is."""
         is_fetched = self.are_compiled and self.selection.toolkit == select.WHEELS
         return cuda_versions.CUDA_13 if is_fetched else None

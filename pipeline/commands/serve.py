@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import active, stat_cache
 from pipeline.core.text import size, table
-from pipeline.models import chat_template, contents, gguf, memory, resolve
+from pipeline.models import adapter, chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
@@ -29,11 +29,10 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import adapters, drafts, estimate, server_options
+from . import adapters, drafts, estimate, server_options, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
-from .summary import summary
 
 CHAT = "chat"  # a server's kind
 # Options of a server that name a file beside its model.
@@ -198,6 +197,9 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     for adapter, _ in server.adapters:
         if why := adapter.is_file() and adapters.difference(adapter, path, home):
             raise UsageError(f"{server.name}: {adapter}: {why}", adapters.HINT)
+    for file in server.adapters:
+        if why := file.is_file() and adapter.problem(file, gguf.shards(path)):
+            raise UsageError(f"{server.name}: {file}: {why}", "use one made for this model")
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
@@ -231,7 +233,7 @@ def run(
 
     def ready(seconds: float, output: str) -> None:
         served.record(run, server)
-        rows = summary(programs, server, output, names_context, not_started)
+        rows = summary.summary(programs, server, output, names_context, not_started)
         rows["ready in"] = f"{seconds:.2f} s"
         if programs.request.json:
             print(json.dumps(rows), flush=True)

@@ -1,1 +1,10 @@
 """What every step needs and no step owns. Nothing here knows what a model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import submodules
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -6,21 +6,34 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 
-def submodules(package: str) -> Callable[[str], object]:
-    """The `__getattr__` of `package`: a name in it is a module of it."""
+def submodules(package: str) -> Callable[[str], ModuleType]:
+    """The `__getattr__` of `package`: a name in it is a module of it, which `from package import
+    module` does not load yet."""
 
-    def load(name: str) -> object:
-        try:
-            return import_module(f"{package}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{package}.{name}":
-                raise
-            raise AttributeError(f"{package} has no {name}") from None
+    def find(name: str) -> ModuleType:
+        if find_spec(f"{package}.{name}") is None:
+            raise AttributeError(f"{package} has no {name}")
+        return _Lazy(f"{package}.{name}")
 
-    return load
+    return find
+
+
+class _Lazy(ModuleType):
+    """Stands for a module that is loaded when something in it is used, in whichever thread: the
+    import system sees to that no thread gets half of it."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(import_module(self.__name__), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(import_module(self.__name__), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(import_module(self.__name__), name)
 
 
 @contextmanager

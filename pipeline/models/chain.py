@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,11 +17,13 @@ from pipeline.core.paths import Home
 from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
 
-from . import converter, quants
-from .convert import Conversion
-from .quantize import Quantization
+from . import convert, converter, quantize, quants
 from .quants import QuantRequest, require_makeable
 from .resolve import Resolved, slug
+
+if TYPE_CHECKING:
+    from .convert import Conversion
+    from .quantize import Quantization
 
 PROJECTOR_TYPE = "F16"  # an encoder loses little, and not every backend has BF16
 
@@ -107,7 +109,7 @@ def _model_chain(
         if is_direct:
             _require_no_options(requested, f" for quant={quant.lower()}: it is converted directly")
         outtype = quant if is_direct else resolved.precision
-        conversion = Conversion(
+        conversion = convert.Conversion(
             resolved=resolved,
             target=folder / f"model.{outtype.lower()}.gguf",
             outtype=outtype,
@@ -124,7 +126,7 @@ def _model_chain(
         if is_direct:
             return Chain(resolved=resolved, final=target, conversion=conversion)
         file = conversion.target
-    quantization = Quantization(
+    quantization = quantize.Quantization(
         resolved=resolved,
         target=target,
         input=file,

@@ -20,11 +20,9 @@ from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
 from . import checkpoint, contents, gguf, quants, safetensors, weights
-from .checkpoint import Checkpoint
 from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
-from .weights import INDEX
 
 # What the converter reads beside the weights. No program code is ever among it.
 SIDE_FILES = (
@@ -184,7 +182,9 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     )
 
 
-def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path], Checkpoint]:
+def check_folder(
+    folder: Path, architectures: frozenset[str]
+) -> tuple[list[Path], checkpoint.Checkpoint]:
     """The files of a folder that the converter reads, and what they hold, from headers alone.
 
     `architectures` are those that the converter knows; empty means not known yet.
@@ -202,8 +202,8 @@ def check_folder(folder: Path, architectures: frozenset[str]) -> tuple[list[Path
             contents.require_finished(folder / name)
         heads = [safetensors.read(folder / name) for name in names]
         tensors = [name for head in heads for name in head.names]
-        if tensors and INDEX in sizes:
-            weights.require_complete(read(INDEX), tensors, f"{folder}: {INDEX}")
+        if tensors and weights.INDEX in sizes:
+            weights.require_complete(read(weights.INDEX), tensors, f"{folder}: {weights.INDEX}")
         return heads
 
     snapshots = sorted(folder.glob("snapshots/*/*"), key=lambda path: path.lstat().st_mtime)

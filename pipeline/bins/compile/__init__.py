@@ -1,1 +1,10 @@
 """llama.cpp compiled on this machine: its source, its web page, CUDA's compiler, CMake."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.lazy import submodules
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

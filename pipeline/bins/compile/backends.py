@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from pipeline.bins.build_options import BuildOptions
-from pipeline.bins.hardware.cuda_versions import CUDA_13
+from pipeline.bins.hardware import cuda_versions
 from pipeline.bins.hardware.select import WHEELS, Selection
 from pipeline.core.paths import Home
 
@@ -47,7 +47,7 @@ def backend(selection: Selection, home: Home, build_options: BuildOptions) -> Ba
         *((f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",) * bool(architectures)),
     )
     if selection.toolkit == WHEELS:
-        kit = cuda_toolkit.toolkit(home, CUDA_13)
+        kit = cuda_toolkit.toolkit(home, cuda_versions.CUDA_13)
         driver = Path(selection.libcuda) if selection.libcuda else None
         return Backend(
             name=name,

@@ -12,9 +12,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.bins import platform
+from pipeline.bins import platform, smoke_test
 from pipeline.bins.binaries import PROGRAMS, program_file
-from pipeline.bins.smoke_test import try_out
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
 from pipeline.core.parallel import background
@@ -25,10 +24,9 @@ from pipeline.core.store.hashing import sha256
 from pipeline.core.store.publish import is_cut, remove, require_space
 from pipeline.core.store.receipts import Recipe
 
-from . import web_ui
+from . import cmake, web_ui
 from .active import SHORT
 from .backends import Backend
-from .cmake import Work, compile_all
 from .source import Source
 from .web_ui import Ui
 
@@ -188,7 +186,7 @@ class Build(Struct, frozen=True, kw_only=True):
                 page_is_made()
                 web_ui.place(page, self.source, self.work_folder)
 
-            result = compile_all(work(self, without_page=not is_made), place_page)
+            result = cmake.compile_all(work(self, without_page=not is_made), place_page)
             version = _publish(self, recipe, result.seconds)
             log.info(f"built llama.cpp {version} for {self.tag}: {result.summary}")
 
@@ -225,12 +223,12 @@ def files(build: Build) -> list[Path]:
     return [build.target / name for name in names]
 
 
-def work(build: Build, *, without_page: bool = False) -> Work:
+def work(build: Build, *, without_page: bool = False) -> cmake.Work:
     """What to compile, and with what; `without_page` compiles first what needs none."""
     recipe = build.recipe()
     united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
     made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]
-    return Work(
+    return cmake.Work(
         source=build.source.folder,
         folder=build.work_folder,
         options=(*options(build), *build.backend.places, *united),
@@ -277,7 +275,9 @@ def _publish(build: Build, recipe: Recipe, seconds: float) -> str:
             _copy(file, made / name, keeps=build.work_folder)
             entries[name] = receipts.stamp(made / name, recipe, seconds=seconds)
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
-        version = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
+        version = smoke_test.try_out(
+            server, build.backend.name, hint, needs_device=not build.elsewhere
+        )
         receipts.save(made, entries)
     return version
 

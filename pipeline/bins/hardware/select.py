@@ -18,13 +18,8 @@ from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store import json_file
 
-from . import cuda_versions, requirements
-from .cuda_versions import LOWEST_CAPABILITY, dotted, numbers
-from .detect import Host, detect
-from .nvidia import driver_library
+from . import cuda_versions, detect, nvidia, providers, requirements
 from .probe import fingerprint, probe
-from .providers import provider
-from .requirements import DEVICE, TOOL, TOOLKIT, Missing, Report
 
 WHEELS = "wheels"
 # The tools whose versions a build depends on.
@@ -81,9 +76,9 @@ def select(options: BuildOptions, home: Home) -> Selection:
     if remembered := parse(choices.get(key)):
         return remembered
     facts = probe(home, folder)
-    selection = choose(detect(facts), options)
+    selection = choose(detect.detect(facts), options)
     if selection.toolkit == WHEELS:
-        selection = replace(selection, libcuda=str(driver_library() or ""))
+        selection = replace(selection, libcuda=str(nvidia.driver_library() or ""))
     # A missing or hanging tool may be fixed before the next run.
     if not selection.missing_tools and not any(output.hung for output in facts.outputs.values()):
         save(cache, machine, {**choices, key: to_builtins(selection)})
@@ -120,7 +115,7 @@ def parse(stored: Any) -> Selection | None:
     return selection if is_whole and selection.backend in BACKENDS else None
 
 
-def choose(machine: Host, options: BuildOptions) -> Selection:
+def choose(machine: detect.Host, options: BuildOptions) -> Selection:
     """The choice for this machine."""
     reports = requirements.reports(machine)
     if options.backend != AUTO:
@@ -140,10 +135,13 @@ def choose(machine: Host, options: BuildOptions) -> Selection:
     return replace(cpu, why=why, warnings=(*skipped, *cpu.warnings))
 
 
-def describe(machine: Host, options: BuildOptions, report: Report) -> Selection:
+def describe(machine: detect.Host, options: BuildOptions, report: requirements.Report) -> Selection:
     """What choosing this backend means here."""
     name, toolkit, notes = report.backend, "", list(report.notes)
-    device, build = list(report.of(DEVICE)), list(report.of(TOOL, TOOLKIT))
+    device, build = (
+        list(report.of(requirements.DEVICE)),
+        list(report.of(requirements.TOOL, requirements.TOOLKIT)),
+    )
     tools = {t: machine.tools[t] for t in TOOLCHAINS.get(name, ()) if t in machine.tools}
     versions = {t: (tool.path, tool.version) for t, tool in tools.items()}
     if name == "vulkan":
@@ -155,7 +153,7 @@ def describe(machine: Host, options: BuildOptions, report: Report) -> Selection:
         if toolkit == WHEELS:
             versions = {"nvcc": ("", cuda_versions.CUDA_13.version)}
         build, notes = [*missing, *requirements.compiler(machine)], []
-        if options.source == "build" and (version := numbers(nvcc(versions))):
+        if options.source == "build" and (version := cuda_versions.numbers(nvcc(versions))):
             unsupported = requirements.missing_for_version(machine, version, notes)
             device += unsupported if options.is_for_elsewhere else []
     return Selection(
@@ -172,7 +170,9 @@ def describe(machine: Host, options: BuildOptions, report: Report) -> Selection:
     )
 
 
-def cuda_toolkit(machine: Host, options: BuildOptions) -> tuple[str, list[Missing]]:
+def cuda_toolkit(
+    machine: detect.Host, options: BuildOptions
+) -> tuple[str, list[requirements.Missing]]:
     """Which toolkit is taken, and what of it is missing. The report skips it where no card is."""
     missing = requirements.missing_toolkit(machine, [])
     if not missing or options.toolkit != AUTO:
@@ -187,21 +187,27 @@ def nvcc(tools: Mapping[str, tuple[str, str]]) -> str:
     return tools.get("nvcc", ("", ""))[1]
 
 
-def cards(machine: Host, backend: str, version: str) -> tuple[str, ...]:
+def cards(machine: detect.Host, backend: str, version: str) -> tuple[str, ...]:
     """What to compile for: the gfx names of the cards, or their compute capabilities as far as the
     CUDA of this version compiles for them."""
     if backend == "hip":
         names = (re.search(r"gfx\w+", card) for card in machine.amd)
         return tuple(dict.fromkeys(name[0] for name in names if name))
-    numbered = numbers(version)
+    numbered = cuda_versions.numbers(version)
     if backend != "cuda" or not numbered:
         return ()
-    lowest = LOWEST_CAPABILITY.get(numbered[0], (0, 0))
-    capabilities = {numbers(card.capability) for card in machine.nvidia if card.capability}
-    return tuple(dotted(capability) for capability in sorted(capabilities) if capability >= lowest)
+    lowest = cuda_versions.LOWEST_CAPABILITY.get(numbered[0], (0, 0))
+    capabilities = {
+        cuda_versions.numbers(card.capability) for card in machine.nvidia if card.capability
+    }
+    return tuple(
+        cuda_versions.dotted(capability)
+        for capability in sorted(capabilities)
+        if capability >= lowest
+    )
 
 
-def devices(machine: Host, backend: str) -> list[str]:
+def devices(machine: detect.Host, backend: str) -> list[str]:
     """The devices that a backend uses, by name."""
     if backend == "cuda":
         return [
@@ -214,10 +220,10 @@ def devices(machine: Host, backend: str) -> list[str]:
     return list(names.get(backend, ()))
 
 
-def with_hints(missing: Sequence[Missing], machine: Host) -> tuple[str, ...]:
+def with_hints(missing: Sequence[requirements.Missing], machine: detect.Host) -> tuple[str, ...]:
     """What is missing, each with the command that installs it here."""
     texts = []
     for item in dict.fromkeys(missing):
-        install = provider(item.package, machine.system, machine.family)
+        install = providers.provider(item.package, machine.system, machine.family)
         texts.append(f"{item.what}: {install}" if install else item.what)
     return tuple(texts)

@@ -11,12 +11,11 @@ from pipeline.core.errors import did_you_mean, doitw
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import addresses, api_keys, llama, messages, options, vllm
+from . import addresses, api_keys, llama, messages, options, vllm, vllm_installed
 from .addresses import Address, address
 from .configuration import Configuration, InstanceSpec
 from .instances import aliases, log_file, program, resolve
 from .options import ResolvedOptions
-from .vllm_installed import VllmOptions
 
 HINT = f"{messages.HINT}; options that --help does not list go into extra_args"
 
@@ -28,7 +27,7 @@ def check(
     flags: Mapping[str, Flag] | None,
     environ: Mapping[str, str],
     cards: int | None = None,
-    installed: VllmOptions | None = None,
+    installed: vllm_installed.VllmOptions | None = None,
     note: Callable[[str], None] = lambda _: None,
     is_there: Callable[[Path], bool] = Path.is_file,
 ) -> None:

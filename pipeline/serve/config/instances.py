@@ -14,12 +14,11 @@ from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Keeping, Server
 
-from . import api_keys, llama, options, vllm
+from . import api_keys, llama, options, vllm, vllm_installed
 from .addresses import address
 from .configuration import Configuration, InstanceSpec
 from .llama import PreparedModel
 from .options import ResolvedOptions
-from .vllm_installed import VllmOptions
 
 PROBE_TIMEOUT = 60.0  # seconds
 IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
@@ -101,7 +100,9 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
 
 
 def resolve(
-    spec: InstanceSpec, flags: Mapping[str, Flag] | None, installed: VllmOptions | None = None
+    spec: InstanceSpec,
+    flags: Mapping[str, Flag] | None,
+    installed: vllm_installed.VllmOptions | None = None,
 ) -> ResolvedOptions:
     """What an instance says of its program's options: vLLM's are those of the one that is
     installed, where it was asked, else those of the version that is listed here."""

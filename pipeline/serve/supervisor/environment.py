@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from pipeline.core.environment import own, servers, vllm
 from pipeline.serve.server import GATEWAY, LLAMA_CPP, VLLM, Server
 
-from . import client, marker
-from .state import Folder
+from . import client
+from .state import VARIABLE, Folder
 
 VLLM_KEY = "VLLM_API_KEY"
 
@@ -21,7 +19,7 @@ VLLM_KEY = "VLLM_API_KEY"
 def environment(instance: Server, at: Folder) -> dict[str, str]:
     """What its engine needs of our environment; its own `env` wins. Raises OSError."""
     env = _needed(instance, os.environ)
-    env.pop(marker.VARIABLE, None)
+    env.pop(VARIABLE, None)
     if instance.engine == LLAMA_CPP:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
@@ -43,6 +41,8 @@ def for_supervisor(environ: Mapping[str, str], instances: Iterable[Server]) -> d
 
 def missing(pid: int, instances: Iterable[Server]) -> list[str]:
     """The variables for downloads that the running supervisor `pid` was started without."""
+    import psutil  # slow to load, and not needed to start a server
+
     more = for_supervisor(os.environ, instances).keys() - for_supervisor(os.environ, ()).keys()
     with suppress(psutil.Error, OSError):
         return sorted(more - psutil.Process(pid).environ().keys())

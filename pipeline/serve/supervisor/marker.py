@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
+from .state import VARIABLE as VARIABLE
 from .state import Folder, read_state
 
-VARIABLE = "LLAMA_PIPELINE_FLEET"
 PATIENCE = 2.0  # seconds, for what is killed to be gone
 Processes = dict[str, list[psutil.Process]]  # by the variable's value
 

@@ -18,6 +18,8 @@ from pipeline.core.paths import Home
 from pipeline.core.store import json_file
 from pipeline.serve.server import DEMAND, Server
 
+VARIABLE = "LLAMA_PIPELINE_FLEET"  # in the environment of what belongs to a configuration
+
 WAITING = "waiting"  # for its turn to load
 LOADING = "loading"
 READY = "ready"
