@@ -34,4 +34,4 @@ if TYPE_CHECKING:
     from . import upgrade as upgrade
     from . import verify as verify
 else:
-    __getattr__ = submodules(__name__)
+    __getattr__ = submodules(__name__, __path__)

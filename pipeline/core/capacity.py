@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 GROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 # Control groups, version 2 and version 1: the limit, what is used, and which line of memory.stat
 # counts cached files that are dropped when memory is needed. Version 1 says "no limit" by a limit
 # larger than the machine.
@@ -24,9 +26,7 @@ MEMORY = (
 def memory(*, with_files: bool = False) -> int:
     """Bytes that a new process could allocate. `with_files`: those too that hold files which are in
     use, such as the weights of models; the system drops them where it has to."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
+    free = _available()
     for limit, used, stat, cached in MEMORY:
         try:
             lines = dict(line.split() for line in _read(stat).splitlines())
@@ -50,6 +50,19 @@ def total() -> int:
         except (OSError, ValueError):  # another version's, or no limit: "max"
             continue
     return total
+
+
+def _available() -> int:
+    """As psutil tells it, which is slow to load: Linux says it in a file. In some containers that
+    is more than there is, which psutil knows how to mend."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = (line.split() for line in MEMINFO.read_text(encoding="ascii").splitlines())
+        kilobytes = {name: int(value) for name, value, *_ in lines}
+        if kilobytes["MemAvailable:"] <= kilobytes["MemTotal:"]:
+            return kilobytes["MemAvailable:"] * 1024
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def processors() -> int:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 
-def submodules(package: str) -> Callable[[str], ModuleType]:
-    """The `__getattr__` of `package`: a name in it is a module of it, which `from package import
-    module` does not load yet."""
+def submodules(package: str, paths: Iterable[str]) -> Callable[[str], ModuleType]:
+    """The `__getattr__` of `package`, with its `__path__`: a name in it is a module of it, which
+    `from package import module` does not load yet."""
+    names = {entry.name.partition(".")[0] for path in paths for entry in os.scandir(path)}
 
     def find(name: str) -> ModuleType:
-        if find_spec(f"{package}.{name}") is None:
+        if name not in names:
             raise AttributeError(f"{package} has no {name}")
         return _Lazy(f"{package}.{name}")
 
@@ -34,6 +35,10 @@ class _Lazy(ModuleType):
 
     def __delattr__(self, name: str) -> None:
         delattr(import_module(self.__name__), name)
+
+    @property
+    def __dict__(self) -> dict[str, object]:  # type: ignore[override]
+        return vars(import_module(self.__name__))
 
 
 @contextmanager

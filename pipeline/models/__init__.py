@@ -19,4 +19,4 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import resolve as resolve
 else:
-    __getattr__ = submodules(__name__)
+    __getattr__ = submodules(__name__, __path__)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,6 +19,29 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_container(group: Path) -> None:
     assert 0 < capacity.memory() <= psutil.virtual_memory().total
     assert 1 <= capacity.processors() <= (psutil.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "available"),
+    [
+        (
+            "MemTotal:  4000 kB\nMemFree: 1 kB\nMemAvailable:  3000 kB\nHugePages_Total: 0\n",
+            3000 * 1024,
+        ),
+        ("MemTotal: 4000 kB\nMemAvailable: 5000 kB\n", None),
+        ("MemTotal: 4000 kB\n", None),
+        ("what is this\n", None),
+        ("", None),
+    ],
+)
+def test_what_the_system_says_is_available(
+    group: Path, monkeypatch: pytest.MonkeyPatch, text: str, available: int | None
+) -> None:
+    file = group / "meminfo"
+    file.write_text(text)
+    monkeypatch.setattr(capacity, "MEMINFO", file)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7))
+    assert capacity.memory() == (available or 7)
 
 
 @pytest.mark.parametrize(

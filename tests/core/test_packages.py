@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import os
 import sys
@@ -196,3 +197,13 @@ def test_a_pinned_sdist_is_fetched(
     archive = replace(SDIST, sha256=sdist(tmp_path / "index", tmp_path / "it was run"))
     target = packages.fetch(archive, home)
     assert target.read_bytes() == (tmp_path / "index" / SDIST.file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["cmake", "ninja", "msgspec"])
+def test_the_version_of_a_package_is_what_its_metadata_says(name: str) -> None:
+    assert packages.installed(name) == importlib.metadata.version(name)
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert packages.installed("no_such_package") is None
+    assert packages.installed("pipeline.core") is None, "it has no folder of an installer's"

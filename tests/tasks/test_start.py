@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Doit
 
 # Each takes milliseconds, or brings many others.
 SLOW = {
@@ -18,25 +21,60 @@ SLOW = {
 }
 
 
-def loaded(home: Path, *words: str) -> set[str]:
-    """The modules that a command loads."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "pipeline", *words],
-        cwd=REPOSITORY,
-        env={**os.environ, "LLAMA_PIPELINE_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-    )
-    lines = done.stderr.splitlines()
+def names(lines: Iterable[str]) -> set[str]:
+    """The modules in what `-X importtime` prints."""
     return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+
+
+def loaded(env: Mapping[str, str], *words: str) -> set[str]:
+    """The modules that a command loads."""
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", *words]
+    options = {"cwd": REPOSITORY, "capture_output": True, "text": True, "encoding": "utf-8"}
+    done = subprocess.run(command, env=env, check=True, **options)  # type: ignore[call-overload]
+    return names(done.stderr.splitlines())
 
 
 @pytest.mark.parametrize("words", [("list",), ("help",), ("help", "serve")])
 def test_a_command_that_only_prints_loads_nothing_slow(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    modules = loaded(tmp_path, *words)
+    modules = loaded({**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path)}, *words)
     assert "pipeline.tasks.command_line" in modules
     assert modules & SLOW == set()
+
+
+@pytest.mark.build
+@pytest.mark.parametrize("words", [("build_bins",), ("fetch", "model=demo-embed")])
+def test_a_run_that_has_nothing_to_do_loads_nothing_slow(
+    demo: Doit, words: tuple[str, ...]
+) -> None:
+    assert demo(*words).steps == []
+    assert loaded(demo.env, *words) & SLOW == set()
+
+
+@pytest.mark.build
+def test_what_only_the_summary_needs_is_loaded_while_the_server_starts(
+    doit: Doit, gguf: Path
+) -> None:
+    words = (f"model={gguf}", "backend=cpu")
+    with doit.serving(*words):
+        pass  # what is found out once is kept from now on
+    command = doit.command("serve", *words)
+    command[1:3] = ["-X", "importtime", "-m", "pipeline"]
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=doit.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stderr is not None
+        before = list(takewhile(lambda line: not line.startswith("+ "), process.stderr))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert before[-1].startswith("import time:"), "".join(before[-20:])
+    modules = names(before)
+    assert "pipeline.serve.supervise" in modules
+    assert modules & SLOW == set()
+    assert "pipeline.commands.summary" not in modules

@@ -11,4 +11,4 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import submodules
 
 if not TYPE_CHECKING:
-    __getattr__ = submodules(__name__)
+    __getattr__ = submodules(__name__, __path__)
