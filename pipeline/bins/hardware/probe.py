@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ DEVICE_PATHS = (
     *("/proc/driver/nvidia/version", "/sys/bus/pci/devices/*"),
     *("/etc/vulkan/icd.d", "/usr/share/vulkan/icd.d"),
 )
+
+
+Places = tuple[Sequence[str], Sequence[str]]  # folders, and the names that a part has there
 
 
 class ProbeOutput(Struct, frozen=True, kw_only=True):
@@ -211,23 +214,36 @@ def toolkit(output: ProbeOutput | None) -> str:
 
 def parts(cuda: str) -> frozenset[str]:
     """Which of the parts that a build links or includes are there."""
-    sdk = os.environ.get("VULKAN_SDK", "")
-    rocm = os.environ.get("ROCM_PATH") or "/opt/rocm"
-    mkl = os.environ.get("MKLROOT") or "/opt/intel/oneapi/mkl/latest"
-    cuda_libraries = [
+    return cuda_parts(cuda) | other_parts()
+
+
+def cuda_parts(cuda: str) -> frozenset[str]:
+    """Which of CUDA's are there: in the toolkit `cuda`, or where the system's libraries are."""
+    libraries = [
         *(f"{cuda}/{part}" for part in ("lib64", "lib", "lib/x64", "targets/*/lib") if cuda),
         *LIBRARIES,
     ]
-    with_stubs = [*(f"{folder}/stubs" for folder in cuda_libraries), *cuda_libraries]
+    with_stubs = [*(f"{folder}/stubs" for folder in libraries), *libraries]
+    return present(
+        {
+            "cublas": (libraries, ("libcublas.so", "cublas.lib")),
+            "libcuda": (with_stubs, ("libcuda.so", "cuda.lib")),
+        }
+    )
+
+
+def other_parts() -> frozenset[str]:
+    """Which of the other backends' are there."""
+    sdk = os.environ.get("VULKAN_SDK", "")
+    rocm = os.environ.get("ROCM_PATH") or "/opt/rocm"
+    mkl = os.environ.get("MKLROOT") or "/opt/intel/oneapi/mkl/latest"
     prefixes = [*([sdk] if sdk else []), *PREFIXES]
     cmake = [
         f"{prefix}/{part}/cmake"
         for prefix in prefixes
         for part in ("share", "lib", "lib64", "lib/*-linux-gnu")
     ]
-    places = {
-        "cublas": (cuda_libraries, ("libcublas.so", "cublas.lib")),
-        "libcuda": (with_stubs, ("libcuda.so", "cuda.lib")),
+    places: Mapping[str, Places] = {
         "loader": (
             [*([f"{sdk}/lib"] if sdk else []), *LIBRARIES],
             ("libvulkan.so", "libvulkan.dylib", "vulkan-1.lib"),
@@ -237,6 +253,11 @@ def parts(cuda: str) -> frozenset[str]:
         "rocblas": ([f"{rocm}/include", "/usr/include"], ("rocblas/rocblas.h",)),
         "mkl": ([mkl], ("lib/cmake/mkl/MKLConfig.cmake",)),
     }
+    return present(places)
+
+
+def present(places: Mapping[str, Places]) -> frozenset[str]:
+    """The parts of which a file is there."""
     return frozenset(part for part, (folders, names) in places.items() if exists(folders, names))
 
 
@@ -304,7 +325,8 @@ def fingerprint(cuda: str = "") -> str:
     facts.append([mtime_ns(folder) for folder in folders])
     # of toolkits, which lie in folders of their own
     toolkits = (cuda, *matching("/usr/local/cuda*"), "/opt/cuda")
-    facts.append([sorted(parts(toolkit)) for toolkit in toolkits])
+    facts.append([sorted(cuda_parts(toolkit)) for toolkit in toolkits])
+    facts.append(sorted(other_parts()))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
