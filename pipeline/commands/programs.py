@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.build_options import AUTO, ProgramSource
-from pipeline.bins.compile import backends, cuda_toolkit, source, web_ui
-from pipeline.bins.compile.build import Build
-from pipeline.bins.compile.source import Source
-from pipeline.bins.compile.web_ui import Ui
+from pipeline.bins.compile import backends, build, cuda_toolkit, source, web_ui
 from pipeline.bins.hardware import cuda_versions, select
-from pipeline.bins.hardware.select import Selection
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store.locks import mark_used
 
 from .request import Request
+
+if TYPE_CHECKING:
+    from pipeline.bins.compile.source import Source
+    from pipeline.bins.compile.web_ui import Ui
+    from pipeline.bins.hardware.select import Selection
 
 
 class Programs:
@@ -74,7 +75,7 @@ class Programs:
                 home=self.home,
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
-        return Build(
+        return build.Build(
             source=self.llama_cpp,
             backend=backends.backend(self.selection, self.home, self.options),
             home=self.home,
