@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
+from typing import TYPE_CHECKING
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
@@ -42,6 +43,13 @@ from .estimate import MemoryEstimate
 from .model import Model
 
 BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
+if TYPE_CHECKING:
+    from pipeline.models.choice import Option
+    from pipeline.models.contents import Readable
+    from pipeline.models.gguf import Header
+    from pipeline.models.hub import Listing
+    from pipeline.models.resolve import ModelFile, Resolved
+    from pipeline.models.safetensors import Head
 
 
 class RepoFiles:
@@ -74,7 +82,7 @@ class RepoFiles:
         """A file that is another kind is so in the repository: here it cannot be mended."""
         try:
             yield
-        except ForeignFile as error:
+        except contents.ForeignFile as error:
             hint = "its owner uploaded it like this: use another file, revision or repository"
             raise PipelineError(f"{self.listing.repo}: {error.message}", hint) from None
 
