@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bins import binaries
 from pipeline.core import log
@@ -14,11 +14,13 @@ from pipeline.core.store import receipts, stat_cache
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import converter, fetch, lockfile
-from pipeline.models.lockfile import LockedModel
-from pipeline.models.resolve import ModelFile, Resolved
 
 from . import resolve
 from .model import Model
+
+if TYPE_CHECKING:
+    from pipeline.models.lockfile import LockedModel
+    from pipeline.models.resolve import ModelFile, Resolved
 
 
 def lock(models: Iterable[Model]) -> None:

@@ -59,6 +59,7 @@ def test_what_only_the_summary_needs_is_loaded_while_the_server_starts(
     words = (f"model={gguf}", "backend=cpu")
     with doit.serving(*words):
         pass  # what is found out once is kept from now on
+    assert loaded(doit.env, "plan", *words) & SLOW == set()
     command = doit.command("serve", *words)
     command[1:3] = ["-X", "importtime", "-m", "pipeline"]
     with subprocess.Popen(
