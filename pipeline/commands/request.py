@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
@@ -84,9 +82,6 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     spec_type: str = ""  # llama-server's, where it drafts without another model
     adapters: tuple[Request, ...] = ()  # each with its scale
     scale: float | None = None  # of an adapter; None: it is a model
-    wanted: QuantRequest = field(default_factory=QuantRequest)
-    settings: Settings = field(default_factory=Settings)
-    bins: BuildOptions = field(default_factory=BuildOptions)
     wanted: QuantRequest = QuantRequest()
     settings: Settings = Settings()
     bins: BuildOptions = BuildOptions()
@@ -360,7 +355,7 @@ def _adapters(
             raise UsageError(error.message, ADAPTER) from None
         if named.reference and named.reference.kind == "demo":
             raise UsageError(f"lora={text}: is a model", ADAPTER)
-        adapters.append(dataclasses.replace(named, scale=scale))
+        adapters.append(named.replace(scale=scale))
     return tuple(adapters)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
-from typing import TYPE_CHECKING
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
@@ -30,19 +28,12 @@ from pipeline.models import (
     skeleton,
 )
 from pipeline.models import resolve as stored
-from pipeline.models.choice import Option
-from pipeline.models.contents import ForeignFile, Readable
-from pipeline.models.gguf import Header
-from pipeline.models.hub import Listing
 from pipeline.models.reference import repository as parse_repository
-from pipeline.models.resolve import ModelFile, Resolved
-from pipeline.models.safetensors import Head
 
 from . import estimate
 from .estimate import MemoryEstimate
 from .model import Model
 
-BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
 if TYPE_CHECKING:
     from pipeline.models.choice import Option
     from pipeline.models.contents import Readable
@@ -50,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.models.hub import Listing
     from pipeline.models.resolve import ModelFile, Resolved
     from pipeline.models.safetensors import Head
+
+BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
 
 
 class RepoFiles:
@@ -295,7 +288,7 @@ def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
     known = model.with_base(found, stored=not model.request.refresh)
     reference = parse_repository(found.base_name)
     if known is None and path and reference and not model.request.frozen:
-        request = dataclasses.replace(model.request, reference=reference)
+        request = model.request.replace(reference=reference)
         try:
             config = RepoFiles(Model(request, model.programs)).config_files()
         except PipelineError as error:

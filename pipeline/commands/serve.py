@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
 from pipeline.core.store import active, stat_cache
 from pipeline.core.text import size, table
-from pipeline.models import adapter, chat_template, contents, gguf, memory, resolve
+from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
 from pipeline.models.gguf import Header
@@ -197,9 +197,6 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     for adapter, _ in server.adapters:
         if why := adapter.is_file() and adapters.difference(adapter, path, home):
             raise UsageError(f"{server.name}: {adapter}: {why}", adapters.HINT)
-    for file in server.adapters:
-        if why := file.is_file() and adapter.problem(file, gguf.shards(path)):
-            raise UsageError(f"{server.name}: {file}: {why}", "use one made for this model")
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
