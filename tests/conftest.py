@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from workers import free_port as free_port
 from workers import shared
@@ -113,11 +114,10 @@ class Doit:
 
     def __call__(self, *words: str, status: int | None = 0, timeout: float = 1500) -> Run:
         """Run to the end; the exit status must be `status` unless that is None."""
-        with self.start(*words) as process:
-            out, err = process.communicate(timeout=timeout)
+        run = Run(*forked.run(self.command(*words)[1:], self.env, timeout))
         if status is not None:
-            assert process.returncode == status, f"{words}: {process.returncode}\n{out}\n{err}"
-        return Run(process.returncode, out, err)
+            assert run.status == status, f"{words}: {run.status}\n{run.out}\n{run.err}"
+        return run
 
     @contextmanager
     def serving(self, *words: str) -> Iterator[str]:

@@ -116,6 +116,7 @@ def test_one_that_joins_later(
     assert secrets(environments(servers)["hub"]) == set(OF_THE_HUB)
 
 
+@pytest.mark.build
 def test_in_the_foreground(doit: Doit, gguf: Path) -> None:
     doit.env |= SECRETS | WANTED
     with doit.serving(f"model={gguf}"):
@@ -145,6 +146,7 @@ def ours(process: psutil.Process, doit: Doit) -> bool:
     return process.environ().get("LLAMA_PIPELINE_HOME") == str(doit.home)
 
 
+@pytest.mark.build
 @pytest.mark.parametrize("engine", ["router", "litellm"])
 def test_another_program_that_is_the_gateway(doit: Doit, tmp_path: Path, engine: str) -> None:
     """Stand-ins that write down what they have."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx2
 import pytest
-from conftest import REPOSITORY
 from fakes import hub as fake
 
 from pipeline.core.download import Location, read_range
@@ -34,7 +33,7 @@ from pipeline.models import fetch, hub, repository, safetensors
 from pipeline.models.choice import FileFilter
 from pipeline.models.reference import parse
 
-home, text, revision, filename, quant, wanted, offline = json.load(sys.stdin)
+home, text, revision, filename, quant, wanted, offline = json.loads(sys.argv[1])
 reference = parse("hf:" + text)
 if revision:
     reference = replace(reference, revision=revision)
@@ -138,22 +137,12 @@ def ask(server: fake.Running, tmp_path: Path) -> Ask:
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1,localhost",
-            "PYTHONPATH": str(REPOSITORY),
             **more,
         }
-        done = subprocess.run(
-            [sys.executable, "-c", CLIENT],
-            input=json.dumps(
-                [str(tmp_path / "home"), text, revision, filename, quant, fetch, offline]
-            ),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
+        told = [str(tmp_path / "home"), text, revision, filename, quant, fetch, offline]
+        status, out, err = forked.run(("-c", CLIENT, json.dumps(told)), environment, 120)
+        assert status == 0, err
+        answer: dict[str, Any] = json.loads(out)
         return answer
 
     return ask

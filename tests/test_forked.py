@@ -1,0 +1,58 @@
+"""Runs that are forked are as runs that are started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import forked
+import pytest
+
+WORDS = [
+    ("-c", "print('ü'); import sys; print(sys.argv[1:], file=sys.stderr)", "", "two words"),
+    ("-c", "import sys; sys.exit('said')"),
+    ("-c", "import sys; sys.exit(3)"),
+    ("-c", "import atexit; atexit.register(print, 'last'); raise SystemExit"),
+    ("-c", "import threading; threading.Timer(0.1, print, ['later']).start()"),
+    ("-c", "import os; print(os.getcwd(), os.environ['OF_THIS_RUN'], os.isatty(1), os.umask(0))"),
+    ("-c", "import os; print(os.getsid(0) == os.getpid(), sorted(os.listdir('/dev/fd')))"),
+    ("-c", "import os, signal; print('begun'); os.kill(os.getpid(), signal.SIGTERM)"),
+    ("-c", "import signal; print([signal.getsignal(n) for n in range(1, 32)])"),
+    ("-m", "doit", "help", "serve"),
+    ("-m", "doit", "serv"),
+    ("-m", "doit", "plan", "model=/no/such.gguf"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
+@pytest.mark.parametrize("words", WORDS)
+def test_a_run_is_as_a_started_one(words: tuple[str, ...]) -> None:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OF_THIS_RUN": "ü"}
+    started = subprocess.run(
+        [sys.executable, *words],
+        cwd=forked.REPOSITORY,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    runner = forked.own()
+    assert runner and runner.begins_with(env)
+    assert runner.run(words, env, 60) == (started.returncode, started.stdout, started.stderr)
+
+
+def test_variables_of_python_need_a_start() -> None:
+    words = ("-c", "import sys; print(sys.flags.utf8_mode, 'pipeline.core' in sys.modules)")
+    status, out, _ = forked.run(words, {**os.environ, "PYTHONUTF8": "1"}, 60)
+    assert (status, out) == (0, "1 False\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
+def test_one_that_takes_too_long_is_killed() -> None:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    words = ("-c", "import time; time.sleep(60)")
+    runner = forked.own()
+    assert runner and runner.run(words, env, 0.5) == (-9, "", "")
