@@ -146,7 +146,7 @@ def serve(channel: socket.socket) -> Request:
 
 
 def watch(out: int, err: int, told: int) -> None:
-    """Fork, and return in the new process; this one tells its number and, at its end, its status."""
+    """Fork, and return in the new process; this one tells its number and, then, its status."""
     if not (pid := os.fork()):
         os.close(told)
         return

@@ -62,7 +62,8 @@ def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list
             *("--outfile", str(made), "--outtype", conversion.outtype.lower()),
         ]
     return [
-        *(str(python), str(conversion.script), str(folder), "--outfile", str(made)),
+        *(str(python), str(converter.DRIVER), str(conversion.script)),
+        *(str(folder), "--outfile", str(made)),
         *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
         *(["--mmproj"] if conversion.projector else []),
     ]

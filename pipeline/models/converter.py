@@ -28,7 +28,7 @@ from pipeline.core.text import size
 
 from . import tools
 
-DRIVER = Path(__file__).with_name("header_of.py")
+DRIVER = Path(__file__).with_name("run_converter.py")
 PYTHON = Path("Scripts/python.exe" if WINDOWS else "bin/python")
 COPIES = 4  # of the weights: as read, as 32-bit numbers, and stacked with others of their kind
 REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")

@@ -22,8 +22,8 @@ from . import contents, convert, converter, foreign_code, gguf, safetensors, sta
 from .contents import Readable
 from .convert import Conversion
 from .gguf import Broken, Cut, Header
-from .header_of import TOO_MUCH
 from .resolve import slug
+from .run_converter import HEADER, TOO_MUCH
 from .weights import is_plain
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
@@ -97,9 +97,9 @@ def safetensors_skeleton(
             with staging.workspace(made, slug(name)) as (folder, scratch):
                 if not all(_lay_out(file, folder, weights) for file in ordered):
                     return None
-                command = convert.argv(conversion, python, folder, made)
+                program, driver, *words = convert.argv(conversion, python, folder, made)
                 status, out, err = outcome(
-                    [command[0], str(converter.DRIVER), *command[1:]],
+                    [program, driver, HEADER, *words],
                     timeout=tools.seconds("header", weights),
                     env=converter.environment(python, scratch),
                     sandbox=converter.sandbox(python, conversion.script, folder, (), made, scratch),

@@ -48,7 +48,8 @@ def conversion(tmp_path: Path) -> Conversion:
 def test_the_converters_command_line(conversion: Conversion) -> None:
     words = convert.argv(conversion, Path("/venv/bin/python"), Path("/in"), Path("/out.part"))
     assert words == [
-        *("/venv/bin/python", "/src/convert_hf_to_gguf.py", "/in", "--outfile", "/out.part"),
+        *("/venv/bin/python", str(converter.DRIVER), "/src/convert_hf_to_gguf.py"),
+        *("/in", "--outfile", "/out.part"),
         *("--outtype", "f16", "--model-name=A model"),
     ]
 

@@ -19,8 +19,9 @@ from twins import DENSE, GROUPED, Twin, conversion, skeleton_of
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import gguf, header_of, skeleton
+from pipeline.models import gguf, run_converter, skeleton
 from pipeline.models.contents import Readable, local
+from pipeline.models.run_converter import HEADER
 from pipeline.models.skeleton import FIRST_READ, gguf_skeleton
 
 
@@ -235,11 +236,28 @@ def test_weights_that_lie_are_an_error(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_converter_that_wants_the_weights_in_memory_is_stopped(tmp_path: Path) -> None:
-    (tmp_path / "converter.py").write_text(f"bytearray({2 * header_of.MOST_MEMORY})")
-    done = subprocess.run(
-        [sys.executable, header_of.__file__, tmp_path / "converter.py"], check=False, timeout=60
+    (tmp_path / "converter.py").write_text(f"bytearray({2 * run_converter.MOST_MEMORY})")
+    words = [sys.executable, run_converter.__file__, HEADER, tmp_path / "converter.py"]
+    done = subprocess.run(words, check=False, timeout=60)
+    assert done.returncode == run_converter.TOO_MUCH
+
+
+@pytest.mark.build
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [[], [HEADER]], ids=["whole", "header"])
+def test_transformers_loads_nothing_of_its_own_for_torch(
+    converter: Path, tmp_path: Path, mode: list[str]
+) -> None:
+    tree = tmp_path / "converter.py"
+    tree.write_text(
+        "import sys, torch\nfrom transformers import AutoConfig, AutoTokenizer\n"
+        "assert AutoConfig and AutoTokenizer\n"
+        "print(sys.argv[1:], bool(torch.zeros(1)[0] == 0), 'torch._dynamo' in sys.modules)\n"
     )
-    assert done.returncode == header_of.TOO_MUCH
+    (tmp_path / "gguf.py").write_text("class GGUFWriter: ...")
+    words = [converter, run_converter.__file__, *mode, tree, "a word"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "['a word'] True False\n"
 
 
 def test_a_real_file_by_the_official_writer(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Run the official converter as it will be run later, but write only its result's header.
+"""Run the official converter, with less to load; after HEADER only its result's header is written.
 
-Started with the converter's own Python: this file, the converter's path, the converter's words.
-The converter's tensors are lazy: what is not written is mostly not read or computed either. Some
-models are repacked at once all the same (NVFP4 checkpoints, the experts of DeepSeek V4): there
-the memory is bounded, and the exit status is TOO_MUCH.
+Started with the converter's own Python: this file, HEADER or not, the converter's path, its words.
+The converter's tensors are lazy: for a header, what is not written is mostly not read or computed
+either. Some models are repacked at once all the same (NVFP4 checkpoints, the experts of DeepSeek
+V4): there the memory is bounded, and the exit status is TOO_MUCH.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+HEADER = "--header"  # a word of this program's own
 TOO_MUCH = 75  # EX_TEMPFAIL of sysexits.h
 MOST_MEMORY = 2 * 1024**3  # bytes; a model of 70 billion weights takes 0.4
 
@@ -43,23 +44,31 @@ def hide_torch_from_transformers() -> None:
         importlib.util.find_spec = find
 
 
-def main(script: Path, words: list[str]) -> None:
+def bound_memory() -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         resource = importlib.import_module("resource")
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+
+
+def main(words: list[str]) -> None:
+    is_header = words[0] == HEADER
+    script, *rest = words[is_header:]
     # As Python itself and the converter have it: the gguf package of the same tree.
-    sys.path[0] = str(script.parent)
-    sys.path.insert(1, str(script.parent / "gguf-py"))
-    importlib.import_module("gguf").GGUFWriter.write_tensors_to_file = write_no_tensors
+    folder = Path(script).parent
+    sys.path[0] = str(folder)
+    sys.path.insert(1, str(folder / "gguf-py"))
+    if is_header:
+        bound_memory()
+        importlib.import_module("gguf").GGUFWriter.write_tensors_to_file = write_no_tensors
     hide_torch_from_transformers()
-    sys.argv = [str(script), *words]
+    sys.argv = [script, *rest]
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except (MemoryError, RuntimeError) as error:  # numpy raises the one, torch the other
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        if is_header and (isinstance(error, MemoryError) or "allocate memory" in str(error)):
             sys.exit(TOO_MUCH)
         raise
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1:])
