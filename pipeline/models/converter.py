@@ -207,6 +207,7 @@ def environment(python: Path, scratch: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",  # the source tree stays as it was checked
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # that there is no torch: it is hidden on purpose
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anthropic
 import pytest
 from client_tools import KEY
 from gateway_tools import Site
@@ -24,6 +23,8 @@ WEATHER: Any = {
 
 
 def test_a_tool_is_called_and_answers(clients: Site) -> None:
+    import anthropic
+
     asked: Any = {"model": "brief", "max_tokens": 200, "tools": [WEATHER]}
     # llama-server overlooks disable_parallel_tool_use: only the model's end ends its calls
     call: Any = {"tool_choice": {"type": "any"}}
@@ -49,6 +50,8 @@ def test_a_tool_is_called_and_answers(clients: Site) -> None:
 
 
 def test_errors(clients: Site) -> None:
+    import anthropic
+
     with (
         anthropic.Anthropic(base_url=clients.url, api_key="wrong", max_retries=0) as other,
         pytest.raises(anthropic.AuthenticationError),

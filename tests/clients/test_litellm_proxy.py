@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import openai
 import pytest
 from client_tools import KEY
 from conftest import REPOSITORY, Doit, free_port, wait_for
@@ -95,6 +94,8 @@ def proxy(
 
 
 def test_requests_come_back(request: pytest.FixtureRequest, proxy: tuple[str, str]) -> None:
+    import openai
+
     url, key = proxy
     with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
         assert {"tiny", "chat"} <= {one.id for one in client.models.list()}

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from typing import Any
 
-import openai
 import pytest
 from client_tools import KEY
 from gateway_tools import Site
@@ -61,6 +60,8 @@ def test_javascript(clients: Site) -> None:
 
 def test_python_tools_and_schema(clients: Site) -> None:
     """What test_gateway_clients.py leaves out: there no call can be made."""
+    import openai
+
     asked: Any = {"model": "chat", "messages": HELLO, "max_tokens": 200, "temperature": 0}
     with openai.OpenAI(base_url=f"{clients.url}/v1", api_key=KEY, max_retries=0) as client:
         made = client.chat.completions.create(

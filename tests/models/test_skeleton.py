@@ -21,6 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.models import gguf, run_converter, skeleton
 from pipeline.models.contents import Readable, local
+from pipeline.models.converter import environment
 from pipeline.models.run_converter import HEADER
 from pipeline.models.skeleton import FIRST_READ, gguf_skeleton
 
@@ -248,16 +249,16 @@ def test_a_converter_that_wants_the_weights_in_memory_is_stopped(tmp_path: Path)
 def test_transformers_loads_nothing_of_its_own_for_torch(
     converter: Path, tmp_path: Path, mode: list[str]
 ) -> None:
+    env = environment(converter, tmp_path)
     tree = tmp_path / "converter.py"
     tree.write_text(
-        "import sys, torch\nfrom transformers import AutoConfig, AutoTokenizer\n"
-        "assert AutoConfig and AutoTokenizer\n"
+        "import sys, torch\nfrom transformers import AutoConfig\nAutoConfig.for_model('llama')\n"
         "print(sys.argv[1:], bool(torch.zeros(1)[0] == 0), 'torch._dynamo' in sys.modules)\n"
     )
     (tmp_path / "gguf.py").write_text("class GGUFWriter: ...")
     words = [converter, run_converter.__file__, *mode, tree, "a word"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "['a word'] True False\n"
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert (done.stdout, done.stderr) == ("['a word'] True False\n", "")
 
 
 def test_a_real_file_by_the_official_writer(tmp_path: Path) -> None:

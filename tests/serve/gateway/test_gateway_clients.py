@@ -6,14 +6,16 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx2
-import openai
 import pytest
 from conftest import wait_for, with_programs
 from gateway_tools import Site, reached, site
+
+if TYPE_CHECKING:  # slow to load, and each worker imports all files of tests
+    import anthropic
+    import openai
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 
@@ -61,12 +63,16 @@ def here(built: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def gpt(here: Site) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=f"{here.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
 def claude(here: Site) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(base_url=here.url, api_key=KEY, max_retries=0) as client:
         yield client
 
@@ -118,6 +124,8 @@ def test_openai_embeddings_without_a_name_too(gpt: openai.OpenAI) -> None:
 
 
 def test_openai_models_and_errors(gpt: openai.OpenAI, here: Site) -> None:
+    import openai
+
     assert [one.id for one in gpt.models.list()] == ["chat-1", "chat", "chat-2", "search"]
     assert gpt.models.retrieve("chat").owned_by == "llama.cpp"
     with pytest.raises(openai.NotFoundError, match="did you mean chat") as why:
@@ -145,6 +153,8 @@ def test_anthropic_messages(claude: anthropic.Anthropic) -> None:
 
 
 def test_anthropic_models_and_errors(claude: anthropic.Anthropic) -> None:
+    import anthropic
+
     assert [one.display_name for one in claude.models.list()] == [
         *("chat-1", "chat", "chat-2", "search"),
     ]
@@ -184,6 +194,8 @@ def test_llama_server_stops_when_the_client_is_gone(gpt: openai.OpenAI, here: Si
 
 def test_a_killed_instance_is_replaced_by_the_other(gpt: openai.OpenAI, here: Site) -> None:
     """The last test: nobody restarts it."""
+    import openai
+
     here.kill("chat-2")
     for _ in range(4):
         assert gpt.completions.create(model="chat", prompt="hello", max_tokens=1).choices
