@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from conftest import Doit, wait_for
-from gateway_tools import Site, reached, site
+from gateway_tools import Site, site, status
 
 KEY = "the-key-of-this-gateway"
 
@@ -30,7 +29,7 @@ def serve(here: Site, program: Path, name: str, model: Path, *words: str, **more
     here.change(name, executable=command[0], cmd=tuple(command[1:]))
     here.start(name, command)
     url = f"{added.url}/health"
-    wait_for(lambda: reached(url) and httpx2.get(url).status_code == 200)
+    wait_for(lambda: status(url) == 200)
 
 
 def chat(here: Site, program: Path, name: str, model: Path, *words: str, **more: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 from conftest import wait_for, with_programs
-from gateway_tools import Site, reached, site
+from gateway_tools import Site, site, status
 
 if TYPE_CHECKING:  # slow to load, and each worker imports all files of tests
     import anthropic
@@ -56,7 +56,7 @@ def here(built: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         (path / "key").write_text(KEY)
         for added in one.instances.values():
             url = f"{added.url}/health"
-            wait_for(lambda url=url: reached(url) and httpx2.get(url).status_code == 200)
+            wait_for(lambda url=url: status(url) == 200)
         one.gateway(api_key_file=path / "key", models={"claude-*": "chat"})
         yield one
 
