@@ -11,15 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from client_tools import chat, serve
-from conftest import REPOSITORY, Doit, wait_for
-from gateway_tools import Site, reached, site
+from conftest import REPOSITORY, Doit, free_port, wait_for
+from gateway_tools import Site, site, status
 from npm_clients import installed
-
-from pipeline.core.errors import PipelineError
-from pipeline.serve.health import require_free
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 CLIENTS = (REPOSITORY / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -34,11 +30,10 @@ def curls(text: str) -> list[str]:
     return [line for block in blocks(text, "sh") for line in block.splitlines() if "curl " in line]
 
 
-def free_or_skip(port: int) -> None:
-    try:
-        require_free("127.0.0.1", port)
-    except PipelineError as error:
-        pytest.skip(f"the examples ask port {port}: {error.message}")
+def at(port: int, text: str, shown: int) -> str:
+    """With a port of the test's own: another program may serve on the one that is shown."""
+    assert f":{shown}" in text
+    return text.replace(f":{shown}", f":{port}")
 
 
 def output(words: list[str], **more: Path) -> str:
@@ -59,19 +54,18 @@ def test_the_lines_of_the_readme(demo: Doit) -> None:
     """`serve model=demo`, then curl in another terminal."""
     lines = curls(README)
     assert len(lines) > 1
-    free_or_skip(8080)
+    port = free_port()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with demo.start("serve", "model=demo", "port=8080", **quiet) as server:
+    with demo.start("serve", "model=demo", f"port={port}", **quiet) as server:
         try:
 
             def ready() -> bool:
                 assert server.poll() is None
-                url = "http://127.0.0.1:8080/health"
-                return reached(url) and httpx2.get(url).status_code == 200
+                return status(f"http://127.0.0.1:{port}/health") == 200
 
             wait_for(ready, 300)
             for line in lines:
-                asked(line)
+                asked(at(port, line, 8080))
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(timeout=30)
@@ -81,8 +75,7 @@ def test_the_lines_of_the_readme(demo: Doit) -> None:
 def shown(
     built: Path, gguf: Path, demo: Doit, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """What docs/clients.md asks: `chat` and `embed` behind port 9000, no key."""
-    free_or_skip(9000)
+    """What docs/clients.md asks: `chat` and `embed` behind one port, no key."""
     demo("prepare", "model=demo-embed", "quant=q8_0")
     minilm = next((demo.home / "models").rglob("*.q8_0.gguf"))
     program = next(built.glob("*/llama-server*"))
@@ -90,23 +83,22 @@ def shown(
         # Random weights end a call or an answer in JSON seldom: else each fills the context.
         chat(one, program, "chat", gguf, "--threads", "1", "--predict", "400")
         serve(one, program, "embed", minilm, "--embeddings", kind="embedding")
-        one.port, one.url = 9000, "http://127.0.0.1:9000"
         one.gateway()
         yield one
 
 
 @pytest.mark.parametrize("line", curls(CLIENTS))
 def test_curl(shown: Site, line: str) -> None:
-    asked(line)
+    asked(at(shown.port, line, 9000))
 
 
 @pytest.mark.parametrize("text", blocks(CLIENTS, "python"), ids=["openai", "anthropic"])
 def test_python(shown: Site, text: str) -> None:
-    assert output([sys.executable, "-c", text])
+    assert output([sys.executable, "-c", at(shown.port, text, 9000)])
 
 
 def test_javascript_example(shown: Site) -> None:
     (text,) = blocks(CLIENTS, "js")
     program = installed() / "example.mjs"
-    program.write_text(text, encoding="utf-8")
+    program.write_text(at(shown.port, text, 9000), encoding="utf-8")
     assert output([str(shutil.which("node")), str(program)])
