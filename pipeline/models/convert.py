@@ -56,17 +56,12 @@ class Conversion(Struct, frozen=True, kw_only=True):
 
 def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list[str]:
     """The converter's command line. With the model's name, so that the folder's does not matter."""
-    if conversion.resolved.base:
-        return [
-            *(str(python), str(conversion.script), str(folder), "--base", str(folder / BASE)),
-            *("--outfile", str(made), "--outtype", conversion.outtype.lower()),
-        ]
-    return [
-        *(str(python), str(converter.DRIVER), str(conversion.script)),
-        *(str(folder), "--outfile", str(made)),
-        *("--outtype", conversion.outtype.lower(), f"--model-name={conversion.resolved.name}"),
-        *(["--mmproj"] if conversion.projector else []),
-    ]
+    words = [str(python), str(converter.DRIVER), str(conversion.script), str(folder)]
+    words += ["--outfile", str(made), "--outtype", conversion.outtype.lower()]
+    if conversion.resolved.base:  # an adapter's
+        return [*words, "--base", str(folder / BASE)]
+    words.append(f"--model-name={conversion.resolved.name}")
+    return [*words, "--mmproj"] if conversion.projector else words
 
 
 def make(
