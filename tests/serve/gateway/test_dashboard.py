@@ -167,10 +167,10 @@ def test_in_a_browser(here: Site, browser: Chrome, tmp_path: Path) -> None:
     assert HOSTILE in seen(browser, ".reason")[0], "as text"
     assert len(seen(browser, "#devices .device")) >= 1
 
-    browser.find_element("id", "log-of-chat").send_keys(Keys.ENTER)
+    browser.find_element("id", "Log-chat").send_keys(Keys.ENTER)
     wait_for(lambda: "last line" in seen(browser, "#log")[0])
     browser.find_element("id", "log-close").send_keys(Keys.ENTER)
-    assert browser.switch_to.active_element.get_attribute("id") == "log-of-chat"
+    assert browser.switch_to.active_element.get_attribute("id") == "Log-chat"
 
     wait_for(lambda: "21" in seen(browser, "#requests td"))
     browser.find_element("css selector", "#requests button").send_keys(Keys.SPACE)

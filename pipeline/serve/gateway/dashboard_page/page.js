@@ -2,10 +2,12 @@
 
 const REFRESH = 2000; // milliseconds
 const COLOURS = 6; // in page.css
+const READING = 8000; // milliseconds that an error of a button stays
 const at = (id) => document.getElementById(id);
 
 let key = sessionStorage.getItem("key") || "";
 let followed = ""; // the instance whose log is shown
+let errorUntil = 0; // milliseconds of the clock
 const opened = new Set(); // requests whose contents are shown
 
 /** An element with attributes; children are elements or text, which is never read as HTML. */
@@ -35,15 +37,19 @@ function duration(seconds) {
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 
-async function ask(path) {
+async function ask(path, body) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(path, { headers });
+  if (body) headers["Content-Type"] = "application/json";
+  const answer = await fetch(path, body ? { method: "POST", headers, body } : { headers });
   if (answer.status === 401) {
     at("login").hidden = false;
     document.querySelector("main").hidden = true;
     throw new Error(key ? "this key is not accepted" : "an API key is needed");
   }
-  if (!answer.ok) throw new Error(`the gateway answers ${answer.status}`);
+  if (!answer.ok) {
+    const told = await answer.json().catch(() => null);
+    throw new Error(told?.error?.message || `the gateway answers ${answer.status}`);
+  }
   return answer;
 }
 
@@ -54,40 +60,63 @@ function replace(place, ...children) {
   if (focused) at(focused)?.focus();
 }
 
+const total = (need) => Object.values(need).reduce((sum, count) => sum + count, 0);
+
+function button(each, label, action) {
+  return make("button", {
+    type: "button", id: `${label}-${each.name}`, "aria-label": `${label} ${each.name}`,
+    onclick: action,
+  }, label);
+}
+
+async function order(verb, name) {
+  try {
+    await ask(`/models/${verb}`, JSON.stringify({ model: name }));
+    await refresh();
+  } catch (error) {
+    errorUntil = Date.now() + READING;
+    say(error.message, true);
+  }
+}
+
 function showInstances(data) {
   const rows = data.instances.map((each) => {
     const state = make("td", { class: each.state }, each.state);
     if (each.reason && each.state !== "ready") {
       state.append(make("span", { class: "reason" }, each.reason));
     }
-    const log = make("button", {
-      type: "button", id: `log-of-${each.name}`, "aria-label": `Log of ${each.name}`,
-      onclick: () => openLog(each.name),
-    }, "Show");
-    const since = each.ready_since === null ? "" : duration(data.at - each.ready_since);
+    const buttons = make("td", {}, button(each, "Log", () => openLog(each.name)));
+    if (each.engine !== "gateway" && each.state === "asleep") {
+      buttons.append(" ", button(each, "Load", () => order("load", each.name)));
+    } else if (each.engine !== "gateway" && each.state === "ready") {
+      buttons.append(" ", button(each, "Unload", () => order("unload", each.name)));
+    }
+    const ago = (when) => (when === null ? "" : duration(data.at - when));
+    const number = (text) => make("td", { class: "number" }, text);
     return make("tr", {},
       make("th", { scope: "row" }, each.name), make("td", {}, each.model), state,
-      make("td", { class: "number" }, since),
-      make("td", { class: "number" }, String(each.in_flight)),
-      make("td", { class: "number" }, bytes(each.memory)),
-      make("td", { class: "number" }, bytes(each.gpu_memory)), make("td", {}, log));
+      number(ago(each.ready_since)), number(each.last_use ? `${ago(each.last_use)} ago` : ""),
+      number(String(each.in_flight)), number(bytes(each.memory)), number(bytes(each.gpu_memory)),
+      number(total(each.need) ? bytes(total(each.need)) : ""), buttons);
   });
   replace(at("instances"), ...rows);
 }
 
 function showDevices(data) {
-  const sum = (name) => data.instances.reduce((total, each) => total + (each[name] || 0), 0);
+  const loaded = data.instances.filter((each) => each.pid !== null);
+  const sum = (value) => loaded.reduce((found, each) => found + (value(each) || 0), 0);
   const rows = data.devices.map((device) => {
-    const is_ram = device.name === "ram";
     const used = device.total - device.free;
-    // GPUs are not told apart by process: with one of them all is on it.
-    const own = is_ram ? sum("memory") : data.devices.length === 2 ? sum("gpu_memory") : null;
-    const mine = Math.min(own || 0, used);
-    const parts = [["instances", mine], ["other", used - mine]];
+    const measured = device.name === "ram" ? sum((each) => each.memory) :
+      // Processes are not told apart by GPU: with one GPU all is on it.
+      data.devices.length === 2 ? sum((each) => each.gpu_memory) : null;
+    const counted = sum((each) => each.need[device.name]);
+    const mine = Math.min(measured ?? counted, used);
     const words = `${bytes(used)} of ${bytes(device.total)} used` +
-      (own === null ? "" : `, ${bytes(own)} by instances`);
+      (measured === null ? "" : `, ${bytes(measured)} by instances`) +
+      (counted ? `, counted with ${bytes(counted)}` : "");
     const bar = make("div", { class: "bar", role: "img", "aria-label": `${device.name}: ${words}` });
-    for (const [kind, size] of parts) {
+    for (const [kind, size] of [["instances", mine], ["other", used - mine]]) {
       const part = make("div", { class: kind });
       part.style.width = `${(100 * size) / device.total}%`;
       bar.append(part);
@@ -122,7 +151,7 @@ function showChart(place, samples, history, names, factor, unit) {
 }
 
 function showCharts(data) {
-  const names = data.instances.map((each) => each.name);
+  const names = data.instances.filter((each) => each.engine !== "gateway").map((each) => each.name);
   const { history } = data;
   const minute = 60 / history.interval;
   showChart(at("requests-chart"), history.requests, history, names, minute, "Requests a minute");
@@ -182,14 +211,19 @@ async function openLog(name) {
 }
 
 function closeLog() {
-  const button = at(`log-of-${followed}`);
+  const button = at(`Log-${followed}`);
   followed = "";
   at("log-section").hidden = true;
   button?.focus();
 }
 
-async function refresh() {
+function say(words, is_bad) {
   const state = at("state");
+  if (state.textContent !== words) state.textContent = words; // else it would be read out again
+  state.classList.toggle("bad", is_bad);
+}
+
+async function refresh() {
   try {
     const data = await (await ask("/dashboard/data")).json();
     at("login").hidden = true;
@@ -201,13 +235,11 @@ async function refresh() {
     if (followed) await showLog();
     const ready = data.instances.filter((each) => each.state === "ready").length;
     const waiting = data.held ? `, ${data.held} requests waiting` : "";
-    const words = `${ready} of ${data.instances.length} ready${waiting}`;
-    if (state.textContent !== words) state.textContent = words;
-    state.classList.remove("bad");
+    if (Date.now() > errorUntil) {
+      say(`${ready} of ${data.instances.length} ready${waiting}`, false);
+    }
   } catch (error) {
-    const gone = error instanceof TypeError ? "the gateway does not answer" : error.message;
-    if (state.textContent !== gone) state.textContent = gone;
-    state.classList.add("bad");
+    say(error instanceof TypeError ? "the gateway does not answer" : error.message, true);
   }
 }
 
