@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import psutil
 import pytest
+from browsing import script_errors, seen
 from conftest import Doit, free_port, wait_for, with_programs
 
+from pipeline.core.store import receipts
 from pipeline.serve.supervisor import marker, state
 from pipeline.serve.supervisor.state import Folder
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 pytestmark = pytest.mark.build
 
@@ -150,6 +156,62 @@ def test_loading_by_name(site: Site) -> None:
     wait_for(lambda: not site.running(), 30)
     assert "name=seven: there is no such instance" in site("load", "name=seven", status=3)
     assert "name=… is one of one, two" in site("unload", status=3)
+
+
+def test_a_conversation_survives_an_unload(site: Site) -> None:
+    site("up")
+    words = " ".join(f"word {number}" for number in range(40))
+    said = [{"role": "user", "content": words}]
+    first = site.ask("/v1/chat/completions", "one", messages=said, max_tokens=4, temperature=0)
+    evaluated = first.json()["timings"]["prompt_n"]
+    assert evaluated > 100
+    site("unload", "name=one")
+    folder = site.at.path / "slots" / "one"
+    (saved,) = folder.glob("*.slot")
+    assert saved.stat().st_size > 1000 and folder.stat().st_mode & 0o77 == 0
+    site("load", "name=one")
+    again = site.ask("/v1/chat/completions", "one", messages=said, max_tokens=4, temperature=0)
+    assert again.json()["timings"]["prompt_n"] < 10, "the rest was restored"
+    assert again.json()["choices"] == first.json()["choices"]
+    site("unload", "name=one")
+    saved = next(folder.glob("*.slot"))
+    saved.write_bytes(saved.read_bytes()[:500])  # as a full disk may leave it
+    third = site.ask("/v1/chat/completions", "one", messages=said, max_tokens=4, temperature=0)
+    assert third.json()["timings"]["prompt_n"] == evaluated
+    assert third.json()["choices"] == first.json()["choices"]
+    site("down")
+    assert not folder.exists(), "nobody asked to keep them"
+
+
+def test_every_model_on_disk(site: Site, gguf: Path) -> None:
+    folder = site.doit.home / "models" / "gguf" / "org__stored__0123456789ab"
+    folder.mkdir(parents=True)
+    stored = Path(shutil.copy(gguf, folder / "stored.Q8_0.gguf"))
+    receipts.change(stored, receipts.stamp(stored, {"step": "fetch"}, seconds=1))
+    port = site.url.rpartition(":")[2]
+    site.file.write_text(
+        f'[master]\ninstances = "models"\n[gateway]\nenable = true\nport = {port}\n'
+        f"[instance.stored.server]\nport = {free_port()}\nctx_size = 512\n",
+        encoding="utf-8",
+    )
+    assert "stored: asleep; a request at the gateway loads it" in site("up")
+    answer = site.ask("/v1/chat/completions", "stored", max_tokens=2)
+    assert answer.json()["model"] == "stored"
+
+
+@pytest.mark.slow
+def test_loading_in_the_dashboard(site: Site, browser: Chrome) -> None:
+    site("up")
+    browser.get(f"{site.url}/dashboard")
+    wait_for(lambda: browser.find_elements("id", "Load-three"), 60)
+    browser.find_element("id", "Load-three").click()
+    wait_for(lambda: browser.find_elements("id", "Unload-three"), 60)
+    assert site.running() == ["three"]
+    site.ask("/v1/chat/completions", "three", max_tokens=4)
+    wait_for(lambda: "4" in seen(browser, "#requests td"), 30)
+    browser.find_element("id", "Unload-three").click()
+    wait_for(lambda: browser.find_elements("id", "Load-three"), 60)
+    assert site.running() == [] and script_errors(browser) == []
 
 
 def running(site: Site) -> list[dict[str, Any]]:

@@ -170,6 +170,37 @@ def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Pat
     assert "nothing is up" in servers.doit("ps").err
 
 
+def test_a_file_that_is_watched(servers: Servers, gguf: Path, tmp_path: Path) -> None:
+    servers.chat("kept", gguf)
+
+    def is_ready(name: str) -> bool:
+        return servers.ps().get(name, {}).get("state") == "ready"
+
+    told = tmp_path / "told"
+    with (
+        told.open("wb") as err,
+        servers.doit.start("up", servers.config, "watch=1", stderr=err) as process,
+    ):
+        wait_for(lambda: is_ready("kept"), 120)
+        first = servers.ps()["kept"]["pid"]
+        servers.chat("new", gguf)
+        wait_for(lambda: is_ready("new"), 120)
+        good = servers.file.read_text(encoding="utf-8")
+        servers.file.write_text(f"{good}\n[instance.new.server", encoding="utf-8")
+        wait_for(lambda: "error:" in told.read_text("utf-8"), 60)
+        servers.file.unlink()  # as some editors do before they write
+        wait_for(lambda: told.read_text("utf-8").count("has changed") == 3, 60)
+        servers.file.write_text(good.replace("512", "256"), encoding="utf-8")
+        wait_for(lambda: is_ready("kept") and servers.ps()["kept"]["pid"] != first, 120)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert "no longer watching" in told.read_text("utf-8")
+    assert is_ready("kept") and is_ready("new")
+    assert "contradict" in servers.up("watch=1", "background=0", status=3).err
+    assert "contradict" in servers.up("watch=1", "dry_run=1", status=3).err
+
+
 def test_a_changed_file_restarts_what_changed(servers: Servers, gguf: Path) -> None:
     servers.chat("kept", gguf)
     servers.chat("changed", gguf)

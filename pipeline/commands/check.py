@@ -19,7 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.core.store import active
 from pipeline.models import quants
 
-from . import resolve
+from . import resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     from .servers import GATEWAY_OPTIONS
 
     configuration, requested = servers.configuration, servers.requested
+    watch.check(servers)
     if requested.besides:
         here = configuration.label
         note(f"{requested.besides} names another file, which is not read; using {here}")

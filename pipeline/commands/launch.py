@@ -14,13 +14,13 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, publish_same
 from pipeline.models import gguf
-from pipeline.serve import sandbox
+from pipeline.serve import placing, sandbox
 from pipeline.serve.config import instances
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import BOOT, LLAMA_CPP, Server
-from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor import slots, state
 
 from . import adapters, drafts, estimate, needs, serve
 from .model import Model
@@ -71,6 +71,8 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
     if "sandbox" in file.variables:
         mode = file.request.sandbox
         servers = tuple(replace(s, sandbox=mode) if s.engine == LLAMA_CPP else s for s in servers)
+    if placing.byte_count(file.configuration.master.saved_slots):
+        servers = tuple(slots.saving(server, file.at) for server in servers)
     return servers
 
 

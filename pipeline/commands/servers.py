@@ -21,6 +21,7 @@ from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor import state
 
+from . import stored_instances
 from .model import Model
 from .programs import Programs
 from .request import request
@@ -83,7 +84,14 @@ class Servers:
             variable = OVERRIDES[engine or LLAMA_CPP]
             over = os.environ.get(variable, "")
             file = Path(requested.config)
-            return load(file, engine=engine, overrides=over, where=variable, patient=True)
+            return load(
+                file,
+                engine=engine,
+                overrides=over,
+                where=variable,
+                patient=True,
+                stored=lambda written: stored_instances.tables(self.home, self.at, written),
+            )
         from pipeline.serve.config.profiles import load_profile
 
         own = {

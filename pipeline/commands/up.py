@@ -17,7 +17,7 @@ from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.store import active
 from pipeline.core.text import table
-from pipeline.serve import served
+from pipeline.serve import placing, served
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.state import (
@@ -32,7 +32,7 @@ from pipeline.serve.supervisor.state import (
     require_known,
 )
 
-from . import gateway, launch, needs, ps
+from . import gateway, launch, needs, ps, watch
 from . import serve as serving
 from .servers import Servers
 from .summary import summary
@@ -77,7 +77,8 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
     budget, computed = needs.budget(servers), needs.of_servers(servers, desired.instances)
     for line in needs.require_fit(servers, desired.instances, computed, budget):
         log.info(f"warning: {line}")
-    return replace(desired, memory=budget, needs=computed)
+    limit = placing.byte_count(servers.configuration.master.saved_slots)
+    return replace(desired, memory=budget, needs=computed, saved_slots=limit)
 
 
 def planned(servers: Servers) -> tuple[Server, ...]:
@@ -91,6 +92,9 @@ def up(servers: Servers) -> None:
     """Start the servers that do not run yet. Raises PipelineError where one does not get ready."""
     from pipeline.serve.supervisor import control
 
+    if servers.requested.watch:
+        watch.follow(servers)
+        return
     desired, names = prepare(servers), servers.requested.names
     require_own_places(servers, desired)
     files = [file for server in desired.instances for file in served.files(server)]

@@ -280,6 +280,12 @@ class FileVariables(Group):
         shown="as the file says",
         of=("up",),
     )
+    watch: bool = variable(
+        flag,
+        "stay, and do the same again whenever the file changes; Ctrl-C leaves the servers up",
+        False,
+        of=("up",),
+    )
     max_loading: int | None = variable(
         integer(1, 10_000),
         "how many instances load at once",

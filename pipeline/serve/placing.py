@@ -80,6 +80,15 @@ def budget(setting: object, machine: Bytes) -> dict[str, int]:
     return {TOTAL: _bytes(setting, sum(machine.values()))}
 
 
+def byte_count(text: str) -> int:
+    """The bytes that a size such as `20GiB` means."""
+    found = AMOUNT.fullmatch(text.strip())
+    if not found or found[2] == "%":
+        raise ValueError(text)
+    unit = found[2].upper()
+    return int(float(found[1]) * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
+
+
 def _bytes(value: object, whole: int, device: str = "") -> int:
     where = f"memory.{device}" if device else "memory"
     hint = 'must be "auto", an amount such as "20GiB", or a share such as "80%"'
@@ -88,12 +97,12 @@ def _bytes(value: object, whole: int, device: str = "") -> int:
     found = AMOUNT.fullmatch(str(value).strip())
     if not found:
         raise UsageError(f"{where} = {value!r}", hint)
-    number, unit = float(found[1]), found[2].upper()
-    if unit == "%":
+    number = float(found[1])
+    if found[2] == "%":
         if not 0 < number <= 100:
             raise UsageError(f"{where} = {value!r}: a share is more than 0% and at most 100%", hint)
         return int(whole * number / 100)
-    result = int(number * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
+    result = byte_count(str(value))
     if not result:
         raise UsageError(f"{where} = {value!r}: leaves no memory for any model", hint)
     return result

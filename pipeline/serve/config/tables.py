@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.serve import address
 
+MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
 # As placing.py reads them.
@@ -100,6 +101,13 @@ def _memory(value: Any, _: object) -> Any:
     return value
 
 
+def _size(value: str) -> str:
+    """A size in bytes. Raises where it is none."""
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+        raise PydanticCustomError("size", 'must be a size such as "4GiB"; "0GiB" for none')
+    return value
+
+
 def _origin(value: str) -> str:
     """A pattern of origins. Raises where none that a browser sends could match."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", value, re.IGNORECASE):
@@ -124,6 +132,7 @@ def _host_name(value: str) -> str:
 Option = Annotated[str | int | float | bool | list[Scalar], WrapValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
 Amount = Annotated[str | dict[str, str], WrapValidator(_memory)]
+Size = Annotated[str, AfterValidator(_size)]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
 Host = Annotated[str, Field(min_length=1), AfterValidator(_host)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
@@ -161,6 +170,10 @@ class Master(Table):
     memory: Amount = "auto"
     """What models may take together: auto, a size such as 20GiB, a share such as 80%, or a table
     of these by device (ram, gpu0, ...)."""
+    instances: Literal["models"] | None = None
+    """models: every model on disk can be asked for by name, beside the instances of this file."""
+    saved_slots: Size = "4GiB"
+    """What the conversations of unloaded llama-servers may take on the disk; 0GiB: none is kept."""
     pixi_project_dir: Text | None = None
     """vLLM: a Pixi project in which it is installed."""
     pixi_environment: Text = "default"

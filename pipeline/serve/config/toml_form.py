@@ -15,18 +15,27 @@ from pipeline.serve.server import Control
 from . import messages, sources
 from .configuration import Configuration, InstanceSpec, Value, alike, beside, wrong_name
 from .messages import dotted
-from .tables import Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
+from .tables import MODELS, Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
+
+Tables = dict[str, Any]
 
 
 def load(
-    file: Path, *, engine: str = "", overrides: str = "", where: str = "", patient: bool = False
+    file: Path,
+    *,
+    engine: str = "",
+    overrides: str = "",
+    where: str = "",
+    patient: bool = False,
+    stored: Callable[[Tables], Tables] = lambda tables: {},
 ) -> Configuration:
     """The instances that `file` asks for.
 
     `engine` is that of instances which name none. `overrides` is the text of a JSON object that is
     merged over the file, `where` the name of the variable that held it. Raises UsageError that
     names every error; with `patient` they are left in the result, for `check` to raise with its
-    own, and only a file that cannot be read raises.
+    own, and only a file that cannot be read raises. `stored` gives the tables of the instances that
+    `instances = "models"` stands for.
     """
     file = Path(file).absolute()
     where = where or "overrides"
@@ -45,6 +54,9 @@ def load(
 
     if engine:
         tables = sources.merged({"instance": {"control": {"engine": engine}}}, tables)
+    master = tables.get("master")
+    if isinstance(master, dict) and master.get("instances") == MODELS:
+        tables = sources.merged({"instance": stored(tables)}, tables)
     read = messages.validated(InstancesFile, tables, keys, add_error)
     section = read.instance
     instances = section.__pydantic_extra__ or {}

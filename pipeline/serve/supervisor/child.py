@@ -11,11 +11,12 @@ from threading import Event, Thread
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import LAST_LINES, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
+from pipeline.core.text import plural
 from pipeline.serve import sandbox
 from pipeline.serve.logfile import Log, pumped, quoted
 from pipeline.serve.server import Server
 
-from . import client, marker
+from . import client, marker, slots
 from .environment import environment
 from .liveness import require_port
 from .policy import Timing
@@ -30,8 +31,11 @@ class Child:
 
     def __init__(self, instance: Server, at: Folder, timing: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""
-        self.observed, self.news = "", news
+        self.instance, self.observed, self.news = instance, "", news
+        self._saving: Thread | None = None
         require_port(instance, at)
+        if has_slots := slots.are_ours(instance, at):
+            Path(instance.argument(slots.OPTION)).mkdir(mode=0o700, parents=True, exist_ok=True)
         if not Path(instance.folder).is_dir():
             raise PipelineError(f"{instance.folder}: there is no such folder")
         self.log, self.over = Log(Path(instance.log_file), timing.log_bytes), Event()
@@ -52,7 +56,8 @@ class Child:
             self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
             # A launcher may end before its server, whose output is still to be read.
             self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
-            arguments = (instance, self._report, self.over, timing.probe_every)
+            prepare = self._restore if has_slots else None
+            arguments = (instance, self._report, self.over, timing.probe_every, prepare)
             Thread(target=client.watch, args=arguments, daemon=True).start()
         except BaseException:
             self.kill()
@@ -60,6 +65,17 @@ class Child:
 
     def _keep(self, line: str) -> None:
         self.last_lines.append(line[:LONGEST_LINE])
+
+    def _restore(self) -> None:
+        if count := slots.restore(self.instance):
+            self.log(f"restored {plural(count, 'conversation')}")
+
+    def save(self, limit: int) -> bool:
+        """Save its conversations, in a thread of its own; True once that is over."""
+        if self._saving is None:
+            self._saving = Thread(target=slots.save, args=(self.instance, limit), daemon=True)
+            self._saving.start()
+        return not self._saving.is_alive()
 
     def _report(self, observed: str) -> None:
         self.observed = observed

@@ -136,13 +136,21 @@ class Probe:
         return now is None or after is None or after.progress == now.progress
 
 
-def watch(instance: Server, report: Callable[[str], None], over: Event, probe_every: float) -> None:
-    """Report READY once, then STUCK should it hang. Ends when `over` is set."""
+def watch(
+    instance: Server,
+    report: Callable[[str], None],
+    over: Event,
+    probe_every: float,
+    prepare: Callable[[], None] | None = None,
+) -> None:
+    """Report READY once, after `prepare`, then STUCK should it hang. Ends when `over` is set."""
     pause = FIRST_PAUSE
     while not is_ready(instance):
         if over.wait(pause):
             return
         pause = min(pause * 1.2, LONGEST_PAUSE)
+    if prepare:
+        prepare()
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None
     while probe and not over.wait(probe_every):

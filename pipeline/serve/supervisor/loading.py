@@ -72,7 +72,7 @@ class Scheduler:
             if self._is_idle(runner, now):
                 self._unload(runner, now)
             if runner.status.state == UNLOADING:
-                self._stop_if_left(name, runner, now)
+                self._stop_if_left(name, runner, now, wanted.saved_slots)
         self._load(wanted, mine, now)
 
     def tick(self, wanted: DesiredState) -> float:
@@ -135,14 +135,16 @@ class Scheduler:
         runner.unloads = runner.child is not None
         runner.amend(state=UNLOADING if runner.child else ASLEEP)
 
-    def _stop_if_left(self, name: str, runner: Runner, now: float) -> None:
-        """Stop it once it has answered all requests, those that no gateway knows among them."""
+    def _stop_if_left(self, name: str, runner: Runner, now: float, saved_slots: int) -> None:
+        """Stop it once it has answered all requests, those that no gateway knows among them, and
+        its conversations are saved."""
         since = self._unloading_since.get(name, now)
         if not self._gateways.have_left(name, runner.status.ready_at, now - since):
             return
         if client.is_busy(runner.instance, PROBE_SECONDS):
             return
-        runner.ask_to_stop(time.monotonic())
+        if runner.is_saved(saved_slots):
+            runner.ask_to_stop(time.monotonic())
 
     # Loading
 

@@ -18,7 +18,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import set_aside
 from pipeline.serve.server import Server
 
-from . import client
+from . import client, slots
 from .child import Child
 from .policy import End, Timing, decide
 from .state import (
@@ -90,6 +90,12 @@ class Runner:
         elif not self.unwanted and self.status.state != STOPPING:
             self.ask_to_stop(now)
         self.unwanted = True
+
+    def is_saved(self, limit: int) -> bool:
+        """Whether its conversations are saved, within `limit` bytes; begins to save them."""
+        if self.child is None or not limit or not slots.are_ours(self.instance, self.at):
+            return True
+        return self.child.save(limit)
 
     def kill(self, now: float) -> None:
         """Kill it rather than wait any longer."""

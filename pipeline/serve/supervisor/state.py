@@ -52,6 +52,7 @@ class DesiredState(Struct, frozen=True, kw_only=True):
     # not in it has no limit
     needs: Mapping[str, Mapping[str, int]] = {}  # by server: bytes by device, as computed
     orders: Mapping[str, Order] = {}  # the last one for each server
+    saved_slots: int = 0  # bytes that conversations of unloaded servers may take on the disk
 
     @property
     def unloads(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -34,7 +35,7 @@ from pipeline.serve.logfile import Log
 from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
-from . import marker
+from . import marker, slots
 from .liveness import living
 from .loading import Scheduler
 from .policy import Timing
@@ -109,6 +110,8 @@ class Supervisor:
         done = not self.wanted.instances and all(x.is_over for x in self.runners.values())
         self.publish()
         if done:
+            if not stops:  # else they may come back
+                shutil.rmtree(self.at.path / slots.FOLDER, ignore_errors=True)
             self.log("asked to stop" if stops else "no server is wanted any more")
         return not done
 

@@ -1,0 +1,124 @@
+"""Conversations that outlive their server: llama-server's slots, saved before it is unloaded and
+restored once it is loaded again, so that no part of their prompts is computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pipeline.core.store.stat_cache import stamp
+from pipeline.serve import served
+from pipeline.serve.server import DEMAND, LLAMA_CPP, Server
+
+from . import client
+from .state import Folder
+
+OPTION = "--slot-save-path"
+FOLDER = "slots"  # of a configuration's folder; in it one for each server
+PATIENCE = 30.0  # seconds for a server to write or read one slot
+# Options that change nothing of what a slot holds.
+INDIFFERENT = ("--host", "--port", "--alias", "--api-key-file", "--log-file", "--threads", OPTION)
+
+
+def saving(server: Server, at: Folder) -> Server:
+    """The server with a folder for its slots, if it is one that is unloaded and loaded again and
+    has conversations. One with a projector cannot save any."""
+    comes_back = server.start == DEMAND or server.idle_timeout
+    is_chat = server.engine == LLAMA_CPP and server.kind == "chat"
+    if not (comes_back and is_chat) or {OPTION, "--mmproj"}.intersection(server.cmd):
+        return server
+    return replace(server, cmd=(*server.cmd, OPTION, str(at.path / FOLDER / server.name)))
+
+
+def are_ours(server: Server, at: Folder) -> bool:
+    """Whether we save its slots."""
+    return server.argument(OPTION) == str(at.path / FOLDER / server.name)
+
+
+def save(server: Server, limit: int) -> int:
+    """Write each slot that holds something into the server's folder, in place of what was there
+    before; with what other servers have beside it at most `limit` bytes stay, the latest. Returns
+    how many slots were saved: none where the server cannot (one with a projector), or the disk is
+    full."""
+    folder, own = Path(server.argument(OPTION)), key(server)
+    saved = []
+    for slot in _filled(server):
+        part, file = folder / f".{own}-{slot}.part", folder / f"{own}-{slot}.slot"
+        if _do(server, slot, "save", part.name):
+            with suppress(OSError):
+                part.replace(file)
+                saved.append(file)
+        part.unlink(missing_ok=True)
+    if saved:
+        _remove(file for file in folder.glob("*.slot") if file not in saved)
+    limit_bytes(folder.parent, limit)
+    return len(saved)
+
+
+def restore(server: Server) -> int:
+    """Have it read what was saved of it, if it is still the same model, program and options.
+    Returns how many slots that were. What it cannot read is removed."""
+    restored = 0
+    for file in Path(server.argument(OPTION)).glob(f"{key(server)}-*.slot"):
+        if _do(server, file.stem.rpartition("-")[2], "restore", file.name):
+            restored += 1
+        else:
+            file.unlink(missing_ok=True)
+    return restored
+
+
+def key(server: Server) -> str:
+    """What has to be the same for a slot to mean the same: the program, the model's files and the
+    options."""
+    options = [
+        word
+        for before, word in pairwise(["", *server.cmd])
+        if before not in INDIFFERENT and word not in INDIFFERENT
+    ]
+    files = [(str(file), *stamp(file)) for file in served.files(server)]
+    told = json.dumps([server.executable, options, files])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def limit_bytes(top: Path, limit: int) -> None:
+    """Remove the oldest slots below `top`, as long as all have more than `limit` bytes."""
+    sizes = {}
+    for file in top.glob("*/*.slot"):
+        with suppress(OSError):
+            info = file.stat()
+            sizes[file] = (info.st_mtime, info.st_size)
+    total = sum(size for _, size in sizes.values())
+    for file in sorted(sizes, key=lambda file: sizes[file]):
+        if total <= limit:
+            return
+        total -= sizes[file][1]
+        _remove([file])
+
+
+def _filled(server: Server) -> list[int]:
+    """The slots that hold a prompt; none where the server does not tell."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        status, text = client.ask(server, "/slots", timeout=PATIENCE)
+        if status == 200:
+            return [int(slot["id"]) for slot in json.loads(text) if slot.get("n_prompt_tokens")]
+    return []
+
+
+def _do(server: Server, slot: int | str, action: str, file: str) -> bool:
+    with suppress(OSError):
+        path = f"/slots/{slot}?action={action}"
+        return client.ask(server, path, {"filename": file}, timeout=PATIENCE)[0] == 200
+    return False
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.unlink()

@@ -1,0 +1,71 @@
+"""`instances = "models"`: what a file means whose instances are the models on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gateway_tools import instance
+
+from pipeline.commands import stored_instances
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.store import receipts
+from pipeline.serve.config.toml_form import load
+from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor.state import DesiredState, Folder
+
+
+def store(home: Home, slug: str, *names: str) -> None:
+    folder = home.models / "gguf" / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"GGUF")
+        receipts.change(folder / name, receipts.stamp(folder / name, {"step": "fetch"}, seconds=1))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "hôme")
+    store(home, "org__small__0123456789ab", "small.Q4_K_M.gguf", "small.Q8_0.gguf", "mmproj-x.gguf")
+    store(home, "org__large__ba9876543210", "large.Q8_0-00001-of-00002.gguf")
+    store(home, "org__large__ba9876543210", "large.Q8_0-00002-of-00002.gguf")
+    return home
+
+
+def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
+    at = state.folder(home, "x")
+    found = stored_instances.tables(home, at, {})
+    assert sorted(found) == ["large", "small-Q4_K_M", "small-Q8_0"], "a projector is no model"
+    assert found["large"]["model"]["ref"].endswith("large.Q8_0-00001-of-00002.gguf")
+    ports = [each["server"]["port"] for each in found.values()]
+    assert len({*ports}) == 3 and min(ports) > 9000
+
+    file = tmp_path / "all.toml"
+    file.write_text(
+        '[master]\ninstances = "models"\n[gateway]\nenable = true\n'
+        "[instance.server]\nthreads = 1\n"
+        '[instance.large.control]\npinned = true\n[instance.own.server]\nmodel = "/m.gguf"\n'
+    )
+    loaded = load(file, stored=lambda written: stored_instances.tables(home, at, written))
+    specs = {spec.name: spec for spec in loaded.specs}
+    assert specs.keys() == {"large", "small-Q4_K_M", "small-Q8_0", "own"}
+    assert specs["large"].control.start == "demand" and specs["large"].control.pinned
+    assert specs["small-Q8_0"].server["threads"] == 1
+    assert specs["own"].control.start == "boot"
+
+
+def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
+    at = state.folder(home, "x")
+    at.path.mkdir(parents=True)
+    state.write_wanted(at, DesiredState(config="x", instances=(instance("large", 12345),)))
+    written = {"gateway": {"port": 9001}, "instance": {"own": {"server": {"port": 9002}}}}
+    found = stored_instances.tables(home, at, written)
+    assert found["large"]["server"]["port"] == 12345
+    others = {found[name]["server"]["port"] for name in ("small-Q4_K_M", "small-Q8_0")}
+    assert others.isdisjoint({9001, 9002, 12345})
+
+
+def test_without_any_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model is on disk"):
+        stored_instances.tables(Home(tmp_path), Folder(tmp_path), {})
