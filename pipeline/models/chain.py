@@ -154,7 +154,7 @@ def adapter_chain(resolved: Resolved, home: Home, script: Path, source: Mapping[
     # The same adapter may be made for several models: each has a file of its own.
     digest = hashlib.sha256(json.dumps(base.recipe(), sort_keys=True).encode()).hexdigest()[:8]
     name = f"{slug(resolved.name)}-{digest}.{outtype.lower()}.gguf"
-    conversion = Conversion(
+    conversion = convert.Conversion(
         resolved=resolved,
         target=home.models / "gguf" / resolved.slug / name,
         outtype=outtype,
