@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/gateway.py [rounds] [model=…]
 
-Beside it stand llama-server's own router, and nginx where it is installed. All are asked in turn,
-by 1 client and by 16 at once, for streams of the same length. The model is by default the tests'
-tiny one, which answers faster than any real one: what the gateway adds to each token shows as
-nothing else does. The best round of each counts: other work on the machine disturbs it least.
+Beside it stand the guard of `serve`, llama-server's own router, and nginx where it is installed.
+All are asked in turn, by 1 client and by 16 at once, for streams of the same length. The model is
+by default the tests' tiny one, which answers faster than any real one: what the gateway adds to
+each token shows as nothing else does. The best round of each counts: other work on the machine
+disturbs it least.
 """
 
 from __future__ import annotations
@@ -123,13 +124,20 @@ async def ask_all(port: int, clients: int) -> tuple[float, float]:
     return statistics.median(stream.first for stream in streams), tokens / seconds
 
 
+DOIT = [sys.executable, "-m", "doit"]
+
+
+def variables(model: str, port: int) -> list[str]:
+    """Those of the server that is asked."""
+    return [f"model={model}", f"port={port}", "parallel=16", "alias=bench", "server.metrics=1"]
+
+
 def planned(model: str, port: int) -> list[str]:
     """The command of a server for `model`, which is prepared first."""
-    doit = [sys.executable, "-m", "doit"]
-    words = [f"model={model}", f"port={port}", "parallel=16", "alias=bench", "server.metrics=1"]
-    subprocess.run([*doit, "prepare", *words], cwd=REPOSITORY, check=True)
+    words = variables(model, port)
+    subprocess.run([*DOIT, "prepare", *words], cwd=REPOSITORY, check=True)
     told = subprocess.run(
-        [*doit, "plan", *words, "format=json"],
+        [*DOIT, "plan", *words, "format=json"],
         cwd=REPOSITORY,
         check=True,
         stdout=subprocess.PIPE,
@@ -200,7 +208,7 @@ def main() -> None:
             model = str(REPOSITORY / "run" / "tiny-llama")
             if not Path(model).exists():
                 tiny_llama.make(Path(model))
-        ports = {name: free_port() for name in ("direct", "gateway", "router", "nginx")}
+        ports = {name: free_port() for name in ("direct", "guard", "gateway", "router", "nginx")}
         direct = ports["direct"]
         server = planned(model, direct)
         at = files.Folder(folder)
@@ -211,6 +219,7 @@ def main() -> None:
         gateway = [sys.executable, "-m", "pipeline.serve.gateway", temporary]
         commands = {
             "direct": server,
+            "guard": [*DOIT, "serve", *variables(model, ports["guard"])],
             "gateway": [*gateway, "--port", str(ports["gateway"])],
             "router": router(folder, ports["router"], server),
             "nginx": nginx(folder, ports["nginx"], direct),

@@ -26,6 +26,8 @@ from . import adapters, drafts, estimate, needs, serve
 from .model import Model
 from .servers import Servers
 
+OF_LLAMA_SERVER = ("sandbox", "origins", "hosts")  # variables that win over a file or a profile
+
 
 def servers_of(file: Servers) -> tuple[Server, ...]:
     """What will be started. Raises PipelineError where a model is not known yet.
@@ -68,9 +70,10 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
     )
     if file.requested.background is not None:
         servers = tuple(replace(s, background=file.requested.background) for s in servers)
-    if "sandbox" in file.variables:
-        mode = file.request.sandbox
-        servers = tuple(replace(s, sandbox=mode) if s.engine == LLAMA_CPP else s for s in servers)
+    typed = {n: getattr(file.request, n) for n in OF_LLAMA_SERVER if n in file.variables}
+    if not file.request.guard:
+        typed["guard"] = False
+    servers = tuple(replace(s, **typed) if s.engine == LLAMA_CPP else s for s in servers)
     if placing.byte_count(file.configuration.master.saved_slots):
         servers = tuple(slots.saving(server, file.at) for server in servers)
     return servers

@@ -25,6 +25,7 @@ from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
 from pipeline.models.memory import Device, Fit, Memory
 from pipeline.serve import sandbox
+from pipeline.serve.guard import port
 
 from . import adapters, check, drafts, estimate, lock, resolve, serve, summary
 from .estimate import MemoryEstimate
@@ -120,6 +121,7 @@ def collect(model: Model) -> dict[str, Any]:
         "cmd": list(server.cmd) if server else None,
         "env": dict(server.env) if server else None,
         "sandbox": sandbox.shown(server) if server else None,
+        "guard": port.shown(server) if server else None,
     }
 
 
@@ -314,7 +316,7 @@ def text(plan: dict[str, Any]) -> str:
     command = plan["cmd"] and shown([plan["executable"], *plan["cmd"]])
     lines += [f"command     {command or 'known once llama.cpp is built and the model is here'}"]
     lines += [f"environment {name}={value}" for name, value in (plan["env"] or {}).items()]
-    lines += [f"sandbox     {plan['sandbox']}"] if plan["sandbox"] else []
+    lines += [f"{name:11} {plan[name]}" for name in ("sandbox", "guard") if plan[name]]
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from pipeline.serve import sandbox
 from pipeline.serve.config import checks, instances
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import DesiredState
@@ -179,7 +180,8 @@ def text(instances: tuple[Server, ...]) -> str:
         rows.append((server.name, server.engine, server.url, gpus, server.log_file))
         env = [f"{name}={value}" for name, value in server.env.items()]
         lines = [f"{server.name}, in {server.folder}:", shown(["env", *env, *server.command])]
-        lines += [f"sandbox: {sandbox.shown(server)}"] if server.engine == LLAMA_CPP else []
+        if server.engine == LLAMA_CPP:
+            lines += [f"sandbox: {sandbox.shown(server)}", f"guard: {port.shown(server)}"]
         commands.append("\n".join(lines))
     return "\n\n".join([table(rows), *commands])
 

@@ -46,6 +46,9 @@ def spec(request: Request, name: str = "serve", log: str | None = None) -> Insta
         control=Control(
             log_file=log,
             sandbox=request.sandbox,
+            guard=request.guard,
+            origins=request.origins,
+            hosts=request.hosts,
             ready_timeout=request.ready_timeout,
             stop_timeout=request.stop_timeout,
         ),

@@ -13,6 +13,7 @@ from pipeline.core.environment import servers
 from pipeline.core.text import size
 from pipeline.models import gguf
 from pipeline.serve import sandbox
+from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server, service
 
 from . import drafts
@@ -71,6 +72,7 @@ def _model(
         or ", ".join(devices)
         or ("CPU" if ours or packed else "llama-server's choice"),
         "sandbox": sandbox.shown(server),
+        "guard": port.shown(server),
         "threads": server.argument("--threads")
         or (int(threads[1]) if threads else "llama-server's default"),
         "context": context(

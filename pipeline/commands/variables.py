@@ -20,7 +20,7 @@ from pipeline.bins.build_options import (
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
-from pipeline.serve.address import host
+from pipeline.serve.address import host, host_pattern, origin
 from pipeline.serve.config import synonyms
 from pipeline.serve.config.values import whole
 from pipeline.serve.server import AUTO as SANDBOX_AUTO
@@ -61,6 +61,11 @@ def gpu_layers(value: str) -> str:
 def names(value: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(filter(None, map(str.strip, text(value).split(","))))
+
+
+def listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Values with commas between them."""
+    return lambda value: tuple(map(parse, names(value)))
 
 
 class ModelVariables(Group):
@@ -238,6 +243,25 @@ class ServingVariables(Group):
         "llama-server in the [sandbox](security.md#the-server): `auto`, `strict`, `off`",
         SANDBOX_AUTO,
         shown="`auto`",
+    )
+    guard: bool = variable(
+        flag,
+        "without a key, [pages of other sites](security.md#web-pages) cannot use "
+        "llama-server; 0: they can",
+        True,
+    )
+    origins: tuple[str, ...] = variable(
+        listed(origin),
+        "whose pages may use it, too: `https://chat.example`, with `*`, with commas between them",
+        (),
+        shown="this machine's",
+    )
+    hosts: tuple[str, ...] = variable(
+        listed(host_pattern),
+        "the names that it may be asked by, such as `gpu-box.lan`, with `*`, with commas between "
+        "them",
+        (),
+        shown="this machine's",
     )
     ready_timeout: int = variable(integer(1, 86400), "seconds until the server must be ready", 600)
     stop_timeout: int = variable(integer(0, 3600), "seconds that it has to stop", 10)

@@ -38,3 +38,21 @@ def host(text: str) -> str:
         "one host name or address alone, such as 127.0.0.1 or ::1, without http:// "
         "and without a port, which is an option of its own"
     )
+
+
+def origin(text: str) -> str:
+    """A pattern of origins, as browsers send them; `*` stands for any text. Raises ValueError with
+    what is allowed."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", text, re.IGNORECASE):
+        raise ValueError(
+            "as browsers send it, such as https://chat.example, http://192.168.1.5:* "
+            "or app://obsidian.md, with no slash after the host"
+        )
+    return text
+
+
+def host_pattern(text: str) -> str:
+    """A pattern of host names; `*` stands for any text. Raises ValueError with what is allowed."""
+    if not re.fullmatch(r"[a-z0-9_.*-]+", text, re.IGNORECASE):
+        raise ValueError("a name without scheme and port, such as gpu-box.lan or *.lan")
+    return text

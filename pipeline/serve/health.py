@@ -12,33 +12,57 @@ from pipeline.core.errors import PipelineError, UsageError
 if TYPE_CHECKING:
     import http.client
 
+BACKLOG = 1024  # connections that wait to be taken
+
 
 def require_free(host: str, port: int) -> None:
     """Raise PipelineError where `host`:`port` cannot be listened on, with who holds it."""
+    _bound(host, port).close()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; connections wait in it. Raises PipelineError as
+    `require_free`."""
+    bound = _bound(host, port)
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:  # taken since it was bound
+        bound.close()
+        raise _unusable(host, port, error) from None
+    return bound
+
+
+def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(f"host={host}: is no address: {error}") from None
-    with socket.socket(family, kind, proto) as probe:
+    bound = socket.socket(family, kind, proto)
+    try:
         if os.name != "nt":  # there it would let two servers share a port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                holder = _holder(port)
-                raise PipelineError(
-                    f"port {port} on {host} is in use{holder and f' by {holder}'}",
-                    "stop it, or take another: port=…",
-                ) from None
-            raise PipelineError(
-                f"port {port} on {host} cannot be used: {error.strerror}",
-                "ports below 1024 need rights of their own; take another: port=…"
-                if port < 1024
-                else "host must be an address of this machine",
-            ) from None
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _unusable(host, port, error) from None
+    return bound
+
+
+def _unusable(host: str, port: int, error: OSError) -> PipelineError:
+    if error.errno == errno.EADDRINUSE:
+        holder = _holder(port)
+        return PipelineError(
+            f"port {port} on {host} is in use{holder and f' by {holder}'}",
+            "stop it, or take another: port=…",
+        )
+    return PipelineError(
+        f"port {port} on {host} cannot be used: {error.strerror}",
+        "ports below 1024 need rights of their own; take another: port=…"
+        if port < 1024
+        else "host must be an address of this machine",
+    )
 
 
 def connection(

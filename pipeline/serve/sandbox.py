@@ -53,15 +53,17 @@ def is_in(server: Server) -> bool:
     return server.sandbox == STRICT or _is_for_cpu(server)
 
 
-def policy(server: Server) -> Sandbox | None:
-    """What the server may touch; None: all that its user may. Call it once its files are there."""
+def policy(server: Server, sockets: Path | None = None) -> Sandbox | None:
+    """What the server may touch; None: all that its user may. Call it once its files are there.
+    `sockets` is the folder of its socket where it has no port of its own."""
     if not is_in(server):
         return None
     return Sandbox(
         programs=[Path(server.command[0])],
         read=list(_named(server)),
         write=list(_written(server)),
-        ports=[server.port],
+        ports=[] if sockets else [server.port],
+        sockets=[sockets] if sockets else [],
         gpus=not _is_for_cpu(server),
     )
 
@@ -69,7 +71,8 @@ def policy(server: Server) -> Sandbox | None:
 def shown(server: Server) -> str:
     """For a summary."""
     if is_in(server):
-        return f"{strength().name}: no network but its port, no writes but its log"
+        network = "no network" if server.guard else "no network but its port"
+        return f"{strength().name}: {network}, no writes but its log"
     why = "sandbox=off" if server.sandbox == OFF else hindrance(server)
     return "none: " + (why or "a graphics card's driver needs more; sandbox=strict tries it")
 

@@ -47,6 +47,9 @@ class Control(Keeping, frozen=True, kw_only=True):
     log_file: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     sandbox: str = "auto"
+    guard: bool = True
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep
 
 
@@ -74,6 +77,9 @@ class Server(Keeping, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()  # the model names that it answers to, beside its own name
     kind: str = "chat"  # chat, embedding or rerank: what a request to try it with looks like
     api_key_file: str | None = None  # also what it is asked with
+    guard: bool = False  # whoever starts it listens in its place: see guard/
+    origins: tuple[str, ...] = ()  # whose pages the guard lets ask it, beside this machine's
+    hosts: tuple[str, ...] = ()  # the names that it may be asked under, beside this machine's
     probe_timeout: float = 60.0  # for one token, once health answers
 
     @property

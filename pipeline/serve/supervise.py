@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
@@ -24,6 +24,7 @@ from pipeline.core.process import Process, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health, sandbox
+from .guard.port import taken
 from .logfile import Log, pumped, quoted, set_aside, trouble
 from .server import Server
 from .stopping import asked_to_stop, how
@@ -41,8 +42,6 @@ def foreground(
     Returns after a requested stop. Raises PipelineError where the server ends by itself, or is
     not ready in time.
     """
-    health.require_free(server.host, server.port)
-    info(f"+ {shown(server.command)}")
 
     def to_terminal(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -75,7 +74,6 @@ def beside(server: Server, *, env: Mapping[str, str]) -> Iterator[Callable[[], N
     """Run the server while the block runs, which begins once it is ready; its output goes to its
     log alone. Yields a function that raises PipelineError where it has ended by itself. Raises
     PipelineError where it ends, or is not ready in time."""
-    health.require_free(server.host, server.port)
     deadline = time.monotonic() + server.ready_timeout
     with _started(server, env, lambda line: None) as (process, last, pump):
         is_up = False
@@ -105,24 +103,29 @@ def _started(
     """The server's process, its last lines, and the thread that reads them: each goes to its log
     and to `show`. After the block nothing is left of it."""
     log_file = Path(server.log_file)
-    if why := trouble(log_file):
-        raise PipelineError(f"no log can be written: {why}")
-    set_aside(log_file)
-    last: deque[str] = deque(maxlen=KEPT_LINES)
-    with (
-        contextlib.closing(Log(log_file)) as log,
-        running(
-            start(
-                server.command,
-                env=env,
-                cwd=Path(server.folder),
-                own_group=True,
-                killed_with_us=True,
-                sandbox=sandbox.policy(server),
+    with ExitStack() as stack:
+        port = stack.enter_context(contextlib.closing(taken(server)))
+        command = port.command()
+        show(f"+ {shown(command)}")
+        if why := trouble(log_file):
+            raise PipelineError(f"no log can be written: {why}")
+        set_aside(log_file)
+        last: deque[str] = deque(maxlen=KEPT_LINES)
+        log = stack.enter_context(contextlib.closing(Log(log_file)))
+        process = stack.enter_context(
+            running(
+                start(
+                    command,
+                    env=env,
+                    cwd=Path(server.folder),
+                    own_group=True,
+                    killed_with_us=True,
+                    sandbox=sandbox.policy(server, port.folder),
+                )
             )
-        ) as process,
-    ):
+        )
         pump = pumped(process, last.append, log, show)
+        port.serve()
         try:
             yield process, last, pump
         finally:

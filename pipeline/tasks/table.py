@@ -41,6 +41,7 @@ OWN = ("force", "offline")  # of llama.cpp's own steps
 RUN = ("force", "refresh", "frozen", "offline")
 MODEL = ("model", "config", "profile", *RUN)
 MAKING = (*MODEL, "programs")
+OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
 SERVING = ("model", "programs", "server", "serving", "config", "profile", "engine", *RUN, "format")
 
 STEPS = (
@@ -228,7 +229,7 @@ STEPS = (
         ),
         after=lambda session: [] if session.request.servers.dry_run else before_start(session),
         needs=servers,
-        reads=("file", "programs", "sandbox", *RUN, "format"),
+        reads=("file", "programs", *OF_SERVERS, *RUN, "format"),
     ),
     Step(
         "ps",
@@ -281,7 +282,7 @@ STEPS = (
         run=lambda session: do.up.systemd(session.require_servers()),
         after=lambda session: ["_config"] if session.servers else [],
         needs=servers,
-        reads=("file", "sandbox"),
+        reads=("file", *OF_SERVERS),
     ),
     Step(
         "kubernetes",

@@ -10,13 +10,16 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from types import FrameType
+from typing import Any
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(120)"]
 
@@ -26,6 +29,15 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # who asked has gone
+
+
+class UnixServer(Server):
+    """The same at the path of a socket."""
+
+    address_family = getattr(socket, "AF_UNIX", socket.AF_INET)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # and asks for no host name
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -134,7 +146,9 @@ def main() -> None:
     if options.die or (options.exit is not None and not options.after):
         end()
     Handler.metrics, Handler.working = options.metrics, options.working
-    server = Server((options.host, options.port), Handler)
+    is_unix = options.host.endswith(".sock")
+    where: Any = options.host if is_unix else (options.host, options.port)
+    server = (UnixServer if is_unix else Server)(where, Handler)
     if options.exit is not None:
         threading.Thread(target=end, daemon=True).start()
 

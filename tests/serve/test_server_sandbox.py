@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 CURIOUS = f"""{SHEBANG}
 import json, os, runpy, socket, subprocess, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])
+host = sys.argv[sys.argv.index("--host") + 1]
 
 def tell(name, work):
     try:
@@ -43,20 +47,32 @@ tell("own port", lambda: bind(port))
 tell("other port", lambda: bind(port + 1))
 tell("connection", lambda: socket.create_connection(("127.0.0.1", {{open_port}}), 2).close())
 tell("datagram", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close())
+tell("socket", lambda: socket.socket(socket.AF_UNIX).connect({{open_socket!r}}))
+tell("other socket", lambda: socket.socket(socket.AF_UNIX).bind({{beside!r}} + ".sock"))
 tell("secret", lambda: open({{secret!r}}).read())
 tell("write", lambda: open({{beside!r}}, "w"))
 tell("program", lambda: subprocess.run(["/bin/true"]))
 tell("model", lambda: open(sys.argv[sys.argv.index("--model") + 1]).read())
 tell("own log", lambda: open(sys.argv[sys.argv.index("--log-file") + 1], "a").write("x"))
-sys.argv = [sys.argv[0], "--host", "127.0.0.1", "--port", str(port)]
+sys.argv = [sys.argv[0], "--host", host, "--port", str(port)]
 runpy.run_path({{server!r}}, run_name="__main__")
 """
 REFUSED = {"other port", "connection", "datagram", "secret", "write", "program"}
+REFUSED |= {"socket", "other socket"}
 ALLOWED = {"own port", "model", "own log"}
 
 
 @pytest.fixture
-def curious(tmp_path: Path) -> Server:
+def open_socket() -> Iterator[str]:
+    """The path of a socket of somebody else, such as a container engine's."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/open.sock")
+        listener.listen()
+        yield f"{folder}/open.sock"
+
+
+@pytest.fixture
+def curious(tmp_path: Path, open_socket: str) -> Server:
     folder = tmp_path / "prögrams of-cpu"
     folder.mkdir()
     secret, model = tmp_path / "home" / "secret", tmp_path / "models of ü" / "m.gguf"
@@ -71,6 +87,7 @@ def curious(tmp_path: Path) -> Server:
         "beside": str(model.with_name("beside")),
         "server": str(folder / "server.py"),
         "open_port": free_port(),
+        "open_socket": open_socket,
     }
     text = CURIOUS
     for name, value in values.items():
@@ -104,6 +121,12 @@ def test_what_a_server_may_not(servers: Servers, curious: Server) -> None:
     found = told(curious)
     assert {name for name, answer in found.items() if answer == "refused"} == REFUSED
     assert {name for name, answer in found.items() if answer == "done"} == ALLOWED
+
+
+def test_a_guarded_server_has_no_network_but_its_socket(servers: Servers, curious: Server) -> None:
+    assert servers.up(replace(curious, guard=True)) == {}
+    found = told(curious)
+    assert {name for name, answer in found.items() if answer == "done"} == ALLOWED - {"own port"}
 
 
 def test_packed_programs_for_the_cpu_are_in_it_too(curious: Server, tmp_path: Path) -> None:
@@ -189,7 +212,8 @@ def test_the_real_one_is_in_it(doit: Doit, gguf: Path, tmp_path: Path) -> None:
 
 
 def confined(port: int) -> bool:
-    """Whether what listens on a port has a filter for its system calls, by the kernel's word."""
+    """Whether what listens on a port, or a child of it, has a filter for its system calls, by the
+    kernel's word."""
 
     def find() -> int:
         for one in psutil.net_connections("tcp"):
@@ -197,8 +221,9 @@ def confined(port: int) -> bool:
                 return one.pid
         return 0
 
-    status = Path(f"/proc/{wait_for(find)}/status").read_text()
-    return "Seccomp:\t2" in status
+    process = psutil.Process(wait_for(find))
+    pids = [process.pid, *(child.pid for child in process.children())]
+    return any("Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text() for pid in pids)
 
 
 def test_strict_is_refused_before_any_work(bare: Doit) -> None:

@@ -28,10 +28,10 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve.server import Server
 from pipeline.serve.supervise import foreground
 
-port, log, ready_timeout, stop_timeout, arguments = json.loads(sys.argv[1])
+port, log, ready_timeout, stop_timeout, guard, arguments = json.loads(sys.argv[1])
 server = Server(
     name="x", executable=sys.executable, cmd=tuple(arguments), port=port, sandbox="off",
-    folder=str(Path(log).parents[1]), log_file=log,
+    folder=str(Path(log).parents[1]), log_file=log, guard=guard,
     ready_timeout=ready_timeout, stop_timeout=stop_timeout,
 )
 try:
@@ -96,11 +96,16 @@ Run = Callable[..., Supervised]
 
 @contextmanager
 def supervised(
-    folder: Path, *switches: str, ready_timeout: float, stop_timeout: float, ignore: int
+    folder: Path,
+    *switches: str,
+    ready_timeout: float,
+    stop_timeout: float,
+    ignore: int,
+    guard: bool,
 ) -> Iterator[Supervised]:
     port, log = free_port(), folder / "logs" / "server.log"
     arguments = [str(SERVER), "--host", "127.0.0.1", "--port", str(port), *switches]
-    question = json.dumps([port, str(log), ready_timeout, stop_timeout, arguments])
+    question = json.dumps([port, str(log), ready_timeout, stop_timeout, guard, arguments])
     before = signal.signal(ignore, signal.SIG_IGN) if ignore else None  # inherited, as by nohup
     try:
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
@@ -128,8 +133,8 @@ def supervised(
                 child.kill()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+@pytest.fixture(params=[False, True], ids=["own port", "guarded port"])
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -145,6 +150,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
                     ready_timeout=ready_timeout,
                     stop_timeout=stop_timeout,
                     ignore=ignore,
+                    guard=request.param,
                 )
             )
 

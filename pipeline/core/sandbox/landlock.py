@@ -24,6 +24,7 @@ PORTS_SINCE, SCOPES_SINCE = 4, 6  # ABI versions
 
 EXECUTE, WRITE, READ, LIST = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_FOLDER, REMOVE_FILE, MAKE_FOLDER, MAKE_FILE = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+MAKE_SOCKET = 1 << 9
 TRUNCATE, IOCTL = 1 << 14, 1 << 15
 BIND, CONNECT = 1 << 0, 1 << 1
 SCOPES = 0b11  # abstract sockets of others, and signals to them
@@ -70,6 +71,7 @@ def prepare(sandbox: Sandbox, env: Mapping[str, str]) -> tuple[int, Callable[[],
         _allow(rules, policy.readable(sandbox), (READ | LIST) & every)
         _allow(rules, sandbox.write, CHANGE & every)
         _allow(rules, policy.devices(sandbox), (READ | WRITE | IOCTL) & every)
+        _allow(rules, sandbox.sockets, MAKE_SOCKET)
         for port in sandbox.ports or () if limits_network else ():
             _add(rules, NET_PORT, Port(BIND, port))
     except BaseException:

@@ -40,8 +40,9 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     is below them. Paths that do not exist are left out, so make the files to be written first.
 
     `memory` is what it may allocate and `file_bytes` how long a file may become, in bytes.
-    `ports` are the TCP ports it may listen on; None leaves the network open. `gpus` lets it reach
-    the graphics cards.
+    `ports` are the TCP ports it may listen on; None leaves the network open. `sockets` are folders
+    in which it may listen on Unix sockets instead, and then it connects nowhere. `gpus` lets it
+    reach the graphics cards.
     """
 
     programs: Sequence[Path]
@@ -50,6 +51,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     memory: int | None = None
     file_bytes: int | None = None
     ports: Sequence[int] | None = ()
+    sockets: Sequence[Path] = ()
     gpus: bool = False
 
 

@@ -39,6 +39,9 @@ def _profile(sandbox: Sandbox, env: Mapping[str, str]) -> Iterator[str]:
         yield "(allow iokit-open mach-lookup)"
     if sandbox.ports is None:
         yield "(allow network*)"
+    if sandbox.sockets:
+        yield f"(allow network-bind network-inbound{_paths(sandbox.sockets)})"
+        yield f"(allow file-write*{_paths(sandbox.sockets)})"
     for port in sandbox.ports or ():
         yield f'(allow network-bind network-inbound (local tcp "*:{port}"))'
 

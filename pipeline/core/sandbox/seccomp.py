@@ -63,13 +63,14 @@ FCNTL, IOCTL, SETPRIORITY = (72, 25), (16, 29), (141, 140)
 INOTIFY, INOTIFY1 = (253, None), (294, 26)
 OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
 SENDTO, SENDMSG, SENDMMSG = (44, 206), (46, 211), (307, 269)
+CONNECT = (42, 203)
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_… of linux/audit.h
 X32 = 0x40000000  # x86_64 has a second set of numbers from here on
 LOAD, EQUAL, AT_LEAST, ANY_BIT, MASK, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # linux/filter.h
 ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # bytes, in struct seccomp_data
-INET, INET6, STREAM, TCP = 2, 10, 1, 6
+UNIX, INET, INET6, STREAM, TCP = 1, 2, 10, 1, 6
 MSG_FASTOPEN = 0x20000000
 ACCESS_MODE, WRITE_ONLY, READ_WRITE, TRUNCATE = 3, 1, 2, 0x200
 CLONE_THREAD, MAP_SHARED, MAP_ANONYMOUS = 0x10000, 0x01, 0x20
@@ -147,7 +148,19 @@ def instructions(sandbox: Sandbox, machine: str) -> list[Instruction]:
             add(call, _error(EPERM))
         shared = (ANY_BIT, 0, 2, MAP_SHARED), (ANY_BIT, 0, 1, MAP_ANONYMOUS)
         add(MMAP, _load(3), (ANY_BIT, 2, 0, MAP_GROWSDOWN), *shared, _error(EPERM), _allow())
-    if sandbox.ports is not None and not sandbox.ports:
+    if sandbox.sockets:  # to listen on, where Landlock allows it
+        add(
+            SOCKET,
+            _load(0),
+            (EQUAL, 0, 3, UNIX),
+            _load(1),
+            (MASK, 0, 0, 0xF),
+            (EQUAL, 1, 0, STREAM),
+            _error(EACCES),
+            _allow(),
+        )
+        add(CONNECT, _error(EACCES))
+    elif sandbox.ports is not None and not sandbox.ports:
         add(SOCKET, _error(EACCES))
     elif sandbox.ports:  # TCP alone, which Landlock limits to its ports
         add(

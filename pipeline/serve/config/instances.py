@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.process import WINDOWS
 from pipeline.serve import launch
 from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
@@ -171,7 +172,7 @@ def llama_server(
 
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
-    control = resolved.spec.control
+    control, tls = resolved.spec.control, bool(resolved.text("ssl-cert-file"))
     cmd = llama.command(resolved, address(resolved), model, key, folder)
     return Server(
         **_common(resolved, key, folder, log),
@@ -180,8 +181,11 @@ def llama_server(
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=launch.downloads(cmd),
         sandbox=control.sandbox,
+        guard=control.guard and not (key or tls or WINDOWS),
+        origins=control.origins,
+        hosts=control.hosts,
         prefix=resolved.text("api-prefix").rstrip("/"),
-        tls=bool(resolved.text("ssl-cert-file")),
+        tls=tls,
         kind=llama.kind(resolved, model),
     )
 

@@ -6,6 +6,7 @@ The checks and the JSON Schemas are made from these types, so the two cannot dis
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -41,12 +42,18 @@ def gpu_ids(value: str) -> str:
     return ids
 
 
-def _host(value: str) -> str:
-    """A host as it is listened on. Raises where it is none."""
-    try:
-        return address.host(value)
-    except ValueError as allowed:
-        raise PydanticCustomError("host", "must be {allowed}", {"allowed": str(allowed)}) from None
+def _allowed_by(check: Callable[[str], str]) -> AfterValidator:
+    """Takes what `check` takes, which raises ValueError with what is allowed."""
+
+    def checked(value: str) -> str:
+        try:
+            return check(value)
+        except ValueError as allowed:
+            raise PydanticCustomError(
+                "text", "must be {allowed}", {"allowed": str(allowed)}
+            ) from None
+
+    return AfterValidator(checked)
 
 
 def _option(value: Any, _: object) -> Any:
@@ -108,36 +115,15 @@ def _size(value: str) -> str:
     return value
 
 
-def _origin(value: str) -> str:
-    """A pattern of origins. Raises where none that a browser sends could match."""
-    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", value, re.IGNORECASE):
-        raise PydanticCustomError(
-            "origin",
-            "must be as browsers send it, such as https://chat.example, http://192.168.1.5:* "
-            "or app://obsidian.md, with no slash after the host",
-        )
-    return value
-
-
-def _host_name(value: str) -> str:
-    """A pattern of host names. Raises where it is none."""
-    if not re.fullmatch(r"[a-z0-9_.*-]+", value, re.IGNORECASE):
-        raise PydanticCustomError(
-            "host_name",
-            "must be a name without scheme and port, such as gpu-box.lan or *.lan",
-        )
-    return value
-
-
 Option = Annotated[str | int | float | bool | list[Scalar], WrapValidator(_option)]
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
 Amount = Annotated[str | dict[str, str], WrapValidator(_memory)]
 Size = Annotated[str, AfterValidator(_size)]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
-Host = Annotated[str, Field(min_length=1), AfterValidator(_host)]
+Host = Annotated[str, Field(min_length=1), _allowed_by(address.host)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
-Origin = Annotated[str, AfterValidator(_origin)]
-HostName = Annotated[str, AfterValidator(_host_name)]
+Origin = Annotated[str, _allowed_by(address.origin)]
+HostName = Annotated[str, _allowed_by(address.host_pattern)]
 Seconds = Annotated[float, Field(ge=0, le=86400 * 7, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Adapters = Annotated[
@@ -203,6 +189,12 @@ class ControlTable(Table):
     """Variables of its environment, over those that it inherits."""
     sandbox: Literal["auto", "strict", "off"] = "auto"
     """llama-server in the sandbox: no network but its port, no writes but its log."""
+    guard: bool = True
+    """llama-server without a key: pages of other sites cannot use it; false: they can."""
+    origins: list[Origin] = Field(default_factory=list)
+    """Whose pages may ask it, beside those of this machine: origins, with *."""
+    hosts: list[HostName] = Field(default_factory=list)
+    """The names that it may be asked by without a key, beside this machine's own, with *."""
     restart: Literal["on-failure", "always", "never"] = "on-failure"
     """When it is started again after it ended by itself."""
     max_restarts: Annotated[int, Field(ge=0)] = 5

@@ -150,6 +150,8 @@ def _spec(
         for key in layer.control.model_fields_set:
             value = getattr(layer.control, key)
             control[key] = control.get(key, {}) | value if key == "env" else value
+            if isinstance(value, list):
+                control[key] = tuple(value)
             places[f"control.{key}"] = place((*path, "control", key))
         for key, value in _options(layer.server).items():
             server[key] = value

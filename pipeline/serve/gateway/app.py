@@ -19,16 +19,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.core import log
+from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.health import require_free
 from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.stopping import asked_to_stop
 from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
-from .answers import Refused
 from .connection import Connection
 from .dashboard import Dashboard
-from .guard import OPEN, Guard, Origins, allowed_origins
+from .guard import OPEN, Guard, Origins, rules
 from .loading import Loading
 from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
@@ -179,7 +179,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Middleware(Origins, settings=settings),
             Middleware(
                 CORSMiddleware,
-                allow_origin_regex=allowed_origins(settings).pattern,
+                allow_origin_regex=rules(settings).origins.pattern,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 allow_private_network=True,

@@ -14,10 +14,10 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from pipeline.core.text import printable
+from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor import status
 from pipeline.serve.supervisor.state import Folder
 
-from .answers import Refused
 from .proxy import Proxy
 from .recent import INTERVAL, SAMPLES
 

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pipeline.core.errors import PipelineError, doitw
+from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor import control
 from pipeline.serve.supervisor.state import ASLEEP
 
-from .answers import Refused
 from .demand import awaited
 from .proxy import Proxy
 from .request_body import parse, read_body

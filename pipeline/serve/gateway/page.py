@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.server import LLAMA_CPP
 
-from .answers import Refused, router_status
+from .answers import router_status
 from .proxy import Proxy
 from .routing import CHAT
 from .servers import ServerList, Target

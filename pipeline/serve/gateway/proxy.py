@@ -24,8 +24,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
+from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 
-from .answers import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import Counters
 from .demand import Demand, awaited

@@ -16,7 +16,7 @@ from anyio import to_thread
 from msgspec import Struct
 from starlette.requests import Request
 
-from .answers import Refused
+from pipeline.serve.guard.refusal import Refused
 
 MAX_BYTES = 100_000_000
 MAX_NAME = 1000  # characters

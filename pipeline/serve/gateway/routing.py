@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from pipeline.core.errors import did_you_mean
+from pipeline.serve.guard.refusal import Refused
 
-from .answers import Refused
 from .servers import ServerList, Targets
 
 CHAT, EMBEDDING, RERANK, ANY = "chat", "embedding", "rerank", ""

@@ -141,7 +141,7 @@ def watch(
     report: Callable[[str], None],
     over: Event,
     probe_every: float,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None],
 ) -> None:
     """Report READY once, after `prepare`, then STUCK should it hang. Ends when `over` is set."""
     pause = FIRST_PAUSE
@@ -149,8 +149,7 @@ def watch(
         if over.wait(pause):
             return
         pause = min(pause * 1.2, LONGEST_PAUSE)
-    if prepare:
-        prepare()
+    prepare()
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None
     while probe and not over.wait(probe_every):

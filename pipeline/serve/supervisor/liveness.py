@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import file_lock, trouble
-from pipeline.serve.health import require_free
+from pipeline.serve.guard.port import OwnPort, taken
 from pipeline.serve.server import Server
 
 from . import marker
-from .state import ENDED, Folder, State, by_name, read_state, read_wanted
+from .state import ASLEEP, ENDED, Folder, State, by_name, read_state, read_wanted
 
 LOCK_SECONDS = 0.03  # so that two who probe the lock do not take each other for a supervisor
 
@@ -70,17 +70,30 @@ def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
         yield from ((x, wanted.config) for x in wanted.instances if x.name not in ended)
 
 
-def require_port(instance: Server, at: Folder) -> None:
-    """Raise PipelineError where the port is in use, and say so where it is for long: by a server of
-    another configuration."""
+def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:
+    """The port for a start, free or taken for it; one that is guarded stays that of the start
+    `before`. Raises PipelineError where its folder is missing, or the port is in use, and says so
+    where it is for long: by a server of another configuration."""
+    if not Path(instance.folder).is_dir():
+        raise PipelineError(f"{instance.folder}: there is no such folder")
+    if before and instance.guard:
+        return before
     try:
-        require_free(instance.host, instance.port)
+        return taken(instance)
     except PipelineError:
         for other, config in running_elsewhere(at):
             if other.port == instance.port:
                 message = f"port {other.port} is taken by {other.name} of {config}, which is up"
                 raise PipelineError(message) from None
         raise
+
+
+def kept_port(port: OwnPort | None, state: str) -> OwnPort | None:
+    """The port of a server in this state: given back unless it runs, or is started again."""
+    if port is None or state not in (*ENDED, ASLEEP):
+        return port
+    port.close()
+    return None
 
 
 def has_open(pid: int, path: Path) -> bool:

@@ -143,7 +143,7 @@ class Scheduler:
             return
         if client.is_busy(runner.instance, PROBE_SECONDS):
             return
-        if runner.is_saved(saved_slots):
+        if runner.child is None or runner.child.slots.are_saved(saved_slots):
             runner.ask_to_stop(time.monotonic())
 
     # Loading

@@ -15,11 +15,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
+from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import set_aside
 from pipeline.serve.server import Server
 
-from . import client, slots
+from . import client
 from .child import Child
+from .liveness import kept_port, port_for
 from .policy import End, Timing, decide
 from .state import (
     ASLEEP,
@@ -51,12 +53,13 @@ class Runner:
         self.instance, self.at, self.timing, self.news = instance, at, timing, news
         self.status = ServerStatus(name=instance.name, state=WAITING, asked=asked)
         self.child: Child | None = None
+        self.port: OwnPort | None = None
         self.failures = 0
-        self.until = NEVER  # when the current state has lasted too long
         self._why = ""  # why we end it, other than on request
-        self.unwanted = False  # stop it, and do not start it again
-        self._killed = self.unloads = False  # unloads: it is asleep once it has ended
-        self._ready_since = self._ready_until = NEVER
+        # unwanted: it is stopped, and not started again; unloads: it is asleep once it has ended
+        self.unwanted = self._killed = self.unloads = False
+        # until: when the current state has lasted too long
+        self.until = self._ready_since = self._ready_until = NEVER
 
     @property
     def is_over(self) -> bool:
@@ -76,7 +79,9 @@ class Runner:
         if not self.status.restarts:  # a restart goes on in the same log
             set_aside(Path(self.instance.log_file))
         try:
-            self.child = Child(self.instance, self.at, self.timing, self.news)
+            self.port = port_for(self.instance, self.at, self.port)
+            self.child = Child(self.port, self.at, self.timing, self.news)
+            self.port.serve()
         except (PipelineError, OSError, RuntimeError, ValueError) as error:
             self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
@@ -90,12 +95,6 @@ class Runner:
         elif not self.unwanted and self.status.state != STOPPING:
             self.ask_to_stop(now)
         self.unwanted = True
-
-    def is_saved(self, limit: int) -> bool:
-        """Whether its conversations are saved, within `limit` bytes; begins to save them."""
-        if self.child is None or not limit or not slots.are_ours(self.instance, self.at):
-            return True
-        return self.child.save(limit)
 
     def kill(self, now: float) -> None:
         """Kill it rather than wait any longer."""
@@ -161,3 +160,4 @@ class Runner:
     def amend(self, **more: Any) -> None:
         """Change its status."""
         self.status = replace(self.status, **more)
+        self.port = kept_port(self.port, self.status.state)

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 from msgspec.structs import replace
 
 from pipeline.core.store.stat_cache import stamp
+from pipeline.core.text import plural
 from pipeline.serve import served
 from pipeline.serve.server import DEMAND, LLAMA_CPP, Server
 
@@ -40,6 +42,31 @@ def saving(server: Server, at: Folder) -> Server:
 def are_ours(server: Server, at: Folder) -> bool:
     """Whether we save its slots."""
     return server.argument(OPTION) == str(at.path / FOLDER / server.name)
+
+
+class Slots:
+    """Those of a running server, whose folder is made. `log` gets a line."""
+
+    def __init__(self, server: Server, at: Folder, log: Callable[[str], None]) -> None:
+        self._server, self._log = server, log
+        self._saving: Thread | None = None
+        self._are_ours = are_ours(server, at)
+        if self._are_ours:
+            Path(server.argument(OPTION)).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def restore(self) -> None:
+        """Restore what was saved."""
+        if self._are_ours and (count := restore(self._server)):
+            self._log(f"restored {plural(count, 'conversation')}")
+
+    def are_saved(self, limit: int) -> bool:
+        """Whether they are saved, within `limit` bytes; begins that, in a thread of its own."""
+        if not (self._are_ours and limit):
+            return True
+        if self._saving is None:
+            self._saving = Thread(target=save, args=(self._server, limit), daemon=True)
+            self._saving.start()
+        return not self._saving.is_alive()
 
 
 def save(server: Server, limit: int) -> int:

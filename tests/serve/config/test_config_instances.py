@@ -16,6 +16,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve.config.api_keys import decide
 from pipeline.serve.config.instances import instances, is_container, program, write_keys
 from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.guard import port
 from pipeline.serve.server import Server
 
 SERVER = "[instance.chat.server]\n"
@@ -187,6 +188,48 @@ def test_what_it_is_asked_with(tmp_path: Path, text: str, kind: str) -> None:
 def test_how_others_reach_it(tmp_path: Path, text: str, expected: dict[str, object]) -> None:
     found = one(tmp_path, SERVER + text)
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="guards no ports")
+@pytest.mark.parametrize(
+    ("text", "is_guarded"),
+    [
+        (SERVER, True),
+        (f"{SERVER}host = '0.0.0.0'\napi_key = 'none'", True),
+        (f"{SERVER}host = '0.0.0.0'", False),  # gets a key
+        (f"{SERVER}api_key = 'k'", False),
+        (f"{SERVER}ssl_cert_file = 'c'", False),
+        ("[gateway]\nenable = true\n" + SERVER, False),
+        ("[gateway]\nenable = true\n" + f"{SERVER}api_prefix = '/x'", True),
+        ("[instance.control]\nguard = false\n" + SERVER, False),
+        ("[instance.chat.control]\nengine = 'vllm'\n" + f"{SERVER}model = 'a/b'", False),
+    ],
+)
+def test_who_is_guarded(tmp_path: Path, text: str, is_guarded: bool) -> None:
+    assert one(tmp_path, text).guard is is_guarded
+
+
+def test_whom_the_guard_lets_in(tmp_path: Path) -> None:
+    text = """
+    [instance.control]
+    hosts = ["*.lan"]
+    [instance.chat.control]
+    origins = ["https://chat.example", "app://x"]
+    [instance.chat.server]
+    """
+    found = one(tmp_path, text)
+    assert found.hosts == ("*.lan",)
+    assert found.origins == ("https://chat.example", "app://x")
+    assert convert(found.as_json(), Server) == found
+    host, cors = found.cmd.index("--host"), found.cmd.index("--cors-origins")
+    expected = list(found.command)
+    expected[host + 2], expected[cors + 2] = "/x.sock", "*"
+    assert port.private_command(found, "/x.sock") == expected
+
+    for key, wanted in (("origins", "as browsers send it"), ("hosts", "a name without scheme")):
+        text = f"[instance.chat.control]\n{key} = ['https://a b/']\n"
+        (line,) = wrong(tmp_path, text)
+        assert f"instance.chat.control.{key}" in line and wanted in line
 
 
 def test_a_sleeping_one_is_tried_where_the_user_says_so(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 from conftest import wait_for
 from gateway_tools import Site, reached, site
 
-from pipeline.serve.gateway.answers import Refused
 from pipeline.serve.gateway.guard import Origins
 from pipeline.serve.gateway.request_body import MAX_BYTES, parse_body
 from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.guard.refusal import Refused
 
 ALLOW = "access-control-allow-origin"
 

@@ -14,13 +14,14 @@ from conftest import REPOSITORY
 from gateway_tools import instance
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.gateway.answers import Refused, error_body, health, models
+from pipeline.serve.gateway.answers import health, models
 from pipeline.serve.gateway.counters import merge_metrics
 from pipeline.serve.gateway.request_body import parse_body
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
 from pipeline.serve.gateway.servers import ServerList, View, server_list
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance, check
 from pipeline.serve.gateway.upstream import Keys
+from pipeline.serve.guard.refusal import Refused, error_body
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import (
     DesiredState,

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from pipeline.serve.gateway import request_body
-from pipeline.serve.gateway.answers import Refused
 from pipeline.serve.gateway.ollama import requests
 from pipeline.serve.gateway.ollama.replies import Text, Vectors, error_of, joined
+from pipeline.serve.guard.refusal import Refused
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(40)).decode()

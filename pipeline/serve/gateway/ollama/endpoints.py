@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
 from pipeline.core.text import printable
-from pipeline.serve.gateway.answers import Refused
 from pipeline.serve.gateway.proxy import Proxy
 from pipeline.serve.gateway.request_body import INLINE_BYTES, parse_body, read_body, seconds
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, find
 from pipeline.serve.gateway.servers import Targets
+from pipeline.serve.guard.refusal import Refused
 
 from . import models, requests
 from .exchange import JSON, LINES, Call, Exchange

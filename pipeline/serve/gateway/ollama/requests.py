@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, field
 
-from pipeline.serve.gateway.answers import Refused
+from pipeline.serve.guard.refusal import Refused
 
 # Values of a field that say nothing.
 EMPTY = (b"", b"null", b'""', b"[]", b"{}")

@@ -1,0 +1,94 @@
+"""The head of a request, read strictly and written anew: nothing that is passed on can be read in
+another way than it was checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import httptools
+from msgspec import Struct
+
+from .refusal import Refused
+from .rules import TWO_LENGTHS
+
+# What llama-server refuses halfway through a head, and then reads the rest as the next request.
+MAX_BYTES = 64 * 1024  # of a head
+MAX_LINE = 8000
+MAX_HEADERS = 99
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+TOO_LONG = Refused(431, "the head of the request is too long", closes=True)
+TWO_HOSTS = Refused(400, "the request has more than one Host", closes=True)
+NOT_CHUNKED = Refused(400, "Transfer-Encoding may be chunked alone", closes=True)
+
+END = b"\r\n\r\n"
+# An upgrade to another protocol is never made, and its offer may be ignored.
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+ONLY_ONCE = {"content-length", "transfer-encoding", "host"}
+
+
+class RequestHead(Struct, frozen=True):
+    """A request's head, as it is passed on, and what its rules are checked against."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # names in lower case; the first of several
+    raw: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body that follows, unless it comes in chunks."""
+        return int(self.headers.get("content-length", "0"))
+
+    @property
+    def is_chunked(self) -> bool:
+        return "transfer-encoding" in self.headers
+
+
+class _Lines:
+    """What httptools finds in a head."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_whole = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.is_whole = True
+
+
+def read_head(data: bytes) -> RequestHead:
+    """The head that `data` is, with its empty line. Raises Refused."""
+    lines = _Lines()
+    parser = httptools.HttpRequestParser(lines)
+    try:
+        parser.feed_data(UPGRADE.sub(b"", data))
+        method, version = parser.get_method().decode(), parser.get_http_version()
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        names = re.findall(rb"\r\n(content-length|transfer-encoding):", data.lower())
+        refused = Refused(400, f"the request is not valid HTTP: {error}", closes=True)
+        raise TWO_LENGTHS if len(set(names)) == 2 else refused from None
+    if not lines.is_whole:
+        raise Refused(400, "the request is not valid HTTP", closes=True)
+    if method not in METHODS or version not in ("1.0", "1.1"):
+        raise Refused(405, f"{method} with HTTP {version} is not supported", closes=True)
+    sizes = [len(lines.url), *(len(name) + len(value) for name, value in lines.headers)]
+    if max(sizes) > MAX_LINE or len(lines.headers) > MAX_HEADERS:
+        raise TOO_LONG
+    headers: dict[str, str] = {}
+    for name, value in lines.headers:
+        key = name.decode("latin-1").lower()
+        if key in headers and key in ONLY_ONCE:
+            raise TWO_HOSTS if key == "host" else NOT_CHUNKED
+        headers.setdefault(key, value.decode("latin-1"))
+    if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        raise NOT_CHUNKED
+    first = f"{method} {lines.url.decode('latin-1')} HTTP/{version}".encode("latin-1")
+    raw = [first, *(b"%b: %b" % header for header in lines.headers), b"", b""]
+    return RequestHead(method, lines.url.decode("latin-1"), headers, b"\r\n".join(raw))

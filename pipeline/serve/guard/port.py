@@ -1,0 +1,216 @@
+"""A server's host and port, listened on in its place while it serves on a private Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import WINDOWS, allow_many_files
+from pipeline.serve import health
+from pipeline.serve.server import Server
+
+from .rules import Rules
+
+if TYPE_CHECKING:
+    import asyncio
+
+HOST, CORS = "--host", "--cors-origins"  # options of llama-server
+LOCAL = "localhost"  # pages of this machine
+LONGEST = 100  # bytes of a socket's path; macOS takes 103
+PREFIX = "llama-pipeline-"
+NAME = f"/{PREFIX}12345678/12345.sock"
+YOUNG_SECONDS = 60.0  # a folder may not be locked yet
+FLUSH_SECONDS = 0.5  # for clients to take the end of their answers
+
+
+class OwnPort:
+    """The port of a server that listens itself."""
+
+    folder: Path | None = None  # of its socket
+
+    def __init__(self, server: Server) -> None:
+        """Raises PipelineError where the port is taken."""
+        self.server = server
+        health.require_free(server.host, server.port)
+
+    def command(self) -> list[str]:
+        """The server's command line for its next start."""
+        return self.server.command
+
+    def serve(self) -> None:
+        """The server was started."""
+
+    def close(self) -> None:
+        """The server has ended, and is not started again."""
+
+
+class GuardedPort(OwnPort):
+    """A port that is listened on in the server's place. It is taken at once, kept while the server
+    is started again, and answers once `serve` was called: that the server is loading, or what it
+    says."""
+
+    def __init__(self, server: Server) -> None:
+        """Raises PipelineError where the port is taken, or there is no place for a socket."""
+        self.server = server
+        self._socket = health.listening(server.host, server.port)
+        try:
+            self._sockets, self._lock = _private_folder()
+        except BaseException:
+            self._socket.close()
+            raise
+        self.folder = self._sockets
+        self._starts, self._path = 0, ""
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_up = threading.Event()
+
+    def command(self) -> list[str]:
+        """The same, with a socket in place of its address: a new one, which nothing hinders."""
+        self._starts += 1
+        self._path = str(self._sockets / f"{self._starts}.sock")
+        return private_command(self.server, self._path)
+
+    def serve(self) -> None:
+        """Begin to answer, in a thread: what that needs is loaded while the server loads."""
+        if not self._thread:
+            allow_many_files()
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End all connections and give the port back."""
+        if self._thread:
+            self._is_up.wait()
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                if self._loop:
+                    self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join()
+        self._socket.close()
+        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._lock.close()
+
+    def _run(self) -> None:
+        import asyncio
+
+        factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            factory = uvloop.new_event_loop
+        try:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._relay())
+        finally:
+            self._is_up.set()
+
+    async def _relay(self) -> None:
+        import asyncio
+
+        from .relay import Clients
+
+        clients = Clients(rules(self.server), lambda: self._path)
+        loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        listener = await loop.create_server(
+            clients.connection, sock=self._socket, backlog=health.BACKLOG
+        )
+        self._loop = loop
+        self._is_up.set()
+        await self._end.wait()
+        listener.close()
+        clients.close()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while clients.connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+
+def taken(server: Server) -> OwnPort:
+    """Its port, free or taken for it. Raises PipelineError where somebody else has it."""
+    return GuardedPort(server) if server.guard else OwnPort(server)
+
+
+def rules(server: Server) -> Rules:
+    """Whose pages may ask it, and under which names."""
+    own = [name.strip() for name in server.argument(CORS).split(",")]
+    origins = [*server.origins, *(name for name in own if name not in ("", LOCAL))]
+    return Rules(server.host, origins, server.hosts, who="this server", place="the server's {key}")
+
+
+def private_command(server: Server, path: str) -> list[str]:
+    """Its command line, with the socket at `path` in place of its address. It lets all pages read
+    its answers that may ask at all, where others than this machine's are added."""
+    instead = {HOST: path}
+    if server.origins and server.argument(CORS) == LOCAL:
+        instead[CORS] = "*"
+    words = server.command
+    for at, word in enumerate(words[:-1]):
+        if word in instead:
+            words[at + 1] = instead[word]
+    return words
+
+
+def shown(server: Server) -> str:
+    """For a plan and a summary."""
+    if server.guard:
+        return "pages of other sites cannot use the server"
+    if server.api_key_file:
+        return "not needed: clients send a key"
+    why = "on Windows" if WINDOWS else "with TLS of its own" if server.tls else "guard=0"
+    return f"none ({why}): any page in a browser can use the server"
+
+
+def _private_folder() -> tuple[Path, _Lock]:
+    """A new folder that only this user may enter, with its lock. In the temporary
+    folder, not in the user's runtime folder: that one goes when the user logs out. Raises
+    PipelineError."""
+    for base in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108
+        # To llama-server a comma separates addresses.
+        if len(os.fsencode(base + NAME)) > LONGEST or "," in base:
+            continue
+        with contextlib.suppress(OSError):
+            for stale in _stale(Path(base)):
+                shutil.rmtree(stale, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+            return folder, _Lock(folder)
+    raise PipelineError(
+        f"{tempfile.gettempdir()}: cannot hold the server's socket",
+        "point TMPDIR to a folder with a short name, such as /tmp, or pass guard=0",
+    )
+
+
+def _stale(base: Path) -> Iterator[Path]:
+    """This user's folders that a process left behind which was killed: nobody holds their lock."""
+    for path in base.glob(f"{PREFIX}????????"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            is_old = time.time() - status.st_mtime > YOUNG_SECONDS
+            if is_old and status.st_uid == os.getuid():
+                with contextlib.closing(_Lock(path)) as lock:
+                    if lock.is_held:
+                        yield path
+
+
+class _Lock:
+    """A folder's lock, for as long as this process has it open. Where nothing can be locked it is
+    not held; then no other process removes the folder either."""
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl  # not on Windows
+
+        self.is_held = False
+        self._file: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.is_held = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None

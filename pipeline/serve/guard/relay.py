@@ -1,0 +1,244 @@
+"""Connections of clients, passed on to a server on a Unix socket.
+
+Each has one of its own to the server, so that whatever either side does (requests sent ahead, a
+connection kept or closed, a client that leaves) is the same for the other. Of requests the heads
+are read, checked and written anew; bodies and answers go through as they come, no faster than they
+are taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from .chunks import Chunks
+from .head import END, MAX_BYTES, TOO_LONG, RequestHead, read_head
+from .refusal import Refused, error_body, is_anthropic
+from .rules import Rules
+
+HEAD_SECONDS = 20.0  # for the first request on a connection
+LINGER_SECONDS = 2.0  # for a client to close a connection whose answers are over
+BUSY_SECONDS, RETRY_SECONDS = 10.0, 0.01  # while the server's queue of connections is full
+# As llama-server says it itself.
+LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+
+
+class Clients:
+    """The clients of one server. `path` tells where its socket is."""
+
+    def __init__(self, rules: Rules, path: Callable[[], str]) -> None:
+        self.rules, self.path = rules, path
+        self.connections: set[ClientSide] = set()
+
+    def connection(self) -> ClientSide:
+        """What asyncio calls for a new one."""
+        return ClientSide(self)
+
+    def close(self) -> None:
+        """Close all, once what was written to them is sent."""
+        for connection in self.connections:
+            connection.transport.close()
+
+
+class ClientSide(asyncio.Protocol):
+    """A connection from a client."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._server: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._unsent: list[bytes] = []  # until there is a connection to the server
+        self._held = b""  # a head that is not whole yet
+        self._left = 0  # bytes of a body that are to come
+        self._chunks: Chunks | None = None  # of a body that is to come
+        self._answer = b""  # our own, to follow the server's
+        self._has_all_sent = False
+        self._is_over = False  # what it sends is not read any more
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._clients.connections.add(self)
+        self._set_timer(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        try:
+            self._read(data)
+        except Refused as refused:
+            self._refuse(refused)
+
+    def eof_received(self) -> bool:
+        """True keeps the other direction open."""
+        self._has_all_sent = True
+        if self._is_over or not (self._server or self._connecting):
+            return False
+        self._end_requests()  # the server decides whether it still answers
+        return True
+
+    def pause_writing(self) -> None:
+        if self._server and not self._server.is_closing():
+            self._server.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._server and not self._server.is_closing():
+            self._server.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._clients.connections.discard(self)
+        self._is_over = True
+        self._set_timer(0, None)
+        if self._connecting:
+            self._connecting.cancel()
+        if self._server:
+            self._server.abort()  # which ends its work
+
+    # Requests
+
+    def _read(self, data: bytes) -> None:
+        """Pass on what may be passed on. Raises Refused."""
+        while data:
+            if self._left:
+                block, data = data[: self._left], data[self._left :]
+                self._left -= len(block)
+                self._send(block)
+            elif self._chunks:
+                block, data = self._chunks.feed(data)
+                self._chunks = None if self._chunks.is_over else self._chunks
+                self._send(block)
+            else:
+                data = self._read_head(data)
+
+    def _read_head(self, data: bytes) -> bytes:
+        """What follows the head that `data` completes, if it does. Raises Refused."""
+        head, end, rest = (self._held + data).partition(END)
+        if len(head) > MAX_BYTES:
+            raise TOO_LONG
+        self._held = b"" if end else head
+        if not end:
+            return b""
+        self._set_timer(0, None)
+        request = read_head(head + end)
+        if refused := self._clients.rules.refusal(request.method, request.headers):
+            self._refuse(refused, request)
+            return b""
+        self._left, self._chunks = request.length, Chunks() if request.is_chunked else None
+        self._send(request.raw)
+        return rest
+
+    def _send(self, block: bytes) -> None:
+        if self._server:
+            if not self._server.is_closing():
+                self._server.write(block)
+            return
+        self._unsent.append(block)
+        if not self._connecting:
+            self.transport.pause_reading()
+            self._connecting = asyncio.ensure_future(self._connect())
+
+    # The server
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + BUSY_SECONDS
+        while loop.time() < deadline:
+            try:
+                await loop.create_unix_connection(lambda: ServerSide(self), self._clients.path())
+                return
+            except BlockingIOError:
+                await asyncio.sleep(RETRY_SECONDS)
+            except OSError:
+                break
+        self._connecting = None
+        self.end_with(_answer(503, LOADING))
+
+    def connected(self, server: asyncio.Transport) -> None:
+        """There is a connection to the server."""
+        if self.transport.is_closing():
+            server.abort()
+            return
+        self._server, self._connecting = server, None
+        server.write(b"".join(self._unsent))
+        self._unsent.clear()
+        if self._has_all_sent or self._is_over:
+            server.write_eof()
+        self.transport.resume_reading()
+
+    def server_left(self) -> None:
+        """The connection to the server is over, and with it that to the client."""
+        self._server = None
+        self.end_with(self._answer)
+
+    # The end
+
+    def _refuse(self, refused: Refused, request: RequestHead | None = None) -> None:
+        anthropic = request is not None and is_anthropic(request.path, request.headers)
+        body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
+        is_head = request is not None and request.method == "HEAD"
+        self.end_with(_answer(refused.status, body, is_head=is_head))
+
+    def end_with(self, answer: bytes) -> None:
+        """Send the last answer on this connection once those of the server are over."""
+        self._is_over = True
+        if self._connecting or self._server:
+            self._answer = answer
+            self._end_requests()  # else the server would wait for more
+        elif not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.write_eof()
+            self.transport.resume_reading()  # or its end is not seen
+            self._set_timer(LINGER_SECONDS, self.transport.close)
+
+    def _end_requests(self) -> None:
+        """Tell the server that no more requests come."""
+        if self._server and not self._server.is_closing():
+            self._server.write_eof()
+
+    def _set_timer(self, seconds: float, call: Callable[[], None] | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, call) if call else None
+
+
+class ServerSide(asyncio.Protocol):
+    """The connection to the server that belongs to a client's."""
+
+    def __init__(self, client: ClientSide) -> None:
+        self._client = client
+        self._to_client = client.transport
+
+    def connection_made(self, transport: Any) -> None:
+        self._client.connected(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._to_client.is_closing():
+            self._to_client.write(data)
+
+    def pause_writing(self) -> None:
+        if not self._to_client.is_closing():
+            self._to_client.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self._to_client.is_closing():
+            self._to_client.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client.server_left()
+
+
+def _answer(status: int, body: Mapping[str, Any], *, is_head: bool = False) -> bytes:
+    """An answer after which the connection is closed."""
+    text = json.dumps(body).encode()  # escaped to ASCII: a message may quote what is not UTF-8
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(text)}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if is_head else text)
