@@ -45,7 +45,7 @@ class RequestHead(Struct, frozen=True):
         return "transfer-encoding" in self.headers
 
 
-class _Lines:
+class _HeadLines:
     """What httptools finds in a head."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class _Lines:
 
 def read_head(data: bytes) -> RequestHead:
     """The head that `data` is, with its empty line. Raises Refused."""
-    lines = _Lines()
+    lines = _HeadLines()
     parser = httptools.HttpRequestParser(lines)
     try:
         parser.feed_data(UPGRADE.sub(b"", data))
