@@ -293,10 +293,11 @@ def stand_in(folder: Path, words: str = "") -> Path:
 import json, os, subprocess, sys
 if "--help" in sys.argv:
     sys.exit(subprocess.call([{str(real)!r}, *sys.argv[1:]]))
-port = sys.argv[sys.argv.index("--port") + 1]
+host, port = (sys.argv[sys.argv.index(name) + 1] for name in ("--host", "--port"))
+where = ["--host", host, "--port", port]
 with open({str(folder / "told.json")!r}, "w") as file:
     json.dump([sys.argv[1:], dict(os.environ)], file)
-os.execv(sys.executable, [sys.executable, {str(server)!r}, "--port", port, *{words.split()!r}])
+os.execv(sys.executable, [sys.executable, {str(server)!r}, *where, *{words.split()!r}])
 """
     )
     program.chmod(0o755)
