@@ -50,8 +50,7 @@ class Child:
             self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
             # A launcher may end before its server, whose output is still to be read.
             self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
-            restore = self.slots.restore
-            arguments = (instance, self._report, self.over, timing.probe_every, restore)
+            arguments = (instance, self._report, self.over, timing.probe_every, self.slots.restore)
             Thread(target=client.watch, args=arguments, daemon=True).start()
         except BaseException:
             self.kill()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
@@ -99,6 +100,12 @@ def restore(server: Server) -> int:
         else:
             file.unlink(missing_ok=True)
     return restored
+
+
+def forget(at: Folder, *, keep: bool) -> None:
+    """Remove what was saved of a configuration, unless it is to be kept."""
+    if not keep:
+        shutil.rmtree(at.path / FOLDER, ignore_errors=True)
 
 
 def key(server: Server) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -110,8 +109,7 @@ class Supervisor:
         done = not self.wanted.instances and all(x.is_over for x in self.runners.values())
         self.publish()
         if done:
-            if not stops:  # else they may come back
-                shutil.rmtree(self.at.path / slots.FOLDER, ignore_errors=True)
+            slots.forget(self.at, keep=stops > 0)  # after a signal they may come back
             self.log("asked to stop" if stops else "no server is wanted any more")
         return not done
 
@@ -180,17 +178,17 @@ class Supervisor:
         for name, end in ends.items():
             self.runners[name].finish(end, time.monotonic())
         limit = self.wanted.max_loading or len(self.runners)
-        runners = self.runners.values()
-        ports = {runner.instance.port for runner in runners if runner.unwanted and runner.child}
+        ports = {x.instance.port for x in self.runners.values() if x.unwanted and x.child}
         for runner in [self.runners[instance.name] for instance in self.wanted.instances]:
-            loading = sum(other.status.state == LOADING for other in runners)
+            loading = sum(x.status.state == LOADING for x in self.runners.values())
             is_free = runner.instance.port not in ports  # else its last user is still stopping
             if self.scheduler.admits(runner) and is_free and loading < limit:
                 runner.start(time.monotonic())
 
     def publish(self) -> None:
         """Report and write what has changed; retry where it cannot be written."""
-        for name in by_name(self.wanted.instances) | self.runners:
+        names = by_name(self.wanted.instances) | self.runners
+        for name in names:
             before, now = self.reported.get(name), self.runners[name].status
             if before != now:
                 self.reported[name] = now
@@ -200,7 +198,6 @@ class Supervisor:
                     served.record(self.at.run, self.runners[name].instance)
                 with contextlib.suppress(OSError, ValueError):  # its terminal is gone
                     self.changed(self.runners[name].instance, now)
-        names = by_name(self.wanted.instances) | self.runners
         statuses = tuple(self.reported[name] for name in names)
         state = replace(self._own_state, asked=self.wanted.asked, instances=statuses)
         if (state, stamp(self.at.state)) != self._written:
