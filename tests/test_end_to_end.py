@@ -53,13 +53,17 @@ def test_the_demo_embeds_as_pytorch_does(
         assert cosine(ours, theirs) >= least
 
 
+FRUITS = ("Apple", "Banana", "Orange", "Grape", "Strawberr", "Mango", "Pear", "Peach", "Lemon")
+
+
 def test_the_demo_talks(doit: Doit) -> None:
     with doit.serving("model=demo", "ctx_size=2048") as url:
         assert get(f"{url}/v1/models")["data"][0]["id"] == "SmolLM2-135M-Instruct"
         question = {"role": "user", "content": "Give me three names of fruits."}
         body = {"messages": [question], "temperature": 0, "max_tokens": 40}
         answer = post(f"{url}/v1/chat/completions", body)["choices"][0]["message"]["content"]
-        assert "Banana" in answer and "Apple" in answer
+        # which ones depends on the processor's rounding
+        assert sum(fruit in answer for fruit in FRUITS) >= 2, answer
     again = doit("prepare", "model=demo")
     assert again.steps == []
     assert "as their receipts say" in doit("verify", "model=demo").err

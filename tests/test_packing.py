@@ -26,6 +26,8 @@ from pipeline.core.pins import pins
 pytestmark = [
     pytest.mark.build,
     pytest.mark.slow,
+    # With empty caches it is compiled beside the other builds: the time is for all of them.
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(sys.platform != "linux", reason="looks into ELF files"),
 ]
 COMMIT = pins().llama_cpp_commit

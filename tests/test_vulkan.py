@@ -10,7 +10,8 @@ import pytest
 from conftest import Doit, post, with_programs
 from vulkan_sdk import Software
 
-pytestmark = [pytest.mark.build, pytest.mark.slow]
+# With empty caches it is compiled beside the other builds: the time is for all of them.
+pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # Mesa compiles each shader when it is first used, one for every number of tokens in a batch:
 # seconds with these, minutes without.

@@ -77,6 +77,13 @@ def packed_backend(folder: Path) -> str:
         return ""
 
 
+def is_ours(program: Path) -> bool:
+    """Whether the pipeline made, fetched or packed a program, or will make it. Any other may be of
+    any age, or a script around one."""
+    folder = program.resolve().parent
+    return not program.is_file() or bool(packed_backend(folder) or receipts.load(folder))
+
+
 def chosen_folder() -> str:
     """What LLAMA_SERVER_BINS_DIR says, right or wrong; empty: nothing."""
     return os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()

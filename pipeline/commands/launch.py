@@ -18,6 +18,7 @@ from pipeline.serve import placing, sandbox
 from pipeline.serve.config import instances
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.guard import port
 from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import BOOT, LLAMA_CPP, Server
 from pipeline.serve.supervisor import slots, state
@@ -71,9 +72,9 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
     if file.requested.background is not None:
         servers = tuple(replace(s, background=file.requested.background) for s in servers)
     typed = {n: getattr(file.request, n) for n in OF_LLAMA_SERVER if n in file.variables}
-    if not file.request.guard:
-        typed["guard"] = False
     servers = tuple(replace(s, **typed) if s.engine == LLAMA_CPP else s for s in servers)
+    if (wanted := file.request.guard) is not None:
+        servers = tuple(replace(s, guard=wanted and port.can_guard(s)) for s in servers)
     if placing.byte_count(file.configuration.master.saved_slots):
         servers = tuple(slots.saving(server, file.at) for server in servers)
     return servers

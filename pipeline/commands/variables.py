@@ -244,11 +244,11 @@ class ServingVariables(Group):
         SANDBOX_AUTO,
         shown="`auto`",
     )
-    guard: bool = variable(
+    guard: bool | None = variable(
         flag,
         "without a key, [pages of other sites](security.md#web-pages) cannot use "
         "llama-server; 0: they can",
-        True,
+        shown="1 for a llama-server that the pipeline made",
     )
     origins: tuple[str, ...] = variable(
         listed(origin),

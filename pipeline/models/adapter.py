@@ -20,7 +20,7 @@ from pipeline.core.store import stat_cache
 from . import checkpoint, contents, gguf, peft, safetensors
 from .gguf import Header
 from .peft import BASE_CONFIG, CONFIG, WEIGHTS
-from .resolve import ModelFile, Resolved, folder_name, local_slug, short_name
+from .resolve import ModelFile, Resolved, folder_name, in_place, local_slug, short_name
 from .safetensors import Head
 from .weights import INDEX
 
@@ -33,16 +33,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     """An adapter in GGUF that is used in place. Raises PipelineError where it is none."""
     contents.require_finished(path)
     require(gguf.read_cached(path, home.run / "gguf.json"), str(path))
-    return Resolved(
-        kind="gguf",
-        name=short_name(path.name, path.parent.name),
-        slug=local_slug(path),
-        folder=path.parent,
-        local=True,
-        source={"type": "file", "ref": str(path)},
-        files=(ModelFile(path.name, path.stat().st_size, ""),),
-        precision="",
-    )
+    return in_place([path], "")
 
 
 def folder_is_known(path: Path, home: Home) -> bool:

@@ -170,6 +170,12 @@ def gguf_path(path: Path, home: Home) -> Resolved:
             "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
     gguf.require_model(headers, str(path))
+    return in_place(paths, headers[0].quant)
+
+
+def in_place(paths: Sequence[Path], quant: str) -> Resolved:
+    """The GGUF of these parts, which is used where it is."""
+    path = paths[0]
     return Resolved(
         kind="gguf",
         name=short_name(path.name, path.parent.name),
@@ -178,7 +184,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
         local=True,
         source={"type": "file", "ref": str(path)},
         files=tuple(ModelFile(part.name, part.stat().st_size, "") for part in paths),
-        precision=headers[0].quant,
+        precision=quant,
     )
 
 

@@ -47,7 +47,7 @@ class Control(Keeping, frozen=True, kw_only=True):
     log_file: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     sandbox: str = "auto"
-    guard: bool = True
+    guard: bool | None = None  # None: of a llama-server that the pipeline made
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep

@@ -99,3 +99,19 @@ def test_the_backend_that_a_package_names(
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     assert binaries.packed_backend(tmp_path / "bin") == backend
+
+
+def test_programs_of_our_own(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs" / "llama-server"
+    theirs.parent.mkdir()
+    assert binaries.is_ours(theirs), "it is yet to be made"
+    theirs.write_text("#!/bin/sh\n")
+    assert not binaries.is_ours(theirs)
+    receipts.change(theirs, receipts.stamp(theirs, {"step": "build"}, seconds=1))
+    assert binaries.is_ours(theirs)
+    packed = tmp_path / "package" / "bin" / "llama-server"
+    packed.parent.mkdir(parents=True)
+    packed.write_text("")
+    assert not binaries.is_ours(packed)
+    (packed.parents[1] / "manifest.json").write_text('{"backend": "cpu"}')
+    assert binaries.is_ours(packed)

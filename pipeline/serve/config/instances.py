@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.process import WINDOWS
 from pipeline.serve import launch
@@ -173,6 +174,7 @@ def llama_server(
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
     control, tls = resolved.spec.control, bool(resolved.text("ssl-cert-file"))
+    guard = binaries.is_ours(executable) if control.guard is None else control.guard
     cmd = llama.command(resolved, address(resolved), model, key, folder)
     return Server(
         **_common(resolved, key, folder, log),
@@ -181,7 +183,7 @@ def llama_server(
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=launch.downloads(cmd),
         sandbox=control.sandbox,
-        guard=control.guard and not (key or tls or WINDOWS),
+        guard=guard and not (key or tls or WINDOWS),
         origins=control.origins,
         hosts=control.hosts,
         prefix=resolved.text("api-prefix").rstrip("/"),

@@ -189,8 +189,9 @@ class ControlTable(Table):
     """Variables of its environment, over those that it inherits."""
     sandbox: Literal["auto", "strict", "off"] = "auto"
     """llama-server in the sandbox: no network but its port, no writes but its log."""
-    guard: bool = True
-    """llama-server without a key: pages of other sites cannot use it; false: they can."""
+    guard: bool | None = None
+    """llama-server without a key: pages of other sites cannot use it; false: they can; absent: true
+    for one that the pipeline made."""
     origins: list[Origin] = Field(default_factory=list)
     """Whose pages may ask it, beside those of this machine: origins, with *."""
     hosts: list[HostName] = Field(default_factory=list)

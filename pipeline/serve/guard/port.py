@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import WINDOWS, allow_many_files
 from pipeline.serve import health
-from pipeline.serve.server import Server
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from .rules import Rules
 
@@ -156,6 +157,12 @@ def private_command(server: Server, path: str) -> list[str]:
     return words
 
 
+def can_guard(server: Server) -> bool:
+    """Whether a guard is possible, and wanted at all: a key is as good."""
+    is_direct = server.api_key_file or server.tls or WINDOWS
+    return server.engine == LLAMA_CPP and not is_direct
+
+
 def shown(server: Server) -> str:
     """For a plan and a summary."""
     if server.guard:
@@ -163,6 +170,8 @@ def shown(server: Server) -> str:
     if server.api_key_file:
         return "not needed: clients send a key"
     why = "on Windows" if WINDOWS else "with TLS of its own" if server.tls else "guard=0"
+    if can_guard(server) and not binaries.is_ours(Path(server.executable)):
+        why = "not made by the pipeline; guard=1, if it serves on a socket"
     return f"none ({why}): any page in a browser can use the server"
 
 
