@@ -125,7 +125,8 @@ def doit(home: Path, *words: str) -> str:
 
 
 def write(file: Path, model: Path, memory: int | None, port: int) -> None:
-    lines = [f"[master]\nmemory = '{memory // 1000}KB'"] if memory else []
+    lines = ["[master]\nsaved_slots = '0GiB'"]  # the router saves none
+    lines += [f"memory = '{memory // 1000}KB'"] if memory else []
     lines += [f"[gateway]\nenable = true\nport = {port}\n[instance.control]\nstart = 'demand'"]
     lines += [
         f"[instance.server]\nmodel = '{model}'\nctx_size = 2048\nthreads = 1\napi_key = 'none'"
