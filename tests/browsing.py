@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,25 @@ def letters(text: str) -> str:
 
 
 def seen(browser: Chrome, selector: str) -> list[str]:
-    """The text of each element."""
+    """The text of each element; read again where the page was drawn anew meanwhile."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
 
-    return [found.text for found in browser.find_elements(By.CSS_SELECTOR, selector)]
+    while True:
+        with suppress(StaleElementReferenceException):
+            return [found.text for found in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def press(browser: Chrome, selector: str, *keys: str) -> None:
+    """Type into the first such element, or press keys on it; on the new one where the page was
+    drawn anew meanwhile."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.common.by import By
+
+    while True:
+        with suppress(StaleElementReferenceException):
+            browser.find_element(By.CSS_SELECTOR, selector).send_keys(*keys)
+            return
 
 
 def say(browser: Chrome, message: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import psutil
 import pytest
-from browsing import script_errors, seen
+from browsing import press, script_errors, seen
 from conftest import Doit, free_port, wait_for, with_programs
 
 from pipeline.core.store import receipts
@@ -204,12 +204,12 @@ def test_loading_in_the_dashboard(site: Site, browser: Chrome) -> None:
     site("up")
     browser.get(f"{site.url}/dashboard")
     wait_for(lambda: browser.find_elements("id", "Load-three"), 60)
-    browser.find_element("id", "Load-three").click()
+    press(browser, "#Load-three", "\n")
     wait_for(lambda: browser.find_elements("id", "Unload-three"), 60)
     assert site.running() == ["three"]
     site.ask("/v1/chat/completions", "three", max_tokens=4)
     wait_for(lambda: "4" in seen(browser, "#requests td"), 30)
-    browser.find_element("id", "Unload-three").click()
+    press(browser, "#Unload-three", "\n")
     wait_for(lambda: browser.find_elements("id", "Load-three"), 60)
     assert site.running() == [] and script_errors(browser) == []
 

@@ -167,8 +167,9 @@ def test_ready_and_stopped_by_a_signal(run: Run, number: int) -> None:
 
 
 def test_ready_is_said_once_and_only_after_loading(run: Run) -> None:
-    server = run("--ready-after", "0.5").ready()
-    assert "model loaded" in server.log_lines()
+    server = run("--ready-after", "2").ready()
+    # less than it takes to load: the line may be on its way to the log, but no more
+    wait_for(lambda: "model loaded" in server.log_lines(), seconds=1.5)
     server.send(signal.SIGINT)
     assert server.ended() == "ready\n"
 

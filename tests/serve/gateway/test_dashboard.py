@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import script_errors, seen
+from browsing import press, script_errors, seen
 from conftest import wait_for
 from gateway_tools import Site, site
 
@@ -167,13 +167,13 @@ def test_in_a_browser(here: Site, browser: Chrome, tmp_path: Path) -> None:
     assert HOSTILE in seen(browser, ".reason")[0], "as text"
     assert len(seen(browser, "#devices .device")) >= 1
 
-    browser.find_element("id", "Log-chat").send_keys(Keys.ENTER)
+    press(browser, "#Log-chat", Keys.ENTER)
     wait_for(lambda: "last line" in seen(browser, "#log")[0])
-    browser.find_element("id", "log-close").send_keys(Keys.ENTER)
+    press(browser, "#log-close", Keys.ENTER)
     assert browser.switch_to.active_element.get_attribute("id") == "Log-chat"
 
     wait_for(lambda: "21" in seen(browser, "#requests td"))
-    browser.find_element("css selector", "#requests button").send_keys(Keys.SPACE)
+    press(browser, "#requests button", Keys.SPACE)
     wait_for(lambda: any(HOSTILE in text for text in seen(browser, "#requests pre")))
     assert any("größe" in text for text in seen(browser, "#requests pre"))
     assert browser.title == "llama-pipeline" and script_errors(browser) == []
