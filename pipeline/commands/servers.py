@@ -75,6 +75,14 @@ class Servers:
             raise self._error
         return self._configuration
 
+    @property
+    def words(self) -> dict[str, str]:
+        """The variables that mean the same servers again, whatever the environment names."""
+        requested = self.requested
+        named = {"config": requested.config} if requested.config else {"profile": requested.profile}
+        engine = {"engine": requested.engine} if requested.engine else {}
+        return {**self.variables, **named, **engine}
+
     def _read(self) -> Configuration:
         requested = self.requested
         if requested.config:

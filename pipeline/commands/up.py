@@ -167,12 +167,9 @@ def systemd(servers: Servers) -> None:
             f"{servers.is_overridden} is set: a unit cannot hold it",
             "write it into the file",
         )
-    requested = servers.requested
-    named = {"config": requested.config} if requested.config else {"profile": requested.profile}
-    engine = {"engine": requested.engine} if requested.engine else {}
-    words = {**servers.variables, **named, **engine, "background": "0"}
+    words = {**servers.words, "background": "0"}
     env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    kept = (*OF_PROFILES, CARDS) if requested.profile else ()
+    kept = (*OF_PROFILES, CARDS) if servers.requested.profile else ()
     env |= {name: os.environ[name] for name in kept if name in os.environ}
     times = [spec.control.stop_timeout for spec in servers.configuration.enabled]
     print(

@@ -40,9 +40,8 @@ def follow(servers: Servers) -> None:
     """Run `up` now and after each change of the file, until Ctrl-C, which leaves the servers up.
     What is wrong with a file is said, and its servers stay as they are."""
     file = Path(servers.requested.config)
-    words = {**servers.variables, "config": str(file)}
-    words.pop("watch", None)
-    command = [sys.executable, "-m", "doit", "up", *(f"{n}={v}" for n, v in words.items())]
+    words = [f"{name}={value}" for name, value in servers.words.items() if name != "watch"]
+    command = [sys.executable, "-m", "doit", "up", *words]
     active.begin(servers.home.run, [])  # it uses no model itself: others may be removed
     env = {**os.environ, "LLAMA_PIPELINE_CWD": str(user_folder())}
     try:
