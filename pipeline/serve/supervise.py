@@ -114,7 +114,7 @@ def _started(
         log = stack.enter_context(contextlib.closing(Log(log_file)))
         process = stack.enter_context(
             running(
-                start(
+                lambda: start(
                     command,
                     env=env,
                     cwd=Path(server.folder),

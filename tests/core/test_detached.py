@@ -64,7 +64,7 @@ def test_who_holds_the_pipe_does_not_hold_us(
     script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
     script += "start_new_session=True).pid, flush=True)"
     argv = [sys.executable, "-c", script, sys.executable, "-c", words]
-    with stop.running(process.start(argv, own_group=True)) as begun:
+    with stop.running(lambda: process.start(argv, own_group=True)) as begun:
         begun.wait()
         pid, *said = process.lines_of(begun)
         try:

@@ -225,7 +225,7 @@ import psutil
 from pipeline.core.process.stop import running
 from pipeline.core.process.lifetime import watch_from_outside
 warnings.simplefilter("always")
-with running(subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE)) as child:
+with running(lambda: subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE)) as child:
     watch_from_outside(child)
     assert len(psutil.Process().children()) == 2
 assert child.returncode == -15
@@ -238,12 +238,12 @@ gc.collect()
 
 
 def test_running_ends_it_however_the_block_ends() -> None:
-    with pytest.raises(KeyboardInterrupt), stop.running(process.start(SLEEP)) as sleeper:
+    with pytest.raises(KeyboardInterrupt), stop.running(lambda: process.start(SLEEP)) as sleeper:
         raise KeyboardInterrupt
     assert sleeper.returncode is not None
     assert sleeper.stdout is not None
     assert sleeper.stdout.closed
-    with stop.running(process.start(python("raise SystemExit(5)"))) as ended:
+    with stop.running(lambda: process.start(python("raise SystemExit(5)"))) as ended:
         ended.wait()
     assert ended.returncode == 5
 
@@ -251,7 +251,7 @@ def test_running_ends_it_however_the_block_ends() -> None:
 @posix
 @pytest.mark.slow
 def test_running_kills_what_does_not_listen() -> None:
-    with stop.running(process.start(STUBBORN)) as stubborn:
+    with stop.running(lambda: process.start(STUBBORN)) as stubborn:
         assert next(process.lines_of(stubborn)) == "up"
     assert stubborn.returncode == -signal.SIGKILL
 
@@ -273,14 +273,14 @@ def test_run_ends_its_program_when_it_is_interrupted(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize("own", [False, True])
 def test_own_group(own: bool) -> None:
-    with stop.running(process.start(SLEEP, own_group=own)) as sleeper:
+    with stop.running(lambda: process.start(SLEEP, own_group=own)) as sleeper:
         assert next(process.lines_of(sleeper)) == "up"
         assert (os.getpgid(sleeper.pid) != os.getpgrp()) is own
 
 
 @posix
 def test_ask_to_stop() -> None:
-    with stop.running(process.start(SLEEP, own_group=True)) as sleeper:
+    with stop.running(lambda: process.start(SLEEP, own_group=True)) as sleeper:
         stop.ask_to_stop(sleeper)
         assert sleeper.wait(timeout=30) == -signal.SIGTERM
 
@@ -288,15 +288,20 @@ def test_ask_to_stop() -> None:
 @posix
 def test_a_group_of_zombies_is_empty() -> None:
     """They stay where nobody asks how they ended, as in a container without an init."""
-    with stop.running(subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=0)) as first:
-        last = subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=first.pid)
-        with stop.running(last):
-            first.kill()
-            first.wait()
-            assert not stop.group_is_empty(first)
-            last.kill()
-            wait_for(lambda: gone(last.pid))
-            assert stop.group_is_empty(first)
+
+    def sleeper(group: int) -> process.Process:
+        return subprocess.Popen(SLEEP, stdout=subprocess.PIPE, process_group=group)
+
+    with (
+        stop.running(lambda: sleeper(0)) as first,
+        stop.running(lambda: sleeper(first.pid)) as last,
+    ):
+        first.kill()
+        first.wait()
+        assert not stop.group_is_empty(first)
+        last.kill()
+        wait_for(lambda: gone(last.pid))
+        assert stop.group_is_empty(first)
 
 
 @linux
@@ -334,8 +339,16 @@ def test_a_program_that_talks_is_left_alone(tmp_path: Path) -> None:
 BACKGROUND = """
 import sys, time
 from pathlib import Path
+from pipeline.core import process
 from pipeline.core.parallel import background
 from pipeline.core.process import run
+
+def slow(*words, begin=process._popen, **options):
+    started = begin(*words, **options)
+    time.sleep(float(sys.argv[2]))
+    return started
+
+process._popen = slow
 folder = Path(sys.argv[1])
 shell = 'sleep 1000 & echo $! > "$0"; wait'
 background(lambda: run(["sh", "-c", shell, str(folder / "pid")], log=folder / "log", patience=1000))
@@ -344,10 +357,12 @@ while not (folder / "pid").exists():
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Unix")
-def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path) -> None:
+@posix
+@pytest.mark.parametrize("pause", ["0", "1"])  # seconds after the fork: still being started
+def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path, pause: str) -> None:
     """And what that has started."""
-    subprocess.run([sys.executable, "-c", BACKGROUND, tmp_path], cwd=REPOSITORY, check=True)
+    command = [sys.executable, "-c", BACKGROUND, tmp_path, pause]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
     wait_for(lambda: bool((tmp_path / "pid").read_text()))
     pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: gone(pid))

@@ -261,9 +261,12 @@ def run(
     """
     info(f"+ {shown(argv)}")
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = start(argv, env=env, cwd=cwd, own_group=patience is not None, sandbox=sandbox)
+
+    def begin() -> Process:
+        return start(argv, env=env, cwd=cwd, own_group=patience is not None, sandbox=sandbox)
+
     with (
-        running(started) as process,
+        running(begin) as process,
         _log(log, append) as write,
         watched(process, patience, timeout, write) as heard,
     ):

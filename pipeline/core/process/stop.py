@@ -17,13 +17,16 @@ Started = subprocess.Popen[bytes]
 
 
 _running: set[Started] = set()
+_starting = threading.Lock()
 
 
 @contextmanager
-def running(process: Started) -> Iterator[Started]:
-    """After the block the process has ended, however the block ends; also where it runs on a thread
-    that this process does not wait for."""
-    _running.add(process)
+def running(start: Callable[[], Started]) -> Iterator[Started]:
+    """Start a process that has ended after the block, however the block ends; also where it runs on
+    a thread that this process does not wait for."""
+    with _starting:  # one that is started while this process ends is not missed
+        process = start()
+        _running.add(process)
     try:
         yield process
     finally:
@@ -41,6 +44,7 @@ def running(process: Started) -> Iterator[Started]:
 
 @atexit.register
 def _end_running() -> None:
+    _starting.acquire()  # and never given back: nothing is started any more
     for process in [*_running]:
         process.terminate()
         end_group(process)
