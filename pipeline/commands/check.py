@@ -23,7 +23,7 @@ from . import resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
-    from pipeline.serve.config.vllm_installed import VllmOptions
+    from pipeline.serve.config.vllm import VllmOptions
 
     from .servers import Servers
 
@@ -142,12 +142,10 @@ def wrong_logs(servers: Servers) -> list[str]:
 @cache
 def installed_vllm(servers: Servers) -> VllmOptions | None:
     """What an installed vLLM says of its options: slow, the first time."""
-    from pipeline.serve.config import vllm, vllm_installed
+    from pipeline.serve.config import vllm
     from pipeline.serve.server import VLLM
 
     configuration = servers.configuration
     if all(spec.engine != VLLM for spec in configuration.enabled):
         return None
-    words = [vllm.executable(configuration, os.environ), *vllm.python(configuration)]
-    cache = servers.home.run / "flags"
-    return vllm_installed.listed(words, configuration.master.api_server_module, cache)
+    return vllm.installed(configuration, os.environ, servers.home.run / "flags")

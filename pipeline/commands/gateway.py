@@ -35,12 +35,9 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
 
     table, own = servers.configuration.gateway, servers.request.settings
     host = own.host if "host" in servers.variables else table.host
-    file = own.api_key_file or table.api_key_file
-    folder = servers.configuration.folder
+    file = own.api_key_file or (Path(table.api_key_file) if table.api_key_file else None)
     is_litellm = servers.requested.engine == LITELLM  # without a key it refuses to start
-    key = api_keys.decide(
-        GATEWAY, host, file, table.api_key, folder, servers.keys, needs_one=is_litellm
-    )
+    key = api_keys.decide(GATEWAY, host, file, table.api_key, servers.keys, needs_one=is_litellm)
     chosen = gateways.GatewaySettings(
         host=host,
         port=own.port if "port" in servers.variables else table.port,

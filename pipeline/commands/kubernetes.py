@@ -250,7 +250,6 @@ class PodModel:
         return PreparedModel(
             path=self._in_pod(self.chain.final),
             mmproj=self._in_pod(projector) if projector else None,
-            name=self.chain.resolved.name,
             pooling=self.estimate.header.pooling if self.estimate.header else "none",
             ctx_size=self.estimate.trained,
         )

@@ -104,7 +104,6 @@ def _unprepared(spec: InstanceSpec) -> PreparedModel:
         adapters=tuple((PurePosixPath(text), scale) for text, scale in pairs),
         draft=PurePosixPath(named) if spec_type == drafts.SIMPLE else None,
         spec_type=spec_type,
-        name=spec.name,
     )
 
 

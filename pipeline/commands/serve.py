@@ -74,7 +74,7 @@ def check_flags(model: Model) -> None:
 def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
     """The options of `spec`. Raises UsageError where llama-server would refuse one."""
     options = instances.resolve(spec, known_flags(model.programs))
-    messages.require_none(checks.of_llama_server(options, user_folder()), HINT)
+    messages.require_none(checks.of_server(options, user_folder()), HINT)
     return options
 
 
@@ -124,7 +124,6 @@ def prepared_model(
         draft=model.draft.require_chain().final if model.draft else None,
         spec_type=model.request.spec_type or (drafts.SIMPLE if model.draft else ""),
         adapters=adapters.served(model),
-        name=chain.resolved.name,
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
         fitted=ctx_size,

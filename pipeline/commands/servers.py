@@ -97,7 +97,6 @@ class Servers:
                 engine=engine,
                 overrides=over,
                 where=variable,
-                patient=True,
                 stored=lambda written: stored_instances.tables(self.home, self.at, written),
             )
         from pipeline.serve.config.profiles import load_profile
@@ -109,9 +108,7 @@ class Servers:
         }
         if self.request.settings.device is None:
             own.pop("device", None)  # it names a backend
-        return load_profile(
-            Path(requested.registry), requested.profile, os.environ, variables=own, patient=True
-        )
+        return load_profile(Path(requested.registry), requested.profile, os.environ, variables=own)
 
     def _find_models(self) -> None:
         """Each model that is prepared first, by the name of the first instance that

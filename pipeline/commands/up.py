@@ -121,7 +121,7 @@ def up(servers: Servers) -> None:
 
 def require_own_places(servers: Servers, desired: DesiredState) -> None:
     """Raise UsageError where a server of another configuration has the same log or port."""
-    from pipeline.serve.config.addresses import Address
+    from pipeline.serve.config.options import Address
     from pipeline.serve.supervisor import liveness
 
     others, errors = list(liveness.running_elsewhere(servers.at)), []

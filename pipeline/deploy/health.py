@@ -74,20 +74,19 @@ def resting(at: Folder) -> set[str]:
 
 def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
     """A profile's server, with its address. Raises PipelineError."""
-    from pipeline.serve.config import addresses, instances
+    from pipeline.serve.config import instances
     from pipeline.serve.config.profiles import load_profile
 
-    loaded = load_profile(Path(named.registry(environ)), profile, environ, patient=True)
+    loaded = load_profile(Path(named.registry(environ)), profile, environ)
     options = instances.resolve(loaded.specs[0], None)
-    at = addresses.address(options)
     return Server(
         name=profile,
         executable="",
         cmd=(),
         folder="",
         log_file="",
-        host=at.host,
-        port=at.port,
+        host=options.address.host,
+        port=options.address.port,
         prefix=options.text("api-prefix").rstrip("/"),
         tls=bool(options.text("ssl-cert-file") or options.text("ssl-certfile")),
     )

@@ -48,6 +48,7 @@ def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
         '[instance.large.control]\npinned = true\n[instance.own.server]\nmodel = "/m.gguf"\n'
     )
     loaded = load(file, stored=lambda written: stored_instances.tables(home, at, written))
+    assert not loaded.errors
     specs = {spec.name: spec for spec in loaded.specs}
     assert specs.keys() == {"large", "small-Q4_K_M", "small-Q8_0", "own"}
     assert specs["large"].control.start == "demand" and specs["large"].control.pinned

@@ -50,8 +50,8 @@ def server(
     """What `serve model=` would start."""
     spec = server_options.spec(Request(settings=settings), "tiny")
     options = instances.resolve(spec, flags)
-    messages.require_none(checks.of_llama_server(options, Path("/")))
-    model = PreparedModel(path=Path("/m/a b.gguf"), name="tiny", pooling=pooling, fitted=8192)
+    messages.require_none(checks.of_server(options, Path("/")))
+    model = PreparedModel(path=Path("/m/a b.gguf"), pooling=pooling, fitted=8192)
     return instances.llama_server(
         options,
         Path("/b/llama-server"),

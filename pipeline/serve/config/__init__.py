@@ -1,7 +1,7 @@
-"""What a file of instances or a profile asks for, read, checked, and turned into instances.
+"""Files of instances and profiles: read, checked, and turned into servers.
 
-`toml_form.load` and `profiles.load_profile` read; `instances.check` and `instances.instances` turn
-what was read into command lines and environments.
+`toml_form.load` and `profiles.load_profile` read one into a `Configuration`, `checks.check` raises
+all that is wrong with it, `instances.instances` makes command lines and environments of it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from pipeline.core.store.publish import part, publish_file
 from pipeline.serve.keys import KEY, RULE, is_loopback, wrong_file
 from pipeline.serve.server import LLAMA_CPP
 
-from .addresses import Address
 from .configuration import Configuration, InstanceSpec, Value, beside
 from .options import ResolvedOptions, spelled
 
@@ -32,33 +31,34 @@ class Key(Struct, frozen=True):
     is_made: bool = False  # ours, made once and kept
 
 
-def key(
-    resolved: ResolvedOptions, at: Address, folder: Path, keys: Path, *, has_gateway: bool = False
-) -> Key:
+def key(configuration: Configuration, resolved: ResolvedOptions, keys: Path) -> Key:
     """The key of an instance. With a gateway before it clients have no need to ask it themselves,
     and a key keeps web pages from doing so: the server itself checks neither Host nor Origin. With
     an api-prefix it would want the key for /health too."""
-    spec = resolved.spec
-    literal, file = spec.server.get("api-key"), resolved.text("api-key-file")
-    needs_one = has_gateway and not resolved.text("api-prefix")
-    return decide(spec.name, at.host, file, literal, folder, keys, needs_one=needs_one)
+    spec, file = resolved.spec, resolved.text("api-key-file")
+    return decide(
+        spec.name,
+        resolved.address.host,
+        configuration.path(file) if file else None,
+        spec.server.get("api-key"),
+        keys,
+        needs_one=configuration.gateway.enable and not resolved.text("api-prefix"),
+    )
 
 
 def decide(
     name: str,
     host: str,
-    file: str | Path | None,
+    file: Path | None,
     literal: Value | None,
-    folder: Path,
     keys: Path,
     *,
     needs_one: bool = False,
 ) -> Key:
-    """The key of what `name` serves at `host`: a file of the user's (relative means `folder`), a
-    literal one that moves to a file in `keys`, or one that is made because others can reach it, or
-    because the program wants one."""
+    """The key of what `name` serves at `host`: a file of the user's, a literal one that moves to a
+    file in `keys`, or one that is made because others can reach it, or the program wants one."""
     if file:
-        return Key(beside(folder, str(file)))
+        return Key(file)
     literals = split(literal)
     if literals == [NONE]:
         return Key()
@@ -129,10 +129,11 @@ def _in_clear(spec: InstanceSpec) -> Iterator[str]:
             yield f"{place}: {option} would be visible in the process list; {instead}"
 
 
-def warnings(resolved: ResolvedOptions, at: Address) -> Iterator[str]:
+def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     """What the user should know about keys."""
-    if split(resolved.spec.server.get("api-key")) == [NONE] and not is_loopback(at.host):
-        yield f"{resolved.spec.place}: {at.host} can be reached by others, without a key"
+    host = resolved.address.host
+    if split(resolved.spec.server.get("api-key")) == [NONE] and not is_loopback(host):
+        yield f"{resolved.spec.place}: {host} can be reached by others, without a key"
 
 
 def write(key: Key) -> bool:

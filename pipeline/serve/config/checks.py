@@ -11,11 +11,10 @@ from pipeline.core.errors import did_you_mean, doitw
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import addresses, api_keys, llama, messages, options, vllm, vllm_installed
-from .addresses import Address, address
+from . import api_keys, llama, messages, options, vllm
 from .configuration import Configuration, InstanceSpec
 from .instances import aliases, log_file, program, resolve
-from .options import ResolvedOptions
+from .options import Address, ResolvedOptions
 
 HINT = f"{messages.HINT}; options that --help does not list go into extra_args"
 
@@ -27,11 +26,11 @@ def check(
     flags: Mapping[str, Flag] | None,
     environ: Mapping[str, str],
     cards: int | None = None,
-    installed: vllm_installed.VllmOptions | None = None,
+    installed: vllm.VllmOptions | None = None,
     note: Callable[[str], None] = lambda _: None,
     is_there: Callable[[Path], bool] = Path.is_file,
 ) -> None:
-    """Find every error, those of a patient `load` among them, before a model is prepared.
+    """Find every error, those that reading left in the configuration among them.
 
     `server` is the llama-server where the file names none, `flags` its options where they are
     known, `cards` how many cards are there, None where that is not known, `installed` the options
@@ -69,13 +68,15 @@ def _program(configuration: Configuration, path: Path | None) -> Iterator[str]:
         yield f"{place} = {named}: {path} may not be executed"
 
 
-def of_llama_server(
+def of_server(
     resolved: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
 ) -> Iterator[str]:
-    """What is wrong with the options of one llama-server; relative paths start at `folder`."""
-    yield from addresses.errors(resolved)
+    """What is wrong with the options of one server; relative paths start at `folder`."""
     yield from options.errors(resolved)
-    yield from llama.errors(resolved, folder, is_there)
+    if resolved.spec.engine == LLAMA_CPP:
+        yield from llama.errors(resolved, folder, is_there)
+    else:
+        yield from vllm.errors(resolved, folder)
     yield from api_keys.errors(resolved, folder)
 
 
@@ -87,13 +88,7 @@ def _errors(
 ) -> Iterator[str]:
     """What is wrong with one instance."""
     spec = resolved.spec
-    if spec.engine == LLAMA_CPP:
-        yield from of_llama_server(resolved, configuration.folder, is_there)
-    else:
-        yield from addresses.errors(resolved)
-        yield from options.errors(resolved)
-        yield from vllm.errors(configuration, resolved)
-        yield from api_keys.errors(resolved, configuration.folder)
+    yield from of_server(resolved, configuration.folder, is_there)
     yield from _unloading(configuration, spec)
     ids = (spec.control.gpu_ids or "").split(",")
     absent = [card for card in ids if cards is not None and card.isdecimal() and int(card) >= cards]
@@ -131,9 +126,9 @@ def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> 
 def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:
     """Two that listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
-        (resolved.spec.at("server.port"), address(resolved))
+        (resolved.spec.at("server.port"), resolved.address)
         for resolved in instances
-        if not any(addresses.errors(resolved))
+        if resolved.port
     ]
     gateway = configuration.gateway
     if gateway.enable:
@@ -153,7 +148,7 @@ def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     """What is allowed in the options of one server and should be said."""
     yield from options.warnings(resolved)
-    yield from api_keys.warnings(resolved, address(resolved))
+    yield from api_keys.warnings(resolved)
     if resolved.spec.engine == LLAMA_CPP:
         yield from llama.warnings(resolved)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from pipeline.core.paths import is_windows_device
 from pipeline.serve.server import Control
@@ -30,11 +30,11 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
     control: Control
     server: Mapping[str, Value]  # by the option's name without its dashes, in written order
     extra_args: tuple[str, ...] = ()
-    model: Mapping[str, str] = field(default_factory=dict)  # prepare's variables; empty: no table
+    model: Mapping[str, str] = {}  # variables of `prepare`; empty: no table
     download_to: Path | None = None  # the file that a prepared model is to be put at
     typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.resolve`
     place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
-    places: Mapping[str, str] = field(default_factory=dict)  # of `server.ctx-size` and so on
+    places: Mapping[str, str] = {}  # of `server.ctx-size` and so on
 
     @property
     def engine(self) -> str:
@@ -62,10 +62,10 @@ class Configuration(Struct, frozen=True, kw_only=True):
     label: str  # the file's name, as it is said in messages
     master: Master
     gateway: GatewayTable
-    gateway_places: Mapping[str, str] = field(default_factory=dict)  # of its `port` and so on
+    gateway_places: Mapping[str, str] = {}  # of its `port` and so on
     specs: tuple[InstanceSpec, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided, to be said once
-    errors: tuple[str, ...] = ()  # of a patient `load`: raised with all others by `check`
+    errors: tuple[str, ...] = ()  # what was wrong in reading: raised with all others by `check`
 
     @property
     def enabled(self) -> tuple[InstanceSpec, ...]:
@@ -115,12 +115,3 @@ def wrong_name(name: str) -> str:
     if any(sign in FORBIDDEN or not sign.isprintable() for sign in name):
         return f"a name must not hold any of {' '.join(FORBIDDEN)} or control characters"
     return ""
-
-
-def alike(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The names that differ from an earlier one only in letter case, after it."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            yield other, name

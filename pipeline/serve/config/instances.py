@@ -16,8 +16,7 @@ from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Keeping, Server
 
-from . import api_keys, llama, options, vllm, vllm_installed
-from .addresses import address
+from . import api_keys, llama, options, vllm
 from .configuration import Configuration, InstanceSpec
 from .llama import PreparedModel
 from .options import ResolvedOptions
@@ -49,7 +48,7 @@ def instances(
     servers = []
     for spec in configuration.enabled:
         resolved = resolve(spec, flags)
-        key = _key(configuration, resolved, keys).path
+        key = api_keys.key(configuration, resolved, keys).path
         log = log_file(configuration, spec, logs)
         if spec.engine != LLAMA_CPP:
             servers.append(_vllm_server(configuration, resolved, environ, key=key, log=log))
@@ -76,10 +75,10 @@ def write_keys(
     """
     made = []
     for spec in configuration.enabled:
-        options = resolve(spec, flags)
-        key = _key(configuration, options, keys)
+        resolved = resolve(spec, flags)
+        key = api_keys.key(configuration, resolved, keys)
         if api_keys.write(key) and key.is_made:
-            is_open = not is_loopback(address(options).host)
+            is_open = not is_loopback(resolved.address.host)
             why = "others can reach it" if is_open else "it is asked through the gateway"
             made.append(f"{spec.name}: {why}, so a key was made: {key.path}")
     return made
@@ -104,7 +103,7 @@ def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINE
 def resolve(
     spec: InstanceSpec,
     flags: Mapping[str, Flag] | None,
-    installed: vllm_installed.VllmOptions | None = None,
+    installed: vllm.VllmOptions | None = None,
 ) -> ResolvedOptions:
     """What an instance says of its program's options: vLLM's are those of the one that is
     installed, where it was asked, else those of the version that is listed here."""
@@ -150,7 +149,7 @@ def _vllm_server(
     return Server(
         **_common(resolved, key, folder, log),
         executable=vllm.executable(configuration, environ),
-        cmd=vllm.command(configuration, resolved, address(resolved)),
+        cmd=vllm.command(configuration, resolved),
         env={**_cards(spec.control.gpu_ids), **spec.control.env},
         downloads=vllm.downloads(resolved, folder),
         sandbox=OFF,
@@ -175,7 +174,7 @@ def llama_server(
     """
     control, tls = resolved.spec.control, bool(resolved.text("ssl-cert-file"))
     guard = binaries.is_ours(executable) if control.guard is None else control.guard
-    cmd = llama.command(resolved, address(resolved), model, key, folder)
+    cmd = llama.command(resolved, model, key, folder)
     return Server(
         **_common(resolved, key, folder, log),
         executable=str(executable),
@@ -194,7 +193,7 @@ def llama_server(
 
 def _common(resolved: ResolvedOptions, key: Path | None, folder: Path, log: Path) -> dict[str, Any]:
     """What a server of either engine is known by, and how it is kept."""
-    spec, at = resolved.spec, address(resolved)
+    spec, at = resolved.spec, resolved.address
     probe_timeout = spec.control.probe_timeout
     if probe_timeout is None:
         sleeps = resolved.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
@@ -219,10 +218,3 @@ def _cards(gpu_ids: str | None) -> dict[str, str]:
         return {}
     shown = "" if gpu_ids == "none" else str(gpu_ids)
     return {"CUDA_VISIBLE_DEVICES": shown, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-
-
-def _key(configuration: Configuration, resolved: ResolvedOptions, keys: Path) -> api_keys.Key:
-    has_gateway = configuration.gateway.enable
-    return api_keys.key(
-        resolved, address(resolved), configuration.folder, keys, has_gateway=has_gateway
-    )

@@ -14,10 +14,9 @@ from pipeline.models import quants, reference
 from pipeline.models.gguf import shards
 from pipeline.serve import launch
 
-from .addresses import Address, missing
 from .configuration import InstanceSpec, beside
 from .messages import shown
-from .options import ResolvedOptions, expanded, words
+from .options import ResolvedOptions, expanded, missing, words
 
 # What else names a model, or makes a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
@@ -37,7 +36,6 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     """A prepared model."""
 
     path: PurePath  # a pod's may be none of this system
-    name: str
     mmproj: PurePath | None = None
     draft: PurePath | None = None
     spec_type: str = ""  # how tokens are drafted
@@ -48,18 +46,14 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
 
 
 def command(
-    resolved: ResolvedOptions,
-    at: Address,
-    model: PreparedModel | None,
-    key: Path | None,
-    folder: Path,
+    resolved: ResolvedOptions, model: PreparedModel | None, key: Path | None, folder: Path
 ) -> tuple[str, ...]:
     """The arguments: the prepared model, the table as written, what is added, extra_args. `folder`
     is where the server runs. Raises UsageError."""
     arguments = ["--model", str(model.path)] if model else []
     table = expanded(resolved)
     table.pop("api-key", None)
-    added = [*words(table), *missing(resolved, at, "alias")]
+    added = [*words(table), *missing(resolved, "alias")]
     if "metrics" in resolved.flags and not resolved.says("metrics"):
         added += ["--metrics"]
     # The server answers pages of any origin unless told otherwise.
@@ -87,17 +81,16 @@ def errors(
 ) -> Iterator[str]:
     """A model that is named twice, and files that are missing."""
     spec = resolved.spec
-    named = [name for name in SOURCES[:4] if resolved.text(name)]
-    if spec.model and named:
-        yield spec.line(f"server.{named[0]}", ": contradicts the model table; leave one out")
+    for key, options, whose in (
+        ("model", SOURCES[:4], "the model table"),
+        ("draft", DRAFTS, "draft="),
+        ("lora", ADAPTERS, "lora="),
+    ):
+        given = next((name for name in options if resolved.text(name)), "")
+        if given and spec.model.get(key, "none") != "none":
+            yield spec.line(f"server.{given}", f": contradicts {whose}; leave one out")
     if spec.model:
         yield from _model_errors(spec)
-    drafting = next((name for name in DRAFTS if resolved.text(name)), "")
-    if drafting and spec.model.get("draft"):
-        yield spec.line(f"server.{drafting}", ": contradicts draft=; leave one out")
-    adapting = next((name for name in ADAPTERS if resolved.text(name)), "")
-    if adapting and spec.model.get("lora", "none") != "none":
-        yield spec.line(f"server.{adapting}", ": contradicts lora=; leave one out")
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
 
-Path = tuple[str | int, ...]
+Keys = tuple[str | int, ...]  # from the outermost table inwards
 ErrorKind = TypeVar("ErrorKind", bound="BaseModel")
 HINT = "docs/instances.md and docs/profiles.md list the keys"
 LONGEST_VALUE = 60
@@ -38,10 +38,11 @@ ALLOWED = {
     "less_than_equal": "must be at most {le:g}",
     "greater_than": "must be more than {gt:g}",
     "literal_error": "must be {expected}",
+    "value_error": "{error}",  # of our own validators
 }
 
 
-def dotted(path: Path) -> str:
+def dotted(path: Keys) -> str:
     """The path as it is written in the file: a part with a dot stands in quotes."""
     parts = map(str, path)
     return ".".join(
@@ -69,8 +70,8 @@ def require_none(errors: Iterable[str], hint: str = HINT) -> None:
 def validated(
     kind: type[ErrorKind],
     table: dict[str, Any],
-    known: Callable[[Path], list[str]],
-    add_error: Callable[[Path, str], None],
+    known: Callable[[Keys], list[str]],
+    add_error: Callable[[Keys, str], None],
 ) -> ErrorKind:
     """`table` as a `kind`; each error is added with its path, and left out of the result.
 
@@ -88,13 +89,11 @@ def validated(
                 _leave_out(table, path[:-1] if details["type"] == "missing" else path)
 
 
-def _text(details: ErrorDetails, path: Path, known: Callable[[Path], list[str]]) -> str:
+def _text(details: ErrorDetails, path: Keys, known: Callable[[Keys], list[str]]) -> str:
     if details["type"] == "extra_forbidden":
         allowed = known(path[:-1])
         near = _by_meaning(path, allowed) or did_you_mean(str(path[-1]), allowed)
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
-    if details["type"] == "missing":
-        return ": is missing"
     known_text = ALLOWED.get(details["type"])
     text = known_text.format(**details.get("ctx", {})) if known_text else details["msg"]
     silent = isinstance(details["input"], dict) or any(part in SECRETS for part in path[-1:])
@@ -105,7 +104,7 @@ def _text(details: ErrorDetails, path: Path, known: Callable[[Path], list[str]])
     return f"{value}: {text}{near}"
 
 
-def _by_meaning(path: Path, allowed: list[str]) -> str:
+def _by_meaning(path: Keys, allowed: list[str]) -> str:
     """`; did you mean X?` where other tools have a key by this name, or it stands in a table too
     far out."""
     name = str(path[-1]).replace("_", "-")
@@ -116,7 +115,7 @@ def _by_meaning(path: Path, allowed: list[str]) -> str:
     return f"; did you mean {key}?" if key in allowed else ""
 
 
-def _leave_out(tables: Any, path: Path) -> None:
+def _leave_out(tables: Any, path: Keys) -> None:
     """Remove what stands at `path`, or the list that it is an item of."""
     for depth, part in enumerate(path):
         if depth == len(path) - 1 or isinstance(path[depth + 1], int):

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.errors import did_you_mean
 from pipeline.core.variables import NO, YES
+from pipeline.serve.address import ANYWHERE
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
@@ -19,6 +20,8 @@ from .configuration import InstanceSpec, Value, beside
 from .messages import shown
 
 LLAMA_SERVER = "llama-server"
+HOST = "127.0.0.1"
+PORTS = {LLAMA_CPP: 8080, VLLM: 8000}
 PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
 # llama-server: each time that one of these is given counts, whatever it says itself.
@@ -28,6 +31,21 @@ ADDED_UP |= {"reverse-prompt", "logit-bias", "dry-sequence-breaker"}
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
+
+
+class Address(Struct, frozen=True):
+    """Host and port."""
+
+    host: str
+    port: int
+
+    def clashes(self, other: Address) -> bool:
+        """Whether the two cannot be listened on at once."""
+        hosts = {
+            HOST if host.lower() == "localhost" else host.lower()
+            for host in (self.host, other.host)
+        }
+        return self.port == other.port and (len(hosts) == 1 or not hosts.isdisjoint(ANYWHERE))
 
 
 def words(server: Mapping[str, Value]) -> list[str]:
@@ -102,7 +120,22 @@ class ResolvedOptions(Struct, frozen=True):
     program: str = LLAMA_SERVER  # as it is named in messages
     # vLLM, where `flags` may be another version's: llama-server's options, which are none of it.
     others: Collection[str] | None = None
-    written: Mapping[str, Value] = field(default_factory=dict)  # the table before it was resolved
+    written: Mapping[str, Value] = {}  # the table before it was resolved
+
+    @property
+    def port(self) -> int:
+        """The port on which it listens; 0 where what is given is none."""
+        value = self.value("port")
+        if value is None or isinstance(value, bool):
+            return PORTS[self.spec.engine]
+        text = str(value)
+        port = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else 0
+        return port if port <= 65535 else 0
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, once `errors` finds nothing."""
+        return Address(self.text("host") or HOST, self.port)
 
     def value(self, name: str) -> Value | None:
         """The value that counts: the last one; None where it is not given."""
@@ -146,6 +179,14 @@ class ResolvedOptions(Struct, frozen=True):
         return any(self.value(name) is not None for name in names)
 
 
+def missing(resolved: ResolvedOptions, alias: str) -> list[str]:
+    """Host (vLLM's own default is every interface), port and name, where they are not given;
+    `alias` is the option for the name."""
+    at = resolved.address
+    options: dict[str, Value] = {"host": at.host, "port": at.port, alias: resolved.spec.name}
+    return words({name: value for name, value in options.items() if not resolved.text(name)})
+
+
 def spelled(word: str) -> str:
     """A word of the command line as both servers read it: `_` in long names is `-`."""
     return word.replace("_", "-") if word.startswith("--") else word
@@ -155,6 +196,9 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
     """What the program would refuse among the options of the table; extra_args are taken as they
     are. Without flags, which then are not known, only what is wrong with any program's."""
     spec, flags = resolved.spec, resolved.flags
+    if resolved.port == 0:
+        why = f" = {shown(resolved.value('port'))}: must be a whole number from 1 to 65535"
+        yield spec.line("server.port", why)
     for name, value in spec.server.items():
         why = ""
         if flags and not is_passed_on(resolved, name):

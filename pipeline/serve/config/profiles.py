@@ -1,35 +1,55 @@
-"""Profiles: one server, chosen by its name from a YAML registry."""
+"""Profiles: one server, chosen by its name from a YAML registry.
+
+The command line wins over the environment, that over the profile.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, field
+
 from pipeline.core.errors import UsageError, did_you_mean
-from pipeline.serve.server import LLAMA_CPP, VLLM
+from pipeline.core.paths import absolute
+from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 
 from . import messages, sources, synonyms, yaml_form
-from .configuration import Configuration, wrong_name
-from .profile_options import Reading, instance_spec
-from .profile_tables import Profile, Registry
-from .tables import GatewayTable, Master
+from .configuration import Configuration, InstanceSpec, Value, beside, projector_of, wrong_name
+from .messages import Keys, dotted, shown
+from .named import CARDS, OF_PROFILES, unknown_overrides
+from .profile_tables import Profile, Registry, Tuning
+from .tables import GatewayTable, Master, gpu_ids
+from .toml_form import option
+
+WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
+# Variables that choose a file of a repository. With one of them the profile's own is not meant.
+OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj", "draft", "lora")
+SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
+LLAMA_TUNING = {"max_concurrent_requests": "parallel", "max_batch_tokens": "batch-size"}
+VLLM_TUNING = {
+    "tensor_parallel_size": "tensor-parallel-size",
+    "max_model_len": "max-model-len",
+    "max_batch_tokens": "max-num-batched-tokens",
+    "max_concurrent_requests": "max-num-seqs",
+    "gpu_memory_fraction": "gpu-memory-utilization",
+}
 
 
 def load_profile(
     file: Path,
     name: str,
     environ: Mapping[str, str],
-    *,
     variables: Mapping[str, str] | None = None,
-    patient: bool = False,
 ) -> Configuration:
     """The profile `name` of the registry `file`, as a configuration of one instance.
 
     `environ` may hold overrides. `variables` are those of the command line, in its own names and as
-    texts: options (`parallel`, `server.jinja`) and what chooses the file (`OF_MODEL`); it wins over
-    all. Raises UsageError that names every error; with `patient` those in values are left in the
-    result.
+    texts: options (`parallel`, `server.jinja`) and what chooses the file (`OF_MODEL`). Raises
+    UsageError where there is no such profile, or the file cannot be read; all other errors are left
+    in the result, for `checks.check` to raise with its own.
     """
     file = Path(file).absolute()
     if not file.exists():
@@ -39,19 +59,17 @@ def load_profile(
             f"in {file.parent} there is {there}; LLM_PROFILES_CONFIG_PATH names the registry",
         )
     read = yaml_form.read(file)
-    reading = Reading(label=file.name, name=name, folder=file.parent, read=read)
-    profiles = _profiles(reading, read.content)
-    if name not in profiles:
+    tables = _tables(file.name, read.content)
+    if name not in tables:
         raise UsageError(
-            f"{file.name}: there is no profile {name}{did_you_mean(name, list(profiles))}",
-            f"it has {', '.join(profiles) or 'none'}",
+            f"{file.name}: there is no profile {name}{did_you_mean(name, list(tables))}",
+            f"it has {', '.join(tables) or 'none'}",
         )
+    reader = ProfileReader(label=file.name, name=name, folder=file.parent, read=read)
     if why := wrong_name(name):
-        reading.wrong.append(f"{reading.place()}: {why}")
-    profile = _validated(reading, profiles[name])
-    spec = instance_spec(reading, profile, environ, variables or {})
-    if not patient:
-        messages.require_none(reading.wrong)
+        reader.errors.append(f"{reader.place()}: {why}")
+    reader.validate(tables[name])
+    spec = reader.spec(environ, variables or {})
     return Configuration(
         master=Master(),
         gateway=GatewayTable(),
@@ -59,47 +77,241 @@ def load_profile(
         folder=file.parent,
         label=file.name,
         specs=(spec,),
-        notes=tuple(reading.notes),
-        errors=tuple(reading.wrong),
+        notes=tuple(reader.notes),
+        errors=tuple(reader.errors),
     )
 
 
-def _profiles(reading: Reading, content: Any) -> dict[str, Any]:
-    """The profiles by name. Raises UsageError where the file has none."""
+def _tables(label: str, content: Any) -> dict[str, Any]:
+    """The tables of the profiles by name. Raises UsageError where the file has none."""
     is_table = isinstance(content, dict)
     if not is_table or "profiles" not in content:
         keys = ", ".join(map(str, content)) if is_table else f"a {type(content).__name__}"
-        raise UsageError(f"{reading.label}: has no key profiles", f"it has {keys}")
+        raise UsageError(f"{label}: has no key profiles", f"it has {keys}")
     profiles = content["profiles"]
     if not isinstance(profiles, dict):
-        raise UsageError(f"{reading.label}: profiles: must be a table of profiles by name")
+        raise UsageError(f"{label}: profiles: must be a table of profiles by name")
     return {str(name): profile for name, profile in profiles.items()}
 
 
-def _validated(reading: Reading, table: Any) -> Profile:
-    """The profile; its errors go to `reading`. A key without a value is one that is not there."""
+class ProfileReader(Struct, kw_only=True):
+    """Turns a profile into an instance: its options so far, and what is to be said of it."""
 
-    def add_error(path: messages.Path, text: str) -> None:
-        reading.wrong.append(f"{reading.place(*path[2:])}{text}")
+    label: str
+    name: str
+    folder: Path
+    read: yaml_form.Read
+    profile: Profile = field(default_factory=Profile)
+    server: dict[str, Value] = {}
+    places: dict[str, str] = {}
+    notes: list[str] = []
+    errors: list[str] = []
 
-    registry = messages.validated(
-        Registry, {"profiles": {reading.name: _with_values(table or {})}}, lambda _: [], add_error
-    )
-    profile = registry.profiles.get(reading.name) or Profile()
-    for path, table in (((), profile), (("gpu",), profile.gpu)):
-        for key in table.__pydantic_extra__ or {}:
-            near = _near(key, list(type(table).model_fields), profile.backend)
-            reading.notes.append(f"{reading.place(*path, key)}: is not known and not used{near}")
-    return profile
+    @property
+    def is_llama(self) -> bool:
+        return self.profile.backend == "llamacpp"
 
+    def place(self, *path: str | int) -> str:
+        """`llm_profiles.yaml: line 12: profiles.chat.llamacpp.port`."""
+        whole = ("profiles", self.name, *path)
+        line = self.read.line(whole)
+        return f"{self.label}: {f'line {line}: ' if line else ''}{dotted(whole)}"
 
-def _near(key: str, known: list[str], backend: str) -> str:
-    """The key that was meant: of this table, or an option of the engine, which has its own."""
-    if near := did_you_mean(key, known):
-        return near
-    engine = LLAMA_CPP if backend == "llamacpp" else VLLM
-    meant = synonyms.option(key.replace("_", "-"), engine) or ""
-    return f"; did you mean {backend}.{meant.replace('-', '_')}?" if meant else ""
+    def put(self, name: str, value: Value, place: str) -> None:
+        """Set an option, over what was set before."""
+        name = SAME.get(name, name)
+        self.server[name] = value
+        self.places[f"server.{name}"] = place
+
+    def put_default(self, name: str, value: Value, place: str) -> None:
+        """Set an option that is not set yet."""
+        if name not in self.server:
+            self.put(name, value, place)
+
+    def put_text(self, name: str, text: str, place: str) -> None:
+        """Set an option from outside of the profile. Relative paths start where the user is."""
+        if name == "api-key-file":
+            self.server.pop("api-key", None)
+            text = str(absolute(text))
+        self.put(name, int(text) if WHOLE.fullmatch(text) else text, place)
+
+    def validate(self, table: Any) -> None:
+        """Read the profile's table. A key without a value counts as one that is not there."""
+
+        def add_error(path: Keys, text: str) -> None:
+            self.errors.append(f"{self.place(*path[2:])}{text}")
+
+        content = {"profiles": {self.name: _with_values(table or {})}}
+        registry = messages.validated(Registry, content, lambda _: [], add_error)
+        self.profile = registry.profiles.get(self.name) or Profile()
+        for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
+            for key in table.__pydantic_extra__ or {}:
+                near = self._near(key, list(type(table).model_fields))
+                self.notes.append(f"{self.place(*path, key)}: is not known and not used{near}")
+
+    def _near(self, key: str, known: list[str]) -> str:
+        """`; did you mean X?` for a key of this table, or an option of the engine."""
+        if near := did_you_mean(key, known):
+            return near
+        meant = synonyms.option(option(key), LLAMA_CPP if self.is_llama else VLLM) or ""
+        return f"; did you mean {self.profile.backend}.{meant.replace('-', '_')}?" if meant else ""
+
+    def spec(self, environ: Mapping[str, str], variables: Mapping[str, str]) -> InstanceSpec:
+        """The instance that the profile means, with what the environment and `variables`, those
+        of the command line, change."""
+        extra_args = self._put_table()
+        self._put_overrides(environ)
+        chosen = self._put_variables(variables)
+        self._put_tuning()
+        self._put_labels()
+        model, download_to = self._model(chosen)
+        return InstanceSpec(
+            name=self.name,
+            control=Control(
+                engine=LLAMA_CPP if self.is_llama else VLLM, gpu_ids=self._gpu_ids(environ)
+            ),
+            server=self.server,
+            extra_args=extra_args,
+            model=model,
+            download_to=download_to,
+            typed=tuple(self.server),  # `jinja: on` is true in YAML, too
+            place=self.place(),
+            places=self.places,
+        )
+
+    def _put_table(self) -> tuple[str, ...]:
+        """Set the options that stand in the engine's table; returns its extra_args."""
+        backend = self.profile.backend
+        table = self.profile.llamacpp if self.is_llama else self.profile.vllm
+        extra_args: tuple[str, ...] = ()
+        for key, value in (table.__pydantic_extra__ or {}).items():
+            place = self.place(backend, key)
+            meant = synonyms.OF_A_PROFILE.get(option(key), "") if self.is_llama else ""
+            if meant:
+                self.errors.append(f"{place}: there is no such key; did you mean {meant}?")
+            elif key != "extra_args":
+                self.put(option(key), value, place)
+            elif isinstance(value, list):
+                extra_args = tuple(map(str, value))
+            else:
+                self.errors.append(f"{place} = {shown(value)}: must be a list")
+        return extra_args
+
+    def _put_overrides(self, environ: Mapping[str, str]) -> None:
+        """Set what the environment overrides; a blank variable is unset."""
+        self.errors += unknown_overrides(environ)
+        for variable, name in OF_PROFILES.items():
+            text = environ.get(variable, "").strip()
+            if text and self.is_llama:
+                self.put_text(name, text, variable)
+            elif text:
+                self.notes.append(f"{variable}: is for llama-server, and this profile is vLLM's")
+
+    def _put_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """Set the options of the command line; returns what it says of the model."""
+        chosen = {key: text for key, text in variables.items() if key in OF_MODEL}
+        if not self.is_llama:
+            chosen.pop("revision", None)  # an option of vLLM
+            self.errors += [f"{x}=: is for a GGUF, and this profile is vLLM's" for x in chosen]
+        for key, text in variables.items():
+            if key not in chosen:
+                self.put_text(option(key.removeprefix("server.")), text, f"{key}=")
+        return chosen
+
+    def _put_tuning(self) -> None:
+        """Set what the keys mean that are no engine's."""
+        values: dict[str, tuple[int | float, str]] = {}  # by key, with the place
+        for key in Tuning.model_fields:
+            for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
+                value = getattr(table, key)
+                if value is None:
+                    continue
+                place = self.place(*path, key)
+                if key in values:
+                    self.errors.append(f"{place}: is given beside gpu too; leave one out")
+                values[key] = (value, place)
+        options = LLAMA_TUNING if self.is_llama else VLLM_TUNING
+        for key, name in options.items():
+            if key in values:
+                self.put_default(name, *values.pop(key))
+        if self.is_llama and "max_model_len" in values:
+            self._put_context(*values.pop("max_model_len"))
+        program = "llama-server" if self.is_llama else "vLLM"
+        self.notes += [f"{place}: {program} has no such option" for _, place in values.values()]
+
+    def _put_context(self, length: int | float, place: str) -> None:
+        """llama-server divides its context among the requests, so that of one is multiplied."""
+        if "ctx-size" in self.server:
+            return
+        slots = self.server.get("parallel", 1)
+        slots = slots if isinstance(slots, int) and slots > 0 else 1
+        self.put("ctx-size", int(length) * slots, place)
+        if slots > 1:
+            self.notes.append(f"{place}: {length} tokens for each of {slots} requests")
+
+    def _put_labels(self) -> None:
+        """Set what the labels turn on."""
+        profile, server = self.profile, self.server.keys()
+        if profile.model_id:
+            name = "alias" if self.is_llama else "served-model-name"
+            self.put_default(name, profile.model_id, self.place("model_id"))
+        if not profile.supports_embeddings:
+            return
+        place = self.place("supports_embeddings")
+        if self.is_llama and not server & {"embeddings", "embedding", "reranking", "rerank"}:
+            self.put("embeddings", True, place)
+        elif not self.is_llama and not server & {"runner", "convert"}:
+            self.put("runner", "pooling", place)
+        else:
+            return
+        if profile.task_type and "embed" not in profile.task_type.lower():
+            program = "llama-server" if self.is_llama else "vLLM"
+            self.notes.append(f"{place}: {program} then answers for embeddings alone")
+
+    def _model(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], Path | None]:
+        """The variables of `prepare` for the model, and the file that it is wanted at where it is
+        still missing. `chosen` wins: what it names is another file than the profile's."""
+        profile, table = self.profile, self.profile.llamacpp
+        if not self.is_llama and (model := profile.vllm.model or profile.model_id):
+            path = ("vllm", "model") if profile.vllm.model else ("model_id",)
+            self.put("model", model, self.place(*path))
+        if not self.is_llama or "model" in self.server:
+            return {}, None
+        is_other = bool(chosen.keys() & {"pattern", "quant", "revision"} and table.hf_repo_id)
+        root = beside(self.folder, table.model_root) if table.model_root else None
+        name = chosen.get("filename") or table.hf_filename
+        gguf_path = None if "filename" in chosen else table.gguf_path
+        file = gguf_path or (name if root else None)
+        target = beside(root or self.folder, file) if file and not is_other else None
+        self.places["model.ref"] = place = self.place("llamacpp")
+        if target and target.is_file():
+            others = {key: chosen[key] for key in chosen if key != "filename"}
+            projector = projector_of(target)  # as it was put there by the download
+            mmproj = {"mmproj": str(projector)} if projector.is_file() else {}
+            return {"model": str(target)} | mmproj | others, None
+        if not table.hf_repo_id:
+            why = f"{target} does not exist, and no hf_repo_id says where it comes from"
+            if target is None:
+                why = "names no file: gguf_path, or model_root with hf_filename"
+            self.errors.append(f"{place}: {why}")
+            return {}, None
+        wanted = {"model": f"hf:{table.hf_repo_id}"}
+        name = name or (Path(table.gguf_path).name if table.gguf_path else "")
+        if name and not chosen.keys() & {"pattern", "quant"}:
+            wanted["filename"] = name
+        return {**wanted, **chosen}, target
+
+    def _gpu_ids(self, environ: Mapping[str, str]) -> str | None:
+        """The cards that the server sees."""
+        cards = environ.get(CARDS, "").strip()
+        self.places["control.gpu_ids"] = CARDS if cards else self.place("gpu", "device_ids")
+        if not cards:
+            return self.profile.gpu.device_ids
+        try:
+            return gpu_ids(cards)
+        except ValueError as error:
+            self.errors.append(f"{CARDS} = {shown(cards)}: {error}")
+            return None
 
 
 def _with_values(table: Any, depth: int = 2) -> Any:

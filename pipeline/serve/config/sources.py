@@ -20,9 +20,6 @@ TOO_DEEP = "its tables are nested too deeply"
 class Decimal(float):
     """A decimal that is passed on as it was written: 1.10 is not 1.1 where it is a name."""
 
-    def __new__(cls, text: str) -> Decimal:
-        return super().__new__(cls, text)
-
     def __init__(self, text: str) -> None:
         self.text = text.replace("_", "")
 
@@ -116,17 +113,18 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def nothing_to_take(
+def unused_nulls(
     under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Each null of `over` for a key that `under` has not, and the keys that are there instead."""
+    """Each null of `over` that takes nothing away, since `under` lacks its key, and the keys that
+    are there instead."""
     for key, value in over.items():
         below = under.get(key)
         if value is None and key not in under:
             yield (*path, key), list(under)
         elif isinstance(value, dict):
             nested = below if isinstance(below, dict) else {}
-            yield from nothing_to_take(nested, value, (*path, key))
+            yield from unused_nulls(nested, value, (*path, key))
 
 
 def holds(tables: Any, path: tuple[str | int, ...]) -> bool:

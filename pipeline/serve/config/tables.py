@@ -18,7 +18,6 @@ from pydantic import (
     WithJsonSchema,
     WrapValidator,
 )
-from pydantic_core import PydanticCustomError
 
 from pipeline.serve import address
 
@@ -31,14 +30,16 @@ DEVICE = re.compile(r"ram|gpu\d+")
 GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*")
 
 
+# Each validator raises ValueError with what is wrong, which `messages.validated` says.
+
+
 def gpu_ids(value: str) -> str:
-    """The ids without spaces. Raises where they are none."""
+    """The ids without spaces. Raises ValueError."""
     ids = value.replace(" ", "")
     if not GPU_IDS.fullmatch(ids):
-        allowed = 'must be "all", "none", or ids such as "0" or "2,0"'
-        raise PydanticCustomError("gpu_ids", "{allowed}", {"allowed": allowed})
+        raise ValueError('must be "all", "none", or ids such as "0" or "2,0"')
     if len(set(ids.split(","))) < len(ids.split(",")):
-        raise PydanticCustomError("gpu_ids", "names a card twice")
+        raise ValueError("names a card twice")
     return ids
 
 
@@ -49,9 +50,7 @@ def _allowed_by(check: Callable[[str], str]) -> AfterValidator:
         try:
             return check(value)
         except ValueError as allowed:
-            raise PydanticCustomError(
-                "text", "must be {allowed}", {"allowed": str(allowed)}
-            ) from None
+            raise ValueError(f"must be {allowed}") from None
 
     return AfterValidator(checked)
 
@@ -65,11 +64,9 @@ def _option(value: Any, _: object) -> Any:
             isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in value
         ):
             return value
-        raise PydanticCustomError("option", "its items must be texts or numbers")
-    kind = "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise PydanticCustomError(
-        "option", "must be a text, a number, true, false or a list, not {kind}", {"kind": kind}
-    )
+        raise ValueError("its items must be texts or numbers")
+    kind = "table" if isinstance(value, dict) else type(value).__name__
+    raise ValueError(f"must be a text, a number, true, false or a list, not a {kind}")
 
 
 def _word(value: Any) -> Any:
@@ -83,10 +80,10 @@ def _separated(value: Any) -> Any:
 
 
 def _variables(value: dict[str, str]) -> dict[str, str]:
-    """The variables. Raises where the system would refuse one."""
+    """The variables, none of which the system would refuse."""
     for name, text in value.items():
         if not name or "=" in name or "\0" in name + text:
-            raise PydanticCustomError("variables", "names no variable: {name}", {"name": name})
+            raise ValueError(f"names no variable: {name}")
     return value
 
 
@@ -95,23 +92,18 @@ def _memory(value: Any, _: object) -> Any:
     texts = value if isinstance(value, dict) else {"": value}
     for device, text in texts.items():
         if device and not DEVICE.fullmatch(device):
-            raise PydanticCustomError(
-                "device", "{name}: must be ram, gpu0, gpu1 and so on", {"name": str(device)}
-            )
+            raise ValueError(f"{device}: must be ram, gpu0, gpu1 and so on")
         is_size = isinstance(text, str) and AMOUNT.fullmatch(text)
         if not is_size and (device or text != "auto"):
-            raise PydanticCustomError(
-                "memory",
-                '{at}must be {auto}a size such as "20GiB", or a share such as "80%"',
-                {"at": device and f"{device}: ", "auto": "" if device else '"auto", '},
-            )
+            begin = f"{device}: must be" if device else 'must be "auto",'
+            raise ValueError(f'{begin} a size such as "20GiB", or a share such as "80%"')
     return value
 
 
 def _size(value: str) -> str:
-    """A size in bytes. Raises where it is none."""
+    """A size in bytes."""
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
-        raise PydanticCustomError("size", 'must be a size such as "4GiB"; "0GiB" for none')
+        raise ValueError('must be a size such as "4GiB"; "0GiB" for none')
     return value
 
 

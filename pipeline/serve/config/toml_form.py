@@ -13,9 +13,9 @@ from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists, split_scale
 from pipeline.serve.server import Control
 
 from . import messages, sources
-from .configuration import Configuration, InstanceSpec, Value, alike, beside, wrong_name
-from .messages import dotted
-from .tables import MODELS, Instances, InstancesFile, InstanceTable, ModelTable, ServerTable, keys
+from .configuration import Configuration, InstanceSpec, Value, beside, wrong_name
+from .messages import Keys, dotted
+from .tables import MODELS, Instances, InstancesFile, InstanceTable, ModelTable, keys
 
 Tables = dict[str, Any]
 
@@ -25,32 +25,29 @@ def load(
     *,
     engine: str = "",
     overrides: str = "",
-    where: str = "",
-    patient: bool = False,
+    where: str = "overrides",
     stored: Callable[[Tables], Tables] = lambda tables: {},
 ) -> Configuration:
     """The instances that `file` asks for.
 
     `engine` is that of instances which name none. `overrides` is the text of a JSON object that is
-    merged over the file, `where` the name of the variable that held it. Raises UsageError that
-    names every error; with `patient` they are left in the result, for `check` to raise with its
-    own, and only a file that cannot be read raises. `stored` gives the tables of the instances that
-    `instances = "models"` stands for.
+    merged over the file, `where` the name of the variable that held it. `stored` gives the tables
+    of the instances that `instances = "models"` stands for. Raises UsageError where a text cannot
+    be read; all other errors are left in the result, for `checks.check` to raise with its own.
     """
     file = Path(file).absolute()
-    where = where or "overrides"
-    wrong: list[str] = []
-    over = _spelled(sources.overrides(overrides, where), where, wrong)
-    tables = _spelled(sources.toml(file), file.name, wrong)
-    wrong += [f"{where}: {why}" for why in _without_effect(tables, over)]
+    errors: list[str] = []
+    over = _with_underscores(sources.overrides(overrides, where), where, errors)
+    tables = _with_underscores(sources.toml(file), file.name, errors)
+    errors += [f"{where}: {why}" for why in _without_effect(tables, over)]
     tables = sources.merged(tables, over)
 
-    def place(path: messages.Path) -> str:
+    def place(path: Keys) -> str:
         """`models.toml: instance.chat`, or the variable that gave it."""
         return f"{where if sources.holds(over, path) else file.name}: {dotted(path)}"
 
-    def add_error(path: messages.Path, text: str) -> None:
-        wrong.append(f"{place(path)}{text}")
+    def add_error(path: Keys, text: str) -> None:
+        errors.append(f"{place(path)}{text}")
 
     if engine:
         tables = sources.merged({"instance": {"control": {"engine": engine}}}, tables)
@@ -58,21 +55,20 @@ def load(
     if isinstance(master, dict) and master.get("instances") == MODELS:
         tables = sources.merged({"instance": stored(tables)}, tables)
     read = messages.validated(InstancesFile, tables, keys, add_error)
-    section = read.instance
-    instances = section.__pydantic_extra__ or {}
+    instances = read.instance.__pydantic_extra__ or {}
+    spellings: dict[str, str] = {}
     for name in instances:
         if why := wrong_name(name):
             add_error(("instance", name), f": {why}")
-    for name, other in alike(instances):
-        add_error(("instance", other), f": differs from {name} only in letter case; rename one")
-    if not instances and read.master.enable and not wrong:
-        wrong.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
-    if not patient:
-        messages.require_none(wrong)
+        other = spellings.setdefault(name.casefold(), name)
+        if other != name:
+            add_error(("instance", name), f": differs from {other} only in letter case; rename one")
+    if not instances and read.master.enable and not errors:
+        errors.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
     gateway = read.gateway
     if gateway.api_key_file:
-        keyed = str(beside(file.parent, gateway.api_key_file))
-        gateway = gateway.model_copy(update={"api_key_file": keyed})
+        key_file = str(beside(file.parent, gateway.api_key_file))
+        gateway = gateway.model_copy(update={"api_key_file": key_file})
     return Configuration(
         source=str(file),
         folder=file.parent,
@@ -81,20 +77,21 @@ def load(
         gateway=gateway,
         gateway_places={key: place(("gateway", key)) for key in gateway.model_fields_set},
         specs=tuple(
-            _spec(file.parent, name, section, table, place) for name, table in instances.items()
+            _spec(file.parent, name, read.instance, table, place)
+            for name, table in instances.items()
         ),
         notes=tuple(
             f"{place(('instance', name, 'model', 'ref'))}: taken as a path, for it exists"
             for name, table in instances.items()
             if table.model and HUB.fullmatch(ref := table.model.ref) and exists(file.parent / ref)
         ),
-        errors=tuple(wrong),
+        errors=tuple(errors),
     )
 
 
-def _without_effect(tables: dict[str, Any], over: dict[str, Any]) -> Iterator[str]:
-    """What overrides say of instances that the file has not, which are taken out of them, and keys
-    that they take away and that look like others of the file."""
+def _without_effect(tables: Tables, over: Tables) -> Iterator[str]:
+    """What is wrong with overrides that change nothing: instances that the file does not have,
+    which are taken out of `over`, and nulls for keys that look like others of the file."""
     there, changed = tables.get("instance"), over.get("instance")
     if isinstance(there, dict) and isinstance(changed, dict):
         instances = [name for name in there if name not in ("control", "server")]
@@ -102,86 +99,86 @@ def _without_effect(tables: dict[str, Any], over: dict[str, Any]) -> Iterator[st
             del changed[name]
             near = did_you_mean(name, list(there)) or f"; it has {', '.join(instances) or 'none'}"
             yield f"{dotted(('instance', name))}: the file has no such instance{near}"
-    for path, others in sources.nothing_to_take(tables, over):
-        if near := did_you_mean(str(path[-1]), others):
+    for path, others in sources.unused_nulls(tables, over):
+        if near := did_you_mean(path[-1], others):
             yield f"{dotted(path)} = null: there is no such key{near}"
 
 
-def _spelled(tables: dict[str, Any], label: str, wrong: list[str]) -> dict[str, Any]:
-    """Names of options may be written with `_` or `-`: from here on with `_`."""
+def _with_underscores(tables: Tables, label: str, errors: list[str]) -> Tables:
+    """The same tables with `_` in the names of options, which may be written with `_` or `-`."""
     section = tables.get("instance")
     if not isinstance(section, dict):
         return tables
 
-    def spelled(options: Any, path: messages.Path) -> Any:
+    def renamed(options: Any, path: Keys) -> Any:
         if not isinstance(options, dict):
             return options
-        result: dict[str, Any] = {}
+        result: Tables = {}
         for key, value in options.items():
-            name, dot, rest = key.partition(".")  # what follows a dot is a key of vLLM's JSON
-            name = name.replace("-", "_") + dot + rest
+            name = _respelled(key, "-", "_")
             if name in result:
-                wrong.append(f"{label}: {dotted((*path, key))}: is given twice, with _ and with -")
+                errors.append(f"{label}: {dotted((*path, key))}: is given twice, with _ and with -")
             result[name] = value
         return result
 
     result = {}
     for name, table in section.items():
         if name == "server":
-            table = spelled(table, ("instance", "server"))
+            table = renamed(table, ("instance", "server"))
         elif isinstance(table, dict) and "server" in table:
-            table = {**table, "server": spelled(table["server"], ("instance", name, "server"))}
+            table = {**table, "server": renamed(table["server"], ("instance", name, "server"))}
         result[name] = table
     return {**tables, "instance": result}
+
+
+def _respelled(key: str, old: str, new: str) -> str:
+    """The name of an option with other signs; what follows a dot is a key of vLLM's JSON."""
+    name, dot, rest = key.partition(".")
+    return name.replace(old, new) + dot + rest
+
+
+def option(key: str) -> str:
+    """The option that a key means, without its dashes."""
+    return _respelled(key, "_", "-")
 
 
 def _spec(
     folder: Path,
     name: str,
-    section: Instances,
+    defaults: Instances,
     table: InstanceTable,
-    place: Callable[[messages.Path], str],
+    place: Callable[[Keys], str],
 ) -> InstanceSpec:
     """The tables of one instance, laid over the defaults key by key."""
     places: dict[str, str] = {}
     control: dict[str, Any] = {}
-    server: dict[str, Any] = {}
-    for path, layer in ((("instance",), section), (("instance", name), table)):
+    server: dict[str, Value] = {}
+    extra_args: list[str] = []
+    for path, layer in ((("instance",), defaults), (("instance", name), table)):
         for key in layer.control.model_fields_set:
             value = getattr(layer.control, key)
             control[key] = control.get(key, {}) | value if key == "env" else value
             if isinstance(value, list):
                 control[key] = tuple(value)
             places[f"control.{key}"] = place((*path, "control", key))
-        for key, value in _options(layer.server).items():
-            server[key] = value
+        for key, value in (layer.server.__pydantic_extra__ or {}).items():
+            server[option(key)] = value
             places[f"server.{option(key)}"] = place((*path, "server", key))
-    extra = server.pop("extra_args", ())
+        if layer.server.extra_args is not None:
+            extra_args = layer.server.extra_args
+            places["server.extra-args"] = place((*path, "server", "extra_args"))
     return InstanceSpec(
         name=name,
         control=Control(**control),
-        server={option(key): value for key, value in server.items()},
-        extra_args=tuple(extra),
-        model=variables(table.model, folder) if table.model else {},
+        server=server,
+        extra_args=tuple(extra_args),
+        model=_variables(table.model, folder) if table.model else {},
         place=place(("instance", name)),
         places=places,
     )
 
 
-def option(key: str) -> str:
-    """The option that a key means, without its dashes."""
-    name, dot, rest = key.partition(".")
-    return name.replace("_", "-") + dot + rest
-
-
-def _options(server: ServerTable) -> dict[str, Value]:
-    options: dict[str, Value] = dict(server.__pydantic_extra__ or {})
-    if server.extra_args is not None:
-        options["extra_args"] = [*server.extra_args]
-    return options
-
-
-def variables(model: ModelTable, folder: Path) -> dict[str, str]:
+def _variables(model: ModelTable, folder: Path) -> dict[str, str]:
     """The variables of `prepare` that a model table means, with absolute paths: what is relative
     starts at `folder`, and never where the user happens to be."""
     values = model.model_dump(exclude_none=True)
@@ -214,8 +211,7 @@ def _reference(text: str, folder: Path) -> str:
 
 def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:
     """Whether it exists, or can be nothing but a path."""
-    looks = text.startswith(("./", "../", "~", ".\\", "..\\"))
-    if exists(folder / text):
+    if exists(folder / text) or text.startswith(("./", "../", "~", ".\\", "..\\")):
         return True
     is_hub = text.startswith("hf:") or is_address(text)
-    return looks or bool(suffix and text.endswith(suffix) and not is_hub)
+    return bool(suffix and text.endswith(suffix) and not is_hub)

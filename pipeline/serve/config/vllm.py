@@ -1,19 +1,24 @@
-"""The command line of one vLLM server."""
+"""One vLLM server: its command line, its options, and those of the vLLM that is installed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from pipeline.serve.flags import Flag, parse_help
+from msgspec import Struct
+from msgspec.structs import replace
 
-from .addresses import Address, missing
+from pipeline.core.process import capture, outcome
+from pipeline.serve import flags as help_texts
+from pipeline.serve.flags import Flag
+
 from .configuration import Configuration, beside
-from .options import ResolvedOptions, expanded, words
+from .options import ResolvedOptions, expanded, missing, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
@@ -21,11 +26,24 @@ KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
 NUMBERS = ("INT", "COUNT", "FLOAT")  # hints of the list: COUNT is a whole number with units
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
 
+PRINT_VERSION = "from importlib.metadata import version; print('vllm', version('vllm'))"
+VERSION_SECONDS, HELP_SECONDS = 60, 300  # Pixi may have to solve first, and vLLM imports torch
+# `  --name VALUE, -n VALUE` or `  --name, --no-name` of argparse's help, up to the description.
+HELP_LINE = re.compile(r"^ {2,4}(-.*?)(?: {2,}|$)")
+HELP_NAME = re.compile(r"(?:^|, )(-{1,2}[A-Za-z][\w.-]*)")
+
+
+class VllmOptions(Struct, frozen=True, kw_only=True):
+    """A version of vLLM, and the options of its server."""
+
+    version: str
+    flags: Mapping[str, Flag]
+
 
 @cache
 def flags() -> dict[str, Flag]:
     """The options of vLLM's server, of the version that the list names."""
-    return parse_help(LISTED.read_text(encoding="utf-8")) | OURS
+    return help_texts.parse_help(LISTED.read_text(encoding="utf-8")) | OURS
 
 
 @cache
@@ -34,8 +52,53 @@ def version() -> str:
     return LISTED.read_text(encoding="utf-8").splitlines()[0].removeprefix("vLLM ")
 
 
+def installed(
+    configuration: Configuration, environ: Mapping[str, str], folder: Path
+) -> VllmOptions | None:
+    """The options of the vLLM that will run; None where it does not tell them. Asking is slow, so
+    each version is asked once, and its answer kept in `folder`."""
+    python = [executable(configuration, environ), *_python(configuration)]
+    status, out, _ = outcome([*python, "-c", PRINT_VERSION], timeout=VERSION_SECONDS)
+    match = re.search(r"^vllm (\S+)$", out, re.M) if status == 0 else None
+    if match is None:
+        return None
+    found = match[1]
+    if found == version():
+        return VllmOptions(version=found, flags=flags())
+    known = folder / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', found)}.json"
+    options = help_texts.stored(known)
+    if options is None:
+        module = configuration.master.api_server_module
+        options = parse(capture([*python, "-m", module, "--help=all"], timeout=HELP_SECONDS) or "")
+        if "served-model-name" not in options:
+            return None
+        with contextlib.suppress(OSError):  # asked again next time
+            help_texts.store(known, options)
+    return VllmOptions(version=found, flags=options | OURS)
+
+
+def parse(text: str) -> dict[str, Flag]:
+    """Every long name without its dashes, in argparse's help."""
+    options: dict[str, Flag] = {}
+    for line in text.splitlines():
+        if match := HELP_LINE.match(line):
+            names = tuple(HELP_NAME.findall(match[1]))
+            value = re.match(r"-{1,2}[\w.-]+ (.+?)(?:, -|$)", match[1])
+            for name in names:
+                if name.startswith("--"):
+                    options[name[2:]] = Flag(name, value[1] if value else "", names)
+    return {name: _with_kind(name, flag) for name, flag in options.items()}
+
+
+def _with_kind(name: str, flag: Flag) -> Flag:
+    """argparse shows choices, but not what is a number: that is as in the version listed here."""
+    listed = flags().get(name, flag)
+    is_number = flag.value and not flag.choices and listed.value in NUMBERS
+    return replace(flag, value=listed.value) if is_number else flag
+
+
 def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:
-    """Pixi, or the Python that has vLLM: absolute where it is found."""
+    """Pixi, or the Python that has vLLM: absolute where it is on PATH."""
     master = configuration.master
     search = environ.get("PATH")
     if master.pixi_project_dir:
@@ -48,7 +111,7 @@ def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:
     return shutil.which(master.python, path=search) or master.python
 
 
-def python(configuration: Configuration) -> list[str]:
+def _python(configuration: Configuration) -> list[str]:
     """What follows the executable before Python's own arguments."""
     master = configuration.master
     if not master.pixi_project_dir:
@@ -58,13 +121,11 @@ def python(configuration: Configuration) -> list[str]:
     return ["run", "--manifest-path", project, *environment, "python"]
 
 
-def command(
-    configuration: Configuration, resolved: ResolvedOptions, at: Address
-) -> tuple[str, ...]:
+def command(configuration: Configuration, resolved: ResolvedOptions) -> tuple[str, ...]:
     """The arguments after the executable."""
-    program = [*python(configuration), "-m", configuration.master.api_server_module]
+    program = [*_python(configuration), "-m", configuration.master.api_server_module]
     table = words({name: value for name, value in expanded(resolved).items() if name not in KEYS})
-    added = missing(resolved, at, "served-model-name")
+    added = missing(resolved, "served-model-name")
     return (*program, *table, *added, *resolved.spec.extra_args)
 
 
@@ -73,9 +134,8 @@ def kind(resolved: ResolvedOptions) -> str:
     task = resolved.text("task", "convert")
     if task in ("score", "classify", "rerank"):
         return "rerank"
-    return (
-        "embedding" if task.startswith("embed") or resolved.text("runner") == "pooling" else "chat"
-    )
+    is_embedding = task.startswith("embed") or resolved.text("runner") == "pooling"
+    return "embedding" if is_embedding else "chat"
 
 
 def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
@@ -98,9 +158,9 @@ def _in_json(text: str, key: str) -> str:
     return ""
 
 
-def errors(configuration: Configuration, resolved: ResolvedOptions) -> Iterator[str]:
+def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
     """No model, or one that is not there."""
-    spec, folder = resolved.spec, configuration.folder
+    spec = resolved.spec
     model = resolved.text("model")
     if spec.model:
         yield f"{spec.at('model')}: prepares a GGUF for llama.cpp; vLLM takes server.model"

@@ -13,8 +13,7 @@ from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 
-from .messages import Path as Keys
-from .messages import require_none
+from .messages import Keys, require_none
 from .sources import TOO_DEEP, Decimal, text_of
 
 # Numbers of YAML 1.1 that look like others: 010 is 8, and 1:30 is 90.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.config import checks
+from pipeline.serve.config import checks, messages
 from pipeline.serve.config.configuration import Configuration
 from pipeline.serve.config.instances import instances
 from pipeline.serve.config.llama import PreparedModel
@@ -82,9 +82,15 @@ def server_in(folder: Path) -> Path:
     return server
 
 
+def sound(configuration: Configuration) -> Configuration:
+    """The same. Raises UsageError where reading it found a mistake."""
+    messages.require_none(configuration.errors)
+    return configuration
+
+
 def read(folder: Path, text: str, **more: Any) -> Configuration:
-    """A file of instances, read."""
-    return load(written(folder, text), **more)
+    """A file of instances, read without a mistake."""
+    return sound(load(written(folder, text), **more))
 
 
 def wrong(folder: Path, text: str, **more: Any) -> list[str]:
@@ -125,7 +131,7 @@ def one(folder: Path, text: str, **more: Any) -> Server:
 def checked(folder: Path, text: str, *, cards: int | None = None, **more: str) -> list[str]:
     """Every mistake that `check` finds; none: the warnings. `more` goes to `read`."""
     said: list[str] = []
-    configuration = read(folder, text, patient=True, **more)
+    configuration = load(written(folder, text), **more)
     try:
         checks.check(
             configuration,

@@ -95,7 +95,7 @@ class TestPreparedModel:
     TEXT = "[instance.chat.model]\nref = 'demo'\n"
 
     def cmd(self, tmp_path: Path, text: str, **more: object) -> tuple[str, ...]:
-        model = PreparedModel(**{"path": Path("/m/x y.gguf"), "name": "x", **more})  # type: ignore[arg-type]
+        model = PreparedModel(**{"path": Path("/m/x y.gguf"), **more})  # type: ignore[arg-type]
         return one(tmp_path, text, models={"chat": model}).cmd
 
     def test_adapters_in_a_path_that_llama_server_would_split(self, tmp_path: Path) -> None:
@@ -432,19 +432,19 @@ class TestKeys:
         assert self.key(tmp_path, "\n[gateway]\nport = 9001\n")[1] is None
 
     def test_the_gateways_is_decided_alike(self, tmp_path: Path) -> None:
-        def path(host: str, file: str | None, literal: str | None) -> Path | None:
-            return decide("gateway", host, file, literal, tmp_path, tmp_path / "keys").path
+        def path(host: str, file: Path | None, literal: str | None) -> Path | None:
+            return decide("gateway", host, file, literal, tmp_path / "keys").path
 
         assert path("127.0.0.1", None, None) is None
         assert path("0.0.0.0", None, "none") is None
         assert path("0.0.0.0", None, None) == tmp_path / "keys" / "gateway.key"
         assert path("127.0.0.1", None, "s3cret") == tmp_path / "keys" / "gateway.given1.key"
-        assert path("0.0.0.0", "k", None) == tmp_path / "k"
+        assert path("0.0.0.0", tmp_path / "k", None) == tmp_path / "k"
 
     def test_a_program_that_wants_one_gets_one(self, tmp_path: Path) -> None:
         def path(literal: str | None) -> Path | None:
             keys = tmp_path / "keys"
-            key = decide("gateway", "127.0.0.1", None, literal, tmp_path, keys, needs_one=True)
+            key = decide("gateway", "127.0.0.1", None, literal, keys, needs_one=True)
             return key.path
 
         assert path(None) == tmp_path / "keys" / "gateway.key"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from config_tools import FLAGS, server_in, started, written
+from config_tools import FLAGS, server_in, sound, started, written
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks
@@ -32,7 +32,7 @@ def profile(
     environ: Mapping[str, str] | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Configuration:
-    return load_profile(registry(folder, body), "chat", environ or {}, variables=variables)
+    return sound(load_profile(registry(folder, body), "chat", environ or {}, variables=variables))
 
 
 def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -44,7 +44,7 @@ def wrong(folder: Path, body: str, environ: Mapping[str, str] | None = None) -> 
 def instance_of(found: Configuration, folder: Path) -> Server:
     """Its instance, a model that is there taken as it is."""
     (spec,) = found.specs
-    model = PreparedModel(path=Path(spec.model.get("model", "")), name="x")
+    model = PreparedModel(path=Path(spec.model.get("model", "")))
     (instance,) = started(found, folder, models={spec.name: model}).values()
     return instance
 
@@ -118,7 +118,7 @@ def test_anchors_that_multiply(tmp_path: Path) -> None:
 def test_a_profile_inside_itself(tmp_path: Path) -> None:
     text = "profiles:\n  chat: &a\n    gpu: *a\n    llamacpp:\n      x: *a\n"
     with pytest.raises(UsageError, match=r"llamacpp\.x: must be a text, a number"):
-        load_profile(written(tmp_path, text, FILE), "chat", {})
+        sound(load_profile(written(tmp_path, text, FILE), "chat", {}))
 
 
 def test_merge_keys(tmp_path: Path) -> None:
@@ -412,16 +412,14 @@ class TestFile:
         found = profile(tmp_path, f"llamacpp:\n  {body}\n")
         assert found.prepares() == {"chat": variables}
         assert found.specs[0].download_to == (tmp_path / file if file else None)
-        models = {"chat": PreparedModel(path=Path("/m"), name="m")}
+        models = {"chat": PreparedModel(path=Path("/m"))}
         (instance,) = started(found, tmp_path, models=models).values()
         assert instance.cmd[:2] == ("--model", "/m")
 
     def test_the_second_run_is_the_first_one(self, tmp_path: Path) -> None:
         body = "llamacpp:\n  model_root: r\n  hf_filename: y.gguf\n  hf_repo_id: org/y\n"
         file = tmp_path / "r" / "y.gguf"
-        model = PreparedModel(
-            path=file, name="y", mmproj=projector_of(file), pooling="mean", ctx_size=64
-        )
+        model = PreparedModel(path=file, mmproj=projector_of(file), pooling="mean", ctx_size=64)
         found = []
         for _ in range(2):
             configuration = profile(tmp_path, body)
@@ -571,4 +569,4 @@ def test_options_are_checked_with_their_line(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be(tmp_path: Path) -> None:
     file = registry(tmp_path, LLAMA, '"a/b"')
     with pytest.raises(UsageError, match="a name must not hold"):
-        load_profile(file, "a/b", {})
+        sound(load_profile(file, "a/b", {}))

@@ -278,8 +278,8 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_patient_reading_keeps_what_is_right(tmp_path: Path) -> None:
-    found = read(tmp_path, MANY, patient=True)
+def test_what_is_right_is_read_beside_mistakes(tmp_path: Path) -> None:
+    found = load(written(tmp_path, MANY))
     assert len(found.errors) == 20
     chat = found.specs[0]
     assert chat.control.restart == "on-failure" and chat.control.gpu_ids is None

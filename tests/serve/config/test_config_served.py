@@ -79,7 +79,7 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
         configuration,
         server=None,
         flags=flags,
-        models={"tiny": PreparedModel(path=gguf, name="tiny")},
+        models={"tiny": PreparedModel(path=gguf)},
         logs=tmp_path,
         keys=keys,
         xdg=xdg,

@@ -8,7 +8,7 @@ import pytest
 from config_tools import FLAGS, checked, one, server_in, written
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.config import checks, vllm, vllm_installed
+from pipeline.serve.config import checks, vllm
 from pipeline.serve.config.profiles import load_profile
 from pipeline.serve.flags import Flag, parse_help
 
@@ -245,7 +245,7 @@ def test_vllm_reads_units_itself(tmp_path: Path) -> None:
 
 
 def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() -> None:
-    found = vllm_installed.parse("  --dtype {auto,half}\n  --max-num-seqs MAX_NUM_SEQS\n")
+    found = vllm.parse("  --dtype {auto,half}\n  --max-num-seqs MAX_NUM_SEQS\n")
     assert found["dtype"].choices == ["auto", "half"]
     assert found["max-num-seqs"].value == "INT"
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import vllm_arguments
-from config_tools import FLAGS, one, read
+from config_tools import FLAGS, one, read, written
 from conftest import SHEBANG
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, vllm
 from pipeline.serve.config.instances import write_keys
+from pipeline.serve.config.toml_form import load
 from pipeline.serve.server import Server
 
 CHAT = "[instance.chat.control]\nengine = 'vllm'\n[instance.chat.server]\nmodel = 'org/x'\n"
@@ -34,7 +35,7 @@ MODULE = ("-m", "vllm.entrypoints.openai.api_server")
 
 def wrong(folder: Path, text: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
-        checks.check(read(folder, text, patient=True), server=None, flags=None, environ={})
+        checks.check(load(written(folder, text)), server=None, flags=None, environ={})
     return caught.value.message.splitlines()
 
 
