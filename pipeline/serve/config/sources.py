@@ -15,6 +15,7 @@ from pipeline.core.text import decoded
 DEEPEST = 32  # tables in tables; five are ever needed
 LARGEST_BYTES = 4 * 1024 * 1024
 TOO_DEEP = "its tables are nested too deeply"
+TOO_LARGE = "holds a number of more than 64 bits"
 
 
 class Decimal(float):
@@ -57,10 +58,12 @@ def toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises UsageError that names line and column."""
     text = text_of(file).replace("\r\n", "\n")
     try:
-        return shallow(tomllib.loads(text, parse_float=Decimal), str(file))
+        return bounded(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
         raise UsageError(f"{file}: {at}: is no TOML: {why}", "configs/ has examples") from None
+    except ValueError:  # Python limits how many digits it reads
+        raise UsageError(f"{file}: {TOO_LARGE}") from None
     except RecursionError:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
 
@@ -85,15 +88,19 @@ def overrides(text: str, where: str) -> dict[str, Any]:
         raise UsageError(
             f"{where}: must be a JSON object", 'such as {"instance": {"chat": {"server": …}}}'
         )
-    return shallow(content, where)
+    return bounded(content, where)
 
 
-def shallow(tables: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same tables; a dotted key can nest them as deep as it is long. Raises UsageError."""
+def bounded(tables: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same tables. Raises UsageError where they are nested deeper than anything needs, as a
+    dotted key does it, or hold a number that would be too long to show."""
     level: list[Any] = [tables]
     for _ in range(DEEPEST):
-        lists = [each if isinstance(each, list) else list(each.values()) for each in level]
-        level = [item for items in lists for item in items if isinstance(item, (dict, list))]
+        lists = [each if isinstance(each, list) else each.values() for each in level]
+        items = [item for items in lists for item in items]
+        if any(isinstance(item, int) and item.bit_length() > 64 for item in items):
+            raise UsageError(f"{where}: {TOO_LARGE}")
+        level = [item for item in items if isinstance(item, (dict, list))]
         if not level:
             return tables
     raise UsageError(f"{where}: {TOO_DEEP}")

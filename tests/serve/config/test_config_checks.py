@@ -43,6 +43,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
+        (f"port = '{'9' * 5000}'", 'port = "999'),
         ("port = [1, 2]", "port = […]: must be a whole number from 1 to 65535"),
         ("model = 'none.gguf'", "model = none.gguf: "),
         ("mmproj = 'none.gguf'", "mmproj = none.gguf: "),

@@ -375,6 +375,8 @@ class TestTexts:
             (b"x = " + b"[" * 100_000, "nested too deeply"),
             (b"instance" + b".a" * 5000 + b" = 1", "nested too deeply"),
             (b"#" * (4 * 1024 * 1024 + 1), "is larger than 4 MB"),
+            (b"x = " + b"9" * 5000, "holds a number of more than 64 bits"),
+            (b"x = [0x" + b"f" * 4000 + b"]", "holds a number of more than 64 bits"),
         ],
     )
     def test_what_is_no_toml(self, tmp_path: Path, told: bytes, line: str) -> None:
