@@ -13,6 +13,8 @@ from pipeline.serve.server import LLAMA_CPP, VLLM
 
 GET_PACKAGE, PACKAGE = "AUTO_INFER_LLAMA_CPP_GET_PKG_ON_BOOT", "AUTO_INFER_LLAMA_CPP_PKG_PATH"
 ON_BOOT = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_ON_BOOT", VLLM: "AUTO_INFER_VLLM_ON_BOOT"}
+# Each switch, with the variable that names its file.
+FILES = {GET_PACKAGE: PACKAGE, **{ON_BOOT[x]: variable for x, variable in named.CONFIGS.items()}}
 YES, NO = ("1", "true"), ("", "0", "false")
 
 
@@ -36,16 +38,15 @@ class Boot(Struct, frozen=True, kw_only=True):
 def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
     """What the environment names. Raises UsageError with every error."""
     errors: list[str] = []
-    switches = {name: _is_on(environ, name, errors) for name in (GET_PACKAGE, *ON_BOOT.values())}
-    files = {ON_BOOT[engine]: variable for engine, variable in named.CONFIGS.items()}
-    for switch, variable in {GET_PACKAGE: PACKAGE, **files}.items():
-        if switches[switch] and not _text(environ, variable):
-            errors.append(f"{switch} is set, but {variable} names no file")
-    sources = [
-        source(environ, engine)
-        for engine in named.CONFIGS
-        if switches[ON_BOOT[engine]] and _text(environ, named.CONFIGS[engine])
-    ]
+    files = {
+        switch: _text(environ, variable)
+        for switch, variable in FILES.items()
+        if _is_on(environ, switch, errors)
+    }
+    for switch, file in files.items():
+        if not file:
+            errors.append(f"{switch} is set, but {FILES[switch]} names no file")
+    sources = [source(environ, engine) for engine, switch in ON_BOOT.items() if files.get(switch)]
     if len({item.name for item in sources}) < len(sources):
         names = " and ".join(named.CONFIGS.values())
         errors.append(f"{names} name the same file: start it once; control.engine mixes engines")
@@ -53,9 +54,13 @@ def boot(environ: Mapping[str, str], command: Sequence[str] = ()) -> Boot:
         errors.append("the command's first word is empty: it names no program")
     if errors:
         raise UsageError("\n".join(errors), "docs/container.md lists the variables")
+    if profile := _text(environ, named.PROFILE):
+        name = named.of_profile(profile, environ)
+        sources.append(BootSource(words=(f"profile={profile}",), name=name, is_profile=True))
+    package = files.get(GET_PACKAGE)
     return Boot(
-        package=str(absolute(_text(environ, PACKAGE))) if switches[GET_PACKAGE] else "",
-        sources=(*sources, *_profile(environ)),
+        package=str(absolute(package)) if package else "",
+        sources=tuple(sources),
         command=tuple(command),
     )
 
@@ -68,14 +73,6 @@ def source(environ: Mapping[str, str], engine: str) -> BootSource:
     file = named.of_file(text)
     engines = ("engine=vllm",) if engine == VLLM else ()
     return BootSource(words=(f"config={file}", *engines), name=file)
-
-
-def _profile(environ: Mapping[str, str]) -> tuple[BootSource, ...]:
-    profile = _text(environ, named.PROFILE)
-    if not profile:
-        return ()
-    name = named.of_profile(profile, environ)
-    return (BootSource(words=(f"profile={profile}",), name=name, is_profile=True),)
 
 
 def _is_on(environ: Mapping[str, str], name: str, errors: list[str]) -> bool:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.core import log, paths
@@ -51,7 +50,7 @@ def up(boot: Boot, environ: Mapping[str, str]) -> int:
     """Start the servers and leave them running; the exit status. Raises PipelineError."""
     install(boot)
     with asked_to_stop() as stops:
-        return _ended([_up(source, environ) for source in boot.sources], stops)
+        return _ended([_doit("up", source, environ) for source in boot.sources], stops)
 
 
 def install(boot: Boot) -> None:
@@ -87,7 +86,8 @@ class Container:
         profiles = () if boot.command else tuple(x for x in boot.sources if x.is_profile)
         self.foreground = profiles[0] if profiles else None
         self.background = [source for source in boot.sources if source != self.foreground]
-        self._stopping: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor()
+        self._stopping: list[Future[list[str]]] = []
 
     @property
     def folders(self) -> list[Folder]:
@@ -102,7 +102,7 @@ class Container:
     def run(self) -> int:
         """Start, wait, stop; the exit status."""
         try:
-            status = _ended([_up(source, self.env) for source in self.background], self.stops)
+            status = _ended([_doit("up", x, self.env) for x in self.background], self.stops)
             if self.stops:
                 return 0
             if status and not (self.command and notify(self.env, self.failure)):
@@ -127,9 +127,8 @@ class Container:
                 handled += 1
                 if self.command and number == signal.SIGINT and os.isatty(0):
                     continue
-                if self._stopping is None:
-                    deadline = time.monotonic() + patience
-                    self.begin_to_stop()
+                deadline = min(deadline, time.monotonic() + patience)
+                self.begin_to_stop()
                 pass_on(process, number)
             if time.monotonic() > deadline:
                 process.kill()
@@ -150,21 +149,16 @@ class Container:
         return 0
 
     def begin_to_stop(self) -> None:
-        """Start stopping the servers, in a thread."""
-        if self._stopping is None and self.background:
-            self._stopping = threading.Thread(target=self._down_all)
-            self._stopping.start()
+        """Start stopping the servers, those of each file in a thread."""
+        if not self._stopping:
+            self._stopping = [self._pool.submit(_down, at) for at in self.folders]
 
     def stop(self) -> None:
         """Stop them, and wait until they have stopped."""
         self.begin_to_stop()
-        if self._stopping:
-            self._stopping.join()
-
-    def _down_all(self) -> None:
-        with ThreadPoolExecutor() as pool:
-            if any(pool.map(_down, self.folders)):
-                log.info("stopped")
+        names = [each.result() for each in self._stopping]
+        if any(names):
+            log.info("stopped")
 
 
 def _down(at: Folder) -> list[str]:
@@ -176,12 +170,10 @@ def _down(at: Folder) -> list[str]:
         return []
 
 
-def _doit(task: str, source: BootSource, env: Mapping[str, str], *more: str) -> Process:
-    return start_attached(doit(task, *source.words, *more), env=for_doit(env), cwd=REPOSITORY)
-
-
-def _up(source: BootSource, env: Mapping[str, str]) -> Process:
-    return _doit("up", source, env, "background=1")
+def _doit(task: str, source: BootSource, env: Mapping[str, str]) -> Process:
+    """Start `serve`, or `up`, which returns once the servers are up."""
+    words = (*source.words, *(("background=1",) if task == "up" else ()))
+    return start_attached(doit(task, *words), env=for_doit(env), cwd=REPOSITORY)
 
 
 def _ended(processes: Sequence[Process], stops: list[int]) -> int:

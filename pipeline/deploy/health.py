@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
@@ -13,14 +14,7 @@ from pipeline.serve.config import named
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.supervisor import liveness, state
-from pipeline.serve.supervisor.state import (
-    ASLEEP,
-    EXITED,
-    FAILED,
-    STOPPED,
-    UNLOADING,
-    Folder,
-)
+from pipeline.serve.supervisor.state import ASLEEP, EXITED, FAILED, STOPPED, UNLOADING, Folder
 
 from . import boot
 from .boot import BootSource
@@ -33,8 +27,8 @@ PUBLISHED = "PUBLISHED_PORTS"  # of the container, if set by who starts it
 def errors(environ: Mapping[str, str]) -> list[str]:
     """One line for each server that does not answer. Raises PipelineError."""
     home = paths.home()
-    up = [at for at in state.folders(home) if liveness.living(at)]
-    servers = [server for at in up for server in running(at) if server.name not in resting(at)]
+    up = {at: resting(at) for at in state.folders(home) if liveness.living(at)}
+    servers = [x for at, asleep in up.items() for x in running(at) if x.name not in asleep]
     profile = environ.get(named.PROFILE, "").strip()
     if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
         servers.append(of_profile(profile, environ))
@@ -43,8 +37,8 @@ def errors(environ: Mapping[str, str]) -> list[str]:
         for source in boot.boot(environ).sources
         if not source.is_profile and state.folder(home, source.name) not in up
     ]
-    if not (servers or missing or any(map(resting, up))):
-        servers.append(Server(name="llama-server", executable="", cmd=(), folder="", log_file=""))
+    if not (servers or missing or any(up.values())):
+        servers.append(_named("llama-server"))
     return missing + [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
 
 
@@ -56,20 +50,28 @@ def answers(server: Server) -> bool:
 
 def running(at: Folder) -> list[Server]:
     """The servers of a configuration that should answer."""
-    wanted, actual = state.read_wanted(at), state.read_state(at)
-    over = {x.name for x in actual.instances if x.state in OVER} if actual else set()
-    return [x for x in (wanted.instances if wanted else ()) if x.name not in over]
+    return [server for server, status in _with_states(at) if status not in OVER]
 
 
 def resting(at: Folder) -> set[str]:
-    """Those that need not answer: they are loaded when a request names them."""
-    wanted, actual = state.read_wanted(at), state.read_state(at)
-    on_demand = {x.name for x in wanted.instances if x.start == DEMAND} if wanted else set()
+    """The names of those that need not answer: they are loaded when a request names them."""
     return {
-        x.name
-        for x in (actual.instances if actual else ())
-        if x.state in (ASLEEP, UNLOADING) or (x.name in on_demand and x.state != FAILED)
+        server.name
+        for server, status in _with_states(at)
+        if status in (ASLEEP, UNLOADING) or (server.start == DEMAND and status not in ("", FAILED))
     }
+
+
+def _with_states(at: Folder) -> list[tuple[Server, str]]:
+    """The servers of a configuration, each with its state; empty where that is not known."""
+    wanted, actual = state.read_wanted(at), state.read_state(at)
+    states = {x.name: x.state for x in actual.instances} if actual else {}
+    return [(x, states.get(x.name, "")) for x in wanted.instances] if wanted else []
+
+
+def _named(name: str, **address: Any) -> Server:
+    """A server of which only the address matters."""
+    return Server(name=name, executable="", cmd=(), folder="", log_file="", **address)
 
 
 def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
@@ -79,12 +81,8 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
 
     loaded = load_profile(Path(named.registry(environ)), profile, environ)
     options = instances.resolve(loaded.specs[0], None)
-    return Server(
-        name=profile,
-        executable="",
-        cmd=(),
-        folder="",
-        log_file="",
+    return _named(
+        profile,
         host=options.address.host,
         port=options.address.port,
         prefix=options.text("api-prefix").rstrip("/"),
