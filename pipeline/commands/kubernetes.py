@@ -13,10 +13,16 @@ from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
-from pipeline.deploy.kubernetes import folder, objects, specs, workload
+from pipeline.deploy.kubernetes import folder, manifests, workload
 from pipeline.deploy.kubernetes.options import Options, options, require_images
-from pipeline.deploy.kubernetes.specs import AdaptedSpec
-from pipeline.deploy.kubernetes.workload import DATA, KEY, MODELS, Workload, kubernetes_name
+from pipeline.deploy.kubernetes.workload import (
+    DATA,
+    KEY,
+    MODELS,
+    AdaptedSpec,
+    Workload,
+    kubernetes_name,
+)
 from pipeline.models import gguf
 from pipeline.serve.config import checks, instances, vllm
 from pipeline.serve.config.configuration import Configuration, InstanceSpec
@@ -63,7 +69,7 @@ def part_of(servers: Servers) -> str:
 
 def check_configuration(servers: Servers, options: Options) -> Configuration:
     """The configuration with the named instances. Raises UsageError with all errors."""
-    configuration = specs.without_programs(servers.configuration)
+    configuration = workload.without_programs(servers.configuration)
     names = servers.requested.names
     require_known(names, [spec.name for spec in configuration.enabled])
     chosen = tuple(spec for spec in configuration.enabled if not names or spec.name in names)
@@ -72,7 +78,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
         raise UsageError(f"{configuration.label}: no instance is enabled, so nothing to write")
     errors = [*servers.misplaced(), *clashes(chosen)]
     for spec in chosen:
-        errors += specs.unpreparable(spec.model, spec.at)
+        errors += workload.unpreparable(spec.model, spec.at)
     configuration = replace(configuration, errors=(*configuration.errors, *errors))
     checks.check(
         configuration,
@@ -80,7 +86,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
         flags=servers.flags(),
         environ=os.environ,
         note=log.info,
-        is_there=specs.is_available,
+        is_there=workload.is_available,
     )
     engines = {spec.engine for spec in chosen}
     require_images(options, {x: variable for x, variable in IMAGES.items() if x in engines})
@@ -103,7 +109,7 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
     """Each instance as it will run in a pod. Raises PipelineError."""
     flags = servers.flags() or {}
     adapted = {
-        spec.name: specs.adapt(spec, configuration.folder, flags) for spec in configuration.specs
+        spec.name: workload.adapt(spec, configuration.folder, flags) for spec in configuration.specs
     }
     if errors := [line for spec in adapted.values() for line in spec.errors]:
         raise UsageError("\n".join(errors))
@@ -118,7 +124,9 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
         xdg=servers.home.run / "xdg",
         environ=os.environ,
     )
-    if errors := [x for server in planned for x in specs.conflicts(server, scales=options.scales)]:
+    if errors := [
+        x for server in planned for x in workload.conflicts(server, scales=options.scales)
+    ]:
         raise UsageError("\n".join(errors))
     part = part_of(servers)
     return [
@@ -174,7 +182,7 @@ def report(
     secrets = [secret(item, namespace) for item in made if item.has_key]
     unknown = [item for item in made if not (options.storage or item.disk)]
     for item in unknown:
-        size = objects.storage(item, options)
+        size = manifests.storage(item, options)
         log.info(f"{item.claim}: {size}, as the model's size is unknown; set it: storage=…")
     if as_json:
         names = [path.name for path in sorted(target.iterdir())]

@@ -14,7 +14,7 @@ from pipeline.core import log
 from pipeline.core.paths import Home
 from pipeline.core.process import shown
 from pipeline.core.text import size, table
-from pipeline.deploy.kubernetes import specs
+from pipeline.deploy.kubernetes.workload import without_programs
 from pipeline.models.reference import WITHOUT_DRAFT, split_scale
 from pipeline.serve import sandbox
 from pipeline.serve.config import checks, instances
@@ -64,7 +64,7 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
     gateway = configuration.gateway
     checks.check(
         replace(
-            specs.without_programs(configuration),
+            without_programs(configuration),
             specs=tuple(map(_without_files, configuration.specs)),
             gateway=gateway.model_copy(update={"api_key_file": None}),
             errors=(*configuration.errors, *servers.misplaced(GATEWAY_OPTIONS)),

@@ -23,7 +23,7 @@ import yaml
 from conftest import REPOSITORY, Doit, free_port, wait_for
 from fakes import hub
 
-from pipeline.deploy.kubernetes import folder, objects, pod, workload
+from pipeline.deploy.kubernetes import folder, manifests, workload
 from pipeline.deploy.kubernetes.options import LABEL, Options, options
 
 EXAMPLES = (
@@ -322,7 +322,7 @@ def test_the_page_holds_what_a_cluster_takes() -> None:
         assert re.fullmatch(series, name), "the adapter finds it"
         as_python = re.sub(r"\$\{(\d)\}", r"\\\1", rule["name"]["as"])
         renamed = re.sub(rule["name"]["matches"], as_python, name)
-        assert renamed in (*objects.LLAMA_METRICS, *objects.VLLM_METRICS)
+        assert renamed in (*manifests.LLAMA_METRICS, *manifests.VLLM_METRICS)
 
 
 # What the command line and the file can say
@@ -465,7 +465,7 @@ def test_times(write: Writer) -> None:
     start = server_of(found)["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] >= 1801
     inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
-    assert inside["terminationGracePeriodSeconds"] >= 43 + pod.DRAIN
+    assert inside["terminationGracePeriodSeconds"] >= 43 + manifests.DRAIN
 
 
 def test_vllm(write: Writer) -> None:
@@ -695,8 +695,8 @@ def test_options_of_the_command_line() -> None:
 
 
 def test_sizes_are_rounded_up() -> None:
-    assert pod.in_gib(1) == "1Gi" and pod.in_gib(pod.GIB + 1) == "2Gi"
-    assert math.isclose(int(pod.in_gib(1e12)[:-2]), 1e12 / pod.GIB, rel_tol=0.01)
+    assert manifests.in_gib(1) == "1Gi" and manifests.in_gib(manifests.GIB + 1) == "2Gi"
+    assert math.isclose(int(manifests.in_gib(1e12)[:-2]), 1e12 / manifests.GIB, rel_tol=0.01)
 
 
 def test_texts_are_read_back_as_they_were() -> None:

@@ -11,7 +11,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import require_writable
 from pipeline.core.store import artifacts
 
-from . import objects
+from . import manifests
 from .options import Options
 from .workload import Workload
 
@@ -24,11 +24,11 @@ def files(workloads: Sequence[Workload], options: Options) -> dict[str, str]:
     """The text of each file, by its name."""
     texts: dict[str, str] = {}
     if any(workload.prepare for workload in workloads):
-        texts["settings.yaml"] = text([objects.settings()])
+        texts["settings.yaml"] = text([manifests.settings()])
     for workload in workloads:
-        documents = objects.objects(workload, options)
+        documents = manifests.objects(workload, options)
         texts[f"{workload.name}.server.yaml"] = text(documents, comments(workload, options))
-    return {**texts, LAST: text([objects.kustomization([*texts], options.namespace)])}
+    return {**texts, LAST: text([manifests.kustomization([*texts], options.namespace)])}
 
 
 def text(documents: Sequence[dict[str, Any]], comments: Sequence[str] = ()) -> str:

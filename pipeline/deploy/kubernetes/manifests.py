@@ -1,0 +1,343 @@
+"""The manifests of one workload, and those that all share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .options import Options
+from .workload import DATA, KEY, KEYS, TEXTS, Workload
+
+USER = 10001  # the image's own; any that is not root will do
+SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
+SETTINGS = "llama-pipeline"  # the ConfigMap of what prepares models
+TOKEN = {"name": "huggingface", "key": "token", "optional": True}  # of a Secret, for Hugging Face
+
+PERIOD = 5  # seconds between two probes of a server that starts or is ready
+DRAIN = 5  # seconds until no Service routes to a pod that ends
+DOWNLOADING = 3600  # seconds that a model's download may take
+GIB = 1024**3
+BESIDE = GIB // 2  # of memory, for the server itself
+WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
+UNKNOWN_MEMORY = 8 * GIB
+UNKNOWN_DISK = 100 * GIB
+PREPARING, CONVERTING = GIB, 4 * GIB
+
+CONFINED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+HOME = "/tmp"  # noqa: S108
+SETTINGS_OF_PREPARE = {
+    "HF_HOME": f"{DATA}/.cache/huggingface",
+    "LLAMA_PIPELINE_CACHE": f"{DATA}/.cache/llama-pipeline",
+    "LLAMA_PIPELINE_HOME": DATA,
+}
+
+CLIENT = {"llama-pipeline/client": "true"}  # the label of pods and namespaces with access
+SPARE = 1.1  # of disk
+# What an autoscaler looks at: `llamacpp:requests_processing` and so on in /metrics, which the
+# cluster's metrics adapter passes on under names without a colon (docs/kubernetes.md has its rule).
+LLAMA_METRICS = ("llamacpp_requests_processing", "llamacpp_requests_deferred")
+VLLM_METRICS = ("vllm_num_requests_running", "vllm_num_requests_waiting")
+SCALE_DOWN_SECONDS = 600  # of less work before a pod is removed: a new one has to load first
+PULLING = 600  # seconds for pulling the image, before a rollout counts as stuck
+
+
+def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
+    """Its objects, in the order in which they are needed."""
+    documents = [_claim(workload, options)]
+    if workload.texts:
+        document = _object(workload, "ConfigMap", workload.files)
+        documents.append({**document, "data": dict(workload.texts)})
+    documents += [_deployment(workload, options), _service(workload), _policy(workload)]
+    return [*documents, _autoscaler(workload, options)] if options.scales else documents
+
+
+def settings() -> dict[str, Any]:
+    """The environment of the containers that prepare models."""
+    metadata = {"name": SETTINGS, "labels": {"app.kubernetes.io/name": SETTINGS}}
+    kind = {"apiVersion": "v1", "kind": "ConfigMap"}
+    return {**kind, "metadata": metadata, "data": SETTINGS_OF_PREPARE}
+
+
+def kustomization(files: Sequence[str], namespace: str) -> dict[str, Any]:
+    """What `kubectl apply -k` reads."""
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        **({"namespace": namespace} if namespace else {}),
+        "resources": list(files),
+    }
+
+
+def storage(workload: Workload, options: Options) -> str:
+    """The size of the claim."""
+    return options.storage or in_gib(workload.disk * SPARE if workload.disk else UNKNOWN_DISK)
+
+
+def _object(workload: Workload, kind: str, name: str, api: str = "v1") -> dict[str, Any]:
+    metadata = {"name": name, "labels": workload.all_labels}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata}
+
+
+def _claim(workload: Workload, options: Options) -> dict[str, Any]:
+    several = options.replicas[1] > 1
+    named = {"storageClassName": options.storage_class} if options.storage_class else {}
+    return {
+        **_object(workload, "PersistentVolumeClaim", workload.claim),
+        "spec": {
+            "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
+            **named,
+            "resources": {"requests": {"storage": storage(workload, options)}},
+        },
+    }
+
+
+def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
+    least, most = options.replicas
+    rolling = {"maxSurge": 0, "maxUnavailable": 1}
+    several = {"type": "RollingUpdate", "rollingUpdate": rolling}
+    loading = math.ceil(workload.instance.ready_timeout)
+    mounted = json.dumps([dict(workload.texts), SETTINGS_OF_PREPARE], sort_keys=True)
+    checksum = hashlib.sha256(mounted.encode()).hexdigest()[:16]
+    return {
+        **_object(workload, "Deployment", workload.name, "apps/v1"),
+        "spec": {
+            # The autoscaler sets the number: if written here, each apply would reset it.
+            **({} if options.scales else {"replicas": least}),
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": loading + DOWNLOADING + PULLING,
+            "strategy": several if most > 1 else {"type": "Recreate"},
+            "selector": {"matchLabels": workload.labels},
+            "template": _pod(workload, options, checksum),
+        },
+    }
+
+
+def _service(workload: Workload) -> dict[str, Any]:
+    port = {"name": "http", "port": workload.instance.port, "targetPort": "http", "protocol": "TCP"}
+    return {
+        **_object(workload, "Service", workload.name),
+        "spec": {"type": "ClusterIP", "selector": workload.labels, "ports": [port]},
+    }
+
+
+def _policy(workload: Workload) -> dict[str, Any]:
+    """Only labelled pods, and the pods of labelled namespaces, can reach the port."""
+    allowed = [
+        {"podSelector": {"matchLabels": CLIENT}},
+        {"namespaceSelector": {"matchLabels": CLIENT}},
+    ]
+    return {
+        **_object(workload, "NetworkPolicy", workload.name, "networking.k8s.io/v1"),
+        "spec": {
+            "podSelector": {"matchLabels": workload.labels},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
+        },
+    }
+
+
+def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
+    """More pods when three quarters of the slots are busy, or a request waits in each pod.
+
+    The larger of the two numbers of pods counts: waiting requests tell of too few pods, busy slots
+    of too many.
+    """
+    busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
+    least, most = options.replicas
+    return {
+        **_object(workload, "HorizontalPodAutoscaler", workload.name, "autoscaling/v2"),
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "name": workload.name,
+            },
+            "minReplicas": least,
+            "maxReplicas": most,
+            "metrics": [
+                _each_pod(busy, max(1, workload.slots * 3 // 4)),
+                _each_pod(waiting, 1),
+            ],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_SECONDS}},
+        },
+    }
+
+
+def _each_pod(metric: str, value: int) -> dict[str, Any]:
+    target = {"type": "AverageValue", "averageValue": str(value)}
+    return {"type": "Pods", "pods": {"metric": {"name": metric}, "target": target}}
+
+
+# The pod
+
+
+def _pod(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
+    """The pod's template. `checksum` changes with what is mounted, so that pods start anew."""
+    port = str(workload.instance.port)
+    return {
+        "metadata": {
+            "labels": workload.all_labels,
+            "annotations": {
+                "llama-pipeline/config": checksum,
+                "llama-pipeline/instance": workload.instance.name,
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": port,
+                "prometheus.io/path": f"{workload.instance.prefix}/metrics",
+            },
+        },
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # their variables would look like llama-server's
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
+            **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
+            "containers": [_server(workload, options)],
+            "volumes": [{"name": name, **volume} for name, _, _, volume in _volumes(workload)],
+        },
+    }
+
+
+def _plain(text: str) -> str:
+    """The text escaped: in a manifest, `$(NAME)` would be expanded."""
+    return text.replace("$", "$$")
+
+
+def _prepare(workload: Workload, options: Options) -> dict[str, Any]:
+    """The init container that prepares the model on the claim, if it is not there yet."""
+    return {
+        "name": "prepare",
+        "image": options.image,
+        "command": [PIPELINE],
+        "args": ["prepare", *(_plain(f"{n}={v}") for n, v in workload.prepare.items())],
+        "envFrom": [{"configMapRef": {"name": SETTINGS}}],
+        "env": [_variable("HOME", HOME), _variable("HF_TOKEN", TOKEN)],
+        "resources": _resources(CONVERTING if workload.converts else PREPARING, cpu=1),
+        "securityContext": CONFINED,
+        "volumeMounts": [_mount(name, path) for name, path, *_ in _volumes(workload)[:2]],
+    }
+
+
+def _server(workload: Workload, options: Options) -> dict[str, Any]:
+    instance = workload.instance
+    if workload.is_llama:
+        image, program, args = options.image, SERVER, instance.cmd
+    else:
+        image, program, args = options.vllm_image, PYTHON, instance.cmd[instance.cmd.index("-m") :]
+    return {
+        "name": "server",
+        "image": image,
+        "command": [program],
+        "args": [_plain(word) for word in args],
+        "env": _environment(workload),
+        "ports": [{"name": "http", "containerPort": instance.port, "protocol": "TCP"}],
+        "resources": _resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
+        "securityContext": CONFINED,
+        **probes(workload),
+        # A pod keeps answering until no Service routes to it any more.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
+        "volumeMounts": [
+            _mount(name, path, read_only) for name, path, read_only, _ in _volumes(workload)
+        ],
+    }
+
+
+def probes(workload: Workload) -> dict[str, Any]:
+    """`/health` is 503 while the model loads, and 200 even while the server is busy.
+
+    A pod is restarted when loading takes longer than `ready_timeout` (plus an hour for vLLM's
+    download), and later when it has not answered for five minutes.
+    """
+    check = {"path": f"{workload.instance.prefix}/health", "port": "http"}
+    seconds = workload.instance.ready_timeout + (0 if workload.is_llama else DOWNLOADING)
+
+    def probe(period: int, timeout: int, failures: int) -> dict[str, Any]:
+        times = {"periodSeconds": period, "timeoutSeconds": timeout}
+        return {"httpGet": check, **times, "failureThreshold": failures}
+
+    return {
+        "startupProbe": probe(PERIOD, PERIOD, max(1, math.ceil(seconds / PERIOD))),
+        "readinessProbe": probe(PERIOD, PERIOD, failures=3),
+        "livenessProbe": probe(30, timeout=20, failures=10),
+    }
+
+
+def memory(workload: Workload) -> int:
+    """The memory to request, in bytes."""
+    if workload.gpus:
+        return WITH_GPU
+    return workload.memory + BESIDE if workload.memory else UNKNOWN_MEMORY
+
+
+def in_gib(count: float) -> str:
+    """Bytes as a quantity, rounded up."""
+    return f"{max(1, math.ceil(count / GIB))}Gi"
+
+
+def _resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
+    """No limits but for GPUs, which are never shared: on some nodes a memory limit would kill the
+    server for the page cache of its own weights, and a CPU limit only slows it down."""
+    resources: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
+    return {**resources, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else resources
+
+
+def _environment(workload: Workload) -> list[dict[str, Any]]:
+    """The variables of the server; those of the file win."""
+    env: dict[str, str | dict[str, Any]] = {"HOME": HOME}
+    if workload.is_llama:
+        env["XDG_CONFIG_HOME"] = f"{HOME}/config"
+    else:  # vLLM downloads its model itself, to the claim
+        env["HF_HOME"] = SETTINGS_OF_PREPARE["HF_HOME"]
+        env["XDG_CACHE_HOME"] = f"{DATA}/.cache"
+        env["USER"] = "vllm"  # PyTorch reads it, and the image has no such user
+        env["HF_TOKEN"] = TOKEN
+        if workload.has_key:
+            env["VLLM_API_KEY"] = {"name": workload.secret, "key": KEY}
+    if not workload.gpus:  # a node whose default runtime is NVIDIA's exposes every GPU
+        env |= {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
+    own = {name: _plain(value) for name, value in workload.env.items()}
+    kept = {name: value for name, value in env.items() if name not in own}
+    return [_variable(name, value) for name, value in {**kept, **own}.items()]
+
+
+def _variable(name: str, value: str | dict[str, Any]) -> dict[str, Any]:
+    """A variable of a container: a text, or a key of a Secret."""
+    if isinstance(value, dict):
+        return {"name": name, "valueFrom": {"secretKeyRef": value}}
+    return {"name": name, "value": value}
+
+
+def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+
+
+def _volumes(workload: Workload) -> list[tuple[str, str, bool, dict[str, Any]]]:
+    """Of each volume its name, where it is mounted, whether read-only, and what it is; first those
+    of every container."""
+    is_llama = workload.is_llama
+    volumes: list[tuple[str, str, bool, dict[str, Any]]] = [
+        ("data", DATA, is_llama, {"persistentVolumeClaim": {"claimName": workload.claim}}),
+        ("tmp", "/tmp", False, {"emptyDir": {}}),  # noqa: S108
+    ]
+    if is_llama and workload.has_key:
+        # The kubelet makes it readable for fsGroup, too.
+        secret = {"secretName": workload.secret, "defaultMode": 0o400}
+        volumes.append(("key", KEYS, True, {"secret": secret}))
+    if workload.texts:
+        volumes.append(("texts", TEXTS, True, {"configMap": {"name": workload.files}}))
+    if not is_llama:
+        volumes.append(("shm", "/dev/shm", False, {"emptyDir": {"medium": "Memory"}}))  # noqa: S108
+    return volumes
