@@ -101,12 +101,9 @@ def main(words: Sequence[str]) -> int:
             near = did_you_mean(name, list(COMMANDS))
             raise UsageError(f"{name}: there is no such command{near}", ", ".join(COMMANDS))
         return COMMANDS[name](rest)
-    except UsageError as error:
-        log.info(f"error: {error}")
-        return WRONG_USAGE
     except PipelineError as error:
         log.info(f"error: {error}")
-        return FAILED
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
         log.info(f"error: {error.filename or 'the system'}: {error.strerror or error}")
         return FAILED

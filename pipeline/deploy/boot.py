@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute
+from pipeline.core.paths import absolute, one_path
 from pipeline.serve.config import named
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
@@ -70,7 +70,7 @@ def source(environ: Mapping[str, str], engine: str) -> BootSource:
     variable = named.CONFIGS[engine]
     if not (text := _text(environ, variable)):
         raise UsageError(f"{variable} names no file", "set it to the path of a TOML file")
-    file = named.of_file(text)
+    file = str(one_path(text))
     engines = ("engine=vllm",) if engine == VLLM else ()
     return BootSource(words=(f"config={file}", *engines), name=file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.process import private
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_file
 from pipeline.serve.keys import KEY, RULE, is_loopback, wrong_file
@@ -159,8 +159,7 @@ def _publish(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     made = part(path)
     made.unlink(missing_ok=True)
-    handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+    with open(made, "x", encoding="utf-8", newline="\n", opener=private) as file:
         file.write(text)
     publish_file(made, path)
 

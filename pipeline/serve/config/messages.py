@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Keys = tuple[str | int, ...]  # from the outermost table inwards
-ErrorKind = TypeVar("ErrorKind", bound="BaseModel")
+FileKind = TypeVar("FileKind", bound="BaseModel")
 HINT = "docs/instances.md and docs/profiles.md list the keys"
 LONGEST_VALUE = 60
 SECRETS = ("api_key", "hf_token")  # keys whose values are not shown
@@ -68,15 +68,9 @@ def require_none(errors: Iterable[str], hint: str = HINT) -> None:
 
 
 def validated(
-    kind: type[ErrorKind],
-    table: dict[str, Any],
-    known: Callable[[Keys], list[str]],
-    add_error: Callable[[Keys, str], None],
-) -> ErrorKind:
-    """`table` as a `kind`; each error is added with its path, and left out of the result.
-
-    `known` gives the keys that the table at a path may have.
-    """
+    kind: type[FileKind], table: dict[str, Any], add_error: Callable[[Keys, str], None]
+) -> FileKind:
+    """`table` as a `kind`; each error is added with its path, and left out of the result."""
     from pydantic import ValidationError
 
     while True:  # each round leaves out what was wrong, so the next one finds less
@@ -85,13 +79,16 @@ def validated(
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 path = tuple(details["loc"])
-                add_error(path, _text(details, path, known))
+                add_error(path, _text(details, path))
                 _leave_out(table, path[:-1] if details["type"] == "missing" else path)
 
 
-def _text(details: ErrorDetails, path: Keys, known: Callable[[Keys], list[str]]) -> str:
+def _text(details: ErrorDetails, path: Keys) -> str:
+    """What is wrong with the value at `path`, as it follows the path in a message."""
     if details["type"] == "extra_forbidden":
-        allowed = known(path[:-1])
+        from . import tables
+
+        allowed = tables.keys(path[:-1])
         near = _by_meaning(path, allowed) or did_you_mean(str(path[-1]), allowed)
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
     known_text = ALLOWED.get(details["type"])

@@ -1,4 +1,4 @@
-"""Which file or profile the environment names."""
+"""The variables of the environment that name a file or a profile, or override what is in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM
 
 CONFIGS = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_CONFIG", VLLM: "AUTO_INFER_VLLM_CONFIG"}
 OVERRIDES = {LLAMA_CPP: "AUTO_INFER_LLAMA_CPP_OVERRIDES", VLLM: "AUTO_INFER_VLLM_OVERRIDES"}
-# Each option of a profile that the environment overrides.
+# Each override of a profile, with its option.
 OF_PROFILES = {
     "LLAMACPP_CTX_SIZE_OVERRIDE": "ctx-size",
     "LLAMACPP_N_GPU_LAYERS_OVERRIDE": "n-gpu-layers",
@@ -30,7 +30,7 @@ MOUNTED_REGISTRY = Path("/app/config/llm_profiles.yaml")  # where containers are
 
 
 def registry(environ: Mapping[str, str]) -> str:
-    """The file of profiles."""
+    """The path of the registry of profiles."""
     named = environ.get(REGISTRY, "").strip()
     if named:
         return str(one_path(named))
@@ -38,18 +38,13 @@ def registry(environ: Mapping[str, str]) -> str:
     return str(MOUNTED_REGISTRY if is_mounted else REPOSITORY / DEFAULT_REGISTRY)
 
 
-def of_file(config: str) -> str:
-    """What is asked for, as its folder under `run/` is named by it: a file."""
-    return str(one_path(config))
-
-
 def of_profile(profile: str, environ: Mapping[str, str]) -> str:
-    """The same: a profile of the registry."""
+    """The name of a profile's folder under `run/`, which for a file is its path."""
     return f"{registry(environ)}#{profile}"
 
 
 def unknown_overrides(environ: Mapping[str, str]) -> list[str]:
-    """Variables that look like overrides, and are none."""
+    """The errors of variables that look like overrides, and are none."""
     known = [*OF_PROFILES, CARDS, *OVERRIDES.values()]
     looks = re.compile(r"(LLAMA_?CPP|VLLM|CUDA|AUTO_INFER)_\w*OVERRIDES?")
     return [

@@ -202,7 +202,7 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
     for name, value in spec.server.items():
         why = ""
         if flags and not is_passed_on(resolved, name):
-            why = _unknown(resolved, name) or _wrong_kind(name, value, flags)
+            why = _unknown(resolved, name)
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield spec.line(f"server.{name}", why)
 
@@ -239,26 +239,18 @@ def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
     return synonyms.option(name, VLLM) is None and not did_you_mean(name, list(flags))
 
 
-def _wrong_kind(name: str, value: Value, flags: Mapping[str, Flag]) -> str:
-    """Why the option takes no value, or none like this, or nothing."""
-    flag = flags[name.partition(".")[0]]
+def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
+    """Why the option does not take this value, or nothing."""
     if value is False or "." in name:
         return ""
     if value is True:
-        if not flag.value or flag.value == OPTIONAL:
+        if flag is None or flag.value in ("", OPTIONAL):
             return ""
         if flag.choices:
             return f" = true: must be one of {', '.join(flag.choices)}, in quotes"
         return f" = true: --{name} takes a value: {flag.value}"
-    if not flag.value:
+    if flag and not flag.value:
         return f" = {shown(value)}: --{name} takes no value; write true, or leave it out"
-    return ""
-
-
-def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
-    """Why the option does not take this value, or nothing."""
-    if isinstance(value, bool) or "." in name or (flag and not flag.value):
-        return ""
     for item in value if isinstance(value, list) else [value]:
         try:
             values.read(name, flag, item)

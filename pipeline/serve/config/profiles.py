@@ -142,7 +142,7 @@ class ProfileReader(Struct, kw_only=True):
             self.errors.append(f"{self.place(*path[2:])}{text}")
 
         content = {"profiles": {self.name: _with_values(table or {})}}
-        registry = messages.validated(Registry, content, lambda _: [], add_error)
+        registry = messages.validated(Registry, content, add_error)
         self.profile = registry.profiles.get(self.name) or Profile()
         for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
             for key in table.__pydantic_extra__ or {}:

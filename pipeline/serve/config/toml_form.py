@@ -15,7 +15,7 @@ from pipeline.serve.server import Control
 from . import messages, sources
 from .configuration import Configuration, InstanceSpec, Value, beside, wrong_name
 from .messages import Keys, dotted
-from .tables import MODELS, Instances, InstancesFile, InstanceTable, ModelTable, keys
+from .tables import MODELS, Instances, InstancesFile, InstanceTable, ModelTable
 
 Tables = dict[str, Any]
 
@@ -54,7 +54,7 @@ def load(
     master = tables.get("master")
     if isinstance(master, dict) and master.get("instances") == MODELS:
         tables = sources.merged({"instance": stored(tables)}, tables)
-    read = messages.validated(InstancesFile, tables, keys, add_error)
+    read = messages.validated(InstancesFile, tables, add_error)
     instances = read.instance.__pydantic_extra__ or {}
     spellings: dict[str, str] = {}
     for name in instances:
