@@ -384,6 +384,36 @@ def test_a_model_of_this_machine_is_to_be_copied(write: Writer) -> None:
     assert "/data/models/own ü.gguf" in server_of(write.found())["args"]
 
 
+def test_every_file_of_this_machine_is_to_be_copied(write: Writer) -> None:
+    """Whatever the option, alone, in a list, with commas or with a scale."""
+    for name in ("draft", "a", "b", "c"):
+        (write.folder / f"{name}.gguf").write_bytes(b"GGUF")
+    options = """
+    spec_draft_model = "draft.gguf"
+    lora = ["a.gguf", "/models/x.gguf"]
+    control_vector = "a.gguf,b.gguf"
+    lora_scaled = "b.gguf:0.5,c.gguf:1"
+    """
+    said = write(CHAT + options)
+    words = server_of(write.found())["args"]
+    own = {word for word in words if ".gguf" in word and word != "/data/models/chat.gguf"}
+    assert own == {
+        *("/data/models/draft.gguf", "/data/models/a.gguf", "/data/models/x.gguf"),
+        "/data/models/a.gguf,/data/models/b.gguf",
+        "/data/models/b.gguf:0.5,/data/models/c.gguf:1",
+    }
+    for name in ("draft", "a", "b", "c"):
+        assert f"{name}.gguf to /data/models/{name}.gguf" in said
+
+
+def test_two_files_of_one_name_cannot_be_copied(write: Writer) -> None:
+    for at in (write.folder / "one", write.folder / "two"):
+        at.mkdir()
+        (at / "x.gguf").write_bytes(b"GGUF")
+    text = '[instance.chat.server]\nmodel = "one/x.gguf"\nlora = "two/x.gguf"\n'
+    assert "another file of this name" in write(text, status=3)
+
+
 def test_no_key_is_written(write: Writer) -> None:
     write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key = "topsecret"\n')
     assert "topsecret" not in write.text()

@@ -17,6 +17,7 @@ from pipeline.models import gguf
 from pipeline.models.reference import exists
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value, beside
+from pipeline.serve.config.llama import LISTS
 from pipeline.serve.config.options import PATHS
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, Server
@@ -35,7 +36,7 @@ SEQUENCES = 256  # vLLM's without --max-num-seqs
 
 # Options that name a file: texts go into a ConfigMap, weights onto the claim.
 TEXT_OPTIONS = ("chat-template-file", "chat-template", "grammar-file", "json-schema-file")
-WEIGHTS = ("model", "mmproj", "model-spec", "spec-spec-model", "lora", "control-vector")
+WEIGHTS = ("model", "mmproj", "model-draft", "spec-draft-model", *LISTS)
 OURS = ("api-key", "api-key-file", "host")
 LARGEST = 512 * 1024  # bytes of a text: a ConfigMap holds 1 MiB
 EVERYWHERE = "0.0.0.0"  # noqa: S104
@@ -131,16 +132,45 @@ def kubernetes_name(text: str) -> str:
 # What becomes of an instance of the file
 
 
-class AdaptedSpec(Struct, frozen=True, kw_only=True):
-    """A spec for a pod. `weights` are files of this machine to be copied to the claim, `key_here`
-    its file with the key, where the user named one."""
+class AdaptedSpec(Struct, kw_only=True):
+    """A spec for a pod."""
 
     spec: InstanceSpec
-    texts: Mapping[str, str] = {}
-    weights: tuple[Path, ...] = ()
-    key_here: str = ""
-    notes: tuple[str, ...] = ()
-    errors: tuple[str, ...] = ()
+    folder: Path  # where relative paths start
+    flags: Mapping[str, Flag] = {}  # llama-server's, for one of its own
+    texts: dict[str, str] = {}  # by option
+    weights: list[Path] = []  # files of this machine to be copied to the claim
+    key_here: str = ""  # the file with the key, where the user named one
+    notes: list[str] = []
+    errors: list[str] = []
+
+    def in_pod(self, name: str, text: str) -> str:
+        """What stands in the pod for a path among the values of an option."""
+        path = beside(self.folder, text)
+        takes_path = name in self.flags and self.flags[name].value.startswith(PATHS)
+        if path_in_pod := on_claim(text):
+            return path_in_pod
+        if not exists(path):
+            if takes_path:
+                self._add(self.notes, name, f" = {text}: taken as a path in the pod")
+        elif name in WEIGHTS:
+            if any(path != other and path.name == other.name for other in self.weights):
+                why = "another file of this name is copied to the claim; rename one"
+                self._add(self.errors, name, f" = {text}: {why}")
+            self.weights += gguf.shards(path) if path.is_file() else [path]
+            return str(PurePosixPath(MODELS, path.name))
+        elif name in TEXT_OPTIONS:
+            try:
+                self.texts[name] = small_text(path)
+            except ValueError as error:
+                self._add(self.errors, name, f" = {text}: {error}")
+            return f"{TEXTS}/{name}"
+        elif takes_path:
+            self._add(self.errors, name, f" = {text}: is on this machine; no pod has it")
+        return text
+
+    def _add(self, lines: list[str], name: str, why: str) -> None:
+        lines.append(self.spec.line(f"server.{name}", why))
 
 
 def on_claim(path: str) -> str:
@@ -163,46 +193,35 @@ def without_programs(configuration: Configuration) -> Configuration:
 
 def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> AdaptedSpec:
     """The spec with all values as they are in a pod. `flags` are llama-server's options."""
-    options = {name: value for name, value in spec.server.items() if name not in OURS}
-    texts: dict[str, str] = {}
-    weights: list[Path] = []
-    notes, errors = [], []
-    for name, value in options.items():
-        flag = flags.get(name) if spec.engine == LLAMA_CPP else None
-        if not isinstance(value, str):
-            continue
-        path = beside(folder, value)
+    adapted = AdaptedSpec(spec=spec, folder=folder, flags=flags if spec.engine == LLAMA_CPP else {})
+    server = _added(spec)
+    for name, value in spec.server.items():
         if name.startswith("ssl-"):
-            errors.append(spec.line(f"server.{name}", ": TLS is terminated in front of the pods"))
-        elif in_pod := on_claim(value):
-            options[name] = in_pod
-        elif not exists(path):
-            if flag and flag.value.startswith(PATHS):
-                notes.append(spec.line(f"server.{name}", f" = {value}: taken as a path in the pod"))
-        elif name in WEIGHTS:
-            options[name] = str(PurePosixPath(MODELS, path.name))
-            weights += gguf.shards(path) if path.is_file() else [path]
-        elif name in TEXT_OPTIONS:
-            options[name] = f"{TEXTS}/{name}"
-            try:
-                texts[name] = small_text(path)
-            except ValueError as error:
-                errors.append(spec.line(f"server.{name}", f" = {value}: {error}"))
-        elif flag and flag.value.startswith(PATHS):
-            errors.append(
-                spec.line(f"server.{name}", f" = {value}: is on this machine; no pod has it")
-            )
-    server = {**_added(spec), **options}
+            why = ": TLS is terminated in front of the pods"
+            adapted.errors.append(spec.line(f"server.{name}", why))
+        elif name not in OURS:
+            server[name] = _with_paths(name, value, adapted.in_pod)
+    if key := str(spec.server.get("api-key-file", "")):
+        adapted.key_here = str(beside(folder, key))
     typed = tuple(name for name in spec.typed if name in server)
-    key = str(spec.server.get("api-key-file", ""))
-    return AdaptedSpec(
-        spec=replace(spec, server=server, typed=typed, download_to=None),
-        texts=texts,
-        weights=tuple(weights),
-        key_here=str(beside(folder, key)) if key else "",
-        notes=tuple(notes),
-        errors=tuple(errors),
-    )
+    adapted.spec = replace(spec, server=server, typed=typed, download_to=None)
+    return adapted
+
+
+def _with_paths(name: str, value: Value, change: Callable[[str, str], str]) -> Value:
+    """The value of an option with each path in it changed: of a list, of a text with commas, and
+    before the scale of an adapter."""
+    if isinstance(value, list):
+        return [str(_with_paths(name, item, change)) for item in value]
+    if not isinstance(value, str):
+        return value
+    if name not in LISTS:
+        return change(name, value)
+    changed = []
+    for text in value.split(","):
+        path, colon, scale = text.rpartition(":") if name.endswith("-scaled") else (text, "", "")
+        changed.append(change(name, path) + colon + scale)
+    return ",".join(changed)
 
 
 def small_text(path: Path) -> str:
