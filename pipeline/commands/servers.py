@@ -211,7 +211,7 @@ class Servers:
         from pipeline.serve.config import instances
 
         specs = [spec for spec in self.configuration.enabled if spec.name == name]
-        return any(instances.resolve(spec, self.flags()).says("ctx-size") for spec in specs)
+        return any(instances.resolve(spec, self.flags()).has("ctx-size") for spec in specs)
 
     def logs(self) -> dict[str, Path]:
         """The log of each server."""

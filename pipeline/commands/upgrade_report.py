@@ -156,7 +156,7 @@ def wrong(spec: InstanceSpec, known: Mapping[str, Flag]) -> Iterator[str]:
     """What a llama-server with these options would refuse."""
     yield from options.errors(instances.resolve(spec, known))
     for word in spec.extra_args:
-        name = options.spelled(word.partition("=")[0])
+        name = options.normalized(word.partition("=")[0])
         if name.startswith("--") and name[2:] not in known:
             yield spec.line("extra_args", f": llama-server has no {name}")
 

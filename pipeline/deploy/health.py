@@ -80,14 +80,7 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
     from pipeline.serve.config.profiles import load_profile
 
     loaded = load_profile(Path(named.registry(environ)), profile, environ)
-    options = instances.resolve(loaded.specs[0], None)
-    return _named(
-        profile,
-        host=options.address.host,
-        port=options.address.port,
-        prefix=options.text("api-prefix").rstrip("/"),
-        tls=bool(options.text("ssl-cert-file") or options.text("ssl-certfile")),
-    )
+    return _named(profile, **instances.reached_at(instances.resolve(loaded.specs[0], None)))
 
 
 def unreachable(

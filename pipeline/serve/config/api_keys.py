@@ -1,4 +1,4 @@
-"""The keys that clients have to send: kept in files of their own, never on a command line."""
+"""The keys that clients send: they are kept in files, never on a command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.serve.keys import KEY, RULE, is_loopback, wrong_file
 from pipeline.serve.server import LLAMA_CPP
 
 from .configuration import Configuration, InstanceSpec, Value, beside
-from .options import ResolvedOptions, spelled
+from .options import ResolvedOptions, normalized
 
 NONE = "none"
 SECRETS = ("--api-key", "--hf-token", "-hft")
@@ -24,7 +24,7 @@ BYTES = 32  # of a key that is made: 43 letters
 
 
 class Key(Struct, frozen=True):
-    """Where the key of an instance stands; `text` is what has to be written there first."""
+    """The file with the key of a server; `text` is what has to be written there first."""
 
     path: Path | None = None
     text: str = ""
@@ -88,7 +88,7 @@ def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
         yield spec.line("server.api-key", f": {why}")
     if not is_llama and len(keys := split(literal)) > 1 and NONE not in keys:
         yield spec.line("server.api-key", ": vLLM reads one key")
-    yield from _in_clear(spec)
+    yield from _visible_secrets(spec)
 
 
 def gateway_errors(configuration: Configuration) -> Iterator[str]:
@@ -102,8 +102,8 @@ def gateway_errors(configuration: Configuration) -> Iterator[str]:
 
 
 def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
-    """Why a key that stands in the configuration is none; `file` says where a file of keys is
-    named, if one is."""
+    """Why a literal key cannot be used; `file` is the place where a key file is named beside it,
+    or empty."""
     keys = split(literal)
     if literal not in (None, False) and not keys:
         yield 'must be a key, or "none"'
@@ -115,9 +115,9 @@ def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
         yield "none is no key"
 
 
-def _in_clear(spec: InstanceSpec) -> Iterator[str]:
-    """Secrets that would be visible on the command line."""
-    named = [(spec.at("server.extra-args"), spelled(word)) for word in spec.extra_args]
+def _visible_secrets(spec: InstanceSpec) -> Iterator[str]:
+    """The errors of secrets that would stand on the command line, where all processes see it."""
+    named = [(spec.at("server.extra-args"), normalized(word)) for word in spec.extra_args]
     hf_token = spec.server.get("hf-token")
     if hf_token is not None and not isinstance(hf_token, bool):  # vLLM: true means its own
         named.append((spec.at("server.hf-token"), "--hf-token"))
@@ -137,7 +137,7 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def write(key: Key) -> bool:
-    """Write the key's file, unless it is there already; whether it was written.
+    """Write the key's file, unless it is there already. Returns whether it was written.
 
     Raises PipelineError.
     """

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a configuration, found before any work."""
+"""All errors of a configuration, before any work."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def check(
 ) -> None:
     """Find every error, those that reading left in the configuration among them.
 
-    `server` is the llama-server where the file names none, `flags` its options where they are
-    known, `cards` how many cards are there, None where that is not known, `installed` the options
-    of the vLLM that is here. `note` gets what is allowed and should be said, `is_there` tells
-    whether there is such a model file. Raises UsageError that names every error.
+    `server` is the llama-server where the file names none, `flags` its options, `cards` the number
+    of graphics cards, `installed` the options of the installed vLLM; None means not known. `note`
+    is called with each warning, `is_there` tells whether a model file exists. Raises UsageError
+    that names every error.
     """
     errors = [*configuration.errors]
     enabled = [resolve(spec, flags, installed) for spec in configuration.enabled]
@@ -99,7 +99,7 @@ def _errors(
 
 
 def _unloading(configuration: Configuration, spec: InstanceSpec) -> Iterator[str]:
-    """What is wrong with when one instance is unloaded."""
+    """What is wrong with `idle_timeout` of one instance."""
     control = spec.control
     if control.idle_timeout and control.pinned:
         why = f" = {control.idle_timeout:g}: a pinned instance is never unloaded; leave one out"
@@ -124,7 +124,7 @@ def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> 
 
 
 def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> Iterator[str]:
-    """Two that listen on one port, or write one log."""
+    """Servers that would listen on one port, or write one log."""
     places: list[tuple[str, Address]] = [
         (resolved.spec.at("server.port"), resolved.address)
         for resolved in instances
@@ -146,7 +146,7 @@ def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> 
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
-    """What is allowed in the options of one server and should be said."""
+    """What is allowed in the options of one server, and perhaps not meant."""
     yield from options.warnings(resolved)
     yield from api_keys.warnings(resolved)
     if resolved.spec.engine == LLAMA_CPP:
@@ -154,5 +154,5 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def _inside(place: str) -> str:
-    """A place without the file's name, which has been said."""
+    """A place without the file's name, which the message has already."""
     return place.partition(": ")[2] or place

@@ -1,4 +1,4 @@
-"""What a file asks for, whatever its form: one spec for each instance, not yet a command."""
+"""What a file asks for, whatever its form: a spec for each instance, not yet a command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Value = str | int | float | bool | list[str | int | float]
 
 
 class InstanceSpec(Struct, frozen=True, kw_only=True):
-    """An instance as it was written down: defaults merged, nothing looked at."""
+    """An instance as its file describes it, with the file's defaults. Nothing is looked up yet."""
 
     name: str
     control: Control
@@ -33,7 +33,7 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
     model: Mapping[str, str] = {}  # variables of `prepare`; empty: no table
     download_to: Path | None = None  # the file that a prepared model is to be put at
     typed: tuple[str, ...] = ()  # options that the command line gave: texts, see `options.resolve`
-    place: str  # where it stands, as it is said in messages: `models.toml: instance.chat`
+    place: str  # where it is written, for messages: `models.toml: instance.chat`
     places: Mapping[str, str] = {}  # of `server.ctx-size` and so on
 
     @property
@@ -41,7 +41,7 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
         return self.control.engine
 
     def at(self, key: str) -> str:
-        """Where `key` stands, such as `server.ctx-size` or `control.gpu_ids`."""
+        """Where `key` is written, such as `server.ctx-size` or `control.gpu_ids`."""
         return self.places.get(key, f"{self.place}.{key}")
 
     def line(self, key: str, why: str) -> str:
@@ -59,13 +59,13 @@ class Configuration(Struct, frozen=True, kw_only=True):
 
     source: str  # the absolute path of the file, or `profile:NAME`
     folder: Path  # relative paths in the file start there
-    label: str  # the file's name, as it is said in messages
+    label: str  # the file's name, for messages
     master: Master
     gateway: GatewayTable
     gateway_places: Mapping[str, str] = {}  # of its `port` and so on
     specs: tuple[InstanceSpec, ...] = ()
-    notes: tuple[str, ...] = ()  # what was decided, to be said once
-    errors: tuple[str, ...] = ()  # what was wrong in reading: raised with all others by `check`
+    notes: tuple[str, ...] = ()  # decisions that the user should know
+    errors: tuple[str, ...] = ()  # of reading: `check` raises them with its own
 
     @property
     def enabled(self) -> tuple[InstanceSpec, ...]:
@@ -75,11 +75,11 @@ class Configuration(Struct, frozen=True, kw_only=True):
         return tuple(spec for spec in self.specs if spec.control.enabled)
 
     def prepares(self) -> dict[str, dict[str, str]]:
-        """By instance, the variables of `prepare` for the models that are to be made first."""
+        """The variables of `prepare` for each instance whose model is prepared first."""
         return {spec.name: dict(spec.model) for spec in self.enabled if spec.model}
 
     def at_gateway(self, key: str) -> str:
-        """Where a key of the gateway stands."""
+        """Where a key of the gateway is written."""
         return self.gateway_places.get(key, f"{self.label}: gateway.{key}")
 
     def path(self, text: str) -> Path:
@@ -88,7 +88,7 @@ class Configuration(Struct, frozen=True, kw_only=True):
 
 
 def projector_of(file: Path) -> Path:
-    """Where the projector of a model is put, and found, that is at `file`."""
+    """The path of the projector beside the model `file`."""
     return file.with_name(f"mmproj-{file.name}")
 
 
@@ -101,7 +101,7 @@ def beside(folder: Path, text: str) -> Path:
 
 
 def wrong_name(name: str) -> str:
-    """Why `name` cannot be an instance's, or nothing."""
+    """Why an instance cannot have this name; empty where it can."""
     if not name or name != name.strip():
         return "a name must not be empty, nor begin or end with a space"
     if len(name) > LONGEST_NAME:

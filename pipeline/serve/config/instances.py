@@ -153,7 +153,6 @@ def _vllm_server(
         env={**_cards(spec.control.gpu_ids), **spec.control.env},
         downloads=vllm.downloads(resolved, folder),
         sandbox=OFF,
-        tls=bool(resolved.text("ssl-certfile")),
         kind=vllm.kind(resolved),
     )
 
@@ -172,28 +171,26 @@ def llama_server(
 
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
-    control, tls = resolved.spec.control, bool(resolved.text("ssl-cert-file"))
+    control, common = resolved.spec.control, _common(resolved, key, folder, log)
     guard = binaries.is_ours(executable) if control.guard is None else control.guard
     cmd = llama.command(resolved, model, key, folder)
     return Server(
-        **_common(resolved, key, folder, log),
+        **common,
         executable=str(executable),
         cmd=cmd,
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=launch.downloads(cmd),
         sandbox=control.sandbox,
-        guard=guard and not (key or tls or WINDOWS),
+        guard=guard and not (key or common["tls"] or WINDOWS),
         origins=control.origins,
         hosts=control.hosts,
-        prefix=resolved.text("api-prefix").rstrip("/"),
-        tls=tls,
         kind=llama.kind(resolved, model),
     )
 
 
 def _common(resolved: ResolvedOptions, key: Path | None, folder: Path, log: Path) -> dict[str, Any]:
     """What a server of either engine is known by, and how it is kept."""
-    spec, at = resolved.spec, resolved.address
+    spec = resolved.spec
     probe_timeout = spec.control.probe_timeout
     if probe_timeout is None:
         sleeps = resolved.text("sleep-idle-seconds") not in ("", "-1")  # a probe would wake it
@@ -201,14 +198,23 @@ def _common(resolved: ResolvedOptions, key: Path | None, folder: Path, log: Path
     return {
         "name": spec.name,
         "engine": spec.engine,
-        "host": at.host,
-        "port": at.port,
+        **reached_at(resolved),
         "aliases": tuple(name for name in aliases(resolved) if name != spec.name),
         "folder": str(folder),
         "log_file": str(log),
         "api_key_file": str(key) if key else None,
         "probe_timeout": probe_timeout,
         **{name: getattr(spec.control, name) for name in Keeping.__struct_fields__},
+    }
+
+
+def reached_at(resolved: ResolvedOptions) -> dict[str, Any]:
+    """How others reach a server of either engine."""
+    return {
+        "host": resolved.address.host,
+        "port": resolved.address.port,
+        "prefix": resolved.text("api-prefix").rstrip("/"),
+        "tls": bool(resolved.text("ssl-cert-file", "ssl-certfile")),
     }
 
 

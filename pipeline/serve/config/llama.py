@@ -18,13 +18,11 @@ from .configuration import InstanceSpec, beside
 from .messages import shown
 from .options import ResolvedOptions, expanded, missing, words
 
-# What else names a model, or makes a router of the server.
+# Options that name a model, or make a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
-
 DRAFTS = ("spec-draft-model", "model-draft", "spec-draft-hf")
-
 ADAPTERS = ("lora", "lora-scaled")
-AUTO_SLOTS = 4  # of llama-server, where parallel does not say
+AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
 LISTS = (*ADAPTERS, "control-vector", "control-vector-scaled")  # with commas
@@ -35,14 +33,14 @@ WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "ap
 class PreparedModel(Struct, frozen=True, kw_only=True):
     """A prepared model."""
 
-    path: PurePath  # a pod's may be none of this system
+    path: PurePath  # that of a pod may not be one of this system
     mmproj: PurePath | None = None
     draft: PurePath | None = None
     spec_type: str = ""  # how tokens are drafted
     adapters: tuple[tuple[PurePath, float], ...] = ()  # LoRA, with their scales
-    pooling: str = "none"  # of a chat model; else what the GGUF's metadata says, `rank` and so on
+    pooling: str = "none"  # as in the GGUF's metadata; `none` for a chat model
     ctx_size: int = 0  # in tokens, as trained; 0: not known
-    fitted: int = 0  # the context that it is served with where the options name none; 0: any
+    fitted: int = 0  # the context to serve it with, unless the options name one; 0: any
 
 
 def command(
@@ -54,10 +52,10 @@ def command(
     table = expanded(resolved)
     table.pop("api-key", None)
     added = [*words(table), *missing(resolved, "alias")]
-    if "metrics" in resolved.flags and not resolved.says("metrics"):
+    if "metrics" in resolved.flags and not resolved.has("metrics"):
         added += ["--metrics"]
-    # The server answers pages of any origin unless told otherwise.
-    if "cors-origins" in resolved.flags and not resolved.says("cors-origins"):
+    # By default llama-server lets pages of any origin read its answers.
+    if "cors-origins" in resolved.flags and not resolved.has("cors-origins"):
         added += ["--cors-origins", "localhost"]
     if key and not resolved.text("api-key-file"):
         added += ["--api-key-file", str(key)]
@@ -108,7 +106,7 @@ def errors(
 
 
 def _not_whole(path: Path) -> str:
-    """Why this is no whole model: a part of a split one is missing."""
+    """The error where a part of a split model is missing; empty where the model is whole."""
     try:
         shards(path)
     except PipelineError as error:
@@ -117,7 +115,7 @@ def _not_whole(path: Path) -> str:
 
 
 def _inputs(resolved: ResolvedOptions) -> Iterator[tuple[str, str]]:
-    """The options that name a file or folder which has to be there, each with one name."""
+    """Each path that has to exist, with the option that names it."""
     for name, value in resolved.spec.server.items():
         flag = resolved.flags.get(name)
         hint = "FNAME" if name in ("model", "mmproj") else flag.value if flag else ""
@@ -146,40 +144,40 @@ def _model_errors(spec: InstanceSpec) -> Iterator[str]:
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
-    """What is allowed and perhaps not meant."""
-    if not resolved.spec.model and not resolved.says(*SOURCES):
+    """What is allowed, and perhaps not meant."""
+    if not resolved.spec.model and not resolved.has(*SOURCES):
         place = resolved.spec.place
         yield f"{place}: names no model, so llama-server routes to the models it finds"
     drafting = next((name for name in DRAFTS[:2] if resolved.text(name)), "")
-    if drafting and not resolved.says("spec-type"):
+    if drafting and not resolved.has("spec-type"):
         why = ": llama-server loads it, and does not use it without spec_type=draft-simple"
         yield resolved.spec.line(f"server.{drafting}", why)
 
 
 def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
-    """What a prepared model asks for: its projector, its endpoint, a batch for a whole text."""
+    """What a prepared model needs: its projector, its endpoint, a batch for a whole text."""
     arguments: list[str] = []
-    if model.mmproj and not resolved.says("mmproj", "mmproj-url", "no-mmproj"):
+    if model.mmproj and not resolved.has("mmproj", "mmproj-url", "no-mmproj"):
         arguments += ["--mmproj", str(model.mmproj)]
     if model.draft:
         arguments += ["--spec-draft-model", str(model.draft)]
-    if model.spec_type and not resolved.says("spec-type"):
+    if model.spec_type and not resolved.has("spec-type"):
         # without it llama-server loads a draft model, and does not use it
         arguments += ["--spec-type", model.spec_type]
-    if not resolved.says("embeddings", "embedding", "reranking", "rerank", "pooling"):
+    if not resolved.has("embeddings", "embedding", "reranking", "rerank", "pooling"):
         arguments += launch.endpoint_options(model.pooling)
-    if model.fitted and not resolved.says("ctx-size"):
+    if model.fitted and not resolved.has("ctx-size"):
         arguments += ["--ctx-size", str(model.fitted)]
-    if model.pooling != "none" and not resolved.says("ubatch-size"):
+    if model.pooling != "none" and not resolved.has("ubatch-size"):
         ctx_size = resolved.number("ctx-size") or model.fitted or model.ctx_size
         batch = resolved.number("batch-size")
         words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
-        arguments += words[2:] if resolved.says("batch-size") else words
+        arguments += words[2:] if resolved.has("batch-size") else words
     return arguments
 
 
 def _adapters(adapters: Sequence[tuple[PurePath, float]], folder: Path) -> list[str]:
-    """The options for LoRA adapters, in their order: requests count them."""
+    """The options for LoRA adapters in their order, by which requests number them."""
     if all(scale == 1 for _, scale in adapters):
         files = [_unsplit(path, ",", folder) for path, _ in adapters]
         return ["--lora", ",".join(files)] if files else []
@@ -188,8 +186,8 @@ def _adapters(adapters: Sequence[tuple[PurePath, float]], folder: Path) -> list[
 
 
 def _unsplit(path: PurePath, signs: str, folder: Path) -> str:
-    """A path in which llama-server finds none of these signs, at which it splits: relative to
-    `folder` where the whole one has some, as behind the drive of Windows. Raises UsageError."""
+    """The path without these signs, at which llama-server splits: relative to `folder` where the
+    absolute one has some, as behind the drive on Windows. Raises UsageError."""
     texts = [str(path)]
     with suppress(ValueError):  # another drive
         texts.append(os.path.relpath(path, folder))

@@ -1,4 +1,4 @@
-"""What is wrong in a file, in words: where, which value, what is allowed, the nearest word."""
+"""Error messages about a file: where, which value, what is allowed, the nearest right word."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ALLOWED = {
 
 
 def dotted(path: Keys) -> str:
-    """The path as it is written in the file: a part with a dot stands in quotes."""
+    """The path as it is written in the file: a part with a dot is quoted."""
     parts = map(str, path)
     return ".".join(
         part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False)
@@ -52,7 +52,7 @@ def dotted(path: Keys) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it is shown in a message, not too long."""
+    """A value for a message, cut where it is long."""
     if isinstance(value, (dict, list)):
         return "{…}" if isinstance(value, dict) else "[…]"
     text = str(value)
@@ -102,8 +102,7 @@ def _text(details: ErrorDetails, path: Keys) -> str:
 
 
 def _by_meaning(path: Keys, allowed: list[str]) -> str:
-    """`; did you mean X?` where other tools have a key by this name, or it stands in a table too
-    far out."""
+    """`; did you mean X?` for a key of other programs, or an option outside of its table."""
     name = str(path[-1]).replace("_", "-")
     key = synonyms.KEYS.get(name, "")
     if key not in allowed and path[0] == "instance" and len(path) == 3:
@@ -113,7 +112,7 @@ def _by_meaning(path: Keys, allowed: list[str]) -> str:
 
 
 def _leave_out(tables: Any, path: Keys) -> None:
-    """Remove what stands at `path`, or the list that it is an item of."""
+    """Remove the value at `path`, or the list that it is an item of."""
     for depth, part in enumerate(path):
         if depth == len(path) - 1 or isinstance(path[depth + 1], int):
             tables.pop(part, None)

@@ -1,4 +1,4 @@
-"""The options of one instance: their words on a command line, and what is wrong with them."""
+"""The options of one instance: as words of a command line, and the errors in them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def resolve(
 
 
 def _read(name: str, value: Value, flag: Flag | None) -> Value:
-    """The value without its unit and the like; as it is where it is none of the option's."""
+    """The value as the program takes it, such as 32768 for `32k`; a wrong one is left as it is."""
     if isinstance(value, bool):
         return value
     with contextlib.suppress(ValueError):
@@ -113,7 +113,7 @@ def _home(value: str | int | float) -> str | int | float:
 
 
 class ResolvedOptions(Struct, frozen=True):
-    """What an instance says of the options, in its table or in extra_args, under any alias."""
+    """The options of an instance, from its table or from extra_args, under any of their names."""
 
     spec: InstanceSpec
     flags: Mapping[str, Flag]
@@ -148,7 +148,7 @@ class ResolvedOptions(Struct, frozen=True):
         extra = self.spec.extra_args
         for at, word in enumerate(extra):
             head, equals, tail = word.partition("=")
-            if spelled(head) in aliases:
+            if normalized(head) in aliases:
                 takes = flag is None or bool(flag.value)
                 following = extra[at + 1] if takes and at + 1 < len(extra) else True
                 counts = tail if equals else following
@@ -174,7 +174,7 @@ class ResolvedOptions(Struct, frozen=True):
         """Whether one of these switches is given and not false."""
         return any(self.value(name) not in (None, False) for name in names)
 
-    def says(self, *names: str) -> bool:
+    def has(self, *names: str) -> bool:
         """Whether one of these is given at all, false included."""
         return any(self.value(name) is not None for name in names)
 
@@ -187,7 +187,7 @@ def missing(resolved: ResolvedOptions, alias: str) -> list[str]:
     return words({name: value for name, value in options.items() if not resolved.text(name)})
 
 
-def spelled(word: str) -> str:
+def normalized(word: str) -> str:
     """A word of the command line as both servers read it: `_` in long names is `-`."""
     return word.replace("_", "-") if word.startswith("--") else word
 
@@ -208,7 +208,7 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
-    """What is allowed and may not mean what it seems to."""
+    """What is allowed, and may not do what the user expects."""
     spec, flags = resolved.spec, resolved.flags
     for name, value in spec.server.items():
         key, written = f"server.{name}", resolved.written.get(name, value)
@@ -230,8 +230,8 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
-    """Whether an unknown option may be one of another vLLM than the one whose options are listed:
-    no slip of the pen, and none of llama-server's."""
+    """Whether an unknown option may belong to another version of vLLM than the listed one: it is
+    no misspelling, and not llama-server's."""
     name = name.partition(".")[0]
     flags, others = resolved.flags, resolved.others
     if others is None or name in flags or name in others:
@@ -240,7 +240,7 @@ def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
 
 
 def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
-    """Why the option does not take this value, or nothing."""
+    """Why the option does not take this value; empty where it does."""
     if value is False or "." in name:
         return ""
     if value is True:
@@ -260,8 +260,8 @@ def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
 
 
 def _unknown(resolved: ResolvedOptions, key: str) -> str:
-    """That the program has no such option, or nothing. What follows a dot is a key of vLLM's
-    JSON."""
+    """The error of an option that the program does not have; empty where it has it. What follows
+    a dot is a key of vLLM's JSON."""
     name = key.partition(".")[0]
     if name in resolved.flags:
         return ""
@@ -274,7 +274,7 @@ def _unknown(resolved: ResolvedOptions, key: str) -> str:
 
 
 def _instead(resolved: ResolvedOptions, name: str, *, is_typed: bool) -> str:
-    """What was meant: the same by another name, a short name's option, else what looks like it."""
+    """`; did you mean X?` for what other programs call so, a short name, or a similar name."""
     flags, engine = resolved.flags, resolved.spec.engine
     short = next((option for option, flag in flags.items() if f"-{name}" in flag.names), "")
     meant = short or synonyms.option(name, engine, flags)

@@ -41,7 +41,7 @@ Cards = Annotated[
 
 
 class Open(BaseModel):
-    """A table whose other keys are said to be unknown, and left out."""
+    """A table whose unknown keys are reported, and left out."""
 
     model_config = OPEN
 

@@ -95,7 +95,7 @@ def _tables(label: str, content: Any) -> dict[str, Any]:
 
 
 class ProfileReader(Struct, kw_only=True):
-    """Turns a profile into an instance: its options so far, and what is to be said of it."""
+    """Turns a profile into an instance: its options so far, with the notes and errors."""
 
     label: str
     name: str
@@ -208,7 +208,7 @@ class ProfileReader(Struct, kw_only=True):
                 self.notes.append(f"{variable}: is for llama-server, and this profile is vLLM's")
 
     def _put_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """Set the options of the command line; returns what it says of the model."""
+        """Set the options of the command line; returns its variables for the model."""
         chosen = {key: text for key, text in variables.items() if key in OF_MODEL}
         if not self.is_llama:
             chosen.pop("revision", None)  # an option of vLLM
@@ -219,7 +219,7 @@ class ProfileReader(Struct, kw_only=True):
         return chosen
 
     def _put_tuning(self) -> None:
-        """Set what the keys mean that are no engine's."""
+        """Set the options for the keys that are common to both engines."""
         values: dict[str, tuple[int | float, str]] = {}  # by key, with the place
         for key in Tuning.model_fields:
             for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
@@ -269,8 +269,8 @@ class ProfileReader(Struct, kw_only=True):
             self.notes.append(f"{place}: {program} then answers for embeddings alone")
 
     def _model(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], Path | None]:
-        """The variables of `prepare` for the model, and the file that it is wanted at where it is
-        still missing. `chosen` wins: what it names is another file than the profile's."""
+        """The variables of `prepare` for the model, and the path where the profile wants it, while
+        it is missing there. `chosen` wins: it names another file than the profile's."""
         profile, table = self.profile, self.profile.llamacpp
         if not self.is_llama and (model := profile.vllm.model or profile.model_id):
             path = ("vllm", "model") if profile.vllm.model else ("model_id",)
@@ -302,7 +302,7 @@ class ProfileReader(Struct, kw_only=True):
         return {**wanted, **chosen}, target
 
     def _gpu_ids(self, environ: Mapping[str, str]) -> str | None:
-        """The cards that the server sees."""
+        """The graphics cards that the server sees."""
         cards = environ.get(CARDS, "").strip()
         self.places["control.gpu_ids"] = CARDS if cards else self.place("gpu", "device_ids")
         if not cards:

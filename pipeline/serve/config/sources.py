@@ -1,4 +1,4 @@
-"""The text of a configuration file, and the tables in it. Clear errors where it cannot be."""
+"""The text of a configuration file, and the tables in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOO_LARGE = "holds a number of more than 64 bits"
 
 
 class Decimal(float):
-    """A decimal that is passed on as it was written: 1.10 is not 1.1 where it is a name."""
+    """A decimal that keeps its text: a name such as 1.10 is not 1.1."""
 
     def __init__(self, text: str) -> None:
         self.text = text.replace("_", "")
@@ -70,7 +70,7 @@ def toml(file: Path) -> dict[str, Any]:
 
 def overrides(text: str, where: str) -> dict[str, Any]:
     """The JSON object in `text`, empty where blank. Raises UsageError that names `where`."""
-    text = text.removeprefix("\ufeff")  # the mark of a file that it was read from
+    text = text.removeprefix("\ufeff")  # the byte order mark of the file that it comes from
     if not text.strip():
         return {}
     try:
@@ -135,7 +135,7 @@ def unused_nulls(
 
 
 def holds(tables: Any, path: tuple[str | int, ...]) -> bool:
-    """Whether there is something at `path` of these tables."""
+    """Whether these tables have a value at `path`."""
     for part in path:
         if isinstance(part, int):
             return isinstance(tables, list)

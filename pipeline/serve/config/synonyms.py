@@ -1,7 +1,7 @@
-"""What options are called elsewhere: by llama.cpp, vLLM, Ollama, LM Studio, SGLang, TGI and others.
+"""Names of options in other programs: llama.cpp, vLLM, Ollama, LM Studio, SGLang, TGI and others.
 
-Each row is one meaning: llama-server's option, vLLM's, and what others call it; - where one has it
-not. The `--help` of the program that will run decides: a name that it has is not looked up here.
+Each row has one meaning: llama-server's option, vLLM's (- where it has none), and what others call
+it. The `--help` of the program that will run comes first: its own names are not looked up here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ hf-token hf-token hugging-face-hub-token
 - download-dir cache-dir download-path
 """
 
-# What is no option of llama-server, but a key of another table, and a variable here.
+# Keys of the other tables, which are variables too: no options of llama-server.
 KEY_ROWS = """
 quant quantization quantize q quant-type ftype outtype dtype torch-dtype precision load-in-4bit
   load-in-8bit
@@ -97,7 +97,7 @@ env environment
 ready_timeout ready-timeout startup-timeout load-timeout
 log_dir log-dir log-folder
 """
-# The same for a profile, whose table of llama-server names the file, too.
+# Keys of a profile, whose table of llama-server also names the file.
 PROFILE_ROWS = """
 hf_filename hf-file filename quantization quantize quant
 hf_repo_id hf-repo repo-id hf-model repo
@@ -105,8 +105,8 @@ gguf_path gguf gguf-file model-path model-file
 model_root model-dir models-root root
 """
 
-# Options that llama-server once had, and what stands for them now: read from `common/arg.cpp` of
-# the pinned llama.cpp and its history; a test holds the table against the real program.
+# Former options of llama-server, and what replaces them: read from `common/arg.cpp` of the pinned
+# llama.cpp and its history; a test compares the table with the real program.
 RENAMED = {
     "mmap": "load_mode",
     "no-mmap": "load_mode",
@@ -138,8 +138,8 @@ OF_A_PROFILE = {name: row[0] for row in _rows(PROFILE_ROWS) for name in row[1:]}
 
 
 def option(name: str, engine: str, known: Collection[str] = ()) -> str | None:
-    """The option by which `engine` knows what is called `name` elsewhere: empty where it has none,
-    None where the name is not known. `known` are its options, where they are."""
+    """The option of `engine` for what other programs call `name`: empty where it has none, None
+    where the name is not known. `known` are the options of `engine`; empty: not known."""
     if name not in MEANINGS:
         return None
     meant = MEANINGS[name][engine != LLAMA_CPP]

@@ -44,7 +44,7 @@ def gpu_ids(value: str) -> str:
 
 
 def _allowed_by(check: Callable[[str], str]) -> AfterValidator:
-    """Takes what `check` takes, which raises ValueError with what is allowed."""
+    """A validator for texts that `check` takes: it raises ValueError with what is allowed."""
 
     def checked(value: str) -> str:
         try:

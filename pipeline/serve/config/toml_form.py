@@ -132,7 +132,7 @@ def _with_underscores(tables: Tables, label: str, errors: list[str]) -> Tables:
 
 
 def _respelled(key: str, old: str, new: str) -> str:
-    """The name of an option with other signs; what follows a dot is a key of vLLM's JSON."""
+    """The name of an option with `new` for `old`; what follows a dot is a key of vLLM's JSON."""
     name, dot, rest = key.partition(".")
     return name.replace(old, new) + dot + rest
 
@@ -179,8 +179,8 @@ def _spec(
 
 
 def _variables(model: ModelTable, folder: Path) -> dict[str, str]:
-    """The variables of `prepare` that a model table means, with absolute paths: what is relative
-    starts at `folder`, and never where the user happens to be."""
+    """The variables of `prepare` for a model table, with absolute paths: relative ones start at
+    `folder`, and never in the user's working directory."""
     values = model.model_dump(exclude_none=True)
     values["model"] = _reference(values.pop("ref"), folder)
     if values.get("draft", "none") not in ("none", *WITHOUT_DRAFT):
@@ -197,20 +197,20 @@ def _variables(model: ModelTable, folder: Path) -> dict[str, str]:
 
 
 def _adapter(text: str, folder: Path) -> str:
-    """An adapter's reference that means the same wherever the user is, with its scale."""
+    """An adapter's reference, made independent of the working directory, with its scale."""
     name = split_scale(text)[0]
     return text if text == "none" else _reference(name, folder) + text.removeprefix(name)
 
 
 def _reference(text: str, folder: Path) -> str:
-    """A reference that means the same wherever the user is."""
+    """A model reference, made independent of the working directory."""
     if text not in pins().demos and _is_path(text, folder):
         return str(beside(folder, text))
     return f"hf:{text}" if not text.startswith("hf:") and HUB.fullmatch(text) else text
 
 
 def _is_path(text: str, folder: Path, suffix: str = ".gguf") -> bool:
-    """Whether it exists, or can be nothing but a path."""
+    """Whether the text means a path: it exists, or looks like one."""
     if exists(folder / text) or text.startswith(("./", "../", "~", ".\\", "..\\")):
         return True
     is_hub = text.startswith("hf:") or is_address(text)

@@ -1,4 +1,4 @@
-"""What an option takes, whoever gives it: numbers, choices, lists, a host; units become numbers."""
+"""The values of options: numbers, choices, lists, hosts. Units become numbers."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ AT_MOST = {"repeat-penalty": 1e38, "gpu-memory-utilization": 1.0}  # decimals ab
 
 
 def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
-    """The value of an option as its program takes it. Without a flag only what is known of its
-    name counts. Raises ValueError with what is allowed."""
+    """The value of an option as its program takes it. Without a flag only names that are listed
+    here are checked. Raises ValueError with what is allowed."""
     names = {name, *(each.lstrip("-") for each in flag.names)} if flag else {name}
     if "host" in names:
         return address.host(str(value))

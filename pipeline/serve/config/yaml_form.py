@@ -1,4 +1,4 @@
-"""The text of a YAML file as tables, and the line on which each of them stands."""
+"""The tables of a YAML file, and the line of each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Read(Struct, frozen=True):
-    """What a file holds."""
+    """The content of a YAML file."""
 
     content: Any
     root: yaml.Node | None
 
     def line(self, path: Keys) -> int | None:
-        """The line of what stands at `path`, or of the table that it is missing from."""
+        """The line of the value at `path`, or of the table that lacks it."""
         node, line = self.root, None
         for key in path:
             if not isinstance(node, yaml.MappingNode):
@@ -76,8 +76,8 @@ def read(file: Path) -> Read:
 
 
 def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
-    """The line of each key that its table has already, and of each number that YAML 1.1 reads as
-    another one. An anchor is looked at once."""
+    """The line and the error of each key that is given twice, and of each number that YAML 1.1
+    reads as another one. An anchor is looked at once."""
     if id(node) in seen:
         return
     seen.add(id(node))
