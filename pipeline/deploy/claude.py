@@ -8,11 +8,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
+
+from msgspec import MsgspecError, Struct, json
 
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 
+Answer = TypeVar("Answer")
 PROGRAM = "claude"
 KEY = "ANTHROPIC_AUTH_TOKEN"
 NO_KEY = "none"  # without a key it asks the user to log in
@@ -108,11 +111,35 @@ def powershell(env: Mapping[str, str], key_file: str | None, words: Sequence[str
     return "\n".join([remove, *lines, f"$env:{KEY} = {key}", command])
 
 
+class ListedModel(Struct):
+    """A model in `/v1/models`; `kind` is the gateway's."""
+
+    id: str
+    kind: str = "chat"
+
+
+class ModelList(Struct):
+    """What `/v1/models` answers."""
+
+    data: list[ListedModel]
+
+
+class GenerationSettings(Struct):
+    """The part of `/props` that is read."""
+
+    n_ctx: int
+
+
+class ServerProps(Struct):
+    """What llama-server's `/props` answers."""
+
+    default_generation_settings: GenerationSettings
+
+
 def chat_models(url: str, key: str, advice: str) -> list[str]:
     """The chat models that a gateway or server lists. Raises PipelineError."""
-    listed = _get(f"{url}/v1/models", key, advice)
-    entries = listed.get("data", []) if isinstance(listed, dict) else []
-    names = [str(entry["id"]) for entry in entries if entry.get("kind", "chat") == "chat"]
+    listed = _get(f"{url}/v1/models", key, advice, ModelList).data
+    names = [model.id for model in listed if model.kind == "chat"]
     if not names:
         raise PipelineError(f"{url} lists no chat model", advice)
     return names
@@ -121,15 +148,14 @@ def chat_models(url: str, key: str, advice: str) -> list[str]:
 def context_of(url: str, key: str, model: str) -> int | None:
     """The context of a model in tokens; None where the server does not report it."""
     try:
-        props = _get(f"{url}/props?model={quote(model, safe='')}", key, "")
+        props = _get(f"{url}/props?model={quote(model, safe='')}", key, "", ServerProps)
     except PipelineError:  # another engine, or not running
         return None
-    settings = props.get("default_generation_settings", {}) if isinstance(props, dict) else {}
-    size = settings.get("n_ctx")
-    return size if isinstance(size, int) and size > 0 else None
+    size = props.default_generation_settings.n_ctx
+    return size if size > 0 else None
 
 
-def _get(url: str, key: str, advice: str) -> Any:
+def _get(url: str, key: str, advice: str, kind: type[Answer]) -> Answer:
     """The JSON at `url`. Raises PipelineError."""
     import httpx2
 
@@ -140,7 +166,9 @@ def _get(url: str, key: str, advice: str) -> Any:
         raise PipelineError(f"nothing answers at {url}: {error}", advice) from None
     if answer.status_code == 401:
         raise PipelineError(f"{url}: the API key is missing or wrong", "api_key_file=PATH")
+    if not answer.is_success:
+        raise PipelineError(f"{url} answers with {answer.status_code}", advice)
     try:
-        return answer.raise_for_status().json()
-    except (httpx2.HTTPStatusError, ValueError):
-        raise PipelineError(f"{url} answers with {answer.status_code}", advice) from None
+        return json.decode(answer.content, type=kind)
+    except MsgspecError as error:
+        raise PipelineError(f"{url}: unexpected answer: {error}", advice) from None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.deploy.claude import (
     DROPPED,
     FAMILIES,
+    chat_models,
     choose,
+    context_of,
     environment,
     powershell,
     shell,
@@ -31,6 +37,48 @@ def test_which_model() -> None:
     assert choose(NAMES, patterns, "chat") == everything, "what is asked for wins"
     with pytest.raises(UsageError, match="did you mean small"):
         choose(NAMES, {}, "smal")
+
+
+@contextmanager
+def answering(text: str) -> Iterator[str]:
+    """The address of a server that answers every question with this text."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_models_that_a_server_lists() -> None:
+    listed = '{"data": [{"id": "a"}, {"id": "b", "kind": "embedding"}, {"id": "c", "x": 1}]}'
+    with answering(listed) as url:
+        assert chat_models(url, "", "") == ["a", "c"]
+        assert context_of(url, "", "a") is None
+    with answering('{"default_generation_settings": {"n_ctx": 4096}, "x": 1}') as url:
+        assert context_of(url, "", "a") == 4096
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "no", '{"data": null}', '{"data": [3]}', '{"default_generation_settings": null}']
+)
+def test_a_server_that_answers_something_else(text: str) -> None:
+    with answering(text) as url:
+        with pytest.raises(PipelineError, match=f"^{url}/v1/models: unexpected answer"):
+            chat_models(url, "", "")
+        assert context_of(url, "", "a") is None
 
 
 def test_limits_fit_the_context() -> None:
