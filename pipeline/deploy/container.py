@@ -60,11 +60,14 @@ def install(boot: Boot) -> None:
 
 
 def notify(environ: Mapping[str, str], why: str) -> bool:
-    """Leave a notice for people who log in; whether they can."""
+    """Leave a notice for people who log in. Returns whether people can log in."""
     if not (file := environ.get(NOTICE)):
         return False
     text = f"The start of this container failed, and not all servers are up: {why}\n"
-    Path(file).write_text(text, encoding="utf-8")
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.info(f"warning: {NOTICE}={file}: cannot be written: {error.strerror}")
     return True
 
 
@@ -93,19 +96,15 @@ class Container:
     def folders(self) -> list[Folder]:
         return [state.folder(paths.home(), source.name) for source in self.background]
 
-    @property
-    def failure(self) -> str:
-        """The message about servers that did not start."""
-        sources = ", or ".join(f"doit plan {' '.join(x.words)}" for x in self.background)
-        return f"the container's log has the reason, and so has {sources}"
-
     def run(self) -> int:
         """Start, wait, stop; the exit status."""
         try:
             status = _ended([_doit("up", x, self.env) for x in self.background], self.stops)
             if self.stops:
                 return 0
-            if status and not (self.command and notify(self.env, self.failure)):
+            plans = ", or ".join(f"doit plan {' '.join(x.words)}" for x in self.background)
+            why = f"the container's log has the reason, and so has {plans}"
+            if status and not (self.command and notify(self.env, why)):
                 return status
             if warning := health.unreachable(self.folders, self.foreground, self.env):
                 log.info(f"warning: {warning}")

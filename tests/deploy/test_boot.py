@@ -119,6 +119,7 @@ def test_where_people_log_in_a_wrong_configuration_ends_nothing(tmp_path: Path, 
     assert "error: " in stayed.stderr
     assert notice.read_text().startswith("The start of this container failed")
     assert text in notice.read_text()
+    assert run(INFER_DEV_NOTICE=str(tmp_path / "gone" / "notice")).returncode == 0
 
 
 def test_a_package_is_installed_under_either_name() -> None:
