@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.publish import publish_text
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
-from pipeline.serve.stopping import asked_to_stop, pass_on
+from pipeline.serve.stopping import asked_to_stop, stay
 
 from . import check, launch
 from .servers import Servers
@@ -146,14 +145,6 @@ def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = No
     log.info(f"+ {process.shown(words)}")
     with asked_to_stop() as stops:
         server = process.start_attached(words, env=env, cwd=folder)
-        handled, deadline = 0, float("inf")
-        while (status := server.poll()) is None:
-            for number in stops[handled:]:
-                handled += 1
-                deadline = min(deadline, time.monotonic() + STOP_SECONDS)
-                pass_on(server, number)
-            if time.monotonic() > deadline:
-                server.kill()
-            time.sleep(0.1)
+        status = stay([server], stops, patience=STOP_SECONDS)
     if status and not stops:
         raise PipelineError(f"{Path(words[0]).name} ended with {status}")

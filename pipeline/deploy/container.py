@@ -20,14 +20,14 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import Process, become, start_attached
 from pipeline.serve.server import service
-from pipeline.serve.stopping import asked_to_stop, pass_on
+from pipeline.serve.stopping import asked_to_stop, stay
 from pipeline.serve.supervisor import control, liveness, state
 from pipeline.serve.supervisor.state import ENDED, FAILED, Folder
 
 from . import health, package
 from .boot import Boot, BootSource
 
-POLL_SECONDS, WATCH_SECONDS = 0.05, 0.5
+WATCH_SECONDS = 0.5
 COMMAND_SECONDS = 5.0  # for a command to end after a signal
 NOTICE = "INFER_DEV_NOTICE"  # a file that is shown at every login, where people can log in
 NOTHING = "nothing to start and no command to run"
@@ -50,7 +50,7 @@ def up(boot: Boot, environ: Mapping[str, str]) -> int:
     """Start the servers and leave them running; the exit status. Raises PipelineError."""
     install(boot)
     with asked_to_stop() as stops:
-        return _ended([_doit("up", source, environ) for source in boot.sources], stops)
+        return _up(boot.sources, environ, stops)
 
 
 def install(boot: Boot) -> None:
@@ -99,7 +99,7 @@ class Container:
     def run(self) -> int:
         """Start, wait, stop; the exit status."""
         try:
-            status = _ended([_doit("up", x, self.env) for x in self.background], self.stops)
+            status = _up(self.background, self.env, self.stops)
             if self.stops:
                 return 0
             plans = ", or ".join(f"doit plan {' '.join(x.words)}" for x in self.background)
@@ -111,28 +111,22 @@ class Container:
             if self.command:
                 return self.stay(start_attached(self.command, env=self.env), COMMAND_SECONDS)
             if self.foreground:
-                return self.stay(_doit("serve", self.foreground, self.env))
+                return self.stay(_doit("serve", *self.foreground.words, env=self.env))
             return self.watch()
         finally:
             self.stop()
 
     def stay(self, process: Process, patience: float = float("inf")) -> int:
-        """Wait for a process; each signal is passed on to it, the first one also stops the servers,
-        and `patience` seconds later it is killed. Ctrl-C in a terminal goes to a command alone: it
-        may just cancel a line."""
-        handled, deadline = 0, float("inf")
-        while process.poll() is None:
-            for number in self.stops[handled:]:
-                handled += 1
-                if self.command and number == signal.SIGINT and os.isatty(0):
-                    continue
-                deadline = min(deadline, time.monotonic() + patience)
-                self.begin_to_stop()
-                pass_on(process, number)
-            if time.monotonic() > deadline:
-                process.kill()
-            time.sleep(POLL_SECONDS)
-        return _status(process)
+        """Wait for a process; the first signal also stops the servers. Ctrl-C in a terminal goes to
+        a command alone: it may just cancel a line."""
+
+        def noticed(number: int) -> bool:
+            if self.command and number == signal.SIGINT and os.isatty(0):
+                return False
+            self.begin_to_stop()
+            return True
+
+        return _as_shell(stay([process], self.stops, patience=patience, noticed=noticed))
 
     def watch(self) -> int:
         """Wait for the end of all servers, or for a signal. Raises PipelineError if one failed."""
@@ -169,32 +163,19 @@ def _down(at: Folder) -> list[str]:
         return []
 
 
-def _doit(task: str, source: BootSource, env: Mapping[str, str]) -> Process:
-    """Start `serve`, or `up`, which returns once the servers are up."""
-    words = (*source.words, *(("background=1",) if task == "up" else ()))
-    return start_attached(doit(task, *words), env=for_doit(env), cwd=REPOSITORY)
+def _doit(*words: str, env: Mapping[str, str]) -> Process:
+    return start_attached(doit(*words), env=for_doit(env), cwd=REPOSITORY)
 
 
-def _ended(processes: Sequence[Process], stops: list[int]) -> int:
-    """Wait until all have ended, passing signals on; the status of the first that failed, which
-    ends the others."""
-    handled = failed = 0
-    while running := [process for process in processes if process.poll() is None]:
-        signals = list(stops[handled:])
-        handled += len(signals)
-        ended = [_status(process) for process in processes if process not in running]
-        if not failed and (failed := next(filter(None, ended), 0)):
-            signals.append(signal.SIGTERM)
-        for process in running:
-            for number in signals:
-                pass_on(process, number)
-        time.sleep(POLL_SECONDS)
-    return failed or next(filter(None, map(_status, processes)), 0)
+def _up(sources: Sequence[BootSource], env: Mapping[str, str], stops: Sequence[int]) -> int:
+    """Start the servers of each file; the exit status of the first `doit up` that failed."""
+    processes = [_doit("up", *source.words, "background=1", env=env) for source in sources]
+    return _as_shell(stay(processes, stops))
 
 
-def _status(process: Process) -> int:
-    code = process.returncode or 0
-    return 128 - code if code < 0 else code
+def _as_shell(status: int) -> int:
+    """An exit status as shells report it: 128 and the number of the signal that killed it."""
+    return 128 - status if status < 0 else status
 
 
 def _statuses(at: Folder) -> tuple[state.ServerStatus, ...]:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,6 +24,7 @@ HOPELESS = re.compile(
     r"|No module named |could not find pixi\.toml|unknown environment "
 )
 NOT_FOUND = (126, 127)  # exit statuses of a shell without the program
+POLL_SECONDS = 0.05
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
@@ -52,6 +54,38 @@ def pass_on(process: Process, number: int) -> None:
     from_terminal = number != signal.SIGTERM and os.isatty(0)
     if not from_terminal and not WINDOWS:
         process.send_signal(number)
+
+
+def stay(
+    processes: Sequence[Process],
+    stops: Sequence[int],
+    *,
+    patience: float = float("inf"),
+    noticed: Callable[[int], bool] = lambda number: True,
+) -> int:
+    """Wait until these programs on our terminal have ended; the exit status of the first that
+    failed, which ends the others. Each signal that is added to `stops` is passed on if `noticed`
+    agrees; `patience` seconds after the first one they are killed."""
+    handled = failed = 0
+    deadline = float("inf")
+    while running := [process for process in processes if process.poll() is None]:
+        new = stops[handled:]
+        handled += len(new)
+        if signals := [number for number in new if noticed(number)]:
+            deadline = min(deadline, time.monotonic() + patience)
+        if not failed and (failed := _first_failure(processes)):
+            signals.append(signal.SIGTERM)
+        for process in running:
+            for number in signals:
+                pass_on(process, number)
+            if time.monotonic() > deadline:
+                process.kill()
+        time.sleep(POLL_SECONDS)
+    return failed or _first_failure(processes)
+
+
+def _first_failure(processes: Sequence[Process]) -> int:
+    return next((process.returncode for process in processes if process.returncode), 0)
 
 
 def how(status: int) -> str:
