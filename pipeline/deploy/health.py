@@ -44,8 +44,8 @@ def errors(environ: Mapping[str, str]) -> list[str]:
 
 def answers(server: Server) -> bool:
     """Whether its /health says 200."""
-    path = f"{server.prefix}/health"
-    return health.is_ready(server.address, server.port, path, tls=server.tls, timeout=SECONDS)
+    at = (server.address, server.port, server.health)
+    return health.is_ready(*at, tls=server.tls, timeout=SECONDS)
 
 
 def running(at: Folder) -> list[Server]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bins.package import install
@@ -23,22 +23,20 @@ COMMANDS = (
 ON_PATH = Path("/usr/local/bin")
 
 
-def target(home: Home, soft: Path = SOFT) -> Path:
-    """Where a package is installed."""
-    return soft / "llama-cpp" if soft.is_dir() else install.default_target(home)
-
-
 def get(archive: Path, home: Home, soft: Path = SOFT) -> None:
     """Install the package. Raises PipelineError; then the previous one stays in place."""
-    place = target(home, soft)
-    archive = cached(archive, soft / "cache") if soft.is_dir() else archive
-    with _set_aside(place) if soft.is_dir() else nullcontext():
+    if soft.is_dir():
+        place = soft / "llama-cpp"
+        with _without_links(place):
+            manifest = install.install(_cached(archive, soft / "cache"), place, home=home)
+    else:
+        place = install.default_target(home)
         manifest = install.install(archive, place, home=home)
     log.info(f"llama.cpp {manifest.version.removeprefix('version: ')} is installed in {place}")
 
 
 @contextmanager
-def _set_aside(place: Path) -> Iterator[None]:
+def _without_links(place: Path) -> Iterator[None]:
     """Keep the commands' links out of the folder while it is replaced as a whole."""
     links = {place / f"{name}.sh": ON_PATH / name for name in COMMANDS}
     for link in links:
@@ -53,7 +51,7 @@ def _set_aside(place: Path) -> Iterator[None]:
                 link.symlink_to(command)
 
 
-def cached(archive: Path, folder: Path) -> Path:
+def _cached(archive: Path, folder: Path) -> Path:
     """A copy of the archive, which remains when the archive is no longer mounted. Raises UsageError
     where neither exists."""
     copy = folder / archive.name
