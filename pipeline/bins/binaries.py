@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
 from pipeline.core.process import WINDOWS
 from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store.publish import remove
+from pipeline.core.store.receipts import Recipe
 
 IMAGES_OWN = Path("/opt/llama-cpp/bin")  # where docker/Dockerfile puts its programs
 PROGRAMS = (
@@ -27,9 +29,67 @@ PROGRAMS = (
 )
 
 
-def program_file(name: str) -> str:
-    """The file name of a program on this system."""
-    return f"{name}.exe" if WINDOWS else name
+def program_file(name: str, *, windows: bool = WINDOWS) -> str:
+    """The file name of a program, by default on this system."""
+    return f"{name}.exe" if windows else name
+
+
+class ProgramSource(Struct, frozen=True):
+    """Programs in a folder, and how they are made. Nothing is done yet."""
+
+    @property
+    def tag(self) -> str:
+        """Platform, backend and what else tells them from others."""
+        raise NotImplementedError
+
+    @property
+    def target(self) -> Path:
+        """The folder that is published."""
+        raise NotImplementedError
+
+    @property
+    def programs(self) -> Path:
+        """The folder in `target` that they lie in."""
+        return self.target
+
+    @property
+    def commit(self) -> str:
+        """How receipts of what they make name them."""
+        raise NotImplementedError
+
+    @property
+    def bytes(self) -> int:
+        """Disk space that making them takes, roughly."""
+        return 0
+
+    @property
+    def download(self) -> int:
+        """Bytes to download for it, as far as that is known."""
+        return 0
+
+    def recipe(self) -> Recipe:
+        """Everything that they depend on."""
+        raise NotImplementedError
+
+    def required(self) -> Iterable[str]:
+        """The names of files without which they are not complete, besides those with a receipt."""
+        return ()
+
+    def is_current(self) -> bool:
+        """Whether every file is as the recipe made it. Nothing is hashed or downloaded."""
+        return receipts.folder_is_current(self.programs, self.recipe(), self.required())
+
+    def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
+        """Make and publish them, unless that is done. Raises PipelineError."""
+        raise NotImplementedError
+
+    def clean(self) -> None:
+        """Remove them."""
+        remove(self.target)
+
+    def forget(self) -> None:
+        """Drop their receipts."""
+        receipts.forget_folder(self.programs)
 
 
 class Binaries(Struct, frozen=True, kw_only=True):
@@ -57,15 +117,16 @@ class Binaries(Struct, frozen=True, kw_only=True):
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a program, from its receipt or hashed once."""
-        path = self.program(name)
-        entry = receipts.load(self.folder).get(path.name)
-        if entry and receipts.status(path) is receipts.Status.CURRENT:
-            return entry.sha256
-        return stat_cache.identity(self.home.run / "programs.json", path)
+        return program_sha256(self.program(name), self.home)
 
     def recipe(self, name: str) -> Mapping[str, Any]:
         """How the receipts of what it makes name a program."""
         return {"commit": self.commit, "build": f"sha256:{self.sha256(name)}"}
+
+
+def program_sha256(path: Path, home: Home) -> str:
+    """SHA-256 of a program or library, from its receipt or hashed once."""
+    return receipts.known_sha256(path) or stat_cache.identity(home.run / "programs.json", path)
 
 
 def packed_backend(folder: Path) -> str:

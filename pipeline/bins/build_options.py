@@ -1,11 +1,8 @@
-"""Which programs are requested, and the protocol of where they come from."""
+"""Which programs are requested."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -62,30 +59,3 @@ def revision_name(value: str) -> str:
     if not re.fullmatch(REVISION, value, re.ASCII) or re.search(r"\.\.|//|\.lock$", value):
         raise ValueError("latest, pinned, previous, a tag such as b11549, or a commit")
     return value
-
-
-class ProgramSource(Protocol):
-    """Programs, and how they are made. `target` is what is published, `programs` the folder in it
-    that they lie in; `tag` says platform, backend and what else tells them from others; `commit`
-    is how receipts of what they make name them; `bytes` is the room that making them takes, and
-    `download` what has to be fetched for it, as far as it is known."""
-
-    @property
-    def tag(self) -> str: ...
-    @property
-    def target(self) -> Path: ...
-    @property
-    def programs(self) -> Path: ...
-    @property
-    def commit(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def download(self) -> int: ...
-    def recipe(self) -> Mapping[str, Any]: ...
-    def is_current(self) -> bool: ...
-    def make(
-        self, *, force: bool = False, offline: bool = False, refresh: bool = False
-    ) -> None: ...
-    def clean(self) -> None: ...
-    def forget(self) -> None: ...

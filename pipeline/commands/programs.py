@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from pipeline.bins import binaries, platform
-from pipeline.bins.binaries import Binaries
-from pipeline.bins.build_options import AUTO, ProgramSource
+from pipeline.bins.binaries import Binaries, ProgramSource
+from pipeline.bins.build_options import AUTO
 from pipeline.bins.compile import backends, build, cuda_toolkit, source, web_ui
 from pipeline.bins.hardware import cuda_versions, select
 from pipeline.core.errors import UsageError

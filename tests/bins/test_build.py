@@ -88,6 +88,8 @@ def test_places(plan: Build) -> None:
 
 def test_program_files() -> None:
     assert program_file("llama-server") == "llama-server" + (".exe" if os.name == "nt" else "")
+    assert program_file("llama-server", windows=True) == "llama-server.exe"
+    assert program_file("llama-server", windows=False) == "llama-server"
     assert {"llama-server", "llama-quantize"} <= set(PROGRAMS)
 
 
@@ -297,6 +299,23 @@ def test_what_is_no_good_is_not_published(plan: Build, wrong: str, message: str)
     assert [path.name for path in plan.target.iterdir()] == ["old"]
     assert not (plan.home.bins / f".{plan.tag}.part").exists()
     assert not plan.is_current()
+
+
+@compiles
+def test_a_changed_library_stays_unfit_though_no_build_succeeds(plan: Build) -> None:
+    """Its receipt must not get lost, or it would be taken for a file of somebody else's."""
+    plan.make()
+    library = plan.target / "libggml-cuda.so"
+    library.write_text("as it was built")
+    receipts.change(library, receipts.stamp(library, plan.recipe(), seconds=0))
+    assert plan.is_current()
+    library.write_text("as it was BUILT")
+    os.utime(library, ns=(1, 1))
+    (plan.source.folder / "main.cpp").write_text("int main() {")
+    for _ in range(2):
+        with pytest.raises(PipelineError, match="could not be built"):
+            plan.make()
+        assert not plan.is_current()
 
 
 @compiles

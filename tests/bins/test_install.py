@@ -23,7 +23,7 @@ from kills import Kills
 
 from pipeline.bins import platform as host
 from pipeline.bins.package import install, pack
-from pipeline.bins.package.install import Installed, platform_of
+from pipeline.bins.package.install import Installed, Packaged, platform_of
 from pipeline.bins.package.pack import Package
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -182,13 +182,13 @@ def test_installed_once(
     install.install(old, target, home=home, force=True)
     assert target.stat().st_ino != inode
 
-    install.forget(target)
+    Packaged(target).forget()
     assert install.installed(target) is None and not install.is_current(target)
     assert told(target) == "version: old"
     install.install(old, target, home=home)
-    install.clean(target)
+    Packaged(target).clean()
     assert left(home) == [] and install.installed(target) is None
-    install.clean(target)
+    Packaged(target).clean()
 
 
 def test_another_takes_its_place(tmp_path: Path, home: Home, target: Path, old: Path) -> None:
@@ -407,14 +407,14 @@ def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path, home: Home) -> Non
     (mine / "thesis.txt").write_text("years of work")
     with pytest.raises(PipelineError, match="holds something that was not installed"):
         install.install(archive, mine, home=home)
-    install.clean(mine)
+    Packaged(mine).clean()
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     prefix = tmp_path / "usr" / "local"  # somebody's own llama-server, among much else
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin" / "llama-server").touch()
     with pytest.raises(PipelineError, match="holds something that was not installed"):
         install.install(archive, prefix, home=home)
-    install.clean(prefix)
+    Packaged(prefix).clean()
     assert (prefix / "bin" / "llama-server").exists()
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match="holds something"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import debian
 import pytest
 
-from pipeline.bins.release import prebuilt
+from pipeline.bins.binaries import program_file
 from pipeline.bins.release.prebuilt import Prebuilt
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -57,7 +57,7 @@ def test_the_pinned_programs_run(tmp_path: Path, env: dict[str, str]) -> None:
     plan.make()
     # llama-server --version does not end under wine.
     for name in ("llama-quantize", "llama-gguf-split"):
-        file = plan.target / prebuilt.program_file(name, plan.platform)
+        file = plan.target / program_file(name, windows=True)
         done = subprocess.run(
             [wine(), file, "--help"], env=env, capture_output=True, timeout=120, check=False
         )

@@ -46,6 +46,37 @@ def test_moved_is_hashed_once_and_stamped_again(
     assert capsys.readouterr().err == ""
 
 
+def test_a_folder_that_was_copied_is_hashed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bins"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    receipts.record_folder(folder, RECIPE, seconds=1)
+    assert receipts.folder_is_current(folder, RECIPE)
+    assert not receipts.folder_is_current(folder, RECIPE, ["c"])
+    assert not receipts.folder_is_current(folder, {"step": "convert"})
+    for name in ("a", "b"):
+        os.utime(folder / name, ns=(1, 1))
+    assert not receipts.folder_is_current(folder, RECIPE)
+    assert not receipts.revalidate_folder(folder, {"step": "convert"})
+    assert capsys.readouterr().err == ""
+    assert receipts.revalidate_folder(folder, RECIPE)
+    assert capsys.readouterr().err == "bins: mtime of 2 files changed; rehashing to verify\n"
+    assert receipts.folder_is_current(folder, RECIPE)
+
+    (folder / "a").write_text("A")
+    os.utime(folder / "a", ns=(2, 2))
+    assert not receipts.revalidate_folder(folder, RECIPE)
+    assert set(receipts.load(folder)) == {"a", "b"}
+    receipts.forget_folder(folder)
+    assert receipts.load(folder) == {}
+    assert not receipts.folder_is_current(folder)
+    receipts.forget_folder(tmp_path / "missing")
+    assert receipts.files_in(tmp_path / "missing") == []
+
+
 def test_moved_with_another_recipe_is_not_hashed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

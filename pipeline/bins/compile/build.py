@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from pipeline.bins import platform, smoke_test
-from pipeline.bins.binaries import PROGRAMS, program_file
+from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
 from pipeline.core.parallel import background
@@ -21,7 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.publish import is_cut, remove, require_space
+from pipeline.core.store.publish import remove, require_space
 from pipeline.core.store.receipts import Recipe
 
 from . import cmake, web_ui
@@ -67,8 +65,8 @@ PORTABLE_OPTIONS = (
 MODULES = "libggml-*.so"
 
 
-class Build(Struct, frozen=True, kw_only=True):
-    """One build: of what, for what, and where. Nothing is done yet.
+class Build(ProgramSource, frozen=True, kw_only=True):
+    """One build: of what, for what, and where.
 
     `portable`: for other processors too; `elsewhere`: the device is not expected here."""
 
@@ -94,10 +92,6 @@ class Build(Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> Path:
         return self.home.bins / self.inside
-
-    @property
-    def programs(self) -> Path:
-        return self.target
 
     @property
     def commit(self) -> str:
@@ -126,12 +120,7 @@ class Build(Struct, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Disk space needed, roughly."""
         return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
-
-    @property
-    def download(self) -> int:
-        return 0  # source and toolkit are steps of their own
 
     def recipe(self) -> Recipe:
         """Everything that the programs depend on: the processor too, unless they are portable."""
@@ -156,18 +145,14 @@ class Build(Struct, frozen=True, kw_only=True):
             "page": web_ui.recipe(self.page) if self.page else None,
         }
 
-    def is_current(self) -> bool:
-        """Whether everything in `bins/` is as this recipe made it."""
-        recipe = self.recipe()
-        return not is_cut(self.target) and all(
-            receipts.status(file, recipe) is receipts.Status.CURRENT for file in files(self)
-        )
+    def required(self) -> list[str]:
+        return list(map(program_file, PROGRAMS))
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Compile and publish, unless already done. Raises PipelineError."""
         with artifacts.locked_folder(self.target):
             recipe = self.recipe()
-            if not force and all(receipts.revalidate(file, recipe) for file in files(self)):
+            if not force and receipts.revalidate_folder(self.target, recipe, self.required()):
                 return
             platform.require_compiler()
             if force:
@@ -192,13 +177,8 @@ class Build(Struct, frozen=True, kw_only=True):
 
     def clean(self) -> None:
         """Remove the published programs and the build folder."""
-        remove(self.target)
+        super().clean()
         remove(self.work_folder)
-
-    def forget(self) -> None:
-        """Drop the receipts of what is published."""
-        for file in files(self):
-            receipts.invalidate(file)
 
 
 def options(build: Build) -> tuple[str, ...]:
@@ -215,12 +195,6 @@ def options(build: Build) -> tuple[str, ...]:
 def _recorded(build: Build, key: str) -> Any:
     entry = receipts.load(build.target).get(program_file("llama-server"))
     return entry.recipe.get(key) if entry else None
-
-
-def files(build: Build) -> list[Path]:
-    """What is published: the programs, and the libraries that the last build put beside them."""
-    names = dict.fromkeys([*map(program_file, PROGRAMS), *receipts.load(build.target)])
-    return [build.target / name for name in names]
 
 
 def work(build: Build, *, without_page: bool = False) -> cmake.Work:
@@ -270,15 +244,13 @@ def _publish(build: Build, recipe: Recipe, seconds: float) -> str:
     """Copy, try out, publish; returns what the programs call themselves."""
     with artifacts.new_folder(build.target) as made:
         made.mkdir()
-        entries = {}
         for name, file in made_files(build).items():
             _copy(file, made / name, keeps=build.work_folder)
-            entries[name] = receipts.stamp(made / name, recipe, seconds=seconds)
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
         version = smoke_test.try_out(
             server, build.backend.name, hint, needs_device=not build.elsewhere
         )
-        receipts.save(made, entries)
+        receipts.record_folder(made, recipe, seconds=seconds)
     return version
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.bins import platform
+from pipeline.bins.binaries import ProgramSource
 from pipeline.core import log
 from pipeline.core.archives import unpack
 from pipeline.core.errors import PipelineError, UsageError, doitw
@@ -23,8 +23,8 @@ from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, outcome
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.hashing import sha256
-from pipeline.core.store.publish import is_cut, remove
-from pipeline.core.store.receipts import Recipe, Status
+from pipeline.core.store.publish import is_cut
+from pipeline.core.store.receipts import Recipe
 
 from . import manifest
 
@@ -71,18 +71,13 @@ def recipe(archive: Path, home: Home) -> Recipe:
 
 def is_current(target: Path, recipe: Recipe | None = None) -> bool:
     """Whether a package stands there as it was installed, and out of the archive of `recipe`."""
-    files = _recorded(target)
-    return (
-        bool(files)
-        and not is_cut(target)
-        and all(receipts.status(file, recipe) is Status.CURRENT for file in files)
-    )
+    is_whole = _has_all_receipts(target) and not is_cut(target)
+    return is_whole and receipts.folder_is_current(target / "bin", recipe)
 
 
 def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
-    """The same, hashing once each file that was copied or restored."""
-    files = _recorded(target)
-    return bool(files) and all(receipts.revalidate(file, recipe) for file in files)
+    """The same, by the hashes of the files that were copied or restored."""
+    return _has_all_receipts(target) and receipts.revalidate_folder(target / "bin", recipe)
 
 
 def installed(target: Path) -> Installed | None:
@@ -116,23 +111,11 @@ def install(
     return replace(new, folder=target)
 
 
-def clean(target: Path) -> None:
-    """Remove what was installed there; nothing that somebody else put there."""
-    if _is_ours(target):
-        remove(target)
-
-
-def forget(target: Path) -> None:
-    """Drop the receipts of an installed package."""
-    for name in receipts.load(target / "bin"):
-        receipts.invalidate(target / "bin" / name)
-
-
-def _recorded(target: Path) -> list[Path]:
-    """Every file that was installed under `bin`; none where the receipt of one is missing."""
+def _has_all_receipts(target: Path) -> bool:
+    """Whether each file that was installed in `bin` has its receipt; others may lie beside them."""
     entries = receipts.load(target / "bin")
     counts = {entry.source.get("files") if entry.source else None for entry in entries.values()}
-    return [target / "bin" / name for name in entries] if counts == {len(entries)} else []
+    return counts == {len(entries)}
 
 
 def _is_ours(target: Path) -> bool:
@@ -164,22 +147,15 @@ def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Install
     digests = {file: sha256(file) for file in files}
     commit = manifest.check(archive, made, digests)
     new = Installed(folder=made, version=_try_out(archive, server, patience), commit=commit)
-    ours = [file for file in files if file.parent == new.bin and not file.name.startswith(".")]
     source = {
         "type": "package",
         "file": archive.name,
-        "files": len(ours),
+        "files": len(receipts.files_in(new.bin)),
         "version": new.version,
         "commit": commit,
     }
     seconds = time.monotonic() - start
-    entries = {
-        file.name: receipts.stamp(
-            file, recipe, seconds=seconds, source=source, digest=digests[file]
-        )
-        for file in ours
-    }
-    receipts.save(new.bin, entries)
+    receipts.record_folder(new.bin, recipe, seconds=seconds, source=source, digests=digests)
     return new
 
 
@@ -226,14 +202,11 @@ def _try_out(archive: Path, server: Path, patience: float) -> str:
     )
 
 
-class Packaged(Struct, frozen=True):
+class Packaged(ProgramSource, frozen=True):
     """An installed package. It is made by nothing but its archive."""
 
     target: Path
-
-    @property
-    def tag(self) -> str:
-        return "package"
+    tag = "package"
 
     @property
     def programs(self) -> Path:
@@ -247,15 +220,7 @@ class Packaged(Struct, frozen=True):
         word = re.sub(r"[^A-Za-z0-9.]+", "-", version)[:64].strip("-.")
         return (package.commit if package else "") or word or "package"
 
-    @property
-    def bytes(self) -> int:
-        return 0
-
-    @property
-    def download(self) -> int:
-        return 0
-
-    def recipe(self) -> Mapping[str, Any]:
+    def recipe(self) -> Recipe:
         return {"step": "package", "commit": self.commit}
 
     def is_current(self) -> bool:
@@ -270,10 +235,9 @@ class Packaged(Struct, frozen=True):
             )
 
     def clean(self) -> None:
-        clean(self.target)
-
-    def forget(self) -> None:
-        forget(self.target)
+        """Remove what was installed there; nothing that somebody else put there."""
+        if _is_ours(self.target):
+            super().clean()
 
 
 def platform_of(program: Path) -> str:

@@ -17,10 +17,11 @@ from typing import IO, Any
 
 from msgspec import Struct
 
+from pipeline.bins.binaries import program_sha256
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
-from pipeline.core.store import artifacts, receipts, stat_cache
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe, Status
 
@@ -252,7 +253,8 @@ def _text(text: str) -> PackedFile:
 def _file(package: Package, path: Path) -> PackedFile:
     link = _neighbour(path) if path.is_symlink() else ""
     mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-    return PackedFile(path.stat().st_size, _sha256(package, path), mode, path, link=link)
+    digest = program_sha256(path, package.home)
+    return PackedFile(path.stat().st_size, digest, mode, path, link=link)
 
 
 def _neighbour(path: Path) -> str:
@@ -264,11 +266,3 @@ def _neighbour(path: Path) -> str:
             f"put a file in its place, or build again: {doitw('build_bins force=1')}",
         )
     return str(link)
-
-
-def _sha256(package: Package, path: Path) -> str:
-    """From its receipt, or hashed once."""
-    entry = receipts.load(path.parent).get(path.name)
-    if entry and receipts.status(path) is Status.CURRENT:
-        return entry.sha256
-    return stat_cache.identity(package.home.run / "programs.json", path)

@@ -11,21 +11,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from msgspec import Struct
-from msgspec.structs import replace
-
 from pipeline.bins import platform as host
+from pipeline.bins.binaries import ProgramSource, program_file
 from pipeline.bins.build_options import release_name
 from pipeline.bins.smoke_test import try_out
 from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.store import artifacts, hashing, receipts, stat_cache
+from pipeline.core.store import artifacts, hashing, receipts
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import is_cut, remove
-from pipeline.core.store.receipts import Recipe
-from pipeline.core.text import plural
+from pipeline.core.store.publish import remove
+from pipeline.core.store.receipts import Recipe, files_in
 
 from . import releases
 from .assets import Asset, Choice
@@ -38,7 +35,7 @@ def _unknown() -> tuple[int, int] | None:
     return None
 
 
-class Prebuilt(Struct, frozen=True, kw_only=True):
+class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     """A release's programs for a platform and a backend. Nothing is done yet.
 
     `release` is a tag or `latest`. `driver_cuda` tells the newest CUDA that the driver runs; it is
@@ -88,10 +85,6 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
         return f"{self.platform}-{self.backend}" + ("" if self.is_pinned else f"-{build}")
 
     @property
-    def programs(self) -> Path:
-        return self.target
-
-    @property
     def bytes(self) -> int:
         return UNPACKED_BYTES
 
@@ -106,18 +99,15 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
         release = self.known_release
         return recipe_of(release) if release else {"step": "prebuilt", "release": self.release}
 
-    def is_current(self) -> bool:
-        """Whether every file stands in `bins/` as it was unpacked. Nothing is asked or hashed.
+    def required(self) -> list[str]:
+        """All that is there: a library that did not come with the programs may change them."""
+        return [file.name for file in files_in(self.target)]
 
-        Raises UsageError for a release that cannot be one's name.
-        """
+    def is_current(self) -> bool:
+        """Whether every file is as it was unpacked. Raises UsageError for what cannot be the name
+        of a release."""
         _require_name(self)
-        release = self.known_release
-        return (
-            release is not None
-            and not is_cut(self.target)
-            and is_current(self.target, recipe_of(release))
-        )
+        return self.known_release is not None and super().is_current()
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Download, unpack, try out and publish, unless already done. Raises PipelineError."""
@@ -125,7 +115,7 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
         release = _look_up(self, offline=offline, refresh=refresh)
         target, recipe = self.home.bins / self.tag_of(release.tag), recipe_of(release)
         with artifacts.locked_folder(target):
-            if not force and revalidate(target, recipe):
+            if not force and receipts.revalidate_folder(target, recipe, self.required()):
                 return
             start = time.monotonic()
             packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
@@ -134,34 +124,23 @@ class Prebuilt(Struct, frozen=True, kw_only=True):
                 if self.is_pinned:
                     _require_pinned(made)
                 _try_out(self, release, made)
-                seconds = time.monotonic() - start
-                files = files_in(made)
-                stamps = {
-                    file.name: receipts.stamp(file, recipe, seconds=seconds) for file in files
-                }
-                receipts.save(made, stamps)
+                receipts.record_folder(made, recipe, seconds=time.monotonic() - start)
 
     def clean(self) -> None:
         """Remove the programs, and what was looked up."""
         _require_name(self)
-        remove(self.target)
+        super().clean()
         remove(self.record)
 
     def forget(self) -> None:
-        """Drop the receipts of the programs."""
         _require_name(self)
-        remove(self.target / receipts.FILE)
+        super().forget()
 
 
 def recipe_of(release: Release) -> Recipe:
     """Everything that the programs depend on."""
     assets = {asset.name: f"sha256:{asset.sha256}" for asset in release.choice.assets}
     return {"step": "prebuilt", "release": release.tag, "assets": assets}
-
-
-def program_file(name: str, platform: str) -> str:
-    """The file name of a program on a platform, which need not be this machine's."""
-    return f"{name}.exe" if platform.startswith("windows-") else name
 
 
 # Which release, and where its archives are
@@ -240,7 +219,8 @@ def _require_pinned(made: Path) -> None:
 
 def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
     """What does not run, or does not see the device that it is for, is not published."""
-    server = made / program_file("llama-server", prebuilt.platform)
+    windows = prebuilt.platform.startswith("windows-")
+    server = made / program_file("llama-server", windows=windows)
     name = f"llama.cpp {release.tag} for {prebuilt.platform} with {prebuilt.backend}"
     if not server.is_file():
         raise PipelineError(f"{name}: there is no {server.name} in the archive")
@@ -249,49 +229,6 @@ def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
         log.info(f"unpacked llama.cpp {try_out(server, prebuilt.backend, hint)}")
     else:
         log.info(f"{name}: this is another machine, so it was not tried out")
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The files and links of a folder; the receipts and their lock are hidden."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def is_current(folder: Path, recipe: Recipe) -> bool:
-    """Whether exactly the files with receipts are there, as the recipe made them."""
-    return _moved(folder, recipe) == []
-
-
-def revalidate(folder: Path, recipe: Recipe) -> bool:
-    """The same, hashing once each file that was copied or restored."""
-    moved = _moved(folder, recipe)
-    if not moved:
-        return moved is not None
-    log.info(f"{folder.name}: {plural(len(moved), 'file')} with another time; hashing once")
-    entries = receipts.load(folder)
-    if any(hashing.sha256(path) != entries[path.name].sha256 for path in moved):
-        return False
-    for path in moved:
-        entries[path.name] = replace(entries[path.name], mtime_ns=path.stat().st_mtime_ns)
-    receipts.save(folder, entries)
-    return True
-
-
-def _moved(folder: Path, recipe: Recipe) -> list[Path] | None:
-    """The files with another time than their receipt; None where more than that is different."""
-    entries = receipts.load(folder)
-    if not entries or {path.name for path in files_in(folder)} != entries.keys():
-        return None
-    moved = []
-    for name, entry in entries.items():
-        try:
-            size, mtime_ns = stat_cache.stamp(folder / name)
-        except OSError:  # a link to nowhere
-            return None
-        if entry.recipe != recipe or entry.size != size:
-            return None
-        if entry.mtime_ns != mtime_ns:
-            moved.append(folder / name)
-    return moved
 
 
 def fill(folder: Path, packed: Iterable[Path]) -> None:

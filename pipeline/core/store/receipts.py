@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -19,10 +19,11 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from pipeline.core import log
+from pipeline.core.text import plural
 
 from .hashing import sha256
 from .locks import alone_with
-from .publish import publish_text
+from .publish import is_cut, publish_text
 
 SCHEMA = 1
 FILE = ".state.json"
@@ -130,6 +131,12 @@ def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
     return True
 
 
+def known_sha256(target: Path) -> str:
+    """SHA-256 of `target` from its receipt, in hex; empty where that does not hold."""
+    is_current = status(target) is Status.CURRENT
+    return load(target.parent)[target.name].sha256 if is_current else ""
+
+
 def stamp(
     target: Path,
     recipe: Recipe,
@@ -192,3 +199,73 @@ def invalidate(target: Path) -> None:
     """Drop the receipt of `target`, if there is one."""
     if target.name in load(target.parent):
         change(target, None)
+
+
+# Folders that are published as a whole: each file has the receipt of the folder's recipe
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files and links of a folder; none where there is no folder. The receipts and their lock
+    are hidden."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    shown = sorted(path for path in paths if not path.name.startswith("."))
+    return [path for path in shown if path.is_symlink() or not path.is_dir()]
+
+
+def record_folder(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    seconds: float,
+    source: Mapping[str, Any] | None = None,
+    digests: Mapping[Path, str] | None = None,
+) -> None:
+    """Write the receipts of all files of a finished folder. `digests` are those sha256 that are
+    known; the other files are hashed."""
+    known = digests or {}
+    entries = {
+        file.name: stamp(file, recipe, seconds=seconds, source=source, digest=known.get(file, ""))
+        for file in files_in(folder)
+    }
+    save(folder, entries)
+
+
+def folder_is_current(
+    folder: Path, recipe: Recipe | None = None, names: Iterable[str] = ()
+) -> bool:
+    """Whether a folder was published whole, and each file that has a receipt, or is one of `names`,
+    is current."""
+    states = _states(folder, recipe, names)
+    return {*states.values()} == {Status.CURRENT} and not is_cut(folder)
+
+
+def revalidate_folder(
+    folder: Path, recipe: Recipe | None = None, names: Iterable[str] = ()
+) -> bool:
+    """The same, by the hashes of the files that were copied or restored. No receipt is dropped, so
+    that a file that was changed is not taken for a stranger's."""
+    states = _states(folder, recipe, names)
+    if not states or not {*states.values()} <= {Status.CURRENT, Status.MOVED}:
+        return False
+    moved = [file for file, state in states.items() if state is Status.MOVED]
+    if not moved:
+        return True
+    log.info(f"{folder.name}: mtime of {plural(len(moved), 'file')} changed; rehashing to verify")
+    entries = load(folder)
+    if any(sha256(file) != entries[file.name].sha256 for file in moved):
+        return False
+    for file in moved:
+        entries[file.name] = replace(entries[file.name], mtime_ns=file.stat().st_mtime_ns)
+    save(folder, entries)
+    return True
+
+
+def _states(folder: Path, recipe: Recipe | None, names: Iterable[str]) -> dict[Path, Status]:
+    files = [folder / name for name in dict.fromkeys([*names, *load(folder)])]
+    return {file: status(file, recipe) for file in files}
+
+
+def forget_folder(folder: Path) -> None:
+    """Drop the receipts of all files of `folder`. It stays known as one of ours."""
+    if load(folder):
+        save(folder, {})
