@@ -11,7 +11,7 @@ import pytest
 from browsing import letters, say, script_errors, seen
 from conftest import Doit, post, wait_for
 
-from pipeline.bins.compile.npm import find_node
+from pipeline.bins.compile.node import find_node
 from pipeline.core.paths import Home
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins.compile import node, npm
+from pipeline.bins.compile import node
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
@@ -35,7 +35,7 @@ def test_it_builds_a_project_where_no_other_node_is(
     (project / "package.json").write_text(json.dumps(package))
     lock = {"name": "project", "version": "1.0.0", "lockfileVersion": 3, "packages": {"": package}}
     (project / "package-lock.json").write_text(json.dumps(lock))
-    work = npm.Project(project, node.packaged(home), tmp_path / "log")
+    work = node.Project(project, node.packaged(home), tmp_path / "log")
     work.install(offline=True)
     work.build({})
     assert (project / "made").read_text() == f"v{node.version()}"

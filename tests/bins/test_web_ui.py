@@ -14,8 +14,8 @@ import pytest
 from conftest import REPOSITORY, wait_for
 from msgspec.structs import replace
 
-from pipeline.bins.compile import git_tree, node, npm, source, web_ui
-from pipeline.bins.compile.npm import Node, find_node, is_accepted_node, require_node
+from pipeline.bins.compile import git_tree, node, source, web_ui
+from pipeline.bins.compile.node import Node, find_node, is_accepted_node, require_node
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
 from pipeline.core.errors import PipelineError
@@ -442,7 +442,7 @@ class TestFailures:
         tools.mode("hang")
         folder = tmp_path / "project"
         shutil.copytree(plan.source.folder / "tools/ui", folder)
-        project = npm.Project(folder, plan.node, tmp_path / "npm.log")
+        project = node.Project(folder, plan.node, tmp_path / "npm.log")
         with pytest.raises(PipelineError, match=r"printed nothing for 0\.5 s"):
             project.install(patience=0.5)
         assert len(tools.calls()) == 1
@@ -452,7 +452,7 @@ MAKE = """
 import sys
 from pathlib import Path
 from pipeline.bins.compile import web_ui as ui
-from pipeline.bins.compile.npm import require_node
+from pipeline.bins.compile.node import require_node
 from pipeline.bins.compile.source import Source
 from pipeline.core.paths import Home
 origin = Source(folder=Path(sys.argv[1]), commit="c" * 40, tree="t" * 40, fetched=True)

@@ -1,5 +1,6 @@
-"""git's hash of a tree of files, without git: it proves whose files they are. And the receipts of
-folders that are such trees."""
+"""git's hash of a tree of files, computed without git: it proves whose files they are. The receipts
+of folders that are such trees; and the program git, for a checkout.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.environment import without_credentials
+from pipeline.core.process import outcome
 from pipeline.core.store import receipts
 from pipeline.core.store.publish import is_cut
 from pipeline.core.store.receipts import Entry, Recipe
@@ -112,3 +115,12 @@ def record(
         seconds=round(seconds, 1),
     )
     receipts.change(folder, entry)
+
+
+def git(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a git command in `folder`. It gets no credentials, nor the
+    variables that name another repository, and writes nothing into this one."""
+    clean = without_credentials(os.environ)
+    env = {name: value for name, value in clean.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *words]
+    return outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})

@@ -17,11 +17,10 @@ from typing import Any
 
 from msgspec import Struct, convert, to_builtins
 
-from pipeline.core import environment, log, packages
+from pipeline.core import log, packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
-from pipeline.core.process import outcome
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
 from pipeline.core.text import size
@@ -222,10 +221,7 @@ def _changes_hash(folder: Path, changes: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    clean = environment.without_credentials(os.environ)
-    env = {name: value for name, value in clean.items() if not name.startswith("GIT_")}
-    command = ["git", "-C", str(folder), *words]
-    status, output, error = outcome(command, env=env | {"GIT_OPTIONAL_LOCKS": "0"})
+    status, output, error = git_tree.git(folder, *words)
     if status != 0:
         raise PipelineError(
             f"{folder}: `git {' '.join(words)}` fails there: {error.strip()}",

@@ -5,23 +5,22 @@ The submodule's git has both, where it is checked out and that commit was fetche
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
-from msgspec import Meta, Struct, json
+from msgspec import Meta, Struct
 
 from pipeline.bins.build_options import LATEST
 from pipeline.bins.release import github
-from pipeline.core import environment, log
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.process import outcome
 from pipeline.core.store.publish import remove
 
+from . import git_tree
 from .active import Revision
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ TAGS = f"https://github.com/{github.UPSTREAM}/tags"
 LISTED = 100  # releases among which the nearest names are looked for
 SHOWN = 3
 SHA1 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
-T = TypeVar("T")
 
 
 class Tree(Struct, frozen=True):
@@ -73,7 +71,8 @@ def find(name: str) -> Revision:
             if not name:
                 raise PipelineError(f"{github.UPSTREAM} has no release", "name a tag or a commit")
         try:
-            answer = github.ask(client, f"commits/{quote(name, safe='')}", WHAT)
+            path = f"commits/{quote(name, safe='')}"
+            commit = github.ask(client, path, PublishedCommit, WHAT)
         except github.MissingError as error:
             with suppress(PipelineError):  # the names are a help, no more
                 near = nearest(name, _tags(client, LISTED))
@@ -82,21 +81,20 @@ def find(name: str) -> Revision:
                 f"to={name}: llama.cpp has no such tag, branch or commit ({error.message})",
                 error.hint or f"all tags: {TAGS}",
             ) from None
-    found = _read(answer, PublishedCommit)
-    if COMMIT.fullmatch(name) and not found.sha.startswith(name):
-        raise github.strange(f"{found.sha} for {name}", WHAT)
-    date = found.commit.committer.date[:10] if found.commit.committer else ""
+    if COMMIT.fullmatch(name) and not commit.sha.startswith(name):
+        raise github.strange(f"{commit.sha} for {name}", WHAT)
+    date = commit.commit.committer.date[:10] if commit.commit.committer else ""
     return Revision(
-        commit=found.sha,
-        tree=found.commit.tree.sha,
-        name="" if found.sha.startswith(name) else name,
+        commit=commit.sha,
+        tree=commit.commit.tree.sha,
+        name="" if commit.sha.startswith(name) else name,
         date=date if re.fullmatch(r"[\d-]{10}", date, re.ASCII) else "",
     )
 
 
 def _tags(client: httpx2.Client, count: int) -> list[str]:
     """The tags of the newest releases, upstream's prereleases among them: each build is one."""
-    listed = _read(github.ask(client, f"releases?per_page={count}", WHAT), list[Tagged])
+    listed = github.ask(client, f"releases?per_page={count}", list[Tagged], WHAT)
     return [release.tag_name for release in listed if not release.draft]
 
 
@@ -112,13 +110,6 @@ def nearest(name: str, tags: list[str]) -> str:
     else:
         near = difflib.get_close_matches(name, tags, n=SHOWN, cutoff=0.5)
     return f"nearest: {', '.join(near)}; " if near else ""
-
-
-def _read(data: bytes, form: type[T]) -> T:
-    try:
-        return json.decode(data, type=form)
-    except (ValueError, RecursionError) as error:
-        raise github.strange(str(error), WHAT) from None
 
 
 def in_submodule(name: str, submodule: Path) -> Revision | None:
@@ -138,10 +129,8 @@ def in_submodule(name: str, submodule: Path) -> Revision | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git says there; None where it fails."""
-    clean = environment.without_credentials(os.environ)
-    env = {name: value for name, value in clean.items() if not name.startswith("GIT_")}
-    status, output, _ = outcome(["git", "-C", str(folder), *words], env=env)
+    """What git prints there; None where it fails."""
+    status, output, _ = git_tree.git(folder, *words)
     return output.strip() if status == 0 else None
 
 

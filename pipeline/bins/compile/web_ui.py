@@ -25,9 +25,9 @@ from pipeline.core.store.publish import remove, require_space
 from pipeline.core.store.receipts import Entry, Recipe
 from pipeline.core.text import size
 
-from . import git_tree, node, npm
+from . import git_tree, node
 from .active import SHORT
-from .npm import Node
+from .node import Node
 from .source import Source, files
 
 INSIDE = "tools/ui"  # of the source, and of a build folder
@@ -88,7 +88,7 @@ def recipe(ui: Ui) -> Recipe:
         "step": "ui",
         "source": ui.source.recipe(),
         "node": ui.node.version,
-        "commands": [list(npm.INSTALL), list(npm.BUILD)],
+        "commands": [list(node.INSTALL), list(node.BUILD)],
     }
 
 
@@ -176,8 +176,8 @@ def _entry(ui: Ui) -> Entry | None:
 
 def _find(source: Source, home: Home, offline: bool) -> Ui:
     if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
-        raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", npm.WITHOUT)
-    if npm.find_node(home) is None:
+        raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", node.WITHOUT)
+    if node.find_node(home) is None:
         # A page that stands needs no Node.js: some shells of a machine know it, others do not.
         standing = Ui(source=source, node=Node("", "", ""), home=home)
         entry = _entry(standing)
@@ -212,7 +212,7 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
     used = ui.node if ui.node.path else node.require(ui.home, offline=offline)
     if used == node.packaged(ui.home):
         node.make(ui.home, offline=offline)
-    project = npm.Project(work, used, ui.log)
+    project = node.Project(work, used, ui.log)
     require_space(work, WORK_BYTES)
     config = work / "svelte.config.js"
     if config.exists():
@@ -226,7 +226,7 @@ def _build(ui: Ui, work: Path, version: str, offline: bool) -> None:
         if missing:
             raise PipelineError(
                 f"npm built a page without {', '.join(missing)}:\n{last_lines(ui.log)}",
-                f"the whole log is {ui.log}; {npm.WITHOUT}",
+                f"the whole log is {ui.log}; {node.WITHOUT}",
             )
     log.info(f"built llama.cpp's page, {size(page_bytes(ui.target))}")
 

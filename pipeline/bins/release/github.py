@@ -6,8 +6,10 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
+
+from msgspec import json
 
 from pipeline.core import network
 from pipeline.core.errors import PipelineError, UsageError
@@ -23,6 +25,7 @@ MOST_BYTES = 32 * 1024 * 1024  # of an answer; 30 releases take about 1.5 MB
 LONGEST_DOWNLOAD = 3600.0  # seconds
 RELEASES = "llama.cpp's releases"
 TOKENS = ("GITHUB_TOKEN", "GH_TOKEN")
+T = TypeVar("T")
 
 
 class MissingError(PipelineError):
@@ -64,15 +67,17 @@ def client() -> httpx2.Client:
     return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
 
 
-def ask(client: httpx2.Client, path: str, what: str = RELEASES) -> bytes:
-    """What the API says about `path` of upstream's repository; `what` names that in errors.
+def ask(client: httpx2.Client, path: str, form: type[T], what: str = RELEASES) -> T:
+    """What the API says about `path` of upstream's repository, as a record of the type `form`;
+    `what` names that in errors.
 
     Raises MissingError, PipelineError.
     """
-    data = bytearray()
-    for block in _blocks(client, path, what, MOST_BYTES, LONGEST_ANSWER):
-        data += block
-    return bytes(data)
+    data = b"".join(_blocks(client, path, what, MOST_BYTES, LONGEST_ANSWER))
+    try:
+        return json.decode(data, type=form)
+    except (ValueError, RecursionError) as error:
+        raise strange(str(error), what) from None
 
 
 def download(client: httpx2.Client, path: str, file: BinaryIO, most: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, json, to_builtins
@@ -30,7 +30,6 @@ MOST_ASSET_BYTES = 16 * 1024**3
 NAME = r"\w[\w.+-]{0,198}"
 
 Driver = Callable[[], "tuple[int, int] | None"]
-T = TypeVar("T")
 
 
 class Release(Struct, frozen=True, kw_only=True):
@@ -76,8 +75,7 @@ def find(release: str, platform: str, backend: str, driver_cuda: Driver) -> Rele
     log.info(f"asking for llama.cpp's release {release}")
     with github.client() as client:
         if release == LATEST:
-            answer = github.ask(client, f"releases?per_page={LISTED}")
-            listed = _read(answer, list[PublishedRelease])
+            listed = github.ask(client, f"releases?per_page={LISTED}", list[PublishedRelease])
         else:
             listed = [_by_tag(client, release)]
     driver = driver_cuda() if backend == "cuda" else None
@@ -100,7 +98,7 @@ def _by_tag(client: httpx2.Client, tag: str) -> PublishedRelease:
 
 def _tagged(client: httpx2.Client, tag: str) -> PublishedRelease:
     try:
-        release = _read(github.ask(client, f"releases/tags/{tag}"), PublishedRelease)
+        release = github.ask(client, f"releases/tags/{tag}", PublishedRelease)
     except github.MissingError as error:
         raise UsageError(
             f"release={tag}: llama.cpp has no such release ({error.message})",
@@ -148,13 +146,6 @@ def _first(
         f"{newest} has no archive of programs (yet)",
         "take another release (release=…), or build it: bins=build",
     )
-
-
-def _read(data: bytes, form: type[T]) -> T:
-    try:
-        return json.decode(data, type=form)
-    except (ValueError, RecursionError) as error:
-        raise github.strange(str(error)) from None
 
 
 def store(record: Path, release: Release) -> None:
