@@ -7,10 +7,12 @@ A map, in reading order (each folder imports only those above it):
     bins/     llama.cpp itself: pinned source, the host, backends, the build
     models/   references, the hub and what is chosen from it, headers, conversion, quantization,
               memory, pipeline.lock
-    serve/    flags, the launch, the foreground server; many servers: config/ reads the files that
-              ask for them, fleet/ keeps them, gateway/ is one address for all
+    serve/    flags, the launch, the foreground server; many servers: config/ reads their files,
+              supervisor/ keeps them running, gateway/ is one address for all
+    chat/     a conversation in the terminal
     deploy/   containers, manifests for Kubernetes, Claude Code
-    tasks/    glue: turns the above into doit tasks; `dodo.py` is their table of contents
+    commands/ what users type, and what the commands share: the request, programs, models, servers
+    tasks/    turns the commands into doit tasks; `dodo.py` is their table of contents
 
 `pins.toml` beside this file holds every pinned commit, tree and archive.
 """

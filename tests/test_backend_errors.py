@@ -21,7 +21,7 @@ PROGRAMS = {
     "rocminfo": "echo no ROCk module >&2; exit 1",
 }
 TOOLKIT_HERE = pytest.mark.skipif(
-    {"cublas", "libcuda"} <= probe.parts(""), reason="the system has all of CUDA's libraries"
+    {"cublas", "libcuda"} <= probe.cuda_parts(""), reason="the system has all of CUDA's libraries"
 )
 
 

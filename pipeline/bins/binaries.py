@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from msgspec import Struct
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
 from pipeline.core.process import WINDOWS
-from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store import json_file, receipts, stat_cache
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
 
@@ -132,21 +131,18 @@ def program_sha256(path: Path, home: Home) -> str:
 def packed_backend(folder: Path) -> str:
     """The backend that the manifest of a package names for its programs in `folder`; empty where
     there is none."""
-    try:
-        return str(json.loads((folder.parent / "manifest.json").read_bytes())["backend"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+    return json_file.read(folder.parent / "manifest.json", lambda data: str(data["backend"])) or ""
 
 
 def is_ours(program: Path) -> bool:
     """Whether the pipeline made, fetched or packed a program, or will make it. Any other may be of
-    any age, or a script around one."""
+    any version, or a script that starts one."""
     folder = program.resolve().parent
     return not program.is_file() or bool(packed_backend(folder) or receipts.load(folder))
 
 
 def chosen_folder() -> str:
-    """What LLAMA_SERVER_BINS_DIR says, right or wrong; empty: nothing."""
+    """The value of LLAMA_SERVER_BINS_DIR, right or wrong; empty where it is not set."""
     return os.environ.get("LLAMA_SERVER_BINS_DIR", "").strip()
 
 

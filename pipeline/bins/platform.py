@@ -14,7 +14,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError
 from pipeline.core.process import capture
 from pipeline.core.store import stat_cache
 
@@ -68,7 +67,7 @@ def find_compiler() -> Compiler | None:
     return None
 
 
-@cache  # several steps ask
+@cache  # several steps call it
 def _version_text(path: str, words: tuple[str, ...], *stamp: int) -> str | None:
     """What a compiler says of itself, which takes 20 ms. Kept by the program's stamp where it is
     the compiler itself: a launcher or a script stays the same when the compiler changes."""
@@ -84,14 +83,3 @@ def _version_text(path: str, words: tuple[str, ...], *stamp: int) -> str | None:
     if answer and book.parent.is_dir():  # the steps create the home; looking at them does not
         stat_cache.remember(book, program, {"command": command, "answer": answer}, [*stamp])
     return answer
-
-
-def require_compiler() -> None:
-    """Raise PipelineError that says what to install where there is no C++ compiler."""
-    if find_compiler() is None:
-        raise PipelineError(
-            "no C++ compiler was found (CXX, c++, g++, clang++)",
-            "Debian/Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
-            "macOS: xcode-select --install; Windows: winget install "
-            "Microsoft.VisualStudio.2022.BuildTools, with its C++ workload",
-        )

@@ -109,7 +109,7 @@ def document(host: Host, llama_cpp: Revision) -> dict[str, Any]:
                 {
                     "name": card.name,
                     "compute_capability": card.capability or None,
-                    "memory_bytes": card.total,
+                    "memory_bytes": card.total or None,
                     "driver": card.driver or None,
                     "mig": card.split,
                 }

@@ -257,7 +257,7 @@ def test_an_old_driver_does_not_know_every_field() -> None:
 
 def test_cards_whose_memory_is_the_machines() -> None:
     (card,) = nvidia.parse_cards("NVIDIA GB10, 12.1, 580.95.05, [N/A], [N/A]\n")
-    assert (card.capability, card.total, card.split) == ("12.1", None, False)
+    assert (card.capability, card.total, card.split) == ("12.1", 0, False)
     (odd,) = nvidia.parse_cards("Quadro, 2, 1024, 7.5, 580.1, Disabled, 16384\n")
     assert odd.name == "Quadro, 2, 1024"
 
@@ -473,4 +473,4 @@ def test_parts_of_a_toolkit(tmp_path: Path) -> None:
     for name in ("lib64/libcublas.so", "targets/x86_64-linux/lib/stubs/libcuda.so"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
-    assert probe.parts(str(tmp_path)) >= CUDA_PARTS
+    assert probe.cuda_parts(str(tmp_path)) >= CUDA_PARTS

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins.hardware import nvidia
-from pipeline.bins.hardware.nvidia import MIB, Gpu
+from pipeline.bins.hardware.nvidia import MIB, Card
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
-H100 = Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * MIB, free=81079 * MIB)
+H100 = Card(name="NVIDIA H100 80GB HBM3", total=81559 * MIB, free=81079 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -25,18 +25,18 @@ H100 = Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * MIB, free=81079 * MIB)
         (
             "NVIDIA GeForce RTX 4090, 24564, 0\nTesla T4, 15360, 15095\n",
             [
-                Gpu(name="NVIDIA GeForce RTX 4090", total=24564 * MIB, free=0),
-                Gpu(name="Tesla T4", total=15360 * MIB, free=15095 * MIB),
+                Card(name="NVIDIA GeForce RTX 4090", total=24564 * MIB, free=0),
+                Card(name="Tesla T4", total=15360 * MIB, free=15095 * MIB),
             ],
         ),
         (
             "Quadro, 2, 1024, 16384, 16000\n",
-            [Gpu(name="Quadro, 2, 1024", total=16384 * MIB, free=16000 * MIB)],
+            [Card(name="Quadro, 2, 1024", total=16384 * MIB, free=16000 * MIB)],
         ),
         ("NVIDIA GB10, [N/A], [N/A]\n", []),
         (
             "NVIDIA X, 1024, [Not Supported]\nTesla T4, 15360, 15095\n",
-            [Gpu(name="Tesla T4", total=15360 * MIB, free=15095 * MIB)],
+            [Card(name="Tesla T4", total=15360 * MIB, free=15095 * MIB)],
         ),
         ("NVIDIA X, [GPU is lost], [GPU is lost]\n", []),
         ("No devices were found\n", []),
@@ -50,7 +50,7 @@ H100 = Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * MIB, free=81079 * MIB)
         ("", []),
     ],
 )
-def test_the_lines_of_nvidia_smi(text: str, found: list[Gpu]) -> None:
+def test_the_lines_of_nvidia_smi(text: str, found: list[Card]) -> None:
     assert nvidia.parse(text) == found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import platform
+from pipeline.bins.hardware import providers
 from pipeline.core.errors import PipelineError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
@@ -46,7 +47,7 @@ def test_the_usual_names_in_their_order(compilers: Path) -> None:
     for name in ("clang++", "g++", "c++"):
         path = program(compilers / name, f"echo '{name} 1.0'; echo more")
         assert platform.find_compiler() == platform.Compiler(str(path), "1.0")
-        platform.require_compiler()
+        providers.require_compiler()
 
 
 @posix
@@ -108,7 +109,7 @@ def test_a_compiler_is_asked_once_for_its_version_until_it_changes(
 
 def test_none_is_an_error_that_says_what_to_install(compilers: Path) -> None:
     with pytest.raises(PipelineError, match="no C\\+\\+ compiler was found") as caught:
-        platform.require_compiler()
+        providers.require_compiler()
     for word in ("apt install", "dnf install", "xcode-select", "winget"):
         assert word in caught.value.hint
 

@@ -8,14 +8,14 @@ import pytest
 from gateway_tools import instance
 
 from pipeline.bins.hardware import nvidia
-from pipeline.bins.hardware.nvidia import Gpu
+from pipeline.bins.hardware.nvidia import Card
 from pipeline.commands import needs
 from pipeline.core import capacity
 from pipeline.models.memory import Device, Memory, grown, together
 from pipeline.serve.flags import parse_help
 
 GB = 10**9
-CARDS = [Gpu(name="a", total=10 * GB, free=1), Gpu(name="b", total=20 * GB, free=1)]
+CARDS = [Card(name="a", total=10 * GB, free=1), Card(name="b", total=20 * GB, free=1)]
 
 
 def by_device(needed: Memory, **server: Any) -> dict[str, int]:

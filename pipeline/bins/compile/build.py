@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.bins import platform, smoke_test
 from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file
+from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
 from pipeline.core.parallel import background
@@ -154,7 +155,7 @@ class Build(ProgramSource, frozen=True, kw_only=True):
             recipe = self.recipe()
             if not force and receipts.revalidate_folder(self.target, recipe, self.required()):
                 return
-            platform.require_compiler()
+            providers.require_compiler()
             if force:
                 remove(self.work_folder)
             require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)

@@ -1,4 +1,4 @@
-"""The NVIDIA cards of this machine and their memory, as their driver tells it."""
+"""The NVIDIA cards of this machine and their memory, from their driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 from pipeline.core.process import capture, outcome
 
 FORM = "--format=csv,noheader,nounits"
-QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
+MEMORY_QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
 CARD_QUERY = ("--query-gpu=name,compute_cap,driver_version,mig.mode.current,memory.total", FORM)
 OLD_CARD_QUERY = ("--query-gpu=name,driver_version,memory.total", FORM)  # before driver 510
 MIB = 1024 * 1024
@@ -23,38 +23,36 @@ LDCONFIG_MARKS = {"x86_64": "x86-64", "aarch64": "AArch64"}
 DRIVER_FOLDERS = ("/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 
 
-class Gpu(Struct, frozen=True, kw_only=True):
-    """One card; memory in bytes."""
-
-    name: str
-    total: int
-    free: int
-
-
 class Card(Struct, frozen=True, kw_only=True):
-    """What a build has to know of a card. What the driver does not tell is empty or None."""
+    """A card; what was not asked for, or the driver does not say, is empty or 0."""
 
     name: str
     capability: str = ""  # such as 8.9
     driver: str = ""
-    total: int | None = None  # bytes
+    total: int = 0  # bytes of its memory
+    free: int = 0
     split: bool = False  # MIG is on: programs see its slices, not the card
 
 
 def count() -> int | None:
-    """How many cards there are; None where no driver of NVIDIA's tells."""
+    """How many cards there are; None where there is no driver of NVIDIA's."""
     return len(find()) if shutil.which("nvidia-smi") else None
 
 
-def parse(text: str) -> list[Gpu]:
-    """nvidia-smi's lines, with memory in MiB; what is no such line is left out."""
-    gpus = []
+def parse(text: str) -> list[Card]:
+    """The cards in the lines of MEMORY_QUERY; other lines are left out."""
+    cards = []
     for line in text.splitlines():
-        name, _, rest = line.rpartition(",")
-        name, _, total = name.rpartition(",")
-        if name and total.strip().isdecimal() and rest.strip().isdecimal():
-            gpus.append(Gpu(name=name.strip(), total=int(total) * MIB, free=int(rest) * MIB))
-    return gpus
+        name, *memory = _words(line, 3)
+        if name and len(memory) == 2 and all(map(str.isdecimal, memory)):
+            total, free = (int(mebibytes) * MIB for mebibytes in memory)
+            cards.append(Card(name=name, total=total, free=free))
+    return cards
+
+
+def _words(line: str, count: int) -> list[str]:
+    """The values in a line of nvidia-smi's; the first one, a name, may contain commas."""
+    return [word.strip() for word in line.rsplit(",", count - 1)]
 
 
 def parse_cards(text: str) -> list[Card]:
@@ -62,11 +60,11 @@ def parse_cards(text: str) -> list[Card]:
     errors are printed in their place, with status 0 too."""
     cards = []
     for line in text.splitlines():
-        words = [word.strip() for word in line.rsplit(",", 4)]
+        words = _words(line, 5)
         if len(words) == 5 and re.fullmatch(r"\d+(\.\d+)+", words[2]):
             name, capability, driver, split, total = words
         else:
-            words = [word.strip() for word in line.rsplit(",", 2)]
+            words = _words(line, 3)
             if len(words) < 3 or not re.fullmatch(r"\d+(\.\d+)+", words[1]):
                 continue
             (name, driver, total), capability, split = words, "", ""
@@ -75,7 +73,7 @@ def parse_cards(text: str) -> list[Card]:
                 name=name,
                 capability=capability if re.fullmatch(r"\d+\.\d+", capability) else "",
                 driver=driver,
-                total=int(total) * MIB if total.isdecimal() else None,
+                total=int(total) * MIB if total.isdecimal() else 0,
                 split=split == "Enabled",
             )
         )
@@ -87,10 +85,10 @@ def parse_slices(text: str) -> list[str]:
     return re.findall(r"^\s+MIG (\S+)\s+Device", text, re.M)
 
 
-def find() -> list[Gpu]:
-    """The cards that nvidia-smi lists; none where it is missing, fails or hangs."""
+def find() -> list[Card]:
+    """The cards whose memory nvidia-smi lists; none where it is missing, fails or hangs."""
     program = shutil.which("nvidia-smi")
-    status, out, _ = outcome([program, *QUERY], timeout=10) if program else (-1, "", "")
+    status, out, _ = outcome([program, *MEMORY_QUERY], timeout=10) if program else (-1, "", "")
     return parse(out) if status == 0 else []
 
 

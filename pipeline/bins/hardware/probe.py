@@ -13,8 +13,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def probe(home: Home, cuda: str = "") -> Facts:
         ),
         kfd=tuple(read(p) for p in matching("/sys/class/kfd/kfd/topology/nodes/*/properties")),
         cuda=(toolkit_folder := toolkit(outputs.get("nvcc -v"))),
-        parts=parts(toolkit_folder),
+        parts=cuda_parts(toolkit_folder) | other_parts(),
     )
 
 
@@ -212,13 +211,9 @@ def toolkit(output: ProbeOutput | None) -> str:
     return ""
 
 
-def parts(cuda: str) -> frozenset[str]:
-    """Which of the parts that a build links or includes are there."""
-    return cuda_parts(cuda) | other_parts()
-
-
 def cuda_parts(cuda: str) -> frozenset[str]:
-    """Which of CUDA's are there: in the toolkit `cuda`, or where the system's libraries are."""
+    """Which of the parts of CUDA that a build links are there: in the toolkit `cuda`, or where the
+    system's libraries are."""
     libraries = [
         *(f"{cuda}/{part}" for part in ("lib64", "lib", "lib/x64", "targets/*/lib") if cuda),
         *LIBRARIES,
@@ -233,19 +228,17 @@ def cuda_parts(cuda: str) -> frozenset[str]:
 
 
 def other_parts() -> frozenset[str]:
-    """Which of the other backends' are there."""
-    sdk = os.environ.get("VULKAN_SDK", "")
+    """Which of the parts that a build for another backend links or includes are there."""
     rocm = os.environ.get("ROCM_PATH") or "/opt/rocm"
     mkl = os.environ.get("MKLROOT") or "/opt/intel/oneapi/mkl/latest"
-    prefixes = [*([sdk] if sdk else []), *PREFIXES]
     cmake = [
         f"{prefix}/{part}/cmake"
-        for prefix in prefixes
+        for prefix in vulkan_prefixes()
         for part in ("share", "lib", "lib64", "lib/*-linux-gnu")
     ]
     places: Mapping[str, Places] = {
         "loader": (
-            [*([f"{sdk}/lib"] if sdk else []), *LIBRARIES],
+            [*(f"{prefix}/lib" for prefix in vulkan_prefixes()), *LIBRARIES],
             ("libvulkan.so", "libvulkan.dylib", "vulkan-1.lib"),
         ),
         "spirv": (cmake, ("SPIRV-Headers/SPIRV-HeadersConfig.cmake",)),
@@ -258,7 +251,17 @@ def other_parts() -> frozenset[str]:
 
 def present(places: Mapping[str, Places]) -> frozenset[str]:
     """The parts of which a file is there."""
-    return frozenset(part for part, (folders, names) in places.items() if exists(folders, names))
+    return frozenset(
+        part
+        for part, (folders, names) in places.items()
+        if any(matching(f"{folder}/{name}") for folder in folders for name in names)
+    )
+
+
+def vulkan_prefixes() -> list[str]:
+    """Where Vulkan's headers and libraries may be installed, in CMake's order."""
+    sdk = os.environ.get("VULKAN_SDK")
+    return [*([sdk] if sdk else []), *PREFIXES]
 
 
 def matching(pattern: str) -> list[str]:
@@ -268,19 +271,11 @@ def matching(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes relative ones
 
 
-def exists(folders: Iterable[str], names: Iterable[str]) -> bool:
-    return any(matching(f"{folder}/{name}") for folder in folders for name in names)
-
-
 def files_to_read() -> list[tuple[str, str]]:
     """Files to read, by key; the headers are the first that CMake would find."""
-    sdk = os.environ.get("VULKAN_SDK", "")
-    prefixes = [*([sdk] if sdk else []), *PREFIXES]
-    headers = chain.from_iterable(
-        matching(f"{prefix}/[iI]nclude/vulkan/vulkan_core.h") for prefix in prefixes
-    )
-    first = next(headers, None)
-    return [*FILES.items(), *([("vulkan_core.h", first)] if first else [])]
+    patterns = (f"{prefix}/[iI]nclude/vulkan/vulkan_core.h" for prefix in vulkan_prefixes())
+    headers = [path for pattern in patterns for path in matching(pattern)]
+    return [*FILES.items(), *(("vulkan_core.h", path) for path in headers[:1])]
 
 
 def read(path: str) -> str:

@@ -1,8 +1,11 @@
-"""Who provides what a backend needs: the command for each family of systems."""
+"""What installs what a backend needs: the command for each family of systems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from pipeline.bins import platform
+from pipeline.core.errors import PipelineError
 
 FAMILIES = {
     "debian": "Debian/Ubuntu",
@@ -117,4 +120,17 @@ def provider(package: str, system: str, family: str) -> str:
         return own
     if system != "linux" or family:
         return ""
-    return "; ".join(f"{FAMILIES[f]}: {commands[f]}" for f in ("debian", "fedora") if f in commands)
+    return _listed(commands, ("debian", "fedora"))
+
+
+def _listed(commands: Mapping[str, str], families: Iterable[str]) -> str:
+    return "; ".join(f"{FAMILIES[each]}: {commands[each]}" for each in families if each in commands)
+
+
+def require_compiler() -> None:
+    """Raise PipelineError that says what to install where there is no C++ compiler."""
+    if platform.find_compiler() is None:
+        raise PipelineError(
+            "no C++ compiler was found (CXX, c++, g++, clang++)",
+            _listed(PACKAGES["compiler"], FAMILIES),
+        )

@@ -12,7 +12,6 @@ from typing import Any
 from msgspec import Struct, convert, field, to_builtins
 from msgspec.structs import replace
 
-from pipeline.bins import platform
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
@@ -53,7 +52,7 @@ class Selection(Struct, frozen=True, kw_only=True):
     def require_tools(self) -> None:
         """Raise PipelineError where it cannot be compiled here."""
         if self.backend == "cpu":
-            platform.require_compiler()
+            providers.require_compiler()
         self._require(self.missing_tools, f"{doitw('doctor')} lists what is here")
 
     def _require(self, missing: Sequence[str], hint: str) -> None:

@@ -146,10 +146,8 @@ def keep(target: Path) -> None:
 
 def discard(target: Path) -> None:
     """Remove an intermediate file; its receipt stays. Call it under the target's lock."""
-    entry = receipts.load(target.parent).get(target.name)
     remove(target)
-    if entry:
-        receipts.change(target, replace(entry, mtime_ns=None))
+    _drop_receipt(target, keep=True)
 
 
 def take_away(target: Path, *, keep_receipt: bool = False) -> None:
@@ -170,6 +168,7 @@ def take_away(target: Path, *, keep_receipt: bool = False) -> None:
 
 
 def _drop_receipt(target: Path, *, keep: bool) -> None:
+    """Drop the receipt, or `keep` it as that of a file which was removed on purpose."""
     if entry := receipts.load(target.parent).get(target.name):
         receipts.change(target, replace(entry, mtime_ns=None) if keep else None)
 
@@ -179,9 +178,7 @@ def finish(unfinished: Path) -> None:
     match = UNFINISHED.fullmatch(unfinished.name)
     remove(unfinished)
     if match and not os.path.lexists(target := unfinished.with_name(match["name"])):
-        entry = receipts.load(target.parent).get(target.name)
-        if entry and entry.mtime_ns is not None:
-            receipts.change(target, replace(entry, mtime_ns=None))
+        _drop_receipt(target, keep=True)
 
 
 def remove_empty(folder: Path, top: Path) -> None:
