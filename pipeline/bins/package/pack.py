@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from pipeline.bins.binaries import program_sha256
 from pipeline.core import log
@@ -25,7 +25,7 @@ from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe, Status
 
-from .manifest import MANIFEST, SCHEMA
+from .manifest import MANIFEST, ListedFile, Manifest
 
 FORMAT = 1  # counts up when the same members become other bytes
 MEMBER_TIME, MEMBER_DATE = 315_532_800, (1980, 1, 1, 0, 0, 0)  # the first day that a zip can name
@@ -154,25 +154,17 @@ def members(package: Package) -> dict[str, PackedFile]:
             f"{package.folder}: there is no llama-server in it to pack",
             f"build it: {doitw('build_bins')}",
         )
-    files[MANIFEST] = _text(json.dumps(manifest(package, files), indent=1) + "\n")
+    manifest = Manifest(
+        name=package.name,
+        commit=package.commit,
+        tree=package.tree,
+        platform=package.platform,
+        backend=package.backend,
+        portable=package.portable,
+        files={path: ListedFile(each.sha256, each.size) for path, each in sorted(files.items())},
+    )
+    files[MANIFEST] = _text(json.dumps(to_builtins(manifest), indent=1) + "\n")
     return dict(sorted(files.items()))
-
-
-def manifest(package: Package, files: Mapping[str, PackedFile]) -> Mapping[str, Any]:
-    """What the package says of itself, as its `manifest.json`."""
-    return {
-        "schema": SCHEMA,
-        "name": package.name,
-        "commit": package.commit,
-        "tree": package.tree,
-        "platform": package.platform,
-        "backend": package.backend,
-        "portable": package.portable,
-        "files": {
-            path: {"sha256": member.sha256, "size": member.size}
-            for path, member in sorted(files.items())
-        },
-    }
 
 
 def readme(package: Package) -> str:
