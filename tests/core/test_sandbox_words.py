@@ -56,6 +56,24 @@ def test_bubblewrap_leaves_the_network_where_it_is_open(monkeypatch: pytest.Monk
     assert "--share-net" in words and "--seccomp" not in words
 
 
+@pytest.mark.parametrize(
+    ("script", "is_usable"), [("exit 0", True), ("exit 1", False), ("exec /bin/sleep 20", False)]
+)
+def test_a_bubblewrap_that_fails_or_hangs_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, is_usable: bool
+) -> None:
+    stand_in = tmp_path / "bwrap"
+    stand_in.write_text(f"#!/bin/sh\n{script}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(bubblewrap, "SECONDS", 0.5)
+    bubblewrap.program.cache_clear()
+    try:
+        assert bubblewrap.program() == (str(stand_in) if is_usable else "")
+    finally:
+        bubblewrap.program.cache_clear()
+
+
 def rule(profile: str, what: str) -> str:
     (line,) = (line for line in profile.splitlines() if line.startswith(f"(allow {what}"))
     return line

@@ -23,7 +23,7 @@ def program() -> str:
     command = [path, "--unshare-all", "--ro-bind", "/", "/", path, "--version"]
     try:
         result = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return path if result.returncode == 0 else ""
 
