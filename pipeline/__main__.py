@@ -21,7 +21,7 @@ def main() -> None:
     if words[:1] == ["--version"]:
         print(command_line.versions())
         return
-    if words[:2] == ["completion", "words"]:
+    if words[:2] == ["completion", "words"] and words[2:]:
         from .tasks import completion
 
         print(*completion.candidates(words[2].removeprefix("="), words[3:]), sep="\n")

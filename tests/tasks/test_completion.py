@@ -194,3 +194,11 @@ def test_the_command_prints_it(shell: str) -> None:
     )
     assert f"made by `doitw completion {shell}`" in done.stdout
     assert "@program@" not in done.stdout
+
+
+def test_the_shells_own_call_without_a_word_is_wrong_usage() -> None:
+    done = subprocess.run(
+        ["./doitw", "completion", "words"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "must be one of bash" in done.stderr and "Traceback" not in done.stderr
