@@ -12,6 +12,7 @@ from msgspec import Struct
 from .errors import PipelineError, UsageError
 
 PROBE_BYTES = 16 * 1024  # receipts and caches need about as much
+CHOSEN_BY = "LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE)"  # in hints about a disk
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICES = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
     device + number for device in ("com", "lpt") for number in "0123456789¹²³"
@@ -98,8 +99,7 @@ def require_writable(folder: Path) -> None:
         )
         raise PipelineError(
             f"{folder}: cannot be written to: {error.strerror}",
-            f"{mend}, or set LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE) to another "
-            "folder",
+            f"{mend}, or set {CHOSEN_BY} to another folder",
         ) from None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import io
@@ -118,6 +119,15 @@ def test_a_pip_that_reaches_nothing(home: Home, cached: bool) -> None:
     assert str(target.parent) in caught.value.hint
     assert names(target.parent) == ([WHEEL.file] if cached else [])
     assert "No matching distribution" in (home.logs / "download-some-thing.log").read_text()
+
+
+def test_a_full_disk_names_the_variable_that_moves_the_cache(home: Home, tmp_path: Path) -> None:
+    def fail(made: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(made))
+
+    with pytest.raises(PipelineError, match="disk full") as caught:
+        packages.keep(tmp_path / "cache" / "file", "0" * 64, fail)
+    assert "LLAMA_PIPELINE_CACHE" in caught.value.hint
 
 
 def test_offline(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,7 @@ def test_space(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"GB are needed there") as caught:
         publish.require_space(tmp_path, free)  # the spare room does not fit
     assert str(tmp_path) in caught.value.message
-    assert "LLAMA_PIPELINE_HOME" in caught.value.hint
+    assert "LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE)" in caught.value.hint
 
 
 def test_remove(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import CHOSEN_BY
 from pipeline.core.text import size
 
 from .locks import own_name
@@ -43,13 +44,13 @@ def require_space(folder: Path, need: int) -> None:
     if need and free < need + SPARE_BYTES:
         raise PipelineError(
             f"{folder}: {size(need + SPARE_BYTES)} are needed there and {size(free)} are free",
-            "free some space, or set LLAMA_PIPELINE_HOME to a folder on another disk",
+            f"free some space, or set {CHOSEN_BY} to a folder on another disk",
         )
 
 
 @contextmanager
-def full_disk_is_an_error(folder: Path, chosen_by: str = "LLAMA_PIPELINE_HOME") -> Iterator[None]:
-    """Turn a full or read-only disk into a PipelineError. `chosen_by` is the variable that sets
+def full_disk_is_an_error(folder: Path, chosen_by: str = CHOSEN_BY) -> Iterator[None]:
+    """Turn a full or read-only disk into a PipelineError. `chosen_by` says which variable sets
     `folder`."""
     try:
         yield
