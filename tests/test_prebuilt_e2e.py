@@ -133,7 +133,7 @@ def test_a_rate_limit_says_so(here: Doit, site: releases.Site) -> None:
     site.faults["rate_limit"] = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1790000000"}
     wrong = here("build_bins", *WORDS, "release=latest", status=1)
     assert wrong.err.count("error: ") == 1 and "Traceback" not in wrong.err
-    assert "allows no more questions" in wrong.err and "GITHUB_TOKEN" in wrong.err
+    assert "allows no more requests" in wrong.err and "GITHUB_TOKEN" in wrong.err
     assert made(here) == set()
 
 

@@ -14,7 +14,7 @@ import debian
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.bins.hardware import devices
+from pipeline.bins.hardware import detect
 from pipeline.bins.hardware.requirements import LOWEST_VULKAN
 from pipeline.core.paths import Home, cache
 from pipeline.core.store.locks import only_one
@@ -51,7 +51,7 @@ def vulkan_sdk() -> Path:
 @pytest.fixture(scope="session")
 def software(vulkan_sdk: Path) -> Software:
     """The first Vulkan device that is a program."""
-    found = devices.vulkan_devices(debian.asked("vulkaninfo", "--summary"))
+    found = detect.vulkan_devices(debian.asked("vulkaninfo", "--summary"))
     for number, device in enumerate(found):
         if device.kind == "CPU":
             return Software(device.name, {"GGML_VK_VISIBLE_DEVICES": str(number)})
@@ -67,7 +67,7 @@ def is_enough(folder: Path) -> bool:
     header = folder / HEADER
     if not header.is_file() or not (folder / SPIRV).is_file():
         return False
-    version = devices.vulkan_headers(header.read_text(encoding="utf-8"))
+    version = detect.vulkan_headers(header.read_text(encoding="utf-8"))
     loaders = [*folder.glob("lib/libvulkan.so"), *folder.glob("lib/*-linux-gnu/libvulkan.so")]
     return numbers(version) >= LOWEST_VULKAN and any(path.exists() for path in loaders)
 

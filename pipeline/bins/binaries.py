@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
-from pipeline.core.process import WINDOWS
+from pipeline.core.process import WINDOWS, outcome
 from pipeline.core.store import json_file, receipts, stat_cache
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
@@ -26,6 +27,16 @@ PROGRAMS = (
     "llama-bench",
     "llama-fit-params",
 )
+
+# How --list-devices names their devices, before the number: CUDA0, Vulkan1.
+DEVICES = {
+    "cuda": "CUDA",
+    "metal": "MTL|Metal",
+    "hip": "ROCm",
+    "sycl": "SYCL",
+    "vulkan": "Vulkan",
+}
+TIMEOUT = 120  # seconds; a first start reads hundreds of MB, and asks every driver
 
 
 def program_file(name: str, *, windows: bool = WINDOWS) -> str:
@@ -161,3 +172,46 @@ def external(home: Home) -> Binaries | None:
             "name the folder that holds llama.cpp's programs, or unset it to have them built",
         )
     return Binaries(folder=folder, commit="", home=home)
+
+
+# What they print
+
+
+def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True) -> str:
+    """The version that llama-server prints. Raises PipelineError where it does not start, or sees
+    no device of its backend."""
+    version = output_of(server, "--version", hint)
+    devices = output_of(server, "--list-devices", hint)
+    if needs_device and not shows(devices, backend):
+        raise PipelineError(
+            f"{server.name} --list-devices shows no device of {backend}:\n{indented(devices)}", hint
+        )
+    named = (line for line in version.splitlines() if line.startswith("version: "))
+    return next(named, version.splitlines()[0]).removeprefix("version: ")
+
+
+def shows(devices: str, backend: str) -> bool:
+    """Whether a device of the backend is listed. The CPU backend needs none."""
+    return backend == "cpu" or bool(re.search(rf"^ *({DEVICES[backend]})\d*:", devices, re.M))
+
+
+def devices(server: Path, env: Mapping[str, str]) -> list[str]:
+    """The devices that --list-devices lists, without their free memory; none where it fails."""
+    _, out, err = outcome([server, "--list-devices"], timeout=TIMEOUT, env=env)
+    names = re.findall(r"^ *(\w+\d+: .+?)(?: \(\d+ MiB, .*)?$", out + err, re.M)
+    return [name for name in names if not name.startswith("CPU")]
+
+
+def output_of(server: Path, option: str, hint: str) -> str:
+    """The output of the server with an option. Raises PipelineError where it fails or is empty."""
+    status, out, err = outcome([server, option], timeout=TIMEOUT)
+    text = (out + err).encode("utf-8", "replace").decode("utf-8").strip()
+    if status or not text:
+        raise PipelineError(
+            f"{server.name} does not run ({option} ended with {status}):\n{indented(text)}", hint
+        )
+    return text
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.splitlines()[-15:])

@@ -21,7 +21,7 @@ DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
 
 class BuildOptions(Struct, frozen=True, kw_only=True):
     """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
-    where nothing is said; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
+    where it was not given; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
 
     source: str = DEFAULT_SOURCE
     backend: str = AUTO

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.bins import binaries, smoke_test
+from pipeline.bins import binaries
 from pipeline.core import log
 from pipeline.core.environment import servers
 from pipeline.core.text import size
@@ -92,7 +92,7 @@ def seen_devices(programs: Programs, server: Server) -> list[str]:
     """The devices that our llama-server sees, as it names them; one for the CPU sees none."""
     if programs.backend == "cpu":
         return []
-    devices = smoke_test.devices(Path(server.executable), {**servers(os.environ), **server.env})
+    devices = binaries.devices(Path(server.executable), {**servers(os.environ), **server.env})
     if programs.backend and not devices:
         log.info("warning: llama-server sees no device of its backend; the CPU is used")
     return devices

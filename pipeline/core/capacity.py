@@ -53,8 +53,8 @@ def total() -> int:
 
 
 def _available() -> int:
-    """As psutil tells it, which is slow to load: Linux says it in a file. In some containers that
-    is more than there is, which psutil knows how to mend."""
+    """Available memory in bytes. Linux has it in a file, and psutil is slow to load; but in some
+    containers the file says more than there is, which psutil corrects."""
     with suppress(OSError, ValueError, KeyError):
         lines = (line.split() for line in MEMINFO.read_text(encoding="ascii").splitlines())
         kilobytes = {name: int(value) for name, value, *_ in lines}

@@ -59,19 +59,17 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
         update(rate.done, total)
 
     if not sys.stderr.isatty():
-        update = _lines(title, lambda done: ", ".join(rate.summary(done)), patience)
+        update = _lines(title, rate.summary, patience)
         yield count
         return
 
-    with _drawn(
-        title, lambda task: ", ".join(rate.summary(f"{size(rate.done)} of {size(total)}"))
-    ) as update:
+    with _drawn(title, lambda task: rate.summary(f"{size(rate.done)} of {size(total)}")) as update:
         yield count
 
 
 @contextmanager
 def _drawn(title: str, summary: Callable[[Task], str]) -> Iterator[Update]:
-    """A bar on the terminal, with a summary behind it that is asked for at each refresh, so that a
+    """A bar on the terminal, followed by a summary that is computed at each refresh, so that a
     stall shows."""
     with _drawing:
         progress = _bars()
@@ -152,18 +150,18 @@ class TransferRate:
                 while now - self._samples[1][0] > WINDOW:
                     self._samples.popleft()
 
-    def summary(self, done: str) -> list[str]:
-        """What is done, the speed and the time left, as far as known."""
+    def summary(self, done: str) -> str:
+        """`done`, followed by the speed and the time left as far as they are known."""
         with self._lock:
             then, before = self._samples[0]
             passed = self._clock() - then
             speed = (self._arrived - before) / passed if passed else 0.0
         if speed < 1:
-            return [done]
+            return done
         words = [done, f"{size(speed)}/s"]
         if self.done < self.total:
             words.append(f"{duration((self.total - self.done) / speed)} left")
-        return words
+        return ", ".join(words)
 
 
 def duration(seconds: float) -> str:

@@ -36,7 +36,7 @@ class Variable(Struct, frozen=True):
             force_setattr(self, "name", name)
 
     def __get__(self, group: Group | None, owner: type) -> object:
-        """What an attribute of a group is, unless the group has a value of its own."""
+        """The default of an attribute of a group, where the group has no value of its own."""
         return self if group is None else self.unset
 
 

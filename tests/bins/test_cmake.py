@@ -239,8 +239,8 @@ def test_a_compiler_that_the_system_ended(
     ],
 )
 def test_lines_that_say_why(line: str, counts: bool) -> None:
-    watch = Watch()
-    watch.line(lambda done, whole: None)(line)
+    watch = Watch(lambda done, whole: None)
+    watch.see(line)
     assert watch.errors == ([line] if counts else [])
 
 

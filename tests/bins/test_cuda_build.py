@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.build,
     pytest.mark.slow,
     pytest.mark.skipif(
-        cuda_versions.for_driver("", platform.platform_tag()) is None or not shutil.which("g++"),
+        cuda_versions.unavailable_reason("", platform.platform_tag()) or not shutil.which("g++"),
         reason="there are no wheels for this machine, or it has no compiler",
     ),
 ]

@@ -97,7 +97,6 @@ def in_cache(tmp_path: Path) -> list[str]:
     ],
 )
 def test_where_the_wheels_fit(driver: str, tag: str, why: str) -> None:
-    assert cuda_versions.for_driver(driver, tag) == (None if why else CUDA_13)
     assert cuda_versions.unavailable_reason(driver, tag).endswith(why)
     assert bool(cuda_versions.unavailable_reason(driver, tag)) == bool(why)
 

@@ -35,8 +35,8 @@ from machines import (
     vulkan,
 )
 
-from pipeline.bins.hardware import devices, nvidia, probe, providers, requirements
-from pipeline.bins.hardware.detect import Host, detect
+from pipeline.bins.hardware import nvidia, probe, providers, requirements
+from pipeline.bins.hardware.detect import Host, apple, detect
 from pipeline.bins.hardware.nvidia import MIB
 from pipeline.bins.hardware.probe import Facts, ProbeOutput
 from pipeline.bins.hardware.requirements import MISSING, USABLE, Report
@@ -313,7 +313,7 @@ def test_metal() -> None:
     host = mac({**tools, "system_profiler": ok(PROFILER)})
     assert host.apple == ("Apple M2 (Metal 3)",)
     assert of(host, "metal").state == USABLE
-    assert devices.apple(INTEL_MAC) == ("Intel Iris Plus Graphics 655 (Metal GPUFamily macOS 2)",)
+    assert apple(INTEL_MAC) == ("Intel Iris Plus Graphics 655 (Metal GPUFamily macOS 2)",)
     assert lacks(mac(), "metal") == "the Xcode command line tools"
     assert lacks(linux(), "metal") == "macOS"
     assert "none for macOS" in lacks(mac(), "cuda")

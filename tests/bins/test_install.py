@@ -230,7 +230,7 @@ def test_a_running_program_is_not_disturbed(tmp_path: Path, home: Home, target: 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ({"bin/llama-server": "x"}, r"no package: there is no README\* at its root"),
+        ({"bin/llama-server": "x"}, r"not a package: there is no README\* at its root"),
         ({"README": "x"}, "there is no bin/llama-server"),
         ({"README": "x", "llama-server": "x"}, "there is no bin/llama-server"),
         ({f"top/{name}": text for name, text in files("x").items()}, "no bin/llama-server"),

@@ -22,7 +22,7 @@ from conftest import REPOSITORY
 from fakes import releases as fake
 from msgspec.structs import replace
 
-from pipeline.bins import platform, smoke_test
+from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.release import github, releases
 from pipeline.bins.release.prebuilt import Prebuilt
@@ -173,7 +173,7 @@ def test_a_release_that_is_none(release: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_device_is_listed(told: str, backend: str, expected: bool) -> None:
-    assert smoke_test.shows(told, backend) is expected
+    assert binaries.shows(told, backend) is expected
 
 
 # The work

@@ -213,7 +213,7 @@ def test_names_that_are_not_for_us(name: str) -> None:
 
 @pytest.mark.parametrize("digest", ["", "md5:abc", "sha512:" + "0" * 128, "sha256:short", "x"])
 def test_without_a_digest_nothing_is_taken(digest: str) -> None:
-    with pytest.raises(PipelineError, match=r"no digest of it|only sha256 is known"):
+    with pytest.raises(PipelineError, match=r"no digest for it|only sha256 is known"):
         _ = asset("a.zip", digest=digest).sha256
 
 
@@ -313,7 +313,7 @@ def test_no_programs_yet(site: fake.Site, tag: str) -> None:
 def test_an_asset_without_a_digest(site: fake.Site) -> None:
     name = UBUNTU.format("b7")
     site.add("b7", {name: b"x"}, {name: {"digest": None}})
-    with pytest.raises(PipelineError, match=f"{name}: the release tells no digest") as caught:
+    with pytest.raises(PipelineError, match=f"{name}: the release gives no digest") as caught:
         find("b7")
     assert "bins=build" in caught.value.hint
 
@@ -350,7 +350,7 @@ def test_the_first_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "one ")
     assert github.token() == ("GITHUB_TOKEN", "one")
     monkeypatch.setenv("GITHUB_TOKEN", "schlüssel")
-    with pytest.raises(UsageError, match="GITHUB_TOKEN: holds letters") as caught:
+    with pytest.raises(UsageError, match="GITHUB_TOKEN: contains characters") as caught:
         github.token()
     assert "schlüssel" not in str(caught.value)
 
@@ -367,12 +367,12 @@ def test_the_rate_limit(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> Non
     reset = str(int(time.time()) + 1830)
     site.faults["rate_limit"] = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": reset}
     with pytest.raises(
-        PipelineError, match=r"no more questions for 30 min \d+ s, until 20"
+        PipelineError, match=r"no more requests for 30 min \d+ s, until 20"
     ) as caught:
         find("b7")
     assert "GITHUB_TOKEN" in caught.value.hint
     monkeypatch.setenv("GITHUB_TOKEN", "geheim")
-    with pytest.raises(PipelineError, match="no more questions") as caught:
+    with pytest.raises(PipelineError, match="no more requests") as caught:
         find("b7")
     assert "GITHUB_TOKEN" not in caught.value.hint
 
@@ -381,9 +381,9 @@ def test_the_rate_limit(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> Non
     ("status", "headers", "message"),
     [
         (403, {"retry-after": "60"}, r"for 1 min 0 s, until .* \(status 403\)"),
-        (429, {}, r"no more questions \(status 429\)"),
-        (429, {"retry-after": "Sat, 21 Nov"}, r"no more questions \(status 429\)"),
-        (429, {"x-ratelimit-reset": "99999999999999999999"}, "no more questions"),
+        (429, {}, r"no more requests \(status 429\)"),
+        (429, {"retry-after": "Sat, 21 Nov"}, r"no more requests \(status 429\)"),
+        (429, {"x-ratelimit-reset": "99999999999999999999"}, "no more requests"),
         (429, {"x-ratelimit-reset": "9999999999"}, "until 2286-"),
         (403, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "900"}, "for 0 s"),
         (403, {"x-ratelimit-remaining": "12"}, "answered 403"),
@@ -437,14 +437,14 @@ GOOD = {
 )
 def test_answers_that_are_none(site: fake.Site, body: bytes) -> None:
     site.faults["body"] = body
-    with pytest.raises(PipelineError, match=r"127\.0\.0\.1 answers is no list of releases"):
+    with pytest.raises(PipelineError, match=r"127\.0\.0\.1 sent no list of releases"):
         find("b7")
 
 
 @pytest.mark.parametrize("body", [b"{}", b'[{"assets": []}]', b"[7]", b"[null]"])
 def test_lists_that_are_none(site: fake.Site, body: bytes) -> None:
     site.faults["body"] = body
-    with pytest.raises(PipelineError, match="is no list of releases"):
+    with pytest.raises(PipelineError, match="sent no list of releases"):
         find("latest")
 
 
@@ -488,7 +488,7 @@ def test_the_api_is_githubs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_network(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
-    with pytest.raises(PipelineError, match=r"could not be asked for: 127\.0\.0\.1") as caught:
+    with pytest.raises(PipelineError, match=r"could not be fetched: 127\.0\.0\.1") as caught:
         find("latest")
     assert "proxy" in caught.value.hint
 

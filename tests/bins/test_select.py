@@ -374,7 +374,7 @@ def test_the_machine_is_looked_at_once(machine: Machine) -> None:
     assert (first.backend, looked) == ("cpu", True)
     assert any("nvidia-smi: ended with 1" in warning for warning in first.warnings)
     assert machine.select() == (first, False)
-    assert machine.select(named("cpu")) == (Selection(backend="cpu", why="asked for"), False)
+    assert machine.select(named("cpu")) == (Selection(backend="cpu", why="requested"), False)
     other = replace(AUTO, toolkit=SYSTEM)
     assert machine.select(other)[1]
     assert not machine.select(other)[1] and not machine.select()[1]

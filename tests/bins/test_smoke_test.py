@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bins import smoke_test
-from pipeline.bins.smoke_test import DEVICES, try_out
+from pipeline.bins import binaries
+from pipeline.bins.binaries import DEVICES, try_out
 from pipeline.core.errors import PipelineError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
@@ -54,7 +54,7 @@ def test_it_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
 ) -> None:
     if "sleep" in script:
-        monkeypatch.setattr(smoke_test, "TIMEOUT", 1)
+        monkeypatch.setattr(binaries, "TIMEOUT", 1)
     with pytest.raises(PipelineError, match="llama-server does not run") as caught:
         try_out(server(tmp_path, script), "cpu", "look there")
     assert says in caught.value.message

@@ -90,7 +90,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("faults", "said", "hint"),
         [
-            ({"rate_limit": {"x-ratelimit-remaining": "0"}}, "no more questions", "GITHUB_TOKEN"),
+            ({"rate_limit": {"x-ratelimit-remaining": "0"}}, "no more requests", "GITHUB_TOKEN"),
             ({"body": b"<html>sign in</html>"}, "no answer about llama.cpp's commits", "proxy"),
             ({"body": b"{}"}, "no answer about llama.cpp's commits", "proxy"),
             ({"status": 500}, "answered 500", "later"),
@@ -112,7 +112,7 @@ class TestNames:
 
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
-        with pytest.raises(PipelineError, match="commits could not be asked for") as caught:
+        with pytest.raises(PipelineError, match="commits could not be fetched") as caught:
             upstream.find("b7001")
         assert "network" in caught.value.hint
 
@@ -146,13 +146,13 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("faults", "said"),
         [
-            ({"tarball": b"<html>sign in</html>"}, "is no whole archive"),
-            ({"tarball": gzip.compress(b"<html>")}, "is no whole archive"),
-            ({"tarball": b""}, "is no whole archive"),
-            ({"cut": 300}, "could not be asked for"),
+            ({"tarball": b"<html>sign in</html>"}, "is damaged or incomplete"),
+            ({"tarball": gzip.compress(b"<html>")}, "is damaged or incomplete"),
+            ({"tarball": b""}, "is damaged or incomplete"),
+            ({"cut": 300}, "could not be fetched"),
             ({"status": 404}, "there is no archive"),
             ({"status": 403}, "answered 403"),
-            ({"rate_limit": {"retry-after": "60"}}, "no more questions for 1 min"),
+            ({"rate_limit": {"retry-after": "60"}}, "no more requests for 1 min"),
         ],
     )
     def test_a_bad_download_leaves_nothing(
@@ -170,7 +170,7 @@ class TestFiles:
     def test_a_whole_archive_that_was_cut(self, site: releases.Site, home: Home) -> None:
         revision = upstream.find("b7001")
         site.faults["tarball"] = site.commits[0].archive[:700]
-        with pytest.raises(PipelineError, match="is no whole archive"):
+        with pytest.raises(PipelineError, match="is damaged or incomplete"):
             fetched(revision, home)
 
     def test_other_files_than_the_commits(
@@ -179,7 +179,7 @@ class TestFiles:
         revision = upstream.find("b7001")
         (tree / "run.sh").write_text("#!/bin/sh\nrm -r ~\n")
         site.faults["tarball"] = releases.packed(tree, revision.commit)
-        with pytest.raises(PipelineError, match=f"expected is {revision.tree}"):
+        with pytest.raises(PipelineError, match=f"expected {revision.tree}"):
             fetched(revision, home)
         assert not source.upgraded(home, revision).folder.exists()
 

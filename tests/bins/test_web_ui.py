@@ -522,5 +522,5 @@ class TestPlace:
         own.mkdir()
         (own / "index.html").write_text("mine")
         for choice in (plan, None):
-            with pytest.raises(PipelineError, match="embeds what lies there"):
+            with pytest.raises(PipelineError, match="would embed this page"):
                 web_ui.place(choice, plan.source, folder)

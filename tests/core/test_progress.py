@@ -58,18 +58,18 @@ def test_a_transfer_that_is_over_in_a_moment_says_so_once(
 def test_the_speed_is_that_of_what_arrived_lately() -> None:
     now = 0.0
     pace = TransferRate(100_000, clock=lambda: now)
-    assert pace.summary("0 %") == ["0 %"]
+    assert pace.summary("0 %") == "0 %"
     pace.count(40_000, arrived=False)
     for _ in range(30):
         now += 1
         pace.count(1000, arrived=True)
-    assert pace.summary("70 %") == ["70 %", "1.0 kB/s", "30 s left"]
+    assert pace.summary("70 %") == "70 %, 1.0 kB/s, 30 s left"
     for _ in range(30):
         now += 1
         pace.count(100, arrived=True)
-    assert pace.summary("73 %") == ["73 %", "100 B/s", "4 min 30 s left"]
+    assert pace.summary("73 %") == "73 %, 100 B/s, 4 min 30 s left"
     now += 10_000  # nothing came
-    assert pace.summary("73 %") == ["73 %"]
+    assert pace.summary("73 %") == "73 %"
 
 
 def test_how_long_is_written() -> None:

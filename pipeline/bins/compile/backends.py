@@ -15,7 +15,7 @@ from pipeline.core.paths import Home
 
 from . import cuda_toolkit
 
-# GGML_METAL is on by default on macOS; said so that `cpu` means the same everywhere.
+# GGML_METAL is on by default on macOS; off explicitly, so that `cpu` means the same everywhere.
 NO_METAL = "-DGGML_METAL=OFF"
 
 
@@ -33,7 +33,7 @@ class Backend(Struct, frozen=True, kw_only=True):
 
 
 def backend(selection: Selection, home: Home, build_options: BuildOptions) -> Backend:
-    """How to build what was selected: for CUDA for the architectures asked for, else for the cards
+    """How to build what was selected: for CUDA for the requested architectures, else for the cards
     that are here; what is portable for all of upstream's choice."""
     name = selection.backend
     versions = {tool: version for tool, (_, version) in selection.tools.items()}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.bins import platform, smoke_test
-from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file
+from pipeline.bins import platform
+from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file, try_out
 from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
@@ -248,9 +248,7 @@ def _publish(build: Build, recipe: Recipe, seconds: float) -> str:
         for name, file in made_files(build).items():
             _copy(file, made / name, keeps=build.work_folder)
         server, hint = made / program_file("llama-server"), f"the build's log is {build.log}"
-        version = smoke_test.try_out(
-            server, build.backend.name, hint, needs_device=not build.elsewhere
-        )
+        version = try_out(server, build.backend.name, hint, needs_device=not build.elsewhere)
         receipts.record_folder(made, recipe, seconds=seconds)
     return version
 

@@ -87,8 +87,8 @@ def configure_argv(work: Work, tools: Mapping[str, str], ccache: str | None) -> 
 def build_argv(
     work: Work, tools: Mapping[str, str], count: int, targets: Sequence[str]
 ) -> list[str]:
-    """The command that compiles the targets, `count` files at once. Not through CMake, which when
-    it is told to end leaves Ninja behind; Ninja ends with its compilers."""
+    """The command that compiles the targets, `count` files at once. Not through CMake, which leaves
+    Ninja running when it is terminated; Ninja ends with its compilers."""
     return [tools["ninja"], "-C", str(work.folder), "-j", str(count), *targets]
 
 
@@ -110,12 +110,11 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     begin(work)
     statistics.unlink(missing_ok=True)
     count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
-    watch = Watch()
     with bar(f"building llama.cpp for {work.folder.name}") as update:
+        watch = Watch(update)
 
         def call(command: Sequence[str], *, append: bool = True) -> None:
-            on_line = watch.line(update)
-            status = run(command, log=work.log, env=env, on_line=on_line, append=append)
+            status = run(command, log=work.log, env=env, on_line=watch.see, append=append)
             if status:
                 raise failed(status, watch.errors, work.log)
 
@@ -168,7 +167,8 @@ def _speeds(work: Work) -> dict[str, float]:
 class Watch:
     """Progress and errors, read from Ninja's output."""
 
-    def __init__(self) -> None:
+    def __init__(self, update: Callable[[float, float], None]) -> None:
+        self._update = update
         self.planned = 0  # steps of all its runs, as far as that is known
         self.before = self.done = self.total = 0
         self.errors: list[str] = []
@@ -182,26 +182,21 @@ class Watch:
         """Ninja runs once more, and counts from 1."""
         self.before, self.done, self.total = self.steps, 0, 0
 
-    def count(self, done: int, total: int, update: Callable[[float, float], None]) -> None:
-        """A project inside counts its own few steps: they are not those of the whole."""
-        if total * 2 >= self.total:
-            self.done, self.total = done, total
-            update(self.steps, max(self.planned, self.before + total))
-
-    def line(self, update: Callable[[float, float], None]) -> Callable[[str], None]:
-        def see(line: str) -> None:
-            counter = COUNTER.match(line)
-            if counter:
-                self.count(int(counter[1]), int(counter[2]), update)
-            elif FAILURE.search(line):
-                self.errors.append(line.strip())
-
-        return see
+    def see(self, line: str) -> None:
+        """Read a line of the output."""
+        if counter := COUNTER.match(line):
+            done, total = map(int, counter.groups())
+            # A project inside counts its own few steps: they are not those of the whole.
+            if total * 2 >= self.total:
+                self.done, self.total = done, total
+                self._update(self.steps, max(self.planned, self.before + total))
+        elif FAILURE.search(line):
+            self.errors.append(line.strip())
 
 
 def begin(work: Work) -> None:
-    """CMake keeps the compiler and the folders of its first run, whatever it is told later: where
-    they changed, start over."""
+    """CMake keeps the compiler and the folders of its first run, whatever is passed later: start
+    over where they changed."""
     note = work.folder / ".toolchain.json"
     now = json.dumps([str(work.folder), str(work.source), *work.made_with])
     if _read(note) != now:
@@ -215,9 +210,10 @@ def begin(work: Work) -> None:
         note.write_text(now, encoding="utf-8")
 
 
-def _read(note: Path) -> str:
+def _read(file: Path) -> str:
+    """The text of a file; empty where it cannot be read."""
     try:
-        return note.read_text(encoding="utf-8", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -235,10 +231,7 @@ def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
 
 def counted(statistics: Path) -> tuple[int, int]:
     """Hits and misses in ccache's log of its results."""
-    try:
-        results = statistics.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return 0, 0
+    results = _read(statistics).splitlines()
     hits = results.count("direct_cache_hit") + results.count("preprocessed_cache_hit")
     return hits, results.count("cache_miss")
 

@@ -80,9 +80,9 @@ def require_node(home: Home) -> Node:
     version = _version(Path(path), home.run / "node.json")
     if not is_accepted_node(version):
         reason = f"is version {version}" if version else "does not name its version"
-        raise PipelineError(
-            f"{path}: {reason}, and llama.cpp's page needs {_accepted()}", NODE_HINT
-        )
+        *others, last = (".".join(map(str, lowest)) for lowest in LOWEST_NODE.values())
+        accepted = f"{', '.join(others)}, {last} or newer"
+        raise PipelineError(f"{path}: {reason}, and llama.cpp's page needs {accepted}", NODE_HINT)
     if not npm:
         raise PipelineError(f"npm is not installed, only Node.js {version}", NODE_HINT)
     return Node(path, npm, version)
@@ -93,11 +93,6 @@ def is_accepted_node(version: str) -> bool:
     numbers = tuple(int(number) for number in version.split(".")) if version else (0,)
     lowest = LOWEST_NODE.get(numbers[0])
     return numbers >= lowest if lowest else numbers[0] > max(LOWEST_NODE)
-
-
-def _accepted() -> str:
-    *others, last = (".".join(map(str, version)) for version in LOWEST_NODE.values())
-    return f"{', '.join(others)}, {last} or newer"
 
 
 def _version(node: Path, cache: Path) -> str:

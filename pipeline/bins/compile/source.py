@@ -1,9 +1,8 @@
 """llama.cpp's source tree: the one that `upgrade` switched to, else the submodule where it is
 checked out, else the pinned archive.
 
-Each is taken only if git's hash of its files is the expected one. A submodule that somebody
-changed is used, because that is why people change it, but said and recorded under another
-identity than the pinned one.
+Each is used only if git's hash of its files is the expected one. A modified submodule is used too,
+for that is why people modify it, but reported, and recorded under another identity than the pin.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def _folder(home: Home, commit: str) -> Path:
 def is_current(source: Source) -> bool:
     """Whether the source is on disk as it was when it was checked."""
     if not source.fetched:
-        return True  # a submodule is asked anew each time by `find`
+        return True  # `find` reads the submodule's state each time
     return git_tree.is_current(source.folder, _recipe(source))
 
 
@@ -147,7 +146,7 @@ def _get(source: Source, home: Home, made: Path, *, offline: bool) -> None:
     """Unpack it into the folder `made`. Raises PipelineError where its files are others."""
     if source.upgrade:
         with upstream.archive(source.upgrade, submodule(), made.parent, offline=offline) as archive:
-            tree, origin = _unpack(archive, "", made), f"what came of llama.cpp {source.upgrade}"
+            tree, origin = _unpack(archive, "", made), f"the archive of llama.cpp {source.upgrade}"
         hint = "another program may answer in GitHub's place; it was not used"
     else:
         archive = packages.fetch(pins().llama_cpp_archive, home, offline=offline)
@@ -156,7 +155,7 @@ def _get(source: Source, home: Home, made: Path, *, offline: bool) -> None:
         hint = "correct the pins in pipeline/pins.toml"
     if tree != source.tree:
         raise PipelineError(
-            f"{origin}: its files have the tree hash {tree}, expected is {source.tree}", hint
+            f"{origin}: the tree hash of its files is {tree}, expected {source.tree}", hint
         )
 
 
@@ -267,7 +266,7 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise PipelineError(
-            f"{archive.name}: is no whole archive: {reason}",
+            f"{archive.name}: is damaged or incomplete: {reason}",
             "run the same command again; if it stays so, see whether a proxy or a login page "
             "answers in GitHub's place",
         ) from None

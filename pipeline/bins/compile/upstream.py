@@ -64,7 +64,7 @@ class Tagged(Struct, frozen=True):
 
 def find(name: str) -> Revision:
     """The revision that GitHub has for a tag, branch or commit (of seven digits at least), or for
-    `latest`. Raises UsageError where there is none, PipelineError where it cannot be asked."""
+    `latest`. Raises UsageError where there is none, PipelineError where GitHub does not answer."""
     with github.client() as client:
         if name == LATEST:
             name = next(iter(_tags(client, 10)), "")

@@ -48,7 +48,7 @@ DEMANDED = (
 
 
 class Ui(Struct, frozen=True, kw_only=True):
-    """The page of a source, and the Node.js that builds it. Nothing is done yet."""
+    """The page of a source, and the Node.js to build it with."""
 
     source: Source
     node: Node
@@ -68,7 +68,7 @@ class Ui(Struct, frozen=True, kw_only=True):
 def choose(
     wanted: str, source: Source, home: Home, *, offline: bool = False
 ) -> tuple[Ui | None, str]:
-    """The page that `ui=auto|on|off` means and, where there is none, why not.
+    """The page to embed for `ui=auto|on|off` and, where there is none, why not.
 
     Raises PipelineError where `on` cannot be.
     """
@@ -83,7 +83,7 @@ def choose(
 
 
 def recipe(ui: Ui) -> Recipe:
-    """Everything that the page depends on, known without a look at its files."""
+    """Everything that the page depends on, known without reading its files."""
     return {
         "step": "ui",
         "source": ui.source.recipe(),
@@ -129,7 +129,7 @@ def place(ui: Ui | None, source: Source, build_folder: Path) -> None:
     foreign = source.folder / INSIDE / "dist"
     if (foreign / "index.html").exists():
         raise PipelineError(
-            f"{foreign}: llama.cpp's build embeds what lies there, whatever is asked for",
+            f"{foreign}: llama.cpp's build would embed this page, not the chosen one",
             f"remove that folder; build the page from the source: {doitw('build_ui')}",
         )
     target = build_folder / INSIDE / "dist"
@@ -178,7 +178,7 @@ def _find(source: Source, home: Home, offline: bool) -> Ui:
     if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
         raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", node.WITHOUT)
     if node.find_node(home) is None:
-        # A page that stands needs no Node.js: some shells of a machine know it, others do not.
+        # A finished page needs no Node.js, which may be on the PATH of some shells only.
         standing = Ui(source=source, node=Node("", "", ""), home=home)
         entry = _entry(standing)
         recorded = Node("", "", str(entry.recipe.get("node") if entry else ""))
@@ -189,8 +189,8 @@ def _find(source: Source, home: Home, offline: bool) -> Ui:
 
 
 def _is_of(ui: Ui, made_of: str) -> bool:
-    """Whether the page that stands is of these very files: another commit may change nothing of
-    it, and a copied folder has other times."""
+    """Whether the finished page was made of these very files: another commit may not change
+    them, and a copied folder has other times."""
     entry = _entry(ui)
     return (
         entry is not None

@@ -73,11 +73,6 @@ def unavailable_reason(driver: str, platform_tag: str) -> str:
     return ""
 
 
-def for_driver(driver: str, platform_tag: str) -> CudaRelease | None:
-    """The release to take; where there is none `unavailable_reason` says why."""
-    return None if unavailable_reason(driver, platform_tag) else CUDA_13
-
-
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(word) for word in version.split(".") if word.isdecimal())
 

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from . import devices
-from . import nvidia as smi
-from .devices import VulkanDevice
-from .nvidia import Card
+from .nvidia import Card, parse_cards, parse_slices
 from .probe import TIMEOUT, Facts, Machine, ProbeOutput
 
 NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
@@ -37,6 +34,15 @@ TOOLS = (
     *("CXX", "c++", "gcc", "g++", "clang", "clang++", "cl", "ccache", "node"),
     *("nvcc", "hipcc", "icpx", "glslc"),
 )
+# Compute capability of NVIDIA's small computers, whose nvidia-smi is missing or says little.
+JETSONS = {
+    "thor": "11.0",
+    "orin": "8.7",
+    "xavier": "7.2",
+    "tx2": "6.2",
+    "nano": "5.3",
+    "tx1": "5.3",
+}
 
 
 class Tool(Struct, frozen=True, kw_only=True):
@@ -44,6 +50,13 @@ class Tool(Struct, frozen=True, kw_only=True):
 
     path: str
     version: str
+
+
+class VulkanDevice(Struct, frozen=True, kw_only=True):
+    """A device of vulkaninfo's; `kind` such as DISCRETE_GPU or CPU, which is software."""
+
+    name: str
+    kind: str
 
 
 class Host(Machine, frozen=True, kw_only=True):
@@ -73,10 +86,10 @@ def detect(facts: Facts) -> Host:
     """The machine that these facts describe."""
     outputs, files = facts.outputs, facts.files
     cpu, features = processor(facts)
-    jetson = devices.jetson_model(files.get("device-tree", ""))
+    jetson = jetson_model(files.get("device-tree", ""))
     cards, slices, problems = nvidia(outputs)
     if jetson and not any(card.capability for card in cards):
-        cards, problems = (devices.jetson_card(jetson, files.get("tegra", "")),), {}
+        cards, problems = (jetson_card(jetson, files.get("tegra", "")),), {}
     problems = {**problems, **{n: p for n in TOOLS if (p := problem(n, outputs.get(n)))}}
     for name in ("rocminfo", "sycl-ls", "vulkaninfo", "system_profiler"):
         if fault := problem(name, outputs.get(name)):
@@ -92,16 +105,14 @@ def detect(facts: Facts) -> Host:
         xcode=stdout_of(outputs, "xcode-select").strip(),
         nvidia=cards,
         slices=slices,
-        amd=devices.amd(stdout_of(outputs, "rocminfo")) or devices.kfd(facts.kfd),
-        intel=devices.sycl(stdout_of(outputs, "sycl-ls")),
-        apple=devices.apple(stdout_of(outputs, "system_profiler"))
-        if facts.system == "macos"
-        else (),
-        vulkan=devices.vulkan_devices(stdout_of(outputs, "vulkaninfo")),
+        amd=amd(stdout_of(outputs, "rocminfo")) or kfd(facts.kfd),
+        intel=sycl(stdout_of(outputs, "sycl-ls")),
+        apple=apple(stdout_of(outputs, "system_profiler")) if facts.system == "macos" else (),
+        vulkan=vulkan_devices(stdout_of(outputs, "vulkaninfo")),
         has_vulkaninfo="vulkaninfo" in outputs,
-        vulkan_headers=devices.vulkan_headers(files.get("vulkan_core.h", "")),
+        vulkan_headers=vulkan_headers(files.get("vulkan_core.h", "")),
         vendors=frozenset(vendor for vendor, kind in facts.pci if kind.startswith(DISPLAY)),
-        nvidia_driver=devices.kernel_driver(files.get("nvidia", "")),
+        nvidia_driver=kernel_driver(files.get("nvidia", "")),
         problems=problems,
     )
 
@@ -159,13 +170,98 @@ def processor(facts: Facts) -> tuple[str, tuple[str, ...]]:
 def nvidia(
     outputs: Mapping[str, ProbeOutput],
 ) -> tuple[tuple[Card, ...], tuple[str, ...], dict[str, str]]:
-    """Cards, MIG slices, and what nvidia-smi said instead of them."""
+    """Cards, MIG slices, and what nvidia-smi printed instead of them."""
     answer = outputs.get("nvidia-smi")
     if answer is None:
         return (), (), {}
-    cards = smi.parse_cards(stdout_of(outputs, "nvidia-smi"))
-    cards = cards or smi.parse_cards(stdout_of(outputs, "nvidia-smi, old"))
+    cards = parse_cards(stdout_of(outputs, "nvidia-smi"))
+    cards = cards or parse_cards(stdout_of(outputs, "nvidia-smi, old"))
     if cards:
-        return tuple(cards), tuple(smi.parse_slices(stdout_of(outputs, "nvidia-smi -L"))), {}
+        return tuple(cards), tuple(parse_slices(stdout_of(outputs, "nvidia-smi -L"))), {}
     fault = problem("nvidia-smi", answer) or first_line(answer.out + "\n" + answer.err)
     return (), (), {"nvidia-smi": fault or "printed nothing"}
+
+
+# Graphics cards and headers, from the tools and files of each vendor
+
+
+def kernel_driver(text: str) -> str:
+    """The version in /proc/driver/nvidia/version."""
+    version = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)", text)
+    return version[1] if version else ""
+
+
+def jetson_model(text: str) -> str:
+    """The device tree's model, where it is one of NVIDIA's; the text ends with a NUL."""
+    model = text.strip("\0\n ")
+    return model if "jetson" in model.lower() or model.lower().startswith("nvidia") else ""
+
+
+def jetson_card(model: str, release: str) -> Card:
+    """The graphics unit of such a computer; its driver is that of the system's release."""
+    capability = next((c for word, c in JETSONS.items() if word in model.lower()), "")
+    version = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release)
+    return Card(
+        name=model,
+        capability=capability,
+        driver=f"L4T {version[1]}.{version[2]}" if version else "",
+    )
+
+
+def amd(text: str) -> tuple[str, ...]:
+    """rocminfo's graphics agents: name and architecture."""
+    agents = []
+    for agent in re.split(r"^\*+\s*\nAgent \d+", text, flags=re.M):
+        name = re.search(r"^\s+Name:\s+(gfx\w+)", agent, re.M)
+        market = re.search(r"^\s+Marketing Name:\s+(\S.*?)\s*$", agent, re.M)
+        if name:
+            agents.append(f"{market[1]} ({name[1]})" if market else name[1])
+    return tuple(agents)
+
+
+def kfd(nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """The same from the kernel: 90010 is gfx90a, 110000 is gfx1100; 0 is the processor."""
+    names = []
+    for text in nodes:
+        version = re.search(r"^gfx_target_version (\d+)", text, re.M)
+        if version and int(version[1]):
+            number = int(version[1])
+            names.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
+    return tuple(names)
+
+
+def sycl(text: str) -> tuple[str, ...]:
+    """Level Zero's graphics devices of sycl-ls; OpenCL lists the same ones again."""
+    pattern = (
+        r"^\[(?:ext_oneapi_)?level_zero:gpu[^\]]*\](?:\[[^\]]*\])?\s+[^,]*,\s*(.+?)\s+[\d.]+\s*\["
+    )
+    return tuple(re.findall(pattern, text, re.M))
+
+
+def apple(text: str) -> tuple[str, ...]:
+    """system_profiler's graphics units, with the Metal that they speak."""
+    units = []
+    for unit in re.split(r"^\s+Chipset Model: ", text, flags=re.M)[1:]:
+        metal = re.search(r"^\s+Metal(?: Support| Family)?: (?:Supported, )?(.+?)\s*$", unit, re.M)
+        name = unit.partition("\n")[0].strip()
+        units.append(f"{name} ({metal[1]})" if metal else name)
+    return tuple(units)
+
+
+def vulkan_devices(text: str) -> tuple[VulkanDevice, ...]:
+    """The devices of `vulkaninfo --summary`."""
+    kinds = re.findall(r"^\s*deviceType\s*=\s*(?:PHYSICAL_DEVICE_TYPE_)?(\w+)", text, re.M)
+    names = re.findall(r"^\s*deviceName\s*=\s*(.+?)\s*$", text, re.M)
+    return tuple(
+        VulkanDevice(name=name, kind=kind) for name, kind in zip(names, kinds, strict=False)
+    )
+
+
+def vulkan_headers(text: str) -> str:
+    """The version of vulkan_core.h, such as 1.3.239."""
+    patch = re.search(r"#define VK_HEADER_VERSION (\d+)", text)
+    whole = re.search(
+        r"#define VK_HEADER_VERSION_COMPLETE VK_MAKE_(?:API_)?VERSION\((?:0, ?)?(\d+), ?(\d+),",
+        text,
+    )
+    return f"{whole[1]}.{whole[2]}.{patch[1]}" if patch and whole else ""

@@ -24,7 +24,7 @@ DRIVER_FOLDERS = ("/usr/lib/wsl/lib", "/run/opengl-driver/lib")
 
 
 class Card(Struct, frozen=True, kw_only=True):
-    """A card; what was not asked for, or the driver does not say, is empty or 0."""
+    """A card. What was not queried, or the driver does not report, is empty or 0."""
 
     name: str
     capability: str = ""  # such as 8.9

@@ -265,7 +265,7 @@ def vulkan_prefixes() -> list[str]:
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a pattern with a whole path in it means."""
+    """The existing paths that an absolute pattern matches."""
     if not glob.has_magic(pattern):
         return [pattern] if os.path.lexists(pattern) else []
     return sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes relative ones
@@ -326,7 +326,7 @@ def fingerprint(cuda: str = "") -> str:
 
 
 def mtime_ns(path: str) -> int:
-    """When a file, or the names in a folder, changed: ns; 0 where there is none."""
+    """The modification time of a file or folder in ns; 0 where there is none."""
     try:
         return Path(path).stat().st_mtime_ns
     except OSError:

@@ -127,9 +127,9 @@ def cuda(host: Host) -> Finding:
 
 def wheels(host: Host) -> CudaRelease | None:
     """The release of NVIDIA's wheels for this system, its driver and its cards."""
-    platform = f"{host.system}-{host.machine}"
-    release = None if host.jetson else cuda_versions.for_driver(driver(host), platform)
-    if release and missing_for_version(host, numbers(release.version), []):
+    release = cuda_versions.CUDA_13
+    unavailable = cuda_versions.unavailable_reason(driver(host), f"{host.system}-{host.machine}")
+    if host.jetson or unavailable or missing_for_version(host, numbers(release.version), []):
         return None
     return release
 

@@ -66,7 +66,7 @@ class Selection(Struct, frozen=True, kw_only=True):
 def select(options: BuildOptions, home: Home) -> Selection:
     """The choice for this machine, cached until the machine changes."""
     if options.backend == "cpu":
-        return Selection(backend="cpu", why="asked for")
+        return Selection(backend="cpu", why="requested")
     folder = options.toolkit if options.toolkit not in (AUTO, SYSTEM) else ""
     machine = fingerprint(folder)
     cache = home.run / "backends.json"
@@ -135,7 +135,7 @@ def choose(machine: detect.Host, options: BuildOptions) -> Selection:
 
 
 def describe(machine: detect.Host, options: BuildOptions, report: requirements.Report) -> Selection:
-    """What choosing this backend means here."""
+    """The selection of this backend, with what it is missing here."""
     name, toolkit, notes = report.backend, "", list(report.notes)
     device, build = (
         list(report.of(requirements.DEVICE)),
@@ -157,7 +157,7 @@ def describe(machine: detect.Host, options: BuildOptions, report: requirements.R
             device += unsupported if options.is_for_elsewhere else []
     return Selection(
         backend=name,
-        why=", ".join(devices(machine, name)) or "asked for",
+        why=", ".join(devices(machine, name)) or "requested",
         warnings=tuple(notes),
         missing_device=with_hints(device, machine),
         missing_tools=with_hints(build, machine) if options.source == "build" else (),
@@ -182,7 +182,7 @@ def cuda_toolkit(
 
 
 def nvcc(tools: Mapping[str, tuple[str, str]]) -> str:
-    """Its version; empty where there is none."""
+    """The version of nvcc; empty where there is none."""
     return tools.get("nvcc", ("", ""))[1]
 
 

@@ -45,7 +45,7 @@ MACH_O_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 
 
 class Installed(Struct, frozen=True, kw_only=True):
-    """What is installed. `version` is what its llama-server says; `commit` may be unknown: ""."""
+    """What is installed. `version` is what its llama-server prints; `commit` may be empty."""
 
     folder: Path
     version: str
@@ -70,7 +70,7 @@ def recipe(archive: Path, home: Home) -> Recipe:
 
 
 def is_current(target: Path, recipe: Recipe | None = None) -> bool:
-    """Whether a package stands there as it was installed, and out of the archive of `recipe`."""
+    """Whether a package is there as it was installed, from the archive of `recipe`."""
     is_whole = _has_all_receipts(target) and not is_cut(target)
     return is_whole and receipts.folder_is_current(target / "bin", recipe)
 
@@ -81,7 +81,7 @@ def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
 
 
 def installed(target: Path) -> Installed | None:
-    """What an installation recorded there, whether or not it still stands."""
+    """What an installation recorded there, whether or not its files have changed since."""
     for entry in receipts.load(target / "bin").values():
         if entry.recipe.get("step") == STEP and entry.source:
             return Installed(
@@ -93,9 +93,9 @@ def installed(target: Path) -> Installed | None:
 def install(
     archive: Path, target: Path, *, home: Home, force: bool = False, patience: float = PATIENCE
 ) -> Installed:
-    """Have the package in `target`. Raises PipelineError; then the one before it stands.
+    """Install the package in `target`. Raises PipelineError; the previous one then stays in place.
 
-    `patience` is how many seconds its llama-server may take to say its version.
+    `patience` is how many seconds its llama-server may take to print its version.
     """
     with artifacts.locked_folder(target):
         expected = recipe(archive, home)
@@ -132,12 +132,6 @@ def _require_replaceable(target: Path) -> None:
     )
 
 
-def _server(folder: Path) -> Path | None:
-    return next(
-        (folder / "bin" / name for name in SERVERS if (folder / "bin" / name).exists()), None
-    )
-
-
 def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Installed:
     """Unpack, check, try out, record."""
     start = time.monotonic()
@@ -162,11 +156,12 @@ def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Install
 def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
     """The llama-server of a package, which has a README beside its `bin`."""
     roots = [file.name.lower() for file in files if file.parent == made]
-    server = _server(made)
+    servers = (made / "bin" / name for name in SERVERS)
+    server = next((path for path in servers if path.exists()), None)
     if not server or not any(name.startswith("readme") for name in roots):
         missing = "README* at its root" if server else "bin/llama-server"
         raise PipelineError(
-            f"{archive.name}: is no package: there is no {missing}",
+            f"{archive.name}: is not a package: there is no {missing}",
             "a package holds README* and bin/llama-server with its libraries beside it, not in "
             f"a folder above; make one: {doitw('package')}",
         )
@@ -174,7 +169,7 @@ def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
 
 
 def _try_out(archive: Path, server: Path, patience: float) -> str:
-    """What `llama-server --version` says; what does not start is not installed."""
+    """What `llama-server --version` prints. Raises PipelineError where it does not start."""
     status, out, err = outcome([server, "--version"], timeout=patience)
     lines = [
         "".join(c if c.isprintable() else "?" for c in line) for line in (out + err).splitlines()
@@ -214,7 +209,7 @@ class Packaged(ProgramSource, frozen=True):
 
     @property
     def commit(self) -> str:
-        """The commit that its manifest names, else what its llama-server says, as one word."""
+        """The commit that its manifest names, else the version of its llama-server, as one word."""
         package = installed(self.target)
         version = package.version.removeprefix("version: ") if package else ""
         word = re.sub(r"[^A-Za-z0-9.]+", "-", version)[:64].strip("-.")
@@ -241,7 +236,7 @@ class Packaged(ProgramSource, frozen=True):
 
 
 def platform_of(program: Path) -> str:
-    """As `host.platform_tag` says it, such as `windows-x64`; "" for what is none of them."""
+    """The platform that a program is for, such as `windows-x64`; empty where that is not known."""
     with program.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"\x7fELF"):

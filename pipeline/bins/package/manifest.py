@@ -15,7 +15,7 @@ from pipeline.core.errors import PipelineError
 MANIFEST = "manifest.json"
 SCHEMA = 1
 MOST_BYTES = 4_000_000
-HINT = "nothing of it was installed; get the archive again, whole"
+HINT = "nothing of it was installed; get the complete archive again"
 
 
 class ListedFile(Struct, frozen=True):

@@ -47,7 +47,7 @@ Writer = Callable[[Path, Mapping[str, PackedFile]], None]
 
 
 def write_tar_gz(archive: Path, members: Mapping[str, PackedFile]) -> None:
-    """Write a `.tar.gz` with neither names nor times of its own."""
+    """Write a `.tar.gz` without names of users or times: the same members give the same bytes."""
     with (
         archive.open("wb") as file,
         gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed,
@@ -139,7 +139,7 @@ class Package(Struct, frozen=True, kw_only=True):
 
 
 def members(package: Package) -> dict[str, PackedFile]:
-    """Every file of the package by its path, sorted; the manifest speaks of all others.
+    """Every file of the package by its path, sorted; the manifest lists all others.
 
     Raises PipelineError where the folder holds no llama-server, or a link that leaves it.
     """

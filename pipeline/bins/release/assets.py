@@ -40,7 +40,7 @@ Version = tuple[int, ...]
 
 
 class Asset(Struct, frozen=True, kw_only=True):
-    """A file of a release: size in bytes, and the digest as upstream's site tells it."""
+    """A file of a release: size in bytes, and the digest that upstream publishes."""
 
     name: str
     size: int
@@ -52,13 +52,13 @@ class Asset(Struct, frozen=True, kw_only=True):
         """In hex. Raises PipelineError where nothing could prove the file's bytes."""
         if not self.digest:
             raise PipelineError(
-                f"{self.name}: the release tells no digest of it, so nothing proves its bytes",
+                f"{self.name}: the release gives no digest for it, so it cannot be verified",
                 "name a newer release (release=…), or build it: bins=build",
             )
         kind, _, value = self.digest.partition(":")
         if kind != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", value):
             raise PipelineError(
-                f"{self.name}: the release tells the digest {self.digest[:80]!r}, and only sha256 "
+                f"{self.name}: the release gives the digest {self.digest[:80]!r}, and only sha256 "
                 "is known here",
                 "name another release (release=…), or build it: bins=build",
             )
@@ -92,7 +92,7 @@ class AssetKind(Struct, frozen=True, kw_only=True):
 
 
 class NoMatchError(PipelineError):
-    """The release has nothing for the platform and backend asked for."""
+    """The release has nothing for the requested platform and backend."""
 
 
 def kind(asset: Asset) -> AssetKind | None:

@@ -41,7 +41,9 @@ def api() -> str:
     except ValueError:
         sound = False
     if not sound or "@" in text:
-        raise UsageError("GITHUB_API_URL: is no address of an API", "https://HOST, or unset it")
+        raise UsageError(
+            "GITHUB_API_URL: is not the address of an API", "https://HOST, or unset it"
+        )
     return text
 
 
@@ -53,7 +55,7 @@ def token() -> tuple[str, str]:
     for name in TOKENS:
         value = os.environ.get(name, "").strip()
         if not re.fullmatch(r"[!-~]*", value):
-            raise UsageError(f"{name}: holds letters that no token has", "copy it anew")
+            raise UsageError(f"{name}: contains characters that no token has", "copy it again")
         if value:
             return name, value
     return "", ""
@@ -113,7 +115,7 @@ def _blocks(
                 yield block
     except httpx2.RequestError as error:
         raise PipelineError(
-            f"{what} could not be asked for: {trouble(error)}",
+            f"{what} could not be fetched: {trouble(error)}",
             "check the network and the proxy, then run the same command again"
             f"{_instead(what)}{network.settings()}",
         ) from None
@@ -128,7 +130,7 @@ def strange(why: str, what: str = RELEASES) -> PipelineError:
     """The error for an answer that is not what it should be."""
     expected = "list of releases" if what == RELEASES else "answer about " + what
     return PipelineError(
-        f"what {urlsplit(api()).hostname} answers is no {expected} ({why})",
+        f"{urlsplit(api()).hostname} sent no {expected} ({why})",
         "see whether a proxy or a login page answers in GitHub's place, and GITHUB_API_URL"
         f"{network.settings()}",
     )
@@ -137,15 +139,15 @@ def strange(why: str, what: str = RELEASES) -> PipelineError:
 def refusal(
     status: int, headers: Mapping[str, str], now: float, what: str = RELEASES
 ) -> PipelineError:
-    """The error for an answer that is none; `now` in seconds since 1970."""
+    """The error for any status but 200; `now` in seconds since 1970."""
     name, _ = token()
     limited = headers.get("x-ratelimit-remaining") == "0" or "retry-after" in headers
     if status == 429 or (status == 403 and limited):
-        wait = wait_told(headers, now)
+        wait = seconds_to_wait(headers, now)
         until = "" if wait is None else f" for {duration(wait)}, until {_clock(now + wait)}"
         raised = "" if name else f", or set {TOKENS[0]}: with a token it allows more"
         return PipelineError(
-            f"GitHub's API allows no more questions{until} (status {status})",
+            f"GitHub's API allows no more requests{until} (status {status})",
             f"wait until then{raised}",
         )
     if status == 401 and name:
@@ -163,11 +165,11 @@ def refusal(
         hint += network.settings()
     else:
         hint = f"run the same command again, later{_instead(what)}"
-    return PipelineError(f"{what} could not be asked for: {where}", hint)
+    return PipelineError(f"{what} could not be fetched: {where}", hint)
 
 
-def wait_told(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until the API may be asked again, where its headers tell."""
+def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the API takes requests again; None where its headers do not say."""
     for name, since in (("retry-after", 0.0), ("x-ratelimit-reset", now)):
         value = headers.get(name, "")
         if re.fullmatch(r"\d{1,10}", value, re.ASCII):

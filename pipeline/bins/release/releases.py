@@ -105,7 +105,7 @@ def _tagged(client: httpx2.Client, tag: str) -> PublishedRelease:
             f"{LATEST}, or a tag of https://github.com/{github.UPSTREAM}/releases",
         ) from None
     if release.tag_name != tag:
-        raise github.strange(f"it is about {release.tag_name}, and {tag} was asked")
+        raise github.strange(f"it is about {release.tag_name}, not {tag}")
     return release
 
 
@@ -127,9 +127,9 @@ def _pointed(client: httpx2.Client, pointer: Asset) -> str:
 def _first(
     listed: Sequence[PublishedRelease], platform: str, backend: str, driver: tuple[int, int] | None
 ) -> Release:
-    """The first that has what is asked for: files arrive one by one after a release is made.
+    """The first that has the requested programs: files are uploaded one by one after the release.
 
-    Upstream calls each of its builds a prerelease, so that says nothing here.
+    Upstream marks each of its builds as a prerelease, so that is ignored.
     """
     problem: PipelineError | None = None
     for release in listed:

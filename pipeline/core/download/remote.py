@@ -60,7 +60,7 @@ class Remote:
         self._timeout, self._pause = timeout, pause
         self._judge = Judge(name, size, streamed=streamed)
         self._lock = threading.Lock()
-        self._locating = threading.Lock()  # held while the network is asked
+        self._locating = threading.Lock()  # held while the location is looked up
         self.halted = threading.Event()
         self._location: Location | None = None
         self._answers: set[httpx2.Response] = set()

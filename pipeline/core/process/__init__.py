@@ -1,6 +1,6 @@
 """Running programs: each is shown first, logged, and never left behind.
 
-`lifetime` ends a child with this process, `stop` ends one at the user's wish, or when it hangs.
+`lifetime` ends a child with this process, `stop` stops one on request, or when it hangs.
 """
 
 from __future__ import annotations

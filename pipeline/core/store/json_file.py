@@ -31,8 +31,8 @@ def write(path: Path, value: object, *, indent: int | None = None) -> None:
 
 
 def write_private(path: Path, value: object) -> None:
-    """Replace a document whole, readable by this user alone. It is not flushed: for what means
-    nothing after a power cut. Raises OSError."""
+    """Replace a document whole, readable by this user alone. It is not flushed: for what is
+    useless after a power cut. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = part(path)
     try:

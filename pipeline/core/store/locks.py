@@ -1,8 +1,8 @@
 """One maker at a time.
 
 The operating system drops the lock when its holder dies, however it dies. On a disk whose locks do
-not work nobody waits: each run makes its own, under a temporary name that no other run has, and one
-of them stays.
+not work no run waits: each makes its own, under a temporary name that no other run has, and one of
+them stays.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def mark_used(target: Path) -> None:
 
 def is_held(target: Path) -> bool:
     """Whether another run holds the lock of `target`, or may: where locks do not work, or nothing
-    can be written, nobody knows. The lock keeps its time."""
+    can be written, that is unknown. The lock file keeps its time."""
     from filelock import Timeout
 
     path = lock_of(target)
@@ -98,8 +98,8 @@ def file_lock(path: Path, *, mode: int = -1, is_singleton: bool = False) -> Base
 
 
 def trouble(folder: Path) -> str:
-    """Why locks do not work on the disk of `folder`, or nothing; said once. Raises OSError where
-    nothing can be written there."""
+    """Why locks do not work on the disk of `folder`, or nothing; reported once. Raises OSError
+    where nothing can be written there."""
     if folder not in _troubles:
         why = _lock_error(folder)
         if why and not any(_troubles.values()):
@@ -136,7 +136,7 @@ def _lock_error(folder: Path) -> str:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return ""
-    return "flock holds nobody up"
+    return "flock does not exclude others"
 
 
 def _remove_left(target: Path) -> None:
