@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
-from pipeline.core.process import WINDOWS, outcome
+from pipeline.core.process import WINDOWS, indented, outcome
 from pipeline.core.store import json_file, receipts, stat_cache
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe
@@ -49,7 +49,7 @@ class ProgramSource(Struct, frozen=True):
 
     @property
     def tag(self) -> str:
-        """Platform, backend and what else tells them from others."""
+        """Platform, backend and what else distinguishes them."""
         raise NotImplementedError
 
     @property
@@ -211,7 +211,3 @@ def output_of(server: Path, option: str, hint: str) -> str:
             f"{server.name} does not run ({option} ended with {status}):\n{indented(text)}", hint
         )
     return text
-
-
-def indented(text: str) -> str:
-    return "\n".join(f"  | {line}" for line in text.splitlines()[-15:])

@@ -62,15 +62,15 @@ def find_compiler() -> Compiler | None:
         words = () if name == "cl" else (*chosen[1:], "--version")
         version = path and _version_text(path, words, *stat_cache.stamp(Path(path)))
         if path and version:
-            # GCC begins with the name it was called by, which makes no difference
+            # GCC begins with the name it was called by, which is irrelevant
             return Compiler(path, version.splitlines()[0].removeprefix(name).strip())
     return None
 
 
 @cache  # several steps call it
 def _version_text(path: str, words: tuple[str, ...], *stamp: int) -> str | None:
-    """What a compiler says of itself, which takes 20 ms. Kept by the program's stamp where it is
-    the compiler itself: a launcher or a script stays the same when the compiler changes."""
+    """What a compiler prints as its version, which takes 20 ms. Cached where the program is the
+    compiler itself: a launcher or a script stays the same when the compiler changes."""
     command = [path, *words]
     program = Path(path)
     if not re.fullmatch(r"(\w+-linux-gnu-)?(g\+\+-\d+|clang(-\d+)?)", program.resolve().name):

@@ -34,7 +34,7 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
 def doitw(words: str) -> str:
     """The command line `words` as the reader of a hint would type it: `./doitw up`, `doit up`.
 
-    The script doitw says in LLAMA_PIPELINE_COMMAND by which name it was called.
+    The script doitw sets LLAMA_PIPELINE_COMMAND to the name by which it was called.
     """
     import shlex
     import shutil

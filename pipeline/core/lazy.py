@@ -25,7 +25,7 @@ def submodules(package: str, paths: Iterable[str]) -> Callable[[str], ModuleType
 
 class _Lazy(ModuleType):
     """Stands for a module that is loaded when something in it is used, in whichever thread: the
-    import system sees to that no thread gets half of it."""
+    import system makes sure that no thread sees half a module."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(import_module(self.__name__), name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,19 +40,24 @@ def check() -> None:
 
 def _check_proxy(name: str) -> None:
     text = os.environ[name]
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        is_valid = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
+    url = text if "://" in text else f"http://{text}"
+    if not is_url(url, SCHEMES):
         raise UsageError(f"{name}: is not the address of a proxy", "http://HOST:PORT, or unset it")
-    if parts.scheme.startswith("socks") and not importlib.util.find_spec("socksio"):
+    if urlsplit(url).scheme.startswith("socks") and not importlib.util.find_spec("socksio"):
         raise UsageError(
             f"{name}: a SOCKS proxy needs the Python package socksio",
             "name an HTTP proxy instead; or, where the network is reached without one: "
             f"env -u {name} {sys.executable} -m pip install socksio",
         )
+
+
+def is_url(text: str, schemes: Sequence[str] = ("http", "https")) -> bool:
+    """Whether `text` is a URL of one of these schemes that names a host."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def through(url: str) -> str:

@@ -24,7 +24,7 @@ def background(function: Callable[[], object]) -> Callable[[], None]:
 
     def wait() -> None:
         error = _next(ended)
-        ended.put(None)  # for who waits again
+        ended.put(None)  # for a second call
         if error:
             raise error
 
@@ -55,7 +55,7 @@ def _start(function: Callable[[], object], ended: Ended) -> None:
     def work() -> None:
         try:
             function()
-        except BaseException as error:  # of any kind: who waits gets it
+        except BaseException as error:  # of any kind: it is raised where the end is awaited
             ended.put(error)
         else:
             ended.put(None)

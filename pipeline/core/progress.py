@@ -113,8 +113,8 @@ def _bars() -> Progress:
 
 
 def _lines(title: str, summary: Callable[[str], str] = str, patience: float = 0) -> Update:
-    """Prints a line for each tenth, but in `patience` seconds no other: short work needs one line,
-    not ten."""
+    """Print a line for each tenth, at most one in `patience` seconds: short work needs one, not
+    ten."""
     tenth, last_line = 0, time.monotonic()
     lock = threading.Lock()
 

@@ -22,7 +22,7 @@ UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey instead of showing it."""
+    """`text` without the characters that a terminal would interpret instead of showing them."""
     return UNPRINTABLE.sub("", text)
 
 

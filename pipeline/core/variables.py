@@ -97,7 +97,7 @@ def fill(group: type[AnyGroup], values: Mapping[str, object], **more: object) ->
 
 
 def text(value: str) -> str:
-    """Anything but nothing."""
+    """Any text that is not blank."""
     if not value.strip():
         raise ValueError("a value; leave the variable out to get the default")
     return value.strip()

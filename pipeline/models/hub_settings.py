@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit
 
 from pipeline.core.errors import UsageError
+from pipeline.core.network import is_url
 
 
 def is_offline() -> bool:
@@ -26,12 +26,7 @@ def check_environment() -> None:
         raise UsageError("HF_TOKEN: contains letters that no token has", "copy it again")
     if not os.environ.get("HF_ENDPOINT", " ").strip():
         os.environ.pop("HF_ENDPOINT", None)  # empty means unset; not so for the library
-    try:
-        parts = urlsplit(endpoint())
-        is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
+    if not is_url(endpoint()):
         raise UsageError(
             "HF_ENDPOINT: is not the address of a hub", "https://HOST, or leave it unset"
         )

@@ -55,7 +55,7 @@ class Work(Struct, frozen=True, kw_only=True):
     root: Path  # two checkouts share what they compiled: paths below it count as relative
     jobs: int | None
     log: Path
-    first: tuple[str, ...] = ()  # of the targets those that need nothing of what is put in
+    first: tuple[str, ...] = ()  # the targets that need nothing of what `prepare` adds
     speeds: Path  # what earlier builds on this machine took
 
 
@@ -93,8 +93,8 @@ def build_argv(
 
 
 def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
-    """Configure and compile; `prepare` puts into the folder what is to be built in, when all that
-    can do without has been compiled. Raises PipelineError with the first errors."""
+    """Configure and compile; `prepare` adds to the folder what is to be embedded, once `work.first`
+    has been compiled. Raises PipelineError with the first errors."""
     start = time.monotonic()
     tools, ccache = own_tools(), shutil.which("ccache")
     statistics = work.folder / ".ccache.log"

@@ -21,7 +21,7 @@ from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 
 INSTALLED_BYTES = 1_170_000_000 if ON_ARM else 1_100_000_000
-STAMP = "toolkit"  # written last: what has it is whole
+STAMP = "toolkit"  # written last: a folder that has it is complete
 NVCC_TIME = 1_000_000_000  # any, but always the same
 
 

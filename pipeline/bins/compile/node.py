@@ -48,7 +48,7 @@ NODE_HINT = (
 # The package with Node.js
 REQUIREMENTS = Path(__file__).with_name("node-requirements.txt")
 DOWNLOAD_BYTES, INSTALLED_BYTES = 61_000_000, 207_000_000
-STAMP = "node"  # written last: what has it is whole
+STAMP = "node"  # written last: a folder that has it is complete
 PLATFORMS = {
     f"{system}-{machine}"
     for system in ("linux", "macos", "windows")
@@ -96,7 +96,7 @@ def is_accepted_node(version: str) -> bool:
 
 
 def _version(node: Path, cache: Path) -> str:
-    """Its version; the program is run once for each file found there."""
+    """The version of a Node.js program, which is run once for as long as it stays the same."""
     cached = stat_cache.recall(cache, node)
     if cached is not None:
         return str(cached)

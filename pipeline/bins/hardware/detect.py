@@ -46,7 +46,7 @@ JETSONS = {
 
 
 class Tool(Struct, frozen=True, kw_only=True):
-    """A program that answers: where, and the version it names."""
+    """An installed tool."""
 
     path: str
     version: str

@@ -100,7 +100,7 @@ def driver_library() -> Path | None:
 
 
 def listed_libraries(text: str, machine: str) -> list[Path]:
-    """The places of it that `ldconfig -p` lists for programs of this machine."""
+    """The paths of the driver's library that `ldconfig -p` lists for programs of this machine."""
     paths = []
     for line in text.splitlines():
         name, _, rest = line.strip().partition(" ")

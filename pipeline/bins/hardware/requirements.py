@@ -135,7 +135,7 @@ def wheels(host: Host) -> CudaRelease | None:
 
 
 def no_wheels(host: Host) -> list[Missing]:
-    """That NVIDIA's wheels would be taken instead of a toolkit, were the driver newer."""
+    """The hint that NVIDIA's wheels would do instead of a toolkit, were the driver newer."""
     platform = f"{host.system}-{host.machine}"
     lowest = LOWEST_DRIVER[cuda_versions.CUDA_13.major]
     if (
@@ -242,7 +242,7 @@ def has_nvidia_card(host: Host) -> bool:
 
 
 def missing_nvidia_card(host: Host) -> list[Missing]:
-    """A card that answers, and that programs can use."""
+    """What keeps programs from using an NVIDIA card."""
     if host.system == "macos":
         return [Missing("a system with NVIDIA's driver: there is none for macOS", "", DEVICE)]
     fault = host.problems.get("nvidia-smi")
@@ -286,7 +286,8 @@ def missing_toolkit(host: Host, notes: list[str]) -> list[Missing]:
 
 
 def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Missing]:
-    """That the toolkit of this version compiles for the cards, and the driver runs the result."""
+    """What keeps a toolkit of this version from compiling for the cards, or the driver from running
+    the result."""
     missing = []
     lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
     cards = {

@@ -123,7 +123,7 @@ def _is_ours(target: Path) -> bool:
 
 
 def _require_replaceable(target: Path) -> None:
-    """Whoever names a wrong folder must not lose it."""
+    """Raise PipelineError where the folder holds anything but a package."""
     if _is_ours(target) or not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     raise PipelineError(

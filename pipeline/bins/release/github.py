@@ -35,12 +35,7 @@ class MissingError(PipelineError):
 def api() -> str:
     """The API's address, as GitHub's own machines name it. Raises UsageError."""
     text = os.environ.get("GITHUB_API_URL", "").strip().rstrip("/") or "https://api.github.com"
-    try:
-        parts = urlsplit(text)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        sound = False
-    if not sound or "@" in text:
+    if not network.is_url(text) or "@" in text:
         raise UsageError(
             "GITHUB_API_URL: is not the address of an API", "https://HOST, or unset it"
         )

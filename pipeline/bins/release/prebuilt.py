@@ -212,7 +212,7 @@ def _require_pinned(made: Path) -> None:
 
 
 def _try_out(prebuilt: Prebuilt, release: Release, made: Path) -> None:
-    """What does not run, or does not see the device that it is for, is not published."""
+    """Raise PipelineError where the programs do not run, or see no device of their backend."""
     windows = prebuilt.platform.startswith("windows-")
     server = made / program_file("llama-server", windows=windows)
     name = f"llama.cpp {release.tag} for {prebuilt.platform} with {prebuilt.backend}"

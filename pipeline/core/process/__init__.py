@@ -305,9 +305,13 @@ def attached(argv: Argv, *, cwd: Path | None = None, env: Mapping[str, str] | No
 def last_lines(log: Path, count: int = LAST_LINES) -> str:
     """The end of a log, indented, for an error message."""
     with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(f"  | {line}" for line in lines[-count:])
+        return indented(log.read_text(encoding="utf-8", errors="replace"), count)
     return ""
+
+
+def indented(output: str, count: int = LAST_LINES) -> str:
+    """The last lines of a program's output, for an error message."""
+    return "\n".join(f"  | {line}" for line in output.splitlines()[-count:])
 
 
 def start_attached(

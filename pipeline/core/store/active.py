@@ -98,11 +98,11 @@ def _run(data: dict[str, object]) -> ActiveRun:
 
 
 def _wait_for_removals(folder: Path) -> None:
-    is_told = False
+    is_reported = False
     while any(map(_is_alive, _active(folder).glob("*.removing"))):
-        if not is_told:
+        if not is_reported:
             log.info("another run is removing files; waiting for it")
-            is_told = True
+            is_reported = True
         time.sleep(TICK)
 
 
