@@ -27,8 +27,6 @@ from .members import Contents, Member, MemberKind, judge, most_unpacked, refusal
 from .process import WINDOWS
 from .store.publish import remove, require_space
 
-MOST_BYTES = 16_000_000_000
-MOST_FILES = 20_000
 CHANGED = "changed while the archive was read"
 
 BLOCK = 128 * 1024
@@ -42,13 +40,7 @@ ENDINGS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 Members = Generator[tuple[Member, IO[bytes] | None], None, None]
 
 
-def unpack(
-    archive: Path,
-    target: Path,
-    *,
-    most_bytes: int = MOST_BYTES,
-    most_files: int = MOST_FILES,
-) -> list[Path]:
+def unpack(archive: Path, target: Path) -> list[Path]:
     """Unpack into `target`, which must not exist. Returns the sorted paths of all files and links.
 
     Files get mode 0755 if anybody may run them, else 0644. Raises PipelineError for what is
@@ -56,13 +48,7 @@ def unpack(
     """
     kind = kind_of(archive)
     with closing(members(archive, kind)) as stream:
-        contents = judge(
-            archive,
-            (member for member, _ in stream),
-            most_bytes=most_bytes,
-            most_files=most_files,
-            packed=archive.stat().st_size,
-        )
+        contents = judge(archive, (member for member, _ in stream), archive.stat().st_size)
     require_space(target.parent, contents.bytes)
     target.mkdir()
     try:

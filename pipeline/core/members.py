@@ -17,6 +17,8 @@ from .errors import PipelineError
 from .paths import is_windows_device
 from .text import size
 
+MOST_BYTES = 16_000_000_000
+MOST_FILES = 20_000  # and folders
 RATIO = 100  # programs compress to a third or a fifth
 RATIO_FROM = 64_000_000  # bytes; what unpacks to less is never a bomb
 LONGEST_PART, LONGEST_PATH = 255, 1024  # bytes
@@ -60,14 +62,12 @@ def refusal(archive: Path, name: str, why: str) -> PipelineError:
     )
 
 
-def judge(
-    archive: Path, members: Iterable[Member], *, most_bytes: int, most_files: int, packed: int
-) -> Contents:
+def judge(archive: Path, members: Iterable[Member], packed: int) -> Contents:
     """What to unpack of an archive of `packed` bytes. Raises PipelineError for what is refused.
 
     Stops at the first such member, so that `members` need not be read to their end.
     """
-    contents, name = Contents(most_bytes, most_files, packed), ""
+    contents, name = Contents(packed), ""
     try:
         for member in members:
             name = member.name
@@ -112,12 +112,12 @@ def _check_part(part: str) -> None:
 class Contents:
     """What is unpacked, by path. `links` maps each link to the file that it leads to."""
 
-    def __init__(self, most_bytes: int, most_files: int, packed: int) -> None:
+    def __init__(self, packed: int) -> None:
         self.files: dict[str, Member] = {}
         self.links: dict[str, tuple[MemberKind, str]] = {}
         self.folders: set[str] = set()
         self.leads: dict[str, Member] = {}  # the links, before it is known where they end
-        self._most_bytes, self._most_files, self._packed = most_bytes, most_files, packed
+        self._packed = packed  # bytes of the archive
         self._named: set[str] = set()
         self._spelled: dict[str, str] = {}  # as a disk that ignores letter case sees it
         self.bytes = 0  # that they take on a disk, where links may be copies
@@ -162,14 +162,14 @@ class Contents:
         known = self._spelled.setdefault(unicodedata.normalize("NFC", folded), path)
         if known != path:
             raise _RefusedError(f"and {known!r} are the same name where letter case does not count")
-        if len(self._spelled) > self._most_files:
-            raise _RefusedError(f"is one more than the {self._most_files} files that are allowed")
+        if len(self._spelled) > MOST_FILES:
+            raise _RefusedError(f"is one more than the {MOST_FILES} files that are allowed")
 
     def _weigh(self, count: int) -> None:
         self.bytes += count
-        if count < 0 or self.bytes > self._most_bytes:
+        if count < 0 or self.bytes > MOST_BYTES:
             raise _RefusedError(
-                f"makes it {size(self.bytes)} in total; allowed are {size(self._most_bytes)}"
+                f"makes it {size(self.bytes)} in total; allowed are {size(MOST_BYTES)}"
             )
         if self.bytes > most_unpacked(self._packed):
             raise _RefusedError(

@@ -74,11 +74,6 @@ def install_argv(requirements: Path, folder: Path) -> list[str]:
     ]
 
 
-def requirement(archive: Archive) -> str:
-    """The archive as a line of pip's requirements."""
-    return f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
-
-
 def cached(archive: Archive, home: paths.Home) -> Path:
     """The archive's path in the cache, which all checkouts share."""
     return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
@@ -115,7 +110,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
         folder = made.with_name(f"{made.name}.pip")
         remove(folder)  # left by a run that was killed
         folder.mkdir()
-        (folder / "pinned.txt").write_text(requirement(archive), encoding="utf-8")
+        pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
+        (folder / "pinned.txt").write_text(pin, encoding="utf-8")
         try:
             status = run(download_argv(archive, folder), log=log, env=pip_environment())
             got = folder / archive.file

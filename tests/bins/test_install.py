@@ -89,13 +89,11 @@ def old(tmp_path: Path, home: Home, target: Path) -> Path:
     return archive
 
 
-def refused(
-    archive: Path, target: Path, home: Home, match: str, patience: float = install.PATIENCE
-) -> PipelineError:
+def refused(archive: Path, target: Path, home: Home, match: str) -> PipelineError:
     """It is refused, and the old package stands as it stood."""
     before = receipts.load(target / "bin")
     with pytest.raises(PipelineError, match=match) as caught:
-        install.install(archive, target, home=home, patience=patience)
+        install.install(archive, target, home=home)
     assert told(target) == "version: old"
     assert left(home) == ["package"]
     assert receipts.load(target / "bin") == before
@@ -328,10 +326,13 @@ def test_a_program_that_does_not_start(
     assert host.platform_tag() in refused(archive, target, home, match).hint
 
 
-def test_a_program_that_hangs(tmp_path: Path, home: Home, target: Path, old: Path) -> None:
+def test_a_program_that_hangs(
+    tmp_path: Path, home: Home, target: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "PATIENCE", 0.5)
     content = {**files("x"), "bin/llama-server": "#!/bin/sh\nexec sleep 600"}
     archive = write_tar(tmp_path / "x.tar", content)
-    refused(archive, target, home, "timed out after 0.5 seconds", patience=0.5)
+    refused(archive, target, home, "timed out after 0.5 seconds")
 
 
 def test_a_program_nobody_may_run(tmp_path: Path, home: Home, target: Path, old: Path) -> None:

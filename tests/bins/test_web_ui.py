@@ -438,13 +438,16 @@ class TestFailures:
         assert "offline=1" in failure.value.hint
         assert "--offline" in tools.calls()[0]
 
-    def test_a_network_that_says_nothing(self, tools: Tools, plan: Ui, tmp_path: Path) -> None:
+    def test_a_network_that_says_nothing(
+        self, tools: Tools, plan: Ui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         tools.mode("hang")
+        monkeypatch.setattr(node, "PATIENCE", 0.5)
         folder = tmp_path / "project"
         shutil.copytree(plan.source.folder / "tools/ui", folder)
         project = node.Project(folder, plan.node, tmp_path / "npm.log")
         with pytest.raises(PipelineError, match=r"printed nothing for 0\.5 s"):
-            project.install(patience=0.5)
+            project.install()
         assert len(tools.calls()) == 1
 
 

@@ -18,6 +18,7 @@ import pytest
 from core_tools import child, finish, names
 
 from pipeline.core import archives
+from pipeline.core import members as rules
 from pipeline.core.archives import members, unpack
 from pipeline.core.errors import PipelineError
 from pipeline.core.members import judge, path_of
@@ -87,11 +88,11 @@ endings = pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz", ".zip"])
 both = pytest.mark.parametrize("ending", [".tar.gz", ".zip"])
 
 
-def refused(archive: Path, match: str, **limits: int) -> PipelineError:
+def refused(archive: Path, match: str) -> PipelineError:
     """It is refused, and the folder is as it was."""
     before = names(archive.parent)
     with pytest.raises(PipelineError, match=match) as caught:
-        unpack(archive, archive.parent / "out", **limits)  # type: ignore[arg-type]
+        unpack(archive, archive.parent / "out")
     assert names(archive.parent) == before
     assert archive.name in caught.value.message
     return caught.value
@@ -298,20 +299,27 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
 
 
 @both
-def test_limits(tmp_path: Path, ending: str) -> None:
+def test_limits(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write(tmp_path / f"x{ending}", [Entry(f"d/{i}", b"12345") for i in range(10)])
-    refused(archive, "'d/9' .*10 files that are allowed", most_files=10)
-    refused(archive, "'d/9' makes it 50 B in total; allowed are 49 B", most_bytes=49)
-    assert len(unpack(archive, tmp_path / "out", most_files=11, most_bytes=50)) == 10
+    monkeypatch.setattr(rules, "MOST_FILES", 10)
+    refused(archive, "'d/9' .*10 files that are allowed")
+    monkeypatch.setattr(rules, "MOST_FILES", 11)
+    monkeypatch.setattr(rules, "MOST_BYTES", 49)
+    refused(archive, "'d/9' makes it 50 B in total; allowed are 49 B")
+    monkeypatch.setattr(rules, "MOST_BYTES", 50)
+    assert len(unpack(archive, tmp_path / "out")) == 10
     deep = write(tmp_path / f"deep{ending}", [Entry("a/" * 99 + "b")])
-    refused(deep, "files that are allowed", most_files=99)  # folders count
+    monkeypatch.setattr(rules, "MOST_FILES", 99)
+    refused(deep, "files that are allowed")  # folders count
 
 
-def test_links_count_as_copies(tmp_path: Path) -> None:
+def test_links_count_as_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [Entry("a", b"x" * 1000), *(link(f"l{i}", "a") for i in range(9))]
     archive = write(tmp_path / "x.tar.gz", entries)
-    refused(archive, "makes it 10.0 kB in total", most_bytes=9_999)
-    assert len(unpack(archive, tmp_path / "out", most_bytes=10_000)) == 10
+    monkeypatch.setattr(rules, "MOST_BYTES", 9_999)
+    refused(archive, "makes it 10.0 kB in total")
+    monkeypatch.setattr(rules, "MOST_BYTES", 10_000)
+    assert len(unpack(archive, tmp_path / "out")) == 10
 
 
 def measured(archive: Path, match: str) -> None:
@@ -562,13 +570,7 @@ def test_an_archive_that_changes_between_the_two_readings(tmp_path: Path, other:
     """What is written is what was judged."""
     judged = write(tmp_path / "judged.tar", [Entry("a"), Entry("b")])
     written = write(tmp_path / "written.tar", [Entry(name) for name in other])
-    contents = judge(
-        judged,
-        (member for member, _ in members(judged, "tar")),
-        most_bytes=1000,
-        most_files=10,
-        packed=1000,
-    )
+    contents = judge(judged, (member for member, _ in members(judged, "tar")), 1000)
     with pytest.raises(PipelineError, match="changed while the archive was read"):
         (tmp_path / "out").mkdir()
         archives._write(written, contents, members(written, "tar"), tmp_path / "out")

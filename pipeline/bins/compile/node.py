@@ -10,9 +10,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -206,7 +207,7 @@ class Project(Struct, frozen=True):
     node: Node
     log: Path
 
-    def install(self, *, offline: bool = False, patience: float = PATIENCE) -> None:
+    def install(self, *, offline: bool = False) -> None:
         """Fetch the packages, each with the hash that the lock file has of it, and run nothing of
         theirs. Raises PipelineError."""
         lock = json.loads((self.folder / "package-lock.json").read_text(encoding="utf-8"))
@@ -219,56 +220,37 @@ class Project(Struct, frozen=True):
                 update(done, total)
 
         words = (*INSTALL, "--offline" if offline else "--prefer-offline", *NETWORK)
+        env = environment(self.node, keep=ITS_OWN)
+        advice = "check the network and npm's settings (npm config list)"
+        if offline:
+            advice = "offline=1 allows only what npm has in its cache"
         with bar("fetching the packages of llama.cpp's page") as update:
-            env = environment(self.node, keep=ITS_OWN)
-            status = self._npm(words, env, on_line=count, patience=patience)
-        if status and offline:
-            raise self._failed(words, status, "offline=1 allows only what npm has in its cache")
-        if status:
-            advice = "check the network and npm's settings (npm config list)"
-            raise self._failed(words, status, advice)
+            self._npm(words, env, advice, on_line=count, patience=PATIENCE)
 
     def build(self, variables: dict[str, str]) -> None:
         """Run the project's own build. Raises PipelineError."""
         info("building llama.cpp's page, which takes a minute or two")
         env = environment(self.node) | variables
-        status = self._npm(BUILD, env, append=True, patience=BUILD_PATIENCE)
-        if status:
-            raise self._failed(BUILD, status)
+        self._npm(BUILD, env, append=True, patience=BUILD_PATIENCE)
 
     def _npm(
-        self,
-        words: Sequence[str],
-        env: dict[str, str],
-        *,
-        on_line: Callable[[str], None] | None = None,
-        append: bool = False,
-        patience: float | None = None,
-    ) -> int:
-        return run(
-            [self.node.npm, *words],
-            log=self.log,
-            env=env,
-            cwd=self.folder,
-            on_line=on_line,
-            append=append,
-            patience=patience,
-        )
-
-    def _failed(self, words: Sequence[str], status: int, advice: str = "") -> PipelineError:
-        output = self._output()
+        self, words: Sequence[str], env: dict[str, str], advice: str = "", **options: Any
+    ) -> None:
+        """Run npm with `options` of `process.run`. Raises PipelineError with the end of its log and
+        the `advice`."""
+        command = [self.node.npm, *words]
+        status = run(command, log=self.log, env=env, cwd=self.folder, **options)
+        if status == 0:
+            return
+        lines = last_lines(self.log, DOWNLOADS).splitlines()
+        output = "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
         if "ENOSPC" in output:
             advice = "the disk is full: free some space and run the same command again"
         hints = (advice, f"the whole log is {self.log}", WITHOUT)
-        return PipelineError(
+        raise PipelineError(
             f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{output}",
             "; ".join(filter(None, hints)),
         )
-
-    def _output(self) -> str:
-        """The end of the log without its downloads."""
-        lines = last_lines(self.log, DOWNLOADS).splitlines()
-        return "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
 
 
 def environment(node: Node, keep: Sequence[str] = ()) -> dict[str, str]:

@@ -61,18 +61,17 @@ Finding = tuple[list[Missing], list[str]]
 
 def reports(host: Host) -> list[Report]:
     """One for each backend, in the order in which `auto` prefers them."""
-    return [report(name, host) for name in CHECKS]
-
-
-def report(name: str, host: Host) -> Report:
-    missing, notes = CHECKS[name](host)
-    return Report(
-        backend=name,
-        missing=tuple(missing),
-        notes=tuple(notes),
-        has_card=has_card(name, host),
-        software=name == "vulkan" and is_software(host),
-    )
+    found = {name: check(host) for name, check in CHECKS.items()}
+    return [
+        Report(
+            backend=name,
+            missing=tuple(missing),
+            notes=tuple(notes),
+            has_card=has_card(name, host),
+            software=name == "vulkan" and is_software(host),
+        )
+        for name, (missing, notes) in found.items()
+    ]
 
 
 def has_card(name: str, host: Host) -> bool:

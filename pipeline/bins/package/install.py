@@ -28,7 +28,7 @@ from pipeline.core.store.receipts import Recipe
 
 from . import manifest
 
-PATIENCE = 20.0
+PATIENCE = 20.0  # seconds that its llama-server may take to print its version
 STEP = "install_package"
 SERVERS = ("llama-server", "llama-server.exe")
 # For which processor a program was made, by its first bytes.
@@ -90,13 +90,8 @@ def installed(target: Path) -> Installed | None:
     return None
 
 
-def install(
-    archive: Path, target: Path, *, home: Home, force: bool = False, patience: float = PATIENCE
-) -> Installed:
-    """Install the package in `target`. Raises PipelineError; the previous one then stays in place.
-
-    `patience` is how many seconds its llama-server may take to print its version.
-    """
+def install(archive: Path, target: Path, *, home: Home, force: bool = False) -> Installed:
+    """Install the package in `target`. Raises PipelineError; the previous one then stays."""
     with artifacts.locked_folder(target):
         expected = recipe(archive, home)
         present = installed(target)
@@ -104,7 +99,7 @@ def install(
             return present
         _require_replaceable(target)
         with artifacts.new_folder(target) as made:
-            new = _make(archive, made, expected, patience)
+            new = _make(archive, made, expected)
             if recipe(archive, home) != expected:
                 raise PipelineError(f"{archive}: changed while it was installed", "run it again")
     log.info(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
@@ -132,7 +127,7 @@ def _require_replaceable(target: Path) -> None:
     )
 
 
-def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Installed:
+def _make(archive: Path, made: Path, recipe: Recipe) -> Installed:
     """Unpack, check, try out, record."""
     start = time.monotonic()
     log.info(f"unpacking {archive.name}")
@@ -140,7 +135,7 @@ def _make(archive: Path, made: Path, recipe: Recipe, patience: float) -> Install
     server = _require_form(archive, made, files)
     digests = {file: sha256(file) for file in files}
     commit = manifest.check(archive, made, digests)
-    new = Installed(folder=made, version=_try_out(archive, server, patience), commit=commit)
+    new = Installed(folder=made, version=_try_out(archive, server), commit=commit)
     source = {
         "type": "package",
         "file": archive.name,
@@ -168,9 +163,9 @@ def _require_form(archive: Path, made: Path, files: Iterable[Path]) -> Path:
     return server
 
 
-def _try_out(archive: Path, server: Path, patience: float) -> str:
+def _try_out(archive: Path, server: Path) -> str:
     """What `llama-server --version` prints. Raises PipelineError where it does not start."""
-    status, out, err = outcome([server, "--version"], timeout=patience)
+    status, out, err = outcome([server, "--version"], timeout=PATIENCE)
     lines = [
         "".join(c if c.isprintable() else "?" for c in line) for line in (out + err).splitlines()
     ]

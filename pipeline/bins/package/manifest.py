@@ -13,6 +13,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError
 
 MANIFEST = "manifest.json"
+NAME = "llama-cpp"
 SCHEMA = 1
 MOST_BYTES = 4_000_000
 HINT = "nothing of it was installed; get the complete archive again"
@@ -29,7 +30,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """Fields that another program's manifest may lack have a default."""
 
     schema: int = SCHEMA
-    name: str = "llama-cpp"
+    name: str = NAME
     commit: Annotated[str, Meta(pattern=rf"(?a)\A(?:{TAG})\Z")]
     tree: str = ""
     platform: str = ""

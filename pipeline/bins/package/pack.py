@@ -25,7 +25,7 @@ from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe, Status
 
-from .manifest import MANIFEST, ListedFile, Manifest
+from .manifest import MANIFEST, NAME, ListedFile, Manifest
 
 FORMAT = 1  # counts up when the same members become other bytes
 MEMBER_TIME, MEMBER_DATE = 315_532_800, (1980, 1, 1, 0, 0, 0)  # the first day that a zip can name
@@ -127,11 +127,10 @@ class Package(Struct, frozen=True, kw_only=True):
     portable: bool
     home: Home
     license: Path | None = None
-    name: str = "llama-cpp"
 
     @property
     def stem(self) -> str:
-        stem = f"{self.name}-{self.commit[:12]}-{self.platform}-{self.backend}"
+        stem = f"{NAME}-{self.commit[:12]}-{self.platform}-{self.backend}"
         return stem if self.portable else f"{stem}-native"
 
     def archive(self, ending: str) -> Path:
@@ -155,7 +154,6 @@ def members(package: Package) -> dict[str, PackedFile]:
             f"build it: {doitw('build_bins')}",
         )
     manifest = Manifest(
-        name=package.name,
         commit=package.commit,
         tree=package.tree,
         platform=package.platform,

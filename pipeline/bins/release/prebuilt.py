@@ -72,16 +72,12 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
 
     @property
     def tag(self) -> str:
-        return self.tag_of(self.commit)
+        return f"{self.platform}-{self.backend}" + ("" if self.is_pinned else f"-{self.commit}")
 
     @property
     def target(self) -> Path:
-        """Final once `release` is resolved."""
+        """Final once the release has been looked up."""
         return self.home.bins / self.tag
-
-    def tag_of(self, build: str) -> str:
-        """The name of the folder for a build, such as b10605."""
-        return f"{self.platform}-{self.backend}" + ("" if self.is_pinned else f"-{build}")
 
     @property
     def bytes(self) -> int:
@@ -112,7 +108,7 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
         """Download, unpack, try out and publish, unless already done. Raises PipelineError."""
         _require_name(self)
         release = _look_up(self, offline=offline, refresh=refresh)
-        target, recipe = self.home.bins / self.tag_of(release.tag), recipe_of(release)
+        target, recipe = self.target, recipe_of(release)
         with artifacts.locked_folder(target):
             if not force and receipts.revalidate_folder(target, recipe, self.required()):
                 return
