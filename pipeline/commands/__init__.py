@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.lazy import submodules
+from pipeline.core.lazy import load_modules_when_used
 
 if TYPE_CHECKING:
     from . import adapters as adapters
@@ -33,5 +33,5 @@ if TYPE_CHECKING:
     from . import up as up
     from . import upgrade as upgrade
     from . import verify as verify
-else:
-    __getattr__ = submodules(__name__, __path__)
+
+load_modules_when_used(__name__)

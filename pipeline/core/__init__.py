@@ -1,10 +1,5 @@
 """What every step needs and no step owns. Nothing here knows what a model is."""
 
-from __future__ import annotations
+from pipeline.core.lazy import load_modules_when_used
 
-from typing import TYPE_CHECKING
-
-from pipeline.core.lazy import submodules
-
-if not TYPE_CHECKING:
-    __getattr__ = submodules(__name__, __path__)
+load_modules_when_used(__name__)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
 
-def submodules(package: str, paths: Iterable[str]) -> Callable[[str], ModuleType]:
-    """The `__getattr__` of `package`, with its `__path__`: a name in it is a module of it, which
-    `from package import module` does not load yet."""
-    names = {entry.name.partition(".")[0] for path in paths for entry in os.scandir(path)}
+def load_modules_when_used(package: str) -> None:
+    """Let `from package import module` not load the module yet. Called by the `__init__` of that
+    package."""
+    module = sys.modules[package]
+    names = {entry.name.partition(".")[0] for path in module.__path__ for entry in os.scandir(path)}
 
     def find(name: str) -> ModuleType:
         if name not in names:
             raise AttributeError(f"{package} has no {name}")
         return _Lazy(f"{package}.{name}")
 
-    return find
+    module.__getattr__ = find  # type: ignore[method-assign]
 
 
 class _Lazy(ModuleType):

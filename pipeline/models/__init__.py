@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.lazy import submodules
+from pipeline.core.lazy import load_modules_when_used
 
 if TYPE_CHECKING:
     from . import adapter as adapter
@@ -18,5 +18,5 @@ if TYPE_CHECKING:
     from . import projector as projector
     from . import reference as reference
     from . import resolve as resolve
-else:
-    __getattr__ = submodules(__name__, __path__)
+
+load_modules_when_used(__name__)

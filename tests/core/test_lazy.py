@@ -10,9 +10,9 @@ import pytest
 from pipeline.core.lazy import imported_when_called
 
 LAZY = """
-from pipeline.core.lazy import submodules
+from pipeline.core.lazy import load_modules_when_used
 
-__getattr__ = submodules(__name__, __path__)
+load_modules_when_used(__name__)
 """
 
 

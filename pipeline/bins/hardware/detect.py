@@ -90,9 +90,8 @@ def detect(facts: Facts) -> Host:
     cards, slices, problems = nvidia(outputs)
     if jetson and not any(card.capability for card in cards):
         cards, problems = (jetson_card(jetson, files.get("tegra", "")),), {}
-    problems = {**problems, **{n: p for n in TOOLS if (p := problem(n, outputs.get(n)))}}
-    for name in ("rocminfo", "sycl-ls", "vulkaninfo", "system_profiler"):
-        if fault := problem(name, outputs.get(name)):
+    for name in (*TOOLS, "rocminfo", "sycl-ls", "vulkaninfo", "system_profiler"):
+        if fault := problem(outputs.get(name)):
             problems[name] = fault
     return Host(
         **{name: getattr(facts, name) for name in Machine.__struct_fields__},
@@ -123,7 +122,7 @@ def stdout_of(outputs: Mapping[str, ProbeOutput], name: str, *, even_failed: boo
     return answer.out if answer and (even_failed or answer.status == 0) else ""
 
 
-def problem(name: str, answer: ProbeOutput | None) -> str:
+def problem(answer: ProbeOutput | None) -> str:
     """What is wrong with an installed tool; empty: nothing."""
     if answer is None or answer.status == 0:
         return ""
@@ -178,7 +177,7 @@ def nvidia(
     cards = cards or parse_cards(stdout_of(outputs, "nvidia-smi, old"))
     if cards:
         return tuple(cards), tuple(parse_slices(stdout_of(outputs, "nvidia-smi -L"))), {}
-    fault = problem("nvidia-smi", answer) or first_line(answer.out + "\n" + answer.err)
+    fault = problem(answer) or first_line(answer.out + "\n" + answer.err)
     return (), (), {"nvidia-smi": fault or "printed nothing"}
 
 

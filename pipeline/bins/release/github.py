@@ -82,8 +82,7 @@ def download(client: httpx2.Client, path: str, file: BinaryIO, most: int) -> Non
 
     Raises MissingError, PipelineError.
     """
-    for block in _blocks(client, path, "llama.cpp's source", most, LONGEST_DOWNLOAD):
-        file.write(block)
+    file.writelines(_blocks(client, path, "llama.cpp's source", most, LONGEST_DOWNLOAD))
 
 
 def _blocks(

@@ -4,11 +4,6 @@
 all that is wrong with it, `instances.instances` makes command lines and environments of it.
 """
 
-from __future__ import annotations
+from pipeline.core.lazy import load_modules_when_used
 
-from typing import TYPE_CHECKING
-
-from pipeline.core.lazy import submodules
-
-if not TYPE_CHECKING:
-    __getattr__ = submodules(__name__, __path__)
+load_modules_when_used(__name__)

@@ -1,10 +1,5 @@
 """Many servers under one supervisor: what is wanted is in one file, what is there in another."""
 
-from __future__ import annotations
+from pipeline.core.lazy import load_modules_when_used
 
-from typing import TYPE_CHECKING
-
-from pipeline.core.lazy import submodules
-
-if not TYPE_CHECKING:
-    __getattr__ = submodules(__name__, __path__)
+load_modules_when_used(__name__)
