@@ -136,13 +136,15 @@ def _of_model(file: Servers, server: Server) -> Memory | None:
 
 def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
     """The devices as the file names them, and the bytes on each."""
-    if not needed.devices:  # by the formula, which knows none
-        has_card = server.gpu_ids != "none" and server.argument("--gpu-layers") != "0"
-        yield _card(server, 0) if has_card and nvidia.find() else "ram", needed.total
+    has_card = server.gpu_ids != "none" and server.argument("--gpu-layers") != "0"
     for row in needed.devices:
         number = re.search(r"(\d+)$", row.name)
-        is_ram = UNITED.match(row.name) or not number
-        device = "ram" if is_ram or not number else _card(server, int(number[1]))
+        if row.name == memory.UNKNOWN:
+            device = _card(server, 0) if has_card and nvidia.find() else "ram"
+        elif number and not UNITED.match(row.name):
+            device = _card(server, int(number[1]))
+        else:
+            device = "ram"
         yield device, row.weights + row.context + row.compute
 
 

@@ -23,7 +23,7 @@ from pipeline.core.store.publish import SPARE_BYTES
 from pipeline.core.text import plural, size
 from pipeline.models import choice, converter, fetch, quants
 from pipeline.models.chain import Chain
-from pipeline.models.memory import Device, Fit, Memory
+from pipeline.models.memory import UNKNOWN, Device, Fit, Memory
 from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 
@@ -255,7 +255,11 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
         "estimate": needed.estimate,
         **parts_of(needed),
         "total_bytes": needed.total,
-        "devices": [{"name": device.name, **parts_of(device)} for device in needed.devices],
+        "devices": [
+            {"name": device.name, **parts_of(device)}
+            for device in needed.devices
+            if device.name != UNKNOWN
+        ],
         "available_bytes": fit.available,
         "fits": fit.fits,
         "gpus": [

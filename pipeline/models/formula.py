@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .gguf import Header
-from .memory import STEP, Memory
+from .memory import STEP, UNKNOWN, Device, Memory
 
 UBATCH = 512  # llama.cpp's default for --ubatch-size
 MOST = 1 << 40  # a limit for whatever a header claims
@@ -59,12 +59,9 @@ def memory(shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
     """
     tokens = -(-ctx_size // STEP) * STEP
     scores = ubatch * (shape.vocabulary + 2 * shape.embedding) * F32
-    return Memory(
-        weights=shape.weights,
-        context=tokens * shape.cache * F16,
-        compute=max(_layer(shape, tokens, ubatch), scores),
-        estimate=True,
-    )
+    compute = max(_layer(shape, tokens, ubatch), scores)
+    device = Device(UNKNOWN, shape.weights, tokens * shape.cache * F16, compute)
+    return Memory((device,), estimate=True)
 
 
 def served(memory: Memory, shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
@@ -78,10 +75,8 @@ def served(memory: Memory, shape: Shape, ctx_size: int, ubatch: int = UBATCH) ->
     def lower(compute: int) -> int:
         return max(compute - scores, min(compute, layer)) if compute >= scores else compute
 
-    if not memory.devices:
-        return replace(memory, compute=lower(memory.compute))
-    rows = tuple(replace(row, compute=lower(row.compute)) for row in memory.devices)
-    return replace(memory, compute=sum(row.compute for row in rows), devices=rows)
+    devices = [replace(device, compute=lower(device.compute)) for device in memory.devices]
+    return replace(memory, devices=tuple(devices))
 
 
 def _layer(shape: Shape, tokens: int, ubatch: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
 STEP = 256  # tokens; llama.cpp pads its cache to this
 MARGIN = 256 * MIB  # for the server itself and other processes
+UNKNOWN = ""  # the device of what a formula estimates
 
 
 class Device(Struct, frozen=True):
@@ -32,16 +33,26 @@ class Device(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """Bytes for weights, cache and compute buffers, and how they lie on the devices.
+    """Bytes for weights, cache and compute buffers, as they lie on the devices.
 
-    An `estimate` comes from a formula and knows no devices; all else comes from llama.cpp itself.
+    An `estimate` comes from a formula: all of it lies on the device UNKNOWN. All else comes from
+    llama.cpp itself.
     """
 
-    weights: int
-    context: int
-    compute: int
-    devices: tuple[Device, ...] = ()
+    devices: tuple[Device, ...]
     estimate: bool = False
+
+    @property
+    def weights(self) -> int:
+        return sum(device.weights for device in self.devices)
+
+    @property
+    def context(self) -> int:
+        return sum(device.context for device in self.devices)
+
+    @property
+    def compute(self) -> int:
+        return sum(device.compute for device in self.devices)
 
     @property
     def total(self) -> int:
@@ -64,49 +75,32 @@ class Fit(Struct, frozen=True):
 
 
 def parse(text: str) -> Memory | None:
-    """llama-fit-params' table, which is in MiB: one row for each device."""
+    """llama-fit-params' table, which is in MiB: one row for each device. None without rows."""
     rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+)\s*$", text, re.M)
-    return together(
-        Device(name, *(int(number) * MIB for number in numbers)) for name, *numbers in rows
-    )
-
-
-def together(devices: Iterable[Device]) -> Memory | None:
-    """The sum over the devices; None where there are none."""
-    rows = tuple(devices)
-    if not rows:
-        return None
-    return Memory(
-        weights=sum(row.weights for row in rows),
-        context=sum(row.context for row in rows),
-        compute=sum(row.compute for row in rows),
-        devices=rows,
-    )
+    devices = [Device(name, *(int(number) * MIB for number in sizes)) for name, *sizes in rows]
+    return Memory(tuple(devices)) if devices else None
 
 
 def added(memory: Memory, other: Memory) -> Memory:
     """What two models take together."""
-    names = dict.fromkeys(row.name for row in (*memory.devices, *other.devices))
-    rows = {name: [0, 0, 0] for name in names}
-    for row in (*memory.devices, *other.devices):
-        rows[row.name] = [a + b for a, b in zip(rows[row.name], astuple(row)[1:], strict=True)]
-    return Memory(
-        weights=memory.weights + other.weights,
-        context=memory.context + other.context,
-        compute=memory.compute + other.compute,
-        devices=tuple(Device(name, *row) for name, row in rows.items()),
-        estimate=memory.estimate or other.estimate,
-    )
+    devices: dict[str, Device] = {}
+    for device in (*memory.devices, *other.devices):
+        same = devices.get(device.name, Device(device.name, 0, 0, 0))
+        devices[device.name] = Device(
+            device.name,
+            same.weights + device.weights,
+            same.context + device.context,
+            same.compute + device.compute,
+        )
+    return Memory(tuple(devices.values()), estimate=memory.estimate or other.estimate)
 
 
 def grown(memory: Memory, weights: int) -> Memory:
-    """The same with more weights, on the device that has most of them."""
-    largest = max(memory.devices, key=lambda row: row.weights, default=None)
-    rows = tuple(
-        replace(row, weights=row.weights + weights) if row is largest else row
-        for row in memory.devices
-    )
-    return replace(memory, weights=memory.weights + weights, devices=rows)
+    """The same with more bytes of weights, on the device that has most of them."""
+    largest = max(memory.devices, key=lambda device: device.weights)
+    larger = replace(largest, weights=largest.weights + weights)
+    devices = [larger if device is largest else device for device in memory.devices]
+    return replace(memory, devices=tuple(devices))
 
 
 def resized(memory: Memory, before: int, after: int) -> Memory:
@@ -115,8 +109,11 @@ def resized(memory: Memory, before: int, after: int) -> Memory:
 
     The devices' shares are exact as far as all tensors shrink alike.
     """
-    rows = (replace(row, weights=row.weights * after // max(1, before)) for row in memory.devices)
-    return replace(memory, weights=memory.weights * after // max(1, before), devices=tuple(rows))
+    devices = [
+        replace(device, weights=device.weights * after // max(1, before))
+        for device in memory.devices
+    ]
+    return replace(memory, devices=tuple(devices))
 
 
 def measure(
@@ -131,7 +128,7 @@ def measure(
     stamp = stat_cache.stamp(model)
     known = stat_cache.recall(cache, model) or {}
     if question in known:
-        return together(Device(*row) for row in known[question])
+        return Memory(tuple(Device(*row) for row in known[question]))
     output, problem = _load(program, model, ["-c", str(ctx_size), *options])
     if problem:
         raise UsageError(

@@ -11,7 +11,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.bins.hardware.nvidia import Card
 from pipeline.commands import needs
 from pipeline.core import capacity
-from pipeline.models.memory import Device, Memory, grown, together
+from pipeline.models.memory import UNKNOWN, Device, Memory, added, grown
 from pipeline.serve.flags import parse_help
 
 GB = 10**9
@@ -26,19 +26,20 @@ def by_device(needed: Memory, **server: Any) -> dict[str, int]:
 
 
 def test_devices_are_named_by_their_slots() -> None:
-    rows = [Device("CUDA0", 10, 2, 1), Device("CUDA1", 5, 2, 1), Device("Host", 3, 0, 1)]
-    needed = together(rows)
-    assert needed
+    rows = (Device("CUDA0", 10, 2, 1), Device("CUDA1", 5, 2, 1), Device("Host", 3, 0, 1))
+    needed = Memory(rows)
     assert by_device(needed) == {"gpu0": 13, "gpu1": 8, "ram": 4}
     assert by_device(needed, gpu_ids="3,1") == {"gpu3": 13, "gpu1": 8, "ram": 4}
-    unified = together([Device("MTL0", 10, 0, 0), Device("CPU", 1, 0, 0)])
-    assert unified and by_device(unified) == {"ram": 11}
+    unified = Memory((Device("MTL0", 10, 0, 0), Device("CPU", 1, 0, 0)))
+    assert by_device(unified) == {"ram": 11}
 
 
 def test_a_formula_lays_all_on_the_card_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    guess = Memory(weights=5, context=1, compute=1, estimate=True)
+    guess = Memory((Device(UNKNOWN, 5, 1, 1),), estimate=True)
     monkeypatch.setattr(nvidia, "find", lambda: CARDS)
     assert by_device(guess) == {"gpu0": 7}
+    measured = Memory((Device("CUDA1", 3, 0, 0), Device("Host", 2, 0, 0)))
+    assert by_device(added(measured, guess)) == {"gpu1": 3, "ram": 2, "gpu0": 7}
     assert by_device(guess, gpu_ids="none") == by_device(guess, cmd=("--gpu-layers", "0"))
     assert by_device(guess, gpu_ids="none") == {"ram": 7}
     monkeypatch.setattr(nvidia, "find", list)
@@ -65,8 +66,7 @@ def test_only_options_that_change_memory_are_handed_on() -> None:
 
 
 def test_a_projector_goes_where_most_weights_are() -> None:
-    needed = together([Device("CUDA0", 10, 2, 1), Device("Host", 3, 0, 1)])
-    assert needed
+    needed = Memory((Device("CUDA0", 10, 2, 1), Device("Host", 3, 0, 1)))
     more = grown(needed, 4)
     assert [row.weights for row in more.devices] == [14, 3] and more.total == needed.total + 4
 

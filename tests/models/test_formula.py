@@ -179,12 +179,12 @@ def test_the_server_scores_words_for_one_token_of_each_slot() -> None:
     scores = 512 * 4 * (32000 + 2 * 1024)
     tool = formula.memory(shape, 4096)
     assert tool.compute == scores
-    assert served(tool, shape, 4096) == Memory(0, 0, layer, estimate=True)
+    assert served(tool, shape, 4096) == Memory((Device("", 0, 0, layer),), estimate=True)
     # Of several devices the one that has the scores.
     rows = (Device("CUDA0", 5, 6, 100 * MIB), Device("Host", 1, 2, 5 * MIB))
-    estimate = served(Memory(6, 8, 105 * MIB, rows), shape, 4096)
+    estimate = served(Memory(rows), shape, 4096)
     assert [row.compute for row in estimate.devices] == [100 * MIB - 512 * 4 * 32000, 5 * MIB]
-    assert estimate.compute == sum(row.compute for row in estimate.devices)
+    assert (estimate.weights, estimate.context) == (6, 8)
     # Where a layer is wider than the scores nothing changes.
     narrow = Shape(weights=0, cache=0, embedding=1024, feed_forward=28160, vocabulary=320)
     assert served(formula.memory(narrow, 4096), narrow, 4096) == formula.memory(narrow, 4096)

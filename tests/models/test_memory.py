@@ -7,11 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from pipeline.models import memory
 from pipeline.models.gguf import Header
-from pipeline.models.memory import MARGIN, MIB, Device, Memory, fit, parse, resized
+from pipeline.models.memory import (
+    MARGIN,
+    MIB,
+    UNKNOWN,
+    Device,
+    Memory,
+    added,
+    fit,
+    parse,
+    resized,
+)
 
 WEIGHTS = 1000 * MIB
 A_TOKEN = 128 * 1024  # bytes
@@ -26,9 +35,13 @@ def measured(asked: list[int] | None = None) -> Callable[[int], Memory]:
     def measure(ctx_size: int) -> Memory:
         if asked is not None:
             asked.append(ctx_size)
-        return Memory(WEIGHTS, ctx_size * A_TOKEN, 10 * MIB)
+        return Memory((Device("CPU", WEIGHTS, ctx_size * A_TOKEN, 10 * MIB),))
 
     return measure
+
+
+def sizes(memory: Memory) -> tuple[int, int, int]:
+    return memory.weights, memory.context, memory.compute
 
 
 def room_for(tokens: int) -> int:
@@ -39,11 +52,11 @@ def test_the_table_of_llama_fit_params_is_summed_up() -> None:
     text = "some log line 1 2\nCUDA0 4096 512 300\nCUDA1 4000 500 200\nHost 100 0 24\n"
     memory = parse(text)
     assert memory
-    assert replace(memory, devices=()) == Memory(8196 * MIB, 1012 * MIB, 524 * MIB)
+    assert sizes(memory) == (8196 * MIB, 1012 * MIB, 524 * MIB)
     assert [device.name for device in memory.devices] == ["CUDA0", "CUDA1", "Host"]
     assert memory.devices[1] == Device("CUDA1", 4000 * MIB, 500 * MIB, 200 * MIB)
     host = parse("Host 1 2 3 \n")
-    assert host and replace(host, devices=()) == Memory(MIB, 2 * MIB, 3 * MIB)
+    assert host and sizes(host) == (MIB, 2 * MIB, 3 * MIB)
     assert parse("CPU 1 2 3").total == 6 * MIB  # type: ignore[union-attr]
 
 
@@ -56,9 +69,23 @@ def test_another_quant_changes_the_weights_alone() -> None:
     memory = parse("CUDA0 4000 512 300\nHost 100 0 24\n")
     assert memory
     smaller = resized(memory, before=16, after=4)
-    assert replace(smaller, devices=()) == Memory(1025 * MIB, 512 * MIB, 324 * MIB)
+    assert sizes(smaller) == (1025 * MIB, 512 * MIB, 324 * MIB)
     assert [device.weights for device in smaller.devices] == [1000 * MIB, 25 * MIB]
-    assert resized(Memory(100, 7, 7, estimate=True), 2, 1) == Memory(50, 7, 7, estimate=True)
+    guess = Memory((Device(UNKNOWN, 100, 7, 7),), estimate=True)
+    assert resized(guess, 2, 1) == Memory((Device(UNKNOWN, 50, 7, 7),), estimate=True)
+
+
+def test_two_models_on_the_same_devices() -> None:
+    first = parse("CUDA0 4000 512 300\nHost 100 0 24\n")
+    second = Memory((Device("CUDA0", MIB, MIB, MIB), Device(UNKNOWN, 5, 6, 7)), estimate=True)
+    assert first
+    both = added(first, second)
+    assert both.estimate and both.total == first.total + second.total
+    assert both.devices == (
+        Device("CUDA0", 4001 * MIB, 513 * MIB, 301 * MIB),
+        Device("Host", 100 * MIB, 0, 24 * MIB),
+        Device(UNKNOWN, 5, 6, 7),
+    )
 
 
 @pytest.mark.parametrize("trained", [512, 4096, 8192, 131072])
