@@ -1,4 +1,4 @@
-"""An answer to a conversation, streamed from a server's /v1/chat/completions."""
+"""A conversation, and its answers as a server's /v1/chat/completions streams them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ FULL = ("exceed_context_size_error", "maximum context length")  # llama-server's
 
 
 class ChatServer(Struct, frozen=True, kw_only=True):
-    """Who is asked. `context` is in tokens; None: not known. `larger` says how to get more."""
+    """The server and the model that answer. `context` is in tokens; None: not known. `larger` says
+    how to get more."""
 
     url: str
     model: str
@@ -33,15 +34,46 @@ class ChatServer(Struct, frozen=True, kw_only=True):
 
 
 class Message(Struct, frozen=True):
-    """What was said: `role` is system, user or assistant."""
+    """A message of a conversation: `role` is system, user or assistant."""
 
     role: str
     content: str
 
 
+class Conversation:
+    """Questions and answers in turn, after the system's message if there is one."""
+
+    def __init__(self, system: str = "") -> None:
+        self.system = system
+        self.turns: list[Message] = []
+
+    @property
+    def messages(self) -> list[Message]:
+        """What a server is sent."""
+        return [*([Message("system", self.system)] if self.system else []), *self.turns]
+
+    def ask(self, question: str) -> None:
+        self.turns.append(Message("user", question))
+
+    def take(self, answer: str) -> None:
+        """Keep the answer, as far as it came; the question goes too where there is none."""
+        if answer.strip():
+            self.turns.append(Message("assistant", answer))
+        else:
+            self.take_back()
+
+    def take_back(self) -> str:
+        """Drop the last question with its answer, and return it; empty where there is none."""
+        while self.turns:
+            turn = self.turns.pop()
+            if turn.role == "user":
+                return turn.content
+        return ""
+
+
 class Ending(Struct, frozen=True, kw_only=True):
-    """How an answer ended: with its tokens and tokens a second, where the server tells them, and
-    with the reason why it was cut, if it was; `is_full`: the context has no room for more."""
+    """How an answer ended: its tokens and tokens a second, 0 where the server does not report them,
+    and why it was cut, if it was; `is_full`: the context has no room for more."""
 
     tokens: int = 0
     speed: float = 0.0
@@ -83,8 +115,8 @@ class Chunk(Struct):
 async def answer(
     server: ChatServer, messages: Sequence[Message], show: Callable[[str, str], None]
 ) -> Ending:
-    """Ask, and hand each piece of the answer to `show(text, reasoning)`, free of control
-    characters. A cancelled call ends the request at the server. Raises PipelineError."""
+    """Send the messages, and pass each piece of the answer to `show(text, reasoning)`, free of
+    control characters. A cancelled call ends the request at the server. Raises PipelineError."""
     body = {
         "model": server.model,
         "messages": msgspec.to_builtins(messages),
@@ -139,7 +171,7 @@ def _ending(server: ChatServer, timings: Timings, *, is_cut: bool) -> Ending:
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
-    """The first bytes of what came instead of an answer."""
+    """The first bytes of a response that is no answer."""
     data = b""
     async for piece in response.aiter_bytes():
         data += piece
@@ -184,7 +216,7 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def refusal(server: ChatServer, status: int, body: bytes) -> PipelineError:
-    """The error for an answer that is none; `status` 0: it came in the middle of a stream."""
+    """The error for a response that is no answer; `status` 0: it came in the middle of a stream."""
     try:
         data = msgspec.json.decode(body)
     except msgspec.DecodeError:

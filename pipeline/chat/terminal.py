@@ -20,8 +20,7 @@ from rich.text import Text
 from pipeline.core.errors import PipelineError, did_you_mean
 from pipeline.core.process import private
 
-from .completions import ChatServer, ContextFull, Ending, answer
-from .conversation import Conversation
+from .completions import ChatServer, ContextFull, Conversation, Ending, answer
 from .reply import Reply
 
 QUOTES = '"""'
@@ -213,7 +212,7 @@ class Terminal:
         self.note(f"taken back: {question}" if question else "there is no question yet")
 
     def reset(self) -> None:
-        self.conversation.reset()
+        self.conversation.turns.clear()
         self.note("a new conversation")
 
     def note(self, text: str) -> None:

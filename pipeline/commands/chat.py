@@ -158,8 +158,7 @@ def ask(server: ChatServer, system: str, asked: str) -> None:
     """Print the answer to one question, as it comes. Raises PipelineError."""
     import asyncio
 
-    from pipeline.chat.completions import answer
-    from pipeline.chat.conversation import Conversation
+    from pipeline.chat.completions import Conversation, answer
 
     conversation, last = Conversation(system), ""
     conversation.ask(asked)

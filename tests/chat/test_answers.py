@@ -11,8 +11,14 @@ import pytest
 from conftest import free_port
 from fakes import completions as fake
 
-from pipeline.chat.completions import ChatServer, ContextFull, Ending, Message, answer
-from pipeline.chat.conversation import Conversation
+from pipeline.chat.completions import (
+    ChatServer,
+    ContextFull,
+    Conversation,
+    Ending,
+    Message,
+    answer,
+)
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import printable
 
