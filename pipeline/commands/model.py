@@ -267,7 +267,7 @@ class Model:
         anew. With frozen=1 there is no other answer. Raises PipelineError."""
         try:
             yield
-        except models.hub_errors.Changed as error:
+        except models.hub_access.Changed as error:
             if self.request.frozen:
                 raise UsageError(
                     f"frozen=1: {error.message}", "what is locked is no longer available"

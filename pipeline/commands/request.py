@@ -13,7 +13,7 @@ from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
 from pipeline.core.variables import fill, read, variables
-from pipeline.models import hub_settings, quants
+from pipeline.models import hub_access, quants
 from pipeline.models.address import SCHEME
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
@@ -134,7 +134,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         if backend not in (AUTO, device):
             raise UsageError(f"device={device} and backend={backend} contradict each other")
         backend, device = device, None
-    if run.refresh and hub_settings.is_offline():
+    if run.refresh and hub_access.is_offline():
         raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
     for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
         if values.get(name) and values.get(other):
@@ -146,7 +146,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
             raise
         reference = None
     if reference and reference.kind == "hub":
-        hub_settings.check_environment()
+        hub_access.check_environment()
     model = _with_address(reference, model)
     quant = _quant(reference, model.quant)
     if quant == quants.ALL and run.frozen:
@@ -184,7 +184,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
             }
         ),
         bins=_build_options(programs, backend),
-        offline=run.offline or hub_settings.is_offline(),
+        offline=run.offline or hub_access.is_offline(),
         pkg=_file("pkg", package.pkg),
         into=absolute(package.into) if package.into else None,
         servers=servers_request(values, os.environ),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from . import chain as chain
     from . import converter as converter
     from . import gguf as gguf
-    from . import hub_errors as hub_errors
+    from . import hub_access as hub_access
     from . import imatrix as imatrix
     from . import lockfile as lockfile
     from . import projector as projector

@@ -18,7 +18,7 @@ from pipeline.core import log, network
 from pipeline.core.download import Location, read_range
 
 from .contents import Readable
-from .hub_errors import AGAIN, Changed, errors_explained
+from .hub_access import AGAIN, Changed, errors_explained
 from .reference import Reference
 from .resolve import ModelFile
 
