@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
-from pipeline.models import checkpoint, gguf, peft, resolve, safetensors, skeleton
-from pipeline.models.adapter import problem
-from pipeline.models.peft import BASE_CONFIG
+from pipeline.models import checkpoint, gguf, resolve, safetensors, skeleton
+from pipeline.models.adapter import BASE_CONFIG, CONFIG, base_misfit, file_misfit, peft_misfit
 
 from . import estimate
 from .model import Model
@@ -44,7 +43,7 @@ def difference(adapter: Path, model: Path, home: Home) -> str:
     if stat_cache.recall(book, adapter) == key:
         return ""
     stamp = stat_cache.stamp(adapter)
-    why = problem(adapter, gguf.shards(model))
+    why = file_misfit(adapter, gguf.shards(model))
     if not why:
         stat_cache.remember(book, adapter, key, stamp)
     return why
@@ -68,14 +67,14 @@ def misfit(adapter: Model, model: Model) -> str:
     resolved = of_model.resolved
     try:
         if resolved.kind == "safetensors":
-            return peft.difference(shapes(adapter), shapes(model))
+            return peft_misfit(shapes(adapter), shapes(model))
         (config,) = [file for file in base.files if file.name == BASE_CONFIG]
         data = skeleton.whole(estimate.readables(adapter, base, [config])[0])
     except PipelineError:
         return ""  # not here, and not to be had piece by piece: the start compares what was made
     header = estimate.header_file(model, of_model)
     document = checkpoint.document(data, BASE_CONFIG)
-    return peft.other_base(document, gguf.read(header)) if header else ""
+    return base_misfit(document, gguf.read(header)) if header else ""
 
 
 def shapes(model: Model) -> Mapping[str, list[int]]:
@@ -132,7 +131,7 @@ def warnings(model: Model) -> list[str]:
         own = resolve.short_name(trained.replace("\\", "/").rstrip("/").rpartition("/")[2])
         if trained and own.casefold() != name.casefold():
             lines.append(
-                f"lora={name_of(adapter)}: was trained for {trained}, by its {peft.CONFIG}, and "
+                f"lora={name_of(adapter)}: was trained for {trained}, by its {CONFIG}, and "
                 f"the model is {name}"
             )
     return lines

@@ -23,7 +23,7 @@ from pipeline.models import convert as conversions
 from pipeline.models import converter, gguf, imatrix
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
-from pipeline.models.adapter import problem
+from pipeline.models.adapter import file_misfit
 
 from . import adapters, estimate, resolve
 from .model import Model
@@ -145,7 +145,7 @@ def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
     final, name = chain.final, adapters.name_of(adapter)
 
     def check(made: Path) -> None:
-        if why := problem(made, gguf.shards(final)):
+        if why := file_misfit(made, gguf.shards(final)):
             raise PipelineError(f"lora={name}: {why}", adapters.HINT)
 
     return check

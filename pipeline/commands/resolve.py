@@ -19,9 +19,9 @@ from pipeline.models import (
     contents,
     gguf,
     hub,
+    kinds,
     lockfile,
     memory,
-    peft,
     projector,
     repository,
     safetensors,
@@ -139,7 +139,7 @@ class RepoFiles:
         require_architecture(self.model, resolved)
         if resolved.kind == "gguf":
             name = f"{self.listing.repo}: {resolved.files[0].name}"
-            gguf.require_model([self.read_header(resolved.files)], name)
+            kinds.require_model([self.read_header(resolved.files)], name)
         own = self.model.request.mmproj
         if own and resolved.kind == "gguf":
             projector.require(gguf.read(own), self.read_header(resolved.files), own.name)
@@ -151,9 +151,9 @@ class RepoFiles:
         source = {"type": "hf", "ref": repo, "revision": self.listing.commit, "use": "adapter"}
         wanted, home = self.model.request.file_filter, self.model.home
         options = choice.options(files)
-        is_peft = peft.WEIGHTS in files
+        is_peft = adapter.WEIGHTS in files
         if is_peft and not (wanted.filename or wanted.quant):  # a merged model may lie beside it
-            options = [o for o in options if adapter.is_adapter(self.read_header(o.files))]
+            options = [o for o in options if kinds.is_adapter(self.read_header(o.files))]
         if options:
             text = self.model.require_reference().text
             try:
@@ -161,15 +161,12 @@ class RepoFiles:
             except PipelineError as error:
                 error.hint = f"name one: lora={repo}:QUANT, or the address of its file"
                 raise
-            adapter.require(self.read_header(option.files), f"{repo}: {option.name}")
+            kinds.require_adapter(self.read_header(option.files), f"{repo}: {option.name}")
             why = f"{option.name}: {why}"
             return repository.of_files(source, "gguf", option.files, home, precision="", why=why)
-        names = peft.files(files, repo)
-        config = self._document(peft.CONFIG)
-        head = self.read_head(files[peft.WEIGHTS])
-        peft.require_convertible(config, head.shapes, repo)
-        if peft.BASE_CONFIG in files and adapter.is_config(self._document(peft.BASE_CONFIG)):
-            names.append(peft.BASE_CONFIG)
+        names, config, head = adapter.check(
+            files, self._document, lambda name: self.read_head(files[name]), repo
+        )
         return repository.of_files(
             source,
             "safetensors",
@@ -182,10 +179,10 @@ class RepoFiles:
     def config_files(self) -> Resolved:
         """What a converter reads of a model beside its weights. Raises PipelineError."""
         files, repo = self.listing.files, self.listing.repo
-        if peft.BASE_CONFIG not in files:
-            raise PipelineError(f"{repo}: has no {peft.BASE_CONFIG}")
-        where = f"{repo}: {peft.BASE_CONFIG}"
-        name = checkpoint.architecture(self._document(peft.BASE_CONFIG), where)
+        if adapter.BASE_CONFIG not in files:
+            raise PipelineError(f"{repo}: has no {adapter.BASE_CONFIG}")
+        where = f"{repo}: {adapter.BASE_CONFIG}"
+        name = checkpoint.architecture(self._document(adapter.BASE_CONFIG), where)
         checkpoint.require_known(name, self.model.architectures(), repo)
         source = {"type": "hf", "ref": repo, "revision": self.listing.commit}
         names = repository.side_files(files)

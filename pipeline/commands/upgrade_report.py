@@ -13,7 +13,7 @@ from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.receipts import Entry
 from pipeline.core.text import plural, table
-from pipeline.models import benchmark, converter, gguf, memory
+from pipeline.models import benchmark, converter, gguf, kinds, memory
 from pipeline.serve import flags
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.configuration import InstanceSpec
@@ -199,7 +199,7 @@ def is_model(path: Path) -> bool:
         header = gguf.read(path)
     except PipelineError:
         return True
-    return not ({str(header.values.get("general.type")), header.architecture} & gguf.KINDS.keys())
+    return not ({str(header.values.get("general.type")), header.architecture} & kinds.KINDS.keys())
 
 
 def bytes_of(path: Path) -> int:

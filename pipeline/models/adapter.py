@@ -1,13 +1,17 @@
-"""LoRA adapters: the files of one, and whether it changes the model that it is given to, by the
-rules of llama.cpp's src/llama-adapter.cpp, from the headers of both.
+"""LoRA adapters: the files of one, and whether it does anything to its model, by headers alone.
 
-llama-server ends at the first tensor that does not fit, after it has loaded the model, and says
-nothing of an adapter without tensors, or of those that it leaves out.
+An adapter is a GGUF, or a folder as PEFT saves it, which llama.cpp's converter makes a GGUF of; the
+converter drops what it does not know. llama-server (src/llama-adapter.cpp) ends at the first tensor
+that does not fit, after it has loaded the model, and is silent about an adapter without tensors and
+about tensors that it leaves out. All of that is refused here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +19,129 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.core.store import stat_cache
 
-from . import checkpoint, contents, gguf, peft, safetensors
-from .gguf import Header
-from .peft import BASE_CONFIG, CONFIG, WEIGHTS
-from .resolve import ModelFile, Resolved, folder_name, in_place, local_slug, short_name
+from . import checkpoint, contents, gguf, kinds, resolve, safetensors
+from .gguf import Header, whole
+from .resolve import Resolved
 from .safetensors import Head
-from .weights import INDEX
 
 Shapes = Mapping[str, list[int]]
-A, B = ".lora_a", ".lora_b"
-NO_ADAPTER = "is no LoRA adapter in GGUF, by its metadata"
+
+# Files as PEFT names them.
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_CONFIG = "config.json"  # the model's; some trainers put it beside the adapter
+PICKLED = "adapter_model.bin"
+PAIR = re.compile(
+    r"(base_model\.model\.)?(?P<name>.+?)"
+    r"(\.lora_(?P<part>[AB])\.weight|\.lora_embedding_(?P<of_words>[AB]))"
+)
+A, B = ".lora_a", ".lora_b"  # ends of the same tensors' names in a GGUF
+DOWNLOAD = "get it again from where the adapter came from"
+RETRAIN = "train it without, or merge it into its model and pass that as model="
+# What the converter drops or misreads, by the key that turns it on.
+UNSUPPORTED = {
+    "use_dora": "is a DoRA",
+    "use_qalora": "is a QALoRA",
+    "lora_bias": "has biases",
+    "modules_to_save": "replaces whole modules",
+    "trainable_token_indices": "replaces tokens",
+    "layer_replication": "repeats layers",
+    "alpha_pattern": "has another alpha for some modules",
+    "fan_in_fan_out": "holds transposed weights",
+}
+REPLACED = ("pissa", "olora", "corda")  # init_lora_weights: they change the model's own weights too
+# Sizes in a model's config.json, and where a GGUF has them.
+SIZES = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
+
+
+# The files of an adapter
 
 
 def gguf_path(path: Path, home: Home) -> Resolved:
     """An adapter in GGUF that is used in place. Raises PipelineError where it is none."""
     contents.require_finished(path)
-    require(gguf.read_cached(path, home.run / "gguf.json"), str(path))
-    return in_place([path], "")
+    kinds.require_adapter(gguf.read_cached(path, home.run / "gguf.json"), str(path))
+    return resolve.in_place([path], "")
+
+
+def check(
+    names: Collection[str],
+    read: Callable[[str], dict[str, Any]],
+    read_head: Callable[[str], Head],
+    where: str,
+) -> tuple[list[str], dict[str, Any], Head]:
+    """The files of an adapter that PEFT saved among `names`, its config and the header of its
+    weights. `read` reads a JSON file, `read_head` the header of a safetensors file. Raises
+    PipelineError where it cannot be converted."""
+    files = peft_files(names, where)
+    config, head = read(CONFIG), read_head(WEIGHTS)
+    require_convertible(config, head.shapes, where)
+    if BASE_CONFIG in names and is_config(read(BASE_CONFIG)):
+        files.append(BASE_CONFIG)
+    return files, config, head
+
+
+def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
+    """As `check`, of a folder. Raises PipelineError."""
+
+    def read(name: str) -> dict[str, Any]:
+        return checkpoint.document((path / name).read_bytes(), str(path / name))
+
+    def read_head(name: str) -> Head:
+        contents.require_finished(path / name)
+        return safetensors.read(path / name)
+
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if ggufs and {CONFIG, WEIGHTS}.isdisjoint(names):
+        raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
+    return check(names, read, read_head, str(path))
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
     """Whether the sha256 of an adapter's files are known."""
-    book, files = home.run / "sha256.json", [path / name for name in (CONFIG, WEIGHTS, BASE_CONFIG)]
-    return all(stat_cache.recall(book, file) is not None for file in files if file.is_file())
-
-
-def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
-    """The files of an adapter that PEFT saved, its config and the header of its weights. Raises
-    PipelineError where it is none that can be converted."""
-    there = [file.name for file in path.iterdir() if file.is_file()]
-    ggufs = sorted(name for name in there if name.endswith(".gguf"))
-    if ggufs and {CONFIG, WEIGHTS}.isdisjoint(there):
-        raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
-    names = peft.files(there, str(path))
-    contents.require_finished(path / WEIGHTS)
-    config = checkpoint.document((path / CONFIG).read_bytes(), str(path / CONFIG))
-    head = safetensors.read(path / WEIGHTS)
-    peft.require_convertible(config, head.shapes, str(path))
-    if BASE_CONFIG in there:
-        base = checkpoint.document((path / BASE_CONFIG).read_bytes(), str(path / BASE_CONFIG))
-        names += [BASE_CONFIG] if is_config(base) else []
-    return names, config, head
+    files = [path / name for name in (CONFIG, WEIGHTS, BASE_CONFIG)]
+    return resolve.are_hashed((file for file in files if file.is_file()), home)
 
 
 def folder(path: Path, home: Home) -> Resolved:
     """An adapter that PEFT saved, without its base. A file is hashed again when it has changed.
-    Raises PipelineError where it is none that can be converted."""
+    Raises PipelineError where it cannot be converted."""
     names, config, head = check_folder(path)
-    book = home.run / "sha256.json"
-    return Resolved(
-        kind="safetensors",
-        name=short_name(folder_name(path.resolve())),
-        slug=local_slug(path),
-        folder=path,
-        local=True,
-        source={"type": "folder", "ref": str(path)},
-        files=tuple(
-            ModelFile(name, (path / name).stat().st_size, stat_cache.identity(book, path / name))
-            for name in names
-        ),
+    return resolve.of_folder(
+        path,
+        [path / name for name in names],
+        home,
         precision=safetensors.own_precision(head.dtypes),
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
 
 
+def peft_files(names: Collection[str], where: str) -> list[str]:
+    """The files of an adapter among the `names` of a folder or repository. Raises PipelineError
+    that names what is there instead."""
+    if CONFIG in names and WEIGHTS in names:
+        return [CONFIG, WEIGHTS]
+    if WEIGHTS in names:
+        what, hint = f"has {WEIGHTS}, but no {CONFIG}", DOWNLOAD
+    elif PICKLED in names:
+        what = f"has its weights only as {PICKLED}: loading that runs code, so it is not used"
+        hint = f"save it as {WEIGHTS} where you trust it, or get the adapter as GGUF"
+    elif CONFIG in names:
+        what, hint = f"has {CONFIG}, but no {WEIGHTS}", DOWNLOAD
+    elif any(name.endswith((".safetensors", ".gguf")) for name in names):
+        what, hint = "holds no LoRA adapter", "a model is passed as model="
+    else:
+        what = "holds no LoRA adapter"
+        hint = f"an adapter is a GGUF, or {CONFIG} and {WEIGHTS} in one folder"
+    raise PipelineError(f"{where}: {what}", hint)
+
+
+# The config.json that it is converted with
+
+
 def is_config(document: Mapping[str, Any]) -> bool:
-    """Whether a config.json names its model's architecture, without which none can be converted."""
+    """Whether a config.json names its model's architecture, which converting takes."""
     try:
         return bool(checkpoint.architecture(document, BASE_CONFIG))
     except PipelineError:
@@ -92,49 +151,137 @@ def is_config(document: Mapping[str, Any]) -> bool:
 def config_of(model: Resolved) -> Resolved | None:
     """What the converter reads of an adapter's base: the files of a model beside its weights. None
     where there is no config.json."""
-    files = tuple(f for f in model.files if not f.name.endswith((".safetensors", INDEX, ".gguf")))
-    has_config = any(file.name == BASE_CONFIG for file in files)
-    return replace(model, files=files, base=None) if has_config else None
+    weights = (".safetensors", checkpoint.INDEX, ".gguf")
+    return _with_config(model, lambda name: not name.endswith(weights))
 
 
 def own_config(adapter: Resolved) -> Resolved | None:
     """The same, where the adapter brings it."""
-    files = tuple(file for file in adapter.files if file.name == BASE_CONFIG)
-    return replace(adapter, files=files, base=None) if files else None
+    return _with_config(adapter, lambda name: name == BASE_CONFIG)
 
 
-def require(header: Header, where: str) -> None:
-    """Raise PipelineError where a GGUF is no LoRA adapter."""
-    if is_adapter(header):
-        return
-    if header.values.get("general.type") in (None, "model"):
-        raise PipelineError(f"{where}: is a model, not a LoRA adapter", "pass it as model=")
-    raise PipelineError(f"{where}: {NO_ADAPTER}", "pass a LoRA adapter")
+def _with_config(model: Resolved, takes: Callable[[str], bool]) -> Resolved | None:
+    files = tuple(file for file in model.files if takes(file.name))
+    has_config = any(file.name == BASE_CONFIG for file in files)
+    return replace(model, files=files, base=None) if has_config else None
 
 
-def is_adapter(header: Header) -> bool:
-    """Whether a GGUF is a LoRA adapter, by its metadata."""
-    is_lora = header.values.get("adapter.type") == "lora"
-    return header.values.get("general.type") == "adapter" and is_lora
+# Whether the converter makes a GGUF that does the same
 
 
-def problem(adapter: Path, model: Iterable[Path]) -> str:
+def require_convertible(config: Mapping[str, Any], shapes: Shapes, where: str) -> None:
+    """Raise PipelineError where the converter would make nothing of an adapter, or something else.
+    `shapes` are those of its tensors."""
+    for key, why, hint in _obstacles(config):
+        shown = json.dumps(config.get(key))[:60]
+        raise PipelineError(f"{where}: {CONFIG}: {key} = {shown}: {why}", hint)
+    if not shapes:
+        raise PipelineError(f"{where}: {WEIGHTS} holds no tensors", DOWNLOAD)
+    for name, a, b in pairs(shapes, where):
+        if min(len(a), len(b)) < 2 or a[-2] != b[-1]:
+            raise PipelineError(
+                f"{where}: {name}: its two tensors have the shapes {a} and {b}, which cannot be "
+                "multiplied",
+                DOWNLOAD,
+            )
+
+
+def _obstacles(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The keys whose values the converter cannot handle, each with the reason and a hint."""
+    if config.get("peft_type") != "LORA":
+        yield "peft_type", "only LORA can be converted", "use a LoRA adapter"
+    for key, why in UNSUPPORTED.items():
+        if config.get(key):
+            yield key, f"the adapter {why}, which llama.cpp cannot do", RETRAIN
+    if str(config.get("init_lora_weights")).lower().startswith(REPLACED):
+        yield "init_lora_weights", "the adapter fits a model with changed weights alone", RETRAIN
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            yield key, "must be a number above 0", DOWNLOAD
+    if config.get("use_rslora") and config.get("rank_pattern"):
+        yield "rank_pattern", "llama.cpp has one scale for all ranks of an rsLoRA", RETRAIN
+
+
+def pairs(shapes: Shapes, where: str) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Each tensor of the model that is changed, with the shapes of A, rank × in, and B, out × rank.
+    Raises PipelineError for a tensor outside such a pair."""
+    known: dict[str, dict[str, list[int]]] = {}
+    for name, shape in shapes.items():
+        match = PAIR.fullmatch(name)
+        if match is None:
+            raise PipelineError(f"{where}: holds {name}, which is no part of a LoRA", RETRAIN)
+        part = match["part"] or match["of_words"]
+        known.setdefault(f"{match['name']}.weight", {})[part] = shape
+    for name, parts in known.items():
+        if len(parts) < 2:
+            raise PipelineError(f"{where}: has only one of the two tensors for {name}", DOWNLOAD)
+        yield name, parts["A"], parts["B"]
+
+
+def scale_by_root(config: Path) -> None:
+    """llama.cpp scales by alpha / rank, an rsLoRA is scaled by alpha / √rank: its staged config
+    gets the alpha that makes both the same."""
+    values = json.loads(config.read_bytes())
+    if values.get("use_rslora"):
+        values["lora_alpha"] *= math.sqrt(values["r"])
+        config.unlink()  # it may be a link
+        config.write_text(json.dumps(values), encoding="utf-8")
+
+
+# Whether it fits its model
+
+
+def peft_misfit(adapter: Shapes, model: Shapes) -> str:
+    """Why an adapter does not fit a model in safetensors; empty where it does. What comes before
+    the number of a layer may differ: versions of transformers name a model with an encoder in their
+    own ways."""
+    changed, names = [*pairs(adapter, "the adapter")], {_in_layer(name) for name in model}
+    if not any(_in_layer(name) in names for name, _, _ in changed):
+        return f"changes {changed[0][0]}, which the model has not"
+    for name, a, b in changed:
+        made, own = [b[-2], a[-1]], model.get(name)
+        if own and len(own) == 2 and own not in (made, made[::-1]):  # an embedding is transposed
+            return f"makes {name} {made[0]} × {made[1]}, the model's has {own[0]} × {own[1]}"
+    return ""
+
+
+def _in_layer(name: str) -> str:
+    """A tensor's name from the number of its layer on."""
+    return re.sub(r"^.*?(?=\b\d+\.)", "", name)
+
+
+def base_misfit(config: Mapping[str, Any], model: Header) -> str:
+    """Why `config`, the config.json of the model that an adapter was trained for, is not that of
+    a GGUF; empty where it may be."""
+    table = config.get("text_config")
+    table = table if isinstance(table, dict) else config
+    for key, name in SIZES.items():
+        theirs, own = table.get(key), whole(model.values, f"{model.architecture}.{name}", 0)
+        # a GGUF counts a head that drafts among its layers
+        if isinstance(theirs, int) and own and theirs not in (own, own - model.heads):
+            return f"was trained for a model with {key} {theirs}, the model has {own}"
+    return ""
+
+
+def file_misfit(adapter: Path, model: Iterable[Path]) -> str:
     """Why the file `adapter` is no adapter for the model, whole or in parts; empty where it is one.
     Raises PipelineError for a file that is no GGUF."""
     own, parts = gguf.read(adapter), [*model]
-    if not is_adapter(own):
-        return NO_ADAPTER
+    if not kinds.is_adapter(own):
+        return kinds.NO_ADAPTER
     architecture = gguf.read(parts[0]).architecture
     if own.architecture != architecture:
         return f"is an adapter for {own.architecture}, and the model is {architecture}"
     shapes: dict[str, list[int]] = {}
     for part in parts:
         shapes |= gguf.shapes(part)
-    return difference(gguf.shapes(adapter), shapes)
+    return gguf_misfit(gguf.shapes(adapter), shapes)
 
 
-def difference(adapter: Shapes, model: Shapes) -> str:
-    """Why an adapter with tensors of these shapes does not fit the model's."""
+def gguf_misfit(adapter: Shapes, model: Shapes) -> str:
+    """Why a GGUF adapter with tensors of these shapes does not fit the model's; empty where it
+    does."""
     if not adapter:
         return "holds no tensors"
     if ignored := [name for name in adapter if not name.endswith((A, B))]:

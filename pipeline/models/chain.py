@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,9 +14,9 @@ from msgspec.structs import replace
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
-from pipeline.core.store.receipts import Status
+from pipeline.core.store.receipts import Recipe, Status
 
-from . import convert, converter, quantize, quants
+from . import convert, quantize, quants
 from .quants import QuantRequest, require_makeable
 from .resolve import Resolved, slug
 
@@ -59,23 +58,22 @@ def chain(
     requested: QuantRequest,
     home: Home,
     script: Path,
-    source: Mapping[str, Any],
+    llama_cpp: Recipe,
     *,
     sees: bool = False,
 ) -> Chain:
-    """The steps that `requested` takes. `script` is the converter, `source` names llama.cpp's tree;
-    `sees`: the projector is converted too.
+    """The steps that `requested` takes. `script` is the converter, `llama_cpp` the recipe of its
+    tree; `sees`: the projector is converted too.
 
     Raises UsageError.
     """
-    made = _model_chain(resolved, requested, home, script, source)
+    made = _model_chain(resolved, requested, home, script, llama_cpp)
     if not (sees and made.conversion):
         return made
     projector = replace(
         made.conversion,
         target=made.final.with_name("mmproj.f16.gguf"),
         outtype=PROJECTOR_TYPE,
-        recipe={**made.conversion.recipe, "outtype": PROJECTOR_TYPE, "projector": True},
         keep=True,
         projector=True,
     )
@@ -83,7 +81,7 @@ def chain(
 
 
 def _model_chain(
-    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, source: Mapping[str, Any]
+    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, llama_cpp: Recipe
 ) -> Chain:
     """The steps that end in the model itself. Raises UsageError."""
     folder = home.models / "gguf" / resolved.slug
@@ -114,13 +112,7 @@ def _model_chain(
             target=folder / f"model.{outtype.lower()}.gguf",
             outtype=outtype,
             script=script,
-            recipe={
-                "step": "convert",
-                "files": resolved.recipe(),
-                "name": resolved.name,
-                "outtype": outtype,
-                "converter": {**source, "requirements": converter.requirements_sha256()},
-            },
+            llama_cpp=llama_cpp,
             keep=is_direct or requested.keep_f16,
         )
         if is_direct:
@@ -144,9 +136,9 @@ def _require_no_options(requested: QuantRequest, why: str) -> None:
             raise UsageError(f"{name}: not used{why}", "leave it out")
 
 
-def adapter_chain(resolved: Resolved, home: Home, script: Path, source: Mapping[str, Any]) -> Chain:
+def adapter_chain(resolved: Resolved, home: Home, script: Path, llama_cpp: Recipe) -> Chain:
     """The steps of a LoRA adapter: one in safetensors is converted without a loss, to a type that
-    every backend has. `script` is the converter of adapters, `source` names llama.cpp's tree."""
+    every backend has. `script` is the converter of adapters, `llama_cpp` the recipe of its tree."""
     base = resolved.base
     if base is None:
         return Chain(resolved=resolved, final=resolved.folder / resolved.files[0].name)
@@ -159,21 +151,13 @@ def adapter_chain(resolved: Resolved, home: Home, script: Path, source: Mapping[
         target=home.models / "gguf" / resolved.slug / name,
         outtype=outtype,
         script=script,
-        recipe={
-            "step": "convert",
-            "adapter": True,
-            "files": resolved.recipe(),
-            "base": base.recipe(),
-            "name": resolved.name,
-            "outtype": outtype,
-            "converter": {**source, "requirements": converter.requirements_sha256()},
-        },
+        llama_cpp=llama_cpp,
         keep=True,
     )
     return Chain(resolved=resolved, final=conversion.target, conversion=conversion)
 
 
-def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Status:
+def final_status(chain: Chain, home: Home, tool: Recipe | None) -> Status:
     """The status of the served file; `tool` None: llama-quantize is not built."""
     if chain.quantization:
         digest = chain.quantization.input_identity(home)
@@ -185,9 +169,7 @@ def final_status(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> St
     return Status.DIRTY if _unfetched(chain.resolved) else Status.CURRENT
 
 
-def needs(
-    chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool = False
-) -> Needs:
+def needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool = False) -> Needs:
     """What each step has to do, from receipts and stamps alone."""
     needs = _model_needs(chain, home, tool, force=force)
     if chain.projector is None:
@@ -199,7 +181,7 @@ def needs(
     return replace(needs, fetch=fetch, projector=Status.FORCED.value if force else status.value)
 
 
-def _model_needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, force: bool) -> Needs:
+def _model_needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool) -> Needs:
     """What the steps that end in the model itself have to do."""
     final = Status.FORCED if force else final_status(chain, home, tool)
     fetch = final.value if force and chain.resolved.fetched else _unfetched(chain.resolved)
@@ -217,7 +199,7 @@ def _model_needs(chain: Chain, home: Home, tool: Mapping[str, Any] | None, *, fo
     return Needs(fetch=fetch, convert=unquantized.value, quantize=final.value)
 
 
-def moved(chain: Chain, home: Home, tool: Mapping[str, Any] | None) -> Path | None:
+def moved(chain: Chain, home: Home, tool: Recipe | None) -> Path | None:
     """A file that was copied or restored, and whose hash decides which steps are due."""
     if (
         chain.projector

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from pipeline.core.store import artifacts
 from pipeline.core.store.locks import mark_used
 from pipeline.core.store.receipts import Recipe
 
-from . import adapter, converter, foreign_code, gguf, peft, projector, staging, tools
+from . import adapter, converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
 
 NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
@@ -29,16 +30,32 @@ BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
 class Conversion(Struct, frozen=True, kw_only=True):
-    """One conversion. `script` is the converter; `keep` is false for an intermediate file;
-    `projector`: it makes the projector that belongs to the model."""
+    """One conversion. `script` is the converter, `llama_cpp` the recipe of the tree it is from;
+    `keep` is false for an intermediate file; `projector`: it makes the projector that belongs to
+    the model."""
 
     resolved: Resolved
     target: Path
     outtype: str
     script: Path
-    recipe: Recipe
+    llama_cpp: Recipe
     keep: bool
     projector: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the result depends on."""
+        requirements = converter.requirements_sha256()
+        recipe: dict[str, Any] = {
+            "step": "convert",
+            "files": self.resolved.recipe(),
+            "name": self.resolved.name,
+            "outtype": self.outtype,
+            "converter": {**self.llama_cpp, "requirements": requirements},
+        }
+        if base := self.resolved.base:
+            recipe |= {"adapter": True, "base": base.recipe()}
+        return recipe | {"projector": True} if self.projector else recipe
 
     @property
     def title(self) -> str:
@@ -95,7 +112,7 @@ def make(
             if base := resolved.base:
                 config = {file.name: base.folder / file.name for file in base.files}
                 staging.stage_config(config, folder / BASE)
-                peft.use_ranks(folder / peft.CONFIG)
+                adapter.scale_by_root(folder / adapter.CONFIG)
                 inputs |= config
             status = run(
                 argv(conversion, python, folder, made),
@@ -112,10 +129,10 @@ def make(
             raise failed(conversion, status, log)
         header = gguf.read(made)
         if resolved.base:
-            adapter.require(header, resolved.name)
+            kinds.require_adapter(header, resolved.name)
         elif not conversion.projector:
-            gguf.require_model([header], resolved.name)
-        elif not projector.is_projector(header):
+            kinds.require_model([header], resolved.name)
+        elif not kinds.is_projector(header):
             raise PipelineError(f"{conversion.title}: the converter made something else", NO_EYES)
         if check:
             check(made)

@@ -11,7 +11,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,35 +49,6 @@ ENCODERS = (
 WRITERS = ("dream", "llada", "llada-moe", "rnd1")  # diffusion: not causal, and write all the same
 ASSUMED_POOLING = "mean"  # that of most embedding models
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
-
-# By `general.type`, then by architecture: GGUF files that are no model to be served alone.
-PROJECTOR = "is a projector (mmproj), not a model", "pass its model, and this as mmproj=PATH"
-KINDS = {
-    "adapter": ("is a LoRA adapter, not a model", "pass its model, and this as lora=PATH"),
-    "imatrix": ("is an importance matrix, not a model", "pass the model, and imatrix=PATH"),
-    **dict.fromkeys(("mmproj", "clip-vision", "clip"), PROJECTOR),
-    "controlvector": (
-        "is a control vector, not a model",
-        "pass its model, and server.control_vector=PATH",
-    ),
-    "wavtokenizer-dec": ("is a vocoder, for speech, not a model", "pass a language model"),
-}
-DRAFTS = ("eagle3", "dflash", "gemma4-assistant")
-DRAFT = (
-    "is a draft for speculative decoding, not a model",
-    "pass its model, and server.spec_draft_model=PATH server.spec_type=… (draft-mtp and others)",
-)
-# What stable-diffusion.cpp and ComfyUI write.
-PICTURES = (
-    *("flux", "flux2", "sd1", "sd2", "sdxl", "sd3", "aura", "hidream", "wan", "hyvid", "ltxv"),
-    *("ltx", "cosmos", "lumina2", "qwen_image", "pig", "chroma", "z_image", "kandinsky5"),
-)
-KINDS |= dict.fromkeys(DRAFTS, DRAFT)
-KINDS |= dict.fromkeys(
-    PICTURES,
-    ("is a diffusion model, for pictures or video, which llama.cpp does not run",
-     "stable-diffusion.cpp runs it"),
-)  # fmt: skip
 
 
 class Broken(ValueError):
@@ -242,6 +213,36 @@ def parse(
     if version not in (2, 3):
         raise Broken(f"it has GGUF version {version}; 2 and 3 are known")
     tensors = reader.count(MAX_TENSORS, "tensors")
+    values, vocabulary, tokens_at = _metadata(reader)
+    widths: set[int] = set()
+    blocks: set[int] = set()
+    end = 0
+    for name, shape, stop in _tensor_table(reader, tensors):
+        end = max(end, stop)
+        if block := BLOCK.match(name):
+            blocks.add(int(block[1]))
+        if name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
+            widths.update(shape)
+        if shapes is not None:
+            shapes[name] = shape
+    alignment = whole(values, "general.alignment", 32)
+    if alignment < 1:
+        raise Broken(f"its alignment is {alignment}")
+    data = -(-reader.at // alignment) * alignment
+    return Header(
+        tensors=tensors,
+        size=data + end,
+        data=data,
+        vocabulary=vocabulary,
+        widths=sorted(widths),
+        blocks=sorted(blocks),
+        tokens_at=tokens_at,
+        values=values,
+    )
+
+
+def _metadata(reader: _Reader) -> tuple[dict[str, Any], int, int]:
+    """The plain values and short arrays, how many tokens there are, and where the first begins."""
     values: dict[str, Any] = {}
     vocabulary = tokens_at = 0
     for _ in range(reader.count(MAX_PAIRS, "values")):
@@ -259,49 +260,20 @@ def parse(
             values[key] = reader.scalar(SCALARS[kind])
         else:
             raise Broken(f"{key} has value type {kind}")
-    widths: set[int] = set()
-    blocks: set[int] = set()
-    end = max(_tensor_ends(reader, tensors, widths, blocks, shapes), default=0)
-    alignment = whole(values, "general.alignment", 32)
-    if alignment < 1:
-        raise Broken(f"its alignment is {alignment}")
-    data = -(-reader.at // alignment) * alignment
-    return Header(
-        tensors=tensors,
-        size=data + end,
-        data=data,
-        vocabulary=vocabulary,
-        widths=sorted(widths),
-        blocks=sorted(blocks),
-        tokens_at=tokens_at,
-        values=values,
-    )
+    return values, vocabulary, tokens_at
 
 
-def _tensor_ends(
-    reader: _Reader,
-    tensors: int,
-    widths: set[int],
-    blocks: set[int],
-    shapes: dict[str, list[int]] | None,
-) -> Iterator[int]:
-    """Where each tensor ends, in bytes from the start of the data. Adds to the last three."""
+def _tensor_table(reader: _Reader, tensors: int) -> Iterator[tuple[str, list[int], int]]:
+    """The name and shape of each tensor, and where it ends, in bytes from the start of the data."""
     for _ in range(tensors):
         name = reader.string()
-        if block := BLOCK.match(name):
-            blocks.add(int(block[1]))
         dimensions = reader.scalar("I")
         if dimensions > MAX_DIMENSIONS:
             raise Broken(f"its tensor {name} has {dimensions} dimensions")
         shape = [int(reader.scalar("Q")) for _ in range(dimensions)]
-        if shapes is not None:
-            shapes[name] = shape
-        if name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
-            widths.update(shape)
-        elements = math.prod(shape)
         kind, offset = reader.scalar("I"), reader.scalar("Q")
-        # Of a type newer than the table at least its start must be there.
-        yield offset + row_bytes(kind, elements)
+        # Of a type newer than the table of types at least the start must be there.
+        yield name, shape, offset + row_bytes(kind, math.prod(shape))
 
 
 def read(path: Path) -> Header:
@@ -399,33 +371,3 @@ def shards(first: Path) -> list[Path]:
             "put all parts into the same folder",
         )
     return paths
-
-
-def require_model(headers: Sequence[Header], where: str) -> None:
-    """Raise PipelineError where a GGUF, whole or split, is no model. `headers` are its parts', or
-    the first one's of which no more is known."""
-    first = headers[0]
-    kind = KINDS.get(str(first.values.get("general.type"))) or KINDS.get(first.architecture)
-    if kind is None and "adapter.type" in first.values:
-        kind = KINDS["adapter"]
-    if kind is None and first.shards <= len(headers):
-        kind = _part(headers)
-    if kind:
-        raise PipelineError(f"{where}: {kind[0]}", kind[1])
-
-
-def _part(headers: Sequence[Header]) -> tuple[str, str] | None:
-    """What is wrong with a GGUF that holds a part of a model; None where it holds a whole one."""
-    first, tensors = headers[0], sum(header.tensors for header in headers)
-    if not tensors:
-        return "holds a vocabulary and no weights", "get the model itself"
-    expected = whole(first.values, "split.tensors.count", tensors)
-    if expected != tensors:
-        return (
-            f"has {tensors} tensors in its parts, by its header {expected}",
-            "put the parts of one model together, with their original names",
-        )
-    blocks = [header.blocks for header in headers]
-    if first.heads and None not in blocks and not any(0 in (known or ()) for known in blocks):
-        return DRAFT
-    return None

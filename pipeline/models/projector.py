@@ -11,18 +11,13 @@ from pipeline.core.errors import UsageError
 from . import quants
 from .choice import Option, label, named
 from .gguf import Header, whole
+from .kinds import is_projector
 from .reference import NO_PROJECTOR, PROJECTOR
 from .resolve import ModelFile
 
 # An encoder loses little at 16 bits, and not every backend has BF16.
 ORDER = ("F16", "BF16", "F32", "Q8_0")
 DIMENSIONS = ("clip.vision.projection_dim", "clip.audio.projection_dim", "clip.projection_dim")
-
-
-def is_projector(header: Header) -> bool:
-    """Whether a GGUF is a projector, by its metadata."""
-    kind = header.values.get("general.type")
-    return header.architecture == "clip" or kind in ("mmproj", "clip-vision")
 
 
 def fits(projector: Header, model: Header) -> bool:

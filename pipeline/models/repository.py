@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, is_windows_device
 
@@ -145,12 +147,10 @@ def of_files(
     *,
     precision: str,
     mmproj: str = "",
-    architecture: str = "",
-    encoder: str = "",
-    base_name: str = "",
-    why: str = "",
+    **details: str,
 ) -> Resolved:
-    """The model of these files of a commit. Raises PipelineError where one is not safe."""
+    """The model of these files of a commit; `details` are further fields of it. Raises
+    PipelineError where a file is not safe."""
     repo, commit = str(source["ref"]), str(source["revision"])
     require_safe([file.name for file in files], repo)
     for file in files:
@@ -161,7 +161,7 @@ def of_files(
     if mmproj and mmproj not in [file.name for file in files]:
         raise PipelineError(f"{repo}: its projector {mmproj} is not among its files")
     name = f"{slug(repo)}__{slug(commit[:12])}"
-    return Resolved(
+    resolved = Resolved(
         kind=kind,
         name=short_name(repo.split("/")[-1]),
         slug=name,
@@ -171,11 +171,8 @@ def of_files(
         files=tuple(files),
         precision=precision,
         mmproj=mmproj,
-        architecture=architecture,
-        encoder=encoder,
-        base_name=base_name,
-        why=why,
     )
+    return replace(resolved, **details)
 
 
 def require_safe(names: Sequence[str], repo: str) -> None:

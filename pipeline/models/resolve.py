@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, quants, safetensors, weights
+from . import checkpoint, contents, gguf, kinds, quants, safetensors
 from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
@@ -169,7 +169,7 @@ def gguf_path(path: Path, home: Home) -> Resolved:
             f"{path}: is one of {headers[0].shards} parts, by its header",
             "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
-    gguf.require_model(headers, str(path))
+    kinds.require_model(headers, str(path))
     return in_place(paths, headers[0].quant)
 
 
@@ -207,9 +207,11 @@ def check_folder(
         for name in names:
             contents.require_finished(folder / name)
         heads = [safetensors.read(folder / name) for name in names]
-        tensors = [name for head in heads for name in head.names]
-        if tensors and weights.INDEX in sizes:
-            weights.require_complete(read(weights.INDEX), tensors, f"{folder}: {weights.INDEX}")
+        tensors = [name for head in heads for name in head.shapes]
+        if tensors and checkpoint.INDEX in sizes:
+            checkpoint.require_complete(
+                read(checkpoint.INDEX), tensors, f"{folder}: {checkpoint.INDEX}"
+            )
         return heads
 
     snapshots = sorted(folder.glob("snapshots/*/*"), key=lambda path: path.lstat().st_mtime)
@@ -236,21 +238,32 @@ def check_folder(
 def folder_is_known(path: Path, home: Home) -> bool:
     """Whether the sha256 of all files in a model's folder are known. Raises PipelineError."""
     inputs, _ = check_folder(path, frozenset())
-    return all(stat_cache.recall(home.run / "sha256.json", file) is not None for file in inputs)
+    return are_hashed(inputs, home)
+
+
+def are_hashed(files: Iterable[Path], home: Home) -> bool:
+    """Whether the sha256 of all these files are cached."""
+    return all(stat_cache.recall(home.run / "sha256.json", file) is not None for file in files)
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
     inputs, model = check_folder(path, architectures)
+    precision = safetensors.own_precision(model.dtypes)
+    return of_folder(path, inputs, home, precision=precision, encoder=model.encoder)
+
+
+def of_folder(
+    path: Path,
+    files: Iterable[Path],
+    home: Home,
+    *,
+    precision: str,
+    encoder: str = "",
+    base_name: str = "",
+) -> Resolved:
+    """The model of these files in a folder of the user's. Hashes what has changed."""
     cache = home.run / "sha256.json"
-    files = tuple(
-        ModelFile(
-            file.relative_to(path).as_posix(),
-            file.stat().st_size,
-            stat_cache.identity(cache, file),
-        )
-        for file in inputs
-    )
     return Resolved(
         kind="safetensors",
         name=short_name(folder_name(path.resolve())),
@@ -258,9 +271,17 @@ def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
         folder=path,
         local=True,
         source={"type": "folder", "ref": str(path)},
-        files=files,
-        precision=safetensors.own_precision(model.dtypes),
-        encoder=model.encoder,
+        files=tuple(
+            ModelFile(
+                file.relative_to(path).as_posix(),
+                file.stat().st_size,
+                stat_cache.identity(cache, file),
+            )
+            for file in files
+        ),
+        precision=precision,
+        encoder=encoder,
+        base_name=base_name,
     )
 
 

@@ -33,10 +33,6 @@ class Head(Struct, frozen=True, kw_only=True):
     dtypes: Counter[str]
     elements: int
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.shapes)
-
 
 class Tensor(Struct, frozen=True):
     dtype: str

@@ -19,12 +19,12 @@ from pipeline.core.store.publish import full_disk_is_an_error, part, publish_fil
 from pipeline.core.text import size as shown_size
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
+from .checkpoint import is_plain
 from .contents import Readable
 from .convert import Conversion
 from .gguf import Broken, Cut, Header
 from .resolve import slug
 from .run_converter import HEADER, TOO_MUCH
-from .weights import is_plain
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
 MAX_HEADER = 256 * 1024 * 1024

@@ -53,9 +53,11 @@ def workspace(made: Path, name: str) -> Iterator[tuple[Path, Path]]:
         remove(top)
 
 
-def stage(files: Mapping[str, Path], into: Path) -> None:
-    """Put the converter's input into the folder `into`. Raises PipelineError."""
-    weights = weight_bytes({name: file.stat().st_size for name, file in files.items()})
+def stage(files: Mapping[str, Path], into: Path, weights: int | None = None) -> None:
+    """Put the converter's input into the folder `into`. `weights` are the bytes of the model's
+    weights, by default those among the files. Raises PipelineError."""
+    if weights is None:
+        weights = weight_bytes({name: file.stat().st_size for name, file in files.items()})
     for name, file in files.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,22 +72,14 @@ def stage(files: Mapping[str, Path], into: Path) -> None:
 
 
 def stage_config(files: Mapping[str, Path], into: Path) -> None:
-    """Put the config files of a model that stays away itself into the folder `into`. How its
-    weights are quantized is left out: they are not read. Raises PipelineError."""
-    into.mkdir(parents=True)
-    for name, file in files.items():
-        target = into / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not name.endswith(".json"):
-            _link(file, target)
-            continue
-        require_small(name, file.stat().st_size)
-        data = beside(name, file.read_bytes(), NO_BOUND)
-        if name == "config.json":
-            config = json.loads(data)
-            config.pop("quantization_config", None)
-            data = json.dumps(config).encode()
-        target.write_bytes(data)
+    """Put the config files of a model whose weights are not read into the folder `into`, without
+    how these are quantized. Raises PipelineError."""
+    stage(files, into, NO_BOUND)
+    config = into / "config.json"
+    values = json.loads(config.read_bytes())
+    if values.pop("quantization_config", None) is not None:
+        config.unlink()  # it may be a link to the user's file
+        config.write_text(json.dumps(values), encoding="utf-8")
 
 
 def beside(name: str, data: bytes, weights: int) -> bytes:

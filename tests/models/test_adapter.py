@@ -11,7 +11,7 @@ import pytest
 from conftest import Doit
 
 from pipeline.models import gguf as headers
-from pipeline.models.adapter import difference, problem
+from pipeline.models.adapter import file_misfit, gguf_misfit
 
 NAME = "blk.0.attn_q.weight"
 MODEL = {NAME: [256, 512], "token_embd.weight": [256, 1000]}
@@ -33,7 +33,7 @@ FITS = {f"{NAME}.lora_a": [256, 4], f"{NAME}.lora_b": [4, 512]}
     ],
 )
 def test_the_rules_of_llama_cpp(adapter: dict[str, list[int]], why: str) -> None:
-    found = difference(adapter, MODEL)
+    found = gguf_misfit(adapter, MODEL)
     assert why in found and bool(why) == bool(found)
 
 
@@ -56,12 +56,12 @@ def make(path: Path, architecture: str = "llama", kind: str = "adapter", rank: i
 @pytest.mark.build
 def test_a_real_one(gguf: Path, tmp_path: Path) -> None:
     assert headers.shapes(gguf)[NAME] == [256, 256]
-    assert problem(make(tmp_path / "a.gguf"), [gguf]) == ""
-    assert "an adapter for qwen2, and the model is llama" in problem(
+    assert file_misfit(make(tmp_path / "a.gguf"), [gguf]) == ""
+    assert "an adapter for qwen2, and the model is llama" in file_misfit(
         make(tmp_path / "b.gguf", "qwen2"), [gguf]
     )
-    assert "is no LoRA adapter" in problem(make(tmp_path / "c.gguf", kind="model"), [gguf])
-    assert "is no LoRA adapter" in problem(gguf, [gguf])
+    assert "is no LoRA adapter" in file_misfit(make(tmp_path / "c.gguf", kind="model"), [gguf])
+    assert "is no LoRA adapter" in file_misfit(gguf, [gguf])
 
 
 @pytest.mark.build

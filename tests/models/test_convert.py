@@ -40,7 +40,7 @@ def conversion(tmp_path: Path) -> Conversion:
         target=tmp_path / "model.f16.gguf",
         outtype="F16",
         script=Path("/src/convert_hf_to_gguf.py"),
-        recipe={"step": "convert"},
+        llama_cpp={"commit": "c1"},
         keep=True,
     )
 

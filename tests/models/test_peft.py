@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import adapter, gguf, peft, staging
+from pipeline.models import adapter, kinds, staging
 from pipeline.models.gguf import Header
 
 MODEL = {name: list(values.shape) for name, values in tiny_llama.weights(0)}
@@ -94,7 +94,7 @@ def test_tensors_that_are_no_lora(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_adapter(names: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as caught:
-        peft.files(names, "org/x")
+        adapter.peft_files(names, "org/x")
     assert says in str(caught.value)
     for name in names:
         (tmp_path / name).write_bytes(b"{}")
@@ -122,17 +122,17 @@ def test_a_folder_with_a_gguf_names_it(tmp_path: Path) -> None:
     ids=["fits", "other", "words"],
 )
 def test_shapes_of_a_model_in_safetensors(change: dict[str, list[int]], says: str) -> None:
-    found = peft.difference({**SHAPES, **change}, MODEL)
+    found = adapter.peft_misfit({**SHAPES, **change}, MODEL)
     assert says in found and bool(says) == bool(found)
 
 
 def test_another_architecture_has_other_names() -> None:
     others = {name.replace("self_attn", "attn").replace("mlp", "ffn"): [1, 1] for name in MODEL}
-    assert "model.layers.0.self_attn.q_proj.weight, which the model has not" in peft.difference(
+    assert "model.layers.0.self_attn.q_proj.weight, which the model has not" in adapter.peft_misfit(
         SHAPES, others
     )
     of_encoder = {name.replace("model.", "language_model.model."): s for name, s in MODEL.items()}
-    assert peft.difference(SHAPES, of_encoder) == "", "the same names behind another prefix"
+    assert adapter.peft_misfit(SHAPES, of_encoder) == "", "the same names behind another prefix"
 
 
 def test_the_config_of_another_model() -> None:
@@ -147,22 +147,22 @@ def test_the_config_of_another_model() -> None:
         },
     )
     config = {"hidden_size": 256, "num_hidden_layers": 2}
-    assert peft.other_base(config, header) == ""
+    assert adapter.base_misfit(config, header) == ""
     drafting = replace(header, values={**header.values, "llama.nextn_predict_layers": 1})
-    assert peft.other_base({**config, "num_hidden_layers": 1}, drafting) == ""
-    assert peft.other_base({}, header) == ""
-    assert "hidden_size 512, the model has 256" in peft.other_base({"hidden_size": 512}, header)
+    assert adapter.base_misfit({**config, "num_hidden_layers": 1}, drafting) == ""
+    assert adapter.base_misfit({}, header) == ""
+    assert "hidden_size 512, the model has 256" in adapter.base_misfit({"hidden_size": 512}, header)
     nested = {"text_config": {"num_hidden_layers": 3}}
-    assert "num_hidden_layers 3, the model has 2" in peft.other_base(nested, header)
+    assert "num_hidden_layers 3, the model has 2" in adapter.base_misfit(nested, header)
 
 
 def test_the_alpha_of_an_rslora(tmp_path: Path) -> None:
     folder = tiny_lora.make(tmp_path / "style", use_rslora=True, lora_alpha=3, r=16)
     link = tmp_path / "link.json"
-    link.symlink_to(folder / peft.CONFIG)
-    peft.use_ranks(link)
+    link.symlink_to(folder / adapter.CONFIG)
+    adapter.scale_by_root(link)
     assert json.loads(link.read_text())["lora_alpha"] == 3 * 4
-    assert json.loads((folder / peft.CONFIG).read_text())["lora_alpha"] == 3, "stays as it is"
+    assert json.loads((folder / adapter.CONFIG).read_text())["lora_alpha"] == 3, "stays as it is"
 
 
 def test_only_a_config_that_names_an_architecture_is_one(tmp_path: Path) -> None:
@@ -191,5 +191,5 @@ def test_the_config_of_its_model_is_staged_without_code(tmp_path: Path) -> None:
 def test_a_model_is_no_adapter() -> None:
     model = Header(tensors=1, size=1, data=1, values={"general.architecture": "llama"})
     with pytest.raises(PipelineError, match="is a model, not a LoRA adapter"):
-        adapter.require(model, "x.gguf")
-    assert gguf.KINDS["adapter"][1].endswith("lora=PATH")
+        kinds.require_adapter(model, "x.gguf")
+    assert kinds.KINDS["adapter"][1].endswith("lora=PATH")

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.models import projector
+from pipeline.models import kinds, projector
 from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.resolve import ModelFile
@@ -81,7 +81,7 @@ def shelf(*names: str, name: str = "M-Q4_K_M.gguf") -> Shelf:
     ],
 )
 def test_a_projector_by_its_own_word(values: dict[str, Any], expected: bool) -> None:
-    assert projector.is_projector(header(values)) is expected
+    assert kinds.is_projector(header(values)) is expected
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import repository
+from pipeline.models.checkpoint import INDEX
 from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
@@ -21,7 +22,6 @@ from pipeline.models.reference import FileFilter
 from pipeline.models.repository import require_safe
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.models.safetensors import Head
-from pipeline.models.weights import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GGUF = ("M-Q4_K_M.gguf", "M-Q8_0.gguf")

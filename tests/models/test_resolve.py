@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import resolve
+from pipeline.models.checkpoint import INDEX
 from pipeline.models.reference import parse
 from pipeline.models.resolve import ModelFile
 from pipeline.models.safetensors import own_precision
-from pipeline.models.weights import INDEX
 
 KNOWN = frozenset({"LlamaForCausalLM", "BertModel", "Qwen3ForCausalLM"})
 
