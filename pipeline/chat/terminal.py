@@ -35,7 +35,12 @@ HELP = """\
 Ctrl-C            ends an answer; empties the line
 Alt-Enter         begins a new line; so does \\ at the end of one, or text between \"\"\" and \"\"\"
 Up                an earlier input"""
-SAME = {"?": "help", "clear": "reset", "bye": "exit", "quit": "exit"}  # elsewhere
+ALIASES = {
+    "?": "help",
+    "clear": "reset",
+    "bye": "exit",
+    "quit": "exit",
+}  # as other programs name them
 
 
 class SavedHistory(FileHistory):
@@ -47,8 +52,8 @@ class SavedHistory(FileHistory):
 
 
 def history(file: Path) -> History:
-    """The inputs of all conversations, in a file for this user alone; of this one where it cannot
-    be written."""
+    """The inputs of all conversations, in a file that only this user can read; those of this
+    conversation alone where it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(file, "ab", opener=private):
@@ -65,7 +70,7 @@ def is_unfinished(text: str) -> bool:
     return text.endswith("\\")
 
 
-def meant(text: str) -> str:
+def unquoted(text: str) -> str:
     """What was typed, without the quotes around it or backslashes at the ends of lines."""
     bare = text.strip()
     if bare.startswith(QUOTES):
@@ -158,14 +163,14 @@ class Terminal:
                     self.complain(error)
 
     def handle(self, text: str) -> bool:
-        """Do what was typed; whether to go on."""
-        line = meant(text)
+        """Run a command or ask a question; returns whether to go on."""
+        line = unquoted(text)
         word, _, rest = line.partition(" ")
         if not (word.startswith("/") and (word[1:].isalpha() or word == "/?")):
             if line:
                 self.ask(line)
             return True
-        name = SAME.get(word[1:], word[1:])
+        name = ALIASES.get(word[1:], word[1:])
         if name == "exit":
             return False
         if name not in self.commands:
@@ -175,7 +180,7 @@ class Terminal:
         return True
 
     def ask(self, question: str) -> None:
-        """Ask, and show the answer. Ctrl-C ends it; what has come is kept."""
+        """Show the answer to a question as it comes. Ctrl-C ends it; what has come is kept."""
         self.conversation.ask(question)
         reply, ending = Reply(self.console), Ending()
         try:

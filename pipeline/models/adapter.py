@@ -1,4 +1,5 @@
-"""LoRA adapters: the files of one, and whether it does anything to its model, by headers alone.
+"""LoRA adapters: their files, whether they can be converted, and whether they fit their model. Only
+headers are read.
 
 An adapter is a GGUF, or a folder as PEFT saves it, which llama.cpp's converter makes a GGUF of; the
 converter drops what it does not know. llama-server (src/llama-adapter.cpp) ends at the first tensor

@@ -38,11 +38,11 @@ class HubAddress(Struct, frozen=True):
     revision: str = ""
     filename: str = ""
     pattern: str = ""
-    note: str = ""  # what of it was not needed
+    note: str = ""  # says what was ignored
 
 
 def is_address(text: str) -> bool:
-    """Whether it is one, of a model or not."""
+    """Whether `text` is an address, of a model or of something else."""
     try:
         return parse(text) is not None
     except UsageError:
@@ -50,7 +50,7 @@ def is_address(text: str) -> bool:
 
 
 def parse(text: str) -> HubAddress | None:
-    """What an address of the hub means; None for what is no address. Raises UsageError for one that
+    """Parse an address of the hub; None where `text` is none. Raises UsageError for an address that
     names no model."""
     scheme = SCHEME.match(text)
     address = text if scheme else f"//{text}"
@@ -73,7 +73,7 @@ def parse(text: str) -> HubAddress | None:
 
 
 def _own_host() -> str:
-    """The host of HF_ENDPOINT, without an error for what is none."""
+    """The host of HF_ENDPOINT; empty where that is unset or invalid."""
     try:
         return (urlsplit(os.environ.get("HF_ENDPOINT", "").strip()).hostname or "").lower()
     except ValueError:
@@ -81,7 +81,7 @@ def _own_host() -> str:
 
 
 def _of_path(text: str, parts: list[str], query: str) -> HubAddress:
-    """What the parts of its path, and its query, name."""
+    """The address with these parts of a path and this query. Raises UsageError."""
     if parts[:2] == ["api", "models"]:
         parts = parts[2:]
     elif parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model

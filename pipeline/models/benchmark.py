@@ -34,14 +34,14 @@ def speed(
     )
     try:
         rows = json.loads(out) if status == 0 else []
-        found = {"writing" if row["n_gen"] else "reading": float(row["avg_ts"]) for row in rows}
+        speeds = {"writing" if row["n_gen"] else "reading": float(row["avg_ts"]) for row in rows}
     except (ValueError, KeyError, TypeError):
-        found = {}
-    if not found:
+        speeds = {}
+    if not speeds:
         last = (err.strip() or out.strip()).splitlines()[-1:]
         reason = f": {last[0]}" if last else ""
         raise PipelineError(f"{model.name}: {program.name} ends with status {status}{reason}")
-    return found
+    return speeds
 
 
 def trial(program: Path, model: Path) -> str:

@@ -223,7 +223,7 @@ def needs_keep_mark(chain: Chain) -> bool:
 
 
 def leftover(chain: Chain) -> bool:
-    """Whether an intermediate file is left that nobody asked to keep."""
+    """Whether an intermediate file is still there that need not be kept."""
     conversion = chain.conversion if chain.quantization else None
     return bool(conversion and not conversion.keep and _is_intermediate(conversion))
 

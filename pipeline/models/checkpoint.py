@@ -33,7 +33,7 @@ ADAPTER = (
     "holds an adapter (LoRA), not a model",
     "pass the model that it was trained for, and this as lora=",
 )
-# What else is about, by the names of files; the first that one matches is the nearest.
+# Other kinds of model, by the names of their files; the first match is the nearest.
 KINDS = (
     (re.escape(DIFFUSION), "holds a diffusion model, for pictures or video, which llama.cpp does "
      "not run", "stable-diffusion.cpp runs it"),

@@ -1,5 +1,5 @@
-"""Which GGUF of a repository is meant: chosen by the files' names and sizes alone, and always with
-a reason."""
+"""Choose a GGUF of a repository by the names and sizes of its files alone, and always with a
+reason."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def label(name: str) -> str:
     for text in (shard["stem"] if shard else path.stem, *reversed(path.parent.parts)):
         matches = quants.LABEL.findall(text)
         if matches:
-            match = matches[-1].upper().replace("FP16", "F16").replace("FP32", "F32")
-            return re.sub(r"(?<!^UD)-", "_", str(re.sub(r"^UD_", "UD-", match)))
+            match = re.sub(r"^UD_", "UD-", quants.capitals(matches[-1]))
+            return re.sub(r"(?<!^UD)-", "_", match)
     return ""
 
 
@@ -66,8 +66,7 @@ def stem(option: Option) -> str:
 
 def spelling(quant: str) -> str:
     """A quant without what differs between spellings of it."""
-    word = re.sub(r"[^A-Z0-9]", "", quant.upper())
-    return {"FP16": "F16", "FP32": "F32"}.get(word, word)
+    return re.sub(r"[^A-Z0-9]", "", quants.capitals(quant))
 
 
 def options(files: Mapping[str, ModelFile]) -> list[Option]:
@@ -152,7 +151,7 @@ def choose(
     reference: str,
     fits: Callable[[Option], bool],
 ) -> tuple[Option, str]:
-    """The option that is meant, and why.
+    """The option that the request means, and why.
 
     `fits` tells whether an option fits this host's memory; it is called only where that decides.
     Raises UsageError that lists the options.

@@ -1,4 +1,4 @@
-"""What a file really is that should be a model or a part of one, by its first bytes."""
+"""Recognize, by its first bytes, a file that is not the model or part of one that it should be."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OTHERS = (
 
 
 class ForeignFile(PipelineError):
-    """A file is not what its name says."""
+    """A file is of another kind than its name says."""
 
 
 def require_no_placeholder(data: bytes, where: str) -> None:

@@ -61,7 +61,7 @@ class Cut(Broken):
 
 class Header(Struct, frozen=True, kw_only=True):
     """The header of a GGUF. `size` is how many bytes the whole file must have at least,
-    `data` where its tensors start, `vocabulary` how many tokens it knows (0: not said).
+    `data` where its tensors start, `vocabulary` how many tokens it knows (0: unknown).
 
     `widths` are those of a projector's last part, whose output has one of them. `values` holds
     the plain values and short arrays of numbers; the tokenizer's are left out. `blocks` are the
@@ -95,7 +95,7 @@ class Header(Struct, frozen=True, kw_only=True):
 
     @property
     def context_length(self) -> int:
-        """The trained context in tokens; 0 where it is not said."""
+        """The trained context in tokens; 0 where that is unknown."""
         length = whole(self.values, f"{self.architecture}.context_length", 0)
         return length if 0 < length <= MAX_CONTEXT else 0
 
@@ -305,13 +305,13 @@ def read(path: Path) -> Header:
 def shapes(path: Path) -> dict[str, list[int]]:
     """The shape of each tensor of the file `path`, whose header was read before, with the length of
     a row first."""
-    found: dict[str, list[int]] = {}
+    table: dict[str, list[int]] = {}
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
     ):
-        parse(buffer, shapes=found)
-    return found
+        parse(buffer, shapes=table)
+    return table
 
 
 def tokens(path: Path, header: Header) -> list[bytes]:

@@ -60,8 +60,8 @@ def require_adapter(header: Header, where: str) -> None:
 
 
 def require_model(headers: Sequence[Header], where: str) -> None:
-    """Raise PipelineError where a GGUF, whole or split, is no model. `headers` are its parts', or
-    the first one's of which no more is known."""
+    """Raise PipelineError where a GGUF, whole or split, is no model. `headers` are those of all its
+    parts, or the first alone where the others were not read."""
     first = headers[0]
     kind = KINDS.get(str(first.values.get("general.type"))) or KINDS.get(first.architecture)
     if kind is None and "adapter.type" in first.values:

@@ -104,8 +104,8 @@ def grown(memory: Memory, weights: int) -> Memory:
 
 
 def resized(memory: Memory, before: int, after: int) -> Memory:
-    """What another quant of the model takes: `memory` is that of the one whose tensors have
-    `before` bytes, the other's have `after`. Cache and compute buffers stay the same.
+    """What another quant of the model takes: its tensors have `after` bytes, those that `memory`
+    counts have `before`. Cache and compute buffers stay the same.
 
     The devices' shares are exact as far as all tensors shrink alike.
     """
@@ -176,7 +176,7 @@ def fit(
     available: int,
     measured: Callable[[int], Memory | None],
 ) -> Fit:
-    """The context asked for, or the longest up to the `trained` one (0: not known) that fits into
+    """The `requested` context, or the longest up to the `trained` one (0: not known) that fits into
     `available` bytes."""
 
     def at(ctx_size: int) -> Fit:

@@ -75,7 +75,7 @@ class OnDisk(Struct, frozen=True, kw_only=True):
 
 
 def look(home: Home) -> OnDisk:
-    """What is there. Raises OSError."""
+    """Everything in `models/`. Raises OSError."""
     models, unfinished, unknown = list[StoredModel](), list[Path](), list[Path]()
     for kind in ("gguf", "source"):
         for folder in _children(home.models / kind):
@@ -155,12 +155,12 @@ def _stored(slug: str, kind: Kind, quant: str, entries: Mapping[Path, Entry]) ->
     )
 
 
-# What a command line means by a model
+# Which model a command line names
 
 
 def means(reference: Reference, model: StoredModel, home: Home) -> bool:
     """Whether `reference` is where `model` comes from. A branch or a tag means every revision that
-    is here, a commit or its beginning that one."""
+    is here; a commit, or its beginning, that one alone."""
     if reference.kind == "demo":
         return model.slug == resolve.demo(reference.text, home).slug
     if reference.path is not None:
@@ -179,7 +179,7 @@ def is_named(text: str, model: StoredModel) -> bool:
 
 
 def fits(files: FileFilter, model: StoredModel) -> bool:
-    """Whether `quant=`, `filename=` and `pattern=` mean this one. Empty ones mean all."""
+    """Whether `quant=`, `filename=` and `pattern=` match a model. Empty ones match all."""
     names = [path.as_posix() for path in model.files]
     is_quant = quants.canonical(model.quant.upper()) == quants.canonical(files.quant.upper())
     return (

@@ -104,7 +104,7 @@ def _table(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _by_tensors(
     settings: Mapping[str, Any], tensors: Collection[str], dtypes: Mapping[str, int]
 ) -> str:
-    """What no quant_method says: MLX writes none, and older tools no settings at all."""
+    """The quantization without a quant_method: MLX writes none, older tools no settings at all."""
     if "group_size" in settings and "bits" in settings:
         return f"MLX ({settings['bits']} bits)"
     for part, kind in TENSORS.items():

@@ -43,7 +43,7 @@ NEED_IMATRIX = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"),
 )
 
-# By the name that llama.cpp prints, in lower case: its number, elements in a block, bytes of one.
+# By the name that llama.cpp prints, in lower case: its number, and elements and bytes of a block.
 # ggml_type of ggml's ggml.h, sizes of ggml-common.h.
 TENSOR_TYPES = {
     **{"f32": (0, 1, 4), "f16": (1, 1, 2), "q4_0": (2, 32, 18), "q4_1": (3, 32, 20)},
@@ -65,11 +65,16 @@ def parse(value: str) -> str:
 
     Raises ValueError for anything else.
     """
-    word = value.strip().upper().replace("FP16", "F16").replace("FP32", "F32")
+    word = capitals(value.strip())
     if word not in TYPES and word not in ALIASES and not LABEL.fullmatch(word):
         near = did_you_mean(word, TYPES)
         raise ValueError(f"auto, or a type of llama-quantize{near or ': ' + ', '.join(TYPES)}")
     return word
+
+
+def capitals(quant: str) -> str:
+    """A quant in capitals, with llama-quantize's names of the unquantized types."""
+    return quant.upper().replace("FP16", "F16").replace("FP32", "F32")
 
 
 def canonical(word: str) -> str:

@@ -69,7 +69,7 @@ class Reference(Struct, frozen=True, kw_only=True):
 
     @property
     def is_safetensors(self) -> bool:
-        """Whether it is known to be converted here: of a repository only the hub can tell."""
+        """Whether it is certain to be converted here; for a repository only the hub knows."""
         is_pinned = self.kind == "demo" and pins().demos[self.text].kind == "safetensors"
         return is_pinned or self.kind == "folder"
 

@@ -1,5 +1,6 @@
-"""Which files of a repository are meant: a GGUF with its parts and its projector, or safetensors
-with what the converter reads beside them. The network is used only by the functions passed in."""
+"""The files that a request means in a repository: a GGUF with its parts and its projector, or
+safetensors with what the converter reads beside them. The network is used only by the functions
+passed in."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, is_windows_device
+from pipeline.core.text import size
 
 from . import checkpoint, choice, quants
 from .choice import Option
@@ -44,7 +46,8 @@ def resolve(
     read_header: ReadHeader,
     read_head: ReadHead,
 ) -> Resolved:
-    """The files that are meant, and why. Raises PipelineError; UsageError lists the files."""
+    """The files that the request means, and why. Raises PipelineError; UsageError lists the
+    files."""
     source = {"type": "hf", "ref": listing.repo, "revision": listing.commit}
     options = choice.options(listing.files)
     safetensors = [n for n in listing.files if fnmatch(n, "*.safetensors") and "/" not in n]
@@ -71,7 +74,10 @@ def resolve(
 
     def read_json(name: str) -> bytes:
         if listing.files[name].size > MAX_JSON:
-            raise PipelineError(f"{listing.repo}: {name} is too large to be one")
+            raise PipelineError(
+                f"{listing.repo}: {name} is too large: it may have {size(MAX_JSON)} at most",
+                "use another revision=…",
+            )
         return read(listing.files[name])
 
     model = checkpoint.check(
@@ -123,7 +129,7 @@ def matches(name: str, pattern: str) -> bool:
 def takes_gguf(
     options: Sequence[Option], safetensors: Sequence[str], file_filter: FileFilter, reference: str
 ) -> bool:
-    """Whether a GGUF is meant: beside safetensors only one with the requested quant."""
+    """Whether to take a GGUF: beside safetensors only one with the requested quant."""
     if not options:
         return False
     if (

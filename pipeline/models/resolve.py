@@ -77,7 +77,7 @@ class Resolved(Struct, frozen=True, kw_only=True):
     precision: str
     mmproj: str = ""
     architecture: str = ""  # as config.json has it
-    encoder: str = ""  # the same, of its encoder of images or sound
+    encoder: str = ""  # the architecture of its encoder of images or sound
     why: str = ""
     base: Resolved | None = None
     base_name: str = ""

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from . import gguf
 
 FIRST = 5  # the tokens before it may differ
-MOST_ADDED = 128  # so many tokens may be in one of them alone
+MOST_ADDED = 128  # tokens that only one of the two may have
 
 
 class Vocabulary(Struct, frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ def difference(model: Vocabulary, draft: Vocabulary) -> str:
 
 
 def _ends(model: Vocabulary, draft: Vocabulary, name: str) -> list[str]:
-    """What has to be the same about a text's begin or end: whether it gets a token, and which."""
+    """The keys about a text's begin or end that must agree: whether a token is added, and which."""
     added = f"add_{name}_token"
     both = [each.values.get(f"tokenizer.ggml.{added}") for each in (model, draft)]
     return [added, f"{name}_token_id"] if all(both) else [added]

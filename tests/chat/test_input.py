@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prompt_toolkit.history import InMemoryHistory
 
-from pipeline.chat.terminal import SavedHistory, history, is_unfinished, meant
+from pipeline.chat.terminal import SavedHistory, history, is_unfinished, unquoted
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from pipeline.chat.terminal import SavedHistory, history, is_unfinished, meant
 def test_several_lines(typed: str, is_open: bool, text: str | None) -> None:
     assert is_unfinished(typed) is is_open
     if text is not None:
-        assert meant(typed) == text
+        assert unquoted(typed) == text
 
 
 def test_inputs_are_kept_for_this_user_alone(tmp_path: Path) -> None:
