@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError, UsageError
@@ -86,7 +85,7 @@ def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) ->
 
     def measured(ctx_size: int) -> Memory | None:
         need = ahead.at(ctx_size)
-        need = need and replace(need, weights=need.weights + beside)
+        need = need and memory.grown(need, beside)
         more = draft and draft.at(ctx_size)  # its cache has as many tokens
         return memory.added(need, more) if need and more else need
 
