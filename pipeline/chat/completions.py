@@ -172,12 +172,9 @@ def _ending(server: ChatServer, timings: Timings, *, is_cut: bool) -> Ending:
 
 async def _beginning(response: httpx2.Response) -> bytes:
     """The first bytes of a response that is no answer."""
-    data = b""
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > LONGEST_ERROR:
-            break
-    return data[:LONGEST_ERROR]
+    async for piece in response.aiter_bytes(LONGEST_ERROR):
+        return piece
+    return b""
 
 
 async def _chunks(server: ChatServer, pieces: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:

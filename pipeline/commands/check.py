@@ -61,7 +61,7 @@ def check_request(model: Model) -> None:
     is_converted = reference is not None and reference.is_safetensors
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
-    if external and wanted.imatrix and models.imatrix.is_text(wanted.imatrix):
+    if external and wanted.imatrix and models.quantize.is_text(wanted.imatrix):
         external.program("llama-imatrix")
     if reference and reference.note:
         log.info(reference.note)
@@ -87,7 +87,7 @@ def check_request(model: Model) -> None:
             models.resolve.check_folder(reference.path, model.architectures())
     model.chain()  # raises what is wrong with it now
     if wanted.imatrix:
-        models.imatrix.require_usable(wanted.imatrix)
+        models.quantize.require_imatrix(wanted.imatrix)
 
 
 def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:

@@ -20,7 +20,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, gguf, imatrix
+from pipeline.models import converter, gguf
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
@@ -158,7 +158,7 @@ def quantize(model: Model) -> None:
         return
     program = model.binaries.program("llama-quantize")
     tool = model.binaries.recipe("llama-quantize")
-    text = made.imatrix is not None and imatrix.is_text(made.imatrix)
+    text = made.imatrix is not None and quantizations.is_text(made.imatrix)
     matrix = model.binaries.program("llama-imatrix") if text else None
     with ExitStack() as lock:
         if between:

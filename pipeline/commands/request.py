@@ -14,11 +14,11 @@ from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute, one_path
 from pipeline.core.variables import fill, read, variables
 from pipeline.models import hub_access, quants
-from pipeline.models.address import SCHEME
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
     NO_PROJECTOR,
     PROJECTOR,
+    SCHEME,
     WITHOUT_DRAFT,
     FileFilter,
     Reference,

@@ -13,7 +13,7 @@ from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.receipts import Entry
 from pipeline.core.text import plural, table
-from pipeline.models import benchmark, converter, gguf, kinds, memory
+from pipeline.models import converter, gguf, kinds, memory, tools
 from pipeline.serve import flags
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.configuration import InstanceSpec
@@ -67,7 +67,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     loading = [path for path in files if str(path) not in failing]
     for smallest in sorted(filter(fits, loading), key=bytes_of)[:1]:  # loading is not running
         program = tool(after, "llama-bench")
-        if program and (why := benchmark.trial(program, smallest)):
+        if program and (why := tools.trial(program, smallest)):
             failing[str(smallest)] = why
             loading.remove(smallest)
     return Comparison(
@@ -255,7 +255,7 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
     rounds: list[list[dict[str, float]]] = [[], []]
     for _ in range(ROUNDS):  # in turns, since a machine is never quite at rest
         for results, program in zip(rounds, filter(None, pair), strict=True):
-            results.append(benchmark.speed(program, path))
+            results.append(tools.speed(program, path))
     old, new = ({what: max(r[what] for r in each) for what in each[0]} for each in rounds)
     return [Speed(what=f"{path.name}, {what}", before=old[what], after=new[what]) for what in old]
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from . import converter as converter
     from . import gguf as gguf
     from . import hub_access as hub_access
-    from . import imatrix as imatrix
     from . import lockfile as lockfile
     from . import projector as projector
+    from . import quantize as quantize
     from . import reference as reference
     from . import resolve as resolve
 

@@ -87,7 +87,10 @@ def look(home: Home) -> OnDisk:
                     known[path] = entry
                 elif not OWN.fullmatch(path.name):
                     unknown.append(path)
-            models += _gguf(folder.name, known) if kind == "gguf" else _source(folder.name, known)
+            if kind == "gguf":
+                models += _ggufs(folder.name, known)
+            elif known:
+                models.append(_stored(folder.name, "source", "", known))
     return OnDisk(
         models=tuple(sorted(models, key=lambda each: (each.slug, each.kind, each.quant))),
         unfinished=tuple(unfinished),
@@ -114,7 +117,7 @@ def _receipt(path: Path) -> Entry | None:
     return receipts.load(path.parent).get(path.name) if is_ours else None
 
 
-def _gguf(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
+def _ggufs(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
     """What is in `models/gguf/<slug>`: the parts of a split GGUF are one."""
     groups: dict[Path, list[Path]] = {}
     for path in known:
@@ -133,12 +136,6 @@ def _gguf(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
         elif recipe.get("adapter") or recipe.get("use") == "adapter":
             kind = "adapter"
         yield _stored(slug, kind, quant, {path: known[path] for path in paths})
-
-
-def _source(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
-    """What is in `models/source/<slug>`."""
-    if known:
-        yield _stored(slug, "source", "", known)
 
 
 def _stored(slug: str, kind: Kind, quant: str, entries: Mapping[Path, Entry]) -> StoredModel:

@@ -1,4 +1,5 @@
-"""GGUF to a smaller GGUF with llama-quantize, and how big it becomes, by dry runs on its header."""
+"""GGUF to a smaller GGUF with llama-quantize: how big it becomes, by dry runs on its header, and
+the importance matrix, which says which weights matter in use."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar
@@ -20,7 +21,7 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.receipts import Recipe
 
-from . import gguf, imatrix, tools
+from . import contents, gguf, tools
 from .convert import Conversion
 from .quants import NEED_IMATRIX, TENSOR_TYPES, row_bytes
 from .resolve import Resolved
@@ -37,6 +38,8 @@ ADDED = 45  # bytes, where it has to be added
 # its values: one entry, `x`, with one value, in the older format.
 MATRIX = struct.pack("<ii1siif", 1, 1, b"x", 1, 1, 1.0)
 COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
+IMATRIX_COPIES = 2  # the same, of llama-imatrix: repacked for the processor, and buffers
+IMATRIX_SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
 
 
 class Quantization(Struct, frozen=True, kw_only=True):
@@ -164,7 +167,7 @@ def make(
         if matrix and imatrix_program:
             text, digest = matrix, recipe["imatrix"]
             matrix = quantization.target.with_name(f"imatrix-{digest.partition(':')[2][:12]}.gguf")
-            imatrix.make(
+            make_imatrix(
                 matrix,
                 model=quantization.input,
                 text=text,
@@ -212,3 +215,84 @@ def make(
         force=force,
         sandbox=strength().name,
     )
+
+
+# Importance matrices
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file starts as texts do: valid UTF-8 without a zero byte. A matrix does not."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        start[:-4].decode()  # the last letter may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
+def require_imatrix(path: Path) -> None:
+    """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
+    contents.require_real(path)
+    with path.open("rb") as file:
+        start = file.read(len(gguf.MAGIC))
+    if not start:
+        raise UsageError(f"imatrix={path}: is empty")
+    if start == gguf.MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
+        raise UsageError(
+            f"imatrix={path}: is a GGUF, and no importance matrix",
+            "pass one that llama-imatrix wrote, or a text to compute it from",
+        )
+
+
+def make_imatrix(
+    target: Path,
+    *,
+    model: Path,
+    text: Path,
+    inputs: Mapping[str, Any],
+    program: Path,
+    home: Home,
+) -> None:
+    """Make the matrix of `model` for `text`; the recipe names both by `inputs`. Raises
+    PipelineError."""
+
+    def maker(made: Path) -> None:
+        log = home.logs / f"{target.parent.name}-{target.stem}.log"
+        total = 0
+
+        with bar(f"computing the importance matrix of {text.name}") as update:
+
+            def watch(line: str) -> None:
+                nonlocal total
+                if chunks := re.search(r"computing over (\d+) chunks", line):
+                    total = int(chunks[1])
+                if done := re.findall(r"\[(\d+)\][\d.]+,", line):
+                    update(int(done[-1]), total)
+
+            status = run(
+                [
+                    *(str(program), "--model", str(model), "--file", str(text)),
+                    *("--output", str(made), "--output-format", "gguf"),
+                ],
+                log=log,
+                env=tools.env(),
+                on_line=watch,
+                patience=IMATRIX_SILENCE,
+                sandbox=tools.sandbox(
+                    program,
+                    read=[*gguf.shards(model), text],
+                    write=[made],
+                    weights=sum(path.stat().st_size for path in gguf.shards(model)),
+                    copies=IMATRIX_COPIES,
+                ),
+            )
+        if status or not made.stat().st_size:
+            raise PipelineError(
+                f"the importance matrix could not be computed from {text} (status {status}):\n"
+                f"{last_lines(log, 5)}",
+                f"the text must have some thousand words at least; the whole log is {log}",
+            )
+        gguf.read(made)
+
+    artifacts.make(target, {"step": "imatrix", **inputs}, maker, sandbox=strength().name)

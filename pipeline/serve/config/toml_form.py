@@ -8,8 +8,7 @@ from typing import Any
 
 from pipeline.core.errors import did_you_mean
 from pipeline.core.pins import pins
-from pipeline.models.address import is_address
-from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists, split_scale
+from pipeline.models.reference import HUB, WITHOUT_DRAFT, exists, is_address, split_scale
 from pipeline.serve.server import Control
 
 from . import messages, sources
