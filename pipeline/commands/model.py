@@ -186,7 +186,7 @@ class Model:
         if adapter.kind == "gguf":
             return adapter
         model = self.base.known() if self.base else None
-        base = models.adapter.own_config(adapter)
+        base = models.adapter.config_of(adapter)
         if base is None and model and model.kind == "safetensors":
             base = models.adapter.config_of(model)
         if base is None and self.request.frozen:

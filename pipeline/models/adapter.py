@@ -77,7 +77,8 @@ def check(
     files = peft_files(names, where)
     config, head = read(CONFIG), read_head(WEIGHTS)
     require_convertible(config, head.shapes, where)
-    if BASE_CONFIG in names and is_config(read(BASE_CONFIG)):
+    # Of use is only one that names its model's architecture.
+    if BASE_CONFIG in names and checkpoint.named_architecture(read(BASE_CONFIG)):
         files.append(BASE_CONFIG)
     return files, config, head
 
@@ -141,28 +142,11 @@ def peft_files(names: Collection[str], where: str) -> list[str]:
 # The config.json that it is converted with
 
 
-def is_config(document: Mapping[str, Any]) -> bool:
-    """Whether a config.json names its model's architecture, which converting takes."""
-    try:
-        return bool(checkpoint.architecture(document, BASE_CONFIG))
-    except PipelineError:
-        return False
-
-
 def config_of(model: Resolved) -> Resolved | None:
-    """What the converter reads of an adapter's base: the files of a model beside its weights. None
-    where there is no config.json."""
-    weights = (".safetensors", checkpoint.INDEX, ".gguf")
-    return _with_config(model, lambda name: not name.endswith(weights))
-
-
-def own_config(adapter: Resolved) -> Resolved | None:
-    """The same, where the adapter brings it."""
-    return _with_config(adapter, lambda name: name == BASE_CONFIG)
-
-
-def _with_config(model: Resolved, takes: Callable[[str], bool]) -> Resolved | None:
-    files = tuple(file for file in model.files if takes(file.name))
+    """What the converter reads of an adapter's base: the files beside the weights of a model, or of
+    an adapter that brings its model's config.json. None where there is no config.json."""
+    others = (CONFIG, ".safetensors", checkpoint.INDEX, ".gguf")
+    files = tuple(file for file in model.files if not file.name.endswith(others))
     has_config = any(file.name == BASE_CONFIG for file in files)
     return replace(model, files=files, base=None) if has_config else None
 
@@ -268,16 +252,14 @@ def base_misfit(config: Mapping[str, Any], model: Header) -> str:
 def file_misfit(adapter: Path, model: Iterable[Path]) -> str:
     """Why the file `adapter` is no adapter for the model, whole or in parts; empty where it is one.
     Raises PipelineError for a file that is no GGUF."""
-    own, parts = gguf.read(adapter), [*model]
+    own_shapes, shapes = dict[str, list[int]](), dict[str, list[int]]()
+    own = gguf.read(adapter, own_shapes)
     if not kinds.is_adapter(own):
         return kinds.NO_ADAPTER
-    architecture = gguf.read(parts[0]).architecture
-    if own.architecture != architecture:
-        return f"is an adapter for {own.architecture}, and the model is {architecture}"
-    shapes: dict[str, list[int]] = {}
-    for part in parts:
-        shapes |= gguf.shapes(part)
-    return gguf_misfit(gguf.shapes(adapter), shapes)
+    first, *_ = [gguf.read(part, shapes) for part in model]
+    if own.architecture != first.architecture:
+        return f"is an adapter for {own.architecture}, and the model is {first.architecture}"
+    return gguf_misfit(own_shapes, shapes)
 
 
 def gguf_misfit(adapter: Shapes, model: Shapes) -> str:

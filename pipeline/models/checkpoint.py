@@ -100,7 +100,7 @@ def check(
     config_bytes, config_name = read("config.json"), f"{where}: config.json"
     config = document(config_bytes, config_name)
     named = architecture(config, config_name)
-    of_text = _named(config, "text_config") or named
+    of_text = named_architecture(config.get("text_config")) or named
     if named not in architectures:  # the converter takes the one of the text first
         require_known(of_text, architectures, config_name)
     staging.require_plausible(config_bytes, sum(sizes[name] for name in names), config_name)
@@ -111,22 +111,20 @@ def check(
     dtypes = sum((head.dtypes for head in heads), Counter[str]())
     quantized.require_readable(config, table(quantized.MODELOPT_FILE), tensors, dtypes, where)
     has_encoder = any(isinstance(config.get(name), dict) for name in ENCODERS)
-    encoder = (_named(config, "vision_config") or named) if has_encoder else ""
+    encoder = (named_architecture(config.get("vision_config")) or named) if has_encoder else ""
     return Checkpoint(names, of_text, dtypes, encoder)
 
 
 def architecture(config: Mapping[str, Any], where: str) -> str:
     """The architecture that a config.json names. Raises PipelineError where it names none."""
-    named = config.get("architectures")
-    if not (isinstance(named, list) and named and isinstance(named[0], str)):
-        raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
-    return named[0]
+    if name := named_architecture(config):
+        return name
+    raise PipelineError(f"{where}: names no architecture", 'add "architectures": ["…"]')
 
 
-def _named(config: Mapping[str, Any], part: str) -> str:
-    """The architecture that a part of a configuration names; empty for none."""
-    table = config.get(part)
-    named = table.get("architectures") if isinstance(table, dict) else None
+def named_architecture(config: object) -> str:
+    """The architecture that a configuration, or a part of one, names; empty for none."""
+    named = config.get("architectures") if isinstance(config, dict) else None
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
@@ -166,7 +164,7 @@ def weight_files(
     names = sizes.keys()
     top = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
     if DIFFUSION in names or not (top or INDEX in names):
-        raise nothing(sizes, where)
+        raise _no_weights(sizes, where)
     if INDEX in names:
         return _indexed(names, read_index(), where)
     if all(name.startswith("adapter") for name in top):
@@ -185,7 +183,7 @@ def weight_files(
     if (counts or len(weights) > 1) and (None in split or counts != {len(weights)}):
         raise PipelineError(
             f"{where}: has {', '.join(weights[:3])} and no {INDEX}: "
-            "which of them are one model is not known, or some are missing",
+            "it is not known which of them belong together, or some are missing",
             "get all parts and the index from where the others came from",
         )
     return weights
@@ -240,7 +238,7 @@ def is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
 
 
-def nothing(sizes: Mapping[str, int], where: str) -> PipelineError:
+def _no_weights(sizes: Mapping[str, int], where: str) -> PipelineError:
     """The error for a folder or a repository without weights that can be used: it names what there
     is. `sizes` are those of its files by name, in bytes."""
     names = sorted(n for n in sizes if not PurePosixPath(n).name.startswith("."))
@@ -282,4 +280,5 @@ def _first(
 
 
 def _other(kind: tuple[str, str, str], name: str, where: str) -> PipelineError:
-    return PipelineError(f"{where}: {kind[1]}{f' ({name})' if name else ''}", kind[2])
+    _, what, hint = kind
+    return PipelineError(f"{where}: {what} ({name})", hint)

@@ -276,8 +276,9 @@ def _tensor_table(reader: _Reader, tensors: int) -> Iterator[tuple[str, list[int
         yield name, shape, offset + row_bytes(kind, math.prod(shape))
 
 
-def read(path: Path) -> Header:
-    """The header of the file `path`, which must be as long as its header says.
+def read(path: Path, shapes: dict[str, list[int]] | None = None) -> Header:
+    """The header of the file `path`, which must be as long as its header says. Adds each tensor's
+    shape to `shapes`, with the length of a row first.
 
     Raises PipelineError.
     """
@@ -288,7 +289,7 @@ def read(path: Path) -> Header:
             if length < 24:
                 raise Broken("it is too short")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                header = parse(buffer)
+                header = parse(buffer, shapes=shapes)
     except Broken as error:
         raise unusable(str(path), start, error) from None
     except OSError as error:
@@ -300,18 +301,6 @@ def read(path: Path) -> Header:
             "download or copy it again",
         )
     return header
-
-
-def shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of each tensor of the file `path`, whose header was read before, with the length of
-    a row first."""
-    table: dict[str, list[int]] = {}
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer,
-    ):
-        parse(buffer, shapes=table)
-    return table
 
 
 def tokens(path: Path, header: Header) -> list[bytes]:

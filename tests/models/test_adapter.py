@@ -55,7 +55,9 @@ def make(path: Path, architecture: str = "llama", kind: str = "adapter", rank: i
 
 @pytest.mark.build
 def test_a_real_one(gguf: Path, tmp_path: Path) -> None:
-    assert headers.shapes(gguf)[NAME] == [256, 256]
+    shapes: dict[str, list[int]] = {}
+    headers.read(gguf, shapes)
+    assert shapes[NAME] == [256, 256]
     assert file_misfit(make(tmp_path / "a.gguf"), [gguf]) == ""
     assert "an adapter for qwen2, and the model is llama" in file_misfit(
         make(tmp_path / "b.gguf", "qwen2"), [gguf]

@@ -169,9 +169,9 @@ def test_only_a_config_that_names_an_architecture_is_one(tmp_path: Path) -> None
     folder = tiny_lora.make(tmp_path / "style")
     for text in ("{}", '{"model_type": "llama"}'):
         (folder / "config.json").write_text(text)
-        assert adapter.own_config(adapter.folder(folder, Home(tmp_path))) is None
+        assert adapter.config_of(adapter.folder(folder, Home(tmp_path))) is None
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    found = adapter.own_config(adapter.folder(folder, Home(tmp_path)))
+    found = adapter.config_of(adapter.folder(folder, Home(tmp_path)))
     assert found and [file.name for file in found.files] == ["config.json"]
 
 

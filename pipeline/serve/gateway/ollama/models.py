@@ -170,9 +170,9 @@ def human(count: int) -> str:
 @lru_cache(maxsize=256)
 def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
     """Raises PipelineError or OSError."""
-    header = gguf.read(path)
     parts = gguf.shards(path)
-    shapes = [shape for part in parts for shape in gguf.shapes(part).values()]
+    shapes: dict[str, list[int]] = {}
+    header, *_ = [gguf.read(part, shapes) for part in parts]
     inserts = any(key in header.values for key in INSERT_IDS)
     return ModelFacts(
         size=sum(part.stat().st_size for part in parts),
@@ -180,7 +180,7 @@ def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
         digest=_known_digest(path) or _digest(path, size, mtime_ns),
         architecture=header.architecture,
         quant=header.quant,
-        parameters=sum(map(math.prod, shapes)),
+        parameters=sum(map(math.prod, shapes.values())),
         values=header.values,
         inserts=inserts or not INSERT_TOKENS.isdisjoint(gguf.tokens(path, header)),
     )
