@@ -236,7 +236,7 @@ def test_the_weights_once(there: tuple[str, ...], weights: tuple[str, ...]) -> N
 
 def test_one_of_two_variants() -> None:
     there = ("model.fp16.safetensors", "model.fp32.safetensors")
-    assert "which of them are one model" in refused("config.json", *there)
+    assert "which of them belong together" in refused("config.json", *there)
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "weights.safetensors"])
