@@ -132,7 +132,7 @@ class Model:
             made = models.chain.adapter_chain(resolved, self.home, script, recipe)
         else:
             script = llama_cpp.folder / "convert_hf_to_gguf.py"
-            made = models.chain.chain(resolved, wanted, self.home, script, recipe, sees=sees)
+            made = models.chain.chain(resolved, wanted, self.home, script, recipe, projector=sees)
         self._made_chain = (resolved, wanted, sees, made)
         return made
 

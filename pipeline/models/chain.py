@@ -60,24 +60,24 @@ def chain(
     script: Path,
     llama_cpp: Recipe,
     *,
-    sees: bool = False,
+    projector: bool = False,
 ) -> Chain:
     """The steps that `requested` takes. `script` is the converter, `llama_cpp` the recipe of its
-    tree; `sees`: the projector is converted too.
+    tree; `projector`: the model's projector is converted too.
 
     Raises UsageError.
     """
     made = _model_chain(resolved, requested, home, script, llama_cpp)
-    if not (sees and made.conversion):
+    if not (projector and made.conversion):
         return made
-    projector = replace(
+    conversion = replace(
         made.conversion,
         target=made.final.with_name("mmproj.f16.gguf"),
         outtype=PROJECTOR_TYPE,
         keep=True,
         projector=True,
     )
-    return replace(made, projector=projector)
+    return replace(made, projector=conversion)
 
 
 def _model_chain(

@@ -21,9 +21,9 @@ from pipeline.core.store.receipts import Recipe
 from . import adapter, converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
 
-NO_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
-NOT_READ = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null bytes|marshal"
-NO_EYES = "mmproj=none serves the model without it"
+OUT_OF_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
+UNREADABLE_CODE = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error|null bytes|marshal"
+WITHOUT_PROJECTOR = "mmproj=none serves the model without it"
 MOST_OF_A_PROJECTOR = 2_000_000_000  # bytes; most take less than one
 BASE = "base"  # of an adapter: the folder, among its staged files, with its model's config
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
@@ -133,7 +133,9 @@ def make(
         elif not conversion.projector:
             kinds.require_model([header], resolved.name)
         elif not kinds.is_projector(header):
-            raise PipelineError(f"{conversion.title}: the converter made something else", NO_EYES)
+            raise PipelineError(
+                f"{conversion.title}: the converter made something else", WITHOUT_PROJECTOR
+            )
         if check:
             check(made)
 
@@ -153,7 +155,7 @@ def require_whole_converter(home: Home, log: Path) -> None:
     """Raise PipelineError where Python could not read the converter's own environment, which the
     next run makes again."""
     output = log.read_text(encoding="utf-8", errors="replace")
-    if re.search(NOT_READ, output) and (why := converter.damage(home, hashes=True)):
+    if re.search(UNREADABLE_CODE, output) and (why := converter.damage(home, hashes=True)):
         converter.forget(home)
         raise PipelineError(
             f"the converter's environment is damaged: {why}",
@@ -167,11 +169,12 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
     output = log.read_text(encoding="utf-8", errors="replace")
     if "No space left" in output:
         hint = "the disk is full: free some space"
-    elif re.search(NO_MEMORY, output):
+    elif re.search(OUT_OF_MEMORY, output):
         hint = "it needs more memory than its weights account for; check its config.json"
+    elif conversion.projector:
+        hint = WITHOUT_PROJECTOR
     else:
         hint = f"the whole log is {log}"
-    hint = NO_EYES if conversion.projector and hint.startswith("the whole") else hint
     names = [file.name for file in resolved.files if foreign_code.may_name(file.name)]
     code = foreign_code.classes((name, (resolved.folder / name).read_bytes()) for name in names)
     message = f"{conversion.title} could not be converted (status {status}):\n{last_lines(log)}"
