@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .gguf import Header
+from .gguf import Header, padded
 from .memory import STEP, UNKNOWN, Device, Memory
 
 UBATCH = 512  # llama.cpp's default for --ubatch-size
@@ -57,7 +57,7 @@ def memory(shape: Shape, ctx_size: int, ubatch: int = UBATCH) -> Memory:
 
     The compute buffer is as large as the widest moment: in a layer, or the scores of all words.
     """
-    tokens = -(-ctx_size // STEP) * STEP
+    tokens = padded(ctx_size, STEP)
     scores = ubatch * (shape.vocabulary + 2 * shape.embedding) * F32
     compute = max(_layer(shape, tokens, ubatch), scores)
     device = Device(UNKNOWN, shape.weights, tokens * shape.cache * F16, compute)

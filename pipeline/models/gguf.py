@@ -30,6 +30,7 @@ MAX_PAIRS = 100_000
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 * 1024 * 1024  # bytes; a chat template has some thousands
 MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ARRAY = 1024  # numbers; a value for each layer is kept, a vocabulary never
 MAX_KEPT = 65_536  # numbers of all such arrays together
@@ -141,6 +142,11 @@ def whole(values: Mapping[str, Any], key: str, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
+def padded(count: int, step: int = ALIGNMENT) -> int:
+    """The next multiple of `step`, which `count` may be itself."""
+    return -(-count // step) * step
+
+
 class _Reader:
     """A position in a buffer that may end too early, and starts a file of `size` bytes."""
 
@@ -225,10 +231,10 @@ def parse(
             widths.update(shape)
         if shapes is not None:
             shapes[name] = shape
-    alignment = whole(values, "general.alignment", 32)
+    alignment = whole(values, "general.alignment", ALIGNMENT)
     if alignment < 1:
         raise Broken(f"its alignment is {alignment}")
-    data = -(-reader.at // alignment) * alignment
+    data = padded(reader.at, alignment)
     return Header(
         tensors=tensors,
         size=data + end,

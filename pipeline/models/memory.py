@@ -187,7 +187,7 @@ def fit(
     best = at(trained or SMALLEST_CONTEXT)
     if best.fits or trained <= SMALLEST_CONTEXT:
         return best
-    low, high = SMALLEST_CONTEXT, -(-trained // STEP) * STEP
+    low, high = SMALLEST_CONTEXT, gguf.padded(trained, STEP)
     best = at(low)
     while best.fits and high - low > STEP:
         middle = (low + high) // 2 // STEP * STEP

@@ -31,7 +31,6 @@ from .resolve import Resolved
 TENSOR = re.compile(
     r"^\[ *\d+/ *\d+\] .* - \[([\d, ]+)\], type = +(\w+), size = .*?(?:\((\w+)\))? *$", re.M
 )
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT; llama-quantize keeps no other
 VERSION = "general.quantization_version"
 ADDED = 45  # bytes, where it has to be added
 # With an importance matrix llama-quantize chooses some types differently. A dry run does not use
@@ -113,7 +112,7 @@ def quant_sizes(
             )
             tensors = tensor_bytes(out + err)
             if status == 0 and tensors is not None:
-                sizes[quant] = _padded(start) + tensors
+                sizes[quant] = gguf.padded(start) + tensors  # it keeps no other alignment
     return sizes
 
 
@@ -126,12 +125,8 @@ def tensor_bytes(output: str) -> int | None:
         if kind is None:
             return None
         row, *rows = (int(number) for number in shape.split(","))
-        total += _padded(row_bytes(kind[0], row) * math.prod(rows))
+        total += gguf.padded(row_bytes(kind[0], row) * math.prod(rows))
     return total or None
-
-
-def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def make(

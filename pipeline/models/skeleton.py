@@ -114,8 +114,8 @@ def safetensors_skeleton(
                 header = gguf.parse(made.read_bytes(), 1 << 62)
             except Broken as error:
                 raise PipelineError(f"{name}: would not become a usable GGUF: {error}") from None
-            length = -(-header.size // 32) * 32  # the converter pads the last tensor too
-            if not extend_by_hole(made, length):
+            # The converter pads the last tensor too.
+            if not extend_by_hole(made, gguf.padded(header.size)):
                 return None
             publish_file(made, target)
             return target
