@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.core import network
-from pipeline.core.network import is_url
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.network import is_url
 
 AGAIN = "run the same command again: it asks the hub anew"
 REFUSALS = {
