@@ -32,6 +32,7 @@ class Target(Struct, frozen=True, kw_only=True):
     reason: str = ""
     problem: str = ""  # why it can never be loaded
     ready_at: float | None = None
+    socket: str = ""  # of a guarded one, which need not be asked through its guard
 
     @property
     def name(self) -> str:
@@ -103,6 +104,7 @@ def _target(instance: Server, status: ServerStatus | None, request: int) -> Targ
         reason=status.reason,
         problem=status.problem,
         ready_at=status.ready_at,
+        socket=status.socket,
     )
 
 

@@ -18,6 +18,7 @@ import httptools
 import httpx2
 from starlette.requests import Request
 
+from pipeline.serve.guard.relay import connect
 from pipeline.serve.keys import keys_of
 from pipeline.serve.supervisor.state import Stamp, stamp
 
@@ -246,10 +247,13 @@ async def forward(
     head = b"\r\n".join([*lines, b"", b""])
     answer = Answer((head, body), is_head=request.method == "HEAD")
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await asyncio.get_running_loop().create_connection(
-                lambda: answer, *address, ssl=tls() if target.instance.tls else None
-            )
+        if target.socket:
+            await connect(lambda: answer, lambda: target.socket, CONNECT_SECONDS)
+        else:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: answer, *address, ssl=tls() if target.instance.tls else None
+                )
     except OSError as error:  # a timeout too
         raise NoAnswer(f"cannot be reached ({error_text(error)})") from None
     try:

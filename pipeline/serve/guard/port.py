@@ -36,6 +36,7 @@ class OwnPort:
     """The port of a server that listens itself."""
 
     folder: Path | None = None  # of its socket
+    socket = ""  # the path of the one that it was last started on
 
     def __init__(self, server: Server) -> None:
         """Raises PipelineError where the port is taken."""
@@ -61,14 +62,14 @@ class GuardedPort(OwnPort):
     def __init__(self, server: Server) -> None:
         """Raises PipelineError where the port is taken, or there is no place for a socket."""
         self.server = server
-        self._socket = health.listening(server.host, server.port)
+        self._listener = health.listening(server.host, server.port)
         try:
             self._sockets, self._lock = _private_folder()
         except BaseException:
-            self._socket.close()
+            self._listener.close()
             raise
         self.folder = self._sockets
-        self._starts, self._path = 0, ""
+        self._starts = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_up = threading.Event()
@@ -76,8 +77,8 @@ class GuardedPort(OwnPort):
     def command(self) -> list[str]:
         """The same, with a socket in place of its address: a new one, which nothing hinders."""
         self._starts += 1
-        self._path = str(self._sockets / f"{self._starts}.sock")
-        return private_command(self.server, self._path)
+        self.socket = str(self._sockets / f"{self._starts}.sock")
+        return private_command(self.server, self.socket)
 
     def serve(self) -> None:
         """Begin to answer, in a thread: what that needs is loaded while the server loads."""
@@ -94,7 +95,7 @@ class GuardedPort(OwnPort):
                 if self._loop:
                     self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join()
-        self._socket.close()
+        self._listener.close()
         shutil.rmtree(self._sockets, ignore_errors=True)
         self._lock.close()
 
@@ -117,10 +118,10 @@ class GuardedPort(OwnPort):
 
         from .relay import Clients
 
-        clients = Clients(rules(self.server), lambda: self._path)
+        clients = Clients(rules(self.server), lambda: self.socket)
         loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         listener = await loop.create_server(
-            clients.connection, sock=self._socket, backlog=health.BACKLOG
+            clients.connection, sock=self._listener, backlog=health.BACKLOG
         )
         self._loop = loop
         self._is_up.set()

@@ -20,8 +20,8 @@ from .refusal import Refused, error_body, is_anthropic
 from .rules import Rules
 
 HEAD_SECONDS = 20.0  # for the first request on a connection
-LINGER_SECONDS = 2.0  # for a client to close a connection whose answers are over
 BUSY_SECONDS, RETRY_SECONDS = 10.0, 0.01  # while the server's queue of connections is full
+LINGER_SECONDS = 2.0  # for a client to close a connection whose answers are over
 # As llama-server says it itself.
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 
@@ -145,18 +145,11 @@ class ClientSide(asyncio.Protocol):
     # The server
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + BUSY_SECONDS
-        while loop.time() < deadline:
-            try:
-                await loop.create_unix_connection(lambda: ServerSide(self), self._clients.path())
-                return
-            except BlockingIOError:
-                await asyncio.sleep(RETRY_SECONDS)
-            except OSError:
-                break
-        self._connecting = None
-        self.end_with(_answer(503, LOADING))
+        try:
+            await connect(lambda: ServerSide(self), self._clients.path)
+        except OSError:
+            self._connecting = None
+            self.end_with(_answer(503, LOADING))
 
     def connected(self, server: asyncio.Transport) -> None:
         """There is a connection to the server."""
@@ -230,6 +223,24 @@ class ServerSide(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._client.server_left()
+
+
+async def connect(
+    protocol: Callable[[], asyncio.BaseProtocol],
+    path: Callable[[], str],
+    busy_seconds: float = BUSY_SECONDS,
+) -> None:
+    """Connect to the server's socket, whose path is asked again at each try. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + busy_seconds
+    while True:
+        try:
+            await loop.create_unix_connection(protocol, path())
+            return
+        except BlockingIOError:
+            if loop.time() >= deadline:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _answer(status: int, body: Mapping[str, Any], *, is_head: bool = False) -> bytes:

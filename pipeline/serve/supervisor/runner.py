@@ -86,7 +86,8 @@ class Runner:
             self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
             self.until = now + self.instance.ready_timeout
-            self.amend(state=LOADING, pid=self.child.process.pid, started=self.child.started)
+            pid, started = self.child.process.pid, self.child.started
+            self.amend(state=LOADING, pid=pid, started=started, socket=self.port.socket)
 
     def stop(self, now: float) -> None:
         """Stop it: it is not wanted any more."""
@@ -136,7 +137,7 @@ class Runner:
             decision = decide(self.instance, end, self.failures, self.timing, lines)
             self.failures, self.until = decision.failures, now + decision.pause
             state, reason = decision.state, decision.reason + (lines and f":\n{lines}")
-        self.amend(state=state, pid=None, started=None, ready_at=None, reason=reason)
+        self.amend(state=state, pid=None, started=None, ready_at=None, socket="", reason=reason)
 
     def _observe(self, observed: str, now: float) -> None:
         """Act on what its probes have observed."""

@@ -69,6 +69,7 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     pid: int | None = None
     started: float | None = None  # of the process, as psutil's create_time tells it
     ready_at: float | None = None
+    socket: str = ""  # where it answers beside its guarded port, for this user's processes
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines
     problem: str = ""  # why it can never be loaded

@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import socket
+import socketserver
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,38 @@ def test_options_are_settings_typed_by_hand(here: Site) -> None:
         for host in ("named.example", "other.example")
     }
     assert statuses["named.example"] == 200 and statuses["other.example"] >= 400, statuses
+
+
+class OnSocket(BaseHTTPRequestHandler):
+    """A server on a Unix socket, behind the guard of its port."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"private")
+
+    def address_string(self) -> str:  # a client on a Unix socket has none
+        return ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="guards no ports")
+def test_a_guarded_server_is_asked_at_its_socket(here: Site) -> None:
+    """Not through its guard: nothing listens at its port here."""
+    here.add("chat")
+    path = str(Path(tempfile.gettempdir(), f"{free_port()}.sock"))  # a short one
+    with socketserver.ThreadingUnixStreamServer(path, OnSocket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            here.says("chat", "ready", socket=path)
+            here.gateway()
+            assert here.chat("chat").text == "private"
+        finally:
+            server.shutdown()
+            Path(path).unlink()
+    refused = here.chat("chat")
+    assert refused.status_code == 503 and "cannot be reached" in refused.text
 
 
 def test_the_name_that_vllm_serves_is_put_in(here: Site) -> None:

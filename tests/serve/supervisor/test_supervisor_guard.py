@@ -11,7 +11,7 @@ import pytest
 from conftest import free_port, wait_for
 from supervisor_tools import Servers, changed, stand_in
 
-from pipeline.serve.supervisor.state import FAILED, PAUSING, READY
+from pipeline.serve.supervisor.state import FAILED, PAUSING, READY, read_state
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="guards no ports")
 
@@ -34,6 +34,10 @@ def test_pages_of_other_sites_are_refused(servers: Servers, tmp_path: Path) -> N
     assert status(guarded.port, Origin="https://evil.example") == 403
     assert status(own.port, Host="evil.example") == 200
     assert servers.rows()["a"].state == READY
+    state = read_state(servers.at)
+    assert state
+    sockets = {seen.name: seen.socket for seen in state.instances}
+    assert Path(sockets["a"]).is_socket() and not sockets["b"]
     assert f"--port {guarded.port}" in Path(guarded.log_file).read_text()
     servers.down()
     servers.nothing_left()
