@@ -1,17 +1,24 @@
-"""More models than fit: requests for six models where two are loaded at once, beside llama-server's
-own router with `--models-max 2`.
+"""More models than fit: eight clients ask for six models where memory holds two or three, beside
+llama-server's own router with `--models-max 2`.
 
-    .venv/bin/python benchmarks/demand.py [seconds] [model=…] [seed=…]
+    .venv/bin/python benchmarks/demand.py [seconds] [seed=…]
 
-Both get the same requests at the same times, one after the other: a seeded trace in which one model
-is asked for in half of all requests, and the last one rarely. Ten minutes each by default. The
-model is by default the demonstration model, six times under names of its own, on one thread each.
-What counts is how long a request waits for its answer, and how often a model was loaded.
+Each client has a seeded list of requests, in bursts for one model as conversations make them, and
+sends each at its time or once the one before is answered. Ten minutes for either by default. Beside
+how long a request takes it prints
+
+- the loads, over those of an oracle: the fewest that the same requests in the order of their
+  arrival can do with, where everything to come is known (computed exactly, over all sets of models
+  that fit),
+- the most memory that all servers together had, as the kernel counts it (resident, so that what two
+  of them share counts twice), over what they were given, and how often it was more,
+- the time of a load over the bare server's start, on the machine at rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -20,15 +27,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+import psutil  # noqa: E402
+from fakes import tiny_llama  # noqa: E402
 from gateway import free_port, running  # noqa: E402
 from msgspec import convert  # noqa: E402
 
@@ -39,47 +51,95 @@ from pipeline.serve.server import BOOT, GATEWAY, Server  # noqa: E402
 from pipeline.serve.supervisor import books  # noqa: E402
 from pipeline.serve.supervisor import state as files  # noqa: E402
 
-NAMES = ("a", "b", "c", "d", "e", "f")
-SHARES = (32, 16, 8, 4, 3, 1)
-AT_ONCE = 2
-EVERY = 1.0  # seconds between two requests, on average
+CLIENTS = 8
+AT_ONCE = 2  # models that the router keeps
+EVERY = 6.0  # seconds between two requests of a client, on average
 MOST_SECONDS = 300.0  # for one answer
+SAMPLE_SECONDS = 0.1
+STARTS = 3  # of which the median counts
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of those that are asked for: what it is made from, and how often it is wanted."""
+
+    words: tuple[str, ...]  # as `plan` takes them
+    ctx_size: int
+    share: int
+    embeds: bool = False
+
+
+MODELS = {
+    "a": Model(("model=demo",), 2048, 32),
+    "b": Model(("model=demo",), 8192, 16),
+    "c": Model(("model=demo",), 4096, 8),
+    "d": Model(("model=demo-embed", "quant=q8_0"), 512, 8, embeds=True),
+    "e": Model(("model=demo-embed", "quant=f32"), 512, 4, embeds=True),
+    "f": Model(("model=run/tiny-llama",), 2048, 2),
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    at: float  # seconds from the start
+    at: float  # seconds from the start, at the earliest
     model: str
     tokens: int
 
 
-def trace(seconds: float, seed: int) -> list[Request]:
-    """The requests: in bursts of one to four for one model, as conversations make them."""
-    chance, at, requests = random.Random(seed), 0.0, list[Request]()
-    while at < seconds:
-        model, burst = chance.choices(NAMES, SHARES)[0], chance.randint(1, 4)
-        for _ in range(burst):
-            requests.append(Request(at, model, chance.randint(4, 24)))
-            at += chance.expovariate(2 / EVERY)
-        at += chance.expovariate(1 / (burst * EVERY / 2))
-    return requests
+@dataclass(frozen=True)
+class Result:
+    model: str
+    sent: float  # seconds from the start
+    seconds: float  # until the whole answer was there
+    error: str
 
 
-async def ask(port: int, request: Request) -> tuple[float, str]:
-    """Seconds until the whole answer is there, and what went wrong with it."""
-    body = {
-        "model": request.model,
-        "messages": [{"role": "user", "content": f"hello {request.model}"}],
-        "max_tokens": request.tokens,
-        "temperature": 0,
-    }
-    began = time.perf_counter()
+def requests_of(client: int, seconds: float, seed: int) -> list[Request]:
+    """Those of one client: bursts of one to four for one model."""
+    chance, at, requests = random.Random(f"{seed} {client}"), 0.0, list[Request]()
+    while True:
+        shares = [model.share for model in MODELS.values()]
+        name = chance.choices(list(MODELS), shares)[0]
+        for _ in range(chance.randint(1, 4)):
+            at += chance.expovariate(1 / EVERY)
+            if at >= seconds:
+                return requests
+            requests.append(Request(at, name, chance.randint(4, 24)))
+
+
+def oracle(order: Sequence[str], need: Mapping[str, int], budget: int) -> int:
+    """The fewest loads with which these models can be asked for in this order."""
+    sets = [
+        frozenset(chosen)
+        for count in range(1, len(need) + 1)
+        for chosen in combinations(need, count)
+        if sum(need[name] for name in chosen) <= budget
+    ]
+    costs: dict[frozenset[str], float] = {frozenset(): 0}
+    for name in order:
+        costs = {
+            now: min(cost + len(now - before) for before, cost in costs.items())
+            for now in sets
+            if name in now
+        }
+    return int(min(costs.values()))
+
+
+async def ask(port: int, request: Request) -> str:
+    """What went wrong with a request; empty where it was answered."""
+    body: dict[str, object] = {"model": request.model}
+    path = "/v1/embeddings" if MODELS[request.model].embeds else "/v1/chat/completions"
+    if MODELS[request.model].embeds:
+        body |= {"input": "hello"}
+    else:
+        messages = [{"role": "user", "content": f"hello {request.model}"}]
+        body |= {"messages": messages, "max_tokens": request.tokens, "temperature": 0}
     try:
         async with asyncio.timeout(MOST_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             data = json.dumps(body).encode()
             writer.write(
-                f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
                 "Connection: close\r\n\r\n".encode()
             )
@@ -87,29 +147,83 @@ async def ask(port: int, request: Request) -> tuple[float, str]:
             answer = await reader.read()
             writer.close()
     except (OSError, TimeoutError) as error:
-        return time.perf_counter() - began, type(error).__name__
+        return type(error).__name__
     status = answer.split(b" ", 2)[1].decode() if answer else "no answer"
-    return time.perf_counter() - began, "" if status == "200" else status
+    return "" if status == "200" else status
 
 
-async def replay(port: int, requests: Sequence[Request]) -> list[tuple[float, str]]:
-    """Each request at its time, whatever became of those before."""
+async def replay(port: int, clients: Sequence[Sequence[Request]]) -> list[Result]:
+    """All requests in the order in which they were sent."""
     began = time.perf_counter()
+    results: list[Result] = []
 
-    async def one(request: Request) -> tuple[float, str]:
-        await asyncio.sleep(max(0.0, request.at - (time.perf_counter() - began)))
-        return await ask(port, request)
+    async def run(requests: Sequence[Request]) -> None:
+        for request in requests:
+            await asyncio.sleep(max(0.0, request.at - (time.perf_counter() - began)))
+            sent = time.perf_counter() - began
+            error = await ask(port, request)
+            seconds = time.perf_counter() - began - sent
+            results.append(Result(request.model, sent, seconds, error))
 
-    return await asyncio.gather(*(one(request) for request in requests))
+    await asyncio.gather(*map(run, clients))
+    return sorted(results, key=lambda result: result.sent)
 
 
-def show(name: str, results: Sequence[tuple[float, str]], loads: int) -> None:
-    waits = sorted(seconds for seconds, _ in results)
-    errors = Counter(error for _, error in results if error)
-    p95 = waits[int(len(waits) * 0.95)]
+class Watch:
+    """The memory of all servers, sampled: the most in bytes, and how often it was too much."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.most, self.over, self.samples = budget, 0, 0, 0
+
+    def sample(self, models: set[str]) -> None:
+        used = sum(resident(process) for process in llama_servers(models))
+        self.most = max(self.most, used)
+        self.over += used > self.budget
+        self.samples += 1
+
+
+@contextmanager
+def watched(budget: int, models: set[str]) -> Iterator[Watch]:
+    watch, over = Watch(budget), threading.Event()
+
+    def run() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            watch.sample(models)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        thread.join()
+
+
+def llama_servers(models: set[str]) -> list[psutil.Process]:
+    """The processes that serve one of these files."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "llama-server" in " ".join(words[:1]) and models.intersection(words):
+            found.append(process)
+    return found
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes; 0 where it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0
+
+
+def show(name: str, results: Sequence[Result], loads: int, fewest: int, watch: Watch) -> None:
+    waits = sorted(result.seconds for result in results)
+    errors = Counter(result.error for result in results if result.error)
     print(
-        f"{name:>8} {len(results):>5} requests  median {statistics.median(waits):>7.2f} s"
-        f"  p95 {p95:>7.2f} s  longest {waits[-1]:>7.2f} s  {loads:>4} loads"
+        f"{name:>8} {len(results):>5} requests  median {statistics.median(waits):>6.2f} s"
+        f"  p95 {waits[int(len(waits) * 0.95)]:>6.2f} s  longest {waits[-1]:>6.2f} s"
+        f"  {loads:>4} loads, oracle {fewest} ({loads / fewest:.2f})"
+        f"  memory {watch.most / watch.budget:.2f}, over it {watch.over} of {watch.samples} times"
         f"  errors {dict(errors) or 'none'}",
         flush=True,
     )
@@ -124,30 +238,67 @@ def doit(home: Path, *words: str) -> str:
     return done.stdout.decode()
 
 
-def write(file: Path, model: Path, memory: int | None, port: int) -> None:
+def write(file: Path, models: Mapping[str, Path], memory: int | None, port: int) -> None:
     lines = ["[master]\nsaved_slots = '0GiB'"]  # the router saves none
     lines += [f"memory = '{memory // 1000}KB'"] if memory else []
     lines += [f"[gateway]\nenable = true\nport = {port}\n[instance.control]\nstart = 'demand'"]
-    lines += [
-        f"[instance.server]\nmodel = '{model}'\nctx_size = 2048\nthreads = 1\napi_key = 'none'"
-    ]
-    lines += [f"[instance.{name}.server]\nport = {free_port()}" for name in NAMES]
+    lines += ["[instance.server]\nthreads = 1\napi_key = 'none'"]
+    for name, path in models.items():
+        lines.append(f"[instance.{name}.server]\nport = {free_port()}\nmodel = '{path}'")
+        lines.append(f"ctx_size = {MODELS[name].ctx_size}")
+        lines += ["embeddings = true\npooling = 'mean'"] if MODELS[name].embeds else []
     file.write_text("\n".join(lines), encoding="utf-8")
 
 
-def ours(folder: Path, model: Path, requests: Sequence[Request]) -> None:
-    """The gateway, with memory for AT_ONCE models."""
-    port, file = free_port(), folder / "demand.toml"
+def prepared(words: Sequence[str]) -> Path:
+    """The GGUF of a model."""
+    doit(REPOSITORY, "prepare", *words)
+    plan = json.loads(doit(REPOSITORY, "plan", *words, "format=json"))
+    return Path(plan["cmd"][plan["cmd"].index("--model") + 1])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What both are given."""
+
+    folder: Path
+    models: Mapping[str, Path]
+    clients: Sequence[Sequence[Request]]
+    need: dict[str, int]  # bytes by model, by our books
+    budget: int  # bytes
+
+    def fewest(self, results: Sequence[Result]) -> int:
+        return oracle([result.model for result in results], self.need, self.budget)
+
+    def watched(self) -> contextlib.AbstractContextManager[Watch]:
+        return watched(self.budget, {str(path) for path in self.models.values()})
+
+
+def bench(folder: Path, seconds: float, seed: int) -> Bench:
+    if not (REPOSITORY / "run" / "tiny-llama").exists():
+        tiny_llama.make(REPOSITORY / "run" / "tiny-llama")
+    models = {name: prepared(model.words) for name, model in MODELS.items()}
+    clients = [requests_of(client, seconds, seed) for client in range(CLIENTS)]
+    file = folder / "needs.toml"
+    write(file, models, None, free_port())
+    doit(REPOSITORY, "up", f"config={file}")  # only to learn what each takes
+    entries = books.read(files.folder(Home(REPOSITORY), str(file)))
+    doit(REPOSITORY, "down", f"config={file}")
+    need = {name: entries[name].need["ram"] for name in models}
+    budget = need["a"] + need["b"] + max(need["d"], need["e"])
+    return Bench(folder, models, clients, need, budget)
+
+
+def ours(given: Bench) -> None:
+    port, file = free_port(), given.folder / "demand.toml"
     at = files.folder(Home(REPOSITORY), str(file))
-    write(file, model, None, port)
-    doit(REPOSITORY, "up", f"config={file}")  # only to learn what one takes
-    need = books.read(at)["a"].need["ram"]
-    write(file, model, int(need * (AT_ONCE + 0.5)), port)
+    write(file, given.models, given.budget, port)
     doit(REPOSITORY, "up", f"config={file}")
     try:
-        before = loads(at)
-        results = asyncio.run(replay(port, requests))
-        show("gateway", results, loads(at) - before)
+        with given.watched() as watch:
+            results = asyncio.run(replay(port, given.clients))
+        show("gateway", results, loads(at), given.fewest(results), watch)
+        compare_starts(at, file)
     finally:
         doit(REPOSITORY, "down", f"config={file}")
 
@@ -157,10 +308,35 @@ def loads(at: files.Folder) -> int:
     return len(re.findall(r" [a-f]: loading$", at.log.read_text("utf-8"), re.M))
 
 
-def router(folder: Path, model: Path, requests: Sequence[Request]) -> None:
+def compare_starts(at: files.Folder, file: Path) -> None:
+    """Each model loaded by itself, and its server started by hand in the same state."""
+    wanted = files.read_wanted(at)
+    assert wanted
+    servers = {server.name: server for server in wanted.instances if server.name in MODELS}
+    for name, server in servers.items():
+        taken, bare = [], []
+        for _ in range(STARTS):
+            for other in servers:
+                doit(REPOSITORY, "unload", f"config={file}", f"name={other}")
+            doit(REPOSITORY, "load", f"config={file}", f"name={name}")
+            taken.append(books.read(at)[name].load_seconds)
+        for other in servers:
+            doit(REPOSITORY, "unload", f"config={file}", f"name={other}")
+        for _ in range(STARTS):
+            port = free_port()
+            words = [str(port) if word == str(server.port) else word for word in server.command]
+            began = time.perf_counter()
+            with running(words, port, dict(os.environ)):
+                bare.append(time.perf_counter() - began)
+        load, start = statistics.median(taken), statistics.median(bare)
+        print(f"{name:>8} loads in {load:.2f} s, bare {start:.2f} s, ratio {load / start:.2f}")
+
+
+def router(given: Bench) -> None:
     """llama-server's router, with AT_ONCE models."""
-    port, file, log = free_port(), folder / "router.toml", folder / "router.log"
-    write(file, model, None, port)
+    port, folder = free_port(), given.folder
+    file, log = folder / "router.toml", folder / "router.log"
+    write(file, given.models, None, port)
     planned = json.loads(doit(REPOSITORY, "plan", f"config={file}", "format=json"))
     servers = [
         convert({**server, "start": BOOT}, Server)
@@ -172,27 +348,23 @@ def router(folder: Path, model: Path, requests: Sequence[Request]) -> None:
     preset.write_text(text.replace("load-on-startup = true\n", ""), encoding="utf-8")
     words = [servers[0].executable]
     words += router_arguments(preset, AT_ONCE, GatewaySettings(port=port))
-    with running([*words, "--log-file", str(log)], port, dict(os.environ)):
-        results = asyncio.run(replay(port, requests))
+    words += ["--log-file", str(log)]
+    with running(words, port, dict(os.environ)), given.watched() as watch:
+        results = asyncio.run(replay(port, given.clients))
     spawned = log.read_text("utf-8", "replace") if log.exists() else ""
-    show("router", results, len(re.findall(r"spawning server instance", spawned)))
+    count = len(re.findall(r"spawning server instance", spawned))
+    show("router", results, count, given.fewest(results), watch)
 
 
 def main() -> None:
     named = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     seconds = float(next((word for word in sys.argv[1:] if "=" not in word), 600))
-    model, seed = named.get("model", "demo"), int(named.get("seed", "1"))
-    if not Path(model).is_file():
-        doit(REPOSITORY, "prepare", f"model={model}")
-        plan = json.loads(doit(REPOSITORY, "plan", f"model={model}", "format=json"))
-        model = plan["cmd"][plan["cmd"].index("--model") + 1]
-    requests = trace(seconds, seed)
-    print(
-        f"{len(requests)} requests in {seconds:g} s, seed {seed}, {AT_ONCE} of {len(NAMES)} models"
-    )
+    seed = int(named.get("seed", "1"))
     with tempfile.TemporaryDirectory() as temporary:
-        ours(Path(temporary), Path(model), requests)
-        router(Path(temporary), Path(model), requests)
+        given = bench(Path(temporary), seconds, seed)
+        print(f"{CLIENTS} clients, {len(MODELS)} models, {seconds:g} s, seed {seed}")
+        ours(given)
+        router(given)
 
 
 if __name__ == "__main__":
