@@ -66,18 +66,18 @@ class Ui(Struct, frozen=True, kw_only=True):
 
 
 def choose(
-    wanted: str, source: Source, home: Home, *, offline: bool = False
+    requested: str, source: Source, home: Home, *, offline: bool = False
 ) -> tuple[Ui | None, str]:
     """The page to embed for `ui=auto|on|off` and, where there is none, why not.
 
     Raises PipelineError where `on` cannot be.
     """
-    if wanted == "off":
+    if requested == "off":
         return None, "ui=off"
     try:
         return _find(source, home, offline), ""
     except PipelineError as error:
-        if wanted == "on":
+        if requested == "on":
             raise
         return None, error.message
 

@@ -47,6 +47,13 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     home: Home
     driver_cuda: Driver = _unknown
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for what cannot be the name of a release: paths are made of it."""
+        try:
+            release_name(self.release)
+        except ValueError as allowed:
+            raise UsageError(f"release={self.release}: must be {allowed}") from None
+
     @property
     def is_pinned(self) -> bool:
         pinned = pins().prebuilt
@@ -99,14 +106,11 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
         return [file.name for file in files_in(self.target)]
 
     def is_current(self) -> bool:
-        """Whether every file is as it was unpacked. Raises UsageError for what cannot be the name
-        of a release."""
-        _require_name(self)
+        """Whether the release is known, and every file as it was unpacked from it."""
         return self.known_release is not None and super().is_current()
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Download, unpack, try out and publish, unless already done. Raises PipelineError."""
-        _require_name(self)
         release = _look_up(self, offline=offline, refresh=refresh)
         target, recipe = self.target, recipe_of(release)
         with artifacts.locked_folder(target):
@@ -124,13 +128,8 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
 
     def clean(self) -> None:
         """Remove the programs, and what was looked up."""
-        _require_name(self)
         super().clean()
         remove(self.record)
-
-    def forget(self) -> None:
-        _require_name(self)
-        super().forget()
 
 
 def recipe_of(release: Release) -> Recipe:
@@ -140,13 +139,6 @@ def recipe_of(release: Release) -> Recipe:
 
 
 # Which release, and where its archives are
-
-
-def _require_name(prebuilt: Prebuilt) -> None:
-    try:
-        release_name(prebuilt.release)
-    except ValueError as allowed:
-        raise UsageError(f"release={prebuilt.release}: must be {allowed}") from None
 
 
 def _look_up(prebuilt: Prebuilt, *, offline: bool, refresh: bool) -> Release:
