@@ -35,6 +35,7 @@ PAGE = (
     *("_app/version.json", "_app/immutable/bundle.2.js", "_app/immutable/assets/bundle.3.css"),
 )
 # What npm does is written beside it; what it was called with, too.
+NODE = shutil.which("node")
 NPM = f"""#!/bin/sh
 here=$(dirname "$0")
 echo "$*" >>"$here/calls"
@@ -183,7 +184,7 @@ class TestNode:
         os.utime(node, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert require_node(home).version == "22.14.0"
 
-    @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js (apt install nodejs npm)")
+    @pytest.mark.skipif(not NODE, reason="needs Node.js (apt install nodejs npm)")
     def test_a_program_is_asked_once(self, home: Home) -> None:
         assert find_node(home) is None or not home.root.exists(), "looking makes no home"
         home.run.mkdir(parents=True)
@@ -193,6 +194,17 @@ class TestNode:
         book = home.run / "node.json"
         book.write_text(book.read_text().replace(before.version, "99.0.0"))
         assert require_node(home).version == "99.0.0"
+
+    @pytest.mark.skipif(not NODE, reason="needs Node.js (apt install nodejs npm)")
+    def test_a_version_managers_program_is_asked_each_time(self, tools: Tools, home: Home) -> None:
+        """A link to one program for all tools, which starts whatever version is chosen."""
+        manager = tools.folder / "manager"
+        shutil.copy(str(NODE), manager)
+        (tools.folder / "node").unlink()
+        (tools.folder / "node").symlink_to(manager)
+        home.run.mkdir(parents=True)
+        find_node(home)
+        assert list(home.run.iterdir()) == []
 
 
 @scripts

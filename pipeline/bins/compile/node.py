@@ -105,9 +105,10 @@ def _version(node: Path, cache: Path) -> str:
     answer = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
     version = answer[1] if answer else ""
     with node.open("rb") as file:
-        # A version manager's script stays the same while what it starts changes.
-        # And the steps create the home; looking at them does not.
-        if version and cache.parent.is_dir() and file.read(2) != b"#!":
+        # A version manager's script, or program of another name, stays the same while what it
+        # starts changes. And the steps create the home; looking at them does not.
+        is_node = node.resolve().stem == "node" and file.read(2) != b"#!"
+        if version and cache.parent.is_dir() and is_node:
             stat_cache.remember(cache, node, version, before)
     return version
 
