@@ -72,12 +72,12 @@ def through(url: str) -> str:
 
 
 def settings() -> str:
-    """`; set here: HTTPS_PROXY, SSL_CERT_FILE (is not there)`, or nothing: what pip heeds too."""
+    """`; set here: HTTPS_PROXY, SSL_CERT_FILE (does not exist)`, or nothing: what pip heeds too."""
     names = _proxies()
     for name in CERTIFICATES:
         if places := os.environ.get(name, ""):
             is_there = any(Path(place).exists() for place in places.split(os.pathsep))
-            names.append(name if is_there else f"{name} (is not there)")
+            names.append(name if is_there else f"{name} (does not exist)")
     return f"; set here: {', '.join(names)}" if names else ""
 
 

@@ -222,7 +222,7 @@ def test_mig_slices() -> None:
     assert of(host, "cuda").state == USABLE
     assert of(host, "cuda").notes == ("MIG slices: 3g.20gb, 1g.5gb",)
     without = linux(smi(A100, "13.0", SLICES.splitlines()[0]), parts=CUDA_PARTS)
-    assert "MIG is on and none is made" in lacks(without, "cuda")
+    assert "MIG is on, but has no slice" in lacks(without, "cuda")
 
 
 @pytest.mark.parametrize(

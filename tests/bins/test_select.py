@@ -205,7 +205,7 @@ def test_mig() -> None:
     assert (found.backend, found.cards) == ("cuda", ("8.0",))
     found = choose(linux(smi(A100, "13.0"), parts=CUDA_PARTS), AUTO)
     assert found.backend == "cpu"
-    assert "a MIG slice: MIG is on and none is made" in found.warnings[1]
+    assert "a MIG slice: MIG is on, but has no slice" in found.warnings[1]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_mig() -> None:
 )
 def test_nvidia_smi_that_does_not_list(answer: ProbeOutput, says: str) -> None:
     found = choose(linux({"nvidia-smi": answer}), AUTO)
-    assert (found.backend, found.why) == ("cpu", "no graphics card that can be used is here")
+    assert (found.backend, found.why) == ("cpu", "no usable graphics card is here")
     assert found.warnings[0] == "falling back to CPU: the GPU cannot be used"
     assert f"nvidia-smi: {says}" in found.warnings[1].replace("Failed to initialize NVML: ", "")
 

@@ -97,19 +97,19 @@ def is_accepted_node(version: str) -> bool:
 
 
 def _version(node: Path, cache: Path) -> str:
-    """The version of a Node.js program, which is run once for as long as it stays the same."""
-    cached = stat_cache.recall(cache, node)
-    if cached is not None:
+    """The version of a Node.js program, which is run once for as long as it stays the same. A
+    version manager's script, or program of another name, stays the same while what it starts
+    changes."""
+    with node.open("rb") as file:
+        is_node = node.resolve().stem == "node" and file.read(2) != b"#!"
+    if is_node and (cached := stat_cache.recall(cache, node)):
         return str(cached)
     before = stat_cache.stamp(node)
     answer = re.fullmatch(r"v(\d+\.\d+\.\d+)\S*", (capture([node, "--version"]) or "").strip())
     version = answer[1] if answer else ""
-    with node.open("rb") as file:
-        # A version manager's script, or program of another name, stays the same while what it
-        # starts changes. And the steps create the home; looking at them does not.
-        is_node = node.resolve().stem == "node" and file.read(2) != b"#!"
-        if version and cache.parent.is_dir() and is_node:
-            stat_cache.remember(cache, node, version, before)
+    # The steps create the home; looking at them does not.
+    if is_node and version and cache.parent.is_dir():
+        stat_cache.remember(cache, node, version, before)
     return version
 
 

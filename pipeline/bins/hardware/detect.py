@@ -197,7 +197,7 @@ def jetson_model(text: str) -> str:
 
 
 def jetson_card(model: str, release: str) -> Card:
-    """The graphics unit of such a computer; its driver is that of the system's release."""
+    """The GPU of such a computer; its driver is that of the system's release."""
     capability = next((c for word, c in JETSONS.items() if word in model.lower()), "")
     version = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release)
     return Card(
@@ -238,7 +238,7 @@ def sycl(text: str) -> tuple[str, ...]:
 
 
 def apple(text: str) -> tuple[str, ...]:
-    """system_profiler's graphics units, with the Metal that they speak."""
+    """system_profiler's GPUs, with the version of Metal that they support."""
     units = []
     for unit in re.split(r"^\s+Chipset Model: ", text, flags=re.M)[1:]:
         metal = re.search(r"^\s+Metal(?: Support| Family)?: (?:Supported, )?(.+?)\s*$", unit, re.M)

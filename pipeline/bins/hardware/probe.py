@@ -67,8 +67,8 @@ LIBRARIES = (
     *("/usr/local/lib", "/usr/lib/wsl/lib", "/opt/homebrew/lib"),
 )
 PREFIXES = ("/usr", "/usr/local", "/opt/homebrew")
-# Increase it with every change of `detect` or `requirements`.
-FINGERPRINT_RULES = 2
+# Increase it with every change of `detect` or `requirements`: remembered choices are dropped.
+FINGERPRINT_RULES = 3
 VARIABLES = (
     *("CXX", "CUDA_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "ROCM_PATH", "VULKAN_SDK"),
     *("MKLROOT", "CMAKE_PREFIX_PATH", "LD_LIBRARY_PATH"),

@@ -157,7 +157,7 @@ def metal(host: Host) -> Finding:
         return [Missing("macOS", "", DEVICE)], []
     missing = [] if host.xcode else [Missing("the Xcode command line tools", "xcode")]
     if host.apple and not any("Metal" in unit or "Apple" in unit for unit in host.apple):
-        missing.append(Missing("a graphics unit that speaks Metal", "", DEVICE))
+        missing.append(Missing("a GPU that supports Metal", "", DEVICE))
     notes = ["Python runs under Rosetta: use an arm64 Python"] if host.rosetta else []
     return [*missing, *compiler(host)], notes
 
@@ -200,12 +200,12 @@ def vulkan(host: Host) -> Finding:
     if not host.vulkan:
         fault = host.problems.get("vulkaninfo", "")
         if not host.has_vulkaninfo:
-            fault = "vulkaninfo, which lists them, is not here"
+            fault = "vulkaninfo, which lists them, is not installed"
         what = f"a Vulkan device: {fault}" if fault else "a Vulkan device"
         missing.append(Missing(what, "vulkaninfo", DEVICE))
     elif is_software(host):
         notes.append(
-            "the only device is software, slower than the cpu backend; llama.cpp passes over it "
+            "the only device is software, slower than the cpu backend; llama.cpp ignores it "
             "unless GGML_VK_VISIBLE_DEVICES names it by its number"
         )
     if not host.vulkan_headers:
@@ -248,7 +248,7 @@ def missing_nvidia_card(host: Host) -> list[Missing]:
     driver = "nvidia driver"
     if host.nvidia:
         if all(card.split for card in host.nvidia) and not host.slices:
-            made = "MIG is on and none is made (nvidia-smi mig -cgi … -C)"
+            made = "MIG is on, but has no slice (nvidia-smi mig -cgi … -C makes one)"
             return [Missing(f"a MIG slice: {made}", "", DEVICE)]
         return []
     if fault:

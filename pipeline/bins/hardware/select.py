@@ -128,7 +128,7 @@ def choose(machine: detect.Host, options: BuildOptions) -> Selection:
         if missing and report.has_card:
             skipped.append(f"{report.backend} is not used; missing: {'; '.join(missing)}")
     cpu = describe(machine, options, reports[-1])
-    why = "no graphics card that can be used is here" if skipped else "no graphics card is here"
+    why = "no usable graphics card is here" if skipped else "no graphics card is here"
     if skipped:
         skipped.insert(0, "falling back to CPU: the GPU cannot be used")
     return replace(cpu, why=why, warnings=(*skipped, *cpu.warnings))
