@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -215,9 +214,8 @@ class Servers:
 
     def logs(self) -> dict[str, Path]:
         """The log of each server."""
-        from pipeline.serve.config.instances import is_container, log_file
+        from pipeline.serve.config.instances import log_file, log_folder
 
-        in_container = is_container(os.environ)
-        folder = Path(tempfile.gettempdir()) if in_container else self.home.logs
+        folder = log_folder(self.home.logs, os.environ)
         enabled = self.configuration.enabled
         return {spec.name: log_file(self.configuration, spec, folder) for spec in enabled}

@@ -29,14 +29,14 @@ def errors(environ: Mapping[str, str]) -> list[str]:
     home = paths.home()
     up = {at: resting(at) for at in state.folders(home) if liveness.living(at)}
     servers = [x for at, asleep in up.items() for x in running(at) if x.name not in asleep]
-    profile = environ.get(named.PROFILE, "").strip()
-    if profile and state.folder(home, named.of_profile(profile, environ)) not in up:
-        servers.append(of_profile(profile, environ))
-    missing = [
-        f"{source.name}: none of its servers is up"
-        for source in boot.boot(environ).sources
-        if not source.is_profile and state.folder(home, source.name) not in up
-    ]
+    missing = []
+    for source in boot.boot(environ).sources:
+        if state.folder(home, source.name) in up:
+            continue
+        if source.is_profile:
+            servers.append(of_profile(environ))
+        else:
+            missing.append(f"{source.name}: none of its servers is up")
     if not (servers or missing or any(up.values())):
         servers.append(_named("llama-server"))
     return missing + [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
@@ -74,11 +74,13 @@ def _named(name: str, **address: Any) -> Server:
     return Server(name=name, executable="", cmd=(), folder="", log_file="", **address)
 
 
-def of_profile(profile: str, environ: Mapping[str, str]) -> Server:
-    """A profile's server, with its address. Raises PipelineError."""
+def of_profile(environ: Mapping[str, str]) -> Server:
+    """The server of the profile that the environment names, with its address. Raises
+    PipelineError."""
     from pipeline.serve.config import instances
     from pipeline.serve.config.profiles import load_profile
 
+    profile = environ[named.PROFILE].strip()
     loaded = load_profile(Path(named.registry(environ)), profile, environ)
     return _named(profile, **instances.reached_at(instances.resolve(loaded.specs[0], None)))
 
@@ -90,7 +92,7 @@ def unreachable(
     groups = [running(at) for at in folders]
     if profile:
         try:
-            groups.append([of_profile(environ[named.PROFILE].strip(), environ)])
+            groups.append([of_profile(environ)])
         except PipelineError:
             return ""  # `serve` reports what is wrong with it
     servers = [server for group in groups for server in group]

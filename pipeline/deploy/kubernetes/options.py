@@ -1,4 +1,4 @@
-"""What the command line says of a cluster."""
+"""The variables of `kubernetes`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")
 
 
 def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
-    """A text of that form."""
+    """A parser for texts that match; `allowed` describes them."""
 
     def parse(value: str) -> str:
         if not pattern.fullmatch(value.strip()):
@@ -29,7 +29,7 @@ def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
 
 
 def replicas(value: str) -> tuple[int, int]:
-    """`2`, or `1-4`."""
+    """The least and the most pods: `2`, or `1-4`."""
     match = REPLICAS.fullmatch(value.strip())
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if most < least:
@@ -38,7 +38,8 @@ def replicas(value: str) -> tuple[int, int]:
 
 
 class Options(Group):
-    """For all instances. `replicas` are at least and at most so many; equal: no autoscaling."""
+    """Variables for all instances. `replicas` are the least and the most pods; equal: no
+    autoscaling."""
 
     image: str = variable(
         matching(IMAGE, "an image, such as registry.example/llama:1.0"),
@@ -94,13 +95,13 @@ class Options(Group):
 
 
 def options(words: Mapping[str, str]) -> Options:
-    """The variables of the command line that are for a cluster. Raises UsageError."""
+    """The options among the variables of the command line. Raises UsageError."""
     table = variables(Options)
     return fill(Options, read({n: v for n, v in words.items() if n in table}, table.values()))
 
 
 def require_images(options: Options, engines: Mapping[str, str]) -> None:
-    """Raise UsageError where an engine has no image. `engines` tells its variable."""
+    """Raise UsageError where an engine has no image. `engines` has the variable of each."""
     for engine, name in engines.items():
         if not getattr(options, name):
             raise UsageError(

@@ -95,10 +95,8 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 def gpus(gpu_ids: str | None, default: int | None) -> tuple[int, str]:
-    """How many GPUs an instance gets, and a note for the user.
-
-    `default` is for instances whose gpu_ids give no number.
-    """
+    """How many GPUs an instance gets, and a note for the user; `default` is for an instance whose
+    gpu_ids give no number."""
     if gpu_ids == "none":
         return 0, ""
     if gpu_ids in (None, "all"):
@@ -129,7 +127,7 @@ def kubernetes_name(text: str) -> str:
     return f"{name[: LONGEST - 7].rstrip('-')}-{digest}"
 
 
-# What becomes of an instance of the file
+# An instance of the file, adapted to a pod
 
 
 class AdaptedSpec(Struct, kw_only=True):
@@ -145,7 +143,7 @@ class AdaptedSpec(Struct, kw_only=True):
     errors: list[str] = []
 
     def in_pod(self, name: str, text: str) -> str:
-        """What stands in the pod for a path among the values of an option."""
+        """The path in the pod for a path of an option; a text that is no path stays as it is."""
         path = beside(self.folder, text)
         takes_path = name in self.flags and self.flags[name].value.startswith(PATHS)
         if path_in_pod := on_claim(text):
@@ -157,7 +155,8 @@ class AdaptedSpec(Struct, kw_only=True):
             if any(path != other and path.name == other.name for other in self.weights):
                 why = "another file of this name is copied to the claim; rename one"
                 self._add(self.errors, name, f" = {text}: {why}")
-            self.weights += gguf.shards(path) if path.is_file() else [path]
+            files = gguf.shards(path) if path.is_file() else [path]
+            self.weights += [file for file in files if file not in self.weights]
             return str(PurePosixPath(MODELS, path.name))
         elif name in TEXT_OPTIONS:
             try:
@@ -196,7 +195,7 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
     adapted = AdaptedSpec(spec=spec, folder=folder, flags=flags if spec.engine == LLAMA_CPP else {})
     server = _added(spec)
     for name, value in spec.server.items():
-        if name.startswith("ssl-"):
+        if name.startswith("ssl-") and value is not False:
             why = ": TLS is terminated in front of the pods"
             adapted.errors.append(spec.line(f"server.{name}", why))
         elif name not in OURS:
@@ -209,8 +208,8 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
 
 
 def _with_paths(name: str, value: Value, change: Callable[[str, str], str]) -> Value:
-    """The value of an option with each path in it changed: of a list, of a text with commas, and
-    before the scale of an adapter."""
+    """The value of an option with each path in it changed: in a list, between commas, before the
+    scale of an adapter."""
     if isinstance(value, list):
         return [str(_with_paths(name, item, change)) for item in value]
     if not isinstance(value, str):

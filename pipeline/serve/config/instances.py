@@ -43,7 +43,7 @@ def instances(
     where logs go outside of containers, `keys` the folder of keys (see `write_keys`), `xdg` an
     empty folder. Raises PipelineError where a model or llama-server is missing.
     """
-    logs = Path(tempfile.gettempdir()) if is_container(environ) else logs
+    logs = log_folder(logs, environ)
     executable = program(configuration, server)
     servers = []
     for spec in configuration.enabled:
@@ -95,7 +95,7 @@ def program(configuration: Configuration, default: Path | None) -> Path | None:
 
 
 def is_container(environ: Mapping[str, str], marks: Iterable[Path] = IN_CONTAINER) -> bool:
-    """Whether this runs in a container, where logs go to the temporary folder."""
+    """Whether this runs in a container."""
     is_set = "KUBERNETES_SERVICE_HOST" in environ or environ.get("container")  # podman's, and ours
     return bool(is_set) or any(path.exists() for path in marks)
 
@@ -120,6 +120,11 @@ def aliases(resolved: ResolvedOptions) -> list[str]:
     value = resolved.value(option)
     text = ",".join(map(str, value)) if isinstance(value, list) else resolved.text(option)
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def log_folder(logs: Path, environ: Mapping[str, str]) -> Path:
+    """Where logs go by default: the temporary folder in a container, else `logs`."""
+    return Path(tempfile.gettempdir()) if is_container(environ) else logs
 
 
 def log_file(configuration: Configuration, spec: InstanceSpec, logs: Path) -> Path:
