@@ -57,7 +57,6 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
 class Configuration(Struct, frozen=True, kw_only=True):
     """A file of instances, or a profile."""
 
-    source: str  # the absolute path of the file, or `profile:NAME`
     folder: Path  # relative paths in the file start there
     label: str  # the file's name, for messages
     master: Master

@@ -73,7 +73,6 @@ def load_profile(
     return Configuration(
         master=Master(),
         gateway=GatewayTable(),
-        source=f"profile:{name}",
         folder=file.parent,
         label=file.name,
         specs=(spec,),

@@ -69,7 +69,6 @@ def load(
         key_file = str(beside(file.parent, gateway.api_key_file))
         gateway = gateway.model_copy(update={"api_key_file": key_file})
     return Configuration(
-        source=str(file),
         folder=file.parent,
         label=file.name,
         master=read.master,

@@ -209,7 +209,7 @@ llamacpp:
   jinja: true
 """
     found = profile(tmp_path, body)
-    assert (found.source, found.folder, found.notes) == ("profile:chat", tmp_path, ())
+    assert (found.folder, found.notes) == (tmp_path, ())
     instance = instance_of(found, tmp_path)
     assert instance.cmd == (
         *("--model", str(tmp_path / "x.gguf")),

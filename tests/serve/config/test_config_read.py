@@ -18,7 +18,7 @@ ONE = "[instance.chat.server]\nmodel = 'x'\n"
 
 def test_defaults_of_everything(tmp_path: Path) -> None:
     found = read(tmp_path, ONE)
-    assert (found.source, found.folder) == (str(tmp_path / "models.toml"), tmp_path)
+    assert (found.label, found.folder) == ("models.toml", tmp_path)
     assert found.master.enable and not found.gateway.enable and found.master.max_loading is None
     (spec,) = found.specs
     control = spec.control
