@@ -18,6 +18,7 @@ from .sources import TOO_DEEP, Decimal, text_of
 
 # Numbers of YAML 1.1 that look like others: 010 is 8, and 1:30 is 90.
 MISREAD = re.compile(r"[+-]?(0[0-9_]|[\d_]+:)")
+LONGEST_NUMBER = 40  # letters; Python cannot show a number of thousands of them
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -92,6 +93,8 @@ def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
                     yield key.start_mark.line + 1, f"{key.value} is given twice"
                 names.add(key.value)
             yield from _errors(value, seen)
+    elif node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
+        yield node.start_mark.line + 1, f"{node.value[:LONGEST_NUMBER]}…: is too long for a number"
     elif node.tag in NUMBERS and MISREAD.match(node.value):
         number = yaml.safe_load(node.value)
         why = f'{node.value} would be read as {number}; write "{node.value}" in quotes, or a number'
