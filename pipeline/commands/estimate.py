@@ -21,7 +21,6 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
 from pipeline.core.pins import pins
-from pipeline.core.store import receipts
 from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Status
 from pipeline.models import (
@@ -239,7 +238,7 @@ def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:
     made = chain.conversion
     if made is None:
         return chain.quantization.input if chain.quantization else None
-    if receipts.status(made.target, made.recipe) is Status.CURRENT:
+    if made.status is Status.CURRENT:
         return made.target
     if not (converter.is_current(model.home) and made.script.is_file()):
         return None

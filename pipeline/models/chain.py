@@ -165,7 +165,7 @@ def final_status(chain: Chain, home: Home, tool: Recipe | None) -> Status:
             return Status.DIRTY if chain.final.exists() else Status.MISSING
         return receipts.status(chain.final, chain.quantization.recipe(home, tool, digest))
     if chain.conversion:
-        return receipts.status(chain.final, chain.conversion.recipe)
+        return chain.conversion.status
     return Status.DIRTY if _unfetched(chain.resolved) else Status.CURRENT
 
 
@@ -174,7 +174,7 @@ def needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool = False)
     needs = _model_needs(chain, home, tool, force=force)
     if chain.projector is None:
         return needs
-    status = receipts.status(chain.projector.target, chain.projector.recipe)
+    status = chain.projector.status
     if status is Status.CURRENT and not force:
         return needs
     fetch = needs.fetch or _unfetched(chain.resolved)
@@ -193,7 +193,7 @@ def _model_needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool) 
     if not chain.quantization:
         return Needs(fetch=fetch, convert=final.value)
     conversion = chain.conversion
-    unquantized = final if force else receipts.status(conversion.target, conversion.recipe)
+    unquantized = final if force else conversion.status
     if unquantized is Status.CURRENT:
         return Needs(quantize=final.value)
     return Needs(fetch=fetch, convert=unquantized.value, quantize=final.value)
@@ -201,10 +201,7 @@ def _model_needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool) 
 
 def moved(chain: Chain, home: Home, tool: Recipe | None) -> Path | None:
     """A file that was copied or restored, and whose hash decides which steps are due."""
-    if (
-        chain.projector
-        and receipts.status(chain.projector.target, chain.projector.recipe) is Status.MOVED
-    ):
+    if chain.projector and chain.projector.status is Status.MOVED:
         return chain.projector.target
     final = final_status(chain, home, tool)
     if final is Status.MOVED:
@@ -212,8 +209,7 @@ def moved(chain: Chain, home: Home, tool: Recipe | None) -> Path | None:
     conversion = chain.conversion if chain.quantization else None
     if conversion is None or final is Status.CURRENT:
         return None
-    is_moved = receipts.status(conversion.target, conversion.recipe) is Status.MOVED
-    return conversion.target if is_moved else None
+    return conversion.target if conversion.status is Status.MOVED else None
 
 
 def needs_keep_mark(chain: Chain) -> bool:

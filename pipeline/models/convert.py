@@ -14,9 +14,9 @@ from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
-from pipeline.core.store import artifacts
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import mark_used
-from pipeline.core.store.receipts import Recipe
+from pipeline.core.store.receipts import Recipe, Status
 
 from . import adapter, converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
@@ -56,6 +56,11 @@ class Conversion(Struct, frozen=True, kw_only=True):
         if base := self.resolved.base:
             recipe |= {"adapter": True, "base": base.recipe()}
         return recipe | {"projector": True} if self.projector else recipe
+
+    @property
+    def status(self) -> Status:
+        """How the result compares with its receipt."""
+        return receipts.status(self.target, self.recipe)
 
     @property
     def title(self) -> str:
