@@ -29,7 +29,7 @@ def main() -> None:
     if words[:1] in (["-h"], ["--help"]):
         words = ["help"]
     try:
-        words = command_line.understood(words, command_line.task_names(), command_line.parsers)
+        words = command_line.understood(words)
     except UsageError as error:
         print(f"doitw: {error}", file=sys.stderr)
         sys.exit(3)

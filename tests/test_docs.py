@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, Doit
 
-from pipeline.tasks.command_line import parsers, task_names, understood
+from pipeline.tasks.command_line import understood
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMANDS = re.findall(
@@ -61,7 +61,7 @@ def test_commands_in_the_pages_are_understood(bare: Doit, command: str) -> None:
     variables = [w for w in words if "=" in w and not w.startswith(MISSING)]
     listed = bare("list", "-q", *variables).out.split()
     if words[0] in ("help", "completion"):
-        understood(words, task_names(), parsers)
+        understood(words)
         return
     named = [w for w in words if "=" not in w and not w.startswith("-")]
     assert named, "a task or a command of doit"

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 from pipeline.core.lazy import load_modules_when_used
 
 if TYPE_CHECKING:
-    from . import adapters as adapters
+    from . import beside as beside
     from . import chat as chat
     from . import check as check
     from . import claude as claude
     from . import clean as clean
     from . import doctor as doctor
-    from . import drafts as drafts
     from . import gateway as gateway
     from . import kubernetes as kubernetes
     from . import launch as launch
-    from . import load as load
     from . import lock as lock
     from . import make as make
     from . import models as models

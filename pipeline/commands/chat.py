@@ -23,7 +23,7 @@ from pipeline.models import chat_template, gguf
 from pipeline.models.gguf import Header
 from pipeline.serve import supervise
 from pipeline.serve.keys import first_key
-from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.state import READY, require_known
 
 from . import estimate, ps, serve
@@ -32,9 +32,6 @@ from .session import Session
 
 if TYPE_CHECKING:
     from pipeline.chat.completions import ChatServer
-
-# Of a server that others would reach; the one of a conversation is for that alone.
-NOT_FOR_CHAT = ("host", "port", "api_key_file")
 
 
 def check(session: Session) -> None:
@@ -53,19 +50,11 @@ def check(session: Session) -> None:
         raise UsageError("model= and name= contradict each other", "leave one out")
     if len(request.servers.names) > 1:
         raise UsageError(f"name={','.join(request.servers.names)}: names more than one")
-    if request.json:
-        raise UsageError("format=json: chat prints text", "leave it out")
-    if request.reference:
-        for name in NOT_FOR_CHAT:
-            if getattr(request.settings, name) != getattr(type(request.settings)(), name):
-                raise UsageError(
-                    f"{name}=: chat serves the model for itself alone, on a free port",
-                    f"leave it out; {doitw('serve')} takes it",
-                )
-    elif request.settings.api_key_file and not request.servers.url:
-        raise UsageError(
-            "api_key_file=: a running server's key is known from its file", "leave it out"
-        )
+    if request.settings.api_key_file and not request.servers.url:
+        why = "chat serves the model for itself alone"
+        if not request.reference:
+            why = "a running server's key is known from its file"
+        raise UsageError(f"api_key_file=: {why}", "leave it out; it is for url=")
     question(session.request.prompt)
 
 
@@ -265,16 +254,8 @@ def running(session: Session) -> ChatServer:
     """The server that name= names, or the only one that is up. Raises PipelineError."""
     from pipeline.serve.supervisor import liveness, state
 
-    states, servers = dict[str, str](), dict[str, Server]()
-    for at in ps.folders(session):
-        wanted, there = state.read_wanted(at), liveness.living(at)
-        for server in wanted.instances if wanted else ():
-            if server.engine == GATEWAY:
-                continue
-            if server.name in servers:
-                raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
-            servers[server.name] = server
-        states |= {status.name: status.state for status in there.instances} if there else {}
+    places = ps.by_name(session)
+    servers = {name: server for name, (_, server) in places.items()}
     chats = [name for name, server in servers.items() if server.kind == serve.CHAT]
     names = session.request.servers.names
     if not servers:
@@ -286,6 +267,8 @@ def running(session: Session) -> ChatServer:
     if server.kind != serve.CHAT:
         others = f"chat servers: {', '.join(chats)}" if chats else "no server for chat is up"
         raise UsageError(f"{server.name}: is for {server.kind}, it writes no answers", others)
+    there = liveness.living(places[server.name][0])
+    states = {status.name: status.state for status in there.instances} if there else {}
     if (its := states.get(server.name, "not up")) != READY:
         start = doitw(f"load name={server.name}") if its == state.ASLEEP else doitw("up")
         raise PipelineError(

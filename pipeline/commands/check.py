@@ -4,7 +4,7 @@ there, and the file of servers has no errors."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,19 +19,34 @@ from pipeline.core.paths import Home
 from pipeline.core.store import active
 from pipeline.models import quants
 
-from . import resolve, watch
+from . import beside, lock, resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
     from pipeline.serve.config.vllm import VllmOptions
 
     from .servers import Servers
+    from .session import Session
 
 
 def require_writable(home: Home) -> None:
     """Raise PipelineError where nothing can be made."""
     for folder in (home.root, home.run, home.logs, home.models, home.bins):
         paths.require_writable(folder)
+
+
+def check_session(session: Session) -> None:
+    """Check every model of the command line; without one llama.cpp's programs alone. Raises
+    PipelineError."""
+    for model in session.models.values() or (session.model,):
+        check(model)
+        lock.require(model, before=True)
+        # A repository that is not there should not cost a build, though quant=auto is decided
+        # after it.
+        reference, is_auto = model.request.reference, model.request.wanted.quant == quants.AUTO
+        asks = is_auto and not model.request.frozen and not model.resolve_is_done()
+        if asks and reference and reference.kind == "hub":
+            resolve.listing(model)
 
 
 def check(model: Model) -> None:
@@ -88,6 +103,22 @@ def check_request(model: Model) -> None:
     model.chain()  # raises what is wrong with it now
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
+
+
+def require_known(models: Collection[Model]) -> None:
+    """Check models as a run would, and have them known for this run alone. Raises PipelineError."""
+    for model in models:
+        check_request(model)
+        lock.require(model, before=True)
+        if not model.resolve_is_done():
+            resolve.resolve(model, store=False)
+    beside.check(models)
+
+
+def check_options(servers: Servers) -> None:
+    """Check the file again, now with the llama-server that will run, and print what it notes.
+    Raises UsageError."""
+    check_servers(servers, log.info)
 
 
 def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.bins.compile import cuda_toolkit, source, web_ui
+from pipeline.bins.compile import cuda_toolkit, source
 from pipeline.core.download import discard
 from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
@@ -20,10 +20,6 @@ from .programs import Programs
 def clean_source(programs: Programs) -> None:
     with only_one(programs.llama_cpp.folder):
         source.clean(programs.llama_cpp)
-
-
-def forget_source(programs: Programs) -> None:
-    source.forget(programs.llama_cpp)
 
 
 def clean_bins(programs: Programs) -> None:
@@ -42,21 +38,9 @@ def forget_toolkit(programs: Programs) -> None:
         cuda_toolkit.forget(programs.home, release)
 
 
-def clean_page(home: Home) -> None:
-    web_ui.clean(home)
-
-
-def forget_page(home: Home) -> None:
-    web_ui.forget(home)
-
-
 def clean_converter(home: Home) -> None:
     with only_one(converter.folder(home)):
         remove(converter.folder(home))
-
-
-def forget_converter(home: Home) -> None:
-    converter.forget(home)
 
 
 def forget_resolve(model: Model) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pipeline.bins.binaries import Binaries
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
@@ -44,14 +45,21 @@ from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.serve import flags, launch
 from pipeline.serve.config import options
 from pipeline.serve.config.options import ResolvedOptions
+from pipeline.serve.flags import Flag
 
 from .model import Model
 
 HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
-# Options that are measured in another way, or change nothing that is measured.
-OWN = {
-    *("model", "mmproj", "ctx-size", "batch-size", "ubatch-size", "host", "port", "alias"),
-    *("threads", "gpu-layers", "n-gpu-layers", "device", "api-key", "api-key-file"),
+FIT_PARAMS = "llama-fit-params"
+# Options that llama-fit-params would know, and that are given to it in another way, or not at all.
+NOT_HANDED_ON = {
+    *("--model", "--ctx-size", "--mmproj", "--host", "--port", "--alias", "--log-file"),
+    *("--spec-draft-model", "--model-draft"),
+}
+# Of a server that is not planned yet: added for its context, or without effect on what is measured.
+MEASURED_OTHERWISE = {
+    *("batch-size", "ubatch-size", "threads", "gpu-layers", "n-gpu-layers", "device"),
+    *("api-key", "api-key-file"),
 }
 AT_ONCE = 8  # headers of a split model that are read at the same time
 
@@ -67,55 +75,80 @@ class MemoryEstimate(Struct, frozen=True, kw_only=True):
     header: Header | None = None
 
 
-def measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
-    """What `model` (whole, or its skeleton) takes, as llama-fit-params tells it; without that
-    program the formula's estimate."""
-    shape = formula.of_header(header, tensor_bytes(model, file))
-    needed = _measured(model, file, header, ctx_size)
-    ubatch = ResolvedOptions(model.spec, {}).number("ubatch-size") or formula.UBATCH
-    if needed is None:
-        needed = formula.memory(shape, ctx_size, ubatch)
+def measure(
+    programs: Binaries,
+    file: Path,
+    words: Sequence[str],
+    ctx_size: int,
+    *,
+    ubatch: int = formula.UBATCH,
+    pools: bool,
+) -> Memory | None:
+    """What a GGUF (whole, or its skeleton) takes when it is served with the options `words`, as
+    llama-fit-params measures it; without that program the formula's estimate. `pools`: for
+    embeddings or reranking. Raises UsageError where llama.cpp cannot load it."""
+    run = programs.home.run
+    header = gguf.read_cached(file, run / "gguf.json")
+    shape, needed = formula.of_header(header, tensor_bytes(file, run)), None
+    if programs.has(FIT_PARAMS):
+        program, digest = programs.program(FIT_PARAMS), programs.sha256(FIT_PARAMS)
+        # Options such as cache_type_k change what is needed; it knows those that do.
+        known = known_words(words, flags.read(program, digest, run / "flags"))
+        try:
+            cache = run / "memory.json"
+            needed = memory.measure(program, digest[:12], file, known, ctx_size, cache)
+        except UsageError as error:
+            error.message += f" (its architecture is {header.architecture!r})"
+            raise
+    needed = needed or formula.memory(shape, ctx_size, ubatch)
     # The tool counts more compute buffers than the server takes, except for what pools.
-    return needed if header.pooling != "none" else formula.served(needed, shape, ctx_size, ubatch)
+    return needed if pools else formula.served(needed, shape, ctx_size, ubatch)
 
 
-def _measured(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
-    programs = model.binaries
-    if not programs.has("llama-fit-params"):
-        return None
-    program = programs.program("llama-fit-params")
-    digest = programs.sha256("llama-fit-params")
-    # Options such as cache_type_k change what is needed; it knows those that do.
-    known = flags.read(program, digest, model.home.run / "flags")
-    resolved = options.resolve(model.spec, known)
-    batch_size = resolved.number("batch-size") or None
-    shared = {
-        name: value
-        for name, value in options.expanded(resolved).items()
-        if name in known and name not in OWN
-    }
-    arguments = launch.batch_options(header.pooling, ctx_size, batch_size) + options.words(shared)
-    book = model.home.run / "memory.json"
-    try:
-        return memory.measure(program, digest[:12], file, arguments, ctx_size, book)
-    except UsageError as error:
-        error.message += f" (its architecture is {header.architecture!r})"
-        raise
+def known_words(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
+    """The options of a llama-server's command line that llama-fit-params has too."""
+    kept: list[str] = []
+    takes = False  # the next word belongs to the option before
+    for word in words:
+        flag = known.get(word.removeprefix("--")) if word.startswith("--") else None
+        if flag and word not in NOT_HANDED_ON:
+            kept.append(word)
+            takes = bool(flag.value)
+        elif takes and not flag:
+            kept.append(word)
+            takes = False
+        else:
+            takes = False
+    return kept
+
+
+def _measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
+    """What a GGUF of `model` takes with the options that it will be served with."""
+    resolved = ResolvedOptions(model.spec, {})
+    table = {n: v for n, v in options.expanded(resolved).items() if n not in MEASURED_OTHERWISE}
+    batch = launch.batch_options(header.pooling, ctx_size, resolved.number("batch-size") or None)
+    return measure(
+        model.binaries,
+        file,
+        [*batch, *options.words(table), *model.spec.extra_args],
+        ctx_size,
+        ubatch=resolved.number("ubatch-size") or formula.UBATCH,
+        pools=header.pooling != "none",
+    )
 
 
 def loads(model: Model) -> Callable[[Path], None] | None:
     """A function that raises PipelineError where llama.cpp cannot load a GGUF of the model; None
     where its tool is not here."""
-    if not model.binaries.has("llama-fit-params"):
+    if not model.binaries.has(FIT_PARAMS):
         return None
-    program, name = model.binaries.program("llama-fit-params"), model.require_resolved().name
+    program, name = model.binaries.program(FIT_PARAMS), model.require_resolved().name
     return lambda made: memory.require_loads(program, made, name)
 
 
-def tensor_bytes(model: Model, file: Path) -> int:
+def tensor_bytes(file: Path, run: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
-    book = model.home.run / "gguf.json"
-    headers = [gguf.read_cached(path, book) for path in gguf.shards(file)]
+    headers = [gguf.read_cached(path, run / "gguf.json") for path in gguf.shards(file)]
     return sum(header.size - header.data for header in headers)
 
 
@@ -190,7 +223,7 @@ def of_made(model: Model, file: Path) -> MemoryEstimate:
     return MemoryEstimate(
         bytes=sum(part.stat().st_size for part in gguf.shards(file)),
         trained=header.context_length,
-        at=lambda ctx_size: measure(model, file, header, ctx_size),
+        at=lambda ctx_size: _measure(model, file, header, ctx_size),
         header=header,
     )
 
@@ -217,7 +250,7 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     source = _unquantized_gguf(model, chain)
     if source is None or not model.binaries.has("llama-quantize"):
         return _by_formula(model, chain.resolved)
-    header, before = gguf.read(source), tensor_bytes(model, source)
+    header, before = gguf.read(source), tensor_bytes(source, model.home.run)
     program = model.binaries.program("llama-quantize")
     matrix = chain.quantization is not None and chain.quantization.imatrix is not None
 
@@ -225,7 +258,7 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
         size = quantize.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
-            needed = measure(model, source, header, ctx_size)
+            needed = _measure(model, source, header, ctx_size)
             return memory.resized(needed, before, size - header.data) if needed and size else None
 
         return MemoryEstimate(bytes=size, trained=header.context_length, at=at, header=header)

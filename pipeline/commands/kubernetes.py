@@ -31,7 +31,7 @@ from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor.state import require_known
 
-from . import check, estimate, lock, resolve, serve
+from . import check, estimate, serve
 from .servers import Servers
 
 # Options of llama-server that set its model's purpose; without them its metadata does.
@@ -212,10 +212,7 @@ class PodModel:
     def __init__(self, servers: Servers, spec: InstanceSpec) -> None:
         """Resolves it unless it is known already. Raises PipelineError."""
         model = servers.model_of(spec)
-        check.check_request(model)
-        lock.require(model, before=True)
-        if not model.resolve_is_done():
-            resolve.resolve(model, store=False)
+        check.require_known((model,))
         self.spec, self.made_from, self.chain = spec, model, model.require_chain()
         self.estimate = estimate.outlook(model, self.chain)
         is_set = any(name in spec.server for name in ENDPOINTS)

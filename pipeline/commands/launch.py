@@ -23,7 +23,7 @@ from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import BOOT, LLAMA_CPP, Server
 from pipeline.serve.supervisor import slots, state
 
-from . import adapters, drafts, estimate, needs, serve
+from . import beside, estimate, needs, serve
 from .model import Model
 from .servers import Servers
 
@@ -117,9 +117,9 @@ def _room(file: Servers, spec: InstanceSpec, free: int) -> int:
 
 def _weights(model: Model) -> int:
     """The bytes of a model, its draft and its adapters."""
-    draft = drafts.outlook(model)
-    beside = adapters.sizes(model) + (draft.bytes if draft else 0)
-    return estimate.outlook(model, model.require_chain()).bytes + beside
+    draft = beside.draft_estimate(model)
+    own = estimate.outlook(model, model.require_chain()).bytes
+    return own + sum(map(beside.adapter_bytes, model.adapters)) + (draft.bytes if draft else 0)
 
 
 def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
@@ -133,10 +133,9 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
         elif server.name in prepared:
             model = prepared[server.name]
             header = estimate.outlook(model, model.require_chain()).header
-        beside = adapters.warnings(prepared[server.name]) if server.name in prepared else []
-        lines += [
-            f"{server.name}: {line}" for line in (*beside, *serve.model_warnings(header, server))
-        ]
+        named = prepared.get(server.name)
+        texts = beside.adapter_warnings(named) if named else []
+        lines += [f"{server.name}: {x}" for x in (*texts, *serve.model_warnings(header, server))]
     return lines
 
 

@@ -25,7 +25,7 @@ from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
 
-from . import adapters, estimate, resolve
+from . import beside, estimate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -142,11 +142,11 @@ def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
     chain = model.chain()
     if chain is None or not estimate.is_made(model, chain):
         return None
-    final, name = chain.final, adapters.name_of(adapter)
+    final, name = chain.final, beside.name_of(adapter)
 
     def check(made: Path) -> None:
         if why := file_misfit(made, gguf.shards(final)):
-            raise PipelineError(f"lora={name}: {why}", adapters.HINT)
+            raise PipelineError(f"lora={name}: {why}", beside.ADAPTER_HINT)
 
     return check
 

@@ -6,42 +6,32 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.bins.binaries import program_file
+from pipeline.bins.binaries import Binaries
 from pipeline.bins.hardware import nvidia
-from pipeline.core import capacity
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
-from pipeline.core.store import stat_cache
 from pipeline.core.text import size
 from pipeline.models import formula, gguf, memory
 from pipeline.models.memory import MIB, Memory
-from pipeline.serve import flags, placing
+from pipeline.serve import placing
 from pipeline.serve.placing import Bytes
 from pipeline.serve.server import BOOT, LLAMA_CPP, VLLM, Server
+from pipeline.serve.supervisor import status
 
-from . import estimate, serve
+from . import beside, estimate, serve
 from .servers import Servers
 
 PROCESS = 64 * MIB  # of a llama-server beside its model: its code, threads, requests
 VLLM_RAM = 2048 * MIB  # of a vLLM beside what it takes on the cards
 VLLM_SHARE = 0.9  # of a card's memory, vLLM's own default
-DRAFTS = ("--spec-draft-model", "--model-draft")
 UNITED = re.compile(r"Host|CPU|MTL|Metal|BLAS")  # devices whose memory is main memory
-# Options that llama-fit-params would know, and that are given to it in another way, or not at all.
-OWN = {"--model", "--ctx-size", "--mmproj", "--host", "--port", "--alias", "--log-file", *DRAFTS}
-
-
-def machine() -> dict[str, int]:
-    """The memory of this machine in bytes, by device."""
-    return {"ram": capacity.total()} | {
-        f"gpu{index}": gpu.total for index, gpu in enumerate(nvidia.find())
-    }
 
 
 def budget(file: Servers) -> dict[str, int]:
-    """What the servers of a file may take together. Raises UsageError."""
+    """What the servers of a file may take together, in bytes by device. Raises UsageError."""
+    machine = {device.name: device.total for device in status.devices()}
     try:
-        return placing.budget(file.configuration.master.memory, machine())
+        return placing.budget(file.configuration.master.memory, machine)
     except UsageError as error:
         message = f"{file.configuration.label}: master.{error.message}"
         raise UsageError(message, error.hint) from None
@@ -73,52 +63,23 @@ def of_server(file: Servers, server: Server) -> Bytes:
 
 
 def _of_file(home: Home, server: Server, path: Path) -> Memory | None:
-    """Of a model that is here, with its projector and its draft."""
-    context = server.argument("--ctx-size")
+    """Of a model that is here, with its projector, its adapters and its draft."""
+    programs = Binaries(folder=Path(server.executable).parent, commit="", home=home)
     header = gguf.read_cached(path, home.run / "gguf.json")
-    ctx_size = int(context) if context.isdecimal() and int(context) else header.context_length
-    needed = _measured(home, server, path, ctx_size)
-    projector = Path(server.folder, server.argument("--mmproj"))
-    if needed and projector.is_file():
-        needed = memory.grown(needed, projector.stat().st_size)
-    draft = Path(server.folder, next(filter(None, map(server.argument, DRAFTS)), ""))
-    if needed and draft.is_file() and (more := _measured(home, server, draft, ctx_size)):
-        needed = memory.added(needed, more)
-    return needed
+    ctx_size = _context(server, header.context_length)
 
+    def measured(file: Path) -> Memory | None:
+        ubatch = int(server.argument("--ubatch-size") or formula.UBATCH)
+        pools = server.kind != serve.CHAT
+        return estimate.measure(programs, file, server.cmd, ctx_size, ubatch=ubatch, pools=pools)
 
-def _measured(home: Home, server: Server, path: Path, ctx_size: int) -> Memory | None:
-    """As llama-fit-params of the same build tells it, else by the formula."""
-    header = gguf.read_cached(path, home.run / "gguf.json")
-    parts = [gguf.read_cached(part, home.run / "gguf.json") for part in gguf.shards(path)]
-    shape = formula.of_header(header, sum(part.size - part.data for part in parts))
-    program = Path(server.executable).with_name(program_file("llama-fit-params"))
-    ubatch = int(server.argument("--ubatch-size") or formula.UBATCH)
-    needed = None
-    if program.is_file():
-        build = stat_cache.identity(home.run / "programs.json", program)
-        words = _known_words(server.cmd, flags.read(program, build, home.run / "flags"))
-        book = home.run / "memory.json"
-        needed = memory.measure(program, build[:12], path, words, ctx_size, book)
-    needed = needed or formula.memory(shape, ctx_size, ubatch)
-    return formula.served(needed, shape, ctx_size, ubatch) if server.kind == serve.CHAT else needed
-
-
-def _known_words(cmd: Sequence[str], known: Mapping[str, flags.Flag]) -> list[str]:
-    """The options of a server's command line that llama-fit-params has too."""
-    words: list[str] = []
-    takes = False  # the next word belongs to the option before
-    for word in cmd:
-        flag = known.get(word.removeprefix("--")) if word.startswith("--") else None
-        if flag and word not in OWN:
-            words.append(word)
-            takes = bool(flag.value)
-        elif takes and not flag:
-            words.append(word)
-            takes = False
-        else:
-            takes = False
-    return words
+    if (needed := measured(path)) is None:
+        return None
+    more = [Path(server.folder, server.argument("--mmproj")), *(x for x, _ in server.adapters)]
+    needed = memory.grown(needed, sum(file.stat().st_size for file in more if file.is_file()))
+    draft = Path(server.folder, beside.draft_file(server))
+    drafting = measured(draft) if draft.is_file() else None
+    return memory.added(needed, drafting) if drafting else needed
 
 
 def _of_model(file: Servers, server: Server) -> Memory | None:
@@ -127,11 +88,14 @@ def _of_model(file: Servers, server: Server) -> Memory | None:
         if spec.name == server.name and spec.model:
             model = file.model_of(spec).served_by(spec)
             ahead = estimate.outlook(model, model.require_chain())
-            context = server.argument("--ctx-size")
-            ctx_size = int(context) if context.isdecimal() and int(context) else ahead.trained
-            needed = ahead.at(ctx_size)
-            return needed and memory.grown(needed, serve.projector_bytes(model))
+            return serve.measured(model, ahead)(_context(server, ahead.trained))
     return None
+
+
+def _context(server: Server, trained: int) -> int:
+    """The context that it is served with, in tokens."""
+    context = server.argument("--ctx-size")
+    return int(context) if context.isdecimal() and int(context) else trained
 
 
 def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
@@ -192,8 +156,8 @@ def require_fit(
     pinned = {server.name: needs[server.name] for server in models if server.pinned}
     lines = []
     for server in models:
-        beside = [placing.Resident(n, x, 0, is_pinned=True) for n, x in pinned.items()]
-        found = placing.place(server.name, needs[server.name], beside, budget)
-        if found.problem:
-            lines.append(f"{server.name} can never be loaded: {found.problem}")
+        others = [placing.Resident(n, x, 0, is_pinned=True) for n, x in pinned.items()]
+        placed = placing.place(server.name, needs[server.name], others, budget)
+        if placed.problem:
+            lines.append(f"{server.name} can never be loaded: {placed.problem}")
     return lines

@@ -27,7 +27,7 @@ from pipeline.models.memory import UNKNOWN, Device, Fit, Memory
 from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 
-from . import adapters, check, drafts, estimate, lock, resolve, serve, summary
+from . import beside, check, estimate, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .variables import CONTAINER
@@ -49,28 +49,17 @@ def plan(model: Model) -> None:
     """Print the plan: text, or one JSON document with format=json. Raises PipelineError."""
     if model.request.servers.target == CONTAINER:
         raise UsageError("target=container: needs config= or profile=")
-    check.check_request(model)
-    for each in model.beside.values():
-        check.check_request(each)
+    model.programs.require_device()
     model.programs.require_tools()
-    lock.require(model, before=True)
     if model.request.wanted.quant == quants.ALL:
+        check.check_request(model)
         rows = every_quant(model)
         print(json.dumps(rows, indent=1) if model.request.json else quants_text(rows))
         return
-    require_resolved(model)
+    check.require_known((model, *model.beside.values()))
     with model.asking_anew():
         values = collect(model)
     print(json.dumps(values, indent=1) if model.request.json else text(values))
-
-
-def require_resolved(model: Model) -> None:
-    """Have the model and what is beside it known, for this run alone. Raises PipelineError."""
-    for each in (model, *model.beside.values()):
-        if not each.resolve_is_done():
-            resolve.resolve(each, store=False)
-    drafts.check([model])
-    adapters.check([model])
 
 
 def collect(model: Model) -> dict[str, Any]:
@@ -95,8 +84,8 @@ def collect(model: Model) -> dict[str, Any]:
         "file": str(chain.final),
         "file_bytes": ahead.bytes,
         "files": [{"name": f.name, "bytes": f.size} for f in chain.resolved.files],
-        "draft": draft_of(model),
-        "adapters": adapters.planned(model),
+        "draft": beside.planned_draft(model),
+        "adapters": beside.planned_adapters(model),
         "steps": [
             {"name": s.name, "state": UP_TO_DATE if s.is_done else TO_DO, "what": s.what}
             for s in steps
@@ -106,8 +95,8 @@ def collect(model: Model) -> dict[str, Any]:
         "warnings": [
             *model.programs.warnings(),
             *(code_warnings(model, chain) if "convert" in todo else ()),
-            *drafts.warnings(model, ahead.header),
-            *adapters.warnings(model),
+            *beside.draft_warnings(model, ahead.header),
+            *beside.adapter_warnings(model),
             *serve.model_warnings(ahead.header, server),
         ],
         "download_bytes": sum(step.download for step in todo.values()),
@@ -199,18 +188,6 @@ def steps_beside(name: str, model: Model, known: set[str]) -> list[PlannedStep]:
         for step in planned_steps(model, chain, bytes_)
         if step.name in own or step.name not in known
     ]
-
-
-def draft_of(model: Model) -> dict[str, Any] | None:
-    """How tokens are drafted for the model: with another one, or by llama-server's own means."""
-    if model.request.spec_type:
-        return {"type": model.request.spec_type}
-    ahead = drafts.outlook(model)
-    if model.draft is None or ahead is None:
-        return None
-    chain = model.draft.require_chain()
-    named = {"model": chain.resolved.name, "why": chain.resolved.why, "file": str(chain.final)}
-    return {"type": drafts.SIMPLE, **named, "file_bytes": ahead.bytes}
 
 
 def source_bytes(llama_cpp: Source, home: Home) -> int:

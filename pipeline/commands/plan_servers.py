@@ -25,7 +25,7 @@ from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import DesiredState
 
-from . import adapters, check, drafts, launch, lock, needs, ps, resolve, serve
+from . import beside, check, launch, needs, ps, serve
 from . import plan as planning
 from .servers import BESIDE, GATEWAY_OPTIONS, Servers
 from .up import chosen, planned
@@ -39,13 +39,7 @@ def planned_here(servers: Servers) -> tuple[Server, ...]:
     """The instances as far as they are known now. Raises PipelineError."""
     check.check_servers(servers, log.info)
     servers.require_placed()
-    for model in servers.models.values():
-        check.check_request(model)
-        lock.require(model, before=True)
-        if not model.resolve_is_done():
-            resolve.resolve(model, store=False)
-    drafts.check(servers.models.values())
-    adapters.check(servers.models.values())
+    check.require_known(servers.models.values())
     instances = planned(servers)
     for server in instances:
         serve.require_model(servers.home, server)
@@ -96,13 +90,13 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
 def _unprepared(spec: InstanceSpec) -> PreparedModel:
     """Its model, by its reference."""
     named = spec.model.get("draft", "none")
-    spec_type = WITHOUT_DRAFT.get(named, "" if named == "none" else drafts.SIMPLE)
+    spec_type = WITHOUT_DRAFT.get(named, "" if named == "none" else beside.SIMPLE)
     lora = spec.model.get("lora", "none")
     pairs = [split_scale(text) for text in lora.split(",") if lora != "none"]
     return PreparedModel(
         path=PurePosixPath(spec.model["model"]),
         adapters=tuple((PurePosixPath(text), scale) for text, scale in pairs),
-        draft=PurePosixPath(named) if spec_type == drafts.SIMPLE else None,
+        draft=PurePosixPath(named) if spec_type == beside.SIMPLE else None,
         spec_type=spec_type,
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.bins import binaries
@@ -15,14 +16,14 @@ from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.release import prebuilt, releases
 from pipeline.core import paths
 from pipeline.core.paths import Home
-from pipeline.core.store import receipts
+from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.locks import is_held
 from pipeline.models import converter, on_disk
 from pipeline.models.on_disk import OnDisk
 
 from . import uses
-from .removal import BY_HAND, Candidates, Removable, carry_out, require_no_run
+from .remove import BY_HAND, Candidates, Removable, carry_out, plain, require_no_run, unfinished
 from .session import Session
 from .uses import Uses
 
@@ -43,7 +44,7 @@ def prune(session: Session) -> None:
 
 
 def candidates(session: Session) -> Candidates:
-    home, days = session.home, session.request.removal.older_than
+    home, days = session.home, session.request.older_than
     stored = on_disk.look(home)
     known = uses.find(session, stored)
     require_no_run(known.under_way)
@@ -68,14 +69,14 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
     stale = {x.slug for x in made if not on_disk.is_up_to_date(x, llama_cpp, tool)}
     for path in stored.unfinished:
         if not known.of_slug(on_disk.slug_of(home, path), home):
-            why = "an interrupted download, or a file that was not finished"
-            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
+            yield unfinished(path, "an interrupted download, or a file that was not finished")
     for model in stored.models:
         if model.slug in stale or known.of_slug(model.slug, home):
             continue
         if model.kind == "intermediate":
             why = f"{model.name}: an intermediate file"
-            yield Removable(kind="intermediate", paths=model.files, why=why, keep_receipt=True)
+            discard = partial(artifacts.take_away, keep_receipt=True)
+            yield Removable(kind="intermediate", paths=model.files, why=why, remove=discard)
         elif model.kind == "source" and model.slug in done:
             why = f"{model.name}: the GGUF made from it is here"
             yield Removable(kind="source", paths=model.files, why=why)
@@ -85,8 +86,7 @@ def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:
     """What the hub answered about models that are not here."""
     for path, slug in on_disk.answers(home):
         if slug not in stored.slugs:
-            why = "an answer about a model that is not here"
-            yield Removable(kind="answer", paths=(path,), why=why, is_plain=True)
+            yield plain("answer", path, "an answer about a model that is not here")
 
 
 def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
@@ -95,7 +95,7 @@ def of_bins(session: Session, known: Uses, days: int) -> Iterator[Removable]:
     home, sources = session.home, kept_sources(session)
     if any(each.local for each in sources):  # somebody works on it
         return
-    yield from unfinished(home.bins, *(home.bins / x for x in (".build", ".source", ".ui")))
+    yield from killed_runs(home.bins, *(home.bins / x for x in (".build", ".source", ".ui")))
     for path in _entries(home.bins / ".source"):
         is_ours = path.name in receipts.load(path.parent)
         if is_ours and path.is_dir() and all(path != each.folder for each in sources):
@@ -150,7 +150,7 @@ def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:
     open_files = {use.file for use in known.uses}
     for path in sorted(home.logs.glob("*.log")):
         if path.is_file() and is_older(path, days) and path.resolve() not in open_files:
-            yield Removable(kind="log", paths=(path,), why="an old log", is_plain=True)
+            yield plain("log", path, "an old log")
     for path in _entries(home.run / "headers"):
         if is_older(path, days):
             yield Removable(kind="headers", paths=(path,), why=unused(days))
@@ -161,20 +161,19 @@ def of_cache(home: Home, days: int) -> Iterator[Removable]:
     use next stays: its converter, CUDA toolkit and Node.js."""
     cache = paths.cache(home)
     present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home))
-    yield from unfinished(cache, *_entries(cache / "archives"))
+    yield from killed_runs(cache, *_entries(cache / "archives"))
     for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):
         is_lock = path.name.endswith(".lock") or path.name.startswith(".")
         if not is_lock and path not in present and is_older(path, days) and not is_held(path):
             yield Removable(kind="cache", paths=(path,), why=unused(days))
 
 
-def unfinished(*folders: Path) -> Iterator[Removable]:
+def killed_runs(*folders: Path) -> Iterator[Removable]:
     """What killed runs left in these folders, and nobody makes now."""
     for path in (path for folder in folders for path in _entries(folder)):
         match = UNFINISHED.fullmatch(path.name)
         if match and not is_held(path.with_name(match["name"])):
-            why = "was not finished"
-            yield Removable(kind="unfinished", paths=(path,), why=why, is_unfinished=True)
+            yield unfinished(path, "was not finished")
 
 
 def is_older(path: Path, days: int) -> bool:

@@ -1,4 +1,5 @@
-"""`ps`, `logs`, `down`: list the servers that are up, read their logs, stop them."""
+"""The servers that are up: `ps` lists them, `logs` reads their logs, `down` stops them; `load` and
+`unload` move an instance in and out of memory, by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 from msgspec import to_builtins
 
 from pipeline.core import log
-from pipeline.core.errors import UsageError, doitw
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.text import size, table
 from pipeline.serve.placing import TOTAL
+from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import READY, Folder, require_known
 
@@ -104,13 +106,8 @@ def logs(session: Session) -> None:
 
 def log_files(session: Session) -> dict[str, tuple[Folder, Path]]:
     """The log of each requested server, by name. Raises UsageError."""
-    paths: dict[str, tuple[Folder, Path]] = {}
-    for at in folders(session):
-        wanted = state.read_wanted(at)
-        for server in wanted.instances if wanted else ():
-            if server.name in paths:
-                raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
-            paths[server.name] = (at, Path(server.log_file))
+    known = by_name(session, with_gateway=True)
+    paths = {name: (at, Path(server.log_file)) for name, (at, server) in known.items()}
     if not paths and session.servers:  # nothing is up, but there may be logs
         at, servers = session.servers.at, session.servers
         paths = {name: (at, file) for name, file in servers.logs().items()}
@@ -138,6 +135,65 @@ def down(session: Session) -> None:
         print(json.dumps(ended))
     else:
         log.info(f"stopped {', '.join(ended)}" if ended else "nothing was up")
+
+
+def load(session: Session) -> None:
+    """Load the named instances, making room for them; return once they are ready. Raises
+    PipelineError."""
+    from pipeline.serve.supervisor import control
+
+    failed = [
+        f"{name} is {status.state}: {status.problem or status.reason}"
+        for at, names in _named(session)
+        for name, status in control.obey(at, names, loads=True)
+    ]
+    if failed:
+        raise PipelineError("\n".join(failed), f"{doitw('ps')} shows what holds the memory")
+    _report(session, "loaded")
+
+
+def unload(session: Session) -> None:
+    """Unload the named instances once they have answered their requests. Raises PipelineError."""
+    from pipeline.serve.supervisor import control
+
+    for at, names in _named(session):
+        control.obey(at, names, loads=False)
+    _report(session, "unloaded")
+
+
+def _report(session: Session, what: str) -> None:
+    names = session.request.servers.names
+    if session.request.json:
+        print(json.dumps(list(names)))
+    else:
+        log.info(f"{what} {', '.join(names)}")
+
+
+def _named(session: Session) -> list[tuple[Folder, Sequence[str]]]:
+    """The named instances, by the configuration that they are up in. Raises PipelineError."""
+    known, names = by_name(session), session.request.servers.names
+    if not known:
+        raise PipelineError("nothing is up", f"{doitw('up config=…')} starts servers")
+    if not names:
+        raise UsageError("no instance named", f"name=… is one of {', '.join(known)}")
+    require_known(names, list(known), "instances that are up:")
+    places = dict.fromkeys(known[name][0] for name in names)
+    return [(at, [name for name in names if known[name][0] == at]) for at in places]
+
+
+def by_name(session: Session, *, with_gateway: bool = False) -> dict[str, tuple[Folder, Server]]:
+    """The servers that were started, and the folder of their configuration. Raises UsageError
+    where two have the same name."""
+    known: dict[str, tuple[Folder, Server]] = {}
+    for at in folders(session):
+        wanted = state.read_wanted(at)
+        for server in wanted.instances if wanted else ():
+            if server.engine == GATEWAY and not with_gateway:
+                continue
+            if server.name in known:
+                raise UsageError(f"{server.name}: in more than one configuration", "pass config=…")
+            known[server.name] = (at, server)
+    return known
 
 
 def folders(session: Session) -> list[Folder]:

@@ -1,19 +1,158 @@
-"""`remove`: take a model away, or one quant of it."""
+"""`remove`: take a model away, or one quant of it; and what it shares with `prune`: show what would
+go, ask, and take it away."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from msgspec import Struct
+
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean, doitw
+from pipeline.core.paths import Home
+from pipeline.core.store import active, artifacts, publish
+from pipeline.core.store.publish import full_disk_is_an_error
+from pipeline.core.text import size, table
 from pipeline.models import on_disk, quants
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import served
 
 from . import uses
-from .removal import BY_HAND, Candidates, Removable, carry_out, require_no_run
 from .request import Request, request
 from .session import Session
 from .uses import Use
+
+BY_HAND = "was put there by hand, or changed since it was made"
+NOTHING = "; linked elsewhere, so nothing becomes free"
+
+
+class Removable(Struct, frozen=True, kw_only=True):
+    """Files or folders that go together: what they are, why they may go, and the function that
+    removes one of them: another for what has no receipt, or was left by a killed run."""
+
+    kind: str
+    paths: tuple[Path, ...]
+    why: str
+    remove: Callable[[Path], None] = artifacts.take_away
+
+
+def unfinished(path: Path, why: str) -> Removable:
+    """What a killed run left."""
+    return Removable(kind="unfinished", paths=(path,), why=why, remove=artifacts.finish)
+
+
+def plain(kind: str, path: Path, why: str) -> Removable:
+    """A file or a folder without a receipt, such as a log."""
+    return Removable(kind=kind, paths=(path,), why=why, remove=publish.remove)
+
+
+class Candidates(Struct, frozen=True, kw_only=True):
+    """What would go; and what stays, with the reason, where somebody may expect it to go."""
+
+    go: tuple[Removable, ...]
+    stay: tuple[tuple[Path, str], ...] = ()
+
+
+def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> None:
+    """Show what `find` returns, ask, and remove what it still returns then. Raises PipelineError;
+    UsageError where nobody can be asked."""
+    candidates, yes = find(), request.yes
+    is_wanted = bool(candidates.go) and not request.servers.dry_run
+    if not request.json:
+        show(home, candidates)
+    elif not (is_wanted and yes):
+        print(json.dumps(document(candidates), indent=1))
+    if not is_wanted or not (yes or ask(request)):
+        return
+    with full_disk_is_an_error(home.root), active.removing(home.run):
+        agreed = {path for each in candidates.go for path in each.paths}
+        go = tuple(each for each in find().go if agreed.issuperset(each.paths))
+        result = document(Candidates(go=go, stay=candidates.stay))
+        for each in sorted(go, key=lambda each: -artifacts.allocated(each.paths)):
+            take_away(each, home)
+    if request.json:
+        print(json.dumps({**result, "removed": True}, indent=1))
+    else:
+        log.info(f"removed; {size(result['bytes'])} are free again")
+
+
+def ask(request: Request) -> bool:
+    """Ask in the terminal. Raises UsageError where there is none."""
+    if request.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "nothing was removed: nobody can be asked here",
+            "yes=1 removes it, dry_run=1 only shows it",
+        )
+    print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    log.info("nothing was removed")
+    return False
+
+
+def take_away(each: Removable, home: Home) -> None:
+    # The largest first: on a full disk it makes room for the receipts of the others.
+    for path in sorted(each.paths, key=lambda path: -path.lstat().st_size):
+        each.remove(path)
+        for top in (home.models / "gguf", home.models / "source"):
+            artifacts.remove_empty(path.parent, top)
+
+
+def show(home: Home, candidates: Candidates) -> None:
+    """A line for each, and the sum."""
+    rows = [
+        (size(freed).rjust(9), shown(home, each.paths), each.why + (NOTHING if not freed else ""))
+        for each in candidates.go
+        for freed in [artifacts.allocated(each.paths)]
+    ]
+    if rows:
+        total = artifacts.allocated(path for each in candidates.go for path in each.paths)
+        print(table([*rows, (size(total).rjust(9), "in all", "")]), flush=True)
+    else:
+        log.info("nothing to remove")
+    for path, why in candidates.stay:
+        log.info(f"kept: {shown(home, (path,))}: {why}")
+
+
+def shown(home: Home, paths: Sequence[Path]) -> str:
+    """The path, relative where it is in the home; of many their folder."""
+    path = paths[0] if len(paths) == 1 else Path(os.path.commonpath(paths))
+    return str(path.relative_to(home.root) if path.is_relative_to(home.root) else path)
+
+
+def document(candidates: Candidates) -> dict[str, Any]:
+    """The same as JSON has it. Sizes in bytes that become free."""
+    return {
+        "removed": False,
+        "bytes": artifacts.allocated(path for each in candidates.go for path in each.paths),
+        "items": [
+            {
+                "kind": each.kind,
+                "why": each.why,
+                "bytes": artifacts.allocated(each.paths),
+                "paths": [str(path) for path in each.paths],
+            }
+            for each in candidates.go
+        ],
+        "kept": [{"path": str(path), "why": why} for path, why in candidates.stay],
+    }
+
+
+def require_no_run(under_way: Sequence[str]) -> None:
+    """Raise PipelineError while another run may need anything."""
+    if under_way:
+        raise PipelineError(
+            f"another run is under way: {'; '.join(under_way)}; nothing was removed",
+            "run this again once that has ended",
+        )
+
+
+# One model
 
 
 def remove(session: Session) -> None:
@@ -36,11 +175,11 @@ def candidates(session: Session, users: Session) -> Candidates:
     known = uses.find(users, stored)
     require_no_run(known.under_way)
     if not is_all(request):
-        meant = [x for x in found(session, stored) if on_disk.fits(request.file_filter, x)]
+        meant = [x for x in matching(session, stored) if on_disk.fits(request.file_filter, x)]
         require_any(session, stored, meant)
         require_unused(request.named, [use for model in meant for use in known.of(model)])
         return Candidates(go=tuple(map(removable, meant)))
-    meant = found(session, stored)
+    meant = matching(session, stored)
     slugs = {model.slug for model in meant} | {slug for slug in [unfetched(session)] if slug}
     cut = [path for path in stored.unfinished if on_disk.slug_of(home, path) in slugs]
     if not cut:
@@ -50,20 +189,12 @@ def candidates(session: Session, users: Session) -> Candidates:
     times = [served.place(home.run, file) for model in meant for file in model.files]
     records += [path for path in times if path.exists()]
     by_hand = [path for path in stored.unknown if on_disk.slug_of(home, path) in slugs]
-    return Candidates(
-        go=(
-            *map(removable, meant),
-            *(
-                Removable(kind="unfinished", paths=(path,), why="unfinished", is_unfinished=True)
-                for path in cut
-            ),
-            *(
-                Removable(kind="record", paths=(path,), why="what is known of it", is_plain=True)
-                for path in records
-            ),
-        ),
-        stay=tuple((path, BY_HAND) for path in by_hand),
-    )
+    go = [*map(removable, meant)]
+    for path in cut:
+        go.append(unfinished(path, "unfinished"))
+    for path in records:
+        go.append(plain("record", path, "what is known of it"))
+    return Candidates(go=tuple(go), stay=tuple((path, BY_HAND) for path in by_hand))
 
 
 def removable(model: StoredModel) -> Removable:
@@ -77,7 +208,7 @@ def is_all(request: Request) -> bool:
     return not (files.quant or files.filename or files.pattern)
 
 
-def found(session: Session, stored: OnDisk) -> list[StoredModel]:
+def matching(session: Session, stored: OnDisk) -> list[StoredModel]:
     """All that is on disk of the model: by its reference, else by its name."""
     reference, home = session.request.reference, session.home
     by_reference = [x for x in stored.models if reference and on_disk.means(reference, x, home)]
@@ -95,7 +226,7 @@ def require_any(session: Session, stored: OnDisk, meant: Sequence[StoredModel]) 
     if meant:
         return
     text, hint = session.request.named, f"{doitw('models')} lists what is on disk"
-    if quants := sorted({x.quant for x in found(session, stored) if x.quant}):
+    if quants := sorted({x.quant for x in matching(session, stored) if x.quant}):
         raise UsageError(
             f"model={text}: there is no such file of it, only {', '.join(quants)}", hint
         )

@@ -38,12 +38,12 @@ from .variables import (
     ROUTER,
     SERVER,
     TABLE,
+    AddressVariables,
     ChatVariables,
     FileVariables,
     ModelVariables,
     PackageVariables,
     ProgramVariables,
-    RemovalVariables,
     RunVariables,
     ServerVariables,
     ServingVariables,
@@ -88,7 +88,6 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
     servers: ServersRequest = ServersRequest()
-    removal: RemovalVariables = RemovalVariables()
 
     @property
     def json(self) -> bool:
@@ -166,7 +165,6 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         values,
         reference=reference,
         named=next(filter(None, (getattr(model, name) for name in MODEL_NAMES)), ""),
-        removal=fill(RemovalVariables, values),
         file_filter=FileFilter(
             quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
         ),
@@ -177,6 +175,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         wanted=wanted,
         settings=Settings(
             **{
+                **vars(fill(AddressVariables, values)),
                 **vars(own),
                 "device": device,
                 "api_key_file": _key_file(own.api_key_file),

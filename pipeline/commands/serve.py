@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,7 +28,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import adapters, drafts, estimate, server_options, summary
+from . import beside, estimate, server_options, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
@@ -81,16 +81,23 @@ def fit_context(model: Model, ahead: MemoryEstimate, room: int | None = None) ->
     """The context to serve with, and the memory that it takes, with its projector, its adapters and
     its draft. `room` is the memory for it in bytes; None: all that is free."""
     requested = ResolvedOptions(model.spec, {}).number("ctx-size") or None
-    beside, draft = projector_bytes(model) + adapters.sizes(model), drafts.outlook(model)
-
-    def measured(ctx_size: int) -> Memory | None:
-        need = ahead.at(ctx_size)
-        need = need and memory.grown(need, beside)
-        more = draft and draft.at(ctx_size)  # its cache has as many tokens
-        return memory.added(need, more) if need and more else need
-
     free = capacity.memory() if room is None else room
-    return memory.fit(ahead.trained, requested, free, measured)
+    return memory.fit(ahead.trained, requested, free, measured(model, ahead))
+
+
+def measured(model: Model, ahead: MemoryEstimate) -> Callable[[int], Memory | None]:
+    """A function from a context in tokens to what the model takes, with its projector, its adapters
+    and its draft."""
+    more = projector_bytes(model) + sum(map(beside.adapter_bytes, model.adapters))
+    draft = beside.draft_estimate(model)
+
+    def at(ctx_size: int) -> Memory | None:
+        need = ahead.at(ctx_size)
+        need = need and memory.grown(need, more)
+        drafting = draft and draft.at(ctx_size)  # its cache has as many tokens
+        return memory.added(need, drafting) if need and drafting else need
+
+    return at
 
 
 def projector(model: Model) -> Path | None:
@@ -121,8 +128,8 @@ def prepared_model(
         path=chain.final,
         mmproj=projector(model),
         draft=model.draft.require_chain().final if model.draft else None,
-        spec_type=model.request.spec_type or (drafts.SIMPLE if model.draft else ""),
-        adapters=adapters.served(model),
+        spec_type=model.request.spec_type or (beside.SIMPLE if model.draft else ""),
+        adapters=beside.served_adapters(model),
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
         fitted=ctx_size,
@@ -191,10 +198,7 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     if path is None:
         return
     cache = home.run / "gguf.json"
-    drafts.require_served(server, path, home)
-    for adapter, _ in server.adapters:
-        if why := adapter.is_file() and adapters.difference(adapter, path, home):
-            raise UsageError(f"{server.name}: {adapter}: {why}", adapters.HINT)
+    beside.require_served(server, path, home)
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, cache)
@@ -212,7 +216,7 @@ def serve(model: Model) -> None:
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
     warnings = [*model.programs.warnings(), *plan.warnings, *memory_warnings(plan.fit)]
-    warnings += adapters.warnings(model)
+    warnings += beside.adapter_warnings(model)
     for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
     run(model.programs, plan.server, model.request.settings.ctx_size is not None)

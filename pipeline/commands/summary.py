@@ -12,11 +12,12 @@ from pipeline.core import log
 from pipeline.core.environment import servers
 from pipeline.core.text import size
 from pipeline.models import gguf
+from pipeline.models.gguf import Header
 from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server, service
 
-from . import drafts
+from . import beside
 from .programs import Programs
 
 
@@ -60,7 +61,7 @@ def _model(
             path.name if scale == "1" else f"{path.name} (scale {scale})"
             for path, scale in adapters
         )
-    if draft := drafts.shown(server, output, path, programs.home):
+    if draft := drafting(server, output, header):
         rows["draft"] = draft
     ours = is_ours(programs, server)
     packed = "" if ours else binaries.packed_backend(Path(server.executable).parent)
@@ -81,6 +82,18 @@ def _model(
         if ctx_size.isdecimal()
         else "llama-server's choice",
     }
+
+
+def drafting(server: Server, output: str, header: Header | None) -> str:
+    """How a server drafts; empty where it does not. `output` is what it has printed, `header` that
+    of its model."""
+    kind, draft = server.argument("--spec-type"), beside.draft_file(server)
+    if kind and "failed to initialize speculative" in output:
+        return "not used: llama-server could not, as its log says"
+    if kind in ("", "none"):
+        has_head = header is not None and header.heads
+        return "none; the model has a head for it: draft=mtp uses it" if has_head else ""
+    return f"{Path(draft).name} ({kind})" if draft else f"{kind}, without a model"
 
 
 def is_ours(programs: Programs, server: Server) -> bool:

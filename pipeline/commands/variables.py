@@ -17,7 +17,17 @@ from pipeline.bins.build_options import (
     release_name,
     revision_name,
 )
-from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
+from pipeline.core.variables import (
+    Group,
+    Variable,
+    choice,
+    flag,
+    integer,
+    path,
+    text,
+    variable,
+    variables,
+)
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
 from pipeline.serve.address import host, host_pattern, origin
@@ -204,11 +214,16 @@ class UpgradeVariables(Group):
     bench: bool = variable(flag, "measure the speed of both with `llama-bench`", False)
 
 
-class ServerVariables(Group):
-    """llama-server's own options."""
+class AddressVariables(Group):
+    """Where a server listens."""
 
     host: str = variable(host, LLAMA_SERVERS, "127.0.0.1")
     port: int = variable(integer(1, 65535), f"{LLAMA_SERVERS}, 1 to 65535", 8080)
+
+
+class ServerVariables(Group):
+    """llama-server's own options."""
+
     ctx_size: int | None = variable(
         tokens(2, 1 << 30),
         f"{LLAMA_SERVERS}, in tokens; `32k` is 32768",
@@ -366,11 +381,6 @@ class RunVariables(Group):
     )
     yes: bool = variable(flag, "go ahead without asking", False, of=("remove", "prune", "upgrade"))
     format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
-
-
-class RemovalVariables(Group):
-    """What is removed from the [disk](disk.md), and whether that is asked about."""
-
     older_than: int = variable(
         integer(0, 36500),
         "days without use, after which build folders, logs and the shared cache may go",
@@ -384,14 +394,15 @@ GROUPS: dict[str, type[Group]] = {
     "programs": ProgramVariables,
     "package": PackageVariables,
     "upgrade": UpgradeVariables,
+    "address": AddressVariables,
     "server": ServerVariables,
     "serving": ServingVariables,
     "file": FileVariables,
     "run": RunVariables,
     "chat": ChatVariables,
     "kubernetes": Options,
-    "removal": RemovalVariables,
 }
+ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())
 
 

@@ -7,13 +7,20 @@ doit knows tasks, `name=value` and options of its own. People also write `--name
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import NO, YES, flag
 
 from .table import STEPS
+
+if TYPE_CHECKING:
+    from pipeline.core.variables import Variable
+
+    from .step import AnyStep
 
 COMMANDS = (
     *("list", "help", "run", "clean", "forget", "info", "ignore", "dumpdb", "strace"),
@@ -31,33 +38,22 @@ TASKS_ELSEWHERE = {
 }
 DIAGNOSTICS = "print_diagnostics"  # an option elsewhere, a task here
 DOCTOR = "doctor"
+PUBLIC = tuple(step for step in STEPS if not step.name.startswith("_"))
 
 
-def understood(
-    words: Sequence[str],
-    tasks: Collection[str],
-    table: Callable[[], Mapping[str, object]],
-    *,
-    is_plain: bool = False,
-) -> list[str]:
-    """The words as doit takes them. `tasks` are all there are; `table` gives the variables' parsers
-    by name, and is called only where it is needed. With `is_plain` options of doit's own may stand
-    before a task. Raises UsageError."""
+def understood(words: Sequence[str], *, is_plain: bool = False) -> list[str]:
+    """The words as doit takes them. With `is_plain` options of doit's own may stand before a task.
+    Raises UsageError."""
     end = words.index("--") if "--" in words else len(words)
     own = list(words[:end])
     if "" in own:
         raise UsageError("a word of the command line is empty", "leave it out")
     first = next((word for word in own if not word.startswith("-") and "=" not in word), "")
     command = first if first in COMMANDS else "run" if is_plain else ""
-    return [*_words(own, tasks, table, command), *words[end:]]
+    return [*_words(own, command), *words[end:]]
 
 
-def _words(
-    own: list[str],
-    tasks: Collection[str],
-    table: Callable[[], Mapping[str, object]],
-    command: str,
-) -> list[str]:
+def _words(own: list[str], command: str) -> list[str]:
     """The words before `--`. doit takes options of a command right behind it alone."""
     rest, dashed, named, others = deque(own), list[str](), list[str](), list[str]()
     if command in own:
@@ -74,7 +70,7 @@ def _words(
                 named.append(DOCTOR)
                 others.insert(0, DOCTOR)
                 continue
-            parser = _parser(word, name.replace("-", "_"), table(), command)
+            parser = _parser(word, name.replace("-", "_"), command)
             if not given:
                 value = _value(word, rest, is_flag=parser is flag)
             others.append(f"{_key(name)}={value}")
@@ -82,7 +78,7 @@ def _words(
             others.append(word)
         else:
             if not _is_free(word, command, named):
-                _require_known(word, tasks, command, table)
+                _require_known(word, command)
             named.append(word)
             others.append(word)
     if command == "info" and len(named) != 1:
@@ -99,20 +95,16 @@ def _is_free(word: str, command: str, named: list[str]) -> bool:
     return takes_words or (command in ("clean", "run", "list") and "*" in word)
 
 
-def _require_known(
-    word: str,
-    tasks: Collection[str],
-    command: str,
-    table: Callable[[], Mapping[str, object]],
-) -> None:
+def _require_known(word: str, command: str) -> None:
     """Raise UsageError where there is no such task."""
+    tasks = [step.name for step in STEPS]
     if word.partition(":")[0] in tasks:
         return
     known = [name for name in tasks if not name.startswith("_")]
     if command == "help":
-        if word in ("task", f"{SERVER}NAME", *COMMANDS, *table()):
+        if word in ("task", f"{SERVER}NAME", *COMMANDS, *parsers()):
             return
-        near = did_you_mean(word, [*known, *COMMANDS, *table()])
+        near = did_you_mean(word, [*known, *COMMANDS, *parsers()])
         raise UsageError(f"{word}: there is no such task, variable or command{near}", _all())
     if word in TASKS_ELSEWHERE:
         raise UsageError(f"{word}: there is no such task", f"here it is {TASKS_ELSEWHERE[word]}")
@@ -161,9 +153,11 @@ def _key(name: str) -> str:
     return name if name.startswith(SERVER) else name.replace("-", "_")
 
 
-def _parser(word: str, name: str, table: Mapping[str, object], command: str) -> object:
+def _parser(word: str, name: str, command: str) -> object:
+    """The parser of the variable that the option `word` means. Raises UsageError for none."""
     if name.startswith(SERVER) and len(name) > len(SERVER):
         return None
+    table = parsers()
     if name in table:
         return table[name]
     from pipeline.commands.variables import elsewhere
@@ -192,16 +186,45 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
     return rest.popleft()
 
 
-def task_names() -> list[str]:
-    """The tasks that there are."""
-    return [step.name for step in STEPS]
-
-
+@cache
 def parsers() -> Mapping[str, object]:
-    """The parser of each variable, by its name."""
+    """The parser of each variable, by its name: loaded only where an option is written."""
     from pipeline.commands.variables import TABLE
 
     return {each.name: each.parse for each in TABLE}
+
+
+def read_by(step: AnyStep[Any]) -> list[Variable]:
+    """The variables that a step reads, in the order of their groups."""
+    from pipeline.commands.variables import ANY_OPTION, GROUPS
+    from pipeline.core.variables import variables
+
+    names = [
+        each
+        for group, members in GROUPS.items()
+        for each in variables(members).values()
+        if (group in step.reads or each.name in step.reads) and step.name in (each.of or step.name)
+    ]
+    return [*names, *([ANY_OPTION] if "server" in step.reads else [])]
+
+
+def require_read(words: Iterable[str], variables: Mapping[str, str]) -> None:
+    """Raise UsageError where `variables` holds one that no step among `words` reads."""
+    names = {word.partition(":")[0] for word in words}
+    steps = [step for step in STEPS if step.name in names]
+    if not steps or any(step not in PUBLIC for step in steps) or any("*" in x for x in names):
+        return  # such as `list` or `clean q*`: which steps are meant is not known here
+    others = [step for step in STEPS if step.name in {step.also for step in steps}]
+    others += [step for step in STEPS if step.name in {step.also for step in others}]
+    taken = {each.name for step in (*steps, *others) for each in read_by(step)}
+    named = ", ".join(step.name for step in steps)
+    errors = [
+        f"{name}={value}: not a variable of {named}"
+        for name, value in variables.items()
+        if (f"{SERVER}NAME" if name.startswith(SERVER) else name) not in taken
+    ]
+    if errors:
+        raise UsageError("\n".join(errors), f"{doitw(f'help {steps[0].name}')} lists its variables")
 
 
 def versions() -> str:

@@ -22,8 +22,7 @@ from pipeline.core.variables import OneOf, Variable, flag, path
 from pipeline.models import on_disk, quants
 from pipeline.serve.config.named import CONFIGS
 
-from .command_line import COMMANDS, OF_TASKS
-from .reference import PUBLIC, read_by
+from .command_line import COMMANDS, OF_TASKS, PUBLIC, read_by
 
 OPEN = ("=", "/", ".")  # a word that ends so goes on: no space behind it
 RESERVED = ("control", "server")  # tables in [instance] that are no instances

@@ -32,7 +32,7 @@ from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.serve import launch
 from pipeline.serve.server import OFF
 
-from .command_line import parsers, task_names, understood
+from .command_line import require_read, understood
 from .step import AnyStep, ModelStep, Step, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -57,9 +57,10 @@ def session() -> Session:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
-    words = before_dashes(doit_cmd._CMDLINE_VARS or {})
+    words, steps = before_dashes(doit_cmd._CMDLINE_VARS or {}), task_words()
     try:
-        requested = request(words, by_name="remove" in task_words())
+        requested = request(words, by_name="remove" in steps)
+        require_read(steps, words)
     except PipelineError as error:
         raise InvalidDodoFile(str(error)) from None
     if requested.sandbox == OFF:
@@ -83,7 +84,7 @@ def read_as_doitw_does() -> None:
     is run once more with the words as it takes them."""
     words = sys.argv[1:]
     try:
-        same = understood(words, task_names(), parsers, is_plain=True)
+        same = understood(words, is_plain=True)
     except UsageError as error:
         raise InvalidDodoFile(str(error)) from None
     if same != words:

@@ -11,29 +11,17 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.commands.variables import GROUPS, SERVER, TABLE
+from pipeline.commands.variables import ANY_OPTION, GROUPS, TABLE
 from pipeline.core.errors import doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import OneOf, Variable, flag, variables
 
+from .command_line import PUBLIC, read_by
 from .step import AnyStep
 from .table import STEPS
 
 PAGE = REPOSITORY / "docs" / "variables.md"
 HEAD = "| variable | meaning | default |\n| --- | --- | --- |\n"
-ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
-PUBLIC = tuple(step for step in STEPS if not step.name.startswith("_"))
-
-
-def read_by(step: AnyStep[Any]) -> list[Variable]:
-    """The variables that a step reads, in the order of their groups."""
-    names = [
-        each
-        for group, members in GROUPS.items()
-        for each in variables(members).values()
-        if (group in step.reads or each.name in step.reads) and step.name in (each.of or step.name)
-    ]
-    return [*names, *([ANY_OPTION] if "server" in step.reads else [])]
 
 
 # docs/variables.md

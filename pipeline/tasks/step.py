@@ -72,6 +72,7 @@ class AnyStep(Struct, Generic[Subject], frozen=True):
     forget: Callable[[Subject], None] | None = None
     needs: Callable[[Session], str] = nothing  # what the command line has to name, if it does not
     reads: tuple[str, ...] = ()  # variables, or groups of them
+    also: str = ""  # a step whose variables it takes too: the same words prepare what that one does
 
 
 class Step(AnyStep["Session"], Struct, frozen=True):

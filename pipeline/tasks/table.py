@@ -6,10 +6,13 @@ or anything of the pipeline, is loaded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import commands as do
+from pipeline.bins.compile import source, web_ui
 from pipeline.core.errors import doitw
+from pipeline.models import converter
 
 from .step import (
     PREPARATION,
@@ -24,7 +27,6 @@ from .step import (
     beside_build,
     builds,
     has_flags,
-    is_auto,
     is_router,
     model,
     named_model,
@@ -34,7 +36,7 @@ from .step import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.commands.session import Session
+    from pipeline.commands.model import Model
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
@@ -42,7 +44,30 @@ RUN = ("force", "refresh", "frozen", "offline")
 MODEL = ("model", "config", "profile", *RUN)
 MAKING = (*MODEL, "programs")
 OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
-SERVING = ("model", "programs", "server", "serving", "config", "profile", "engine", *RUN, "format")
+SERVER = ("programs", "address", "server", "serving")
+SERVING = ("model", *SERVER, "config", "profile", "engine", *RUN, "format")
+
+
+def making(
+    name: Literal["fetch", "convert", "quantize"],
+    help: str,
+    *,
+    run: Callable[[Model], None],
+    after: Sequence[str] | Callable[[Model], Sequence[str]],
+) -> ModelStep:
+    """A step that makes files of a model, each with its receipt."""
+    return ModelStep(
+        name,
+        help,
+        run=run,
+        done=lambda model: model.is_done(name),
+        after=after,
+        clean=lambda model: do.clean.clean(model, name),
+        forget=lambda model: do.clean.forget(model, name),
+        reads=MAKING,
+        also="serve",
+    )
+
 
 STEPS = (
     # llama.cpp's programs
@@ -53,8 +78,9 @@ STEPS = (
         done=lambda session: session.all_models(lambda model: model.source_is_done()),
         after=lambda session: ["_check", *after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),
-        forget=lambda session: do.clean.forget_source(session.programs),
+        forget=lambda session: source.forget(session.programs.llama_cpp),
         reads=OWN,
+        also="serve",
     ),
     Step(
         "build_ui",
@@ -62,9 +88,10 @@ STEPS = (
         run=lambda session: session.programs.make_page(),
         done=lambda session: session.programs.page_is_done(),
         after=["_check", "_compiler", "source"],
-        clean=lambda session: do.clean.clean_page(session.home),
-        forget=lambda session: do.clean.forget_page(session.home),
+        clean=lambda session: web_ui.clean(session.home),
+        forget=lambda session: web_ui.forget(session.home),
         reads=("ui", *OWN),
+        also="serve",
     ),
     Step(
         "cuda_toolkit",
@@ -75,6 +102,7 @@ STEPS = (
         clean=lambda session: do.clean.clean_toolkit(session.programs),
         forget=lambda session: do.clean.forget_toolkit(session.programs),
         reads=("programs", *OWN),
+        also="serve",
     ),
     Step(
         "build_bins",
@@ -86,6 +114,7 @@ STEPS = (
         clean=lambda session: do.clean.clean_bins(session.programs),
         forget=lambda session: session.programs.forget(),
         reads=("programs", *OWN),
+        also="serve",
     ),
     Step(
         "package",
@@ -108,17 +137,7 @@ STEPS = (
         "build another llama.cpp beside this one, compare them, and switch to it",
         run=lambda session: do.upgrade.upgrade(session),
         after=["_writable", "_upgradable"],
-        reads=(
-            "upgrade",
-            "programs",
-            "model",
-            "config",
-            "profile",
-            "dry_run",
-            "yes",
-            *RUN,
-            "format",
-        ),
+        reads=("upgrade", "programs", *MODEL, "server", "dry_run", "yes", "format"),
     ),
     Step(
         "recipe",
@@ -136,20 +155,17 @@ STEPS = (
         clean=lambda model: do.clean.clean_resolve(model),
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
         reads=MODEL,
+        also="serve",
     ),
-    ModelStep(
+    making(
         "fetch",
         "download the model's files",
         run=lambda model: do.make.fetch(model),
-        done=lambda model: model.is_done("fetch"),
         # options of the server are checked first, where there are any
         after=lambda model: [
             *("resolve", "_fits", *before_talk()),
             *(["_settle", "_flags"] if has_flags(model) else beside_build()),
         ],
-        clean=lambda model: do.clean.clean(model, "fetch"),
-        forget=lambda model: do.clean.forget(model, "fetch"),
-        reads=MODEL,
     ),
     Step(
         "converter",
@@ -158,28 +174,21 @@ STEPS = (
         done=lambda session: session.all_models(lambda model: model.converter_is_done()),
         after=lambda session: ["_settle", "fetch"] if after_resolve(session, "converter") else [],
         clean=lambda session: do.clean.clean_converter(session.home),
-        forget=lambda session: do.clean.forget_converter(session.home),
+        forget=lambda session: converter.forget(session.home),
         reads=OWN,
+        also="serve",
     ),
-    ModelStep(
+    making(
         "convert",
         "convert safetensors to GGUF",
         run=lambda model: do.make.convert(model),
-        done=lambda model: model.is_done("convert"),
         after=PREPARATION[:-2],
-        clean=lambda model: do.clean.clean(model, "convert"),
-        forget=lambda model: do.clean.forget(model, "convert"),
-        reads=MAKING,
     ),
-    ModelStep(
+    making(
         "quantize",
         "quantize the GGUF to quant= (q4_k_m)",
         run=lambda model: do.make.quantize(model),
-        done=lambda model: model.is_done("quantize"),
         after=PREPARATION[:-1],
-        clean=lambda model: do.clean.clean(model, "quantize"),
-        forget=lambda model: do.clean.forget(model, "quantize"),
-        reads=MAKING,
     ),
     Step(
         "prepare",
@@ -189,6 +198,7 @@ STEPS = (
         needs=model,
         is_group=lambda session: session.servers is None,
         reads=MAKING,
+        also="serve",
     ),
     Step(
         "serve",
@@ -215,7 +225,7 @@ STEPS = (
         needs=partner,
         reads=(
             *("prompt", "system", "url", "name", "api_key_file", "model", "programs", "server"),
-            *("serving", "config", "profile", *RUN),
+            *("serving", "config", "profile", "engine", *RUN),
         ),
     ),
     # many servers
@@ -230,6 +240,7 @@ STEPS = (
         after=lambda session: [] if session.request.servers.dry_run else before_start(session),
         needs=servers,
         reads=("file", "programs", *OF_SERVERS, *RUN, "format"),
+        also="serve",
     ),
     Step(
         "ps",
@@ -247,18 +258,18 @@ STEPS = (
         "down",
         "stop the servers of config=, or name= alone",
         run=lambda session: do.ps.down(session),
-        reads=("file",),
+        reads=("file", "format"),
     ),
     Step(
         "load",
         "load name= now, making room for it; for instances that are loaded on demand",
-        run=lambda session: do.load.load(session),
+        run=lambda session: do.ps.load(session),
         reads=("file", "format"),
     ),
     Step(
         "unload",
         "unload name= once it has answered its requests; a request loads it again",
-        run=lambda session: do.load.unload(session),
+        run=lambda session: do.ps.unload(session),
         reads=("file", "format"),
     ),
     Step(
@@ -268,13 +279,14 @@ STEPS = (
         after=lambda session: before_start(session) if is_router(session) else [],
         needs=servers,
         reads=("file", "programs", "host", "port", "api_key_file"),
+        also="serve",
     ),
     Step(
         "claude",
         "print how Claude Code is started on the gateway of config=; start=1 starts it",
         run_with=lambda session, words: do.claude.run(session, words),
         needs=servers_or_url,
-        reads=("file", "api_key_file", "format"),
+        reads=("file", "host", "port", "api_key_file", "format"),
     ),
     Step(
         "systemd",
@@ -283,6 +295,7 @@ STEPS = (
         after=lambda session: ["_config"] if session.servers else [],
         needs=servers,
         reads=("file", *OF_SERVERS),
+        also="up",
     ),
     Step(
         "kubernetes",
@@ -290,6 +303,7 @@ STEPS = (
         run=lambda session: do.kubernetes.write(session.require_servers()),
         needs=servers,
         reads=("file", "kubernetes", "format", *RUN),
+        also="serve",
     ),
     # what was made, and what would be
     Step(
@@ -299,6 +313,7 @@ STEPS = (
         after=["_lockable", "_frozen"],
         needs=model,
         reads=MAKING,
+        also="serve",
     ),
     Step(
         "plan",
@@ -310,12 +325,13 @@ STEPS = (
         ),
         needs=model,
         reads=(*SERVING, "target"),
+        also="serve",
     ),
     Step(
         "verify",
         "hash every artifact again and compare it with its receipt",
         run=lambda session: do.verify.verify(session.model),
-        reads=("format",),
+        reads=("model", *RUN, "format"),
     ),
     Step(
         "models",
@@ -328,13 +344,13 @@ STEPS = (
         "take model= away from the disk, or with quant= one quant of it",
         run=lambda session: do.remove.remove(session),
         needs=named_model,
-        reads=("model", "dry_run", "removal", "yes", "format"),
+        reads=("model", "dry_run", "yes", "format"),
     ),
     Step(
         "prune",
         "take away what nothing uses any more: cut downloads, intermediates, old builds, caches",
         run=lambda session: do.prune.prune(session),
-        reads=("file", "removal", "yes", "format"),
+        reads=("file", "older_than", "yes", "format"),
     ),
     Step(
         "doctor",
@@ -352,7 +368,7 @@ STEPS = (
     Step(
         "_check",
         "refuse a wrong request before any work",
-        run=lambda session: check_request(session),
+        run=lambda session: do.check.check_session(session),
         after=lambda session: ["_config"] if session.servers else [],
     ),
     Step(
@@ -373,7 +389,7 @@ STEPS = (
     Step(
         "_config",
         "report the errors of config= before any work",
-        run=lambda session: do.check.check_servers(session.servers) if session.servers else None,
+        run=lambda session: do.check.check_servers(session.require_servers()),
     ),
     Step(
         "_places",
@@ -386,14 +402,14 @@ STEPS = (
     Step(
         "_options",
         "check the options in config= against the llama-server that will run",
-        run=lambda session: check_options(session),
+        run=lambda session: do.check.check_options(session.require_servers()),
         after=lambda session: ["_config", *builds(session)],
     ),
     Step(
         "_fits",
         "refuse a draft or an adapter that does not fit its model before anything is downloaded",
-        run=lambda session: check_beside(session),
-        done=lambda session: beside_is_here(session),
+        run=lambda session: do.beside.check(session.models.values()),
+        done=lambda session: do.beside.is_ready(session.models.values()),
         after=lambda session: ["resolve"] if session.models else [],
     ),
     ModelStep(
@@ -438,39 +454,6 @@ STEPS = (
         after=["build_bins"],
     ),
 )
-
-
-# Steps that are too long for a line
-
-
-def check_request(session: Session) -> None:
-    for each in session.models.values() or (session.model,):
-        do.check.check(each)
-        if each.request.frozen:
-            do.lock.require(each, before=True)
-        # A repository that is not there should not cost a build, though quant=auto is decided
-        # after it.
-        reference = each.request.reference
-        asks = is_auto(each) and not each.request.frozen and not each.resolve_is_done()
-        if asks and reference and reference.kind == "hub":
-            do.resolve.listing(each)
-
-
-def check_beside(session: Session) -> None:
-    do.drafts.check(session.models.values())
-    do.adapters.check(session.models.values())
-
-
-def beside_is_here(session: Session) -> bool:
-    models = session.models.values()
-    return do.drafts.are_here(models) and do.adapters.all_fit(models)
-
-
-def check_options(session: Session) -> None:
-    from pipeline.core import log
-
-    if session.servers:
-        do.check.check_servers(session.servers, log.info)
 
 
 def print_help() -> None:

@@ -9,10 +9,11 @@ from gateway_tools import instance
 
 from pipeline.bins.hardware import nvidia
 from pipeline.bins.hardware.nvidia import Card
-from pipeline.commands import needs
+from pipeline.commands import estimate, needs
 from pipeline.core import capacity
 from pipeline.models.memory import UNKNOWN, Device, Memory, added, grown
 from pipeline.serve.flags import parse_help
+from pipeline.serve.supervisor import status
 
 GB = 10**9
 CARDS = [Card(name="a", total=10 * GB, free=1), Card(name="b", total=20 * GB, free=1)]
@@ -61,7 +62,7 @@ def test_only_options_that_change_memory_are_handed_on() -> None:
         "-fa, --flash-attn [on|off|auto]  attention\n--swa-full  cache\n--host HOST  host\n"
     )
     cmd = "--model m --ctx-size 4 --gpu-layers 9 --swa-full --jinja --metrics --flash-attn on"
-    words = needs._known_words([*cmd.split(), "--host", "::1", "--other", "x"], known)
+    words = estimate.known_words([*cmd.split(), "--host", "::1", "--other", "x"], known)
     assert words == ["--gpu-layers", "9", "--swa-full", "--flash-attn", "on"]
 
 
@@ -73,4 +74,5 @@ def test_a_projector_goes_where_most_weights_are() -> None:
 
 def test_the_machine_has_what_it_may_use() -> None:
     assert 0 < capacity.memory() <= capacity.total()
-    assert needs.machine()["ram"] == capacity.total()
+    (ram, *_) = status.devices()
+    assert (ram.name, ram.total) == ("ram", capacity.total())

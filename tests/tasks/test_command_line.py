@@ -9,19 +9,14 @@ from conftest import REPOSITORY
 
 from pipeline.commands.variables import GROUPS, TABLE, elsewhere
 from pipeline.core.errors import UsageError
-from pipeline.core.variables import flag, text
 from pipeline.serve.config import synonyms
 from pipeline.tasks import command_line, reference
 from pipeline.tasks.step import Step
 from pipeline.tasks.table import STEPS
 
-TASKS = ("serve", "plan", "fetch", "quantize", "test", "claude", "doctor", "_check")
-PARSERS = {"model": text, "port": text, "keep_f16": flag, "gguf_path": text, "ctx_size": text}
-PARSERS |= {"quant": text, "start": flag}
-
 
 def understood(line: str) -> list[str]:
-    return command_line.understood(line.split(), TASKS, lambda: PARSERS)
+    return command_line.understood(line.split())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +63,7 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("serv model=demo", "serv: there is no such task; did you mean serve\\?"),
         ("pull demo", "here it is prepare"),
         ("check", "no such task"),  # what is private is not offered
-        ("serve --prot 1", "--prot: there is no such option; did you mean port\\?"),
+        ("serve --porrt 1", "--porrt: there is no such option; did you mean port\\?"),
         ("serve --gguf_pat 1", "did you mean gguf-path\\?"),
         ("serve -c 4096", "here it is --ctx-size"),
         ("serve --max-model-len 4096", "here it is --ctx-size"),
@@ -102,22 +97,24 @@ def test_mistakes_are_answered_by_what_there_is(line: str, said: str) -> None:
 
 def test_an_empty_word() -> None:
     with pytest.raises(UsageError, match="is empty"):
-        command_line.understood(["serve", ""], TASKS, lambda: PARSERS)
+        command_line.understood(["serve", ""])
     behind = ["claude", "--", "", "x"]
-    assert command_line.understood(behind, TASKS, lambda: PARSERS) == behind
+    assert command_line.understood(behind) == behind
 
 
-def test_the_variables_are_read_where_an_option_is_written_alone() -> None:
-    def table() -> dict[str, object]:
-        raise AssertionError
-
+def test_the_variables_are_read_where_an_option_is_written_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(command_line, "parsers")
     line = ["serve", "model=demo", "--", "--port"]
-    assert command_line.understood(line, TASKS, table) == line
+    assert command_line.understood(line) == line
+    with pytest.raises(NameError):
+        command_line.understood(["serve", "--port", "1"])
 
 
 def test_what_other_tools_call_it_leads_to_something() -> None:
-    tasks, known = command_line.task_names(), {variable.name for variable in TABLE}
-    assert {*command_line.TASKS_ELSEWHERE.values(), *command_line.WITH_WORDS} <= {*tasks}
+    tasks, known = {step.name for step in STEPS}, {variable.name for variable in TABLE}
+    assert {*command_line.TASKS_ELSEWHERE.values(), *command_line.WITH_WORDS} <= tasks
     assert not {*command_line.TASKS_ELSEWHERE} & {*tasks, *command_line.COMMANDS}
     for name in (*synonyms.KEYS, *synonyms.MEANINGS):
         assert (elsewhere(name) or "server.").startswith(("server.", *known))
@@ -183,11 +180,37 @@ def test_every_variable_is_read_by_a_step() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "refused"),
+    [
+        ("chat", "model port server.seed", "port=1: not a variable of chat"),
+        ("ps", "name format force", "force=1: not a variable of ps"),
+        ("logs", "server.seed", "server.seed=1: not a variable of logs"),
+        ("logs ps", "lines format model", "model=1: not a variable of ps, logs"),
+        ("clean fetch", "model older_than", "older_than=1: not a variable of fetch"),
+        ("fetch:a", "model port", ""),
+        ("build_bins", "model port name", "name=1: not a variable of build_bins"),
+        ("systemd", "config backend max_loading quant", ""),
+        ("list", "model older_than", ""),
+        ("clean q*", "older_than", ""),
+        ("", "older_than", ""),
+    ],
+)
+def test_what_no_step_reads_is_refused(words: str, variables: str, refused: str) -> None:
+    given = dict.fromkeys(variables.split(), "1")
+    if not refused:
+        command_line.require_read(words.split(), given)
+        return
+    with pytest.raises(UsageError) as caught:
+        command_line.require_read(words.split(), given)
+    assert caught.value.message == refused and "lists its variables" in caught.value.hint
+
+
 def test_help_lists_the_variables_of_a_step() -> None:
     output = doitw("help", "logs").stdout
     assert output.splitlines()[0] == "logs  print the log of name=; follow=1 stays with it"
     assert "  lines    how many lines from the end [50]" in output
     assert "dry_run" not in output, "that is of up"
     assert "docs/instances.md" in output and "](" not in output and "`" not in output
-    assert "read by: serve, chat, plan" in doitw("help", "ctx_size").stdout
+    assert "read by: upgrade, serve, chat, plan" in doitw("help", "ctx_size").stdout
     assert "doitw clean" in doitw("help").stdout

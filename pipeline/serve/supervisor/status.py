@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import psutil
 from msgspec import Struct
 
+from pipeline.bins.hardware import nvidia
 from pipeline.core import capacity
 from pipeline.core.parallel import for_each
 from pipeline.core.process import capture
@@ -35,7 +36,6 @@ SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_t
 DRAFTED = tuple(f"{name}:spec_decode_num_draft_tokens_total" for name in ("llamacpp", "vllm"))
 ACCEPTED = tuple(f"{name}:spec_decode_num_accepted_tokens_total" for name in ("llamacpp", "vllm"))
 QUERY = "--query-compute-apps=pid,used_memory"
-CARDS = "--query-gpu=index,memory.total,memory.free"
 MIB = 1024 * 1024
 
 
@@ -147,26 +147,17 @@ def memory(processes: list[psutil.Process]) -> int:
 
 def devices() -> list[DeviceMemory]:
     """What memory there is, and how much of it is free."""
-    ram = DeviceMemory(name="ram", total=psutil.virtual_memory().total, free=capacity.memory())
-    found = [ram]
-    for line in _asked(CARDS):
-        with contextlib.suppress(ValueError):  # "[N/A]", as where memory is shared
-            index, total, free = map(int, line.split(","))
-            found.append(DeviceMemory(name=f"gpu{index}", total=total * MIB, free=free * MIB))
-    return found
+    ram = DeviceMemory(name="ram", total=capacity.total(), free=capacity.memory())
+    cards = enumerate(nvidia.find())
+    return [ram, *(DeviceMemory(name=f"gpu{n}", total=x.total, free=x.free) for n, x in cards)]
 
 
 def gpu_memory() -> dict[int, int]:
     """Bytes used on NVIDIA GPUs, by process; empty without a driver."""
     used: dict[int, int] = {}
-    for line in _asked(QUERY):
+    output = capture(["nvidia-smi", QUERY, "--format=csv,noheader,nounits"], timeout=3) or ""
+    for line in output.splitlines():
         with contextlib.suppress(ValueError):  # "[N/A]"
             pid, mib = line.split(",")
             used[int(pid)] = used.get(int(pid), 0) + int(mib) * MIB
     return used
-
-
-def _asked(query: str) -> list[str]:
-    """nvidia-smi's lines; none without a driver."""
-    output = capture(["nvidia-smi", query, "--format=csv,noheader,nounits"], timeout=3) or ""
-    return output.splitlines()
