@@ -115,14 +115,14 @@ class Servers:
         not_its = {*(each.name for each in variables(FileVariables).values()), *OPTIONS}
         if self.requested.profile:
             not_its |= {*OF_A_FILE}  # they are among the model's own by now
-        common = {
+        self._common = {
             name: value
             for name, value in self.variables.items()
             if name not in not_its and not name.startswith(SERVER)
         }
         known: dict[tuple[tuple[str, str], ...], str] = {}
         for name, own in self._configuration.prepares().items():
-            words = {**common, **own}
+            words = {**self._common, **own}
             key = tuple(sorted(words.items()))
             if key not in known:
                 try:
@@ -138,6 +138,13 @@ class Servers:
     def model_of(self, spec: InstanceSpec) -> Model:
         """Its model, which other servers may share."""
         return self.models[self._maker[spec.name]]
+
+    def model_named_by(self, spec: InstanceSpec) -> Model:
+        """The model that an instance names, whether or not it is to be started. Raises
+        UsageError."""
+        if spec.name in self._maker:
+            return self.model_of(spec)
+        return Model(request({**self._common, **spec.model}), self.programs)
 
     # The program
 

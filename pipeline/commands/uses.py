@@ -17,6 +17,7 @@ from pipeline.models import lockfile, on_disk, resolve
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import served
 
+from .model import Model
 from .session import Session
 
 
@@ -65,7 +66,7 @@ def find(session: Session, stored: OnDisk) -> Uses:
     then nobody knows what it asks for."""
     runs = active.others(session.home.run)
     return Uses(
-        uses=(*running(session.home), *_asked_for(session, stored), *_locked(session, stored)),
+        uses=(*running(session.home), *_named(session, stored), *_locked(session, stored)),
         under_way=tuple(run.command for run in runs if run.files is None),
     )
 
@@ -86,8 +87,9 @@ def running(home: Home) -> Iterator[Use]:
                     yield Use(by=by, file=_real(path), is_running=True)
 
 
-def _asked_for(session: Session, stored: OnDisk) -> Iterator[Use]:
-    """What the file of `config=` or of the environment asks for. Raises UsageError."""
+def _named(session: Session, stored: OnDisk) -> Iterator[Use]:
+    """What the file of `config=` or of the environment names, for instances that are not enabled
+    too. Raises UsageError."""
     if session.servers is None:
         return
     servers, configuration = session.servers, session.servers.configuration
@@ -99,10 +101,11 @@ def _asked_for(session: Session, stored: OnDisk) -> Iterator[Use]:
             path = configuration.path(value) if isinstance(value, str) and value else None
             if path and os.path.lexists(path):
                 yield Use(by=by, file=_real(path))
-    for spec in configuration.enabled:
-        model = servers.model_of(spec) if spec.model else None
-        by = f"{configuration.label}: {spec.name}"
-        for each in (model, *model.beside.values()) if model else ():
+        models: list[Model] = []
+        with suppress(UsageError):  # of what is not enabled nobody has looked for errors yet
+            model = servers.model_named_by(spec) if spec.model else None
+            models = [model, *model.beside.values()] if model else []
+        for each in models:
             reference, final = each.require_reference(), None
             with suppress(PipelineError):
                 chain = each.chain()

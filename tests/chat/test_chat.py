@@ -109,7 +109,6 @@ def server() -> Iterator[tuple[str, list[Any]]]:
         (["model=demo", "name=x", "prompt=a"], "model= and name= contradict each other"),
         (["model=demo", "port=8080", "prompt=a"], "port=8080: not a variable of chat"),
         (["model=demo", "host=::1", "prompt=a"], "host=::1: not a variable of chat"),
-        ("api_key_file=: chat serves the model",),
         (["model=demo", "format=json", "prompt=a"], "format=json: not a variable of chat"),
         (["name=x,y", "prompt=a"], "name=x,y: names more than one"),
     ],
