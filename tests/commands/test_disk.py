@@ -254,12 +254,12 @@ def test_what_is_up_or_configured_is_kept(disk: Doit, tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["control", "master"])
 def test_what_a_disabled_instance_names_is_kept(disk: Doit, tmp_path: Path, where: str) -> None:
     config = tmp_path / "off.toml"
-    switch = {
+    off = {
         "control": "[instance.a.control]\nenabled = false",
         "master": "[master]\nenable = false",
     }
     wrong = '[instance.b.control]\nenabled = false\n[instance.b.model]\nref = "/none.gguf"\n'
-    config.write_text(f'{switch[where]}\n[instance.a.model]\nref = "demo-embed"\n{wrong}')
+    config.write_text(f'{off[where]}\n[instance.a.model]\nref = "demo-embed"\n{wrong}')
     disk.env["AUTO_INFER_LLAMA_CPP_CONFIG"] = str(config)
     assert "off.toml: a" in disk("remove", "model=demo-embed", "yes=1", status=1).err
     assert "nothing to remove" in disk("prune", "yes=1").err
