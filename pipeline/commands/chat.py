@@ -50,7 +50,7 @@ def check(session: Session) -> None:
         raise UsageError("model= and name= contradict each other", "leave one out")
     if len(request.servers.names) > 1:
         raise UsageError(f"name={','.join(request.servers.names)}: names more than one")
-    if request.settings.api_key_file and not request.servers.url:
+    if request.api_key_file and not request.servers.url:
         why = "chat serves the model for itself alone"
         if not request.reference:
             why = "a running server's key is known from its file"
@@ -108,7 +108,7 @@ def check_model(model: Model) -> None:
 
 def _options(model: Model) -> list[str]:
     """The options that were typed, as llama-server takes them."""
-    return [f"--{name.replace('_', '-')}" for name in model.request.settings.server]
+    return [f"--{name.replace('_', '-')}" for name in model.request.server]
 
 
 def require_chat(name: str, header: Header | None, *, has_template: bool) -> None:
@@ -192,8 +192,7 @@ def served(original: Model) -> Iterator[Talk]:
     from pipeline.serve.supervisor.environment import environment
 
     model = copy(original)
-    settings = replace(model.request.settings, port=free_port())
-    model.request = model.request.replace(settings=settings)
+    model.request = model.request.replace(port=free_port())
     chain = model.require_chain()
     ahead = estimate.of_made(model, chain.final)
     plan = serve.planned(model, chain, ahead)
@@ -238,8 +237,7 @@ def at_url(session: Session) -> ChatServer:
 
     request = session.request
     url = request.servers.url.rstrip("/").removesuffix("/v1")
-    file = request.settings.api_key_file
-    key = first_key(file) if file else ""
+    key = first_key(Path(request.api_key_file)) if request.api_key_file else ""
     models = claude.chat_models(url, key, f"start a server: {doitw('serve model=…')}")
     names = request.servers.names
     if not names and len(models) > 1:

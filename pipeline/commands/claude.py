@@ -64,10 +64,9 @@ def address(session: Session) -> Endpoint:
 
     request = session.request
     if request.servers.url:
-        file = request.settings.api_key_file
         return Endpoint(
             url=request.servers.url.rstrip("/").removesuffix("/v1"),
-            key_file=str(file) if file else None,
+            key_file=request.api_key_file or None,
             advice=f"start a server: {doitw('serve model=…')}",
         )
     from pipeline.serve import address

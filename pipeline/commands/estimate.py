@@ -357,5 +357,5 @@ def least(model: Model, ahead: MemoryEstimate, room: int) -> Fit:
     """How a model fits into `room` bytes of memory at the context that it must fit with: the
     requested one, else the smallest that it would be reduced to."""
     smallest = min(ahead.trained or memory.SMALLEST_CONTEXT, memory.SMALLEST_CONTEXT)
-    ctx_size = model.request.settings.ctx_size or smallest
+    ctx_size = model.request.ctx_size or smallest
     return Fit(ctx_size, ahead.at(ctx_size), room, ahead.trained)

@@ -32,7 +32,7 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway import settings as gateways
 
-    table, own = servers.configuration.gateway, servers.request.settings
+    table, own = servers.configuration.gateway, servers.request
     host = own.host if "host" in servers.variables else table.host
     file = own.api_key_file or (Path(table.api_key_file) if table.api_key_file else None)
     is_litellm = servers.requested.engine == LITELLM  # without a key it refuses to start

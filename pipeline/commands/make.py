@@ -37,7 +37,7 @@ def fetch_ahead(session: Session) -> None:
     surely needed. Its source is here by now, so that a model that it cannot convert is refused.
     What fails here is done again by the step itself."""
     programs, request = session.programs, session.request
-    if request.force or request.offline or request.settings.server:
+    if request.force or request.offline or request.server:
         return  # options of the server are checked first, where there are any
     models = [copy(model) for model in session.models.values()]
 

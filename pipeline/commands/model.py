@@ -215,7 +215,7 @@ class Model:
         if self.base:
             question.append("adapter")
         if files.quant == quants.AUTO:
-            question.append(self.request.settings.ctx_size)
+            question.append(self.request.ctx_size)
         path = models.resolve.stored_path(self.require_reference(), question, self.home)
         if self.request.offline and not path.exists():
             # What a cache held is no answer of the hub's: with the network we ask the hub.
@@ -226,7 +226,7 @@ class Model:
 
     def decision_path(self, resolved: Resolved) -> Path:
         """Where it is kept what quant=auto means for a model that is made here."""
-        ctx_size = self.request.settings.ctx_size
+        ctx_size = self.request.ctx_size
         return models.resolve.decision_path(resolved, self.request.wanted, ctx_size, self.home)
 
     # Is there nothing to do?

@@ -77,7 +77,7 @@ def collect(model: Model) -> dict[str, Any]:
     else:
         fit = serve.fit_context(model, ahead)
     disk = sum(step.disk for step in todo.values())
-    is_named = model.request.settings.ctx_size is not None
+    is_named = model.request.ctx_size is not None
     return {
         "model": chain.resolved.name,
         "why": chain.resolved.why,

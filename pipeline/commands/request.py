@@ -29,7 +29,6 @@ from pipeline.models.reference import (
 )
 from pipeline.serve.config.named import CONFIGS, PROFILE, registry
 from pipeline.serve.keys import wrong_file
-from pipeline.serve.launch import Settings
 from pipeline.serve.server import VLLM
 
 from .variables import (
@@ -71,7 +70,14 @@ class ServersRequest(FileVariables):
         return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
 
 
-class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
+class Request(
+    RunVariables,
+    AddressVariables,
+    ServerVariables,
+    ServingVariables,
+    ChatVariables,
+    UpgradeVariables,
+):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
     reference: Reference | None = None
@@ -83,7 +89,7 @@ class Request(RunVariables, ServingVariables, ChatVariables, UpgradeVariables):
     adapters: tuple[Request, ...] = ()  # each with its scale
     scale: float | None = None  # of an adapter; None: it is a model
     wanted: QuantRequest = QuantRequest()
-    settings: Settings = Settings()
+    server: Mapping[str, str] = {}  # other options of llama-server, as `server.NAME` says
     bins: BuildOptions = BuildOptions()
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
@@ -126,6 +132,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
     programs, run = fill(ProgramVariables, values), fill(RunVariables, values)
     package = fill(PackageVariables, values)
+    key_file = _key_file(own.api_key_file)
 
     backend, device = programs.backend, own.device
     if device and device.lower() in BACKENDS and device.lower() != AUTO:
@@ -173,15 +180,9 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         spec_type=spec_type,
         adapters=adapters,
         wanted=wanted,
-        settings=Settings(
-            **{
-                **vars(fill(AddressVariables, values)),
-                **vars(own),
-                "device": device,
-                "api_key_file": _key_file(own.api_key_file),
-                "server": server,
-            }
-        ),
+        device=device,
+        api_key_file=str(key_file) if key_file else "",
+        server=server,
         bins=_build_options(programs, backend),
         offline=run.offline or hub_access.is_offline(),
         pkg=_file("pkg", package.pkg),

@@ -62,7 +62,7 @@ def check_start(programs: Programs) -> None:
     CPU would be used."""
     if programs.are_chosen:
         programs.selection.require_device()
-    health.require_free(programs.request.settings.host, programs.request.settings.port)
+    health.require_free(programs.request.host, programs.request.port)
 
 
 def check_flags(model: Model) -> None:
@@ -138,7 +138,7 @@ def prepared_model(
 
 def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     """The server of the command line's model, which need not be there yet. Raises PipelineError."""
-    home, port = model.home, model.request.settings.port
+    home, port, key_file = model.home, model.request.port, model.request.api_key_file
     log_file = home.logs / f"serve-{port}.log"
     spec = server_options.spec(model.request, chain.resolved.name, str(log_file))
     options = checked_options(model, spec)
@@ -147,7 +147,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
         options,
         model.binaries.program("llama-server"),
         prepared_model(model, chain, ahead, fit.ctx_size),
-        key=model.request.settings.api_key_file,
+        key=Path(key_file) if key_file else None,
         folder=user_folder(),
         log=log_file,
         xdg=home.run / "xdg",
@@ -219,7 +219,7 @@ def serve(model: Model) -> None:
     warnings += beside.adapter_warnings(model)
     for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
-    run(model.programs, plan.server, model.request.settings.ctx_size is not None)
+    run(model.programs, plan.server, model.request.ctx_size is not None)
 
 
 def run(

@@ -26,17 +26,16 @@ def model_of(request: Request) -> dict[str, str]:
 
 def spec(request: Request, name: str = "serve", log: str | None = None) -> InstanceSpec:
     """The one server that `serve model=` asks for; `name` is its alias where none is given."""
-    settings = request.settings
-    server: dict[str, Value] = {"host": settings.host, "port": settings.port}
+    server: dict[str, Value] = {"host": request.host, "port": request.port}
     for variable in NAMED:
-        value = getattr(settings, variable)
+        value = getattr(request, variable)
         if value is not None:
             server[variable.replace("_", "-")] = value
-    if settings.api_key_file:
-        server["api-key-file"] = str(settings.api_key_file)
+    if request.api_key_file:
+        server["api-key-file"] = request.api_key_file
     places = {f"server.{option}": f"{option.replace('-', '_')}=" for option in server}
     typed = []
-    for variable, text in settings.server.items():
+    for variable, text in request.server.items():
         option = variable.replace("_", "-")
         server[option] = text
         places[f"server.{option}"] = f"{SERVER}{variable}="

@@ -105,7 +105,7 @@ class Servers:
             for name, value in self.variables.items()
             if name in (*OPTIONS, *OF_A_FILE) or name.startswith(SERVER)
         }
-        if self.request.settings.device is None:
+        if self.request.device is None:
             own.pop("device", None)  # it names a backend
         return load_profile(Path(requested.registry), requested.profile, os.environ, variables=own)
 

@@ -148,7 +148,7 @@ def specs(session: Session) -> list[InstanceSpec]:
         log.info(f"{servers.configuration.label} uses {servers.own}, which stays as it is")
     elif servers:
         listed = [spec for spec in servers.configuration.enabled if spec.engine == LLAMA_CPP]
-    typed = session.request.settings.server
+    typed = session.request.server
     return [*listed, *([server_options.spec(session.request)] if typed else [])]
 
 

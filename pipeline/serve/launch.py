@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-from msgspec import Struct, field
 
 from pipeline.core.environment import INHERITED
 
@@ -20,22 +17,6 @@ DOWNLOADS = re.compile(
     r"-hf\w*|-mu|-mmu|-mm|-dr|--hf-(repo|file)(-draft)?|--spec-draft-hf|--docker-repo|--mmproj"
     r"|--(model|mmproj|lora)-url|--models-preset|--(embd|fim|gpt-oss|vision)-[\w.-]+"
 )
-
-
-class Settings(Struct, frozen=True, kw_only=True):
-    """What was asked for; None and empty mean llama-server's own default."""
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    ctx_size: int | None = None
-    threads: int | None = None
-    gpu_layers: str | None = None
-    parallel: int | None = None
-    batch_size: int | None = None
-    device: str | None = None
-    alias: str | None = None
-    api_key_file: Path | None = None
-    server: Mapping[str, str] = field(default_factory=dict)
 
 
 def endpoint_options(pooling: str) -> list[str]:

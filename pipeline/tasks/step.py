@@ -135,7 +135,7 @@ def beside_build() -> list[str]:
 
 def has_flags(subject: Model | Session) -> bool:
     """Whether options of the server are given."""
-    return bool(subject.request.settings.server)
+    return bool(subject.request.server)
 
 
 def before_start(session: Session) -> list[str]:

@@ -14,7 +14,6 @@ from pipeline.commands.request import Request, request
 from pipeline.core.errors import UsageError
 from pipeline.models.quants import QuantRequest
 from pipeline.models.reference import FileFilter, split_scale
-from pipeline.serve.launch import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +45,7 @@ def test_nothing_asked_is_the_defaults() -> None:
         source="prebuilt" if os.name == "nt" else "build", backend="auto"
     )
     assert (ask().ready_timeout, ask().stop_timeout) == (600, 10)
-    assert (ask().settings.host, ask().settings.port) == ("127.0.0.1", 8080)
+    assert (ask().host, ask().port) == ("127.0.0.1", 8080)
 
 
 def test_everything_asked_arrives(here: Path) -> None:
@@ -80,19 +79,11 @@ def test_everything_asked_arrives(here: Path) -> None:
     assert parsed.wanted == QuantRequest(
         quant="IQ2_XS", keep_f16=True, imatrix=here / "imatrix.gguf"
     )
-    assert parsed.settings == Settings(
-        host="::",
-        port=9,
-        threads=3,
-        gpu_layers="all",
-        parallel=2,
-        batch_size=64,
-        ctx_size=4096,
-        device="CUDA0",
-        alias="a",
-        api_key_file=here / "keys",
-        server={"flash_attn": "on"},
-    )
+    assert (parsed.host, parsed.port, parsed.device) == ("::", 9, "CUDA0")
+    assert (parsed.threads, parsed.gpu_layers, parsed.parallel) == (3, "all", 2)
+    assert (parsed.batch_size, parsed.ctx_size, parsed.alias) == (64, 4096, "a")
+    assert parsed.api_key_file == str(here / "keys")
+    assert parsed.server == {"flash_attn": "on"}
     assert (parsed.ready_timeout, parsed.stop_timeout) == (7, 0)
     assert (parsed.force, parsed.refresh, parsed.offline, parsed.json) == (True, True, False, True)
     parsed = ask(offline="TRUE")
@@ -129,14 +120,14 @@ def test_names_of_other_programs_lead_to_ours(name: str, meant: str) -> None:
 def test_ranges(name: str, low: int, high: int) -> None:
     for value in (low, high):
         parsed = ask(**{name: value})
-        assert value in (getattr(parsed, name, None), getattr(parsed.settings, name, None))
+        assert value == getattr(parsed, name)
     for wrong in (low - 1, high + 1, "", "x", "1.5", "1e3"):
         assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
 
 
 def test_tokens_may_have_a_unit_and_a_host_brackets() -> None:
-    settings = ask(ctx_size="32k", batch_size="1K", host="[::1]").settings
-    assert (settings.ctx_size, settings.batch_size, settings.host) == (32768, 1024, "::1")
+    parsed = ask(ctx_size="32k", batch_size="1K", host="[::1]")
+    assert (parsed.ctx_size, parsed.batch_size, parsed.host) == (32768, 1024, "::1")
     for wrong in ("32kb", "32,768", "-32k", "32k5"):
         assert "ctx_size=" in refusal(ctx_size=wrong)
     assert "host=a:1: must be one host name or address alone" in refusal(host="a:1")
@@ -146,7 +137,7 @@ def test_tokens_may_have_a_unit_and_a_host_brackets() -> None:
     ("written", "meant"), [("0", "0"), ("99", "99"), ("auto", "auto"), (" ALL ", "all")]
 )
 def test_gpu_layers(written: str, meant: str) -> None:
-    assert ask(gpu_layers=written).settings.gpu_layers == meant
+    assert ask(gpu_layers=written).gpu_layers == meant
 
 
 @pytest.mark.parametrize("wrong", ["-1", "1.5", "1e3", "", "most", "all,all"])
@@ -226,7 +217,7 @@ def test_the_same_said_twice_is_no_contradiction() -> None:
     assert ask(model="a/b@v1", revision="v1").reference.revision == "v1"  # type: ignore[union-attr]
     for device in ("cpu", "CPU"):
         parsed = ask(device=device, backend="cpu")
-        assert (parsed.bins.backend, parsed.settings.device) == ("cpu", None)
+        assert (parsed.bins.backend, parsed.device) == ("cpu", None)
     assert ask(refresh=0, offline=1).offline
 
 
@@ -356,7 +347,7 @@ def test_a_gguf_that_somebody_else_made_needs_no_matrix() -> None:
 
 def test_options_of_the_server() -> None:
     given = {"server__flash_attn": "on", "server__no-mmap": 1, "server__threads": 4}
-    assert ask(**given).settings.server == {"flash_attn": "on", "no-mmap": "1", "threads": "4"}
+    assert ask(**given).server == {"flash_attn": "on", "no-mmap": "1", "threads": "4"}
 
 
 @pytest.mark.parametrize("name", ["model", "host", "port", "ctx_size", "ctx-size", "alias"])

@@ -16,7 +16,6 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve import flags
 from pipeline.serve.config import messages, options
 from pipeline.serve.flags import Flag, parse_help
-from pipeline.serve.launch import Settings
 
 HELP = r"""load_backend: loaded CPU backend
 ----- common params -----
@@ -98,7 +97,7 @@ def test_choices_where_the_help_lists_them(value: str, choices: list[str]) -> No
 
 def words(server: dict[str, str]) -> list[str]:
     """The words of a command line for options as they are typed. Raises UsageError."""
-    spec = server_options.spec(Request(settings=Settings(server=server)))
+    spec = server_options.spec(Request(server=server))
     known = FLAGS | {name: Flag(f"--{name}", "X") for name in ("host", "port")}
     given = options.resolve(spec, known)
     messages.require_none(options.errors(given))

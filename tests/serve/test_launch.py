@@ -13,7 +13,7 @@ from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, instances, messages
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.flags import Flag
-from pipeline.serve.launch import Settings, batch_options, downloads, endpoint_options
+from pipeline.serve.launch import batch_options, downloads, endpoint_options
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor.environment import environment
 from pipeline.serve.supervisor.state import Folder
@@ -41,14 +41,14 @@ FLAGS = {
 }
 
 
-DEFAULTS = Settings()
+DEFAULTS = Request()
 
 
 def server(
-    settings: Settings = DEFAULTS, pooling: str = "none", flags: dict[str, Flag] = FLAGS
+    request: Request = DEFAULTS, pooling: str = "none", flags: dict[str, Flag] = FLAGS
 ) -> Server:
     """What `serve model=` would start."""
-    spec = server_options.spec(Request(settings=settings), "tiny")
+    spec = server_options.spec(request, "tiny")
     options = instances.resolve(spec, flags)
     messages.require_none(checks.of_server(options, Path("/")))
     model = PreparedModel(path=Path("/m/a b.gguf"), pooling=pooling, fitted=8192)
@@ -56,19 +56,19 @@ def server(
         options,
         Path("/b/llama-server"),
         model,
-        key=settings.api_key_file,
+        key=Path(request.api_key_file) if request.api_key_file else None,
         folder=Path("/work"),
         log=Path("/log"),
         xdg=Path("/xdg"),
     )
 
 
-def command(settings: Settings, pooling: str = "none", flags: dict[str, Flag] = FLAGS) -> list[str]:
-    return list(server(settings, pooling, flags).cmd)
+def command(request: Request, pooling: str = "none", flags: dict[str, Flag] = FLAGS) -> list[str]:
+    return list(server(request, pooling, flags).cmd)
 
 
 def test_a_chat_model() -> None:
-    assert command(Settings()) == [
+    assert command(Request()) == [
         *("--model", "/m/a b.gguf", "--host", "127.0.0.1", "--port", "8080", "--alias", "tiny"),
         *("--metrics", "--cors-origins", "localhost", "--ctx-size", "8192"),
     ]
@@ -77,7 +77,7 @@ def test_a_chat_model() -> None:
 def test_everything_asked_for_under_its_own_name(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
-    settings = Settings(
+    request = Request(
         host="0.0.0.0",
         port=1234,
         threads=3,
@@ -87,10 +87,10 @@ def test_everything_asked_for_under_its_own_name(tmp_path: Path) -> None:
         ctx_size=4096,
         device="CUDA0",
         alias="mine",
-        api_key_file=keys,
+        api_key_file=str(keys),
         server={"flash_attn": "on", "swa_full": "1"},
     )
-    assert command(settings) == [
+    assert command(request) == [
         *("--model", "/m/a b.gguf", "--host", "0.0.0.0", "--port", "1234", "--threads", "3"),
         *("--gpu-layers", "all", "--parallel", "2", "--batch-size", "512"),
         *("--ctx-size", "4096", "--device", "CUDA0", "--alias", "mine"),
@@ -104,7 +104,7 @@ def test_everything_asked_for_under_its_own_name(tmp_path: Path) -> None:
     [("mean", "--embeddings"), ("cls", "--embeddings"), ("rank", "--reranking")],
 )
 def test_embedding_models_and_rerankers(pooling: str, endpoint: str) -> None:
-    words = command(Settings(), pooling)
+    words = command(Request(), pooling)
     at = words.index(endpoint)
     assert words[at + 1 : at + 3] == ["--pooling", pooling]
     assert words[at + 3 :] == [
@@ -112,7 +112,7 @@ def test_embedding_models_and_rerankers(pooling: str, endpoint: str) -> None:
     ]
     other = {"--embeddings", "--reranking"} - {endpoint}
     assert not other & set(words)
-    words = command(Settings(batch_size=64), pooling)
+    words = command(Request(batch_size=64), pooling)
     assert words.count("--batch-size") == 1
     assert words[words.index("--batch-size") + 1] == words[words.index("--ubatch-size") + 1] == "64"
 
@@ -130,7 +130,7 @@ def test_what_is_measured_is_what_is_served(
 ) -> None:
     """llama-fit-params gets the batches alone; it knows no endpoints."""
     assert batch_options(pooling, 8192, asked) == words
-    served = command(Settings(batch_size=asked), pooling)
+    served = command(Request(batch_size=asked), pooling)
     for option, value in zip(words[::2], words[1::2], strict=True):
         assert served[served.index(option) + 1] == value
     assert served.count("--batch-size") + served.count("--ubatch-size") == len(words) / 2
@@ -139,11 +139,11 @@ def test_what_is_measured_is_what_is_served(
 
 
 def test_pages_of_other_origins_only_where_the_user_says_so() -> None:
-    words = command(Settings(server={"cors_origins": "*"}))
+    words = command(Request(server={"cors_origins": "*"}))
     assert words.count("--cors-origins") == 1
     assert words[words.index("--cors-origins") + 1] == "*"
     older = {name: flag for name, flag in FLAGS.items() if name != "cors-origins"}
-    assert "--cors-origins" not in command(Settings(), flags=older)
+    assert "--cors-origins" not in command(Request(), flags=older)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_pages_of_other_origins_only_where_the_user_says_so() -> None:
 )
 def test_an_option_that_cannot_be_meant_stops_the_launch(option: str, text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        command(Settings(server={option: text}))
+        command(Request(server={option: text}))
 
 
 def test_nothing_inherited_changes_a_launch(
@@ -221,4 +221,4 @@ def test_which_options_download(words: str, expected: bool) -> None:
     ],
 )
 def test_the_url_under_which_this_machine_reaches_it(host: str, url: str) -> None:
-    assert server(Settings(host=host)).url == url
+    assert server(Request(host=host)).url == url
