@@ -9,6 +9,7 @@ from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 
+from . import check
 from .programs import Programs
 
 VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor each
@@ -60,6 +61,7 @@ def forget(programs: Programs) -> None:
 def install_package(programs: Programs) -> None:
     """Unpack, check, try out and swap in an archive of programs. Raises PipelineError."""
     request, home = programs.request, programs.home
+    check.require_writable(home)
     pkg, target = request.pkg, request.into or install.default_target(home)
     if pkg is None:
         raise UsageError("no package given", "pass pkg=PATH")

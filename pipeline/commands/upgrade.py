@@ -19,7 +19,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error
 from pipeline.models import lockfile
 
-from . import make, upgrade_report
+from . import check, make, upgrade_report
 from .programs import Programs
 from .request import Request
 from .session import Session
@@ -28,7 +28,7 @@ PREVIOUS = "previous"
 RELEASE = re.compile(r"[bv]\d[\d.]*")  # upstream's tags
 
 
-def check(session: Session) -> None:
+def require_possible(session: Session) -> None:
     """Raise UsageError where the request cannot be met, before any work."""
     request, options = session.request, session.request.bins
     if not request.to:
@@ -108,6 +108,8 @@ def require_locked(session: Session, target: Source) -> None:
 def upgrade(session: Session) -> None:
     """Get, build, compare and switch. Raises PipelineError; until the switch nothing changes."""
     request, home = session.request, session.home
+    check.require_writable(home)
+    require_possible(session)
     target = find(session)
     require_locked(session, target)
     if request.to == PINNED and (why := unreadable(home)):

@@ -17,17 +17,7 @@ from pipeline.bins.build_options import (
     release_name,
     revision_name,
 )
-from pipeline.core.variables import (
-    Group,
-    Variable,
-    choice,
-    flag,
-    integer,
-    path,
-    text,
-    variable,
-    variables,
-)
+from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
 from pipeline.serve.address import host, host_pattern, origin
@@ -402,7 +392,6 @@ GROUPS: dict[str, type[Group]] = {
     "chat": ChatVariables,
     "kubernetes": Options,
 }
-ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())
 
 

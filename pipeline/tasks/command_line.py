@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.variables import NO, YES, flag
+from pipeline.core.variables import NO, YES, Variable, flag, variables
 
 from .table import STEPS
 
 if TYPE_CHECKING:
-    from pipeline.core.variables import Variable
-
     from .step import AnyStep
 
 COMMANDS = (
@@ -30,6 +28,7 @@ PRINTING = ("list", "help", "info", "completion", "tabcompletion")
 OF_TASKS = ("list", "help", "run", "clean", "forget", "info", "ignore", "strace", "reset-dep")
 WITH_WORDS = ("test", "claude")  # tasks that take words of another program
 SERVER = "server."
+ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 
 # What users of other tools type, and its name here.
 TASKS_ELSEWHERE = {
@@ -196,8 +195,7 @@ def parsers() -> Mapping[str, object]:
 
 def read_by(step: AnyStep[Any]) -> list[Variable]:
     """The variables that a step reads, in the order of their groups."""
-    from pipeline.commands.variables import ANY_OPTION, GROUPS
-    from pipeline.core.variables import variables
+    from pipeline.commands.variables import GROUPS
 
     names = [
         each
@@ -208,8 +206,8 @@ def read_by(step: AnyStep[Any]) -> list[Variable]:
     return [*names, *([ANY_OPTION] if "server" in step.reads else [])]
 
 
-def require_read(words: Iterable[str], variables: Mapping[str, str]) -> None:
-    """Raise UsageError where `variables` holds one that no step among `words` reads."""
+def require_read(words: Iterable[str], given: Mapping[str, str]) -> None:
+    """Raise UsageError where a variable is given that no step among `words` reads."""
     names = {word.partition(":")[0] for word in words}
     steps = [step for step in STEPS if step.name in names]
     if not steps or any(step not in PUBLIC for step in steps) or any("*" in x for x in names):
@@ -220,7 +218,7 @@ def require_read(words: Iterable[str], variables: Mapping[str, str]) -> None:
     named = ", ".join(step.name for step in steps)
     errors = [
         f"{name}={value}: not a variable of {named}"
-        for name, value in variables.items()
+        for name, value in given.items()
         if (f"{SERVER}NAME" if name.startswith(SERVER) else name) not in taken
     ]
     if errors:

@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.commands.variables import ANY_OPTION, GROUPS, TABLE
+from pipeline.commands.variables import GROUPS, TABLE
 from pipeline.core.errors import doitw
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.variables import OneOf, Variable, flag, variables
 
-from .command_line import PUBLIC, read_by
+from .command_line import ANY_OPTION, PUBLIC, read_by
 from .step import AnyStep
 from .table import STEPS
 
