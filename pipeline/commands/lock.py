@@ -61,18 +61,16 @@ def entry(model: Model) -> LockedModel:
     """All that the model is made of, and the result once it exists. Raises PipelineError."""
     chain = model.require_chain()
     resolved = chain.resolved
-    source = {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local}
+    origin = _origin(model, resolved)
+    files = origin.pop("files")
     locked: LockedModel = {
         "asked": model.request.model_words,
-        "name": resolved.name,
-        "kind": resolved.kind,
-        "precision": resolved.precision,
-        "source": source,
+        **origin,
         "llama_cpp": llama_cpp(model),
-        "files": [_file(model, resolved, file) for file in resolved.files],
+        "files": files,
     }
-    if base := resolved.base:
-        locked |= {"base_name": resolved.base_name, "base": _base(model, base)}
+    if resolved.base:  # the config files that an adapter is converted with
+        locked |= {"base_name": resolved.base_name, "base": _origin(model, resolved.base)}
     if resolved.encoder:
         locked["encoder"] = resolved.encoder
     if resolved.mmproj:
@@ -92,12 +90,15 @@ def entry(model: Model) -> LockedModel:
     return locked
 
 
-def _base(model: Model, base: Resolved) -> dict[str, Any]:
-    """The config files that an adapter is converted with."""
-    source = {k: v for k, v in base.source.items() if k != "ref" or not base.local}
-    files = [_file(model, base, file) for file in base.files]
-    named = {"name": base.name, "kind": base.kind, "precision": base.precision}
-    return {**named, "source": source, "files": files}
+def _origin(model: Model, resolved: Resolved) -> dict[str, Any]:
+    """Where files come from, and each with its hash."""
+    return {
+        "name": resolved.name,
+        "kind": resolved.kind,
+        "precision": resolved.precision,
+        "source": {k: v for k, v in resolved.source.items() if k != "ref" or not resolved.local},
+        "files": [_file(model, resolved, file) for file in resolved.files],
+    }
 
 
 def llama_cpp(model: Model) -> dict[str, str]:
