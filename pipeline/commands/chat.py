@@ -17,13 +17,14 @@ from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.paths import Home
 from pipeline.core.text import decoded
 from pipeline.deploy import claude
 from pipeline.models import chat_template, gguf
 from pipeline.models.gguf import Header
 from pipeline.serve import supervise
 from pipeline.serve.keys import first_key
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor.state import READY, require_known
 
 from . import estimate, ps, serve
@@ -130,6 +131,13 @@ def require_chat(name: str, header: Header | None, *, has_template: bool) -> Non
         )
 
 
+def require_chat_server(home: Home, server: Server, name: str) -> None:
+    """As `require_chat`, of the model of a server, where its file is here."""
+    if path := serve.model_file(server):
+        header = gguf.read_cached(path, home.run / "gguf.json")
+        require_chat(name, header, has_template=chat_template.is_overridden(server.command))
+
+
 def chat(session: Session) -> None:
     """Ask once, or talk until the user leaves. Raises PipelineError."""
     request = session.request
@@ -193,17 +201,9 @@ def served(original: Model) -> Iterator[Talk]:
 
     model = copy(original)
     model.request = model.request.replace(port=free_port())
-    chain = model.require_chain()
-    ahead = estimate.of_made(model, chain.final)
-    plan = serve.planned(model, chain, ahead)
-    file = model.home.logs / f"chat-{plan.server.port}.log"
-    server = replace(plan.server, log_file=str(file))
-    overridden = chat_template.is_overridden(server.command)
-    require_chat(chain.resolved.name, ahead.header, has_template=overridden)
-    serve.require_servable(model.home, server, serve.known_flags(model.programs))
-    warnings = [*model.programs.warnings(), *plan.warnings, *serve.memory_warnings(plan.fit)]
-    for warning in warnings:
-        log.info(f"warning: {warning}")
+    file = model.home.logs / f"chat-{model.request.port}.log"
+    server = replace(serve.checked_server(model), log_file=str(file))
+    require_chat_server(model.home, server, model.require_resolved().name)
     at = state.folder(model.home, f"chat-{server.port}")
     with supervise.beside(server, env=environment(server, at)) as require_running:
         yield chat_server(server, "ctx_size=…, a larger one"), require_running
@@ -272,8 +272,5 @@ def running(session: Session) -> ChatServer:
         raise PipelineError(
             f"{server.name}: is {its}", f"{doitw('ps')} shows its state, {start} starts it"
         )
-    if server.engine == LLAMA_CPP and (path := serve.model_file(server)):
-        header = gguf.read_cached(path, session.home.run / "gguf.json")
-        overridden = chat_template.is_overridden(server.command)
-        require_chat(server.name, header, has_template=overridden)
+    require_chat_server(session.home, server, server.name)
     return chat_server(server, "a larger ctx_size in its file")

@@ -209,8 +209,9 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
         chat_template.require_ends(program, build, options, path, home.run)
 
 
-def serve(model: Model) -> None:
-    """Serve the model in the foreground until asked to stop. Raises PipelineError."""
+def checked_server(model: Model) -> Server:
+    """The server of the prepared model, checked as it is before a start; what may be wrong and need
+    not be is printed. Raises PipelineError."""
     chain = model.require_chain()
     ahead = estimate.of_made(model, chain.final)
     plan = planned(model, chain, ahead)
@@ -219,7 +220,12 @@ def serve(model: Model) -> None:
     warnings += beside.adapter_warnings(model)
     for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
-    run(model.programs, plan.server, model.request.ctx_size is not None)
+    return plan.server
+
+
+def serve(model: Model) -> None:
+    """Serve the model in the foreground until asked to stop. Raises PipelineError."""
+    run(model.programs, checked_server(model), model.request.ctx_size is not None)
 
 
 def run(
