@@ -25,7 +25,7 @@ from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 from pipeline.serve.supervisor.state import DesiredState
 
-from . import beside, check, launch, needs, ps, serve
+from . import beside, check, launch, ps, serve
 from . import plan as planning
 from .servers import BESIDE, GATEWAY_OPTIONS, Servers
 from .up import chosen, planned
@@ -35,8 +35,8 @@ PATH = re.compile(r"[/.~]|.*\.gguf$")  # a reference that is a path
 IMAGE_HOME, IMAGE_PROGRAM = Path("/data"), Path("/opt/llama-cpp/bin/llama-server")
 
 
-def planned_here(servers: Servers) -> tuple[Server, ...]:
-    """The instances as far as they are known now. Raises PipelineError."""
+def planned_here(servers: Servers) -> DesiredState:
+    """What `up` would start, as far as it is known now. Raises PipelineError."""
     check.check_servers(servers, log.info)
     servers.require_placed()
     check.require_known(servers.models.values())
@@ -45,7 +45,7 @@ def planned_here(servers: Servers) -> tuple[Server, ...]:
         serve.require_model(servers.home, server)
     for warning in launch.warnings(servers, instances):
         log.info(f"warning: {warning}")
-    return instances
+    return chosen(servers, instances)
 
 
 def of_container(servers: Servers) -> tuple[Server, ...]:
@@ -113,14 +113,14 @@ def _without_files(spec: InstanceSpec) -> InstanceSpec:
 def plan(servers: Servers) -> None:
     """Print the instances: text, or a JSON list with format=json. Raises PipelineError."""
     in_container = servers.requested.target == CONTAINER
-    instances = of_container(servers) if in_container else planned_here(servers)
-    counted = "" if in_container else memory_text(servers, instances)
+    desired = None if in_container else planned_here(servers)
+    instances = desired.instances if desired else of_container(servers)
     if servers.request.json:
         print(json.dumps([server.as_json() for server in instances], indent=1))
-    elif in_container:
+    elif desired is None:
         print(text(instances))
     else:
-        parts = [steps_text(servers), counted, text(instances), unknown(servers)]
+        parts = [steps_text(servers), memory_text(desired), text(instances), unknown(servers)]
         print("\n\n".join(filter(None, parts)))
 
 
@@ -129,7 +129,7 @@ def changes(servers: Servers) -> None:
     from pipeline.serve.supervisor import control
 
     at, names = servers.at, servers.requested.names
-    rows = control.changes(at, control.merged(at, chosen(servers, planned_here(servers)), names))
+    rows = control.changes(at, control.merged(at, planned_here(servers), names))
     if servers.request.json:
         print(json.dumps([{"name": name, "change": change} for name, change in rows]))
     else:
@@ -179,20 +179,17 @@ def text(instances: tuple[Server, ...]) -> str:
     return "\n\n".join([table(rows), *commands])
 
 
-def memory_text(servers: Servers, instances: tuple[Server, ...]) -> str:
-    """What each server takes, where some are loaded on demand; empty where all stay loaded. Raises
-    UsageError where those that `up` loads do not fit together."""
-    if not DesiredState(config="", instances=instances).unloads:
+def memory_text(desired: DesiredState) -> str:
+    """What each server takes, where some are loaded on demand; empty where all stay loaded."""
+    if not desired.unloads:
         return ""
-    budget, computed = needs.budget(servers), needs.of_servers(servers, instances)
-    warnings = needs.require_fit(servers, instances, computed, budget)
     rows = [("memory", "loaded", "needs")]
-    for server in instances:
-        if server.name in computed:
+    for server in desired.instances:
+        if server.name in desired.needs:
             when = "never unloaded" if server.pinned else f"start = {server.start}"
-            rows.append((server.name, when, ps.needs(computed[server.name])))
-    rows.append(("together", "at most", ps.needs(budget)))
-    return "\n".join([table(rows), *(f"warning: {line}" for line in warnings)])
+            rows.append((server.name, when, ps.needs(desired.needs[server.name])))
+    rows.append(("together", "at most", ps.needs(desired.memory)))
+    return table(rows)
 
 
 def unknown(servers: Servers) -> str:
