@@ -146,6 +146,11 @@ def loads(model: Model) -> Callable[[Path], None] | None:
     return lambda made: memory.require_loads(program, made, name)
 
 
+def bytes_of(file: Path) -> int:
+    """The size of a GGUF, all its parts together."""
+    return sum(part.stat().st_size for part in gguf.shards(file))
+
+
 def tensor_bytes(file: Path, run: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
     headers = [gguf.read_cached(path, run / "gguf.json") for path in gguf.shards(file)]
@@ -221,7 +226,7 @@ def of_made(model: Model, file: Path) -> MemoryEstimate:
     book = model.home.run / "gguf.json"
     header = gguf.read_cached(file, book)
     return MemoryEstimate(
-        bytes=sum(part.stat().st_size for part in gguf.shards(file)),
+        bytes=bytes_of(file),
         trained=header.context_length,
         at=lambda ctx_size: _measure(model, file, header, ctx_size),
         header=header,

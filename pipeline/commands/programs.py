@@ -68,10 +68,12 @@ class Programs:
         if self.options.source == "prebuilt":
             from pipeline.bins.release import prebuilt
 
+            upgrade = self.llama_cpp.upgrade
+            tag = upgrade.name if upgrade else ""
             return prebuilt.Prebuilt(
                 platform=platform.platform_tag(),
                 backend=self.selection.backend,
-                release=self.options.release or self.upgrade_tag or pins().prebuilt.release,
+                release=self.options.release or tag or pins().prebuilt.release,
                 home=self.home,
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
             )
@@ -84,12 +86,6 @@ class Programs:
             jobs=self.options.jobs,
             page=self.page,
         )
-
-    @property
-    def upgrade_tag(self) -> str:
-        """The tag of the llama.cpp that `upgrade` switched to; empty where there is none."""
-        upgrade = self.llama_cpp.upgrade
-        return upgrade.name if upgrade else ""
 
     @property
     def binaries(self) -> Binaries:

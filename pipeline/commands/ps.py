@@ -47,25 +47,33 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The table."""
-    head = ("name", "engine", "model", "state", "since", "pid", "port", "restarts", "memory")
+    """The table, with the columns that have something to show."""
     counted = any(row.need for row in rows)
     drafting = any(row.drafts_accepted is not None for row in rows)
-    more: tuple[str, ...] = ("needs", "last request", "loaded in") if counted else ()
-    more += ("drafts accepted",) if drafting else ()
-    lines: list[tuple[object, ...]] = [(*head, "gpu", "tokens/s", *more)]
-    for row in rows:
-        speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
-        accepted = "" if row.drafts_accepted is None else f"{row.drafts_accepted:.0%}"
-        books = (needs(row.need), at(row.last_use), seconds(row.load_seconds)) if counted else ()
-        sizes = [size(count) if count else "" for count in (row.memory, row.gpu_memory)]
-        lines.append(
-            (
-                *(row.name, row.engine, row.model, row.state, at(row.ready_since), row.pid or ""),
-                *(row.port, row.restarts, *sizes, speed, *books, *([accepted] if drafting else [])),
-            )
-        )
-    return table(lines)
+
+    def cells(row: Row) -> dict[str, object]:
+        speed, accepted = row.tokens_per_second, row.drafts_accepted
+        columns: dict[str, object] = {
+            "name": row.name,
+            "engine": row.engine,
+            "model": row.model,
+            "state": row.state,
+            "since": at(row.ready_since),
+            "pid": row.pid or "",
+            "port": row.port,
+            "restarts": row.restarts,
+            "memory": size(row.memory) if row.memory else "",
+            "gpu": size(row.gpu_memory) if row.gpu_memory else "",
+            "tokens/s": "" if speed is None else f"{speed:.1f}",
+        }
+        if counted:
+            columns |= {"needs": needs(row.need), "last request": at(row.last_use)}
+            columns["loaded in"] = seconds(row.load_seconds)
+        if drafting:
+            columns["drafts accepted"] = "" if accepted is None else f"{accepted:.0%}"
+        return columns
+
+    return table([[*cells(rows[0])], *([*cells(row).values()] for row in rows)])
 
 
 def at(when: float | None) -> str:

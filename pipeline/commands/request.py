@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute, one_path
+from pipeline.core.paths import absolute
 from pipeline.core.variables import fill, read, variables
 from pipeline.models import hub_access, quants
 from pipeline.models.quants import QuantRequest, require_makeable
@@ -27,19 +27,17 @@ from pipeline.models.reference import (
     parse,
     split_scale,
 )
-from pipeline.serve.config.named import CONFIGS, PROFILE, registry
+from pipeline.serve.config import synonyms
 from pipeline.serve.keys import wrong_file
-from pipeline.serve.server import VLLM
+from pipeline.serve.server import LLAMA_CPP
 
+from .servers_request import ServersRequest, servers_request
 from .variables import (
-    LITELLM,
     MODEL_NAMES,
-    ROUTER,
     SERVER,
     TABLE,
     AddressVariables,
     ChatVariables,
-    FileVariables,
     ModelVariables,
     PackageVariables,
     ProgramVariables,
@@ -47,27 +45,15 @@ from .variables import (
     ServerVariables,
     ServingVariables,
     UpgradeVariables,
-    elsewhere,
 )
 
 ADAPTER = (
     "an adapter is a path of a .gguf or of a folder with adapter_config.json, without a comma, or "
     "org/repository; a scale is a number behind a colon: style.gguf:0.5"
 )
+RENAMED = {"ref": "model"}  # a key of files by the name of its variable
 # Variables of programs that are compiled here.
 COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
-
-
-class ServersRequest(FileVariables):
-    """What the command line says about servers of a file; `config` is an absolute path."""
-
-    registry: str = ""  # of the profile: an absolute path
-    besides: str = ""  # a variable of the environment that names another file
-
-    @property
-    def source(self) -> str:
-        """The file, or the profile of a registry; empty where none is named."""
-        return self.config or (f"{self.registry}#{self.profile}" if self.profile else "")
 
 
 class Request(
@@ -189,6 +175,17 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         into=absolute(package.into) if package.into else None,
         servers=servers_request(values, os.environ),
     )
+
+
+def elsewhere(name: str) -> str:
+    """The variable for what other programs call `name`: empty where none is known."""
+    name = name.replace("_", "-")
+    known = {each.name for each in TABLE}
+    key = synonyms.KEYS.get(name, "")
+    if RENAMED.get(key, key) in known:
+        return RENAMED.get(key, key)
+    option = (synonyms.option(name, LLAMA_CPP) or "").replace("-", "_")
+    return option if option in known else f"{SERVER}{option}" if option else ""
 
 
 def _check_server(server: Mapping[str, str], rest: Mapping[str, str]) -> None:
@@ -382,38 +379,3 @@ def _quant(reference: Reference | None, value: str) -> str:
     if value and quants.canonical(value) != quants.canonical(named):
         raise UsageError(f"quant={value.lower()} and :{reference.quant} contradict each other")
     return named
-
-
-def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) -> ServersRequest:
-    """The file or profile that is named here, or else in the environment, unless a model is named.
-    Raises UsageError."""
-    typed = fill(FileVariables, values)
-    config, profile, engine = typed.config, typed.profile, typed.engine
-    named = [name for name in ("config", "profile", *MODEL_NAMES) if name in values]
-    if len(named) > 1 and named[0] not in MODEL_NAMES:
-        raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
-    besides = ""
-    if not named:
-        config, engine, besides = _configured(engine, environ)
-        profile = "" if config else environ.get(PROFILE, "").strip()
-    return fill(
-        ServersRequest,
-        values,
-        config=str(one_path(config)) if config else "",
-        profile=profile,
-        registry=registry(environ) if profile else "",
-        engine=engine,
-        besides=besides,
-    )
-
-
-def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
-    """The file that the environment names for the engine, or for the first engine that has one; its
-    engine, and the variable that names another file, which is not read."""
-    files = {key: environ.get(name, "").strip() for key, name in CONFIGS.items()}
-    fit = [key for key in CONFIGS if engine in ("", key, LITELLM, ROUTER) and files[key]]
-    if not fit:
-        return "", engine, ""
-    first, *others = fit
-    besides = "".join(CONFIGS[key] for key in others if files[key] != files[first])
-    return files[first], engine or (VLLM if first == VLLM else ""), besides

@@ -17,7 +17,7 @@ from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server, service
 
-from . import beside
+from . import beside, estimate
 from .programs import Programs
 
 
@@ -52,8 +52,8 @@ def _model(
     header = None
     if name and path.is_file():
         header = gguf.read_cached(path, programs.home.run / "gguf.json")
-        bytes_ = sum(part.stat().st_size for part in gguf.shards(path))
-        rows |= {"file": str(path), "quant": header.quant or "unknown", "size": size(bytes_)}
+        rows |= {"file": str(path), "quant": header.quant or "unknown"}
+        rows["size"] = size(estimate.bytes_of(path))
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
     if adapters := server.adapters:

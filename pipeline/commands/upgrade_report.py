@@ -20,7 +20,7 @@ from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
-from . import server_options, verify
+from . import estimate, server_options, verify
 from .model import Model
 from .programs import Programs
 from .session import Session
@@ -65,11 +65,12 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     log.info(f"trying {plural(len(files), 'model')} with the new programs")
     failing = {str(path): why for path in files if (why := problem(path, before, after))}
     loading = [path for path in files if str(path) not in failing]
-    for smallest in sorted(filter(fits, loading), key=bytes_of)[:1]:  # loading is not running
-        program = tool(after, "llama-bench")
-        if program and (why := tools.trial(program, smallest)):
-            failing[str(smallest)] = why
-            loading.remove(smallest)
+    program = tool(after, "llama-bench")
+    smallest = min(filter(fits, loading), key=estimate.bytes_of, default=None)
+    # A model that loads need not run.
+    if program and smallest and (why := tools.trial(program, smallest)):
+        failing[str(smallest)] = why
+        loading.remove(smallest)
     return Comparison(
         before=str(before.llama_cpp.revision),
         after=str(after.llama_cpp.revision),
@@ -186,7 +187,7 @@ def made_here(session: Session) -> dict[Path, Entry | None]:
 
 def fits(path: Path) -> bool:
     """Whether it leaves half of the free memory to others."""
-    return bytes_of(path) <= capacity.memory() // 2
+    return estimate.bytes_of(path) <= capacity.memory() // 2
 
 
 def is_model(path: Path) -> bool:
@@ -200,11 +201,6 @@ def is_model(path: Path) -> bool:
     except PipelineError:
         return True
     return not ({str(header.values.get("general.type")), header.architecture} & kinds.KINDS.keys())
-
-
-def bytes_of(path: Path) -> int:
-    """The size of a model, all its parts together."""
-    return sum(file.stat().st_size for file in gguf.shards(path))
 
 
 def problem(path: Path, before: Programs, after: Programs) -> str:
@@ -244,10 +240,9 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
         log.info("bench=1: one of the two has no llama-bench")
         return []
     chain = session.model.chain() if session.request.reference else None
-    fitting = [path for path in loading if bytes_of(path) <= capacity.memory() // 2]
-    path = (
-        chain.final if chain and chain.final.is_file() else max(fitting, key=bytes_of, default=None)
-    )
+    path = max(filter(fits, loading), key=estimate.bytes_of, default=None)
+    if chain and chain.final.is_file():
+        path = chain.final
     if path is None:
         log.info("bench=1: there is no model to measure with; make one first")
         return []

@@ -21,7 +21,6 @@ from pipeline.core.variables import Group, choice, flag, integer, path, text, va
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
 from pipeline.serve.address import host, host_pattern, origin
-from pipeline.serve.config import synonyms
 from pipeline.serve.config.values import whole
 from pipeline.serve.server import AUTO as SANDBOX_AUTO
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
@@ -393,17 +392,3 @@ GROUPS: dict[str, type[Group]] = {
     "kubernetes": Options,
 }
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())
-
-
-RENAMED = {"ref": "model"}  # a key of files by the name of its variable
-
-
-def elsewhere(name: str) -> str:
-    """The variable for what other programs call `name`: empty where none is known."""
-    name = name.replace("_", "-")
-    known = {each.name for each in TABLE}
-    key = synonyms.KEYS.get(name, "")
-    if RENAMED.get(key, key) in known:
-        return RENAMED.get(key, key)
-    option = (synonyms.option(name, LLAMA_CPP) or "").replace("-", "_")
-    return option if option in known else f"{SERVER}{option}" if option else ""

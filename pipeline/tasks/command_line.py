@@ -159,7 +159,7 @@ def _parser(word: str, name: str, command: str) -> object:
     table = parsers()
     if name in table:
         return table[name]
-    from pipeline.commands.variables import elsewhere
+    from pipeline.commands.request import elsewhere
 
     if meant := elsewhere(name):
         raise UsageError(

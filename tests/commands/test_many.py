@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.request import ServersRequest, servers_request
+from pipeline.commands.servers_request import ServersRequest, servers_request
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
 from pipeline.serve.config.named import registry

@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.commands.variables import GROUPS, TABLE, elsewhere
+from pipeline.commands.request import elsewhere
+from pipeline.commands.variables import GROUPS, TABLE
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import synonyms
 from pipeline.tasks import command_line, reference
