@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.package import install
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
 from pipeline.core.variables import variables
+from pipeline.models import on_disk
 from pipeline.serve import flags
+from pipeline.serve.config.configuration import wrong_name
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
-from pipeline.serve.server import LLAMA_CPP
+from pipeline.serve.server import DEMAND, LLAMA_CPP
 from pipeline.serve.supervisor import state
 
-from . import stored_instances
 from .model import Model
 from .programs import Programs
 from .request import request
@@ -37,6 +42,7 @@ OPTIONS = (
 GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
 OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft", "lora")  # these, too
 OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
+FIRST_PORT = 9001  # of stored instances: after the gateway's usual one
 BESIDE = "+"  # between the name of an instance and that of what its model has beside it
 # Where an image keeps llama.cpp's programs.
 IN_IMAGES = (Path("/soft/app/llama-cpp/bin"), Path("/hard/volume/workspace/llama-cpp/build/bin"))
@@ -96,7 +102,7 @@ class Servers:
                 engine=engine,
                 overrides=over,
                 where=variable,
-                stored=lambda written: stored_instances.tables(self.home, self.at, written),
+                stored=lambda written: stored_instances(self.home, self.at, written),
             )
         from pipeline.serve.config.profiles import load_profile
 
@@ -226,3 +232,50 @@ class Servers:
         folder = log_folder(self.home.logs, os.environ)
         enabled = self.configuration.enabled
         return {spec.name: log_file(self.configuration, spec, folder) for spec in enabled}
+
+
+def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of an instance for each model on disk, as `instances = "models"` asks for, loaded
+    on demand, by name, over which those that are `written` in the file are
+    laid. Each keeps the port that it has now. Raises UsageError where no model is on disk."""
+    models = [each for each in on_disk.look(home).models if each.kind == "model"]
+    if not models:
+        raise UsageError(
+            'master.instances = "models": no model is on disk',
+            f"prepare one first: {doitw('prepare model=…')}",
+        )
+    often = Counter(model.name for model in models)
+    files = {
+        model.name if often[model.name] == 1 else f"{model.name}-{model.quant}": model.files[0]
+        for model in models
+    }
+    wanted = state.read_wanted(at)
+    kept = {server.name: server.port for server in wanted.instances} if wanted else {}
+    free = _free_ports({*kept.values(), *_ports(written)})
+    return {
+        name: {
+            "control": {"engine": LLAMA_CPP, "start": DEMAND},
+            "model": {"ref": str(file)},
+            "server": {"port": kept.get(name) or next(free)},
+        }
+        for name, file in files.items()
+        if not wrong_name(name)
+    }
+
+
+def _ports(table: Mapping[str, Any]) -> Iterator[int]:
+    """All ports that a file names."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _ports(value)
+        elif key == "port" and isinstance(value, int):
+            yield value
+
+
+def _free_ports(taken: set[int]) -> Iterator[int]:
+    for port in count(FIRST_PORT):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):  # nobody answers
+                yield port

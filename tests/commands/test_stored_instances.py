@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gateway_tools import instance
 
-from pipeline.commands import stored_instances
+from pipeline.commands.servers import stored_instances
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Home:
 
 def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
     at = state.folder(home, "x")
-    found = stored_instances.tables(home, at, {})
+    found = stored_instances(home, at, {})
     assert sorted(found) == ["large", "small-Q4_K_M", "small-Q8_0"], "a projector is no model"
     assert found["large"]["model"]["ref"].endswith("large.Q8_0-00001-of-00002.gguf")
     ports = [each["server"]["port"] for each in found.values()]
@@ -47,7 +47,7 @@ def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
         "[instance.server]\nthreads = 1\n"
         '[instance.large.control]\npinned = true\n[instance.own.server]\nmodel = "/m.gguf"\n'
     )
-    loaded = load(file, stored=lambda written: stored_instances.tables(home, at, written))
+    loaded = load(file, stored=lambda written: stored_instances(home, at, written))
     assert not loaded.errors
     specs = {spec.name: spec for spec in loaded.specs}
     assert specs.keys() == {"large", "small-Q4_K_M", "small-Q8_0", "own"}
@@ -61,7 +61,7 @@ def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
     at.path.mkdir(parents=True)
     state.write_wanted(at, DesiredState(config="x", instances=(instance("large", 12345),)))
     written = {"gateway": {"port": 9001}, "instance": {"own": {"server": {"port": 9002}}}}
-    found = stored_instances.tables(home, at, written)
+    found = stored_instances(home, at, written)
     assert found["large"]["server"]["port"] == 12345
     others = {found[name]["server"]["port"] for name in ("small-Q4_K_M", "small-Q8_0")}
     assert others.isdisjoint({9001, 9002, 12345})
@@ -69,4 +69,4 @@ def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
 
 def test_without_any_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model is on disk"):
-        stored_instances.tables(Home(tmp_path), Folder(tmp_path), {})
+        stored_instances(Home(tmp_path), Folder(tmp_path), {})
