@@ -84,7 +84,8 @@ class Model:
         """The resolved model, if this takes no network and no hashing."""
         if self.resolved is None:
             try:
-                self.resolved = self._look_adapter() if self.base else self._look()
+                resolved = self._look()
+                self.resolved = self.with_base(resolved) if self.base and resolved else resolved
             except PipelineError:
                 return None  # the step `resolve` says what is wrong
         return self.resolved
@@ -157,27 +158,25 @@ class Model:
             return None
         if reference.kind == "demo":
             return models.resolve.demo(reference.text, home)
-        if reference.path is not None and reference.kind == "gguf":
-            return models.resolve.gguf_path(reference.path, home)
         if reference.path is not None:
-            if not models.resolve.folder_is_known(reference.path, home):
+            resolvers = models.adapter if self.base else models.resolve
+            if reference.kind == "folder" and not resolvers.folder_is_known(reference.path, home):
                 return None
-            return models.resolve.folder(reference.path, home, frozenset())
+            return self.read_path(reference.path)
         if self.request.frozen:
             return models.lockfile.resolved(self.require_locked(), home)
         return models.resolve.stored(self.stored_path())
 
-    def _look_adapter(self) -> Resolved | None:
-        reference = self.require_reference()
-        if reference.path is None:
-            resolved = self._look()
-        elif reference.kind == "gguf":
-            resolved = models.adapter.gguf_path(reference.path, self.home)
-        elif models.adapter.folder_is_known(reference.path, self.home):
-            resolved = models.adapter.folder(reference.path, self.home)
-        else:
-            return None
-        return resolved and self.with_base(resolved)
+    def read_path(self, path: Path, architectures: frozenset[str] = frozenset()) -> Resolved:
+        """The user's own file or folder; what of it has changed is hashed. `architectures` are
+        those that a folder's model may have; empty: any. Raises PipelineError."""
+        is_gguf = self.require_reference().kind == "gguf"
+        if self.base:
+            read = models.adapter.gguf_path if is_gguf else models.adapter.folder
+            return read(path, self.home)
+        if is_gguf:
+            return models.resolve.gguf_path(path, self.home)
+        return models.resolve.folder(path, self.home, architectures)
 
     def with_base(self, adapter: Resolved, *, stored: bool = True) -> Resolved | None:
         """An adapter with the config files that it is converted with: its own, those of its model,

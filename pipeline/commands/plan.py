@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .model import Model
 from .variables import CONTAINER
 
 UP_TO_DATE, TO_DO = "up to date", "to do"
+PARTS = ("weights", "context", "compute")  # of the memory
 
 
 class PlannedStep(Struct, frozen=True):
@@ -220,7 +222,7 @@ def estimate_why(model: Model, fit: Fit) -> str:
 
 
 def parts_of(memory: Memory | Device) -> dict[str, int]:
-    return {f"{name}_bytes": getattr(memory, name) for name in ("weights", "context", "compute")}
+    return {f"{name}_bytes": getattr(memory, name) for name in PARTS}
 
 
 def memory_of(fit: Fit) -> dict[str, Any] | None:
@@ -254,51 +256,53 @@ def memory_of(fit: Fit) -> dict[str, Any] | None:
 def text(plan: dict[str, Any]) -> str:
     """The plan for people."""
     width = max(len(step["name"]) for step in plan["steps"])
-    lines = [
+    steps = [
         f"{step['state']:<11} {step['name']:<{width}} {step['what']}" for step in plan["steps"]
     ]
-    lines += ["", *(f"warning     {warning}" for warning in plan["warnings"])]
+    return "\n".join([*steps, "", *(f"{title:<11} {value}" for title, value in rows(plan))])
+
+
+def rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the plan says beside the steps, in the order in which it is shown."""
+    yield from (("warning", warning) for warning in plan["warnings"])
     if plan["backend"]:
-        lines += [
-            f"backend     {plan['backend']}{': ' * bool(plan['backend_why'])}{plan['backend_why']}"
-        ]
-    lines += [f"model       {plan['model']}{': ' * bool(plan['why'])}{plan['why']}"]
+        yield "backend", with_reason(plan["backend"], plan["backend_why"])
+    yield "model", with_reason(plan["model"], plan["why"])
     if draft := plan["draft"]:
-        named = f": {draft['model']}, {size(draft['file_bytes'])}" if "model" in draft else ""
-        lines += [f"draft       {draft['type']}{named}"]
-    lines += [
-        f"lora        {number}: {each['name']}, {size(each['file_bytes'])}, scale {each['scale']:g}"
-        for number, each in enumerate(plan["adapters"])
-    ]
+        named = f"{draft['model']}, {size(draft['file_bytes'])}" if "model" in draft else ""
+        yield "draft", with_reason(draft["type"], named)
+    for number, each in enumerate(plan["adapters"]):
+        bytes_ = size(each["file_bytes"])
+        yield "lora", f"{number}: {each['name']}, {bytes_}, scale {each['scale']:g}"
     if len(plan["files"]) > 1:
-        lines += [f"file        {f['name']}  {size(f['bytes'])}" for f in plan["files"]]
-    lines += [
-        f"download    {size(plan['download_bytes'])}",
-        f"disk        {size(plan['disk_peak_bytes'])} needed at the peak, "
-        f"{size(plan['disk_free_bytes'])} free in {plan['disk_folder']}",
-    ]
+        yield from (("file", f"{f['name']}  {size(f['bytes'])}") for f in plan["files"])
+    yield "download", size(plan["download_bytes"])
+    peak, free = size(plan["disk_peak_bytes"]), size(plan["disk_free_bytes"])
+    yield "disk", f"{peak} needed at the peak, {free} free in {plan['disk_folder']}"
     if needed := plan["memory"]:
+        weights, cache, compute = (size(needed[f"{n}_bytes"]) for n in PARTS)
         about = "about " * needed["estimate"]
-        lines += [
-            f"context     {plan['context']}",
-            f"memory      {about}{size(needed['total_bytes'])}: "
-            f"weights {size(needed['weights_bytes'])}, cache {size(needed['context_bytes'])}, "
-            f"compute {size(needed['compute_bytes'])}",
-            f"RAM         {verdict(needed['fits'])}: {size(needed['available_bytes'])} free",
-        ]
-        lines += [
-            f"GPU         {verdict(gpu['fits'])}: {gpu['name']}, {size(gpu['free_bytes'])} free"
-            for gpu in needed["gpus"]
-        ]
+        yield "context", plan["context"]
+        yield (
+            "memory",
+            f"{about}{size(needed['total_bytes'])}: "
+            f"weights {weights}, cache {cache}, compute {compute}",
+        )
+        yield "RAM", f"{verdict(needed['fits'])}: {size(needed['available_bytes'])} free"
+        for gpu in needed["gpus"]:
+            yield "GPU", f"{verdict(gpu['fits'])}: {gpu['name']}, {size(gpu['free_bytes'])} free"
         if needed["estimate"]:
-            lines += [f"            an estimate by a formula: {plan['estimate_why']}"]
+            yield "", f"an estimate by a formula: {plan['estimate_why']}"
     else:
-        lines += ["memory      known once the model is here"]
+        yield "memory", "known once the model is here"
     command = plan["cmd"] and shown([plan["executable"], *plan["cmd"]])
-    lines += [f"command     {command or 'known once llama.cpp is built and the model is here'}"]
-    lines += [f"environment {name}={value}" for name, value in (plan["env"] or {}).items()]
-    lines += [f"{name:11} {plan[name]}" for name in ("sandbox", "guard") if plan[name]]
-    return "\n".join(lines)
+    yield "command", command or "known once llama.cpp is built and the model is here"
+    yield from (("environment", f"{n}={value}") for n, value in (plan["env"] or {}).items())
+    yield from ((name, plan[name]) for name in ("sandbox", "guard") if plan[name])
+
+
+def with_reason(text: str, why: str) -> str:
+    return f"{text}: {why}" if why else text
 
 
 def verdict(fits: bool) -> str:

@@ -262,18 +262,11 @@ def resolve(model: Model, *, store: bool = True) -> None:
 def look(model: Model, path: Path, *, store: bool = True) -> None:
     """Have the user's own file or folder known: what of it has changed is hashed. Raises
     PipelineError."""
-    is_folder = model.require_reference().kind == "folder"
     if model.base:
-        found = (
-            adapter.folder(path, model.home) if is_folder else adapter.gguf_path(path, model.home)
-        )
-        model.resolved = _with_base(model, found, store=store)
+        model.resolved = _with_base(model, model.read_path(path), store=store)
     else:
-        model.resolved = (
-            stored.folder(path, model.home, model.architectures())
-            if is_folder
-            else stored.gguf_path(path, model.home)
-        )
+        is_folder = model.require_reference().kind == "folder"
+        model.resolved = model.read_path(path, model.architectures() if is_folder else frozenset())
 
 
 def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
