@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bins import binaries
 from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import require_writable as require_folder
 from pipeline.core.store import receipts, stat_cache
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
@@ -50,11 +49,6 @@ def require(model: Model, *, before: bool = False) -> None:
         if before and model.request.force:
             here.pop("result", None)
         lockfile.require_same(model.lock_file, locked, here)
-
-
-def require_writable(model: Model) -> None:
-    """Raise PipelineError where pipeline.lock cannot be written."""
-    require_folder(model.lock_file.parent)
 
 
 def entry(model: Model) -> LockedModel:

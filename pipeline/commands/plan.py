@@ -68,7 +68,7 @@ def collect(model: Model) -> dict[str, Any]:
     """The plan as plain values. Sizes in bytes."""
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)
-    steps = planned_steps(model, chain, ahead.bytes)
+    steps = [*planned_steps(model, chain, ahead.bytes)]
     for name, each in model.beside.items():
         steps += steps_beside(name, each, {step.name for step in steps})
     todo = {step.name: step for step in steps if not step.is_done}
@@ -96,7 +96,10 @@ def collect(model: Model) -> dict[str, Any]:
         "backend_why": model.programs.selection.why if model.programs.are_chosen else "",
         "warnings": [
             *model.programs.warnings(),
-            *(code_warnings(model, chain) if "convert" in todo else ()),
+            *(
+                f"{code}: a model's own code never runs; if the conversion needs it, it fails"
+                for code in (estimate.foreign_code(model, chain) if "convert" in todo else ())
+            ),
             *beside.draft_warnings(model, ahead.header),
             *beside.adapter_warnings(model),
             *serve.model_warnings(ahead.header, server),
@@ -116,38 +119,29 @@ def collect(model: Model) -> dict[str, Any]:
     }
 
 
-def planned_steps(model: Model, chain: Chain, bytes_: int) -> list[PlannedStep]:
+def planned_steps(model: Model, chain: Chain, bytes_: int) -> Iterator[PlannedStep]:
     """The steps that `serve` consists of, in order. `bytes_`: of the GGUF."""
     programs, home = model.programs, model.home
-    llama_cpp = programs.llama_cpp
-    steps = [
-        PlannedStep(
-            "source",
-            model.source_is_done(),
-            f"llama.cpp {llama_cpp.revision}",
-            download=source_bytes(llama_cpp, home),
-            disk=source.UNPACKED_BYTES,
-        )
-    ]
+    yield PlannedStep(
+        "source",
+        model.source_is_done(),
+        f"llama.cpp {programs.llama_cpp.revision}",
+        download=source_bytes(programs.llama_cpp, home),
+        disk=source.UNPACKED_BYTES,
+    )
     if programs.are_compiled and programs.page:
         used = programs.page.node
         is_missing = used == node.packaged(home) and not node.is_current(home)
         sizes = (node.DOWNLOAD_BYTES, node.INSTALLED_BYTES) if is_missing else (0, 0)
         what = f"llama-server's page, with Node.js {used.version}"
-        steps.append(PlannedStep("build_ui", programs.page_is_done(), what, *sizes))
+        yield PlannedStep("build_ui", programs.page_is_done(), what, *sizes)
     if programs.release:
-        steps.append(
-            PlannedStep(
-                "cuda_toolkit",
-                programs.toolkit_is_done(),
-                f"CUDA {programs.release.version}, NVIDIA's wheels",
-                download=cuda_versions.DOWNLOAD_BYTES,
-                disk=cuda_toolkit.INSTALLED_BYTES,
-            )
-        )
+        sizes = (cuda_versions.DOWNLOAD_BYTES, cuda_toolkit.INSTALLED_BYTES)
+        what = f"CUDA {programs.release.version}, NVIDIA's wheels"
+        yield PlannedStep("cuda_toolkit", programs.toolkit_is_done(), what, *sizes)
     is_built, folder = programs.are_done(), str(model.binaries.folder)
     sizes = (0, 0) if is_built else (programs.source.download, programs.source.bytes)
-    steps.append(PlannedStep("build_bins", is_built, folder, *sizes))
+    yield PlannedStep("build_bins", is_built, folder, *sizes)
     if fetched := chain.resolved.fetched:
         total = sum(each.bytes for each in fetched)
         what = f"{plural(sum(len(each.files) for each in fetched), 'file')}, {size(total)}"
@@ -157,27 +151,20 @@ def planned_steps(model: Model, chain: Chain, bytes_: int) -> list[PlannedStep]:
         else:
             force = model.request.force and not model.request.offline
             sizes = (sum(fetch.bytes_to_come(each, force=force) for each in fetched),) * 2
-        steps.append(PlannedStep("fetch", model.is_done("fetch"), what, *sizes))
-    if conversion := chain.conversion:
-        needs = model.needs()
+        yield PlannedStep("fetch", model.is_done("fetch"), what, *sizes)
+    needs = model.needs()
+    if made := chain.conversion:
         sizes = (converter.DOWNLOAD_BYTES, converter.INSTALLED_BYTES)  # as if none were cached
         what = str(converter.folder(home))
-        steps += [
-            PlannedStep("converter", model.converter_is_done(), what, *sizes),
-            PlannedStep(
-                "convert",
-                not (needs and needs.convert),
-                str(conversion.target),
-                disk=conversion.need,
-            ),
-        ]
-        if made := chain.projector:
-            is_done = not (needs and needs.projector)
-            steps.append(PlannedStep("convert:mmproj", is_done, str(made.target), disk=made.need))
+        yield PlannedStep("converter", model.converter_is_done(), what, *sizes)
+        is_done = not (needs and needs.convert)
+        yield PlannedStep("convert", is_done, str(made.target), disk=made.need)
+    if made := chain.projector:
+        is_done = not (needs and needs.projector)
+        yield PlannedStep("convert:mmproj", is_done, str(made.target), disk=made.need)
     if chain.quantization:
         what = str(chain.quantization.target)
-        steps.append(PlannedStep("quantize", model.is_done("quantize"), what, disk=bytes_))
-    return steps
+        yield PlannedStep("quantize", model.is_done("quantize"), what, disk=bytes_)
 
 
 def steps_beside(name: str, model: Model, known: set[str]) -> list[PlannedStep]:
@@ -202,14 +189,6 @@ def source_bytes(llama_cpp: Source, home: Home) -> int:
 def still_to_come(archive: Archive, home: Home) -> int:
     """The bytes of a pinned archive, unless it was downloaded before."""
     return 0 if packages.cached(archive, home).exists() else archive.size
-
-
-def code_warnings(model: Model, chain: Chain) -> list[str]:
-    """The warnings about a model that brings code, where it is still to be converted."""
-    return [
-        f"{code}: a model's own code never runs; if the conversion needs it, it fails"
-        for code in estimate.foreign_code(model, chain)
-    ]
 
 
 def estimate_why(model: Model, fit: Fit) -> str:

@@ -174,8 +174,9 @@ def candidates(session: Session, users: Session) -> Candidates:
     stored = on_disk.look(home)
     known = uses.find(users, stored)
     require_no_run(known.under_way)
-    if not is_all(request):
-        meant = [x for x in matching(session, stored) if on_disk.fits(request.file_filter, x)]
+    files = request.file_filter
+    if files.quant or files.filename or files.pattern:  # a part of the model is meant
+        meant = [x for x in matching(session, stored) if on_disk.fits(files, x)]
         require_any(session, stored, meant)
         require_unused(request.named, [use for model in meant for use in known.of(model)])
         return Candidates(go=tuple(map(removable, meant)))
@@ -200,12 +201,6 @@ def candidates(session: Session, users: Session) -> Candidates:
 def removable(model: StoredModel) -> Removable:
     why = " ".join(filter(None, (model.name, model.quant, model.kind)))
     return Removable(kind=model.kind, paths=model.files, why=why)
-
-
-def is_all(request: Request) -> bool:
-    """Whether all of the model is meant, not one quant or file of it."""
-    files = request.file_filter
-    return not (files.quant or files.filename or files.pattern)
 
 
 def matching(session: Session, stored: OnDisk) -> list[StoredModel]:

@@ -6,6 +6,7 @@ Nothing is imported here but at need, as in the table.
 from __future__ import annotations
 
 from pipeline import commands as do
+from pipeline.core import paths
 
 from .step import PREPARATION, PREPARED_FOR, ModelStep, Step, builds
 
@@ -64,7 +65,7 @@ CHECKS = (
     Step(
         "_lockable",
         "report a pipeline.lock that cannot be written before any work",
-        run=lambda session: do.lock.require_writable(session.model),
+        run=lambda session: paths.require_writable(session.model.lock_file.parent),
     ),
     Step(
         "_chat",
