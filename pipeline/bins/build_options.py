@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from msgspec import Struct
-
 from pipeline.core.process import WINDOWS
+from pipeline.core.variables import Group, choice, flag, integer, path, variable
 
 # The names that `backend=` takes; `auto` is the first of them that works.
 BACKENDS = ("auto", "cuda", "metal", "hip", "sycl", "vulkan", "cpu")
@@ -17,25 +16,6 @@ LATEST = "latest"
 TAG = r"[A-Za-z0-9]([\w.+-]{0,98}\w)?"
 REVISION = r"[A-Za-z0-9]([\w./+-]{0,198}\w)?"
 DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
-
-
-class BuildOptions(Struct, frozen=True, kw_only=True):
-    """`architectures` are CMake's, for CUDA; `toolkit`: auto, system or a folder; `portable`: None
-    where it was not given; `ui`: auto, on or off; `release`: a tag of upstream's, or latest."""
-
-    source: str = DEFAULT_SOURCE
-    backend: str = AUTO
-    architectures: str = ""
-    toolkit: str = AUTO
-    portable: bool | None = None
-    jobs: int | None = None
-    ui: str = AUTO
-    release: str = ""
-
-    @property
-    def is_for_elsewhere(self) -> bool:
-        """Whether it may be meant for machines with other devices."""
-        return bool(self.portable or self.architectures)
 
 
 def architectures(value: str) -> str:
@@ -59,3 +39,65 @@ def revision_name(value: str) -> str:
     if not re.fullmatch(REVISION, value, re.ASCII) or re.search(r"\.\.|//|\.lock$", value):
         raise ValueError("latest, pinned, previous, a tag such as b11549, or a commit")
     return value
+
+
+class BuildOptions(Group):
+    """Which of llama.cpp's programs are requested, and how they are made."""
+
+    backend: str = variable(
+        choice(*BACKENDS),
+        "`cuda`, `metal`, `hip`, `sycl`, `vulkan`, `cpu`, or `auto`: the first of these that works "
+        "here; see [backends](backends.md)",
+        AUTO,
+        shown="`auto`",
+    )
+    source: str = variable(
+        choice(*SOURCES),
+        "where llama.cpp's programs come from: `build` (compiled here), `prebuilt` (upstream's "
+        "own), `package` (an [installed package](packages.md))",
+        DEFAULT_SOURCE,
+        shown="`build`; on Windows `prebuilt`",
+        name="bins",
+    )
+    release: str = variable(
+        release_name,
+        "of `bins=prebuilt`: a tag such as `b10605`, a version, or `latest`",
+        "",
+        shown="the pinned one",
+    )
+    architectures: str = variable(
+        architectures,
+        "what CUDA is compiled for, as CMake takes it: `89`, `8.9`, `86-real;90-virtual`, "
+        "`all-major`; the GPU need not be here",
+        "",
+        shown="this machine's GPUs",
+        name="cuda_architectures",
+    )
+    toolkit: str = variable(
+        path,
+        "`auto` (the system's, else NVIDIA's wheels), `system`, or the folder of a toolkit",
+        AUTO,
+        shown="`auto`",
+        name="cuda_toolkit",
+    )
+    portable: bool | None = variable(
+        flag,
+        "programs for every processor of this kind: all variants are built, the best is loaded",
+        shown="0; 1 for `package`",
+    )
+    jobs: int | None = variable(
+        integer(1, 1024),
+        "how many compilers run at once, as far as the memory allows",
+        shown="one a processor",
+    )
+    ui: str = variable(
+        choice("auto", "on", "off"),
+        "llama-server's page: `on`, `off`, or `auto` (unless nothing here can build it)",
+        AUTO,
+        shown="`auto`",
+    )
+
+    @property
+    def is_for_elsewhere(self) -> bool:
+        """Whether it may be meant for machines with other devices."""
+        return bool(self.portable or self.architectures)

@@ -34,7 +34,8 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
 
     table, own = servers.configuration.gateway, servers.request
     host = own.host if "host" in servers.variables else table.host
-    file = own.api_key_file or (Path(table.api_key_file) if table.api_key_file else None)
+    named = own.api_key_file or table.api_key_file
+    file = Path(named) if named else None
     is_litellm = servers.requested.engine == LITELLM  # without a key it refuses to start
     key = api_keys.decide(GATEWAY, host, file, table.api_key, servers.keys, needs_one=is_litellm)
     chosen = gateways.GatewaySettings(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from pipeline.bins import binaries, platform
 from pipeline.bins.binaries import Binaries, ProgramSource
 from pipeline.bins.build_options import AUTO
@@ -212,5 +210,5 @@ class Programs:
         """The same for other processors, unless portable=0 was said."""
         options = self.options
         if options.source == "build" and options.portable is None:
-            options = replace(options, portable=True)
+            options = options.replace(portable=True)
         return Programs(self.request.replace(bins=options), self.home)

@@ -40,7 +40,6 @@ from .variables import (
     ChatVariables,
     ModelVariables,
     PackageVariables,
-    ProgramVariables,
     RunVariables,
     ServerVariables,
     ServingVariables,
@@ -116,11 +115,10 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     values = read(rest, TABLE, elsewhere)
     _check_server(server, rest)
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
-    programs, run = fill(ProgramVariables, values), fill(RunVariables, values)
-    package = fill(PackageVariables, values)
+    run, package = fill(RunVariables, values), fill(PackageVariables, values)
     key_file = _key_file(own.api_key_file)
 
-    backend, device = programs.backend, own.device
+    backend, device = str(values.get("backend", AUTO)), own.device
     if device and device.lower() in BACKENDS and device.lower() != AUTO:
         device = device.lower()
         if backend not in (AUTO, device):
@@ -169,7 +167,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         device=device,
         api_key_file=str(key_file) if key_file else "",
         server=server,
-        bins=_build_options(programs, backend),
+        bins=_build_options(values, backend),
         offline=run.offline or hub_access.is_offline(),
         pkg=_file("pkg", package.pkg),
         into=absolute(package.into) if package.into else None,
@@ -217,36 +215,29 @@ def _key_file(value: str) -> Path | None:
     return path
 
 
-def _build_options(programs: ProgramVariables, backend: str) -> BuildOptions:
+def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
     """Which programs are wanted. Raises UsageError where that contradicts itself."""
-    compiled = [name for name in COMPILED if getattr(programs, name) not in (None, "")]
+    options = fill(BuildOptions, values)
+    compiled = [name for name in COMPILED if name in values]
     for name in ("cuda_architectures", "cuda_toolkit"):
         if name in compiled and backend not in (AUTO, "cuda"):
             raise UsageError(f"{name}= and backend={backend} contradict each other")
-    if compiled and programs.bins != "build":
+    if compiled and options.source != "build":
         raise UsageError(
-            f"{compiled[0]}: is for what is compiled, not for bins={programs.bins}", "leave it out"
+            f"{compiled[0]}: is for what is compiled, not for bins={options.source}", "leave it out"
         )
-    if programs.release and programs.bins != "prebuilt":
+    if options.release and options.source != "prebuilt":
         raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
-    toolkit = programs.cuda_toolkit or AUTO
+    toolkit = options.toolkit
     if toolkit not in (AUTO, SYSTEM):
         toolkit = str(absolute(toolkit))
         if not (Path(toolkit) / "bin" / program_file("nvcc")).is_file():
             raise UsageError(
-                f"cuda_toolkit={programs.cuda_toolkit}: there is no bin/nvcc in it",
+                f"cuda_toolkit={options.toolkit}: there is no bin/nvcc in it",
                 "auto, system, or the folder of a CUDA toolkit",
             )
-    return BuildOptions(
-        source=programs.bins,
-        backend="cuda" if programs.cuda_architectures else backend,
-        architectures=programs.cuda_architectures,
-        toolkit=toolkit,
-        portable=programs.portable,
-        jobs=programs.jobs,
-        ui=programs.ui or AUTO,
-        release=programs.release,
-    )
+    backend = "cuda" if options.architectures else backend
+    return options.replace(backend=backend, toolkit=toolkit)
 
 
 def _reference(model: ModelVariables) -> Reference | None:
@@ -359,7 +350,7 @@ def _adapters(
 def _beside(name: str, value: str, words: Mapping[str, str]) -> Request:
     """What the variable `name` asks for beside the model: made as that one, with the same
     programs. Raises UsageError."""
-    groups = (ProgramVariables, RunVariables)
+    groups = (BuildOptions, RunVariables)
     shared = {each.name for group in groups for each in variables(group).values()}
     kept = {name: words[name] for name in words.keys() & shared}
     try:

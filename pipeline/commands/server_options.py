@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.core.variables import variables
 from pipeline.serve.config.configuration import InstanceSpec, Value
 from pipeline.serve.server import Control
 
 from .request import Request
-from .variables import SERVER
+from .variables import SERVER, ServingVariables
 
 # Options with a variable of their own.
 NAMED = ("threads", "gpu_layers", "parallel", "batch_size", "ctx_size", "device", "alias")
@@ -44,12 +45,7 @@ def spec(request: Request, name: str = "serve", log: str | None = None) -> Insta
         name=name,
         control=Control(
             log_file=log,
-            sandbox=request.sandbox,
-            guard=request.guard,
-            origins=request.origins,
-            hosts=request.hosts,
-            ready_timeout=request.ready_timeout,
-            stop_timeout=request.stop_timeout,
+            **{key: getattr(request, key) for key in variables(ServingVariables)},
         ),
         server=server,
         model=model_of(request),

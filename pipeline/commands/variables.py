@@ -8,15 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from pipeline.bins.build_options import (
-    AUTO,
-    BACKENDS,
-    DEFAULT_SOURCE,
-    SOURCES,
-    architectures,
-    release_name,
-    revision_name,
-)
+from pipeline.bins.build_options import BuildOptions, revision_name
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
@@ -129,60 +121,6 @@ class ModelVariables(Group):
         shown="none",
     )
     keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
-
-
-class ProgramVariables(Group):
-    """llama.cpp's programs: which ones, and how they are made."""
-
-    backend: str = variable(
-        choice(*BACKENDS),
-        "`cuda`, `metal`, `hip`, `sycl`, `vulkan`, `cpu`, or `auto`: the first of these that works "
-        "here; see [backends](backends.md)",
-        AUTO,
-        shown="`auto`",
-    )
-    bins: str = variable(
-        choice(*SOURCES),
-        "where llama.cpp's programs come from: `build` (compiled here), `prebuilt` (upstream's "
-        "own), `package` (an [installed package](packages.md))",
-        DEFAULT_SOURCE,
-        shown="`build`; on Windows `prebuilt`",
-    )
-    release: str = variable(
-        release_name,
-        "of `bins=prebuilt`: a tag such as `b10605`, a version, or `latest`",
-        "",
-        shown="the pinned one",
-    )
-    cuda_architectures: str = variable(
-        architectures,
-        "what CUDA is compiled for, as CMake takes it: `89`, `8.9`, `86-real;90-virtual`, "
-        "`all-major`; the GPU need not be here",
-        "",
-        shown="this machine's GPUs",
-    )
-    cuda_toolkit: str = variable(
-        path,
-        "`auto` (the system's, else NVIDIA's wheels), `system`, or the folder of a toolkit",
-        "",
-        shown="`auto`",
-    )
-    portable: bool | None = variable(
-        flag,
-        "programs for every processor of this kind: all variants are built, the best is loaded",
-        shown="0; 1 for `package`",
-    )
-    jobs: int | None = variable(
-        integer(1, 1024),
-        "how many compilers run at once, as far as the memory allows",
-        shown="one a processor",
-    )
-    ui: str = variable(
-        choice("auto", "on", "off"),
-        "llama-server's page: `on`, `off`, or `auto` (unless nothing here can build it)",
-        "",
-        shown="`auto`",
-    )
 
 
 class PackageVariables(Group):
@@ -380,7 +318,7 @@ class RunVariables(Group):
 
 GROUPS: dict[str, type[Group]] = {
     "model": ModelVariables,
-    "programs": ProgramVariables,
+    "programs": BuildOptions,
     "package": PackageVariables,
     "upgrade": UpgradeVariables,
     "address": AddressVariables,

@@ -56,7 +56,7 @@ OTHER_CARD = RTX.replace("RTX 4090, 8.9", "RTX 3090, 8.6")
 
 
 def named(backend: str, **more: Any) -> BuildOptions:
-    return replace(AUTO, backend=backend, **more)
+    return AUTO.replace(backend=backend, **more)
 
 
 def vulkan_tools() -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_a_driver_without_toolkit_takes_the_wheels() -> None:
     found = choose(linux(smi(RTX)), AUTO)
     assert (found.backend, found.toolkit, found.warnings) == ("cuda", WHEELS, ())
     assert (found.cards, found.tools) == (("8.9",), {"nvcc": ("", "13.4")})
-    found = choose(linux(smi(RTX)), replace(AUTO, toolkit=SYSTEM))
+    found = choose(linux(smi(RTX)), AUTO.replace(toolkit=SYSTEM))
     assert (found.backend, len(found.warnings)) == ("cpu", 2)
     assert "cuda is not used; missing: the CUDA toolkit (nvcc): apt install" in found.warnings[1]
 
@@ -241,9 +241,7 @@ def test_jetson_never_takes_the_wheels() -> None:
     assert found.missing_tools == (
         "the CUDA toolkit (nvcc): apt install cuda-toolkit (of NVIDIA's repository)",
     )
-    found = choose(
-        detect(replace(facts, outputs={**compiler, **nvcc}, parts=CUDA_PARTS)), replace(AUTO)
-    )
+    found = choose(detect(replace(facts, outputs={**compiler, **nvcc}, parts=CUDA_PARTS)), AUTO)
     assert (found.backend, found.cards) == ("cuda", ("8.7",))
 
 
@@ -314,8 +312,8 @@ def test_what_is_for_elsewhere_needs_no_card_here(wish: dict[str, Any], cards: s
 
 
 def test_auto_is_for_here_also_where_it_is_portable() -> None:
-    assert choose(linux(smi(OLD_DRIVER)), replace(AUTO, portable=True)).backend == "cpu"
-    assert choose(linux(smi(RTX)), replace(AUTO, portable=True)).backend == "cuda"
+    assert choose(linux(smi(OLD_DRIVER)), AUTO.replace(portable=True)).backend == "cpu"
+    assert choose(linux(smi(RTX)), AUTO.replace(portable=True)).backend == "cuda"
 
 
 # Any machine at all
@@ -375,10 +373,10 @@ def test_the_machine_is_looked_at_once(machine: Machine) -> None:
     assert any("nvidia-smi: ended with 1" in warning for warning in first.warnings)
     assert machine.select() == (first, False)
     assert machine.select(named("cpu")) == (Selection(backend="cpu", why="requested"), False)
-    other = replace(AUTO, toolkit=SYSTEM)
+    other = AUTO.replace(toolkit=SYSTEM)
     assert machine.select(other)[1]
     assert not machine.select(other)[1] and not machine.select()[1]
-    assert machine.select(replace(AUTO, portable=True))[1]
+    assert machine.select(AUTO.replace(portable=True))[1]
     selection.forget(Home(machine.home))
     assert machine.select()[1]
 
@@ -497,7 +495,7 @@ def test_looking_makes_no_home(machine: Machine) -> None:
 
 @posix
 def test_two_at_once(machine: Machine) -> None:
-    wishes = [AUTO, replace(AUTO, toolkit=SYSTEM)] * 4
+    wishes = [AUTO, AUTO.replace(toolkit=SYSTEM)] * 4
     with ThreadPoolExecutor(len(wishes)) as pool:
         found = list(pool.map(lambda wish: select(wish, Home(machine.home)), wishes))
     assert {one.backend for one in found} == {"cpu"}
