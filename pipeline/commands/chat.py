@@ -142,23 +142,22 @@ def chat(session: Session) -> None:
     """Ask once, or talk until the user leaves. Raises PipelineError."""
     request = session.request
     with talking(session) as (server, require_running):
-        asked = question(request.prompt)
-        if asked:
-            ask(server, request.system, asked)
+        if text := question(request.prompt):
+            ask(server, request.system, text)
             return
         from pipeline.chat.terminal import converse
 
         converse(server, request.system, session.home.run / "chat" / "history", require_running)
 
 
-def ask(server: ChatServer, system: str, asked: str) -> None:
+def ask(server: ChatServer, system: str, text: str) -> None:
     """Print the answer to one question, as it comes. Raises PipelineError."""
     import asyncio
 
     from pipeline.chat.completions import Conversation, answer
 
     conversation, last = Conversation(system), ""
-    conversation.ask(asked)
+    conversation.ask(text)
 
     def show(text: str, reasoning: str) -> None:
         nonlocal last
@@ -218,7 +217,7 @@ def free_port() -> int:
 
 
 def chat_server(server: Server, larger: str) -> ChatServer:
-    """How one of our own is asked."""
+    """How a server that the pipeline started is reached."""
     from pipeline.chat.completions import ChatServer
 
     key = first_key(Path(server.api_key_file)) if server.api_key_file else ""
@@ -232,7 +231,8 @@ def chat_server(server: Server, larger: str) -> ChatServer:
 
 
 def at_url(session: Session) -> ChatServer:
-    """What url= names, and of its models name=, or the only one. Raises PipelineError."""
+    """The server of url=, with the model that name= names, or its only one. Raises
+    PipelineError."""
     from pipeline.chat.completions import ChatServer
 
     request = session.request
@@ -267,10 +267,10 @@ def running(session: Session) -> ChatServer:
         raise UsageError(f"{server.name}: is for {server.kind}, it writes no answers", others)
     there = liveness.living(places[server.name][0])
     states = {status.name: status.state for status in there.instances} if there else {}
-    if (its := states.get(server.name, "not up")) != READY:
-        start = doitw(f"load name={server.name}") if its == state.ASLEEP else doitw("up")
+    if (now := states.get(server.name, "not up")) != READY:
+        start = doitw(f"load name={server.name}") if now == state.ASLEEP else doitw("up")
         raise PipelineError(
-            f"{server.name}: is {its}", f"{doitw('ps')} shows its state, {start} starts it"
+            f"{server.name}: is {now}", f"{doitw('ps')} shows its state, {start} starts it"
         )
     require_chat_server(session.home, server, server.name)
     return chat_server(server, "a larger ctx_size in its file")

@@ -86,20 +86,15 @@ def check_request(model: Model) -> None:
         )
     book = home.run / "gguf.json"
     own = request.mmproj and models.gguf.read_cached(request.mmproj, book)
-    if reference and reference.path and model.base:
-        if reference.kind == "gguf":
-            models.adapter.gguf_path(reference.path, home)
-        else:
-            models.adapter.check_folder(reference.path)
+    if reference and reference.path and reference.kind == "gguf":
+        model.read_path(reference.path)
+        if own and request.mmproj:
+            header = models.gguf.read_cached(reference.path, book)
+            models.projector.require(own, header, request.mmproj.name)
+    elif reference and reference.path and model.base:
+        models.adapter.check_folder(reference.path)
     elif reference and reference.path:
-        if reference.kind == "gguf":
-            models.resolve.gguf_path(reference.path, home)
-            if own and request.mmproj:
-                models.projector.require(
-                    own, models.gguf.read_cached(reference.path, book), request.mmproj.name
-                )
-        else:
-            models.resolve.check_folder(reference.path, model.architectures())
+        models.resolve.check_folder(reference.path, model.architectures())
     model.chain()  # raises what is wrong with it now
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
@@ -172,7 +167,7 @@ def wrong_logs(servers: Servers) -> list[str]:
 
 @cache
 def installed_vllm(servers: Servers) -> VllmOptions | None:
-    """What an installed vLLM says of its options: slow, the first time."""
+    """The options of an installed vLLM, by its own help: slow, the first time."""
     from pipeline.serve.config import vllm
     from pipeline.serve.server import VLLM
 

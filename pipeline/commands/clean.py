@@ -44,7 +44,7 @@ def clean_converter(home: Home) -> None:
 
 
 def forget_resolve(model: Model) -> None:
-    """What the hub answered, or what was found out about the user's own files."""
+    """Drop what the hub answered, or what is cached of the user's own files."""
     reference = model.require_reference()
     if model.decides_quant():
         remove(model.decision_path(model.require_resolved()))

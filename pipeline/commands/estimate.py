@@ -66,8 +66,8 @@ AT_ONCE = 8  # headers of a split model that are read at the same time
 
 class MemoryEstimate(Struct, frozen=True, kw_only=True):
     """A GGUF that may not exist yet: its size in bytes (0: llama-quantize refuses to make it), its
-    trained context in tokens, and what it takes at a context. `header` is None where only a formula
-    could be asked."""
+    trained context in tokens, and what it takes at a context. `header` is None where there is only
+    a formula."""
 
     bytes: int
     trained: int

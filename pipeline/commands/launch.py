@@ -81,7 +81,7 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
 
 
 def _model(file: Servers, spec: InstanceSpec, context: int | None, free: int) -> PreparedModel:
-    """Its model, with this context where the file names none; None: one that fits."""
+    """The model of `spec`. `context` is used where the file names none; None: one that fits."""
     model = file.model_of(spec).served_by(spec)
     chain = model.require_chain()
     ahead = estimate.outlook(model, chain)

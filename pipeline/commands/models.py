@@ -46,7 +46,7 @@ def models(session: Session) -> None:
 
 
 def known(session: Session, stored: OnDisk) -> Uses:
-    """Who uses what; only what runs where a configuration cannot be read, which is said."""
+    """Who uses what; where a configuration cannot be read, a warning and only what runs."""
     try:
         return uses.find(session, stored)
     except UsageError as error:

@@ -192,7 +192,7 @@ def still_to_come(archive: Archive, home: Home) -> int:
 
 
 def estimate_why(model: Model, fit: Fit) -> str:
-    """Why the memory is an estimate; empty where llama.cpp itself told it."""
+    """Why the memory is an estimate; empty where llama.cpp itself measured it."""
     if fit.memory is None or not fit.memory.estimate:
         return ""
     if model.binaries.has("llama-fit-params"):

@@ -145,7 +145,7 @@ def steps_text(servers: Servers) -> str:
         rows.append((state, "build_bins", str(servers.programs.binaries.folder)))
     for name, model in servers.models.items():
         if any(model in other.beside.values() for other in servers.models.values()):
-            continue  # is told with its model
+            continue  # is planned with its model
         with model.asking_anew():
             plans.append(planning.collect(model))
         for step in plans[-1]["steps"]:

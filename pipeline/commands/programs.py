@@ -207,7 +207,7 @@ class Programs:
     # For other machines
 
     def portable(self) -> Programs:
-        """The same for other processors, unless portable=0 was said."""
+        """The same for other processors, unless portable=0 is given."""
         options = self.options
         if options.source == "build" and options.portable is None:
             options = options.replace(portable=True)

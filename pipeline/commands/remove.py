@@ -24,7 +24,7 @@ from pipeline.serve import served
 
 from . import uses
 from .request import Request, request
-from .session import Session
+from .session import Session, confirmed
 from .uses import Use
 
 BY_HAND = "was put there by hand, or changed since it was made"
@@ -88,8 +88,7 @@ def ask(request: Request) -> bool:
             "nothing was removed: nobody can be asked here",
             "yes=1 removes it, dry_run=1 only shows it",
         )
-    print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+    if confirmed("Remove all of this?"):
         return True
     log.info("nothing was removed")
     return False
@@ -217,7 +216,7 @@ def unfetched(session: Session) -> str:
 
 
 def require_any(session: Session, stored: OnDisk, meant: Sequence[StoredModel]) -> None:
-    """Raise UsageError where nothing is meant."""
+    """Raise UsageError where no stored model is meant."""
     if meant:
         return
     text, hint = session.request.named, f"{doitw('models')} lists what is on disk"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.models.contents import Readable
     from pipeline.models.gguf import Header
     from pipeline.models.hub import Listing
+    from pipeline.models.reference import Reference
     from pipeline.models.resolve import ModelFile, Resolved
     from pipeline.models.safetensors import Head
 
@@ -216,14 +217,13 @@ def require_architecture(model: Model, resolved: Resolved) -> None:
 def listing(model: Model) -> Listing:
     """The repository's files: one request a run. Raises PipelineError."""
     if model.listing is None:
-        model.listing = _listing(model)
+        reference = model.require_reference()
+        model.listing = _cached(reference) if model.request.offline else hub.ask(reference)
     return model.listing
 
 
-def _listing(model: Model) -> Listing:
-    reference = model.require_reference()
-    if not model.request.offline:
-        return hub.ask(reference)
+def _cached(reference: Reference) -> Listing:
+    """The files that the user's Hugging Face cache holds. Raises PipelineError."""
     listing = hub.cached(reference)
     if listing is None:
         raise PipelineError(
@@ -231,10 +231,8 @@ def _listing(model: Model) -> Listing:
             "(or HF_HUB_OFFLINE) forbids asking the hub",
             "run once with the network, or give a path",
         )
-    log.info(
-        f"{reference.text}: from the Hugging Face cache, which holds "
-        f"{plural(len(listing.files), 'file')} of it"
-    )
+    count = plural(len(listing.files), "file")
+    log.info(f"{reference.text}: from the Hugging Face cache, which holds {count} of it")
     return listing
 
 

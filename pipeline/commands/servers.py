@@ -82,7 +82,7 @@ class Servers:
 
     @property
     def words(self) -> dict[str, str]:
-        """The variables that mean the same servers again, whatever the environment names."""
+        """The variables that name the same servers in another run, whatever its environment."""
         requested = self.requested
         named = {"config": requested.config} if requested.config else {"profile": requested.profile}
         engine = {"engine": requested.engine} if requested.engine else {}
@@ -116,8 +116,7 @@ class Servers:
         return load_profile(Path(requested.registry), requested.profile, os.environ, variables=own)
 
     def _find_models(self) -> None:
-        """Each model that is prepared first, by the name of the first instance that
-        asks for it."""
+        """Find each model that is to be prepared, by the name of the first instance with it."""
         not_its = {*(each.name for each in variables(FileVariables).values()), *OPTIONS}
         if self.requested.profile:
             not_its |= {*OF_A_FILE}  # they are among the model's own by now
@@ -174,7 +173,7 @@ class Servers:
     @property
     def needs_programs(self) -> bool:
         """Whether llama.cpp's programs are to be made: nothing else has a llama-server. Read while
-        doit loads its tasks: what is wrong with the one that is named, `check` tells."""
+        doit loads its tasks; `check` reports what is wrong with the program that is named."""
         try:
             if self._error or self.own:
                 return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -42,5 +43,11 @@ class Session:
         return self.servers
 
     def all_models(self, is_done: Callable[[Model], bool]) -> bool:
-        """Whether it is so for every model; without one, for llama.cpp's own steps."""
+        """Whether `is_done` holds for every model; where none is named, for the empty one."""
         return all(map(is_done, self.models.values() or (self.model,)))
+
+
+def confirmed(question: str) -> bool:
+    """Ask at the terminal; anything but yes is no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -37,7 +37,7 @@ from . import serve as serving
 from .servers import Servers
 from .summary import summary
 
-LOG_LINES = 1000  # of a server, to find in what it said of itself
+LOG_LINES = 1000  # from the end of a server's log, which its summary is made of
 
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
 PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR", REGISTRY)

@@ -22,7 +22,7 @@ from pipeline.models import lockfile
 from . import check, make, upgrade_report
 from .programs import Programs
 from .request import Request
-from .session import Session
+from .session import Session, confirmed
 
 PREVIOUS = "previous"
 RELEASE = re.compile(r"[bv]\d[\d.]*")  # upstream's tags
@@ -163,8 +163,7 @@ def agreed(request: Request, target: Source) -> bool:
     if request.servers.dry_run or not sys.stdin.isatty():
         log.info(f"not switched; to switch: {command}")
         return False
-    print("switch to it? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+    if confirmed("Switch to it?"):
         return True
     log.info(f"not switched; later: {command}")
     return False

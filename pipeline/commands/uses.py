@@ -32,13 +32,13 @@ class Use(Struct, frozen=True, kw_only=True):
 
 
 class Uses(Struct, frozen=True, kw_only=True):
-    """All uses. `under_way` are runs that may yet need anything."""
+    """All uses. `under_way` are the commands of runs that may still need any file."""
 
     uses: tuple[Use, ...]
     under_way: tuple[str, ...]
 
     def of(self, model: StoredModel) -> list[Use]:
-        """The uses of this very one."""
+        """The uses of one stored model."""
         files = {_real(file) for file in model.files}
         return [
             use
