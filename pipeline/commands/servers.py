@@ -29,19 +29,23 @@ from pipeline.serve.supervisor import state
 from .model import Model
 from .programs import Programs
 from .request import request
-from .variables import SERVER, FileVariables
+from .variables import (
+    MODEL_NAMES,
+    SERVER,
+    AddressVariables,
+    FileVariables,
+    ModelVariables,
+    ServerVariables,
+)
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, InstanceSpec
 
 # Options of the server with a variable of their own: said here, they win over a profile.
-OPTIONS = (
-    *("host", "port", "threads", "gpu_layers", "parallel", "batch_size", "ctx_size"),
-    *("device", "alias", "api_key_file"),
-)
+OPTIONS = (*variables(AddressVariables), *variables(ServerVariables))
 GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
 OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft", "lora")  # these, too
-OF_A_MODEL = (*OF_A_FILE, "imatrix", "keep_f16")
+OF_A_MODEL = tuple(name for name in variables(ModelVariables) if name not in MODEL_NAMES)
 FIRST_PORT = 9001  # of stored instances: after the gateway's usual one
 BESIDE = "+"  # between the name of an instance and that of what its model has beside it
 # Where an image keeps llama.cpp's programs.
