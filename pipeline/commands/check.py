@@ -84,12 +84,12 @@ def check_request(model: Model) -> None:
         log.info(
             f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
         )
-    book = home.run / "gguf.json"
-    own = request.mmproj and models.gguf.read_cached(request.mmproj, book)
+    headers = home.run / "gguf.json"
+    own = request.mmproj and models.gguf.read_cached(request.mmproj, headers)
     if reference and reference.path and reference.kind == "gguf":
         model.read_path(reference.path)
         if own and request.mmproj:
-            header = models.gguf.read_cached(reference.path, book)
+            header = models.gguf.read_cached(reference.path, headers)
             models.projector.require(own, header, request.mmproj.name)
     elif reference and reference.path and model.base:
         models.adapter.check_folder(reference.path)

@@ -94,9 +94,9 @@ def measure(
         program, digest = programs.program(FIT_PARAMS), programs.sha256(FIT_PARAMS)
         # Options such as cache_type_k change what is needed; it knows those that do.
         known = known_words(words, flags.read(program, digest, run / "flags"))
+        answers = run / "memory.json"
         try:
-            cache = run / "memory.json"
-            needed = memory.measure(program, digest[:12], file, known, ctx_size, cache)
+            needed = memory.measure(program, digest[:12], file, known, ctx_size, answers)
         except UsageError as error:
             error.message += f" (its architecture is {header.architecture!r})"
             raise
@@ -223,8 +223,7 @@ def header_folders(model: Model, resolved: Resolved) -> list[Path]:
 
 def of_made(model: Model, file: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
-    book = model.home.run / "gguf.json"
-    header = gguf.read_cached(file, book)
+    header = gguf.read_cached(file, model.home.run / "gguf.json")
     return MemoryEstimate(
         bytes=bytes_of(file),
         trained=header.context_length,

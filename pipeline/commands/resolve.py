@@ -267,32 +267,32 @@ def look(model: Model, path: Path, *, store: bool = True) -> None:
         model.resolved = model.read_path(path, model.architectures() if is_folder else frozenset())
 
 
-def _with_base(model: Model, found: Resolved, *, store: bool) -> Resolved:
+def _with_base(model: Model, resolved: Resolved, *, store: bool) -> Resolved:
     """An adapter with the config of its base, for which the hub is asked where nothing here has
     it. Raises PipelineError."""
     if model.base and model.base.known() is None:
         resolve(model.base, store=store)
-    path = model.base_path(found)
-    known = model.with_base(found, stored=not model.request.refresh)
-    reference = parse_repository(found.base_name)
+    path = model.base_path(resolved)
+    known = model.with_base(resolved, stored=not model.request.refresh)
+    reference = parse_repository(resolved.base_name)
     if known is None and path and reference and not model.request.frozen:
         request = model.request.replace(reference=reference)
         try:
             config = RepoFiles(Model(request, model.programs)).config_files()
         except PipelineError as error:
-            raise PipelineError(f"{_unknown_base(found)}: {error.message}", BASE) from None
+            raise PipelineError(f"{_unknown_base(resolved)}: {error.message}", BASE) from None
         if store:
             stored.store(path, config)
-        known = replace(found, base=config)
+        known = replace(resolved, base=config)
     if known is None:
-        raise PipelineError(_unknown_base(found), BASE)
+        raise PipelineError(_unknown_base(resolved), BASE)
     return known
 
 
-def _unknown_base(found: Resolved) -> str:
-    named = f" ({found.base_name})" if found.base_name else ""
+def _unknown_base(resolved: Resolved) -> str:
+    named = f" ({resolved.base_name})" if resolved.base_name else ""
     return (
-        f"{found.name}: converting it needs the config.json of the model that it was trained "
+        f"{resolved.name}: converting it needs the config.json of the model that it was trained "
         f"for{named}"
     )
 

@@ -69,8 +69,8 @@ def values(each: Variable, value: str, typed: Mapping[str, str]) -> list[str]:
     if each.parse is variables.names:
         earlier, comma, last = value.rpartition(",")
         is_lora = each.name == "lora"
-        found = files(last, ".gguf") if is_lora else matching(last, instances(typed))
-        return [f"{earlier}{comma}{name}" for name in found]
+        names = files(last, ".gguf") if is_lora else matching(last, instances(typed))
+        return [f"{earlier}{comma}{name}" for name in names]
     return []
 
 
@@ -98,8 +98,8 @@ def files(start: str, suffix: str = "") -> list[str]:
 
 def on_disk_names() -> list[str]:
     """What `remove` takes: what the models on disk were made from, or their names."""
-    found = on_disk.look(paths.home()).models
-    return [*dict.fromkeys(each.reference or each.name for each in found)]
+    models = on_disk.look(paths.home()).models
+    return [*dict.fromkeys(each.reference or each.name for each in models)]
 
 
 def repositories() -> Iterator[str]:
