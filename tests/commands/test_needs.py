@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from gateway_tools import instance
 
@@ -11,6 +14,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.bins.hardware.nvidia import Card
 from pipeline.commands import estimate, needs
 from pipeline.core import capacity
+from pipeline.core.paths import Home
 from pipeline.models.memory import UNKNOWN, Device, Memory, added, grown
 from pipeline.serve.flags import parse_help
 from pipeline.serve.supervisor import status
@@ -70,6 +74,45 @@ def test_a_projector_goes_where_most_weights_are() -> None:
     needed = Memory((Device("CUDA0", 10, 2, 1), Device("Host", 3, 0, 1)))
     more = grown(needed, 4)
     assert [row.weights for row in more.devices] == [14, 3] and more.total == needed.total + 4
+
+
+def write(path: Path, tensor: int) -> None:
+    """A GGUF with one tensor of so many numbers."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_head_count(1)
+    writer.add_tensor("output_norm.weight", np.zeros(tensor, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_what_is_served_beside_a_model_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "find", list)
+    for name, tensor in (("model", 1000), ("draft", 500), ("style", 250), ("mmproj", 125)):
+        write(tmp_path / f"{name}.gguf", tensor)
+    style, mmproj = ((tmp_path / f"{name}.gguf").stat().st_size for name in ("style", "mmproj"))
+
+    def total(*words: str) -> int:
+        cmd = ("--model", "model.gguf", "--ctx-size", "32", *words)
+        folder, program = str(tmp_path), str(tmp_path / "llama-server")
+        server = instance("chat", engine="llama.cpp", cmd=cmd, folder=folder, executable=program)
+        needed = needs._of_file(Home(tmp_path), server, tmp_path / "model.gguf")
+        assert needed
+        return needed.total
+
+    alone = total()
+    assert total("--mmproj", "mmproj.gguf") == alone + mmproj
+    assert total("--lora", "style.gguf") == alone + style
+    assert total("--lora-scaled", "style.gguf:0.5", "--mmproj", "mmproj.gguf") == (
+        alone + style + mmproj
+    )
+    assert total("--model-draft", "draft.gguf") > alone + 500 * 4
 
 
 def test_the_machine_has_what_it_may_use() -> None:
