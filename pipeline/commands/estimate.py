@@ -81,7 +81,7 @@ def measure(
     words: Sequence[str],
     ctx_size: int,
     *,
-    ubatch: int = formula.UBATCH,
+    ubatch: int,
     pools: bool,
 ) -> Memory | None:
     """What a GGUF (whole, or its skeleton) takes when it is served with the options `words`, as
