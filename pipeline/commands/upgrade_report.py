@@ -14,13 +14,12 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.store.receipts import Entry
 from pipeline.core.text import plural, table
 from pipeline.models import converter, gguf, kinds, memory, tools
-from pipeline.serve import flags
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
-from . import estimate, server_options, verify
+from . import estimate, serve, server_options, verify
 from .model import Model
 from .programs import Programs
 from .session import Session
@@ -94,11 +93,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
 
 def options_of(programs: Programs) -> Mapping[str, Flag]:
     """The options of their llama-server; none where it is not there."""
-    binaries = programs.binaries
-    if not binaries.has("llama-server"):
-        return {}
-    path, digest = binaries.program("llama-server"), binaries.sha256("llama-server")
-    return flags.read(path, digest, programs.home.run / "flags")
+    return serve.known_flags(programs) if programs.binaries.has("llama-server") else {}
 
 
 def lost(old: Mapping[str, Flag], new: Mapping[str, Flag]) -> tuple[list[str], dict[str, str]]:
