@@ -44,6 +44,10 @@ def check(session: Session) -> None:
         "url=": bool(request.servers.url),
         "config= or profile=": bool({"config", "profile"} & typed),
     }
+    if not (any(named.values()) or request.servers.names or session.servers):
+        raise UsageError(
+            "nobody to talk to; pass model=… (try model=demo), name=… of a running server, or url=…"
+        )
     given = [name for name, is_given in named.items() if is_given]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} contradict each other", "leave one out")

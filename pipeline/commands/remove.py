@@ -157,6 +157,9 @@ def require_no_run(under_way: Sequence[str]) -> None:
 def remove(session: Session) -> None:
     """Remove the model of `model=`. Raises PipelineError where something uses it."""
     files = session.request.file_filter
+    if not session.request.named:
+        hint = "pass model=…, as it was typed to serve, or as `models` prints it"
+        raise UsageError("no model given", hint)
     if files.quant in (quants.AUTO, quants.ALL):
         raise UsageError(
             f"quant={files.quant.lower()}: names no file", "name a quant, or leave quant out"

@@ -39,7 +39,7 @@ class Session:
     def require_servers(self) -> Servers:
         """The servers. Raises UsageError where no file of them is named."""
         if self.servers is None:
-            raise UsageError("no servers given", "pass config=… or profile=…")
+            raise UsageError("no servers given; pass config=… (configs/ has examples) or profile=…")
         return self.servers
 
     def all_models(self, is_done: Callable[[Model], bool]) -> bool:

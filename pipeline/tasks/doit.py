@@ -95,21 +95,23 @@ def read_as_doitw_does() -> None:
 
 def tasks(table: Iterable[Step | ModelStep], session: Session) -> Iterator[Task]:
     """The tasks for the steps of a table: one each, or a group with one for each model."""
+    has_model = bool(session.request.reference or session.servers)
     for step in table:
         named = {"basename": step.name, "doc": step.help}
-        needs = step.needs(session)
+        lacks_model = step.needs_model and not has_model
         if isinstance(step, Step):
-            yield {**_task_of_session(step, session, needs), **named}
+            yield {**_task_of_session(step, session, lacks_model=lacks_model), **named}
         elif len(session.models) < 2 and session.servers is None:
-            yield {**_task(step, session.model, needs), **named}
+            yield {**_task(step, session.model, lacks_model=lacks_model), **named}
         else:
             yield {**named, "name": None}
             for name, model in session.models.items():
-                yield {**_task(step, model, needs), "basename": step.name, "name": name}
+                task = _task(step, model, lacks_model=lacks_model)
+                yield {**task, "basename": step.name, "name": name}
 
 
-def _task_of_session(step: Step, session: Session, needs: str) -> Task:
-    task = _task(step, session, needs)
+def _task_of_session(step: Step, session: Session, *, lacks_model: bool) -> Task:
+    task = _task(step, session, lacks_model=lacks_model)
     if step.is_group(session):
         return {"task_dep": task["task_dep"], "meta": task["meta"], "actions": None}
     if run_with := step.run_with:
@@ -121,7 +123,7 @@ def _task_of_session(step: Step, session: Session, needs: str) -> Task:
     return task
 
 
-def _task(step: AnyStep[Subject], subject: Subject, needs: str) -> Task:
+def _task(step: AnyStep[Subject], subject: Subject, *, lacks_model: bool) -> Task:
     """A task that prints live, and whose `done` alone decides whether it runs."""
     after, setup, done = step.after, step.setup, step.done
     clean, forget = step.clean, step.forget
@@ -129,7 +131,10 @@ def _task(step: AnyStep[Subject], subject: Subject, needs: str) -> Task:
         **LIVE,
         "task_dep": list(after(subject) if callable(after) else after),
         "setup": list(setup(subject) if callable(setup) else setup),
-        "meta": {"forget": (lambda: forget(subject)) if forget else None, "needs": needs},
+        "meta": {
+            "forget": (lambda: forget(subject)) if forget else None,
+            "lacks_model": lacks_model,
+        },
         "actions": [guarded(lambda: step.run(subject))],
         "uptodate": [checked(lambda: done(subject)) if done else False],
         "clean": [guarded_clean(lambda: clean(subject))] if clean else [],
@@ -145,10 +150,10 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         super().__init__(sys.stderr, options)
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
-        """Before any work: what is selected must know its model, or its configuration."""
+        """Before any work: what is selected must know its model."""
         for name in selected_tasks:
-            if missing := (tasks[name].meta or {}).get("needs"):
-                raise InvalidDodoFile(f"{name}: {missing}")
+            if (tasks[name].meta or {}).get("lacks_model"):
+                raise InvalidDodoFile(f"{name}: no model given; pass model=… (try model=demo)")
 
     def complete_run(self) -> None:
         """Failures were printed when they happened."""

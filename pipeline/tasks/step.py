@@ -1,4 +1,4 @@
-"""What a step is, and what the command line decides about it: what it lacks, what runs before it.
+"""What a step is, and what runs before it, where the command line decides that.
 
 Nothing is imported here but at need, as in the table.
 """
@@ -21,40 +21,6 @@ PREPARED_FOR = ("_check", "_compiler", "resolve", "source", "build_bins")
 PREPARATION = (*PREPARED_FOR, "_settle", "fetch", "converter", "convert", "quantize")
 
 
-def nothing(session: Session) -> str:
-    return ""
-
-
-def model(session: Session) -> str:
-    """What is missing where no model is given."""
-    has_model = session.request.reference or session.servers
-    return "" if has_model else "no model given; pass model=… (try model=demo)"
-
-
-def named_model(session: Session) -> str:
-    """As `model`; a name that `models` prints will do."""
-    hint = "no model given; pass model=…, as it was typed to serve, or as `models` prints it"
-    return "" if session.request.named else hint
-
-
-def servers(session: Session) -> str:
-    """What is missing where no file of servers is given."""
-    hint = "no servers given; pass config=… (configs/ has examples) or profile=…"
-    return "" if session.servers else hint
-
-
-def servers_or_url(session: Session) -> str:
-    return "" if session.request.servers.url else servers(session)
-
-
-def partner(session: Session) -> str:
-    """What is missing where nobody to talk to is named."""
-    requested = session.request.servers
-    if requested.url or requested.names or session.request.reference or session.servers:
-        return ""
-    return "nobody to talk to; pass model=… (try model=demo), name=… of a running server, or url=…"
-
-
 Subject = TypeVar("Subject")
 
 
@@ -70,7 +36,7 @@ class AnyStep(Struct, Generic[Subject], frozen=True):
     setup: Sequence[str] | Callable[[Subject], Sequence[str]] = ()  # run before it, if it has to
     clean: Callable[[Subject], None] | None = None
     forget: Callable[[Subject], None] | None = None
-    needs: Callable[[Session], str] = nothing  # what the command line has to name, if it does not
+    needs_model: bool = False  # or a file of servers: what the command line has to name
     reads: tuple[str, ...] = ()  # variables, or groups of them
     also: str = ""  # a step whose variables it takes too: the same words prepare what that one does
 
@@ -85,25 +51,21 @@ class Step(AnyStep["Session"], Struct, frozen=True):
 class ModelStep(AnyStep["Model"], Struct, frozen=True):
     """A step of one model: one sub-task for each model of a file of servers."""
 
-    needs: Callable[[Session], str] = model
+    needs_model: bool = True
 
 
 # What has to run before what, where that depends on the model or the servers that are named
 
 
-def is_auto(model: Model) -> bool:
-    from pipeline.models import quants
-
-    return model.request.wanted.quant == quants.AUTO
-
-
 def before_resolve(model: Model) -> list[str]:
     """Of a folder the source knows the architectures, and quant=auto asks the programs and the
     converter. All else is resolved before any of it."""
+    from pipeline.models import quants
+
     reference = model.request.reference
     if reference is None or model.base:
         return []
-    if is_auto(model):
+    if model.request.wanted.quant == quants.AUTO:
         return ["source", "build_bins", *(["converter"] if reference.is_safetensors else [])]
     return ["source"] if reference.kind == "folder" else []
 

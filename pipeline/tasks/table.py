@@ -27,11 +27,6 @@ from .step import (
     beside_build,
     has_flags,
     is_router,
-    model,
-    named_model,
-    partner,
-    servers,
-    servers_or_url,
 )
 
 if TYPE_CHECKING:
@@ -192,7 +187,7 @@ STEPS = (
         "do all that serve needs, and start nothing",
         run=lambda session: do.launch.install_models(session.servers) if session.servers else None,
         after=lambda session: before_start(session) if session.servers else ["_frozen"],
-        needs=model,
+        needs_model=True,
         is_group=lambda session: session.servers is None,
         reads=MAKING,
         also="serve",
@@ -208,7 +203,7 @@ STEPS = (
             if session.servers
             else ["_port", *(["_flags"] if has_flags(session) else []), "_frozen"]
         ),
-        needs=model,
+        needs_model=True,
         reads=SERVING,
     ),
     Step(
@@ -219,7 +214,6 @@ STEPS = (
             "_chat",
             *(["_talks", "_frozen"] if session.request.reference else []),
         ],
-        needs=partner,
         reads=(
             *("prompt", "system", "url", "name", "api_key_file", "model", "programs", "server"),
             *("serving", "config", "profile", "engine", *RUN),
@@ -235,7 +229,6 @@ STEPS = (
             else do.up.up(session.require_servers())
         ),
         after=lambda session: [] if session.request.servers.dry_run else before_start(session),
-        needs=servers,
         reads=("file", "programs", *OF_SERVERS, *RUN, "format"),
         also="serve",
     ),
@@ -274,7 +267,6 @@ STEPS = (
         "serve one address for all servers of config=, in the foreground",
         run=lambda session: do.gateway.run(session.require_servers()),
         after=lambda session: before_start(session) if is_router(session) else [],
-        needs=servers,
         reads=("file", "programs", "host", "port", "api_key_file"),
         also="serve",
     ),
@@ -282,7 +274,6 @@ STEPS = (
         "claude",
         "print how Claude Code is started on the gateway of config=; start=1 starts it",
         run_with=lambda session, words: do.claude.run(session, words),
-        needs=servers_or_url,
         reads=("file", "host", "port", "api_key_file", "format"),
     ),
     Step(
@@ -290,7 +281,6 @@ STEPS = (
         "print a unit that keeps the servers of config= up",
         run=lambda session: do.up.systemd(session.require_servers()),
         after=lambda session: ["_config"] if session.servers else [],
-        needs=servers,
         reads=("file", *OF_SERVERS),
         also="up",
     ),
@@ -298,7 +288,6 @@ STEPS = (
         "kubernetes",
         "write manifests for the servers of config=, for kubectl apply -k",
         run=lambda session: do.kubernetes.write(session.require_servers()),
-        needs=servers,
         reads=("file", "kubernetes", "format", *RUN),
         also="serve",
     ),
@@ -308,7 +297,7 @@ STEPS = (
         "write pipeline.lock: what model= was made of, for frozen=1",
         run=lambda session: do.lock.lock(session.models.values()),
         after=["_lockable", "_frozen"],
-        needs=model,
+        needs_model=True,
         reads=MAKING,
         also="serve",
     ),
@@ -320,7 +309,7 @@ STEPS = (
             if session.servers
             else do.plan.plan(session.model)
         ),
-        needs=model,
+        needs_model=True,
         reads=(*SERVING, "target"),
         also="serve",
     ),
@@ -340,7 +329,6 @@ STEPS = (
         "remove",
         "take model= away from the disk, or with quant= one quant of it",
         run=lambda session: do.remove.remove(session),
-        needs=named_model,
         reads=("model", "dry_run", "yes", "format"),
     ),
     Step(
