@@ -213,8 +213,12 @@ class PodModel:
         """Resolves it unless it is known already. Raises PipelineError."""
         model = servers.model_of(spec)
         check.require_known((model,))
-        self.spec, self.made_from, self.chain = spec, model, model.require_chain()
+        self.made_from, self.chain = model, model.require_chain()
         self.estimate = estimate.outlook(model, self.chain)
+        self.converts = self.chain.conversion is not None
+        self.is_local = self.chain.resolved.local
+        # the user's own files are served in place
+        self.weights = tuple(gguf.shards(self.chain.final)) if self.is_local else ()
         is_set = any(name in spec.server for name in ENDPOINTS)
         if self.estimate.header is None and not is_set:
             raise UsageError(
@@ -222,26 +226,17 @@ class PodModel:
                 "prepare it: "
                 + doitw("prepare " + " ".join(f"{n}={v}" for n, v in spec.model.items())),
             )
-        if self.chain.resolved.local and (self.converts or self.chain.quantization):
+        if self.is_local and (self.converts or self.chain.quantization):
             raise UsageError(
                 f"{spec.at('model.ref')} = {spec.model['model']}: no pod has that folder or file",
                 f"{doitw('prepare')} here, then name the file: server.model = {self.chain.final}",
             )
 
     @property
-    def converts(self) -> bool:
-        return self.chain.conversion is not None
-
-    @property
-    def weights(self) -> tuple[Path, ...]:
-        """The user's own files, which are served in place."""
-        return tuple(gguf.shards(self.chain.final)) if self.chain.resolved.local else ()
-
-    @property
     def variables(self) -> dict[str, str]:
         """The variables of `prepare`, with the resolved commit: every pod gets the same model."""
         source = self.chain.resolved.source
-        if self.chain.resolved.local:
+        if self.is_local:
             return {}
         variables = self.made_from.request.model_words
         if source["type"] == "hf":
@@ -260,7 +255,7 @@ class PodModel:
         )
 
     def _in_pod(self, file: Path) -> PurePosixPath:
-        if self.chain.resolved.local:
+        if self.is_local:
             return PurePosixPath(MODELS, file.name)
         return PurePosixPath(DATA, file.relative_to(self.made_from.home.root).as_posix())
 
