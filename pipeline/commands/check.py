@@ -104,6 +104,7 @@ def require_known(models: Collection[Model]) -> None:
     """Check models as a run would, and have them known for this run alone. Raises PipelineError."""
     for model in models:
         check_request(model)
+    for model in models:
         lock.require(model, before=True)
         if not model.resolve_is_done():
             resolve.resolve(model, store=False)
