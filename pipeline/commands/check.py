@@ -36,38 +36,32 @@ def require_writable(home: Home) -> None:
 
 
 def check_session(session: Session) -> None:
-    """Check every model of the command line; without one llama.cpp's programs alone. Raises
-    PipelineError."""
+    """Raise PipelineError where a run that makes something would fail; without a model llama.cpp's
+    programs alone are checked. From here on nothing is removed that it may need."""
+    require_writable(session.home)
+    active.begin(session.home.run)
     for model in session.models.values() or (session.model,):
-        check(model)
+        is_auto = model.request.wanted.quant == quants.AUTO
+        if model.request.wanted.quant == quants.ALL:
+            raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
+        check_request(model)
+        reference = model.request.reference
+        if model.request.force and reference and reference.path:
+            models.resolve.forget(reference.path, model.home)  # it may be out of date
+            if model.base:
+                model.resolved = None  # looked at again once its model is known
+            else:
+                resolve.look(model, reference.path)
         lock.require(model, before=True)
         # A repository that is not there should not cost a build, though quant=auto is decided
         # after it.
-        reference, is_auto = model.request.reference, model.request.wanted.quant == quants.AUTO
         asks = is_auto and not model.request.frozen and not model.resolve_is_done()
         if asks and reference and reference.kind == "hub":
             resolve.listing(model)
 
 
-def check(model: Model) -> None:
-    """Raise PipelineError where a run that makes something would fail. From here on nothing is
-    removed that it may need."""
-    require_writable(model.home)
-    active.begin(model.home.run)
-    if model.request.wanted.quant == quants.ALL:
-        raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
-    check_request(model)
-    path = model.request.reference and model.request.reference.path
-    if model.request.force and path:  # what is known of it may be out of date
-        models.resolve.forget(path, model.home)
-        if model.base:
-            model.resolved = None  # looked at again once its model is known
-        else:
-            resolve.look(model, path)
-
-
 def check_request(model: Model) -> None:
-    """As `check`, for runs that make nothing."""
+    """As `check_session`, of one model, for runs that make nothing."""
     request, home, source = model.request, model.home, model.programs.llama_cpp
     reference, wanted = request.reference, request.wanted
     model.programs.require_device()
@@ -111,14 +105,9 @@ def require_known(models: Collection[Model]) -> None:
     beside.check(models)
 
 
-def check_options(servers: Servers) -> None:
-    """Check the file again, now with the llama-server that will run, and print what it notes.
-    Raises UsageError."""
-    check_servers(servers, log.info)
-
-
 def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:
-    """Raise UsageError with all errors that can be seen now."""
+    """Raise UsageError with all errors of the file that can be seen now, as far as its programs are
+    here; `note` is given what is worth a line."""
     from pipeline.serve.config import checks
     from pipeline.serve.config.named import unknown_overrides
 

@@ -6,7 +6,7 @@ Nothing is imported here but at need, as in the table.
 from __future__ import annotations
 
 from pipeline import commands as do
-from pipeline.core import paths
+from pipeline.core import log, paths
 
 from .step import PREPARATION, PREPARED_FOR, ModelStep, Step, builds
 
@@ -38,7 +38,7 @@ CHECKS = (
     Step(
         "_options",
         "check the options in config= against the llama-server that will run",
-        run=lambda session: do.check.check_options(session.require_servers()),
+        run=lambda session: do.check.check_servers(session.require_servers(), log.info),
         after=lambda session: ["_config", *builds(session)],
     ),
     Step(
