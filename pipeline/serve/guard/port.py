@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,11 +64,13 @@ class GuardedPort(OwnPort):
         self.server = server
         self._listener = health.listening(server.host, server.port)
         try:
-            self._sockets, self._lock = _private_folder()
+            self._sockets = self.folder = _private_folder()
         except BaseException:
             self._listener.close()
             raise
-        self.folder = self._sockets
+        self._lock: int | None = None
+        with contextlib.suppress(OSError):  # nothing can be locked: nobody removes it either
+            self._lock = _lock(self._sockets)
         self._starts = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,7 +99,9 @@ class GuardedPort(OwnPort):
             self._thread.join()
         self._listener.close()
         shutil.rmtree(self._sockets, ignore_errors=True)
-        self._lock.close()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
     def _run(self) -> None:
         import asyncio
@@ -176,51 +180,43 @@ def shown(server: Server) -> str:
     return f"none ({why}): any page in a browser can use the server"
 
 
-def _private_folder() -> tuple[Path, _Lock]:
-    """A new folder that only this user may enter, with its lock. In the temporary
-    folder, not in the user's runtime folder: that one goes when the user logs out. Raises
-    PipelineError."""
+def _private_folder() -> Path:
+    """A new folder that only this user may enter. In the temporary folder, not in the user's
+    runtime folder: that one goes when the user logs out. Raises PipelineError."""
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108
         # To llama-server a comma separates addresses.
         if len(os.fsencode(base + NAME)) > LONGEST or "," in base:
             continue
         with contextlib.suppress(OSError):
-            for stale in _stale(Path(base)):
-                shutil.rmtree(stale, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            return folder, _Lock(folder)
+            _remove_stale(Path(base))
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     raise PipelineError(
         f"{tempfile.gettempdir()}: cannot hold the server's socket",
         "point TMPDIR to a folder with a short name, such as /tmp, or pass guard=0",
     )
 
 
-def _stale(base: Path) -> Iterator[Path]:
-    """This user's folders that a process left behind which was killed: nobody holds their lock."""
+def _remove_stale(base: Path) -> None:
+    """Remove this user's folders that a killed process left behind: nobody holds their lock."""
     for path in base.glob(f"{PREFIX}????????"):
         with contextlib.suppress(OSError):
             status = path.lstat()
             is_old = time.time() - status.st_mtime > YOUNG_SECONDS
             if is_old and status.st_uid == os.getuid():
-                with contextlib.closing(_Lock(path)) as lock:
-                    if lock.is_held:
-                        yield path
+                handle = _lock(path)
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
 
 
-class _Lock:
-    """A folder's lock, for as long as this process has it open. Where nothing can be locked it is
-    not held; then no other process removes the folder either."""
+def _lock(folder: Path) -> int:
+    """A file descriptor that holds the folder's lock until it is closed. Raises OSError where
+    another process holds it, or nothing can be locked."""
+    import fcntl  # not on Windows
 
-    def __init__(self, folder: Path) -> None:
-        import fcntl  # not on Windows
-
-        self.is_held = False
-        self._file: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.is_held = True
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle

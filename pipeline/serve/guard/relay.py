@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from .chunks import Chunks
-from .head import END, MAX_BYTES, TOO_LONG, RequestHead, read_head
 from .refusal import Refused, error_body, is_anthropic
+from .request import END, MAX_BYTES, TOO_LONG, Chunks, RequestHead, read_head
 from .rules import Rules
 
 HEAD_SECONDS = 20.0  # for the first request on a connection

@@ -526,8 +526,7 @@ def test_a_temporary_folder_that_holds_no_socket(
     with tempfile.TemporaryDirectory() as short:
         (Path(short) / name).mkdir()
         monkeypatch.setattr(tempfile, "tempdir", f"{short}/{name}")
-        folder, lock = guarded._private_folder()
-        lock.close()
+        folder = guarded._private_folder()
         folder.rmdir()
     assert folder.parent == Path("/tmp")
 
@@ -537,7 +536,8 @@ def test_folders_that_were_left_behind_are_removed(
 ) -> None:
     monkeypatch.setattr(guarded, "LONGEST", 1000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    held, lock = guarded._private_folder()
+    held = guarded._private_folder()
+    lock = guarded._lock(held)
     stale, young, others = (tmp_path / f"{guarded.PREFIX}{name:_<8}" for name in ("s", "y", "o"))
     for folder in (stale, young, others):
         folder.mkdir()
@@ -548,7 +548,6 @@ def test_folders_that_were_left_behind_are_removed(
     if os.getuid() == 0:
         os.chown(others, 12345, 12345)
         kept.add(others)
-    another, other_lock = guarded._private_folder()
-    lock.close()
-    other_lock.close()
+    another = guarded._private_folder()
+    os.close(lock)
     assert {*tmp_path.iterdir()} == {*kept, another}

@@ -1,5 +1,5 @@
-"""The head of a request, read strictly and written anew: nothing that is passed on can be read in
-another way than it was checked."""
+"""A request, read strictly and written anew: nothing that is passed on can be read in another way
+than it was checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .rules import TWO_LENGTHS
 
 # What llama-server refuses halfway through a head, and then reads the rest as the next request.
 MAX_BYTES = 64 * 1024  # of a head
-MAX_LINE = 8000
+MAX_LINE = 8000  # of a header, or the size of a chunk
 MAX_HEADERS = 99
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 TOO_LONG = Refused(431, "the head of the request is too long", closes=True)
@@ -25,6 +25,9 @@ END = b"\r\n\r\n"
 # An upgrade to another protocol is never made, and its offer may be ignored.
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 ONLY_ONCE = {"content-length", "transfer-encoding", "host"}
+
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?")
+BROKEN = Refused(400, "the chunks of the request are not valid", closes=True)
 
 
 class RequestHead(Struct, frozen=True):
@@ -92,3 +95,51 @@ def read_head(data: bytes) -> RequestHead:
     first = f"{method} {lines.url.decode('latin-1')} HTTP/{version}".encode("latin-1")
     raw = [first, *(b"%b: %b" % header for header in lines.headers), b"", b""]
     return RequestHead(method, lines.url.decode("latin-1"), headers, b"\r\n".join(raw))
+
+
+class Chunks:
+    """Reads the chunks of a body and writes them anew, without extensions and trailers. A chunk is
+    passed on as it comes."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._held = b""  # a line that is not whole yet
+        self._left = 0  # bytes of the chunk under way
+        self._ends_chunk = self._is_last = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """What is to be passed on, and what follows the body. Raises Refused."""
+        data, self._held = self._held + data, b""
+        blocks = []
+        while data and not self.is_over:
+            if self._left:
+                block, data = data[: self._left], data[self._left :]
+                self._left -= len(block)
+                blocks.append(block)
+                continue
+            line, end, rest = data.partition(b"\r\n")
+            if len(line) > MAX_LINE:
+                raise BROKEN
+            if not end:
+                self._held = data
+                break
+            blocks.append(self._line(line))
+            data = rest
+        return b"".join(blocks), data if self.is_over else b""
+
+    def _line(self, line: bytes) -> bytes:
+        """What is passed on for a line: the end of a chunk, a size, or after the last a trailer."""
+        if self._ends_chunk:
+            self._ends_chunk = False
+            if line:
+                raise BROKEN
+            return b"\r\n"
+        if self._is_last:
+            self.is_over = not line
+            return b"\r\n" if self.is_over else b""
+        size = CHUNK_SIZE.fullmatch(line)
+        if not size:
+            raise BROKEN
+        self._left = int(size[1], 16)
+        self._ends_chunk, self._is_last = self._left > 0, self._left == 0
+        return b"%x\r\n" % self._left
