@@ -32,6 +32,7 @@ from images import Machine, Running, build, checkout  # noqa: E402
 
 from pipeline.core.text import size, table  # noqa: E402
 from pipeline.serve import health  # noqa: E402
+from pipeline.serve.server import Server  # noqa: E402
 
 TAG = "localhost/llama-pipeline:measured"
 
@@ -122,14 +123,15 @@ def measure(engine: Docker | Buildah, gguf: Path, folder: Path, rounds: int) -> 
 
 def until_ready(start: Callable[[], AbstractContextManager[Running]], port: int) -> float:
     """Seconds from the start to the first 200."""
+    server = Server(name="", executable="", cmd=(), folder="", log_file="", port=port)
     began = time.perf_counter()
     with start() as running:
-        while not health.is_ready("127.0.0.1", port):
+        while not health.is_ready(server):
             if running.process.poll() is not None:
                 sys.exit(f"it ended by itself:\n{running.err}")
             time.sleep(0.005)
         seconds = time.perf_counter() - began
-    while health.is_ready("127.0.0.1", port):
+    while health.is_ready(server):
         time.sleep(0.05)
     return seconds
 

@@ -63,11 +63,10 @@ class Site:
             State(pid=1, started=0.0, asked=self.asked, instances=tuple(self.seen.values())),
         )
 
-    def says(self, name: str, state: str, reason: str = "", *, socket: str = "") -> None:
+    def says(self, name: str, state: str, reason: str = "", **more: Any) -> None:
         """What the supervisor would write about `name`."""
-        self.seen[name] = ServerStatus(
-            name=name, state=state, asked=self.asked, reason=reason, socket=socket
-        )
+        status = ServerStatus(name=name, state=state, asked=self.asked, reason=reason, **more)
+        self.seen[name] = status
         self.write()
 
     def add(self, name: str, *, state: str = "ready", **more: Any) -> Server:

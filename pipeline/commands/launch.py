@@ -37,7 +37,7 @@ def servers_of(file: Servers) -> tuple[Server, ...]:
     run, and a server that runs is part of what is used.
     """
     desired = state.read_wanted(file.at)
-    before = state.by_name(desired.instances) if desired else {}
+    before = state.servers_of(desired)
     contexts = {
         name: int(context)
         for name, server in before.items()

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
-from pipeline.serve import health
 from pipeline.serve.config import named
+from pipeline.serve.health import is_ready
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.supervisor import liveness, state
@@ -39,13 +39,9 @@ def errors(environ: Mapping[str, str]) -> list[str]:
             missing.append(f"{source.name}: none of its servers is up")
     if not (servers or missing or any(up.values())):
         servers.append(_named("llama-server"))
-    return missing + [f"{x.name} does not answer at {x.url}" for x in servers if not answers(x)]
-
-
-def answers(server: Server) -> bool:
-    """Whether its /health says 200."""
-    at = (server.address, server.port, server.health)
-    return health.is_ready(*at, tls=server.tls, timeout=SECONDS)
+    return missing + [
+        f"{x.name} does not answer at {x.url}" for x in servers if not is_ready(x, SECONDS)
+    ]
 
 
 def running(at: Folder) -> list[Server]:

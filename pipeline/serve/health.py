@@ -1,13 +1,20 @@
-"""Whether a port is free, and whether a server on it is ready."""
+"""Whether a port is free, and requests to a server on it: whether it is ready."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import socket
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import PipelineError, UsageError
+
+from .keys import keys_of
+from .server import GATEWAY, Server
 
 if TYPE_CHECKING:
     import http.client
@@ -65,36 +72,6 @@ def _unusable(host: str, port: int, error: OSError) -> PipelineError:
     )
 
 
-def connection(
-    host: str, port: int, *, tls: bool = False, timeout: float = 2
-) -> http.client.HTTPConnection:
-    """To one of our own servers; `timeout` in seconds, for each step of an exchange."""
-    import http.client  # slow to load, and not needed to plan a server
-    import ssl
-
-    if not tls:
-        return http.client.HTTPConnection(host, port, timeout=timeout)
-    # On this machine, with a certificate that names it as others see it.
-    context = ssl._create_unverified_context()  # noqa: S323
-    return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
-
-
-def is_ready(
-    host: str, port: int, path: str = "/health", *, tls: bool = False, timeout: float = 2
-) -> bool:
-    """Whether the server answers that its model is loaded."""
-    from http.client import HTTPException
-
-    server = connection(host, port, tls=tls, timeout=timeout)
-    try:
-        server.request("GET", path)
-        return server.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        server.close()
-
-
 def _holder(port: int) -> str:
     """`name (pid N)` of the process that listens on `port`, where the system tells."""
     import psutil
@@ -111,3 +88,55 @@ def _holder(port: int) -> str:
     except (psutil.Error, OSError):
         pass  # another user's process, or a system that needs more rights to tell
     return ""
+
+
+def key(server: Server) -> str | None:
+    """The first key in its key file. Raises OSError."""
+    if server.api_key_file is None:
+        return None
+    return next(iter(keys_of(Path(server.folder, server.api_key_file))), None)
+
+
+def ask(
+    server: Server, path: str, body: Mapping[str, object] | None = None, *, timeout: float
+) -> tuple[int, str]:
+    """Status and text of its answer to a GET, or with `body` to a POST. Raises OSError, also where
+    a step of the exchange takes longer than `timeout` seconds."""
+    from http.client import HTTPException  # slow to load, and not needed to plan a server
+
+    headers = {"Content-Type": "application/json"}
+    if token := key(server):
+        headers["Authorization"] = f"Bearer {token}"
+    connection = _connection(server, timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request("POST" if data else "GET", server.prefix + path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode("utf-8", "replace")
+    except (HTTPException, ValueError) as error:
+        raise OSError(str(error)) from None
+    finally:
+        connection.close()
+
+
+def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
+    import http.client
+    import ssl
+
+    if not server.tls:
+        return http.client.HTTPConnection(server.address, server.port, timeout=timeout)
+    # On this machine, with a certificate that names it as others see it.
+    context = ssl._create_unverified_context()  # noqa: S323
+    return http.client.HTTPSConnection(
+        server.address, server.port, timeout=timeout, context=context
+    )
+
+
+def is_ready(server: Server, timeout: float = 2) -> bool:
+    """Whether it answers that its model is loaded. A gateway is ready once it answers at all: its
+    /health is about the others."""
+    with contextlib.suppress(OSError):
+        # with the key: given an --api-prefix, llama-server requires it here too
+        status, _ = ask(server, "/health", timeout=timeout)
+        return status == 200 or server.engine == GATEWAY
+    return False

@@ -25,6 +25,7 @@ from pipeline.core.process import LAST_LINES, Process, lines_of, private
 
 KEPT = 5
 LONGEST = 10_000_000  # bytes
+LONGEST_QUOTED = 500  # characters of a line
 LOOK_SECONDS = 0.2
 LEAST_FREE = 64 * 1024  # bytes
 LONGEST_CHAIN = 40  # of links, as the kernel has it
@@ -193,8 +194,8 @@ def pumped(
 
 
 def quoted(lines: Iterable[str]) -> str:
-    """The last of them, indented, for an error message."""
-    return "\n".join(f"  | {line}" for line in list(lines)[-LAST_LINES:])
+    """The last of them, indented and not too long, for an error message."""
+    return "\n".join(f"  | {line[:LONGEST_QUOTED]}" for line in list(lines)[-LAST_LINES:])
 
 
 def lines(

@@ -53,6 +53,15 @@ class Waiting(Struct, frozen=True):
     priority: int = 0
 
 
+class Claim(Struct):
+    """A server's claim to memory. Times are those of time.time()."""
+
+    is_granted: bool = False  # it has been given its memory
+    wanted_since: float | None = None  # by a user, or by `up`
+    short_since: float | None = None  # of memory that others hold
+    unloading_since: float = 0.0
+
+
 def amount(held: Bytes, device: str) -> int:
     """Bytes on one device, or on all."""
     return sum(held.values()) if device == TOTAL else held.get(device, 0)

@@ -83,11 +83,6 @@ class Server(Keeping, frozen=True, kw_only=True):
     probe_timeout: float = 60.0  # for one token, once health answers
 
     @property
-    def health(self) -> str:
-        """The path of the question whether it is ready."""
-        return f"{self.prefix}/health"
-
-    @property
     def command(self) -> list[str]:
         return [self.executable, *self.cmd]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -47,26 +46,19 @@ def foreground(
         print(line, file=sys.stderr, flush=True)
 
     began = time.monotonic()
-    with asked_to_stop() as stops, _started(server, env, to_terminal) as (process, last, _):
-        is_up = False
-        while process.poll() is None and not stops:
-            if is_up:
+    with asked_to_stop() as stops, _started(server, env, to_terminal, stops) as started:
+        try:
+            started.until_ready()
+            if not stops:
+                ready(time.monotonic() - began, "\n".join(started.last_lines))
+            while not stops:
+                started.require_running()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.2)
-            elif health.is_ready(server.address, server.port, server.health, tls=server.tls):
-                is_up = True
-                ready(time.monotonic() - began, "\n".join(last))
-            elif time.monotonic() - began > server.ready_timeout:
-                break
-            else:
-                time.sleep(POLL_SECONDS)
-        status = process.poll()
-        if status is None:
-            _stop(process, stops, server.stop_timeout)
-    if stops:
-        info("stopped")
-        return
-    raise _ended(server, status, last, is_up)
+                    started.process.wait(timeout=0.2)
+        except PipelineError:
+            if not stops:
+                raise
+    info("stopped")
 
 
 @contextmanager
@@ -74,34 +66,77 @@ def beside(server: Server, *, env: Mapping[str, str]) -> Iterator[Callable[[], N
     """Run the server while the block runs, which begins once it is ready; its output goes to its
     log alone. Yields a function that raises PipelineError where it has ended by itself. Raises
     PipelineError where it ends, or is not ready in time."""
-    deadline = time.monotonic() + server.ready_timeout
-    with _started(server, env, lambda line: None) as (process, last, pump):
-        is_up = False
+    with _started(server, env, lambda line: None, []) as started:
+        started.until_ready()
+        yield started.require_running
 
-        def require_running() -> None:
-            if (status := process.poll()) is not None:
-                pump.join(timeout=2)  # for its last words
-                raise _ended(server, status, last, is_up)
 
-        try:
-            while not health.is_ready(server.address, server.port, server.health, tls=server.tls):
-                require_running()
-                if time.monotonic() > deadline:
-                    raise _ended(server, None, last, is_up)
-                time.sleep(POLL_SECONDS)
-            is_up = True
-            yield require_running
-        finally:
-            if process.poll() is None:
-                _stop(process, [], server.stop_timeout)
+class _Started:
+    """A server that was started. `stops` grows with each request to stop it."""
+
+    def __init__(
+        self,
+        server: Server,
+        process: Process,
+        log: Log,
+        show: Callable[[str], None],
+        stops: list[int],
+    ) -> None:
+        self._server, self.process, self._stops = server, process, stops
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._pump = pumped(process, self.last_lines.append, log, show)
+        self._is_up = False
+
+    def until_ready(self) -> None:
+        """Return once it is ready, or is to stop. Raises PipelineError where it ends, or is not
+        ready in time."""
+        deadline = time.monotonic() + self._server.ready_timeout
+        while not (self._stops or health.is_ready(self._server)):
+            self.require_running()
+            if time.monotonic() > deadline:
+                raise PipelineError(
+                    f"the server was not ready after {self._server.ready_timeout:g} s and was "
+                    f"stopped{self._quoted()}",
+                    f"give it more: ready_timeout=…; the log is {self._server.log_file}",
+                )
+            time.sleep(POLL_SECONDS)
+        self._is_up = not self._stops
+
+    def require_running(self) -> None:
+        """Raise PipelineError where it has ended."""
+        if (status := self.process.poll()) is not None:
+            self._pump.join(timeout=2)  # for its last words
+            when = "after it was ready" if self._is_up else "before it was ready"
+            raise PipelineError(
+                f"the server ended {when}, {how(status)}{self._quoted()}",
+                f"the log is {self._server.log_file}",
+            )
+
+    def _quoted(self) -> str:
+        return f":\n{quoted(self.last_lines)}" if self.last_lines else ""
+
+    def end(self) -> None:
+        """Stop it, and end what it started itself. A second request kills it."""
+        requests = len(self._stops)
+        if self.process.poll() is None:
+            ask_to_stop(self.process)
+        deadline = time.monotonic() + self._server.stop_timeout
+        while self.process.poll() is None:
+            if time.monotonic() > deadline or len(self._stops) > max(requests, 1):
+                info("it does not stop by itself; killing it")
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.1)
+        end_group(self.process)
+        self._pump.join(timeout=2)
 
 
 @contextmanager
 def _started(
-    server: Server, env: Mapping[str, str], show: Callable[[str], None]
-) -> Iterator[tuple[Process, deque[str], threading.Thread]]:
-    """The server's process, its last lines, and the thread that reads them: each goes to its log
-    and to `show`. After the block nothing is left of it."""
+    server: Server, env: Mapping[str, str], show: Callable[[str], None], stops: list[int]
+) -> Iterator[_Started]:
+    """The server, each line of which goes to its log and to `show`. After the block nothing is left
+    of it."""
     log_file = Path(server.log_file)
     with ExitStack() as stack:
         port = stack.enter_context(contextlib.closing(taken(server)))
@@ -110,7 +145,6 @@ def _started(
         if why := trouble(log_file):
             raise PipelineError(f"no log can be written: {why}")
         set_aside(log_file)
-        last: deque[str] = deque(maxlen=KEPT_LINES)
         log = stack.enter_context(contextlib.closing(Log(log_file)))
         process = stack.enter_context(
             running(
@@ -124,38 +158,7 @@ def _started(
                 )
             )
         )
-        pump = pumped(process, last.append, log, show)
+        started = _Started(server, process, log, show, stops)
+        stack.callback(started.end)
         port.serve()
-        try:
-            yield process, last, pump
-        finally:
-            end_group(process)  # what it started itself goes with it
-            pump.join(timeout=2)
-
-
-def _ended(server: Server, status: int | None, last: deque[str], is_up: bool) -> PipelineError:
-    """Why a server that was not asked to stop has ended; without a status it was never ready."""
-    end = f":\n{quoted(last)}" if last else ""
-    if status is None:
-        return PipelineError(
-            f"the server was not ready after {server.ready_timeout:g} s and was stopped{end}",
-            f"give it more: ready_timeout=…; the log is {server.log_file}",
-        )
-    when = "after it was ready" if is_up else "before it was ready"
-    return PipelineError(
-        f"the server ended {when}, {how(status)}{end}", f"the log is {server.log_file}"
-    )
-
-
-def _stop(process: subprocess.Popen[bytes], stops: list[int], stop_timeout: float) -> None:
-    requests = len(stops)
-    ask_to_stop(process)
-    deadline = time.monotonic() + stop_timeout
-    while process.poll() is None:
-        if time.monotonic() > deadline or len(stops) > max(requests, 1):
-            info("it does not stop by itself; killing it")
-            process.kill()
-            process.wait()
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
+        yield started

@@ -19,6 +19,7 @@ import pytest
 from conftest import REPOSITORY, free_port, wait_for
 from engines import end_all
 from images import Machine
+from supervisor_tools import stand_in
 
 from pipeline.serve import health
 
@@ -91,7 +92,7 @@ def called(machine: Machine, name: str) -> str:
 
 
 def is_ready(port: int) -> bool:
-    return health.is_ready("127.0.0.1", port)
+    return health.is_ready(stand_in(Path(), "a", port=port))
 
 
 def test_nothing_is_started_and_the_command_runs(machine: Machine) -> None:

@@ -16,6 +16,7 @@ import yaml
 from conftest import REPOSITORY, free_port
 from engines import Buildah, Docker
 from images import Machine
+from supervisor_tools import stand_in
 
 from pipeline.bins import binaries
 from pipeline.core.pins import pins
@@ -134,7 +135,7 @@ class TestBuilt:
         named = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": f"/models/{file.name}"}
         with in_image.running(read_only=True, **named) as running:
             running.until("ready in")
-            assert health.is_ready("127.0.0.1", port)
+            assert health.is_ready(stand_in(file.parent, "tiny", port=port))
             began = time.monotonic()
             running.signal()
             assert running.end(30) == 0, running.err

@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import free_port
+from supervisor_tools import stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve import health
@@ -109,6 +111,10 @@ def answering(reply: bytes) -> Iterator[int]:
             thread.join()
 
 
+def is_ready(port: int) -> bool:
+    return health.is_ready(stand_in(Path(), "a", port=port))
+
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -133,13 +139,13 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 )
 def test_only_a_200_is_ready(reply: bytes, ready: bool) -> None:
     with answering(reply) as port:
-        assert health.is_ready("127.0.0.1", port) is ready
+        assert is_ready(port) is ready
 
 
 def test_no_answer_is_not_ready() -> None:
-    assert not health.is_ready("127.0.0.1", free_port())
+    assert not is_ready(free_port())
 
 
 def test_a_server_that_accepts_and_stays_silent_is_not_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert not health.is_ready("127.0.0.1", server.getsockname()[1])
+        assert not is_ready(server.getsockname()[1])

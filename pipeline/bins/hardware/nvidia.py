@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ FORM = "--format=csv,noheader,nounits"
 MEMORY_QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
 CARD_QUERY = ("--query-gpu=name,compute_cap,driver_version,mig.mode.current,memory.total", FORM)
 OLD_CARD_QUERY = ("--query-gpu=name,driver_version,memory.total", FORM)  # before driver 510
+USED_QUERY = ("--query-compute-apps=pid,gpu_uuid,used_memory", FORM)
 MIB = 1024 * 1024
 DRIVER_LIBRARY = "libcuda.so.1"
 # As ldconfig marks them; those of other programs on the same machine (32 bits) are left out.
@@ -90,6 +92,21 @@ def find() -> list[Card]:
     program = shutil.which("nvidia-smi")
     status, out, _ = outcome([program, *MEMORY_QUERY], timeout=10) if program else (-1, "", "")
     return parse(out) if status == 0 else []
+
+
+def used() -> dict[int, dict[str, int]]:
+    """Bytes that each process uses, by card: `gpu0` and so on; empty without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    cards = (capture(["nvidia-smi", "--query-gpu=uuid", FORM], timeout=5) or "").split()
+    by_process: dict[int, dict[str, int]] = {}
+    for line in (capture(["nvidia-smi", *USED_QUERY], timeout=5) or "").splitlines():
+        with suppress(ValueError):  # "[N/A]"
+            pid, uuid, mib = (word.strip() for word in line.split(","))
+            on_cards = by_process.setdefault(int(pid), {})
+            name = f"gpu{cards.index(uuid)}"
+            on_cards[name] = on_cards.get(name, 0) + int(mib) * MIB
+    return by_process
 
 
 def driver_library() -> Path | None:

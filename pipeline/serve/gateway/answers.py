@@ -15,7 +15,7 @@ from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .servers import ServerList, Targets
 
-RETRY_AFTER = "5"  # seconds, for clients that get 503
+RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows better
 
 TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for Anthropic's API
 Details = Mapping[str, Mapping[str, Any]]
@@ -32,7 +32,8 @@ def error(refused: Refused, request: Request) -> Response:
     body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
     if is_ollama(request.scope["path"]):
         body = {"error": refused.message}
-    headers = {"retry-after": RETRY_AFTER} if refused.status == 503 else {}
+    retry_after = str(refused.retry_after or RETRY_AFTER)
+    headers = {"retry-after": retry_after} if refused.status == 503 else {}
     if refused.status == 507:
         headers["x-should-retry"] = "false"  # to OpenAI's and Anthropic's clients
     if refused.closes:

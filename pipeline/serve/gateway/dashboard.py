@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from pipeline.core.text import printable
 from pipeline.serve.guard.refusal import Refused
-from pipeline.serve.supervisor import status
+from pipeline.serve.supervisor import memory, status
 from pipeline.serve.supervisor.state import Folder
 
 from .proxy import Proxy
@@ -42,7 +42,7 @@ class Dashboard:
     def __init__(self, at: Folder, proxy: Proxy, metrics: Metrics) -> None:
         self._at, self._proxy, self._metrics = at, proxy, metrics
         self._lock = anyio.Lock()
-        self._rows: tuple[float, list[status.Row], list[status.DeviceMemory]] | None = None
+        self._rows: tuple[float, list[status.Row], list[memory.DeviceMemory]] | None = None
 
     @property
     def routes(self) -> list[Route]:
@@ -91,11 +91,11 @@ class Dashboard:
         text = await run_sync(_end, Path(file))
         return PlainTextResponse(text, headers={"x-content-type-options": "nosniff"})
 
-    async def _processes(self) -> tuple[list[status.Row], list[status.DeviceMemory]]:
+    async def _processes(self) -> tuple[list[status.Row], list[memory.DeviceMemory]]:
         async with self._lock:
             if self._rows is None or time.monotonic() - self._rows[0] > ROWS_SECONDS:
                 rows = await run_sync(status.ps, self._at)
-                devices = await run_sync(status.devices)
+                devices = await run_sync(memory.devices)
                 self._rows = (time.monotonic(), rows, devices)
             return self._rows[1:]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -208,7 +209,8 @@ class Proxy:
         now = time.monotonic()
         ready = any(target.is_ready for target in targets)
         if unreachable_since is not None and (not ready or now - unreachable_since > DEAD_SECONDS):
-            raise Refused(503, f"no server answers: {_reasons(targets, call.failures)}")
+            reasons = _reasons(targets, call.failures)
+            raise Refused(503, f"no server answers: {reasons}", retry_after=_retry_after(targets))
         hold = self.settings.hold_timeout
         if hold is None:
             hold = max(target.instance.ready_timeout for target in targets)
@@ -321,6 +323,12 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
+
+
+def _retry_after(targets: Targets) -> int | None:
+    """Seconds until one that has failed may be loaded again; None where none will be."""
+    times = [target.retry_at for target in targets if target.retry_at]
+    return max(1, math.ceil(min(times) - time.time())) if times else None
 
 
 def _reasons(targets: Targets, failures: Mapping[str, str]) -> str:

@@ -33,6 +33,7 @@ class Target(Struct, frozen=True, kw_only=True):
     problem: str = ""  # why it can never be loaded
     ready_at: float | None = None
     socket: str = ""  # of a guarded one, which need not be asked through its guard
+    retry_at: float | None = None  # of one that has failed: from when it may be loaded again
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ def _target(instance: Server, status: ServerStatus | None, request: int) -> Targ
         problem=status.problem,
         ready_at=status.ready_at,
         socket=status.socket,
+        retry_at=status.retry_at,
     )
 
 

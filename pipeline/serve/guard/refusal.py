@@ -24,13 +24,20 @@ class Refused(Exception):
     """A request that is not passed on, but answered with an error."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, *, closes: bool = False
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        closes: bool = False,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
         self.closes = closes  # the connection: what follows on it is not read
+        self.retry_after = retry_after  # seconds
 
 
 def is_anthropic(path: str, headers: Mapping[str, str]) -> bool:

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Event, Thread
 
-import psutil
 from msgspec import Struct, convert, to_builtins
 from msgspec.structs import replace
 
-from pipeline.bins.hardware import nvidia
-from pipeline.core import capacity
-from pipeline.core.process import capture
 from pipeline.core.store import json_file
 from pipeline.serve.placing import Bytes
 from pipeline.serve.server import GATEWAY, Server
 
+from .memory import in_use
 from .state import DesiredState, Folder, ServerStatus
-
-GPU_QUERY = "--query-gpu=uuid"
-APP_QUERY = "--query-compute-apps=pid,gpu_uuid,used_memory"
-FORM = "--format=csv,noheader,nounits"
-FREE_SECONDS = 1.0  # what the machine says of its free memory is asked again after so long
 
 
 class Account(Struct, frozen=True, kw_only=True):
@@ -129,49 +119,3 @@ def most(one: Bytes, other: Bytes) -> dict[str, int]:
     """The larger figure of each device."""
     names = dict.fromkeys((*one, *other))
     return {name: max(one.get(name, 0), other.get(name, 0)) for name in names}
-
-
-def in_use(pid: int) -> dict[str, int]:
-    """Bytes by device that a process and its children use; empty where it has ended."""
-    pids: set[int] = set()
-    ram = 0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for each in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                ram += each.memory_info().rss
-                pids.add(each.pid)
-    return {"ram": ram, **_on_gpus(pids)} if ram else {}
-
-
-def _on_gpus(pids: Iterable[int]) -> dict[str, int]:
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    cards = (capture(["nvidia-smi", GPU_QUERY, FORM], timeout=5) or "").split()
-    used: dict[str, int] = {}
-    for line in (capture(["nvidia-smi", APP_QUERY, FORM], timeout=5) or "").splitlines():
-        with suppress(ValueError):  # "[N/A]"
-            pid, uuid, mib = (word.strip() for word in line.split(","))
-            if int(pid) in pids and uuid in cards:
-                name = f"gpu{cards.index(uuid)}"
-                used[name] = used.get(name, 0) + int(mib) * 1024 * 1024
-    return used
-
-
-class FreeMemory:
-    """What the machine itself says is free, asked from time to time."""
-
-    def __init__(self) -> None:
-        self._free: Bytes = {}
-        self._asked = 0.0
-
-    def free(self) -> Bytes:
-        """Bytes that are free now, by device."""
-        now = time.monotonic()
-        if now - self._asked > FREE_SECONDS:
-            gpus = nvidia.find() if shutil.which("nvidia-smi") else []
-            # The books count the files that loaded models hold; those of others can be dropped.
-            self._free = {"ram": capacity.memory(with_files=True)}
-            self._free |= {f"gpu{index}": gpu.free for index, gpu in enumerate(gpus)}
-            self._asked = now
-        return self._free

@@ -20,8 +20,6 @@ from .policy import Timing
 from .slots import Slots
 from .state import Folder
 
-LONGEST_LINE = 500  # characters, of what is quoted in a message
-
 
 class Child:
     """A server that was started. `observed` becomes READY, and STUCK should it hang; `news` is set
@@ -47,17 +45,14 @@ class Child:
         )
         try:
             self.started = marker.start_time(self.process.pid)
-            self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+            self._last: deque[str] = deque(maxlen=LAST_LINES)
             # A launcher may end before its server, whose output is still to be read.
-            self._pump = pumped(self.process, self.log, self._keep, is_over=self.over.is_set)
+            self._pump = pumped(self.process, self.log, self._last.append, is_over=self.over.is_set)
             arguments = (instance, self._report, self.over, timing.probe_every, self.slots.restore)
             Thread(target=client.watch, args=arguments, daemon=True).start()
         except BaseException:
             self.kill()
             raise
-
-    def _keep(self, line: str) -> None:
-        self.last_lines.append(line[:LONGEST_LINE])
 
     def _report(self, observed: str) -> None:
         self.observed = observed
@@ -88,4 +83,4 @@ class Child:
         self.over.set()
         self._pump.join(timeout=1)  # longer only where an escaped descendant holds the pipe
         self.log.close()
-        return quoted(self.last_lines)
+        return quoted(self._last)

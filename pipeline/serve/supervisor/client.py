@@ -1,20 +1,16 @@
-"""Requests to a server: whether it is ready, its metrics, and whether it still generates tokens."""
+"""What a server that runs is watched by: its metrics, and whether it still generates tokens."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from threading import Event
 
 from msgspec import Struct
 
-from pipeline.serve import health
-from pipeline.serve.keys import keys_of
-from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.health import ask, is_ready
+from pipeline.serve.server import LLAMA_CPP, Server
 
 from .state import READY
 
@@ -24,43 +20,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two checks of a server
 COUNTER = re.compile(r"^((?:llamacpp|vllm):\S+) ([-+.\deE]+)$", re.M)
 PROGRESS = re.compile(r"_total(\{|$)")  # what stands still in a stuck server
 BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
-
-
-def key(instance: Server) -> str | None:
-    """The first key in its key file. Raises OSError."""
-    if instance.api_key_file is None:
-        return None
-    return next(iter(keys_of(Path(instance.folder, instance.api_key_file))), None)
-
-
-def ask(
-    instance: Server, path: str, body: Mapping[str, object] | None = None, *, timeout: float
-) -> tuple[int, str]:
-    """Status and text of its answer to a GET, or with `body` to a POST. Raises OSError, also after
-    `timeout` seconds without an answer."""
-    headers = {"Content-Type": "application/json"}
-    if token := key(instance):
-        headers["Authorization"] = f"Bearer {token}"
-    server = health.connection(instance.address, instance.port, tls=instance.tls, timeout=timeout)
-    try:
-        data = None if body is None else json.dumps(body)
-        server.request("POST" if data else "GET", instance.prefix + path, data, headers)
-        answer = server.getresponse()
-        return answer.status, answer.read().decode("utf-8", "replace")
-    except (http.client.HTTPException, ValueError) as error:
-        raise OSError(str(error)) from None
-    finally:
-        server.close()
-
-
-def is_ready(instance: Server, timeout: float = 2) -> bool:
-    """Whether it answers that its model is loaded. A gateway is ready once it answers at all: its
-    /health is about the others."""
-    with contextlib.suppress(OSError, ValueError):
-        # with the key: given an --api-prefix, llama-server requires it here too
-        status, _ = ask(instance, "/health", timeout=timeout)
-        return status == 200 or instance.engine == GATEWAY
-    return False
 
 
 def smallest_request(instance: Server) -> tuple[str, dict[str, object]]:
@@ -84,12 +43,6 @@ def counters(instance: Server, timeout: float) -> dict[str, float] | None:
     return None
 
 
-def is_busy(instance: Server, timeout: float) -> bool:
-    """Whether its own metrics say that it has requests."""
-    values = counters(instance, timeout) or {}
-    return any(value and BUSY.search(name) for name, value in values.items())
-
-
 class Activity(Struct, frozen=True):
     """What a server's metrics tell of its work: how far it got, and whether it has requests."""
 
@@ -97,9 +50,9 @@ class Activity(Struct, frozen=True):
     busy: bool
 
 
-def activity(instance: Server) -> Activity | None:
+def activity(instance: Server, timeout: float = METRICS_SECONDS) -> Activity | None:
     """From /metrics; None where it has none."""
-    values = counters(instance, METRICS_SECONDS)
+    values = counters(instance, timeout)
     if not values:
         return None
     progress = {name: value for name, value in values.items() if PROGRESS.search(name)}

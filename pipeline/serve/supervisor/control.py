@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
@@ -40,11 +40,15 @@ from .state import (
     DesiredState,
     Folder,
     Order,
+    Report,
     ServerStatus,
-    by_name,
+    State,
     read_state,
     read_wanted,
     require_known,
+    running_of,
+    servers_of,
+    statuses_of,
     write_wanted,
 )
 
@@ -54,7 +58,6 @@ GRACE_SECONDS = 5.0
 REACTION_SECONDS = 10.0  # for a running supervisor to read the desired state
 UP = "instances that are up:"
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone after it released its lock
-Report = Callable[[Server, ServerStatus], None]
 
 
 def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredState:
@@ -64,8 +67,7 @@ def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredSta
     before, state = read_wanted(at), living(at)
     current = before.instances if before and (state or is_running(at)) else ()
     if before and state and state.asked == before.asked:
-        running = {status.name for status in state.instances if status.state not in ENDED}
-        current = tuple(server for server in current if server.name in running)
+        current = tuple(server for server in current if server.name in running_of(state))
     kept = [server for server in current if server.name not in names]
     added = [server for server in wanted.instances if server.name in names]
     needs = {**(before.needs if before else {}), **wanted.needs}
@@ -74,17 +76,15 @@ def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredSta
 
 def changes(at: Folder, wanted: DesiredState) -> list[tuple[str, str]]:
     """What `up` would do: each name with start, keep, restart or stop."""
-    before, state = read_wanted(at), living(at)
-    old = by_name(before.instances) if before else {}
-    states = {status.name: status.state for status in state.instances} if state else {}
-    running = {name for name, state in states.items() if state not in ENDED}
+    old, state, new = servers_of(read_wanted(at)), living(at), servers_of(wanted)
+    running = running_of(state)
     actions = []
-    for new in wanted.instances:
-        if new.name not in running:
-            actions.append((new.name, "start" if new.start == BOOT else "start on demand"))
+    for name, server in new.items():
+        if name not in running:
+            actions.append((name, "start" if server.start == BOOT else "start on demand"))
         else:
-            actions.append((new.name, "keep" if old.get(new.name) == new else "restart"))
-    removed = [name for name in states if name in running and name not in by_name(wanted.instances)]
+            actions.append((name, "keep" if old.get(name) == server else "restart"))
+    removed = [name for name in statuses_of(state) if name in running and name not in new]
     return actions + [(name, "stop") for name in removed]
 
 
@@ -203,10 +203,9 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
                 f"{doitw('up')} writes it anew; {doitw('down')} without name= stops all",
             )
         before = wanted or DesiredState(config="")
-        states = {status.name: status.state for status in state.instances} if state else {}
-        known = dict.fromkeys([*by_name(before.instances), *states])
-        require_known(names, list(known), UP)
-        running = [name for name in known if not state or states.get(name, STOPPED) != STOPPED]
+        known = list(servers_of(before) | statuses_of(state))
+        require_known(names, known, UP)
+        running = [name for name in known if not state or not _is_stopped(state, name)]
         ending = list(dict.fromkeys(names)) or running
         rest = tuple(x for x in before.instances if names and x.name not in names)
         if wanted is None or wanted.instances != rest:
@@ -239,13 +238,17 @@ def _stopped_in_time(at: Folder, asked: int, names: list[str], patience: float) 
         if wanted and wanted.asked != asked:
             log.info("another `up` was started meanwhile")
             return True
-        states = {status.name: status.state for status in state.instances} if state else {}
-        if names and state and all(states.get(name, STOPPED) == STOPPED for name in names):
+        if names and state and all(_is_stopped(state, name) for name in names):
             return True
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+def _is_stopped(state: State, name: str) -> bool:
+    status = statuses_of(state).get(name)
+    return status is None or status.state == STOPPED
 
 
 def _signal_supervisor(at: Folder, *, kill: bool) -> None:
@@ -292,15 +295,15 @@ def _wait_until_settled(
 ) -> list[tuple[Server, ServerStatus]]:
     """Wait until each server is ready or has ended; see to it that there is a supervisor."""
     reported: dict[str, ServerStatus] = {}
-    names = by_name(wanted.instances)
+    names = servers_of(wanted)
     supervisor: Process | None = None
     starts, last_progress, watched = 0, time.monotonic(), 0
     while True:
         state, latest = living(at), read_wanted(at)
-        statuses = {status.name: status for status in state.instances} if state else {}
+        statuses = statuses_of(state)
         for server in wanted.instances:
             now = statuses.get(server.name)
-            if latest and server.name not in by_name(latest.instances):
+            if latest and server.name not in servers_of(latest):
                 now = ServerStatus(name=server.name, state=STOPPED, asked=wanted.asked)
             if now and now.asked >= wanted.asked and reported.get(server.name) != now:
                 reported[server.name] = now

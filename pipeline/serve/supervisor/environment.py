@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.environment import own, servers, vllm
+from pipeline.serve import health
 from pipeline.serve.server import GATEWAY, LLAMA_CPP, VLLM, Server
 
-from . import client
 from .state import VARIABLE, Folder
 
 VLLM_KEY = "VLLM_API_KEY"
@@ -24,7 +24,7 @@ def environment(instance: Server, at: Folder) -> dict[str, str]:
         config = Path(instance.env.get("XDG_CONFIG_HOME", at.path / "xdg"))
         config.mkdir(parents=True, exist_ok=True)
         env["XDG_CONFIG_HOME"] = str(config)  # empty: llama.cpp reads a config.ini there
-    elif instance.engine == VLLM and (key := client.key(instance)):
+    elif instance.engine == VLLM and (key := health.key(instance)):
         env[VLLM_KEY] = key
     return {**env, **instance.env}
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from errno import ENOSPC, EROFS
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.process import private
 from pipeline.core.store.locks import file_lock, trouble
 from pipeline.serve.guard.port import OwnPort, taken
 from pipeline.serve.server import Server
 
 from . import marker
-from .state import ASLEEP, ENDED, Folder, State, by_name, read_state, read_wanted
+from .state import (
+    ASLEEP,
+    ENDED,
+    Folder,
+    State,
+    read_state,
+    read_wanted,
+    running_of,
+    servers_of,
+    statuses_of,
+)
 
+OTHERS_SECONDS = 5.0  # others probe the lock for an instant; only a supervisor holds it longer
 LOCK_SECONDS = 0.03  # so that two who probe the lock do not take each other for a supervisor
 
 
@@ -37,6 +49,30 @@ def is_running(at: Folder) -> bool:
         raise PipelineError(f"{at.lock}: {error.strerror}", "move it out of the way") from None
 
 
+@contextmanager
+def only_supervisor(at: Folder) -> Iterator[bool]:
+    """Hold the supervisor's lock while the block runs. Yields whether no other process does."""
+    from filelock import Timeout
+
+    if trouble(at.path):
+        if living(at):
+            yield False
+            return
+        with open(at.lock, "ab", opener=private):  # by which `living` knows one in the foreground
+            yield True
+        return
+    lock = file_lock(at.lock, mode=0o600)
+    try:
+        lock.acquire(OTHERS_SECONDS)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def living(at: Folder) -> State | None:
     """The state that the supervisor last wrote, if that supervisor is alive. One in the foreground
     has no marker, so after a change of the clock it is recognised by its lock."""
@@ -49,10 +85,7 @@ def living(at: Folder) -> State | None:
 
 def is_left(at: Folder) -> bool:
     """Whether a wanted server was running when the supervisor last wrote its state."""
-    wanted, state = read_wanted(at), read_state(at)
-    names = by_name(wanted.instances) if wanted else {}
-    statuses = state.instances if state else ()
-    return any(status.name in names and status.state not in ENDED for status in statuses)
+    return not running_of(read_state(at)).isdisjoint(servers_of(read_wanted(at)))
 
 
 def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
@@ -63,11 +96,10 @@ def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
         wanted = read_wanted(other)
         if other == at or wanted is None or not is_running(other):
             continue
-        state = read_state(other)
-        ended = (
-            {status.name for status in state.instances if status.state in ENDED} if state else ()
-        )
-        yield from ((x, wanted.config) for x in wanted.instances if x.name not in ended)
+        statuses = statuses_of(read_state(other))
+        for server in wanted.instances:
+            if server.name not in statuses or statuses[server.name].state not in ENDED:
+                yield server, wanted.config
 
 
 def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:

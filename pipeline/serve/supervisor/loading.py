@@ -17,7 +17,8 @@ from pipeline.serve.placing import Bytes, Resident, Waiting
 from pipeline.serve.server import DEMAND, GATEWAY
 
 from . import client
-from .books import Books, FreeMemory, in_use
+from .books import Books
+from .memory import FreeMemory, in_use
 from .policy import Timing
 from .runner import Runner
 from .state import (
@@ -49,11 +50,7 @@ class Scheduler:
         self._timing = timing
         self._books, self._machine, self._gateways = Books(at, news), FreeMemory(), Gateways(at)
         self._uses: dict[str, ServerUse] = {}
-        self._by_hand: dict[str, float] = {}  # what a user or `up` wants loaded, and since when
-        self._admitted: set[str] = set()  # those that have been given their memory
         self._making_room: dict[str, list[str]] = {}  # by server: who unloads for it
-        self._unloading_since: dict[str, float] = {}
-        self._short_since: dict[str, float] = {}
 
     def step(self, wanted: DesiredState, runners: Runners) -> None:
         """Move on: take up orders, unload what is idle, make room for what is waited for."""
@@ -68,11 +65,11 @@ class Scheduler:
             self._follow(runner)
         self._books.settle()
         self._take_orders(wanted, mine, now)
-        for name, runner in mine.items():
+        for runner in mine.values():
             if self._is_idle(runner, now):
                 self._unload(runner, now)
             if runner.status.state == UNLOADING:
-                self._stop_if_left(name, runner, now, wanted.saved_slots)
+                self._stop_if_left(runner, now, wanted.saved_slots)
         self._load(wanted, mine, now)
 
     def tick(self, wanted: DesiredState) -> float:
@@ -80,17 +77,21 @@ class Scheduler:
         return min(self._timing.tick, TICK_SECONDS) if wanted.unloads else self._timing.tick
 
     def _follow(self, runner: Runner) -> None:
-        """Enter a finished load; one that ended well by itself is loaded again at a request."""
-        state, name = runner.status.state, runner.instance.name
-        is_new = state == WAITING and name not in self._admitted
+        """Enter a finished load; one that ended well by itself is loaded again at a request, and
+        one that failed after a pause."""
+        state = runner.status.state
+        is_new = state == WAITING and not runner.claim.is_granted
         if runner.instance.start == DEMAND and (is_new or state == EXITED):
             runner.amend(state=ASLEEP)
+        retry_at = runner.status.retry_at
+        if retry_at and time.time() >= retry_at:
+            runner.amend(state=ASLEEP, retry_at=None)
         if state == READY:
             self._books.loaded(runner.instance, runner.status)
         if state == READY or state in ENDED:
-            self._by_hand.pop(name, None)
+            runner.claim.wanted_since = None
         if runner.status.state == ASLEEP or state in ENDED:
-            self._admitted.discard(name)
+            runner.claim.is_granted = False
 
     def _take_orders(self, wanted: DesiredState, runners: Runners, now: float) -> None:
         for name, order in wanted.orders.items():
@@ -99,12 +100,12 @@ class Scheduler:
                 continue
             runner.amend(order=order.number)
             if order.loads:
-                self._by_hand[name] = now
+                runner.claim.wanted_since = now
+                runner.failures = 0
                 if runner.is_over:
-                    runner.failures = 0
-                    runner.amend(state=ASLEEP, reason="", restarts=0)
+                    runner.amend(state=ASLEEP, reason="", restarts=0, retry_at=None)
             else:
-                self._by_hand.pop(name, None)
+                runner.claim.wanted_since = None
                 self._unload(runner, now)
 
     # Unloading
@@ -131,17 +132,18 @@ class Scheduler:
         if runner.is_over or runner.status.state in (ASLEEP, UNLOADING, STOPPING):
             return
         self._books.measure(runner.instance, runner.status)
-        self._unloading_since[runner.instance.name] = now
-        runner.unloads = runner.child is not None
+        runner.claim.unloading_since = now
+        runner.unloads, runner.failures = runner.child is not None, 0
         runner.amend(state=UNLOADING if runner.child else ASLEEP)
 
-    def _stop_if_left(self, name: str, runner: Runner, now: float, saved_slots: int) -> None:
+    def _stop_if_left(self, runner: Runner, now: float, saved_slots: int) -> None:
         """Stop it once it has answered all requests, those that no gateway knows among them, and
         its conversations are saved."""
-        since = self._unloading_since.get(name, now)
-        if not self._gateways.have_left(name, runner.status.ready_at, now - since):
+        name, seconds = runner.instance.name, now - runner.claim.unloading_since
+        if not self._gateways.have_left(name, runner.status.ready_at, seconds):
             return
-        if client.is_busy(runner.instance, PROBE_SECONDS):
+        activity = client.activity(runner.instance, PROBE_SECONDS)
+        if activity and activity.busy:
             return
         if runner.child is None or runner.child.slots.are_saved(saved_slots):
             runner.ask_to_stop(time.monotonic())
@@ -171,7 +173,7 @@ class Scheduler:
                 if found.problem:
                     self._refuse(runners[name], found.problem, now)
                     continue
-                self._short_since.pop(name, None)
+                runners[name].claim.short_since = None
                 if found.hold and now - each.since <= self._timing.patience:
                     continue
                 leaving = [*found.unload, *(x for x in found.hold if _is_ready(runners, x))]
@@ -185,14 +187,14 @@ class Scheduler:
             residents.append(Resident(name, need, now, is_busy=True))
 
     def _wake(self, runner: Runner) -> None:
-        self._admitted.add(runner.instance.name)
+        runner.claim.is_granted = True
         runner.amend(state=WAITING, problem="", reason="")
 
     def _refuse(self, runner: Runner, problem: str, now: float) -> None:
         """Say that it cannot be loaded, unless that may pass: memory that others hold, also what
         just ended, may be free again soon."""
-        since = self._short_since.setdefault(runner.instance.name, now)
-        if now - since > SHORT_SECONDS:
+        runner.claim.short_since = runner.claim.short_since or now
+        if now - runner.claim.short_since > SHORT_SECONDS:
             runner.amend(state=ASLEEP, problem=problem)
 
     def _note_problems(
@@ -206,10 +208,10 @@ class Scheduler:
         pinned = [each for each in residents if each.is_pinned]
         for name, runner in runners.items():
             state = runner.status.state
-            if state in (ASLEEP, WAITING) and name not in self._admitted:
+            if state in (ASLEEP, WAITING) and not runner.claim.is_granted:
                 problem = placing.place(name, self._books.need(name), pinned, budget).problem
                 if problem or name not in waiting:
-                    self._short_since.pop(name, None)
+                    runner.claim.short_since = None
                     runner.amend(state=ASLEEP if problem else state, problem=problem)
 
     def _waiting(self, runners: Runners, now: float) -> dict[str, Waiting]:
@@ -217,11 +219,11 @@ class Scheduler:
         waiting: dict[str, Waiting] = {}
         for name, runner in runners.items():
             state, use = runner.status.state, self._uses[name]
-            if state == WAITING and name not in self._admitted:
-                self._by_hand.setdefault(name, now)
-            if state in (ASLEEP, WAITING) and name not in self._admitted:
+            if state == WAITING and not runner.claim.is_granted:
+                runner.claim.wanted_since = runner.claim.wanted_since or now
+            if state in (ASLEEP, WAITING) and not runner.claim.is_granted:
                 since = [use.since] if use.waiting else []
-                since += [self._by_hand[name]] if name in self._by_hand else []
+                since += [runner.claim.wanted_since] if runner.claim.wanted_since else []
                 if since:
                     priority, count = runner.instance.priority, max(1, use.waiting)
                     waiting[name] = Waiting(name, min(since), count, priority)
@@ -231,13 +233,13 @@ class Scheduler:
         """Whether it has its memory, or has been given it."""
         state = runner.status.state
         if state == WAITING:
-            return runner.instance.name in self._admitted
+            return runner.claim.is_granted
         return state != ASLEEP and state not in ENDED
 
     def admits(self, runner: Runner) -> bool:
         """Whether it is to be started now: it waits for that, and has been given its memory."""
-        is_admitted = runner.instance.engine == GATEWAY or runner.instance.name in self._admitted
-        return runner.status.state == WAITING and is_admitted
+        is_granted = runner.instance.engine == GATEWAY or runner.claim.is_granted
+        return runner.status.state == WAITING and is_granted
 
     def _resident(self, runner: Runner) -> Resident:
         instance, is_leaving = runner.instance, runner.status.state in (UNLOADING, STOPPING)
@@ -258,7 +260,7 @@ class Scheduler:
         free = dict(self._machine.free())
         for name, runner in runners.items():
             state, pid = runner.status.state, runner.status.pid
-            if state == LOADING or (state == WAITING and name in self._admitted):
+            if state == LOADING or (state == WAITING and runner.claim.is_granted):
                 used = in_use(pid) if pid else {}
                 for device, need in self._books.need(name).items():
                     if device in free:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import psutil
 
 from .state import VARIABLE as VARIABLE
-from .state import Folder, read_state
+from .state import Folder, read_state, statuses_of
 
 PATIENCE = 2.0  # seconds, for what is killed to be gone
 Processes = dict[str, list[psutil.Process]]  # by the variable's value
@@ -41,9 +41,9 @@ def everywhere() -> dict[str, Processes]:
 def marked(at: Folder) -> Processes:
     """Those of one configuration. A server whose environment cannot be read (it may have rights
     that we lack) is recognised by the state that the supervisor wrote."""
-    processes, state = everywhere().get(at.marker, {}), read_state(at)
-    for status in state.instances if state else ():
-        value = server(at.marker, status.name)
+    processes = everywhere().get(at.marker, {})
+    for name, status in statuses_of(read_state(at)).items():
+        value = server(at.marker, name)
         process = find(status.pid, status.started, value)
         with contextlib.suppress(psutil.Error):
             known = processes.get(value, [])  # by pid: psutil may cache a process of a reused pid
@@ -60,8 +60,8 @@ def end(at: Folder, which: Callable[[str], bool], spare: Iterable[int] = ()) -> 
     ended: set[int] = set()
     deadline, kept = time.monotonic() + PATIENCE, set(spare)
     while time.monotonic() < deadline:
-        matching = [group for value, group in marked(at).items() if which(value)]
-        processes = [process for group in matching for process in group if process.pid not in kept]
+        groups = [group for value, group in marked(at).items() if which(value)]
+        processes = [process for group in groups for process in group if process.pid not in kept]
         if not processes:
             break
         for process in processes:

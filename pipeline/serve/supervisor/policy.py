@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from pipeline.serve.logfile import LONGEST
 from pipeline.serve.placing import PATIENCE
-from pipeline.serve.server import Server
+from pipeline.serve.server import DEMAND, Server
 from pipeline.serve.stopping import how, is_hopeless
 
 from .state import EXITED, FAILED, PAUSING
@@ -19,6 +19,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     probe_every: float = 60.0
     steady_after: float = 60.0  # a server that was ready for so long has its failures forgotten
     longest_pause: float = 60.0
+    first_retry: float = 10.0  # before a request loads a demand model again that has failed
+    longest_retry: float = 300.0  # each further failure doubles that pause, up to this
     log_bytes: int = LONGEST  # then a new log is begun
     patience: float = PATIENCE  # of a request, before others are held back for it
 
@@ -39,12 +41,13 @@ class Decision(Struct, frozen=True, kw_only=True):
     reason: str
     failures: int  # in a row
     pause: float = 0.0
+    retry_after: float | None = None  # seconds from which a request loads one again that has failed
 
 
 def decide(instance: Server, end: End, failures: int, timing: Timing, output: str = "") -> Decision:
     """The next state; `output` are the last lines. Each further restart in a row waits twice as
     long, up to a limit."""
-    failures = 0 if end.was_steady else failures
+    failures, retry_after = 0 if end.was_steady else failures, None
     reason, succeeded = describe(end), not end.why and end.was_ready and end.status == 0
     if succeeded and instance.restart != "always":
         return Decision(state=EXITED, reason=reason, failures=failures)
@@ -52,13 +55,21 @@ def decide(instance: Server, end: End, failures: int, timing: Timing, output: st
         reason += "; restart = never"
     elif not end.was_ready and is_hopeless(end.status, f"{reason}\n{output}"):
         reason += "; not tried again, for it would end the same way"
-    elif failures >= instance.max_restarts:
-        reason += f"; given up after {failures} restarts in a row"
-    else:
-        limit = max(timing.longest_pause, instance.restart_pause)
-        pause = min(limit, instance.restart_pause * 2.0 ** min(failures, 60))
+    elif failures < instance.max_restarts:
+        pause = _doubled(instance.restart_pause, failures, timing.longest_pause)
         return Decision(state=PAUSING, reason=reason, failures=failures + 1, pause=pause)
-    return Decision(state=FAILED, reason=reason, failures=failures)
+    else:
+        reason += f"; given up after {failures} restarts in a row"
+        if instance.start == DEMAND:
+            retries = failures - instance.max_restarts
+            retry_after = _doubled(timing.first_retry, retries, timing.longest_retry)
+            reason += f"; a request after {retry_after:g} s tries again"
+    return Decision(state=FAILED, reason=reason, failures=failures + 1, retry_after=retry_after)
+
+
+def _doubled(first: float, times: int, limit: float) -> float:
+    """`first`, doubled so many times, up to a limit."""
+    return min(max(limit, first), first * 2.0 ** min(times, 60))
 
 
 def describe(end: End) -> str:

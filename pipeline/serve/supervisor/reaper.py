@@ -8,21 +8,18 @@ the kernel already ends the servers themselves; the reaper also ends what they h
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
-from pipeline.serve.stopping import STOP_SIGNALS
+from pipeline.serve.stopping import asked_to_stop
 
 from .marker import end_all
 from .state import Folder
 
 
 def main() -> None:
-    for name in STOP_SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the supervisor decides
-    sys.stdin.buffer.read()
+    with asked_to_stop():  # the supervisor decides
+        sys.stdin.buffer.read()
     end_all(Folder(Path(sys.argv[1])))
 
 

@@ -3,6 +3,7 @@
 waiting → loading → ready      failed start, crash, stuck → pausing → waiting
 ready → unloading → stopping → asleep → waiting      as loading.py decides
 any → stopping → stopped       … or, by policy, exited or failed
+failed → asleep                 after a pause, of a server that is loaded on demand
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import set_aside
+from pipeline.serve.placing import Claim
 from pipeline.serve.server import Server
 
 from . import client
@@ -58,6 +60,7 @@ class Runner:
         self._why = ""  # why we end it, other than on request
         # unwanted: it is stopped, and not started again; unloads: it is asleep once it has ended
         self.unwanted = self._killed = self.unloads = False
+        self.claim = Claim()
         # until: when the current state has lasted too long
         self.until = self._ready_since = self._ready_until = NEVER
 
@@ -70,7 +73,7 @@ class Runner:
         if self.unwanted or self.is_over:
             return
         self.amend(asked=asked)
-        if self.status.state == PAUSING:
+        if self.child is None:
             self.failures, self.until = 0, 0
 
     def start(self, now: float) -> None:
@@ -130,14 +133,16 @@ class Runner:
     def finish(self, end: End, now: float) -> None:
         """Decide what follows its end, or a failed start."""
         lines = self.child.finish() if self.child else ""
-        self.child = None
+        self.child, retry_at = None, None
         if self.unwanted or self.unloads:
             state, reason = STOPPED if self.unwanted else ASLEEP, ""
         else:
             decision = decide(self.instance, end, self.failures, self.timing, lines)
             self.failures, self.until = decision.failures, now + decision.pause
+            retry_at = decision.retry_after and time.time() + decision.retry_after
             state, reason = decision.state, decision.reason + (lines and f":\n{lines}")
-        self.amend(state=state, pid=None, started=None, ready_at=None, socket="", reason=reason)
+        ended = {"pid": None, "started": None, "ready_at": None, "socket": ""}
+        self.amend(state=state, reason=reason, retry_at=retry_at, **ended)
 
     def _observe(self, observed: str, now: float) -> None:
         """Act on what its probes have observed."""

@@ -17,10 +17,9 @@ from msgspec.structs import replace
 
 from pipeline.core.store.stat_cache import stamp
 from pipeline.core.text import plural
-from pipeline.serve import served
+from pipeline.serve import health, served
 from pipeline.serve.server import DEMAND, LLAMA_CPP, Server
 
-from . import client
 from .state import Folder
 
 OPTION = "--slot-save-path"
@@ -102,10 +101,9 @@ def restore(server: Server) -> int:
     return restored
 
 
-def forget(at: Folder, *, keep: bool) -> None:
-    """Remove what was saved of a configuration, unless it is to be kept."""
-    if not keep:
-        shutil.rmtree(at.path / FOLDER, ignore_errors=True)
+def forget(at: Folder) -> None:
+    """Remove what was saved of a configuration."""
+    shutil.rmtree(at.path / FOLDER, ignore_errors=True)
 
 
 def key(server: Server) -> str:
@@ -139,7 +137,7 @@ def limit_bytes(top: Path, limit: int) -> None:
 def _filled(server: Server) -> list[int]:
     """The slots that hold a prompt; none where the server does not tell."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        status, text = client.ask(server, "/slots", timeout=PATIENCE)
+        status, text = health.ask(server, "/slots", timeout=PATIENCE)
         if status == 200:
             return [int(slot["id"]) for slot in json.loads(text) if slot.get("n_prompt_tokens")]
     return []
@@ -148,7 +146,7 @@ def _filled(server: Server) -> list[int]:
 def _do(server: Server, slot: int | str, action: str, file: str) -> bool:
     with suppress(OSError):
         path = f"/slots/{slot}?action={action}"
-        return client.ask(server, path, {"filename": file}, timeout=PATIENCE)[0] == 200
+        return health.ask(server, path, {"filename": file}, timeout=PATIENCE)[0] == 200
     return False
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct, convert, to_builtins
@@ -73,7 +74,11 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines
     problem: str = ""  # why it can never be loaded
+    retry_at: float | None = None  # of one that has failed: from when a request loads it again
     order: int = 0  # the number of the last order that was taken up
+
+
+Report = Callable[[Server, ServerStatus], None]  # is called with each change
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -148,6 +153,13 @@ def write_state(at: Folder, state: State) -> None:
     json_file.write_private(at.state, to_builtins(state))
 
 
+def remove_unfinished(at: Folder) -> None:
+    """Remove what a kill left half written below the folder; its own files are written anew."""
+    with suppress(OSError):
+        for part in at.path.glob("*/**/.*.part"):
+            part.unlink(missing_ok=True)
+
+
 def read_wanted(at: Folder) -> DesiredState | None:
     """What should run; None where nothing was ever requested, or the file is damaged."""
     return json_file.read(at.wanted, lambda data: convert(data, DesiredState))
@@ -170,8 +182,19 @@ def stamp(path: Path) -> Stamp:
     return info.st_ino, info.st_mtime_ns, info.st_size
 
 
-def by_name(instances: Iterable[Server]) -> dict[str, Server]:
-    return {instance.name: instance for instance in instances}
+def servers_of(wanted: DesiredState | None) -> dict[str, Server]:
+    """The servers that should run, by name."""
+    return {server.name: server for server in (wanted.instances if wanted else ())}
+
+
+def statuses_of(state: State | None) -> dict[str, ServerStatus]:
+    """What was last written of each server, by name."""
+    return {status.name: status for status in (state.instances if state else ())}
+
+
+def running_of(state: State | None) -> set[str]:
+    """The names of those that had not ended then."""
+    return {name for name, status in statuses_of(state).items() if status.state not in ENDED}
 
 
 def require_known(names: Iterable[str], known: list[str], listed: str = "there is") -> None:

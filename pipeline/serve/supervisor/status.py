@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 
-import psutil
 from msgspec import Struct
 
 from pipeline.bins.hardware import nvidia
-from pipeline.core import capacity
 from pipeline.core.parallel import for_each
-from pipeline.core.process import capture
+from pipeline.serve import health
 from pipeline.serve.server import Server
 
-from . import books, client, marker
+from . import books, client, marker, memory
 from .liveness import living
 from .state import (
     ENDED,
@@ -22,9 +19,10 @@ from .state import (
     STOPPED,
     Folder,
     ServerStatus,
-    by_name,
     read_state,
     read_wanted,
+    servers_of,
+    statuses_of,
 )
 from .usage import Gateways
 
@@ -35,8 +33,6 @@ AT_ONCE = 64
 SPEEDS = ("llamacpp:predicted_tokens_seconds", "vllm:avg_generation_throughput_toks_per_s")
 DRAFTED = tuple(f"{name}:spec_decode_num_draft_tokens_total" for name in ("llamacpp", "vllm"))
 ACCEPTED = tuple(f"{name}:spec_decode_num_accepted_tokens_total" for name in ("llamacpp", "vllm"))
-QUERY = "--query-compute-apps=pid,used_memory"
-MIB = 1024 * 1024
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -62,22 +58,13 @@ class Row(Struct, frozen=True, kw_only=True):
     load_seconds: float | None = None  # that its last load took
 
 
-class DeviceMemory(Struct, frozen=True, kw_only=True):
-    """Main memory (`ram`), or that of an NVIDIA GPU (`gpu0`). Bytes."""
-
-    name: str
-    total: int
-    free: int  # for a new program
-
-
 def ps(at: Folder) -> list[Row]:
     """Every server in the desired state. What a dead supervisor wrote is not trusted."""
     wanted, state = read_wanted(at), read_state(at)
-    instances = by_name(wanted.instances) if wanted else {}
-    statuses = {status.name: status for status in state.instances} if state else {}
+    instances, statuses = servers_of(wanted), statuses_of(state)
     is_supervised = living(at) is not None
     processes = marker.marked(at)
-    on_gpus = gpu_memory() if statuses else {}
+    on_gpus = nvidia.used() if statuses else {}
     rows: list[Row] = []
     entries, gateways = books.read(at) if wanted and wanted.unloads else {}, Gateways(at)
     gateways.read()
@@ -92,12 +79,13 @@ def ps(at: Folder) -> list[Row]:
             state = LOST
         counters: dict[str, float] = {}
         if state == READY:
-            if client.is_ready(instance, ANSWER_SECONDS):
+            if health.is_ready(instance, ANSWER_SECONDS):
                 counters = client.counters(instance, ANSWER_SECONDS) or {}
             else:
                 state = SILENT
         own = processes.get(marker.server(at.marker, status.name), [])
-        on_own = [on_gpus[process.pid] for process in own if process.pid in on_gpus]
+        used = memory.used(own, on_gpus)
+        ram = used.pop("ram", None)
         rows.append(
             Row(
                 name=instance.name,
@@ -110,8 +98,8 @@ def ps(at: Folder) -> list[Row]:
                 port=instance.port,
                 url=instance.url,
                 restarts=status.restarts,
-                memory=memory(own) if own else None,
-                gpu_memory=sum(on_own) if on_own else None,
+                memory=ram,
+                gpu_memory=sum(used.values()) if used else None,
                 tokens_per_second=first(counters, SPEEDS),
                 drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
@@ -134,30 +122,3 @@ def drafts_accepted(counters: Mapping[str, float]) -> float | None:
     """The share of drafted tokens that the model accepted; None where none were drafted."""
     drafted = first(counters, DRAFTED)
     return (first(counters, ACCEPTED) or 0.0) / drafted if drafted else None
-
-
-def memory(processes: list[psutil.Process]) -> int:
-    """Bytes of main memory that they use, shared pages counted for each."""
-    used = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            used += process.memory_info().rss
-    return used
-
-
-def devices() -> list[DeviceMemory]:
-    """What memory there is, and how much of it is free."""
-    ram = DeviceMemory(name="ram", total=capacity.total(), free=capacity.memory())
-    cards = enumerate(nvidia.find())
-    return [ram, *(DeviceMemory(name=f"gpu{n}", total=x.total, free=x.free) for n, x in cards)]
-
-
-def gpu_memory() -> dict[int, int]:
-    """Bytes used on NVIDIA GPUs, by process; empty without a driver."""
-    used: dict[int, int] = {}
-    output = capture(["nvidia-smi", QUERY, "--format=csv,noheader,nounits"], timeout=3) or ""
-    for line in output.splitlines():
-        with contextlib.suppress(ValueError):  # "[N/A]"
-            pid, mib = line.split(",")
-            used[int(pid)] = used.get(int(pid), 0) + int(mib) * MIB
-    return used

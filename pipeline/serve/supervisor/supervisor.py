@@ -15,27 +15,23 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 
 import psutil
-from filelock import Timeout
 from msgspec.structs import replace
 
 from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
-from pipeline.core.process import Process, allow_many_files, private, start_detached
-from pipeline.core.store.locks import file_lock, trouble
+from pipeline.core.process import Process, allow_many_files, start_detached
 from pipeline.serve import served
 from pipeline.serve.logfile import Log
-from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker, slots
-from .liveness import living
+from .liveness import only_supervisor
 from .loading import Scheduler
 from .policy import Timing
 from .runner import Runner
@@ -44,24 +40,24 @@ from .state import (
     READY,
     DesiredState,
     Folder,
+    Report,
     ServerStatus,
     Stamp,
     State,
-    by_name,
     read_wanted,
+    remove_unfinished,
+    servers_of,
     stamp,
     write_state,
 )
 
 REAPER_SECONDS = 1.0  # between two starts of the reaper, should it end
-LOCK_SECONDS = 5.0  # others probe the lock for an instant; only a supervisor holds it longer
-Changed = Callable[[Server, ServerStatus], None]
 
 
 class Supervisor:
     """Runs the wanted servers, in one thread; other threads set `news` to wake it."""
 
-    def __init__(self, at: Folder, timing: Timing, changed: Changed) -> None:
+    def __init__(self, at: Folder, timing: Timing, changed: Report) -> None:
         self.at, self.timing, self.changed = at, timing, changed
         self.runners: dict[str, Runner] = {}
         self.news = Event()
@@ -109,17 +105,20 @@ class Supervisor:
         done = not self.wanted.instances and all(x.is_over for x in self.runners.values())
         self.publish()
         if done:
-            slots.forget(self.at, keep=stops > 0)  # after a signal they may come back
+            if not stops:  # after a signal they may come back
+                slots.forget(self.at)
             self.log("asked to stop" if stops else "no server is wanted any more")
         return not done
 
     def end_leftovers(self) -> None:
-        """End what a killed supervisor left behind, sparing this process and its launcher."""
+        """End what a killed supervisor left behind, sparing this process and its launcher; remove
+        what was written halfway."""
         spared = [os.getpid()]
         with contextlib.suppress(psutil.Error, OSError):
             spared += [parent.pid for parent in psutil.Process().parents()]
         if count := marker.end_all(self.at, supervisor_too=True, spare=spared):
             self.log(f"ended {count} processes that an earlier supervisor left")
+        remove_unfinished(self.at)
 
     def is_replaced(self) -> bool:
         """Whether the folder was removed, and with it the lock: another supervisor may start."""
@@ -155,7 +154,7 @@ class Supervisor:
     def reconcile(self, now: float) -> None:
         """Keep what is unchanged, stop what changed or is no longer wanted, start what is new; what
         had ended is started again on a new request."""
-        wanted = by_name(self.wanted.instances)
+        wanted = servers_of(self.wanted)
         for name, runner in self.runners.items():
             if runner.instance != wanted.get(name):
                 runner.stop(now)
@@ -187,7 +186,7 @@ class Supervisor:
 
     def publish(self) -> None:
         """Report and write what has changed; retry where it cannot be written."""
-        names = by_name(self.wanted.instances) | self.runners
+        names = servers_of(self.wanted) | self.runners
         for name in names:
             before, now = self.reported.get(name), self.runners[name].status
             if before != now:
@@ -214,21 +213,13 @@ class Supervisor:
             self._write_log(f"{datetime.now().astimezone():%F %T} {text}")
 
 
-def supervise(at: Folder, timing: Timing, changed: Changed = lambda instance, status: None) -> bool:
+def supervise(at: Folder, timing: Timing, changed: Report = lambda instance, status: None) -> bool:
     """Be the supervisor, in the main thread. False where another one is running."""
     allow_many_files()  # each server takes a pipe, a log file and at times a connection
-    if trouble(at.path):
-        if living(at):
-            return False
-        with open(at.lock, "ab", opener=private):  # by which `living` knows one in the foreground
+    with only_supervisor(at) as is_only:
+        if is_only:
             Supervisor(at, timing, changed).run()
-        return True
-    try:
-        with file_lock(at.lock, mode=0o600).acquire(LOCK_SECONDS):
-            Supervisor(at, timing, changed).run()
-    except Timeout:
-        return False
-    return True
+    return is_only
 
 
 def main() -> None:

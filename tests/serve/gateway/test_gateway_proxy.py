@@ -312,6 +312,15 @@ def test_what_failed_is_told_at_once_with_its_reason(here: Site) -> None:
     assert "chat is failed: exit status 1; more is stopped" in told and "secret" not in told
 
 
+def test_what_failed_on_demand_is_answered_with_the_time_until_its_next_try(here: Site) -> None:
+    here.add("chat", start="demand", state="failed")
+    here.says("chat", "failed", "out of memory", retry_at=time.time() + 100)
+    here.gateway()
+    answer = here.chat()
+    assert answer.status_code == 503 and "out of memory" in answer.text
+    assert 60 < int(answer.headers["retry-after"]) <= 100
+
+
 def test_a_held_request_ends_when_its_instance_fails(here: Site) -> None:
     here.add("chat", state="loading")
     here.gateway()

@@ -24,6 +24,7 @@ from disks import locks_that_do_not_work as locks_that_do_not_work
 from msgspec.structs import asdict, replace
 from supervisor_tools import Servers, changed, grandchild, lives, servers_at, stand_in
 
+from pipeline.bins.hardware import nvidia
 from pipeline.commands import ps
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -619,8 +620,12 @@ def test_ps_shows_the_memory_on_cards(
     pid = servers.pids()["a"]
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    told = f"{pid}, 1024\n{pid}, 512\n1, 7\n{servers.pids()['b']}, [N/A]\n"
-    program.write_text(f'#!/bin/sh\n[ "$1" = {status.QUERY} ] && printf {told!r}\n')
+    told = f"{pid}, GPU-0, 1024\n{pid}, GPU-1, 512\n1, GPU-1, 7\n"
+    told += f"{servers.pids()['b']}, GPU-0, [N/A]\n"
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in {nvidia.USED_QUERY[0]}) printf {told!r} ;;\n"
+        "--query-gpu=uuid) echo GPU-0; echo GPU-1 ;; esac\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     rows = servers.rows()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -165,6 +166,48 @@ def test_by_hand(servers: Servers) -> None:
         control.obey(servers.at, ["a"], loads=True)
 
 
+def test_one_that_failed_is_tried_again_by_a_request_after_a_growing_pause(
+    servers: Servers, gateway: Gateway
+) -> None:
+    servers.timing = replace(QUICK, first_retry=1.0)
+    servers.up(*on_demand(servers, "a", max_restarts=0))
+    with socket.create_server(("127.0.0.1", servers.instances[0].port)):
+        pauses = []
+        for _ in range(2):
+            gateway.waits("a")
+            failed = servers.until("a", "failed")
+            pauses.append((failed.retry_at or 0) - time.time())
+            assert "is in use by" in failed.reason
+            gateway.tells("a")  # its request was answered
+            asleep = servers.until("a", "asleep")
+            assert asleep.reason == failed.reason and asleep.retry_at is None
+    assert 0 < pauses[0] <= 1 < pauses[1] <= 2
+    loads(servers, gateway, "a")
+    status = servers.state()["a"]
+    assert (status.reason, status.retry_at) == ("", None)
+    control.obey(servers.at, ["a"], loads=False)
+    gateway.tells("a", closed=status.ready_at)
+    with socket.create_server(("127.0.0.1", servers.instances[0].port)):
+        gateway.waits("a")
+        failed = servers.until("a", "failed")
+        assert (failed.retry_at or 0) - time.time() <= 1, "a load that succeeded counts anew"
+
+
+def test_up_and_load_try_a_failed_one_at_once(servers: Servers, gateway: Gateway) -> None:
+    servers.up(*on_demand(servers, "a", max_restarts=0))
+    with socket.create_server(("127.0.0.1", servers.instances[0].port)):
+        gateway.waits("a")
+        servers.until("a", "failed")
+        gateway.tells("a")
+    assert servers.up(*servers.instances) == {}
+    servers.until("a", "asleep", reason="")
+    with socket.create_server(("127.0.0.1", servers.instances[0].port)):
+        gateway.waits("a")
+        servers.until("a", "failed")
+        gateway.tells("a")
+    assert control.obey(servers.at, ["a"], loads=True) == []
+
+
 def test_those_that_up_loads_make_room_too(servers: Servers, gateway: Gateway) -> None:
     servers.up(*on_demand(servers, "a"), memory=LARGE, needs={"a": LARGE})
     loads(servers, gateway, "a")
@@ -208,8 +251,13 @@ def test_a_killed_supervisor_leaves_nothing_loaded(servers: Servers, gateway: Ga
     loads(servers, gateway, "a")
     servers.kill_supervisor()
     wait_for(lambda: not servers.running())
+    unfinished = [servers.at.path / "slots" / "a" / ".k-0.part", servers.at.usage / ".1.json.part"]
+    for file in unfinished:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     assert servers.up(*made, memory=ALL, needs={"a": SMALL, "b": SMALL}) == {}
     assert set(states(servers).values()) == {"asleep"}
+    assert not any(file.exists() for file in unfinished)
     loads(servers, gateway, "b")
     servers.down()
     servers.nothing_left()

@@ -68,6 +68,22 @@ def test_the_budget_ends(instance: Server) -> None:
     assert verdict(instance, CRASH, 0, max_restarts=0).state == FAILED
 
 
+def test_a_request_tries_a_failed_demand_model_again_after_growing_pauses(
+    instance: Server,
+) -> None:
+    tries = [verdict(instance, BROKEN, n, start="demand", max_restarts=2) for n in range(1, 11)]
+    assert [each.state for each in tries] == [PAUSING] + [FAILED] * 9
+    assert [each.retry_after for each in tries[1:]] == [10, 20, 40, 80, 160, 300, 300, 300, 300]
+    assert [each.failures for each in tries] == list(range(2, 12))
+    assert tries[1].reason.endswith(
+        "; given up after 2 restarts in a row; a request after 10 s tries again"
+    )
+    assert verdict(instance, BROKEN, 5).retry_after is None, "what `up` loads stays failed"
+    assert verdict(instance, BROKEN, 5, start="demand", restart="never").retry_after is None
+    hopeless = decide(replace(instance, start="demand"), End(status=127), 9, Timing())
+    assert (hopeless.state, hopeless.retry_after) == (FAILED, None)
+
+
 def test_a_good_end_uses_the_budget_where_it_is_restarted(instance: Server) -> None:
     assert verdict(instance, WELL, 4, restart="always").failures == 5
     over = verdict(instance, WELL, 5, restart="always")
