@@ -105,8 +105,8 @@ def _dated(path: Path) -> list[tuple[tuple[str, int], Path]]:
 
 
 class Log:
-    """Call it with a line. It never raises and never waits: what cannot be written is said at once
-    on stderr, counted, and said in the log as soon as that takes lines again."""
+    """Call it with a line. It never raises and never waits: lines that cannot be written are
+    reported at once on stderr, counted, and reported in the log once it takes lines again."""
 
     def __init__(self, path: Path, limit: int = LONGEST) -> None:
         """`limit` in bytes; then a new file is begun."""

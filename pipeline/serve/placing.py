@@ -1,6 +1,6 @@
-"""Which models make room for another one, and which of those that wait is next.
+"""Which models make room for another, and which waiting model is loaded next.
 
-All is decided from numbers that are handed in; nothing here measures, waits or stops anything.
+Pure decisions on the numbers passed in: nothing here measures, waits or stops anything.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def budget(setting: object, machine: Bytes) -> dict[str, int]:
 
 
 def byte_count(text: str) -> int:
-    """The bytes that a size such as `20GiB` means."""
-    found = AMOUNT.fullmatch(text.strip())
-    if not found or found[2] == "%":
+    """The bytes of a size such as `20GiB`. Raises ValueError."""
+    match = AMOUNT.fullmatch(text.strip())
+    if not match or match[2] == "%":
         raise ValueError(text)
-    unit = found[2].upper()
-    return int(float(found[1]) * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
+    unit = match[2].upper()
+    return int(float(match[1]) * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
 
 
 def _bytes(value: object, whole: int, device: str = "") -> int:
@@ -103,14 +103,14 @@ def _bytes(value: object, whole: int, device: str = "") -> int:
     hint = 'must be "auto", an amount such as "20GiB", or a share such as "80%"'
     if str(value).strip().lower() == "auto":
         return whole
-    found = AMOUNT.fullmatch(str(value).strip())
-    if not found:
+    match = AMOUNT.fullmatch(str(value).strip())
+    if not match:
         raise UsageError(f"{where} = {value!r}", hint)
-    number = float(found[1])
-    if found[2] == "%":
-        if not 0 < number <= 100:
+    if match[2] == "%":
+        share = float(match[1])
+        if not 0 < share <= 100:
             raise UsageError(f"{where} = {value!r}: a share is more than 0% and at most 100%", hint)
-        return int(whole * number / 100)
+        return int(whole * share / 100)
     result = byte_count(str(value))
     if not result:
         raise UsageError(f"{where} = {value!r}: leaves no memory for any model", hint)
@@ -138,13 +138,13 @@ def place(
     if not short:
         return Placement()
     movable = [resident for resident in others if not resident.is_pinned]
-    if found := _cover(short, [resident for resident in movable if not resident.is_busy]):
-        return Placement(unload=found)
-    if found := _cover(short, movable):
+    if chosen := _cover(short, [resident for resident in movable if not resident.is_busy]):
+        return Placement(unload=chosen)
+    if chosen := _cover(short, movable):
         busy = {resident.name for resident in movable if resident.is_busy}
-        return Placement(hold=tuple(each for each in found if each in busy))
-    lacking = {device: lack - _sum(movable, device) for device, lack in short.items()}
-    figures = ", ".join(f"{size(x)} of {device}" for device, x in lacking.items() if x > 0)
+        return Placement(hold=tuple(name for name in chosen if name in busy))
+    missing = {device: count - _sum(movable, device) for device, count in short.items()}
+    figures = ", ".join(f"{size(x)} of {device}" for device, x in missing.items() if x > 0)
     return Placement(problem=f"other programs hold memory that it needs: {figures} are missing")
 
 
@@ -195,7 +195,7 @@ def _cover(short: Bytes, candidates: Sequence[Resident]) -> tuple[str, ...]:
     """The candidates to unload so that nothing is short; none where all of them are not enough."""
 
     def covers(chosen: Sequence[Resident]) -> bool:
-        return all(_sum(chosen, device) >= lack for device, lack in short.items())
+        return all(_sum(chosen, device) >= count for device, count in short.items())
 
     chosen: list[Resident] = []
     for each in sorted(candidates, key=lambda x: (x.is_busy, x.priority, x.last_use)):

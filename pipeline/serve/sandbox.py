@@ -60,7 +60,7 @@ def policy(server: Server, sockets: Path | None = None) -> Sandbox | None:
         return None
     return Sandbox(
         programs=[Path(server.command[0])],
-        read=list(_named(server)),
+        read=list(_readable(server)),
         write=list(_written(server)),
         ports=[] if sockets else [server.port],
         sockets=[sockets] if sockets else [],
@@ -83,16 +83,12 @@ def _is_for_cpu(server: Server) -> bool:
     return folder.name.endswith("-cpu") or binaries.packed_backend(folder) == "cpu"
 
 
-def _named(server: Server) -> Iterator[Path]:
-    """Every file and folder that an option names, with the other parts of a split model. A word may
-    hold several, with scales: `a.gguf,b.gguf:0.5`."""
-    for word in server.command[1:]:
-        for text in {word, *word.split(","), *re.split(r"[,:=]", word)}:
-            path = Path(server.folder, text)
-            if text and not text.startswith("-") and path.exists():
-                yield path
-                if FIRST_PART.fullmatch(path.name):
-                    yield from gguf.shards(path)
+def _readable(server: Server) -> Iterator[Path]:
+    """Every file and folder that an option names, with the other parts of a split model."""
+    for path in server.named_paths:
+        yield path
+        if FIRST_PART.fullmatch(path.name):
+            yield from gguf.shards(path)
 
 
 def _written(server: Server) -> Iterator[Path]:

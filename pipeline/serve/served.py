@@ -1,5 +1,5 @@
-"""When a model was served last: written once a server of it is ready, in `run/served/`, one small
-file a model."""
+"""When each model was last served: a small file per model in `run/served/`, written once a server
+of it is ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .server import Server
 
 
 def record(run: Path, server: Server) -> None:
-    """Record that `server` is ready. `run` is the home's. No server ends because this fails."""
+    """Record that `server` is ready, in the home's `run`. A record that cannot be written is
+    skipped."""
     file = server.argument("--model")
     if file:
         path = os.path.realpath(Path(server.folder, file))
@@ -32,14 +33,11 @@ def at(run: Path, file: Path) -> str:
 
 def files(server: Server) -> list[Path]:
     """The files that the command line of `server` names, links followed; the program too."""
-    words = [server.executable, *server.cmd]
-    words += [str(path) for path, _ in server.adapters]
-    words += [value for word in server.cmd if (value := word.partition("=")[2])]
-    paths = [Path(os.path.realpath(Path(server.folder, word))) for word in dict.fromkeys(words)]
-    return [path for path in paths if path.is_file()]
+    paths = [Path(server.folder, server.executable), *server.named_paths]
+    return [path for each in paths if (path := Path(os.path.realpath(each))).is_file()]
 
 
 def place(run: Path, path: str | Path) -> Path:
-    """Where the record of a file is, whose real path this is."""
+    """Where the record of the model at `path`, links followed, is kept."""
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()
     return run / "served" / f"{digest[:16]}.json"

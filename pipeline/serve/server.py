@@ -1,11 +1,12 @@
-"""The server: one record for what is started and how it is watched, wherever it was asked for, on
-the command line, in a file or in a profile.
+"""The server: one record of what is started and how it is watched, whether the command line, a file
+or a profile defines it.
 
 `config/` makes it; `supervise` runs one in the foreground, `supervisor/` many in the background.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from . import address
 
 LLAMA_CPP, VLLM = "llama.cpp", "vllm"
 AUTO, STRICT, OFF = SANDBOX_MODES = ("auto", "strict", "off")  # see sandbox.py
-GATEWAY = "gateway"  # an engine too, of the one that leads to the others
+GATEWAY = "gateway"  # the engine of the server that forwards to the others
 BOOT, DEMAND = "boot", "demand"  # when a server is loaded: at `up`, or when a request names it
 SERVICE = ("SERVICE_NAME", "SERVICE_VERSION")  # the name that a deployment gives its server
 
@@ -56,7 +57,7 @@ class Control(Keeping, frozen=True, kw_only=True):
 class Server(Keeping, frozen=True, kw_only=True):
     """A server as it will be started and watched. Times in seconds; 0 turns a probe off.
 
-    Two that are equal need no restart. No key stands in it, only the file that holds one.
+    A change of any field needs a restart. It holds no key, only the path of a file with one.
     """
 
     name: str
@@ -100,6 +101,19 @@ class Server(Keeping, frozen=True, kw_only=True):
                     name, _, scale = (f"{text}:1" if option == "--lora" else text).rpartition(":")
                     files.append((Path(self.folder, name), scale))
         return files
+
+    @property
+    def named_paths(self) -> list[Path]:
+        """The files and folders that its options name, as far as they exist. A word may hold
+        several, with scales: `a.gguf,b.gguf:0.5`."""
+        words = [
+            part
+            for word in self.cmd
+            for part in (word, *word.split(","), *re.split(r"[,:=]", word))
+            if part and not part.startswith("-")
+        ]
+        paths = [Path(self.folder, word) for word in dict.fromkeys(words)]
+        return [path for path in paths if path.exists()]
 
     @property
     def model_name(self) -> str:

@@ -1,4 +1,4 @@
-"""How one is asked to stop, and how a program ended."""
+"""Signals that ask to stop, and how a program ended."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from types import FrameType
 
 from pipeline.core.process import WINDOWS, Process
 
-# What is said where another start would end the same way: by us, llama-server, argparse, Python,
-# Pixi.
+# Errors after which another start would fail the same way: ours, llama-server's, argparse's,
+# Python's, Pixi's.
 HOPELESS = re.compile(
     r"cannot be started: (No such file|Permission denied|The system cannot find)|is no address: "
     r"|error: invalid argument: |error while handling argument "
@@ -89,7 +89,7 @@ def _first_failure(processes: Sequence[Process]) -> int:
 
 
 def how(status: int) -> str:
-    """An exit status as people say it."""
+    """An exit status in words."""
     if status < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-status).name}"

@@ -1,4 +1,4 @@
-"""Many servers under one supervisor: what is wanted is in one file, what is there in another."""
+"""Many servers under one supervisor: one file holds the desired state, another the actual state."""
 
 from pipeline.core.lazy import load_modules_when_used
 

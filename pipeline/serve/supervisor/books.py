@@ -20,7 +20,7 @@ from .state import DesiredState, Folder, ServerStatus
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """What is known of one server, in bytes by device."""
+    """The memory of one server, in bytes by device."""
 
     command: str  # a digest: figures of another command line do not count
     need: Bytes  # what it is counted with
@@ -115,7 +115,7 @@ def digest(server: Server) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def most(one: Bytes, other: Bytes) -> dict[str, int]:
+def most(first: Bytes, second: Bytes) -> dict[str, int]:
     """The larger figure of each device."""
-    names = dict.fromkeys((*one, *other))
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in names}
+    devices = dict.fromkeys((*first, *second))
+    return {device: max(first.get(device, 0), second.get(device, 0)) for device in devices}

@@ -1,7 +1,7 @@
-"""Which servers are loaded: at a request's or a user's wish, as long as their memory is there.
+"""Which servers are loaded: those that requests or users want, as far as memory allows.
 
-`placing` decides from numbers who makes room for whom; here they are collected, and the runners
-told. A server that is to make room first gets no new requests: see usage.py.
+This collects the numbers from which `placing` decides which server makes room for which, and has
+the runners act on it. A server that is to make room first gets no new requests: see usage.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .state import (
 )
 from .usage import Gateways, ServerUse
 
-TICK_SECONDS = 0.05  # between two looks at what gateways tell, where servers come and go
+TICK_SECONDS = 0.05  # between two readings of the gateways' reports
 SHORT_SECONDS = 5.0  # memory that others hold may be free again by then
 PROBE_SECONDS = 1.0  # for a server to tell whether it is busy
 
@@ -155,8 +155,8 @@ class Scheduler:
         budget = wanted.memory
         residents = [self._resident(each) for each in runners.values() if self._is_loaded(each)]
         staying = [each for each in residents if not _is_leaving(runners, each.name)]
-        too_much = placing.place("", {}, staying, budget)  # one took more than was computed
-        for name in too_much.unload:
+        excess = placing.place("", {}, staying, budget)  # a server took more than was computed
+        for name in excess.unload:
             self._unload(runners[name], now)
         waiting = self._waiting(runners, now)
         free = self._free(wanted, runners) if waiting else {}
@@ -169,15 +169,15 @@ class Scheduler:
         for each in placing.order(list(waiting.values()), now, self._timing.patience):
             name, need = each.name, self._books.need(each.name)
             if name not in self._making_room:
-                found = placing.place(name, need, residents, budget, free)
-                if found.problem:
-                    self._refuse(runners[name], found.problem, now)
+                placement = placing.place(name, need, residents, budget, free)
+                if placement.problem:
+                    self._refuse(runners[name], placement.problem, now)
                     continue
                 runners[name].claim.short_since = None
-                if found.hold and now - each.since <= self._timing.patience:
+                if placement.hold and now - each.since <= self._timing.patience:
                     continue
-                leaving = [*found.unload, *(x for x in found.hold if _is_ready(runners, x))]
-                if not (found.unload or found.hold):
+                leaving = [*placement.unload, *(x for x in placement.hold if _is_ready(runners, x))]
+                if not (placement.unload or placement.hold):
                     self._wake(runners[name])
                     free = {device: count - need.get(device, 0) for device, count in free.items()}
                 for other in leaving:

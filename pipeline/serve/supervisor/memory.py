@@ -39,7 +39,7 @@ def devices(*, with_files: bool = False) -> list[DeviceMemory]:
 
 def used(processes: Iterable[psutil.Process], on_gpus: Mapping[int, Bytes]) -> dict[str, int]:
     """Bytes that the processes use, shared pages counted for each; empty where all have ended.
-    `on_gpus` is what `nvidia.used` tells."""
+    `on_gpus` is the result of `nvidia.used`."""
     by_device: dict[str, int] = {}
     for process in processes:
         with suppress(psutil.Error):

@@ -41,7 +41,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     reason: str
     failures: int  # in a row
     pause: float = 0.0
-    retry_after: float | None = None  # seconds from which a request loads one again that has failed
+    retry_after: float | None = None  # seconds until a request loads a failed server again
 
 
 def decide(instance: Server, end: End, failures: int, timing: Timing, output: str = "") -> Decision:

@@ -115,22 +115,22 @@ def key(server: Server) -> str:
         if before not in INDIFFERENT and word not in INDIFFERENT
     ]
     files = [(str(file), *stamp(file)) for file in served.files(server)]
-    told = json.dumps([server.executable, options, files])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    identity = json.dumps([server.executable, options, files])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def limit_bytes(top: Path, limit: int) -> None:
     """Remove the oldest slots below `top`, as long as all have more than `limit` bytes."""
-    sizes = {}
+    files = []
     for file in top.glob("*/*.slot"):
         with suppress(OSError):
             info = file.stat()
-            sizes[file] = (info.st_mtime, info.st_size)
-    total = sum(size for _, size in sizes.values())
-    for file in sorted(sizes, key=lambda file: sizes[file]):
+            files.append((info.st_mtime, info.st_size, file))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
         if total <= limit:
             return
-        total -= sizes[file][1]
+        total -= size
         _remove([file])
 
 

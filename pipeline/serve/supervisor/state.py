@@ -68,7 +68,7 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     state: str
     asked: int = 0  # the DesiredState that this answers
     pid: int | None = None
-    started: float | None = None  # of the process, as psutil's create_time tells it
+    started: float | None = None  # of the process, as psutil's create_time gives it
     ready_at: float | None = None
     socket: str = ""  # where it answers beside its guarded port, for this user's processes
     restarts: int = 0

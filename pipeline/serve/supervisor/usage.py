@@ -1,4 +1,4 @@
-"""What the gateways tell the supervisor: which servers their requests use, and wait for.
+"""What gateways report to the supervisor: which servers their requests use, and wait for.
 
 Each gateway replaces a small file of its own. The supervisor unloads a server in two steps, so that
 no request is cut: its state becomes `unloading`, and it is stopped once every gateway has seen that
@@ -19,7 +19,7 @@ from pipeline.core.store import json_file
 from . import marker
 from .state import Folder, Stamp, stamp
 
-SILENT_SECONDS = 5.0  # a gateway that says nothing for so long is not waited for
+SILENT_SECONDS = 5.0  # a gateway that reports nothing for so long is not waited for
 
 
 class ServerUse(Struct, frozen=True, kw_only=True):
@@ -35,10 +35,10 @@ class ServerUse(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """What one gateway tells, by server."""
+    """How one gateway uses the servers, by name."""
 
     pid: int
-    started: float  # of the process, as psutil's create_time tells it
+    started: float  # of the process, as psutil's create_time gives it
     servers: Mapping[str, ServerUse] = {}
 
 
@@ -63,7 +63,7 @@ class Gateways:
     def __init__(self, at: Folder) -> None:
         self._at = at
         self._read: dict[Path, tuple[Stamp, Usage]] = {}
-        self.told: list[Usage] = []
+        self.usages: list[Usage] = []
 
     def read(self) -> None:
         """Read what has changed; forget gateways that have ended."""
@@ -77,11 +77,11 @@ class Gateways:
                 del self._read[path]
                 with suppress(OSError):
                     path.unlink()
-        self.told = [usage for _, usage in self._read.values()]
+        self.usages = [usage for _, usage in self._read.values()]
 
     def use(self, name: str) -> ServerUse:
         """How all gateways together use a server."""
-        uses = [usage.servers[name] for usage in self.told if name in usage.servers]
+        uses = [usage.servers[name] for usage in self.usages if name in usage.servers]
         latest = max(uses, key=lambda use: use.last, default=ServerUse())
         return ServerUse(
             waiting=sum(use.waiting for use in uses),
@@ -94,7 +94,7 @@ class Gateways:
     def have_left(self, name: str, ready_at: float | None, seconds: float) -> bool:
         """Whether no gateway sends requests to the server that was ready at `ready_at` and has been
         unloading for `seconds`, and all that it got are answered."""
-        for usage in self.told:
+        for usage in self.usages:
             use = usage.servers.get(name, ServerUse())
             if use.in_flight or (use.closed != ready_at and seconds < SILENT_SECONDS):
                 return False
