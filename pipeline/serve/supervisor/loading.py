@@ -25,6 +25,7 @@ from .state import (
     ASLEEP,
     ENDED,
     EXITED,
+    FAILED,
     LOADING,
     READY,
     STOPPING,
@@ -84,7 +85,7 @@ class Scheduler:
         if runner.instance.start == DEMAND and (is_new or state == EXITED):
             runner.amend(state=ASLEEP)
         retry_at = runner.status.retry_at
-        if retry_at and time.time() >= retry_at:
+        if state == FAILED and retry_at and time.time() >= retry_at:
             runner.amend(state=ASLEEP, retry_at=None)
         if state == READY:
             self._books.loaded(runner.instance, runner.status)

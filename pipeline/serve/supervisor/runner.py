@@ -95,7 +95,7 @@ class Runner:
     def stop(self, now: float) -> None:
         """Stop it: it is not wanted any more."""
         if self.child is None:
-            self.amend(state=STOPPED, reason="")
+            self.amend(state=STOPPED, reason="", retry_at=None)
         elif not self.unwanted and self.status.state != STOPPING:
             self.ask_to_stop(now)
         self.unwanted = True

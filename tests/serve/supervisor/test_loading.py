@@ -208,6 +208,20 @@ def test_up_and_load_try_a_failed_one_at_once(servers: Servers, gateway: Gateway
     assert control.obey(servers.at, ["a"], loads=True) == []
 
 
+def test_one_that_failed_stays_stopped_after_down(servers: Servers, gateway: Gateway) -> None:
+    servers.timing = replace(QUICK, first_retry=1.0)
+    servers.up(*on_demand(servers, "a", max_restarts=0), *on_demand(servers, "b"))
+    with socket.create_server(("127.0.0.1", servers.instances[0].port)):
+        gateway.waits("a")
+        servers.until("a", "failed")
+    servers.down("a")
+    assert servers.state()["a"].retry_at is None
+    time.sleep(1.2)
+    assert states(servers) == {"a": "stopped", "b": "asleep"}
+    servers.down()
+    servers.nothing_left()
+
+
 def test_those_that_up_loads_make_room_too(servers: Servers, gateway: Gateway) -> None:
     servers.up(*on_demand(servers, "a"), memory=LARGE, needs={"a": LARGE})
     loads(servers, gateway, "a")
