@@ -9,12 +9,12 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
 def reached(host: str) -> str:
-    """The host to connect to: one that listens anywhere is here, too."""
+    """The host to connect to: this machine, for a server that listens on every address."""
     return ANYWHERE.get(host, host)
 
 
 def url(host: str, port: int, prefix: str = "", *, tls: bool = False) -> str:
-    """Its address, with what stands before every path."""
+    """The URL of a server; `prefix` stands before every path."""
     host = reached(host)
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}{prefix}"
 

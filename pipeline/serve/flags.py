@@ -66,7 +66,7 @@ def parse_help(text: str) -> dict[str, Flag]:
 
 
 def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
-    """The options of `program`, asked once for each sha256. Raises PipelineError."""
+    """The options of `program`, cached by its sha256. Raises PipelineError."""
     known = cache / f"{sha256}.json"
     if flags := stored(known):
         return flags
@@ -80,11 +80,11 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
 
 
 def stored(known: Path) -> dict[str, Flag] | None:
-    """The options that `store` kept there; None where nothing of use is."""
+    """The options that `store` wrote; None where the file is missing or damaged."""
     return json_file.read(known, lambda data: convert(data, dict[str, Flag]))
 
 
 def store(known: Path, flags: Mapping[str, Flag]) -> None:
-    """Keep them for the next time. Raises OSError."""
+    """Write the options to a cache file. Raises OSError."""
     known.parent.mkdir(parents=True, exist_ok=True)
     json_file.write(known, to_builtins(flags))

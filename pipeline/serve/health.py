@@ -1,4 +1,4 @@
-"""Whether a port is free, and requests to a server on it: whether it is ready."""
+"""Whether a port is free, and whether the server on it is ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKLOG = 1024  # connections that wait to be taken
 
 
 def require_free(host: str, port: int) -> None:
-    """Raise PipelineError where `host`:`port` cannot be listened on, with who holds it."""
+    """Raise PipelineError, which names the holder, where `host`:`port` cannot be listened on."""
     _bound(host, port).close()
 
 
@@ -100,8 +100,8 @@ def key(server: Server) -> str | None:
 def ask(
     server: Server, path: str, body: Mapping[str, object] | None = None, *, timeout: float
 ) -> tuple[int, str]:
-    """Status and text of its answer to a GET, or with `body` to a POST. Raises OSError, also where
-    a step of the exchange takes longer than `timeout` seconds."""
+    """The status and text of a server's answer to a GET, or with `body` to a POST. Raises OSError,
+    also where a step of the exchange takes longer than `timeout` seconds."""
     from http.client import HTTPException  # slow to load, and not needed to plan a server
 
     headers = {"Content-Type": "application/json"}
@@ -133,8 +133,8 @@ def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
 
 
 def is_ready(server: Server, timeout: float = 2) -> bool:
-    """Whether it answers that its model is loaded. A gateway is ready once it answers at all: its
-    /health is about the others."""
+    """Whether a server answers that its model is loaded. A gateway is ready once it answers at all:
+    its /health is about the others."""
     with contextlib.suppress(OSError):
         # with the key: given an --api-prefix, llama-server requires it here too
         status, _ = ask(server, "/health", timeout=timeout)

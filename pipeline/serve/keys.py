@@ -1,4 +1,4 @@
-"""Files of API keys, and who needs one."""
+"""Files of API keys, and which hosts need none."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
 
 
 def first_key(file: Path) -> str:
-    """The key that we ask with. Raises PipelineError where there is none."""
+    """The key for our own requests. Raises PipelineError where the file has none."""
     try:
         keys = keys_of(file)
     except OSError as error:

@@ -35,7 +35,7 @@ def batch_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[s
 
 
 def inherited(environ: Mapping[str, str]) -> list[str]:
-    """The variables that would change a launch unseen."""
+    """The inherited variables that would silently change a launch."""
     return sorted(name for name in environ if name.startswith(INHERITED) and name not in OURS)
 
 

@@ -33,7 +33,7 @@ class Resident(Struct, frozen=True):
 
 
 class Placement(Struct, frozen=True):
-    """How a model gets its memory: it does at once where nothing is to be unloaded.
+    """How a model gets its memory: at once, where nothing has to be unloaded.
 
     `hold` are busy models: the one that waits gets its memory once they are idle. `problem` says
     why it can never be loaded.
@@ -149,8 +149,8 @@ def place(
 
 
 def order(waiting: Sequence[Waiting], now: float, patience: float = PATIENCE) -> list[Waiting]:
-    """Who is next: whoever has waited longer than `patience` seconds, the oldest first; then by
-    priority, by the number of requests that one load answers, and by age."""
+    """The order of loading: first what has waited longer than `patience` seconds, the oldest first;
+    then by priority, by the number of requests that one load answers, and by age."""
 
     def key(each: Waiting) -> tuple[bool, float, float, float]:
         if now - each.since > patience:

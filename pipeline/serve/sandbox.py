@@ -27,7 +27,7 @@ FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf")
 
 
 def require(server: Server, where: str) -> None:
-    """Raise UsageError where a server is to be in the sandbox and cannot be."""
+    """Raise UsageError where a server has to be in the sandbox and cannot be."""
     if server.sandbox == STRICT and (why := hindrance(server)):
         raise UsageError(f"{where}=strict: {why}", f"{where}=auto takes the sandbox where it can")
 
@@ -69,7 +69,7 @@ def policy(server: Server, sockets: Path | None = None) -> Sandbox | None:
 
 
 def shown(server: Server) -> str:
-    """For a summary."""
+    """The sandbox in words, for a plan and a summary."""
     if is_in(server):
         network = "no network" if server.guard else "no network but its port"
         return f"{strength().name}: {network}, no writes but its log"

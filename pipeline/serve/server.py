@@ -24,7 +24,7 @@ SERVICE = ("SERVICE_NAME", "SERVICE_VERSION")  # the name that a deployment give
 
 
 class Keeping(Struct, frozen=True, kw_only=True):
-    """How a server is kept. Times in seconds."""
+    """When a server runs, and how it is restarted and stopped. Times in seconds."""
 
     background: bool = True
     gpu_ids: str | None = None
@@ -88,7 +88,7 @@ class Server(Keeping, frozen=True, kw_only=True):
         return [self.executable, *self.cmd]
 
     def argument(self, option: str) -> str:
-        """What follows an option on the command line; empty where it is not there."""
+        """The value of an option on the command line; empty where it has none."""
         return next((value for name, value in pairwise(self.cmd) if name == option), "")
 
     @property

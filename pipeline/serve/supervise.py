@@ -1,5 +1,5 @@
-"""One server in the foreground, or beside what we do: started, watched until it is ready, stopped
-in time.
+"""One server in the foreground, or during a block of code: started, watched until it is ready,
+stopped in time.
 
 States: loading (503 or no answer), ready (200 on /health), stopping, gone. A first Ctrl-C,
 SIGTERM or closed terminal asks the server to end; a second one, or the end of the grace period,

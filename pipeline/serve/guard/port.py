@@ -77,7 +77,7 @@ class GuardedPort(OwnPort):
         self._is_up = threading.Event()
 
     def command(self) -> list[str]:
-        """The same, with a socket in place of its address: a new one, which nothing hinders."""
+        """The command line with a socket in place of the address, a new one for each start."""
         self._starts += 1
         self.socket = str(self._sockets / f"{self._starts}.sock")
         return private_command(self.server, self.socket)
@@ -138,7 +138,8 @@ class GuardedPort(OwnPort):
 
 
 def taken(server: Server) -> OwnPort:
-    """Its port, free or taken for it. Raises PipelineError where somebody else has it."""
+    """The port of `server`, found free, or taken where it is guarded. Raises PipelineError where it
+    is in use."""
     return GuardedPort(server) if server.guard else OwnPort(server)
 
 
@@ -169,7 +170,7 @@ def can_guard(server: Server) -> bool:
 
 
 def shown(server: Server) -> str:
-    """For a plan and a summary."""
+    """The guard in words, for a plan and a summary."""
     if server.guard:
         return "pages of other sites cannot use the server"
     if server.api_key_file:

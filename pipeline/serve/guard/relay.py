@@ -26,14 +26,14 @@ LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "c
 
 
 class Clients:
-    """The clients of one server. `path` tells where its socket is."""
+    """The clients of one server. `path` returns the path of its socket."""
 
     def __init__(self, rules: Rules, path: Callable[[], str]) -> None:
         self.rules, self.path = rules, path
         self.connections: set[ClientSide] = set()
 
     def connection(self) -> ClientSide:
-        """What asyncio calls for a new one."""
+        """A protocol for a new connection, as asyncio asks for it."""
         return ClientSide(self)
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class RequestHead(Struct, frozen=True):
 
 
 class _HeadLines:
-    """What httptools finds in a head."""
+    """Callbacks of httptools that collect the lines of a head."""
 
     def __init__(self) -> None:
         self.url = b""
@@ -67,7 +67,7 @@ class _HeadLines:
 
 
 def read_head(data: bytes) -> RequestHead:
-    """The head that `data` is, with its empty line. Raises Refused."""
+    """Parse a head, with the empty line at its end. Raises Refused."""
     lines = _HeadLines()
     parser = httptools.HttpRequestParser(lines)
     try:

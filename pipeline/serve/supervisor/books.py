@@ -1,4 +1,4 @@
-"""What each server takes of memory: computed before its first load, measured after it."""
+"""The memory that each server takes: computed before its first load, measured after it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Books:
         return replace(before, need=most(computed, before.measured))
 
     def need(self, name: str) -> Bytes:
-        """What a server is counted with, loaded or not."""
+        """The memory that a server is counted with, loaded or not."""
         entry = self.entries.get(name)
         return entry.need if entry else {}
 
@@ -110,7 +110,7 @@ class Books:
 
 
 def digest(server: Server) -> str:
-    """Of what decides how much memory a server takes."""
+    """A digest of what decides how much memory a server takes."""
     text = json.dumps([server.command, sorted(server.env.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

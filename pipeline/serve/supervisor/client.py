@@ -1,4 +1,4 @@
-"""What a server that runs is watched by: its metrics, and whether it still generates tokens."""
+"""Watching a server: when it is ready, its metrics, and whether it still generates tokens."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ EXIT_SECONDS = 1.0  # for the supervisor's process to be gone after it released 
 
 
 def merged(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredState:
-    """The desired state: all of `wanted`, or with names those of it in addition to what runs."""
+    """The desired state: `wanted`, or with `names` those servers of it in addition to what runs."""
     if not names:
         return wanted
     before, state = read_wanted(at), living(at)
@@ -130,8 +130,8 @@ def run_foreground(
     timing: Timing | None = None,
     names: Sequence[str] = (),
 ) -> None:
-    """The same in the foreground: be the supervisor until a signal or `down` ends it. With `names`
-    only these servers.
+    """Do as `up` in the foreground: be the supervisor until a signal or `down` ends it. With
+    `names` only these servers.
 
     Returns once all are stopped. Call it in the main thread. Raises PipelineError where a
     supervisor is already running.
@@ -164,7 +164,7 @@ def order(at: Folder, names: Sequence[str], *, loads: bool) -> int:
 
 
 def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, ServerStatus]]:
-    """The same, and wait until it is done; return those that could not be loaded.
+    """Load or unload these servers, and wait until it is done; return those that were not loaded.
 
     Raises PipelineError where the supervisor ends meanwhile.
     """
@@ -375,7 +375,8 @@ def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[Non
 
 
 def _require_own(folder: Path) -> None:
-    """Users do not see each other's processes: a configuration belongs to one."""
+    """Raise PipelineError where another user owns the folder: users cannot see each other's
+    processes, so a configuration belongs to one user."""
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         owner = str(folder.stat().st_uid)
         with suppress(KeyError):  # a number without a name

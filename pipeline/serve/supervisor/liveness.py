@@ -103,9 +103,9 @@ def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
 
 
 def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:
-    """The port for a start, free or taken for it; one that is guarded stays that of the start
-    `before`. Raises PipelineError where its folder is missing, or the port is in use, and says so
-    where it is for long: by a server of another configuration."""
+    """The port for a start; a guarded one is kept from the start `before`. Raises
+    PipelineError where its folder is missing or the port is in use; the message names a server of
+    another configuration that has it, which will keep it."""
     if not Path(instance.folder).is_dir():
         raise PipelineError(f"{instance.folder}: there is no such folder")
     if before and instance.guard:
@@ -121,7 +121,7 @@ def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:
 
 
 def kept_port(port: OwnPort | None, state: str) -> OwnPort | None:
-    """The port of a server in this state: given back unless it runs, or is started again."""
+    """The port, or None once it was closed: a server in this state neither runs nor restarts."""
     if port is None or state not in (*ENDED, ASLEEP):
         return port
     port.close()

@@ -39,8 +39,8 @@ def everywhere() -> dict[str, Processes]:
 
 
 def marked(at: Folder) -> Processes:
-    """Those of one configuration. A server whose environment cannot be read (it may have rights
-    that we lack) is recognised by the state that the supervisor wrote."""
+    """The marked processes of one configuration. A server whose environment cannot be read (it may
+    have rights that we lack) is recognised by the state that the supervisor wrote."""
     processes = everywhere().get(at.marker, {})
     for name, status in statuses_of(read_state(at)).items():
         value = server(at.marker, name)

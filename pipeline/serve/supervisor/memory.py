@@ -26,7 +26,7 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
 
 
 def devices(*, with_files: bool = False) -> list[DeviceMemory]:
-    """What the machine has. `with_files`: what holds files that are in use counts as free."""
+    """The memory of the machine. `with_files`: memory that caches files in use counts as free."""
     total, free = capacity.total(), capacity.memory(with_files=with_files)
     return [
         DeviceMemory(name="ram", total=total, free=free),
@@ -58,7 +58,7 @@ def in_use(pid: int) -> dict[str, int]:
 
 
 class FreeMemory:
-    """What is free, asked from time to time."""
+    """The free memory, queried at most once a second: drivers are slow to answer."""
 
     def __init__(self) -> None:
         self._free: Bytes = {}

@@ -93,7 +93,7 @@ class Runner:
             self.amend(state=LOADING, pid=pid, started=started, socket=self.port.socket)
 
     def stop(self, now: float) -> None:
-        """Stop it: it is not wanted any more."""
+        """Stop it for good."""
         if self.child is None:
             self.amend(state=STOPPED, reason="", retry_at=None)
         elif not self.unwanted and self.status.state != STOPPING:
@@ -157,7 +157,7 @@ class Runner:
             self.kill(now)
 
     def ask_to_stop(self, now: float) -> None:
-        """Have it end by itself, as long as it does not take too long."""
+        """Ask it to end by itself; it is killed once that takes too long."""
         self.amend(state=STOPPING)
         self.until = now + self.instance.stop_timeout
         if self.child:

@@ -45,7 +45,7 @@ def are_ours(server: Server, at: Folder) -> bool:
 
 
 class Slots:
-    """Those of a running server, whose folder is made. `log` gets a line."""
+    """The slots of a running server. Makes their folder; `log` gets a line."""
 
     def __init__(self, server: Server, at: Folder, log: Callable[[str], None]) -> None:
         self._server, self._log = server, log
@@ -90,7 +90,7 @@ def save(server: Server, limit: int) -> int:
 
 
 def restore(server: Server) -> int:
-    """Have it read what was saved of it, if it is still the same model, program and options.
+    """Have the server read its saved slots, if model, program and options are still the same.
     Returns how many slots that were. What it cannot read is removed."""
     restored = 0
     for file in Path(server.argument(OPTION)).glob(f"{key(server)}-*.slot"):

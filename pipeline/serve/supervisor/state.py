@@ -174,7 +174,7 @@ Stamp = tuple[int, int, int] | None
 
 
 def stamp(path: Path) -> Stamp:
-    """What changes whenever the file is replaced; None where there is none."""
+    """A value that changes whenever the file is replaced; None where it is missing."""
     try:
         info = path.stat()
     except OSError:
@@ -193,7 +193,7 @@ def statuses_of(state: State | None) -> dict[str, ServerStatus]:
 
 
 def running_of(state: State | None) -> set[str]:
-    """The names of those that had not ended then."""
+    """The names of the servers that had not ended when the state was written."""
     return {name for name, status in statuses_of(state).items() if status.state not in ENDED}
 
 

@@ -49,7 +49,7 @@ def systemd_unit(
 
 
 def _plain(text: str) -> str:
-    """For a value that extends to the end of its line."""
+    """A value that extends to the end of its line."""
     return " ".join(text.replace("%", "%%").split("\n"))
 
 

@@ -43,12 +43,12 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 def write(at: Folder, usage: Usage) -> None:
-    """Raises OSError."""
+    """Replace the report of a gateway. Raises OSError."""
     json_file.write_private(_file(at, usage.pid), to_builtins(usage))
 
 
 def remove(at: Folder) -> None:
-    """What this process wrote."""
+    """Remove the report of this process."""
     with suppress(OSError):
         _file(at, os.getpid()).unlink()
 
