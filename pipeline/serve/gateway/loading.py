@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.serve.guard.refusal import Refused
+from pipeline.serve.server import DEMAND
 from pipeline.serve.supervisor import control
-from pipeline.serve.supervisor.state import ASLEEP
+from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .demand import awaited
 from .proxy import Proxy
@@ -39,13 +40,13 @@ class Loading:
         asks for it. Raises Refused."""
         targets = await self._named(request)
         if not any(target.is_ready for target in targets):
-            target = awaited(targets)
+            target = awaited(targets) or _failed(targets)
             if target is None:
                 first = targets[0]
                 if first.problem:
                     raise Refused(507, f"{first.name} cannot be loaded: {first.problem}")
                 raise Refused(400, f"{first.name} is not running; start it: {doitw('up')}")
-            if target.state == ASLEEP:
+            if target.state in (ASLEEP, FAILED):
                 await self._order([target], loads=True)
         return JSONResponse({"success": True})
 
@@ -83,6 +84,12 @@ class Loading:
             await to_thread.run_sync(lambda: control.order(self._proxy.view.at, names, loads=loads))
         except (PipelineError, OSError) as error:
             raise Refused(503, f"{', '.join(names)}: {error}") from None
+
+
+def _failed(targets: Targets) -> Target | None:
+    """A server that an order loads again."""
+    on_demand = [target for target in targets if target.instance.start == DEMAND]
+    return next((target for target in on_demand if target.state == FAILED), None)
 
 
 def _is_loaded(target: Target) -> bool:

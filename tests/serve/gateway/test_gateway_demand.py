@@ -14,7 +14,8 @@ import pytest
 from conftest import wait_for
 from gateway_tools import Site, site, stop
 
-from pipeline.serve.supervisor.state import ServerStatus
+from pipeline.serve.supervisor import liveness
+from pipeline.serve.supervisor.state import ServerStatus, read_wanted
 from pipeline.serve.supervisor.usage import Gateways, ServerUse
 
 
@@ -179,3 +180,15 @@ def test_of_two_with_one_alias_the_one_that_loads_is_waited_for(here: Site) -> N
     says(here, "b", "failed")
     first.join()
     second.join()
+
+
+def test_one_that_failed_is_loaded_by_hand(here: Site) -> None:
+    here.add("chat", start="demand", state="failed")
+    here.add("boot", state="failed")
+    here.gateway()
+    with liveness.only_supervisor(here.at) as is_only:
+        assert is_only
+        assert here.post("/models/load", {"model": "chat"}).json() == {"success": True}
+        assert here.post("/models/load", {"model": "boot"}).status_code == 400
+    wanted = read_wanted(here.at)
+    assert wanted and {name: each.loads for name, each in wanted.orders.items()} == {"chat": True}
