@@ -77,7 +77,7 @@ def test_the_supervisor_is_told_who_waits_and_who_is_in_use(here: Site) -> None:
 def closed(here: Site) -> float | None:
     gateways = Gateways(here.at)
     gateways.read()
-    return next((usage.servers["chat"].closed for usage in gateways.told), None)
+    return next((usage.servers["chat"].closed for usage in gateways.usages), None)
 
 
 def has_left(here: Site, ready_at: float) -> bool:
