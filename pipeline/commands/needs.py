@@ -16,7 +16,7 @@ from pipeline.models.memory import MIB, Memory
 from pipeline.serve import placing
 from pipeline.serve.placing import Bytes
 from pipeline.serve.server import BOOT, LLAMA_CPP, VLLM, Server
-from pipeline.serve.supervisor import status
+from pipeline.serve.supervisor.memory import devices
 
 from . import beside, estimate, serve
 from .servers import Servers
@@ -29,7 +29,7 @@ UNITED = re.compile(r"Host|CPU|MTL|Metal|BLAS")  # devices whose memory is main 
 
 def budget(file: Servers) -> dict[str, int]:
     """What the servers of a file may take together, in bytes by device. Raises UsageError."""
-    machine = {device.name: device.total for device in status.devices()}
+    machine = {device.name: device.total for device in devices()}
     try:
         return placing.budget(file.configuration.master.memory, machine)
     except UsageError as error:

@@ -17,7 +17,7 @@ from pipeline.core import capacity
 from pipeline.core.paths import Home
 from pipeline.models.memory import UNKNOWN, Device, Memory, added, grown
 from pipeline.serve.flags import parse_help
-from pipeline.serve.supervisor import status
+from pipeline.serve.supervisor.memory import devices
 
 GB = 10**9
 CARDS = [Card(name="a", total=10 * GB, free=1), Card(name="b", total=20 * GB, free=1)]
@@ -117,5 +117,5 @@ def test_what_is_served_beside_a_model_counts(
 
 def test_the_machine_has_what_it_may_use() -> None:
     assert 0 < capacity.memory() <= capacity.total()
-    (ram, *_) = status.devices()
+    (ram, *_) = devices()
     assert (ram.name, ram.total) == ("ram", capacity.total())
