@@ -87,15 +87,6 @@ def models(servers: ServerList, details: Details) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": False, **ends}
 
 
-def details(listed: Any) -> dict[str, Any]:
-    """What llama-server's own list of models says beyond names; empty where it is no such list."""
-    try:
-        data, more = listed["data"][0], listed["models"][0]
-        return {"meta": data["meta"], "capabilities": more["capabilities"]}
-    except (TypeError, LookupError):
-        return {}
-
-
 def health(servers: ServerList, *, detailed: bool) -> tuple[int, dict[str, Any]]:
     """The status and body of /health: 200 where requests are answered, or held until they are."""
     ready = [target for target in servers.targets if target.is_ready]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import anyio
-import httpx2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,9 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.core import log
+from pipeline.core.process import allow_many_files
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.health import require_free
-from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.stopping import asked_to_stop
 from pipeline.serve.supervisor.state import Folder
 
@@ -34,11 +31,10 @@ from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
 from .routing import ANY, PATHS, find
-from .servers import Target, Targets, View
+from .servers import View
 from .settings import GatewaySettings, as_instance, check
-from .upstream import Keys, authorization, client
+from .upstream import Engines, Keys
 
-FETCH_SECONDS = 2.0  # for a server to answer a question of ours
 GRACE_SECONDS = 0.5  # for answers in flight at a stop
 KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that they close them
 
@@ -46,11 +42,10 @@ KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that th
 class OwnEndpoints:
     """What the gateway answers itself."""
 
-    def __init__(self, proxy: Proxy, page: Page) -> None:
+    def __init__(self, proxy: Proxy, page: Page, engines: Engines, board: Dashboard) -> None:
         self._proxy, self._page = proxy, page
+        self._engines, self._board = engines, board
         self._view = proxy.view
-        self._known: dict[str, dict[str, Any]] = {}  # by server, what it says of its model
-        self._seen: dict[str, Target] = {}  # and in which state it said so
 
     async def index(self, request: Request) -> Response:
         """llama.cpp's page, where a server has it for this client; else a short description."""
@@ -69,7 +64,7 @@ class OwnEndpoints:
     async def models(self, request: Request) -> Response:
         """All names and aliases."""
         servers = self._view.now()
-        return JSONResponse(answers.models(servers, await self.details(servers.targets)))
+        return JSONResponse(answers.models(servers, await self._engines.details(servers.targets)))
 
     async def model(self, request: Request) -> Response:
         """One of them, looked up as for a request."""
@@ -77,65 +72,32 @@ class OwnEndpoints:
         if not name:
             raise HTTPException(404)
         targets = find(self._view.now(), name, ANY, self._proxy.settings.models)
-        return JSONResponse(answers.model(name, targets, await self.details(targets)))
+        return JSONResponse(answers.model(name, targets, await self._engines.details(targets)))
 
     async def metrics(self, request: Request) -> Response:
         """The gateway's counters, and the metrics of all servers that have any."""
         targets = self._view.now().targets
-        texts = await self.engine_metrics()
         lines = [
             *self._proxy.counters.lines(),
             *counters.ready_lines({target.name: target.is_ready for target in targets}),
-            *counters.merge_metrics(texts),
+            *counters.memory_lines(*await self._board.processes()),
+            *counters.merge_metrics(await self._engines.metrics()),
         ]
         text = "\n".join(lines) + "\n"
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    async def engine_metrics(self) -> dict[str, str]:
-        """The metrics of all servers that have any, by name."""
-        return await self._fetch_all("/metrics", self._view.now().targets)
-
-    async def details(self, targets: Targets) -> dict[str, dict[str, Any]]:
-        """What each llama-server says of its model, which does not change while it is ready."""
-        named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
-        new = [target for name, target in named.items() if self._seen.get(name) != target]
-        for name, text in (await self._fetch_all("/v1/models", new)).items():
-            with suppress(ValueError):
-                self._known[name] = answers.details(json.loads(text))
-                self._seen[name] = named[name]
-        return {name: self._known[name] for name in named if self._seen.get(name) == named[name]}
-
-    async def _fetch_all(self, path: str, targets: Sequence[Target]) -> dict[str, str]:
-        """What all ready servers answer to a request for `path`, those left out that fail."""
-        texts: dict[str, str] = {}
-
-        async def fetch(target: Target) -> None:
-            with suppress(httpx2.TransportError):
-                answer = await self._proxy.client.get(
-                    f"{target.instance.url}{path}",
-                    headers=authorization(target.instance.api_key_file, self._proxy.keys),
-                    timeout=FETCH_SECONDS,
-                )
-                if answer.status_code == 200:
-                    texts[target.name] = answer.text
-
-        async with anyio.create_task_group() as group:
-            for target in targets:
-                if target.is_ready:
-                    group.start_soon(fetch, target)
-        return {target.name: texts[target.name] for target in targets if target.name in texts}
 
 
 def app(at: Folder, settings: GatewaySettings) -> Starlette:
     """The gateway of the configuration in `at`."""
     proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
     page, loading = Page(proxy), Loading(proxy)
-    own = OwnEndpoints(proxy, page)
-    board = Dashboard(at, proxy, own.engine_metrics)
+    engines = Engines(proxy.view, proxy.keys)
+    board = Dashboard(at, proxy, engines.metrics)
+    own = OwnEndpoints(proxy, page, engines, board)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with client() as proxy.client, anyio.create_task_group() as group:
+        async with anyio.create_task_group() as group:
             group.start_soon(proxy.demand.report)
             group.start_soon(board.sampling)
             yield
@@ -172,7 +134,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             # Claude Code's telemetry: accepted and dropped.
             Route("/api/event_logging/{rest:path}", JSONResponse({}), methods=["POST"]),
             Route("/api/claude_code/{rest:path}", JSONResponse({}), methods=["POST"]),
-            *Ollama(proxy, own.details).routes(),
+            *Ollama(proxy, engines.details).routes(),
             Route("/{name:page_file}", page.file),
         ],
         middleware=[
@@ -196,6 +158,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
 def run(at: Folder, settings: GatewaySettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError or PipelineError where it cannot start."""
     check(settings)
+    allow_many_files()  # a client's connection takes one, a request two
     require_free(settings.host, settings.port)
     config = uvicorn.Config(
         app(at, settings),

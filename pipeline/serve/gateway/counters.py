@@ -6,6 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from pipeline.serve.supervisor.status import DeviceMemory, Row
+
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
 PREFIX = "llama_gateway"
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?(\s+\S.*)$")
@@ -62,6 +64,26 @@ def ready_lines(ready: Mapping[str, bool]) -> Iterator[str]:
     yield from _head("instance_ready", "gauge", "Whether an instance is ready")
     for name, is_ready in ready.items():
         yield _line("instance_ready", int(is_ready), instance=name)
+
+
+def memory_lines(rows: Iterable[Row], devices: Iterable[DeviceMemory]) -> Iterator[str]:
+    """What the dashboard shows of memory, as Prometheus text."""
+    rows, devices = list(rows), list(devices)
+    yield from _head("device_memory_bytes", "gauge", "Memory of a device")
+    for device in devices:
+        yield _line("device_memory_bytes", device.total, device=device.name)
+    yield from _head("device_memory_free_bytes", "gauge", "Memory that a new program can have")
+    for device in devices:
+        yield _line("device_memory_free_bytes", device.free, device=device.name)
+    yield from _head("instance_counted_bytes", "gauge", "Memory that an instance is counted with")
+    for row in rows:
+        for name, count in row.need.items():
+            yield _line("instance_counted_bytes", count, instance=row.name, device=name)
+    yield from _head("instance_memory_bytes", "gauge", "Memory that its processes use, on all GPUs")
+    for row in rows:
+        for name, used in (("ram", row.memory), ("gpus", row.gpu_memory)):
+            if used is not None:
+                yield _line("instance_memory_bytes", used, instance=row.name, device=name)
 
 
 def merge_metrics(texts: Mapping[str, str]) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Dashboard:
 
     async def data(self, request: Request) -> Response:
         """All figures of the page."""
-        rows, devices = await self._processes()
+        rows, devices = await self.processes()
         history, counters = self._proxy.history, self._proxy.counters
         return JSONResponse(
             {
@@ -91,7 +91,8 @@ class Dashboard:
         text = await run_sync(_end, Path(file))
         return PlainTextResponse(text, headers={"x-content-type-options": "nosniff"})
 
-    async def _processes(self) -> tuple[list[status.Row], list[memory.DeviceMemory]]:
+    async def processes(self) -> tuple[list[status.Row], list[memory.DeviceMemory]]:
+        """All servers as `ps` shows them, and the devices' memory; for ROWS_SECONDS the same."""
         async with self._lock:
             if self._rows is None or time.monotonic() - self._rows[0] > ROWS_SECONDS:
                 rows = await run_sync(status.ps, self._at)

@@ -12,7 +12,6 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
-import httpx2
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -25,7 +24,7 @@ from .answers import router_status
 from .proxy import Proxy
 from .routing import CHAT
 from .servers import ServerList, Target
-from .upstream import returned_headers
+from .upstream import NoAnswer, ask, returned_headers
 
 # A file beside index.html, or in one of the page's folders. No API path looks like this.
 FILE = (
@@ -33,7 +32,7 @@ FILE = (
     r"[\w-][\w.-]{0,200}\.(?:html|js|css|json|ico|svg|png|webmanifest)"
 )
 FORWARDED = (b"accept-encoding", b"if-none-match")
-FILE_SECONDS = 5.0  # for each step: no key is needed, so requests must not pile up
+FILE_SECONDS = 10.0  # no key is needed, so requests must not pile up
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15.0  # a silent event stream would be closed by proxies in between
 ROUTER = {
@@ -102,27 +101,18 @@ class Page:
         raise Refused(404, f"no ready server has {request.scope['path']}")
 
     async def _fetch(self, target: Target, request: Request) -> Response | None:
+        path = request.scope["path"]
         headers = [header for header in request.headers.raw if header[0].lower() in FORWARDED]
-        headers.append((b"connection", b"close"))
-        url = f"{target.instance.url}{request.scope['path']}"
-        limits = {"timeout": httpx2.Timeout(FILE_SECONDS).as_dict()}
-        forwarded = httpx2.Request("GET", url, headers=headers, extensions=limits)
         try:
-            answer = await self._proxy.client.send(forwarded, stream=True)
-            try:
-                # raw: mostly compressed
-                body = b"".join([block async for block in answer.aiter_raw()])
-            finally:
-                await answer.aclose()
-        except (httpx2.TransportError, httpx2.InvalidURL):
+            answer = await ask(target, path, headers, FILE_SECONDS)
+        except NoAnswer:
             return None
-        if answer.status_code >= 400:  # 415: its file is compressed, and the client cannot read it
+        if answer.status >= 400:  # 415: its file is compressed, and the client cannot read it
             return None
-        kind = answer.headers.get("content-type", "")
-        if request.scope["path"] == "/" and answer.status_code == 200 and "text/html" not in kind:
+        if path == "/" and answer.status == 200 and not answer.has_type("text/html"):
             return None
-        response = Response(body, answer.status_code)
-        response.raw_headers = returned_headers(answer.headers.raw)
+        response = Response(answer.kept, answer.status)  # as it is: mostly compressed
+        response.raw_headers = returned_headers(answer.headers)
         return response
 
     async def props(self, request: Request) -> Response | Proxy:

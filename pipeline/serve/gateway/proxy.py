@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from itertools import count
 
 import anyio
-import httpx2
 from msgspec import Struct, field
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
@@ -72,9 +71,7 @@ class _Call(Struct):
 
 
 class Proxy:
-    """The ASGI application of the paths that are forwarded. `client` is set while it runs."""
-
-    client: httpx2.AsyncClient
+    """The ASGI application of the paths that are forwarded."""
 
     def __init__(
         self, view: View, keys: Keys, counters: Counters, settings: GatewaySettings
@@ -285,9 +282,9 @@ class Proxy:
         """Give a client that waits for a stream a sign of life from time to time, lest it or a
         proxy in between gives up. The answer's status is 200 from then on."""
         is_stream = call.body.streams and PATHS.get(call.path) == CHAT
-        is_own = isinstance(call.request.scope["connection"], Connection)  # not of another API
-        last = max(call.began, call.last_sign)
-        if not (is_stream and is_own) or now - last < self.settings.comment_seconds:
+        if not call.request.scope.get("streams", is_stream):
+            return
+        if now - max(call.began, call.last_sign) < self.settings.comment_seconds:
             return
         if not call.stream_began:
             headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]

@@ -1,5 +1,5 @@
 """One request to one server, with its key: keys are read from files, compared in constant time,
-never shown."""
+never shown. What servers say of themselves."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ import hmac
 import json
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import anyio
 import httptools
-import httpx2
 from starlette.requests import Request
 
 from pipeline.serve.guard.relay import connect
 from pipeline.serve.keys import keys_of
+from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor.state import Stamp, stamp
 
 from .request_body import RequestBody
-from .servers import Target
+from .servers import Target, Targets, View
 
 CONNECT_SECONDS = 5.0
+ASK_SECONDS = 2.0  # for a server to answer a question of ours
 
 # Headers of one connection only (RFC 9110), and those that the gateway sets itself.
 HOP_BY_HOP = {
@@ -47,17 +50,6 @@ PATH_SAFE = "/:@!$&'()*+,;=~"
 def tls() -> ssl.SSLContext:
     """For our own servers, whose certificates are for the names that others use."""
     return ssl._create_unverified_context()  # noqa: S323
-
-
-def client() -> httpx2.AsyncClient:
-    """The HTTP client for the gateway's own questions: no timeout but on connecting, no proxy, no
-    keep-alive."""
-    return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        verify=tls(),
-        trust_env=False,
-    )
 
 
 class Keys:
@@ -132,13 +124,16 @@ class Answer(asyncio.Protocol):
     @property
     def is_events(self) -> bool:
         """Whether an event can be added to it."""
-        kind = self._header(b"content-type")
         is_open = self.length is None and not self.is_compressed
-        return is_open and kind.startswith(b"text/event-stream")
+        return is_open and self.has_type("text/event-stream")
 
     @property
     def is_compressed(self) -> bool:
         return bool(self._header(b"content-encoding"))
+
+    def has_type(self, kind: str) -> bool:
+        """Whether its content type is this one."""
+        return self._header(b"content-type").startswith(kind.encode())
 
     def _header(self, name: bytes) -> bytes:
         return next((value for key, value in self.headers if key == name), b"")
@@ -226,33 +221,59 @@ async def forward(
     target: Target, request: Request, path: str, parsed: RequestBody, keys: Keys
 ) -> Answer:
     """The server's answer, once its body begins. Raises NoAnswer."""
-    url = urlsplit(target.instance.url)
-    address = url.hostname or "", url.port or 0
-    path = url.path + quote(path, safe=PATH_SAFE)
+    path = quote(path, safe=PATH_SAFE)
     if request.scope["query_string"]:
         path += "?" + request.scope["query_string"].decode("latin-1")
     served, body = target.served_name, parsed.body
     if served is not None and parsed.model not in (None, served):
         body = parsed.renamed(served)
-    headers = [
-        (b"host", url.netloc.encode()),
-        *without_headers(request.headers.raw, NOT_FORWARDED),
-        (b"connection", b"close"),
-        *authorization(target.instance.api_key_file, keys),
-    ]
-    if body or request.method not in ("GET", "HEAD"):
-        headers.append((b"content-length", str(len(body)).encode()))
-    lines = [f"{request.method} {path} HTTP/1.1".encode("latin-1")]
+    headers = without_headers(request.headers.raw, NOT_FORWARDED)
+    headers += authorization(target.instance.api_key_file, keys)
+    return await _begin(target, request.method, path, headers, body)
+
+
+async def ask(
+    target: Target, path: str, headers: Iterable[tuple[bytes, bytes]], seconds: float
+) -> Answer:
+    """All of the server's answer to a question of our own. Raises NoAnswer."""
+    try:
+        async with asyncio.timeout(seconds):
+            answer = await _begin(target, "GET", path, headers)
+            try:
+                await answer.ended.wait()
+            finally:
+                answer.close()
+    except TimeoutError:
+        raise NoAnswer(f"did not answer within {seconds:g} s", sent=True) from None
+    if answer.failure:
+        raise NoAnswer(f"broke off its answer ({answer.failure})", sent=True)
+    return answer
+
+
+async def _begin(
+    target: Target,
+    method: str,
+    path: str,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes = b"",
+) -> Answer:
+    """Send a request; return once the body of its answer begins. Raises NoAnswer."""
+    url = urlsplit(target.instance.url)
+    lines = [f"{method} {url.path}{path} HTTP/1.1".encode("latin-1")]
+    lines += [b"host: " + url.netloc.encode(), b"connection: close"]
     lines += [b"%b: %b" % header for header in headers]
+    if body or method not in ("GET", "HEAD"):
+        lines.append(b"content-length: %d" % len(body))
     head = b"\r\n".join([*lines, b"", b""])
-    answer = Answer((head, body), is_head=request.method == "HEAD")
+    answer = Answer((head, body), is_head=method == "HEAD")
     try:
         if target.socket:
             await connect(lambda: answer, lambda: target.socket, CONNECT_SECONDS)
         else:
+            tls_context = tls() if target.instance.tls else None
             async with asyncio.timeout(CONNECT_SECONDS):
                 await asyncio.get_running_loop().create_connection(
-                    lambda: answer, *address, ssl=tls() if target.instance.tls else None
+                    lambda: answer, url.hostname or "", url.port or 0, ssl=tls_context
                 )
     except OSError as error:  # a timeout too
         raise NoAnswer(f"cannot be reached ({error_text(error)})") from None
@@ -264,6 +285,55 @@ async def forward(
     if answer.failure and not answer.kept:
         raise NoAnswer(f"ended without an answer ({answer.failure})", sent=True)
     return answer
+
+
+class Engines:
+    """What the ready servers say of themselves."""
+
+    def __init__(self, view: View, keys: Keys) -> None:
+        self._view, self._keys = view, keys
+        self._known: dict[str, dict[str, Any]] = {}  # by server, what it said of its model
+        self._seen: dict[str, Target] = {}  # and in which state it said so
+
+    async def metrics(self) -> dict[str, str]:
+        """The metrics of all that have any, by name."""
+        return await self._ask_all("/metrics", self._view.now().targets)
+
+    async def details(self, targets: Targets) -> dict[str, dict[str, Any]]:
+        """What each llama-server says of its model, which does not change while it is ready."""
+        named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
+        new = [target for name, target in named.items() if self._seen.get(name) != target]
+        for name, text in (await self._ask_all("/v1/models", new)).items():
+            with suppress(ValueError):
+                self._known[name] = details(json.loads(text))
+                self._seen[name] = named[name]
+        return {name: self._known[name] for name in named if self._seen.get(name) == named[name]}
+
+    async def _ask_all(self, path: str, targets: Iterable[Target]) -> dict[str, str]:
+        """The answers of the ready ones, at once; those that fail are left out."""
+        texts: dict[str, str] = {}
+
+        async def ask_one(target: Target) -> None:
+            with suppress(NoAnswer):
+                headers = authorization(target.instance.api_key_file, self._keys)
+                answer = await ask(target, path, headers, ASK_SECONDS)
+                if answer.status == 200:
+                    texts[target.name] = answer.kept.decode("utf-8", "replace")
+
+        async with anyio.create_task_group() as group:
+            for target in targets:
+                if target.is_ready:
+                    group.start_soon(ask_one, target)
+        return {target.name: texts[target.name] for target in targets if target.name in texts}
+
+
+def details(listed: Any) -> dict[str, Any]:
+    """What llama-server's own list of models says beyond names; empty where it is no such list."""
+    try:
+        data, more = listed["data"][0], listed["models"][0]
+        return {"meta": data["meta"], "capabilities": more["capabilities"]}
+    except (TypeError, LookupError):
+        return {}
 
 
 Rename = Callable[[bytes], bytes]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from browsing import press, script_errors, seen
 from conftest import wait_for
 from gateway_tools import Site, site
 
+from pipeline.core.store import json_file
+from pipeline.serve.gateway.counters import memory_lines
 from pipeline.serve.gateway.recent import GENERATED, KEPT, KEPT_BYTES, PROMPT, History, Tail
+from pipeline.serve.supervisor import status
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -102,6 +107,34 @@ def test_the_figures(here: Site) -> None:
     (ram,) = [each for each in data["devices"] if each["name"] == "ram"]
     assert 0 < ram["free"] < ram["total"]
     assert data["inspect"] is False and "größe" not in json.dumps(data, ensure_ascii=False)
+
+
+def test_the_memory_that_it_shows_is_in_metrics(here: Site) -> None:
+    here.upstream("small", start="demand")
+    need = {"ram": 1000, "gpu0": 50}
+    account = {"command": "x", "need": need}
+    json_file.write_private(here.at.books, {"small": account})
+    here.gateway()
+    (ram,) = [
+        each for each in here.get("/dashboard/data").json()["devices"] if each["name"] == "ram"
+    ]
+    assert here.metric('llama_gateway_device_memory_bytes{device="ram"}') == ram["total"]
+    assert here.metric('llama_gateway_device_memory_free_bytes{device="ram"}') == ram["free"]
+    for device, count in need.items():
+        line = f'llama_gateway_instance_counted_bytes{{instance="small",device="{device}"}}'
+        assert here.metric(line) == count
+    processes = [psutil.Process(os.getpid())]
+    rows = [row(name="a", memory=status.memory(processes), gpu_memory=7), row(name="b")]
+    lines = list(memory_lines(rows, []))
+    assert 'llama_gateway_instance_memory_bytes{instance="a",device="gpus"} 7' in lines
+    assert not any('instance="b"' in line for line in lines), "what is not known is left out"
+
+
+def row(**more: Any) -> status.Row:
+    known: dict[str, Any] = {"ready_since": None, "pid": None, "port": 1, "restarts": 0}
+    known |= dict.fromkeys(("engine", "model", "state", "reason", "url", "log_file"), "x")
+    known |= dict.fromkeys(("memory", "gpu_memory", "tokens_per_second", "drafts_accepted"))
+    return status.Row(**(known | more))
 
 
 def test_contents_are_kept_where_that_is_wanted(here: Site) -> None:

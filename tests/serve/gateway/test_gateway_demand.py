@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,45 @@ def test_an_error_after_a_sign_of_life_is_an_event(here: Site) -> None:
         with pytest.raises(openai.APIError, match="out of memory"):
             list(stream)
     assert here.metric('llama_gateway_requests_total{instance="",status="503"}') == 1
+
+
+OLLAMA = {"choices": [{"delta": {"content": "ab"}, "finish_reason": None}]}
+
+
+def test_signs_of_life_for_clients_of_ollama(here: Site) -> None:
+    """An empty object from time to time, which its own client takes for a piece of the answer."""
+    import ollama
+
+    here.upstream(
+        "chat", "--chunks", 3, "--reply", json.dumps(OLLAMA), state="asleep", start="demand"
+    )
+    here.gateway(comment_seconds=0.2)
+    turns = [{"role": "user", "content": "hello"}]
+    with ollama.Client(here.url, timeout=5) as client:
+        stream = iter(client.chat("chat", turns, stream=True))
+        waited = [next(stream) for _ in range(3)]
+        assert [(part.message.content, part.done) for part in waited] == [("", False)] * 3
+        says(here, "chat", "ready", ready_at=1.0)
+        *parts, last = stream
+        assert "".join(part.message.content or "" for part in parts) == "ababab"
+        assert last.done and last.load_duration and last.load_duration > 400_000_000
+
+        says(here, "chat", "asleep")
+        generated = iter(client.generate("chat", "hello", stream=True))
+        assert next(generated).response == ""
+        with ThreadPoolExecutor() as pool:  # a client that wants one object gets no sign
+            whole = pool.submit(client.chat, "chat", turns)
+            wait_for(lambda: here.metric("llama_gateway_held") == 2)
+            says(here, "chat", "ready", ready_at=2.0)
+            assert whole.result().message.content == "ababab"
+        assert "".join(part.response for part in generated) == "ababab"
+
+        says(here, "chat", "asleep")
+        stream = iter(client.chat("chat", turns, stream=True))
+        assert next(stream).message.content == ""
+        says(here, "chat", "failed", reason="out of memory")
+        with pytest.raises(ollama.ResponseError, match="out of memory"):
+            list(stream)
 
 
 def test_of_two_with_one_alias_the_one_that_loads_is_waited_for(here: Site) -> None:

@@ -41,6 +41,27 @@ def later(pool: ThreadPoolExecutor, here: Site, **more: Any) -> Any:
 # Passing through
 
 
+WITHOUT_TLS = """
+import ssl, sys
+
+def refuse(*given, **more):
+    sys.exit("a context of TLS is made")
+
+ssl.SSLContext.__new__ = refuse
+from pipeline.serve.gateway.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_certificates_are_loaded_for_servers_with_tls_alone(here: Site) -> None:
+    here.upstream("chat")
+    words = [str(here.at.path), f"--port={here.port}"]
+    here.start("gateway", [sys.executable, "-c", WITHOUT_TLS, *words])
+    wait_for(lambda: reached(f"{here.url}/health"))
+    assert here.chat("chat").status_code == 200
+    assert here.metric('llamacpp:tokens_total{instance="chat"}') == 12_345_678
+
+
 def test_body_and_headers_pass_untouched(here: Site) -> None:
     here.upstream("chat", aliases=("alias",))
     here.gateway()

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from pipeline.serve.gateway.connection import Body, Connection
 from pipeline.serve.gateway.proxy import Proxy
 
-from .replies import Object, Text, Vectors, error_of, joined
+from .replies import Object, Text, Vectors, error_of, joined, lines
 
 LINES, JSON = "application/x-ndjson", "application/json"
 # What is said of the translated body, and what would have the answer come in another form.
@@ -81,6 +81,8 @@ class Exchange:
             changed = {"method": "GET", "path": LOAD, "query_string": query}
         self._scope = {**scope, **changed, "headers": headers, "connection": self}
         self._scope["keep_alive"] = call.keep_alive
+        # whether the client gets signs of life while it waits
+        self._scope["streams"] = call.streams and bool(call.path)
         self._headers: list[tuple[bytes, bytes]] = []
         self._status = 0
         self._whole = _Whole()
@@ -105,14 +107,16 @@ class Exchange:
     async def _give(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             await self._begin(message)
-        elif self._stream:
-            await self._send(message)
+        elif self._stream:  # a sign of life, an error, or the end
+            is_sign = message["body"].startswith(b":")  # the proxy's, for OpenAI's clients
+            reply = self._stream
+            objects = [reply.sign_of_life()] if is_sign else reply.feed(message["body"])
+            await self._send({**message, "body": lines(objects)})
         else:
             await self._answer()
 
     async def _begin(self, message: Message) -> None:
         self._status = message["status"]
-        self._call.reply.load_seconds = self._scope.get("waited")
         self._headers = [header for header in message["headers"] if header[0] not in REPLACED]
         reply = self._call.reply
         if self._status == 200 and self._call.streams and self._call.path:
@@ -124,6 +128,7 @@ class Exchange:
     @contextmanager
     def body(self, source: asyncio.Transport, status: int, length: int | None) -> Iterator[Sink]:
         """As the connection's own."""
+        self._call.reply.load_seconds = self._scope.get("waited")
         if self._stream:
             with self._connection.body(source, status, None) as body:
                 yield _Lines(self._stream, body)
@@ -184,4 +189,4 @@ class _Lines:
         self._body.end()
 
     def _send(self, objects: Iterable[Object]) -> None:
-        self._body.write(b"".join(msgspec.json.encode(one) + b"\n" for one in objects))
+        self._body.write(lines(objects))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -123,6 +123,10 @@ class Text(OllamaReply):
         """The last objects."""
         yield from self._line(self._rest)
         yield from self._last()
+
+    def sign_of_life(self) -> Object:
+        """What a client gets while it waits: a piece of the answer without any text."""
+        return self.object(**self._said("", ""), done=False)
 
     def loaded(self, *, unloads: bool) -> Object:
         """The answer to a request that only has a model loaded, or asks to unload it."""
@@ -264,6 +268,11 @@ def joined(objects: Sequence[Object]) -> Object:
     if logprobs := [each for one in objects for each in one.get("logprobs", ())]:
         last["logprobs"] = logprobs
     return last | ({"message": {"role": "assistant", **whole}} if is_chat else whole)
+
+
+def lines(objects: Iterable[Object]) -> bytes:
+    """The objects as NDJSON."""
+    return b"".join(msgspec.json.encode(each) + b"\n" for each in objects)
 
 
 def error_of(document: bytes | Raw, status: int = 0) -> tuple[str, int]:
