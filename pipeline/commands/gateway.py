@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from pipeline.core import environment, log, process
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.publish import publish_text
+from pipeline.core.variables import variables
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, stay
 
 from . import check, launch
 from .servers import Servers
-from .variables import LITELLM, ROUTER
+from .variables import LITELLM, ROUTER, ProgramVariables
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
@@ -47,9 +48,25 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
         origins=tuple(table.origins),
         hosts=tuple(table.hosts),
         inspect=table.inspect,
+        pull=table.pull,
+        programs=_program_words(servers) if table.pull else (),
+        config=servers.requested.config if table.pull and _takes_in_all(servers) else "",
         without_key=file is None and table.api_key == api_keys.NONE,
     )
     return chosen, key
+
+
+def _program_words(servers: Servers) -> tuple[str, ...]:
+    """What the command line says of llama.cpp's programs."""
+    names = {each.name for each in variables(ProgramVariables).values()}
+    return tuple(f"{name}={value}" for name, value in servers.variables.items() if name in names)
+
+
+def _takes_in_all(servers: Servers) -> bool:
+    """Whether `up` of the file alone would start what is prepared later."""
+    from pipeline.serve.config.tables import MODELS
+
+    return servers.configuration.master.instances == MODELS and not servers.is_overridden
 
 
 def ready(servers: Servers) -> GatewaySettings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count
@@ -239,31 +238,31 @@ class Servers:
 
 def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of an instance for each model on disk, as `instances = "models"` asks for, loaded
-    on demand, by name, over which those that are `written` in the file are
-    laid. Each keeps the port that it has now. Raises UsageError where no model is on disk."""
-    models = [each for each in on_disk.look(home).models if each.kind == "model"]
-    if not models:
+    on demand, by name, over which those that are `written` in the file are laid. Each keeps the port that it has now. Raises UsageError where no model is on disk."""
+    models = on_disk.by_name(on_disk.look(home))
+    if not models and not _can_pull(written):
         raise UsageError(
             'master.instances = "models": no model is on disk',
-            f"prepare one first: {doitw('prepare model=…')}",
+            f"prepare one first: {doitw('prepare model=…')}; or set pull = true in [gateway]",
         )
-    often = Counter(model.name for model in models)
-    files = {
-        model.name if often[model.name] == 1 else f"{model.name}-{model.quant}": model.files[0]
-        for model in models
-    }
     wanted = state.read_wanted(at)
     kept = {server.name: server.port for server in wanted.instances} if wanted else {}
     free = _free_ports({*kept.values(), *_ports(written)})
     return {
         name: {
             "control": {"engine": LLAMA_CPP, "start": DEMAND},
-            "model": {"ref": str(file)},
+            "model": {"ref": str(model.files[0])},
             "server": {"port": kept.get(name) or next(free)},
         }
-        for name, file in files.items()
+        for name, model in models.items()
         if not wrong_name(name)
     }
+
+
+def _can_pull(written: Mapping[str, Any]) -> bool:
+    """Whether clients of the file's gateway can have models prepared."""
+    gateway = written.get("gateway")
+    return isinstance(gateway, dict) and bool(gateway.get("enable") and gateway.get("pull"))
 
 
 def _ports(table: Mapping[str, Any]) -> Iterator[int]:

@@ -51,6 +51,7 @@ VLLM = """
     DO_NOT_TRACK
 """
 HUB = "HF_* HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_*"
+BINS = "LLAMA_SERVER_BINS_DIR"
 OWN = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
 LITELLM = "LITELLM_*"
 
@@ -91,9 +92,11 @@ def tools(environ: Mapping[str, str]) -> dict[str, str]:
     return _listed(environ, SYSTEM, COMPUTE)
 
 
-def own(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a Python program of this project gets, such as the gateway."""
-    return _listed(environ, SYSTEM, HOME, OWN)
+def own(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:
+    """What a Python program of this project gets, such as the gateway; with `downloads`, where it
+    prepares models, also what it reaches the hub with, the token included."""
+    more = (NETWORK, HUB, BINS) if downloads else ()
+    return _listed(environ, SYSTEM, HOME, OWN, *more, trusted=HUB if downloads else "")
 
 
 def litellm(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,10 @@
-"""Progress of long work: a bar on a terminal, elsewhere a line for every tenth."""
+"""Progress of long work: a bar on a terminal, elsewhere a line for every tenth, and of transfers
+lines of JSON where AS_JSON is set."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import threading
 import time
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
 Update = Callable[[float, float], None]
+AS_JSON = "LLAMA_PIPELINE_PROGRESS"  # in the environment that a program starts this one with
+JSON_SECONDS = 0.25  # between two lines of JSON
 PATIENCE = 1.0
 _drawing = threading.Lock()
 WINDOW = 20.0  # seconds over which the speed is taken
@@ -47,10 +52,13 @@ def bar(title: str) -> Iterator[Update]:
 
 
 @contextmanager
-def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Count]:
+def transfer(
+    title: str, total: int, patience: float = PATIENCE, *, digest: str = ""
+) -> Iterator[Count]:
     """Count bytes from any thread; shows how many are done, at what speed, and the time left.
 
-    `patience` is the least seconds between two lines, where stderr is not a terminal.
+    `patience` is the least seconds between two lines, where stderr is not a terminal. `digest` is
+    the sha256 by which a program tells transfers apart.
     """
     rate = TransferRate(total)
 
@@ -58,6 +66,10 @@ def transfer(title: str, total: int, patience: float = PATIENCE) -> Iterator[Cou
         rate.count(count, arrived=arrived)
         update(rate.done, total)
 
+    if os.environ.get(AS_JSON):
+        update = _json_lines(digest)
+        yield count
+        return
     if not sys.stderr.isatty():
         update = _lines(title, rate.summary, patience)
         yield count
@@ -125,6 +137,21 @@ def _lines(title: str, summary: Callable[[str], str] = str, patience: float = 0)
             if reached > tenth and (reached == 10 or now - last_line >= patience):
                 tenth, last_line = reached, now
                 log.info(f"{title}: {summary(f'{10 * reached} %')}")
+
+    return update
+
+
+def _json_lines(digest: str) -> Update:
+    """Prints the figures themselves, from time to time and at the end."""
+    last_line, lock = -JSON_SECONDS, threading.Lock()
+
+    def update(done: float, total: float) -> None:
+        nonlocal last_line
+        now = time.monotonic()
+        with lock:
+            if done >= total or now - last_line >= JSON_SECONDS:
+                last_line = now
+                log.info(json.dumps({"done": int(done), "total": int(total), "digest": digest}))
 
     return update
 

@@ -125,7 +125,11 @@ def _download(resolved: Resolved, files: list[ModelFile]) -> None:
     with (
         ThreadPoolExecutor(FILES_AT_ONCE) as pool,
         Downloads(
-            hub.client(), title=f"fetching {resolved.name}", total=total, timeout=hub.timeout()
+            hub.client(),
+            title=f"fetching {resolved.name}",
+            total=total,
+            timeout=hub.timeout(),
+            digest=max(files, key=lambda file: file.size).sha256,
         ) as downloads,
     ):
         # The small ones first: a lack of access shows at once.

@@ -10,6 +10,7 @@ alone.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -96,6 +97,16 @@ def look(home: Home) -> OnDisk:
         unfinished=tuple(unfinished),
         unknown=tuple(unknown),
     )
+
+
+def by_name(there: OnDisk) -> dict[str, StoredModel]:
+    """The models that can be served, by a name for each: with the quant where there are several."""
+    models = [model for model in there.models if model.kind == "model"]
+    often = Counter(model.name for model in models)
+    return {
+        model.name if often[model.name] == 1 else f"{model.name}-{model.quant}": model
+        for model in models
+    }
 
 
 def _children(folder: Path) -> list[Path]:

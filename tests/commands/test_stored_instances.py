@@ -70,3 +70,20 @@ def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
 def test_without_any_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model is on disk"):
         stored_instances(Home(tmp_path), Folder(tmp_path), {})
+
+
+def test_without_any_model_where_clients_pull_them(tmp_path: Path) -> None:
+    file = tmp_path / "none yet.toml"
+    text = '[master]\ninstances = "models"\n[gateway]\nenable = true\n'
+    file.write_text(text + "pull = true\n")
+    at = Folder(tmp_path)
+
+    def loaded() -> tuple[object, ...]:
+        return load(
+            file, stored=lambda written: stored_instances(Home(tmp_path), at, written)
+        ).specs
+
+    assert loaded() == ()
+    file.write_text(text)
+    with pytest.raises(UsageError, match="no model is on disk"):
+        loaded()

@@ -159,6 +159,9 @@ def test_a_program_keeps_its_own_credentials() -> None:
     assert environment.without_credentials(own, ("NPM_", "NODE_AUTH_TOKEN")) == dict([npm, token])
 
 
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
@@ -174,9 +177,16 @@ def test_a_program_keeps_its_own_credentials() -> None:
             SYSTEM | COMPUTE | USER | LLAMA | TORCH | PROXIES | CERTIFICATES | HUB,
         ),
         (environment.own(EVERYTHING), SYSTEM | USER | PYTHON | PIPELINE),
+        (
+            environment.own(EVERYTHING, downloads=True),
+            SYSTEM | USER | PYTHON | PIPELINE | PROXIES | CERTIFICATES | HUB | OFFLINE,
+        ),
         (environment.litellm(EVERYTHING), SYSTEM | USER | LITELLM),
     ],
-    ids=["tools", "llama-server", "downloading", "vllm", "vllm-downloading", "own", "litellm"],
+    ids=[
+        *("tools", "llama-server", "downloading", "vllm", "vllm-downloading"),
+        *("own", "own-downloading", "litellm"),
+    ],
 )
 def test_what_is_listed_arrives_and_nothing_else(
     made: dict[str, str], expected: dict[str, str]

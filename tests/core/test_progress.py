@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 from core_tools import REPOSITORY
 
-from pipeline.core.progress import TransferRate, bar, duration, transfer
+from pipeline.core.progress import AS_JSON, TransferRate, bar, duration, transfer
 
 
 def test_a_line_at_every_tenth_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +54,18 @@ def test_a_transfer_that_is_over_in_a_moment_says_so_once(
             count(100)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("fetching: 100 %")
+
+
+def test_a_program_reads_the_figures_of_a_transfer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AS_JSON, "1")
+    with transfer("fetching", 1000, digest="ab") as count:
+        for _ in range(10):
+            count(100)
+    first, *_, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first == {"done": 100, "total": 1000, "digest": "ab"}
+    assert last == {"done": 1000, "total": 1000, "digest": "ab"}
 
 
 def test_the_speed_is_that_of_what_arrived_lately() -> None:

@@ -65,9 +65,10 @@ class Downloads:
         connections: int = CONNECTIONS,
         piece: int = PIECE,
         pause: float = PAUSE,
+        digest: str = "",
     ) -> None:
         self._client, self._timeout, self._piece, self._pause = client, timeout, piece, pause
-        self._bar = progress.transfer(title, total)
+        self._bar = progress.transfer(title, total, digest=digest)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # Daemons: one that waits for a silent server must not keep the program from ending.
         self._threads = [

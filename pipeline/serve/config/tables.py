@@ -259,6 +259,8 @@ class GatewayTable(Table):
     """The names that it may be asked by without a key, beside this machine's own, with *."""
     inspect: bool = False
     """Keep the contents of the last requests, for the dashboard."""
+    pull: bool = False
+    """Clients may have models of the hub prepared, by Ollama's /api/pull."""
 
 
 class OptionsTable(BaseModel):

@@ -62,7 +62,8 @@ def load(
         other = spellings.setdefault(name.casefold(), name)
         if other != name:
             add_error(("instance", name), f": differs from {other} only in letter case; rename one")
-    if not instances and read.master.enable and not errors:
+    can_pull = read.master.instances == MODELS and read.gateway.enable and read.gateway.pull
+    if not instances and read.master.enable and not errors and not can_pull:
         errors.append(f"{file.name}: names no instance; add a table such as [instance.chat.server]")
     gateway = read.gateway
     if gateway.api_key_file:

@@ -30,6 +30,9 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
     comment_seconds: float = 10.0  # between two signs of life in a stream that waits for its server
     inspect: bool = False  # keep the contents of the last requests, for the dashboard
+    pull: bool = False  # clients may have models prepared
+    programs: tuple[str, ...] = ()  # of llama.cpp, as `prepare` takes them: `backend=cpu`
+    config: str = ""  # the file of instances, where it wants every model on disk
     without_key: bool = False  # set explicitly: open to everyone who can reach the address
 
 
@@ -53,6 +56,7 @@ def as_instance(at: Folder, settings: GatewaySettings) -> Server:
         kind=GATEWAY,
         executable=sys.executable,
         cmd=("-m", __package__, str(at.path), msgspec.json.encode(settings).decode()),
+        downloads=settings.pull,
         folder=str(REPOSITORY),
         log_file=str(Path(at.path) / "gateway.log"),
         host=settings.host,

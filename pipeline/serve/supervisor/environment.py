@@ -51,6 +51,6 @@ def missing(pid: int, instances: Iterable[Server]) -> list[str]:
 
 def _needed(instance: Server, environ: Mapping[str, str]) -> dict[str, str]:
     if instance.engine == GATEWAY:
-        return own(environ)
+        return own(environ, downloads=instance.downloads)
     listed = vllm if instance.engine == VLLM else servers
     return listed(environ, downloads=instance.downloads)

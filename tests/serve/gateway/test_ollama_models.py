@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway_tools import instance
 from pipeline.core.store import receipts
 from pipeline.serve.gateway.ollama import models
 from pipeline.serve.gateway.servers import Target
+from pipeline.serve.supervisor.usage import ServerUse
 
 TEMPLATE = "{% if tools %}{{ tools }}{% endif %}{% if enable_thinking %}<think>{% endif %}"
 
@@ -77,7 +79,7 @@ def test_what_a_header_says(file: Path) -> None:
     assert shown["parameters"] == "num_ctx 4096" and shown["modified_at"].endswith("Z")
     listed = models.listed("me", target(file))
     assert listed["size"] == file.stat().st_size and listed["details"] == shown["details"]
-    running = models.running("me", target(file), said)
+    running = models.running("me", target(file), said, ServerUse())
     assert running["context_length"] == 4096 and "size_vram" not in running
     assert running["expires_at"] > "2300" and "modified_at" not in running
 
@@ -121,6 +123,29 @@ def test_what_is_no_model_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("use", "more", "at"),
+    [
+        ({}, {}, None),
+        ({}, {"idle_timeout": 60.0}, 160),  # since it is ready
+        ({"last": 1000.0}, {"idle_timeout": 60.0}, 1060),
+        ({"last": 1000.0}, {"idle_timeout": 60.0, "pinned": True}, None),
+        ({"last": 1000.0, "keep": 5.0}, {"idle_timeout": 60.0}, 1005),
+        ({"last": 1000.0, "keep": -1.0}, {"idle_timeout": 60.0}, None),
+        ({"last": 1000.0, "keep": 5.0}, {}, 1005),
+        ({"last": 50.0, "keep": 5.0}, {"idle_timeout": 60.0}, 160),  # before it was loaded again
+    ],
+)
+def test_when_a_model_is_unloaded(
+    use: dict[str, float], more: dict[str, Any], at: float | None
+) -> None:
+    server = Target(instance=instance("x", **more), state="ready", ready_at=100.0)
+    expected = models.NEVER if at is None else models.utc(at)
+    assert models.expires_at(server, ServerUse(**use)) == expected
+    busy = models.expires_at(server, ServerUse(**use, in_flight=1))
+    assert (busy == models.NEVER) if at is None else (busy > models.utc(time.time()))
+
+
+@pytest.mark.parametrize(
     ("words", "more", "is_on_cpu"),
     [
         *(((), {}, False), (("--n-gpu-layers", "0"), {}, True), (("--device", "none"), {}, True)),
@@ -128,7 +153,7 @@ def test_what_is_no_model_file(tmp_path: Path) -> None:
     ],
 )
 def test_memory_of_a_gpu(file: Path, words: Any, more: Any, is_on_cpu: bool) -> None:
-    entry = models.running("x", target(file, *words, **more), {})
+    entry = models.running("x", target(file, *words, **more), {}, ServerUse())
     assert ("size_vram" in entry) == is_on_cpu and entry.get("size_vram", 0) == 0
 
 

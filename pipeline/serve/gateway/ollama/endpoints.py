@@ -17,15 +17,18 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
 from pipeline.core.text import printable
+from pipeline.serve.gateway.page import Events
 from pipeline.serve.gateway.proxy import Proxy
 from pipeline.serve.gateway.request_body import INLINE_BYTES, parse_body, read_body, seconds
 from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, find
 from pipeline.serve.gateway.servers import Targets
 from pipeline.serve.guard.refusal import Refused
+from pipeline.serve.supervisor.usage import Gateways
 
 from . import models, requests
 from .exchange import JSON, LINES, Call, Exchange
-from .replies import Text, Vectors
+from .pull import SUCCESS, Pulls, reference, serving
+from .replies import Text, Vectors, lines
 from .requests import AnyRequest, Translated
 
 # Clients ask for this version of Ollama, or a later one, before they use tools, thinking or
@@ -88,6 +91,7 @@ class Ollama:
 
     def __init__(self, proxy: Proxy, details: Details) -> None:
         self._proxy, self._details = proxy, details
+        self._pulls = Pulls(proxy.view.at, proxy.settings)
 
     def routes(self) -> Iterator[Route]:
         for path, kind, prepare in (
@@ -110,7 +114,7 @@ class Ollama:
     ) -> Exchange:
         """The exchange that will answer a request. Raises Refused."""
         request, asked = prepared.request, prepared.asked
-        model, targets = self._find(request, kind)
+        model, targets = await self._find(request, kind)
         await self._report(model, targets, request.options or {})
         call = Call(
             path=asked.path,
@@ -122,7 +126,7 @@ class Ollama:
         )
         return Exchange(self._proxy, call, asked.body, scope, receive, send)
 
-    def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
+    async def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names
         have a tag, which ours need not have. Raises Refused."""
         servers, patterns = self._proxy.view.now(), self._proxy.settings.models
@@ -135,6 +139,11 @@ class Ollama:
         for name in filter(None, names):
             with suppress(Refused):
                 return name, find(servers, name, kind, patterns)
+        if self._proxy.settings.pull:  # what was pulled is asked for by its reference
+            with suppress(Refused, OSError):
+                wanted = reference(asked)
+                for target in await to_thread.run_sync(serving, wanted, servers.targets):
+                    return target.name, servers.by_name[target.name]
         return asked, find(servers, asked, kind, patterns)  # which says why not
 
     async def _report(self, model: str, targets: Targets, options: Mapping[str, Any]) -> None:
@@ -165,28 +174,44 @@ class Ollama:
         said = await self._details(servers.targets)
 
         def entries() -> Iterator[dict[str, Any]]:
+            gateways = Gateways(self._proxy.view.at)
+            gateways.read()
             for name, targets in servers.by_name.items():
                 for target in [target for target in targets if target.is_ready][:1]:
-                    yield models.running(name, target, said.get(target.name, {}))
+                    use = gateways.use(target.name)
+                    yield models.running(name, target, said.get(target.name, {}), use)
 
         return _document({"models": await to_thread.run_sync(lambda: list(entries()))})
 
     async def _show(self, request: Request) -> Response:
         shown = requests.decoded(await _body(request), AnyRequest)
-        name, targets = self._find(shown, ANY)
+        name, targets = await self._find(shown, ANY)
         said = (await self._details(targets)).get(targets[0].name, {})
         return _document(await to_thread.run_sync(models.shown, name, targets[0], said))
 
     async def _pull(self, request: Request) -> Response:
-        """Nothing is downloaded; a model that is here counts as pulled."""
+        """Have a model prepared where that is allowed; one that is here counts as pulled."""
         pulled = requests.decoded(await _body(request), requests.Pull)
+        settings, is_here = self._proxy.settings, True
         try:
-            self._find(pulled, ANY)
+            await self._find(pulled, ANY)
         except Refused as why:
-            text = f"{why.message}; the gateway downloads no models: add an instance to {FILE}"
-            raise Refused(403, text) from None
-        kind = JSON if pulled.stream is False else LINES
-        return Response('{"status":"success"}\n', media_type=kind)
+            if not settings.pull:
+                text = f"{why.message}; the gateway downloads no models: add an instance to {FILE}"
+                raise Refused(403, f"{text}, or set pull = true in [gateway]") from None
+            is_here = False
+        if is_here:
+            kind = JSON if pulled.stream is False else LINES
+            return Response('{"status":"success"}\n', media_type=kind)
+        pull = self._pulls.begin(reference(pulled.asked_for or "").text)
+        progress = pull.progress(settings.comment_seconds)
+        if pulled.stream is not False:
+            return Events((lines([each]) async for each in progress), media_type=LINES)
+        async for _ in progress:
+            pass
+        if pull.error:
+            raise Refused(500, pull.error)
+        return _document(SUCCESS)
 
 
 class _Forwarded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from pipeline.models.chat_template import OVERRIDES
 from pipeline.serve.gateway.routing import CHAT, EMBEDDING
 from pipeline.serve.gateway.servers import Target
 from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.supervisor.usage import ServerUse
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model is unloaded that stays: as Ollama says it
 # What a chat template uses for tools, and for a model that thinks.
@@ -55,8 +57,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         """The field of that name, where it is known."""
         if not self.modified:
             return {}
-        at = datetime.fromtimestamp(self.modified, UTC).isoformat().replace("+00:00", "Z")
-        return {"modified_at": at}
+        return {"modified_at": utc(self.modified)}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -83,15 +84,27 @@ def listed(name: str, target: Target) -> dict[str, Any]:
     }
 
 
-def running(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
+def running(name: str, target: Target, said: Mapping[str, Any], use: ServerUse) -> dict[str, Any]:
     """An entry of /api/ps. `said`: what the instance says of its model."""
-    entry = listed(name, target) | {"expires_at": NEVER}
+    entry = listed(name, target) | {"expires_at": expires_at(target, use)}
     entry.pop("modified_at", None)
     if context := said.get("meta", {}).get("n_ctx"):
         entry["context_length"] = context
     if is_on_cpu(target.instance):
         entry["size_vram"] = 0
     return entry
+
+
+def expires_at(target: Target, use: ServerUse) -> str:
+    """When the model is unloaded if nobody asks for it again, by the supervisor's own rule."""
+    ready_at = target.ready_at or 0.0
+    seconds = target.instance.idle_timeout or None
+    if use.keep is not None and use.last >= ready_at:
+        seconds = use.keep if use.keep >= 0 else None
+    if seconds is None or target.instance.pinned:
+        return NEVER
+    is_used = use.in_flight or use.waiting
+    return utc((time.time() if is_used else max(use.last, ready_at)) + seconds)
 
 
 def shown(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +170,11 @@ def model_file(instance: Server) -> ModelFacts:
     except (OSError, PipelineError):
         pass
     return ModelFacts(digest=_digest(instance.engine, name or instance.name))
+
+
+def utc(seconds: float) -> str:
+    """A time since 1970 as JSON has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def human(count: int) -> str:
