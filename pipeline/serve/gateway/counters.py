@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.serve.supervisor.status import DeviceMemory, Row
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
 PREFIX = "llama_gateway"
+Samples = Iterable[tuple[Mapping[str, str], float]]  # labels and values
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?(\s+\S.*)$")
 
 
@@ -33,20 +34,24 @@ class Counters:
         self._buckets[instance, bucket] += 1
 
     def lines(self) -> Iterator[str]:
-        yield from _head("requests_total", "counter", "Requests answered, by instance and status")
-        for (instance, status), count in sorted(self.requests.items()):
-            yield _line("requests_total", count, instance=instance, status=str(status))
+        yield from _metric(
+            "requests_total",
+            "counter",
+            "Requests answered, by instance and status",
+            [
+                ({"instance": instance, "status": str(status)}, count)
+                for (instance, status), count in sorted(self.requests.items())
+            ],
+        )
         for name, kind, text, counts in (
             ("in_flight", "gauge", "Requests that an instance is answering", self.in_flight),
             ("received_bytes_total", "counter", "Bytes of requests", self.received),
             ("sent_bytes_total", "counter", "Bytes of answers", self.sent),
             ("failures_total", "counter", "Answers that failed or were incomplete", self.failures),
         ):
-            yield from _head(name, kind, text)
-            for instance, count in sorted(counts.items()):
-                yield _line(name, count, instance=instance)
-        yield from _head("held", "gauge", "Requests waiting for an instance to load")
-        yield _line("held", self.held)
+            yield from _metric(name, kind, text, _by("instance", counts))
+        held = "Requests waiting for an instance to load"
+        yield from _metric("held", "gauge", held, [({}, self.held)])
         name = "first_byte_seconds"
         yield from _head(name, "histogram", "Time to the first byte of an answer")
         for instance, total in sorted(self._seconds.items()):
@@ -61,29 +66,33 @@ class Counters:
 
 def ready_lines(ready: Mapping[str, bool]) -> Iterator[str]:
     """Whether each server is ready, as Prometheus text."""
-    yield from _head("instance_ready", "gauge", "Whether an instance is ready")
-    for name, is_ready in ready.items():
-        yield _line("instance_ready", int(is_ready), instance=name)
+    numbers = {name: int(is_ready) for name, is_ready in ready.items()}
+    text = "Whether an instance is ready"
+    return _metric("instance_ready", "gauge", text, _by("instance", numbers))
 
 
-def memory_lines(rows: Iterable[Row], devices: Iterable[DeviceMemory]) -> Iterator[str]:
+def memory_lines(rows: Sequence[Row], devices: Sequence[DeviceMemory]) -> Iterator[str]:
     """What the dashboard shows of memory, as Prometheus text."""
-    rows, devices = list(rows), list(devices)
-    yield from _head("device_memory_bytes", "gauge", "Memory of a device")
-    for device in devices:
-        yield _line("device_memory_bytes", device.total, device=device.name)
-    yield from _head("device_memory_free_bytes", "gauge", "Memory that a new program can have")
-    for device in devices:
-        yield _line("device_memory_free_bytes", device.free, device=device.name)
-    yield from _head("instance_counted_bytes", "gauge", "Memory that an instance is counted with")
-    for row in rows:
-        for name, count in row.need.items():
-            yield _line("instance_counted_bytes", count, instance=row.name, device=name)
-    yield from _head("instance_memory_bytes", "gauge", "Memory that its processes use, on all GPUs")
-    for row in rows:
-        for name, used in (("ram", row.memory), ("gpus", row.gpu_memory)):
-            if used is not None:
-                yield _line("instance_memory_bytes", used, instance=row.name, device=name)
+    total = {device.name: device.total for device in devices}
+    free = {device.name: device.free for device in devices}
+    counted = [
+        ({"instance": row.name, "device": device}, count)
+        for row in rows
+        for device, count in row.need.items()
+    ]
+    used = [
+        ({"instance": row.name, "device": device}, count)
+        for row in rows
+        for device, count in (("ram", row.memory), ("gpus", row.gpu_memory))
+        if count is not None
+    ]
+    for name, text, samples in (
+        ("device_memory_bytes", "Memory of a device", _by("device", total)),
+        ("device_memory_free_bytes", "Memory that a new program can have", _by("device", free)),
+        ("instance_counted_bytes", "Memory that an instance is counted with", counted),
+        ("instance_memory_bytes", "Memory that its processes use, on all GPUs together", used),
+    ):
+        yield from _metric(name, "gauge", text, samples)
 
 
 def merge_metrics(texts: Mapping[str, str]) -> Iterator[str]:
@@ -114,6 +123,16 @@ def _labelled(sample: re.Match[str], instance: str) -> str:
     own = re.sub(r"(^|,)\s*instance=", r"\1exported_instance=", sample[2] or "").strip(", ")
     labels = ",".join(filter(None, (f'instance="{_escaped(instance)}"', own)))
     return f"{sample[1]}{{{labels}}}{sample[3]}"
+
+
+def _metric(name: str, kind: str, text: str, samples: Samples) -> Iterator[str]:
+    yield from _head(name, kind, text)
+    for labels, value in samples:
+        yield _line(name, value, **labels)
+
+
+def _by(label: str, numbers: Mapping[str, float]) -> Samples:
+    return [({label: name}, number) for name, number in sorted(numbers.items())]
 
 
 def _head(name: str, kind: str, text: str) -> Iterable[str]:
