@@ -3,16 +3,17 @@ and Ollama's.
 
 app           the routes, what the gateway answers itself, and its process
 settings      its settings, and the gateway as one more instance of the supervisor
-servers       the servers and their states, read from the supervisor's folder
-routing       the servers that a request is meant for
+servers       the servers and their states, and which of them a request is meant for
 guard         who may ask: keys, origins, host names
 connection    a client's connection
 request_body  the model that a request names
 proxy         a request held, forwarded, and its answer streamed back
 demand        what the supervisor is told of requests: which servers they use, and wait for
-upstream      one request to one server
+upstream      one request to one server; what servers say of themselves
 answers       errors and lists in the form of either API
 counters      /metrics
+recent        the last requests, and an hour of figures
+dashboard     the page that shows them
 ollama        Ollama's API, translated
 loading       what is loaded, and how clients change that
 page          llama.cpp's web page, and what it asks for

@@ -30,8 +30,7 @@ from .loading import Loading
 from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import Proxy
-from .routing import ANY, PATHS, find
-from .servers import View
+from .servers import ANY, PATHS, View, find
 from .settings import GatewaySettings, as_instance, check
 from .upstream import Engines, Keys
 
@@ -92,7 +91,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
     proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
     page, loading = Page(proxy), Loading(proxy)
     engines = Engines(proxy.view, proxy.keys)
-    board = Dashboard(at, proxy, engines.metrics)
+    board = Dashboard(at, proxy, engines)
     own = OwnEndpoints(proxy, page, engines, board)
 
     @asynccontextmanager
@@ -134,7 +133,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             # Claude Code's telemetry: accepted and dropped.
             Route("/api/event_logging/{rest:path}", JSONResponse({}), methods=["POST"]),
             Route("/api/claude_code/{rest:path}", JSONResponse({}), methods=["POST"]),
-            *Ollama(proxy, engines.details).routes(),
+            *Ollama(proxy, engines).routes(),
             Route("/{name:page_file}", page.file),
         ],
         middleware=[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import anyio
@@ -20,6 +19,7 @@ from pipeline.serve.supervisor.state import Folder
 
 from .proxy import Proxy
 from .recent import INTERVAL, SAMPLES
+from .upstream import Engines
 
 FILES = Path(__file__).parent / "dashboard_page"
 PATH = "/dashboard"
@@ -33,14 +33,12 @@ HEADERS = {
 ROWS_SECONDS = 2.0  # as long the processes are not looked at again, however many pages ask
 LOG_BYTES = 16 * 1024
 
-Metrics = Callable[[], Awaitable[Mapping[str, str]]]  # the engines' own, by instance
-
 
 class Dashboard:
     """The page's endpoints. `sampling` must run as long as the gateway does."""
 
-    def __init__(self, at: Folder, proxy: Proxy, metrics: Metrics) -> None:
-        self._at, self._proxy, self._metrics = at, proxy, metrics
+    def __init__(self, at: Folder, proxy: Proxy, engines: Engines) -> None:
+        self._at, self._proxy, self._engines = at, proxy, engines
         self._lock = anyio.Lock()
         self._rows: tuple[float, list[status.Row], list[memory.DeviceMemory]] | None = None
 
@@ -55,7 +53,7 @@ class Dashboard:
     async def sampling(self) -> None:
         """Count requests and tokens of each interval, for ever."""
         while True:
-            self._proxy.history.sample(self._proxy.counters.requests, await self._metrics())
+            self._proxy.history.sample(self._proxy.counters.requests, await self._engines.metrics())
             await anyio.sleep(INTERVAL)
 
     async def data(self, request: Request) -> Response:

@@ -17,9 +17,8 @@ from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .demand import awaited
 from .proxy import Proxy
-from .request_body import parse, read_body
-from .routing import ANY, find
-from .servers import Target, Targets
+from .request_body import parse_body, read_body
+from .servers import ANY, Target, Targets, find
 
 OWN_PAGES = ("none", "same-origin", "same-site")  # of Sec-Fetch-Site, which browsers send
 
@@ -71,7 +70,7 @@ class Loading:
         return PlainTextResponse("OK")
 
     async def _named(self, request: Request) -> Targets:
-        name = (await parse(request, await read_body(request))).model
+        name = parse_body("", await read_body(request)).model
         if not name:
             raise Refused(400, 'the request names no "model"', "model_required")
         return find(self._proxy.view.now(), name, ANY, self._proxy.settings.models)

@@ -22,8 +22,7 @@ from pipeline.serve.server import LLAMA_CPP
 
 from .answers import router_status
 from .proxy import Proxy
-from .routing import CHAT
-from .servers import ServerList, Target
+from .servers import CHAT, ServerList, Target
 from .upstream import NoAnswer, ask, returned_headers
 
 # A file beside index.html, or in one of the page's folders. No API path looks like this.

@@ -29,10 +29,9 @@ from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import Counters
 from .demand import Demand, awaited
-from .recent import History, Tail
-from .request_body import RequestBody, parse, parse_query, read_body
-from .routing import ANY, CHAT, PATHS, find, find_server
-from .servers import Target, Targets, View
+from .recent import GENERATED, PROMPT, History, Recent, Tail, cut
+from .request_body import RequestBody, parse_body, parse_query, read_body
+from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
 from .settings import GatewaySettings
 from .upstream import (
     Answer,
@@ -99,7 +98,7 @@ class Proxy:
         elif request.method == "GET":
             parsed = parse_query(request)
         else:
-            parsed = await parse(request, body)
+            parsed = parse_body(request.headers.get("content-type", ""), body)
         inspect = self.settings.inspect
         call = _Call(request, path, parsed, send, server, tail=Tail(whole=inspect))
         refused = None
@@ -123,14 +122,20 @@ class Proxy:
                 self.counters.requests[call.instance, call.status] += 1
             self.counters.received[call.instance] += len(body)
             if call.instance:
+                seconds = time.monotonic() - call.began
                 self.history.add(
-                    model=call.body.model,
-                    instance=call.instance,
-                    path=path,
-                    status=refused.status if refused else call.status,
-                    seconds=time.monotonic() - call.began,
-                    tail=call.tail,
-                    asked=body if inspect else None,
+                    Recent(
+                        at=time.time() - seconds,
+                        model=call.body.model,
+                        instance=call.instance,
+                        path=path,
+                        status=refused.status if refused else call.status,
+                        seconds=seconds,
+                        prompt_tokens=call.tail.number(PROMPT),
+                        tokens=call.tail.number(GENERATED),
+                        asked=cut(body) if inspect else None,
+                        answered=call.tail.text,
+                    )
                 )
         if refused:
             raise refused

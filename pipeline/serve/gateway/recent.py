@@ -23,10 +23,10 @@ TOTAL = re.compile(
 )
 
 
-class Recent(Struct, frozen=True, kw_only=True):
+class Recent(Struct, kw_only=True):
     """An answered request. Times in seconds, `at` since 1970; None: not known."""
 
-    id: int
+    id: int = 0  # set by History
     at: float
     model: str | None  # as asked for
     instance: str
@@ -79,33 +79,10 @@ class History:
         self._requests: Counter[str] = Counter()
         self._tokens: dict[str, float] = {}
 
-    def add(
-        self,
-        *,
-        model: str | None,
-        instance: str,
-        path: str,
-        status: int,
-        seconds: float,
-        tail: Tail,
-        asked: bytes | None,
-    ) -> None:
+    def add(self, request: Recent) -> None:
         """Keep a request that was answered."""
-        self.requests.appendleft(
-            Recent(
-                id=next(self._ids),
-                at=time.time() - seconds,
-                model=model,
-                instance=instance,
-                path=path,
-                status=status,
-                seconds=seconds,
-                prompt_tokens=tail.number(PROMPT),
-                tokens=tail.number(GENERATED),
-                asked=None if asked is None else cut(asked),
-                answered=tail.text,
-            )
-        )
+        request.id = next(self._ids)
+        self.requests.appendleft(request)
 
     def sample(self, requests: Mapping[tuple[str, int], int], texts: Mapping[str, str]) -> None:
         """Note what was counted since the last sample: `requests` by instance and status, `texts`

@@ -230,18 +230,19 @@ def test_the_model_is_found_in_any_document() -> None:
                 assert json.loads(parsed.renamed("b")) == {**document, "model": "b"}
     assert model(b'\xef\xbb\xbf {"x": "model", "model" : "a"} \n') == "a"
     assert model(b'{"model": "a", "model": "b"}') == "b"
+    assert model(b'{"model": "a", "mod\\u0065l": "b"}') == "b", "as a server reads it"
     assert model(b'{"model": "a", "model": null}') is None
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b'{"model": "a"', "ends early"),
-        (b'{"model": "a', "ends early"),
-        (b'{"model": "a\\', "ends early"),
-        (b'{"model": "a"} {}', "goes on after its end"),
-        (b'{"model": "\\x"}', '"model" is not valid JSON'),
-        (b'{"model": "\xff"}', '"model" is not valid JSON'),
+        (b'{"model": "a"', "not valid JSON: Input data was truncated"),
+        (b'{"model": "a', "not valid JSON: Input data was truncated"),
+        (b'{"model": "a\\', "not valid JSON: Input data was truncated"),
+        (b'{"model": "a"} {}', "trailing characters"),
+        (b'{"model": "\\x"}', "not valid JSON: .*escape"),
+        (b'{"model": "\xff"}', "not valid JSON: Invalid UTF-8"),
         (b'{"model": ["a"]}', "must be a string"),
     ],
 )

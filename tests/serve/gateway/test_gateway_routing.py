@@ -17,8 +17,16 @@ from pipeline.core.errors import UsageError
 from pipeline.serve.gateway.answers import health, models
 from pipeline.serve.gateway.counters import merge_metrics
 from pipeline.serve.gateway.request_body import parse_body
-from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, RERANK, find
-from pipeline.serve.gateway.servers import ServerList, View, server_list
+from pipeline.serve.gateway.servers import (
+    ANY,
+    CHAT,
+    EMBEDDING,
+    RERANK,
+    ServerList,
+    View,
+    find,
+    server_list,
+)
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance, check
 from pipeline.serve.gateway.upstream import Keys
 from pipeline.serve.guard.refusal import Refused, error_body

@@ -218,7 +218,7 @@ def test_wrong_requests(here: Site) -> None:
         (b'{"model": 3}', '"model" must be a string'),
         (b'{"model": "chat", "messages": 3}', "$.messages"),
         (b'{"model": "chat", "messages": [{"role": "user", "content": "\xff"}]}', "invalid"),
-        (b'{"model": "chat", "tools": ' + b"[" * 2000 + b"]" * 2000 + b"}", "nested more than"),
+        (b'{"model": "chat", "tools": ' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deep"),
         (b'{"model": "chat", "keep_alive": "soon"}', "is no duration"),
     ):
         answer = httpx2.post(f"{here.url}/api/chat", content=body, timeout=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
@@ -19,9 +19,9 @@ from pipeline.core import log
 from pipeline.core.text import printable
 from pipeline.serve.gateway.page import Events
 from pipeline.serve.gateway.proxy import Proxy
-from pipeline.serve.gateway.request_body import INLINE_BYTES, parse_body, read_body, seconds
-from pipeline.serve.gateway.routing import ANY, CHAT, EMBEDDING, find
-from pipeline.serve.gateway.servers import Targets
+from pipeline.serve.gateway.request_body import read_body, seconds
+from pipeline.serve.gateway.servers import ANY, CHAT, EMBEDDING, Targets, find
+from pipeline.serve.gateway.upstream import Engines
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor.usage import Gateways
 
@@ -35,6 +35,7 @@ from .requests import AnyRequest, Translated
 # /v1/responses.
 VERSION = "0.13.5"
 FILE = "the gateway's file of instances"
+INLINE_BYTES = 65_536  # longer bodies are read in a thread
 # What would change the models, and what to do instead.
 REFUSED = {
     "/api/create": f"add an instance to {FILE}",
@@ -44,63 +45,53 @@ REFUSED = {
     "/api/blobs/{digest}": f"name the model's file in {FILE}",
 }
 
-# What ready llama-servers say of their models, by instance.
-Details = Callable[[Targets], Awaitable[Mapping[str, Mapping[str, Any]]]]
 # Each text once, or again after many others.
 log_once = lru_cache(maxsize=256)(log.info)
 
 
-class Prepared(Struct, frozen=True):
-    """A request, what an instance is asked, and what makes the reader of its answer."""
+class Endpoint(Struct, frozen=True):
+    """A path that an instance answers: the kind of instance, the request's type, what an instance
+    is asked for it, and what reads the answer for the client's name of the model."""
 
-    request: AnyRequest
-    asked: Translated
-    reply: Callable[[str], Text | Vectors]
-    streams: bool = False
-
-
-Prepare = Callable[[bytes], Prepared]
+    kind: str
+    request: type[AnyRequest]
+    translate: Callable[[Any], Translated]
+    reply: Callable[[Any, str], Text | Vectors]
 
 
-def chat(body: bytes) -> Prepared:
-    request = requests.decoded(body, requests.Chat)
-    reply = partial(Text, is_chat=True)
-    return Prepared(request, requests.chat(request), reply, request.stream is not False)
-
-
-def generate(body: bytes) -> Prepared:
-    request = requests.decoded(body, requests.Generate)
-    reply = partial(Text, is_chat=False)
-    return Prepared(request, requests.generate(request), reply, request.stream is not False)
-
-
-def embed(body: bytes) -> Prepared:
-    request = requests.decoded(body, requests.Embed)
-    reply = partial(Vectors, dimensions=request.dimensions)
-    return Prepared(request, requests.embed(request.input), reply)
-
-
-def embeddings(body: bytes) -> Prepared:
-    """The older form, for one text."""
-    request = requests.decoded(body, requests.Embeddings)
-    return Prepared(request, requests.embed(request.prompt), partial(Vectors, is_single=True))
+ENDPOINTS = {
+    "/api/chat": Endpoint(
+        CHAT, requests.Chat, requests.chat, lambda request, model: Text(model, is_chat=True)
+    ),
+    "/api/generate": Endpoint(
+        CHAT, requests.Generate, requests.generate, lambda request, model: Text(model)
+    ),
+    "/api/embed": Endpoint(
+        EMBEDDING,
+        requests.Embed,
+        lambda request: requests.embed(request.input),
+        lambda request, model: Vectors(model, dimensions=request.dimensions),
+    ),
+    # the older form, for one text
+    "/api/embeddings": Endpoint(
+        EMBEDDING,
+        requests.Embeddings,
+        lambda request: requests.embed(request.prompt),
+        lambda request, model: Vectors(model, is_single=True),
+    ),
+}
 
 
 class Ollama:
     """Ollama's API before the instances of `proxy`."""
 
-    def __init__(self, proxy: Proxy, details: Details) -> None:
-        self._proxy, self._details = proxy, details
+    def __init__(self, proxy: Proxy, engines: Engines) -> None:
+        self.proxy, self._engines = proxy, engines
         self._pulls = Pulls(proxy.view.at, proxy.settings)
 
     def routes(self) -> Iterator[Route]:
-        for path, kind, prepare in (
-            ("/api/chat", CHAT, chat),
-            ("/api/generate", CHAT, generate),
-            ("/api/embed", EMBEDDING, embed),
-            ("/api/embeddings", EMBEDDING, embeddings),
-        ):
-            yield Route(path, _Forwarded(self, kind, prepare), methods=["POST"])
+        for path, endpoint in ENDPOINTS.items():
+            yield Route(path, _Forwarded(self, endpoint), methods=["POST"])
         yield Route("/api/version", JSONResponse({"version": VERSION}), methods=["GET"])
         yield Route("/api/tags", self._tags)
         yield Route("/api/ps", self._ps)
@@ -109,27 +100,23 @@ class Ollama:
         for path, instead in REFUSED.items():
             yield Route(path, partial(_refuse, instead), methods=["HEAD", "POST", "DELETE"])
 
-    async def begin(
-        self, prepared: Prepared, kind: str, scope: Scope, receive: Receive, send: Send
-    ) -> Exchange:
-        """The exchange that will answer a request. Raises Refused."""
-        request, asked = prepared.request, prepared.asked
-        model, targets = await self._find(request, kind)
+    async def call(self, endpoint: Endpoint, request: AnyRequest, asked: Translated) -> Call:
+        """What a request comes to, for the proxy. Raises Refused."""
+        model, targets = await self._find(request, endpoint.kind)
         await self._report(model, targets, request.options or {})
-        call = Call(
+        return Call(
             path=asked.path,
             model=model,
-            reply=prepared.reply(request.asked_for or model),
-            streams=prepared.streams,
+            reply=endpoint.reply(request, request.asked_for or model),
+            streams=request.streams,
             keep_alive=seconds(request.keep_alive),
             is_loaded=any(target.is_ready for target in targets),
         )
-        return Exchange(self._proxy, call, asked.body, scope, receive, send)
 
     async def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names
         have a tag, which ours need not have. Raises Refused."""
-        servers, patterns = self._proxy.view.now(), self._proxy.settings.models
+        servers, patterns = self.proxy.view.now(), self.proxy.settings.models
         asked = request.asked_for
         if asked is None:
             targets = find(servers, None, kind, patterns)
@@ -139,7 +126,7 @@ class Ollama:
         for name in filter(None, names):
             with suppress(Refused):
                 return name, find(servers, name, kind, patterns)
-        if self._proxy.settings.pull:  # what was pulled is asked for by its reference
+        if self.proxy.settings.pull:  # what was pulled is asked for by its reference
             with suppress(Refused, OSError):
                 wanted = reference(asked)
                 for target in await to_thread.run_sync(serving, wanted, servers.targets):
@@ -151,7 +138,7 @@ class Ollama:
         for name in requests.unknown(options):
             log_once(f"{model}: a request's option {printable(name)[:100]} is unknown, and ignored")
         if wanted := requests.context(options):
-            said = (await self._details(targets)).values()
+            said = (await self._engines.details(targets)).values()
             known = [each["meta"]["n_ctx"] for each in said if each.get("meta", {}).get("n_ctx")]
             if known and wanted > min(known):
                 log_once(
@@ -161,7 +148,7 @@ class Ollama:
 
     async def _tags(self, request: Request) -> Response:
         """All names and aliases."""
-        names = self._proxy.view.now().by_name
+        names = self.proxy.view.now().by_name
 
         def entries() -> list[dict[str, Any]]:
             return [models.listed(name, targets[0]) for name, targets in names.items()]
@@ -170,11 +157,11 @@ class Ollama:
 
     async def _ps(self, request: Request) -> Response:
         """Those that are ready."""
-        servers = self._proxy.view.now()
-        said = await self._details(servers.targets)
+        servers = self.proxy.view.now()
+        said = await self._engines.details(servers.targets)
 
         def entries() -> Iterator[dict[str, Any]]:
-            gateways = Gateways(self._proxy.view.at)
+            gateways = Gateways(self.proxy.view.at)
             gateways.read()
             for name, targets in servers.by_name.items():
                 for target in [target for target in targets if target.is_ready][:1]:
@@ -186,13 +173,13 @@ class Ollama:
     async def _show(self, request: Request) -> Response:
         shown = requests.decoded(await _body(request), AnyRequest)
         name, targets = await self._find(shown, ANY)
-        said = (await self._details(targets)).get(targets[0].name, {})
+        said = (await self._engines.details(targets)).get(targets[0].name, {})
         return _document(await to_thread.run_sync(models.shown, name, targets[0], said))
 
     async def _pull(self, request: Request) -> Response:
         """Have a model prepared where that is allowed; one that is here counts as pulled."""
-        pulled = requests.decoded(await _body(request), requests.Pull)
-        settings, is_here = self._proxy.settings, True
+        pulled = requests.decoded(await _body(request), requests.Streamed)
+        settings, is_here = self.proxy.settings, True
         try:
             await self._find(pulled, ANY)
         except Refused as why:
@@ -201,11 +188,11 @@ class Ollama:
                 raise Refused(403, f"{text}, or set pull = true in [gateway]") from None
             is_here = False
         if is_here:
-            kind = JSON if pulled.stream is False else LINES
+            kind = JSON if not pulled.streams else LINES
             return Response('{"status":"success"}\n', media_type=kind)
         pull = self._pulls.begin(reference(pulled.asked_for or "").text)
         progress = pull.progress(settings.comment_seconds)
-        if pulled.stream is not False:
+        if pulled.streams:
             return Events((lines([each]) async for each in progress), media_type=LINES)
         async for _ in progress:
             pass
@@ -217,37 +204,36 @@ class Ollama:
 class _Forwarded:
     """The ASGI application of a path that an instance answers."""
 
-    def __init__(self, api: Ollama, kind: str, prepare: Prepare) -> None:
-        self._api, self._kind, self._prepare = api, kind, prepare
+    def __init__(self, api: Ollama, endpoint: Endpoint) -> None:
+        self._api, self._endpoint = api, endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         try:
             # no name for the body, nor for what is made of it: they would stay until the end
-            exchange = await self._api.begin(
-                await self._prepared(request), self._kind, scope, receive, send
-            )
+            exchange = await self._begin(scope, receive, send)
         except ClientDisconnect:
             return
         await exchange.run()
 
-    async def _prepared(self, request: Request) -> Prepared:
-        body = await read_body(request)
-        if len(body) <= INLINE_BYTES:
-            return self._read(body)
-        return await to_thread.run_sync(self._read, body)
-
-    def _read(self, body: bytes) -> Prepared:
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         """Raises Refused."""
-        parse_body(JSON, body)  # for its bounds
-        return self._prepare(body)
+        request, asked = await self._read(await read_body(Request(scope, receive)))
+        call = await self._api.call(self._endpoint, request, asked)
+        return Exchange(self._api.proxy, call, asked.body, scope, receive, send)
+
+    async def _read(self, body: bytes) -> tuple[AnyRequest, Translated]:
+        """A request and what an instance is asked, off the loop where that takes long."""
+
+        def read() -> tuple[AnyRequest, Translated]:
+            request = requests.decoded(body, self._endpoint.request)
+            return request, self._endpoint.translate(request)
+
+        return read() if len(body) <= INLINE_BYTES else await to_thread.run_sync(read)
 
 
 async def _body(request: Request) -> bytes:
     """A small request's. Raises Refused."""
-    body = await read_body(request, INLINE_BYTES)
-    parse_body(JSON, body)
-    return body
+    return await read_body(request, INLINE_BYTES)
 
 
 def _document(made: Mapping[str, Any]) -> Response:

@@ -8,9 +8,9 @@ loads, tries another one, counts, and leaves the instance when the client leaves
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from pipeline.serve.gateway.connection import Body, Connection
 from pipeline.serve.gateway.proxy import Proxy
 
-from .replies import Object, Text, Vectors, error_of, joined, lines
+from .replies import Text, Vectors, error_of, joined, lines
 
 LINES, JSON = "application/x-ndjson", "application/json"
 # What is said of the translated body, and what would have the answer come in another form.
@@ -30,11 +30,6 @@ REPLACED = (
     *(b"accept", b"accept-encoding"),
 )
 LOAD = "/health"  # answered by every instance once it is ready
-
-
-class Sink(Protocol):
-    def write(self, block: bytes) -> None: ...
-    def end(self) -> None: ...
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -70,23 +65,29 @@ class Exchange:
         self._proxy, self._call = proxy, call
         self._connection: Connection = scope["connection"]
         self._receive, self._send = receive, send
-        self._body: bytes | None = b""
         headers = [header for header in scope["headers"] if header[0] not in REPLACED]
-        changed: dict[str, Any] = {"method": "POST", "path": call.path, "query_string": b""}
+        self._body: bytes | None = b""
+        changed: dict[str, Any] = {"method": "GET", "path": LOAD}
+        changed["query_string"] = urlencode({"model": call.model}).encode()
         if call.path:
             self._body = msgspec.json.encode({"model": call.model, **body})
             headers.append((b"content-type", JSON.encode()))
-        else:
-            query = urlencode({"model": call.model}).encode()
-            changed = {"method": "GET", "path": LOAD, "query_string": query}
-        self._scope = {**scope, **changed, "headers": headers, "connection": self}
-        self._scope["keep_alive"] = call.keep_alive
-        # whether the client gets signs of life while it waits
-        self._scope["streams"] = call.streams and bool(call.path)
-        self._headers: list[tuple[bytes, bytes]] = []
+            changed = {"method": "POST", "path": call.path, "query_string": b""}
+        self._scope = {
+            **scope,
+            **changed,
+            "headers": headers,
+            "connection": self,
+            "keep_alive": call.keep_alive,
+            # whether the client gets signs of life while it waits
+            "streams": call.streams and bool(call.path),
+        }
         self._status = 0
-        self._whole = _Whole()
+        self._headers: list[tuple[bytes, bytes]] = []
         self._stream: Text | None = None  # an answer of which each object is sent as it comes
+        self._sink: Body | None = None  # and where to
+        self._blocks: list[bytes] = []  # of any other answer
+        self._is_whole = False
 
     async def run(self) -> None:
         """Have the proxy answer. Raises Refused."""
@@ -94,17 +95,19 @@ class Exchange:
             await self._respond(200, self._call.reply.loaded(unloads=True))
             return
         await self._proxy(self._scope, self._take, self._give)
-        if self._status and not (self._stream or self._whole.ended):
+        if self._status and not (self._stream or self._is_whole):
             # a client that has left gets nothing
             await self._respond(502, {"error": "the instance broke off its answer"})
 
     async def _take(self) -> Message:
+        """What the proxy reads: the translated request, then whether the client leaves."""
         if self._body is None:
             return await self._receive()
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def _give(self, message: Message) -> None:
+        """What the proxy sends beside the body."""
         if message["type"] == "http.response.start":
             await self._begin(message)
         elif self._stream:  # a sign of life, an error, or the end
@@ -116,28 +119,42 @@ class Exchange:
             await self._answer()
 
     async def _begin(self, message: Message) -> None:
-        self._status = message["status"]
+        self._status, reply = message["status"], self._call.reply
         self._headers = [header for header in message["headers"] if header[0] not in REPLACED]
-        reply = self._call.reply
-        if self._status == 200 and self._call.streams and self._call.path:
-            self._stream = reply if isinstance(reply, Text) else None
-        if self._stream:
+        if self._status == 200 and self._scope["streams"] and isinstance(reply, Text):
+            self._stream = reply
             headers = [*self._headers, (b"content-type", LINES.encode())]
             await self._send({**message, "headers": headers})
 
+    # The body, as the proxy writes it into a connection
+
     @contextmanager
-    def body(self, source: asyncio.Transport, status: int, length: int | None) -> Iterator[Sink]:
+    def body(self, source: asyncio.Transport, status: int, length: int | None) -> Iterator[Self]:
         """As the connection's own."""
         self._call.reply.load_seconds = self._scope.get("waited")
-        if self._stream:
-            with self._connection.body(source, status, None) as body:
-                yield _Lines(self._stream, body)
+        if not self._stream:
+            yield self
+            return
+        with self._connection.body(source, status, None) as self._sink:
+            yield self
+
+    def write(self, block: bytes) -> None:
+        if self._stream and self._sink:
+            self._sink.write(lines(self._stream.feed(block)))
         else:
-            yield self._whole
+            self._blocks.append(block)
+
+    def end(self) -> None:
+        self._is_whole = True
+        if self._stream and self._sink:
+            self._sink.write(lines(self._stream.end()))
+            self._sink.end()
+
+    # An answer that is sent at once
 
     async def _answer(self) -> None:
         """Send all of an answer, which has come by now."""
-        document, status, reply = b"".join(self._whole.blocks), self._status, self._call.reply
+        document, status, reply = b"".join(self._blocks), self._status, self._call.reply
         if status != 200:
             text, status = error_of(document, status)
             made: Mapping[str, Any] = {"error": text}
@@ -159,34 +176,3 @@ class Exchange:
         answer = Response(content, status, media_type=LINES if is_line else JSON)
         answer.raw_headers += self._headers
         await answer(self._scope, self._receive, self._send)
-
-
-class _Whole:
-    """Keeps an answer until its end."""
-
-    def __init__(self) -> None:
-        self.blocks: list[bytes] = []
-        self.ended = False
-
-    def write(self, block: bytes) -> None:
-        self.blocks.append(block)
-
-    def end(self) -> None:
-        self.ended = True
-
-
-class _Lines:
-    """Writes each object as it comes."""
-
-    def __init__(self, reply: Text, body: Body) -> None:
-        self._reply, self._body = reply, body
-
-    def write(self, block: bytes) -> None:
-        self._send(self._reply.feed(block))
-
-    def end(self) -> None:
-        self._send(self._reply.end())
-        self._body.end()
-
-    def _send(self, objects: Iterable[Object]) -> None:
-        self._body.write(lines(objects))

@@ -20,8 +20,7 @@ from pipeline.core.store import receipts
 from pipeline.models import gguf
 from pipeline.models.chat_template import KEY as TEMPLATE
 from pipeline.models.chat_template import OVERRIDES
-from pipeline.serve.gateway.routing import CHAT, EMBEDDING
-from pipeline.serve.gateway.servers import Target
+from pipeline.serve.gateway.servers import CHAT, EMBEDDING, Target
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.usage import ServerUse
 

@@ -103,7 +103,7 @@ class OllamaReply:
 class Text(OllamaReply):
     """An answer that comes as events, each of which becomes an object. `chat` or `generate`."""
 
-    def __init__(self, model: str, *, is_chat: bool) -> None:
+    def __init__(self, model: str, *, is_chat: bool = False) -> None:
         super().__init__(model)
         self.error_status = 0  # of an error among the events
         self._is_chat = is_chat

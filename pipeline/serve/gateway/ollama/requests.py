@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, field
 
+from pipeline.serve.gateway.request_body import parse_body, require_few_values
 from pipeline.serve.guard.refusal import Refused
 
 # Values of a field that say nothing.
@@ -77,11 +78,25 @@ class AnyRequest(Struct):
         """The model that it names."""
         return self.model or self.name or None
 
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as a stream."""
+        return False
 
-class Generation(AnyRequest):
-    """What requests for text have."""
+
+class Streamed(AnyRequest):
+    """A request whose answer is a stream unless it says otherwise."""
 
     stream: bool | None = None
+
+    @property
+    def streams(self) -> bool:
+        return self.stream is not False
+
+
+class Generation(Streamed):
+    """What requests for text have."""
+
     format: Raw = Raw()
     think: bool | str | None = None
     logprobs: bool | None = None
@@ -111,10 +126,6 @@ class Embeddings(AnyRequest):
     prompt: str | None = None
 
 
-class Pull(AnyRequest):
-    stream: bool | None = None
-
-
 class Translated(Struct, frozen=True):
     """What an instance is asked. Without a path it only has to be loaded."""
 
@@ -127,6 +138,8 @@ R = TypeVar("R", bound=AnyRequest)
 
 def decoded(body: bytes, kind: type[R]) -> R:
     """A request. Raises Refused."""
+    parse_body("", body)
+    require_few_values(body)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is one too
