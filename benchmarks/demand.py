@@ -45,7 +45,7 @@ from gateway import free_port, running  # noqa: E402
 from msgspec import convert  # noqa: E402
 
 from pipeline.core.paths import Home  # noqa: E402
-from pipeline.serve.gateway.router import router_arguments, router_preset  # noqa: E402
+from pipeline.serve.gateway.other_engines import router_arguments, router_preset  # noqa: E402
 from pipeline.serve.gateway.settings import GatewaySettings  # noqa: E402
 from pipeline.serve.server import BOOT, GATEWAY, Server  # noqa: E402
 from pipeline.serve.supervisor import books  # noqa: E402

@@ -34,7 +34,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fakes import tiny_llama  # noqa: E402
 
-from pipeline.serve.gateway.router import router_arguments, router_preset  # noqa: E402
+from pipeline.serve.gateway.other_engines import router_arguments, router_preset  # noqa: E402
 from pipeline.serve.gateway.settings import GatewaySettings  # noqa: E402
 from pipeline.serve.server import Server  # noqa: E402
 from pipeline.serve.supervisor import state as files  # noqa: E402

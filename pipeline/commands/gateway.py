@@ -115,12 +115,14 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
     """LiteLLM's proxy for the servers. Raises PipelineError where it is not installed."""
     import yaml
 
-    from pipeline.serve.gateway.litellm import litellm_config
+    from pipeline.serve.gateway.other_engines import litellm_config
 
     if chosen.hold_timeout is not None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
     if chosen.origins or chosen.hosts:
         log.info("warning: not used: gateway.origins, gateway.hosts (LiteLLM checks neither)")
+    if chosen.pull:
+        log.info("warning: not used: gateway.pull (LiteLLM has no models prepared)")
     for spec in servers.configuration.enabled:
         if spec.control.start == DEMAND:
             log.info(f"warning: LiteLLM loads no model: {doitw(f'load name={spec.name}')} does")
@@ -139,7 +141,7 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
 
 def router(servers: Servers, chosen: GatewaySettings) -> None:
     """llama-server's own router for the servers. Raises PipelineError if it cannot serve them."""
-    from pipeline.serve.gateway.router import router_arguments, router_preset
+    from pipeline.serve.gateway.other_engines import router_arguments, router_preset
 
     instances = launch.servers_of(servers)
     file = _written(servers, "router.ini", router_preset(instances, chosen))

@@ -17,5 +17,5 @@ dashboard     the page that shows them
 ollama        Ollama's API, translated
 loading       what is loaded, and how clients change that
 page          llama.cpp's web page, and what it asks for
-litellm, router   the same servers behind LiteLLM's proxy, or llama-server's own router
+other_engines the same servers behind LiteLLM's proxy, or llama-server's own router
 """

@@ -42,6 +42,11 @@ def error(refused: Refused, request: Request) -> Response:
     return Response(json.dumps(body), refused.status, headers, "application/json")
 
 
+def utc(seconds: float) -> str:
+    """A time since 1970 as JSON has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
 def best_state(targets: Targets) -> str:
     """The best state among servers of one name."""
     ready = [target for target in targets if target.is_ready]
@@ -69,7 +74,7 @@ def model(name: str, targets: Targets, details: Details) -> dict[str, Any]:
         "owned_by": targets[0].instance.engine,
         "type": "model",
         "display_name": name,
-        "created_at": datetime.fromtimestamp(since, UTC).isoformat().replace("+00:00", "Z"),
+        "created_at": utc(since),
         "lifecycle": "active",
         "kind": targets[0].instance.kind,
         "state": best_state(targets),

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -29,7 +29,7 @@ from .guard import OPEN, Guard, Origins, rules
 from .loading import Loading
 from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
-from .proxy import Proxy
+from .proxy import CLIENT_GONE, Proxy
 from .servers import ANY, PATHS, View, find
 from .settings import GatewaySettings, as_instance, check
 from .upstream import Engines, Keys
@@ -111,6 +111,9 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
         proxy.counters.requests["", error.status] += 1
         return answers.error(error, request)
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)  # while it sent its request; nobody reads this
+
     made = Starlette(
         routes=[
             *(Route(path, proxy, methods=["POST"]) for path in PATHS),
@@ -147,7 +150,10 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             ),
             Middleware(Guard, keys=proxy.keys, settings=settings),
         ],
-        exception_handlers={Refused: refused, HTTPException: refused, Exception: refused},
+        exception_handlers={
+            **dict.fromkeys((Refused, HTTPException, Exception), refused),
+            ClientDisconnect: gone,
+        },
         lifespan=lifespan,
     )
     made.router.redirect_slashes = False  # another path, as for llama-server

@@ -20,7 +20,7 @@ from itertools import count
 
 import anyio
 from msgspec import Struct, field
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
@@ -70,7 +70,8 @@ class _Call(Struct):
 
 
 class Proxy:
-    """The ASGI application of the paths that are forwarded."""
+    """The ASGI application of the paths that are forwarded. Raises Refused, and ClientDisconnect
+    where a client leaves before its request is complete."""
 
     def __init__(
         self, view: View, keys: Keys, counters: Counters, settings: GatewaySettings
@@ -87,14 +88,11 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        try:
-            body = await read_body(request)
-        except ClientDisconnect:
-            return
+        body = await read_body(request)
         server, path = request.path_params.get("server", ""), scope["path"]
         if server:
             path = f"/{request.path_params['path']}"
-            parsed = RequestBody(body, None, lambda name: body)
+            parsed = RequestBody(body)
         elif request.method == "GET":
             parsed = parse_query(request)
         else:
@@ -277,7 +275,8 @@ class Proxy:
                 self._failed(target, call, f"broke off its answer ({answer.failure})")
                 if not answer.is_events:
                     return  # and uvicorn closes the connection
-                write(self._broken_off(call, target))
+                text = f"{target.name} broke off its answer"  # so it is incomplete
+                write(b"\n\n" + _event(call, 502, text))
             elif lines:
                 lines.end()
             body.end()
@@ -302,10 +301,6 @@ class Proxy:
         """Tell an error in a stream that has begun, and end it."""
         call.status = status
         await call.send({"type": "http.response.body", "body": _event(call, status, message)})
-
-    def _broken_off(self, call: _Call, target: Target) -> bytes:
-        """The event that tells the client that its answer is incomplete."""
-        return b"\n\n" + _event(call, 502, f"{target.name} broke off its answer")
 
     def _failed(self, target: Target, call: _Call, reason: str) -> None:
         self.counters.failures[target.name] += 1

@@ -41,13 +41,12 @@ class _Document(Struct):
 
 
 class RequestBody(Struct, frozen=True):
-    """A body, the model that it names if any, and a function that puts another name into it.
-    `keep_alive`: the seconds for which the model should stay loaded after the request, below 0 for
-    ever, None where that is not said."""
+    """A body, and what the gateway reads of it. `keep_alive`: the seconds for which the model
+    should stay loaded after the request, below 0 for ever, None where that is not said."""
 
     body: bytes
-    model: str | None
-    renamed: Callable[[str], bytes]
+    model: str | None = None
+    renamed: Callable[[str], bytes] | None = None  # the same with another model, where it has one
     streams: bool = False
     keep_alive: float | None = None
 
@@ -90,7 +89,7 @@ def parse_body(content_type: str, body: bytes) -> RequestBody:
     elif body:
         parsed = _parse_json(body)
     else:
-        parsed = RequestBody(body, None, lambda name: body)
+        parsed = RequestBody(body)
     if parsed.model and len(parsed.model) > MAX_NAME:
         raise Refused(400, f'"model" is longer than {MAX_NAME} characters')
     return parsed
@@ -98,7 +97,7 @@ def parse_body(content_type: str, body: bytes) -> RequestBody:
 
 def parse_query(request: Request) -> RequestBody:
     """The same for a request without a body."""
-    return RequestBody(b"", request.query_params.get("model") or None, lambda name: b"")
+    return RequestBody(b"", request.query_params.get("model") or None)
 
 
 def _parse_json(body: bytes) -> RequestBody:
@@ -167,7 +166,7 @@ def _parse_form(content_type: str, body: bytes) -> RequestBody:
         text = body.find(b"\r\n\r\n", start, start + MAX_PART_HEADERS)
         at = body.find(b"\r\n" + boundary, start)
         if at < 0:
-            return RequestBody(body, None, lambda name: body)
+            return RequestBody(body)
         if 0 <= text < at and MODEL_PART.search(body[start:text].replace(b"\r\n", b"\n")):
             model = body[text + 4 : at].decode("utf-8", "replace").strip()
             return RequestBody(body, model or None, partial(_spliced, body, text + 4, at))

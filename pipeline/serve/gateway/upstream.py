@@ -225,7 +225,7 @@ async def forward(
     if request.scope["query_string"]:
         path += "?" + request.scope["query_string"].decode("latin-1")
     served, body = target.served_name, parsed.body
-    if served is not None and parsed.model not in (None, served):
+    if served and parsed.renamed and parsed.model not in (None, served):
         body = parsed.renamed(served)
     headers = without_headers(request.headers.raw, NOT_FORWARDED)
     headers += authorization(target.instance.api_key_file, keys)

@@ -11,8 +11,7 @@ from conftest import free_port, wait_for
 from gateway_tools import instance, reached, site, stop
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.gateway.litellm import litellm_config
-from pipeline.serve.gateway.router import router_arguments, router_preset
+from pipeline.serve.gateway.other_engines import litellm_config, router_arguments, router_preset
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance
 from pipeline.serve.supervisor.state import Folder
 

@@ -227,6 +227,7 @@ def test_the_model_is_found_in_any_document() -> None:
             for text in (json.dumps(document), json.dumps(document, ensure_ascii=False, indent=2)):
                 parsed = parse_body("", text.encode())
                 assert parsed.model == 'a"ü\\'
+                assert parsed.renamed
                 assert json.loads(parsed.renamed("b")) == {**document, "model": "b"}
     assert model(b'\xef\xbb\xbf {"x": "model", "model" : "a"} \n') == "a"
     assert model(b'{"model": "a", "model": "b"}') == "b"

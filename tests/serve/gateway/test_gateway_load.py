@@ -161,9 +161,10 @@ async def many_connections(here: Site, upstream: Upstream, client: Client) -> No
     with_streams = gateway.memory_info().rss
     assert with_streams - empty < STREAMS * STREAM_BYTES
 
-    idle = [await client.connect() for _ in range(IDLE)]
-    for connection in idle:
-        await health(*connection)
+    idle = []
+    for _ in range(IDLE):
+        idle.append(await client.connect())
+        await health(*idle[-1])
     beside = await client.wait()
     assert beside <= FAIR * max(alone, STREAMS), (alone, beside)
     with_idle = gateway.memory_info().rss

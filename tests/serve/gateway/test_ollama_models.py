@@ -17,6 +17,7 @@ from fakes import tiny_projector
 from gateway_tools import instance
 
 from pipeline.core.store import receipts
+from pipeline.serve.gateway.answers import utc
 from pipeline.serve.gateway.ollama import models
 from pipeline.serve.gateway.servers import Target
 from pipeline.serve.supervisor.usage import ServerUse
@@ -139,10 +140,10 @@ def test_when_a_model_is_unloaded(
     use: dict[str, float], more: dict[str, Any], at: float | None
 ) -> None:
     server = Target(instance=instance("x", **more), state="ready", ready_at=100.0)
-    expected = models.NEVER if at is None else models.utc(at)
+    expected = models.NEVER if at is None else utc(at)
     assert models.expires_at(server, ServerUse(**use)) == expected
     busy = models.expires_at(server, ServerUse(**use, in_flight=1))
-    assert (busy == models.NEVER) if at is None else (busy > models.utc(time.time()))
+    assert (busy == models.NEVER) if at is None else (busy > utc(time.time()))
 
 
 @pytest.mark.parametrize(

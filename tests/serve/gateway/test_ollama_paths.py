@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import wait_for
-from gateway_tools import Site, site
+from gateway_tools import Site, site, stop
 
 HELLO = [{"role": "user", "content": "hello"}]
 PIECE = json.dumps({"choices": [{"delta": {"content": "ab"}, "finish_reason": None}]})
@@ -173,6 +173,20 @@ def test_a_client_that_leaves(here: Site) -> None:
     assert "Traceback" not in here.output()
 
 
+@pytest.mark.parametrize("path", ["/api/show", "/api/chat", "/v1/chat/completions"])
+def test_a_client_that_leaves_within_its_request(here: Site, path: str) -> None:
+    here.add("chat")
+    here.gateway()
+    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=30)
+    connection.putrequest("POST", path)
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b'{"model": "ch')
+    connection.close()
+    assert here.get("/health").status_code == 200
+    stop(here.processes["gateway"])
+    assert "Traceback" not in here.output()
+
+
 def test_an_instance_that_dies(here: Site) -> None:
     here.upstream("chat", "--chunks", 5, "--reply", PIECE, "--die-after", 2)
     here.gateway()
@@ -295,6 +309,8 @@ def test_pull(here: Site) -> None:
     here.gateway()
     assert lines(here.post("/api/pull", {"model": "chat:latest"})) == [{"status": "success"}]
     assert here.post("/api/pull", {"name": "chat", "stream": False}).json() == {"status": "success"}
+    nameless = here.post("/api/pull", {})
+    assert nameless.status_code == 400 and "names no" in nameless.json()["error"]
     answer = here.post("/api/pull", {"model": "hf.co/org/model:Q4_K_M"})
     assert answer.status_code == 403
     assert "the gateway downloads no models: add an instance" in answer.json()["error"]

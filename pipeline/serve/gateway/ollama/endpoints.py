@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 from anyio import to_thread
 from msgspec import Struct
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from pipeline.core import log
 from pipeline.core.text import printable
@@ -86,12 +85,12 @@ class Ollama:
     """Ollama's API before the instances of `proxy`."""
 
     def __init__(self, proxy: Proxy, engines: Engines) -> None:
-        self.proxy, self._engines = proxy, engines
+        self._proxy, self._engines = proxy, engines
         self._pulls = Pulls(proxy.view.at, proxy.settings)
 
     def routes(self) -> Iterator[Route]:
         for path, endpoint in ENDPOINTS.items():
-            yield Route(path, _Forwarded(self, endpoint), methods=["POST"])
+            yield Route(path, partial(self._forward, endpoint), methods=["POST"])
         yield Route("/api/version", JSONResponse({"version": VERSION}), methods=["GET"])
         yield Route("/api/tags", self._tags)
         yield Route("/api/ps", self._ps)
@@ -100,23 +99,35 @@ class Ollama:
         for path, instead in REFUSED.items():
             yield Route(path, partial(_refuse, instead), methods=["HEAD", "POST", "DELETE"])
 
-    async def call(self, endpoint: Endpoint, request: AnyRequest, asked: Translated) -> Call:
-        """What a request comes to, for the proxy. Raises Refused."""
-        model, targets = await self._find(request, endpoint.kind)
-        await self._report(model, targets, request.options or {})
-        return Call(
-            path=asked.path,
+    async def _forward(self, endpoint: Endpoint, request: Request) -> Exchange:
+        """What an instance answers. Raises Refused."""
+        # no name for the body: it would stay until the model is known
+        asked, translated = await self._read(endpoint, await read_body(request))
+        model, targets = await self._find(asked, endpoint.kind)
+        await self._report(model, targets, asked.options or {})
+        call = Call(
+            path=translated.path,
             model=model,
-            reply=endpoint.reply(request, request.asked_for or model),
-            streams=request.streams,
-            keep_alive=seconds(request.keep_alive),
+            reply=endpoint.reply(asked, asked.asked_for or model),
+            streams=asked.streams,
+            keep_alive=seconds(asked.keep_alive),
             is_loaded=any(target.is_ready for target in targets),
         )
+        return Exchange(self._proxy, call, translated.body)
+
+    async def _read(self, endpoint: Endpoint, body: bytes) -> tuple[AnyRequest, Translated]:
+        """A request and what an instance is asked, off the loop where that takes long."""
+
+        def read() -> tuple[AnyRequest, Translated]:
+            request = requests.decoded(body, endpoint.request)
+            return request, endpoint.translate(request)
+
+        return read() if len(body) <= INLINE_BYTES else await to_thread.run_sync(read)
 
     async def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names
         have a tag, which ours need not have. Raises Refused."""
-        servers, patterns = self.proxy.view.now(), self.proxy.settings.models
+        servers, patterns = self._proxy.view.now(), self._proxy.settings.models
         asked = request.asked_for
         if asked is None:
             targets = find(servers, None, kind, patterns)
@@ -126,7 +137,7 @@ class Ollama:
         for name in filter(None, names):
             with suppress(Refused):
                 return name, find(servers, name, kind, patterns)
-        if self.proxy.settings.pull:  # what was pulled is asked for by its reference
+        if self._proxy.settings.pull:  # what was pulled is asked for by its reference
             with suppress(Refused, OSError):
                 wanted = reference(asked)
                 for target in await to_thread.run_sync(serving, wanted, servers.targets):
@@ -148,7 +159,7 @@ class Ollama:
 
     async def _tags(self, request: Request) -> Response:
         """All names and aliases."""
-        names = self.proxy.view.now().by_name
+        names = self._proxy.view.now().by_name
 
         def entries() -> list[dict[str, Any]]:
             return [models.listed(name, targets[0]) for name, targets in names.items()]
@@ -157,11 +168,11 @@ class Ollama:
 
     async def _ps(self, request: Request) -> Response:
         """Those that are ready."""
-        servers = self.proxy.view.now()
+        servers = self._proxy.view.now()
         said = await self._engines.details(servers.targets)
 
         def entries() -> Iterator[dict[str, Any]]:
-            gateways = Gateways(self.proxy.view.at)
+            gateways = Gateways(self._proxy.view.at)
             gateways.read()
             for name, targets in servers.by_name.items():
                 for target in [target for target in targets if target.is_ready][:1]:
@@ -179,7 +190,9 @@ class Ollama:
     async def _pull(self, request: Request) -> Response:
         """Have a model prepared where that is allowed; one that is here counts as pulled."""
         pulled = requests.decoded(await _body(request), requests.Streamed)
-        settings, is_here = self.proxy.settings, True
+        if not pulled.asked_for:
+            raise Refused(400, 'the request names no "model"')
+        settings, is_here = self._proxy.settings, True
         try:
             await self._find(pulled, ANY)
         except Refused as why:
@@ -190,7 +203,7 @@ class Ollama:
         if is_here:
             kind = JSON if not pulled.streams else LINES
             return Response('{"status":"success"}\n', media_type=kind)
-        pull = self._pulls.begin(reference(pulled.asked_for or "").text)
+        pull = self._pulls.begin(reference(pulled.asked_for).text)
         progress = pull.progress(settings.comment_seconds)
         if pulled.streams:
             return Events((lines([each]) async for each in progress), media_type=LINES)
@@ -199,36 +212,6 @@ class Ollama:
         if pull.error:
             raise Refused(500, pull.error)
         return _document(SUCCESS)
-
-
-class _Forwarded:
-    """The ASGI application of a path that an instance answers."""
-
-    def __init__(self, api: Ollama, endpoint: Endpoint) -> None:
-        self._api, self._endpoint = api, endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            # no name for the body, nor for what is made of it: they would stay until the end
-            exchange = await self._begin(scope, receive, send)
-        except ClientDisconnect:
-            return
-        await exchange.run()
-
-    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
-        """Raises Refused."""
-        request, asked = await self._read(await read_body(Request(scope, receive)))
-        call = await self._api.call(self._endpoint, request, asked)
-        return Exchange(self._api.proxy, call, asked.body, scope, receive, send)
-
-    async def _read(self, body: bytes) -> tuple[AnyRequest, Translated]:
-        """A request and what an instance is asked, off the loop where that takes long."""
-
-        def read() -> tuple[AnyRequest, Translated]:
-            request = requests.decoded(body, self._endpoint.request)
-            return request, self._endpoint.translate(request)
-
-        return read() if len(body) <= INLINE_BYTES else await to_thread.run_sync(read)
 
 
 async def _body(request: Request) -> bytes:

@@ -53,35 +53,11 @@ class Exchange:
     """Stands for the client's connection: the proxy reads the translated request, with `body`, from
     it and writes the instance's answer into it."""
 
-    def __init__(
-        self,
-        proxy: Proxy,
-        call: Call,
-        body: Mapping[str, Any],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
+    def __init__(self, proxy: Proxy, call: Call, body: Mapping[str, Any]) -> None:
         self._proxy, self._call = proxy, call
-        self._connection: Connection = scope["connection"]
-        self._receive, self._send = receive, send
-        headers = [header for header in scope["headers"] if header[0] not in REPLACED]
         self._body: bytes | None = b""
-        changed: dict[str, Any] = {"method": "GET", "path": LOAD}
-        changed["query_string"] = urlencode({"model": call.model}).encode()
         if call.path:
             self._body = msgspec.json.encode({"model": call.model, **body})
-            headers.append((b"content-type", JSON.encode()))
-            changed = {"method": "POST", "path": call.path, "query_string": b""}
-        self._scope = {
-            **scope,
-            **changed,
-            "headers": headers,
-            "connection": self,
-            "keep_alive": call.keep_alive,
-            # whether the client gets signs of life while it waits
-            "streams": call.streams and bool(call.path),
-        }
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._stream: Text | None = None  # an answer of which each object is sent as it comes
@@ -89,8 +65,11 @@ class Exchange:
         self._blocks: list[bytes] = []  # of any other answer
         self._is_whole = False
 
-    async def run(self) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have the proxy answer. Raises Refused."""
+        self._connection: Connection = scope["connection"]
+        self._receive, self._send = receive, send
+        self._scope = self._translated(scope)
         if self._call.unloads and not self._call.is_loaded:
             await self._respond(200, self._call.reply.loaded(unloads=True))
             return
@@ -98,6 +77,24 @@ class Exchange:
         if self._status and not (self._stream or self._is_whole):
             # a client that has left gets nothing
             await self._respond(502, {"error": "the instance broke off its answer"})
+
+    def _translated(self, scope: Scope) -> Scope:
+        """The scope of the request for the instance."""
+        call = self._call
+        headers = [header for header in scope["headers"] if header[0] not in REPLACED]
+        if call.path:
+            headers.append((b"content-type", JSON.encode()))
+        return {
+            **scope,
+            "method": "POST" if call.path else "GET",
+            "path": call.path or LOAD,
+            "query_string": b"" if call.path else urlencode({"model": call.model}).encode(),
+            "headers": headers,
+            "connection": self,
+            "keep_alive": call.keep_alive,
+            # whether the client gets signs of life while it waits
+            "streams": call.streams and bool(call.path),
+        }
 
     async def _take(self) -> Message:
         """What the proxy reads: the translated request, then whether the client leaves."""

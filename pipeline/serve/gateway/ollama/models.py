@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.core.store import receipts
 from pipeline.models import gguf
 from pipeline.models.chat_template import KEY as TEMPLATE
 from pipeline.models.chat_template import OVERRIDES
+from pipeline.serve.gateway.answers import utc
 from pipeline.serve.gateway.servers import CHAT, EMBEDDING, Target
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor.usage import ServerUse
@@ -169,11 +169,6 @@ def model_file(instance: Server) -> ModelFacts:
     except (OSError, PipelineError):
         pass
     return ModelFacts(digest=_digest(instance.engine, name or instance.name))
-
-
-def utc(seconds: float) -> str:
-    """A time since 1970 as JSON has it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def human(count: int) -> str:

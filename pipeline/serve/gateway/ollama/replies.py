@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
+
+from pipeline.serve.gateway.answers import utc
 
 Object = dict[str, Any]
 SECOND, MILLISECOND = 1_000_000_000, 1_000_000  # in nanoseconds
@@ -90,7 +91,7 @@ class OllamaReply:
 
     def object(self, **fields: Any) -> Object:
         """Ollama's object with what each has."""
-        return {"model": self.model, "created_at": _now(), **fields}
+        return {"model": self.model, "created_at": utc(time.time()), **fields}
 
     def durations(self) -> Object:
         total = time.monotonic() - self._began
@@ -307,7 +308,3 @@ def _known(**values: Any) -> Object:
 
 def _scaled(value: float | None, unit: int) -> int | None:
     return None if value is None else int(value * unit)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

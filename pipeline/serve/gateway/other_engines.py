@@ -1,7 +1,8 @@
-"""llama-server's own router mode for the same servers. Nothing here has an effect.
+"""The same servers behind another program: LiteLLM's proxy, or llama-server's own router. Nothing
+here has an effect.
 
-One llama-server starts the others itself, on ports that it chooses, from a preset file with a
-section for each model: its options without their dashes (see the pinned llama.cpp,
+As a router, one llama-server starts the others itself, on ports that it chooses, from a preset file
+with a section for each model: its options without their dashes (see the pinned llama.cpp,
 tools/server/README.md, "Model presets", and common/preset.cpp).
 """
 
@@ -9,23 +10,91 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.server import DEMAND, GATEWAY, LLAMA_CPP, Server
+from pipeline.serve.server import DEMAND, LLAMA_CPP, Server
 
 from .settings import GatewaySettings
 
+# LiteLLM's provider for a kind of server; `openai` for all others.
+PROVIDERS = {"rerank": "hosted_vllm"}
+OWN_KEY = "LITELLM_MASTER_KEY"
+NO_KEY = "dangerously_permit_weak_or_unset_master_key"
 # Options that the router sets itself.
 SET_BY_ROUTER = {"host", "port", "alias", "a", "api-key", "api-key-file", "cors-origins"}
 # Variables that may differ: they belong to the start, not to the server.
 PRIVATE = {"XDG_CONFIG_HOME"}
 
 
-def router_preset(instances: Iterable[Server], settings: GatewaySettings) -> str:
+class LiteLLM(Struct, frozen=True, kw_only=True):
+    """What `litellm --config` reads, and for each environment variable in it the file whose first
+    line is its value. Neither contains a key."""
+
+    config: Mapping[str, Any]
+    key_files: Mapping[str, str]
+
+
+def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> LiteLLM:
+    """Every name and alias as a model. Raises UsageError where LiteLLM lacks a kind of pattern."""
+    key_files: dict[str, str] = {}
+    models = []
+    for instance in instances:
+        if instance.api_key_file:
+            key_files[_variable(instance)] = instance.api_key_file
+        names = dict.fromkeys((instance.name, *instance.aliases))
+        names |= dict.fromkeys(_patterns_for(names, settings.models))
+        models += [_model(name, instance) for name in names]
+    config: dict[str, Any] = {
+        "model_list": models,
+        "router_settings": {"routing_strategy": "least-busy"},
+    }
+    if any(instance.tls for instance in instances):  # our own servers, on this machine
+        config["litellm_settings"] = {"ssl_verify": False}
+    if settings.api_key_file:
+        key_files[OWN_KEY] = settings.api_key_file
+        config["general_settings"] = {"master_key": f"os.environ/{OWN_KEY}"}
+    elif settings.without_key:  # it refuses to start otherwise
+        config["general_settings"] = {NO_KEY: True}
+    return LiteLLM(config=config, key_files=key_files)
+
+
+def _patterns_for(names: Iterable[str], patterns: Mapping[str, str]) -> list[str]:
+    """The patterns that map to one of `names`."""
+    unsupported = [pattern for pattern in patterns if set("?[") & set(pattern)]
+    if unsupported:
+        raise UsageError(
+            f"gateway.models: LiteLLM does not support ? and [ in {', '.join(unsupported)}",
+            "use * alone, or our own gateway",
+        )
+    folded = {name.casefold() for name in names}
+    return [pattern for pattern, name in patterns.items() if name.casefold() in folded]
+
+
+def _model(name: str, instance: Server) -> dict[str, Any]:
+    served = next(iter(instance.aliases), instance.name)
+    key = f"os.environ/{_variable(instance)}" if instance.api_key_file else "none"
+    return {
+        "model_name": name,
+        "litellm_params": {
+            "model": f"{PROVIDERS.get(instance.kind, 'openai')}/{served}",
+            "api_base": f"{instance.url}/v1",
+            "api_key": key,
+        },
+        "model_info": {"mode": instance.kind},
+    }
+
+
+def _variable(instance: Server) -> str:
+    return f"LLAMA_PIPELINE_KEY_{re.sub(r'[^A-Z0-9]', '_', instance.name.upper())}_{instance.port}"
+
+
+def router_preset(instances: Sequence[Server], settings: GatewaySettings) -> str:
     """The preset file. Raises UsageError with every reason why a router cannot serve these."""
-    instances = [instance for instance in instances if instance.engine != GATEWAY]
     errors = [*_common_obstacles(instances)]
     if settings.models:
         errors.append("gateway.models: a router has no patterns of names")
@@ -33,6 +102,8 @@ def router_preset(instances: Iterable[Server], settings: GatewaySettings) -> str
         errors.append("gateway.hold_timeout: a router has no such limit")
     if settings.origins or settings.hosts:
         errors.append("gateway.origins, gateway.hosts: a router knows pages of localhost alone")
+    if settings.pull:
+        errors.append("gateway.pull: a router has no models prepared")
     sections = []
     for instance in instances:
         options = _options(instance.cmd)
