@@ -11,8 +11,7 @@ proxy         a request held, forwarded, and its answer streamed back
 demand        what the supervisor is told of requests: which servers they use, and wait for
 upstream      one request to one server; what servers say of themselves
 answers       errors and lists in the form of either API
-counters      /metrics
-recent        the last requests, and an hour of figures
+counters      what is counted, for /metrics and the dashboard
 dashboard     the page that shows them
 ollama        Ollama's API, translated
 loading       what is loaded, and how clients change that

@@ -1,10 +1,15 @@
-"""/metrics: the gateway's counters and the servers' own metrics, in Prometheus' text format."""
+"""What the gateway counts: for /metrics, with the servers' own metrics, in Prometheus' text format;
+and for the dashboard the last requests, and an hour of requests and tokens."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
+
+from msgspec import Struct
 
 from pipeline.serve.supervisor.status import DeviceMemory, Row
 
@@ -12,6 +17,18 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
 PREFIX = "llama_gateway"
 Samples = Iterable[tuple[Mapping[str, str], float]]  # labels and values
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?(\s+\S.*)$")
+
+KEPT = 100  # requests
+KEPT_BYTES = 64 * 1024  # of a request's and an answer's text
+INTERVAL = 10.0  # seconds
+SAMPLES = 360  # an hour of them
+# The end of an answer tells its tokens: OpenAI's, llama-server's own, and Anthropic's names.
+PROMPT = re.compile(rb'"(?:prompt_tokens|tokens_evaluated|input_tokens)":\s*(\d+)')
+GENERATED = re.compile(rb'"(?:completion_tokens|predicted_n|output_tokens)":\s*(\d+)')
+# Of an engine's own counters: what it generated since its start.
+TOTAL = re.compile(
+    r"^(?:llamacpp:tokens_predicted_total|vllm:generation_tokens_total)(?:\{.*\})?\s+(\S+)", re.M
+)
 
 
 class Counters:
@@ -146,3 +163,91 @@ def _line(name: str, value: float, **labels: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+class Recent(Struct, kw_only=True):
+    """An answered request. Times in seconds, `at` since 1970; None: not known."""
+
+    id: int = 0  # set by History
+    at: float
+    model: str | None  # as asked for
+    instance: str
+    path: str
+    status: int
+    seconds: float
+    prompt_tokens: int | None
+    tokens: int | None  # generated
+    asked: str | None = None  # the contents, where `inspect` keeps them
+    answered: str | None = None
+
+
+class Tail:
+    """The end of an answer, and with `whole` also its beginning."""
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._last: deque[bytes] = deque(maxlen=4)
+        self._first: list[bytes] | None = [] if whole else None
+        self._size = 0
+
+    def add(self, block: bytes) -> None:
+        self._last.append(block)
+        if self._first is not None and self._size < KEPT_BYTES:
+            self._first.append(block)
+            self._size += len(block)
+
+    def number(self, pattern: re.Pattern[bytes]) -> int | None:
+        """The last number that the pattern matches."""
+        numbers = pattern.findall(b"".join(self._last)[-KEPT_BYTES:])
+        return int(numbers[-1]) if numbers else None
+
+    @property
+    def text(self) -> str | None:
+        """The contents, cut where they are long; None where they were not kept."""
+        return None if self._first is None else cut(b"".join(self._first))
+
+
+def cut(text: bytes) -> str:
+    """The first KEPT_BYTES of a text."""
+    return text[:KEPT_BYTES].decode("utf-8", "replace")
+
+
+class History:
+    """The last requests, and what each interval of the last hour counted, by instance."""
+
+    def __init__(self) -> None:
+        self.requests: deque[Recent] = deque(maxlen=KEPT)
+        self.samples: deque[tuple[float, dict[str, int], dict[str, int]]] = deque(maxlen=SAMPLES)
+        self._ids = count(1)
+        self._requests: Counter[str] = Counter()
+        self._tokens: dict[str, float] = {}
+
+    def add(self, request: Recent) -> None:
+        """Keep a request that was answered."""
+        request.id = next(self._ids)
+        self.requests.appendleft(request)
+
+    def sample(self, requests: Mapping[tuple[str, int], int], texts: Mapping[str, str]) -> None:
+        """Note what was counted since the last sample: `requests` by instance and status, `texts`
+        are the engines' own metrics by instance. A server that began anew counts from 0."""
+        answered: Counter[str] = Counter()
+        for (instance, _), number in requests.items():
+            answered[instance] += number
+        new_requests = dict(answered - self._requests)
+        new_tokens: dict[str, int] = {}
+        for instance, text in texts.items():
+            total = _total(TOTAL.findall(text))
+            if total is None:
+                continue
+            before = self._tokens.get(instance, total)
+            new_tokens[instance] = int(total - before if total >= before else total)
+            self._tokens[instance] = total
+        self._requests = answered
+        self.samples.append((time.time(), new_requests, new_tokens))
+
+
+def _total(numbers: Iterable[str]) -> float | None:
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        return None
+    return sum(values) if values else None

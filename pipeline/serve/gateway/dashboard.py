@@ -17,8 +17,8 @@ from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor import memory, status
 from pipeline.serve.supervisor.state import Folder
 
+from .counters import INTERVAL, SAMPLES
 from .proxy import Proxy
-from .recent import INTERVAL, SAMPLES
 from .upstream import Engines
 
 FILES = Path(__file__).parent / "dashboard_page"

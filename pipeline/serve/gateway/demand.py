@@ -1,4 +1,4 @@
-"""What this gateway tells the supervisor: which servers its requests use, and wait for."""
+"""What this gateway reports to the supervisor: which servers its requests use, and wait for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST_AWAITED = (ASLEEP, UNLOADING, STOPPING)  # of servers with one name, after 
 
 
 def awaited(targets: Targets) -> Target | None:
-    """The one of `targets` that a request waits for; None where none is worth it."""
+    """The server among `targets` that a request waits for; None where none will get ready."""
     pending = [target for target in targets if target.is_pending]
     ranks = {state: rank for rank, state in enumerate(LAST_AWAITED, 1)}
     return min(pending, key=lambda target: ranks.get(target.state, 0), default=None)
@@ -36,7 +36,7 @@ class Demand:
         self._waiting: dict[Hashable, tuple[str, float]] = {}  # by request: the server, since when
         self._last: dict[str, float] = {}
         self._keep: dict[str, float] = {}
-        self._told: Usage | None = None
+        self._reported: Usage | None = None
         self._news = anyio.Event()
 
     def waits(self, request: Hashable, target: Target | None, seconds: float) -> None:
@@ -58,7 +58,7 @@ class Demand:
             self._keep.pop(target.name, None)
 
     async def report(self) -> None:
-        """Tell the supervisor what has changed, until cancelled."""
+        """Report to the supervisor whatever has changed, until cancelled."""
         pid = os.getpid()
         started = marker.start_time(pid)
         try:
@@ -67,23 +67,23 @@ class Demand:
                     await self._news.wait()
                 self._news = anyio.Event()
                 servers = self._view.now()
-                is_needed = self._told or servers.unloads or self._waiting
+                is_needed = self._reported or servers.unloads or self._waiting
                 if is_needed:
                     uses = {target.name: self._use(target) for target in servers.targets}
-                    self._tell(Usage(pid=pid, started=started, servers=uses))
+                    self._write(Usage(pid=pid, started=started, servers=uses))
                 await anyio.sleep(REPORT_SECONDS / 5)
         finally:
             usage.remove(self._at)
 
-    def _tell(self, now: Usage) -> None:
-        if now == self._told:
+    def _write(self, now: Usage) -> None:
+        if now == self._reported:
             return
         try:
             usage.write(self._at, now)
         except OSError as error:
             log.info(f"{self._at.usage}: {error.strerror}; trying again")
         else:
-            self._told = now
+            self._reported = now
 
     def _use(self, target: Target) -> ServerUse:
         waiting = [since for name, since in self._waiting.values() if name == target.name]

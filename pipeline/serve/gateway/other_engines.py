@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from pipeline.core.errors import UsageError
-from pipeline.serve.server import DEMAND, LLAMA_CPP, Server
+from pipeline.serve.server import DEMAND, GATEWAY, LLAMA_CPP, Server
 
 from .settings import GatewaySettings
 
@@ -43,6 +43,7 @@ def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> Li
     """Every name and alias as a model. Raises UsageError where LiteLLM lacks a kind of pattern."""
     key_files: dict[str, str] = {}
     models = []
+    instances = [instance for instance in instances if instance.engine != GATEWAY]
     for instance in instances:
         if instance.api_key_file:
             key_files[_variable(instance)] = instance.api_key_file

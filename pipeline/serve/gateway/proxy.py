@@ -27,9 +27,8 @@ from pipeline.core import log
 from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 
 from .connection import Connection
-from .counters import Counters
+from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
-from .recent import GENERATED, PROMPT, History, Recent, Tail, cut
 from .request_body import RequestBody, parse_body, parse_query, read_body
 from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
 from .settings import GatewaySettings

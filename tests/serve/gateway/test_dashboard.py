@@ -15,8 +15,15 @@ from conftest import wait_for
 from gateway_tools import Site, site
 
 from pipeline.core.store import json_file
-from pipeline.serve.gateway.counters import memory_lines
-from pipeline.serve.gateway.recent import GENERATED, KEPT, KEPT_BYTES, PROMPT, History, Tail
+from pipeline.serve.gateway.counters import (
+    GENERATED,
+    KEPT,
+    KEPT_BYTES,
+    PROMPT,
+    History,
+    Tail,
+    memory_lines,
+)
 from pipeline.serve.supervisor import status
 
 if TYPE_CHECKING:

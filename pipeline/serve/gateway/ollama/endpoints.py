@@ -49,8 +49,9 @@ log_once = lru_cache(maxsize=256)(log.info)
 
 
 class Endpoint(Struct, frozen=True):
-    """A path that an instance answers: the kind of instance, the request's type, what an instance
-    is asked for it, and what reads the answer for the client's name of the model."""
+    """A path that an instance answers: the kind of instance, the type of the request, its
+    translation for the instance, and the reader of the answer, which gets the client's name of the
+    model."""
 
     kind: str
     request: type[AnyRequest]
@@ -102,21 +103,21 @@ class Ollama:
     async def _forward(self, endpoint: Endpoint, request: Request) -> Exchange:
         """What an instance answers. Raises Refused."""
         # no name for the body: it would stay until the model is known
-        asked, translated = await self._read(endpoint, await read_body(request))
-        model, targets = await self._find(asked, endpoint.kind)
-        await self._report(model, targets, asked.options or {})
+        parsed, translated = await self._read(endpoint, await read_body(request))
+        model, targets = await self._find(parsed, endpoint.kind)
+        await self._report(model, targets, parsed.options or {})
         call = Call(
             path=translated.path,
             model=model,
-            reply=endpoint.reply(asked, asked.asked_for or model),
-            streams=asked.streams,
-            keep_alive=seconds(asked.keep_alive),
+            reply=endpoint.reply(parsed, parsed.model_name or model),
+            streams=parsed.streams,
+            keep_alive=seconds(parsed.keep_alive),
             is_loaded=any(target.is_ready for target in targets),
         )
         return Exchange(self._proxy, call, translated.body)
 
     async def _read(self, endpoint: Endpoint, body: bytes) -> tuple[AnyRequest, Translated]:
-        """A request and what an instance is asked, off the loop where that takes long."""
+        """A request and its translation, off the loop where that takes long."""
 
         def read() -> tuple[AnyRequest, Translated]:
             request = requests.decoded(body, endpoint.request)
@@ -128,29 +129,29 @@ class Ollama:
         """The name by which the gateway knows a request's model, and its servers: Ollama's names
         have a tag, which ours need not have. Raises Refused."""
         servers, patterns = self._proxy.view.now(), self._proxy.settings.models
-        asked = request.asked_for
-        if asked is None:
+        name = request.model_name
+        if name is None:
             targets = find(servers, None, kind, patterns)
             shared = set.intersection(*(set(target.names) for target in targets))
             return next(name for name in targets[0].names if name in shared), targets
-        names = (asked, asked.removesuffix(":latest"), f"{asked}:latest", asked.rpartition(":")[0])
-        for name in filter(None, names):
+        others = (name.removesuffix(":latest"), f"{name}:latest", name.rpartition(":")[0])
+        for spelling in (name, *filter(None, others)):
             with suppress(Refused):
-                return name, find(servers, name, kind, patterns)
-        if self._proxy.settings.pull:  # what was pulled is asked for by its reference
+                return spelling, find(servers, spelling, kind, patterns)
+        if self._proxy.settings.pull:  # a pulled model goes by its reference too
             with suppress(Refused, OSError):
-                wanted = reference(asked)
+                wanted = reference(name)
                 for target in await to_thread.run_sync(serving, wanted, servers.targets):
                     return target.name, servers.by_name[target.name]
-        return asked, find(servers, asked, kind, patterns)  # which says why not
+        return name, find(servers, name, kind, patterns)  # raises the reason
 
     async def _report(self, model: str, targets: Targets, options: Mapping[str, Any]) -> None:
         """Log the options of a request that have no effect."""
         for name in requests.unknown(options):
             log_once(f"{model}: a request's option {printable(name)[:100]} is unknown, and ignored")
         if wanted := requests.context(options):
-            said = (await self._engines.details(targets)).values()
-            known = [each["meta"]["n_ctx"] for each in said if each.get("meta", {}).get("n_ctx")]
+            details = (await self._engines.details(targets)).values()
+            known = [each["meta"]["n_ctx"] for each in details if each.get("meta", {}).get("n_ctx")]
             if known and wanted > min(known):
                 log_once(
                     f"{model}: a request's num_ctx of {wanted:,} is ignored, the context has "
@@ -169,7 +170,7 @@ class Ollama:
     async def _ps(self, request: Request) -> Response:
         """Those that are ready."""
         servers = self._proxy.view.now()
-        said = await self._engines.details(servers.targets)
+        details = await self._engines.details(servers.targets)
 
         def entries() -> Iterator[dict[str, Any]]:
             gateways = Gateways(self._proxy.view.at)
@@ -177,20 +178,20 @@ class Ollama:
             for name, targets in servers.by_name.items():
                 for target in [target for target in targets if target.is_ready][:1]:
                     use = gateways.use(target.name)
-                    yield models.running(name, target, said.get(target.name, {}), use)
+                    yield models.running(name, target, details.get(target.name, {}), use)
 
         return _document({"models": await to_thread.run_sync(lambda: list(entries()))})
 
     async def _show(self, request: Request) -> Response:
         shown = requests.decoded(await _body(request), AnyRequest)
         name, targets = await self._find(shown, ANY)
-        said = (await self._engines.details(targets)).get(targets[0].name, {})
-        return _document(await to_thread.run_sync(models.shown, name, targets[0], said))
+        details = (await self._engines.details(targets)).get(targets[0].name, {})
+        return _document(await to_thread.run_sync(models.shown, name, targets[0], details))
 
     async def _pull(self, request: Request) -> Response:
         """Have a model prepared where that is allowed; one that is here counts as pulled."""
         pulled = requests.decoded(await _body(request), requests.Streamed)
-        if not pulled.asked_for:
+        if not pulled.model_name:
             raise Refused(400, 'the request names no "model"')
         settings, is_here = self._proxy.settings, True
         try:
@@ -203,7 +204,7 @@ class Ollama:
         if is_here:
             kind = JSON if not pulled.streams else LINES
             return Response('{"status":"success"}\n', media_type=kind)
-        pull = self._pulls.begin(reference(pulled.asked_for).text)
+        pull = self._pulls.begin(reference(pulled.model_name).text)
         progress = pull.progress(settings.comment_seconds)
         if pulled.streams:
             return Events((lines([each]) async for each in progress), media_type=LINES)

@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of a model: its file's header, size and digest."""
+"""What Ollama's clients learn of a model: its file's header, size and digest."""
 
 from __future__ import annotations
 
@@ -83,11 +83,13 @@ def listed(name: str, target: Target) -> dict[str, Any]:
     }
 
 
-def running(name: str, target: Target, said: Mapping[str, Any], use: ServerUse) -> dict[str, Any]:
-    """An entry of /api/ps. `said`: what the instance says of its model."""
+def running(
+    name: str, target: Target, details: Mapping[str, Any], use: ServerUse
+) -> dict[str, Any]:
+    """An entry of /api/ps. `details`: what the instance says of its model."""
     entry = listed(name, target) | {"expires_at": expires_at(target, use)}
     entry.pop("modified_at", None)
-    if context := said.get("meta", {}).get("n_ctx"):
+    if context := details.get("meta", {}).get("n_ctx"):
         entry["context_length"] = context
     if is_on_cpu(target.instance):
         entry["size_vram"] = 0
@@ -106,11 +108,11 @@ def expires_at(target: Target, use: ServerUse) -> str:
     return utc((time.time() if is_used else max(use.last, ready_at)) + seconds)
 
 
-def shown(name: str, target: Target, said: Mapping[str, Any]) -> dict[str, Any]:
+def shown(name: str, target: Target, details: Mapping[str, Any]) -> dict[str, Any]:
     """The answer of /api/show."""
     file = model_file(target.instance)
     template = chat_template(target.instance, file)
-    context = said.get("meta", {}).get("n_ctx")
+    context = details.get("meta", {}).get("n_ctx")
     info = {key: value for key, value in file.values.items() if not key.startswith(TEMPLATE)}
     if file.parameters:
         info["general.parameter_count"] = file.parameters

@@ -127,12 +127,12 @@ class Text(OllamaReply):
 
     def sign_of_life(self) -> Object:
         """What a client gets while it waits: a piece of the answer without any text."""
-        return self.object(**self._said("", ""), done=False)
+        return self.object(**self._content("", ""), done=False)
 
     def loaded(self, *, unloads: bool) -> Object:
         """The answer to a request that only has a model loaded, or asks to unload it."""
         reason = "unload" if unloads else "load"
-        return self.object(**self._said("", ""), done=True, done_reason=reason)
+        return self.object(**self._content("", ""), done=True, done_reason=reason)
 
     def _line(self, line: bytes) -> Iterator[Object]:
         name, _, text = line.strip().partition(b":")
@@ -171,9 +171,9 @@ class Text(OllamaReply):
         logprobs = choice.logprobs.content if choice.logprobs else None
         if content or thinking or logprobs:
             more = {"logprobs": logprobs} if logprobs else {}
-            yield self.object(**self._said(content, thinking), **more, done=False)
+            yield self.object(**self._content(content, thinking), **more, done=False)
 
-    def _said(self, content: str, thinking: str, calls: Sequence[Object] = ()) -> Object:
+    def _content(self, content: str, thinking: str, calls: Sequence[Object] = ()) -> Object:
         thought = {"thinking": thinking} if thinking else {}
         called = {"tool_calls": calls} if calls else {}
         if self._is_chat:
@@ -193,10 +193,10 @@ class Text(OllamaReply):
             if (arguments := _object(call.function.arguments)) is not None
         ]
         if calls:
-            yield self.object(**self._said("", "", calls), done=False)
+            yield self.object(**self._content("", "", calls), done=False)
         reason = {"done_reason": self._reason} if self._reason else {}
         times = self.durations() | self._counts
-        yield self.object(**self._said("", ""), done=True, **reason, **times)
+        yield self.object(**self._content("", ""), done=True, **reason, **times)
 
     def _count(self, event: _Event) -> None:
         usage = event.usage or _Usage(event.tokens_evaluated, event.tokens_predicted)
@@ -228,7 +228,7 @@ class Vectors(OllamaReply):
     def read(self, document: bytes) -> Object:
         """Raises msgspec.DecodeError."""
         answer = msgspec.json.decode(document, type=_Vectors)
-        vectors: list[Any] = [one.embedding for one in answer.data]
+        vectors: list[Any] = [vector.embedding for vector in answer.data]
         if self._dimensions and self._dimensions > 0:
             vectors = [shortened(vector, self._dimensions) for vector in vectors]
         return self.made(vectors, answer.usage)
@@ -251,22 +251,19 @@ def shortened(vector: Raw, dimensions: int) -> list[float]:
 
 
 def joined(objects: Sequence[Object]) -> Object:
-    """The one object that says what those of a stream said: an error, where one is among them."""
+    """A stream's objects as one: an error, where one of them is an error."""
     last = dict(objects[-1])
     if "error" in last:
         return last
     is_chat = "message" in last
-    said = [one["message"] if is_chat else one for one in objects]
-    whole: Object = {
-        "content" if is_chat else "response": "".join(
-            one["content" if is_chat else "response"] for one in said
-        ),
-    }
-    if thinking := "".join(one.get("thinking", "") for one in said):
+    name = "content" if is_chat else "response"
+    parts = [each["message"] if is_chat else each for each in objects]
+    whole: Object = {name: "".join(part[name] for part in parts)}
+    if thinking := "".join(part.get("thinking", "") for part in parts):
         whole["thinking"] = thinking
-    if calls := [call for one in said for call in one.get("tool_calls", ())]:
+    if calls := [call for part in parts for call in part.get("tool_calls", ())]:
         whole["tool_calls"] = calls
-    if logprobs := [each for one in objects for each in one.get("logprobs", ())]:
+    if logprobs := [each for part in objects for each in part.get("logprobs", ())]:
         last["logprobs"] = logprobs
     return last | ({"message": {"role": "assistant", **whole}} if is_chat else whole)
 

@@ -16,19 +16,16 @@ from msgspec import Raw, Struct, field
 from pipeline.serve.gateway.request_body import parse_body, require_few_values
 from pipeline.serve.guard.refusal import Refused
 
-# Values of a field that say nothing.
+# Values that mean the same as an absent field.
 EMPTY = (b"", b"null", b'""', b"[]", b"{}")
 
 # Options of one request, by their name in an instance's API.
+SAME_NAME = """
+    temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty presence_penalty
+    frequency_penalty seed stop mirostat mirostat_tau mirostat_eta
+"""
 SAMPLING = {
-    **{
-        name: name
-        for name in (
-            *("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n"),
-            *("repeat_penalty", "presence_penalty", "frequency_penalty", "seed", "stop"),
-            *("mirostat", "mirostat_tau", "mirostat_eta"),
-        )
-    },
+    **{name: name for name in SAME_NAME.split()},
     "num_keep": "n_keep",
     "num_predict": "max_tokens",
 }
@@ -66,7 +63,7 @@ class Turn(Struct):
 
 
 class AnyRequest(Struct):
-    """What all requests have. `keep_alive`: a number of seconds or a duration such as `5m`."""
+    """The fields of all requests. `keep_alive`: a number of seconds or a duration such as `5m`."""
 
     model: str | None = None
     name: str | None = None  # an older spelling
@@ -74,7 +71,7 @@ class AnyRequest(Struct):
     keep_alive: float | str | None = None
 
     @property
-    def asked_for(self) -> str | None:
+    def model_name(self) -> str | None:
         """The model that it names."""
         return self.model or self.name or None
 
@@ -95,7 +92,7 @@ class Streamed(AnyRequest):
 
 
 class Generation(Streamed):
-    """What requests for text have."""
+    """The fields of requests for text."""
 
     format: Raw = Raw()
     think: bool | str | None = None
@@ -127,7 +124,7 @@ class Embeddings(AnyRequest):
 
 
 class Translated(Struct, frozen=True):
-    """What an instance is asked. Without a path it only has to be loaded."""
+    """The request for an instance. Without a path the model only has to be loaded."""
 
     path: str = ""
     body: Mapping[str, Any] = field(default_factory=dict)
