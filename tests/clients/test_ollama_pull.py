@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx2
 import ollama
+import psutil
 import pytest
 from conftest import Doit, free_port, wait_for
 from fakes import hub
@@ -113,6 +115,20 @@ def test_a_pull_is_shared_and_goes_on_without_its_clients(site: Site) -> None:
     log = next(site.doit.home.rglob("gateway.log"))
     assert log.read_text(encoding="utf-8").count("-m doit prepare") == 1
     wait_for(lambda: httpx2.get(f"{site.url}/v1/models").json()["data"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_gateway_that_is_stopped_ends_its_pulls(site: Site) -> None:
+    site.up(pull=True)
+    site.server.control(faults=[{**SLOW, "bytes_per_second": 2000}])
+    rows = site.doit("ps", f"config={site.file}", "format=json").json()
+    gateway = psutil.Process(next(row["pid"] for row in rows if row["name"] == "gateway"))
+    with httpx2.stream("POST", f"{site.url}/api/pull", json={"model": REPO}, timeout=60):
+        (child,) = wait_for(gateway.children)
+        wait_for(lambda: site.server.log())
+        gateway.terminate()
+        psutil.wait_procs([gateway, child], timeout=30)
+        assert not gateway.is_running() and not child.is_running()
 
 
 def test_nobody_pulls_unless_it_is_allowed(site: Site, gguf: Path) -> None:

@@ -48,7 +48,7 @@ REFUSED = {
 log_once = lru_cache(maxsize=256)(log.info)
 
 
-class Endpoint(Struct, frozen=True):
+class ForwardedPath(Struct, frozen=True):
     """A path that an instance answers: the kind of instance, the type of the request, its
     translation for the instance, and the reader of the answer, which gets the client's name of the
     model."""
@@ -59,21 +59,21 @@ class Endpoint(Struct, frozen=True):
     reply: Callable[[Any, str], Text | Vectors]
 
 
-ENDPOINTS = {
-    "/api/chat": Endpoint(
+FORWARDED = {
+    "/api/chat": ForwardedPath(
         CHAT, requests.Chat, requests.chat, lambda request, model: Text(model, is_chat=True)
     ),
-    "/api/generate": Endpoint(
+    "/api/generate": ForwardedPath(
         CHAT, requests.Generate, requests.generate, lambda request, model: Text(model)
     ),
-    "/api/embed": Endpoint(
+    "/api/embed": ForwardedPath(
         EMBEDDING,
         requests.Embed,
         lambda request: requests.embed(request.input),
         lambda request, model: Vectors(model, dimensions=request.dimensions),
     ),
     # the older form, for one text
-    "/api/embeddings": Endpoint(
+    "/api/embeddings": ForwardedPath(
         EMBEDDING,
         requests.Embeddings,
         lambda request: requests.embed(request.prompt),
@@ -90,7 +90,7 @@ class Ollama:
         self._pulls = Pulls(proxy.view.at, proxy.settings)
 
     def routes(self) -> Iterator[Route]:
-        for path, endpoint in ENDPOINTS.items():
+        for path, endpoint in FORWARDED.items():
             yield Route(path, partial(self._forward, endpoint), methods=["POST"])
         yield Route("/api/version", JSONResponse({"version": VERSION}), methods=["GET"])
         yield Route("/api/tags", self._tags)
@@ -100,7 +100,7 @@ class Ollama:
         for path, instead in REFUSED.items():
             yield Route(path, partial(_refuse, instead), methods=["HEAD", "POST", "DELETE"])
 
-    async def _forward(self, endpoint: Endpoint, request: Request) -> Exchange:
+    async def _forward(self, endpoint: ForwardedPath, request: Request) -> Exchange:
         """What an instance answers. Raises Refused."""
         # no name for the body: it would stay until the model is known
         parsed, translated = await self._read(endpoint, await read_body(request))
@@ -116,7 +116,7 @@ class Ollama:
         )
         return Exchange(self._proxy, call, translated.body)
 
-    async def _read(self, endpoint: Endpoint, body: bytes) -> tuple[AnyRequest, Translated]:
+    async def _read(self, endpoint: ForwardedPath, body: bytes) -> tuple[AnyRequest, Translated]:
         """A request and its translation, off the loop where that takes long."""
 
         def read() -> tuple[AnyRequest, Translated]:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from pipeline.core import log, paths, process, progress
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.parallel import background
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.pins import pins
 from pipeline.models import on_disk
@@ -175,16 +176,26 @@ class Pulls:
             elif errors and line.startswith("  "):
                 errors.append(line)
 
-        def run() -> int:
-            return process.run(
-                [sys.executable, "-m", "doit", *words, *self._settings.programs],
-                log=self._at.path / f"pull-{name}.log",
-                env={**os.environ, progress.AS_JSON: "1"},
-                cwd=REPOSITORY,
-                on_line=heard,
-            )
+        ended = asyncio.Event()
+        status = 0
 
-        if status := await to_thread.run_sync(run, abandon_on_cancel=True):
+        def run() -> None:
+            nonlocal status
+            try:
+                status = process.run(
+                    [sys.executable, "-m", "doit", *words, *self._settings.programs],
+                    log=self._at.path / f"pull-{name}.log",
+                    env={**os.environ, progress.AS_JSON: "1"},
+                    cwd=REPOSITORY,
+                    on_line=heard,
+                )
+            finally:
+                loop.call_soon_threadsafe(ended.set)
+
+        wait = background(run)  # not a thread that the end of the gateway would wait for
+        await ended.wait()
+        wait()
+        if status:
             text = "\n".join(errors) or f"doit {words[0]} ended with status {status}"
             raise PipelineError(text)
 
