@@ -22,7 +22,7 @@ from pipeline.core.parallel import background
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.pins import pins
 from pipeline.models import on_disk
-from pipeline.models.reference import Reference, parse
+from pipeline.models.reference import FileFilter, Reference, parse
 from pipeline.serve.config.configuration import wrong_name
 from pipeline.serve.gateway.servers import Target
 from pipeline.serve.gateway.settings import GatewaySettings
@@ -66,13 +66,12 @@ def reference(text: str) -> Reference:
 
 def serving(wanted: Reference, targets: Iterable[Target]) -> list[Target]:
     """The servers of this model of the hub, whatever they are called. Raises OSError."""
+    home = paths.home()
+    chosen = FileFilter(quant=wanted.quant, filename=wanted.filename, pattern=wanted.pattern)
     files = {
         str(model.files[0])
-        for model in on_disk.look(paths.home()).models
-        if model.kind == "model"
-        and model.reference == (wanted.repo or wanted.text)
-        and wanted.quant.casefold() in ("", model.quant.casefold())
-        and model.revision.startswith(wanted.revision)
+        for model in on_disk.by_name(on_disk.look(home)).values()
+        if on_disk.means(wanted, model, home) and on_disk.fits(chosen, model)
     }
     return [target for target in targets if target.instance.argument("--model") in files]
 
