@@ -30,7 +30,7 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
 }
-ROWS_SECONDS = 2.0  # as long the processes are not looked at again, however many pages ask
+ROWS_SECONDS = 2.0  # between two looks at the processes, however many pages ask
 LOG_BYTES = 16 * 1024
 
 

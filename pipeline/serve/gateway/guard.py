@@ -1,4 +1,4 @@
-"""Who may ask the gateway: by key, by origin, by the name that it is asked under."""
+"""Access to the gateway: API keys, origins of pages, host names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_KEY = Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
 
 def rules(settings: GatewaySettings) -> Rules:
-    """Whose pages may ask, and under which names."""
+    """The rules for origins and host names."""
     return Rules(
         settings.host,
         settings.origins,
@@ -32,7 +32,7 @@ def rules(settings: GatewaySettings) -> Rules:
 
 class Origins:
     """Refuses requests that a page of another site sends, or may have sent, unless a key protects
-    the servers; and what a proxy in front could read in another way than we do."""
+    the servers; and paths that a proxy in front could read in another way."""
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app = app

@@ -24,7 +24,7 @@ OWN_PAGES = ("none", "same-origin", "same-site")  # of Sec-Fetch-Site, which bro
 
 
 class Loading:
-    """The endpoints that load and unload. The supervisor does it; nobody waits for that here."""
+    """The endpoints that load and unload: they order it, and the supervisor does it."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy

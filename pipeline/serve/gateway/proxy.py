@@ -62,7 +62,7 @@ class _Call(Struct):
     status: int = CLIENT_GONE
     instance: str = ""
     sends: int = 0
-    stream_began: bool = False  # its client was told that the answer will be a stream
+    stream_began: bool = False  # with status 200, while the request waited
     last_sign: float = 0.0  # when the client last got anything
     failures: dict[str, str] = field(default_factory=dict)  # by server, why it did not answer
     tail: Tail = field(default_factory=Tail)  # of the answer
@@ -297,7 +297,7 @@ class Proxy:
         await call.send({"type": "http.response.body", "body": comment, "more_body": True})
 
     async def _end_stream(self, call: _Call, status: int, message: str) -> None:
-        """Tell an error in a stream that has begun, and end it."""
+        """End a stream that has begun with an error."""
         call.status = status
         await call.send({"type": "http.response.body", "body": _event(call, status, message)})
 

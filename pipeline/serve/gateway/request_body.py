@@ -42,7 +42,7 @@ class _Document(Struct):
 
 class RequestBody(Struct, frozen=True):
     """A body, and what the gateway reads of it. `keep_alive`: the seconds for which the model
-    should stay loaded after the request, below 0 for ever, None where that is not said."""
+    should stay loaded after the request, below 0 for ever, None where the request says nothing."""
 
     body: bytes
     model: str | None = None
@@ -142,8 +142,8 @@ def require_few_values(body: bytes) -> None:
 
 
 def seconds(keep_alive: float | str | None) -> float | None:
-    """For how long a model should stay loaded after its request, said as a number of seconds or as
-    a duration such as `5m`; below 0: for ever, None: as its instance has it. Raises Refused."""
+    """How long a model should stay loaded after its request, from a number of seconds or a
+    duration such as `5m`; below 0: for ever; None: the instance's idle_timeout. Raises Refused."""
     if keep_alive is None or isinstance(keep_alive, float):
         return keep_alive
     match = DURATION.fullmatch(keep_alive.strip())

@@ -62,7 +62,7 @@ class Target(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it is asked by."""
+        """Its name and its aliases."""
         return tuple(dict.fromkeys((self.name, *self.instance.aliases)))
 
     @property

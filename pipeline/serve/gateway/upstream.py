@@ -140,7 +140,7 @@ class Answer(asyncio.Protocol):
 
     @property
     def kept(self) -> bytes:
-        """What came of the body before `pass_to`."""
+        """The part of the body that came before `pass_to`."""
         return b"".join(self._blocks)
 
     def _take(self) -> bytes:
@@ -340,8 +340,8 @@ Rename = Callable[[bytes], bytes]
 
 
 def renaming(target: Target, model: str | None) -> Rename | None:
-    """What puts `model`, by which a server was asked, in place of the name that it gives itself:
-    llama-server always says the first of its aliases. None where that is the same."""
+    """A function that puts `model`, the name in the request, in place of the server's own in its
+    answer: llama-server always says its first alias. None where they are the same."""
     if not model or set(target.names) == {model}:
         return None
     spelled = [
@@ -353,7 +353,7 @@ def renaming(target: Target, model: str | None) -> Rename | None:
 
 
 class Renamed:
-    """Writes a stream with another name: each block held until a line's end."""
+    """Writes a stream with another name, line by line: the name may be cut between two blocks."""
 
     def __init__(self, write: Callable[[bytes], None], rename: Rename) -> None:
         self._write, self._rename = write, rename

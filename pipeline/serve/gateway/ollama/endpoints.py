@@ -44,7 +44,7 @@ REFUSED = {
     "/api/blobs/{digest}": f"name the model's file in {FILE}",
 }
 
-# Each text once, or again after many others.
+# Logs each text once, and again only after many others.
 log_once = lru_cache(maxsize=256)(log.info)
 
 

@@ -24,7 +24,7 @@ from pipeline.serve.gateway.proxy import Proxy
 from .replies import Text, Vectors, error_of, joined, lines
 
 LINES, JSON = "application/x-ndjson", "application/json"
-# What is said of the translated body, and what would have the answer come in another form.
+# Headers that describe the client's body, or ask for another form of the answer.
 REPLACED = (
     *(b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"),
     *(b"accept", b"accept-encoding"),

@@ -35,7 +35,7 @@ from .replies import Object
 AT_ONCE = 2  # models that are prepared side by side
 LONGEST = 300  # characters of a reference
 MANIFEST, SUCCESS = {"status": "pulling manifest"}, {"status": "success"}
-# What a client is told of doit's steps, each of which begins with a line such as `.  fetch`.
+# The status for each of doit's steps, which begin with a line such as `.  fetch`.
 STEP = re.compile(r"\.  (\w+)")
 STATUS = {
     "resolve": "pulling manifest",
@@ -86,8 +86,8 @@ class Pull:
         self._changed = anyio.Event()
 
     async def progress(self, seconds: float) -> AsyncIterator[Object]:
-        """What a client is told, as Ollama says it: at each change, and again where nothing has
-        changed for so many seconds. The last is `success`, or an error."""
+        """The progress in Ollama's form: an object at each change, and the last one again where
+        nothing has changed for so many seconds. It ends with `success` or an error."""
         yield MANIFEST
         while not self.is_over:
             changed = self._changed
@@ -97,8 +97,8 @@ class Pull:
                 yield self._status
         yield {"error": self.error} if self.error else SUCCESS
 
-    def tell(self, status: Object) -> None:
-        """Have all clients told of a change."""
+    def report(self, status: Object) -> None:
+        """Report a change to all clients."""
         self._status = status
         self._wake()
 
@@ -169,7 +169,7 @@ class Pulls:
 
         def heard(line: str) -> None:
             if status := _status(line):
-                loop.call_soon_threadsafe(pull.tell, status)
+                loop.call_soon_threadsafe(pull.report, status)
             elif line.startswith(ERROR):
                 errors[:] = [line.removeprefix(ERROR)]
             elif errors and line.startswith("  "):
@@ -200,7 +200,7 @@ class Pulls:
 
 
 def _status(line: str) -> Object | None:
-    """What a line of a step's output says of its progress."""
+    """The progress that a line of a step's output reports; None for any other line."""
     if match := STEP.match(line):
         step = STATUS.get(match[1])
         return {"status": step} if step else None

@@ -90,7 +90,7 @@ class OllamaReply:
         self._began = time.monotonic()
 
     def object(self, **fields: Any) -> Object:
-        """Ollama's object with what each has."""
+        """An object of Ollama's answer, with the fields that all have."""
         return {"model": self.model, "created_at": utc(time.time()), **fields}
 
     def durations(self) -> Object:

@@ -30,7 +30,7 @@ SAMPLING = {
     "num_predict": "max_tokens",
 }
 VLLM_NAMES = {"repeat_penalty": "repetition_penalty"}  # an engine ignores the other's name
-LEAST = {"num_predict": 1, "seed": 0}  # what is less means no limit, or any: the default
+LEAST = {"num_predict": 1, "seed": 0}  # smaller values mean the default: no limit, a random seed
 NUM_CTX = "num_ctx"
 # Options of an instance's start, which a request cannot change.
 OF_THE_START = (
@@ -184,12 +184,12 @@ def embed(texts: Raw | str | None) -> Translated:
 
 
 def unknown(options: Iterable[str]) -> list[str]:
-    """The options that nothing here knows."""
+    """The options that are not known."""
     return [name for name in options if name not in SAMPLING and name not in OF_THE_START]
 
 
 def context(options: Mapping[str, Raw] | None) -> int:
-    """The context that a request asks for, in tokens; 0 where it does not say."""
+    """The context that a request asks for, in tokens; 0 where it asks for none."""
     value = _number((options or {}).get(NUM_CTX))
     return int(value) if value and 0 < value < 1e12 else 0
 
