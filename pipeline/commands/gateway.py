@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bins.build_options import BuildOptions
 from pipeline.core import environment, log, process
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.publish import publish_text
@@ -18,7 +19,7 @@ from pipeline.serve.stopping import asked_to_stop, stay
 
 from . import check, launch
 from .servers import Servers
-from .variables import LITELLM, ROUTER, ProgramVariables
+from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
@@ -58,7 +59,7 @@ def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
 
 def _program_words(servers: Servers) -> tuple[str, ...]:
     """What the command line says of llama.cpp's programs."""
-    names = {each.name for each in variables(ProgramVariables).values()}
+    names = {each.name for each in variables(BuildOptions).values()}
     return tuple(f"{name}={value}" for name, value in servers.variables.items() if name in names)
 
 

@@ -237,8 +237,9 @@ class Servers:
 
 
 def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of an instance for each model on disk, as `instances = "models"` asks for, loaded
-    on demand, by name, over which those that are `written` in the file are laid. Each keeps the port that it has now. Raises UsageError where no model is on disk."""
+    """The tables of an instance for each model on disk, by name, as `instances = "models"` asks
+    for: loaded on demand, on the port that it has now. Those that are `written` in the file are
+    laid over them. Raises UsageError where there are none, and none can come."""
     models = on_disk.by_name(on_disk.look(home))
     if not models and not _can_pull(written):
         raise UsageError(

@@ -11,7 +11,8 @@ from itertools import count
 
 from msgspec import Struct
 
-from pipeline.serve.supervisor.status import DeviceMemory, Row
+from pipeline.serve.supervisor.memory import DeviceMemory
+from pipeline.serve.supervisor.status import Row
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
 PREFIX = "llama_gateway"
