@@ -134,12 +134,16 @@ class World:
         return checkout
 
 
-# What doitw reads before it hands over to doit.
+CORE = ("__init__", "errors", "lazy", "log", "paths", "variables")
+COMMAND_LINE = ("command_line", "step", "table")
+NAMED = ("bins/compile/source", "bins/compile/web_ui", "models/converter")
+# What doitw reads before it hands over to doit, and what that names without reading it.
 NEEDED = (
     *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
-    *(f"pipeline/core/{name}.py" for name in ("__init__", "errors", "lazy", "paths", "variables")),
-    "pipeline/commands/__init__.py",
-    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "command_line", "step", "table")),
+    *(f"pipeline/{name}/__init__.py" for name in ("bins", "bins/compile", "commands", "models")),
+    *(f"pipeline/{name}.py" for name in NAMED),
+    *(f"pipeline/core/{name}.py" for name in CORE),
+    *(f"pipeline/tasks/{name}.py" for name in ("__init__", "checks", *COMMAND_LINE)),
 )
 
 
