@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -33,6 +34,8 @@ READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_")  # variables that begin so
 # imported.
 LATE = (
     "filelock",
+    "http.server",
+    "httpcore2",
     "httpx2",
     "packaging.requirements",
     "psutil",
@@ -41,6 +44,22 @@ LATE = (
     "yaml",
 )
 Request = tuple[Mapping[str, Any], Sequence[int]]  # what to run, and the files it prints to
+
+
+def start(words: Sequence[str], out: int) -> Started | subprocess.Popen[bytes]:
+    """Python with these words and this process's variables, not waited for; it prints to `out`."""
+    env, forker = {**os.environ, "PYTHONUNBUFFERED": "1"}, own()
+    if forker and forker.begins_with(env):
+        return forker.start(words, env, [out, out])
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=REPOSITORY,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+    )
 
 
 def run(words: Sequence[str], env: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
@@ -100,22 +119,62 @@ class Forker:
     def run(
         self, words: Sequence[str], env: Mapping[str, str], timeout: float
     ) -> tuple[int, str, str]:
-        """The same for words that are `-m` or `-c` and what follows."""
-        asked = json.dumps({"words": words, "env": dict(env)}).encode()
-        ours, theirs = zip(os.pipe(), os.pipe(), os.pipe(), strict=True)
+        """The same for words that are `-m`, `-c` or a script's path, and what follows."""
+        ours, theirs = zip(os.pipe(), os.pipe(), strict=True)
         try:
-            socket.send_fds(self.channel, [asked], theirs)
+            process = self.start(words, env, theirs)
         finally:
             for file in theirs:
                 os.close(file)
-        with ThreadPoolExecutor(2) as pool, os.fdopen(ours[2]) as told:
-            printed = [pool.submit(read, file) for file in ours[:2]]
-            pid = int(told.readline())
-            killer = threading.Timer(timeout, os.killpg, (pid, signal.SIGKILL))
+        with ThreadPoolExecutor(2) as pool:
+            printed = [pool.submit(read, file) for file in ours]
+            killer = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
             killer.start()
-            status = int(told.readline())
+            status = process.wait()
             killer.cancel()
             return status, printed[0].result(), printed[1].result()
+
+    def start(self, words: Sequence[str], env: Mapping[str, str], files: Sequence[int]) -> Started:
+        """A process that prints to these files, on stdout and on stderr."""
+        asked = json.dumps({"words": words, "env": dict(env)}).encode()
+        ours, theirs = os.pipe()
+        try:
+            socket.send_fds(self.channel, [asked], [*files, theirs])
+        finally:
+            os.close(theirs)
+        return Started(words, ours)
+
+
+class Started:
+    """A forked process, with what the tests use of subprocess.Popen."""
+
+    def __init__(self, words: Sequence[str], told: int) -> None:
+        self.args, self.returncode = words, None
+        self._told = os.fdopen(told, "rb", buffering=0)  # select sees all that was not read
+        self.pid = int(self._told.readline())
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = int(self._told.readline())
+            self._told.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def read(file: int) -> str:
@@ -166,12 +225,17 @@ def become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(asked["env"])
-    how, what, *words = asked["words"]
-    sys.argv = [how, *words]
+    how, *words = asked["words"]
     if how == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        sys.argv = [how, *words[1:]]
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.argv = [how, *words[1:]]
+        exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        sys.argv = [how, *words]
+        sys.path[0] = os.path.dirname(how)  # noqa: PTH120
+        runpy.run_path(how, run_name="__main__")
 
 
 def end(status: int) -> NoReturn:

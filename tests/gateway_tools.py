@@ -7,14 +7,15 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx2
 from conftest import REPOSITORY, free_port, wait_for
+from forked import Started
 from msgspec.structs import replace
 
 from pipeline.serve.server import Server
@@ -45,7 +46,7 @@ class Site:
         self.path = path
         self.instances: dict[str, Server] = {}
         self.seen: dict[str, ServerStatus] = {}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Started | subprocess.Popen[bytes]] = {}
         self.asked = 1
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -93,8 +94,7 @@ class Site:
         """Start the stand-in of an instance that was added."""
         port = self.instances[name].port
         words = ["--port", port, "--name", name, "--record", self.path / f"{name}.record"]
-        command = [sys.executable, UPSTREAM, *words, *switches]
-        self.start(name, [str(word) for word in command])
+        self.start_python(name, [str(word) for word in (UPSTREAM, *words, *switches)])
         wait_for(lambda: reached(f"http://127.0.0.1:{port}/health"))
 
     def upstream(self, name: str, *switches: object, state: str = "ready", **more: Any) -> Server:
@@ -110,6 +110,11 @@ class Site:
             )
         return self.processes[name]
 
+    def start_python(self, name: str, words: list[str]) -> Started | subprocess.Popen[bytes]:
+        with (self.path / f"{name}.out").open("ab") as out:
+            self.processes[name] = forked.start(words, out.fileno())
+        return self.processes[name]
+
     def kill(self, name: str) -> None:
         self.processes[name].kill()
         self.processes[name].wait()
@@ -122,7 +127,7 @@ class Site:
     def gateway(self, **settings: object) -> None:
         self.write()
         words = [str(self.at.path), json.dumps({"port": self.port, **settings}, default=str)]
-        process = self.start("gateway", [sys.executable, "-m", "pipeline.serve.gateway", *words])
+        process = self.start_python("gateway", ["-m", "pipeline.serve.gateway", *words])
 
         def up() -> bool:
             assert process.poll() is None, self.output()
@@ -175,6 +180,6 @@ def site(path: Path) -> Iterator[Site]:
         one.close()
 
 
-def stop(process: subprocess.Popen[bytes]) -> int:
+def stop(process: Started | subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM if os.name != "nt" else signal.CTRL_BREAK_EVENT)
-    return process.wait(timeout=30)
+    return process.wait(timeout=60)

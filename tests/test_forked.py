@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import forked
 import pytest
+from conftest import wait_for
 
 WORDS = [
     ("-c", "print('ü'); import sys; print(sys.argv[1:], file=sys.stderr)", "", "two words"),
@@ -56,3 +59,25 @@ def test_one_that_takes_too_long_is_killed() -> None:
     words = ("-c", "import time; time.sleep(60)")
     runner = forked.own()
     assert runner and runner.run(words, env, 0.5) == (-9, "", "")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, None])
+def test_one_that_is_not_waited_for(tmp_path: Path, end: int | None) -> None:
+    script, log, go = tmp_path / "a script ü.py", tmp_path / "log", tmp_path / "go"
+    (tmp_path / "beside.py").write_text(
+        f"import os\ndef is_over(): return os.path.exists({str(go)!r})\n", encoding="utf-8"
+    )
+    script.write_text(
+        "import beside, sys, time\nprint('begun', sys.argv[1:], flush=True)\n"
+        "while not beside.is_over():\n    time.sleep(0.01)\nsys.exit(5)\n"
+    )
+    with log.open("wb") as out:
+        process = forked.start([str(script), "two words"], out.fileno())
+    wait_for(lambda: log.read_text() == "begun ['two words']\n")
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.05)
+    process.send_signal(end) if end else go.touch()
+    assert process.wait(60) == (-end if end else 5)
+    assert process.poll() == process.returncode == process.wait()
+    process.kill()  # nothing, once it has ended
