@@ -18,6 +18,7 @@ GROUPS = pytest.StashKey[Path]()
 
 # What takes longest, with what it waits for: begun last, it would be all that still runs.
 FIRST = (
+    "test_house.py",
     "test_packing.py",
     "test_vulkan.py",
     "images",

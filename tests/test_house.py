@@ -13,27 +13,30 @@ import pytest
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
+from pipeline.core.paths import Home, cache
+from pipeline.core.store.locks import only_one
+
+# A checkout that is fresh has no caches; each tool looks whether what it kept is still true.
+KEPT = cache(Home(REPOSITORY)) / "tests" / "static"
+
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check"],
-        ["ruff", "format", "--check"],
-        ["mypy"],
-        ["importlinter.cli", "lint"],
+        ["ruff", "check", f"--cache-dir={KEPT / 'ruff'}"],
+        ["ruff", "format", "--check", f"--cache-dir={KEPT / 'ruff'}"],
+        ["mypy", f"--cache-dir={KEPT / 'mypy'}"],
+        ["lint-imports", f"--cache-dir={KEPT / 'imports'}"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: " ".join(command[:-1]),
 )
 def test_tools_find_nothing(command: list[str]) -> None:
-    if command[0] == "importlinter.cli":
-        words = [
-            sys.executable,
-            "-c",
-            "from importlinter.cli import lint_imports_command as c; c()",
-        ]
-    else:
-        words = [sys.executable, "-m", *command]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", *command]
+    if command[0] == "lint-imports":
+        code = "import sys; from importlinter.cli import lint_imports_command as c; c(sys.argv[1:])"
+        words = [sys.executable, "-c", code, *command[1:]]
+    with only_one(KEPT / command[0]):
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
