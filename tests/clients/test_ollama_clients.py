@@ -9,9 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ollama
 import pytest
 from client_tools import KEY, serve
 from conftest import free_port, wait_for
@@ -22,6 +21,9 @@ from test_litellm_proxy import programs
 from test_vision import png
 
 from pipeline.models.gguf import read
+
+if TYPE_CHECKING:
+    import ollama  # takes a second
 
 __all__ = ["programs"]
 pytestmark = [pytest.mark.build, pytest.mark.slow]
@@ -47,6 +49,8 @@ def weather(city: str) -> str:
 
 @pytest.fixture
 def client(clients: Site) -> Iterator[ollama.Client]:
+    import ollama
+
     with ollama.Client(clients.url, headers={"Authorization": f"Bearer {KEY}"}) as one:
         yield one
 
@@ -111,6 +115,8 @@ CALLS = json.dumps({"choices": [{"delta": {"tool_calls": [CALL]}, "finish_reason
 def test_tools(client: ollama.Client, tmp_path: Path) -> None:
     """Random weights call nothing by themselves: the calls are a stand-in's, and a real server
     takes a conversation that has them."""
+    import ollama
+
     with site(tmp_path) as here:
         here.upstream("caller", "--chunks", 1, "--reply", CALLS)
         here.gateway()
@@ -138,6 +144,8 @@ def test_logprobs(client: ollama.Client) -> None:
 
 
 def test_images(client: ollama.Client, built: Path, gguf: Path, tmp_path: Path) -> None:
+    import ollama
+
     picture = png(b"\xff\x00\x00").partition(",")[2]
     turn = {"role": "user", "content": "what is this", "images": [picture]}
     with pytest.raises(ollama.ResponseError, match="image input is not supported"):
@@ -197,6 +205,8 @@ def test_what_is_here(client: ollama.Client) -> None:
 
 
 def test_errors(clients: Site, client: ollama.Client) -> None:
+    import ollama
+
     with pytest.raises(ollama.ResponseError, match="did you mean tiny") as unknown:
         client.chat("tinny", HELLO)
     assert unknown.value.status_code == 404
