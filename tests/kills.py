@@ -26,7 +26,7 @@ class Kills:
                     return
                 self.seconds *= 1.2
             yield number
-        assert self.enough(), "the kills came too early to show anything"
+        assert self.enough(), "no kill came at an instant that shows anything"
 
     def wait(self) -> None:
         time.sleep(self.chance.uniform(0, self.seconds))

@@ -104,7 +104,7 @@ class Servers:
 
     def nothing_left(self) -> None:
         """No process, no port, no lock."""
-        wait_for(lambda: not self.processes(), 5)
+        wait_for(lambda: not self.processes())
         assert not liveness.is_running(self.at)
         for one in self.instances:
             with socket.socket() as probe:

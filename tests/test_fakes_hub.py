@@ -226,7 +226,7 @@ class Reply:
     """One request without following redirects, read to its end."""
 
     def __init__(self, base: str, path: str, method: str = "GET", **headers: str) -> None:
-        with closing(HTTPConnection(urlsplit(base).netloc, timeout=10)) as connection:
+        with closing(HTTPConnection(urlsplit(base).netloc, timeout=60)) as connection:
             connection.request(method, path, headers=headers)
             response: HTTPResponse = connection.getresponse()
             self.status, self.headers = response.status, response.headers
@@ -286,7 +286,7 @@ def test_slow(server: hub.Running, address: str) -> None:
 def test_stall(server: hub.Running, address: str) -> None:
     on(server, "stall", after=1000)
     host, port = urlsplit(server.cdn).netloc.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(f"GET {address} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         received = b""
         while len(received.partition(b"\r\n\r\n")[2]) < 1000:
@@ -417,6 +417,6 @@ def test_program_ends_when_stdin_closes_and_on_sigterm(root: Path) -> None:
             try:
                 assert process.stdout and process.stdout.readline().startswith(b'{"endpoint"')
                 stop(process)
-                assert process.wait(timeout=10) == 0
+                assert process.wait(timeout=60) == 0
             finally:
                 process.kill()

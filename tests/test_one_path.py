@@ -100,7 +100,7 @@ def test_the_log_of_the_run_before_is_kept(doit: Doit, gguf: Path) -> None:
             assert process.stdout is not None
             log = Path(json.loads(process.stdout.readline())["log"])
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
     (before,) = log.parent.glob(f"serve-{port}.*-*.log")
     assert log.stat().st_size and before.stat().st_size
     assert "listening on" in before.read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def test_served(doit: Doit, registry: Path) -> None:
         assert told["url"] == f"http://127.0.0.1:{port}"
         assert chat(told["url"])
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 0
 
 

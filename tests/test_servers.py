@@ -187,16 +187,16 @@ def test_a_file_that_is_watched(servers: Servers, gguf: Path, tmp_path: Path) ->
         wait_for(lambda: is_ready("new"), 120)
         good = servers.file.read_text(encoding="utf-8")
         servers.file.write_text(f"{good}\n[instance.new.server", encoding="utf-8")
-        wait_for(lambda: "error:" in told.read_text("utf-8"), 60)
+        wait_for(lambda: "error:" in told.read_text("utf-8"))
         servers.file.unlink()  # as some editors do before they write
-        wait_for(lambda: told.read_text("utf-8").count("has changed") == 3, 60)
+        wait_for(lambda: told.read_text("utf-8").count("has changed") == 3)
         servers.file.write_text(good.replace("512", "256"), encoding="utf-8")
         wait_for(lambda: is_ready("kept") and servers.ps()["kept"]["pid"] != first, 120)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert "no longer watching" in told.read_text("utf-8")
-    wait_for(lambda: is_ready("kept") and is_ready("new"), 60)  # the other may still load
+    wait_for(lambda: is_ready("kept") and is_ready("new"))  # the other may still load
     assert "contradict" in servers.up("watch=1", "background=0", status=3).err
     assert "contradict" in servers.up("watch=1", "dry_run=1", status=3).err
 
@@ -246,7 +246,7 @@ def test_logs(servers: Servers, gguf: Path) -> None:
     with servers.doit.start("logs", "name=one", "follow=1", "lines=1") as process:
         assert process.stdout is not None and process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=120)
     assert process.returncode in (0, 130)
     assert oct((servers.doit.home / "logs" / "one.log").stat().st_mode & 0o777) == "0o600"
     servers.doit("down", servers.config)
@@ -267,7 +267,7 @@ def test_up_stays_where_it_is_asked_to(servers: Servers, gguf: Path) -> None:
             if line.startswith("waiting for here"):
                 break
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert process.returncode == 0
     assert {n: row["state"] for n, row in servers.ps().items()}["there"] == "ready"
     assert servers.ps().get("here", {"state": "stopped"})["state"] == "stopped"
@@ -310,7 +310,7 @@ def test_all_of_it_in_the_foreground(servers: Servers, gguf: Path, name: str) ->
     with servers.doit.start("up", servers.config, "background=0") as process:
         wait_for(lambda: all(map(answers, ports)))
         process.send_signal(getattr(signal, name))
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert servers.processes() == [] and not any(map(answers, ports))
 
@@ -320,7 +320,7 @@ def test_a_killed_supervisor_leaves_nothing(servers: Servers, gguf: Path) -> Non
     servers.up()
     (state,) = servers.doit.home.glob("run/instances/*/state.json")
     os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: servers.processes() == [], 5)
+    wait_for(lambda: servers.processes() == [])
     assert not any(map(answers, ports))
     assert {row["state"] for row in servers.ps().values()} == {"lost"}
     servers.up()
@@ -615,7 +615,7 @@ def test_llama_servers_own_router(servers: Servers, gguf: Path, as_a_terminal: b
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert process.returncode == 0
     wait_for(lambda: not answers(port))
 
@@ -636,7 +636,7 @@ def test_the_gateway_in_the_foreground(servers: Servers, gguf: Path) -> None:
         wait_for(lambda: answers(port))
         assert get(f"http://127.0.0.1:{port}/health")["instances"]["one"]["state"] == "ready"
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     missing = servers.doit("gateway", servers.config, "engine=litellm", status=1)
     assert "litellm.yaml" in missing.err and "no such program" in missing.err

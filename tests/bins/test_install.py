@@ -218,7 +218,7 @@ def test_a_running_program_is_not_disturbed(tmp_path: Path, home: Home, target: 
         running.stdin.write(b"after\n")
         running.stdin.close()
         assert running.stdout.readline() == b"after\n"
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     assert told(target) == "version: new"
 
 

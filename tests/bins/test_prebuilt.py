@@ -496,7 +496,7 @@ def test_killed_at_any_instant_the_old_or_the_new_is_there(large: Prebuilt) -> N
 def test_two_at_once_make_it_once(large: Prebuilt, site: fake.Site) -> None:
     site.faults["drip"] = 0.001
     with making(large) as one, making(large) as other:
-        ends = [process.communicate(timeout=60)[1] for process in (one, other)]
+        ends = [process.communicate(timeout=120)[1] for process in (one, other)]
     assert (one.returncode, other.returncode) == (0, 0), ends
     assert sum("unpacked llama.cpp" in end for end in ends) == 1
     assert sum("waiting for it" in end for end in ends) == 1

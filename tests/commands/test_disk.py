@@ -447,10 +447,10 @@ def test_recording_is_cheap(disk: Doit) -> None:
     server = Server(
         name="x", executable="x", cmd=("--model", str(file)), folder="/", log_file="/x.log"
     )
-    start = time.perf_counter()
+    start = time.process_time()  # that of others does not count
     for _ in range(20):
         served.record(disk.home / "run", server)
-    assert (time.perf_counter() - start) / 20 < 0.05
+    assert (time.process_time() - start) / 20 < 0.05
     assert served.at(disk.home / "run", file)
 
 

@@ -62,10 +62,10 @@ def test_as_json(bare: Doit) -> None:
 
 @posix
 def test_nvidia_smi_that_hangs(bare: Doit, tmp_path: Path) -> None:
-    stand_in(bare, tmp_path / "programs", nvidia_smi="exec /bin/sleep 60")
+    stand_in(bare, tmp_path / "programs", nvidia_smi="exec /bin/sleep 120")
     start = time.monotonic()
     report = bare("doctor", "format=json").json()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 90
     assert report["problems"]["nvidia-smi"] == "gave no answer in 5 s"
     assert "gave no answer" in report["backends"]["cuda"]["missing"][0]["what"]
 

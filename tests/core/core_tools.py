@@ -56,14 +56,14 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a good end; what the child said on stderr."""
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return err
 
 
 def wait_for(question: Callable[[], Any]) -> None:
     """Return once the answer is true; long enough for a slow machine."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not question():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)

@@ -225,7 +225,7 @@ def test_one_file_that_fails_stops_the_others(site: Site, tmp_path: Path) -> Non
                 future.result()
         with pytest.raises(PipelineError, match=r"big\.gguf: localhost: answered 404"):
             get("small.json", "small.json").result()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 25
 
 
 def test_an_expired_address_is_asked_for_again(site: Site, tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def test_a_failure_is_told_while_another_still_waits() -> None:
     def work(number: int) -> None:
         if number:
             raise ValueError(number)
-        hold.wait(30)
+        hold.wait(120)
 
     start = time.monotonic()
     with pytest.raises(ValueError, match="1"):
         for_each(work, [0, 1], 2)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     hold.set()
 
 

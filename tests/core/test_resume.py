@@ -209,7 +209,7 @@ def test_an_interrupt_ends_it_though_the_server_is_silent(
                 wait_for(lambda: site.sent() > SIZE - 2 * PIECE)
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=10)  # a silent server is given up after 30
+            process.wait(timeout=25)  # a silent server is given up after 30
             assert process.stderr
             assert "KeyboardInterrupt" in process.stderr.read()
     assert journal(made).exists()

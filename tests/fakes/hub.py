@@ -364,7 +364,7 @@ class Running:
         return entries
 
     def _ask(self, method: str, path: str, data: Any = None) -> Any:
-        connection = HTTPConnection(urlsplit(self.endpoint).netloc, timeout=10)
+        connection = HTTPConnection(urlsplit(self.endpoint).netloc, timeout=60)
         try:
             connection.request(method, path, body=json.dumps(data))
             response = connection.getresponse()
@@ -388,7 +388,7 @@ def start(root: Path) -> Iterator[Running]:
         finally:
             process.stdin.close()
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
 

@@ -247,6 +247,6 @@ def test_following_ends_with_ctrl_c(tmp_path: Path) -> None:
             file.write("f\n")
         wait_for(lambda: (tmp_path / "out").read_text() == "two\nthree\nhalf\n")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert process.stderr and process.stderr.read() == ""
     assert numbers(tmp_path / "out")[-1] == "the end"

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
 
+from pipeline.serve.health import is_ready
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 SERVER = REPOSITORY / "tests" / "fakes" / "server.py"
@@ -168,8 +170,8 @@ def test_ready_and_stopped_by_a_signal(run: Run, number: int) -> None:
 
 def test_ready_is_said_once_and_only_after_loading(run: Run) -> None:
     server = run("--ready-after", "2").ready()
-    # less than it takes to load: the line may be on its way to the log, but no more
-    wait_for(lambda: "model loaded" in server.log_lines(), seconds=1.5)
+    assert is_ready("127.0.0.1", server.port), "it answers 503 until then"
+    wait_for(lambda: "model loaded" in server.log_lines())
     server.send(signal.SIGINT)
     assert server.ended() == "ready\n"
 
@@ -283,7 +285,7 @@ def test_children_of_the_server_end_with_it(run: Run, tmp_path: Path) -> None:
     try:
         server.send(signal.SIGINT)
         server.ended()
-        gone, _ = psutil.wait_procs([grandchild], timeout=5)
+        gone, _ = psutil.wait_procs([grandchild], timeout=60)
         assert gone, "a child of the server is left behind"
     finally:
         with suppress(psutil.Error):

@@ -73,7 +73,7 @@ def test_what_only_the_summary_needs_is_loaded_while_the_server_starts(
         assert process.stderr is not None
         before = list(takewhile(lambda line: not line.startswith("+ "), process.stderr))
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert before[-1].startswith("import time:"), "".join(before[-20:])
     modules = names(before)
     assert "pipeline.serve.supervise" in modules

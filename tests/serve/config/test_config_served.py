@@ -31,7 +31,7 @@ KEY = "s3cret!\"$%41&'()*+-./:;<=>?@[\\]^_`{|}~#"
 def asked(url: str, key: str = "") -> Any:
     """What the server answers to this key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as it:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as it:
         return json.loads(it.read()) if "json" in it.headers["Content-Type"] else it.read()
 
 
@@ -110,4 +110,4 @@ def test_a_server_runs_as_its_instance_says(built: Path, gguf: Path, tmp_path: P
             assert instance.aliases == ("one", "two")
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)

@@ -85,7 +85,7 @@ class Guarded:
         self.behind = Behind(self.port.command()[2])
         self.port.serve()
 
-    def connect(self, seconds: float = 20) -> socket.socket:
+    def connect(self, seconds: float = 120) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.number), timeout=seconds)
 
     def ask(self, request: bytes) -> bytes:
@@ -417,10 +417,14 @@ def test_a_client_that_leaves_ends_its_request(here: Guarded) -> None:
         connection.sendall(head("GET / HTTP/1.1"))
         assert connection.recv(4) == b"data"
         assert here.behind.ended == 0
-    wait_for(lambda: here.behind.ended == 1, 5)
+    wait_for(lambda: here.behind.ended == 1)
 
 
-def test_a_server_that_closes_ends_the_connection_after_its_answer(here: Guarded) -> None:
+def test_a_server_that_closes_ends_the_connection_after_its_answer(
+    here: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "LINGER_SECONDS", 60.0)
+
     def write(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(CLOSE)
@@ -440,14 +444,14 @@ def test_a_server_that_closes_ends_the_connection_after_its_answer(here: Guarded
 def test_a_head_that_does_not_come(
     made: Callable[..., Guarded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(relay, "HEAD_SECONDS", 1.0)
     here = made()
     for request in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
         assert here.ask(request) == b""
 
     def write(connection: socket.socket) -> None:
         connection.recv(65536)
-        time.sleep(0.6)
+        time.sleep(1.5)
         connection.sendall(CLOSE)
 
     here.behind.script = write

@@ -90,7 +90,7 @@ def test_a_killed_supervisor_leaves_no_server(servers: Servers, tmp_path: Path) 
     elsewhere = grandchild(note)
     assert len(servers.running()) == 3
     servers.supervisor().kill()
-    wait_for(lambda: not servers.processes(), 2)
+    wait_for(lambda: not servers.processes())
     assert not lives(elsewhere)
     servers.nothing_left()
     assert {name: row.state for name, row in servers.rows().items()} == {
@@ -262,7 +262,7 @@ def test_down_while_loading(servers: Servers, tmp_path: Path) -> None:
         servers.until("a", LOADING)
         servers.until("b", READY)
         servers.down()
-        assert up.wait(timeout=20) == 0
+        assert up.wait(timeout=120) == 0
         assert up.stdout and "a stopped" in up.stdout.read()
     servers.nothing_left()
 
@@ -282,8 +282,8 @@ def test_two_at_once(servers: Servers, tmp_path: Path) -> None:
         with client(servers, "up", a) as two:
             assert two.stderr and "another `up`" in two.stderr.readline()
             assert two.poll() is None
-            assert one.wait(timeout=30) == 0
-            assert two.wait(timeout=30) == 0
+            assert one.wait(timeout=120) == 0
+            assert two.wait(timeout=120) == 0
             assert two.stdout and two.stdout.read() == "a ready\ndone []\n"
     assert Path(a.log_file).read_text().count("+ ") == 1
 
@@ -307,7 +307,7 @@ def test_an_interrupted_up_leaves_them_running(servers: Servers, tmp_path: Path)
     with client(servers, "up", stand_in(tmp_path, "a", "--ready-after", "1.5")) as up:
         servers.until("a", LOADING)
         os.killpg(up.pid, signal.SIGINT)
-        up.wait(timeout=20)
+        up.wait(timeout=120)
         assert up.stderr and "./doitw down stops it" in up.stderr.read()
     servers.until("a", READY)
 
@@ -316,7 +316,7 @@ def test_a_supervisor_killed_under_up_is_replaced(servers: Servers, tmp_path: Pa
     with client(servers, "up", stand_in(tmp_path, "a", "--ready-after", "1.5")) as up:
         servers.until("a", LOADING)
         servers.kill_supervisor()
-        assert up.wait(timeout=30) == 0
+        assert up.wait(timeout=120) == 0
     assert servers.rows()["a"].state == READY
 
 
@@ -329,12 +329,12 @@ def test_a_supervisor_that_is_asked_to_end(servers: Servers, tmp_path: Path) -> 
 
 
 def test_asked_twice_it_kills(servers: Servers, tmp_path: Path) -> None:
-    servers.up(stand_in(tmp_path, "a", "--ignore-term", stop_timeout=60.0))
+    servers.up(stand_in(tmp_path, "a", "--ignore-term", stop_timeout=600.0))
     supervisor = servers.supervisor()
     supervisor.terminate()
     servers.until("a", state.STOPPING)
     supervisor.terminate()
-    wait_for(lambda: not liveness.is_running(servers.at), 10)
+    wait_for(lambda: not liveness.is_running(servers.at))
     servers.nothing_left()
 
 
@@ -356,10 +356,10 @@ def test_a_supervisor_that_hangs(
 def test_up_does_not_wait_for_one_that_hangs(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "REACTION_SECONDS", 1.0)
     a = stand_in(tmp_path, "a")
     servers.up(a)
     servers.supervisor().suspend()
+    monkeypatch.setattr(control, "REACTION_SECONDS", 1.0)
     with pytest.raises(PipelineError, match="does not react"):
         servers.up(changed(a, "--metrics"))
 
@@ -385,7 +385,7 @@ def test_a_supervisor_is_known_by_its_lock(servers: Servers, tmp_path: Path) -> 
         assert liveness.has_open(process.pid, servers.at.lock)
         assert not liveness.has_open(os.getpid(), servers.at.lock)
         servers.down()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     assert not liveness.has_open(process.pid, servers.at.lock)
 
 
@@ -410,7 +410,7 @@ def test_a_server_without_the_marker(servers: Servers, tmp_path: Path) -> None:
         state.write_state(servers.at, replace(old, instances=(seen,)))
         assert liveness.is_left(servers.at)
         servers.down()
-        assert server.wait(timeout=10) == -signal.SIGKILL
+        assert server.wait(timeout=120) == -signal.SIGKILL
     assert not liveness.is_left(servers.at)
 
 
@@ -605,7 +605,7 @@ def test_ps_sees_who_does_not_answer(servers: Servers, tmp_path: Path) -> None:
     process.suspend()
     began = time.monotonic()
     rows = servers.rows()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert (rows["a"].state, rows["a"].ready_since) == (status.SILENT, None)
     assert rows["b"].state == READY
     process.resume()
@@ -682,7 +682,7 @@ def test_in_the_foreground(servers: Servers, tmp_path: Path, number: int) -> Non
         with client(servers, "run_foreground", a) as second:
             assert "already up" in line(second)
         process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
         assert process.stdout and "done" in process.stdout.read()
     servers.nothing_left()
 
@@ -697,8 +697,8 @@ def test_the_foreground_killed_or_taken_down(servers: Servers, tmp_path: Path) -
                 process.kill()
             else:
                 servers.down()
-            process.wait(timeout=20)
-            wait_for(lambda: not servers.processes(), 2)
+            process.wait(timeout=120)
+            wait_for(lambda: not servers.processes())
         servers.nothing_left()
         servers.at.state.unlink()
 
