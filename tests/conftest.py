@@ -194,7 +194,9 @@ def often(few: int, many: int) -> pytest.MarkDecorator:
 @pytest.fixture(scope="session")
 def built() -> Path:
     """This checkout's own `bins/`, compiled by doit: minutes once, nothing after."""
-    Doit(REPOSITORY)("build_bins")
+    import kept
+
+    kept.build_with_page(Doit(REPOSITORY))
     return REPOSITORY / "bins"
 
 

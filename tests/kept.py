@@ -1,31 +1,37 @@
-"""Compiled programs that later runs of the tests take from the user's cache folder.
+"""What takes minutes to make, and what later runs of the tests take from the user's cache folder.
 
-What no compiler cache saves, such as minutes of Vulkan's shaders. They lie under the key that
-`doit recipe` prints, which changes whenever the programs would, and are put into a home with their
-receipts: doit itself says that nothing is to be done. What compiles is tested without it, each time
-that a clean checkout builds for the CPU.
+Compiled programs, for what no compiler cache saves, such as minutes of Vulkan's shaders, and
+llama.cpp's page, which npm builds. Each lies under a key that changes whenever it would be made
+otherwise, and is put into a home with its receipts: doit itself says whether anything is to be
+done, and what it made anew, or otherwise, is kept in its place. What compiles is tested without
+it, each time that a clean checkout builds for the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
+from pathlib import Path
 
 from conftest import REPOSITORY, Doit
 
+from pipeline.bins.compile import git_tree, node, npm, source, web_ui
 from pipeline.core.paths import Home, cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
 
-FOLDER = cache(Home(REPOSITORY)) / "tests" / "programs"
-MOST = 3  # builds that are kept
+FOLDER = cache(Home(REPOSITORY)) / "tests"
+MOST = 3  # of a kind that are kept
+RECEIPTS = ".state.json"
 
 
 def build(doit: Doit, *words: str) -> None:
     """`build_bins` with these words, which finds all of it done where an earlier run kept it."""
     key = doit("recipe", *words).out.strip()
-    tag, kept = key.rpartition("-")[0], FOLDER / key
+    tag, kept = key.rpartition("-")[0], FOLDER / "programs" / key
     with only_one(kept):
         recover_folder(kept)
         if kept.is_dir():
@@ -34,17 +40,54 @@ def build(doit: Doit, *words: str) -> None:
             assert doit("build_bins", *words).steps == [], "what was kept is not what is built"
             return
         doit("build_bins", *words)
-        try:
-            shutil.copytree(doit.home / "bins" / tag, part(kept))
-            publish_folder(part(kept), kept)
-        finally:
-            remove(part(kept))
-    drop_old()
+        keep(doit.home / "bins" / tag, kept)
 
 
-def drop_old() -> None:
-    """All but the ones that were used last. Another run may do the same."""
-    folders = [path for path in FOLDER.iterdir() if path.is_dir() and path.name[0] != "."]
+def build_with_page(doit: Doit) -> None:
+    """`build_bins`, which finds llama.cpp's page done where an earlier run kept it."""
+    place, kept = doit.home / "bins" / ".ui", FOLDER / "pages" / page_key(doit.home)
+    with only_one(kept):
+        recover_folder(kept)
+        if kept.is_dir() and not place.exists():
+            os.utime(kept)
+            put(kept, place)
+        doit("build_bins")
+        if receipts_of(place) not in (b"", receipts_of(kept)):
+            keep(place, kept)
+
+
+def page_key(top: Path) -> str:
+    """A hash of all that the page depends on, and of the code that makes it."""
+    ui, why = web_ui.choose("auto", source.find(Home(top)), Home(top))
+    code = [
+        Path(str(module.__file__)).read_text("utf-8") for module in (git_tree, node, npm, web_ui)
+    ]
+    told = [web_ui.recipe(ui) if ui else why, *code]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def receipts_of(folder: Path) -> bytes:
+    file = folder / RECEIPTS
+    return file.read_bytes() if file.exists() else b""
+
+
+def keep(made: Path, kept: Path) -> None:
+    """Put a folder into the cache, in the place of what is there, and drop old ones beside it."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    put(made, kept)
+    os.utime(kept)
+    folders = [path for path in kept.parent.iterdir() if path.is_dir() and path.name[0] != "."]
     for old in sorted(folders, key=lambda path: path.stat().st_mtime)[:-MOST]:
         with only_one(old), contextlib.suppress(OSError):
-            remove(old)
+            remove(old)  # another run may do the same
+
+
+def put(made: Path, place: Path) -> None:
+    """A copy of a folder, whole or not at all, with the times that its receipts hold."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove(part(place))  # a killed run's
+    try:
+        shutil.copytree(made, part(place), ignore=shutil.ignore_patterns("*.lock"))
+        publish_folder(part(place), place)
+    finally:
+        remove(part(place))
