@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from workers import WORKER
 
-GROUPS = pytest.StashKey[Path]()
+from pipeline.core.paths import REPOSITORY, Home, cache
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import publish_text
 
-# What takes longest, with what it waits for: begun last, it would be all that still runs.
+GROUPS = pytest.StashKey[Path]()
+BEFORE = pytest.StashKey[dict[str, float]]()  # seconds that tests took
+MEASURED = cache(Home(REPOSITORY)) / "tests" / "seconds.json"  # of tests, in the last run of each
+TOO_SHORT = 0.1  # seconds, to be written down
+SLOW = 20.0  # seconds of a slow test that was not measured yet
+seconds: Counter[str] = Counter()  # of tests, in this run
+
+# What takes longest, with what it waits for, where no run has measured it: begun last, it would be
+# all that still runs.
 FIRST = (
     "test_house.py",
     "test_packing.py",
@@ -34,8 +45,9 @@ FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where to write down the groups."""
+    """Tell a worker where to write down the groups, and how long tests took: the same to all."""
     node.workerinput["groups"] = str(groups_of(node.config))
+    node.workerinput["seconds"] = node.config.stash.setdefault(BEFORE, measured())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,6 +55,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from schedule import Groups  # imports what a run without workers does not need
 
     return Groups(config, log, groups_of(config))
+
+
+def measured() -> dict[str, float]:
+    """How many seconds tests took when they last ran on workers. Empty where that is not known."""
+    try:
+        return dict(json.loads(MEASURED.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if hasattr(report, "node"):  # a worker's, where they come together
+        seconds[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish() -> None:
+    """Write down how long the tests took, for the order of the next run."""
+    if not seconds:
+        return
+    now = {name: round(time, 1) for name, time in seconds.items() if time >= TOO_SHORT}
+    with only_one(MEASURED):
+        before = measured().items()
+        kept = {name: time for name, time in before if name not in seconds and is_file(name)}
+        publish_text(MEASURED, json.dumps(kept | now, indent=0))
+
+
+def is_file(nodeid: str) -> bool:
+    """Whether the test's file is still there."""
+    return (REPOSITORY / nodeid.partition("::")[0]).exists()
 
 
 def groups_of(config: pytest.Config) -> Path:
@@ -57,7 +98,13 @@ def groups_of(config: pytest.Config) -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Find the group of each test, and put the longest groups first."""
     groups = {item: group(item) for item in items}
-    items.sort(key=lambda item: rank(item, groups[item]))  # within a group the order stays
+    known = getattr(config, "workerinput", {}).get("seconds", {})
+    takes, guesses = Counter[str](), dict[str, float]()
+    for item, name in groups.items():
+        takes[name] += known.get(item.nodeid, 0)
+        guesses[name] = max(guess(item, name), guesses.get(name, 0))
+    # within a group the order stays
+    items.sort(key=lambda item: takes[groups[item]] or guesses[groups[item]], reverse=True)
     if told := getattr(config, "workerinput", {}).get("groups"):
         made = Path(f"{told}.{WORKER}")
         named = {item.nodeid: name for item, name in groups.items()}
@@ -80,8 +127,9 @@ def shares_fixture(item: pytest.Item) -> bool:
     return any(one.scope in ("module", "class") for every in found for one in every)
 
 
-def rank(item: pytest.Item, group: str) -> int:
-    """The longest groups, other slow tests, and quick ones to fill the gaps at the end."""
+def guess(item: pytest.Item, group: str) -> float:
+    """Seconds, where no run has measured them: the longest groups come before other slow tests, and
+    quick ones fill the gaps at the end."""
     if group in FIRST or item.path.name in FIRST:
-        return FIRST.index(group if group in FIRST else item.path.name)
-    return len(FIRST) + (not item.get_closest_marker("slow"))
+        return 1000.0 - FIRST.index(group if group in FIRST else item.path.name)
+    return SLOW if item.get_closest_marker("slow") else 0.0
