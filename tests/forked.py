@@ -257,6 +257,9 @@ def load() -> None:
     for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # The converter's environment, whose 10,000 files each process looks at once.
+    converter = importlib.import_module("pipeline.models.converter")
+    converter.is_current(importlib.import_module("pipeline.core.paths").Home(REPOSITORY))
     gc.freeze()  # no run looks through it for garbage
 
 

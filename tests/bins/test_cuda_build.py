@@ -77,9 +77,13 @@ def kit() -> Toolkit:
     return cuda_toolkit.make(CUDA_13, Home(REPOSITORY))
 
 
-def run_cmake(*words: str | Path) -> str:
+def run_cmake(*words: str | Path, **variables: str) -> str:
     done = subprocess.run(
-        [cmake.own_tools()["cmake"], *words], capture_output=True, text=True, check=False
+        [cmake.own_tools()["cmake"], *words],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
@@ -109,11 +113,13 @@ def test_files_of_llama_cpp_compile(kit: Toolkit, tmp_path: Path) -> None:
     out = tmp_path / "build ü"
     selected = Selection(backend="cuda", toolkit=WHEELS, libcuda=str(nvidia.driver_library() or ""))
     made = backends.backend(selected, home, BuildOptions(architectures="90-real"))
-    told = configure(found.folder, out, *build.FIXED_OPTIONS, *made.options, *made.places)
+    ccache = f"-DCMAKE_CUDA_COMPILER_LAUNCHER={shutil.which('ccache') or ''}"  # as in our builds
+    told = configure(found.folder, out, ccache, *build.FIXED_OPTIONS, *made.options, *made.places)
     assert f"CUDA compiler identification is NVIDIA {kit.version}" in told
     folder = "ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir"
     objects = [f"{folder}/{name}.cu.o" for name in OBJECTS]
-    run_cmake("--build", out, "--target", *objects)
+    shared = {"CCACHE_BASEDIR": str(tmp_path), "CCACHE_NOHASHDIR": "1"}
+    run_cmake("--build", out, "--target", *objects, **shared)
     assert all(is_object(out / name) for name in objects)
 
 
