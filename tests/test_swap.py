@@ -49,14 +49,15 @@ def test_a_server_goes_on_while_it_is_built_anew(builder: Doit, gguf: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="packs this machine's programs as on Linux")
-def test_a_server_goes_on_while_its_package_is_replaced(doit: Doit, bare: Doit, gguf: Path) -> None:
-    archive = doit("package", "portable=0").out.splitlines()[0]
-    bare("install_package", f"pkg={archive}")
+def test_a_server_goes_on_while_its_package_is_replaced(
+    package: Path, bare: Doit, gguf: Path
+) -> None:
+    bare("install_package", f"pkg={package}")
     program = server(bare, "package/bin")
     before = program.stat().st_ino
     with bare.serving(f"model={gguf}", "bins=package", "ctx_size=512") as url:
         said = chat(url)
-        assert "installed llama.cpp" in bare("install_package", f"pkg={archive}", "force=1").err
+        assert "installed llama.cpp" in bare("install_package", f"pkg={package}", "force=1").err
         assert program.stat().st_ino != before
         assert chat(url) == said
 
