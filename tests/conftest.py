@@ -124,13 +124,14 @@ class Doit:
         """A server that is ready; yields its URL. It must end well when asked to."""
         port, logs = free_port(), self.home / "logs"
         logs.mkdir(exist_ok=True)
-        with self.start("serve", *words, f"port={port}", "format=json") as process:
-            assert process.stdout is not None and process.stderr is not None
-            # Unread, a full pipe would stop the server.
-            err = (logs / f"serve-{port}.err").open("w")
-            pump = subprocess.Popen(["cat"], stdin=process.stderr, stdout=err)
+        command = self.command("serve", *words, f"port={port}", "format=json")
+        printed, out = os.pipe()
+        with os.fdopen(printed, encoding="utf-8") as summary:
+            # A file: unread, a full pipe would stop the server.
+            with (logs / f"serve-{port}.err").open("w") as err, os.fdopen(out, "w") as out_file:
+                process = forked.start(command[1:], out_file.fileno(), err.fileno(), self.env)
             try:
-                line = process.stdout.readline()
+                line = summary.readline()
                 assert line, (logs / f"serve-{port}.err").read_text()
                 self.summary = json.loads(line)
                 yield self.summary["url"]
@@ -140,8 +141,6 @@ class Doit:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
-                pump.wait()
-                err.close()
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, "the port is not free"
 

@@ -46,18 +46,20 @@ LATE = (
 Request = tuple[Mapping[str, Any], Sequence[int]]  # what to run, and the files it prints to
 
 
-def start(words: Sequence[str], out: int) -> Started | subprocess.Popen[bytes]:
-    """Python with these words and this process's variables, not waited for; it prints to `out`."""
-    env, forker = {**os.environ, "PYTHONUNBUFFERED": "1"}, own()
+def start(
+    words: Sequence[str], out: int, err: int, env: Mapping[str, str]
+) -> Started | subprocess.Popen[bytes]:
+    """Python with these words, not waited for; it prints to the files `out` and `err`."""
+    env, forker = {**env, "PYTHONUNBUFFERED": "1"}, own()
     if forker and forker.begins_with(env):
-        return forker.start(words, env, [out, out])
+        return forker.start(words, env, [out, err])
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=REPOSITORY,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=out,
-        stderr=out,
+        stderr=err,
         start_new_session=True,
     )
 

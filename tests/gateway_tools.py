@@ -112,7 +112,7 @@ class Site:
 
     def start_python(self, name: str, words: list[str]) -> Started | subprocess.Popen[bytes]:
         with (self.path / f"{name}.out").open("ab") as out:
-            self.processes[name] = forked.start(words, out.fileno())
+            self.processes[name] = forked.start(words, out.fileno(), out.fileno(), os.environ)
         return self.processes[name]
 
     def kill(self, name: str) -> None:

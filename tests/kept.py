@@ -18,7 +18,7 @@ from pathlib import Path
 
 from conftest import REPOSITORY, Doit
 
-from pipeline.bins.compile import git_tree, node, npm, source, web_ui
+from pipeline.bins.compile import git_tree, node, source, web_ui
 from pipeline.core.paths import Home, cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
@@ -59,9 +59,7 @@ def build_with_page(doit: Doit) -> None:
 def page_key(top: Path) -> str:
     """A hash of all that the page depends on, and of the code that makes it."""
     ui, why = web_ui.choose("auto", source.find(Home(top)), Home(top))
-    code = [
-        Path(str(module.__file__)).read_text("utf-8") for module in (git_tree, node, npm, web_ui)
-    ]
+    code = [Path(str(module.__file__)).read_text("utf-8") for module in (git_tree, node, web_ui)]
     told = [web_ui.recipe(ui) if ui else why, *code]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

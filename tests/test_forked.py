@@ -72,7 +72,8 @@ def test_one_that_is_not_waited_for(tmp_path: Path, end: int | None) -> None:
         "while not beside.is_over():\n    time.sleep(0.01)\nsys.exit(5)\n"
     )
     with log.open("wb") as out:
-        process = forked.start([str(script), "two words"], out.fileno())
+        words = [str(script), "two words"]
+        process = forked.start(words, out.fileno(), out.fileno(), os.environ)
     wait_for(lambda: log.read_text() == "begun ['two words']\n")
     assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
