@@ -41,7 +41,8 @@ def kept(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def disk(kept: Path, doit: Doit, tmp_path: Path) -> Doit:
     """doit on a home with copies of these, and an empty cache."""
-    shutil.copytree(kept, doit.home / "models")
+    for part in ("gguf", "source"):  # of this model alone: a checkout may have others
+        shutil.copytree(kept / part / SLUG, doit.home / "models" / part / SLUG)
     doit.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "cache ü")
     return doit
 
