@@ -7,6 +7,8 @@ own. A test that is marked with `xdist_group` goes where its group goes; the res
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from workers import WORKER
 
+from pipeline.core.capacity import processors
 from pipeline.core.paths import REPOSITORY, Home, cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
@@ -23,6 +26,7 @@ GROUPS = pytest.StashKey[Path]()
 BEFORE = pytest.StashKey[dict[str, float]]()  # seconds that tests took
 MEASURED = cache(Home(REPOSITORY)) / "tests" / "seconds.json"  # of tests, in the last run of each
 TOO_SHORT = 0.1  # seconds, to be written down
+FEW = 50  # files, that each worker may compile
 SLOW = 20.0  # seconds of a slow test that was not measured yet
 seconds: Counter[str] = Counter()  # of tests, in this run
 
@@ -41,6 +45,27 @@ FIRST = (
     "test_bootstrap.py",
     "test_servers.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """In a fresh checkout have pytest compile each file of tests once: all workers would, at the
+    same time, and that is two thirds of their start."""
+    if sys.dont_write_bytecode or config.args != config.getini("testpaths"):
+        return
+    files = [str(file) for file in sorted(REPOSITORY.glob("tests/**/test_*.py")) if is_new(file)]
+    words = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider"]
+    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    count = processors()
+    parts = [files[number::count] for number in range(count)] if len(files) > FEW else []
+    collecting = [subprocess.Popen([*words, *part], cwd=REPOSITORY, **nowhere) for part in parts]
+    for process in collecting:
+        process.wait()
+
+
+def is_new(file: Path) -> bool:
+    """Whether pytest has never compiled it."""
+    return not any(file.parent.glob(f"__pycache__/{file.stem}.*-pytest-*.pyc"))
 
 
 @pytest.hookimpl(optionalhook=True)
