@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPOSITORY, free_port, wait_for
+from supervisor_tools import stand_in
 
 from pipeline.serve.health import is_ready
 
@@ -170,7 +171,7 @@ def test_ready_and_stopped_by_a_signal(run: Run, number: int) -> None:
 
 def test_ready_is_said_once_and_only_after_loading(run: Run) -> None:
     server = run("--ready-after", "2").ready()
-    assert is_ready("127.0.0.1", server.port), "it answers 503 until then"
+    assert is_ready(stand_in(server.folder, "x", port=server.port)), "it answers 503 until then"
     wait_for(lambda: "model loaded" in server.log_lines())
     server.send(signal.SIGINT)
     assert server.ended() == "ready\n"
