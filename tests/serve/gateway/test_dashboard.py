@@ -24,7 +24,7 @@ from pipeline.serve.gateway.counters import (
     Tail,
     memory_lines,
 )
-from pipeline.serve.supervisor import status
+from pipeline.serve.supervisor import memory, status
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -131,7 +131,7 @@ def test_the_memory_that_it_shows_is_in_metrics(here: Site) -> None:
         line = f'llama_gateway_instance_counted_bytes{{instance="small",device="{device}"}}'
         assert here.metric(line) == count
     processes = [psutil.Process(os.getpid())]
-    rows = [row(name="a", memory=status.memory(processes), gpu_memory=7), row(name="b")]
+    rows = [row(name="a", memory=memory.used(processes, {})["ram"], gpu_memory=7), row(name="b")]
     lines = list(memory_lines(rows, []))
     assert 'llama_gateway_instance_memory_bytes{instance="a",device="gpus"} 7' in lines
     assert not any('instance="b"' in line for line in lines), "what is not known is left out"
