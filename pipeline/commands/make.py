@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.bins.compile import source
 from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.parallel import background
+from pipeline.core.parallel import Background
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
@@ -53,7 +53,7 @@ def fetch_ahead(session: Session) -> None:
             except PipelineError as error:
                 log.info(f"{error.message}\n(tried again once llama.cpp is built)")
 
-    programs.fetched_ahead = background(work)
+    programs.fetched_ahead = Background(work)
 
 
 def get_source(programs: Programs) -> None:
@@ -94,7 +94,7 @@ def settle(model: Model) -> None:
 
 def fetch(model: Model) -> None:
     if model.programs.fetched_ahead:
-        model.programs.fetched_ahead()
+        model.programs.fetched_ahead.wait()
     _fetch(model)
 
 

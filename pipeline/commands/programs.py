@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.bins.compile.source import Source
     from pipeline.bins.compile.web_ui import Ui
     from pipeline.bins.hardware.select import Selection
+    from pipeline.core.parallel import Background
 
 
 class Programs:
@@ -33,7 +34,7 @@ class Programs:
             self.llama_cpp = llama_cpp
         self.options = request.bins
         self.home = home
-        self.fetched_ahead: Callable[[], None] | None = None  # waits for downloads under way
+        self.fetched_ahead: Background | None = None  # downloads under way
         self._are_done: bool | None = None
 
     @cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -16,19 +17,26 @@ Item = TypeVar("Item")
 Ended = SimpleQueue[BaseException | None]
 
 
-def background(function: Callable[[], object]) -> Callable[[], None]:
-    """Call `function` on a thread; returns a function that waits for its end, and raises what it
-    raised."""
-    ended: Ended = SimpleQueue()
-    _start(function, ended)
+class Background:
+    """A call of `function` on a thread."""
 
-    def wait() -> None:
-        error = _next(ended)
-        ended.put(None)  # for a second call
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._ended: Ended = SimpleQueue()
+        _start(function, self._ended)
+
+    def wait(self) -> None:
+        """Wait for its end, and raise what it raised."""
+        self._finish(_next(self._ended))
+
+    def check(self) -> None:
+        """Raise what it raised, if it has ended by now."""
+        with suppress(Empty):
+            self._finish(self._ended.get_nowait())
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._ended.put(error)  # for the next call
         if error:
             raise error
-
-    return wait
 
 
 def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once: int) -> None:

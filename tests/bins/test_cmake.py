@@ -141,6 +141,24 @@ def test_another_toolchain_begins_anew(work: Work, what: str) -> None:
     assert json.loads(note.read_text())[2:] == work.made_with
 
 
+def test_what_fails_meanwhile_stops_the_compilers(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that cannot be built ends the build now, not once all is compiled."""
+    pid = tmp_path / "pid"
+    compiler(tmp_path / "slow", f"echo $$ >'{pid}'; exec sleep 600", monkeypatch)
+
+    def fail() -> None:
+        if "one.cpp.o" in objects(work):
+            wait_for(lambda: pid.exists() and pid.read_text())
+            raise PipelineError("the page failed")
+
+    with pytest.raises(PipelineError, match="the page failed"):
+        compile_all(replace(work, jobs=2), meanwhile=fail)
+    wait_for(lambda: not psutil.pid_exists(int(pid.read_text())))
+    assert list(objects(work)) == ["one.cpp.o"], "what was compiled stays"
+
+
 # ccache
 
 

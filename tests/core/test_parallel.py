@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.core.parallel import background, for_each
+from pipeline.core.parallel import Background, for_each
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])
@@ -55,14 +55,17 @@ def test_work_in_the_background_is_waited_for_as_often_as_one_likes() -> None:
         begun.set()
         hold.wait(10)
 
-    wait = background(work)
+    background = Background(work)
     assert begun.wait(10)
+    background.check()
     hold.set()
-    wait()
-    wait()
+    background.wait()
+    background.wait()
+    background.check()
 
 
 def test_a_failure_in_the_background_reaches_who_waits() -> None:
-    wait = background(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        wait()
+    background = Background(lambda: 1 / 0)
+    for ask in (background.wait, background.check, background.wait):
+        with pytest.raises(ZeroDivisionError):
+            ask()

@@ -339,7 +339,7 @@ BACKGROUND = """
 import sys, time
 from pathlib import Path
 from pipeline.core import process
-from pipeline.core.parallel import background
+from pipeline.core.parallel import Background
 from pipeline.core.process import run
 
 def slow(*words, begin=process._popen, **options):
@@ -350,7 +350,7 @@ def slow(*words, begin=process._popen, **options):
 process._popen = slow
 folder = Path(sys.argv[1])
 shell = 'sleep 1000 & echo $! > "$0"; wait'
-background(lambda: run(["sh", "-c", shell, str(folder / "pid")], log=folder / "log", patience=1000))
+Background(lambda: run(["sh", "-c", shell, str(folder / "pid")], log=folder / "log", patience=1000))
 while not (folder / "pid").exists():
     time.sleep(0.05)
 """

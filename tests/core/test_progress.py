@@ -124,17 +124,17 @@ with transfer("fetching", 10_000_000) as count:
 def test_two_bars_at_once_on_a_terminal() -> None:
     output = on_a_terminal("""
 import time
-from pipeline.core.parallel import background
+from pipeline.core.parallel import Background
 from pipeline.core.progress import bar, transfer
 def fetch():
     with transfer("fetching", 10_000_000) as count:
         count(5_000_000)
         time.sleep(0.6)
 with bar("building") as update:
-    wait = background(fetch)
+    background = Background(fetch)
     update(30, 60)
     time.sleep(0.4)
-    wait()
+    background.wait()
 print("after", file=__import__("sys").stderr)
 """)
     screen = output.replace(b"\r", b"").split(b"\n")

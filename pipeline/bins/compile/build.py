@@ -15,7 +15,7 @@ from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file, try_ou
 from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
-from pipeline.core.parallel import background
+from pipeline.core.parallel import Background
 from pipeline.core.paths import Home
 from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
@@ -166,13 +166,15 @@ class Build(ProgramSource, frozen=True, kw_only=True):
                 if page:
                     web_ui.make(page, offline=offline, force=force)
 
-            page_is_made = background(make_page)
+            making = Background(make_page)
 
             def place_page() -> None:
-                page_is_made()
+                making.wait()
                 web_ui.place(page, self.source, self.work_folder)
 
-            result = cmake.compile_all(work(self, without_page=not is_made), place_page)
+            result = cmake.compile_all(
+                work(self, without_page=not is_made), place_page, meanwhile=making.check
+            )
             version = _publish(self, recipe, result.seconds)
             log.info(f"built llama.cpp {version} for {self.tag}: {result.summary}")
 

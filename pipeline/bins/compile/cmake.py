@@ -92,9 +92,14 @@ def build_argv(
     return [tools["ninja"], "-C", str(work.folder), "-j", str(count), *targets]
 
 
-def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
+def compile_all(
+    work: Work,
+    prepare: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Done:
     """Configure and compile; `prepare` adds to the folder what is to be embedded, once `work.first`
-    has been compiled. Raises PipelineError with the first errors."""
+    has been compiled. `meanwhile` is called at each step, and stops the work by what it raises:
+    what was compiled stays in the folder. Raises PipelineError with the first errors."""
     start = time.monotonic()
     tools, ccache = own_tools(), shutil.which("ccache")
     statistics = work.folder / ".ccache.log"
@@ -113,8 +118,12 @@ def compile_all(work: Work, prepare: Callable[[], None] = lambda: None) -> Done:
     with bar(f"building llama.cpp for {work.folder.name}") as update:
         watch = Watch(update)
 
+        def see(line: str) -> None:
+            watch.see(line)
+            meanwhile()
+
         def call(command: Sequence[str], *, append: bool = True) -> None:
-            status = run(command, log=work.log, env=env, on_line=watch.see, append=append)
+            status = run(command, log=work.log, env=env, on_line=see, append=append)
             if status:
                 raise failed(status, watch.errors, work.log)
 

@@ -255,9 +255,14 @@ class Project(Struct, frozen=True):
 
 
 def environment(node: Node, keep: Sequence[str] = ()) -> dict[str, str]:
-    """What npm is run with: itself a script, it must find this very Node.js. `keep`: see
-    `without_credentials`."""
+    """What npm is run with: itself a script, it must find this very Node.js. Certificates are those
+    that the system trusts too, for Node.js has a list of its own, which knows no company's proxy.
+    `keep`: see `without_credentials`."""
     clean = without_credentials(os.environ, keep)
     kept = {name: clean[name] for name in clean if not name.startswith(DROPPED)}
     search = [str(Path(node.path).parent), kept.get("PATH", os.defpath)]
-    return {**kept, "PATH": os.pathsep.join(search), "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}
+    trust = {"NODE_USE_SYSTEM_CA": "1"}  # 22.19, 24.6 and newer read it
+    if file := kept.get("SSL_CERT_FILE"):
+        trust["NODE_EXTRA_CA_CERTS"] = file
+    fixed = {"PATH": os.pathsep.join(search), "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}
+    return {**trust, **kept, **fixed}

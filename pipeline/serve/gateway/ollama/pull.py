@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from pipeline.core import log, paths, process, progress
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.parallel import background
+from pipeline.core.parallel import Background
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.pins import pins
 from pipeline.models import on_disk
@@ -191,9 +191,9 @@ class Pulls:
             finally:
                 loop.call_soon_threadsafe(ended.set)
 
-        wait = background(run)  # not a thread that the end of the gateway would wait for
+        work = Background(run)  # not a thread that the end of the gateway would wait for
         await ended.wait()
-        wait()
+        work.wait()
         if status:
             text = "\n".join(errors) or f"doit {words[0]} ended with status {status}"
             raise PipelineError(text)
