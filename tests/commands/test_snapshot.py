@@ -22,7 +22,7 @@ def count(event, arguments):
 
 def entered(frame, event, _):
     code = frame.f_code
-    for file, name in (("models/chain.py", "chain"), ("compile/build.py", "is_current")):
+    for file, name in (("models/chain.py", "chain"), ("bins/binaries.py", "is_current")):
         if event == "call" and code.co_name == name:
             # not a method of that name, in whatever folder the checkout is
             if pathlib.PurePath(code.co_filename).parts[-2:] == tuple(file.split("/")):
