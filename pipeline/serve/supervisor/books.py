@@ -74,9 +74,8 @@ class Books:
         """Enter how long a load took, once for each, and measure what it takes."""
         if status.ready_at and self._seen.get(server.name) != status.ready_at:
             self._seen[server.name] = status.ready_at
-            if (entry := self.entries.get(server.name)) and status.started:
-                seconds = max(0.0, status.ready_at - status.started)
-                self.entries[server.name] = replace(entry, load_seconds=seconds)
+            if entry := self.entries.get(server.name):
+                self.entries[server.name] = replace(entry, load_seconds=status.load_seconds)
             self.measure(server, status)
 
     def measure(self, server: Server, status: ServerStatus) -> None:

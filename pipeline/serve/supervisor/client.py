@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable
 from threading import Event
 
@@ -16,7 +17,8 @@ from .state import READY
 
 STUCK = "stuck"
 METRICS_SECONDS = 5.0  # a server under load may answer slowly
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two checks of a server that loads
+# Seconds between two checks of a server that loads: a share of the time that it has taken so far.
+SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.01, 0.05, 1.0
 COUNTER = re.compile(r"^((?:llamacpp|vllm):\S+) ([-+.\deE]+)$", re.M)
 PROGRESS = re.compile(r"_total(\{|$)")  # what stands still in a stuck server
 BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
@@ -97,11 +99,11 @@ def watch(
     prepare: Callable[[], None],
 ) -> None:
     """Report READY once, after `prepare`, then STUCK should it hang. Ends when `over` is set."""
-    pause = FIRST_PAUSE
+    began = time.monotonic()
     while not is_ready(instance):
-        if over.wait(pause):
+        pause = (time.monotonic() - began) * PAUSE_SHARE
+        if over.wait(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)):
             return
-        pause = min(pause * 1.2, LONGEST_PAUSE)
     prepare()
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None

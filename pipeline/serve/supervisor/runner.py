@@ -77,7 +77,7 @@ class Runner:
             self.failures, self.until = 0, 0
 
     def start(self, now: float) -> None:
-        self._why, self._killed, self.unloads = "", False, False
+        self._why, self._killed, self.unloads, self._began = "", False, False, now
         self._ready_since = self._ready_until = NEVER
         if not self.status.restarts:  # a restart goes on in the same log
             set_aside(Path(self.instance.log_file))
@@ -148,7 +148,7 @@ class Runner:
         """Act on what its probes have observed."""
         if observed and self.status.state == LOADING:
             self.until, self._ready_since = NEVER, now
-            self.amend(state=READY, ready_at=time.time())
+            self.amend(state=READY, ready_at=time.time(), load_seconds=now - self._began)
         elif observed == client.STUCK and self.status.state in (READY, UNLOADING):
             self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
             # it may have been stuck ever since the last probe

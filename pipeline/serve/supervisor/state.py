@@ -70,6 +70,7 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     pid: int | None = None
     started: float | None = None  # of the process, as psutil's create_time gives it
     ready_at: float | None = None
+    load_seconds: float = 0.0  # that it last took to be ready
     socket: str = ""  # where it answers beside its guarded port, for this user's processes
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from supervisor_tools import QUICK, Servers, stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve.supervisor import books, control, marker, usage
+from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
 from pipeline.serve.supervisor.usage import ServerUse, Usage
 
 # More than a stand-in really takes, so that what is measured changes nothing.
@@ -237,6 +240,16 @@ def test_one_that_up_cannot_load_is_told(servers: Servers) -> None:
     failed = servers.up(*made, memory=SMALL, needs={"boot": LARGE, "a": SMALL})
     assert list(failed) == ["boot"] and failed["boot"].problem.startswith("it needs 200.0 MB")
     assert set(states(servers).values()) == {"asleep"}
+
+
+def test_a_load_is_timed_by_one_clock(tmp_path: Path) -> None:
+    """When a process began is told by the kernel's clock, which is off by up to a second."""
+    server = stand_in(tmp_path, "a", start="demand")
+    book = books.Books(Folder(tmp_path), Event())
+    book.open(DesiredState(config="x", instances=(server,), needs={"a": SMALL}))
+    status = ServerStatus(name="a", state="ready", started=100.0, ready_at=101.7, load_seconds=1.5)
+    book.loaded(server, status)
+    assert book.load_seconds("a") == 1.5
 
 
 def test_what_takes_more_than_was_computed_is_counted_so(
