@@ -86,5 +86,5 @@ def test_a_model_that_is_made_is_not_fetched_again(fetching: Fetching) -> None:
     fetching.hold.set()
     make.fetch_ahead(one)
     assert one.programs.fetched_ahead
-    one.programs.fetched_ahead()
+    one.programs.fetched_ahead.wait()
     assert fetching.threads == []
