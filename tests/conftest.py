@@ -136,7 +136,7 @@ class Doit:
                 self.summary = json.loads(line)
                 yield self.summary["url"]
                 process.send_signal(signal.SIGINT)
-                assert process.wait(timeout=60) == 0
+                assert process.wait(timeout=15) == 0
             finally:
                 if process.poll() is None:
                     process.kill()

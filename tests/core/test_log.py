@@ -42,4 +42,6 @@ def test_errors_read_with_their_next_step() -> None:
 
 def test_did_you_mean() -> None:
     assert did_you_mean("ctx_sise", ("ctx_size", "port")) == "; did you mean ctx_size?"
+    letters = "swapped letters come before a word that only looks alike"
+    assert did_you_mean("prot", ("prompt", "port")) == "; did you mean port?", letters
     assert did_you_mean("zzz", ["ctx_size", "port"]) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -113,7 +114,9 @@ def test_a_service_from_up_to_down(stack: Stack) -> None:
     restarts = ("inspect", "--format", "{{.RestartCount}}", stack.container)
     wait_for(lambda: stack.docker(*restarts) == "1" and stack.answers(), 60)
 
+    began = time.monotonic()
     stack("stop")
+    assert time.monotonic() - began < 10
     (told,) = json.loads(stack.docker("inspect", stack.container))
     assert told["State"]["ExitCode"] == 0, (
         "it ended by itself: what is killed after 10 s has another status"

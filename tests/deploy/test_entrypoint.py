@@ -30,7 +30,7 @@ pytestmark = [
 ]
 ON_BOOT = "AUTO_INFER_LLAMA_CPP_ON_BOOT"
 CONFIG = "AUTO_INFER_LLAMA_CPP_CONFIG"
-SECONDS = 30  # `docker stop` waits 10; a busy machine takes longer for everything
+SECONDS = 10  # that `docker stop` waits
 
 
 IN_IMAGE = pytest.param("image", marks=pytest.mark.xdist_group("images"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ class TestBuilt:
         with in_image.running(read_only=True, **named) as running:
             running.until("ready in")
             assert health.is_ready(stand_in(file.parent, "tiny", port=port))
+            began = time.monotonic()
             running.signal()
-            assert running.end() == 0, running.err
+            assert running.end(30) == 0, running.err
+            assert time.monotonic() - began < 10
         assert "log       /tmp/tiny.log" in running.out

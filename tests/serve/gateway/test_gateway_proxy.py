@@ -671,7 +671,9 @@ def test_it_ends_soon_even_amid_streams(here: Site) -> None:
         stream = pool.submit(read)
         held = later(pool, here, model="slow")
         assert came.wait(30)
+        begin = time.monotonic()
         assert stop(here.processes["gateway"]) == 0  # long before the stream would end
+        assert time.monotonic() - begin < 5
         assert isinstance(stream.exception(30), httpx2.TransportError)
         assert (
             held.result(30).status_code == 503
