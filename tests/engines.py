@@ -30,8 +30,8 @@ from pipeline.core.paths import Home, cache
 from pipeline.core.store.publish import part, publish_folder, remove
 
 KEPT = cache(Home(REPOSITORY)) / "tests"
-LARGEST_STORE = 8_000_000_000  # bytes
-LEFT_SECONDS = 6 * 3600  # no run of the tests lasts that long
+LARGEST_STORE = 4_000_000_000  # bytes
+LEFT_SECONDS = 2 * 3600  # no run of the tests lasts that long
 TAG = "localhost/llama-pipeline:test-"
 ISOLATION = ("--isolation", "chroot", "--network", "host")
 # Published ports work without any of them.
