@@ -31,6 +31,7 @@ pytest_plugins = [
     "client_tools",
     "supervisor_tools",
     "engines",
+    "figures",
     "images",
     "parallel",
     "twins",
@@ -55,7 +56,7 @@ for name in list(os.environ):
 
 
 # Left out unless `-m` names them: of no use everywhere, or long.
-BY_NAME = ("gpu", "network", "hostile", "long")
+BY_NAME = ("gpu", "network", "hostile", "long", "trust")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
