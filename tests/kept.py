@@ -1,7 +1,8 @@
 """What takes minutes to make, and what later runs of the tests take from the user's cache folder.
 
-Compiled programs, for what no compiler cache saves, such as minutes of Vulkan's shaders, and
-llama.cpp's page, which npm builds. Each lies under a key that changes whenever it would be made
+Compiled programs, for what no compiler cache saves, such as minutes of Vulkan's shaders,
+llama.cpp's page, which npm builds, large models that the official converter made, and how large
+llama-quantize made what. Each lies under a key that changes whenever it would be made
 otherwise, and is put into a home with its receipts: doit itself says whether anything is to be
 done, and what it made anew, or otherwise, is kept in its place. What compiles is tested without
 it, each time that a clean checkout builds for the CPU.
@@ -14,17 +15,29 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from conftest import REPOSITORY, Doit
 
 from pipeline.bins.compile import git_tree, node, source, web_ui
 from pipeline.core.paths import Home, cache
+from pipeline.core.store.hashing import sha256
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
+from pipeline.core.store.publish import (
+    part,
+    publish_folder,
+    publish_text,
+    recover_folder,
+    remove,
+)
+from pipeline.models import convert, run_converter, staging
+from pipeline.models.convert import Conversion
 
 FOLDER = cache(Home(REPOSITORY)) / "tests"
 MOST = 3  # of a kind that are kept
+MOST_CONVERTED = 24  # models, of some hundred MB at most
 RECEIPTS = ".state.json"
 
 
@@ -59,9 +72,53 @@ def build_with_page(doit: Doit) -> None:
 def page_key(top: Path) -> str:
     """A hash of all that the page depends on, and of the code that makes it."""
     ui, why = web_ui.choose("auto", source.find(Home(top)), Home(top))
-    code = [Path(str(module.__file__)).read_text("utf-8") for module in (git_tree, node, web_ui)]
-    told = [web_ui.recipe(ui) if ui else why, *code]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return key_of([web_ui.recipe(ui) if ui else why, *code_of(git_tree, node, web_ui)])
+
+
+def code_of(*modules: ModuleType) -> list[str]:
+    return [Path(str(module.__file__)).read_text("utf-8") for module in modules]
+
+
+def key_of(recipe: object) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def converted(made: Conversion, home: Home) -> None:
+    """The official converter's result, at the conversion's target and without a receipt where an
+    earlier run kept it. For reading only."""
+    folder = made.resolved.folder
+    files = {file.name: sha256(folder / file.name) for file in made.resolved.files}
+    code = code_of(convert, run_converter, staging)
+    kept = FOLDER / "converted" / key_of([made.recipe, files, *code])
+    with only_one(kept):
+        recover_folder(kept)
+        if kept.is_dir():
+            os.utime(kept)
+            made.target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(kept / made.target.name, made.target)
+            return
+        convert.make(made, home)
+        remove(part(kept))
+        part(kept).mkdir(parents=True)
+        link_or_copy(made.target, part(kept) / made.target.name)
+        publish_folder(part(kept), kept)
+        drop_old(kept.parent, MOST_CONVERTED)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to)
+    except OSError:  # on another disk
+        shutil.copy2(file, to)
+
+
+def quantized_bytes(program: Path, model: Path, quant: str, make: Callable[[], int]) -> int:
+    """How many bytes this program makes of this model, which is the same each time."""
+    kept = FOLDER / "quantized" / f"{key_of([sha256(program), sha256(model), quant])}.bytes"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        publish_text(kept, str(make()))
+    return int(kept.read_text("ascii"))
 
 
 def receipts_of(folder: Path) -> bytes:
@@ -74,8 +131,13 @@ def keep(made: Path, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     put(made, kept)
     os.utime(kept)
-    folders = [path for path in kept.parent.iterdir() if path.is_dir() and path.name[0] != "."]
-    for old in sorted(folders, key=lambda path: path.stat().st_mtime)[:-MOST]:
+    drop_old(kept.parent, MOST)
+
+
+def drop_old(top: Path, most: int) -> None:
+    """Keep so many folders, the ones used last."""
+    folders = [path for path in top.iterdir() if path.is_dir() and path.name[0] != "."]
+    for old in sorted(folders, key=lambda path: path.stat().st_mtime)[:-most]:
         with only_one(old), contextlib.suppress(OSError):
             remove(old)  # another run may do the same
 

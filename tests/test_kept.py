@@ -9,6 +9,10 @@ from pathlib import Path
 import kept
 import pytest
 from conftest import with_programs
+from msgspec.structs import replace
+from twins import conversion
+
+from pipeline.core.paths import Home
 
 pytestmark = pytest.mark.build
 
@@ -30,6 +34,23 @@ def test_a_page_that_was_kept_needs_no_npm(
     assert (
         filecmp.cmpfiles(built / ".ui" / "page", place / "page", names, shallow=False)[0] == names
     )
+
+
+def test_a_conversion_is_made_once(
+    converter: Path, script: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "FOLDER", tmp_path / "cäche")
+    homes = [Home(tmp_path / name) for name in ("one", "two", "three")]
+    first, second, third = (conversion(tiny, "F16", home, script) for home in homes)
+    kept.converted(first, homes[0])
+    monkeypatch.setattr(kept.convert, "make", lambda *_: pytest.fail("it was made again"))
+    kept.converted(second, homes[1])
+    assert second.target.read_bytes() == first.target.read_bytes()
+    monkeypatch.setattr(kept.convert, "make", lambda made, home: made.target.write_bytes(b"new"))
+    third = replace(third, resolved=replace(third.resolved, name="another"))
+    third.target.parent.mkdir(parents=True)
+    kept.converted(third, homes[2])
+    assert third.target.read_bytes() == b"new", "what is converted otherwise is made"
 
 
 def test_the_ones_that_were_used_last_are_kept(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import kept
 import pytest
 from conftest import REPOSITORY
 from fakes import large_llama
@@ -15,7 +16,7 @@ from workers import shared
 
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
-from pipeline.models import chain, contents, convert, resolve, skeleton
+from pipeline.models import chain, contents, resolve, skeleton
 from pipeline.models.convert import Conversion
 from pipeline.models.quants import QuantRequest
 from pipeline.models.resolve import ModelFile, Resolved
@@ -85,7 +86,7 @@ def twin(
             home = Home(top)
             made = conversion(folder, outtype, home, script)
             skeleton_of(made, converter, home.models / SKELETON)
-            convert.make(made, home)
+            kept.converted(made, home)
 
         name = f"twin-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{outtype}"
         home = Home(shared(tmp_path_factory, name, convert_it))

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import kept
 import pytest
 from conftest import Doit
 from fakes.large_llama import Size
@@ -42,7 +43,7 @@ def test_as_large_as_really_made(
     sizes = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
     assert list(sizes) == list(SOME)
     for quant in SOME:
-        real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
+        real = _bytes(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
         assert abs(sizes[quant] - real) <= 64, quant
 
 
@@ -54,7 +55,7 @@ def test_an_embedding_model_too(
     made = twin(folder, "F16")
     sizes = quantize.quant_sizes(program("llama-quantize"), made.skeleton, SOME)
     for quant in sizes:
-        real = _quantize(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
+        real = _bytes(program("llama-quantize"), made.real, tmp_path / "q.gguf", quant)
         assert abs(sizes[quant] - real) <= 64, quant
     direct = twin(folder, "Q8_0").real.stat().st_size
     assert abs(sizes["Q8_0"] - direct) <= 64, "the converter writes it as large"
@@ -101,6 +102,12 @@ def test_a_model_that_llama_quantize_refuses_has_no_sizes(
 ) -> None:
     path = write(tmp_path / "a.gguf", lambda writer: None)  # of no use: it says next to nothing
     assert quantize.quant_sizes(program("llama-quantize"), path, SOME) == {}
+
+
+def _bytes(program: Path, model: Path, made: Path, quant: str) -> int:
+    return kept.quantized_bytes(
+        program, model, quant, lambda: _quantize(program, model, made, quant)
+    )
 
 
 def _quantize(program: Path, model: Path, made: Path, quant: str, *options: str | Path) -> int:
