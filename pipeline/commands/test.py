@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline import bootstrap
 from pipeline.core import capacity, process
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
+from pipeline.core.store.publish import require_space
+
+# Bytes that all tests together have on disk at a time; what passed is removed.
+SPACE = 8_000_000_000
 
 
 def run(words: Sequence[str]) -> None:
@@ -18,6 +24,8 @@ def run(words: Sequence[str]) -> None:
         bootstrap.install("test")
     except bootstrap.BootstrapError as error:
         raise PipelineError(error.message, error.hint) from None
+    if not words:
+        require_space(Path(tempfile.gettempdir()), SPACE, "TMPDIR")
     argv = [sys.executable, "-m", "pytest", *side_by_side(words), *words]
     # Some systems' images set it; then each worker, and each doit, would compile all of it.
     env = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}

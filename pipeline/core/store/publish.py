@@ -37,14 +37,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_space(folder: Path, need: int) -> None:
-    """Raise PipelineError unless `need` bytes and some spare fit on the disk of `folder`."""
+def require_space(folder: Path, need: int, chosen_by: str = CHOSEN_BY) -> None:
+    """Raise PipelineError unless `need` bytes and some spare fit on the disk of `folder`.
+    `chosen_by` says which variable sets `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if need and free < need + SPARE_BYTES:
         raise PipelineError(
             f"{folder}: {size(need + SPARE_BYTES)} are needed there and {size(free)} are free",
-            f"free some space, or set {CHOSEN_BY} to a folder on another disk",
+            f"free some space, or set {chosen_by} to a folder on another disk",
         )
 
 
