@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError, UsageError, doitw
-from pipeline.core.process import WINDOWS
 from pipeline.serve import launch
 from pipeline.serve.flags import Flag
+from pipeline.serve.guard import port
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, OFF, STRICT, Keeping, Server
 
@@ -176,21 +178,21 @@ def llama_server(
 
     `key` is the file of its API keys, `folder` where relative paths start, `xdg` an empty folder.
     """
-    control, common = resolved.spec.control, _common(resolved, key, folder, log)
+    control = resolved.spec.control
     guard = binaries.is_ours(executable) if control.guard is None else control.guard
     cmd = llama.command(resolved, model, key, folder)
-    return Server(
-        **common,
+    server = Server(
+        **_common(resolved, key, folder, log),
         executable=str(executable),
         cmd=cmd,
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=launch.downloads(cmd),
         sandbox=control.sandbox,
-        guard=guard and not (key or common["tls"] or WINDOWS),
         origins=control.origins,
         hosts=control.hosts,
         kind=llama.kind(resolved, model),
     )
+    return replace(server, guard=guard and port.can_guard(server))
 
 
 def _common(resolved: ResolvedOptions, key: Path | None, folder: Path, log: Path) -> dict[str, Any]:
