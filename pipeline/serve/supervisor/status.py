@@ -42,6 +42,7 @@ class Row(Struct, frozen=True, kw_only=True):
     engine: str
     model: str  # the first alias, else the name
     state: str  # one of state.py, or LOST or SILENT
+    start: str  # when it is loaded: boot or demand
     reason: str
     ready_since: float | None
     pid: int | None
@@ -92,6 +93,7 @@ def ps(at: Folder) -> list[Row]:
                 engine=instance.engine,
                 model=instance.model_name,
                 state=state,
+                start=instance.start,
                 reason=status.reason or status.problem,
                 ready_since=status.ready_at if state == READY else None,
                 pid=status.pid if alive else None,

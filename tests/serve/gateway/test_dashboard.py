@@ -139,7 +139,7 @@ def test_the_memory_that_it_shows_is_in_metrics(here: Site) -> None:
 
 def row(**more: Any) -> status.Row:
     known: dict[str, Any] = {"ready_since": None, "pid": None, "port": 1, "restarts": 0}
-    known |= dict.fromkeys(("engine", "model", "state", "reason", "url", "log_file"), "x")
+    known |= dict.fromkeys(("engine", "model", "state", "start", "reason", "url", "log_file"), "x")
     known |= dict.fromkeys(("memory", "gpu_memory", "tokens_per_second", "drafts_accepted"))
     return status.Row(**(known | more))
 
@@ -193,6 +193,7 @@ def test_in_a_browser(here: Site, browser: Chrome, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     (tmp_path / "key").write_text("sesame\n")
+    here.add("wanted", start="demand", state="failed")
     here.gateway(inspect=True, api_key_file=str(tmp_path / "key"))
     key = {"Authorization": "Bearer sesame"}
     here.post("/v1/chat/completions", {"model": "chat", "messages": [HOSTILE]}, headers=key)
@@ -203,7 +204,9 @@ def test_in_a_browser(here: Site, browser: Chrome, tmp_path: Path) -> None:
     wait_for(lambda: "this key is not accepted" in seen(browser, "#state"))
     browser.find_element("id", "key").clear()
     browser.find_element("id", "key").send_keys("sesame", Keys.ENTER)
-    wait_for(lambda: seen(browser, "#instances th") == ["chat", "broken"])
+    wait_for(lambda: seen(browser, "#instances th") == ["chat", "broken", "wanted"])
+    assert len(browser.find_elements("id", "Load-wanted")) == 1, "a load that failed, once more"
+    assert not browser.find_elements("id", "Load-broken"), "`up` starts this one"
     assert HOSTILE in seen(browser, ".reason")[0], "as text"
     assert len(seen(browser, "#devices .device")) >= 1
 

@@ -86,7 +86,8 @@ function showInstances(data) {
       state.append(make("span", { class: "reason" }, each.reason));
     }
     const buttons = make("td", {}, button(each, "Log", () => openLog(each.name)));
-    if (each.engine !== "gateway" && each.state === "asleep") {
+    const may_load = each.state === "asleep" || (each.state === "failed" && each.start === "demand");
+    if (each.engine !== "gateway" && may_load) {
       buttons.append(" ", button(each, "Load", () => order("load", each.name)));
     } else if (each.engine !== "gateway" && each.state === "ready") {
       buttons.append(" ", button(each, "Unload", () => order("unload", each.name)));
