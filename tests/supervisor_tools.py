@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from conftest import REPOSITORY, free_port, wait_for
 from msgspec.structs import replace
 
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import control, liveness, marker, status
+from pipeline.serve.supervisor import control, liveness, marker, status, usage
 from pipeline.serve.supervisor.policy import Timing
 from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus, read_state
+from pipeline.serve.supervisor.usage import ServerUse, Usage
 
 SERVER = str(REPOSITORY / "tests" / "fakes" / "server.py")
 QUICK = Timing(probe_every=0.3, steady_after=60, longest_pause=0.5)
@@ -111,6 +113,40 @@ class Servers:
                 assert probe.connect_ex(("127.0.0.1", one.port)) != 0, f"{one.port} is in use"
 
 
+class Gateway:
+    """What this process tells the supervisor, as a gateway would."""
+
+    def __init__(self, servers: Servers) -> None:
+        self.at, self.uses = servers.at, dict[str, ServerUse]()
+
+    def tells(self, name: str, **use: Any) -> None:
+        self.uses[name] = ServerUse(**{"last": time.time(), **use})
+        pid = os.getpid()
+        usage.write(self.at, Usage(pid=pid, started=marker.start_time(pid), servers=self.uses))
+
+    def waits(self, name: str, seconds: float = 0) -> None:
+        self.tells(name, waiting=1, since=time.time() - seconds)
+
+    def has_seen(self, servers: Servers, name: str) -> None:
+        """It sends no more requests to a server that unloads, and got all its answers."""
+        self.tells(name, closed=servers.until(name, "unloading").ready_at)
+
+
+def on_demand(servers: Servers, *names: str, **more: Any) -> list[Any]:
+    return [stand_in(servers.at.path, name, **{"start": "demand", **more}) for name in names]
+
+
+def states(servers: Servers) -> dict[str, str]:
+    return {name: status.state for name, status in servers.state().items()}
+
+
+def loads(servers: Servers, gateway: Gateway, name: str, **use: Any) -> None:
+    """A request for it comes, waits, and is answered."""
+    gateway.waits(name)
+    servers.until(name, "ready")
+    gateway.tells(name, **use)
+
+
 @contextlib.contextmanager
 def servers_at(path: Path) -> Iterator[Servers]:
     servers = Servers(Folder(path))
@@ -126,6 +162,11 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     """An empty configuration, in a folder with a space and a letter beyond ASCII."""
     with servers_at(tmp_path / "run ü" / "one") as servers:
         yield servers
+
+
+@pytest.fixture
+def gateway(servers: Servers) -> Gateway:
+    return Gateway(servers)
 
 
 @pytest.fixture

@@ -60,6 +60,8 @@ class Claim(Struct):
     wanted_since: float | None = None  # by a user, or by `up`
     short_since: float | None = None  # of memory that others hold
     unloading_since: float = 0.0
+    ends: bool = False  # the process ends once it is unloaded, even where it could sleep
+    cannot_sleep: bool = False  # it failed to fall asleep, or to wake
 
 
 def amount(held: Bytes, device: str) -> int:

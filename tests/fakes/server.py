@@ -3,7 +3,8 @@
     python tests/fakes/server.py --host H --port P [switches]
 
 Answers 503 on /health until it is ready, then 200, and requests for tokens with an empty object.
-Ends on SIGTERM with status 0.
+Ends on SIGTERM with status 0. With --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1 it sleeps as vLLM
+does: its weights move into main memory, and a request that comes meanwhile crashes it.
 """
 
 import argparse
@@ -47,9 +48,16 @@ class Handler(BaseHTTPRequestHandler):
     working = False  # the counters move
     asked = 0
     looks = 0
+    sleeps = False  # it has the calls for it
+    asleep = False
+    weights = 0  # bytes
+    sleep_does = wake_does = ""  # hang, fail or die
+    in_memory = b""
 
     def do_GET(self) -> None:
-        if self.path == "/metrics" and Handler.metrics:
+        if self.path == "/is_sleeping" and Handler.sleeps:
+            self.tell(200, json.dumps({"is_sleeping": Handler.asleep}))
+        elif self.path == "/metrics" and Handler.metrics:
             Handler.looks += 1
             made = time.monotonic() if Handler.working else float(Handler.asked)
             self.tell(
@@ -71,8 +79,27 @@ class Handler(BaseHTTPRequestHandler):
         say(f"asked {self.path} {body.decode()} {key}")
         if Handler.wedged:
             time.sleep(120)
+        if self.path in ("/sleep?level=1", "/wake_up"):
+            self.sleep_or_wake(self.path != "/wake_up")
+            return
+        if Handler.asleep:
+            say("CUDA error: an illegal memory access was encountered")
+            os._exit(1)
         Handler.asked += 1
         self.tell(200, "{}")
+
+    def sleep_or_wake(self, sleep: bool) -> None:
+        does = Handler.sleep_does if sleep else Handler.wake_does
+        if does == "hang":
+            time.sleep(120)
+        if does == "die":
+            os._exit(1)
+        if not Handler.sleeps or does == "fail":
+            self.tell(500 if does else 404, "CUDA Error: out of memory" if does else "Not Found")
+            return
+        Handler.asleep = sleep
+        Handler.in_memory = os.urandom(1024) * (Handler.weights // 1024) if sleep else b""
+        self.tell(200, "")
 
     def tell(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -110,6 +137,10 @@ def main() -> None:
     parser.add_argument("--grandchild", type=Path, help="start one; its pid goes to this file")
     parser.add_argument("--setsid", action="store_true", help="it moves to another session")
     parser.add_argument("--environment", type=Path, help="write it to this file as JSON")
+    parser.add_argument("--enable-sleep-mode", action="store_true")
+    parser.add_argument("--weights", type=int, default=0, help="bytes in main memory, asleep")
+    parser.add_argument("--sleep-does", default="", help="hang, fail or die at /sleep")
+    parser.add_argument("--wake-does", default="", help="hang, fail or die at /wake_up")
     options = parser.parse_args()
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -146,6 +177,9 @@ def main() -> None:
     if options.die or (options.exit is not None and not options.after):
         end()
     Handler.metrics, Handler.working = options.metrics, options.working
+    Handler.sleeps = options.enable_sleep_mode and os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
+    Handler.weights = options.weights
+    Handler.sleep_does, Handler.wake_does = options.sleep_does, options.wake_does
     is_unix = options.host.endswith(".sock")
     where: Any = options.host if is_unix else (options.host, options.port)
     server = (UnixServer if is_unix else Server)(where, Handler)

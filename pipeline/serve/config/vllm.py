@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from pipeline.core.process import capture, outcome
 from pipeline.serve import flags as help_texts
 from pipeline.serve.flags import Flag
+from pipeline.serve.keys import is_loopback
+from pipeline.serve.server import DEMAND
 
 from .configuration import Configuration, beside
 from .options import ResolvedOptions, expanded, missing, words
@@ -23,6 +25,7 @@ from .options import ResolvedOptions, expanded, missing, words
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
+SLEEP_MODE, DEV_MODE = "enable-sleep-mode", "VLLM_SERVER_DEV_MODE"
 NUMBERS = ("INT", "COUNT", "FLOAT")  # hints of the list: COUNT is a whole number with units
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
 
@@ -168,6 +171,23 @@ def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
         yield f"{spec.at('server.model')}: is missing: a folder, or a name on Hugging Face"
     elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
         yield spec.line("server.model", f" = {model}: {beside(folder, model)} does not exist")
+
+
+def sleep_warnings(resolved: ResolvedOptions, environ: Mapping[str, str]) -> Iterator[str]:
+    """That it cannot sleep, though it should; that anybody could have it sleep."""
+    spec = resolved.spec
+    has_calls = {**environ, **spec.control.env}.get(DEV_MODE) == "1"
+    if has_calls and not is_loopback(resolved.address.host):
+        yield (
+            f"{spec.at('server.host')} = {resolved.address.host}: others can reach it, and with "
+            f"{DEV_MODE}=1 vLLM has calls that need no key"
+        )
+    is_unloaded = spec.control.start == DEMAND or spec.control.idle_timeout
+    if is_unloaded and resolved.is_on(SLEEP_MODE) and not has_calls:
+        yield (
+            f"{spec.at('server.enable_sleep_mode')}: vLLM has the calls for it only with "
+            f'control.env = {{{DEV_MODE} = "1"}}; without, it is stopped to be unloaded'
+        )
 
 
 def warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pipeline.core.store import json_file
 from pipeline.serve.placing import Bytes
 from pipeline.serve.server import GATEWAY, Server
 
+from . import sleep
 from .memory import in_use
 from .state import DesiredState, Folder, ServerStatus
 
@@ -25,6 +26,7 @@ class Account(Struct, frozen=True, kw_only=True):
     command: str  # a digest: figures of another command line do not count
     need: Bytes  # what it is counted with
     measured: Bytes = {}  # the most that was seen in use
+    asleep: Bytes = {}  # last seen in use by its process while that slept
     load_seconds: float = 0.0  # that its last load took
 
 
@@ -43,7 +45,7 @@ class Books:
         self._is_kept = False  # where all servers stay loaded there is nothing to count
         self._computed: Mapping[str, Bytes] = {}
         self._seen: dict[str, float] = {}  # by server, the load that was entered
-        self._measured: list[tuple[str, str, Bytes]] = []  # by name and command
+        self._measured: list[tuple[str, str, Bytes, bool]] = []  # by name and command; asleep?
 
     def open(self, wanted: DesiredState) -> None:
         """Take over what is computed for the wanted servers."""
@@ -66,6 +68,16 @@ class Books:
         entry = self.entries.get(name)
         return entry.need if entry else {}
 
+    def held_asleep(self, server: Server) -> Bytes:
+        """The memory that its process keeps while it sleeps; before that was measured, the most
+        that it can be."""
+        entry = self.entries.get(server.name)
+        if entry is None or entry.asleep:
+            return entry.asleep if entry else {}
+        on_cards = sum(count for device, count in entry.need.items() if device != "ram")
+        weights = min(on_cards, sleep.weights(server) or on_cards)
+        return {"ram": entry.need.get("ram", 0) + weights}
+
     def load_seconds(self, name: str) -> float:
         entry = self.entries.get(name)
         return entry.load_seconds if entry else 0.0
@@ -78,15 +90,15 @@ class Books:
                 self.entries[server.name] = replace(entry, load_seconds=status.load_seconds)
             self.measure(server, status)
 
-    def measure(self, server: Server, status: ServerStatus) -> None:
-        """Measure what a running server takes, in a thread."""
+    def measure(self, server: Server, status: ServerStatus, *, is_asleep: bool = False) -> None:
+        """Measure what a server takes that runs, or sleeps, in a thread."""
         if not self._is_kept:
             return
         pid, name, command = status.pid, server.name, digest(server)
 
         def run() -> None:
             if pid and (used := in_use(pid)):
-                self._measured.append((name, command, used))
+                self._measured.append((name, command, used, is_asleep))
                 self._news.set()
 
         Thread(target=run, daemon=True).start()
@@ -96,9 +108,11 @@ class Books:
         if not self._measured:
             return
         while self._measured:
-            name, command, used = self._measured.pop()
+            name, command, used, is_asleep = self._measured.pop()
             entry = self.entries.get(name)
-            if entry and entry.command == command:
+            if entry and entry.command == command and is_asleep:
+                self.entries[name] = replace(entry, asleep=used)
+            elif entry and entry.command == command:
                 seen = most(entry.measured, used)
                 self.entries[name] = replace(entry, measured=seen, need=most(entry.need, seen))
         self._write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from threading import Event
 from msgspec import Struct
 
 from pipeline.serve.health import ask, is_ready
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 
 from .state import READY
 
 STUCK = "stuck"
+SLEEP_MODE = "--enable-sleep-mode"  # an option of vLLM
 METRICS_SECONDS = 5.0  # a server under load may answer slowly
 # Seconds between two checks of a server that loads: a share of the time that it has taken so far.
 SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.01, 0.05, 1.0
@@ -43,6 +45,20 @@ def counters(instance: Server, timeout: float) -> dict[str, float] | None:
         if status == 200:
             return {name: float(value) for name, value in COUNTER.findall(text)}
     return None
+
+
+def can_sleep(instance: Server) -> bool:
+    """Whether it may be put to sleep: see sleep.py."""
+    return instance.engine == VLLM and SLEEP_MODE in instance.cmd
+
+
+def is_asleep(instance: Server) -> bool:
+    """Whether it was put to sleep. A request would crash it then."""
+    with contextlib.suppress(OSError, ValueError):
+        if can_sleep(instance):
+            status, text = ask(instance, "/is_sleeping", timeout=METRICS_SECONDS)
+            return status == 200 and json.loads(text) == {"is_sleeping": True}
+    return False
 
 
 class Activity(Struct, frozen=True):
@@ -108,6 +124,8 @@ def watch(
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None
     while probe and not over.wait(probe_every):
-        if probe.is_stuck() and not over.is_set():
+        if is_asleep(instance):
+            continue
+        if probe.is_stuck() and not (over.is_set() or is_asleep(instance)):
             report(STUCK)
             return

@@ -73,6 +73,17 @@ def only_supervisor(at: Folder) -> Iterator[bool]:
         lock.release()
 
 
+def is_replaced(at: Folder, lock: int) -> bool:
+    """Whether the folder was removed, and with it the file `lock`, an inode, that its supervisor
+    holds: another supervisor may start."""
+    try:
+        return at.lock.stat().st_ino != lock
+    except FileNotFoundError:
+        return True
+    except OSError:  # an error of the disk itself
+        return False
+
+
 def living(at: Folder) -> State | None:
     """The state that the supervisor last wrote, if that supervisor is alive. One in the foreground
     has no marker, so after a change of the clock it is recognised by its lock."""

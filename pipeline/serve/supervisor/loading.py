@@ -13,11 +13,12 @@ from threading import Event
 from msgspec.structs import replace
 
 from pipeline.serve import placing
-from pipeline.serve.placing import Bytes, Resident, Waiting
+from pipeline.serve.placing import Bytes, Placement, Resident, Waiting
 from pipeline.serve.server import DEMAND, GATEWAY
 
-from . import client
+from . import client, sleep
 from .books import Books
+from .child import Child
 from .memory import FreeMemory, in_use
 from .policy import Timing
 from .runner import Runner
@@ -52,6 +53,7 @@ class Scheduler:
         self._books, self._machine, self._gateways = Books(at, news), FreeMemory(), Gateways(at)
         self._uses: dict[str, ServerUse] = {}
         self._making_room: dict[str, list[str]] = {}  # by server: who unloads for it
+        self._calls: dict[str, sleep.SleepCall] = {}  # by server that falls asleep, or wakes
 
     def step(self, wanted: DesiredState, runners: Runners) -> None:
         """Move on: take up orders, unload what is idle, make room for what is waited for."""
@@ -70,7 +72,7 @@ class Scheduler:
             if self._is_idle(runner, now):
                 self._unload(runner, now)
             if runner.status.state == UNLOADING:
-                self._stop_if_left(runner, now, wanted.saved_slots)
+                self._end_unloading(runner, mine, wanted, now)
         self._load(wanted, mine, now)
 
     def tick(self, wanted: DesiredState) -> float:
@@ -80,6 +82,7 @@ class Scheduler:
     def _follow(self, runner: Runner) -> None:
         """Enter a finished load; one that ended well by itself is loaded again at a request, and
         one that failed after a pause."""
+        self._take_up_call(runner)
         state = runner.status.state
         is_new = state == WAITING and not runner.claim.is_granted
         if runner.instance.start == DEMAND and (is_new or state == EXITED):
@@ -107,7 +110,7 @@ class Scheduler:
                     runner.amend(state=ASLEEP, reason="", restarts=0, retry_at=None)
             else:
                 runner.claim.wanted_since = None
-                self._unload(runner, now)
+                self._unload(runner, now, ends=True)
 
     # Unloading
 
@@ -128,26 +131,82 @@ class Scheduler:
     def _last_use(self, runner: Runner) -> float:
         return max(self._uses[runner.instance.name].last, runner.status.ready_at or 0.0)
 
-    def _unload(self, runner: Runner, now: float) -> None:
-        """Give it no more requests; without a process it is unloaded already."""
-        if runner.is_over or runner.status.state in (ASLEEP, UNLOADING, STOPPING):
+    def _unload(self, runner: Runner, now: float, *, ends: bool = False) -> None:
+        """Give it no more requests; without a process it is unloaded already. One that sleeps is
+        stopped, and with `ends` it does not fall asleep."""
+        state = runner.status.state
+        runner.claim.ends = ends or state == LOADING or (state == UNLOADING and runner.claim.ends)
+        if state == ASLEEP and runner.child:
+            runner.ask_to_stop(time.monotonic())
+        if runner.is_over or state in (ASLEEP, UNLOADING, STOPPING):
             return
         self._books.measure(runner.instance, runner.status)
         runner.claim.unloading_since = now
         runner.unloads, runner.failures = runner.child is not None, 0
         runner.amend(state=UNLOADING if runner.child else ASLEEP)
 
-    def _stop_if_left(self, runner: Runner, now: float, saved_slots: int) -> None:
-        """Stop it once it has answered all requests, those that no gateway knows among them, and
-        its conversations are saved."""
+    def _end_unloading(
+        self, runner: Runner, runners: Runners, wanted: DesiredState, now: float
+    ) -> None:
+        """Once it has answered all requests, have it fall asleep if it can; else stop it, once its
+        conversations are saved."""
+        name, child, claim = runner.instance.name, runner.child, runner.claim
+        may_sleep = not (claim.ends or claim.cannot_sleep)
+        if child is None or (may_sleep and name in self._calls) or not self._has_left(runner, now):
+            return
+        if may_sleep and client.can_sleep(runner.instance):
+            if self._fits_asleep(runner, runners, wanted):
+                self._call(sleep.fall_asleep, runner, child)
+                return
+            child.log("is stopped: too little memory is left for it to sleep")
+        if child.slots.are_saved(wanted.saved_slots):
+            runner.ask_to_stop(time.monotonic())
+
+    def _has_left(self, runner: Runner, now: float) -> bool:
+        """Whether it has answered all requests, those that no gateway knows among them."""
         name, seconds = runner.instance.name, now - runner.claim.unloading_since
         if not self._gateways.have_left(name, runner.status.ready_at, seconds):
-            return
+            return False
         activity = client.activity(runner.instance, PROBE_SECONDS)
-        if activity and activity.busy:
+        return not (activity and activity.busy)
+
+    def _fits_asleep(self, runner: Runner, runners: Runners, wanted: DesiredState) -> bool:
+        """Whether what it holds asleep leaves room for the server that it is unloaded for."""
+        name, held = runner.instance.name, self._books.held_asleep(runner.instance)
+        gainer = next((x for x, leaving in self._making_room.items() if name in leaving), "")
+        staying = [Resident(name, held, 0, is_busy=True)]
+        free = _without(self._machine.free(), held)
+        for other, each in runners.items():
+            if _is_leaving(runners, other):
+                free = _with(free, self._books.need(other))
+            elif self._is_loaded(each):
+                staying.append(self._resident(each))
+        need = self._books.need(gainer)
+        return placing.place(gainer, need, staying, wanted.memory, free) == Placement()
+
+    def _call(self, act: sleep.Act, runner: Runner, child: Child) -> None:
+        instance = runner.instance
+        self._calls[instance.name] = sleep.SleepCall(act, instance, child, self._timing.call)
+
+    def _take_up_call(self, runner: Runner) -> None:
+        """What follows once a server has fallen asleep or is awake, or could not. One that cannot
+        wake is started again."""
+        name, state, child = runner.instance.name, runner.status.state, runner.child
+        call = self._calls.get(name)
+        if call is None or child is None or call.child is not child:
+            self._calls.pop(name, None)
             return
-        if runner.child is None or runner.child.slots.are_saved(saved_slots):
-            runner.ask_to_stop(time.monotonic())
+        if not call.is_over:
+            return
+        del self._calls[name]
+        runner.claim.cannot_sleep |= bool(call.error)
+        if state == LOADING and call.error:
+            runner.give_up(call.error, time.monotonic())
+        elif state == LOADING:
+            child.observed = READY
+        elif state == UNLOADING and not (call.error or runner.claim.ends):
+            self._books.measure(runner.instance, runner.status, is_asleep=True)
+            runner.amend(state=ASLEEP, ready_at=None)
 
     # Loading
 
@@ -170,7 +229,8 @@ class Scheduler:
         for each in placing.order(list(waiting.values()), now, self._timing.patience):
             name, need = each.name, self._books.need(each.name)
             if name not in self._making_room:
-                placement = placing.place(name, need, residents, budget, free)
+                free_for_it = _with(free, self._held(runners[name]))
+                placement = placing.place(name, need, residents, budget, free_for_it)
                 if placement.problem:
                     self._refuse(runners[name], placement.problem, now)
                     continue
@@ -179,17 +239,23 @@ class Scheduler:
                     continue
                 leaving = [*placement.unload, *(x for x in placement.hold if _is_ready(runners, x))]
                 if not (placement.unload or placement.hold):
-                    self._wake(runners[name])
-                    free = {device: count - need.get(device, 0) for device, count in free.items()}
+                    self._grant(runners[name])
+                    free = _without(free_for_it, need)
                 for other in leaving:
                     self._unload(runners[other], now)
                 self._making_room[name] = leaving
                 residents = [replace(x, is_busy=x.is_busy or x.name in leaving) for x in residents]
+            residents = [x for x in residents if x.name != name]  # if it sleeps
             residents.append(Resident(name, need, now, is_busy=True))
 
-    def _wake(self, runner: Runner) -> None:
-        runner.claim.is_granted = True
-        runner.amend(state=WAITING, problem="", reason="")
+    def _grant(self, runner: Runner) -> None:
+        """Have it loaded: woken where it sleeps, else started."""
+        runner.claim.is_granted, state = True, WAITING
+        if child := runner.child:
+            runner.begin(time.monotonic())
+            child.observed, state = "", LOADING
+            self._call(sleep.wake_up, runner, child)
+        runner.amend(state=state, problem="", reason="")
 
     def _refuse(self, runner: Runner, problem: str, now: float) -> None:
         """Say that it cannot be loaded, unless that may pass: memory that others hold, also what
@@ -235,23 +301,28 @@ class Scheduler:
         state = runner.status.state
         if state == WAITING:
             return runner.claim.is_granted
-        return state != ASLEEP and state not in ENDED
+        return state not in ENDED and (state != ASLEEP or runner.child is not None)
 
     def admits(self, runner: Runner) -> bool:
         """Whether it is to be started now: it waits for that, and has been given its memory."""
         is_granted = runner.instance.engine == GATEWAY or runner.claim.is_granted
         return runner.status.state == WAITING and is_granted
 
+    def _held(self, runner: Runner) -> Bytes:
+        """The memory that the process of a sleeping server keeps."""
+        sleeps = runner.child and runner.status.state == ASLEEP
+        return self._books.held_asleep(runner.instance) if sleeps else {}
+
     def _resident(self, runner: Runner) -> Resident:
         instance, is_leaving = runner.instance, runner.status.state in (UNLOADING, STOPPING)
         return Resident(
             name=instance.name,
-            need=self._books.need(instance.name),
+            need=self._held(runner) or self._books.need(instance.name),
             last_use=self._last_use(runner),
             load_seconds=self._books.load_seconds(instance.name),
             priority=instance.priority,
             is_pinned=instance.pinned and not is_leaving,
-            is_busy=self._is_busy(runner) or is_leaving,
+            is_busy=is_leaving or (runner.status.state != ASLEEP and self._is_busy(runner)),
         )
 
     def _free(self, wanted: DesiredState, runners: Runners) -> Bytes:
@@ -267,6 +338,16 @@ class Scheduler:
                     if device in free:
                         free[device] -= max(0, need - used.get(device, 0))
         return free
+
+
+def _with(free: Bytes, back: Bytes) -> dict[str, int]:
+    """What is free once so much is given back."""
+    return {device: count + back.get(device, 0) for device, count in free.items()}
+
+
+def _without(free: Bytes, taken: Bytes) -> dict[str, int]:
+    """What is free once so much is taken."""
+    return {device: count - taken.get(device, 0) for device, count in free.items()}
 
 
 def _is_ready(runners: Runners, name: str) -> bool:

@@ -21,6 +21,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     longest_pause: float = 60.0
     first_retry: float = 10.0  # before a request loads a demand model again that has failed
     longest_retry: float = 300.0  # each further failure doubles that pause, up to this
+    call: float = 60.0  # for a vLLM to fall asleep or to wake: 400 GB are copied in some 20 s
     log_bytes: int = LONGEST  # then a new log is begun
     patience: float = PATIENCE  # of a request, before others are held back for it
 

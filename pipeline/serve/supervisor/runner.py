@@ -2,6 +2,7 @@
 
 waiting → loading → ready      failed start, crash, stuck → pausing → waiting
 ready → unloading → stopping → asleep → waiting      as loading.py decides
+unloading → asleep → loading     of a vLLM that keeps its process: see sleep.py
 any → stopping → stopped       … or, by policy, exited or failed
 failed → asleep                 after a pause, of a server that is loaded on demand
 """
@@ -76,9 +77,14 @@ class Runner:
         if self.child is None:
             self.failures, self.until = 0, 0
 
-    def start(self, now: float) -> None:
+    def begin(self, now: float) -> None:
+        """Its load begins: of a new process, or of one that is asleep."""
         self._why, self._killed, self.unloads, self._began = "", False, False, now
         self._ready_since = self._ready_until = NEVER
+        self.until = now + self.instance.ready_timeout
+
+    def start(self, now: float) -> None:
+        self.begin(now)
         if not self.status.restarts:  # a restart goes on in the same log
             set_aside(Path(self.instance.log_file))
         try:
@@ -88,7 +94,6 @@ class Runner:
         except (PipelineError, OSError, RuntimeError, ValueError) as error:
             self.finish(End(why=f"failed start: {getattr(error, 'message', error)}"), now)
         else:
-            self.until = now + self.instance.ready_timeout
             pid, started = self.child.process.pid, self.child.started
             self.amend(state=LOADING, pid=pid, started=started, socket=self.port.socket)
 
@@ -106,6 +111,12 @@ class Runner:
             self._killed = True
             self.until = now + KILL_SECONDS
             self.child.kill()
+
+    def give_up(self, why: str, now: float) -> None:
+        """Kill it because it does not work; what follows is decided as after a crash."""
+        self._why = why
+        self.amend(state=STOPPING)
+        self.kill(now)
 
     def poll(self, now: float) -> End | None:
         """Move on where the current state has lasted too long; how the process ended, if it did."""
@@ -150,11 +161,9 @@ class Runner:
             self.until, self._ready_since = NEVER, now
             self.amend(state=READY, ready_at=time.time(), load_seconds=now - self._began)
         elif observed == client.STUCK and self.status.state in (READY, UNLOADING):
-            self._why = f"stuck: no token within {self.instance.probe_timeout:g} s"
             # it may have been stuck ever since the last probe
             self._ready_until = now - self.timing.probe_every - self.instance.probe_timeout
-            self.amend(state=STOPPING)
-            self.kill(now)
+            self.give_up(f"stuck: no token within {self.instance.probe_timeout:g} s", now)
 
     def ask_to_stop(self, now: float) -> None:
         """Ask it to end by itself; it is killed once that takes too long."""

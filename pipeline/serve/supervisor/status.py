@@ -14,6 +14,7 @@ from pipeline.serve.server import Server
 from . import books, client, marker, memory
 from .liveness import living
 from .state import (
+    ASLEEP,
     ENDED,
     READY,
     STOPPED,
@@ -87,6 +88,9 @@ def ps(at: Folder) -> list[Row]:
         own = processes.get(marker.server(at.marker, status.name), [])
         used = memory.used(own, on_gpus)
         ram = used.pop("ram", None)
+        need = entry.need if entry else {}
+        if entry and state == ASLEEP and alive:
+            need = entry.asleep
         rows.append(
             Row(
                 name=instance.name,
@@ -105,7 +109,7 @@ def ps(at: Folder) -> list[Row]:
                 tokens_per_second=first(counters, SPEEDS),
                 drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
-                need=entry.need if entry else {},
+                need=need,
                 last_use=gateways.use(instance.name).last or None,
                 load_seconds=(entry.load_seconds or None) if entry else None,
             )

@@ -31,7 +31,7 @@ from pipeline.serve.logfile import Log
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker, slots
-from .liveness import only_supervisor
+from .liveness import is_replaced, only_supervisor
 from .loading import Scheduler
 from .policy import Timing
 from .runner import Runner
@@ -96,7 +96,7 @@ class Supervisor:
     def step(self, now: float, stops: int) -> bool:
         """Bring the servers closer to the desired state; False where nothing is left to do."""
         self.keep_reaper(now)
-        self.read_wanted(stops > 0 or self.is_replaced())
+        self.read_wanted(stops > 0 or is_replaced(self.at, self._lock))
         self.reconcile(now)
         self.scheduler.step(self.wanted, self.runners)
         for runner in self.runners.values() if stops > 1 else ():
@@ -119,15 +119,6 @@ class Supervisor:
         if count := marker.end_all(self.at, supervisor_too=True, spare=spared):
             self.log(f"ended {count} processes that an earlier supervisor left")
         remove_unfinished(self.at)
-
-    def is_replaced(self) -> bool:
-        """Whether the folder was removed, and with it the lock: another supervisor may start."""
-        try:
-            return self.at.lock.stat().st_ino != self._lock
-        except FileNotFoundError:
-            return True
-        except OSError:  # an error of the disk itself
-            return False
 
     def keep_reaper(self, now: float) -> None:
         if now < self._next_reaper or (self.reaper and self.reaper.poll() is None):

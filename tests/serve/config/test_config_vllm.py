@@ -187,6 +187,30 @@ class TestMistakes:
             f"models.toml: master.pixi_project_dir = p: {tmp_path / 'p'} holds no Pixi project",
         ]
 
+    @pytest.mark.parametrize(
+        ("server", "control", "line"),
+        [
+            ("enable_sleep_mode = true", "", None),
+            ("enable_sleep_mode = true", "start = 'demand'", "server.enable_sleep_mode: vLLM has"),
+            (
+                "enable_sleep_mode = true",
+                "start = 'demand'\nenv = {VLLM_SERVER_DEV_MODE = '1'}",
+                None,
+            ),
+            ("", "start = 'demand'", None),
+            ("host = '0.0.0.0'", "env = {VLLM_SERVER_DEV_MODE = '1'}", "server.host = 0.0.0.0: "),
+        ],
+    )
+    def test_sleep_mode(self, tmp_path: Path, server: str, control: str, line: str | None) -> None:
+        said: list[str] = []
+        text = CHAT.replace("[instance.chat.server]", f"{control}\n[instance.chat.server]") + server
+        environ = {"PATH": os.environ["PATH"]}
+        configuration = read(tmp_path, text)
+        checks.check(configuration, server=None, flags=None, environ=environ, note=said.append)
+        about = [each for each in said if "SERVER_DEV_MODE" in each]
+        assert len(about) == bool(line)
+        assert not line or about[0].startswith(f"models.toml: instance.chat.{line}")
+
 
 class TestListedArguments:
     def test_their_version_is_the_one_of_the_page(self) -> None:

@@ -8,59 +8,19 @@ import socket
 import time
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
 from conftest import wait_for
 from msgspec.structs import replace
-from supervisor_tools import QUICK, Servers, stand_in
+from supervisor_tools import QUICK, Gateway, Servers, loads, on_demand, stand_in, states
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.serve.supervisor import books, control, marker, usage
+from pipeline.serve.supervisor import books, control, usage
 from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
 from pipeline.serve.supervisor.usage import ServerUse, Usage
 
 # More than a stand-in really takes, so that what is measured changes nothing.
 SMALL, LARGE, ALL = {"ram": 100_000_000}, {"ram": 200_000_000}, {"ram": 350_000_000}
-
-
-class Gateway:
-    """What this process tells the supervisor, as a gateway would."""
-
-    def __init__(self, servers: Servers) -> None:
-        self.at, self.uses = servers.at, dict[str, ServerUse]()
-
-    def tells(self, name: str, **use: Any) -> None:
-        self.uses[name] = ServerUse(**{"last": time.time(), **use})
-        pid = os.getpid()
-        usage.write(self.at, Usage(pid=pid, started=marker.start_time(pid), servers=self.uses))
-
-    def waits(self, name: str, seconds: float = 0) -> None:
-        self.tells(name, waiting=1, since=time.time() - seconds)
-
-    def has_seen(self, servers: Servers, name: str) -> None:
-        """It sends no more requests to a server that unloads, and got all its answers."""
-        self.tells(name, closed=servers.until(name, "unloading").ready_at)
-
-
-@pytest.fixture
-def gateway(servers: Servers) -> Gateway:
-    return Gateway(servers)
-
-
-def on_demand(servers: Servers, *names: str, **more: Any) -> list[Any]:
-    return [stand_in(servers.at.path, name, **{"start": "demand", **more}) for name in names]
-
-
-def states(servers: Servers) -> dict[str, str]:
-    return {name: status.state for name, status in servers.state().items()}
-
-
-def loads(servers: Servers, gateway: Gateway, name: str, **use: Any) -> None:
-    """A request for it comes, waits, and is answered."""
-    gateway.waits(name)
-    servers.until(name, "ready")
-    gateway.tells(name, **use)
 
 
 def test_a_request_loads_it_and_the_one_used_longest_ago_makes_room(
