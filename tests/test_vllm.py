@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
-from conftest import SHEBANG, Doit, free_port
+from conftest import SHEBANG, Doit, free_port, wait_for
 
 SERVER = Path(__file__).parent / "fakes" / "server.py"
 STAND_IN = """{shebang}
@@ -19,7 +20,8 @@ words = sys.argv[1:]
 with open({record!r}, "w") as file:
     json.dump([words, dict(os.environ)], file)
 port = words[words.index("--port") + 1]
-os.execv(sys.executable, [sys.executable, {server!r}, "--port", port])
+sleeps = [word for word in words if word == "--enable-sleep-mode"]
+os.execv(sys.executable, [sys.executable, {server!r}, "--port", port, *sleeps])
 """
 
 
@@ -130,6 +132,46 @@ api_key = "sk-very-secret"
     for path in machine.doit.home.rglob("*"):
         if path.is_file() and "sk-very-secret" in path.read_text(errors="replace"):
             assert path.parent.name == "keys" and path.stat().st_mode & 0o77 == 0
+
+
+def test_sleep_mode(machine: Machine) -> None:
+    """Idle it sleeps, a request wakes it, and `unload` stops it."""
+    python, port, entry = machine.program("vllm-python"), free_port(), free_port()
+    config = machine.write(
+        f"""
+[master]
+python = {json.dumps(str(python))}
+[gateway]
+enable = true
+port = {entry}
+[instance.chat.control]
+start = "demand"
+idle_timeout = 0.5
+env = {{VLLM_SERVER_DEV_MODE = "1"}}
+[instance.chat.server]
+model = "org/model"
+port = {port}
+enable_sleep_mode = true
+"""
+    )
+
+    def row() -> dict[str, Any]:
+        rows = machine.doit("ps", config, "engine=vllm", "format=json").json()
+        return next(dict(each) for each in rows if each["name"] == "chat")
+
+    def ask() -> int:
+        body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
+        url = f"http://127.0.0.1:{entry}/v1/chat/completions"
+        return httpx2.post(url, json=body, timeout=120).status_code
+
+    assert "VLLM_SERVER_DEV_MODE" not in machine.doit("up", config, "engine=vllm").err
+    assert row()["pid"] is None and ask() == 200
+    asleep = wait_for(lambda: (now := row())["state"] == "asleep" and now)
+    assert asleep["pid"] and asleep["memory"], "its process stays"
+    assert ask() == 200 and row()["pid"] == asleep["pid"]
+    machine.doit("unload", config, "engine=vllm", "name=chat")
+    stopped = row()
+    assert (stopped["state"], stopped["pid"]) == ("asleep", None)
 
 
 ANSWERS = """{shebang}

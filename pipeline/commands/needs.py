@@ -121,7 +121,8 @@ def _card(server: Server, index: int) -> str:
 
 def _of_vllm(server: Server) -> Bytes:
     """A vLLM takes a share of each of its cards, whatever its model."""
-    share = float(server.argument("--gpu-memory-utilization") or VLLM_SHARE)
+    shares = (server.argument(f"--{name}-memory-utilization") for name in ("gpu", "device"))
+    share = float(next(filter(None, shares), VLLM_SHARE))
     count = int(server.argument("--tensor-parallel-size") or 1)
     cards = nvidia.find()
     names = [_card(server, index) for index in range(count)]
