@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     sleeps = False  # it has the calls for it
     asleep = False
     weights = 0  # bytes
-    sleep_does = wake_does = ""  # hang, fail or die
+    sleep_does = wake_does = ""  # instead: hang, fail, die, nothing
     in_memory = b""
 
     def do_GET(self) -> None:
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         if not Handler.sleeps or does == "fail":
             self.tell(500 if does else 404, "CUDA Error: out of memory" if does else "Not Found")
             return
-        Handler.asleep = sleep
+        Handler.asleep = sleep and does != "nothing"
         Handler.in_memory = os.urandom(1024) * (Handler.weights // 1024) if sleep else b""
         self.tell(200, "")
 
@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, help="write it to this file as JSON")
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--weights", type=int, default=0, help="bytes in main memory, asleep")
-    parser.add_argument("--sleep-does", default="", help="hang, fail or die at /sleep")
-    parser.add_argument("--wake-does", default="", help="hang, fail or die at /wake_up")
+    parser.add_argument("--sleep-does", default="", help="hang, fail, die or nothing")
+    parser.add_argument("--wake-does", default="", help="hang, fail or die")
     options = parser.parse_args()
 
     def terminate(number: int, frame: FrameType | None) -> None:

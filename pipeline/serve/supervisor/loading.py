@@ -199,6 +199,7 @@ class Scheduler:
         if not call.is_over:
             return
         del self._calls[name]
+        child.log(f"{call.name}: {call.error or 'done'}")
         runner.claim.cannot_sleep |= bool(call.error)
         if state == LOADING and call.error:
             runner.give_up(call.error, time.monotonic())

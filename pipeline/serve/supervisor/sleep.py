@@ -8,7 +8,6 @@ out in a thread: copying the weights takes its time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Thread
@@ -31,18 +30,16 @@ class SleepCall:
 
     def __init__(self, act: Act, server: Server, child: Child, timeout: float) -> None:
         self.child, self.error, self.is_over = child, "internal error", False
+        self.name = act.__name__.replace("_", " ")
         Thread(target=self._run, args=(act, server, timeout), daemon=True).start()
 
     def _run(self, act: Act, server: Server, timeout: float) -> None:
-        began = time.monotonic()
         try:
             act(server, timeout)
             self.error = ""
         except OSError as error:
             self.error = str(error)
         finally:
-            name = act.__name__.replace("_", " ")
-            self.child.log(f"{name}: {self.error or f'{time.monotonic() - began:.1f} s'}")
             self.is_over = True
             self.child.news.set()
 

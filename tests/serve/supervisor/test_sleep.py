@@ -91,6 +91,7 @@ def test_it_sleeps_and_wakes_with_its_process(servers: Servers, gateway: Gateway
         ((), {}, "/sleep?level=1: status 404"),
         (("--sleep-does", "fail"), DEV_MODE, "/sleep?level=1: status 500: CUDA Error"),
         (("--sleep-does", "hang"), DEV_MODE, "/sleep?level=1: no answer within 0.5 s"),
+        (("--sleep-does", "nothing"), DEV_MODE, "/sleep has no effect"),
     ],
 )
 def test_one_that_does_not_fall_asleep_is_stopped(
