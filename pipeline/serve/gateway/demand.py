@@ -38,6 +38,7 @@ class Demand:
         self._keep: dict[str, float] = {}
         self._reported: Usage | None = None
         self._news = anyio.Event()
+        self.changed = anyio.Event()  # set at the next change of any server's state
 
     def waits(self, request: Hashable, target: Target | None, seconds: float) -> None:
         """A request waits for a server, and has done so for some seconds."""
@@ -58,15 +59,19 @@ class Demand:
             self._keep.pop(target.name, None)
 
     async def report(self) -> None:
-        """Report to the supervisor whatever has changed, until cancelled."""
-        pid = os.getpid()
+        """Report to the supervisor whatever has changed, and let the requests that wait know what
+        it has changed, until cancelled."""
+        before, pid = self._view.now(), os.getpid()
         started = marker.start_time(pid)
         try:
             while True:
                 with anyio.move_on_after(REPORT_SECONDS):
                     await self._news.wait()
                 self._news = anyio.Event()
-                servers = self._view.now()
+                if (servers := self._view.now()) is not before:
+                    before = servers
+                    self.changed.set()
+                    self.changed = anyio.Event()
                 is_needed = self._reported or servers.unloads or self._waiting
                 if is_needed:
                     uses = {target.name: self._use(target) for target in servers.targets}

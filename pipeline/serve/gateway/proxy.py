@@ -43,8 +43,8 @@ from .upstream import (
     returned_headers,
 )
 
-POLL_SECONDS = 0.05
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
+LOOK_SECONDS = 0.25  # between two looks of a request that waits, where no state changes
 DEAD_SECONDS = 5.0  # a ready server that cannot be reached for so long is dead
 MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
@@ -161,7 +161,8 @@ class Proxy:
             await self._keep_waiting(call, now)
             self.counters.held += 1
             try:
-                await anyio.sleep(POLL_SECONDS)
+                with anyio.move_on_after(LOOK_SECONDS):
+                    await self.demand.changed.wait()
             finally:
                 self.counters.held -= 1
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from conftest import wait_for
 from gateway_tools import Site, site, stop
 
+from pipeline.serve.gateway.demand import Demand
+from pipeline.serve.gateway.servers import View
 from pipeline.serve.supervisor import liveness
 from pipeline.serve.supervisor.state import ServerStatus, read_wanted
 from pipeline.serve.supervisor.usage import Gateways, ServerUse
@@ -113,6 +117,25 @@ def test_a_client_that_leaves_waits_no_more(here: Site) -> None:
     with pytest.raises(httpx2.ReadTimeout):
         httpx2.post(f"{here.url}/v1/completions", json={"model": "chat"}, timeout=1)
     wait_for(lambda: use(here, "chat").waiting == 0)
+
+
+def test_requests_that_wait_learn_of_a_change_at_once(here: Site) -> None:
+    here.add("chat", state="asleep", start="demand")
+    demand = Demand(here.at, View(here.at), Counter())
+
+    async def change() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(demand.report)
+            await anyio.sleep(0.2)
+            changed = demand.changed
+            assert not changed.is_set(), "nothing has"
+            says(here, "chat", "ready")
+            with anyio.fail_after(30):
+                await changed.wait()
+            assert demand.changed is not changed, "the next change has an event of its own"
+            group.cancel_scope.cancel()
+
+    anyio.run(change)
 
 
 def test_where_nothing_is_unloaded_nothing_is_written(here: Site) -> None:
