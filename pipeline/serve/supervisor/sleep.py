@@ -9,6 +9,7 @@ out in a thread: copying the weights takes its time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -61,7 +62,9 @@ def wake_up(server: Server, timeout: float) -> None:
 def weights(server: Server) -> int | None:
     """The bytes of its weights, where `--model` is a folder; None: not known."""
     folder = Path(server.folder, server.argument("--model"))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
+    with suppress(OSError):
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
+    return None
 
 
 def _post(

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -27,11 +28,12 @@ from supervisor_tools import (
 
 from pipeline.serve.server import VLLM, Server
 from pipeline.serve.supervisor import books, control
-from pipeline.serve.supervisor.state import ServerStatus
+from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
 
 MB = 1_000_000
 CARD = {"gpu0": 100}
 NEED = {"ram": 100 * MB, "gpu0": 60}  # of each: the card holds one of them
+NEEDS = {"a": NEED}
 DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -160,6 +162,20 @@ def test_it_does_not_sleep_where_main_memory_is_short(servers: Servers, gateway:
     loads(servers, gateway, "a")
     assert makes_room(servers, gateway, "a", "b").pid is None
     assert "too little memory is left for it to sleep" in output(a)
+
+
+def test_what_it_will_hold_asleep(tmp_path: Path) -> None:
+    """Until that was measured: its weights, as far as they are known."""
+    server = stand_in(tmp_path, "a", "--model", "m", engine=VLLM)
+    book = books.Books(Folder(tmp_path), Event())
+    book.open(DesiredState(config="x", instances=(replace(server, start="demand"),), needs=NEEDS))
+    assert book.held_asleep(server) == {"ram": NEED["ram"] + NEED["gpu0"]}
+    (tmp_path / "m").mkdir()
+    for number in range(2):
+        (tmp_path / "m" / f"{number}.safetensors").write_bytes(bytes(10))
+    assert book.held_asleep(server) == {"ram": NEED["ram"] + 20}
+    (tmp_path / "m" / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    assert book.held_asleep(server) == {"ram": NEED["ram"] + NEED["gpu0"]}
 
 
 def test_by_hand_it_is_stopped(servers: Servers, gateway: Gateway) -> None:
