@@ -6,13 +6,15 @@ import os
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
-from conftest import wait_for
+from conftest import free_port, wait_for
 from msgspec.structs import replace
 from supervisor_tools import (
     QUICK,
@@ -26,6 +28,7 @@ from supervisor_tools import (
     states,
 )
 
+from pipeline.serve.gateway.settings import GatewaySettings, as_instance
 from pipeline.serve.server import VLLM, Server
 from pipeline.serve.supervisor import books, control
 from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
@@ -235,3 +238,26 @@ def test_without_sleep_mode_it_is_stopped(servers: Servers, gateway: Gateway) ->
     loads(servers, gateway, "a")
     assert makes_room(servers, gateway, "a", "b").pid is None
     assert "/sleep" not in output(made[0])
+
+
+def test_no_request_reaches_one_that_sleeps(servers: Servers) -> None:
+    """Four clients drive two models out of one card in turn, through a real gateway; a request to
+    one that sleeps would crash it."""
+    a, b = (sleeper(servers, name, "--lines", "1") for name in "ab")
+    entry = as_instance(servers.at, GatewaySettings(port=free_port()))
+    up(servers, a, b, entry, patience=0.2)
+    answers: list[tuple[str, int]] = []
+
+    def ask(number: int) -> None:
+        for turn in range(6):
+            name = "ab"[(number + turn) % 2]
+            body = {"model": name, "messages": []}
+            url = f"{entry.url}/v1/chat/completions"
+            answers.append((name, httpx2.post(url, json=body, timeout=60).status_code))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert set(answers) == {("a", 200), ("b", 200)} and len(answers) == 24
+    told = output(a) + output(b)
+    assert "CUDA" not in told and told.count("asked /sleep") > 2, "each was put to sleep"
+    assert told.count("line 0") == 2, "each was started once"
