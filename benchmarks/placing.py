@@ -8,7 +8,7 @@ value in the place of the last use:
     last use        as the supervisor does
     2nd, 4th last   when the last use but one, or but three, was
     counts          uses, those of two minutes ago for a third
-    shares          how often each model is asked for in truth, which nobody knows
+    shares          how often each model is asked for now in truth, which nobody knows
     last use, wait  as the supervisor does, but a model that was used within twice the time that its
                     load takes stays until the request has waited so long
 
@@ -52,6 +52,7 @@ class Model:
     until: float = 0.0  # when it is ready, or has stopped
     last: float = 0.0
     uses: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # for each phase
     in_flight: int = 0
     waiting: list[tuple[float, int, int]] = field(default_factory=list)  # since, client, tokens
 
@@ -68,7 +69,7 @@ ORDERS: dict[str, tuple[Value, bool]] = {
     "2nd last": (nth(2), False),
     "4th last": (nth(4), False),
     "counts": (lambda model, now: sum(math.exp((x - now) / MINUTES) for x in model.uses), False),
-    "shares": (lambda model, now: MODELS[model.name].share, False),
+    "shares": (lambda model, now: model.shares[int(now // PHASE) % len(model.shares)], False),
     "last use, wait": (lambda model, now: model.last, True),
 }
 
@@ -99,8 +100,15 @@ def arrivals(client: int, seconds: float, seed: int, mix: str) -> list[Arrival]:
 class Simulation:
     """One run: `loads`, and for each request when it was sent, its model, and its seconds."""
 
-    def __init__(self, clients: Sequence[Sequence[Arrival]], value: Value, waits: bool) -> None:
-        self.models = {name: Model(name) for name in MODELS}
+    def __init__(
+        self,
+        clients: Sequence[Sequence[Arrival]],
+        phases: Sequence[Sequence[float]],
+        value: Value,
+        waits: bool,
+    ) -> None:
+        each = zip(MODELS, zip(*phases, strict=True), strict=True)
+        self.models = {name: Model(name, shares=[*its]) for name, its in each}
         self.value, self.waits, self.now, self.loads = value, waits, 0.0, 0
         self.results: list[tuple[float, str, float]] = []
         self._ends: list[tuple[float, int, str, float]] = []
@@ -196,7 +204,7 @@ def compare(mix: str, seconds: float, seeds: Sequence[int]) -> None:
         loads, fewest, times = 0, 0, list[float]()
         for seed in seeds:
             clients = [arrivals(client, seconds, seed, mix) for client in range(CLIENTS)]
-            run = Simulation(clients, value, waits)
+            run = Simulation(clients, shares(mix, seed), value, waits)
             loads += run.loads
             fewest += oracle([name for _, name, _ in run.results], NEED, BUDGET)
             times += [taken for _, _, taken in run.results]
