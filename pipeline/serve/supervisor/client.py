@@ -6,8 +6,9 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable
-from threading import Event
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from threading import Event, Lock
 
 from msgspec import Struct
 
@@ -24,6 +25,8 @@ SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.01, 0.05, 1.0
 COUNTER = re.compile(r"^((?:llamacpp|vllm):\S+) ([-+.\deE]+)$", re.M)
 PROGRESS = re.compile(r"_total(\{|$)")  # what stands still in a stuck server
 BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
+
+_awake: defaultdict[str, Lock] = defaultdict(Lock)  # by server: held while it must not fall asleep
 
 
 def smallest_request(instance: Server) -> tuple[str, dict[str, object]]:
@@ -59,6 +62,13 @@ def is_asleep(instance: Server) -> bool:
             status, text = ask(instance, "/is_sleeping", timeout=METRICS_SECONDS)
             return status == 200 and json.loads(text) == {"is_sleeping": True}
     return False
+
+
+@contextlib.contextmanager
+def awake(instance: Server) -> Iterator[bool]:
+    """Keep it from falling asleep while the block runs; yields whether it is awake."""
+    with _awake[instance.name]:
+        yield not is_asleep(instance)
 
 
 class Activity(Struct, frozen=True):
@@ -124,8 +134,8 @@ def watch(
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None
     while probe and not over.wait(probe_every):
-        if is_asleep(instance):
-            continue
-        if probe.is_stuck() and not (over.is_set() or is_asleep(instance)):
+        with awake(instance) as is_awake:
+            is_stuck = is_awake and probe.is_stuck()
+        if is_stuck and not over.is_set():
             report(STUCK)
             return

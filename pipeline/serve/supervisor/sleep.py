@@ -47,9 +47,10 @@ class SleepCall:
 
 def fall_asleep(server: Server, timeout: float) -> None:
     """Have an idle server sleep. Raises OSError where it does not."""
-    _post(server, "/sleep?level=1", {}, timeout)
-    if not client.is_asleep(server):
-        raise OSError("/sleep has no effect")
+    with client.awake(server):
+        _post(server, "/sleep?level=1", {}, timeout)
+        if not client.is_asleep(server):
+            raise OSError("/sleep has no effect")
 
 
 def wake_up(server: Server, timeout: float) -> None:

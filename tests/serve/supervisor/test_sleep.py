@@ -30,7 +30,8 @@ from supervisor_tools import (
 
 from pipeline.serve.gateway.settings import GatewaySettings, as_instance
 from pipeline.serve.server import VLLM, Server
-from pipeline.serve.supervisor import books, control
+from pipeline.serve.supervisor import books, client, control
+from pipeline.serve.supervisor.sleep import fall_asleep
 from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
 
 MB = 1_000_000
@@ -217,6 +218,21 @@ def test_no_probe_reaches_one_that_sleeps(servers: Servers, gateway: Gateway) ->
     assert pid and lives(pid) and output(a).count("asked") == asked
     makes_room(servers, gateway, "b", "a")
     wait_for(lambda: output(a).count("asked") > asked + 1)
+
+
+def test_it_does_not_fall_asleep_while_it_is_probed(tmp_path: Path) -> None:
+    server = stand_in(tmp_path, "a", "--enable-sleep-mode", engine=VLLM)
+
+    def sleeps() -> None:
+        with pytest.raises(OSError, match="/sleep"):  # nothing runs there
+            fall_asleep(server, 1.0)
+
+    with ThreadPoolExecutor() as pool:
+        with client.awake(server) as is_awake:
+            ended = pool.submit(sleeps)
+            time.sleep(0.3)
+            assert is_awake and not ended.done()
+        ended.result(30)
 
 
 def test_one_that_dies_asleep_is_started_by_the_next_request(
