@@ -118,6 +118,17 @@ def publish_text(target: Path, text: str) -> None:
         made.unlink(missing_ok=True)
 
 
+def publish_beside(target: Path, data: bytes) -> None:
+    """Write a small file, all of it or nothing, into a folder that need not be ours: no lock is
+    left there, and each process has a name of its own for what it writes."""
+    made = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        made.write_bytes(data)
+        publish_file(made, target)
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def publish_same(file: Path, target: Path) -> None:
     """Publish `file` under another name too: a link where the disk allows it, else a copy."""
     made = part(target)
