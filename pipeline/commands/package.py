@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline.bins import platform
+from pipeline.bins.binaries import program_file
 from pipeline.bins.package import install
 from pipeline.bins.package import pack as packing
 from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
+from pipeline.core.store import receipts
+from pipeline.core.store.receipts import Recipe
 
 from . import check
 from .programs import Programs
@@ -28,7 +33,15 @@ def planned(programs: Programs) -> Package:
         portable=bool(programs.options.portable) or any(source.programs.glob(VARIANTS)),
         home=programs.home,
         license=terms if compiled or terms.is_file() else None,
+        made_by=made_by(source.programs),
+        source=llama_cpp.folder if compiled else None,
     )
+
+
+def made_by(folder: Path) -> Recipe:
+    """The recipe of the programs in a folder; empty where there is none."""
+    entry = receipts.load(folder).get(program_file("llama-server"))
+    return entry.recipe if entry else {}
 
 
 def pack(programs: Programs) -> None:

@@ -5,6 +5,7 @@ python -m pipeline.deploy boot                        the same servers, in the b
 python -m pipeline.deploy get-llama-cpp-pkg | install-llama-cpp-pkg [ARCHIVE]
 python -m pipeline.deploy check-and-run-llama-cpp | check-and-run-vllm
 python -m pipeline.deploy healthcheck
+python -m pipeline.deploy sbom                        prints the image's bill of materials
 """
 
 from __future__ import annotations
@@ -77,6 +78,15 @@ def healthcheck(words: Sequence[str]) -> int:
     return FAILED if errors else 0
 
 
+def print_bill(words: Sequence[str]) -> int:
+    """Print the bill of materials of the image."""
+    from . import bill
+
+    _require_no_arguments(words)
+    print(bill.text(os.environ), end="")
+    return 0
+
+
 def _require_no_arguments(words: Sequence[str]) -> None:
     if words:
         raise UsageError(f"{shown(words)}: unexpected arguments", "this command takes none")
@@ -90,6 +100,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "check-and-run-llama-cpp": check_and_run(LLAMA_CPP),
     "check-and-run-vllm": check_and_run(VLLM),
     "healthcheck": healthcheck,
+    "sbom": print_bill,
 }
 
 

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from bills import invalid
 from msgspec.structs import replace
 
 from pipeline.bins.package import pack
@@ -56,9 +57,11 @@ def plan(tmp_path: Path) -> Package:
     )
 
 
-FILES = ["LICENSE", "README.md"] + [
-    f"bin/{name}" for name in ("libggml.so", "libggml.so.0", "llama-server")
-]
+FILES = (
+    ["LICENSE", "README.md"]
+    + [f"bin/{name}" for name in ("libggml.so", "libggml.so.0", "llama-server")]
+    + ["bom.json"]
+)
 
 
 def sums(paths: list[Path]) -> list[str]:
@@ -122,6 +125,34 @@ def test_made_once(plan: Package, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(path.exists() for path in made)
     assert receipts.load(made[0].parent) == {}
     pack.clean(plan)
+
+
+def test_the_bill_of_materials_lists_every_file(plan: Package) -> None:
+    source = plan.home.root / "llama.cpp"
+    (source / "tools" / "ui").mkdir(parents=True)
+    (source / "vendor" / "nlohmann").mkdir(parents=True)
+    packages = {"node_modules/a": {"version": "1.0.0"}}
+    (source / "tools" / "ui" / "package-lock.json").write_text(json.dumps({"packages": packages}))
+    made_by = {"compiler": "12.2.0", "tools": {"cmake": "4.4"}, "page": {"node": "24.0.0"}}
+    whole = replace(plan, source=source, made_by=made_by)
+    data = json.loads(pack.members(whole)["bom.json"].text)
+    assert invalid(data) == []
+    found = {each["name"]: each for each in data["components"]}
+    files = pack.members(whole)
+    for name in [name for name in FILES if name != "bom.json"]:
+        assert found[name]["hashes"] == [{"alg": "SHA-256", "content": files[name].sha256}]
+    notes = {each["name"]: each["value"] for each in found["llama.cpp"]["properties"]}
+    assert notes == {
+        "llama-pipeline:git-tree": "t" * 40,
+        "llama-pipeline:cmake": "4.4",
+        "llama-pipeline:compiler": "12.2.0",
+    }
+    assert found["llama.cpp"]["components"][0]["name"] == "nlohmann"
+    assert found["llama-server's page"]["components"][0]["purl"] == "pkg:npm/a@1.0.0"
+    beside = pack.make(whole)[0].with_name(f"{whole.stem}.cdx.json")
+    assert beside.read_bytes() == files["bom.json"].text
+    prebuilt = pack.members(replace(plan, made_by={"release": "b10605"}))["bom.json"].text
+    assert invalid(json.loads(prebuilt)) == [] and b"b10605" in prebuilt
 
 
 @linux

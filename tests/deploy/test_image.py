@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bills import invalid
 from conftest import REPOSITORY, free_port
 from engines import Buildah, Docker
 from images import Machine
@@ -115,6 +116,15 @@ class TestBuilt:
         look = 'for path; do [ ! -e "$path" ] || echo "$path"; done'
         paths += ["/opt/llama-pipeline/tests", "/bin/sh"]
         assert in_image("sh", "-c", look, "sh", *paths).out == "/bin/sh\n"
+
+    def test_its_bill_of_materials(self, in_image: Machine) -> None:
+        data = json.loads(in_image("cat", "/opt/llama-pipeline/bom.json").out)
+        assert invalid(data) == []
+        found = {each["name"]: each for each in data["components"]}
+        assert {"dpkg", "tini", "msgspec", "llama.cpp", "bin/llama-server"} <= found.keys()
+        assert "cmake" not in found, "it was uninstalled"
+        subject = data["metadata"]["component"]
+        assert (subject["name"], subject["version"]) == ("under test", "1.2")
 
     def test_tasks_that_ask_for_tools_that_are_not_there(self, in_image: Machine) -> None:
         told = json.loads(in_image("doit", "doctor", "format=json").out)

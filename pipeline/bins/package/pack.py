@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import IO
 
 from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_sha256
-from pipeline.core import log
+from pipeline.core import log, sbom
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import Home
+from pipeline.core.statement import companions
 from pipeline.core.store import artifacts, receipts
-from pipeline.core.store.publish import remove
+from pipeline.core.store.publish import publish_beside, remove
 from pipeline.core.store.receipts import Recipe, Status
 
+from . import bill
 from .manifest import MANIFEST, NAME, ListedFile, Manifest
 
 FORMAT = 1  # counts up when the same members become other bytes
@@ -127,6 +130,8 @@ class Package(Struct, frozen=True, kw_only=True):
     portable: bool
     home: Home
     license: Path | None = None
+    made_by: Recipe = {}  # the recipe of the programs
+    source: Path | None = None  # llama.cpp's, where they were compiled
 
     @property
     def stem(self) -> str:
@@ -138,7 +143,8 @@ class Package(Struct, frozen=True, kw_only=True):
 
 
 def members(package: Package) -> dict[str, PackedFile]:
-    """Every file of the package by its path, sorted; the manifest lists all others.
+    """Every file of the package by its path, sorted; the manifest lists all others, and so does
+    the bill of materials but for these two.
 
     Raises PipelineError where the folder holds no llama-server, or a link that leaves it.
     """
@@ -159,10 +165,16 @@ def members(package: Package) -> dict[str, PackedFile]:
         platform=package.platform,
         backend=package.backend,
         portable=package.portable,
-        files={path: ListedFile(each.sha256, each.size) for path, each in sorted(files.items())},
+        files=_listed(files),
     )
+    files[sbom.NAME] = _text(bill.text(manifest, package.made_by, package.source))
+    manifest = replace(manifest, files=_listed(files))
     files[MANIFEST] = _text(json.dumps(to_builtins(manifest), indent=1) + "\n")
     return dict(sorted(files.items()))
+
+
+def _listed(files: Mapping[str, PackedFile]) -> dict[str, ListedFile]:
+    return {path: ListedFile(each.sha256, each.size) for path, each in sorted(files.items())}
 
 
 def readme(package: Package) -> str:
@@ -218,14 +230,27 @@ def make(package: Package, *, force: bool = False) -> list[Path]:
             log.info(f"packing {package.stem}{ending}")
             write(path, files)
 
-        artifacts.make(package.archive(ending), recipe(files), maker, need=need, force=force)
+        artifacts.make(
+            package.archive(ending),
+            recipe(files),
+            maker,
+            need=need,
+            source={"type": "programs", "recipe": package.made_by},
+            force=force,
+        )
+    place = package.archive(sbom.SUFFIX)
+    if not place.is_file() or place.read_bytes() != files[sbom.NAME].text:
+        publish_beside(place, files[sbom.NAME].text)
     return [package.archive(ending) for ending in WRITERS]
 
 
 def clean(package: Package) -> None:
-    """Remove both archives and their receipts."""
+    """Remove both archives and their receipts, and what lies beside them."""
     for ending in WRITERS:
+        for path in companions(package.archive(ending)):
+            remove(path)
         remove(package.archive(ending))
+    remove(package.archive(sbom.SUFFIX))
     forget(package)
 
 
