@@ -14,7 +14,7 @@ from pipeline.bins.compile import active, cuda_toolkit, node, source
 from pipeline.bins.compile.source import Source
 from pipeline.bins.hardware.cuda_versions import CUDA_13
 from pipeline.bins.release import prebuilt, releases
-from pipeline.core import paths
+from pipeline.core import paths, signing
 from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.artifacts import UNFINISHED
@@ -33,7 +33,7 @@ NO_PROGRAMS = (".build", ".source", ".ui", "package", "packages")  # of what is 
 UPGRADED = re.compile(rf"[0-9a-f]{{{active.SHORT}}}")
 # Of the cache: environments and toolkits, downloads, and what the tests have installed.
 CACHED = (
-    *("converter-*", "cuda-*", "node-*", "archives/*/*"),
+    *("converter-*", "cuda-*", "node-*", "signing-*", "archives/*/*"),
     *("clients/*", "litellm/*", "pei-docker-*"),
 )
 
@@ -158,9 +158,12 @@ def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:
 
 def of_cache(home: Home, days: int) -> Iterator[Removable]:
     """What was not used for some days, in the cache that all checkouts share. What this one would
-    use next stays: its converter, CUDA toolkit and Node.js."""
+    use next stays: its converter, CUDA toolkit, Node.js and model-signing."""
     cache = paths.cache(home)
-    present = (converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home))
+    present = (
+        *(converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home)),
+        signing.place(home),
+    )
     yield from killed_runs(cache, *_entries(cache / "archives"))
     for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):
         is_lock = path.name.endswith(".lock") or path.name.startswith(".")
