@@ -29,7 +29,8 @@ def test_the_page_of_variables_is_the_generated_one() -> None:
 
 
 # The files that the pages speak of are not here.
-MISSING = ("model=~", "model=model.", "lora=style.", "pkg=")
+MISSING = ("model=~", "model=model.", "lora=style.", "pkg=", "key=", "public_key=", "provenance=")
+MISSING += ("attestation=bundle",)
 
 
 def workflow() -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from pipeline.core.process import WINDOWS
-from pipeline.core.variables import Group, choice, flag, integer, path, variable
+from pipeline.core.variables import Group, choice, flag, integer, path, text, variable
 
 # The names that `backend=` takes; `auto` is the first of them that works.
 BACKENDS = ("auto", "cuda", "metal", "hip", "sycl", "vulkan", "cpu")
 AUTO, SYSTEM = "auto", "system"
+REQUIRED, OFF = "required", "off"  # of attestations
 # Where the programs come from: compiled here, upstream's, or out of an installed package.
 SOURCES = ("build", "prebuilt", "package")
 LATEST = "latest"
@@ -41,6 +42,12 @@ def revision_name(value: str) -> str:
     return value
 
 
+def attestation(value: str) -> str:
+    """`auto`, `required`, `off`, or a path."""
+    word = text(value).lower()
+    return word if word in (AUTO, REQUIRED, OFF) else text(value)
+
+
 class BuildOptions(Group):
     """Which of llama.cpp's programs are requested, and how they are made."""
 
@@ -64,6 +71,13 @@ class BuildOptions(Group):
         "of `bins=prebuilt`: a tag such as `b10605`, a version, or `latest`",
         "",
         shown="the pinned one",
+    )
+    attestation: str = variable(
+        attestation,
+        "of `bins=prebuilt`: GitHub's [attestation](provenance.md) of the release, checked with "
+        "`gh`: `auto` says where it cannot be, `required` refuses then, `off`; or a bundle's path",
+        AUTO,
+        shown="`auto`",
     )
     architectures: str = variable(
         architectures,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import package as package
     from . import plan as plan
     from . import plan_servers as plan_servers
+    from . import provenance as provenance
     from . import prune as prune
     from . import ps as ps
     from . import remove as remove

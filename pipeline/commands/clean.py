@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.bins.compile import cuda_toolkit, source
 from pipeline.core.download import discard
 from pipeline.core.paths import Home
+from pipeline.core.statement import companions
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, remove
@@ -79,6 +80,8 @@ def clean(model: Model, step: str) -> None:
     for target in targets(model, step):
         with only_one(target):
             discard(part(target))
+            for path in companions(target):
+                remove(path)
             if between and target == between.target:
                 artifacts.discard(target)  # what was made from it stays up to date
             else:

@@ -75,6 +75,7 @@ class Programs:
                 release=self.options.release or tag or pins().prebuilt.release,
                 home=self.home,
                 driver_cuda=lambda: cuda_versions.newest(self.selection.driver),
+                attestation=self.options.attestation,
             )
         return build.Build(
             source=self.llama_cpp,

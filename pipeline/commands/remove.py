@@ -202,7 +202,7 @@ def candidates(session: Session, users: Session) -> Candidates:
 
 def removable(model: StoredModel) -> Removable:
     why = " ".join(filter(None, (model.name, model.quant, model.kind)))
-    return Removable(kind=model.kind, paths=model.files, why=why)
+    return Removable(kind=model.kind, paths=(*model.files, *model.beside), why=why)
 
 
 def matching(session: Session, stored: OnDisk) -> list[StoredModel]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
-from pipeline.bins.build_options import AUTO, BACKENDS, SYSTEM, BuildOptions
+from pipeline.bins.build_options import AUTO, BACKENDS, OFF, REQUIRED, SYSTEM, BuildOptions
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.variables import fill, read, variables
@@ -40,6 +40,7 @@ from .variables import (
     ChatVariables,
     ModelVariables,
     PackageVariables,
+    ProvenanceVariables,
     RunVariables,
     ServerVariables,
     ServingVariables,
@@ -78,6 +79,12 @@ class Request(
     bins: BuildOptions = BuildOptions()
     pkg: Path | None = None  # an archive to install
     into: Path | None = None  # and where
+    key: Path | None = None  # to sign with
+    public_key: Path | None = None  # to check signatures with
+    signature: Path | None = None
+    provenance: Path | None = None  # a statement of it
+    builder: str = ""  # a URI
+    out: str = ""  # where a statement is written; - is stdout
     servers: ServersRequest = ServersRequest()
 
     @property
@@ -116,6 +123,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     _check_server(server, rest)
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
     run, package = fill(RunVariables, values), fill(PackageVariables, values)
+    given = fill(ProvenanceVariables, values)
     key_file = _key_file(own.api_key_file)
 
     backend, device = str(values.get("backend", AUTO)), own.device
@@ -171,6 +179,12 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         offline=run.offline or hub_access.is_offline(),
         pkg=_file("pkg", package.pkg),
         into=absolute(package.into) if package.into else None,
+        key=_file("key", given.key),
+        public_key=_file("public_key", given.public_key),
+        signature=_file("signature", given.signature),
+        provenance=_file("provenance", given.provenance),
+        builder=given.builder,
+        out=str(values.get("out", "")),
         servers=servers_request(values, os.environ),
     )
 
@@ -228,6 +242,11 @@ def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
         )
     if options.release and options.source != "prebuilt":
         raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
+    attestation = options.attestation
+    if "attestation" in values and options.source != "prebuilt":
+        raise UsageError("attestation: is for bins=prebuilt", "add it, or leave attestation out")
+    if attestation not in (AUTO, REQUIRED, OFF):
+        attestation = str(_file("attestation", attestation))
     toolkit = options.toolkit
     if toolkit not in (AUTO, SYSTEM):
         toolkit = str(absolute(toolkit))
@@ -237,7 +256,7 @@ def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
                 "auto, system, or the folder of a CUDA toolkit",
             )
     backend = "cuda" if options.architectures else backend
-    return options.replace(backend=backend, toolkit=toolkit)
+    return options.replace(backend=backend, toolkit=toolkit, attestation=attestation)
 
 
 def _reference(model: ModelVariables) -> Reference | None:

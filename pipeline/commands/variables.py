@@ -5,6 +5,7 @@ The table of steps says which groups, or single variables, a step reads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -39,6 +40,13 @@ def tokens(low: int, high: int) -> Callable[[str], int]:
         return integer(low, high)(value)
 
     return parse
+
+
+def uri(value: str) -> str:
+    """An address, or another URI."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", value.strip()):
+        raise ValueError("a URI, such as https://ci.example/llama-pipeline")
+    return value.strip()
 
 
 def gpu_layers(value: str) -> str:
@@ -128,6 +136,32 @@ class PackageVariables(Group):
 
     pkg: str = variable(path, "the archive", "")
     into: str = variable(path, "the folder", "", shown="`bins/package`")
+
+
+class ProvenanceVariables(Group):
+    """Statements and signatures: see [provenance](provenance.md)."""
+
+    key: str = variable(
+        path, "a private key as PEM, to sign with", "", shown="none", of=("provenance", "sign")
+    )
+    public_key: str = variable(
+        path, "a public key as PEM: signatures are checked, and must be there", "", shown="none"
+    )
+    signature: str = variable(
+        path,
+        "the signature",
+        "",
+        shown="`FILE.sig`, in a folder `model.sig`",
+    )
+    provenance: str = variable(
+        path, "a statement of provenance", "", shown="the one beside the file, if there is one"
+    )
+    builder: str = variable(
+        uri,
+        "a URI for who builds: `provenance` writes it, `verify` requires it",
+        "",
+        shown="`urn:llama-pipeline:builder`; `verify` takes any",
+    )
 
 
 class UpgradeVariables(Group):
@@ -320,6 +354,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": ModelVariables,
     "programs": BuildOptions,
     "package": PackageVariables,
+    "signing": ProvenanceVariables,
     "upgrade": UpgradeVariables,
     "address": AddressVariables,
     "server": ServerVariables,

@@ -1,4 +1,5 @@
-"""`verify`: every artifact hashed again and held against its receipt."""
+"""`verify`: every artifact hashed again and held against its receipt, its statement of provenance,
+and its signature."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from pipeline.bins.compile import git_tree
 from pipeline.core import log
-from pipeline.core.errors import PipelineError, doitw
+from pipeline.core import statement as statements
+from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.process import WINDOWS
 from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
@@ -16,11 +18,18 @@ from pipeline.core.store.receipts import FILE, Entry
 from pipeline.core.text import plural
 from pipeline.models import converter, gguf
 
+from . import trace
+from . import verify_provenance as proof
 from .model import Model
+from .request import Request
+from .session import Session
 
 
-def verify(model: Model) -> None:
-    """Check everything in the home, or only what belongs to `model=`. Raises PipelineError."""
+def verify(session: Session) -> None:
+    """Check everything in the home, or only what belongs to `model=`, or the package `pkg=`. Raises
+    PipelineError."""
+    model, request = session.model, session.request
+    proof.require_subject(session)
     results: list[dict[str, str]] = []
 
     def report(path: Path, problem: str) -> None:
@@ -28,13 +37,20 @@ def verify(model: Model) -> None:
         if not model.request.json:
             print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
 
-    for path, entry in artifacts(model):
+    digests: dict[Path, str] = {}  # of what is as its receipt says
+    for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
         try:
             problem = check(path, entry)
         except (OSError, PipelineError) as error:
             problem = str(error)
+        digests[path] = entry.sha256 if entry and not problem else ""
         report(path, problem)
-    if not model.request.reference and converter.has_receipt(model.home):
+    for place, files in proof.stated(session, digests):
+        report(place, proof.check_statement(session, place, files, digests))
+    if request.public_key:
+        for path, problem in proof.check_signatures(session, request.public_key).items():
+            report(path, problem)
+    if not (request.reference or request.pkg) and converter.has_receipt(model.home):
         path, problem = converter.folder(model.home), converter.damage(model.home, hashes=True)
         report(path, problem)
     if model.request.json:
@@ -42,9 +58,9 @@ def verify(model: Model) -> None:
     wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
     if wrong:
         raise PipelineError(
-            f"{len(wrong)} of {plural(len(results), 'artifact')} not as their receipts say:\n"
-            + "\n".join(wrong),
-            f"{doitw('forget STEP')} for the step that made it, then run the step again",
+            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(wrong),
+            f"{doitw('forget STEP')} for the step that made it, then run the step again; for a "
+            f"statement of what was made here: {doitw('provenance model=…')}",
         )
     log.info(f"{plural(len(results), 'artifact')} as their receipts say")
 
@@ -53,11 +69,15 @@ def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
     """The artifacts that are meant; a `.gguf` of the user's own has no receipt."""
     home = model.home
     tops = [home.bins, home.models]
-    if model.request.reference:
+    if reference := model.request.reference:
+        if reference.kind == "folder" and model.request.public_key and model.known() is None:
+            return  # a folder of somebody's, of which the signature alone is checked
         resolved = model.require_resolved()
         tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
         if resolved.local and resolved.kind == "gguf":
-            yield from ((resolved.folder / file.name, None) for file in resolved.files)
+            for path in (resolved.folder / file.name for file in resolved.files):
+                is_ours = trace.has_receipt(path, home)
+                yield path, receipts.load(path.parent)[path.name] if is_ours else None
     for top in tops:
         for receipt in sorted(top.rglob(FILE)):
             if any(folder.name.endswith((".part", ".old")) for folder in receipt.parents):
@@ -67,10 +87,25 @@ def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
                     yield receipt.parent / name, entry
 
 
+def package(pkg: Path, request: Request) -> Iterator[tuple[Path, Entry | None]]:
+    """The package `pkg=`, with its receipt if it was packed here. Raises UsageError where nothing
+    says what it should be."""
+    entry = receipts.load(pkg.parent).get(pkg.name)
+    beside = pkg.with_name(pkg.name + statements.SUFFIX)
+    if not (entry or beside.is_file() or request.provenance or request.public_key):
+        raise UsageError(
+            f"pkg={pkg}: nothing here says what it should be: there is neither a receipt nor "
+            f"{beside.name} beside it",
+            "pass provenance=FILE, or public_key=KEY.pem for its signature",
+        )
+    yield pkg, entry
+
+
 def check(path: Path, entry: Entry | None) -> str:
     """What is wrong with an artifact; empty: nothing."""
     if entry is None:
-        gguf.read(path)
+        if path.suffix.lower() == ".gguf":
+            gguf.read(path)
         return ""
     if not path.exists():
         return "is missing"

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from pipeline.core.paths import Home, absolute
 from pipeline.core.pins import pins
+from pipeline.core.statement import companions
 from pipeline.core.store import json_file, receipts
 from pipeline.core.store.artifacts import OWN, UNFINISHED
 from pipeline.core.store.receipts import Entry, Recipe, Status
@@ -46,6 +47,7 @@ class StoredModel(Struct, frozen=True, kw_only=True):
     files: tuple[Path, ...]
     bytes: int
     made_at: str
+    beside: tuple[Path, ...] = ()  # statements of provenance, and signatures
 
     @property
     def reference(self) -> str:
@@ -80,14 +82,16 @@ def look(home: Home) -> OnDisk:
     models, unfinished, unknown = list[StoredModel](), list[Path](), list[Path]()
     for kind in ("gguf", "source"):
         for folder in _children(home.models / kind):
-            known = dict[Path, Entry]()
+            known, strangers = dict[Path, Entry](), list[Path]()
             for path in _leaves(folder):
                 if UNFINISHED.fullmatch(path.name):
                     unfinished.append(path)
                 elif entry := _receipt(path):
                     known[path] = entry
                 elif not OWN.fullmatch(path.name):
-                    unknown.append(path)
+                    strangers.append(path)
+            beside = {path for file in known for path in companions(file)}
+            unknown += [path for path in strangers if path not in beside]
             if kind == "gguf":
                 models += _ggufs(folder.name, known)
             elif known:
@@ -160,6 +164,7 @@ def _stored(slug: str, kind: Kind, quant: str, entries: Mapping[Path, Entry]) ->
         files=tuple(entries),
         bytes=sum(entry.size for entry in entries.values()),
         made_at=max(entry.made_at for entry in entries.values()),
+        beside=tuple(path for file in entries for path in companions(file)),
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
 RUN = ("force", "refresh", "frozen", "offline")
+KNOWN = ("frozen", "offline")  # of steps that make nothing anew
 MODEL = ("model", "config", "profile", *RUN)
 MAKING = (*MODEL, "programs")
 OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
@@ -314,10 +315,25 @@ STEPS = (
         also="serve",
     ),
     Step(
+        "provenance",
+        "write a statement of what the GGUF of model=, or the package pkg=, was made from",
+        run=lambda session: do.provenance.provenance(session),
+        reads=("model", "pkg", "out", "key", "builder", "programs", *KNOWN, "format"),
+    ),
+    Step(
+        "sign",
+        "sign the .gguf, folder or package of model= or pkg= with key=",
+        run=lambda session: do.provenance.sign(session),
+        reads=("model", "pkg", "key", "programs", *KNOWN, "format"),
+    ),
+    Step(
         "verify",
-        "hash every artifact again and compare it with its receipt",
-        run=lambda session: do.verify.verify(session.model),
-        reads=("model", *RUN, "format"),
+        "hash every artifact again; compare it with its receipt, statement and signature",
+        run=lambda session: do.verify.verify(session),
+        reads=(
+            *("model", "pkg", "provenance", "public_key", "signature", "builder", "programs"),
+            *(*RUN, "format"),
+        ),
     ),
     Step(
         "models",

@@ -280,6 +280,31 @@ def test_the_latest_stays_until_it_is_asked_for_again(plan: Prebuilt, site: fake
     assert plan.is_current()
 
 
+@scripts
+def test_an_attestation_that_is_required_is_checked_of_what_is_here_already(
+    plan: Prebuilt, site: fake.Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan.make()
+    insists = replace(plan, attestation="required")
+    assert plan.is_current() and not insists.is_current()
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{gh.parent}:/usr/bin:/bin")
+    gh.write_text("#!/bin/sh\necho '✗ Verification failed' >&2; exit 1\n")
+    gh.chmod(0o755)
+    with pytest.raises(PipelineError, match="its attestation does not hold"):
+        insists.make()
+    assert plan.is_current(), "what was there stays"
+    gh.write_text(f'#!/bin/sh\necho "$@" >{tmp_path / "asked"}\n')
+    insists.make()
+    assert insists.is_current() and told(insists) == "version: stand-in b7000"
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:2] == ["attestation", "verify"] and asked[-2:] == ["--repo", "ggml-org/llama.cpp"]
+    assert hashlib.sha256(Path(asked[2]).read_bytes()).hexdigest() in {
+        hashlib.sha256(data).hexdigest() for data in site.releases[0].assets.values()
+    }
+
+
 def test_offline(plan: Prebuilt, site: fake.Site) -> None:
     with pytest.raises(PipelineError, match=r"release=b7000: .* offline=1 forbids that"):
         plan.make(offline=True)

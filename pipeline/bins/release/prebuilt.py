@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.bins import platform as host
 from pipeline.bins.binaries import ProgramSource, program_file, try_out
-from pipeline.bins.build_options import release_name
+from pipeline.bins.build_options import AUTO, OFF, REQUIRED, release_name
 from pipeline.core import log, packages, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -23,7 +23,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import remove
 from pipeline.core.store.receipts import Recipe, files_in
 
-from . import releases
+from . import attestation, releases
 from .assets import Asset, Choice
 from .releases import Driver, Release
 
@@ -38,7 +38,8 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     """A release's programs for a platform and a backend.
 
     `release` is a tag or `latest`. `driver_cuda` returns the newest CUDA that the driver runs; it
-    is called only when an archive for CUDA has to be chosen.
+    is called only when an archive for CUDA has to be chosen. `attestation` says how GitHub's is
+    checked.
     """
 
     platform: str
@@ -46,6 +47,7 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     release: str
     home: Home
     driver_cuda: Driver = _unknown
+    attestation: str = AUTO
 
     def __post_init__(self) -> None:
         """Raise UsageError for what cannot be the name of a release: paths are made of it."""
@@ -99,7 +101,10 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     def recipe(self) -> Recipe:
         """What the programs depend on, as far as it is known."""
         release = self.known_release
-        return recipe_of(release) if release else {"step": "prebuilt", "release": self.release}
+        if release is None:
+            return {"step": "prebuilt", "release": self.release}
+        insists = self.attestation not in (AUTO, OFF)
+        return {**recipe_of(release), **({"attestation": REQUIRED} if insists else {})}
 
     def required(self) -> list[str]:
         """All that is there: a library that did not come with the programs may change them."""
@@ -112,13 +117,15 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Download, unpack, try out and publish, unless already done. Raises PipelineError."""
         release = _look_up(self, offline=offline, refresh=refresh)
-        target, recipe = self.target, recipe_of(release)
+        target, recipe = self.target, self.recipe()
         with artifacts.locked_folder(target):
             if not force and receipts.revalidate_folder(target, recipe, self.required()):
                 return
             start = time.monotonic()
             fetch = _out_of_package if self.is_pinned else releases.fetch
             packed = [fetch(each, self.home, offline=offline) for each in release.choice.assets]
+            for archive in packed:
+                attestation.require(archive, self.attestation, offline=offline)
             with artifacts.new_folder(target) as made:
                 fill(made, packed)
                 if self.is_pinned:

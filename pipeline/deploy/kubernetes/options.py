@@ -84,9 +84,9 @@ class Options(Group):
     )
     out: str = variable(
         path,
-        "the folder that is written",
+        "the folder that `kubernetes` writes; the file that `provenance` writes, `-` prints it",
         "",
-        shown="`deploy/<configuration>` in the home",
+        shown="`deploy/<configuration>` in the home; beside the file",
     )
 
     @property
