@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bills import invalid
 from conftest import Doit, with_programs
 from workers import shared
 
@@ -128,8 +129,10 @@ def test_a_second_run_changes_nothing_and_prints_the_same(made: Doit) -> None:
     before = place.stat().st_mtime_ns
     assert f"up to date: {place}" in made("provenance", *named(made)).err
     assert place.stat().st_mtime_ns == before
+    there = {path: path.lstat().st_mtime_ns for path in made.home.rglob("*")}
     printed = made("provenance", *named(made), "out=-").out
     assert printed == place.read_text(encoding="utf-8")
+    assert {path: path.lstat().st_mtime_ns for path in made.home.rglob("*")} == there
     rows = made("provenance", *named(made), "format=json").json()
     assert rows == [{"path": str(final(made)), "statement": str(place), "signatures": []}]
     other = made("provenance", *named(made), "out=-", "builder=https://ci.example/x").json()
@@ -209,6 +212,11 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
         edit(lambda d: d["predicate"]["buildDefinition"].update(buildType="urn:x")),
         "its buildType is",
     ),
+    "a name that would move the cursor": (
+        edit(lambda d: dependencies(d)["llama-quantize"].update(name="a\x1b[2J\u202eb\nok")),
+        "a[2Jb ok: the statement names this dependency",
+    ),
+    "a field that would": (edit(lambda d: d.update({"\x1b]0;x\n": 1})), "unknown field `]0;x `"),
     "a field": (edit(lambda d: d["predicate"].update(more=1)), "unknown field `more`"),
     "a dependency less": (
         edit(lambda d: d["predicate"]["buildDefinition"]["resolvedDependencies"].pop()),
@@ -223,6 +231,7 @@ def test_verify_refuses(name: str, own: Doit) -> None:
     change(final(own))
     wrong = own("verify", f"model={final(own)}", status=1)
     assert said in wrong.err and "Traceback" not in wrong.err
+    assert "\x1b" not in wrong.err and "\u202e" not in wrong.err
 
 
 def test_a_statement_of_a_file_from_elsewhere(made: Doit, bare: Doit, tmp_path: Path) -> None:
@@ -355,6 +364,17 @@ def test_a_package_says_what_is_in_it_and_what_it_was_made_from(doit: Doit, tmp_
         assert doit("verify", f"pkg={archive}").out.count("ok ") == 2
         listed = manifest_of(archive)["files"]
         assert listed["bin/llama-server"]["sha256"] == programs["llama-server"].sha256
+
+    (beside,) = archives[0].parent.glob("llama*.cdx.json")
+    bill = json.loads(beside.read_text(encoding="utf-8"))
+    assert invalid(bill) == []
+    listed = {each["name"]: each for each in bill["components"]}
+    digest = programs["llama-server"].sha256
+    assert listed["bin/llama-server"]["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    vendored = {each["name"] for each in listed["llama.cpp"]["components"]}
+    assert {"cpp-httplib", "nlohmann"} <= vendored
+    if programs["llama-server"].recipe["page"]:
+        assert len(listed["llama-server's page"]["components"]) > 500
 
     private, public = key_pair(tmp_path, "mine")
     doit("provenance", f"pkg={archives[0]}", f"key={private}")

@@ -27,6 +27,7 @@ from pipeline.core.statement import (
 from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
 from pipeline.core.store.receipts import Entry, Recipe
+from pipeline.core.text import printable
 from pipeline.models import gguf
 
 OWN_MACHINE = "urn:llama-pipeline:builder"  # the builder, where nobody names another
@@ -133,7 +134,7 @@ def _entry(file: Path) -> Entry:
 
 def _subject(file: Path, entry: Entry) -> Descriptor:
     is_model = file.suffix.lower() == ".gguf"
-    license = str(gguf.read(file).values.get("general.license", "")) if is_model else ""
+    license = printable(str(gguf.read(file).values.get("general.license", ""))) if is_model else ""
     notes = {"license": license} if license else {}
     return Descriptor(name=file.name, digest={"sha256": entry.sha256}, annotations=notes)
 

@@ -10,6 +10,7 @@ from pipeline.core import statement as statements
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.statement import Statement
 from pipeline.core.store.hashing import sha256
+from pipeline.core.text import printable
 from pipeline.models import quants
 
 from . import provenance, trace
@@ -54,10 +55,10 @@ def check_statement(
         subjects = {each.digest["sha256"] for each in given.subject}
         for file in files:
             if _sha256(file, digests) not in subjects:
-                return f"is about another file than {file.name}, or that has changed"
-        return "; ".join(_misfits(session, given, files))
+                return f"is about another file than {file.name}, or {file.name} has changed"
+        return _shown("; ".join(_misfits(session, given, files)))
     except (ValueError, OSError, PipelineError) as error:
-        return str(error)
+        return _shown(str(error))
 
 
 def _misfits(session: Session, given: Statement, files: Sequence[Path]) -> Iterator[str]:
@@ -96,7 +97,13 @@ def check_signatures(session: Session, public_key: Path) -> dict[Path, str]:
     places = [target.with_name(target.name + statements.SUFFIX) for target in targets]
     places = [request.provenance] if request.provenance else [p for p in places if p.is_file()]
     signatures |= {place: signing.signature_of(place) for place in places}
-    return signing.verify(signatures, public_key, session.home, offline=request.offline)
+    answers = signing.verify(signatures, public_key, session.home, offline=request.offline)
+    return {target: _shown(why) for target, why in answers.items()}
+
+
+def _shown(text: str) -> str:
+    """What a stranger's file says, as one line that leaves the terminal alone."""
+    return printable(text).replace("\n", " ")
 
 
 def _sha256(file: Path, digests: Mapping[Path, str]) -> str:

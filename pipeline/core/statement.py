@@ -16,7 +16,7 @@ from urllib.parse import quote
 from msgspec import Struct, ValidationError, convert, field, to_builtins
 
 from .errors import PipelineError
-from .text import decoded
+from .text import decoded, printable
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -166,6 +166,7 @@ def read(path: Path) -> Statement:
         return parse(decoded(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)[:300]
+        why = printable(str(why)).replace("\n", " ")
         raise PipelineError(f"{path}: is no statement of provenance: {why}") from None
 
 

@@ -176,6 +176,12 @@ def test_packages_of_each_origin(home: Home) -> None:
         trace.of_file(packed(home, "old.tar.gz", None), home)
 
 
+def test_a_licence_that_would_move_the_cursor(home: Home) -> None:
+    file = recorded.gguf(home.models / "gguf" / SLUG / "m.gguf", license="mit\x1b[2J\u202e")
+    record(file, {"step": "fetch", "file": f"sha256:{'1' * 64}", **SOURCE})
+    assert checked(file, home).subject[0].annotations == {"license": "mit[2J"}
+
+
 def test_what_there_is_no_statement_of(home: Home, tmp_path: Path) -> None:
     file = recorded.quantized(home)
     with pytest.raises(PipelineError, match="of the step imatrix"):
