@@ -22,8 +22,10 @@ def main() -> None:
         print(command_line.versions())
         return
     if words[:2] == ["completion", "words"] and words[2:]:
+        from .core import log
         from .tasks import completion
 
+        log.guard_streams()
         print(*completion.candidates(words[2].removeprefix("="), words[3:]), sep="\n")
         return
     if words[:1] in (["-h"], ["--help"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, did_you_mean
 from pipeline.core.process import private
+from pipeline.core.text import printable
 
 from .completions import ChatServer, ContextFull, Conversation, Ending, answer
 from .reply import Reply
@@ -124,7 +127,7 @@ class Terminal:
     ) -> None:
         self.server = server
         self.conversation = Conversation(system)
-        self.console = Console(highlight=False)
+        self.console = Console(file=log.unfiltered(sys.stdout), highlight=False)
         self.require_running = require_running
         self.commands: Mapping[str, Callable[[str], None]] = {
             "help": lambda text: self.note(HELP),
@@ -221,10 +224,10 @@ class Terminal:
         self.note("a new conversation")
 
     def note(self, text: str) -> None:
-        self.console.print(Text(text, "dim"))
+        self.console.print(Text(printable(text), "dim"))
 
     def complain(self, error: PipelineError) -> None:
-        self.console.print(Text(f"error: {error}", "red"))
+        self.console.print(Text(printable(f"error: {error}"), "red"))
 
 
 def converse(

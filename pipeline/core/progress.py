@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from . import log
-from .text import size
+from .text import printable, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -85,7 +85,7 @@ def _drawn(title: str, summary: Callable[[Task], str]) -> Iterator[Update]:
     stall shows."""
     with _drawing:
         progress = _bars()
-    task = progress.add_task(title, total=None, visible=False, summary=summary)
+    task = progress.add_task(printable(title), total=None, visible=False, summary=summary)
     shown = 0.0
 
     def update(done: float, total: float) -> None:
@@ -121,7 +121,8 @@ def _bars() -> Progress:
     # The text needs most of a line of 80.
     columns = BarColumn(bar_width=16), Summary(table_column=Column(no_wrap=True))
     words = TextColumn("{task.description}"), *columns
-    return Progress(*words, console=Console(stderr=True), transient=True)
+    console = Console(file=log.unfiltered(sys.stderr))
+    return Progress(*words, console=console, transient=True)
 
 
 def _lines(title: str, summary: Callable[[str], str] = str, patience: float = 0) -> Update:

@@ -14,16 +14,17 @@ OTHER_ENCODINGS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
-# Control characters but for line breaks and tabs, marks that reverse the order of what is read, and
-# halves of letters.
+# Colours and other looks; control characters but for line breaks and tabs; marks that reverse the
+# order of what is read; Unicode's own line breaks; and halves of letters.
 UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"\x1b\[[0-9:;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f]"
+    "|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """`text` without the characters that a terminal would interpret instead of showing them."""
-    return UNPRINTABLE.sub("", text)
+    """`text` without what a terminal would interpret instead of showing it."""
+    return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub("", text)
 
 
 def decoded(data: bytes) -> str:

@@ -107,6 +107,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 def main(words: Sequence[str]) -> int:
     """Run the command of this name; its exit status."""
     name, *rest = words or ("",)
+    log.guard_streams()
     try:
         if name not in COMMANDS:
             near = did_you_mean(name, list(COMMANDS))

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,7 +44,7 @@ LIVE: Task = {"uptodate": [False], "io": {"capture": False}, "verbosity": 2}  # 
 def session() -> Session:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
     interrupt_on_termination()
-    replace_closed_streams()
+    log.guard_streams()
     drop_foreign_modules()
     if is_plain_doit():
         read_as_doitw_does()
@@ -217,17 +216,6 @@ def guarded_clean(clean: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(1)
 
     return clean_or_exit
-
-
-def replace_closed_streams() -> None:
-    """A closed stdout or stderr (`2>&-`) takes what is printed and keeps it to itself, and a
-    letter that the terminal cannot show is shown as its number."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-        elif stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def interrupt_on_termination() -> None:

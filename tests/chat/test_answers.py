@@ -48,8 +48,8 @@ def test_an_answer(server: tuple[str, list[Any]]) -> None:
 
 
 def test_nothing_that_a_terminal_obeys_arrives(server: tuple[str, list[Any]]) -> None:
-    assert ask(server[0], "hostile")[0] == "a[31mred]0;title2Jbc"
-    assert printable(fake.HOSTILE + "\n\tü 日本 👩‍👩‍👧") == "a[31mred]0;title2Jbc\n\tü 日本 👩‍👩‍👧"
+    assert ask(server[0], "hostile")[0] == "ared]0;title2Jbc"
+    assert printable(fake.HOSTILE + "\n\tü 日本 👩‍👩‍👧") == "ared]0;title2Jbc\n\tü 日本 👩‍👩‍👧"
 
 
 def test_an_answer_that_was_cut_says_why(server: tuple[str, list[Any]]) -> None:

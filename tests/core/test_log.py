@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import io
+import json
+import sys
+from collections.abc import Callable
+
 import pytest
 
 from pipeline.core import log
@@ -45,3 +50,50 @@ def test_did_you_mean() -> None:
     letters = "swapped letters come before a word that only looks alike"
     assert did_you_mean("prot", ("prompt", "port")) == "; did you mean port?", letters
     assert did_you_mean("zzz", ["ctx_size", "port"]) == ""
+
+
+# Nothing that is printed controls the terminal
+
+HOSTILE = "a\x1b[31mb\x1b[2Jc\x07\r\x7f\x9bd\u202e\u2066e\u2028f\u200fü\t日\n"
+SHOWN = "ab[2Jcdefü\t日\n"
+
+
+def printed(function: Callable[[], object], encoding: str = "utf-8") -> str:
+    """What reaches the terminal of a run, on stdout and then on stderr."""
+    files = [io.BytesIO(), io.BytesIO()]
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (io.TextIOWrapper(file, encoding=encoding) for file in files)
+    try:
+        log.guard_streams()
+        log.guard_streams()  # once is enough
+        function()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return b"".join(file.getvalue() for file in files).decode(encoding)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def test_no_words_of_others_reach_the_terminal_as_they_are() -> None:
+    assert printed(lambda: print(HOSTILE, end="")) == SHOWN
+    assert printed(lambda: log.info(HOSTILE)) == SHOWN + "\n"
+    assert printed(lambda: sys.stderr.write(HOSTILE)) == SHOWN
+    assert printed(lambda: sys.stdout.writelines([HOSTILE, HOSTILE])) == SHOWN * 2
+
+
+def test_json_is_what_it_was() -> None:
+    text = json.dumps({"a": HOSTILE.replace("\x7f", "")})
+    assert printed(lambda: print(text)) == text + "\n"
+
+
+def test_a_letter_that_cannot_be_shown_is_its_number() -> None:
+    assert printed(lambda: log.info("a\udcffb")) == "a\\udcffb\n"
+    assert printed(lambda: log.info("日"), "latin-1") == "\\u65e5\n"
+
+
+def test_what_draws_writes_to_the_stream_itself() -> None:
+    def draw() -> None:
+        log.unfiltered(sys.stdout).write("\x1b[2K")
+        log.unfiltered(sys.stdout).flush()
+
+    assert printed(draw) == "\x1b[2K"

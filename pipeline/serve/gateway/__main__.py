@@ -22,6 +22,7 @@ from .settings import GatewaySettings
 
 def main() -> int:
     """Exit status: 0 after a requested stop, 1 on failure, 3 for wrong usage."""
+    log.guard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.serve.gateway",
         description=__doc__,
