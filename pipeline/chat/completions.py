@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -17,6 +19,9 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 3600.0  # a long prompt takes long without a GPU
 LONGEST_LINE = 1024 * 1024  # bytes of a streamed event
 LONGEST_ERROR = 16 * 1024  # bytes of an error that are read
+ERROR_SECONDS = 10.0  # for these
+MOST_TEXT = 16 * 1024 * 1024  # characters of an answer; a million tokens are some 4 million
+# characters of an answer; a context of a million tokens holds 4 million
 SHOWN = 300  # characters of a server's message
 DONE = b"[DONE]"
 FULL = ("exceed_context_size_error", "maximum context length")  # llama-server's, vLLM's
@@ -125,7 +130,7 @@ async def answer(
     }
     headers = {"authorization": f"Bearer {server.key}"} if server.key else {}
     timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-    finish, timings = "", Timings()
+    finish, timings, length = "", Timings(), 0
     try:
         async with (
             httpx2.AsyncClient(timeout=timeout, trust_env=False) as client,
@@ -140,6 +145,12 @@ async def answer(
                 for choice in chunk.choices[:1]:
                     delta, finish = choice.delta, choice.finish_reason or finish
                     reasoning = delta.reasoning_content or delta.reasoning or ""
+                    length += len(delta.content or "") + len(reasoning)
+                    if length > MOST_TEXT:
+                        raise PipelineError(
+                            f"{server.url}: the answer is longer than {MOST_TEXT:,} characters",
+                            "the server does not end it; its log may say why",
+                        )
                     if delta.content or reasoning:
                         show(printable(delta.content or ""), printable(reasoning))
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -147,7 +158,7 @@ async def answer(
             f"nothing answers at {server.url}: {error or 'no connection in time'}",
             "is the server still running?",
         ) from None
-    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise PipelineError(
             f"{server.url}: the connection broke: {error or type(error).__name__}",
             "is the server still running? Its log says more",
@@ -172,9 +183,14 @@ def _ending(server: ChatServer, timings: Timings, *, is_cut: bool) -> Ending:
 
 async def _beginning(response: httpx2.Response) -> bytes:
     """The first bytes of a response that is no answer."""
-    async for piece in response.aiter_bytes(LONGEST_ERROR):
-        return piece
-    return b""
+    body = bytearray()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ERROR_SECONDS):
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) >= LONGEST_ERROR:
+                    break
+    return bytes(body[:LONGEST_ERROR])
 
 
 async def _chunks(server: ChatServer, pieces: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
@@ -191,7 +207,7 @@ async def _chunks(server: ChatServer, pieces: AsyncIterator[bytes]) -> AsyncIter
             raise refusal(server, 0, b'{"error": %b}' % data)
         try:
             chunk = msgspec.json.decode(data, type=Chunk)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise PipelineError(
                 f"{server.url} sends what is no answer: {_shown(data)}",
                 "is it the address of a server for models?",
@@ -216,7 +232,7 @@ def refusal(server: ChatServer, status: int, body: bytes) -> PipelineError:
     """The error for a response that is no answer; `status` 0: it came in the middle of a stream."""
     try:
         data = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         data = None
     error = data.get("error", data) if isinstance(data, dict) else None
     details = error if isinstance(error, dict) else {}

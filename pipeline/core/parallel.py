@@ -6,7 +6,9 @@ as those of a ThreadPoolExecutor would.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -14,6 +16,7 @@ from typing import TypeVar
 
 TICK = 0.2  # seconds; a longer wait would not let Ctrl-C through on Windows
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 Ended = SimpleQueue[BaseException | None]
 
 
@@ -57,6 +60,18 @@ def for_each(function: Callable[[Item], object], items: Iterable[Item], at_once:
             raise error
 
 
+def within(seconds: float, function: Callable[[], Value]) -> Value:
+    """What `function` returns, or raises. Raises TimeoutError where it takes longer than that: its
+    thread is left behind, since nothing can end a wait for a server that sends now and then a byte.
+    """
+    values: list[Value] = []
+    ended: Ended = SimpleQueue()
+    _start(lambda: values.append(function()), ended)
+    if error := _next(ended, time.monotonic() + seconds):
+        raise error
+    return values[0]
+
+
 def _start(function: Callable[[], object], ended: Ended) -> None:
     """Call it on a thread, which puts into `ended` what it raised, or None."""
 
@@ -71,9 +86,11 @@ def _start(function: Callable[[], object], ended: Ended) -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
-def _next(ended: Ended) -> BaseException | None:
+def _next(ended: Ended, deadline: float = math.inf) -> BaseException | None:
+    """What the next to end has raised. Raises TimeoutError at `deadline`."""
     while True:
         try:
-            return ended.get(timeout=TICK)
+            return ended.get(timeout=max(0.0, min(TICK, deadline - time.monotonic())))
         except Empty:
-            continue
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None

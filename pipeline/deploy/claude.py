@@ -13,6 +13,8 @@ from urllib.parse import quote, urlsplit
 
 from msgspec import MsgspecError, Struct, json
 
+from pipeline.core import bounded
+from pipeline.core.bounded import Bound
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 
 Answer = TypeVar("Answer")
@@ -26,6 +28,7 @@ WITH_TOOLS, WITHOUT_TOOLS = 20_000, 2_000  # tokens
 MAX_OUTPUT = 32_000  # tokens; its own default
 TIMEOUT_MS = 3_600_000  # a long prompt takes long without a GPU
 REQUEST_SECONDS = 30.0  # includes the wait for a server that loads
+ANSWER = Bound(bytes=4 * 1024 * 1024, seconds=2 * REQUEST_SECONDS)  # 1,000 models take some 500 kB
 LIMITS = ("API_TIMEOUT_MS", "CLAUDE_CODE_MAX_OUTPUT_TOKENS")  # the user's own values win
 
 # If set, these would make it connect elsewhere, or send another key.
@@ -161,8 +164,9 @@ def _get(url: str, key: str, advice: str, kind: type[Answer]) -> Answer:
 
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx2.get(url, headers=headers, timeout=REQUEST_SECONDS, trust_env=False)
-    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        with httpx2.Client(timeout=REQUEST_SECONDS, trust_env=False) as client:
+            answer = bounded.get(client, url, ANSWER, headers=headers)
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise PipelineError(f"nothing answers at {url}: {error}", advice) from None
     if answer.status_code == 401:
         raise PipelineError(f"{url}: the API key is missing or wrong", "api_key_file=PATH")
@@ -170,5 +174,5 @@ def _get(url: str, key: str, advice: str, kind: type[Answer]) -> Answer:
         raise PipelineError(f"{url} answers with {answer.status_code}", advice)
     try:
         return json.decode(answer.content, type=kind)
-    except MsgspecError as error:
+    except (MsgspecError, RecursionError) as error:
         raise PipelineError(f"{url}: unexpected answer: {error}", advice) from None

@@ -9,20 +9,27 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field, json
 
-from pipeline.core import log, network
+from pipeline.core import bounded, log, network
+from pipeline.core.bounded import Bound
 from pipeline.core.download import Location, read_range
+from pipeline.core.errors import PipelineError
+from pipeline.core.parallel import within
 
 from .contents import Readable
-from .hub_access import AGAIN, Changed, errors_explained
+from .hub_access import AGAIN, Changed, endpoint, errors_explained
 from .reference import Reference
 from .resolve import ModelFile
 
-ASK_TIMEOUT = 30  # seconds, for the list of a whole repository
+ASK_TIMEOUT = 30  # seconds without a byte, for the list of a whole repository
+# The list of 10,000 files, more than any model has, takes 3 MB.
+LIST = Bound(bytes=16 * 1024 * 1024, seconds=120)
+MOST_FILES = 50_000
+LONGEST_LOOK_UP = 600  # seconds; a client over its rate limit waits up to 300 for the next window
 FIRST_READ = 256 * 1024  # bytes; the headers of most safetensors files are shorter
 
 
@@ -36,37 +43,90 @@ class Listing(Struct, frozen=True, kw_only=True):
     gated: bool = False
 
 
+class ListedLfs(Struct):
+    """What the hub says of a large file."""
+
+    sha256: str
+
+
+class ListedFile(Struct, rename={"blob_id": "blobId"}):
+    """A file in the hub's answer. `size` is refused later, when such a file is chosen."""
+
+    rfilename: Annotated[str, Meta(max_length=4096)]
+    size: Any = None
+    blob_id: str | None = None
+    lfs: ListedLfs | None = None
+
+
+class ListedSafetensors(Struct):
+    """The weights in safetensors, counted by element type."""
+
+    parameters: dict[str, int]
+
+
+class Repository(Struct):
+    """What is read of the hub's answer about a repository."""
+
+    id: Annotated[str, Meta(pattern=r"(?a)\A(?!\.)[\w.-]{1,96}(/(?!\.)[\w.-]{1,96})?\Z")]
+    sha: Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+    siblings: list[ListedFile] | None = None
+    safetensors: ListedSafetensors | None = None
+    gated: Any = False
+
+
 def ask(reference: Reference) -> Listing:
     """The repository's files at the requested revision. Raises PipelineError."""
-    from huggingface_hub import HfApi
-
     _quiet()
     log.info(f"asking the hub about {reference.repo}")
     with errors_explained(reference.repo, reference.revision):
-        info = HfApi().model_info(
-            reference.repo,
-            revision=reference.revision or None,
-            files_metadata=True,
-            timeout=ASK_TIMEOUT,
-        )
-    if info.id and info.id != reference.repo:
+        info = _repository(reference)
+    if info.id != reference.repo:
         log.info(f"{reference.repo} is called {info.id} now")
-    files = {
-        str(sibling.rfilename): ModelFile(
-            str(sibling.rfilename),
-            sibling.size if type(sibling.size) is int else -1,  # refused when the file is chosen
-            str(sibling.lfs.sha256) if sibling.lfs else "",
-            str(sibling.blob_id or ""),
+    listed = info.siblings or []
+    if len(listed) > MOST_FILES:
+        raise PipelineError(
+            f"{info.id}: has {len(listed):,} files, and at most {MOST_FILES:,} are read",
+            "download the model's files into a folder, and pass that: model=FOLDER",
         )
-        for sibling in info.siblings or []
+    files = {
+        file.rfilename: ModelFile(
+            file.rfilename,
+            file.size if type(file.size) is int else -1,  # refused when the file is chosen
+            file.lfs.sha256 if file.lfs else "",
+            file.blob_id or "",
+        )
+        for file in listed
     }
     return Listing(
-        repo=info.id or reference.repo,
-        commit=str(info.sha),
+        repo=info.id,
+        commit=info.sha,
         files=files,
         parameters=info.safetensors.parameters if info.safetensors else {},
         gated=bool(info.gated),
     )
+
+
+def _repository(reference: Reference) -> Repository:
+    """The hub's answer. The library's own `model_info` reads answers of any length, and takes 600
+    bytes for each file. Raises what the library and its client raise."""
+    from huggingface_hub import constants, hf_raise_for_status
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        validate_repo_id,
+    )
+
+    validate_repo_id(reference.repo)
+    revision = f"/revision/{quote(reference.revision, safe='')}" if reference.revision else ""
+    answer = bounded.get(
+        client(),
+        f"{constants.ENDPOINT}/api/models/{reference.repo}{revision}",
+        LIST,
+        params={"blobs": True},
+        headers=build_hf_headers(),
+        timeout=ASK_TIMEOUT,
+    )
+    hf_raise_for_status(answer)
+    return json.decode(answer.content, type=Repository)
 
 
 def _quiet() -> None:
@@ -81,7 +141,7 @@ def client() -> Any:
     network.check()
     from huggingface_hub import get_session
 
-    return get_session()
+    return bounded.client(get_session())
 
 
 def timeout() -> float:
@@ -103,7 +163,17 @@ def locate(repo: str, commit: str, file: ModelFile) -> Location:
     _quiet()
     with errors_explained(repo, commit, file.name):
         url = hf_hub_url(repo, file.name, revision=commit)
-        metadata = get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True)
+        try:
+            metadata = within(
+                LONGEST_LOOK_UP,
+                lambda: get_hf_file_metadata(url, timeout=timeout(), retry_on_errors=True),
+            )
+        except TimeoutError:
+            raise PipelineError(
+                f"{repo}: {file.name} was not located within {LONGEST_LOOK_UP} s: the hub keeps "
+                "asking to wait, or does not end its answer",
+                f"run the same command again, later{network.through(endpoint())}",
+            ) from None
     expected = file.sha256 or file.blob
     if metadata.size is not None and metadata.size != file.size:
         raise Changed(

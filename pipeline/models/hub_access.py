@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from msgspec import MsgspecError
+
 from pipeline.core import network
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.network import is_url
@@ -118,8 +120,9 @@ def _refused(repo: str, error: Exception) -> PipelineError:
         what, hint = REFUSALS[status]
         return PipelineError(f"{repo}: the hub {what} (status {status})", hint)
     if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
+        why = str(error) if isinstance(error, MsgspecError) else type(error).__name__
         return PipelineError(
-            f"{repo}: {endpoint()} does not answer as a hub does ({type(error).__name__})",
+            f"{repo}: {endpoint()} does not answer as a hub does ({why})",
             "check HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
         )
     what = f"it answered {status}" if status else type(error).__name__

@@ -27,6 +27,7 @@ from .resolve import SIDE_FILES, ModelFile, Resolved, short_name, slug
 from .safetensors import Head, own_precision
 
 MAX_JSON = 64 * 1024 * 1024  # bytes; the index of a 1,000-tensor model has 100 thousand
+OTHER = "use another revision=…, or another repository"
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
@@ -68,9 +69,7 @@ def resolve(
             why=f"{option.label or option.name}: {why}{projector_why}",
         )
     if all(HIDDEN.search(n) or n.lower().endswith((".md", ".txt")) for n in listing.files):
-        raise PipelineError(
-            f"{listing.repo}: is empty at {listing.commit[:12]}", "use another revision=…"
-        )
+        raise PipelineError(f"{listing.repo}: is empty at {listing.commit[:12]}", OTHER)
 
     def read_json(name: str) -> bytes:
         if listing.files[name].size > MAX_JSON:
@@ -161,9 +160,11 @@ def of_files(
     require_safe([file.name for file in files], repo)
     for file in files:
         if not (SHA256.fullmatch(file.sha256) or (SHA1.fullmatch(file.blob) and not file.sha256)):
-            raise PipelineError(f"{repo}: {file.name} has no hash, so it could not be checked")
+            raise PipelineError(
+                f"{repo}: {file.name} has no hash, so it could not be checked", OTHER
+            )
         if type(file.size) is not int or file.size < 0:
-            raise PipelineError(f"{repo}: the size of {file.name} is not known")
+            raise PipelineError(f"{repo}: the size of {file.name} is not known", OTHER)
     if mmproj and mmproj not in [file.name for file in files]:
         raise PipelineError(f"{repo}: its projector {mmproj} is not among its files")
     name = f"{slug(repo)}__{slug(commit[:12])}"
@@ -196,11 +197,14 @@ def require_safe(names: Sequence[str], repo: str) -> None:
             or any(map(is_windows_device, parts))
             or any(len(part.encode()) > 200 for part in parts)
         ):
-            raise PipelineError(f"{repo}: has a file named {name!r}, which is not safe to write")
+            raise PipelineError(
+                f"{repo}: has a file named {name!r}, which is not safe to write", OTHER
+            )
         folded = unicodedata.normalize("NFC", name).casefold()
         if folded in known:
             raise PipelineError(
                 f"{repo}: has the files {known[folded]!r} and {name!r}, "
-                "which are the same file on some disks"
+                "which are the same file on some disks",
+                OTHER,
             )
         known[folded] = name

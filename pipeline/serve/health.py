@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.text import size
 
 from .keys import keys_of
 from .server import GATEWAY, Server
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     import http.client
 
 BACKLOG = 1024  # connections that wait to be taken
+MOST_BYTES = 16 * 1024 * 1024  # of an answer; the metrics of vLLM take some 100 kB
 
 
 def require_free(host: str, port: int) -> None:
@@ -101,7 +105,7 @@ def ask(
     server: Server, path: str, body: Mapping[str, object] | None = None, *, timeout: float
 ) -> tuple[int, str]:
     """The status and text of a server's answer to a GET, or with `body` to a POST. Raises OSError,
-    also where a step of the exchange takes longer than `timeout` seconds."""
+    also where the exchange takes longer than `timeout` seconds, or the answer is endless."""
     from http.client import HTTPException  # slow to load, and not needed to plan a server
 
     headers = {"Content-Type": "application/json"}
@@ -112,7 +116,10 @@ def ask(
         data = None if body is None else json.dumps(body)
         connection.request("POST" if data else "GET", server.prefix + path, data, headers)
         answer = connection.getresponse()
-        return answer.status, answer.read().decode("utf-8", "replace")
+        content = answer.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise OSError(f"{path}: the answer has more than {size(MOST_BYTES)}")
+        return answer.status, content.decode("utf-8", "replace")
     except (HTTPException, ValueError) as error:
         raise OSError(str(error)) from None
     finally:
@@ -123,13 +130,43 @@ def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
     import http.client
     import ssl
 
-    if not server.tls:
-        return http.client.HTTPConnection(server.address, server.port, timeout=timeout)
-    # On this machine, with a certificate that names it as others see it.
-    context = ssl._create_unverified_context()  # noqa: S323
-    return http.client.HTTPSConnection(
-        server.address, server.port, timeout=timeout, context=context
-    )
+    deadline = time.monotonic() + timeout
+
+    def response(sock: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
+        answer = http.client.HTTPResponse(sock, *args, **options)
+        answer.fp = io.BufferedReader(_UntilDeadline(answer.fp.detach(), sock, deadline))
+        return answer
+
+    connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
+    if server.tls:
+        # On this machine, with a certificate that names it as others see it.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection = http.client.HTTPSConnection(
+            server.address, server.port, timeout=timeout, context=context
+        )
+    connection.response_class = response  # type: ignore[assignment]
+    return connection
+
+
+class _UntilDeadline(io.RawIOBase):
+    """Reads from a socket until a deadline: its own timeout begins again with each byte."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def is_ready(server: Server, timeout: float = 2) -> bool:

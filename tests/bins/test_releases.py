@@ -18,6 +18,7 @@ from msgspec import convert
 from pipeline.bins import build_options
 from pipeline.bins.release import assets, github, releases
 from pipeline.bins.release.assets import Asset, NoMatchError, kind, matching
+from pipeline.core.bounded import Bound
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 
@@ -449,9 +450,9 @@ def test_lists_that_are_none(site: fake.Site, body: bytes) -> None:
 
 
 def test_an_answer_without_an_end(site: fake.Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(github, "MOST_BYTES", 1000)
+    monkeypatch.setattr(github, "ANSWER", Bound(bytes=1000, seconds=60))
     site.faults["body"] = b" " * 100_000
-    with pytest.raises(PipelineError, match="it does not end"):
+    with pytest.raises(PipelineError, match=r"/releases/tags/b7: sends more than 1\.0 kB"):
         find("b7")
 
 

@@ -6,12 +6,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from msgspec import json
 
-from pipeline.core import network
+from pipeline.core import bounded, network
+from pipeline.core.bounded import Bound
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.progress import duration
 
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 
 UPSTREAM = "ggml-org/llama.cpp"
 TIMEOUT = 30.0  # seconds without a byte
-LONGEST_ANSWER = 120.0  # seconds
-MOST_BYTES = 32 * 1024 * 1024  # of an answer; 30 releases take about 1.5 MB
+ANSWER = Bound(bytes=32 * 1024 * 1024, seconds=120)  # 30 releases take about 1.5 MB
 LONGEST_DOWNLOAD = 3600.0  # seconds
 RELEASES = "llama.cpp's releases"
 TOKENS = ("GITHUB_TOKEN", "GH_TOKEN")
@@ -61,7 +62,7 @@ def client() -> httpx2.Client:
     network.check()
     import httpx2
 
-    return httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"})
+    return bounded.client(httpx2.Client(timeout=TIMEOUT, headers={"User-Agent": "llama-pipeline"}))
 
 
 def ask(client: httpx2.Client, path: str, form: type[T], what: str = RELEASES) -> T:
@@ -70,9 +71,12 @@ def ask(client: httpx2.Client, path: str, form: type[T], what: str = RELEASES) -
 
     Raises MissingError, PipelineError.
     """
-    data = b"".join(_blocks(client, path, what, MOST_BYTES, LONGEST_ANSWER))
+    url, headers = _request(path)
+    with _errors_explained(what):
+        answer = bounded.get(client, url, ANSWER, headers=headers, follow_redirects=True)
+    _require_success(answer, what)
     try:
-        return json.decode(data, type=form)
+        return json.decode(answer.content, type=form)
     except (ValueError, RecursionError) as error:
         raise strange(str(error), what) from None
 
@@ -82,31 +86,40 @@ def download(client: httpx2.Client, path: str, file: BinaryIO, most: int) -> Non
 
     Raises MissingError, PipelineError.
     """
-    file.writelines(_blocks(client, path, "llama.cpp's source", most, LONGEST_DOWNLOAD))
+    what, (url, headers) = "llama.cpp's source", _request(path)
+    deadline, got = time.monotonic() + LONGEST_DOWNLOAD, 0
+    with _errors_explained(what), bounded.opened(client, url, headers=headers) as answer:
+        _require_success(answer, what)
+        for block in answer.iter_bytes():
+            got += len(block)
+            if got > most or time.monotonic() > deadline:
+                raise strange("it does not end", what)
+            file.write(block)
 
 
-def _blocks(
-    client: httpx2.Client, path: str, what: str, most: int, seconds: float
-) -> Iterator[bytes]:
-    """The token goes to the API's host and, after a redirect, to no other."""
+def _request(path: str) -> tuple[str, dict[str, str]]:
+    """The address and the headers: the token goes to the API's host, and after a redirect to no
+    other."""
+    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+    if token()[1]:
+        headers["Authorization"] = f"Bearer {token()[1]}"
+    return f"{api()}/repos/{UPSTREAM}/{path}", headers
+
+
+def _require_success(answer: httpx2.Response, what: str) -> None:
+    if answer.status_code != 200:
+        raise refusal(answer.status_code, answer.headers, time.time(), what)
+
+
+@contextmanager
+def _errors_explained(what: str) -> Iterator[None]:
+    """Turn the HTTP library's exceptions into a PipelineError."""
     import httpx2
 
     from pipeline.core.download.answers import trouble
 
-    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
-    if token()[1]:
-        headers["Authorization"] = f"Bearer {token()[1]}"
-    url = f"{api()}/repos/{UPSTREAM}/{path}"
     try:
-        with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-            if answer.status_code != 200:
-                raise refusal(answer.status_code, answer.headers, time.time(), what)
-            end, got = time.monotonic() + seconds, 0
-            for block in answer.iter_bytes():
-                got += len(block)
-                if got > most or time.monotonic() > end:
-                    raise strange("it does not end", what)
-                yield block
+        yield
     except httpx2.RequestError as error:
         raise PipelineError(
             f"{what} could not be fetched: {trouble(error)}",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
-from pipeline.core import log, network
+from pipeline.core import bounded, log, network
 from pipeline.core.errors import PipelineError
 
 from .answers import Judge, TroubleError, trouble
@@ -18,7 +19,11 @@ from .answers import Judge, TroubleError, trouble
 if TYPE_CHECKING:
     import httpx2
 
-RETRIES = 5  # in a row, without a new byte
+RETRIES = 5  # in a row, each without LEAST_BYTES of progress
+LEAST_BYTES = 4096
+# A connection that brings less than LEAST_BYTES in this time counts as silent. On a link of GPRS
+# each of 8 connections brings three times as much.
+SLOWEST_SECONDS = 30.0
 PAUSE = 0.5  # seconds before the first of them; each pause is twice the one before
 WAITS = 10  # in a row, if the server says how long to wait
 AGAIN = "run it again: it continues where it stopped"
@@ -38,6 +43,23 @@ Locate = Callable[[], Location]
 
 class HaltedError(Exception):
     """`Remote.halt` was called."""
+
+
+class Pace:
+    """Tells a connection that is slow from one that is kept open with a byte now and then."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._since, self._got = time.monotonic(), 0
+
+    def check(self, count: int) -> None:
+        """Count bytes that came. Raises TroubleError where too few came for too long."""
+        self._got += count
+        passed = time.monotonic() - self._since
+        if passed > SLOWEST_SECONDS:
+            if self._got < LEAST_BYTES:
+                raise TroubleError(self._host, f"only {self._got} bytes in {passed:.0f} s")
+            self._since, self._got = time.monotonic(), 0
 
 
 class Remote:
@@ -90,13 +112,15 @@ class Remote:
         at = reached = start
         failures = waits = 0
         renewed = False
-        arrived = -1
+        arrived = -LEAST_BYTES
         while at < stop:
             location = self._where()
             try:
                 with self._ask(location, at, stop) as answer:
                     skip, stop, exact = self._judge.accept(answer, at, stop)
+                    pace = Pace(answer.url.host)
                     for data in answer.iter_raw():
+                        pace.check(len(data))
                         if skip:
                             data, skip = data[skip:], max(0, skip - len(data))
                         data = data[: stop - at]
@@ -117,7 +141,7 @@ class Remote:
                 problem = trouble(error)
             if self.halted.is_set():
                 raise HaltedError
-            if at > reached:
+            if at - reached >= LEAST_BYTES:
                 reached, failures, waits, renewed = at, 0, 0, False
             if problem.expired and not renewed:
                 renewed = True
@@ -130,7 +154,7 @@ class Remote:
                 failures += 1
                 # A server that refuses some of many connections is not down while others receive
                 # bytes.
-                stuck = problem.wrong or self._arrived == arrived
+                stuck = problem.wrong or self._arrived - arrived < LEAST_BYTES
                 arrived = self._arrived
                 if problem.expired:
                     raise PipelineError(
@@ -163,8 +187,8 @@ class Remote:
             "Accept-Encoding": "identity",
             "Range": f"bytes={at}-{stop - 1}",
         }
-        with self._client.stream(
-            "GET", location.url, headers=headers, timeout=self._timeout, follow_redirects=True
+        with bounded.opened(
+            self._client, location.url, headers=headers, timeout=self._timeout
         ) as answer:
             with self._lock:
                 self._answers.add(answer)

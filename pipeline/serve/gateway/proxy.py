@@ -29,19 +29,11 @@ from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
+from .renaming import Rename, Renamed, renaming
 from .request_body import RequestBody, parse_body, parse_query, read_body
 from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
 from .settings import GatewaySettings
-from .upstream import (
-    Answer,
-    Keys,
-    NoAnswer,
-    Rename,
-    Renamed,
-    forward,
-    renaming,
-    returned_headers,
-)
+from .upstream import Answer, Keys, NoAnswer, forward, returned_headers
 
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
 LOOK_SECONDS = 0.25  # between two looks of a request that waits, where no state changes

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ import anyio
 import httptools
 from starlette.requests import Request
 
+from pipeline.core.text import size
 from pipeline.serve.guard.relay import connect
 from pipeline.serve.keys import keys_of
 from pipeline.serve.server import LLAMA_CPP
@@ -29,6 +29,10 @@ from .servers import Target, Targets, View
 
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 2.0  # for a server to answer a question of ours
+MOST_ASKED = 16 * 1024 * 1024  # bytes of that answer; the metrics of vLLM take some 100 kB
+# Bytes of an answer that are held until it is passed on. The longest are embeddings: those of a
+# request of 100 MB may take twice as much.
+MOST_HELD = 256 * 1024 * 1024
 
 # Headers of one connection only (RFC 9110), and those that the gateway sets itself.
 HOP_BY_HOP = {
@@ -104,7 +108,7 @@ class Answer(asyncio.Protocol):
     comes, from one socket to the other with no task between.
     """
 
-    def __init__(self, request: Sequence[bytes], *, is_head: bool) -> None:
+    def __init__(self, request: Sequence[bytes], *, is_head: bool, most: int = MOST_HELD) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.began = asyncio.Event()  # the body's first block came, or the end
@@ -114,6 +118,7 @@ class Answer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._blocks: list[bytes] = []
         self._write: Callable[[bytes], None] | None = None
+        self._most, self._received = most, 0
 
     @property
     def length(self) -> int | None:
@@ -175,6 +180,11 @@ class Answer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.ended.is_set():
+            return
+        self._received += len(data)
+        if self._write is None and self._received > self._most:
+            self._end(f"more than {size(self._most)}")
+            self.close()
             return
         try:
             self._parser.feed_data(data)
@@ -238,7 +248,7 @@ async def ask(
     """All of the server's answer to a question of our own. Raises NoAnswer."""
     try:
         async with asyncio.timeout(seconds):
-            answer = await _begin(target, "GET", path, headers)
+            answer = await _begin(target, "GET", path, headers, most=MOST_ASKED)
             try:
                 await answer.ended.wait()
             finally:
@@ -256,6 +266,7 @@ async def _begin(
     path: str,
     headers: Iterable[tuple[bytes, bytes]],
     body: bytes = b"",
+    most: int = MOST_HELD,
 ) -> Answer:
     """Send a request; return once the body of its answer begins. Raises NoAnswer."""
     url = urlsplit(target.instance.url)
@@ -265,7 +276,7 @@ async def _begin(
     if body or method not in ("GET", "HEAD"):
         lines.append(b"content-length: %d" % len(body))
     head = b"\r\n".join([*lines, b"", b""])
-    answer = Answer((head, body), is_head=method == "HEAD")
+    answer = Answer((head, body), is_head=method == "HEAD", most=most)
     try:
         if target.socket:
             await connect(lambda: answer, lambda: target.socket, CONNECT_SECONDS)
@@ -304,7 +315,7 @@ class Engines:
         named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
         new = [target for name, target in named.items() if self._seen.get(name) != target]
         for name, text in (await self._ask_all("/v1/models", new)).items():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 self._known[name] = details(json.loads(text))
                 self._seen[name] = named[name]
         return {name: self._known[name] for name in named if self._seen.get(name) == named[name]}
@@ -334,41 +345,6 @@ def details(listed: Any) -> dict[str, Any]:
         return {"meta": data["meta"], "capabilities": more["capabilities"]}
     except (TypeError, LookupError):
         return {}
-
-
-Rename = Callable[[bytes], bytes]
-
-
-def renaming(target: Target, model: str | None) -> Rename | None:
-    """A function that puts `model`, the name in the request, in place of the server's own in its
-    answer: llama-server always says its first alias. None where they are the same."""
-    if not model or set(target.names) == {model}:
-        return None
-    spelled = [
-        json.dumps(name, ensure_ascii=ascii) for name in target.names for ascii in (False, True)
-    ]
-    pattern = re.compile(rf'("model"\s*:\s*)(?:{"|".join(map(re.escape, spelled))})'.encode())
-    own = json.dumps(model).encode()
-    return lambda text: pattern.sub(lambda match: match[1] + own, text)
-
-
-class Renamed:
-    """Writes a stream with another name, line by line: the name may be cut between two blocks."""
-
-    def __init__(self, write: Callable[[bytes], None], rename: Rename) -> None:
-        self._write, self._rename = write, rename
-        self._held: list[bytes] = []
-
-    def write(self, block: bytes) -> None:
-        before, end, after = block.rpartition(b"\n")
-        if end:
-            self._write(self._rename(b"".join([*self._held, before, end])))
-            self._held.clear()
-        self._held.append(after)
-
-    def end(self) -> None:
-        """Write what no line's end followed."""
-        self._write(self._rename(b"".join(self._held)))
 
 
 def without_headers(

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from pipeline.serve.gateway.connection import Body, Connection
 from pipeline.serve.gateway.proxy import Proxy
+from pipeline.serve.gateway.upstream import MOST_HELD
 
 from .replies import Text, Vectors, error_of, joined, lines
 
@@ -63,6 +64,7 @@ class Exchange:
         self._stream: Text | None = None  # an answer of which each object is sent as it comes
         self._sink: Body | None = None  # and where to
         self._blocks: list[bytes] = []  # of any other answer
+        self._held = 0  # bytes of them
         self._is_whole = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,6 +132,7 @@ class Exchange:
         """As the connection's own."""
         self._call.reply.load_seconds = self._scope.get("waited")
         if not self._stream:
+            self._source = source
             yield self
             return
         with self._connection.body(source, status, None) as self._sink:
@@ -138,8 +141,12 @@ class Exchange:
     def write(self, block: bytes) -> None:
         if self._stream and self._sink:
             self._sink.write(lines(self._stream.feed(block)))
-        else:
-            self._blocks.append(block)
+            return
+        self._held += len(block)
+        if self._held > MOST_HELD:
+            self._source.abort()  # the proxy reports that the answer broke off
+            return
+        self._blocks.append(block)
 
     def end(self) -> None:
         self._is_whole = True

@@ -15,6 +15,7 @@ from pipeline.serve.gateway.answers import utc
 
 Object = dict[str, Any]
 SECOND, MILLISECOND = 1_000_000_000, 1_000_000  # in nanoseconds
+LONGEST_LINE = 16 * 1024 * 1024  # bytes of an event
 REASONS = {"tool_calls": "stop", "eos": "stop", "word": "stop", "limit": "length"}
 
 
@@ -117,6 +118,8 @@ class Text(OllamaReply):
     def feed(self, block: bytes) -> Iterator[Object]:
         """The objects of the events that are complete by now."""
         *lines, self._rest = (self._rest + block).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            self._rest = b""  # no event is as long
         for line in lines:
             yield from self._line(line)
 
