@@ -145,7 +145,7 @@ def test_one_question(bare: Doit, server: tuple[str, list[Any]]) -> None:
     assert requests[-1]["messages"][-1]["content"] == "a ü\n\nhello"
     assert requests[-1]["key"] == "Bearer secret"
 
-    assert asked(bare, f"url={url}", "prompt=hostile").stdout == b"a[31mred]0;title2Jbc\n"
+    assert asked(bare, f"url={url}", "prompt=hostile").stdout == b"ared]0;title2Jbc\n"
     assert asked(bare, f"url={url}", "prompt=reasons").stdout == b"so\n"
 
 
@@ -173,7 +173,7 @@ def test_errors_leave_the_conversation_going(bare: Doit, server: tuple[str, list
         screen.type("error inside\r")
         screen.until("(?s)error: .*out of luck.*>>>")
         screen.type("hostile\r")
-        screen.until(r"a\[31mred\]0;title2Jbc")
+        screen.until(r"ared\]0;title2Jbc")
         assert "\x1b]0;" not in screen.text and "\x1b[31mred" not in screen.text
         screen.until(">>>")
         screen.type("/sytem x\r")
@@ -188,7 +188,7 @@ def test_errors_leave_the_conversation_going(bare: Doit, server: tuple[str, list
         screen.until(">>>")
         contents = [message["content"] for message in requests[-1]["messages"]]
         # a question without an answer is not asked again
-        assert contents == ["error inside", "Hello", "hostile", "a[31mred]0;title2Jbc", "hello"]
+        assert contents == ["error inside", "Hello", "hostile", "ared]0;title2Jbc", "hello"]
         screen.type("/reset\r")
         screen.until("a new conversation")
         screen.until(">>>")

@@ -173,8 +173,8 @@ def raw(field: str) -> Attack:
     return answering(lambda: json.dumps(listing()).encode()[:-1] + b", " + field.encode() + b"}")
 
 
-def files(count: int, name: str = "a") -> Attack:
-    return raw('"siblings": [' + ", ".join([f'{{"rfilename":"{name}"}}'] * count) + "]")
+def files(count: int) -> Attack:
+    return raw('"siblings": [' + ",".join(f'{{"rfilename":"{n:x}"}}' for n in range(count)) + "]")
 
 
 def waits_a_year(call: Call) -> None:
@@ -193,7 +193,7 @@ def named(name: str) -> Attack:
 
 ON_HUB: dict[str, Attack] = {
     "million_files": lambda call: files(1_000_000)(call),
-    "many_files": lambda call: files(800_000)(call),
+    "many_files": lambda call: files(700_000)(call),
     "deep_list": lambda call: raw('"siblings": ' + "[" * 1_000_000)(call),
     "deep_elsewhere": lambda call: raw('"cardData": ' + '{"a":' * 1_000_000)(call),
     "long_number": lambda call: raw('"size": ' + "9" * 1_000_000)(call),
