@@ -21,7 +21,7 @@ from download_tools import (
     site_of_files,
 )
 
-from pipeline.core.download import Content, Location, read_range
+from pipeline.core.download import Content, Location, read_range, remote
 from pipeline.core.download.answers import retry_after
 from pipeline.core.download.partial import runs
 from pipeline.core.errors import PipelineError
@@ -113,6 +113,23 @@ def test_a_fault_that_stays_is_an_error_and_leaves_nothing_wrong(
     site.running.control(reset=True)
     fetch(site, made)
     assert_whole(site, made)
+
+
+def test_a_connection_of_a_few_bytes_a_second_is_given_up_and_continued(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SLOWEST_SECONDS", 0.5)
+    site.fault("slow", bytes_per_second=20, times=3)  # each of them would take an hour
+    fetch(site, tmp_path / "made", timeout=10)
+    assert_whole(site, tmp_path / "made")
+
+
+def test_a_server_that_cuts_each_answer_after_a_byte_is_left(site: Site, tmp_path: Path) -> None:
+    """Each request brings something, but the end of them could not be awaited."""
+    site.fault("cut", after=1)
+    with pytest.raises(PipelineError, match="the connection ended early"):
+        fetch(site, tmp_path / "made", connections=1)
+    assert site.sent() < 10
 
 
 def test_a_file_that_keeps_changing_is_an_error(site: Site, tmp_path: Path) -> None:

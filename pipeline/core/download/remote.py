@@ -19,7 +19,7 @@ from .answers import Judge, TroubleError, trouble
 if TYPE_CHECKING:
     import httpx2
 
-RETRIES = 5  # in a row, each without LEAST_BYTES of progress
+RETRIES = 5  # in a row, which together brought less than LEAST_BYTES
 LEAST_BYTES = 4096
 # A connection that brings less than LEAST_BYTES in this time counts as silent. On a link of GPRS
 # each of 8 connections brings three times as much.
