@@ -18,6 +18,8 @@ from .store.locks import only_one
 from .store.publish import full_disk_is_an_error, part, publish_file, remove, require_space
 from .text import size
 
+LONGEST = 7200.0  # seconds for pip; CUDA's wheels, 800 MB, at 1 Mbit/s
+
 
 def pip_environment() -> dict[str, str]:
     """pip with the user's own settings, also its index's password, but without its notices."""
@@ -56,7 +58,7 @@ def install(requirements: Path, folder: Path, name: str, log: Path) -> None:
     temporary.mkdir(parents=True)
     # pip unpacks into the temporary folder before it moves: the system's may be small.
     env = pip_environment() | {"TMPDIR": str(temporary)}
-    if status := run(install_argv(requirements, folder), log=log, env=env):
+    if status := run(install_argv(requirements, folder), log=log, env=env, timeout=LONGEST):
         raise PipelineError(
             f"{name} could not be installed (pip ended with {status}):\n{last_lines(log, 5)}",
             "check the network, pip's settings (pip config list) and the free space in "
@@ -113,7 +115,9 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
         pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
         (folder / "pinned.txt").write_text(pin, encoding="utf-8")
         try:
-            status = run(download_argv(archive, folder), log=log, env=pip_environment())
+            status = run(
+                download_argv(archive, folder), log=log, env=pip_environment(), timeout=LONGEST
+            )
             got = folder / archive.file
             if status or not got.exists():
                 raise PipelineError(

@@ -132,6 +132,12 @@ def test_a_server_that_cuts_each_answer_after_a_byte_is_left(site: Site, tmp_pat
     assert site.sent() < 10
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/\x1b[2J", "http://[/x", "http://a:99999999/"])
+def test_what_is_no_address_is_an_error(site: Site, tmp_path: Path, url: str) -> None:
+    with pytest.raises(PipelineError, match="leads to what is no address"):
+        fetch(site, tmp_path / "made", locate=lambda: Location(url=url))
+
+
 def test_a_file_that_keeps_changing_is_an_error(site: Site, tmp_path: Path) -> None:
     site.fault("etag_changes", skip=1, times=1)
     site.fault("etag_changes", skip=3, times=1)

@@ -186,6 +186,37 @@ def waits_a_year(call: Call) -> None:
         call.send(b"Content-Length: 0\r\n\r\n")
 
 
+def at(location: str) -> Attack:
+    """The file is where nobody may be led. What is asked there is answered with zeros."""
+
+    def attack(call: Call) -> None:
+        if call.path.startswith("/api/models/"):
+            document(call, json.dumps(listing()).encode())
+            return
+        head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n"
+        head += (
+            f'X-Repo-Commit: {COMMIT}\r\nX-Linked-Size: 4096\r\nX-Linked-Etag: "{"ab" * 32}"\r\n'
+        )
+        call.send(head.encode("latin-1") + b"\r\n")
+
+    return attack
+
+
+def after_the_list(then: Attack) -> Attack:
+    """An honest list, and another attack by the file itself."""
+
+    def attack(call: Call) -> None:
+        if call.path.startswith("/api/models/"):
+            document(call, json.dumps(listing()).encode())
+        elif call.method == "HEAD":
+            head = f'HTTP/1.1 200 OK\r\nETag: "{"ab" * 32}"\r\nContent-Length: 4096\r\n'
+            call.send(f"{head}X-Repo-Commit: {COMMIT}\r\n\r\n".encode())
+        else:
+            then(call)
+
+    return attack
+
+
 def named(name: str) -> Attack:
     sibling = listing()["siblings"][0]
     return said(siblings=[sibling | {"rfilename": name}])
@@ -211,6 +242,11 @@ ON_HUB: dict[str, Attack] = {
     "no_object": answering(lambda: b"[1, 2]"),
     "no_utf8": answering(lambda: b'{"id": "org/\xff\xfe"}'),
     "waits_a_year": waits_a_year,
+    "at_no_address": at("http://[/x"),
+    "at_a_path": at("file:///etc/passwd"),
+    "at_a_terminal": at("http://127.0.0.1:1/\x1b[2J"),
+    "at_no_port": at("http://127.0.0.1:99999999/x"),
+    **{f"file_{name}": after_the_list(attack) for name, attack in ON_CLIENTS.items()},
 }
 
 

@@ -28,6 +28,8 @@ BOUNDS: dict[str, Any] = {
     "pipeline.models.hub.ASK_TIMEOUT": 1.0,
     "pipeline.models.hub.LONGEST_LOOK_UP": 2.0,
     "pipeline.core.bounded.HEADERS_SECONDS": 1.0,
+    "pipeline.core.download.remote.SLOWEST_SECONDS": 0.5,
+    "pipeline.core.download.remote.RETRIES": 2,
 }
 LIST = {"bytes": 16 * MIB, "seconds": 3.0}
 RUN = """
@@ -104,7 +106,7 @@ class Run:
             command, attack, marks=() if (command, attack) in ALWAYS else pytest.mark.trust
         )
         for command in COMMANDS
-        for attack in ATTACKS
+        for attack in (hostile.ON_CLIENTS if command == "lock" else ATTACKS)
     ],
 )
 def test_an_attack_fails(doit: Doit, figure: Figure, command: str, attack: str) -> None:

@@ -65,7 +65,8 @@ class Judge:
             self._refuse(answer)
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise PipelineError(
-                f"{self._name}: {host} sends it compressed, which was not requested"
+                f"{self._name}: {host} sends it compressed, which was not requested",
+                f"see whether a proxy answers there{network.settings()}",
             )
         length = answer.headers.get("Content-Length", "")
         count = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
@@ -109,7 +110,10 @@ class Judge:
             raise TroubleError(host, text, wait=wait)
         if status in (408, 416) or status >= 500:
             raise TroubleError(host, text, wrong=status == 416)
-        raise PipelineError(f"{self._name}: {host}: {text}")
+        raise PipelineError(
+            f"{self._name}: {host}: {text}",
+            f"run the same command again, later{network.through(str(answer.url))}",
+        )
 
     def _require_size(self, host: str, size: int | None) -> None:
         if None not in (size, self._size) and size != self._size:

@@ -115,6 +115,8 @@ class Remote:
         arrived = -LEAST_BYTES
         while at < stop:
             location = self._where()
+            if not network.is_url(location.url):
+                raise self._no_address()
             try:
                 with self._ask(location, at, stop) as answer:
                     skip, stop, exact = self._judge.accept(answer, at, stop)
@@ -139,6 +141,8 @@ class Remote:
                 problem = error
             except httpx2.RequestError as error:
                 problem = trouble(error)
+            except httpx2.InvalidURL:  # too long, or with control characters
+                raise self._no_address() from None
             if self.halted.is_set():
                 raise HaltedError
             if at - reached >= LEAST_BYTES:
@@ -165,6 +169,12 @@ class Remote:
                         f"{self.name}: {problem}", f"{AGAIN}{network.through(location.url)}"
                     )
                 self.halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
+
+    def _no_address(self) -> PipelineError:
+        return PipelineError(
+            f"{self.name}: the server leads to what is no address",
+            "see whether a proxy or a login page answers in its place",
+        )
 
     def _where(self) -> Location:
         with self._locating:
