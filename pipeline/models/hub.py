@@ -43,22 +43,22 @@ class Listing(Struct, frozen=True, kw_only=True):
     gated: bool = False
 
 
-class ListedLfs(Struct):
+class LargeFile(Struct):
     """What the hub says of a large file."""
 
     sha256: str
 
 
-class ListedFile(Struct, rename={"blob_id": "blobId"}):
+class RepositoryFile(Struct, rename={"blob_id": "blobId"}):
     """A file in the hub's answer. `size` is refused later, when such a file is chosen."""
 
     rfilename: Annotated[str, Meta(max_length=4096)]
     size: Any = None
     blob_id: str | None = None
-    lfs: ListedLfs | None = None
+    lfs: LargeFile | None = None
 
 
-class ListedSafetensors(Struct):
+class CountedWeights(Struct):
     """The weights in safetensors, counted by element type."""
 
     parameters: dict[str, int]
@@ -69,8 +69,8 @@ class Repository(Struct):
 
     id: Annotated[str, Meta(pattern=r"(?a)\A(?!\.)[\w.-]{1,96}(/(?!\.)[\w.-]{1,96})?\Z")]
     sha: Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
-    siblings: list[ListedFile] | None = None
-    safetensors: ListedSafetensors | None = None
+    siblings: list[RepositoryFile] | None = None
+    safetensors: CountedWeights | None = None
     gated: Any = False
 
 
