@@ -152,29 +152,34 @@ def listing(**changes: Any) -> dict[str, Any]:
     return {"id": "org/model", "sha": COMMIT, "siblings": [sibling]} | changes
 
 
-def answering(body: Callable[[], bytes]) -> Attack:
-    """An attack that is a document. What it says of a file is not found."""
+class Document:
+    """An attack that is a document in the place of the list. What it says of a file is not found.
 
-    def attack(call: Call) -> None:
+    It is made before the server starts: a client must not give up meanwhile.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self.body = cache(make)
+
+    def __call__(self, call: Call) -> None:
         if call.path.startswith("/api/models/"):
-            document(call, body())
+            document(call, self.body())
         else:
             document(call, b"{}", "404 Not Found")
 
-    return attack
+
+def said(**changes: Any) -> Document:
+    return Document(lambda: json.dumps(listing(**changes)).encode())
 
 
-def said(**changes: Any) -> Attack:
-    return answering(lambda: json.dumps(listing(**changes)).encode())
-
-
-def raw(field: str) -> Attack:
+def raw(field: Callable[[], str]) -> Document:
     """A list with one field as it is written here."""
-    return answering(lambda: json.dumps(listing()).encode()[:-1] + b", " + field.encode() + b"}")
+    return Document(lambda: json.dumps(listing()).encode()[:-1] + b", " + field().encode() + b"}")
 
 
-def files(count: int) -> Attack:
-    return raw('"siblings": [' + ",".join(f'{{"rfilename":"{n:x}"}}' for n in range(count)) + "]")
+def files(count: int) -> Document:
+    names = (f'{{"rfilename":"{n:x}"}}' for n in range(count))
+    return raw(lambda: f'"siblings": [{",".join(names)}]')
 
 
 def waits_a_year(call: Call) -> None:
@@ -217,18 +222,19 @@ def after_the_list(then: Attack) -> Attack:
     return attack
 
 
-def named(name: str) -> Attack:
+def named(name: str) -> Document:
     sibling = listing()["siblings"][0]
     return said(siblings=[sibling | {"rfilename": name}])
 
 
 ON_HUB: dict[str, Attack] = {
-    "million_files": lambda call: files(1_000_000)(call),
-    "many_files": lambda call: files(700_000)(call),
-    "deep_list": lambda call: raw('"siblings": ' + "[" * 1_000_000)(call),
-    "deep_elsewhere": lambda call: raw('"cardData": ' + '{"a":' * 1_000_000)(call),
-    "long_number": lambda call: raw('"size": ' + "9" * 1_000_000)(call),
-    "long_name": lambda call: named("x" * 10_000_000 + ".gguf")(call),
+    "million_files": files(1_000_000),
+    "many_files": files(600_000),
+    "deep_list": raw(lambda: '"siblings": ' + "[" * 1_000_000),
+    "deep_elsewhere": raw(lambda: '"cardData": ' + '{"a":' * 1_000_000),
+    "deep_value": raw(lambda: '"gated": ' + "[" * 1_000_000),
+    "long_number": raw(lambda: '"gated": ' + "9" * 1_000_000),
+    "long_name": named("x" * 10_000_000 + ".gguf"),
     "commit_is_a_path": said(sha="../../../../etc"),
     "commit_is_short": said(sha=COMMIT[:39]),
     "commit_is_no_hex": said(sha="x" * 40),
@@ -239,8 +245,8 @@ ON_HUB: dict[str, Attack] = {
     "file_controls": named(f"m-{CONTROL}Q4_K_M.gguf"),
     "file_is_a_path": named("../../m-Q4_K_M.gguf"),
     "files_control": said(siblings=[{"rfilename": f"{n}{CONTROL}.bin"} for n in range(9)]),
-    "no_object": answering(lambda: b"[1, 2]"),
-    "no_utf8": answering(lambda: b'{"id": "org/\xff\xfe"}'),
+    "no_object": Document(lambda: b"[1, 2]"),
+    "no_utf8": Document(lambda: b'{"id": "org/\xff\xfe"}'),
     "waits_a_year": waits_a_year,
     "at_no_address": at("http://[/x"),
     "at_a_path": at("file:///etc/passwd"),
@@ -267,6 +273,8 @@ class Running:
 def start(attack: Attack) -> Iterator[Running]:
     """A server on a port of its own, for the length of a `with`."""
     over = threading.Event()
+    if isinstance(attack, Document):
+        attack.body()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:

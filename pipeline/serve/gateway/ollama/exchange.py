@@ -167,7 +167,7 @@ class Exchange:
         elif isinstance(reply, Vectors):
             try:
                 made = reply.read(document)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):
                 status, made = 502, {"error": "the instance's answer cannot be read"}
         else:
             made = joined([*reply.feed(document), *reply.end()])
