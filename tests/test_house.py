@@ -115,3 +115,29 @@ def test_a_class_name_stands_once() -> None:
                 places.setdefault(node.name, []).append(str(file.relative_to(REPOSITORY)))
     assert len(places) > 50
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_every_client_of_a_server_is_known_to_have_bounds() -> None:
+    """`tests/test_hostile_servers.py` attacks each of them."""
+    client = re.compile(r"httpx2\.(Async)?Client\(|httpx2\.get\(|urlopen\(|HTTPS?Connection\(")
+    files = {
+        file.relative_to(REPOSITORY / "pipeline").as_posix()
+        for file in (REPOSITORY / "pipeline").rglob("*.py")
+        if client.search(file.read_text(encoding="utf-8"))
+    }
+    assert files == {
+        *("bins/release/github.py", "chat/completions.py", "deploy/claude.py"),
+        "serve/health.py",
+    }
+
+
+def test_what_draws_is_known_to_filter() -> None:
+    """All else is filtered by the streams of `core/log.py`, which these go past."""
+    drawing = {
+        file.relative_to(REPOSITORY / "pipeline").as_posix()
+        for file in (REPOSITORY / "pipeline").rglob("*.py")
+        if re.search(
+            r"\bConsole\((?!.*\blog\.unfiltered)|\blog\.unfiltered", file.read_text("utf-8")
+        )
+    }
+    assert drawing == {"chat/terminal.py", "core/progress.py"}
