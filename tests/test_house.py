@@ -133,11 +133,10 @@ def test_every_client_of_a_server_is_known_to_have_bounds() -> None:
 
 def test_what_draws_is_known_to_filter() -> None:
     """All else is filtered by the streams of `core/log.py`, which these go past."""
+    past = re.compile(r"\bConsole\((?!.*\blog\.unfiltered)|\blog\.unfiltered")
     drawing = {
         file.relative_to(REPOSITORY / "pipeline").as_posix()
         for file in (REPOSITORY / "pipeline").rglob("*.py")
-        if re.search(
-            r"\bConsole\((?!.*\blog\.unfiltered)|\blog\.unfiltered", file.read_text("utf-8")
-        )
+        if past.search(file.read_text(encoding="utf-8"))
     }
     assert drawing == {"chat/terminal.py", "core/progress.py"}
