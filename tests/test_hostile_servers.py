@@ -22,6 +22,9 @@ from pipeline.core.download import remote
 from pipeline.core.errors import PipelineError
 from pipeline.deploy import claude
 from pipeline.serve import health
+from pipeline.serve.gateway.ollama import exchange
+from pipeline.serve.gateway.ollama.replies import Vectors
+from pipeline.serve.gateway.renaming import LONGEST_LINE, Renamed
 from pipeline.serve.gateway.upstream import Answer
 from pipeline.serve.server import Server
 
@@ -151,6 +154,36 @@ def test_an_instance_that_does_not_end_its_answer_is_left() -> None:
             answer = asyncio.run(held(MIB))
         assert answer.failure and len(answer.kept) <= MIB, attack
         assert server.sent < IN_FLIGHT
+
+
+def test_a_stream_without_line_breaks_is_not_held() -> None:
+    """The gateway looks for the model's name in whole lines."""
+    passed: list[bytes] = []
+    renamed = Renamed(passed.append, lambda text: text)
+    for _ in range(20):
+        renamed.write(b"x" * 100_000)
+    assert len(b"".join(passed)) > LONGEST_LINE
+
+
+def test_an_answer_that_is_translated_at_once_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer in Ollama's form that is no stream is held until its end."""
+    monkeypatch.setattr(exchange, "MOST_HELD", 1000)
+
+    class Source:
+        is_left = False
+
+        def abort(self) -> None:
+            self.is_left = True
+
+    source: Any = Source()
+    call = exchange.Call(path="/v1/embeddings", model="m", reply=Vectors("m"))
+    made = exchange.Exchange(None, call, {})  # type: ignore[arg-type]
+    made._scope = {}
+    with made.body(source, 200, None) as body:
+        body.write(b"x" * 1000)
+        assert not source.is_left
+        body.write(b"x")
+        assert source.is_left
 
 
 @pytest.mark.parametrize(
