@@ -20,6 +20,7 @@ from . import receipts
 from .locks import only_one, own_name
 from .publish import (
     FULL,
+    flush,
     full_disk_is_an_error,
     part,
     publish_file,
@@ -157,6 +158,7 @@ def take_away(target: Path, *, keep_receipt: bool = False) -> None:
     remove(aside)
     if os.path.lexists(target):
         target.rename(aside)
+        flush(target.parent)  # else a power cut could leave a part of it in its place
     try:
         _drop_receipt(target, keep=keep_receipt)
     except OSError as error:
@@ -176,6 +178,7 @@ def _drop_receipt(target: Path, *, keep: bool) -> None:
 def finish(unfinished: Path) -> None:
     """Remove what a killed run left of making, replacing or taking away an artifact."""
     match = UNFINISHED.fullmatch(unfinished.name)
+    flush(unfinished.parent)  # the rename that set it aside
     remove(unfinished)
     if match and not os.path.lexists(target := unfinished.with_name(match["name"])):
         _drop_receipt(target, keep=True)

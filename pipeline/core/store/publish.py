@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
@@ -21,6 +21,8 @@ from .locks import own_name
 SPARE_BYTES = 64 * 1024 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what a user may have of it
 TRIES = 20  # to put a folder in its place where no lock keeps others away
+
+_reachable: set[tuple[Path, int]] = set()  # folders by inode whose own names are on the disk
 
 
 def part(target: Path) -> Path:
@@ -81,6 +83,18 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def flush_names(folder: Path) -> None:
+    """Force the names in a folder to the disk, and those that lead to it: it may be new."""
+    flush(folder)
+    for inner in (folder, *folder.parents[:-1]):
+        key = inner, inner.stat().st_ino
+        if key in _reachable:
+            break
+        _reachable.add(key)
+        with suppress(OSError):  # of a folder above that this user may not read
+            flush(inner.parent)
+
+
 def flush_folder(folder: Path) -> None:
     """Force a folder and all that is below it to the disk."""
     import ctypes
@@ -105,7 +119,7 @@ def publish_file(made: Path, target: Path) -> None:
     """Rename the finished `made` to `target`, in the same folder, safe against a power cut."""
     flush(made)
     made.replace(target)
-    flush(target.parent)
+    flush_names(target.parent)
 
 
 def publish_text(target: Path, text: str) -> None:
@@ -154,26 +168,32 @@ def publish_folder(made: Path, target: Path) -> None:
         except OSError:  # another run was there in this instant, where locks do not work
             if not (tries_left and own_name(target.parent) and made.exists()):
                 raise
-    flush(target.parent)
 
 
 def _put_in_place(made: Path, target: Path) -> None:
+    old = None
     if not target.exists():
         made.rename(target)
     elif _exchange(made, target):
-        remove(made)
+        old = made
     else:
         # No atomic exchange here: for an instant there is no `target`. `recover_folder` repairs
         # what a kill between the two renames leaves.
-        aside = _aside(target)
-        remove(aside)
-        target.rename(aside)
+        old = _aside(target)
+        remove(old)
+        target.rename(old)
         made.rename(target)
-        remove(aside)
+    # Before anything is removed: after a power cut the files could be gone and the renames too,
+    # and what is left of the old folder would pass for all of it.
+    flush_names(target.parent)
+    if old:
+        remove(old)
 
 
 def recover_folder(target: Path) -> None:
     """Finish or undo an interrupted `publish_folder`. Call it under the target's lock."""
+    if is_cut(target):
+        flush_names(target.parent)  # of a run that was killed before it did so
     remove(part(target))  # unfinished, or the old folder after the exchange
     aside = _aside(target)
     if not target.exists():  # where locks do not work, a killed run's has a name of its own
