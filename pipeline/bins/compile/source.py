@@ -21,7 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY, Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
-from pipeline.core.store.publish import remove
+from pipeline.core.store.publish import flush_folder, remove
 from pipeline.core.text import size
 
 from . import active, git_tree, upstream
@@ -129,7 +129,9 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
             return
         start = time.monotonic()
         # Times differ after a copy: the hash decides, as it would for a file.
-        if not (source.folder.is_dir() and git_tree.folder_hash(source.folder) == source.tree):
+        if source.folder.is_dir() and git_tree.folder_hash(source.folder) == source.tree:
+            flush_folder(source.folder)  # whoever copied it may not have done so
+        else:
             with artifacts.new_folder(source.folder, need=UNPACKED_BYTES) as made:
                 _get(source, home, made, offline=offline)
         seconds = time.monotonic() - start

@@ -23,7 +23,7 @@ from pipeline.core.text import plural
 
 from .hashing import sha256
 from .locks import alone_with
-from .publish import is_cut, publish_text
+from .publish import flush, is_cut, publish_text
 
 SCHEMA = 1
 FILE = ".state.json"
@@ -127,6 +127,7 @@ def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
     if sha256(target) != entry.sha256:
         change(target, None)
         return False
+    flush(target)  # whoever copied it may not have done so
     change(target, replace(entry, mtime_ns=target.stat().st_mtime_ns))
     return True
 
@@ -255,6 +256,7 @@ def revalidate_folder(
     if any(sha256(file) != entries[file.name].sha256 for file in moved):
         return False
     for file in moved:
+        flush(file)
         entries[file.name] = replace(entries[file.name], mtime_ns=file.stat().st_mtime_ns)
     save(folder, entries)
     return True
