@@ -6,12 +6,14 @@ holds one entry a file: `{path: {"stamp": [size, mtime], "value": …}}`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from . import json_file
 from .hashing import sha256
 from .locks import alone_with
+from .publish import flush
 
 
 def recall(cache: Path, file: Path) -> Any | None:
@@ -35,6 +37,8 @@ def remember(cache: Path, file: Path, value: Any, stamp: list[int]) -> None:
 
     A value that cannot be stored is computed again the next time, no more.
     """
+    with suppress(OSError):  # a disk or file that only reading is allowed on
+        flush(file)  # after a power cut it could have this stamp, and other bytes
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with alone_with(cache.with_name(f".{cache.name}.lock")):
