@@ -15,6 +15,7 @@ from threading import Thread
 
 from msgspec.structs import replace
 
+from pipeline.core.store.publish import publish_file
 from pipeline.core.store.stat_cache import stamp
 from pipeline.core.text import plural
 from pipeline.serve import health, served
@@ -80,7 +81,7 @@ def save(server: Server, limit: int) -> int:
         part, file = folder / f".{own}-{slot}.part", folder / f"{own}-{slot}.slot"
         if _do(server, slot, "save", part.name):
             with suppress(OSError):
-                part.replace(file)
+                publish_file(part, file)  # flushed: the server would not see that a block is lost
                 saved.append(file)
         part.unlink(missing_ok=True)
     if saved:
