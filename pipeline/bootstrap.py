@@ -155,6 +155,7 @@ def update(name: str, lock: int, *, trust: bool) -> None:
             say(f"doitw: .venv is made again: {why}")
         make(lock)
     install_packages(name, lock)
+    flush_all(VENV)
     for file, content in contents.items():
         write(VENV / f"{file}.txt", content)
 
@@ -189,6 +190,8 @@ def make(lock: int) -> None:
     # First, so that a kill here leaves nothing that looks finished.
     for receipt in VENV.glob("*.txt"):
         receipt.unlink()
+    if VENV.is_dir():
+        flush(VENV)
     if VENV.is_symlink() or VENV.is_file():
         VENV.unlink()
     elif VENV.exists():
@@ -235,6 +238,7 @@ def install_packages(name: str, lock: int) -> None:
     kept = [(receipt, receipt.read_bytes()) for receipt in VENV.glob("*.txt")]
     for receipt, _ in kept:
         receipt.unlink()
+    flush(VENV)
     try:
         call([*command, "--require-hashes", "-r", path], lock)
     except BootstrapError:
@@ -300,10 +304,41 @@ def requirements(name: str) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file at once, so that nobody reads half of it."""
+    """Writes a file at once, so that nobody reads half of it, not after a power cut either."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
+    flush(part)
     os.replace(part, path)  # noqa: PTH105
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_all(folder: Path) -> None:
+    """Forces all below a folder to the disk: thousands of files, at once where Linux can."""
+    if sys.platform == "linux":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            import ctypes
+
+            if ctypes.CDLL(None).syncfs(handle) == 0:
+                return
+        except (AttributeError, ImportError):  # not in every C library, or Python
+            pass
+        finally:
+            os.close(handle)
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            flush(path)
 
 
 @contextlib.contextmanager
