@@ -109,6 +109,7 @@ def test_jobs_reach_ninja(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_what_depends_on_a_change(work: Work) -> None:
     first = compile_all(work)
     assert first.steps == 4
+    assert not (work.folder / ".unflushed").exists()
     before = objects(work)
     assert compile_all(work).steps == 0
 
@@ -139,6 +140,25 @@ def test_another_toolchain_begins_anew(work: Work, what: str) -> None:
     assert compile_all(work).steps == 4
     assert not (work.folder / "left").exists()
     assert json.loads(note.read_text())[2:] == work.made_with
+
+
+def test_a_build_in_which_the_machine_went_down_begins_anew(
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = work.folder / "one.cpp.o"
+    cmake.begin(work)
+    made.touch()
+    cmake.begin(work)
+    assert made.exists(), "a build that was only killed is continued"
+    monkeypatch.setattr(cmake, "_boot", lambda: "another\n")
+    finished = cmake.begin(work)
+    assert not made.exists()
+    assert "the machine went down during the last build" in capsys.readouterr().err
+    made.touch()
+    finished.unlink()
+    monkeypatch.undo()
+    cmake.begin(work)
+    assert made.exists(), "one that was finished before that is whole"
 
 
 def test_what_fails_meanwhile_stops_the_compilers(

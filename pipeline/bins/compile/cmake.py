@@ -20,7 +20,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar, duration
 from pipeline.core.store import json_file
-from pipeline.core.store.publish import remove
+from pipeline.core.store.publish import flush, flush_folder, publish_text, remove
 from pipeline.core.text import size
 
 FIRST_ERRORS = 5
@@ -112,7 +112,7 @@ def compile_all(
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_STATSLOG": str(statistics),
     }
-    begin(work)
+    unflushed = begin(work)
     statistics.unlink(missing_ok=True)
     count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
     with bar(f"building llama.cpp for {work.folder.name}") as update:
@@ -135,6 +135,9 @@ def compile_all(
             watch.again()
         prepare()
         call(build_argv(work, tools, count, work.targets))
+    flush_folder(work.folder)
+    unflushed.unlink()
+    flush(work.folder)
     hits, misses = counted(statistics)
     done = Done(steps=watch.steps, seconds=time.monotonic() - start, hits=hits, misses=misses)
     if done.steps and hits <= misses / 10:
@@ -203,9 +206,18 @@ class Watch:
             self.errors.append(line.strip())
 
 
-def begin(work: Work) -> None:
+def begin(work: Work) -> Path:
     """CMake keeps the compiler and the folders of its first run, whatever is passed later: start
-    over where they changed."""
+    over where they changed. Compilers flush nothing, and Ninja trusts a file's time, so start over
+    too where the machine went down during the last build. Returns the file to remove once all of
+    the folder is flushed."""
+    unflushed, boot = work.folder / ".unflushed", _boot()
+    if unflushed.exists() and _read(unflushed) != boot:
+        log.info(
+            "the machine went down during the last build, so files may be incomplete; compiling "
+            "everything again"
+        )
+        remove(work.folder)
     note = work.folder / ".toolchain.json"
     now = json.dumps([str(work.folder), str(work.source), *work.made_with])
     if _read(note) != now:
@@ -217,6 +229,17 @@ def begin(work: Work) -> None:
     if _read(note) != now:
         remove(work.folder / "CMakeCache.txt")
         note.write_text(now, encoding="utf-8")
+    publish_text(unflushed, boot)
+    return unflushed
+
+
+def _boot() -> str:
+    """An identity of the time since the machine was started."""
+    if text := _read(Path("/proc/sys/kernel/random/boot_id")):
+        return text
+    import psutil
+
+    return f"{psutil.boot_time():.0f}\n"
 
 
 def _read(file: Path) -> str:
