@@ -306,6 +306,8 @@ def test_an_importance_matrix_from_a_text(made: Doit, own_tiny: Path, tmp_path: 
     assert first.steps == ["convert", "quantize"] and "llama-imatrix" in first.err
     matrices = list(made.home.rglob("imatrix-*.gguf"))
     assert len(matrices) == 1
+    for path in made.home.rglob("*.gguf"):
+        assert os.fsencode(tmp_path) not in path.read_bytes(), "its paths are nobody's concern"
     assert made("prepare", *words).steps == []
     again = made("prepare", f"model={own_tiny}", "quant=q2_k_s", f"imatrix={text}")
     assert "llama-imatrix" not in again.err, "the matrix serves another quant"

@@ -81,8 +81,10 @@ class Quantization(Struct, frozen=True, kw_only=True):
 def argv(
     quantization: Quantization, program: Path, made: Path, matrix: Path | None = None
 ) -> list[str]:
-    """llama-quantize's command line: options first, then input, output and type."""
-    options = ["--imatrix", str(matrix)] if matrix else []
+    """llama-quantize's command line, for the folder of the matrix: options first, then input,
+    output and type. The name of the matrix becomes a part of the GGUF, where a path would tell of
+    this machine, and make other bytes on each."""
+    options = ["--imatrix", f"./{matrix.name}"] if matrix else []
     return [str(program), *options, str(quantization.input), str(made), quantization.quant]
 
 
@@ -184,6 +186,7 @@ def make(
                 argv(quantization, program, made, matrix),
                 log=log,
                 env=tools.env(),
+                cwd=matrix and matrix.parent,
                 on_line=watch,
                 timeout=tools.seconds("quantize", weights),
                 sandbox=tools.sandbox(
@@ -267,11 +270,13 @@ def make_imatrix(
 
             status = run(
                 [
-                    *(str(program), "--model", str(model), "--file", str(text)),
+                    # a name alone, for it becomes a part of the matrix, and of what it is used for
+                    *(str(program), "--model", str(model), "--file", f"./{text.name}"),
                     *("--output", str(made), "--output-format", "gguf"),
                 ],
                 log=log,
                 env=tools.env(),
+                cwd=text.parent,
                 on_line=watch,
                 patience=IMATRIX_SILENCE,
                 sandbox=tools.sandbox(

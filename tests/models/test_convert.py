@@ -77,7 +77,7 @@ def test_the_quantizers_command_line(conversion: Conversion, matrix: Path | None
     program, made = Path("/bin/llama-quantize"), Path("/q.part")
     assert quantize.argv(quantization, program, made, matrix) == [
         "/bin/llama-quantize",
-        *(["--imatrix", "/m/imatrix.gguf"] if matrix else []),
+        *(["--imatrix", "./imatrix.gguf"] if matrix else []),
         *(str(conversion.target), "/q.part", "Q4_K_M"),
     ]
 
