@@ -55,7 +55,7 @@ static const struct call calls[] = {
     CALL(pwritev2, WRITE, 0, -1, 0, 0, 3), CALL(sendfile, WRITE, 0, -1, 0, 0, -1),
     CALL(copy_file_range, WRITE, 2, -1, 0, 0, -1), CALL(splice, WRITE, 2, -1, 0, 0, -1),
     CALL(ftruncate, DESCRIPTOR, 0, -1), CALL(fallocate, DESCRIPTOR, 0, -1),
-    CALL(fsync, DESCRIPTOR, 0, -1), CALL(fdatasync, DESCRIPTOR, 0, -1),
+    CALL(fsync, DESCRIPTOR, 0, -1), CALL(fdatasync, DESCRIPTOR, 0, -1), CALL(syncfs, DESCRIPTOR, 0, -1),
     CALL(fchmod, DESCRIPTOR, 0, -1), CALL(fchown, DESCRIPTOR, 0, -1),
     CALL(truncate, PATH, 0, -1), CALL(mkdirat, PATH, 1, 0), CALL(unlinkat, PATH, 1, 0),
     CALL(fchmodat, PATH, 1, 0), CALL(fchownat, PATH, 1, 0), CALL(utimensat, PATH, 1, 0),
@@ -150,7 +150,8 @@ static int path_of(pid_t tid, const uint64_t *args, int at, int folder, char *to
 }
 
 static int is_below(const char *path) {
-    if (!strncmp(path, "/proc/", 6) || !strncmp(path, "/dev/", 5) || path[0] != '/') return 0;
+    if (!strncmp(path, "/proc/", 6) || path[0] != '/') return 0;
+    if (!strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9)) return 0;
     for (size_t i = 0; i < root_count; i++) {
         size_t length = strlen(roots[i]);
         if (!strncmp(path, roots[i], length) && (path[length] == '/' || !path[length])) return 1;
@@ -253,6 +254,9 @@ static void record(struct thread *it, long long result) {
     quoted(it->path);
     if (it->other[0]) fprintf(log_file, ", \"to\": "), quoted(it->other);
     if (it->call->kind == OPEN) fprintf(log_file, ", \"flags\": %llu", (unsigned long long)open_flags(it->tid, it->call, it->args));
+    if (!strcmp(it->call->name, "renameat2")) fprintf(log_file, ", \"flags\": %llu", (unsigned long long)it->args[4]);
+    if (!strncmp(it->call->name, "symlink", 7) && !text(it->tid, it->args[0], it->other))
+        fprintf(log_file, ", \"to\": "), quoted(it->other);
     if (it->call->kind == WRITE) fprintf(log_file, ", \"offset\": %lld", it->offset);
     if (!strcmp(it->call->name, "ftruncate") || !strcmp(it->call->name, "truncate"))
         fprintf(log_file, ", \"length\": %llu", (unsigned long long)it->args[1]);
