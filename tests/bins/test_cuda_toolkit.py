@@ -280,3 +280,26 @@ def test_a_compiler_that_is_no_good_is_not_published(tmp_path: Path, home: Home,
     with pytest.raises(PipelineError, match="does not run here"):
         cuda_toolkit.make(wheel(tmp_path, nvcc), home)
     assert in_cache(tmp_path) == []
+
+
+def test_a_clean_that_was_cut_leaves_no_toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    home = Home(tmp_path)
+    nvcc = cuda_toolkit.toolkit(home, CUDA_13).nvcc
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    stamp = cuda_toolkit.place(home, CUDA_13) / cuda_toolkit.STAMP
+    stamp.touch()
+    entry = receipts.stamp(stamp, cuda_toolkit.recipe(CUDA_13), seconds=0)
+    receipts.save(stamp.parent, {stamp.name: entry})
+    assert cuda_toolkit.is_current(home, CUDA_13)
+
+    def cut(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        cuda_toolkit.clean(home, CUDA_13)
+    assert not cuda_toolkit.is_current(home, CUDA_13)
