@@ -58,8 +58,8 @@ class RepoFiles:
         self._measured: dict[str, tuple[Option, MemoryEstimate]] = {}
 
     def read(self, file: ModelFile) -> bytes:
-        """A small file, whole."""
-        return self._readable(file).get(0, file.size)
+        """A small file, whole. Raises PipelineError for a large one."""
+        return skeleton.whole(self._readable(file))
 
     def read_header(self, files: Sequence[ModelFile]) -> Header:
         """The header of a GGUF's first file."""

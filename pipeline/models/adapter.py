@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
-from . import checkpoint, contents, gguf, kinds, resolve, safetensors
+from . import checkpoint, contents, gguf, kinds, resolve, safetensors, staging
 from .gguf import Header, whole
 from .resolve import Resolved
 from .safetensors import Head
@@ -87,7 +87,9 @@ def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
     """As `check`, of a folder. Raises PipelineError."""
 
     def read(name: str) -> dict[str, Any]:
-        return checkpoint.document((path / name).read_bytes(), str(path / name))
+        file = path / name
+        staging.require_small(str(file), file.stat().st_size)
+        return checkpoint.document(file.read_bytes(), str(file))
 
     def read_head(name: str) -> Head:
         contents.require_finished(path / name)

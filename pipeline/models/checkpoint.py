@@ -21,6 +21,7 @@ from .safetensors import Head
 
 ENCODERS = ("vision_config", "audio_config")  # the tables that the converter looks for
 INDEX = "model.safetensors.index.json"
+MAX_DOCUMENT = 32 * 1024 * 1024  # bytes; the largest index has some 10 MB
 SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GET = "get the model as safetensors or GGUF"
@@ -131,6 +132,7 @@ def named_architecture(config: object) -> str:
 def document(data: bytes, where: str) -> dict[str, Any]:
     """A JSON document of a model, which is a table. Raises PipelineError."""
     contents.require_no_placeholder(data, where)
+    staging.require_small(where, len(data), MAX_DOCUMENT)
     try:
         content = json.loads(data)
         if not isinstance(content, dict):

@@ -23,7 +23,7 @@ PLACEHOLDERS = (
     (rb"version https://git-lfs|version https://hawser", "is a Git LFS pointer, not the file", LFS),
     (rb"# xet version", "is a Xet pointer, not the file", LFS),
     (rb"[./]*(\.git/annex|annex)/objects/", "is a git-annex pointer", "run `git annex get` on it"),
-    (rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype )?html", "is a web page (HTML)", PAGE),
+    (rb"(?i)\s*(?>(?:<!--.*?-->\s*)*)<(!doctype )?html", "is a web page (HTML)", PAGE),
     (rb"(?i)\s*<\?xml|\s*<error>", "is XML, which a server sends for an error", PAGE),
     (rb"\0{512}", "begins with zeros: its download never finished", "download it again"),
 )
@@ -51,7 +51,7 @@ OTHERS = (
     (rb"(?s).{4}TFL3", "is a TensorFlow Lite model", "get the model as safetensors or GGUF"),
     (rb"(?s)\x08[\x01-\x14](\x12|\x1a|\x22|\x3a|\x42)", "is an ONNX model",
      "get the model as safetensors or GGUF"),
-    (rb"(?s).{5}\0{3}\{", "is a safetensors file",
+    (rb"(?s)(?!GGUF).{5}\0{3}\{", "is a safetensors file",
      "name it *.safetensors, and pass the folder that holds it and config.json"),
     (rb"\s*[{\[]", "is JSON, as a server sends it for an error", "download the file again"),
 )  # fmt: skip

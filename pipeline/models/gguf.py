@@ -1,16 +1,9 @@
-"""Read a GGUF's header: small, bounded, and skipping vocabularies without building them.
-
-The layout is that of ggml's docs/gguf.md: magic, version, counts, key-value pairs, tensor table,
-then the tensors, aligned. Everything in it is checked before it is used as a length.
-"""
+"""What a GGUF's header says of the model: kind, context, quant, pooling, parts."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import mmap
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,23 +15,12 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store import stat_cache
 from pipeline.core.text import size as shown_size
 
-from . import contents
-from .quants import FILE_TYPES, row_bytes
+from . import contents, gguf_format
+from .contents import Readable
+from .gguf_format import MAX_ARRAY, Broken, padded
+from .quants import FILE_TYPES
 
-MAGIC = b"GGUF"
-MAX_PAIRS = 100_000
-MAX_TENSORS = 1_000_000
-MAX_STRING = 64 * 1024 * 1024  # bytes; a chat template has some thousands
 MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
-MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-MAX_ARRAY = 1024  # numbers; a value for each layer is kept, a vocabulary never
-MAX_KEPT = 65_536  # numbers of all such arrays together
-
-# Value types: struct format by number; 8 is a string, 9 an array.
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
-SCALARS[12] = "d"
-STRING, ARRAY = 8, 9
 
 BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,4})\.")  # a layer's tensors
 PROJECTING = ("mm.", "resampler.", "adapter.")  # tensors, as llama.cpp's clip-impl.h names them
@@ -48,16 +30,9 @@ ENCODERS = (
     *("jina-bert-v3", "eurobert", "gemma-embedding", "llama-embed", "t5encoder"),
 )
 WRITERS = ("dream", "llada", "llada-moe", "rnd1")  # diffusion: not causal, and write all the same
+AGAIN = "download it again"
 ASSUMED_POOLING = "mean"  # that of most embedding models
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
-
-
-class Broken(ValueError):
-    """The bytes are not a GGUF header, or stop before its end."""
-
-
-class Cut(Broken):
-    """They are the start of a longer file, and stop before the header's end."""
 
 
 class Header(Struct, frozen=True, kw_only=True):
@@ -142,189 +117,62 @@ def whole(values: Mapping[str, Any], key: str, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
-def padded(count: int, step: int = ALIGNMENT) -> int:
-    """The next multiple of `step`, which `count` may be itself."""
-    return -(-count // step) * step
-
-
-class _Reader:
-    """A position in a buffer that may end too early, and starts a file of `size` bytes."""
-
-    def __init__(self, buffer: bytes | mmap.mmap, size: int) -> None:
-        self.buffer = buffer
-        self.size = size
-        self.at = 0
-        self.kept = 0
-
-    def move(self, to: int) -> None:
-        if to > len(self.buffer):
-            raise (Cut if to <= self.size else Broken)("it ends inside its header")
-        self.at = to
-
-    def skip(self, count: int) -> int:
-        start = self.at
-        self.move(start + count)
-        return start
-
-    def scalar(self, form: str) -> Any:
-        start = self.skip(struct.calcsize("<" + form))
-        return struct.unpack_from("<" + form, self.buffer, start)[0]
-
-    def count(self, most: int, what: str) -> int:
-        number = int(self.scalar("Q"))
-        if number > most:
-            raise Broken(f"it claims {number} {what}")
-        return number
-
-    def string(self) -> str:
-        length = self.count(MAX_STRING, "bytes in one text")
-        start = self.skip(length)
-        return self.buffer[start : self.at].decode("utf-8", "replace")
-
-    def array(self) -> tuple[int, list[Any] | None]:
-        """How many elements there are, and the elements where they are a few numbers."""
-        kind = self.scalar("I")
-        count = self.count(self.size, "elements in an array")
-        if kind in SCALARS:
-            form = f"<{count}{SCALARS[kind]}"
-            start = self.skip(count * struct.calcsize("<" + SCALARS[kind]))
-            if count > MAX_ARRAY or self.kept + count > MAX_KEPT:
-                return count, None
-            self.kept += count
-            return count, list(struct.unpack_from(form, self.buffer, start))
-        if kind != STRING:
-            raise Broken(f"it holds an array of value type {kind}")
-        buffer, at, end = self.buffer, self.at, len(self.buffer)
-        for _ in range(count):  # a vocabulary: this loop must be fast
-            at += 8 + int.from_bytes(buffer[at : at + 8], "little")
-            if at > end:
-                break
-        self.move(at)
-        return count, None
-
-
 def parse(
-    buffer: bytes | mmap.mmap, size: int | None = None, shapes: dict[str, list[int]] | None = None
+    file: Readable, shapes: dict[str, list[int]] | None = None, *, is_whole: bool = True
 ) -> Header:
-    """Parse the header at the start of `buffer`, the start of a file of `size` bytes. Adds each
-    tensor's shape to `shapes`, with the length of a row first.
+    """The header of a GGUF, of which no more is read. Adds each tensor's shape to `shapes`, with
+    the length of a row first. `is_whole`: the file must be as long as its header says.
 
-    Raises Broken, and Cut where more of the file's bytes are needed.
+    Raises PipelineError.
     """
-    reader = _Reader(buffer, len(buffer) if size is None else size)
-    start = reader.skip(4)
-    if buffer[start : start + 4] != MAGIC:
-        raise Broken("it does not start with GGUF")
-    version = reader.scalar("I")
-    if version not in (2, 3):
-        raise Broken(f"it has GGUF version {version}; 2 and 3 are known")
-    tensors = reader.count(MAX_TENSORS, "tensors")
-    values, vocabulary, tokens_at = _metadata(reader)
-    widths: set[int] = set()
-    blocks: set[int] = set()
-    end = 0
-    for name, shape, stop in _tensor_table(reader, tensors):
-        end = max(end, stop)
-        if block := BLOCK.match(name):
-            blocks.add(int(block[1]))
-        if name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
-            widths.update(shape)
-        if shapes is not None:
-            shapes[name] = shape
-    alignment = whole(values, "general.alignment", ALIGNMENT)
-    if alignment < 1:
-        raise Broken(f"its alignment is {alignment}")
-    data = padded(reader.at, alignment)
+    reader = gguf_format.Reader(file)
+    widths, blocks, end = set[int](), set[int](), 0
+    try:
+        tensors = gguf_format.start(reader)
+        metadata = gguf_format.metadata(reader)
+        for tensor in gguf_format.tensors(reader, tensors, metadata.alignment):
+            end = tensor.stop
+            if block := BLOCK.match(tensor.name):
+                blocks.add(int(block[1]))
+            if tensor.name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
+                widths.update(tensor.shape)
+            if shapes is not None:
+                shapes[tensor.name] = tensor.shape
+    except Broken as error:
+        start = file.get(0, min(file.size, contents.START))
+        what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", AGAIN)
+        raise contents.ForeignFile(f"{file.name}: {what}", hint) from None
+    data = padded(reader.at, metadata.alignment) if tensors else reader.at
+    if is_whole and file.size < data + end:
+        raise PipelineError(
+            f"{file.name}: is cut short: it has {shown_size(file.size)} ({file.size} bytes), its "
+            f"header needs {shown_size(data + end)} ({data + end} bytes)",
+            "download or copy it again",
+        )
     return Header(
         tensors=tensors,
         size=data + end,
         data=data,
-        vocabulary=vocabulary,
+        vocabulary=metadata.vocabulary,
         widths=sorted(widths),
         blocks=sorted(blocks),
-        tokens_at=tokens_at,
-        values=values,
+        tokens_at=metadata.tokens_at,
+        values=metadata.values,
     )
 
 
-def _metadata(reader: _Reader) -> tuple[dict[str, Any], int, int]:
-    """The plain values and short arrays, how many tokens there are, and where the first begins."""
-    values: dict[str, Any] = {}
-    vocabulary = tokens_at = 0
-    for _ in range(reader.count(MAX_PAIRS, "values")):
-        key, kind = reader.string(), reader.scalar("I")
-        if kind == ARRAY:
-            start = reader.at + 12  # behind the elements' type and count
-            count, numbers = reader.array()
-            if key == "tokenizer.ggml.tokens":
-                vocabulary, tokens_at = count, start
-            elif numbers is not None and not key.startswith("tokenizer."):
-                values[key] = numbers
-        elif kind == STRING:
-            values[key] = reader.string()
-        elif kind in SCALARS:
-            values[key] = reader.scalar(SCALARS[kind])
-        else:
-            raise Broken(f"{key} has value type {kind}")
-    return values, vocabulary, tokens_at
-
-
-def _tensor_table(reader: _Reader, tensors: int) -> Iterator[tuple[str, list[int], int]]:
-    """The name and shape of each tensor, and where it ends, in bytes from the start of the data."""
-    for _ in range(tensors):
-        name = reader.string()
-        dimensions = reader.scalar("I")
-        if dimensions > MAX_DIMENSIONS:
-            raise Broken(f"its tensor {name} has {dimensions} dimensions")
-        shape = [int(reader.scalar("Q")) for _ in range(dimensions)]
-        kind, offset = reader.scalar("I"), reader.scalar("Q")
-        # Of a type newer than the table of types at least the start must be there.
-        yield name, shape, offset + row_bytes(kind, math.prod(shape))
-
-
 def read(path: Path, shapes: dict[str, list[int]] | None = None) -> Header:
-    """The header of the file `path`, which must be as long as its header says. Adds each tensor's
-    shape to `shapes`, with the length of a row first.
-
-    Raises PipelineError.
-    """
+    """As `parse`, of the file `path`. Raises PipelineError."""
     try:
-        length = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(contents.START)
-            if length < 24:
-                raise Broken("it is too short")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                header = parse(buffer, shapes=shapes)
-    except Broken as error:
-        raise unusable(str(path), start, error) from None
+        return parse(contents.local(path, str(path)), shapes)
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
-    if length < header.size:
-        raise PipelineError(
-            f"{path}: is cut short: it has {shown_size(length)} ({length} bytes), its header "
-            f"needs {shown_size(header.size)} ({header.size} bytes)",
-            "download or copy it again",
-        )
-    return header
 
 
-def tokens(path: Path, header: Header) -> list[bytes]:
+def tokens(path: Path, header: Header) -> Iterator[bytes]:
     """The texts of all tokens of the file `path`, whose header was just read."""
-    with path.open("rb") as file:
-        data = file.read(header.data)
-    texts, at = [], header.tokens_at
-    for _ in range(header.vocabulary):
-        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
-        texts.append(data[at + 8 : end])
-        at = end
-    return texts
-
-
-def unusable(where: str, start: bytes, error: Broken) -> PipelineError:
-    """The error for a file that is no GGUF: it names what the file is, where that is known."""
-    what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", "download it again")
-    return contents.ForeignFile(f"{where}: {what}", hint)
+    reader = gguf_format.Reader(contents.local(path, str(path)), header.tokens_at)
+    return (reader.text() for _ in range(header.vocabulary))
 
 
 def read_cached(path: Path, cache: Path) -> Header:

@@ -19,7 +19,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, kinds, quants, safetensors
+from . import checkpoint, contents, gguf, kinds, quants, safetensors, staging
 from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
@@ -198,6 +198,7 @@ def check_folder(
     """
 
     def read(name: str) -> bytes:
+        staging.require_small(str(folder / name), sizes[name])
         try:
             return (folder / name).read_bytes()
         except OSError as error:

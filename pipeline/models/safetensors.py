@@ -1,6 +1,8 @@
 """Read the headers of safetensors files: what they hold, and whether they are complete.
 
-The layout: 8 bytes of length (little endian), that many bytes of JSON, then the data.
+The layout: 8 bytes of length (little endian), that many bytes of JSON, then the data, in which the
+tensors lie without gaps. Refused is what the format's own library refuses (`Metadata::validate` of
+its tensor.rs), and what other readers would read differently, such as a name that is there twice.
 """
 
 from __future__ import annotations
@@ -8,36 +10,72 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Meta, Struct, ValidationError, convert
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.text import printable
 
 from . import contents
 from .contents import Readable
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+MAX_VALUES = (
+    2_000_000  # of JSON, which bounds the memory they take; 100,000 tensors have 1.4 million
+)
 
+# Bits of an element, by type.
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
 # The type in which the converter keeps a source's precision.
 OUTTYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
+AGAIN = "download or copy it again"
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
 
 class Head(Struct, frozen=True, kw_only=True):
-    """The header of one file: its own bytes, the shapes of the tensors by name, the data's bytes by
-    element type, and the elements."""
+    """The header of one file: its length in bytes, the shapes of the tensors by name, the data's
+    bytes by element type, and the elements."""
 
-    raw: bytes
+    length: int
     shapes: Mapping[str, list[int]]
     dtypes: Counter[str]
     elements: int
 
 
-class Tensor(Struct, frozen=True):
+class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+    shape: Annotated[list[Count], Meta(max_length=64)]  # as many dimensions as PyTorch has at most
+    data_offsets: tuple[Count, Count]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.data_offsets[1] - self.data_offsets[0]
+
+
+# What holds for every tensor, in this order, and what is wrong with one for which it does not.
+TENSOR_RULES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
+    (lambda t: t.dtype in BITS, "has the type {dtype}, which is not known"),
+    (lambda t: t.bytes >= 0, "ends before it begins: {t.data_offsets}"),
+    (
+        lambda t: t.elements * BITS[t.dtype] == t.bytes * 8,
+        "has {t.bytes} bytes, which is not what the shape {t.shape} takes as {dtype}",
+    ),
+)
 
 
 def head(file: Readable) -> Head:
@@ -45,40 +83,69 @@ def head(file: Readable) -> Head:
     name = file.name
     count = int.from_bytes(file.get(0, 8), "little") if file.size >= 8 else 0
     if not 2 <= count <= min(MAX_HEADER, file.size - 8):
-        what, hint = contents.foreign(file.get(0, min(file.size, contents.START))) or (
-            "is not a safetensors file, or is cut short",
-            "download or copy it again",
-        )
+        start = file.get(0, min(file.size, contents.START))
+        kind = None if start[8:9] == b"{" else contents.foreign(start)
+        what, hint = kind or ("is not a safetensors file, or is cut short", AGAIN)
         raise contents.ForeignFile(f"{name}: {what}", hint)
-    header_bytes = file.get(8, 8 + count)
-    try:
-        header = json.loads(header_bytes)
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{name}: cannot be read as safetensors: {error}") from None
-    try:
-        header.pop("__metadata__", None)
-        tensors = convert(header, dict[str, Tensor])
-    except (AttributeError, TypeError, ValidationError):
-        raise PipelineError(f"{name}: its header is not that of a safetensors file") from None
+    tensors = _tensors(file.get(8, 8 + count), name)
     dtypes: Counter[str] = Counter()
     at = 0
-    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.data_offsets):
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        for holds, problem in TENSOR_RULES:
+            if not holds(tensor):
+                text = problem.format(t=tensor, dtype=_shown(tensor.dtype))
+                raise PipelineError(f"{name}: its tensor {_shown(key)} {text}")
         begin, end = tensor.data_offsets
-        if not at == begin <= end:  # the format knows neither gaps nor overlaps
+        if begin != at:
             raise PipelineError(f"{name}: its tensors overlap or leave gaps, at byte {begin}")
         dtypes[tensor.dtype] += end - begin
         at = end
     if file.size != 8 + count + at:
         raise PipelineError(
-            f"{name}: has {file.size} bytes, its header needs {8 + count + at}",
-            "download or copy it again",
+            f"{name}: has {file.size} bytes, its header needs {8 + count + at}", AGAIN
         )
     return Head(
-        raw=count.to_bytes(8, "little") + header_bytes,
+        length=8 + count,
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         dtypes=dtypes,
-        elements=sum(math.prod(max(0, n) for n in t.shape) for t in tensors.values()),
+        elements=sum(tensor.elements for tensor in tensors.values()),
     )
+
+
+def _tensors(header: bytes, name: str) -> dict[str, Tensor]:
+    """The table of tensors in the JSON of a header. Raises PipelineError."""
+    if sum(map(header.count, (b"{", b"[", b",", b":"))) > MAX_VALUES:  # each value needs one
+        raise PipelineError(f"{name}: its header holds more values than any model needs")
+    try:
+        if not header.startswith(b"{"):
+            raise ValueError("its header is no object")
+        table = json.loads(header.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{name}: cannot be read as safetensors: {printable(str(error))[:200]}"
+        ) from None
+    try:
+        convert(table.pop("__metadata__", {}), dict[str, str])
+        return convert(table, dict[str, Tensor])
+    except ValidationError as error:
+        raise PipelineError(
+            f"{name}: its header is not that of a safetensors file: {printable(str(error))[:200]}"
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError where a key is there twice: readers differ in which one
+    they take."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{_shown(twice)} is there twice")
+    return table
+
+
+def _shown(text: str) -> str:
+    """What a file says, for a message: short, and without what a terminal would interpret."""
+    return printable(text[:80])
 
 
 def read(path: Path) -> Head:

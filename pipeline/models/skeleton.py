@@ -16,43 +16,33 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
-from pipeline.core.text import size as shown_size
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .checkpoint import is_plain
 from .contents import Readable
 from .convert import Conversion
-from .gguf import Broken, Cut, Header
+from .gguf import Header
 from .resolve import slug
 from .run_converter import HEADER, TOO_MUCH
 
 FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 words fit
-MAX_HEADER = 256 * 1024 * 1024
 PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
 
 
 def prefix(file: Readable) -> tuple[bytes, Header]:
     """A GGUF's header with all the bytes before its tensors. Raises PipelineError."""
-    data, length = b"", FIRST_READ
-    while True:
-        stop = min(length, file.size, MAX_HEADER)
-        data += file.get(len(data), stop)
-        try:
-            header = gguf.parse(data, file.size)
-            break
-        except Cut:
-            if stop == MAX_HEADER:
-                raise PipelineError(
-                    f"{file.name}: its header is longer than {shown_size(MAX_HEADER)}"
-                ) from None
-            length *= 2
-        except Broken as error:
-            raise gguf.unusable(file.name, data[: contents.START], error) from None
-    if header.size > file.size:
-        raise PipelineError(
-            f"{file.name}: is cut short: it has {file.size} bytes, its header needs {header.size}"
-        )
-    return data[: header.data], header
+    data = b""
+
+    def read(start: int, stop: int) -> bytes:
+        """In steps that double, so that a long header takes few requests."""
+        nonlocal data
+        if stop > len(data):
+            to = min(file.size, max(stop, FIRST_READ, 2 * len(data)))
+            data += file.get(len(data), to)
+        return data[start:stop]
+
+    header = gguf.parse(Readable(name=file.name, size=file.size, read=read))
+    return read(0, header.data), header
 
 
 def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
@@ -110,10 +100,7 @@ def safetensors_skeleton(
                 output = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
                 message = f"{name}: the converter refuses its headers (status {status}):\n{output}"
                 raise PipelineError(*foreign_code.explained(name, code_of(files), message))
-            try:
-                header = gguf.parse(made.read_bytes(), 1 << 62)
-            except Broken as error:
-                raise PipelineError(f"{name}: would not become a usable GGUF: {error}") from None
+            header = gguf.parse(contents.local(made, name), is_whole=False)
             # The converter pads the last tensor too.
             if not extend_by_hole(made, gguf.padded(header.size)):
                 return None
@@ -131,8 +118,7 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     target = folder.joinpath(*names)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
-        raw = safetensors.head(file).raw
-        target.write_bytes(raw)
+        target.write_bytes(file.get(0, safetensors.head(file).length))
         return extend_by_hole(target, file.size)
     target.write_bytes(staging.beside(file.name, whole(file), weights))
     return True

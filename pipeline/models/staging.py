@@ -95,9 +95,9 @@ def beside(name: str, data: bytes, weights: int) -> bytes:
     return foreign_code.without(name, data)
 
 
-def require_small(name: str, size: int) -> None:
+def require_small(name: str, size: int, most: int = MAX_SIDE_FILE) -> None:
     """Raise PipelineError where a file beside the weights is too large to be read."""
-    if size > MAX_SIDE_FILE:
+    if size > most:
         raise PipelineError(f"{name}: has {shown_size(size)}, which is too large for such a file")
 
 
