@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
-from pipeline.models import resolve
+from pipeline.models import contents, resolve
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 4321\n"
 
@@ -145,3 +145,19 @@ def test_parts_of_two_models_are_not_one(tmp_path: Path) -> None:
     for path in paths:
         write(path, "llama", split__count=2, split__tensors__count=3)
     assert "has 2 tensors in its parts, by its header 3" in refusal(paths[0])
+
+
+def test_a_page_of_many_comments_is_recognized_at_once() -> None:
+    """Its start was tried in 2**140 ways."""
+    comments = b"<!-- a -->" * 100
+    assert contents.foreign(comments + b"text") is None
+    kind = contents.foreign(comments + b"<html>")
+    assert kind and "web page" in kind[0]
+    kind = contents.foreign(b" <!-- > --> \n<!---->\n<!DOCTYPE html>")
+    assert kind and "web page" in kind[0]
+
+
+def test_a_damaged_gguf_of_123_tensors_is_no_safetensors_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 123, 1) + bytes(40))
+    assert "is not a usable GGUF" in refusal(path)

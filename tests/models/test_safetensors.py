@@ -186,3 +186,11 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 )
 def test_the_precision_of_most_bytes_wins(dtypes: dict[str, int], precision: str) -> None:
     assert safetensors.own_precision(Counter(dtypes)) == precision
+
+
+def test_a_damaged_file_is_not_told_to_be_named_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((1000).to_bytes(8, "little") + b'{"a": 1}')
+    with pytest.raises(PipelineError, match="or is cut short") as caught:
+        safetensors.read(path)
+    assert "is a safetensors file" not in str(caught.value)

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,19 @@ def bounded(path: Path, memory: int, seconds: int) -> dict[str, Any]:
     return dict(json.loads(answer))
 
 
-def main() -> None:
-    memory, seconds, *replaced = sys.argv[1:]
-    for text in replaced:
+def replace(settings: Iterable[str]) -> None:
+    """Set each `MODULE.NAME=VALUE`."""
+    for text in settings:
         name, _, value = text.partition("=")
         module, _, attribute = name.partition(".")
         home = importlib.import_module(f"pipeline.models.{module}")
         assert hasattr(home, attribute), name
         setattr(home, attribute, ast.literal_eval(value))
+
+
+def main() -> None:
+    memory, seconds, *replaced = sys.argv[1:]
+    replace(replaced)
     for line in sys.stdin:
         answer = bounded(Path(line.rstrip("\n")), int(memory), int(seconds))
         print(json.dumps(answer), flush=True)
