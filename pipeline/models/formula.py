@@ -16,7 +16,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .gguf import Header, padded
+from .gguf import Header
+from .gguf_format import padded
 from .memory import STEP, UNKNOWN, Device, Memory
 
 UBATCH = 512  # llama.cpp's default for --ubatch-size

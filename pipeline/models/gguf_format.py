@@ -323,7 +323,8 @@ def tensors(reader: Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
         if dimensions > MAX_DIMENSIONS:
             raise Broken(f"its tensor {shown(name)} has {dimensions} dimensions")
         shape = list(struct.unpack(f"<{dimensions}Q", reader.take(8 * dimensions)))
-        tensor = TensorInfo(name, shape, *struct.unpack("<IQ", reader.take(12)), due)
+        kind, offset = struct.unpack("<IQ", reader.take(12))
+        tensor = TensorInfo(name, shape, kind, offset, due)
         for holds, problem in TENSOR_RULES:
             if not holds(tensor):
                 raise Broken(f"its tensor {shown(name)} {problem.format(t=tensor)}")

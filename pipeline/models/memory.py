@@ -15,6 +15,7 @@ from pipeline.core.process import outcome
 from pipeline.core.store import stat_cache
 
 from . import gguf, tools
+from .gguf_format import padded
 
 MIB = 1024 * 1024
 SMALLEST_CONTEXT = 4096  # tokens; never reduced below this
@@ -187,7 +188,7 @@ def fit(
     best = at(trained or SMALLEST_CONTEXT)
     if best.fits or trained <= SMALLEST_CONTEXT:
         return best
-    low, high = SMALLEST_CONTEXT, gguf.padded(trained, STEP)
+    low, high = SMALLEST_CONTEXT, padded(trained, STEP)
     best = at(low)
     while best.fits and high - low > STEP:
         middle = (low + high) // 2 // STEP * STEP

@@ -23,6 +23,7 @@ from pipeline.core.store.receipts import Recipe
 
 from . import contents, gguf, tools
 from .convert import Conversion
+from .gguf_format import MAGIC, padded
 from .quants import NEED_IMATRIX, TENSOR_TYPES, row_bytes
 from .resolve import Resolved
 
@@ -114,7 +115,7 @@ def quant_sizes(
             )
             tensors = tensor_bytes(out + err)
             if status == 0 and tensors is not None:
-                sizes[quant] = gguf.padded(start) + tensors  # it keeps no other alignment
+                sizes[quant] = padded(start) + tensors  # it keeps no other alignment
     return sizes
 
 
@@ -127,7 +128,7 @@ def tensor_bytes(output: str) -> int | None:
         if kind is None:
             return None
         row, *rows = (int(number) for number in shape.split(","))
-        total += gguf.padded(row_bytes(kind[0], row) * math.prod(rows))
+        total += padded(row_bytes(kind[0], row) * math.prod(rows))
     return total or None
 
 
@@ -233,10 +234,10 @@ def require_imatrix(path: Path) -> None:
     """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
     contents.require_real(path)
     with path.open("rb") as file:
-        start = file.read(len(gguf.MAGIC))
+        start = file.read(len(MAGIC))
     if not start:
         raise UsageError(f"imatrix={path}: is empty")
-    if start == gguf.MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
+    if start == MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
         raise UsageError(
             f"imatrix={path}: is a GGUF, and no importance matrix",
             "pass one that llama-imatrix wrote, or a text to compute it from",

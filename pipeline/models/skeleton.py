@@ -22,6 +22,7 @@ from .checkpoint import is_plain
 from .contents import Readable
 from .convert import Conversion
 from .gguf import Header
+from .gguf_format import padded
 from .resolve import slug
 from .run_converter import HEADER, TOO_MUCH
 
@@ -102,7 +103,7 @@ def safetensors_skeleton(
                 raise PipelineError(*foreign_code.explained(name, code_of(files), message))
             header = gguf.parse(contents.local(made, name), is_whole=False)
             # The converter pads the last tensor too.
-            if not extend_by_hole(made, gguf.padded(header.size)):
+            if not extend_by_hole(made, padded(header.size)):
                 return None
             publish_file(made, target)
             return target

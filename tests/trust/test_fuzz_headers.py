@@ -37,7 +37,11 @@ def seeds(target: str, chance: random.Random) -> list[bytes]:
         return [json.dumps({"metadata": {}, "weight_map": {"t": "a.safetensors"}}).encode()]
     flaws = [flaw.parts[0][1] for flaw in GGUF.values()]
     if target == "start":
-        pages = [b"<!-- a --> <!-- b --><!doctype html>", b"<html>", b"PK\3\4" + bytes(30) + b".npy"]
+        pages = [
+            b"<!-- a --> <!-- b --><!doctype html>",
+            b"<html>",
+            b"PK\3\4" + bytes(30) + b".npy",
+        ]
         return [*pages, *(data[:40] for data in flaws)]
     small = [data for data in flaws if len(data) < MAX_LENGTH]
     return [*small, *(valid(chance) for _ in range(50))]
