@@ -71,7 +71,7 @@ def resolve(
     def read_head(entry: ModelFile) -> Head:
         assert entry.name in repo.files
         dtypes = Counter({"F16": 7, "F32": 1})
-        return Head(raw=b"", shapes={"model.norm.weight": [4]}, dtypes=dtypes, elements=4)
+        return Head(length=8, shapes={"model.norm.weight": [4]}, dtypes=dtypes, elements=4)
 
     def fitting(option: Option) -> bool:
         return fits
