@@ -49,8 +49,8 @@ UINT32, STRING, ARRAY = 4, 8, 9
 
 TOKENS = "tokenizer.ggml.tokens"
 TEMPLATE = "tokenizer.chat_template"  # and TEMPLATE.NAME
-# Counts that llama.cpp aborts at when they are out of range (src/llama-hparams.h).
-RANGES = {"block_count": (1, 512), "expert_count": (0, 1024)}
+# Counts at which llama.cpp aborts (src/llama-hparams.h), or makes a list of that length.
+RANGES = {"block_count": (1, 512), "expert_count": (0, 1024), "vocab_size": (0, MAX_TEXTS)}
 
 # llama.cpp parses and runs a template recursively, without a bound: 8 MiB of stack, the usual for
 # Linux, are enough for some 2,000 brackets in brackets, and for 8,000 of the others.
