@@ -12,20 +12,16 @@ from pathlib import Path
 
 import atheris
 
-TOP = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TOP), str(TOP / "tests"), str(TOP / "tests" / "trust")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.core.errors import PipelineError
 
 with atheris.instrument_imports(include=["pipeline.models"]):
     import pipeline.models.checkpoint as checkpoint
     import pipeline.models.contents as contents
     import pipeline.models.gguf as gguf
-    import pipeline.models.gguf_format
     import pipeline.models.kinds as kinds
     import pipeline.models.safetensors as safetensors
-
-from bounded_reads import replace
-
-from pipeline.core.errors import PipelineError
 
 
 def readable(data: bytes, size: int) -> contents.Readable:
@@ -77,6 +73,8 @@ TARGETS = {
 
 
 def main() -> None:
+    from bounded_reads import replace  # loads what is to be instrumented first
+
     target, *words = sys.argv[1:]
     middle = words.index("--")
     replace(words[:middle])

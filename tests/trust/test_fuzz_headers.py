@@ -1,4 +1,4 @@
-"""Readers of model files under a fuzzer that is guided by their coverage (atheris): no exception but
+"""Readers of model files under atheris, a fuzzer that is guided by their coverage: no exception but
 the pipeline's own, in bounded memory and time."""
 
 from __future__ import annotations

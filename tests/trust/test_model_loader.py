@@ -1,4 +1,4 @@
-"""What the check of a GGUF accepts does no harm to llama.cpp's own loader, and both see the same."""
+"""What the check of a GGUF accepts does no harm to llama.cpp's own loader, which sees the same."""
 
 from __future__ import annotations
 
