@@ -106,6 +106,12 @@ def test_files_are_hashed_once_for_each_stamp(model: Path, home: Home) -> None:
     assert changed["config.json"] == first.files[1].sha256
 
 
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_a_file_beside_the_weights_that_is_too_large_is_not_read(model: Path, name: str) -> None:
+    os.truncate(model / name, 6 * 10**9)  # a hole
+    assert f"{model / name}: has 6.0 GB, which is too large" in refusal(model)
+
+
 def test_a_folder_without_config(model: Path) -> None:
     (model / "config.json").unlink()
     assert "has no config.json" in refusal(model)
