@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.text import printable
 
 START = 1024  # bytes that tell what a file is
 
@@ -124,3 +125,8 @@ def local(path: Path, name: str) -> Readable:
             return file.read(stop - start)
 
     return Readable(name=name, size=path.stat().st_size, read=read)
+
+
+def shown(value: object) -> str:
+    """What a file says, for a message: short, and without what a terminal would interpret."""
+    return printable(str(value)[:80])

@@ -16,10 +16,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.core.text import printable
 from pipeline.core.text import size as shown_size
 
-from .contents import Readable
+from .contents import Readable, shown
 from .quants import TENSOR_BLOCKS, row_bytes
 
 MAGIC = b"GGUF"
@@ -330,8 +329,3 @@ def tensors(reader: Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
                 raise Broken(f"its tensor {shown(name)} {problem.format(t=tensor)}")
         due = padded(tensor.stop, alignment)
         yield tensor
-
-
-def shown(value: object) -> str:
-    """What a file says, for a message: short, and without what a terminal would interpret."""
-    return printable(str(value)[:80])

@@ -17,10 +17,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, ValidationError, convert
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.text import printable
 
 from . import contents
-from .contents import Readable
+from .contents import Readable, shown
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 MAX_VALUES = (
@@ -73,7 +72,7 @@ TENSOR_RULES: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
     (lambda t: t.bytes >= 0, "ends before it begins: {t.data_offsets}"),
     (
         lambda t: t.elements * BITS[t.dtype] == t.bytes * 8,
-        "has {t.bytes} bytes, which is not what the shape {t.shape} takes as {dtype}",
+        "has {t.bytes} bytes, which is not what the shape {shape} takes as {dtype}",
     ),
 )
 
@@ -93,8 +92,10 @@ def head(file: Readable) -> Head:
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         for holds, problem in TENSOR_RULES:
             if not holds(tensor):
-                text = problem.format(t=tensor, dtype=_shown(tensor.dtype))
-                raise PipelineError(f"{name}: its tensor {_shown(key)} {text}")
+                text = problem.format(
+                    t=tensor, dtype=shown(tensor.dtype), shape=shown(tensor.shape)
+                )
+                raise PipelineError(f"{name}: its tensor {shown(key)} {text}")
         begin, end = tensor.data_offsets
         if begin != at:
             raise PipelineError(f"{name}: its tensors overlap or leave gaps, at byte {begin}")
@@ -121,15 +122,13 @@ def _tensors(header: bytes, name: str) -> dict[str, Tensor]:
             raise ValueError("its header is no object")
         table = json.loads(header.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise PipelineError(
-            f"{name}: cannot be read as safetensors: {printable(str(error))[:200]}"
-        ) from None
+        raise PipelineError(f"{name}: cannot be read as safetensors: {shown(error)}") from None
     try:
         convert(table.pop("__metadata__", {}), dict[str, str])
         return convert(table, dict[str, Tensor])
     except ValidationError as error:
         raise PipelineError(
-            f"{name}: its header is not that of a safetensors file: {printable(str(error))[:200]}"
+            f"{name}: its header is not that of a safetensors file: {shown(error)}"
         ) from None
 
 
@@ -139,13 +138,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{_shown(twice)} is there twice")
+        raise ValueError(f"{shown(twice)} is there twice")
     return table
-
-
-def _shown(text: str) -> str:
-    """What a file says, for a message: short, and without what a terminal would interpret."""
-    return printable(text[:80])
 
 
 def read(path: Path) -> Head:

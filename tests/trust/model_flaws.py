@@ -244,8 +244,8 @@ SAFETENSORS = {
     "JSON nested deep": file("cannot be read", b'{"a":' * DEEP),
     "lists nested deep": file("cannot be read", b'{"a":' + b"[" * DEEP),
     "a million values": file("more values", b'{"a":[' + b"[]," * (3 * MANY) + b"[]]}"),
-    "150,000 tensors": file(
-        "more values", b"{" + b",".join(b'"%x":%s' % (n, A) for n in range(150_000)) + b"}"
+    "250,000 tensors": file(
+        "more values", b"{" + b",".join(b'"%x":%s' % (n, A) for n in range(250_000)) + b"}"
     ),
     "a long number": file("cannot be read", b'{"a": %s}' % (b"9" * MANY)),
     "key twice": file("t is there twice", b'{"t":%s,"t":%s}' % (A, A)),
