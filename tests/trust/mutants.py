@@ -61,6 +61,59 @@ def valid(chance: random.Random) -> bytes:
     return whole(header, end, alignment) if entries else header
 
 
+TOKENIZERS = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2", "none", "hybriddna", "whitespace")
+SPLITTERS = ("default", "llama-bpe", "qwen2", "gpt-2", "kimi-k2", "tekken", "gemma4", "")
+ODD_TOKENS = (b"", b"\0", b"\xff\xfe", b"<|eot_id|>", b"\xe2\x96\x81", b"x" * 300, b"\xf0")
+MERGES = (b"a b", b"t o", b"", b" ", b"a", b"\xff \xfe", b"to k")
+SPECIAL = ("bos", "eos", "eot", "unknown", "seperator", "padding", "mask", "fim_pre", "prefix")
+SWITCHES = ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces")
+
+
+def vocabulary(chance: random.Random) -> bytes:
+    """A file that holds the vocabulary of a tokenizer, and little else."""
+
+    def often() -> bool:
+        return chance.random() < 0.7
+
+    count = chance.choice([3, 40, 270])
+    tokens = [b"\n", b" ", b"a"]
+    if often():
+        tokens = [f"<0x{n:02X}>".encode() for n in range(min(count, 256))]
+    tokens += [f"token {n}".encode() for n in range(len(tokens), count)]
+    if not often():
+        tokens[chance.randrange(count)] = chance.choice(ODD_TOKENS)
+    values: dict[str, tuple[int, bytes]] = {
+        "model": (TEXT, text(chance.choice(TOKENIZERS))),
+        "tokens": (ARRAY, array(TEXT, count, b"".join(map(text, tokens)))),
+    }
+    if often():
+        values["pre"] = TEXT, text(chance.choice(SPLITTERS))
+    if often():
+        values["scores"] = ARRAY, array(6, count, chance.randbytes(4 * count))
+    if often():
+        kinds = [chance.choice([1, 1, 1, 2, 3, 4, 5, 0, -1]) for _ in tokens]
+        values["token_type"] = ARRAY, array(5, count, struct.pack(f"<{count}i", *kinds))
+    if often():
+        merges = [chance.choice(MERGES) for _ in range(chance.choice([0, 1, 9]))]
+        values["merges"] = ARRAY, array(TEXT, len(merges), b"".join(map(text, merges)))
+    if not often():
+        length = chance.choice([0, 4, 8, 64, 1024])
+        start = struct.pack("<I", chance.choice([0, 4, max(0, length - 8), length]))
+        data = (start + chance.randbytes(length))[:length]
+        values["precompiled_charsmap"] = ARRAY, array(0, length, data)
+    for name in SPECIAL:
+        if not often():
+            number_of_it = chance.choice([0, 1, count - 1, count, (1 << 32) - 1])
+            values[f"{name}_token_id"] = UINT32, number(number_of_it)
+    for name in SWITCHES:
+        if not often():
+            values[name] = 7, bytes([chance.randrange(2)])
+    pairs: list[Pair] = [(f"tokenizer.ggml.{key}", *own) for key, own in values.items()]
+    name = chance.choice(["llama", "bert", "t5", "qwen2"])
+    pairs.append(("general.architecture", TEXT, text(name)))
+    return whole(raw(*pairs, tensors=tensor(), count=1), 128)
+
+
 def mutant(data: bytes, chance: random.Random) -> bytes:
     """The file with some bytes changed, most of them in its header."""
     changed = bytearray(data)

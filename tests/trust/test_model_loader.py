@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from asan_loader import Loader, build, loader
 from figures import Figure
-from mutants import mutant, valid
+from mutants import mutant, valid, vocabulary
 
 from pipeline.core.errors import PipelineError
 from pipeline.models import gguf, gguf_format
@@ -28,8 +29,8 @@ pytestmark = [
     ),
 ]
 
-SECONDS = 60.0
-CHUNK = 500
+SECONDS = 45.0  # for each of the two loaders
+REPORT = re.compile(r"ERROR: \w+Sanitizer|runtime error")
 OVERFLOW = "-DREAD_TOO_FAR"  # a flaw in the program, which the sanitizer must see
 
 
@@ -50,9 +51,10 @@ def checked(path: Path) -> str:
     return f"{header.tensors} {pairs} {header.data} {header.size - header.data}"
 
 
-def files(chance: random.Random) -> Iterator[bytes]:
+def files(chance: random.Random, make: Callable[[random.Random], bytes]) -> Iterator[bytes]:
+    """What `make` makes, and mutants of it."""
     while True:
-        whole = valid(chance)
+        whole = make(chance)
         yield whole
         for _ in range(9):
             yield mutant(whole, chance)
@@ -64,7 +66,7 @@ def compare(
     """How many files there were of each kind, and those about which the two disagree. Those that
     the check refuses are not loaded: they may crash it."""
     counts, differences, end = Counter[str](), list[bytes](), time.monotonic() + seconds
-    for data in files(chance):
+    for data in files(chance, valid):
         path.write_bytes(data)
         ours = checked(path)
         counts["tried"] += 1
@@ -82,7 +84,7 @@ def compare(
 
 @pytest.fixture(scope="module")
 def program(built: Path) -> Path:
-    return build()
+    return build("model_loader.cpp")
 
 
 def test_what_is_accepted_is_loaded_and_means_the_same(
@@ -113,8 +115,36 @@ def test_a_flaw_in_the_loader_is_seen(
 ) -> None:
     """The sanitizer can fail."""
     log = tmp_path / "log"
-    broken = Loader(build((OVERFLOW,)), log)
+    broken = Loader(build("model_loader.cpp", (OVERFLOW,)), log)
     counts, differences = compare(chance, tmp_path / "a.gguf", broken, most=50)
     broken.end()
     assert counts["crashes"] > 0 and differences
     assert "heap-buffer-overflow" in log.read_text()
+
+
+def test_vocabularies_do_no_harm(
+    built: Path, chance: random.Random, tmp_path: Path, figure: Figure
+) -> None:
+    """llama.cpp may end by an assertion of its own, but reads and writes nothing it may not."""
+    log, path, counts = tmp_path / "log", tmp_path / "a.gguf", Counter[str]()
+    end = time.monotonic() + SECONDS
+    with loader(build("vocabulary_loader.cpp"), log) as load:
+        for data in files(chance, vocabulary):
+            if time.monotonic() > end:
+                break
+            path.write_bytes(data)
+            counts["tried"] += 1
+            if checked(path) == "refused":
+                counts["refused by the check"] += 1
+                continue
+            answer = load(path)
+            if answer is None:
+                assert not REPORT.search(log.read_text()), (
+                    f"{data.hex()}\n{log.read_text()[-4000:]}"
+                )
+                counts["ended by an assertion"] += 1
+            else:
+                counts["refused by llama.cpp" if answer == "refused" else "loaded"] += 1
+    for name, count in counts.items():
+        figure(f"vocabularies for llama.cpp, {name}", count)
+    assert counts["loaded"] > 50, counts
