@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pipeline.core import capacity, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, publish_same
+from pipeline.core.store.publish import disk_errors, publish_same
 from pipeline.models import gguf
 from pipeline.serve import placing, sandbox
 from pipeline.serve.config import instances
@@ -183,7 +183,7 @@ def install(model: Model, spec: InstanceSpec, target: Path) -> None:
     first, *parts = gguf.shards(model.require_chain().final)
     files = installed_files(model, spec)
     files |= {part: target.with_name(part.name) for part in parts}
-    with full_disk_is_an_error(target.parent, "llamacpp.model_root"), only_one(target):
+    with disk_errors(target.parent, "llamacpp.model_root"), only_one(target):
         for file in [*(file for file in files if file != first), first]:
             if not files[file].exists():
                 publish_same(file, files[file])

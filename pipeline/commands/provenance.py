@@ -11,7 +11,7 @@ from pipeline.core import statement as statements
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.statement import SUFFIX
-from pipeline.core.store.publish import full_disk_is_an_error, publish_beside
+from pipeline.core.store.publish import disk_errors, publish_beside
 from pipeline.models import gguf
 
 from . import trace
@@ -69,7 +69,7 @@ def write(place: Path, text: str) -> None:
     if place.is_file() and place.read_bytes() == data:
         log.info(f"up to date: {place}")
         return
-    with full_disk_is_an_error(place.parent):
+    with disk_errors(place.parent):
         publish_beside(place, data)
     log.info(f"written: {place}")
 

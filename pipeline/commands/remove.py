@@ -16,7 +16,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store import active, artifacts, publish
-from pipeline.core.store.publish import full_disk_is_an_error
+from pipeline.core.store.publish import disk_errors
 from pipeline.core.text import size, table
 from pipeline.models import on_disk, quants
 from pipeline.models.on_disk import OnDisk, StoredModel
@@ -69,7 +69,7 @@ def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> N
         print(json.dumps(document(candidates), indent=1))
     if not is_wanted or not (yes or ask(request)):
         return
-    with full_disk_is_an_error(home.root), active.removing(home.run):
+    with disk_errors(home.root), active.removing(home.run):
         agreed = {path for each in candidates.go for path in each.paths}
         go = tuple(each for each in find().go if agreed.issuperset(each.paths))
         result = document(Candidates(go=go, stay=candidates.stay))

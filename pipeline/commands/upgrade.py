@@ -16,7 +16,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error
+from pipeline.core.store.publish import disk_errors
 from pipeline.models import lockfile
 
 from . import check, make, upgrade_report
@@ -171,7 +171,7 @@ def agreed(request: Request, target: Source) -> bool:
 
 def switch(home: Home, target: Source) -> None:
     """Make the target the active one, in one step. Raises PipelineError."""
-    with full_disk_is_an_error(home.bins), only_one(active.file(home)):
+    with disk_errors(home.bins), only_one(active.file(home)):
         state = active.read(home) if not unreadable(home) else None
         if state is None or state.active != target.upgrade:  # else another run was quicker
             previous = state.active if state else None

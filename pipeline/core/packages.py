@@ -15,7 +15,14 @@ from .pins import Archive
 from .process import last_lines, run
 from .store import hashing
 from .store.locks import only_one
-from .store.publish import full_disk_is_an_error, part, publish_file, remove, require_space
+from .store.publish import (
+    disk_error_in,
+    disk_errors,
+    part,
+    publish_file,
+    remove,
+    require_space,
+)
 from .text import size
 
 LONGEST = 7200.0  # seconds for pip; CUDA's wheels, 800 MB, at 1 Mbit/s
@@ -59,6 +66,8 @@ def install(requirements: Path, folder: Path, name: str, log: Path) -> None:
     # pip unpacks into the temporary folder before it moves: the system's may be small.
     env = pip_environment() | {"TMPDIR": str(temporary)}
     if status := run(install_argv(requirements, folder), log=log, env=env, timeout=LONGEST):
+        if full := disk_error_in(last_lines(log), folder):
+            raise full
         raise PipelineError(
             f"{name} could not be installed (pip ended with {status}):\n{last_lines(log, 5)}",
             "check the network, pip's settings (pip config list) and the free space in "
@@ -88,7 +97,7 @@ def keep(target: Path, sha256: str, make: Callable[[Path], None], *, offline: bo
     Raises PipelineError.
     """
     paths.require_writable(target.parent)
-    with full_disk_is_an_error(target.parent), only_one(target):
+    with disk_errors(target.parent), only_one(target):
         if target.exists() and hashing.sha256(target) == sha256:
             return target
         if offline:
@@ -119,6 +128,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
                 download_argv(archive, folder), log=log, env=pip_environment(), timeout=LONGEST
             )
             got = folder / archive.file
+            if status and (full := disk_error_in(last_lines(log), folder)):
+                raise full
             if status or not got.exists():
                 raise PipelineError(
                     f"{archive.package} {archive.version} could not be downloaded "

@@ -18,6 +18,7 @@ from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.process import become, shown
+from pipeline.core.store import publish
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import boot, container, package
@@ -117,7 +118,7 @@ def main(words: Sequence[str]) -> int:
         log.info(f"error: {error}")
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
-        log.info(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        log.info(f"error: {publish.described(error, paths.home().root)}")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -12,7 +12,7 @@ from pipeline.core import log
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file
+from pipeline.core.store.publish import disk_errors, part, publish_file
 
 SOFT = Path("/soft/app")  # where a PeiDocker image keeps applications
 # There, these commands are linked beside the programs, as NAME.sh.
@@ -60,7 +60,7 @@ def _cached(archive: Path, folder: Path) -> Path:
             log.info(f"{archive} does not exist; using {copy}")
             return copy
         raise UsageError(f"{archive}: there is no such file", "name the archive of a package")
-    with full_disk_is_an_error(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(copy):
             if not copy.is_file() or _stamp(copy) != _stamp(archive):

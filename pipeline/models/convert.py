@@ -16,6 +16,7 @@ from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import mark_used
+from pipeline.core.store.publish import disk_error_in
 from pipeline.core.store.receipts import Recipe, Status
 
 from . import adapter, converter, foreign_code, gguf, kinds, staging, tools
@@ -172,9 +173,9 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
     """The error for a conversion that ended with `status`."""
     resolved = conversion.resolved
     output = log.read_text(encoding="utf-8", errors="replace")
-    if "No space left" in output:
-        hint = "the disk is full: free some space"
-    elif re.search(OUT_OF_MEMORY, output):
+    if why := disk_error_in(output, conversion.target.parent):
+        return why
+    if re.search(OUT_OF_MEMORY, output):
         hint = "it needs more memory than its weights account for; check its config.json"
     elif conversion.projector:
         hint = WITHOUT_PROJECTOR

@@ -23,6 +23,7 @@ from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
 from pipeline.core.sandbox import Sandbox
 from pipeline.core.store import artifacts, hashing, receipts
+from pipeline.core.store.publish import disk_error_in
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 
@@ -157,6 +158,8 @@ def _fill(made: Path, log: Path) -> None:
     venv.create(made, with_pip=False, symlinks=not WINDOWS)
     for arguments in pip_arguments(made / PYTHON):
         if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
+            if full := disk_error_in(last_lines(log), made):
+                raise full
             raise PipelineError(
                 f"the converter's environment could not be made:\n{last_lines(log, 5)}",
                 f"check the network and pip's settings{network.settings()}; the log is {log}",

@@ -20,7 +20,7 @@ from pipeline.core.pins import Archive
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import git_blob, sha256
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, part, require_space
+from pipeline.core.store.publish import disk_errors, part, require_space
 from pipeline.core.store.receipts import Status
 from pipeline.core.text import plural, size
 
@@ -36,7 +36,7 @@ def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> 
 
     Raises PipelineError; Changed where the hub does not have them any more.
     """
-    with ExitStack() as locks, full_disk_is_an_error(resolved.folder):
+    with ExitStack() as locks, disk_errors(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
             # Always in the same order, so that two runs never wait for each other.
             if force or not is_here(resolved, file):

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.paths import Home
+from pipeline.core.paths import Home, require_writable
 from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
@@ -199,6 +199,7 @@ def make(
                 ),
             )
         if status:
+            require_writable(made.parent)  # the program does not print that the disk is full
             raise PipelineError(
                 f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
                 f"the whole log is {log}",

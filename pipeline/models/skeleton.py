@@ -15,7 +15,7 @@ from typing import BinaryIO
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import full_disk_is_an_error, part, publish_file, remove
+from pipeline.core.store.publish import disk_errors, part, publish_file, remove
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .checkpoint import is_plain
@@ -59,7 +59,7 @@ def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
             raise PipelineError(f"{file.name!r}: is not a file name")
         target = folder / name
         targets.append(target)
-        with full_disk_is_an_error(folder), only_one(target):
+        with disk_errors(folder), only_one(target):
             if target.exists() and target.stat().st_size == file.size:
                 continue
             if not _publish(target, prefix(file)[0], file.size):
@@ -77,7 +77,7 @@ def safetensors_skeleton(
     the converter would have to process the weights. Raises PipelineError, also for what the
     conversion would refuse: a model or a tokenizer that it does not know.
     """
-    with full_disk_is_an_error(target.parent), only_one(target):
+    with disk_errors(target.parent), only_one(target):
         if target.exists():
             return target
         made, name = part(target), conversion.resolved.name

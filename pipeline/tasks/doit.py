@@ -24,10 +24,11 @@ from doit.reporter import ConsoleReporter
 
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
-from pipeline.core import log
+from pipeline.core import log, paths
 from pipeline.core.environment import FOREIGN_MODULES
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox import SWITCH, is_off
+from pipeline.core.store import publish
 from pipeline.serve import launch
 from pipeline.serve.server import OFF
 
@@ -182,7 +183,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
-            return TaskFailed(f"{error.filename or 'the system'}: {error.strerror or error}")
+            return TaskFailed(publish.described(error, paths.home().root))
         except KeyboardInterrupt:
             log.info("interrupted; finished steps are kept; run again to continue")
             raise SystemExit(INTERRUPTED) from None

@@ -77,5 +77,12 @@ def test_who_holds_the_pipe_does_not_hold_us(
 def test_what_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot be started"):
         process.start_detached([tmp_path / "none"], log=tmp_path / "log", env={}, cwd=tmp_path)
-    with pytest.raises(PipelineError, match="cannot be started"):
-        process.start_detached([sys.executable], log=tmp_path / "no" / "log", env={}, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "no/log"])
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    """Not the program, which is innocent."""
+    log = tmp_path / name
+    with pytest.raises(PipelineError, match="cannot be written") as caught:
+        process.start_detached([sys.executable], log=log, env={}, cwd=tmp_path)
+    assert caught.value.message.startswith(f"{log}: ") and "disk" in caught.value.hint

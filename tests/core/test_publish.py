@@ -191,7 +191,8 @@ def test_remove(tmp_path: Path) -> None:
     ("number", "message"),
     [
         (errno.ENOSPC, "disk full; the unfinished"),
-        (errno.EDQUOT, "disk full; the unfinished"),
+        (errno.EDQUOT, "disk quota exceeded; the unfinished"),
+        (errno.EIO, "Input/output error; the unfinished"),
         (errno.EROFS, "Read-only"),
         (errno.EACCES, "denied"),
     ],
@@ -199,7 +200,7 @@ def test_remove(tmp_path: Path) -> None:
 def test_errors_of_the_disk_are_said_plainly(tmp_path: Path, number: int, message: str) -> None:
     with (
         pytest.raises(PipelineError, match=message) as caught,
-        publish.full_disk_is_an_error(tmp_path),
+        publish.disk_errors(tmp_path),
     ):
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in caught.value.message
@@ -209,12 +210,30 @@ def test_errors_of_the_disk_are_said_plainly(tmp_path: Path, number: int, messag
 def test_the_hint_names_what_chose_the_folder(tmp_path: Path) -> None:
     with (
         pytest.raises(PipelineError) as caught,
-        publish.full_disk_is_an_error(tmp_path, "llamacpp.model_root"),
+        publish.disk_errors(tmp_path, "llamacpp.model_root"),
     ):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     assert caught.value.hint == "set llamacpp.model_root to a folder that you may write to"
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), publish.full_disk_is_an_error(tmp_path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError, match="Not a directory"), publish.disk_errors(tmp_path):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    assert publish.described(OSError(errno.ENOTDIR, "no"), tmp_path) == "the system: no"
+
+
+def test_an_error_that_names_no_whole_path_is_said_with_the_folder(tmp_path: Path) -> None:
+    """As what removes a folder raises it."""
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), "README.md")
+    with pytest.raises(PipelineError, match="Read-only") as caught, publish.disk_errors(tmp_path):
+        raise error
+    assert str(tmp_path) in caught.value.message
+    assert str(tmp_path) in publish.described(error, tmp_path)
+    elsewhere = OSError(errno.EIO, os.strerror(errno.EIO), "/elsewhere/file")
+    assert publish.described(elsewhere, tmp_path).startswith("/elsewhere/file: ")
+
+
+def test_what_a_program_prints_of_the_disk(tmp_path: Path) -> None:
+    found = publish.disk_error_in("cp: x: No space left on device\nfailed", tmp_path)
+    assert found is not None and f"{tmp_path}: disk full" in found.message
+    assert publish.disk_error_in("cp: x: Permission denied", tmp_path) is None

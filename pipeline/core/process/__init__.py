@@ -188,6 +188,9 @@ def start_detached(
             except PermissionError:  # the job of this process forbids leaving it
                 process = begin(0)
     except OSError as error:
+        if error.filename == os.fspath(log):
+            hint = "see whether its folder is there, and the disk full, failing or read-only"
+            raise PipelineError(f"{log}: cannot be written: {error.strerror}", hint) from None
         raise PipelineError(f"{argv[0]}: cannot be started: {error}") from None
     # If it ends first, this reaps it; otherwise it would stay a zombie.
     threading.Thread(target=process.wait, daemon=True).start()

@@ -22,7 +22,7 @@ from pipeline.core.sandbox import Sandbox
 from pipeline.core.statement import SIGNATURE
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import mark_used
-from pipeline.core.store.publish import full_disk_is_an_error, publish_beside
+from pipeline.core.store.publish import disk_errors, publish_beside
 from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 
@@ -59,7 +59,7 @@ def sign(targets: Sequence[Path], key: Path, home: Home, *, offline: bool = Fals
             if why := problems[str(target)]:
                 raise PipelineError(f"{target}: cannot be signed: {why}")
             if new.exists():
-                with full_disk_is_an_error(path.parent):
+                with disk_errors(path.parent):
                     publish_beside(path, new.read_bytes())
             log.info(f"{'signed' if new.exists() else 'signed already'}: {path}")
     return signatures

@@ -20,8 +20,8 @@ from . import receipts
 from .locks import only_one, own_name
 from .publish import (
     FULL,
+    disk_errors,
     flush,
-    full_disk_is_an_error,
     part,
     publish_file,
     publish_folder,
@@ -55,7 +55,7 @@ def make(
     unless it was kept before. `sandbox` is noted in the receipt. Raises what `maker` raises, with
     nothing published.
     """
-    with full_disk_is_an_error(target.parent), only_one(target):
+    with disk_errors(target.parent), only_one(target):
         known = receipts.load(target.parent).get(target.name)
         if known and not force and receipts.revalidate(target, recipe):
             known = receipts.load(target.parent)[target.name]
@@ -103,7 +103,7 @@ def _of_another_run(target: Path, recipe: Recipe) -> Entry | None:
 def locked_folder(target: Path) -> Iterator[None]:
     """Hold the lock of the folder `target`, and repair what an interrupted run left of it: check
     again under the lock, then make it with `new_folder`. A full disk is a PipelineError."""
-    with full_disk_is_an_error(target.parent), only_one(target):
+    with disk_errors(target.parent), only_one(target):
         recover_folder(target)
         yield
 

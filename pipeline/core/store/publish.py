@@ -52,24 +52,61 @@ def require_space(folder: Path, need: int, chosen_by: str = CHOSEN_BY) -> None:
 
 
 @contextmanager
-def full_disk_is_an_error(folder: Path, chosen_by: str = CHOSEN_BY) -> Iterator[None]:
-    """Turn a full or read-only disk into a PipelineError. `chosen_by` says which variable sets
-    `folder`."""
+def disk_errors(folder: Path, chosen_by: str = CHOSEN_BY) -> Iterator[None]:
+    """Turn the errors of a full, failing or read-only disk into a PipelineError. `chosen_by` says
+    which variable sets `folder`."""
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise PipelineError(
-                f"{folder}: disk full; the unfinished file was discarded",
-                f"free some space, or set {chosen_by} to a folder on another disk",
-            ) from None
-        is_inside = error.filename is None or str(error.filename).startswith(str(folder))
-        if is_inside and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise PipelineError(
-                f"{error.filename or folder}: {error.strerror}",
-                f"set {chosen_by} to a folder that you may write to",
-            ) from None
+        is_inside = _place(error, folder).is_relative_to(folder)
+        known = disk_error(error, folder, chosen_by)
+        if known and (is_inside or error.errno in FULL):
+            raise known from None
         raise
+
+
+def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> PipelineError | None:
+    """The error for a full, failing or read-only disk, with the next step; None for any other.
+    `folder` is on that disk."""
+    where = _place(error, folder)
+    if error.errno in FULL:
+        limit = "disk full" if error.errno == errno.ENOSPC else "disk quota exceeded"
+        return PipelineError(
+            f"{folder}: {limit}; the unfinished file was discarded",
+            f"free some space, or set {chosen_by} to a folder on another disk",
+        )
+    if error.errno == errno.EIO:
+        return PipelineError(
+            f"{where}: {error.strerror}; the unfinished file was discarded",
+            "the disk may be failing: look into the system's log, then run the same command again, "
+            f"or set {chosen_by} to a folder on another disk",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return PipelineError(
+            f"{where}: {error.strerror}", f"set {chosen_by} to a folder that you may write to"
+        )
+    return None
+
+
+def disk_error_in(output: str, folder: Path) -> PipelineError | None:
+    """The same for what a program has printed that could not write into `folder`."""
+    errors = (OSError(number, os.strerror(number)) for number in (*FULL, errno.EIO, errno.EROFS))
+    printed = (error for error in errors if error.strerror and error.strerror in output)
+    return next((disk_error(error, folder) for error in printed), None)
+
+
+def _place(error: OSError, folder: Path) -> Path:
+    """The path that an error names, if it is whole: what removes a folder names the file alone."""
+    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    return path if path.is_absolute() else folder
+
+
+def described(error: OSError, folder: Path) -> str:
+    """The message for an error of the system that no step expects. `folder` is where most of what
+    is written lies."""
+    is_of_disk = error.errno in (*FULL, errno.EIO, errno.EROFS)
+    known = disk_error(error, folder) if is_of_disk else None
+    return str(known or f"{error.filename or 'the system'}: {error.strerror or error}")
 
 
 def flush(path: Path) -> None:

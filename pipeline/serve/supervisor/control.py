@@ -20,10 +20,10 @@ from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
-from pipeline.core.paths import REPOSITORY
+from pipeline.core.paths import REPOSITORY, require_writable
 from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.core.store.locks import file_lock, trouble
-from pipeline.core.store.publish import full_disk_is_an_error
+from pipeline.core.store.publish import disk_errors
 from pipeline.serve.server import BOOT, GATEWAY, Server
 
 from . import marker
@@ -318,7 +318,10 @@ def _wait_until_settled(
         pid = state.pid if state else 0
         if pid != watched or not is_behind or is_stopping:
             watched, last_progress = pid, time.monotonic()
-        elif time.monotonic() > last_progress + REACTION_SECONDS and is_running(at):
+        elif time.monotonic() > last_progress + REACTION_SECONDS and (
+            is_running(at) or not has_ended
+        ):
+            require_writable(at.path)  # else it cannot answer
             raise PipelineError(
                 f"the supervisor does not react; its log is {at.log}",
                 f"{doitw('down')}, then up again",
@@ -355,7 +358,7 @@ def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[Non
     without it where the disk takes no file."""
     from filelock import Timeout
 
-    with full_disk_is_an_error(lock.parent):
+    with disk_errors(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _require_own(lock.parent)
         held = file_lock(lock, mode=0o600)
