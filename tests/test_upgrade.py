@@ -174,6 +174,16 @@ def test_a_build_that_is_killed_is_taken_up_again(upgrades: Upgrades) -> None:
     assert upgrades.active == NEW and upgrades.program(commit).exists()
 
 
+def test_what_is_being_built_is_not_pruned(upgrades: Upgrades) -> None:
+    commit = upgrades.offer(NEW, seconds=0.3)
+    work = upgrades.home / "bins" / ".build" / commit[:12] / TAG
+    with upgrades.doit.start("upgrade", "to=latest", "yes=1", stdin=DEVNULL) as process:
+        wait_for(lambda: list(work.glob("bin/llama-*")))
+        assert "another run is under way" in upgrades.doit("prune", "yes=1", status=1).err
+        process.communicate(timeout=60)
+    assert upgrades.active == NEW and upgrades.program(commit).exists()
+
+
 def test_two_at_once(upgrades: Upgrades) -> None:
     commit = upgrades.offer(NEW, seconds=0.1)
     runs: list[Run] = []

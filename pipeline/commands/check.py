@@ -16,10 +16,9 @@ from pipeline.bins.hardware import nvidia
 from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.core.store import active
 from pipeline.models import quants
 
-from . import beside, lock, resolve, watch
+from . import beside, leftovers, lock, resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def check_session(session: Session) -> None:
     """Raise PipelineError where a run that makes something would fail; without a model llama.cpp's
     programs alone are checked. From here on nothing is removed that it may need."""
     require_writable(session.home)
-    active.begin(session.home.run)
+    leftovers.begin(session.home)
     for model in session.models.values() or (session.model,):
         is_auto = model.request.wanted.quant == quants.AUTO
         if model.request.wanted.quant == quants.ALL:

@@ -70,6 +70,8 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
     for path in stored.unfinished:
         if not known.of_slug(on_disk.slug_of(home, path), home):
             yield unfinished(path, "an interrupted download, or a file that was not finished")
+    for path in on_disk.empty(home):
+        yield unfinished(path, "nothing is left in it")
     for model in stored.models:
         if model.slug in stale or known.of_slug(model.slug, home):
             continue

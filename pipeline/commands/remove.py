@@ -22,7 +22,7 @@ from pipeline.models import on_disk, quants
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import served
 
-from . import uses
+from . import leftovers, uses
 from .request import Request, request
 from .session import Session, confirmed
 from .uses import Use
@@ -61,6 +61,8 @@ class Candidates(Struct, frozen=True, kw_only=True):
 def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> None:
     """Show what `find` returns, ask, and remove what it still returns then. Raises PipelineError;
     UsageError where nobody can be asked."""
+    if request.yes and not request.servers.dry_run:
+        leftovers.clear(home)
     candidates, yes = find(), request.yes
     is_wanted = bool(candidates.go) and not request.servers.dry_run
     if not request.json:
@@ -96,7 +98,8 @@ def ask(request: Request) -> bool:
 
 def take_away(each: Removable, home: Home) -> None:
     # The largest first: on a full disk it makes room for the receipts of the others.
-    for path in sorted(each.paths, key=lambda path: -path.lstat().st_size):
+    there = filter(os.path.lexists, each.paths)  # receipts may have been written anew meanwhile
+    for path in sorted(there, key=lambda path: -path.lstat().st_size):
         each.remove(path)
         for top in (home.models / "gguf", home.models / "source"):
             artifacts.remove_empty(path.parent, top)
@@ -185,6 +188,7 @@ def candidates(session: Session, users: Session) -> Candidates:
     meant = matching(session, stored)
     slugs = {model.slug for model in meant} | {slug for slug in [unfetched(session)] if slug}
     cut = [path for path in stored.unfinished if on_disk.slug_of(home, path) in slugs]
+    cut += [path for path in on_disk.empty(home) if path.name in slugs]
     if not cut:
         require_any(session, stored, meant)
     require_unused(request.named, [use for slug in slugs for use in known.of_slug(slug, home)])

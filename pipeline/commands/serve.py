@@ -11,7 +11,7 @@ from msgspec import Struct
 from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, user_folder
-from pipeline.core.store import active, stat_cache
+from pipeline.core.store import stat_cache
 from pipeline.core.text import size, table
 from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
@@ -28,7 +28,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import beside, estimate, server_options, summary
+from . import beside, estimate, leftovers, server_options, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
@@ -246,7 +246,7 @@ def run(
             print(table(list(rows.items())))
             print("Ctrl-C stops it.", flush=True)
 
-    active.begin(run, served.files(server))
+    leftovers.begin(programs.home, served.files(server))
     at = state.folder(programs.home, f"serve-{server.port}")
     supervise.foreground(server, env=environment(server, at), ready=ready)
 

@@ -15,7 +15,6 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
-from pipeline.core.store import active
 from pipeline.core.text import table
 from pipeline.serve import placing, served
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
@@ -32,7 +31,7 @@ from pipeline.serve.supervisor.state import (
     require_known,
 )
 
-from . import gateway, launch, needs, ps, watch
+from . import gateway, launch, leftovers, needs, ps, watch
 from . import serve as serving
 from .servers import Servers
 from .summary import summary
@@ -98,7 +97,7 @@ def up(servers: Servers) -> None:
     desired, names = prepare(servers), servers.requested.names
     require_own_places(servers, desired)
     files = [file for server in desired.instances for file in served.files(server)]
-    active.begin(servers.home.run, files)
+    leftovers.begin(servers.home, files)
     tell = functools.partial(report, servers)
     if servers.requested.background is False:
         control.run_foreground(servers.at, desired, report=tell, names=names)

@@ -19,7 +19,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors
 from pipeline.models import lockfile
 
-from . import check, make, upgrade_report
+from . import check, leftovers, make, upgrade_report
 from .programs import Programs
 from .request import Request
 from .session import Session, confirmed
@@ -110,6 +110,7 @@ def upgrade(session: Session) -> None:
     request, home = session.request, session.home
     check.require_writable(home)
     require_possible(session)
+    leftovers.begin(home)  # what is built here is not the active one yet, and must not be pruned
     target = find(session)
     require_locked(session, target)
     if request.to == PINNED and (why := unreadable(home)):

@@ -11,9 +11,9 @@ from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import REPOSITORY, user_folder
 from pipeline.core.process import attached
-from pipeline.core.store import active
 from pipeline.serve.supervisor.state import Stamp, stamp
 
+from . import leftovers
 from .servers import Servers
 
 TICK = 0.5  # seconds between two looks at the file
@@ -42,7 +42,7 @@ def follow(servers: Servers) -> None:
     file = Path(servers.requested.config)
     words = [f"{name}={value}" for name, value in servers.words.items() if name != "watch"]
     command = [sys.executable, "-m", "doit", "up", *words]
-    active.begin(servers.home.run, [])  # it uses no model itself: others may be removed
+    leftovers.begin(servers.home, [])  # it uses no model itself: others may be removed
     env = {**os.environ, "LLAMA_PIPELINE_CWD": str(user_folder())}
     try:
         while True:

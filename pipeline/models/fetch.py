@@ -157,8 +157,8 @@ def _publish(resolved: Resolved, file: ModelFile, digest: str, seconds: float) -
         source=resolved.source,
         sha256=digest,
         seconds=seconds,
+        journal=download.journal(part(target)),
     )
-    download.discard(part(target))  # its journal: needed until now, to resume after a kill
 
 
 def _take_from_elsewhere(resolved: Resolved, file: ModelFile) -> bool:

@@ -103,6 +103,14 @@ def look(home: Home) -> OnDisk:
     )
 
 
+def empty(home: Home) -> Iterator[Path]:
+    """The folders of models in which nothing is but receipts of what is gone, and locks."""
+    for kind in ("gguf", "source"):
+        for folder in _children(home.models / kind):
+            if folder.is_dir() and all(OWN.fullmatch(path.name) for path in _leaves(folder)):
+                yield folder
+
+
 def by_name(there: OnDisk) -> dict[str, StoredModel]:
     """The models that can be served, by a name for each: with the quant where there are several."""
     models = [model for model in there.models if model.kind == "model"]

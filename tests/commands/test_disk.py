@@ -339,6 +339,18 @@ def test_killed_halfway(disk: Doit, at: str) -> None:
     assert models(disk) == {} and not target.parent.exists()
 
 
+def test_what_a_killed_removal_left_is_removed(disk: Doit) -> None:
+    """Receipts that were being written, and then a folder with nothing but receipts in it."""
+    folder = disk.home / "models" / "gguf" / SLUG
+    (folder / "..state.json.part").touch()
+    disk("remove", "model=demo-embed", "yes=1")
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / ".state.json").write_text('{"schema": 1, "artifacts": {}}')
+    disk("remove", "model=demo-embed", "yes=1")
+    assert not folder.exists()
+
+
 def test_killed_at_any_instant(disk: Doit) -> None:
     for seconds in (0.15, 0.3, 0.45):
         with disk.start("remove", "model=demo-embed", "yes=1") as process:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part
 from pipeline.core.store.receipts import Status
 
 ONE, TWO = {"v": 1}, {"v": 2}
@@ -268,6 +270,19 @@ def test_discard_of_what_was_never_made(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_published_with_a_journal(tmp_path: Path, same: bool) -> None:
+    """Nothing is left beside it, also where it is in its place already, under another name too."""
+    target, journal = tmp_path / "a", tmp_path / ".a.part.pieces"
+    made = part(target)
+    made.write_bytes(b"one")
+    journal.touch()
+    if same:
+        os.link(made, target)
+    artifacts.publish(target, ONE, source={}, sha256="0", seconds=0, journal=journal)
+    assert names(tmp_path) == [".state.json", "a"]
+
+
 # Folders
 
 
@@ -315,6 +330,21 @@ def test_what_a_cut_run_left_of_a_folder(tmp_path: Path) -> None:
     with artifacts.locked_folder(target):
         assert names(tmp_path) == ["folder"]
         assert (target / "file").read_text() == "one"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_was_not_replaced_is_put_back(tmp_path: Path, there: bool) -> None:
+    target, aside = tmp_path / "folder", tmp_path / ".folder.old"
+    make_folder(target, "one")
+    target.rename(aside)
+    if there:
+        make_folder(target, "two")
+        (target / "file").rename(tmp_path / "kept")
+        aside.mkdir(exist_ok=True)
+        (tmp_path / "kept").rename(target / "file")
+    artifacts.finish(aside)
+    assert names(tmp_path) == ["folder"]
+    assert (target / "file").read_text() == ("two" if there else "one")
 
 
 def test_a_folder_needs_room(tmp_path: Path) -> None:

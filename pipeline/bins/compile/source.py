@@ -147,7 +147,8 @@ def fetch(source: Source, home: Home, *, offline: bool = False) -> None:
 def _get(source: Source, home: Home, made: Path, *, offline: bool) -> None:
     """Unpack it into the folder `made`. Raises PipelineError where its files are others."""
     if source.upgrade:
-        with upstream.archive(source.upgrade, submodule(), made.parent, offline=offline) as archive:
+        tar = made.with_name(f"{made.name}.tar")
+        with upstream.archive(source.upgrade, submodule(), tar, offline=offline) as archive:
             tree, origin = _unpack(archive, "", made), f"the archive of llama.cpp {source.upgrade}"
         hint = "another program may answer in GitHub's place; it was not used"
     else:

@@ -136,11 +136,10 @@ def _git(folder: Path, *words: str) -> str | None:
 
 @contextmanager
 def archive(
-    revision: Revision, submodule: Path, folder: Path, *, offline: bool = False
+    revision: Revision, submodule: Path, made: Path, *, offline: bool = False
 ) -> Iterator[Path]:
-    """A tar file of the revision's files, in `folder` until the end of the block. Call it under the
-    lock of the source. Raises PipelineError."""
-    made = folder / f".{revision.commit}.tar"
+    """A tar file of the revision's files, at the path `made` until the end of the block. Call it
+    under the lock of the source. Raises PipelineError."""
     try:
         if (submodule / ".git").exists() and None is not _git(
             submodule, "archive", "--prefix=llama.cpp/", f"--output={made}", revision.commit

@@ -28,6 +28,7 @@ from .attempt import Attempt
 from .partial import Partial, runs
 from .partial import bytes_kept as bytes_kept
 from .partial import discard as discard
+from .partial import journal as journal
 from .remote import AGAIN, PAUSE, Locate, Remote
 from .remote import Location as Location
 from .remote import read_range as read_range

@@ -45,7 +45,7 @@ def begin(folder: Path, files: Iterable[Path] | None = None) -> None:
     json_file.write_private(path, {"command": " ".join(sys.argv[1:]), "files": used})
     if path not in _recorded:
         _recorded.add(path)
-        atexit.register(path.unlink, missing_ok=True)
+        atexit.register(_end, path)
         _wait_for_removals(folder)
 
 
@@ -55,6 +55,13 @@ def others(folder: Path) -> list[ActiveRun]:
     files = (file for file in _active(folder).glob("*.json") if file.name != own)
     unknown = ActiveRun(command="a run that cannot be read")
     return [json_file.read(file, _run) or unknown for file in files if _is_alive(file)]
+
+
+def killed(folder: Path) -> list[Path]:
+    """What the records of runs have left that were killed: files whose process is gone."""
+    files = [] if not (active := _active(folder)).is_dir() else [*active.iterdir()]
+    own = (f"{os.getpid()}.json", ".lock")
+    return [file for file in files if file.name not in own and not _is_alive(file)]
 
 
 @contextmanager
@@ -89,6 +96,11 @@ def _begin_to_remove(active: Path, stack: ExitStack) -> None:
     path.touch(mode=0o600)
 
 
+def _end(path: Path) -> None:
+    with suppress(OSError):  # the next run removes it
+        path.unlink(missing_ok=True)
+
+
 def _active(folder: Path) -> Path:
     return folder / "active"
 
@@ -112,7 +124,7 @@ def _is_alive(file: Path) -> bool:
 
     with suppress(OSError, ValueError, psutil.NoSuchProcess):
         try:
-            process = psutil.Process(int(file.stem))
+            process = psutil.Process(int(file.name.strip(".").partition(".")[0]))
             ended = process.status() == psutil.STATUS_ZOMBIE
             return not ended and process.create_time() < file.stat().st_mtime + CLOCK_SECONDS
         except psutil.AccessDenied:  # another user's, so it is there

@@ -33,7 +33,7 @@ from .receipts import Entry, Recipe
 
 # Of a file or folder that is being made, or was about to be replaced or removed; and beside it the
 # journal of a download, the folder of a converter or of pip.
-UNFINISHED = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(part|old)(\.[a-z]+)?")
+UNFINISHED = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(?P<kind>part|old)(\.[a-z]+)?")
 OWN = re.compile(r"\.state\.json|\..+\.lock|\.lock-.*")  # receipts and locks
 BLOCK = 512  # bytes, of `st_blocks`
 
@@ -127,13 +127,26 @@ def new_folder(target: Path, *, need: int = 0) -> Iterator[Path]:
 
 
 def publish(
-    target: Path, recipe: Recipe, *, source: Mapping[str, Any], sha256: str, seconds: float
+    target: Path,
+    recipe: Recipe,
+    *,
+    source: Mapping[str, Any],
+    sha256: str,
+    seconds: float,
+    journal: Path | None = None,
 ) -> None:
     """Publish what was made under the target's `part` name, and whose sha256 was proven, and
-    record it. Call it under the target's lock."""
+    record it. Call it under the target's lock.
+
+    `journal` tells how far it was made. It is removed before the receipt is written, since after
+    that no run looks for it.
+    """
     made = part(target)
     entry = receipts.stamp(made, recipe, source=source, seconds=seconds, digest=sha256)
     publish_file(made, target)
+    remove(made)  # where it was another name of the same file, renaming has left it
+    if journal:
+        remove(journal)
     receipts.change(target, entry)
 
 
@@ -176,8 +189,12 @@ def _drop_receipt(target: Path, *, keep: bool) -> None:
 
 
 def finish(unfinished: Path) -> None:
-    """Remove what a killed run left of making, replacing or taking away an artifact."""
+    """Remove what a killed run left of making, replacing or taking away an artifact. A folder that
+    was about to be replaced, and was not, is put back."""
     match = UNFINISHED.fullmatch(unfinished.name)
+    if match and match["kind"] == "old":
+        recover_folder(unfinished.with_name(match["name"]))
+        return
     flush(unfinished.parent)  # the rename that set it aside
     remove(unfinished)
     if match and not os.path.lexists(target := unfinished.with_name(match["name"])):

@@ -84,6 +84,31 @@ def is_held(target: Path) -> bool:
         return True
 
 
+@contextmanager
+def locked_if_free(target: Path) -> Iterator[bool]:
+    """Hold the lock of `target` unless another run does, or may; yields whether it is held. The
+    lock file keeps its time."""
+    from filelock import Timeout
+
+    path = lock_of(target)
+    if trouble(path.parent):
+        yield False
+        return
+    stat = path.stat() if path.exists() else None
+    lock = file_lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        if stat:
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        yield True
+    finally:
+        lock.release()
+
+
 def lock_of(target: Path) -> Path:
     """The file whose lock is that of `target`."""
     return target.with_name(f".{target.name}.lock")
