@@ -38,7 +38,6 @@ FIRST = (
     "test_vulkan.py",
     "images",
     "infer-dev",
-    "test_kill.py",
     "test_reruns.py",
     "test_from_hub.py",
     "test_hub.py",

@@ -1,4 +1,5 @@
-"""SIGKILL at a random instant: the next run ends right and repeats no finished step."""
+"""SIGKILL at a random instant of steps that work on the real llama.cpp and converter: the next run
+ends right and repeats no finished step. `tests/trust` has every instant of smaller ones."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Doit, often
+from conftest import Doit
 from kills import Kills
 
 from pipeline.core.store.receipts import Status, status
 
-pytestmark = [pytest.mark.build, pytest.mark.slow]
+pytestmark = [pytest.mark.build, pytest.mark.slow, pytest.mark.long]
 
 
 def is_killed(kills: Kills, doit: Doit, *words: str) -> bool:
@@ -50,7 +51,7 @@ def leftovers(home: Path) -> list[Path]:
     return [path for path in home.rglob(".*") if ".part" in path.name or ".old" in path.name]
 
 
-@often(3, 12)
+@pytest.mark.parametrize("times", [12])
 def test_source(doit: Doit, times: int) -> None:
     folder = doit.home / "bins" / ".source"
     folder.unlink()
@@ -67,7 +68,7 @@ def test_source(doit: Doit, times: int) -> None:
     assert "llama.cpp-" in doit("verify").out
 
 
-@often(4, 28)
+@pytest.mark.parametrize("times", [28])
 def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path, times: int) -> None:
     model = f"model={tiny}"
     kills = Kills(times, seconds_of(doit, "prepare", model), lambda: killed >= times // 4)
@@ -89,7 +90,7 @@ def test_convert_and_quantize(doit: Doit, tiny: Path, converter: Path, times: in
 
 
 @pytest.mark.xdist_group("builder")
-@often(3, 12)
+@pytest.mark.parametrize("times", [12])
 def test_build(builder: Doit, times: int) -> None:
     """Some objects are removed, so that there is work."""
     doit, built = builder, builder.home / "bins"
