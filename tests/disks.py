@@ -36,6 +36,19 @@ int flock(int file, int what) { errno = FAILS; return FAILS ? -1 : 0; }
 """
 
 
+def flock_that(fails: int, folder: Path) -> Path:
+    """A library for LD_PRELOAD with which flock fails with this number; with 0 it does nothing."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or not compiler:
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    source = folder / "flock.c"
+    source.write_text(FLOCK)
+    library = source.with_suffix(".so")
+    words = [compiler, f"-DFAILS={fails}", "-shared", "-fPIC", "-o", library, source]
+    subprocess.run(words, check=True)
+    return library
+
+
 @pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 0])
 def locks_that_do_not_work(
     request: pytest.FixtureRequest,
@@ -43,12 +56,5 @@ def locks_that_do_not_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For the programs that the test starts."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if sys.platform != "linux" or not compiler:
-        pytest.skip("needs a C compiler and LD_PRELOAD")
-    source = tmp_path_factory.mktemp("flock") / "flock.c"
-    source.write_text(FLOCK)
-    library = source.with_suffix(".so")
-    words = [compiler, f"-DFAILS={request.param}", "-shared", "-fPIC", "-o", library, source]
-    subprocess.run(words, check=True)
+    library = flock_that(request.param, tmp_path_factory.mktemp("flock"))
     monkeypatch.setenv("LD_PRELOAD", str(library))

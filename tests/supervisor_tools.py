@@ -120,12 +120,12 @@ class Gateway:
         self.at, self.uses = servers.at, dict[str, ServerUse]()
 
     def tells(self, name: str, **use: Any) -> None:
-        self.uses[name] = ServerUse(**{"last": time.time(), **use})
+        self.uses[name] = ServerUse(**{"last": time.monotonic(), **use})
         pid = os.getpid()
         usage.write(self.at, Usage(pid=pid, started=marker.start_time(pid), servers=self.uses))
 
     def waits(self, name: str, seconds: float = 0) -> None:
-        self.tells(name, waiting=1, since=time.time() - seconds)
+        self.tells(name, waiting=1, since=time.monotonic() - seconds)
 
     def has_seen(self, servers: Servers, name: str) -> None:
         """It sends no more requests to a server that unloads, and got all its answers."""

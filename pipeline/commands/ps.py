@@ -33,9 +33,14 @@ def ps(session: Session) -> None:
 
 def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) -> None:
     """Print a table, or JSON."""
-    from pipeline.serve.supervisor import status
+    from pipeline.serve.supervisor import liveness, status
 
     names = request.servers.names
+    for pid in filter(None, map(liveness.suspended, places)):
+        log.info(
+            f"warning: the supervisor (pid {pid}) is suspended, so no server is watched or "
+            f"restarted: kill -CONT {pid} resumes it, {doitw('down')} ends it with its servers"
+        )
     rows = [row for at in places for row in status.ps(at) if not names or row.name in names]
     if request.json:
         print(json.dumps([to_builtins(row) for row in rows]))

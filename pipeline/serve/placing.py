@@ -54,7 +54,7 @@ class Waiting(Struct, frozen=True):
 
 
 class Claim(Struct):
-    """A server's claim to memory. Times are those of time.time()."""
+    """A server's claim to memory. Times are those of time.monotonic()."""
 
     is_granted: bool = False  # it has been given its memory
     wanted_since: float | None = None  # by a user, or by `up`

@@ -23,6 +23,18 @@ from types import FrameType
 from typing import Any
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(120)"]
+# It leaves its session, its parent and its environment behind.
+ESCAPE = """
+import os, pathlib, sys, time
+os.setsid()
+if os.fork():
+    os._exit(0)
+note = pathlib.Path(sys.argv[1])
+made = note.with_suffix(".part")
+made.write_text(str(os.getpid()))
+made.replace(note)
+time.sleep(120)
+"""
 
 
 class Server(ThreadingHTTPServer):
@@ -136,6 +148,8 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=0, help="go on to print so many a second")
     parser.add_argument("--grandchild", type=Path, help="start one; its pid goes to this file")
     parser.add_argument("--setsid", action="store_true", help="it moves to another session")
+    parser.add_argument("--escaped", type=Path, help="start one without session, parent and")
+    parser.add_argument("--closed", action="store_true", help="environment; and without our files")
     parser.add_argument("--environment", type=Path, help="write it to this file as JSON")
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--weights", type=int, default=0, help="bytes in main memory, asleep")
@@ -160,6 +174,10 @@ def main() -> None:
         made = options.grandchild.with_suffix(".part")
         made.write_text(str(child.pid))
         made.replace(options.grandchild)
+    if options.escaped:
+        files = subprocess.DEVNULL if options.closed else None
+        words = [sys.executable, "-c", ESCAPE, options.escaped]
+        subprocess.run(words, env={}, stdin=files, stdout=files, stderr=files, check=True)
     for number in range(options.lines):
         print(f"line {number}")
     block = "x" * 65536

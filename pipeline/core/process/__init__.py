@@ -1,6 +1,7 @@
 """Running programs: each is shown first, logged, and never left behind.
 
-`lifetime` ends a child with this process, `stop` stops one on request, or when it hangs.
+`lifetime` ends a child with this process, `stop` stops one on request, or when it hangs; `cgroup`
+keeps together what a program starts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -130,22 +131,26 @@ def start(
     own_group: bool = False,
     killed_with_us: bool = False,
     sandbox: Sandbox | None = None,
+    stdin: int = subprocess.DEVNULL,
+    steps: Iterable[Callable[[], None]] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output and errors arrive on `stdout`, and that ends with this process.
 
     With `own_group` the terminal's Ctrl-C does not reach it: the caller has to stop it. When this
     process dies it gets SIGTERM, which lets a build tool end its own children, or with
-    `killed_with_us` SIGKILL. Raises PipelineError where it cannot be started.
+    `killed_with_us` SIGKILL. `stdin` is a file descriptor; on Linux the child calls `steps` between
+    fork and exec. Raises PipelineError where it cannot be started.
     """
-    steps = [die_with(os.getpid(), killed_with_us)] if sys.platform == "linux" else []
+    linux = sys.platform == "linux"
+    begin = [die_with(os.getpid(), killed_with_us), *steps] if linux else []
     with _start_errors(argv):
         process = _popen(
             argv,
             env,
             sandbox,
-            steps,
+            begin,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=own_group and not WINDOWS,

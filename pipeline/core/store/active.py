@@ -42,7 +42,8 @@ def begin(folder: Path, files: Iterable[Path] | None = None) -> None:
     way. Called again, `files` replace what is known of it."""
     path = _active(folder) / f"{os.getpid()}.json"
     used = None if files is None else [str(file) for file in files]
-    json_file.write_private(path, {"command": " ".join(sys.argv[1:]), "files": used})
+    command, began = " ".join(sys.argv[1:]), _began(os.getpid())
+    json_file.write_private(path, {"command": command, "files": used, "began": began})
     if path not in _recorded:
         _recorded.add(path)
         atexit.register(_end, path)
@@ -93,7 +94,7 @@ def _begin_to_remove(active: Path, stack: ExitStack) -> None:
             file.unlink(missing_ok=True)
     path = active / f"{os.getpid()}.removing"
     stack.callback(path.unlink, missing_ok=True)
-    path.touch(mode=0o600)
+    json_file.write_private(path, {"began": _began(os.getpid())})
 
 
 def _end(path: Path) -> None:
@@ -118,15 +119,30 @@ def _wait_for_removals(folder: Path) -> None:
         time.sleep(TICK)
 
 
+def _began(pid: int) -> str:
+    """When a process began, as no change of the clock moves it; empty where it cannot be read."""
+    with suppress(OSError, IndexError):  # Linux, in ticks since the machine was started
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[19]
+    return ""
+
+
 def _is_alive(file: Path) -> bool:
-    """Whether the process that wrote the file still runs: one that began later has only its pid."""
+    """Whether the process that wrote the file still runs: one that began at another time has only
+    its pid."""
     import psutil
 
     with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        began = json_file.read(file, lambda data: str(data["began"]))
+        pid = int(file.name.strip(".").partition(".")[0])  # also of one that is being written
+        if began and began != _began(pid):
+            return False
         try:
-            process = psutil.Process(int(file.name.strip(".").partition(".")[0]))
+            process = psutil.Process(pid)
             ended = process.status() == psutil.STATUS_ZOMBIE
-            return not ended and process.create_time() < file.stat().st_mtime + CLOCK_SECONDS
+            # Linux reckons the start from the present clock, which may have been set since.
+            is_same = began or process.create_time() < file.stat().st_mtime + CLOCK_SECONDS
+            return not ended and bool(is_same)
         except psutil.AccessDenied:  # another user's, so it is there
             return True
     return False

@@ -43,7 +43,7 @@ class Demand:
     def waits(self, request: Hashable, target: Target | None, seconds: float) -> None:
         """A request waits for a server, and has done so for some seconds."""
         if target and self._waiting.get(request, ("",))[0] != target.name:
-            self._waiting[request] = target.name, time.time() - seconds
+            self._waiting[request] = target.name, time.monotonic() - seconds
             self._news.set()
 
     def waits_no_more(self, request: Hashable) -> None:
@@ -52,7 +52,7 @@ class Demand:
     def used(self, target: Target, keep: float | None = None) -> None:
         """A request has begun or ended. `keep`: the seconds for which it wants the server to stay
         loaded after it; below 0: for ever."""
-        self._last[target.name] = time.time()
+        self._last[target.name] = time.monotonic()
         if keep is not None:
             self._keep[target.name] = keep
         else:

@@ -317,7 +317,7 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 def _retry_after(targets: Targets) -> int | None:
     """Seconds until one that has failed may be loaded again; None where none will be."""
     times = [target.retry_at for target in targets if target.retry_at]
-    return max(1, math.ceil(min(times) - time.time())) if times else None
+    return max(1, math.ceil(min(times) - time.monotonic())) if times else None
 
 
 def _reasons(targets: Targets, failures: Mapping[str, str]) -> str:

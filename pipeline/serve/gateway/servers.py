@@ -54,7 +54,7 @@ class Target(Struct, frozen=True, kw_only=True):
     problem: str = ""  # why it can never be loaded
     ready_at: float | None = None
     socket: str = ""  # of a guarded one, which need not be asked through its guard
-    retry_at: float | None = None  # of one that has failed: from when it may be loaded again
+    retry_at: float | None = None  # of one that has failed: see ServerStatus
 
     @property
     def name(self) -> str:

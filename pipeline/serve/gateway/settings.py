@@ -65,5 +65,4 @@ def as_instance(at: Folder, settings: GatewaySettings) -> Server:
         restart="always",
         ready_timeout=60,
         stop_timeout=5,
-        probe_timeout=0,  # it generates no tokens
     )

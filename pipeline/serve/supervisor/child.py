@@ -14,7 +14,7 @@ from pipeline.serve import sandbox
 from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import Log, pumped, quoted
 
-from . import client, marker
+from . import client, marker, traces
 from .environment import environment
 from .policy import Timing
 from .slots import Slots
@@ -35,14 +35,16 @@ class Child:
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(command)}")
         # Programs that set a process title overwrite their environment unless SPT_NOENV is set.
         mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
-        self.process = start(
-            command,
-            env=environment(instance, at) | mark,
-            cwd=Path(instance.folder),
-            own_group=True,
-            killed_with_us=True,
-            sandbox=sandbox.policy(instance, port.folder),
-        )
+        with traces.left_on(at, instance.name) as more:
+            self.process = start(
+                command,
+                env=environment(instance, at) | mark,
+                cwd=Path(instance.folder),
+                own_group=True,
+                killed_with_us=True,
+                sandbox=sandbox.policy(instance, port.folder),
+                **more,
+            )
         try:
             self.started = marker.start_time(self.process.pid)
             self._last: deque[str] = deque(maxlen=LAST_LINES)

@@ -13,7 +13,7 @@ from threading import Event, Lock
 from msgspec import Struct
 
 from pipeline.serve.health import ask, is_ready
-from pipeline.serve.server import LLAMA_CPP, VLLM, Server
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, VLLM, Server
 
 from .state import READY
 
@@ -29,8 +29,10 @@ BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
 _awake: defaultdict[str, Lock] = defaultdict(Lock)  # by server: held while it must not fall asleep
 
 
-def smallest_request(instance: Server) -> tuple[str, dict[str, object]]:
-    """The path and body of the smallest request that makes its model work."""
+def smallest_request(instance: Server) -> tuple[str, dict[str, object] | None]:
+    """The path and body of the smallest request that makes its model work, or a gateway answer."""
+    if instance.engine == GATEWAY:
+        return "/health", None
     named: dict[str, object] = {"model": instance.aliases[0]} if instance.aliases else {}
     if instance.kind == "embedding":
         return "/v1/embeddings", named | {"input": "a"}

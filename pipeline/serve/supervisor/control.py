@@ -166,15 +166,19 @@ def order(at: Folder, names: Sequence[str], *, loads: bool) -> int:
 def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, ServerStatus]]:
     """Load or unload these servers, and wait until it is done; return those that were not loaded.
 
-    Raises PipelineError where the supervisor ends meanwhile.
+    Raises PipelineError where the supervisor ends meanwhile, or does not react.
     """
     number, done = order(at, names, loads=loads), dict[str, ServerStatus]()
+    deadline = time.monotonic() + REACTION_SECONDS
     while len(done) < len(names):
         if (state := living(at)) is None:
             raise PipelineError("the supervisor is gone, and so are they", f"its log is {at.log}")
-        for status in state.instances:
-            if status.name in names and status.order >= number and _is_done(status, loads):
+        taken_up = [x for x in state.instances if x.name in names and x.order >= number]
+        for status in taken_up:
+            if _is_done(status, loads):
                 done.setdefault(status.name, status)
+        if len(taken_up) < len(names) and time.monotonic() > deadline:
+            raise _hangs(at)
         time.sleep(POLL_SECONDS)
     return [(name, status) for name, status in done.items() if loads and status.state != READY]
 
@@ -322,10 +326,7 @@ def _wait_until_settled(
             is_running(at) or not has_ended
         ):
             require_writable(at.path)  # else it cannot answer
-            raise PipelineError(
-                f"the supervisor does not react; its log is {at.log}",
-                f"{doitw('down')}, then up again",
-            )
+            raise _hangs(at)
         if state is None and has_ended and not is_running(at):
             if starts == MAX_STARTS:
                 lines = last_lines(at.log)
@@ -335,6 +336,12 @@ def _wait_until_settled(
         time.sleep(POLL_SECONDS)
     results = [(server, reported[server.name]) for server in wanted.instances]
     return [(server, status) for server, status in results if not _is_well(server, status)]
+
+
+def _hangs(at: Folder) -> PipelineError:
+    return PipelineError(
+        f"the supervisor does not react; its log is {at.log}", f"{doitw('down')}, then up again"
+    )
 
 
 def _is_well(server: Server, status: ServerStatus) -> bool:

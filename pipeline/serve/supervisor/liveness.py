@@ -94,6 +94,17 @@ def living(at: Folder) -> State | None:
     return state if is_alive else None
 
 
+def suspended(at: Folder) -> int | None:
+    """The pid of the supervisor, if it is suspended (SIGSTOP, Ctrl-Z): it restarts nothing then."""
+    import psutil
+
+    state = living(at)
+    with suppress(psutil.Error):
+        if state and psutil.Process(state.pid).status() == psutil.STATUS_STOPPED:
+            return state.pid
+    return None
+
+
 def is_left(at: Folder) -> bool:
     """Whether a wanted server was running when the supervisor last wrote its state."""
     return not running_of(read_state(at)).isdisjoint(servers_of(read_wanted(at)))

@@ -45,8 +45,8 @@ Runners = Mapping[str, Runner]
 
 
 class Scheduler:
-    """Loads and unloads the servers of one supervisor. Times are those of time.time(), which the
-    gateways' agree with."""
+    """Loads and unloads the servers of one supervisor. Times are those of time.monotonic(), which
+    the gateways' agree with."""
 
     def __init__(self, at: Folder, timing: Timing, news: Event) -> None:
         self._timing = timing
@@ -57,7 +57,7 @@ class Scheduler:
 
     def step(self, wanted: DesiredState, runners: Runners) -> None:
         """Move on: take up orders, unload what is idle, make room for what is waited for."""
-        now = time.time()
+        now = time.monotonic()
         mine = {
             name: runner for name, runner in runners.items() if runner.instance.engine != GATEWAY
         }
@@ -88,7 +88,7 @@ class Scheduler:
         if runner.instance.start == DEMAND and (is_new or state == EXITED):
             runner.amend(state=ASLEEP)
         retry_at = runner.status.retry_at
-        if state == FAILED and retry_at and time.time() >= retry_at:
+        if state == FAILED and retry_at and time.monotonic() >= retry_at:
             runner.amend(state=ASLEEP, retry_at=None)
         if state == READY:
             self._books.loaded(runner.instance, runner.status)
@@ -120,7 +120,7 @@ class Scheduler:
             return False
         use = self._uses[runner.instance.name]
         limit = runner.instance.idle_timeout or None
-        if use.keep is not None and use.last >= (runner.status.ready_at or 0):
+        if use.keep is not None and use.last >= runner.ready_since:
             limit = use.keep if use.keep >= 0 else None
         return limit is not None and now - self._last_use(runner) >= limit
 
@@ -129,7 +129,7 @@ class Scheduler:
         return bool(use.in_flight or use.waiting) or runner.status.state in (WAITING, LOADING)
 
     def _last_use(self, runner: Runner) -> float:
-        return max(self._uses[runner.instance.name].last, runner.status.ready_at or 0.0)
+        return max(self._uses[runner.instance.name].last, runner.ready_since)
 
     def _unload(self, runner: Runner, now: float, *, ends: bool = False) -> None:
         """Give it no more requests; without a process it is unloaded already. One that sleeps is

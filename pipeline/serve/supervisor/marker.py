@@ -1,18 +1,18 @@
 """Which processes belong to a configuration: a variable in their environment marks them.
 
 It is inherited, so it also finds processes that moved to another group or session, or lost their
-parent.
+parent. `traces` finds those that have cleared it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 
 import psutil
 
+from . import traces
 from .state import VARIABLE as VARIABLE
 from .state import Folder, read_state, statuses_of
 
@@ -32,7 +32,7 @@ def everywhere() -> dict[str, Processes]:
     with contextlib.suppress(OSError):  # too many open files
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if (value := _value(process)) and _is_ours(process):
+                if traces.is_ours(process) and (value := traces.value(process)):
                     processes = by_marker.setdefault(value.partition("/")[0], {})
                     processes.setdefault(value, []).append(process)
     return by_marker
@@ -47,7 +47,11 @@ def marked(at: Folder) -> Processes:
         process = find(status.pid, status.started, value)
         with contextlib.suppress(psutil.Error):
             known = processes.get(value, [])  # by pid: psutil may cache a process of a reused pid
-            if process and process.pid not in [other.pid for other in known] and _is_ours(process):
+            if (
+                process
+                and process.pid not in [other.pid for other in known]
+                and traces.is_ours(process)
+            ):
                 processes[value] = [*known, process]
     return processes
 
@@ -77,7 +81,9 @@ def end_all(at: Folder, *, supervisor_too: bool = False, spare: Iterable[int] = 
 
     Returns how many there were.
     """
-    return end(at, lambda value: supervisor_too or "/" in value, spare)
+    count = end(at, lambda value: supervisor_too or "/" in value, spare)
+    traces.forget(at)
+    return count
 
 
 def start_time(pid: int) -> float:
@@ -93,14 +99,8 @@ def find(pid: int | None, started: float | None, value: str) -> psutil.Process |
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid) if pid and started else None
         if process and process.status() != psutil.STATUS_ZOMBIE:
-            is_same = abs(process.create_time() - (started or 0)) < 2 or _value(process) == value
+            is_same = (
+                abs(process.create_time() - (started or 0)) < 2 or traces.value(process) == value
+            )
             return process if is_same else None
     return None
-
-
-def _value(process: psutil.Process) -> str:
-    return str(process.environ().get(VARIABLE, ""))
-
-
-def _is_ours(process: psutil.Process) -> bool:
-    return not hasattr(os, "getuid") or process.uids().real == os.getuid()

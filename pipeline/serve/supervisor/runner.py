@@ -20,7 +20,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import set_aside
 from pipeline.serve.placing import Claim
-from pipeline.serve.server import Server
+from pipeline.serve.server import GATEWAY, Server
 
 from . import client
 from .child import Child
@@ -63,7 +63,7 @@ class Runner:
         self.unwanted = self._killed = self.unloads = False
         self.claim = Claim()
         # until: when the current state has lasted too long
-        self.until = self._ready_since = self._ready_until = NEVER
+        self.until = self.ready_since = self._ready_until = NEVER
 
     @property
     def is_over(self) -> bool:
@@ -80,7 +80,7 @@ class Runner:
     def begin(self, now: float) -> None:
         """Its load begins: of a new process, or of one that is asleep."""
         self._why, self._killed, self.unloads, self._began = "", False, False, now
-        self._ready_since = self._ready_until = NEVER
+        self.ready_since = self._ready_until = NEVER
         self.until = now + self.instance.ready_timeout
 
     def start(self, now: float) -> None:
@@ -137,8 +137,8 @@ class Runner:
         return End(
             status=exit_status,
             why=self._why or ("" if exit_status is not None else "was killed, but does not end"),
-            was_ready=self._ready_since < NEVER,
-            was_steady=min(now, self._ready_until) - self._ready_since >= self.timing.steady_after,
+            was_ready=self.ready_since < NEVER,
+            was_steady=min(now, self._ready_until) - self.ready_since >= self.timing.steady_after,
         )
 
     def finish(self, end: End, now: float) -> None:
@@ -150,7 +150,7 @@ class Runner:
         else:
             decision = decide(self.instance, end, self.failures, self.timing, lines)
             self.failures, self.until = decision.failures, now + decision.pause
-            retry_at = decision.retry_after and time.time() + decision.retry_after
+            retry_at = decision.retry_after and now + decision.retry_after
             state, reason = decision.state, decision.reason + (lines and f":\n{lines}")
         ended = {"pid": None, "started": None, "ready_at": None, "socket": ""}
         self.amend(state=state, reason=reason, retry_at=retry_at, **ended)
@@ -158,12 +158,13 @@ class Runner:
     def _observe(self, observed: str, now: float) -> None:
         """Act on what its probes have observed."""
         if observed and self.status.state == LOADING:
-            self.until, self._ready_since = NEVER, now
+            self.until, self.ready_since = NEVER, now
             self.amend(state=READY, ready_at=time.time(), load_seconds=now - self._began)
         elif observed == client.STUCK and self.status.state in (READY, UNLOADING):
             # it may have been stuck ever since the last probe
             self._ready_until = now - self.timing.probe_every - self.instance.probe_timeout
-            self.give_up(f"stuck: no token within {self.instance.probe_timeout:g} s", now)
+            what = "answer" if self.instance.engine == GATEWAY else "token"
+            self.give_up(f"stuck: no {what} within {self.instance.probe_timeout:g} s", now)
 
     def ask_to_stop(self, now: float) -> None:
         """Ask it to end by itself; it is killed once that takes too long."""

@@ -75,7 +75,8 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines
     problem: str = ""  # why it can never be loaded
-    retry_at: float | None = None  # of one that has failed: from when a request loads it again
+    retry_at: float | None = None  # of one that has failed: the time.monotonic() from which a
+    # request loads it again
     order: int = 0  # the number of the last order that was taken up
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from pipeline.bins.hardware import nvidia
+from pipeline.core.errors import doitw
 from pipeline.core.parallel import for_each
 from pipeline.serve import health
 from pipeline.serve.server import Server
 
-from . import books, client, marker, memory
+from . import books, client, marker, memory, usage
 from .liveness import living
 from .state import (
     ASLEEP,
@@ -86,6 +87,11 @@ def ps(at: Folder) -> list[Row]:
             else:
                 state = SILENT
         own = processes.get(marker.server(at.marker, status.name), [])
+        last_use = gateways.use(instance.name).last or None
+        reason = status.reason or status.problem
+        if not is_supervised and own:
+            pids = ", ".join(str(process.pid) for process in own)
+            reason = f"the supervisor is gone, and left {pids} running; {doitw('down')} ends that"
         used = memory.used(own, on_gpus)
         ram = used.pop("ram", None)
         need = entry.need if entry else {}
@@ -98,7 +104,7 @@ def ps(at: Folder) -> list[Row]:
                 model=instance.model_name,
                 state=state,
                 start=instance.start,
-                reason=status.reason or status.problem,
+                reason=reason,
                 ready_since=status.ready_at if state == READY else None,
                 pid=status.pid if alive else None,
                 port=instance.port,
@@ -110,7 +116,7 @@ def ps(at: Folder) -> list[Row]:
                 drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
                 need=need,
-                last_use=gateways.use(instance.name).last or None,
+                last_use=last_use and usage.since_1970(last_use),
                 load_seconds=(entry.load_seconds or None) if entry else None,
             )
         )

@@ -18,6 +18,8 @@ WorkingDirectory={folder}
 {environment}ExecStart={command}
 # The supervisor stops its servers itself; whatever is left after the timeout is killed.
 KillMode=mixed
+# It makes a control group for each server, by which it finds all that the server has started.
+Delegate=yes
 TimeoutStopSec={timeout:.0f}
 Restart=on-failure
 RestartSec=5

@@ -8,6 +8,7 @@ and has no request under way there.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,8 @@ SILENT_SECONDS = 5.0  # a gateway that reports nothing for so long is not waited
 
 
 class ServerUse(Struct, frozen=True, kw_only=True):
-    """How a server is used. Times in seconds since 1970."""
+    """How a server is used. Times are those of time.monotonic(), which is the same for all
+    processes of a machine, and which no change of the clock moves."""
 
     waiting: int = 0  # requests that wait until it is loaded
     since: float = 0.0  # when the oldest of them came
@@ -40,6 +42,11 @@ class Usage(Struct, frozen=True, kw_only=True):
     pid: int
     started: float  # of the process, as psutil's create_time gives it
     servers: Mapping[str, ServerUse] = {}
+
+
+def since_1970(monotonic: float) -> float:
+    """That time of time.monotonic() in seconds since 1970, for people."""
+    return time.time() - (time.monotonic() - monotonic)
 
 
 def write(at: Folder, usage: Usage) -> None:

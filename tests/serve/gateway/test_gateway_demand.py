@@ -66,10 +66,10 @@ def once_it_waits(here: Site, state: str, **more: Any) -> None:
 def test_the_supervisor_is_told_who_waits_and_who_is_in_use(here: Site) -> None:
     here.upstream("chat", state="asleep", start="demand")
     here.gateway()
-    before = time.time()
+    before = time.monotonic()
     thread, answers = asks(here, model="chat", keep_alive="5m", do={"slow": 1.0})
     told = wait_for(lambda: (now := use(here, "chat")).waiting and now)
-    assert told.waiting == 1 and before - 1 < told.since < time.time() and not told.in_flight
+    assert told.waiting == 1 and before - 1 < told.since < time.monotonic() and not told.in_flight
     says(here, "chat", "ready", ready_at=7.0)
     wait_for(lambda: use(here, "chat").in_flight == 1)
     assert not use(here, "chat").waiting

@@ -335,7 +335,7 @@ def test_what_failed_is_told_at_once_with_its_reason(here: Site) -> None:
 
 def test_what_failed_on_demand_is_answered_with_the_time_until_its_next_try(here: Site) -> None:
     here.add("chat", start="demand", state="failed")
-    here.says("chat", "failed", "out of memory", retry_at=time.time() + 100)
+    here.says("chat", "failed", "out of memory", retry_at=time.monotonic() + 100)
     here.gateway()
     answer = here.chat()
     assert answer.status_code == 503 and "out of memory" in answer.text

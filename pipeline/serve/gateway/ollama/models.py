@@ -22,6 +22,7 @@ from pipeline.models.chat_template import OVERRIDES
 from pipeline.serve.gateway.answers import utc
 from pipeline.serve.gateway.servers import CHAT, EMBEDDING, Target
 from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.supervisor import usage
 from pipeline.serve.supervisor.usage import ServerUse
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model is unloaded that stays: as Ollama says it
@@ -98,14 +99,14 @@ def running(
 
 def expires_at(target: Target, use: ServerUse) -> str:
     """When the model is unloaded if nobody asks for it again, by the supervisor's own rule."""
-    ready_at = target.ready_at or 0.0
+    ready_at, last = target.ready_at or 0.0, usage.since_1970(use.last) if use.last else 0.0
     seconds = target.instance.idle_timeout or None
-    if use.keep is not None and use.last >= ready_at:
+    if use.keep is not None and last >= ready_at:
         seconds = use.keep if use.keep >= 0 else None
     if seconds is None or target.instance.pinned:
         return NEVER
     is_used = use.in_flight or use.waiting
-    return utc((time.time() if is_used else max(use.last, ready_at)) + seconds)
+    return utc((time.time() if is_used else max(last, ready_at)) + seconds)
 
 
 def shown(name: str, target: Target, details: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""Many processes at once on one home, where locks work, do nothing, or fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+from conftest import Doit, free_port
+from crowd import Crowd, Words, seeded
+from disks import flock_that
+from figures import Figure
+
+from pipeline.core import paths
+from pipeline.core.paths import Home
+
+pytestmark = [
+    pytest.mark.build,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc"),
+]
+
+PROCESSES = 8
+DEMO: dict[str, Words] = {"demo": ("model=demo",)}
+SERVERS = """
+[instance.server]
+ctx_size = 512
+
+[instance.one.model]
+ref = "demo"
+
+[instance.one.server]
+port = {port}
+"""
+Make = Callable[..., Crowd]
+
+
+@pytest.fixture
+def crowd(doit: Doit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes a crowd on a home with a cache of its own."""
+    shared, own = paths.cache(Home(doit.home)), tmp_path / "cache ü"
+    own.mkdir()
+    doit("prepare", "model=demo")  # so that its archive is here
+    shutil.copytree(shared / "archives", own / "archives", copy_function=os.link)
+    for environment in shared.glob("converter-*"):
+        if environment.is_dir():
+            (own / environment.name).symlink_to(environment)
+    doit.env["LLAMA_PIPELINE_CACHE"] = str(own)
+    made: list[Crowd] = []
+
+    def make(fails: int | None = None, **more: object) -> Crowd:
+        if fails is not None:
+            library = str(flock_that(fails, tmp_path))
+            monkeypatch.setenv("LD_PRELOAD", library)  # for what the crowd forks
+            doit.env["LD_PRELOAD"] = library
+        file = tmp_path / "servers ü.toml"
+        file.write_text(SERVERS.format(port=free_port()), encoding="utf-8")
+        made.append(Crowd(doit, config=file, works=fails is None, **more))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+        doit("down", f"config={each.config}", status=None)
+    shutil.rmtree(doit.home, ignore_errors=True)
+
+
+def test_for_some_seconds(crowd: Make, figure: Figure) -> None:
+    here = crowd(models=DEMO)
+    report = here.run(seeded(PROCESSES, here.plan), 10)
+    assert report.wrong == []
+    here.settled()
+    figure("commands of many processes at once", report.commands)
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize(
+    ("fails", "seconds"),
+    [(None, 120), (0, 40), (errno.ENOLCK, 20), (errno.ENOSYS, 20), (errno.EPERM, 20)],
+    ids=["locks work", "locks do nothing", "ENOLCK", "ENOSYS", "EPERM"],
+)
+def test_for_minutes(
+    crowd: Make, own_tiny: Path, figure: Figure, fails: int | None, seconds: float
+) -> None:
+    models = {q: (f"model={own_tiny}", f"quant={q}") for q in ("q8_0", "q4_0")}
+    here = crowd(fails, models=DEMO | models)
+    report = here.run(seeded(PROCESSES, here.plan), seconds)
+    print(sorted(report.ends.items()), report.served, report.hashed)
+    assert report.wrong == []
+    here.settled()
+    figure("commands of many processes at once", report.commands)
+    figure("servers asked among many processes", report.served)
+
+
+@contextmanager
+def red(crowd: Make, prelude: str, words: Words) -> Iterator[list[str]]:
+    """What is wrong where each process begins with this."""
+    here = crowd(models=DEMO, prelude=prelude)
+    here.doit("remove", "model=demo", "yes=1")
+    plans = [iter([words]) for _ in repeat(None, PROCESSES)]
+    yield here.run(plans, 60).wrong
+
+
+NO_LOCK = """
+import contextlib
+from pipeline.core.store import artifacts
+artifacts.only_one = lambda target: contextlib.nullcontext()
+"""
+
+
+def test_without_the_lock_of_a_step_it_is_seen(crowd: Make) -> None:
+    with red(crowd, NO_LOCK, ("prepare", "model=demo")) as wrong:
+        assert wrong

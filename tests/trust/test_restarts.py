@@ -1,0 +1,164 @@
+"""Restarts without end: nothing grows, whoever is killed, stopped or dies at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import wait_for
+from figures import Figure
+from msgspec.structs import replace
+from supervisor_tools import Servers, lives, stand_in
+
+from pipeline.core.errors import PipelineError
+from pipeline.serve.supervisor import control, liveness, marker, status
+from pipeline.serve.supervisor.state import PAUSING, READY
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux shows")
+
+PROMISE = 10.0  # seconds, beyond the stop_timeout and the grace of `down`
+
+
+def held(process: psutil.Process) -> tuple[int, int]:
+    """The files and threads of a process."""
+    return process.num_fds(), process.num_threads()
+
+
+def files(top: Path) -> list[str]:
+    return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
+
+
+def not_more(before: list[str], after: list[str]) -> bool:
+    """Whether no more files are there; kept logs have other names each time."""
+    return len(after) <= len(before)
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.trust)])
+def test_a_supervisor_killed_over_and_over(
+    servers: Servers, tmp_path: Path, figure: Figure, times: int
+) -> None:
+    a = replace(stand_in(tmp_path, "a", "--setsid", "--grandchild", str(tmp_path / "note")))
+    own, top = psutil.Process(), tmp_path
+    counts: list[tuple[list[str], int, tuple[int, int]]] = []
+    for _ in range(times):
+        assert servers.up(a) == {}
+        supervisor = servers.supervisor()
+        counts.append((files(top), own.num_fds(), held(supervisor)))
+        supervisor.kill()
+        wait_for(lambda: not servers.processes())
+    settled = min(7, times - 2)  # logs that are kept
+    first, last = counts[settled], counts[-1]
+    assert not_more(first[0], last[0]), (first[0], last[0])
+    assert last[1] <= first[1], "of this process"
+    assert last[2][0] <= first[2][0] + 2, "of the supervisor"
+    servers.down()
+    servers.nothing_left()
+    figure("supervisors killed", times)
+
+
+@pytest.mark.parametrize("times", [8, pytest.param(60, marks=pytest.mark.trust)])
+@pytest.mark.parametrize("how", ["at once", "once it is ready"])
+def test_a_server_that_dies_over_and_over(
+    servers: Servers, tmp_path: Path, figure: Figure, how: str, times: int
+) -> None:
+    servers.timing = replace(servers.timing, longest_pause=0.02)
+    after = ["--after", "0.3"] if how == "once it is ready" else []
+    a = stand_in(tmp_path, "a", "--exit", "1", *after, max_restarts=10**6, restart_pause=0.01)
+    b = stand_in(tmp_path, "b")
+    servers.instances = (a, b)
+    control._publish(servers.at, control.DesiredState(config="c", instances=(a, b)), ())
+    process = control._start_supervisor(servers.at, servers.timing)
+    wait_for(lambda: servers.state().get("a") and servers.state()["a"].restarts >= 4)
+    supervisor = servers.supervisor()
+    wait_for(lambda: servers.state()["b"].state == READY)
+    before, most, pid = files(tmp_path), [0, 0], servers.pids()["b"]
+    end = servers.state()["a"].restarts + times
+
+    def is_over() -> bool:
+        for number, count in enumerate(held(supervisor)):
+            most[number] = max(most[number], count)
+        return servers.state()["a"].restarts >= end
+
+    wait_for(is_over)
+    assert not_more(before, files(tmp_path)), files(tmp_path)
+    assert most[0] < 40 and most[1] < 20, most
+    assert servers.pids()["b"] == pid and lives(pid or 0)
+    servers.down()
+    assert process.wait(timeout=60) == 0
+    servers.nothing_left()
+    figure("restarts of servers that die", times)
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.trust)])
+def test_a_reaper_killed_over_and_over(servers: Servers, tmp_path: Path, times: int) -> None:
+    servers.up(stand_in(tmp_path, "a"))
+    supervisor = servers.supervisor()
+
+    def reaper() -> psutil.Process | None:
+        processes = marker.marked(servers.at).get(servers.at.marker, [])
+        return next((each for each in processes if each.pid != supervisor.pid), None)
+
+    counts = []
+    for _ in range(times):
+        wait_for(reaper).kill()
+        wait_for(lambda: reaper() is None)
+        wait_for(reaper)
+        counts.append(held(supervisor)[0])
+    assert counts[-1] <= counts[0], counts
+    assert servers.state()["a"].restarts == 0
+    servers.down()
+    servers.nothing_left()
+
+
+# What is suspended (SIGSTOP): it neither works nor ends on SIGTERM.
+
+
+def test_a_suspended_server_is_stuck(servers: Servers, tmp_path: Path) -> None:
+    a = stand_in(tmp_path, "a", "--metrics", probe_timeout=0.5, stop_timeout=600.0)
+    servers.up(a)
+    before = servers.pids()["a"] or 0
+    os.kill(before, signal.SIGSTOP)
+    servers.until("a", PAUSING, READY, reason="stuck: no token within 0.5 s")
+    seen = wait_for(lambda: (s := servers.state()["a"]).state == READY and s.restarts == 1 and s)
+    assert seen.pid != before and not lives(before)
+
+
+def test_a_suspended_supervisor(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ps` says so, no command waits for it without end, and `down` ends it all the same."""
+    a = stand_in(tmp_path, "a", stop_timeout=1.0, start="demand")
+    b = stand_in(tmp_path, "b", stop_timeout=1.0)
+    servers.up(a, b)
+    assert liveness.suspended(servers.at) is None
+    supervisor = servers.supervisor()
+    supervisor.suspend()
+    wait_for(lambda: liveness.suspended(servers.at) == supervisor.pid)
+    assert servers.rows()["b"].state == READY, "it answers all the same"
+    monkeypatch.setattr(control, "REACTION_SECONDS", 0.5)
+    for act in (lambda: control.obey(servers.at, ["a"], loads=True), lambda: servers.up(b)):
+        with pytest.raises(PipelineError, match="does not react"):
+            act()
+    began = time.monotonic()
+    assert sorted(servers.down()) == ["b"]
+    assert time.monotonic() - began < b.stop_timeout + control.GRACE_SECONDS + PROMISE
+    assert not lives(supervisor.pid)
+    servers.nothing_left()
+
+
+def test_a_suspended_server_is_ended_by_down(servers: Servers, tmp_path: Path) -> None:
+    a = stand_in(tmp_path, "a", stop_timeout=0.5)
+    servers.up(a)
+    pid = servers.pids()["a"] or 0
+    os.kill(pid, signal.SIGSTOP)
+    assert servers.rows()["a"].state == status.SILENT
+    began = time.monotonic()
+    assert servers.down() == ["a"]
+    assert time.monotonic() - began < 0.5 + PROMISE
+    assert not lives(pid)
+    servers.nothing_left()
