@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from conftest import Doit, chat, free_port, get
+from conftest import Doit, free_port, get, post
 from forked import Forker
 
 from pipeline.core.store.artifacts import UNFINISHED
@@ -27,6 +27,8 @@ from pipeline.core.store.hashing import sha256
 
 Words = tuple[str, ...]
 STOP_SECONDS = 60.0  # for a server to end on SIGINT, on a machine that is far too busy
+
+SMALL = ("ctx_size=256", "threads=1")  # threads that wait for each other want a processor each
 
 # What a command may be refused with because of what others do at the same time.
 REFUSALS = re.compile(
@@ -164,7 +166,7 @@ class Crowd:
 
     def serve(self, words: Words, env: Mapping[str, str]) -> tuple[int, str, str]:
         """A server in the foreground: asked once it is ready, then stopped."""
-        words = (*words, f"port={free_port()}", "format=json", "ctx_size=512")
+        words = (*words, f"port={free_port()}", "format=json", *SMALL)
         logs = self.doit.home.parent / "printed"
         logs.mkdir(exist_ok=True)
         name = f"{threading.get_ident()}-{time.monotonic_ns()}"
@@ -192,7 +194,7 @@ class Crowd:
         with contextlib.suppress(urllib.error.HTTPError):
             loaded = str(get(f"{url}/props").get("model_path", summary["file"]))
             assert loaded == summary["file"], f"serves {loaded}, says {summary['file']}"
-        answer = chat(url)
+        answer = said(url)
         assert answer == self.answers.setdefault(name, answer), f"{name} answers {answer!r}"
         self.report.served += 1
 
@@ -249,14 +251,19 @@ class Crowd:
         assert held_locks(self.doit.home) == []
         self.doit("verify")
         for model in self.models.values():
-            with self.doit.serving(*model, "ctx_size=512") as url:
-                name = Path(self.doit.summary["file"]).name
-                assert chat(url) == self.answers.get(name, chat(url))
+            with self.doit.serving(*model, *SMALL):
+                self.ask(self.doit.summary)
         for path in self.published():
             assert sha256(path) == self.hashes.get(path.name, sha256(path))
 
     def close(self) -> None:
         self.forker.end()
+
+
+def said(url: str) -> str:
+    """What a server answers to a message: the same each time."""
+    body = {"prompt": "Once upon a time", "n_predict": 4, "temperature": 0}
+    return str(post(f"{url}/completion", body)["content"])
 
 
 def is_unfinished(path: Path) -> bool:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from core_tools import child, line
+from conftest import REPOSITORY
 from msgspec.structs import replace
 from supervisor_tools import QUICK, Servers, stand_in
 
@@ -52,6 +53,27 @@ int clock_gettime(clockid_t clock, struct timespec *at) {
 Set = Callable[[int], None]
 
 
+@contextmanager
+def child(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that runs `script`, and reads from us."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
 @pytest.fixture
 def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
     """Sets the clock of all that is started from now on, this many seconds ahead."""
@@ -76,7 +98,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
 
 def test_the_clock_of_these_tests_can_be_set(clock: Set) -> None:
     script = "import sys, time\nfor _ in sys.stdin: print(time.time(), flush=True)"
-    with child(script, stdin=subprocess.PIPE) as process:
+    with child(script) as process:
         for shift in (0, 5 * HOURS, -5 * HOURS):
             clock(shift)
             assert process.stdin
@@ -136,7 +158,7 @@ def test_a_run_is_under_way_though_the_clock_was_set(
         "import sys\nfrom pathlib import Path\nfrom pipeline.core.store import active\n"
         "active.begin(Path(sys.argv[1]))\nprint('begun', flush=True)\nsys.stdin.read()"
     )
-    with child(script, tmp_path, stdin=subprocess.PIPE) as run:
+    with child(script, tmp_path) as run:
         assert line(run) == "begun"
         real = psutil.Process.create_time
         for shift in (24 * HOURS, -24 * HOURS):
