@@ -60,7 +60,9 @@ def clean_resolve(model: Model) -> None:
     resolved = model.known()
     forget_resolve(model)
     for folder in estimate.header_folders(model, resolved) if resolved else ():
-        remove(folder)
+        for file in receipts.files_in(folder):
+            with only_one(file):  # whose file stays, and with it the folder: others may wait for it
+                remove(file)
 
 
 def targets(model: Model, step: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.bins.compile import git_tree
@@ -12,8 +13,9 @@ from pipeline.core import log
 from pipeline.core import statement as statements
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.process import WINDOWS
-from pipeline.core.store import receipts
+from pipeline.core.store import active, receipts
 from pipeline.core.store.hashing import sha256
+from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import FILE, Entry
 from pipeline.core.text import plural
 from pipeline.models import converter, gguf
@@ -31,6 +33,8 @@ def verify(session: Session) -> None:
     model, request = session.model, session.request
     proof.require_subject(session)
     results: list[dict[str, str]] = []
+    with suppress(OSError):  # read-only: then nobody removes anything either
+        active.begin(model.home.run)
 
     def report(path: Path, problem: str) -> None:
         results.append({"path": str(path), "problem": problem})
@@ -41,6 +45,8 @@ def verify(session: Session) -> None:
     for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
         try:
             problem = check(path, entry)
+            if problem and entry:
+                problem = checked_again(path, problem)
         except (OSError, PipelineError) as error:
             problem = str(error)
         digests[path] = entry.sha256 if entry and not problem else ""
@@ -99,6 +105,15 @@ def package(pkg: Path, request: Request) -> Iterator[tuple[Path, Entry | None]]:
             "pass provenance=FILE, or public_key=KEY.pem for its signature",
         )
     yield pkg, entry
+
+
+def checked_again(path: Path, problem: str) -> str:
+    """What is wrong with an artifact once no other run works on it, which may just have made it
+    anew or removed it; `problem` where that cannot be told."""
+    with suppress(OSError), only_one(path):
+        entry = receipts.load(path.parent).get(path.name)
+        return check(path, entry) if entry and entry.mtime_ns is not None else ""
+    return problem
 
 
 def check(path: Path, entry: Entry | None) -> str:

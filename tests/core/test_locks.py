@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from contextlib import AbstractContextManager, ExitStack
@@ -9,12 +10,12 @@ import pytest
 from core_tools import NO_RENAMEAT2, child, finish, line
 from disks import locks_that_do_not_work as locks_that_do_not_work
 
-from pipeline.core.store.locks import only_one
+from pipeline.core.store.locks import alone_with, only_one, trouble
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.core.store.locks import only_one
+from pipeline.core.store.locks import alone_with, only_one, trouble
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
@@ -147,3 +148,19 @@ def test_where_locks_do_not_work_each_run_makes_its_own_and_one_stays(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(".a.gguf.lock", ".state.json", "a.gguf", "folder")
     ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_lock_that_fails_later_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk's locks worked when it was tried; now the server that keeps them is gone."""
+    import fcntl
+
+    def fails(file: int, what: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    assert trouble(tmp_path) == ""
+    monkeypatch.setattr(fcntl, "flock", fails)
+    for take in (only_one, alone_with):
+        with pytest.raises(OSError, match=r"No locks.*\.lock'") as caught, take(tmp_path / "a.lock"):
+            pass
+        assert caught.value.errno == errno.ENOLCK

@@ -36,7 +36,8 @@ REFUSALS = re.compile(
     r"|another run is under way"
     r"|is not on disk"  # taken away, or not made yet
     r"|there is no such file of it"
-    r"|has not been prepared|is not prepared"
+    r"|the model is not resolved yet"
+    r"|is gone: another run may have removed it"
 )
 # `up` and `down` of others may come between: what was started is stopped again.
 STOPPED = re.compile(r"\w+ is (stopped|failed|waiting|loading|stopping)")
@@ -48,6 +49,7 @@ class Report:
 
     ends: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
     served: int = 0
     hashed: int = 0
 
@@ -209,9 +211,10 @@ class Crowd:
             return ""
         if status not in (1, 3):
             return "no such status"
-        if not re.search(r"^error: ", err, re.M) and words[0] not in ("remove", "prune"):
+        if not (message := re.search(r"^error: .*", text, re.M)):
             return "no message"
-        if not self.works or REFUSALS.search(err):
+        self.report.refused[f"{words[0]}: {message[0]}"] += 1
+        if not self.works or REFUSALS.search(text):
             return ""
         if words[0] == "up" and STOPPED.search(err):
             return ""

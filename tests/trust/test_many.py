@@ -92,6 +92,7 @@ def test_for_minutes(
     here = crowd(fails, models=DEMO | models)
     report = here.run(seeded(PROCESSES, here.plan), seconds)
     print(sorted(report.ends.items()), report.served, report.hashed)
+    print("\n".join(f"{count} {text}" for text, count in report.refused.most_common()))
     assert not report.wrong, "\n\n".join(report.wrong)
     here.settled()
     figure("commands of many processes at once", report.commands)

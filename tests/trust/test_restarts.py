@@ -117,12 +117,17 @@ def test_a_reaper_killed_over_and_over(servers: Servers, tmp_path: Path, times: 
 # What is suspended (SIGSTOP): it neither works nor ends on SIGTERM.
 
 
-def test_a_suspended_server_is_stuck(servers: Servers, tmp_path: Path) -> None:
-    a = stand_in(tmp_path, "a", "--metrics", probe_timeout=0.5, stop_timeout=600.0)
-    servers.up(a)
+@pytest.mark.parametrize(("engine", "what"), [("llama.cpp", "token"), ("gateway", "answer")])
+def test_a_suspended_server_is_stuck(
+    servers: Servers, tmp_path: Path, engine: str, what: str
+) -> None:
+    more = {"engine": engine, "probe_timeout": 0.5, "stop_timeout": 600.0}
+    servers.up(stand_in(tmp_path, "a", "--metrics", **more))
     before = servers.pids()["a"] or 0
+    time.sleep(1)
+    assert servers.pids()["a"] == before, "one that answers is left alone"
     os.kill(before, signal.SIGSTOP)
-    servers.until("a", PAUSING, READY, reason="stuck: no token within 0.5 s")
+    servers.until("a", PAUSING, READY, reason=f"stuck: no {what} within 0.5 s")
     seen = wait_for(lambda: (s := servers.state()["a"]).state == READY and s.restarts == 1 and s)
     assert seen.pid != before and not lives(before)
 

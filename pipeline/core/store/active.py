@@ -24,6 +24,7 @@ from . import json_file
 from .locks import alone_with
 from .publish import FULL
 
+REMOVING = "another run is removing files; waiting for it"
 TICK = 0.1  # seconds
 CLOCK_SECONDS = 2.0  # between a process's start and the times of files, by their granularity
 
@@ -79,16 +80,8 @@ def removing(folder: Path) -> Iterator[None]:
 
 
 def _begin_to_remove(active: Path, stack: ExitStack) -> None:
-    from filelock import Timeout
-
     active.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = alone_with(active / ".lock")
-    if acquire := getattr(lock, "acquire", None):
-        try:
-            lock = acquire(timeout=0)
-        except Timeout:
-            log.info("another run is removing files; waiting for it")
-    stack.enter_context(lock)
+    stack.enter_context(alone_with(active / ".lock", REMOVING))
     for file in active.iterdir():
         if file.suffix and not _is_alive(file):
             file.unlink(missing_ok=True)
@@ -114,7 +107,7 @@ def _wait_for_removals(folder: Path) -> None:
     is_reported = False
     while any(map(_is_alive, _active(folder).glob("*.removing"))):
         if not is_reported:
-            log.info("another run is removing files; waiting for it")
+            log.info(REMOVING)
             is_reported = True
         time.sleep(TICK)
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,20 +43,48 @@ def only_one(target: Path) -> Iterator[None]:
         yield
         return
     lock = file_lock(lock_of(target), is_singleton=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(f"another run is making {target.name}; waiting for it")
-        lock.acquire()
+    with _errors_of(lock_of(target)):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info(f"another run is making {target.name}; waiting for it")
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
-def alone_with(file: Path) -> AbstractContextManager[object]:
-    """Hold the lock of a file for as long as it takes to read and write it."""
-    return nullcontext() if trouble(file.parent) else file_lock(file)
+@contextmanager
+def alone_with(file: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock of a file for as long as it takes to read and write it; log `waiting` once
+    while another run holds it."""
+    from filelock import Timeout
+
+    if trouble(file.parent):
+        yield
+        return
+    lock = file_lock(file)
+    with _errors_of(file):
+        try:
+            lock.acquire(timeout=0 if waiting else -1)
+        except Timeout:
+            log.info(waiting)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _errors_of(lock: Path) -> Iterator[None]:
+    """Have an error of locking name the lock: the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(lock)
+        raise
 
 
 def mark_used(target: Path) -> None:

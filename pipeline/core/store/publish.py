@@ -106,6 +106,9 @@ def described(error: OSError, folder: Path) -> str:
     is written lies."""
     is_of_disk = error.errno in (*FULL, errno.EIO, errno.EROFS)
     known = disk_error(error, folder) if is_of_disk else None
+    path = Path(os.fsdecode(error.filename or ""))
+    if isinstance(error, FileNotFoundError) and path.is_relative_to(folder):
+        return f"{path} is gone: another run may have removed it\n  hint: run this again"
     return str(known or f"{error.filename or 'the system'}: {error.strerror or error}")
 
 

@@ -15,6 +15,7 @@ import psutil
 from . import traces
 from .state import VARIABLE as VARIABLE
 from .state import Folder, read_state, statuses_of
+from .traces import is_ours
 
 PATIENCE = 2.0  # seconds, for what is killed to be gone
 Processes = dict[str, list[psutil.Process]]  # by the variable's value
@@ -32,7 +33,7 @@ def everywhere() -> dict[str, Processes]:
     with contextlib.suppress(OSError):  # too many open files
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if traces.is_ours(process) and (value := traces.value(process)):
+                if is_ours(process) and (value := traces.value(process)):
                     processes = by_marker.setdefault(value.partition("/")[0], {})
                     processes.setdefault(value, []).append(process)
     return by_marker
@@ -47,11 +48,7 @@ def marked(at: Folder) -> Processes:
         process = find(status.pid, status.started, value)
         with contextlib.suppress(psutil.Error):
             known = processes.get(value, [])  # by pid: psutil may cache a process of a reused pid
-            if (
-                process
-                and process.pid not in [other.pid for other in known]
-                and traces.is_ours(process)
-            ):
+            if process and process.pid not in [other.pid for other in known] and is_ours(process):
                 processes[value] = [*known, process]
     return processes
 
@@ -99,8 +96,6 @@ def find(pid: int | None, started: float | None, value: str) -> psutil.Process |
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid) if pid and started else None
         if process and process.status() != psutil.STATUS_ZOMBIE:
-            is_same = (
-                abs(process.create_time() - (started or 0)) < 2 or traces.value(process) == value
-            )
-            return process if is_same else None
+            apart = abs(process.create_time() - (started or 0))
+            return process if apart < 2 or traces.value(process) == value else None
     return None

@@ -78,9 +78,9 @@ def _folder(at: Folder) -> str:
 def _opened(pid: int) -> Iterator[str]:
     """The files that a process has open as `left_on` opens one."""
     with suppress(OSError):
-        for link in os.scandir(f"/proc/{pid}/fd"):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError, ValueError, StopIteration):
-                path = os.readlink(link.path)
+                path = str(link.readlink())
                 if PLACE.search(path):
                     text = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text("ascii")
                     flags = next(x for x in text.splitlines() if x.startswith("flags:"))

@@ -296,7 +296,7 @@ def test_the_gateway_as_an_instance(tmp_path: Path) -> None:
     assert (told.engine, told.kind, told.host, told.port) == ("gateway", "gateway", "127.0.0.1", 9)
     assert told.cmd[:3] == ("-m", "pipeline.serve.gateway", str(tmp_path))
     assert msgspec.json.decode(told.cmd[3], type=GatewaySettings) == settings
-    assert told.probe_timeout == 0, "it makes no tokens"
+    assert told.probe_timeout == 60, "one that hangs is started again"
     assert "secret" not in str(told.as_json())
 
 
