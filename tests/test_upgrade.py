@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,15 +60,7 @@ class Upgrades:
 @pytest.fixture
 def upgrades(built: Path, tmp_path: Path) -> Iterator[Upgrades]:
     doit = with_programs(built, tmp_path / "mein häus")
-    sources = doit.home / "bins" / ".source"
-    if sources.is_symlink():  # the checkout's, to which nothing is to be added
-        shared = sources.resolve()
-        sources.unlink()
-        sources.mkdir()
-        shutil.copy(shared / ".state.json", sources)
-        for folder in shared.iterdir():
-            if folder.is_dir():
-                (sources / folder.name).symlink_to(folder)
+    llama_tree.own_sources(doit.home)
     with releases.start() as site:
         yield Upgrades(doit, site, built, tmp_path / "upstream")
 

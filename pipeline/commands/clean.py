@@ -60,9 +60,15 @@ def clean_resolve(model: Model) -> None:
     resolved = model.known()
     forget_resolve(model)
     for folder in estimate.header_folders(model, resolved) if resolved else ():
-        for file in receipts.files_in(folder):
-            with only_one(file):  # whose file stays, and with it the folder: others may wait for it
-                remove(file)
+        remove_files(folder)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files of a folder, each under its lock. The locks stay, and so does the folder:
+    another run may hold one, or wait for it."""
+    for file in receipts.files_in(folder):
+        with only_one(file):
+            remove(file)
 
 
 def targets(model: Model, step: str) -> list[Path]:

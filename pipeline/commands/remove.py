@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def document(candidates: Candidates) -> dict[str, Any]:
         ],
         "kept": [{"path": str(path), "why": why} for path, why in candidates.stay],
     }
+
+
+@contextmanager
+def no_other_run(home: Home) -> Iterator[None]:
+    """Remove files in the block, while no run begins. Raises PipelineError where one is under
+    way."""
+    with full_disk_is_an_error(home.root), active.removing(home.run):
+        require_no_run([run.command for run in active.others(home.run) if run.files is None])
+        yield
 
 
 def require_no_run(under_way: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -286,10 +288,17 @@ class Clean(DoitClean):  # type: ignore[misc]
 
     def clean_tasks(self, tasks: Iterable[Any], dryrun: bool, cleanforget: bool) -> None:
         """Clean each of them once; `cleanforget` changes nothing, the receipts always go."""
+        from pipeline.commands.remove import no_other_run
+
         makers = [task for task in {t.name: t for t in tasks}.values() if task.clean_actions]
-        for task in makers:
-            task.clean(io.StringIO(), dryrun)
-            self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
+
+        def clean() -> None:
+            with nullcontext() if dryrun or not makers else no_other_run(home()):
+                for task in makers:
+                    task.clean(io.StringIO(), dryrun)
+                    self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
+
+        guarded_clean(clean)()
         if not makers:
             example = doitw("clean quantize …")
             self.outstream.write(f"nothing to clean; name a task, as in {example}\n")

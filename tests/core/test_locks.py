@@ -161,6 +161,6 @@ def test_a_lock_that_fails_later_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert trouble(tmp_path) == ""
     monkeypatch.setattr(fcntl, "flock", fails)
     for take in (only_one, alone_with):
-        with pytest.raises(OSError, match=r"No locks.*\.lock'") as caught, take(tmp_path / "a.lock"):
+        with pytest.raises(OSError, match="No locks") as caught, take(tmp_path / "a"):
             pass
-        assert caught.value.errno == errno.ENOLCK
+        assert str(caught.value.filename).startswith(str(tmp_path))

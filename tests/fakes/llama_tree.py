@@ -7,6 +7,7 @@ of the same length), so that they really load, quantize and serve.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ made.mkdir(exist_ok=True)
 (made / name).write_bytes(told["scripts"].get(name, "").encode() or data)
 (made / name).chmod(0o755)
 """
+CONVERTER = ("conversion", "gguf-py", "convert_hf_to_gguf.py")
 KNOWN = '"""The converter."""\nTEXT_MODEL_MAP: dict[str, str] = {{\n{lines}}}\n'
 
 
@@ -61,3 +63,26 @@ def make(
     lines = "".join(f'    "{name}": "x",\n' for name in architectures)
     (folder / "conversion" / "__init__.py").write_text(KNOWN.format(lines=lines))
     return folder
+
+
+def with_converter(folder: Path, source: Path) -> Path:
+    """Put the real converter of `source` into a stand-in, so that it converts, too."""
+    shutil.rmtree(folder / "conversion")
+    for name in CONVERTER:
+        here = source / name
+        (shutil.copytree if here.is_dir() else shutil.copy)(here, folder / name)
+    return folder
+
+
+def own_sources(home: Path) -> None:
+    """Give a home its own folder of sources in place of the link to the checkout's, to which
+    nothing is to be added."""
+    sources = home / "bins" / ".source"
+    if sources.is_symlink():
+        shared = sources.resolve()
+        sources.unlink()
+        sources.mkdir()
+        shutil.copy(shared / ".state.json", sources)
+        for folder in shared.iterdir():
+            if folder.is_dir():
+                (sources / folder.name).symlink_to(folder)

@@ -37,6 +37,7 @@ REFUSALS = re.compile(
     r"|is not on disk"  # taken away, or not made yet
     r"|there is no such file of it"
     r"|the model is not resolved yet"
+    r"|to=previous: there was no other"
     r"|is gone: another run may have removed it"
 )
 # `up` and `down` of others may come between: what was started is stopped again.
@@ -67,13 +68,15 @@ class Crowd:
         models: Mapping[str, Words],
         *,
         config: Path | None = None,
+        upgrades: Sequence[str] = (),
         prelude: str = "",
         works: bool = True,
     ) -> None:
         """`models`: the words that name each, by a name for reports. `config`: a file for `up`.
-        `prelude`: Python that each process runs first. `works`: whether locks do."""
+        `upgrades`: what `upgrade to=` goes to. `prelude`: Python that each process runs first.
+        `works`: whether locks do."""
         self.doit, self.models, self.config, self.works = doit, models, config, works
-        self.prelude = prelude
+        self.upgrades, self.prelude = upgrades, prelude
         self.report = Report()
         self.hashes: dict[str, str] = {}  # of what is published, by its name
         self.answers: dict[str, str] = {}  # of a server, by the name of its model
@@ -86,13 +89,13 @@ class Crowd:
         """The endless plan of one process. `*` is a server in the foreground."""
         chance = random.Random(f"{seed}/{number}")
         kinds: dict[str, int] = {
-            **{"prepare": 6, "plan": 4, "verify": 3, "models": 2, "lock": 2, "unlock": 2},
-            **{"clean": 3, "forget": 2, "remove": 3, "prune": 2, "serve": 3},
+            **{"prepare": 4, "plan": 4, "verify": 3, "models": 2, "lock": 1, "unlock": 2},
+            **{"clean": 4, "forget": 2, "remove": 4, "prune": 3, "serve": 2},
         }
         if self.config:
-            kinds |= {"up": 2, "down": 2, "ps": 2}
+            kinds |= {"up": 1, "down": 2, "ps": 2}
         if self.upgrades:
-            kinds |= {"upgrade": 2}
+            kinds |= {"upgrade": 1}
         while True:
             (kind,) = chance.choices([*kinds], [*kinds.values()])
             model = self.models[chance.choice([*self.models])]
@@ -103,15 +106,13 @@ class Crowd:
             elif kind == "remove":
                 yield kind, *model, "yes=1"
             elif kind == "prune":
-                yield kind, "yes=1", f"older_than={chance.choice((0, 30))}"
+                yield kind, "yes=1"
             elif kind == "upgrade":
                 yield kind, f"to={chance.choice(self.upgrades)}", "yes=1"
             elif kind in ("up", "down", "ps"):
                 yield kind, f"config={self.config}"
             else:
                 yield (kind,)
-
-    upgrades: Sequence[str] = ()
 
     # Doing it
 

@@ -12,11 +12,14 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from conftest import Doit, free_port
+from conftest import REPOSITORY, Doit, free_port
 from crowd import Crowd, Words, seeded
 from disks import flock_that
+from fakes import llama_tree, releases
 from figures import Figure
 
+from pipeline.bins import platform
+from pipeline.bins.compile import source
 from pipeline.core import paths
 from pipeline.core.paths import Home
 
@@ -26,6 +29,7 @@ pytestmark = [
 ]
 
 PROCESSES = 8
+NEW = "b7001"
 DEMO: dict[str, Words] = {"demo": ("model=demo",)}
 SERVERS = """
 [instance.server]
@@ -54,7 +58,10 @@ def crowd(doit: Doit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     doit.env["LLAMA_PIPELINE_CACHE"] = str(own)
     made: list[Crowd] = []
 
-    def make(fails: int | None = None, **more: object) -> Crowd:
+    def make(fails: int | None = None, site: str = "", **more: object) -> Crowd:
+        llama_tree.own_sources(doit.home)
+        if site:
+            doit.env["GITHUB_API_URL"] = site
         if fails is not None:
             library = str(flock_that(fails, tmp_path))
             monkeypatch.setenv("LD_PRELOAD", library)  # for what the crowd forks
@@ -79,6 +86,15 @@ def test_for_some_seconds(crowd: Make, figure: Figure) -> None:
     figure("commands of many processes at once", report.commands)
 
 
+def offered(site: releases.Site, built: Path, folder: Path) -> list[str]:
+    """A release that is as this one; what `upgrade` can go to."""
+    tree = llama_tree.make(folder, built / f"{platform.platform_tag()}-cpu")
+    llama_tree.with_converter(tree, source.find(Home(REPOSITORY)).folder)
+    site.add(NEW, {})
+    site.commit(tree, NEW)
+    return [NEW, "previous", "pinned"]
+
+
 @pytest.mark.trust
 @pytest.mark.parametrize(
     ("fails", "seconds"),
@@ -86,11 +102,18 @@ def test_for_some_seconds(crowd: Make, figure: Figure) -> None:
     ids=["locks work", "locks do nothing", "ENOLCK", "ENOSYS", "EPERM"],
 )
 def test_for_minutes(
-    crowd: Make, own_tiny: Path, figure: Figure, fails: int | None, seconds: float
+    crowd: Make,
+    built: Path,
+    own_tiny: Path,
+    figure: Figure,
+    fails: int | None,
+    seconds: float,
 ) -> None:
     models = {q: (f"model={own_tiny}", f"quant={q}") for q in ("q8_0", "q4_0")}
-    here = crowd(fails, models=DEMO | models)
-    report = here.run(seeded(PROCESSES, here.plan), seconds)
+    with releases.start() as site:
+        upgrades = offered(site, built, own_tiny.parent / "upstream") if fails is None else []
+        here = crowd(fails, models=DEMO | models, upgrades=upgrades, site=site.api)
+        report = here.run(seeded(PROCESSES, here.plan), seconds)
     print(sorted(report.ends.items()), report.served, report.hashed)
     print("\n".join(f"{count} {text}" for text, count in report.refused.most_common()))
     assert not report.wrong, "\n\n".join(report.wrong)

@@ -56,7 +56,9 @@ def others(folder: Path) -> list[ActiveRun]:
     own = f"{os.getpid()}.json"
     files = (file for file in _active(folder).glob("*.json") if file.name != own)
     unknown = ActiveRun(command="a run that cannot be read")
-    return [json_file.read(file, _run) or unknown for file in files if _is_alive(file)]
+    runs = [(file, json_file.read(file, _run)) for file in files if _is_alive(file)]
+    # One that has just ended took its file away.
+    return [run or unknown for file, run in runs if run or file.exists()]
 
 
 def killed(folder: Path) -> list[Path]:

@@ -1,0 +1,56 @@
+"""What another run does at the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands import clean, verify
+from pipeline.core.store import artifacts, receipts
+from pipeline.core.store.locks import lock_of, only_one
+from pipeline.tasks import doit
+
+
+def test_verify_looks_again_before_it_says_that_something_is_wrong(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+
+    def make(text: str) -> None:
+        artifacts.make(target, {"step": text}, lambda made: made.write_text(text) and None)
+
+    make("one")
+    old = receipts.load(tmp_path)["a"]
+    assert verify.check(target, old) == ""
+    make("another")
+    problem = verify.check(target, old)
+    assert problem and verify.checked_again(target, problem) == ""
+    target.write_text("changed")
+    assert verify.checked_again(target, "x")
+    target.unlink()
+    assert verify.checked_again(target, "x") == "is missing"
+    artifacts.take_away(target)
+    assert verify.checked_again(target, "is missing") == ""
+
+
+def test_headers_are_removed_and_their_locks_stay(tmp_path: Path) -> None:
+    """Whoever waits for a lock whose file is gone would work beside whoever makes a new one."""
+    file = tmp_path / "slug" / "model.gguf"
+    with only_one(file):
+        file.touch()
+    clean.remove_files(file.parent)
+    assert [path.name for path in file.parent.iterdir()] == [lock_of(file).name]
+    clean.remove_files(tmp_path / "none")
+
+
+def test_what_another_run_has_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path))
+
+    def told(path: Path) -> str:
+        failed = doit.guarded(lambda: path.read_text() and None)()
+        assert failed
+        return str(failed.get_msg())
+
+    assert "a.gguf is gone: another run may have removed it" in told(tmp_path / "a.gguf")
+    assert "No such file" in told(tmp_path.parent / "own.pem")
