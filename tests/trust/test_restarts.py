@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from supervisor_tools import Servers, lives, stand_in
 
 from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import KEPT
+from pipeline.serve.server import Server
 from pipeline.serve.supervisor import control, liveness, marker, status
 from pipeline.serve.supervisor.state import PAUSING, READY
 
@@ -38,26 +40,47 @@ def files(top: Path) -> set[str]:
     return {str(path.relative_to(top)) for path in found}
 
 
+Count = tuple[set[str], int, tuple[int, int]]
+
+
+def killed(servers: Servers, server: Server, times: int, top: Path) -> list[Count]:
+    """Kill the supervisor so often; each time, what there is: files, and what is held."""
+    counts: list[Count] = []
+    for _ in range(times):
+        assert servers.up(server) == {}
+        supervisor = servers.supervisor()
+        counts.append((files(top), psutil.Process().num_fds(), held(supervisor)))
+        supervisor.kill()
+        wait_for(lambda: not servers.processes())
+    servers.down()
+    servers.nothing_left()
+    return counts
+
+
+def require_same(counts: list[Count]) -> None:
+    first, last = counts[1], counts[-1]
+    assert last[0] == first[0]
+    assert last[1] <= first[1], "of this process"
+    assert last[2][0] <= first[2][0] + 2, "of the supervisor"
+
+
 @pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.trust)])
 def test_a_supervisor_killed_over_and_over(
     servers: Servers, tmp_path: Path, figure: Figure, times: int
 ) -> None:
     a = stand_in(tmp_path, "a", "--setsid", "--grandchild", str(tmp_path / "note"))
-    own, top = psutil.Process(), tmp_path
-    counts: list[tuple[set[str], int, tuple[int, int]]] = []
-    for _ in range(times):
-        assert servers.up(a) == {}
-        supervisor = servers.supervisor()
-        counts.append((files(top), own.num_fds(), held(supervisor)))
-        supervisor.kill()
-        wait_for(lambda: not servers.processes())
-    first, last = counts[1], counts[-1]
-    assert last[0] == first[0]
-    assert last[1] <= first[1], "of this process"
-    assert last[2][0] <= first[2][0] + 2, "of the supervisor"
-    servers.down()
-    servers.nothing_left()
+    require_same(killed(servers, a, times, tmp_path))
     figure("supervisors killed", times)
+
+
+def test_what_grows_is_seen(servers: Servers, tmp_path: Path) -> None:
+    """A server that leaves a file at each start."""
+    a = stand_in(tmp_path, "a")
+    leaves = f"touch left.$$; exec {shlex.join(a.command)}"
+    with pytest.raises(AssertionError, match=r"left\."):
+        require_same(
+            killed(servers, replace(a, executable="/bin/sh", cmd=("-c", leaves)), 3, tmp_path)
+        )
 
 
 @pytest.mark.parametrize("times", [8, pytest.param(60, marks=pytest.mark.trust)])

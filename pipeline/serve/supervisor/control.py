@@ -304,6 +304,8 @@ def _wait_until_settled(
     starts, last_progress, watched = 0, time.monotonic(), 0
     while True:
         state, latest = living(at), read_wanted(at)
+        if latest and latest.asked < wanted.asked:  # of an `up` at the same time, without locks
+            write_wanted(at, wanted)
         statuses = statuses_of(state)
         for server in wanted.instances:
             now = statuses.get(server.name)

@@ -288,6 +288,18 @@ def test_two_at_once(servers: Servers, tmp_path: Path) -> None:
     assert Path(a.log_file).read_text().count("+ ") == 1
 
 
+def test_an_older_up_that_wrote_later(servers: Servers, tmp_path: Path) -> None:
+    """As two do at once where locks do not work: the newer one writes again."""
+    with client(servers, "up", stand_in(tmp_path, "a", "--ready-after", "1")) as up:
+        servers.until("a", LOADING)
+        newer = state.read_wanted(servers.at)
+        assert newer
+        state.write_wanted(servers.at, replace(newer, asked=1))
+        assert up.wait(timeout=120) == 0
+        assert up.stdout and up.stdout.read().endswith("done []\n")
+    assert state.read_wanted(servers.at) == newer
+
+
 def test_up_and_down_over_and_over(servers: Servers, tmp_path: Path) -> None:
     """Whenever the old supervisor is about to end."""
     a = stand_in(tmp_path, "a")
