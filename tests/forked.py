@@ -227,6 +227,8 @@ def become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(asked["env"])
+    locks = importlib.import_module("pipeline.core.store.locks")
+    locks.RUN = os.urandom(4).hex()  # of each run its own
     how, *words = asked["words"]
     if how == "-m":
         sys.argv = [how, *words[1:]]

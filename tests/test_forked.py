@@ -53,6 +53,12 @@ def test_variables_of_python_need_a_start() -> None:
     assert (status, out) == (0, "1 False\n")
 
 
+def test_each_has_temporary_names_of_its_own() -> None:
+    words = ("-c", "from pipeline.core.store import locks; print(locks.RUN)")
+    told = {forked.run(words, os.environ, 60) for _ in range(3)}
+    assert len(told) == 3 and {(status, err) for status, _, err in told} == {(0, "")}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
 def test_one_that_takes_too_long_is_killed() -> None:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
