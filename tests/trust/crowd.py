@@ -38,7 +38,7 @@ REFUSALS = re.compile(
     r"|there is no such file of it"
     r"|the model is not resolved yet"
     r"|to=previous: there was no other"
-    r"|is gone: another run may have removed it"
+    r"|/[^./][^/\n]* is gone: another run may have removed it"  # nothing that is being made
 )
 # `up` and `down` of others may come between: what was started is stopped again.
 STOPPED = re.compile(r"\w+ is (stopped|failed|waiting|loading|stopping)")

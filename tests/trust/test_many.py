@@ -7,8 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -122,22 +120,26 @@ def test_for_minutes(
     figure("servers asked among many processes", report.served)
 
 
-@contextmanager
-def red(crowd: Make, prelude: str, words: Words) -> Iterator[list[str]]:
-    """What is wrong where each process begins with this."""
-    here = crowd(models=DEMO, prelude=prelude)
-    here.doit("remove", "model=demo", "yes=1")
-    plans = [iter([words]) for _ in repeat(None, PROCESSES)]
-    yield here.run(plans, 60).wrong
-
-
-NO_LOCK = """
-import contextlib
+# Half of them make the file at the same time.
+NO_LOCK = f"""
+import contextlib, os, pathlib, time
 from pipeline.core.store import artifacts
+
+def meet(folder, need):
+    place = pathlib.Path(os.environ["LLAMA_PIPELINE_HOME"]).parent / "met"
+    place.mkdir(exist_ok=True)
+    (place / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(place.iterdir())) < {PROCESSES // 2} and time.monotonic() < end:
+        time.sleep(0.01)
+
 artifacts.only_one = lambda target: contextlib.nullcontext()
+artifacts.require_space = meet
 """
 
 
 def test_without_the_lock_of_a_step_it_is_seen(crowd: Make) -> None:
-    with red(crowd, NO_LOCK, ("prepare", "model=demo")) as wrong:
-        assert wrong
+    here = crowd(models=DEMO, prelude=NO_LOCK)
+    here.doit("remove", "model=demo", "yes=1")
+    plans = [iter([("prepare", "model=demo")]) for _ in range(PROCESSES)]
+    assert here.run(plans, 60).wrong
