@@ -96,7 +96,7 @@ def offered(site: releases.Site, built: Path, folder: Path) -> list[str]:
 @pytest.mark.trust
 @pytest.mark.parametrize(
     ("fails", "seconds"),
-    [(None, 120), (0, 40), (errno.ENOLCK, 20), (errno.ENOSYS, 20), (errno.EPERM, 20)],
+    [(None, 90), (0, 30), (errno.ENOLCK, 15), (errno.ENOSYS, 15), (errno.EPERM, 15)],
     ids=["locks work", "locks do nothing", "ENOLCK", "ENOSYS", "EPERM"],
 )
 def test_for_minutes(

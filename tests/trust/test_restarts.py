@@ -16,6 +16,8 @@ from figures import Figure
 from msgspec.structs import replace
 from supervisor_tools import Servers, lives, stand_in
 
+from pipeline.commands import ps
+from pipeline.commands.request import request
 from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import KEPT
 from pipeline.serve.server import Server
@@ -156,7 +158,10 @@ def test_a_suspended_server_is_stuck(
 
 
 def test_a_suspended_supervisor(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`ps` says so, no command waits for it without end, and `down` ends it all the same."""
     a = stand_in(tmp_path, "a", stop_timeout=1.0, start="demand")
@@ -167,6 +172,10 @@ def test_a_suspended_supervisor(
     supervisor.suspend()
     wait_for(lambda: liveness.suspended(servers.at) == supervisor.pid)
     assert servers.rows()["b"].state == READY, "it answers all the same"
+    ps.show(request({}), [servers.at])
+    told = capsys.readouterr()
+    assert f"the supervisor (pid {supervisor.pid}) is suspended" in told.err
+    assert "not answering" not in told.out
     monkeypatch.setattr(control, "REACTION_SECONDS", 0.5)
     for act in (lambda: control.obey(servers.at, ["a"], loads=True), lambda: servers.up(b)):
         with pytest.raises(PipelineError, match="does not react"):
