@@ -30,6 +30,7 @@ def test_what_it_says(tmp_path: Path) -> None:
     assert 'Environment="QUOTED=a \\"b\\" \\\\ $c"\n' in told
     assert ' -m doit up "config=/a b/100%%.toml" price=$$5\n' in told
     assert "TimeoutStopSec=35\n" in told and "KillMode=mixed\n" in told
+    assert "Delegate=yes\n" in told
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
