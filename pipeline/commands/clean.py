@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.bins.compile import cuda_toolkit, source
@@ -13,7 +14,8 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, remove
 from pipeline.models import converter, resolve
 
-from . import estimate
+from . import estimate, uses
+from . import remove as removal
 from .model import Model
 from .programs import Programs
 
@@ -82,10 +84,15 @@ def targets(model: Model, step: str) -> list[Path]:
 
 
 def clean(model: Model, step: str) -> None:
-    """Remove what the step made, and what a cut download left."""
+    """Remove what the step made, and what a cut download left. Raises PipelineError where a server
+    uses it."""
     chain = model.require_chain()
     between = chain.conversion if chain.quantization else None
-    for target in targets(model, step):
+    files = targets(model, step)
+    real = {Path(os.path.realpath(file)) for file in files}
+    users = [use for use in uses.running(model.home) if use.file in real]
+    removal.require_unused(model.request.named, users)
+    for target in files:
         with only_one(target):
             discard(part(target))
             for path in companions(target):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipeline.commands import clean, verify
-from pipeline.core.store import artifacts, receipts
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import Home
+from pipeline.core.store import artifacts, json_file, receipts
 from pipeline.core.store.locks import lock_of, only_one
 from pipeline.tasks import doit
 
@@ -40,6 +45,26 @@ def test_headers_are_removed_and_their_locks_stay(tmp_path: Path) -> None:
     clean.remove_files(file.parent)
     assert [path.name for path in file.parent.iterdir()] == [lock_of(file).name]
     clean.remove_files(tmp_path / "none")
+
+
+def test_clean_leaves_what_a_server_reads(tmp_path: Path) -> None:
+    home, file = Home(tmp_path), tmp_path / "a.gguf"
+    file.touch()
+    run = home.run / "active" / f"{os.getppid()}.json"
+    json_file.write_private(run, {"command": "serve model=a", "files": [str(file.resolve())]})
+    resolved = SimpleNamespace(
+        local=False, folder=tmp_path, files=[SimpleNamespace(name=file.name)]
+    )
+    chain = SimpleNamespace(conversion=None, quantization=None, resolved=resolved)
+    model: Any = SimpleNamespace(
+        home=home, request=SimpleNamespace(named="a"), require_chain=lambda: chain
+    )
+    with pytest.raises(PipelineError, match="model=a: is used by serve model=a; nothing was"):
+        clean.clean(model, "fetch")
+    assert file.exists()
+    run.unlink()
+    clean.clean(model, "fetch")
+    assert not file.exists()
 
 
 def test_what_another_run_has_removed_is_said(
