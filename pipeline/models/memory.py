@@ -132,6 +132,7 @@ def measure(
         return Memory(tuple(Device(*row) for row in known[question]))
     output, problem = _load(program, model, ["-c", str(ctx_size), *options])
     if problem:
+        stat_cache.stamp(model)  # raises FileNotFoundError where another run has removed it
         raise UsageError(
             f"{model.name}: this llama.cpp cannot load it{problem}",
             "it may be too new (pipeline/pins.toml says which llama.cpp is used), or damaged",

@@ -14,6 +14,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, json_file, receipts
 from pipeline.core.store.locks import lock_of, only_one
+from pipeline.models import memory
 from pipeline.tasks import doit
 
 
@@ -65,6 +66,21 @@ def test_clean_leaves_what_a_server_reads(tmp_path: Path) -> None:
     run.unlink()
     clean.clean(model, "fetch")
     assert not file.exists()
+
+
+def test_a_model_that_goes_while_it_is_measured_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "a.gguf"
+    model.touch()
+
+    def fails(program: Path, model: Path, words: list[str]) -> tuple[str, str]:
+        model.unlink()
+        return "", ": failed to open it"
+
+    monkeypatch.setattr(memory, "_load", fails)
+    with pytest.raises(FileNotFoundError):
+        memory.measure(tmp_path / "fit", "build", model, [], 512, tmp_path / "cache.json")
 
 
 def test_what_another_run_has_removed_is_said(

@@ -38,7 +38,9 @@ REFUSALS = re.compile(
     r"|there is no such file of it"
     r"|the model is not resolved yet"
     r"|to=previous: there was no other"
-    r"|/[^./][^/\n]* is gone: another run may have removed it"  # nothing that is being made
+    # Taken away while `plan` looked at it; nothing that is being made.
+    r"|/[^./][^/\n]* is gone: another run may have removed it"
+    r"|/[^./][^/\n]*: cannot be read: No such file"
 )
 # `up` and `down` of others may come between: what was started is stopped again.
 STOPPED = re.compile(r"\w+ is (stopped|failed|waiting|loading|stopping)")
