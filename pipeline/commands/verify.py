@@ -43,13 +43,9 @@ def verify(session: Session) -> None:
 
     digests: dict[Path, str] = {}  # of what is as its receipt says
     for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
-        try:
-            problem = check(path, entry)
-            if problem and entry:
-                problem = checked_again(path, problem)
-        except (OSError, PipelineError) as error:
-            problem = str(error)
-        digests[path] = entry.sha256 if entry and not problem else ""
+        problem = problem_of(path, entry)
+        known = receipts.load(path.parent).get(path.name) if entry else None
+        digests[path] = known.sha256 if known and not problem else ""
         report(path, problem)
     for place, files in proof.stated(session, digests):
         report(place, proof.check_statement(session, place, files, digests))
@@ -105,6 +101,15 @@ def package(pkg: Path, request: Request) -> Iterator[tuple[Path, Entry | None]]:
             "pass provenance=FILE, or public_key=KEY.pem for its signature",
         )
     yield pkg, entry
+
+
+def problem_of(path: Path, entry: Entry | None) -> str:
+    """What is wrong with an artifact, looked at twice where something is; empty: nothing."""
+    try:
+        problem = check(path, entry)
+        return checked_again(path, problem) if problem and entry else problem
+    except (OSError, PipelineError) as error:
+        return str(error)
 
 
 def checked_again(path: Path, problem: str) -> str:

@@ -57,7 +57,7 @@ def wake_up(server: Server, timeout: float) -> None:
     """Wake it, and have it answer a request. Raises OSError where it does not."""
     _post(server, "/wake_up", {}, timeout)
     path, body = client.smallest_request(server)
-    _post(server, path, body, server.probe_timeout or timeout, refused=True)
+    _post(server, path, body or {}, server.probe_timeout or timeout, refused=True)
 
 
 def weights(server: Server) -> int | None:
