@@ -150,7 +150,7 @@ def document(candidates: Candidates) -> dict[str, Any]:
 def no_other_run(home: Home) -> Iterator[None]:
     """Remove files in the block, while no run begins. Raises PipelineError where one is under
     way."""
-    with full_disk_is_an_error(home.root), active.removing(home.run):
+    with disk_errors(home.root), active.removing(home.run):
         require_no_run([run.command for run in active.others(home.run) if run.files is None])
         yield
 

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -293,7 +292,7 @@ class Clean(DoitClean):  # type: ignore[misc]
         makers = [task for task in {t.name: t for t in tasks}.values() if task.clean_actions]
 
         def clean() -> None:
-            with nullcontext() if dryrun or not makers else no_other_run(home()):
+            with nullcontext() if dryrun or not makers else no_other_run(paths.home()):
                 for task in makers:
                     task.clean(io.StringIO(), dryrun)
                     self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")
