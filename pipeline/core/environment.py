@@ -68,7 +68,7 @@ VENDORS = (
 )
 # A URL with a password, or with a token as the user; a key; a header; a token.
 SECRET_VALUES = re.compile(
-    r"(?i:[a-z][a-z0-9+.-]*://[^/\s@:]*:[^/\s@]+@)|(?i:https?://[^/\s@]+@)"
+    r"(?i:[a-z][a-z0-9+.-]{0,30}://[^/\s@:]*:[^/\s@]+@)|(?i:https?://[^/\s@]+@)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|(?i:\bauthorization:|\bbearer )"
     r"|^\s*(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-|sk-|npm_|pypi-|AKIA)[\w-]{16,}\s*$"
 )

@@ -21,6 +21,12 @@ UNPRINTABLE = re.compile(
     "|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+# The beginning of a dotted key of TOML, whose time Python squares.
+MOST_PARTS = 64
+LONG_KEY = re.compile(
+    rf"""(?<![\w.\-"'])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}"""
+)
+
 
 def printable(text: str) -> str:
     """`text` without what a terminal would interpret instead of showing it."""
@@ -41,6 +47,12 @@ def decoded(data: bytes) -> str:
     if "\0" in text:
         raise ValueError("holds zero bytes, as UTF-16 does; save it as UTF-8")
     return text
+
+
+def require_short_keys(text: str) -> None:
+    """Raise ValueError where a text in TOML has a dotted key of more parts than anything needs."""
+    if LONG_KEY.search(text):
+        raise ValueError(f"has a dotted key of more than {MOST_PARTS} parts")
 
 
 def size(count: float) -> str:

@@ -18,7 +18,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
-from pipeline.core.text import decoded
+from pipeline.core.text import decoded, require_short_keys
 
 from .reference import HUB
 from .repository import SHA1, of_files
@@ -34,7 +34,9 @@ LockedModel = dict[str, Any]
 def read(path: Path) -> list[LockedModel]:
     """The entries of a lock file; none without a file. Raises UsageError."""
     try:
-        data = tomllib.loads(decoded(path.read_bytes()))
+        text = decoded(path.read_bytes())
+        require_short_keys(text)
+        data = tomllib.loads(text)
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
         entries: list[LockedModel] = data["model"]
@@ -68,7 +70,14 @@ def write(path: Path, entry: LockedModel) -> None:
     with only_one(path):
         entries = [other for other in read(path) if other["asked"] != entry["asked"]]
         entries = sorted([*entries, entry], key=lambda entry: sorted(entry["asked"].items()))
-        publish_text(path, HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries}))
+        text = HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries})
+        try:
+            publish_text(path, text)
+        except UnicodeEncodeError:  # the name of a file of the user's own
+            raise UsageError(
+                f"{path}: cannot be written: a name in the request is not UTF-8",
+                "give that file a name in UTF-8",
+            ) from None
 
 
 def find(path: Path, request: Mapping[str, str]) -> LockedModel:

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, convert, to_builtins
 from msgspec.structs import replace
 
 from pipeline.core import log
@@ -37,7 +37,7 @@ _cache: dict[Path, tuple[tuple[int, ...], dict[str, Entry]]] = {}  # with the fi
 Recipe = Mapping[str, Any]
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the receipt says of one artifact.
 
     `mtime_ns` is None once the file was removed on purpose: its recipe and sha256 stay known, so
@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, Entry]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
-        return {name: Entry(**entry) for name, entry in data["artifacts"].items()}
+        return convert(data["artifacts"], dict[str, Entry])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -192,7 +192,9 @@ def save(folder: Path, entries: Mapping[str, Entry]) -> None:
             for name, entry in sorted(entries.items())
         },
     }
-    publish_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    # Names that are not UTF-8 on the disk become escapes of JSON.
+    publish_text(path, text.encode("utf-8", "backslashreplace").decode())
     _cache.pop(path, None)
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.core.text import decoded
+from pipeline.core.text import decoded, require_short_keys
 
 DEEPEST = 32  # tables in tables; five are ever needed
 LARGEST_BYTES = 4 * 1024 * 1024
 TOO_DEEP = "its tables are nested too deeply"
 TOO_LARGE = "holds a number of more than 64 bits"
+# No word of a command line, path or variable can hold these.
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+NO_TEXT = "holds a text with a zero byte, or with half of a letter"
 
 
 class Decimal(float):
@@ -58,6 +62,10 @@ def toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises UsageError that names line and column."""
     text = text_of(file).replace("\r\n", "\n")
     try:
+        require_short_keys(text)
+    except ValueError:
+        raise UsageError(f"{file}: {TOO_DEEP}") from None
+    try:
         return bounded(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
@@ -93,11 +101,14 @@ def overrides(text: str, where: str) -> dict[str, Any]:
 
 def bounded(tables: dict[str, Any], where: str) -> dict[str, Any]:
     """The same tables. Raises UsageError where they are nested deeper than anything needs, as a
-    dotted key does it, or hold a number that would be too long to show."""
+    dotted key does it, or hold a number that would be too long to show, or a text that nothing can
+    be given."""
     level: list[Any] = [tables]
     for _ in range(DEEPEST):
-        lists = [each if isinstance(each, list) else each.values() for each in level]
+        lists = [each if isinstance(each, list) else (*each, *each.values()) for each in level]
         items = [item for items in lists for item in items]
+        if any(isinstance(item, str) and UNUSABLE.search(item) for item in items):
+            raise UsageError(f"{where}: {NO_TEXT}")
         if any(isinstance(item, int) and item.bit_length() > 64 for item in items):
             raise UsageError(f"{where}: {TOO_LARGE}")
         level = [item for item in items if isinstance(item, (dict, list))]

@@ -14,11 +14,13 @@ from msgspec import Struct
 from pipeline.core.errors import UsageError
 
 from .messages import Keys, require_none
-from .sources import TOO_DEEP, Decimal, text_of
+from .sources import NO_TEXT, TOO_DEEP, UNUSABLE, Decimal, text_of
 
 # Numbers of YAML 1.1 that look like others: 010 is 8, and 1:30 is 90.
 MISREAD = re.compile(r"[+-]?(0[0-9_]|[\d_]+:)")
 LONGEST_NUMBER = 40  # letters; Python cannot show a number of thousands of them
+# Of tables that a table merges, and of keys that it then has: merges of merges double each time.
+MOST_MERGED, MOST_KEYS = 100, 10_000
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -52,6 +54,12 @@ class Loader(yaml.SafeLoader):
         word = str(node.value)
         return word.lower() == "true" if word.lower() in ("true", "false") else word
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            problem = f"a table merges more than {MOST_KEYS:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
 
 Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_decimal)
 Loader.add_constructor("tag:yaml.org,2002:bool", Loader.construct_switch)
@@ -72,13 +80,17 @@ def read(file: Path) -> Read:
         raise UsageError(f"{file}: {where}is no YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{file}: is no YAML: {str(error).splitlines()[0]}") from None
+    except (LookupError, TypeError, AttributeError):  # PyYAML's, for `!!timestamp tomorrow`
+        raise UsageError(
+            f"{file}: is no YAML: a value is not what its tag says", "leave tags such as !!int out"
+        ) from None
     except RecursionError:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
 
 
 def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
-    """The line and the error of each key that is given twice, and of each number that YAML 1.1
-    reads as another one. An anchor is looked at once."""
+    """The line and the error of each key that is given twice, of each number that YAML 1.1 reads as
+    another one, and of texts and merges that nothing needs. An anchor is looked at once."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -89,13 +101,32 @@ def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
         names: set[str] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in names and key.value != "<<":
-                    yield key.start_mark.line + 1, f"{key.value} is given twice"
+                if why := _wrong_key(key.value, value, names):
+                    yield key.start_mark.line + 1, why
                 names.add(key.value)
             yield from _errors(value, seen)
-    elif node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
-        yield node.start_mark.line + 1, f"{node.value[:LONGEST_NUMBER]}…: is too long for a number"
-    elif node.tag in NUMBERS and MISREAD.match(node.value):
-        number = yaml.safe_load(node.value)
-        why = f'{node.value} would be read as {number}; write "{node.value}" in quotes, or a number'
+    elif why := _wrong_scalar(node):
         yield node.start_mark.line + 1, why
+
+
+def _wrong_key(name: str, value: yaml.Node, before: set[str]) -> str:
+    """Why a key cannot stand in a table that has the keys `before`; empty where it can."""
+    if name == "<<":
+        is_too_long = isinstance(value, yaml.SequenceNode) and len(value.value) > MOST_MERGED
+        return f"merges more than {MOST_MERGED} tables" if is_too_long else ""
+    if UNUSABLE.search(name):
+        return NO_TEXT
+    return f"{name} is given twice" if name in before else ""
+
+
+def _wrong_scalar(node: yaml.ScalarNode) -> str:
+    """Why a value cannot be used; empty where it can."""
+    text, is_number = node.value, node.tag in NUMBERS
+    if UNUSABLE.search(text):
+        return NO_TEXT
+    if is_number and len(text) > LONGEST_NUMBER:
+        return f"{text[:LONGEST_NUMBER]}…: is too long for a number"
+    if is_number and MISREAD.match(text):
+        number = yaml.safe_load(text)
+        return f'{text} would be read as {number}; write "{text}" in quotes, or a number'
+    return ""

@@ -3,6 +3,7 @@ and for the dashboard the last requests, and an hour of requests and tokens."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter, defaultdict, deque
@@ -24,8 +25,8 @@ KEPT_BYTES = 64 * 1024  # of a request's and an answer's text
 INTERVAL = 10.0  # seconds
 SAMPLES = 360  # an hour of them
 # The end of an answer tells its tokens: OpenAI's, llama-server's own, and Anthropic's names.
-PROMPT = re.compile(rb'"(?:prompt_tokens|tokens_evaluated|input_tokens)":\s*(\d+)')
-GENERATED = re.compile(rb'"(?:completion_tokens|predicted_n|output_tokens)":\s*(\d+)')
+PROMPT = re.compile(rb'"(?:prompt_tokens|tokens_evaluated|input_tokens)":\s*(\d{1,15})\b')
+GENERATED = re.compile(rb'"(?:completion_tokens|predicted_n|output_tokens)":\s*(\d{1,15})\b')
 # Of an engine's own counters: what it generated since its start.
 TOTAL = re.compile(
     r"^(?:llamacpp:tokens_predicted_total|vllm:generation_tokens_total)(?:\{.*\})?\s+(\S+)", re.M
@@ -251,4 +252,5 @@ def _total(numbers: Iterable[str]) -> float | None:
         values = [float(number) for number in numbers]
     except ValueError:
         return None
-    return sum(values) if values else None
+    total = sum(values)
+    return total if values and math.isfinite(total) else None

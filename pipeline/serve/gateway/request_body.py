@@ -22,6 +22,7 @@ MAX_NAME = 1000  # characters
 MAX_VALUES = 1_000_000  # of a document that is built
 MAX_PARTS, MAX_PART_HEADERS = 1000, 10_000  # of a form, and bytes of a part's headers
 IDLE_SECONDS = 20.0  # without a byte of a request that has begun
+LONGEST_KEEP = 10 * 365 * 86400.0  # seconds; what is longer is for ever
 
 BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 MODEL_PART = re.compile(rb'^content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|$)', re.I | re.M)
@@ -132,7 +133,11 @@ def _keep_alive(value: Raw) -> float | str | None:
 def _with_model(body: bytes, name: str) -> bytes:
     """A JSON document with another model. Raises Refused."""
     require_few_values(body)
-    return msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, Raw]), "model": name})
+    try:
+        document = msgspec.json.decode(body, type=dict[str, Raw])
+    except msgspec.DecodeError as error:  # only now are all its keys read
+        raise Refused(400, f"the request is not valid JSON: {error}") from None
+    return msgspec.json.encode({**document, "model": name})
 
 
 def require_few_values(body: bytes) -> None:
@@ -144,14 +149,16 @@ def require_few_values(body: bytes) -> None:
 def seconds(keep_alive: float | str | None) -> float | None:
     """How long a model should stay loaded after its request, from a number of seconds or a
     duration such as `5m`; below 0: for ever; None: the instance's idle_timeout. Raises Refused."""
-    if keep_alive is None or isinstance(keep_alive, float):
-        return keep_alive
+    if keep_alive is None:
+        return None
+    if isinstance(keep_alive, float):
+        return keep_alive if keep_alive <= LONGEST_KEEP else -1.0
     match = DURATION.fullmatch(keep_alive.strip())
     if not match:
         raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
     parts = PART.findall(match[2])
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
-    return -total if match[1] == "-" else total
+    return -1.0 if match[1] == "-" or total > LONGEST_KEEP else total
 
 
 def _parse_form(content_type: str, body: bytes) -> RequestBody:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,8 @@ from urllib.parse import quote, urlsplit
 
 import anyio
 import httptools
+import msgspec
+from msgspec import Struct
 from starlette.requests import Request
 
 from pipeline.core.text import size
@@ -315,9 +316,8 @@ class Engines:
         named = {target.name: target for target in targets if target.instance.engine == LLAMA_CPP}
         new = [target for name, target in named.items() if self._seen.get(name) != target]
         for name, text in (await self._ask_all("/v1/models", new)).items():
-            with suppress(ValueError, RecursionError):
-                self._known[name] = details(json.loads(text))
-                self._seen[name] = named[name]
+            self._known[name] = details(text.encode())
+            self._seen[name] = named[name]
         return {name: self._known[name] for name in named if self._seen.get(name) == named[name]}
 
     async def _ask_all(self, path: str, targets: Iterable[Target]) -> dict[str, str]:
@@ -338,13 +338,32 @@ class Engines:
         return {target.name: texts[target.name] for target in targets if target.name in texts}
 
 
-def details(listed: Any) -> dict[str, Any]:
+class _Described(Struct):
+    meta: dict[str, Any]
+
+
+class _Capable(Struct):
+    capabilities: list[str]
+
+
+class _ModelList(Struct):
+    data: list[_Described]
+    models: list[_Capable]
+
+
+def details(document: bytes) -> dict[str, Any]:
     """What llama-server's own list of models says beyond names; empty where it is no such list."""
     try:
-        data, more = listed["data"][0], listed["models"][0]
-        return {"meta": data["meta"], "capabilities": more["capabilities"]}
-    except (TypeError, LookupError):
+        listed = msgspec.json.decode(document, type=_ModelList)
+        return {"meta": listed.data[0].meta, "capabilities": listed.models[0].capabilities}
+    except (msgspec.DecodeError, RecursionError, IndexError):
         return {}
+
+
+def context_of(details: Mapping[str, Any]) -> int | None:
+    """The context of a model, in tokens, where its `details` say it."""
+    context = details.get("meta", {}).get("n_ctx")
+    return context if type(context) is int and context > 0 else None
 
 
 def without_headers(

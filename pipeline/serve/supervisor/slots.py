@@ -137,7 +137,7 @@ def limit_bytes(top: Path, limit: int) -> None:
 
 def _filled(server: Server) -> list[int]:
     """The slots that hold a prompt; none where the server does not tell."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         status, text = health.ask(server, "/slots", timeout=PATIENCE)
         if status == 200:
             return [int(slot["id"]) for slot in json.loads(text) if slot.get("n_prompt_tokens")]

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import Meta, Struct, convert, to_builtins
 
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.core.paths import Home
@@ -33,6 +34,10 @@ EXITED = "exited"  # by itself, with status 0, and not to be restarted
 FAILED = "failed"  # and given up: `reason` says why
 ENDED = (STOPPED, EXITED, FAILED)
 SETTLED = (READY, ASLEEP, *ENDED)
+
+# As files may say them: what no process has, or no calendar, makes a file a damaged one.
+Pid = Annotated[int, Meta(ge=1, lt=2**31)]
+Time = Annotated[float, Meta(ge=0, lt=1e11)]  # in seconds since 1970
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -62,20 +67,20 @@ class DesiredState(Struct, frozen=True, kw_only=True):
 
 
 class ServerStatus(Struct, frozen=True, kw_only=True):
-    """A server as the supervisor sees it. Times in seconds since 1970."""
+    """A server as the supervisor sees it."""
 
     name: str
     state: str
     asked: int = 0  # the DesiredState that this answers
-    pid: int | None = None
-    started: float | None = None  # of the process, as psutil's create_time gives it
-    ready_at: float | None = None
-    load_seconds: float = 0.0  # that it last took to be ready
+    pid: Pid | None = None
+    started: Time | None = None  # of the process, as psutil's create_time gives it
+    ready_at: Time | None = None
+    load_seconds: Time = 0.0  # that it last took to be ready
     socket: str = ""  # where it answers beside its guarded port, for this user's processes
     restarts: int = 0
     reason: str = ""  # of the last end, with its last lines
     problem: str = ""  # why it can never be loaded
-    retry_at: float | None = None  # of one that has failed: the time.monotonic() from which a
+    retry_at: Time | None = None  # of one that has failed: the time.monotonic() from which a
     # request loads it again
     order: int = 0  # the number of the last order that was taken up
 
@@ -86,8 +91,8 @@ Report = Callable[[Server, ServerStatus], None]  # is called with each change
 class State(Struct, frozen=True, kw_only=True):
     """What the supervisor last wrote."""
 
-    pid: int
-    started: float
+    pid: Pid
+    started: Time
     asked: int  # the newest DesiredState that it has read
     instances: tuple[ServerStatus, ...] = ()
 

@@ -18,7 +18,7 @@ from msgspec import Struct, convert, to_builtins
 from pipeline.core.store import json_file
 
 from . import marker
-from .state import Folder, Stamp, stamp
+from .state import Folder, Pid, Stamp, Time, stamp
 
 SILENT_SECONDS = 5.0  # a gateway that reports nothing for so long is not waited for
 
@@ -28,19 +28,19 @@ class ServerUse(Struct, frozen=True, kw_only=True):
     processes of a machine, and which no change of the clock moves."""
 
     waiting: int = 0  # requests that wait until it is loaded
-    since: float = 0.0  # when the oldest of them came
+    since: Time = 0.0  # when the oldest of them came
     in_flight: int = 0  # requests that it is answering
-    last: float = 0.0  # when one last began or ended
+    last: Time = 0.0  # when one last began or ended
     keep: float | None = None  # seconds to stay loaded after the last request, as that request
     # asked for; below 0: for ever; None: its idle_timeout
-    closed: float | None = None  # the `ready_at` of a server that gets no more requests
+    closed: Time | None = None  # the `ready_at` of a server that gets no more requests
 
 
 class Usage(Struct, frozen=True, kw_only=True):
     """How one gateway uses the servers, by name."""
 
-    pid: int
-    started: float  # of the process, as psutil's create_time gives it
+    pid: Pid
+    started: Time  # of the process, as psutil's create_time gives it
     servers: Mapping[str, ServerUse] = {}
 
 

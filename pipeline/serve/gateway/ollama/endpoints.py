@@ -20,7 +20,7 @@ from pipeline.serve.gateway.page import Events
 from pipeline.serve.gateway.proxy import Proxy
 from pipeline.serve.gateway.request_body import read_body, seconds
 from pipeline.serve.gateway.servers import ANY, CHAT, EMBEDDING, Targets, find
-from pipeline.serve.gateway.upstream import Engines
+from pipeline.serve.gateway.upstream import Engines, context_of
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor.usage import Gateways
 
@@ -151,7 +151,7 @@ class Ollama:
             log_once(f"{model}: a request's option {printable(name)[:100]} is unknown, and ignored")
         if wanted := requests.context(options):
             details = (await self._engines.details(targets)).values()
-            known = [each["meta"]["n_ctx"] for each in details if each.get("meta", {}).get("n_ctx")]
+            known = list(filter(None, map(context_of, details)))
             if known and wanted > min(known):
                 log_once(
                     f"{model}: a request's num_ctx of {wanted:,} is ignored, the context has "

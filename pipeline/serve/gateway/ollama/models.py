@@ -21,6 +21,7 @@ from pipeline.models.chat_template import KEY as TEMPLATE
 from pipeline.models.chat_template import OVERRIDES
 from pipeline.serve.gateway.answers import utc
 from pipeline.serve.gateway.servers import CHAT, EMBEDDING, Target
+from pipeline.serve.gateway.upstream import context_of
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import usage
 from pipeline.serve.supervisor.usage import ServerUse
@@ -90,7 +91,7 @@ def running(
     """An entry of /api/ps. `details`: what the instance says of its model."""
     entry = listed(name, target) | {"expires_at": expires_at(target, use)}
     entry.pop("modified_at", None)
-    if context := details.get("meta", {}).get("n_ctx"):
+    if context := context_of(details):
         entry["context_length"] = context
     if is_on_cpu(target.instance):
         entry["size_vram"] = 0
@@ -113,7 +114,7 @@ def shown(name: str, target: Target, details: Mapping[str, Any]) -> dict[str, An
     """The answer of /api/show."""
     file = model_file(target.instance)
     template = chat_template(target.instance, file)
-    context = details.get("meta", {}).get("n_ctx")
+    context = context_of(details)
     info = {key: value for key, value in file.values.items() if not key.startswith(TEMPLATE)}
     if file.parameters:
         info["general.parameter_count"] = file.parameters

@@ -307,4 +307,5 @@ def _known(**values: Any) -> Object:
 
 
 def _scaled(value: float | None, unit: int) -> int | None:
-    return None if value is None else int(value * unit)
+    scaled = (value or 0.0) * unit
+    return None if value is None or math.isinf(scaled) else int(scaled)
