@@ -58,9 +58,11 @@ def replace(owner: Any, name: str, value: Any) -> Spoil:
     return lambda patch: patch.setattr(owner, name, value)
 
 
-def explore(each: Harness, folder: Path, count: int, seed: int | None = None) -> None:
+def explore(
+    each: Harness, folder: Path, count: int, seed: int | None = None, *, shrinks: bool = True
+) -> None:
     """Try the cases and `count` random examples: the same ones each time, unless there is a seed.
-    Raises what the check raises, for the smallest example that does it."""
+    Raises what the check raises; if it `shrinks`, for the smallest example that does it."""
 
     def check(example: Any) -> None:
         began = time.thread_time()
@@ -81,7 +83,7 @@ def explore(each: Harness, folder: Path, count: int, seed: int | None = None) ->
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        phases=(Phase.explicit, Phase.generate, *([Phase.shrink] if shrinks else [])),
     )(test)()
     assert peak_mb() - before < MEMORY_MB
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tomllib
@@ -15,10 +16,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tomli_w
-import yaml
-from hostile_input import ODD_TEXTS, damaged, encoded, harness, mutated, pieces, replace, texts
+from hostile_input import damaged, encoded, harness, mutated, pieces, replace, texts
 from hostile_input import values as json_values
 from hypothesis import strategies
 from msgspec import convert, to_builtins
@@ -32,6 +31,7 @@ from pipeline.models import lockfile
 from pipeline.serve.config import checks, profiles, sources, toml_form, yaml_form
 from pipeline.serve.config.configuration import Configuration
 from pipeline.serve.config.instances import instances
+from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.gateway import answers
 from pipeline.serve.gateway.ollama import models as ollama_models
 from pipeline.serve.gateway.servers import server_list
@@ -144,6 +144,8 @@ def archive_members(example: tuple[str, list[Entry]], folder: Path) -> None:
 
 # Configurations
 
+NOTHING = re.compile("(?!)")
+
 
 def usable(configuration: Configuration, folder: Path) -> tuple[Server, ...]:
     """Its servers, which can be started and told to a supervisor; none where it has mistakes."""
@@ -155,7 +157,7 @@ def usable(configuration: Configuration, folder: Path) -> tuple[Server, ...]:
             configuration,
             server=folder / "llama-server",
             flags=FLAGS,
-            models={},
+            models={spec.name: PreparedModel(path=folder / "m.gguf") for spec in configuration.enabled},
             logs=folder / "logs",
             keys=folder / "keys",
             xdg=folder / "xdg",
@@ -222,7 +224,7 @@ TABLES: Mapping[str, Any] = {
         "chat": {
             "control": {"env": {"A": "b"}, "log_file": "chat.log", "priority": 1, "sandbox": "off"},
             "server": {
-                **{"model": "/m.gguf", "port": 8081, "ctx_size": "32k", "alias": "a,b", "temp": 0.5},
+                **{"model": "llama-server", "port": 8081, "ctx_size": "32k", "alias": "a,b", "temp": 0.5},
                 **{"host": "127.0.0.1", "jinja": True, "tags": ["x"], "extra_args": ["--lora", "b"]},
             },
         },
@@ -239,16 +241,16 @@ def toml_of(document: Any) -> bytes | None:
 
 @harness(
     damaged(TABLES),
-    spoil=lambda patch: patch.setattr(checks.options, "errors", lambda resolved: ()),
+    spoil=replace(sources, "UNUSABLE", NOTHING),
     cases=[
-        {"instance": {"a": {"server": {"model": "/m", "port": 1, name: "\0"}}}}
+        {"instance": {"a": {"server": {"model": "llama-server", "port": 1, name: "\0"}}}}
         for name in ("alias", "host", "model", "tags", "cors_origins")
     ]
     + [
-        {"instance": {"a": {"server": {"model": "/m"}, "control": {key: "a\0b"}}}}
+        {"instance": {"a": {"server": {"model": "llama-server"}, "control": {key: "a\0b"}}}}
         for key in ("log_file", "log_dir")
     ]
-    + [{"instance": {"a": {"server": {"model": "/m", "extra_args": ["\0"]}}}}],
+    + [{"instance": {"a": {"server": {"model": "llama-server", "extra_args": ["\0"]}}}}],
 )
 def toml_tables(document: Any, folder: Path) -> None:
     """Known keys with any values: what is accepted can be started."""
@@ -287,7 +289,7 @@ def profile_text(value: str) -> bytes:
 
 @harness(
     strategies.one_of(yaml_texts.map(encoded), mutated(*PROFILE)),
-    spoil=replace(yaml_form.Loader, "construct_scalar", lambda self, node: node.value["x"]),
+    spoil=replace(yaml_form, "UNUSABLE", NOTHING),
     cases=[
         *PROFILE,
         *map(profile_text, ("!!int _", "!!float _", "!!int ''", "!!timestamp x", "!!bool maybe")),
@@ -299,13 +301,16 @@ def profile_text(value: str) -> bytes:
         b"a: " + b"[" * 2000,
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\ud800.gguf"\n'),
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\0.gguf"\n'),
-        encoded('profiles:\n  chat:\n    model_id: "\\ud800"\n    llamacpp: {gguf_path: llama}\n'),
+        *(
+            encoded(f'profiles:\n  chat:\n    llamacpp: {{gguf_path: llama.gguf, alias: "{odd}"}}\n')
+            for odd in ("\\0", "\\ud800")
+        ),
     ],
 )
 def yaml_profile(data: bytes, folder: Path) -> None:
     file = folder / "profiles.yaml"
     file.write_bytes(data)
-    (folder / "llama").touch()
+    (folder / "llama.gguf").touch()
     try:
         configuration = profiles.load_profile(file, "chat", {})
     except UsageError as error:
@@ -314,16 +319,28 @@ def yaml_profile(data: bytes, folder: Path) -> None:
     usable(configuration, folder)
 
 
+class Bare(str):
+    """A word without quotes."""
+
+
 options = strategies.dictionaries(
     strategies.sampled_from(["port", "ctx_size", "alias", "temp", "jinja", "seed", "load_mode"]),
     strategies.one_of(
         strategies.booleans(),
         strategies.integers(-10, 2**33),
         strategies.floats(-2, 2),
-        strategies.sampled_from(["32k", "on", "no", "1.10", "010", "mlock", "a,b", "8081"]),
+        strategies.sampled_from(["32k", "on", "no", "010", "mlock", "a,b", "8081"]).map(Bare),
+        strategies.just(Bare("1.10")),
         texts,
     ),
 )
+
+
+def yaml_of(value: Any) -> str:
+    """A value as a file would have it."""
+    if isinstance(value, (Bare, bool)):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 @harness(options, spoil=replace(sources.Decimal, "__str__", lambda self: repr(float(self))))
@@ -332,9 +349,9 @@ def normalised_profile(table: dict[str, Any], folder: Path) -> None:
     (folder / "m.gguf").touch()
 
     def read(llamacpp: Mapping[str, Any]) -> Configuration:
-        document = {"profiles": {"chat": {"backend": "llamacpp", "llamacpp": dict(llamacpp)}}}
+        lines = [f"      {key}: {yaml_of(value)}\n" for key, value in llamacpp.items()]
         file = folder / "profiles.yaml"
-        file.write_text(yaml.safe_dump(document, allow_unicode=True), "utf-8")
+        file.write_bytes(encoded("profiles:\n  chat:\n    llamacpp:\n" + "".join(lines)))
         return profiles.load_profile(file, "chat", {})
 
     try:
@@ -345,11 +362,10 @@ def normalised_profile(table: dict[str, Any], folder: Path) -> None:
     if first.errors:
         return
     once = first.specs[0].server
-    plain = {name: str(v) if isinstance(v, sources.Decimal) else v for name, v in once.items()}
-    again = read({**plain, "gguf_path": "m.gguf"}).specs[0].server
+    again = read({**once, "gguf_path": "m.gguf"}).specs[0].server
     assert {k: str(v) for k, v in again.items()} == {k: str(v) for k, v in once.items()}
-    if "temp" in table and isinstance(table["temp"], str) and "." in table["temp"]:
-        assert str(once["temp"]) == table["temp"]
+    if table.get("temp") == "1.10":
+        assert str(once["temp"]) == "1.10"
 
 
 json_texts = strategies.one_of(
@@ -484,7 +500,7 @@ def receipts_file(document: Any, folder: Path) -> None:
 
 @harness(
     strategies.tuples(texts, json_values),
-    spoil=replace(receipts, "publish_text", lambda path, text: path.write_text(text, "utf-8")),
+    spoil=replace(receipts, "publish_text", lambda path, text: path.write_text(text.replace("\\", ""))),
     cases=[("a\udcff", 1)],
 )
 def receipts_round_trip(example: tuple[str, Any], folder: Path) -> None:
@@ -601,5 +617,3 @@ def active_runs(example: tuple[Any, str], folder: Path) -> None:
     with suppress(OSError, ValueError):
         odd.unlink()
 
-
-_ = (ODD_TEXTS, pytest)

@@ -34,4 +34,4 @@ def test_a_spoiled_parser_is_noticed(
 ) -> None:
     HARNESSES[name].spoil(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever a broken parser raises
-        explore(HARNESSES[name], tmp_path, ENOUGH_TO_FAIL)
+        explore(HARNESSES[name], tmp_path, ENOUGH_TO_FAIL, shrinks=False)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h11
@@ -23,8 +25,10 @@ from pipeline.serve.guard import request as guard_request
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BODY = b'{"content": "a"}'
+HIDDEN = b'{"content":\r\n\r\n"GET /smuggled HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"}'
 LENGTH = f"Content-Length: {len(BODY)}"
 POST = "POST /tokenize HTTP/1.1"
+STATUS = re.compile(rb"HTTP/1\.[01] [2-5]\d\d ")  # of an answer that is no interim one
 CHUNKED = "Transfer-Encoding: chunked"
 
 
@@ -86,7 +90,7 @@ GOOD: dict[str, tuple[bytes, list[str]]] = {
         ["/tokenize"],
     ),
     "a body that looks like a request": (
-        head(POST, f"Content-Length: {len(SMUGGLED)}") + SMUGGLED,
+        head(POST, f"Content-Length: {len(HIDDEN)}") + HIDDEN,
         ["/tokenize"],
     ),
     "one behind the other": (
@@ -149,7 +153,7 @@ def through_guard(guarded: Guarded, request: bytes) -> bytes:
     return b"".join(guarded.behind.received[before:])
 
 
-def incomplete(data: bytes) -> bool:
+def is_incomplete(data: bytes) -> bool:
     """Whether the last request in these bytes has no end: nobody can take what follows for more."""
     try:
         requests_in(data)
@@ -162,7 +166,7 @@ def incomplete(data: bytes) -> bool:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_is_smuggled_past_the_guard(guarded: Guarded, name: str) -> None:
     got = through_guard(guarded, ATTACKS[name])
-    assert b"/smuggled" not in got or incomplete(got)
+    assert b"/smuggled" not in got or is_incomplete(got)
 
 
 @unix
@@ -237,42 +241,50 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Up
         upstream.close()
 
 
-def through_gateway(gateway: tuple[Site, Upstream], request: bytes) -> tuple[bytes, list[bytes]]:
-    """The answers, and what the server gets, each on a connection of its own."""
-    here, upstream = gateway
-    before = len(upstream.received)
-    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+def answers(port: int, request: bytes, count: int = 0, seconds: float = 30) -> bytes:
+    """What comes back: so many answers, or else all that come in this time."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(request)
-        # Half a request is waited for, so its end is said; after a whole one the answer comes first.
-        connection.settimeout(1)
-        answer = b""
-        with contextlib.suppress(OSError):
-            while block := connection.recv(65536):
+            connection.settimeout(seconds)
+            while not count or len(STATUS.findall(answer)) < count:
+                block = connection.recv(65536)
+                if not block:
+                    break
                 answer += block
-    return answer, [each for each in upstream.received[before:] if b"/metrics" not in each[:20]]
+    return answer
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_is_smuggled_past_the_gateway(gateway: tuple[Site, Upstream], name: str) -> None:
-    answer, got = through_gateway(gateway, ATTACKS[name])
-    for connection in got:
+def received(upstream: Upstream, after: int) -> list[bytes]:
+    """What the server got since then, each on a connection of its own, less the gateway's own."""
+    return [each for each in upstream.received[after:] if not each.startswith(b"GET /metrics")]
+
+
+def test_nothing_is_smuggled_past_the_gateway(gateway: tuple[Site, Upstream]) -> None:
+    here, upstream = gateway
+    before = len(upstream.received)
+    with ThreadPoolExecutor(len(ATTACKS)) as pool:  # most are waited for: the rest should come
+        got = dict(zip(ATTACKS, pool.map(lambda x: answers(here.port, x, 0, 2), ATTACKS.values())))
+    assert {name for name in got if b" 500 " in got[name]} == set()
+    assert "Traceback" not in here.output()
+    for connection in received(upstream, before):
         assert len(requests_in(connection)) == 1
-        assert b"/smuggled" not in connection.partition(b"\r\n\r\n")[0]
-    assert b"500 Internal" not in answer
-    assert "Traceback" not in gateway[0].output()
+        assert b"/smuggled" not in connection
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_what_the_gateway_passes_on_is_what_was_sent(
     gateway: tuple[Site, Upstream], name: str
 ) -> None:
+    here, upstream = gateway
     request, targets = GOOD[name]
-    _, got = through_gateway(gateway, request)
-    forwarded = [target for target in targets if target == "/tokenize"]
+    before = len(upstream.received)
+    assert len(STATUS.findall(answers(here.port, request, len(targets)))) == len(targets)
+    got, forwarded = received(upstream, before), [x for x in targets if x == "/tokenize"]
     assert [requests_in(each) for each in got] == [[target] for target in forwarded]
     for each in got:
-        assert each.partition(b"\r\n\r\n")[2] in (BODY, SMUGGLED)
+        assert each.partition(b"\r\n\r\n")[2] in (BODY, HIDDEN)
 
 
 # Slow clients

@@ -61,6 +61,17 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
         self._release()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, unless an answer has begun: the request that came with it, if
+        there is one, gets no other."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._source and not self._source.is_closing():
