@@ -23,9 +23,7 @@ def get(schema: dict[str, Any], *parameters: dict[str, Any], **more: Any) -> dic
     return {"get": {"parameters": [*parameters], "responses": answers(schema, **more)}}
 
 
-def post(
-    body: dict[str, Any], schema: dict[str, Any] | None = None, **more: Any
-) -> dict[str, Any]:
+def post(body: dict[str, Any], schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     content = {"application/json": {"schema": body}}
     body_of = {"content": content, "required": True}
     return {"post": {"requestBody": body_of, "responses": answers(schema, **more)}}
@@ -42,8 +40,12 @@ def listed(item: dict[str, Any]) -> dict[str, Any]:
 ERROR = table("error", error={"oneOf": [table("message", message=TEXT), TEXT]})
 MODEL = table(
     "id object state instances aliases",
-    **{"id": TEXT, "object": {"const": "model"}, "state": TEXT, "created": NUMBER},
-    **{"instances": listed(TEXT), "aliases": listed(TEXT)},
+    id=TEXT,
+    object={"const": "model"},
+    state=TEXT,
+    created=NUMBER,
+    instances=listed(TEXT),
+    aliases=listed(TEXT),
 )
 NAMED = table("model", model={"enum": ["chat", "other"]})
 MESSAGE = table(
@@ -81,7 +83,9 @@ SCHEMA: dict[str, Any] = {
         "/api/ps": get(table("models", models=listed(table("name expires_at", expires_at=TEXT)))),
         "/api/show": post(table("model", model=TEXT), table("details model_info capabilities")),
         "/api/pull": post(table("model", model=TEXT, stream=BOOLEAN)),
-        "/api/chat": post(table("stream", **OLLAMA, messages=listed(MESSAGE), think=BOOLEAN), RESULT),
+        "/api/chat": post(
+            table("stream", **OLLAMA, messages=listed(MESSAGE), think=BOOLEAN), RESULT
+        ),
         "/api/generate": post(table("stream", **OLLAMA, prompt=TEXT, system=TEXT), RESULT),
     },
 }

@@ -35,14 +35,21 @@ EVENT = {
             "delta": {
                 "content": "hä",
                 "reasoning_content": "b",
-                "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [
+                    {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+                ],
             },
             "finish_reason": "stop",
             "logprobs": {"content": [{"token": "a"}]},
         }
     ],
     "usage": {"prompt_tokens": 3, "completion_tokens": 4},
-    "timings": {"prompt_ms": 1.5, "predicted_ms": 2.5, "predicted_n": 4, "predicted_per_second": 9.0},
+    "timings": {
+        "prompt_ms": 1.5,
+        "predicted_ms": 2.5,
+        "predicted_n": 4,
+        "predicted_per_second": 9.0,
+    },
     "error": None,
 }
 DONE = b"data: [DONE]\n\n"
@@ -59,7 +66,9 @@ STREAMS = (
 )
 streams = strategies.one_of(
     mutated(*STREAMS),
-    strategies.lists(damaged(EVENT).map(event), max_size=3).map(lambda events: b"".join(events) + DONE),
+    strategies.lists(damaged(EVENT).map(event), max_size=3).map(
+        lambda events: b"".join(events) + DONE
+    ),
 )
 ODD_EVENTS = (
     event({"timings": {"prompt_ms": 1e308}}) + DONE,
@@ -70,8 +79,16 @@ ODD_EVENTS = (
     b'data: {"error": "\xff"}\n\n',
     b"data: " + b"[" * 100_000 + b"\n\n",
     b'data: {"error": ' + b"[" * 100_000 + b"\n\n",
-    event({"choices": [{"delta": {"tool_calls": [{"function": {"arguments": '{"a": ' + "9" * 40 + "}"}}]}}]}) + DONE,
-    event({"choices": [{"delta": {"tool_calls": [{"function": {"arguments": '{"a": 1e999}'}}]}}]}) + DONE,
+    event(
+        {
+            "choices": [
+                {"delta": {"tool_calls": [{"function": {"arguments": '{"a": ' + "9" * 40 + "}"}}]}}
+            ]
+        }
+    )
+    + DONE,
+    event({"choices": [{"delta": {"tool_calls": [{"function": {"arguments": '{"a": 1e999}'}}]}}]})
+    + DONE,
     event({"usage": {"prompt_tokens": 10**30}}) + DONE,
 )
 ODD_CUTS = [[odd] for odd in ODD_EVENTS]
@@ -87,7 +104,9 @@ def without_times(lines: bytes) -> list[Any]:
 
 
 @harness(
-    cuts(streams), spoil=replace(replies.Text, "feed", lambda self, block: self._line(block)), cases=ODD_CUTS
+    cuts(streams),
+    spoil=replace(replies.Text, "feed", lambda self, block: self._line(block)),
+    cases=ODD_CUTS,
 )
 def ollama_stream(blocks: list[bytes], folder: Path) -> None:
     """Every line is JSON, and the same comes of a stream however it is cut."""
@@ -157,8 +176,6 @@ CHAT = completions.ChatServer(url="http://x", model="x")
 async def _pieces(blocks: Iterable[bytes]) -> AsyncIterator[bytes]:
     for block in blocks:
         yield block
-
-
 
 
 @harness(
@@ -252,7 +269,9 @@ def server_answers(blocks: list[bytes], folder: Path) -> None:
 @harness(
     cuts(
         strategies.lists(
-            strategies.sampled_from([b'"model": "chat"', b'"model":"\\u00fc"', b"\n", b"x", b"\xff"])
+            strategies.sampled_from(
+                [b'"model": "chat"', b'"model":"\\u00fc"', b"\n", b"x", b"\xff"]
+            )
         ).map(b"".join)
     ),
     spoil=replace(Renamed, "end", lambda self: None),
@@ -287,7 +306,15 @@ LISTED = {
     spoil=replace(upstream, "details", json.loads),
     cases=[
         json.dumps({"data": [{"meta": meta}], "models": [{"capabilities": []}]}).encode()
-        for meta in (None, [], 1, float("nan"), {"n_ctx": "x"}, {"n_ctx": float("inf")}, {"\ud800": 1})
+        for meta in (
+            None,
+            [],
+            1,
+            float("nan"),
+            {"n_ctx": "x"},
+            {"n_ctx": float("inf")},
+            {"\ud800": 1},
+        )
     ]
     + [b"[" * 100_000, b"9" * 5000, b'{"data": [{"meta": {"a": ' + b"9" * 5000 + b"}}]}"],
 )
@@ -308,12 +335,25 @@ def described_model(document: bytes, folder: Path) -> None:
 
 METRICS = (
     b"# HELP llamacpp:tokens_predicted_total Tokens.\n# TYPE llamacpp:tokens_predicted_total counter\n"
-    b"llamacpp:tokens_predicted_total 12\nlatency_bucket{le=\"0.5\",instance=\"inner\"} 3\nlatency_sum 1\n",
+    b'llamacpp:tokens_predicted_total 12\nlatency_bucket{le="0.5",instance="inner"} 3\nlatency_sum 1\n',
     b'# TYPE a histogram\na_bucket{le="+Inf",x="}\\"\\n"} 1 1700000000\na_count 1\nb{} 2\nc{x="y",} NaN\n',
 )
 metric_texts = pieces(
     *("# HELP ", "# TYPE ", "a", "a_total", "llamacpp:tokens_predicted_total", "{", "}", '="', '"'),
-    *(" 1", " NaN", " +Inf", " 1e400", "\n", ",", "instance=", "\\", "le=", " counter\n", "b{x=", " "),
+    *(
+        " 1",
+        " NaN",
+        " +Inf",
+        " 1e400",
+        "\n",
+        ",",
+        "instance=",
+        "\\",
+        "le=",
+        " counter\n",
+        "b{x=",
+        " ",
+    ),
 )
 LABELS = re.compile(r'(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\.)*"(?:,|$))*')
 LINE = re.compile(r"([a-zA-Z_:][\w:]*)\{instance=\"x\\\"y\"(.*)\} *\s*\S.*", re.DOTALL)
@@ -424,7 +464,9 @@ def github_releases(data: bytes, folder: Path) -> None:
 
 
 @harness(
-    strategies.one_of(texts, pieces("llama-b1", "-bin-", "ubuntu-", "x64", ".zip", "cuda-", "12.4", "-")),
+    strategies.one_of(
+        texts, pieces("llama-b1", "-bin-", "ubuntu-", "x64", ".zip", "cuda-", "12.4", "-")
+    ),
     spoil=replace(assets, "SYSTEMS", None),
     cases=["llama-b1-bin-win-cuda-99999.99999.99999.99999-x64.zip"],
 )

@@ -135,7 +135,9 @@ def archive_members(example: tuple[str, list[Entry]], folder: Path) -> None:
     if listed == GOOD:
         assert content is not None
     if content is not None:
-        written = {Path(name).as_posix(): name.encode() for kind, name, _ in listed if kind == "file"}
+        written = {
+            Path(name).as_posix(): name.encode() for kind, name, _ in listed if kind == "file"
+        }
         links = {Path(name).as_posix() for kind, name, _ in listed if "link" in kind}
         assert content.keys() == written.keys() | links
         assert all(content[name] == written[name] for name in written)
@@ -157,7 +159,9 @@ def usable(configuration: Configuration, folder: Path) -> tuple[Server, ...]:
             configuration,
             server=folder / "llama-server",
             flags=FLAGS,
-            models={spec.name: PreparedModel(path=folder / "m.gguf") for spec in configuration.enabled},
+            models={
+                spec.name: PreparedModel(path=folder / "m.gguf") for spec in configuration.enabled
+            },
             logs=folder / "logs",
             keys=folder / "keys",
             xdg=folder / "xdg",
@@ -224,8 +228,19 @@ TABLES: Mapping[str, Any] = {
         "chat": {
             "control": {"env": {"A": "b"}, "log_file": "chat.log", "priority": 1, "sandbox": "off"},
             "server": {
-                **{"model": "llama-server", "port": 8081, "ctx_size": "32k", "alias": "a,b", "temp": 0.5},
-                **{"host": "127.0.0.1", "jinja": True, "tags": ["x"], "extra_args": ["--lora", "b"]},
+                **{
+                    "model": "llama-server",
+                    "port": 8081,
+                    "ctx_size": "32k",
+                    "alias": "a,b",
+                    "temp": 0.5,
+                },
+                **{
+                    "host": "127.0.0.1",
+                    "jinja": True,
+                    "tags": ["x"],
+                    "extra_args": ["--lora", "b"],
+                },
             },
         },
     },
@@ -302,7 +317,9 @@ def profile_text(value: str) -> bytes:
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\ud800.gguf"\n'),
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\0.gguf"\n'),
         *(
-            encoded(f'profiles:\n  chat:\n    llamacpp: {{gguf_path: llama.gguf, alias: "{odd}"}}\n')
+            encoded(
+                f'profiles:\n  chat:\n    llamacpp: {{gguf_path: llama.gguf, alias: "{odd}"}}\n'
+            )
             for odd in ("\\0", "\\ud800")
         ),
     ],
@@ -380,7 +397,13 @@ json_texts = strategies.one_of(
 @harness(
     json_texts,
     spoil=replace(sources, "_once", dict),
-    cases=['{"a": 1, "a": 2}', "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}", '{"a": 1e5}'],
+    cases=[
+        '{"a": 1, "a": 2}',
+        "[" * 100_000,
+        '{"a": ' + "9" * 5000 + "}",
+        "\ufeff{}",
+        '{"a": 1e5}',
+    ],
 )
 def json_overrides(text: str, folder: Path) -> None:
     try:
@@ -500,7 +523,9 @@ def receipts_file(document: Any, folder: Path) -> None:
 
 @harness(
     strategies.tuples(texts, json_values),
-    spoil=replace(receipts, "publish_text", lambda path, text: path.write_text(text.replace("\\", ""))),
+    spoil=replace(
+        receipts, "publish_text", lambda path, text: path.write_text(text.replace("\\", ""))
+    ),
     cases=[("a\udcff", 1)],
 )
 def receipts_round_trip(example: tuple[str, Any], folder: Path) -> None:
@@ -582,7 +607,9 @@ def _cache_is_read(parse: Callable[[Any], Any]) -> Callable[[Path, Callable[[Any
 
 
 @harness(
-    strategies.one_of(damaged({"FILE": {"stamp": [0, 1], "value": "x"}}).map(json.dumps), json_texts),
+    strategies.one_of(
+        damaged({"FILE": {"stamp": [0, 1], "value": "x"}}).map(json.dumps), json_texts
+    ),
     spoil=replace(stat_cache.json_file, "read", _cache_is_read(lambda data: dict(data.items()))),
     cases=[json.dumps({"FILE": value}) for value in (None, 1, "x", [], {}, {"stamp": 1})],
 )
@@ -616,4 +643,3 @@ def active_runs(example: tuple[Any, str], folder: Path) -> None:
         assert run.files is None or all(isinstance(name, str) for name in run.files)
     with suppress(OSError, ValueError):
         odd.unlink()
-

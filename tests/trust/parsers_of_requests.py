@@ -38,8 +38,28 @@ HEADS = (
 head_texts = pieces(
     *("GET ", "POST ", "/", " HTTP/1.1\r\n", " HTTP/1.0\r\n", "Host: a\r\n", "\r\n", "\r\n\r\n"),
     *("Content-Length: ", "Transfer-Encoding: ", "chunked", "Upgrade: h2c\r\n", "0", "5", "+5"),
-    *("\r\n ", "\n", "\r", "\0", "\t", ",", ", ", ":", "identity", "Content-Length", "hello", "5\r\n"),
-    *("Connection: close\r\n", "Expect: 100-continue\r\n", "Host: b\r\n", "http://b/", "*", "HTTP/0.9"),
+    *(
+        "\r\n ",
+        "\n",
+        "\r",
+        "\0",
+        "\t",
+        ",",
+        ", ",
+        ":",
+        "identity",
+        "Content-Length",
+        "hello",
+        "5\r\n",
+    ),
+    *(
+        "Connection: close\r\n",
+        "Expect: 100-continue\r\n",
+        "Host: b\r\n",
+        "http://b/",
+        "*",
+        "HTTP/0.9",
+    ),
 )
 requests = strategies.one_of(mutated(*HEADS), head_texts.map(encoded))
 
@@ -149,7 +169,9 @@ def reads(body: bytes) -> Any:
 
 
 @harness(
-    strategies.one_of(json_bodies.map(encoded), mutated(*BODIES), json_values.map(json.dumps).map(encoded)),
+    strategies.one_of(
+        json_bodies.map(encoded), mutated(*BODIES), json_values.map(json.dumps).map(encoded)
+    ),
     spoil=replace(request_body, "_Document", msgspec.defstruct("_Document", [("model", str)])),
     cases=[
         *BODIES,
@@ -275,7 +297,10 @@ FORMS = {
         (ollama.Chat, b'{"options": {"num_ctx": 1e308, "seed": 123456789012345678901234567890}}'),
         (ollama.Chat, b'{"keep_alive": 1e308, "messages": []}'),
         (ollama.Chat, b"[" * 100_000),
-        (ollama.Generate, b'{"prompt": "a", "top_logprobs": 123456789012345678901234567890, "logprobs": true}'),
+        (
+            ollama.Generate,
+            b'{"prompt": "a", "top_logprobs": 123456789012345678901234567890, "logprobs": true}',
+        ),
         (ollama.Generate, b'{"prompt": "a", "images": ["\xc3\xa4"]}'),
         (ollama.Embed, b'{"input": "\xff"}'),
     ],
@@ -314,4 +339,3 @@ def durations(text: str, folder: Path) -> None:
     ends_well(keep)
     at = Folder(folder)
     usage.write(at, usage.Usage(pid=1, started=1.0, servers={"x": usage.ServerUse(keep=keep)}))
-

@@ -25,9 +25,34 @@ from pipeline.tasks import command_line
 # References
 
 references = pieces(
-    *("org", "/", "model", ":", "Q4_K_M", "@", "main", "hf:", "hf://", "https://", "huggingface.co"),
+    *(
+        "org",
+        "/",
+        "model",
+        ":",
+        "Q4_K_M",
+        "@",
+        "main",
+        "hf:",
+        "hf://",
+        "https://",
+        "huggingface.co",
+    ),
     *("http://", "git@hf.co:", "blob", "tree", "resolve", "/a.gguf", "-00001-of-00002", "?", "#"),
-    *("show_file_info=", "%2f", "%00", "%ff", "..", "~", "demo", "ngram", "[", "]", "\\", "datasets"),
+    *(
+        "show_file_info=",
+        "%2f",
+        "%00",
+        "%ff",
+        "..",
+        "~",
+        "demo",
+        "ngram",
+        "[",
+        "]",
+        "\\",
+        "datasets",
+    ),
 )
 
 
@@ -41,8 +66,17 @@ def _exists(path: Path) -> bool:
     spoil=replace(reference, "exists", _exists),
     cases=[
         *("a" * 300, "/" + "a/" * 3000, "x\0y", "~nobody-here/x", "https://[", "http://a:b/c/d"),
-        *("https://huggingface.co/a/b%2f..%2f/blob/main/x.gguf", "a/b:" + "x" * 50_000, "a" * 100_000),
-        *("https://hf.co/a/b/blob/main/%00.gguf", "hf://a/b/\udcff.gguf", "\ud800", "-" * 50_000 + "/"),
+        *(
+            "https://huggingface.co/a/b%2f..%2f/blob/main/x.gguf",
+            "a/b:" + "x" * 50_000,
+            "a" * 100_000,
+        ),
+        *(
+            "https://hf.co/a/b/blob/main/%00.gguf",
+            "hf://a/b/\udcff.gguf",
+            "\ud800",
+            "-" * 50_000 + "/",
+        ),
     ],
 )
 def model_references(text: str, folder: Path) -> None:
@@ -73,9 +107,37 @@ words = strategies.lists(
         strategies.sampled_from(
             [
                 *("serve", "up", "list", "help", "run", "clean", "info", "test", "claude", "ps"),
-                *("model=demo", "--model", "--model=x", "--offline", "-v", "-n2", "--", "-", "--=x"),
-                *("server.x=y", "--server.x", "--server.", "server.=", "=", "x=", "-a", "*", "q*:x"),
-                *("--print-diagnostics", "--n-gpu-layers", "-h", "--help", "--continue", "-nv", "1"),
+                *(
+                    "model=demo",
+                    "--model",
+                    "--model=x",
+                    "--offline",
+                    "-v",
+                    "-n2",
+                    "--",
+                    "-",
+                    "--=x",
+                ),
+                *(
+                    "server.x=y",
+                    "--server.x",
+                    "--server.",
+                    "server.=",
+                    "=",
+                    "x=",
+                    "-a",
+                    "*",
+                    "q*:x",
+                ),
+                *(
+                    "--print-diagnostics",
+                    "--n-gpu-layers",
+                    "-h",
+                    "--help",
+                    "--continue",
+                    "-nv",
+                    "1",
+                ),
             ]
         ),
         texts,
@@ -157,7 +219,10 @@ FLAGS = parse_help(HELP)
     strategies.tuples(
         strategies.sampled_from(sorted(FLAGS)),
         strategies.one_of(
-            texts, strategies.integers(), strategies.floats(), pieces("1", "k", "32", ".", "e", ",", "/", "Mi")
+            texts,
+            strategies.integers(),
+            strategies.floats(),
+            pieces("1", "k", "32", ".", "e", ",", "/", "Mi"),
         ),
     ),
     spoil=replace(values, "_within", lambda *bounds: None),
@@ -185,8 +250,24 @@ def option_values(example: tuple[str, Any], folder: Path) -> None:
 # The environment
 
 VARIABLES = (
-    *("PATH", "HOME", "HF_TOKEN", "LLAMA_ARG_PORT", "CUDA_VISIBLE_DEVICES", "GITHUB_TOKEN", "X_KEY"),
-    *("LLAMA_CACHE", "VLLM_API_KEY", "GGML_TOKEN", "PYTHONPATH", "http_proxy", "AWS_SECRET", "LC_ALL"),
+    *(
+        "PATH",
+        "HOME",
+        "HF_TOKEN",
+        "LLAMA_ARG_PORT",
+        "CUDA_VISIBLE_DEVICES",
+        "GITHUB_TOKEN",
+        "X_KEY",
+    ),
+    *(
+        "LLAMA_CACHE",
+        "VLLM_API_KEY",
+        "GGML_TOKEN",
+        "PYTHONPATH",
+        "http_proxy",
+        "AWS_SECRET",
+        "LC_ALL",
+    ),
 )
 SECRETS = ("hf_" + "a" * 30, "https://user:pass@host/", "Bearer x", "sk-" + "b" * 30)
 environs = strategies.dictionaries(
@@ -199,7 +280,12 @@ environs = strategies.dictionaries(
 @harness(
     environs,
     spoil=replace(environment, "is_credential", lambda name, value: False),
-    cases=[{"GGML_TOKEN": "x"}, {"HOME": SECRETS[0]}, {"PATH": "a" * 100_000}, {"PATH": "a:" * 50_000}],
+    cases=[
+        {"GGML_TOKEN": "x"},
+        {"HOME": SECRETS[0]},
+        {"PATH": "a" * 100_000},
+        {"PATH": "a:" * 50_000},
+    ],
 )
 def passed_environment(environ: dict[str, str], folder: Path) -> None:
     """No program gets a secret, or a variable that would change its launch; twice is as once."""
@@ -211,7 +297,9 @@ def passed_environment(environ: dict[str, str], folder: Path) -> None:
         assert some.items() <= environ.items()
         assert passed(some) == some
         assert "PYTHONPATH" not in some
-        assert not any(value in SECRETS for name, value in some.items() if "proxy" not in name.lower())
+        assert not any(
+            value in SECRETS for name, value in some.items() if "proxy" not in name.lower()
+        )
         assert not {"HF_TOKEN", "GITHUB_TOKEN", "X_KEY", "GGML_TOKEN", "VLLM_API_KEY"} & some.keys()
     assert "LLAMA_ARG_PORT" not in environment.servers(environ)
 
@@ -227,7 +315,8 @@ def passed_environment(environ: dict[str, str], folder: Path) -> None:
 def log_lines(written: list[str | bytes], folder: Path) -> None:
     """Whatever a server prints, its log holds it in lines that can be read."""
     data = b"\n".join(
-        line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass") for line in written
+        line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
+        for line in written
     )
     reading, writing = os.pipe()
     if len(data) > 60_000:  # more than a pipe holds
@@ -250,4 +339,3 @@ def log_lines(written: list[str | bytes], folder: Path) -> None:
     file.write_bytes(data)
     for line in logfile.lines(file, 10):
         line.encode()
-

@@ -68,9 +68,7 @@ def test_answers_are_as_described(here: Site, path: str, method: str) -> None:
 
 @pytest.mark.trust
 @operations
-def test_many_answers_are_as_described(
-    here: Site, path: str, method: str, figure: Figure
-) -> None:
+def test_many_answers_are_as_described(here: Site, path: str, method: str, figure: Figure) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print("seed", seed)
     hold(here, DESCRIBED[path][method.upper()], MANY, seed)

@@ -10,24 +10,26 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h11
 import pytest
-from conftest import Doit, free_port, wait_for
-from figures import Figure
+from conftest import with_programs
 from gateway_tools import Site, site
 from serve.guard.test_guard_relay import Guarded, everything, head
 
+from pipeline.serve.gateway.request_body import parse_body
 from pipeline.serve.guard import request as guard_request
+from pipeline.serve.guard.refusal import Refused
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BODY = b'{"content": "a"}'
 HIDDEN = b'{"content":\r\n\r\n"GET /smuggled HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"}'
 LENGTH = f"Content-Length: {len(BODY)}"
 POST = "POST /tokenize HTTP/1.1"
+ENDS = (b"}", b"}\r\n0\r\n\r\n")  # of a document
 STATUS = re.compile(rb"HTTP/1\.[01] [2-5]\d\d ")  # of an answer that is no interim one
 CHUNKED = "Transfer-Encoding: chunked"
 
@@ -39,12 +41,11 @@ def chunk(data: bytes) -> bytes:
 # Each hides a second request in the first for whoever reads it in another way.
 ATTACKS: dict[str, bytes] = {
     "CL.TE": head(POST, f"Content-Length: {5 + len(SMUGGLED)}", CHUNKED) + b"0\r\n\r\n" + SMUGGLED,
-    "TE.CL": head(POST, CHUNKED, "Content-Length: 4")
-    + chunk(SMUGGLED)
-    + b"0\r\n\r\n",
+    "TE.CL": head(POST, CHUNKED, "Content-Length: 4") + chunk(SMUGGLED) + b"0\r\n\r\n",
     "TE twice": head(POST, CHUNKED, "Transfer-Encoding: identity", LENGTH) + BODY + SMUGGLED,
     "TE in odd spelling": head(POST, "Transfer-Encoding: xchunked", LENGTH) + BODY + SMUGGLED,
-    "TE with a tab": head(POST, "Transfer-Encoding:\tchunked", "Content-Length: 4") + chunk(SMUGGLED),
+    "TE with a tab": head(POST, "Transfer-Encoding:\tchunked", "Content-Length: 4")
+    + chunk(SMUGGLED),
     "TE behind a blank": head(POST, "Transfer-Encoding : chunked", LENGTH) + BODY + SMUGGLED,
     "TE behind a line": head(POST, "X: y\nTransfer-Encoding: chunked", LENGTH) + BODY + SMUGGLED,
     "TE behind a return": head(POST, "X: y\rTransfer-Encoding: chunked", LENGTH) + BODY + SMUGGLED,
@@ -66,7 +67,11 @@ ATTACKS: dict[str, bytes] = {
     "a chunk with 0x": head(POST, CHUNKED) + b"0x10\r\n" + BODY + b"\r\n0\r\n\r\n" + SMUGGLED,
     "a chunk that is longer": head(POST, CHUNKED) + b"2\r\n" + BODY + b"\r\n0\r\n\r\n" + SMUGGLED,
     "a chunk ends in a line feed": head(POST, CHUNKED) + b"10\n" + BODY + b"\n0\n\n" + SMUGGLED,
-    "an extension over lines": head(POST, CHUNKED) + b"10;a\nb\r\n" + BODY + b"\r\n0\r\n\r\n" + SMUGGLED,
+    "an extension over lines": head(POST, CHUNKED)
+    + b"10;a\nb\r\n"
+    + BODY
+    + b"\r\n0\r\n\r\n"
+    + SMUGGLED,
     "chunks in HTTP/1.0": head("POST /tokenize HTTP/1.0", CHUNKED, LENGTH) + BODY + SMUGGLED,
     "HTTP/0.9": b"GET /smuggled\r\n\r\n",
     "no version": b"GET /smuggled HTTP\r\n\r\n",
@@ -79,6 +84,18 @@ ATTACKS: dict[str, bytes] = {
     "a header without a colon": head(POST, "X", LENGTH) + BODY + SMUGGLED,
     "a huge head": b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 300_000,
     "many headers": head("GET /smuggled HTTP/1.1", *(f"X{n}: y" for n in range(5000))),
+    "a body of OPTIONS": head("OPTIONS /x HTTP/1.1", f"Content-Length: {len(SMUGGLED)}") + SMUGGLED,
+    "a body of GET": head("GET /health HTTP/1.1", f"Content-Length: {len(SMUGGLED)}") + SMUGGLED,
+    # llama-server reads 4 KiB at once, and drops what of them is not of the first request
+    **{
+        f"{size} bytes behind a request": head("GET /health HTTP/1.1")
+        + head(POST, f"Content-Length: {size + len(SMUGGLED)}")
+        + b" " * size
+        + SMUGGLED
+        for size in (4096, 8192, 16384)
+    },
+    "aligned": (head("GET /health HTTP/1.1") + head(POST, "Content-Length: 9000")).ljust(4096)
+    + SMUGGLED.ljust(9000),
     "CONNECT": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n" + SMUGGLED,
 }
 # Odd, and still one request each, or several that are meant: what they are for llama-server.
@@ -86,7 +103,7 @@ GOOD: dict[str, tuple[bytes, list[str]]] = {
     "a body": (head(POST, LENGTH) + BODY, ["/tokenize"]),
     "chunks": (head(POST, CHUNKED) + chunk(BODY) + b"0\r\n\r\n", ["/tokenize"]),
     "extensions and trailers": (
-        head(POST, CHUNKED) + b"10;a=\"b\"\r\n" + BODY + b"\r\n0;c\r\nHost: evil.example\r\n\r\n",
+        head(POST, CHUNKED) + b'10;a="b"\r\n' + BODY + b"\r\n0;c\r\nHost: evil.example\r\n\r\n",
         ["/tokenize"],
     ),
     "a body that looks like a request": (
@@ -166,7 +183,7 @@ def is_incomplete(data: bytes) -> bool:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_is_smuggled_past_the_guard(guarded: Guarded, name: str) -> None:
     got = through_guard(guarded, ATTACKS[name])
-    assert b"/smuggled" not in got or is_incomplete(got)
+    assert is_incomplete(got) or "/smuggled" not in requests_in(got)
 
 
 @unix
@@ -190,7 +207,7 @@ def test_a_guard_that_lets_two_lengths_pass_is_noticed(
 
     monkeypatch.setattr("pipeline.serve.guard.relay.read_head", read_head)
     got = through_guard(guarded, ATTACKS["CL.TE"])
-    assert b"/smuggled" in got
+    assert b"/smuggled" in got and not is_incomplete(got[got.index(b"GET") :])
 
 
 # The gateway
@@ -242,13 +259,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Up
 
 
 def answers(port: int, request: bytes, count: int = 0, seconds: float = 30) -> bytes:
-    """What comes back: so many answers, or else all that come in this time."""
+    """What comes back: so many answers, or else all that come in this time. All are documents."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(request)
             connection.settimeout(seconds)
-            while not count or len(STATUS.findall(answer)) < count:
+            while not (count and len(STATUS.findall(answer)) >= count and answer.endswith(ENDS)):
                 block = connection.recv(65536)
                 if not block:
                     break
@@ -265,12 +282,17 @@ def test_nothing_is_smuggled_past_the_gateway(gateway: tuple[Site, Upstream]) ->
     here, upstream = gateway
     before = len(upstream.received)
     with ThreadPoolExecutor(len(ATTACKS)) as pool:  # most are waited for: the rest should come
-        got = dict(zip(ATTACKS, pool.map(lambda x: answers(here.port, x, 0, 2), ATTACKS.values())))
+        got = dict(
+            zip(
+                ATTACKS,
+                pool.map(lambda attack: answers(here.port, attack, 0, 2), ATTACKS.values()),
+                strict=True,
+            )
+        )
     assert {name for name in got if b" 500 " in got[name]} == set()
     assert "Traceback" not in here.output()
     for connection in received(upstream, before):
-        assert len(requests_in(connection)) == 1
-        assert b"/smuggled" not in connection
+        assert requests_in(connection) in (["/tokenize"], ["/completion"])
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -319,20 +341,98 @@ def test_slow_clients_take_no_other_clients_place(gateway: tuple[Site, Upstream]
 @pytest.fixture(scope="module")
 def real(
     built: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], list[str]]]:
-    """A guarded llama-server; the function returns the paths that it was asked for, of its log."""
-    from conftest import with_programs
-
-    doit = with_programs(built, tmp_path_factory.mktemp("smuggled") / "hôme")
-    with doit.serving(f"gguf_path={gguf}") as url:
-        log = Path(doit.summary["log"])
-
-        def paths() -> list[str]:
-            lines = log.read_text("utf-8", "replace").splitlines()
-            return [line.split("done request: ")[1].split()[1] for line in lines if "done request: " in line]
-
-        paths.port = int(url.rpartition(":")[2])  # type: ignore[attr-defined]
-        yield paths
+) -> Iterator[tuple[int, int]]:
+    """The ports of a guarded llama-server, and of a gateway before it."""
+    folder = tmp_path_factory.mktemp("smuggled")
+    doit = with_programs(built, folder / "hôme")
+    with doit.serving(f"gguf_path={gguf}") as url, site(folder) as here:
+        port = int(url.rpartition(":")[2])
+        here.add("chat")
+        here.change("chat", port=port)
+        here.gateway()
+        yield port, here.port
 
 
-_ = (json, Doit, free_port, wait_for, Figure)
+def tokens(port: int, body: bytes) -> list[int] | None:
+    """What llama-server makes of a body; None where it refuses it."""
+    request = head(POST, f"Content-Length: {len(body)}", "Connection: close") + body
+    answer = answers(port, request, 1)
+    return json.loads(document(answer))["tokens"] if b" 200 " in answer[:20] else None
+
+
+def document(answer: bytes) -> bytes:
+    """The body of an answer, which the gateway's own may send in a chunk."""
+    return answer[answer.index(b"{") : answer.rindex(b"}") + 1]
+
+
+@pytest.mark.build
+@unix
+def test_llama_server_reads_what_passes_as_it_was_sent(real: tuple[int, int]) -> None:
+    """It answers each request once, with the tokens of its body."""
+    server, gateway = real
+    for request, targets in GOOD.values():
+        body = HIDDEN if HIDDEN in request else BODY
+        for port in (server, gateway):
+            answer = answers(port, request, len(targets))
+            assert len(STATUS.findall(answer)) == len(targets)
+            if targets == ["/tokenize"]:
+                expected = tokens(server, body)
+                assert expected and json.loads(document(answer))["tokens"] == expected
+
+
+@pytest.mark.build
+@unix
+def test_nothing_is_smuggled_to_llama_server(real: tuple[int, int]) -> None:
+    """It would answer what is hidden as what it does not have."""
+    for port in real:
+        with ThreadPoolExecutor(len(ATTACKS)) as pool:
+            got = pool.map(lambda attack, port=port: answers(port, attack, 0, 2), ATTACKS.values())
+        odd = [name for name, x in zip(ATTACKS, got, strict=True) if b"File Not Found" in x]
+        assert odd == []
+        assert tokens(port, BODY)
+    assert b"File Not Found" in answers(real[0], SMUGGLED, 1)
+
+
+# `K` is the key, `E` the same with an escape in it.
+DOCUMENTS = (
+    *(b'{"K": "a", "K": "b"}', b'{"K": "a", "E": "b"}', b'{"E": "b", "K": "a"}', b'{"E": "b"}'),
+    *(b'{"K": "b", "k": "a"}', b'{"x": {"K": "a"}, "K": "b"}', b'{"K": "\\ud83d\\ude00"}'),
+    *(
+        b'{"K": "b"}\0{"K": "a"}',
+        b'{"K": "b"} {"K": "a"}',
+        b'\xef\xbb\xbf{"K": "b"}',
+        b'{"K": "b",}',
+    ),
+    *(
+        b'{"K": "a\xff"}',
+        b'{"\xff": 1, "K": "b"}',
+        b'{"K": "b", "x": 1e999}',
+        b'{"K": "b", "x": 01}',
+    ),
+    *(
+        b'{"K": "b", "x": "\t"}',
+        b'{"K": "b", /* */ "x": 1}',
+        b'{"K": "b", "x": NaN}',
+        b'\n{"K":"b"}',
+    ),
+    *(b'{"K": "b", "x": ' + b"[" * n + b"]" * n + b"}" for n in (100, 3000)),
+    *(b'{"K": "b", "x": ' + b"9" * 400 + b"}", b'{"K": null, "K": "b"}', b'{"K": "\\u0062"}'),
+)
+
+
+@pytest.mark.build
+@unix
+def test_a_body_says_the_same_to_llama_server(real: tuple[int, int]) -> None:
+    """What the gateway takes for the model is what llama-server takes for the value of the key."""
+    both = 0
+    for document in DOCUMENTS:
+        own = document.replace(b"K", b"model").replace(b"E", b"mod\\u0065l")
+        its = document.replace(b"K", b"content").replace(b"E", b"cont\\u0065nt")
+        try:
+            model = parse_body("application/json", own).model
+        except Refused:
+            continue  # nor does llama-server see it
+        if (read := tokens(real[0], its)) is not None:
+            assert read == tokens(real[0], json.dumps({"content": model}).encode()), document
+            both += 1
+    assert both >= 8

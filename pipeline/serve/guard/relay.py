@@ -1,9 +1,11 @@
 """Connections of clients, passed on to a server on a Unix socket.
 
-Each has one of its own to the server, so that whatever either side does (requests sent ahead, a
-connection kept or closed, a client that leaves) is the same for the other. Of requests the heads
-are read, checked and written anew; bodies and answers go through as they come, no faster than they
-are taken.
+Each has one of its own to the server, so that whatever either side does (a connection kept or
+closed, a client that leaves) is the same for the other. Of requests the heads are read, checked and
+written anew; bodies and answers go through as they come, no faster than they are taken.
+
+A request that a client sends ahead waits until the one before is being answered: llama-server drops
+what it has read behind a request, and would take the middle of the next one for its beginning.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from .rules import Rules
 HEAD_SECONDS = 20.0  # for the first request on a connection
 BUSY_SECONDS, RETRY_SECONDS = 10.0, 0.01  # while the server's queue of connections is full
 LINGER_SECONDS = 2.0  # for a client to close a connection whose answers are over
+INTERIM = b"HTTP/1.1 1"  # an answer that another one follows
 # As llama-server says it itself.
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 
@@ -53,6 +56,8 @@ class ClientSide(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: list[bytes] = []  # until there is a connection to the server
         self._held = b""  # a head that is not whole yet
+        self._ahead = b""  # requests that wait
+        self._is_unanswered = False  # the last request is sent
         self._left = 0  # bytes of a body that are to come
         self._chunks: Chunks | None = None  # of a body that is to come
         self._answer = b""  # our own, to follow the server's
@@ -78,7 +83,8 @@ class ClientSide(asyncio.Protocol):
         self._has_all_sent = True
         if self._is_over or not (self._server or self._connecting):
             return False
-        self._end_requests()  # the server decides whether it still answers
+        if not self._ahead:
+            self._end_requests()  # the server decides whether it still answers
         return True
 
     def pause_writing(self) -> None:
@@ -106,11 +112,17 @@ class ClientSide(asyncio.Protocol):
             if self._left:
                 block, data = data[: self._left], data[self._left :]
                 self._left -= len(block)
+                self._is_unanswered = not self._left
                 self._send(block)
             elif self._chunks:
                 block, data = self._chunks.feed(data)
                 self._chunks = None if self._chunks.is_over else self._chunks
+                self._is_unanswered = self._chunks is None
                 self._send(block)
+            elif self._is_unanswered:
+                self._ahead += data
+                self.transport.pause_reading()
+                return
             else:
                 data = self._read_head(data)
 
@@ -128,6 +140,7 @@ class ClientSide(asyncio.Protocol):
             self._refuse(refused, request)
             return b""
         self._left, self._chunks = request.length, Chunks() if request.is_chunked else None
+        self._is_unanswered = not (self._left or self._chunks)
         self._send(request.raw)
         return rest
 
@@ -158,9 +171,23 @@ class ClientSide(asyncio.Protocol):
         self._server, self._connecting = server, None
         server.write(b"".join(self._unsent))
         self._unsent.clear()
-        if self._has_all_sent or self._is_over:
+        if (self._has_all_sent and not self._ahead) or self._is_over:
             server.write_eof()
         self.transport.resume_reading()
+
+    def answered(self, data: bytes) -> None:
+        """The server answers: the next request may be passed on."""
+        while data.startswith(INTERIM):
+            data = data.partition(END)[2]
+        if not (data and self._is_unanswered):
+            return
+        self._is_unanswered = False
+        if self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            self.transport.resume_reading()
+            self.data_received(ahead)
+            if self._has_all_sent and not (self._ahead or self._is_over):
+                self._end_requests()
 
     def server_left(self) -> None:
         """The connection to the server is over, and with it that to the client."""
@@ -211,6 +238,7 @@ class ServerSide(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._to_client.is_closing():
             self._to_client.write(data)
+            self._client.answered(data)
 
     def pause_writing(self) -> None:
         if not self._to_client.is_closing():

@@ -318,6 +318,35 @@ def test_chunks_are_passed_on_without_extensions_and_trailers(here: Guarded) -> 
         wait_for(lambda: here.behind.received == [start + clean + rest] * 2)
 
 
+def test_a_request_sent_ahead_waits_until_the_one_before_is_answered(here: Guarded) -> None:
+    """llama-server drops what it has read behind a request, so that the middle of the next one
+    would be its beginning. An interim answer is none."""
+    post = head("POST / HTTP/1.1", "Content-Length: 2", "Expect: 100-continue") + b"{}"
+    get, go, seen = head("GET /2 HTTP/1.1"), threading.Event(), list[bytes]()
+
+    def read(connection: socket.socket) -> None:
+        assert exactly(connection, len(post)) == post
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            seen.append(connection.recv(65536))
+        go.wait(20)
+        connection.sendall(OK)
+        connection.settimeout(20)
+        seen.append(exactly(connection, len(get)))
+        connection.sendall(OK)
+        assert connection.recv(1) == b"", "the end of the client's requests"
+
+    here.behind.script = read
+    with here.connect() as connection:
+        connection.sendall(post + get)
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.5)
+        go.set()
+        assert everything(connection) == b"HTTP/1.1 100 Continue\r\n\r\n" + OK + OK
+    assert seen == [get]
+
+
 def test_an_offer_to_upgrade_is_left_out(here: Guarded) -> None:
     """As Java's client makes it with every first request; the body is not another protocol."""
     lines = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAA", "Content-Length: 2")
