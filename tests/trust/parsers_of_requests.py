@@ -31,7 +31,8 @@ from pipeline.serve.supervisor.state import Folder
 
 HEADS = (
     b"POST /v1/x?a=b HTTP/1.1\r\nHost: localhost:8080\r\nContent-Length: 5\r\nX: y\r\n\r\nhello",
-    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nT: x\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;a=b\r\nhello\r\n0\r\nT: x\r\n\r\n",
     b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n",
     b"GET http://b/ HTTP/1.0\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
 )

@@ -57,7 +57,7 @@ references = pieces(
 
 
 def _exists(path: Path) -> bool:
-    os.stat(path)
+    path.stat()
     return True
 
 
