@@ -6,12 +6,14 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
 from pipeline.core.text import decoded, require_short_keys
+
+from .messages import Keys, dotted
 
 DEEPEST = 32  # tables in tables; five are ever needed
 LARGEST_BYTES = 4 * 1024 * 1024
@@ -19,7 +21,7 @@ TOO_DEEP = "its tables are nested too deeply"
 TOO_LARGE = "holds a number of more than 64 bits"
 # No word of a command line, path or variable can hold these.
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
-NO_TEXT = "holds a text with a zero byte, or with half of a letter"
+NO_TEXT = "holds a zero byte or half of a letter, which no program can be given; leave it out"
 
 
 class Decimal(float):
@@ -103,18 +105,22 @@ def bounded(tables: dict[str, Any], where: str) -> dict[str, Any]:
     """The same tables. Raises UsageError where they are nested deeper than anything needs, as a
     dotted key does it, or hold a number that would be too long to show, or a text that nothing can
     be given."""
-    level: list[Any] = [tables]
+    level: list[tuple[Keys, Any]] = [((), tables)]
     for _ in range(DEEPEST):
-        lists = [each if isinstance(each, list) else (*each, *each.values()) for each in level]
-        items = [item for items in lists for item in items]
-        if any(isinstance(item, str) and UNUSABLE.search(item) for item in items):
-            raise UsageError(f"{where}: {NO_TEXT}")
-        if any(isinstance(item, int) and item.bit_length() > 64 for item in items):
-            raise UsageError(f"{where}: {TOO_LARGE}")
-        level = [item for item in items if isinstance(item, (dict, list))]
+        items = [((*path, key), item) for path, each in level for key, item in _items(each)]
+        for path, item in items:
+            if any(isinstance(x, str) and UNUSABLE.search(x) for x in (path[-1], item)):
+                raise UsageError(f"{where}: {dotted(path)}: {NO_TEXT}")
+            if isinstance(item, int) and item.bit_length() > 64:
+                raise UsageError(f"{where}: {TOO_LARGE}")
+        level = [(path, item) for path, item in items if isinstance(item, (dict, list))]
         if not level:
             return tables
     raise UsageError(f"{where}: {TOO_DEEP}")
+
+
+def _items(each: list[Any] | dict[str, Any]) -> Iterable[tuple[str | int, Any]]:
+    return enumerate(each) if isinstance(each, list) else each.items()
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _errors(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
                     yield key.start_mark.line + 1, why
                 names.add(key.value)
             yield from _errors(value, seen)
-    elif why := _wrong_scalar(node):
+    elif isinstance(node, yaml.ScalarNode) and (why := _wrong_scalar(node)):
         yield node.start_mark.line + 1, why
 
 

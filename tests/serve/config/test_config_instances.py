@@ -299,7 +299,6 @@ class TestVariables:
             ("env = {A = true}", "env.A = true: must be a text, in quotes"),
             ("env = {'A=B' = '1'}", "env: names no variable: A=B"),
             ("env = {'' = '1'}", "env: names no variable: "),
-            ('env = {A = "\\u0000"}', "env: names no variable: A"),
         ],
     )
     def test_what_is_none(self, tmp_path: Path, told: str, line: str) -> None:

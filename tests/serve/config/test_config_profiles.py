@@ -82,10 +82,19 @@ class TestThreeErrors:
         assert caught.value.hint == "it has chat, coder"
 
 
+# Each table merges the one before twice.
+DOUBLED = "".join(f"x{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("profiles: [", "line 1, column 12: is no YAML"),
+        ("profiles: !!int _", "a value is not what its tag says"),
+        ("profiles: !!timestamp tomorrow", "a value is not what its tag says"),
+        ("profiles: &a {<<: [" + "*a, " * 101 + "]}", "line 1: merges more than 100 tables"),
+        (f"x0: &a0 {{k: v}}\n{DOUBLED}profiles: {{<<: *a39}}", "merges more than 10,000 keys"),
+        ('profiles: {x: "\\0"}', "line 1: holds a zero byte or half of a letter"),
         ("profiles:\n\t- a", "line 2, column 1: is no YAML"),
         ("profiles: !!python/object:os.system {}", "is no YAML: could not determine a constructor"),
         ("profiles: {}\n---\nprofiles: {}", "is no YAML: but found another document"),

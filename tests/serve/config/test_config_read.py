@@ -375,6 +375,8 @@ class TestTexts:
             (b"x = " + b"[" * 100_000, "nested too deeply"),
             (b"instance" + b".a" * 5000 + b" = 1", "nested too deeply"),
             (b"#" * (4 * 1024 * 1024 + 1), "is larger than 4 MB"),
+            (b"x" + b".a" * 20_000 + b" = 1", "nested too deeply"),
+            (b'[instance.x]\ny = ["\\u0000"]', "instance.x.y.0: holds a zero byte or half"),
             (b"x = " + b"9" * 5000, "holds a number of more than 64 bits"),
             (b"x = [0x" + b"f" * 4000 + b"]", "holds a number of more than 64 bits"),
         ],
@@ -484,6 +486,7 @@ class TestOverrides:
             ('{"a": -Infinity}', "-Infinity is no number"),
             ('{"a": 1e400}', "1e400 is no number"),
             ("[" * 100_000, "nested too deeply"),
+            ('{"a": {"b": "\\ud800"}}', "a.b: holds a zero byte or half of a letter"),
             ('{"a":' * 99 + "1" + "}" * 99, "nested too deeply"),
         ],
     )
