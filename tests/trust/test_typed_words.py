@@ -43,7 +43,7 @@ def test_any_words_are_a_message_at_most(bare: Doit, figure: Figure) -> None:
 
 
 def test_a_traceback_is_noticed(bare: Doit) -> None:
-    """Or the tests above would show nothing: a folder where a file of variables should be."""
+    """Or the tests above would show nothing."""
     with pytest.raises(AssertionError):
         require_message(Broken(bare.home), ["list"])
 
