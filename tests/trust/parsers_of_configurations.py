@@ -192,7 +192,7 @@ def profile_text(value: str) -> bytes:
         b"x0: &a0\n  k: v\n" + encoded(DOUBLING) + b"profiles:\n  chat:\n    <<: *a39\n",
         b"a: &a\n  <<: *a\nprofiles: {}\n",
         b"profiles: &a [*a]\n",
-        b"a: " + b"[" * 2000,
+        b"a: " + b"[" * 1200,
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\ud800.gguf"\n'),
         encoded('profiles:\n  chat:\n    llamacpp:\n      gguf_path: "/m\\0.gguf"\n'),
         *(

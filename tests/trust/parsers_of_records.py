@@ -54,7 +54,7 @@ def lock_file(document: Any, folder: Path) -> None:
     file.write_bytes(data)
     try:
         for entry in lockfile.read(file):
-            assert lockfile.find(file, entry["asked"]) == entry
+            assert lockfile.find(file, entry["asked"])["name"] == entry["name"]
             lockfile.require_same(file, entry, entry)
             with suppress(PipelineError):
                 lockfile.resolved(entry, Home(folder))

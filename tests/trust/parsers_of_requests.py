@@ -68,14 +68,15 @@ requests = strategies.one_of(mutated(*HEADS), head_texts.map(encoded))
 def passed_on(blocks: Sequence[bytes]) -> tuple[bytes, bool]:
     """What the guard passes on of a connection's bytes, and whether it refused something then."""
     out: list[bytes] = []
-    sides = SimpleNamespace(
-        write=out.append, write_eof=lambda: None, is_closing=lambda: False, abort=lambda: None
-    )
+    nothing = dict.fromkeys(("write_eof", "abort", "pause_reading", "resume_reading"), lambda: None)
+    sides = SimpleNamespace(write=out.append, is_closing=lambda: False, **nothing)
     rules = Rules("0.0.0.0", [], [], who="it", place="{key}")  # any name
     client = ClientSide(Clients(rules, lambda: ""))
     client.transport = client._server = sides  # type: ignore[assignment]
     for block in blocks:
         client.data_received(block)
+        while client._ahead and not client._is_over:
+            client.answered(b"HTTP/1.1 200 OK\r\n\r\n")
     return b"".join(out), client._is_over
 
 
