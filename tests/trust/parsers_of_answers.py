@@ -18,8 +18,9 @@ from pipeline.chat import completions
 from pipeline.core.errors import PipelineError
 from pipeline.serve.gateway import upstream
 from pipeline.serve.gateway.ollama import replies
+from pipeline.serve.gateway.renaming import Renamed, renaming
 from pipeline.serve.gateway.servers import Target
-from pipeline.serve.gateway.upstream import Answer, Renamed
+from pipeline.serve.gateway.upstream import Answer
 
 # Events
 
@@ -272,7 +273,7 @@ def server_answers(blocks: list[bytes], folder: Path) -> None:
 )
 def renamed_stream(blocks: list[bytes], folder: Path) -> None:
     target = Target(instance=instance("chat", aliases=("ü",)), state="ready")
-    rename = upstream.renaming(target, "other")
+    rename = renaming(target, "other")
     assert rename
     out: list[bytes] = []
     stream = Renamed(out.append, rename)
