@@ -192,7 +192,7 @@ def test_a_suspended_server_is_ended_by_down(servers: Servers, tmp_path: Path) -
     servers.up(a)
     pid = servers.pids()["a"] or 0
     os.kill(pid, signal.SIGSTOP)
-    assert servers.rows()["a"].state == status.SILENT
+    wait_for(lambda: servers.rows()["a"].state == status.SILENT, 5)
     began = time.monotonic()
     assert servers.down() == ["a"]
     assert time.monotonic() - began < 0.5 + PROMISE

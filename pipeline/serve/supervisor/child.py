@@ -31,7 +31,7 @@ class Child:
         instance, command = port.server, port.command()
         self.log, self.over = Log(Path(instance.log_file), timing.log_bytes), Event()
         self.slots = Slots(instance, at, self.log)
-        self._stop_requested = False
+        self.stop_requested = False
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(command)}")
         # Programs that set a process title overwrite their environment unless SPT_NOENV is set.
         mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
@@ -66,18 +66,18 @@ class Child:
         """
         if self.process.poll() is None:
             return None
-        if self._stop_requested and not group_is_empty(self.process):
+        if self.stop_requested and not group_is_empty(self.process):
             return None
         end_group(self.process)
         return self.process.wait()
 
     def ask_to_stop(self) -> None:
-        self._stop_requested = True
+        self.stop_requested = True
         with contextlib.suppress(OSError):
             ask_to_stop(self.process, group=True)
 
     def kill(self) -> None:
-        self._stop_requested = False  # do not wait for its group
+        self.stop_requested = False  # do not wait for its group
         end_group(self.process)
 
     def finish(self) -> str:

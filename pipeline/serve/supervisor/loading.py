@@ -193,10 +193,11 @@ class Scheduler:
         wake is started again."""
         name, state, child = runner.instance.name, runner.status.state, runner.child
         call = self._calls.get(name)
-        if call is None or child is None or call.child is not child:
-            self._calls.pop(name, None)
+        if call and call.child is not child:  # it has ended meanwhile
+            del self._calls[name]
+            runner.claim.cannot_sleep |= not call.child.stop_requested
             return
-        if not call.is_over:
+        if call is None or child is None or not call.is_over:
             return
         del self._calls[name]
         child.log(f"{call.name}: {call.error or 'done'}")
