@@ -1,10 +1,11 @@
 """More models than fit: eight clients ask for six models where memory holds two or three, beside
 llama-server's own router with `--models-max 2`.
 
-    .venv/bin/python benchmarks/demand.py [seconds] [seed=…]
+    .venv/bin/python benchmarks/demand.py [seconds] [seed=…] [min_loaded=3]
 
 Each client has a seeded list of requests, in bursts for one model as conversations make them, and
-sends each at its time or once the one before is answered. Ten minutes for either by default. Beside
+sends each at its time or once the one before is answered. Ten minutes for each by default, of which
+the pipeline's gateway has two: as it is by default, and with `min_loaded` in the file. Beside
 how long a request takes it prints
 
 - the loads, over those of an oracle: the fewest that the same requests in the order of their
@@ -238,8 +239,10 @@ def doit(home: Path, *words: str) -> str:
     return done.stdout.decode()
 
 
-def write(file: Path, models: Mapping[str, Path], memory: int | None, port: int) -> None:
-    lines = ["[master]\nsaved_slots = '0GiB'"]  # the router saves none
+def write(
+    file: Path, models: Mapping[str, Path], memory: int | None, port: int, min_loaded: str = "0"
+) -> None:
+    lines = [f"[master]\nmin_loaded = {min_loaded}\nsaved_slots = '0GiB'"]  # the router saves none
     lines += [f"memory = '{memory // 1000}KB'"] if memory else []
     lines += [f"[gateway]\nenable = true\nport = {port}\n[instance.control]\nstart = 'demand'"]
     lines += ["[instance.server]\nthreads = 1\napi_key = 'none'"]
@@ -289,16 +292,18 @@ def bench(folder: Path, seconds: float, seed: int) -> Bench:
     return Bench(folder, models, clients, need, budget)
 
 
-def ours(given: Bench) -> None:
-    port, file = free_port(), given.folder / "demand.toml"
+def ours(given: Bench, min_loaded: str) -> None:
+    port, file = free_port(), given.folder / f"demand-{min_loaded}.toml"
     at = files.folder(Home(REPOSITORY), str(file))
-    write(file, given.models, given.budget, port)
+    write(file, given.models, given.budget, port, min_loaded)
     doit(REPOSITORY, "up", f"config={file}")
     try:
         with given.watched() as watch:
             results = asyncio.run(replay(port, given.clients))
-        show("gateway", results, loads(at), given.fewest(results), watch)
-        compare_starts(at, file)
+        name = f"stay {min_loaded} s" if min_loaded != "0" else "gateway"
+        show(name, results, loads(at), given.fewest(results), watch)
+        if min_loaded == "0":
+            compare_starts(at, file)
     finally:
         doit(REPOSITORY, "down", f"config={file}")
 
@@ -363,7 +368,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         given = bench(Path(temporary), seconds, seed)
         print(f"{CLIENTS} clients, {len(MODELS)} models, {seconds:g} s, seed {seed}")
-        ours(given)
+        for min_loaded in ("0", named.get("min_loaded", "3")):
+            ours(given, min_loaded)
         router(given)
 
 

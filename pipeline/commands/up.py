@@ -76,8 +76,14 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
     budget, computed = needs.budget(servers), needs.of_servers(servers, desired.instances)
     for line in needs.require_fit(servers, desired.instances, computed, budget):
         log.info(f"warning: {line}")
-    limit = placing.byte_count(servers.configuration.master.saved_slots)
-    return replace(desired, memory=budget, needs=computed, saved_slots=limit)
+    master = servers.configuration.master
+    return replace(
+        desired,
+        memory=budget,
+        needs=computed,
+        min_loaded=master.min_loaded,
+        saved_slots=placing.byte_count(master.saved_slots),
+    )
 
 
 def planned(servers: Servers) -> tuple[Server, ...]:

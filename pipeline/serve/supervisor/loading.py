@@ -220,6 +220,8 @@ class Scheduler:
         excess = placing.place("", {}, staying, budget)  # a server took more than was computed
         for name in excess.unload:
             self._unload(runners[name], now)
+        new = {name for name, runner in runners.items() if _is_new(runner, wanted, now)}
+        residents = [replace(x, is_busy=x.is_busy or x.name in new) for x in residents]
         waiting = self._waiting(runners, now)
         free = self._free(wanted, runners) if waiting else {}
         self._note_problems(budget, runners, residents, waiting)
@@ -354,6 +356,11 @@ def _without(free: Bytes, taken: Bytes) -> dict[str, int]:
 
 def _is_ready(runners: Runners, name: str) -> bool:
     return name in runners and runners[name].status.state == READY
+
+
+def _is_new(runner: Runner, wanted: DesiredState, now: float) -> bool:
+    """Whether it was loaded so recently that it stays."""
+    return runner.status.state == READY and now - runner.ready_since < wanted.min_loaded
 
 
 def _is_leaving(runners: Runners, name: str) -> bool:

@@ -71,6 +71,18 @@ def test_a_busy_one_is_held_back_once_another_has_waited_for_too_long(
     assert states(servers)["a"] == "asleep"
 
 
+def test_one_that_was_just_loaded_stays_for_a_while(servers: Servers, gateway: Gateway) -> None:
+    made, needs = on_demand(servers, "a", "b"), {"a": LARGE, "b": LARGE}
+    servers.up(*made, memory=LARGE, needs=needs, min_loaded=1.0)
+    loads(servers, gateway, "a")  # and is idle from now on
+    gateway.waits("b")
+    began = time.monotonic()
+    gateway.has_seen(servers, "a")
+    assert time.monotonic() - began > 0.5
+    servers.until("b", "ready")
+    assert states(servers) == {"a": "asleep", "b": "ready"}
+
+
 def test_no_request_is_cut_before_the_gateway_knows(servers: Servers, gateway: Gateway) -> None:
     servers.up(*on_demand(servers, "a", "b"), memory=LARGE, needs={"a": LARGE, "b": LARGE})
     loads(servers, gateway, "a")
