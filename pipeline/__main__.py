@@ -12,20 +12,20 @@ import sys
 
 def main() -> None:
     """Run doit, and exit with its status."""
+    from pipeline.core import log
     from pipeline.core.errors import UsageError
     from pipeline.core.lazy import imported_when_called
 
     from .tasks import command_line
 
+    log.guard_streams()  # before doit is imported, which takes stdout as it is then
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(command_line.versions())
         return
     if words[:2] == ["completion", "words"] and words[2:]:
-        from .core import log
         from .tasks import completion
 
-        log.guard_streams()
         print(*completion.candidates(words[2].removeprefix("="), words[3:]), sep="\n")
         return
     if words[:1] in (["-h"], ["--help"]):

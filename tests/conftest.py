@@ -51,6 +51,7 @@ for name in list(os.environ):
         "LLAMA_PIPELINE_CWD",
         "LLAMA_PIPELINE_COMMAND",
         "PYTHONDONTWRITEBYTECODE",  # they are started a thousand times
+        "PYTHONUNBUFFERED",  # users have it as rarely
     ):
         del os.environ[name]
 
@@ -93,7 +94,7 @@ class Doit:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home)}
         self.summary: Any = {}  # of the server that was started last
 
     def command(self, *words: str) -> list[str]:

@@ -219,7 +219,7 @@ class Machine:
         return running
 
     def _own(self, env: dict[str, str]) -> dict[str, str]:
-        return {"LLAMA_PIPELINE_HOME": str(self.home), "PYTHONUNBUFFERED": "1", **env}
+        return {"LLAMA_PIPELINE_HOME": str(self.home), **env}
 
     def _command(
         self, called: str, words: tuple[str, ...], name: str, read_only: bool, env: dict[str, str]

@@ -68,7 +68,7 @@ def other_words(gguf: Path, tmp_path: Path) -> Path:
     """The tiny model with one other token."""
     made = tmp_path / "öther words.gguf"
     header = gguf_headers.read(gguf)
-    texts = gguf_headers.tokens(gguf, header)
+    texts = list(gguf_headers.tokens(gguf, header))
     data = bytearray(gguf.read_bytes())
     at = header.tokens_at + sum(8 + len(text) for text in texts[: TOKEN + 1])
     data[at - 1 : at] = b"$"  # the last letter of its text

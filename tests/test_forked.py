@@ -31,7 +31,7 @@ WORDS = [
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
 @pytest.mark.parametrize("words", WORDS)
 def test_a_run_is_as_a_started_one(words: tuple[str, ...]) -> None:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OF_THIS_RUN": "ü"}
+    env = {**os.environ, "OF_THIS_RUN": "ü"}
     started = subprocess.run(
         [sys.executable, *words],
         cwd=forked.REPOSITORY,
@@ -61,7 +61,7 @@ def test_each_has_temporary_names_of_its_own() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
 def test_one_that_takes_too_long_is_killed() -> None:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = dict(os.environ)
     words = ("-c", "import time; time.sleep(60)")
     runner = forked.own()
     assert runner and runner.run(words, env, 0.5) == (-9, "", "")

@@ -24,7 +24,8 @@ class PrintableStream(io.TextIOWrapper):
     """
 
     def __init__(self, unfiltered: io.TextIOWrapper) -> None:
-        unfiltered.reconfigure(errors="backslashreplace")
+        # What doit took of it before goes on writing there, and nothing would empty it at the end.
+        unfiltered.reconfigure(errors="backslashreplace", write_through=True)
         super().__init__(
             unfiltered.buffer,
             encoding=unfiltered.encoding,

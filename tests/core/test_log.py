@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, did_you_mean
@@ -97,3 +101,14 @@ def test_what_draws_writes_to_the_stream_itself() -> None:
         log.unfiltered(sys.stdout).flush()
 
     assert printed(draw) == "\x1b[2K"
+
+
+@pytest.mark.parametrize("module", ["pipeline", "doit"])
+def test_what_doit_prints_itself_is_in_a_file_too(module: str, tmp_path: Path) -> None:
+    """It takes stdout before the streams are guarded, and Python empties only the guarded one."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    env["LLAMA_PIPELINE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-m", module, "list", "-q"]
+    with (tmp_path / "list").open("w") as out:
+        subprocess.run(command, cwd=REPOSITORY, env=env, stdout=out, check=True)
+    assert "build_bins" in (tmp_path / "list").read_text().split()

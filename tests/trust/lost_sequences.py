@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from lost_environments import CONVERTER, ENVIRONMENT
 from lost_store import (
@@ -170,8 +171,8 @@ def save_slots(top: Path, version: str) -> None:
             (folder / str(body["filename"])).write_bytes(content("slot", version))
         return 200, '[{"id": 0, "n_prompt_tokens": 9}]'
 
-    slots.health.ask = ask
-    assert slots.save(chat_server(top), 10**6) == 1
+    with patch.object(slots.health, "ask", ask):
+        assert slots.save(chat_server(top), 10**6) == 1
 
 
 def before_slots(top: Path) -> None:
