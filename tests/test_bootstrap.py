@@ -134,7 +134,7 @@ class World:
         return checkout
 
 
-CORE = ("__init__", "errors", "lazy", "log", "paths", "variables")
+CORE = ("__init__", "errors", "lazy", "log", "paths", "text", "variables")
 COMMAND_LINE = ("command_line", "step", "table")
 NAMED = ("bins/compile/source", "bins/compile/web_ui", "models/converter")
 # What doitw reads before it hands over to doit, and what that names without reading it.

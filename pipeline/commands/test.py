@@ -15,7 +15,7 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.store.publish import require_space
 
 # Bytes that all tests together have on disk at a time; what passed is removed.
-SPACE = 8_000_000_000
+SPACE = 10_000_000_000
 
 
 def run(words: Sequence[str]) -> None:
