@@ -168,6 +168,10 @@ class Started:
             self._told.close()
         return self.returncode
 
+    def __del__(self) -> None:
+        if told := getattr(self, "_told", None):  # of one that nobody has waited for
+            told.close()
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)

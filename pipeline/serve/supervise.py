@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
+from pipeline.core.paths import CHOSEN_BY
 from pipeline.core.process import Process, shown, start
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
@@ -143,7 +144,10 @@ def _started(
         command = port.command()
         show(f"+ {shown(command)}")
         if why := trouble(log_file):
-            raise PipelineError(f"no log can be written: {why}")
+            raise PipelineError(
+                f"no log can be written: {why}",
+                f"free some space, or set {CHOSEN_BY} to a folder that can be written to",
+            )
         set_aside(log_file)
         log = stack.enter_context(contextlib.closing(Log(log_file)))
         process = stack.enter_context(
