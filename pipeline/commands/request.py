@@ -213,12 +213,12 @@ def _check_server(server: Mapping[str, str], rest: Mapping[str, str]) -> None:
             raise UsageError(f"{SERVER}{name}: is a variable of its own", f"write {own}=…")
 
 
-def _file(name: str, value: str) -> Path | None:
+def _file(name: str, value: str, hint: str = "") -> Path | None:
     if not value:
         return None
     path = absolute(value)
     if not path.is_file():
-        raise UsageError(f"{name}={value}: {path} is no file")
+        raise UsageError(f"{name}={value}: {path} is no file", hint)
     return path
 
 
@@ -246,7 +246,9 @@ def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
     if "attestation" in values and options.source != "prebuilt":
         raise UsageError("attestation: is for bins=prebuilt", "add it, or leave attestation out")
     if attestation not in (AUTO, REQUIRED, OFF):
-        attestation = str(_file("attestation", attestation))
+        attestation = str(
+            _file("attestation", attestation, f"{AUTO}, {REQUIRED}, {OFF}, or a bundle's path")
+        )
     toolkit = options.toolkit
     if toolkit not in (AUTO, SYSTEM):
         toolkit = str(absolute(toolkit))

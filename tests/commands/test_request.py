@@ -196,6 +196,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"cuda_architectures": "ninety"}, "cuda_architectures=ninety: must be such as 89"),
         ({"cuda_toolkit": "/nowhere"}, "cuda_toolkit=/nowhere: there is no bin/nvcc in it"),
         ({"jobs": "0"}, "jobs=0: must be a whole number from 1"),
+        (
+            {"bins": "prebuilt", "attestation": "maybe"},
+            "maybe is no file\n  hint: auto, required, off, or a bundle's path",
+        ),
         ({"bins": "prebuilt", "jobs": "2"}, "jobs: is for what is compiled, not for bins=prebuilt"),
     ],
 )
