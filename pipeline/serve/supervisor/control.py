@@ -28,7 +28,7 @@ from pipeline.serve.server import BOOT, GATEWAY, Server
 
 from . import marker
 from .environment import for_supervisor, missing
-from .liveness import LOCK_SECONDS, is_running, living
+from .liveness import LOCK_SECONDS, MODULE, is_running, living
 from .policy import Timing
 from .state import (
     ASLEEP,
@@ -353,7 +353,7 @@ def _is_well(server: Server, status: ServerStatus) -> bool:
 
 
 def _start_supervisor(at: Folder, timing: Timing) -> Process:
-    words = [sys.executable, "-m", "pipeline.serve.supervisor.supervisor", str(at.path)]
+    words = [sys.executable, "-m", MODULE, str(at.path)]
     wanted = read_wanted(at)
     env = for_supervisor(os.environ, wanted.instances if wanted else ())
     env |= {marker.VARIABLE: at.marker}

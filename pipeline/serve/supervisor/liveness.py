@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC, EROFS
@@ -26,6 +27,7 @@ from .state import (
     statuses_of,
 )
 
+MODULE = "pipeline.serve.supervisor.supervisor"  # what a supervisor's process runs
 OTHERS_SECONDS = 5.0  # others probe the lock for an instant; only a supervisor holds it longer
 LOCK_SECONDS = 0.03  # so that two who probe the lock do not take each other for a supervisor
 
@@ -38,7 +40,7 @@ def is_running(at: Folder) -> bool:
         return False
     try:
         if trouble(at.path):
-            return living(at) is not None
+            return living(at) is not None or bool(_supervisors(at))
         with file_lock(at.lock, mode=0o600).acquire(LOCK_SECONDS, 0.01):
             return False
     except Timeout:
@@ -55,7 +57,8 @@ def only_supervisor(at: Folder) -> Iterator[bool]:
     from filelock import Timeout
 
     if trouble(at.path):
-        if living(at):
+        oldest = _supervisors(at)[:1]  # of some that start at once, before their first state
+        if living(at) or oldest not in ([], [os.getpid()]):
             yield False
             return
         with open(at.lock, "ab", opener=private):  # by which `living` knows one in the foreground
@@ -103,6 +106,18 @@ def suspended(at: Folder) -> int | None:
         if state and psutil.Process(state.pid).status() == psutil.STATUS_STOPPED:
             return state.pid
     return None
+
+
+def _supervisors(at: Folder) -> list[int]:
+    """The pids of the marked processes that run a supervisor in the background, oldest first."""
+    import psutil
+
+    found = []
+    for process in marker.marked(at).get(at.marker, []):
+        with suppress(psutil.Error):
+            if MODULE in process.cmdline():
+                found.append((process.create_time(), process.pid))
+    return [pid for _, pid in sorted(found)]
 
 
 def is_left(at: Folder) -> bool:

@@ -540,6 +540,24 @@ def test_a_supervisor_has_its_time_from_its_start(
 
 
 @pytest.mark.usefixtures("locks_that_do_not_work")
+def test_two_supervisors_at_once_on_a_disk_without_locks(servers: Servers, tmp_path: Path) -> None:
+    """The older one stays, even before its first state: they do not kill each other."""
+    servers.instances = (stand_in(tmp_path, "a"),)
+    servers.at.path.mkdir(parents=True)
+    state.write_wanted(servers.at, DesiredState(config="c.toml", instances=servers.instances))
+    older = control._start_supervisor(servers.at, control.Timing())
+    os.kill(older.pid, signal.SIGSTOP)
+    younger = control._start_supervisor(servers.at, control.Timing())
+    wait_for(lambda: younger.poll() is not None)
+    assert not liveness.living(servers.at)
+    with client(servers, "up", *servers.instances) as up:  # starts no other one meanwhile
+        wait_for(lambda: (read := state.read_wanted(servers.at)) and read.asked)
+        os.kill(older.pid, signal.SIGCONT)
+        assert "done []" in up.communicate(timeout=60)[0]
+    assert older.poll() is None and servers.pids()["a"]
+
+
+@pytest.mark.usefixtures("locks_that_do_not_work")
 def test_a_disk_without_locks(servers: Servers, tmp_path: Path) -> None:
     """There is one supervisor; after it was killed another one takes over."""
     a = stand_in(tmp_path, "a")
