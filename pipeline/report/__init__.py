@@ -1,0 +1,1 @@
+"""What is measured of a model: its quality, its speed, and pictures of both."""
