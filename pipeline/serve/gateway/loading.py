@@ -46,15 +46,15 @@ class Loading:
                     raise Refused(507, f"{first.name} cannot be loaded: {first.problem}")
                 raise Refused(400, f"{first.name} is not running; start it: {doitw('up')}")
             if target.state in (ASLEEP, FAILED):
-                await self._order([target], loads=True)
+                await order(self._proxy, [target], loads=True)
         return JSONResponse({"success": True})
 
     async def unload(self, request: Request) -> Response:
-        """Have the named model unloaded. Raises Refused."""
-        targets = [target for target in await self._named(request) if _is_loaded(target)]
+        """Have the named model unloaded; one that sleeps is stopped. Raises Refused."""
+        targets = [target for target in await self._named(request) if _has_memory(target)]
         if not targets:
             raise Refused(400, "the model is not loaded")
-        await self._order(targets, loads=False)
+        await order(self._proxy, targets, loads=False)
         return JSONResponse({"success": True})
 
     async def unload_all(self, request: Request) -> Response:
@@ -64,9 +64,9 @@ class Loading:
         targets = [
             target
             for target in self._proxy.view.now().targets
-            if _is_loaded(target) and not target.instance.pinned
+            if _has_memory(target) and not target.instance.pinned
         ]
-        await self._order(targets, loads=False)
+        await order(self._proxy, targets, loads=False)
         return PlainTextResponse("OK")
 
     async def _named(self, request: Request) -> Targets:
@@ -75,14 +75,16 @@ class Loading:
             raise Refused(400, 'the request names no "model"', "model_required")
         return find(self._proxy.view.now(), name, ANY, self._proxy.settings.models)
 
-    async def _order(self, targets: Sequence[Target], *, loads: bool) -> None:
-        names = [target.name for target in targets]
-        if not names:
-            return
-        try:
-            await to_thread.run_sync(lambda: control.order(self._proxy.view.at, names, loads=loads))
-        except (PipelineError, OSError) as error:
-            raise Refused(503, f"{', '.join(names)}: {error}") from None
+
+async def order(proxy: Proxy, targets: Sequence[Target], *, loads: bool) -> None:
+    """Have the supervisor load or unload these servers; returns at once. Raises Refused."""
+    names = [target.name for target in targets]
+    if not names:
+        return
+    try:
+        await to_thread.run_sync(lambda: control.order(proxy.view.at, names, loads=loads))
+    except (PipelineError, OSError) as error:
+        raise Refused(503, f"{', '.join(names)}: {error}") from None
 
 
 def _failed(targets: Targets) -> Target | None:
@@ -92,8 +94,12 @@ def _failed(targets: Targets) -> Target | None:
 
 
 def _is_loaded(target: Target) -> bool:
-    """Whether it has memory now."""
+    """Whether it answers requests, or soon will, or did until now."""
     return target.is_ready or (target.is_pending and target.state != ASLEEP)
+
+
+def _has_memory(target: Target) -> bool:
+    return _is_loaded(target) or target.is_sleeping
 
 
 def _row(target: Target) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Target(Struct, frozen=True, kw_only=True):
     reason: str = ""
     problem: str = ""  # why it can never be loaded
     ready_at: float | None = None
+    has_process: bool = False
     socket: str = ""  # of a guarded one, which need not be asked through its guard
     retry_at: float | None = None  # of one that has failed: see ServerStatus
 
@@ -68,6 +69,11 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def is_ready(self) -> bool:
         return self.state == READY
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether it is unloaded and keeps its process: vLLM's sleep mode."""
+        return self.state == ASLEEP and self.has_process
 
     @property
     def is_pending(self) -> bool:
@@ -126,6 +132,7 @@ def _target(instance: Server, status: ServerStatus | None, request: int) -> Targ
         reason=status.reason,
         problem=status.problem,
         ready_at=status.ready_at,
+        has_process=status.pid is not None,
         socket=status.socket,
         retry_at=status.retry_at,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gateway_tools import Site, site, stop
 from pipeline.serve.gateway.demand import Demand
 from pipeline.serve.gateway.servers import View
 from pipeline.serve.supervisor import liveness
-from pipeline.serve.supervisor.state import ServerStatus, read_wanted
+from pipeline.serve.supervisor.state import Order, ServerStatus, read_wanted
 from pipeline.serve.supervisor.usage import Gateways, ServerUse
 
 
@@ -262,6 +263,35 @@ def test_of_two_with_one_alias_the_one_that_loads_is_waited_for(here: Site) -> N
     says(here, "b", "failed")
     first.join()
     second.join()
+
+
+def test_one_that_sleeps_with_its_process_is_stopped_by_hand(here: Site) -> None:
+    here.add("vllm", start="demand", state="asleep")
+    here.add("gone", start="demand", state="asleep")
+    says(here, "vllm", "asleep", pid=os.getpid())
+    here.gateway()
+    unload = {"keep_alive": 0}
+    with liveness.only_supervisor(here.at) as is_only:
+        assert is_only
+        for path, body in (
+            ("/models/unload", {}),
+            ("/unload", {}),
+            ("/api/generate", unload),
+            ("/api/chat", unload),
+        ):
+            before = orders(here)
+            assert here.post(path, {"model": "vllm", **body}).status_code == 200
+            after = orders(here)
+            assert after.keys() == {"vllm"} and not after["vllm"].loads
+            assert after != before, path
+        assert here.post("/models/unload", {"model": "gone"}).status_code == 400
+        assert here.post("/api/chat", {"model": "gone", **unload}).status_code == 200
+    assert orders(here) == after, "what has no process is left alone"
+
+
+def orders(here: Site) -> Mapping[str, Order]:
+    wanted = read_wanted(here.at)
+    return wanted.orders if wanted else {}
 
 
 def test_one_that_failed_is_loaded_by_hand(here: Site) -> None:

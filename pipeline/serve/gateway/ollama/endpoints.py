@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from pipeline.core import log
 from pipeline.core.text import printable
+from pipeline.serve.gateway.loading import order
 from pipeline.serve.gateway.page import Events
 from pipeline.serve.gateway.proxy import Proxy
 from pipeline.serve.gateway.request_body import read_body, seconds
@@ -114,6 +115,9 @@ class Ollama:
             keep_alive=seconds(parsed.keep_alive),
             is_loaded=any(target.is_ready for target in targets),
         )
+        if call.unloads:
+            sleeping = [target for target in targets if target.is_sleeping]
+            await order(self._proxy, sleeping, loads=False)
         return Exchange(self._proxy, call, translated.body)
 
     async def _read(self, endpoint: ForwardedPath, body: bytes) -> tuple[AnyRequest, Translated]:
