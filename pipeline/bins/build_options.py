@@ -22,7 +22,9 @@ DEFAULT_SOURCE = "prebuilt" if WINDOWS else "build"
 def architectures(value: str) -> str:
     """CUDA architectures as CMake takes them; 8.9 is 89, and a comma separates as well."""
     words = [word.strip().lower() for word in re.split(r"[;,]", value) if word.strip()]
-    architecture = re.compile(r"(\d{1,2}\.\d|\d{2,3})[af]?(-real|-virtual)?|native|all|all-major")
+    architecture = re.compile(
+        r"(\d{1,2}\.\d|\d{2,3})[af]?(-real|-virtual)?|native|all|all-major", re.ASCII
+    )
     if not words or not all(architecture.fullmatch(word) for word in words):
         raise ValueError("such as 89, 8.9 or 86-real;90-virtual; native, all or all-major")
     return ";".join(word.replace(".", "") for word in words)

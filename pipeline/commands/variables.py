@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pipeline.bins.build_options import BuildOptions, revision_name
+from pipeline.core.text import is_digits
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.models import quants
@@ -52,7 +53,7 @@ def uri(value: str) -> str:
 def gpu_layers(value: str) -> str:
     """llama-server's own: a number, auto or all."""
     word = value.strip().lower()
-    if word not in ("auto", "all") and not word.isdecimal():
+    if word not in ("auto", "all") and not is_digits(word):
         raise ValueError("a whole number, auto or all")
     return word
 

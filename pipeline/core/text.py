@@ -28,6 +28,12 @@ LONG_KEY = re.compile(
 )
 
 
+def is_digits(text: str) -> bool:
+    """Whether it is a whole number in the digits 0 to 9: `str.isdecimal` takes those of other
+    scripts too, which no other program reads."""
+    return text.isascii() and text.isdecimal()
+
+
 def printable(text: str) -> str:
     """`text` without what a terminal would interpret instead of showing it."""
     return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub("", text)

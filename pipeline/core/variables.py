@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .errors import UsageError, did_you_mean
+from .text import is_digits
 
 YES = {"1", "true", "yes", "on"}
 NO = {"0", "false", "no", "off", ""}
@@ -116,8 +117,8 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     """A whole number from `low` to `high`, both included."""
 
     def parse(value: str) -> int:
-        digits = value.strip().isdecimal() and len(value) < 20
-        number = int(value) if digits else low - 1
+        word = value.strip()
+        number = int(word) if is_digits(word) and len(word) < 20 else low - 1
         if not low <= number <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return number

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
+from pipeline.core.text import is_digits
 from pipeline.serve.config import named
 from pipeline.serve.health import is_ready
 from pipeline.serve.keys import is_loopback
@@ -98,7 +99,7 @@ def unreachable(
             "host 0.0.0.0 opens it to others (LLAMACPP_HOST_OVERRIDE for a profile)"
         )
     ports = environ.get(PUBLISHED, "").replace(",", " ").split()
-    if not all(port.isdecimal() for port in ports):
+    if not all(map(is_digits, ports)):
         return f"{PUBLISHED}={environ[PUBLISHED]}: must be ports with commas, such as 8080,9000"
     inside = [server for group in groups for server in unpublished(group, ports)] if ports else []
     if not inside:

@@ -22,7 +22,7 @@ from .safetensors import Head
 ENCODERS = ("vision_config", "audio_config")  # the tables that the converter looks for
 INDEX = "model.safetensors.index.json"
 MAX_DOCUMENT = 32 * 1024 * 1024  # bytes; the largest index has some 10 MB
-SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors")
+SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.safetensors", re.ASCII)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GET = "get the model as safetensors or GGUF"
 DOWNLOAD_INDEX = "get the index from where the weights came from"

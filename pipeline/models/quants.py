@@ -28,7 +28,7 @@ LABEL = re.compile(
     r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-9]|tq\d|mxfp\d|nvfp4|bf16|fp?16|fp?32)"
     r"(?:-(?:k|s|m|l|nl|xs|xxs|xl|[01])(?![a-z0-9.])"
     r"|_(?!(?:imat(?:rix)?|i1|gguf|v\d+)(?![a-z0-9]))[a-z0-9]+)*(?![a-z0-9])",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 DEFAULT = "Q4_K_M"
 AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)

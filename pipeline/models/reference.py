@@ -33,7 +33,7 @@ NO_PROJECTOR = "none"  # of mmproj=
 # What `draft=` may name instead of a model: llama-server's --spec-type.
 NGRAMS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 WITHOUT_DRAFT = {"ngram": "ngram-mod", "mtp": "draft-mtp", **{name: name for name in NGRAMS}}
-SCALE = re.compile(r"[+-]?(\d{1,6}(\.\d*)?|\.\d+)")  # behind the colon after an adapter
+SCALE = re.compile(r"[+-]?(\d{1,6}(\.\d*)?|\.\d+)", re.A)  # behind the colon after an adapter
 # Addresses of the hub.
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co", "hf-mirror.com")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)

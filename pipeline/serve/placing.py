@@ -15,7 +15,7 @@ from pipeline.core.text import size
 
 Bytes = Mapping[str, int]  # by device, such as `ram` and `gpu0`
 TOTAL = "all devices"  # in a budget: what all of them may hold together
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", re.I)
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", re.A | re.I)
 POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 PATIENCE = 20.0  # seconds that a request waits before others are held back for it
 

@@ -23,7 +23,7 @@ from .server import OFF, STRICT, Server
 # Options for which the server starts programs, or connects to others, by request or by itself.
 NEED_MORE = re.compile(r"--(tools|mcp-\S+|rpc|agent|models-\S+|ui-mcp-proxy|webui-mcp-proxy|tags)")
 WRITTEN = ("--slot-save-path", "--log-file", "--logits-output-dir")
-FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf")
+FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf", re.ASCII)
 
 
 def require(server: Server, where: str) -> None:

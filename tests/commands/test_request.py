@@ -140,9 +140,25 @@ def test_gpu_layers(written: str, meant: str) -> None:
     assert ask(gpu_layers=written).gpu_layers == meant
 
 
-@pytest.mark.parametrize("wrong", ["-1", "1.5", "1e3", "", "most", "all,all"])
+@pytest.mark.parametrize("wrong", ["-1", "1.5", "1e3", "", "most", "1_0", "all,all"])
 def test_gpu_layers_that_mean_nothing(wrong: str) -> None:
     assert f"gpu_layers={wrong}: must be a whole number, auto or all" in refusal(gpu_layers=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("port", "8080"), ("threads", "4"), ("ctx_size", "32k"), ("ctx_size", "4096")),
+        *(("gpu_layers", "3"), ("lines", "5"), ("jobs", "2"), ("cuda_architectures", "89")),
+        *(("gpus", "1"), ("replicas", "1-4"), ("storage", "50Gi"), ("quant", "tq2")),
+    ],
+)
+def test_numbers_are_written_in_ascii(name: str, value: str) -> None:
+    """llama-server, Kubernetes and CMake read no other digits."""
+    assert ask(**{name: value})
+    for digits in ("٠١٢٣٤٥٦٧٨٩", "０１２３４５６７８９", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗"):
+        wrong = value.translate(str.maketrans("0123456789", digits))
+        assert f"{name}={wrong}: must be" in refusal(**{name: wrong})
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -271,6 +287,7 @@ def test_adapters_with_scales(here: Path, lora: str, meant: list[tuple[str, floa
         (r"C:\loras\a.gguf:0.5", (r"C:\loras\a.gguf", 0.5)),
         ("a:1e3", ("a:1e3", 1)),
         ("a:inf", ("a:inf", 1)),
+        ("a:٠.٥", ("a:٠.٥", 1)),
         (":1", (":1", 1)),
     ],
 )

@@ -35,6 +35,7 @@ TABLE = (
         ("force", "", False),
         ("port", "1", 1),
         ("port", "65535", 65535),
+        ("port", " 8080\t", 8080),
         ("format", "JSON", "json"),
     ],
 )
@@ -52,6 +53,7 @@ def test_values(name: str, text: str, value: object) -> None:
         ("port", "8080.0", "port=8080.0: must be a whole number from 1 to 65535"),
         ("port", "", "port=: must be a whole number from 1 to 65535"),
         pytest.param("port", "9" * 5000, "must be a whole number from 1 to 65535", id="huge"),
+        ("port", "٨٠٨٠", "port=٨٠٨٠: must be a whole number from 1 to 65535"),
         ("port", "8_080", "port=8_080: must be a whole number from 1 to 65535"),
         ("format", "jsn", "format=jsn: must be one of text, json; did you mean json?"),
         ("format", "xml", "format=xml: must be one of text, json"),

@@ -59,9 +59,10 @@ def test_what_is_said_of_a_profile(tmp_path: Path) -> None:
     elsewhere = "tiny on 9999: not published, only 8080, 9000 is"
     assert unreachable([], profile, environ).startswith(elsewhere)
     assert unreachable([], profile, environ | {"PUBLISHED_PORTS": "9999"}) == ""
-    assert unreachable([], profile, environ | {"PUBLISHED_PORTS": "8080/tcp"}).startswith(
-        "PUBLISHED_PORTS=8080/tcp: must be ports"
-    )
+    for wrong in ("8080/tcp", "٨٠٨٠"):
+        assert unreachable([], profile, environ | {"PUBLISHED_PORTS": wrong}).startswith(
+            f"PUBLISHED_PORTS={wrong}: must be ports"
+        )
     assert unreachable([], None, environ) == ""
 
 

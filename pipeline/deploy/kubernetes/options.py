@@ -13,8 +13,8 @@ IMAGE = re.compile(
     re.ASCII,
 )
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
-QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)")
-REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")
+QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)", re.ASCII)
+REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", re.ASCII)
 
 
 def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.core.errors import did_you_mean, doitw
+from pipeline.core.text import is_digits
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
@@ -93,7 +94,7 @@ def _errors(
     yield from of_server(resolved, configuration.folder, is_there)
     yield from _unloading(configuration, spec)
     ids = (spec.control.gpu_ids or "").split(",")
-    absent = [card for card in ids if cards is not None and card.isdecimal() and int(card) >= cards]
+    absent = [card for card in ids if cards is not None and is_digits(card) and int(card) >= cards]
     if absent:
         there = f"there are {cards}, from 0" if cards else "none"
         why = f" = {','.join(ids)}: there is no card {', '.join(absent)} ({there})"

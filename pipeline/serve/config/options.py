@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.errors import did_you_mean
+from pipeline.core.text import is_digits
 from pipeline.core.variables import NO, YES
 from pipeline.serve.address import ANYWHERE
 from pipeline.serve.flags import Flag
@@ -129,7 +130,7 @@ class ResolvedOptions(Struct, frozen=True):
         if value is None or isinstance(value, bool):
             return PORTS[self.spec.engine]
         text = str(value)
-        port = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else 0
+        port = int(text) if is_digits(text) and len(text) < 20 else 0
         return port if port <= 65535 else 0
 
     @property

@@ -25,9 +25,9 @@ MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
 # As placing.py reads them.
-AMOUNT = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)|(100|\d{1,2})(\.\d+)? ?%")
-DEVICE = re.compile(r"ram|gpu\d+")
-GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*")
+AMOUNT = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)|(100|\d{1,2})(\.\d+)? ?%", re.A)
+DEVICE = re.compile(r"ram|gpu\d+", re.A)
+GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*", re.A)
 
 
 # Each validator raises ValueError with what is wrong, which `messages.validated` says.
@@ -102,7 +102,7 @@ def _memory(value: Any, _: object) -> Any:
 
 def _size(value: str) -> str:
     """A size in bytes."""
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value, re.A):
         raise ValueError('must be a size such as "4GiB"; "0GiB" for none')
     return value
 

@@ -27,8 +27,8 @@ LONGEST_KEEP = 10 * 365 * 86400.0  # seconds; what is longer is for ever
 BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 MODEL_PART = re.compile(rb'^content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|$)', re.I | re.M)
 # A duration such as `1h30m`.
-PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
-DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)")
+PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)", re.A)
+DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)", re.A)
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 BOM = b"\xef\xbb\xbf"
 
