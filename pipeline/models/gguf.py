@@ -17,7 +17,7 @@ from pipeline.core.text import size as shown_size
 
 from . import contents, gguf_format
 from .contents import Readable
-from .gguf_format import MAX_ARRAY, Broken, padded
+from .gguf_format import MAX_ARRAY, Broken, Newer, padded
 from .quants import FILE_TYPES
 
 MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
@@ -31,6 +31,10 @@ ENCODERS = (
 )
 WRITERS = ("dream", "llada", "llada-moe", "rnd1")  # diffusion: not causal, and write all the same
 AGAIN = "download it again"
+NEWER = (
+    "a newer llama.cpp may have this type, which `upgrade` alone does not make known here: update "
+    "this project (git pull), or use another quant; or the file is damaged"
+)
 ASSUMED_POOLING = "mean"  # that of most embedding models
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # enum llama_pooling_type
 
@@ -140,7 +144,8 @@ def parse(
                 shapes[tensor.name] = tensor.shape
     except Broken as error:
         start = file.get(0, min(file.size, contents.START))
-        what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", AGAIN)
+        hint = NEWER if isinstance(error, Newer) else AGAIN
+        what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", hint)
         raise contents.ForeignFile(f"{file.name}: {what}", hint) from None
     data = padded(reader.at, metadata.alignment) if tensors else reader.at
     if is_whole and file.size < data + end:
@@ -189,7 +194,7 @@ def read_cached(path: Path, cache: Path) -> Header:
     return header
 
 
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.A | re.I)
 
 
 def shards(first: Path) -> list[Path]:

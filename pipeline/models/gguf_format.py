@@ -30,6 +30,10 @@ MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_NAME = 63  # bytes of a tensor's name: GGML_MAX_NAME counts the zero behind it
 MAX_ELEMENTS = (1 << 63) - 1  # ggml counts them in an int64_t
 
+NEWEST_TYPE = max(TENSOR_BLOCKS)
+MOST_NEWER = 64  # types that llama.cpp may add; a larger number is damage
+UNKNOWN_TYPE = f"has the tensor type {{t.kind}}, which is not known: the newest is {NEWEST_TYPE}"
+
 # Bounds that no model comes near.
 MAX_HEADER = 256 * 1024 * 1024  # bytes; the largest have some 20 MiB
 MAX_PAIRS = 1 << 14
@@ -65,6 +69,10 @@ OPENS = ("if", "for", "macro", "call", "filter")
 
 class Broken(ValueError):
     """The bytes are not the header of a GGUF that can be used. The text says why: `it …`."""
+
+
+class Newer(Broken):
+    """The file may be right: it uses what came after the pinned llama.cpp."""
 
 
 def padded(count: int, step: int = ALIGNMENT) -> int:
@@ -201,7 +209,7 @@ class TensorInfo(Struct, frozen=True):
 TENSOR_RULES: tuple[tuple[Callable[[TensorInfo], bool], str], ...] = (
     (lambda t: 0 not in t.shape, "has the shape {t.shape}: a dimension is 0"),
     (lambda t: t.elements <= MAX_ELEMENTS, "has the shape {t.shape}: these are too many elements"),
-    (lambda t: t.kind in TENSOR_BLOCKS, "has the tensor type {t.kind}, which is not known"),
+    (lambda t: t.kind in TENSOR_BLOCKS, UNKNOWN_TYPE),
     (
         lambda t: t.row % t.block == 0,
         "has rows of {t.row} elements, which are no multiple of {t.block}, its type's block",
@@ -326,6 +334,8 @@ def tensors(reader: Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
         tensor = TensorInfo(name, shape, kind, offset, due)
         for holds, problem in TENSOR_RULES:
             if not holds(tensor):
-                raise Broken(f"its tensor {shown(name)} {problem.format(t=tensor)}")
+                is_newer = problem == UNKNOWN_TYPE and 0 < kind - NEWEST_TYPE <= MOST_NEWER
+                error = Newer if is_newer else Broken
+                raise error(f"its tensor {shown(name)} {problem.format(t=tensor)}")
         due = padded(tensor.stop, alignment)
         yield tensor

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.raw_gguf import array, raw, text
+from fakes.raw_gguf import array, raw, tensor, text, whole
 from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
@@ -181,6 +181,16 @@ def test_block_sizes_are_those_of_the_format() -> None:
     assert {kind: ours[kind] for kind in both} == {kind: theirs[kind] for kind in both}
     # Q8_1 is made in memory only and never stored.
     assert set(theirs) - set(ours) <= {9}
+
+
+def test_a_type_that_came_later(tmp_path: Path) -> None:
+    """llama.cpp adds types; to download the file again would change nothing."""
+    for kind, hint in ((43, gguf.NEWER), (106, gguf.NEWER), (4, gguf.AGAIN), (107, gguf.AGAIN)):
+        path = tmp_path / f"{kind}.gguf"
+        path.write_bytes(whole(raw(tensors=tensor(kind=kind), count=1), 4096))
+        with pytest.raises(PipelineError, match=f"tensor type {kind}, .* newest is 42") as caught:
+            gguf.read(path)
+        assert caught.value.hint == hint
 
 
 def test_a_big_vocabulary_is_skipped_to_what_follows(tmp_path: Path) -> None:
