@@ -273,6 +273,14 @@ def test_wrong_usage(words: list[str], said: str, bare: Doit, tmp_path: Path) ->
     assert run.status in (1, 3) and said in run.err and "Traceback" not in run.err
 
 
+def test_what_is_not_made_yet_is_made_by_the_same_words(bare: Doit, own_tiny: Path) -> None:
+    run = bare("provenance", "model=demo-embed", "quant=Q5_0", status=1)
+    assert "model.q5_0.gguf: is not here yet" in run.err
+    assert run.err.rstrip().endswith("doit prepare model=demo-embed quant=Q5_0")
+    unknown = bare("provenance", "quant=q4_0", f"safetensors_dir={own_tiny}", status=1)
+    assert unknown.err.rstrip().endswith(f"resolve 'safetensors_dir={own_tiny}' quant=q4_0")
+
+
 @pytest.mark.slow
 def test_signed_with_a_key_and_checked(own: Doit, tmp_path: Path) -> None:
     private, public = key_pair(tmp_path, "mine")

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from pipeline import models
 from pipeline.bins.compile import source
 from pipeline.core import paths
-from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.store.publish import remove
 from pipeline.models import quants
 from pipeline.models.reference import NO_PROJECTOR
@@ -282,12 +282,16 @@ class Model:
             raise UsageError("no model given", "pass model=… (try model=demo)")
         return self.request.reference
 
+    def command(self, task: str) -> str:
+        """The command line that runs `task` for it; of an adapter that of its model."""
+        return (self.base or self).request.command(task)
+
     def require_resolved(self) -> Resolved:
         """The model that is named. Raises PipelineError where it is not known yet."""
         self.require_reference()
         resolved = self.known()
         if resolved is None:
-            raise PipelineError("the model is not resolved yet", f"run {doitw('resolve model=…')}")
+            raise PipelineError("the model is not resolved yet", f"run {self.command('resolve')}")
         return resolved
 
     def require_locked(self) -> models.lockfile.LockedModel:
@@ -299,7 +303,7 @@ class Model:
         self.require_resolved()
         chain = self.chain()
         if chain is None:
-            raise PipelineError("quant=auto is not decided yet", f"run {doitw('resolve model=…')}")
+            raise PipelineError("quant=auto is not decided yet", f"run {self.command('resolve')}")
         return chain
 
     def architectures(self) -> frozenset[str]:

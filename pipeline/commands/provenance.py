@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core import log, signing
 from pipeline.core import statement as statements
-from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import absolute
 from pipeline.core.statement import SUFFIX
 from pipeline.core.store.publish import disk_errors, publish_beside
@@ -103,7 +103,7 @@ def served_by(model: Model) -> list[Path]:
         files.append(resolved.folder / resolved.mmproj)
     for file in files:
         if not file.is_file():
-            raise PipelineError(f"{file}: is not here yet", f"make it: {doitw('prepare model=…')}")
+            raise PipelineError(f"{file}: is not here yet", f"make it: {model.command('prepare')}")
     return files
 
 

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, OFF, REQUIRED, SYSTEM, BuildOptions
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
+from pipeline.core.process import shown
 from pipeline.core.variables import fill, read, variables
 from pipeline.models import hub_access, quants
 from pipeline.models.quants import QuantRequest, require_makeable
@@ -68,6 +69,7 @@ class Request(
 
     reference: Reference | None = None
     named: str = ""  # the model, as it was typed
+    typed: Mapping[str, str] = {}  # the variables of the model, as they were typed
     file_filter: FileFilter = FileFilter()
     mmproj: Path | None = None  # a projector of the user's own
     draft: Request | None = None  # of the model that drafts for it
@@ -95,6 +97,10 @@ class Request(
     def again(self) -> bool:
         """Whether force=1 means llama.cpp's own steps: with a model it means the model's."""
         return self.force and self.reference is None
+
+    def command(self, task: str) -> str:
+        """The command line that runs `task` for the same model."""
+        return doitw(shown([task, *(f"{name}={value}" for name, value in self.typed.items())]))
 
     @property
     def model_words(self) -> dict[str, str]:
@@ -164,6 +170,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         values,
         reference=reference,
         named=next(filter(None, (getattr(model, name) for name in MODEL_NAMES)), ""),
+        typed={name: words[name] for name in variables(ModelVariables) if name in words},
         file_filter=FileFilter(
             quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
         ),
