@@ -16,15 +16,17 @@ import pytest
 from conftest import REPOSITORY, Doit, free_port, with_programs
 from disks import disk as small_disk
 from disks import locks_that_do_not_work as locks_that_do_not_work
+from msgspec.structs import replace
 
 from pipeline.core.store import active, artifacts, receipts
 
 pytestmark = pytest.mark.build
 SLUG = "demo__all-MiniLM-L6-v2__b9a0018dff09"
+QUANT, BETWEEN = "model.q4_k_m.gguf", "model.f32.gguf"
 
 
-def is_there(model: Path) -> bool:
-    return (model / "gguf" / SLUG / "model.q4_k_m.gguf").exists()
+def is_there(models: Path) -> bool:
+    return (models / "gguf" / SLUG / QUANT).exists()
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +42,15 @@ def kept(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def disk(kept: Path, doit: Doit, tmp_path: Path) -> Doit:
-    """doit on a home with copies of these, and an empty cache."""
-    for part in ("gguf", "source"):  # of this model alone: a checkout may have others
-        shutil.copytree(kept / part / SLUG, doit.home / "models" / part / SLUG)
+    """doit on a home with a copy of its Q4_K_M and what that was made from, and an empty cache."""
+    made, models = doit.home / "models" / "gguf" / SLUG, doit.home / "models"
+    shutil.copytree(kept / "source" / SLUG, models / "source" / SLUG)
+    shutil.copytree(kept / "gguf" / SLUG, made, ignore=shutil.ignore_patterns("*.gguf"))
+    shutil.copy2(kept / "gguf" / SLUG / QUANT, made)
+    for name, entry in receipts.load(made).items():  # a checkout may have other quants
+        if name != QUANT:
+            gone = replace(entry, mtime_ns=None, keep=False) if name == BETWEEN else None
+            receipts.change(made / name, gone)
     doit.env["LLAMA_PIPELINE_CACHE"] = str(tmp_path / "cache ü")
     return doit
 
@@ -134,11 +142,9 @@ def test_after_prune_nothing_is_made_again(disk: Doit) -> None:
 
 def test_what_is_out_of_date_keeps_its_source(disk: Doit) -> None:
     """It is made again when it is served next."""
-    target = disk.home / "models" / "gguf" / SLUG / "model.q4_k_m.gguf"
+    target = disk.home / "models" / "gguf" / SLUG / QUANT
     entry = receipts.load(target.parent)[target.name]
     recipe = {**entry.recipe, "tool": {"commit": "0" * 40, "build": "sha256:0"}}
-    from msgspec.structs import replace
-
     receipts.change(target, replace(entry, recipe=recipe))
     assert "nothing to remove" in disk("prune", "yes=1").err
     assert SOURCE in models(disk)
