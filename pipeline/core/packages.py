@@ -25,7 +25,7 @@ from .store.publish import (
 )
 from .text import size
 
-LONGEST = 7200.0  # seconds for pip; CUDA's wheels, 800 MB, at 1 Mbit/s
+LONGEST = 7200.0  # seconds for pip or npm; CUDA's wheels, 800 MB, at 1 Mbit/s
 
 
 def pip_environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Literal
 from pipeline.core import network, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
-from pipeline.core.packages import pip_environment
+from pipeline.core.packages import LONGEST, pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, capture, last_lines, run
@@ -157,7 +157,8 @@ def _fill(made: Path, log: Path) -> None:
 
     venv.create(made, with_pip=False, symlinks=not WINDOWS)
     for arguments in pip_arguments(made / PYTHON):
-        if run([sys.executable, "-m", "pip", *arguments], log=log, env=pip_environment()):
+        command = [sys.executable, "-m", "pip", *arguments]
+        if run(command, log=log, env=pip_environment(), timeout=LONGEST):
             if full := disk_error_in(last_lines(log), made):
                 raise full
             raise PipelineError(

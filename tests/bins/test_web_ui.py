@@ -18,6 +18,7 @@ from pipeline.bins.compile import git_tree, node, source, web_ui
 from pipeline.bins.compile.node import Node, find_node, is_accepted_node, require_node
 from pipeline.bins.compile.source import Source
 from pipeline.bins.compile.web_ui import Ui
+from pipeline.core import packages
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -47,6 +48,7 @@ if [ "$1" = ci ]; then
   echo "npm http cache a@https://host.invalid/a.tgz 0ms (cache hit)"
   case $mode in
     hang) echo "npm http fetch GET"; sleep 600 ;;
+    drip) while sleep 0.1; do echo "npm http fetch GET"; done ;;
     fail) echo "npm error code ENOTFOUND"; exit 1 ;;
     full) echo "npm error code ENOSPC"; exit 228 ;;
   esac
@@ -453,14 +455,16 @@ class TestFailures:
     def test_a_network_that_says_nothing(
         self, tools: Tools, plan: Ui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        tools.mode("hang")
         monkeypatch.setattr(node, "PATIENCE", 0.5)
+        monkeypatch.setattr(packages, "LONGEST", 1.0)
         folder = tmp_path / "project"
         shutil.copytree(plan.source.folder / "tools/ui", folder)
         project = node.Project(folder, plan.node, tmp_path / "npm.log")
-        with pytest.raises(PipelineError, match=r"printed nothing for 0\.5 s"):
-            project.install()
-        assert len(tools.calls()) == 1
+        for mode, why in (("hang", r"printed nothing for 0\.5 s"), ("drip", "not ended after 1 s")):
+            tools.mode(mode)
+            with pytest.raises(PipelineError, match=why):
+                project.install()
+            assert len(tools.calls()) == 1
 
 
 MAKE = """

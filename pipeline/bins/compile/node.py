@@ -226,7 +226,8 @@ class Project(Struct, frozen=True):
         if offline:
             advice = "offline=1 allows only what npm has in its cache"
         with bar("fetching the packages of llama.cpp's page") as update:
-            self._npm(words, env, advice, on_line=count, patience=PATIENCE)
+            bounds = {"patience": PATIENCE, "timeout": packages.LONGEST}
+            self._npm(words, env, advice, on_line=count, **bounds)
 
     def build(self, variables: dict[str, str]) -> None:
         """Run the project's own build. Raises PipelineError."""
