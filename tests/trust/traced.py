@@ -35,10 +35,10 @@ sys.argv[0] = "-m"
 runpy.run_module("doit", run_name="__main__", alter_sys=True)
 """
 # As soon as the tracer holds the process; without one it ends by itself.
-HELD = """
+HELD = f"""
 import ctypes, sys, time
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: anybody
-end = time.monotonic() + 30
+end = time.monotonic() + {PATIENCE}
 while "TracerPid:\\t0\\n" in open("/proc/self/status").read():
     if time.monotonic() > end:
         sys.exit("no tracer came")
@@ -84,6 +84,7 @@ def run(
     """doit with these words under the tracer, which counts what happens `below` these folders.
     `patch` is Python that breaks something first; `after` ends what the run has left in the
     background."""
+    program = tracer()  # first: to compile it may take longer than a process waits for it
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         names = [Path(folder) / name for name in ("out", "err", "calls")]
         out, err = (stack.enter_context(name.open("w+b")) for name in names[:2])
@@ -92,7 +93,7 @@ def run(
         )
         places = [word for path in below for word in ("-r", str(path))]
         log = ["-l", str(names[2])] if record else []
-        command = [tracer(), *places, *log, *options, "-p", str(process.pid)]
+        command = [program, *places, *log, *options, "-p", str(process.pid)]
         with subprocess.Popen(command) as tracing:
             try:
                 ended = process.wait(PATIENCE)
