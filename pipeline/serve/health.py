@@ -108,9 +108,7 @@ def ask(
     also where the exchange takes longer than `timeout` seconds, or the answer is endless."""
     from http.client import HTTPException  # slow to load, and not needed to plan a server
 
-    headers = {"Content-Type": "application/json"}
-    if token := key(server):
-        headers["Authorization"] = f"Bearer {token}"
+    headers = {"Content-Type": "application/json", **_authorization(server)}
     connection = _connection(server, timeout)
     try:
         data = None if body is None else json.dumps(body)
@@ -126,9 +124,14 @@ def ask(
         connection.close()
 
 
+def _authorization(server: Server) -> dict[str, str]:
+    """The header with its key, if it has one. Raises OSError."""
+    token = key(server)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
     import http.client
-    import ssl
 
     deadline = time.monotonic() + timeout
 
@@ -139,6 +142,8 @@ def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
 
     connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
     if server.tls:
+        import ssl
+
         # On this machine, with a certificate that names it as others see it.
         context = ssl._create_unverified_context()  # noqa: S323
         connection = http.client.HTTPSConnection(
@@ -174,6 +179,53 @@ def is_ready(server: Server, timeout: float = 2) -> bool:
     its /health is about the others."""
     with contextlib.suppress(OSError):
         # with the key: given an --api-prefix, llama-server requires it here too
-        status, _ = ask(server, "/health", timeout=timeout)
+        if server.tls:
+            status, _ = ask(server, "/health", timeout=timeout)
+        else:
+            status = _status(server, "/health", timeout)
         return status == 200 or server.engine == GATEWAY
     return False
+
+
+def _status(server: Server, path: str, timeout: float) -> int:
+    """The status of its answer, as `ask` gets it. http.client takes a while to load, which a server
+    that starts need not wait for. Raises OSError."""
+    from httptools import HttpParserError, HttpResponseParser
+
+    headers = {"Host": "localhost", "Connection": "close", **_authorization(server)}
+    lines = [f"GET {server.prefix}{path} HTTP/1.1", *(f"{n}: {v}" for n, v in headers.items())]
+    deadline, size = time.monotonic() + timeout, 0
+    answer = _Answer()
+    parser = HttpResponseParser(answer)
+    with socket.create_connection((server.address, server.port), timeout) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        while not answer.is_over:
+            if (left := deadline - time.monotonic()) <= 0 or size > MOST_BYTES:
+                raise TimeoutError("the answer is endless")
+            connection.settimeout(left)
+            block = connection.recv(65536)
+            if not block and (answer.has_length or not answer.has_head):
+                raise OSError("the answer is cut short")
+            if not block:
+                break
+            size += len(block)
+            try:
+                parser.feed_data(block)
+            except HttpParserError as error:
+                raise OSError(str(error)) from None
+    return int(parser.get_status_code())
+
+
+class _Answer:
+    """How far an answer has come, as its parser tells it."""
+
+    has_head = has_length = is_over = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.has_length |= name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        self.has_head = True
+
+    def on_message_complete(self) -> None:
+        self.is_over = True

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import REPOSITORY, free_port
 from supervisor_tools import stand_in
 
 from pipeline.core.errors import PipelineError, UsageError
@@ -129,7 +129,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         (b"", False),
         (b"SSH-2.0-OpenSSH_9.6\r\n", False),
         (b"HTTP/1.1 twohundred OK\r\n\r\n", False),
-        (b"HTTP/1.1 200", True),
+        (b"HTTP/1.1 200", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut", False),
         (b"\xff\xfe\x00" * 1000, False),
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000, False),
         (b"HTTP/1.1 200 OK\r\na: " + b"b" * 100_000, False),
@@ -140,6 +141,20 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 def test_only_a_200_is_ready(reply: bytes, ready: bool) -> None:
     with answering(reply) as port:
         assert is_ready(port) is ready
+
+
+def test_to_ask_it_loads_no_client() -> None:
+    """A server that starts would wait for it."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline.serve import health, server; "
+        "one = server.Server(name='a', executable='', cmd=(), folder='', log_file='', "
+        "port=int(sys.argv[1])); assert health.is_ready(one); print(*sys.modules)"
+    )
+    with answering(OK) as port:
+        words = [sys.executable, "-c", code, str(port)]
+        done = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert "socket" in done.stdout.split()
+    assert {"asyncio", "email", "http.client", "ssl"}.isdisjoint(done.stdout.split())
 
 
 def test_no_answer_is_not_ready() -> None:
