@@ -16,8 +16,7 @@ from pipeline.tasks.doit import Reporter, Task, session, tasks
 from pipeline.tasks.table import STEPS
 
 DOIT_CONFIG = {
-    "backend": "sqlite3",
-    "dep_file": ":memory:",
+    "backend": "nothing",
     "default_tasks": ["_help"],
     "reporter": Reporter,
     "verbosity": 2,

@@ -6,15 +6,29 @@ blank in its place, and the words for that program are read from `sys.argv` (tas
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+
+# What doit imports for `-n`, `--pdb`, doit.cfg, plugins, its own database and `info` alone: a sixth
+# of the time that `list` takes.
+UNUSED = (
+    *("multiprocessing", "pdb", "configparser", "importlib.metadata", "pickle", "dbm", "pprint"),
+    *("gettext", "queue", "textwrap"),
+)
 
 
 def main() -> None:
     """Run doit, and exit with its status."""
+    gc.set_threshold(50_000)  # what is imported stays: to look for waste in it takes 5 % of a start
+    from pipeline.core.lazy import imported_when_called, missing
+
+    # msgspec needs the first for JSON Schemas, the second for versions of Python before 3.11.
+    with imported_when_called("textwrap"), missing("typing_extensions"):
+        import msgspec as msgspec
+
     from pipeline.core import log
     from pipeline.core.errors import UsageError
-    from pipeline.core.lazy import imported_when_called
 
     from .tasks import command_line
 
@@ -38,8 +52,7 @@ def main() -> None:
     if words[:1] and words[0] in command_line.PRINTING and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head`: no word about it
     sys.argv = ["doitw", *words]  # what doit tells its user to type; read when it is imported
-    # For `-n`, `--pdb`, doit.cfg and plugins alone: a sixth of the time that `list` takes.
-    with imported_when_called("multiprocessing", "pdb", "configparser", "importlib.metadata"):
+    with imported_when_called(*UNUSED):
         from doit.doit_cmd import DoitMain
         from doit.plugin import PluginDict
 

@@ -55,6 +55,20 @@ def imported_when_called(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextmanager
+def missing(name: str) -> Iterator[None]:
+    """The block cannot import this module, unless it is loaded already: for a package that does as
+    well without it."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 class _Late(ModuleType):
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith("__"):

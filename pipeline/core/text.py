@@ -16,14 +16,14 @@ OTHER_ENCODINGS = {
 
 # Colours and other looks; control characters but for line breaks and tabs; marks that reverse the
 # order of what is read; Unicode's own line breaks; and halves of letters.
-UNPRINTABLE = re.compile(
+UNPRINTABLE = (
     r"\x1b\[[0-9:;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f]"
     "|[\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 # The beginning of a dotted key of TOML, whose time Python squares.
 MOST_PARTS = 64
-LONG_KEY = re.compile(
+LONG_KEY = (
     rf"""(?<![\w.\-"'])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}"""
 )
 
@@ -36,7 +36,7 @@ def is_digits(text: str) -> bool:
 
 def printable(text: str) -> str:
     """`text` without what a terminal would interpret instead of showing it."""
-    return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub("", text)
+    return text if text.isascii() and text.isprintable() else re.sub(UNPRINTABLE, "", text)
 
 
 def decoded(data: bytes) -> str:
@@ -57,7 +57,7 @@ def decoded(data: bytes) -> str:
 
 def require_short_keys(text: str) -> None:
     """Raise ValueError where a text in TOML has a dotted key of more parts than anything needs."""
-    if LONG_KEY.search(text):
+    if re.search(LONG_KEY, text):
         raise ValueError(f"has a dotted key of more than {MOST_PARTS} parts")
 
 

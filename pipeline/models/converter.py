@@ -51,7 +51,7 @@ def recipe() -> Recipe:
     return {
         "step": "converter",
         "requirements": requirements_sha256(),
-        "python": platform.python_version(),
+        "python": sys.version.split()[0],  # platform.python_version(), which takes a millisecond
         "platform": f"{sys.platform}-{platform.machine()}",
     }
 

@@ -15,7 +15,7 @@ from pipeline.core.process import WINDOWS, Process
 
 # Errors after which another start would fail the same way: ours, llama-server's, argparse's,
 # Python's, Pixi's.
-HOPELESS = re.compile(
+HOPELESS = (
     r"cannot be started: (No such file|Permission denied|The system cannot find)|is no address: "
     r"|error: invalid argument: |error while handling argument "
     r"|failed to load GGUF split|failed to open GGUF file .*No such file"
@@ -98,4 +98,4 @@ def how(status: int) -> str:
 
 def is_hopeless(status: int | None, output: str) -> bool:
     """Whether a start that failed like this would fail again."""
-    return status in NOT_FOUND or bool(HOPELESS.search(output))
+    return status in NOT_FOUND or bool(re.search(HOPELESS, output))

@@ -5,16 +5,17 @@ It speaks on stderr, in one line a task, and without tracebacks for what users c
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
-from doit import doit_cmd
+from doit import doit_cmd, loader
 from doit.cmd_base import Command, check_tasks_exist
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
@@ -45,6 +46,7 @@ LIVE: Task = {"uptodate": [False], "io": {"capture": False}, "verbosity": 2}  # 
 
 def session() -> Session:
     """Read the command line's variables. Mistakes end the run before doit starts a task."""
+    sort_without_source()
     interrupt_on_termination()
     log.guard_streams()
     drop_foreign_modules()
@@ -140,6 +142,44 @@ def _task(step: AnyStep[Subject], subject: Subject, *, lacks_model: bool) -> Tas
         "uptodate": [checked(lambda: done(subject)) if done else False],
         "clean": [guarded_clean(lambda: clean(subject))] if clean else [],
     }
+
+
+class Nothing:
+    """The database that doit wants: what is known of a step stands in receipts, so nothing of it
+    outlives the run."""
+
+    desc = "keeps nothing"
+
+    def __init__(self, name: str, codec: Any, *, module_name: str | None = None) -> None:
+        self.name = name
+        self._tasks: dict[str, dict[str, Any]] = {}
+
+    def get(self, task_id: str, dependency: str) -> Any:
+        return self._tasks.get(task_id, {}).get(dependency)
+
+    def set(self, task_id: str, dependency: str, value: Any) -> None:
+        self._tasks.setdefault(task_id, {})[dependency] = value
+
+    def in_(self, task_id: str) -> bool:
+        return task_id in self._tasks
+
+    def remove(self, task_id: str) -> None:
+        self._tasks.pop(task_id, None)
+
+    def remove_all(self) -> None:
+        self._tasks.clear()
+
+    def dump(self) -> None:
+        """Nowhere."""
+
+
+def sort_without_source() -> None:
+    """doit sorts the functions of dodo.py by the line that each begins in, and has Python read and
+    tokenize the source for it: a tenth of the time that a run takes which has nothing to do."""
+    quick = ModuleType(inspect.__name__)
+    vars(quick).update(vars(inspect))
+    vars(quick)["getsourcelines"] = lambda function: ([], function.__code__.co_firstlineno)
+    loader.inspect = quick
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]

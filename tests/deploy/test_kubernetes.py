@@ -66,7 +66,7 @@ def require_sound(at: Path) -> Documents:
     for one in found:
         for version in (VERSIONS[0], VERSIONS[-1]):
             kubernetes_validate.validate(one, version, strict=True)
-        assert LABEL.fullmatch(one["metadata"]["name"])
+        assert re.fullmatch(LABEL, one["metadata"]["name"])
         for label in one["metadata"].get("labels", {}).values():
             assert re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", label)
     keys = [(one["kind"], one["metadata"]["name"]) for one in found]
@@ -600,7 +600,7 @@ def test_names_alone() -> None:
         assert workload.kubernetes_name(text) == text
     for text in ("a.b", "-", "ß", "1", "a" * 41, "\N{PILE OF POO}", "a--b"):
         found = workload.kubernetes_name(text)
-        assert found != text and LABEL.fullmatch(found) and len(found) <= workload.LONGEST
+        assert found != text and re.fullmatch(LABEL, found) and len(found) <= workload.LONGEST
         assert found[0].isalpha(), "a Service's name begins with a letter"
 
 

@@ -18,7 +18,9 @@ SLOW = {
     *("asyncio", "configparser", "email", "http.client", "httpx2", "huggingface_hub"),
     *("importlib.metadata", "logging", "multiprocessing", "numpy", "packaging", "pdb", "psutil"),
     *("pydantic", "rich", "ssl", "tarfile", "yaml", "zipfile"),
+    *("dataclasses", "dbm", "gettext", "pickle", "pprint", "sqlite3"),
 }
+MOST = 305  # modules until a server is started; 290 on Linux
 
 
 def names(lines: Iterable[str]) -> set[str]:
@@ -41,6 +43,18 @@ def test_a_command_that_only_prints_loads_nothing_slow(
     modules = loaded({**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path)}, *words)
     assert "pipeline.tasks.command_line" in modules
     assert modules & SLOW == set()
+
+
+def test_no_python_is_read_as_text(tmp_path: Path) -> None:
+    """doit would tokenize dodo.py, only to sort its one function: see `sort_without_source`."""
+    code = (
+        "import runpy, sys, tokenize; tokenize._compile = None; sys.argv[0] = 'pipeline'; "
+        "runpy.run_module('pipeline', run_name='__main__')"
+    )
+    words = [sys.executable, "-c", code, "recipe", "backend=cpu", "ui=off"]
+    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path)}
+    done = subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.build
@@ -79,3 +93,4 @@ def test_what_only_the_summary_needs_is_loaded_while_the_server_starts(
     assert "pipeline.serve.supervise" in modules
     assert modules & SLOW == set()
     assert "pipeline.commands.summary" not in modules
+    assert len(modules) < MOST, "is one of them only needed later?"

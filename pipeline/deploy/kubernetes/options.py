@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping
 from pipeline.core.errors import UsageError
 from pipeline.core.variables import Group, fill, integer, path, read, variable, variables
 
-IMAGE = re.compile(
-    r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
-    re.ASCII,
+# Patterns of ASCII, compiled when they are used: every command reads this table.
+IMAGE = (
+    r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
-LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123
-QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)", re.ASCII)
-REPLICAS = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", re.ASCII)
+LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123
+QUANTITY = r"[1-9]\d*(Mi|Gi|Ti|M|G|T)"
+REPLICAS = r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?"
 
 
-def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
+def matching(pattern: str, allowed: str) -> Callable[[str], str]:
     """A parser for texts that match; `allowed` describes them."""
 
     def parse(value: str) -> str:
-        if not pattern.fullmatch(value.strip()):
+        if not re.fullmatch(pattern, value.strip(), re.ASCII):
             raise ValueError(allowed)
         return value.strip()
 
@@ -30,7 +30,7 @@ def matching(pattern: re.Pattern[str], allowed: str) -> Callable[[str], str]:
 
 def replicas(value: str) -> tuple[int, int]:
     """The least and the most pods: `2`, or `1-4`."""
-    match = REPLICAS.fullmatch(value.strip())
+    match = re.fullmatch(REPLICAS, value.strip(), re.ASCII)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if most < least:
         raise ValueError("a number of pods, 2, or the least and the most of them, 1-4")
@@ -72,7 +72,7 @@ class Options(Group):
         shown="what the model needs, else `100Gi`",
     )
     storage_class: str = variable(
-        matching(re.compile(r"[a-z0-9][-a-z0-9.]*"), "a storage class"),
+        matching(r"[a-z0-9][-a-z0-9.]*", "a storage class"),
         "the storage class of the claims",
         "",
         shown="the cluster's",
