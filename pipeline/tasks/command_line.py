@@ -165,7 +165,7 @@ def _parser(word: str, name: str, command: str) -> object:
         raise UsageError(
             f"{word}: there is no such option", f"here it is --{meant.replace('_', '-')}"
         )
-    near = did_you_mean(name, list(table)).replace("_", "-")
+    near = did_you_mean(name, list(table)).replace("_", "-").replace(" mean ", " mean --")
     if command:
         near = did_you_mean(word, list(options(command))) or near
         raise UsageError(f"{word}: there is no such option{near}", doitw(f"help {command}"))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from doit import doit_cmd, loader
 from doit.cmd_base import Command, check_tasks_exist
@@ -21,7 +21,7 @@ from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 from doit.cmd_help import Help as DoitHelp
 from doit.cmd_info import Info as DoitInfo
-from doit.exceptions import InvalidDodoFile, TaskFailed
+from doit.exceptions import TaskFailed
 from doit.reporter import ConsoleReporter
 
 from pipeline.commands.request import request
@@ -65,7 +65,7 @@ def session() -> Session:
         requested = request(words, by_name="remove" in steps)
         require_read(steps, words)
     except PipelineError as error:
-        raise InvalidDodoFile(str(error)) from None
+        refuse(error)
     if requested.sandbox == OFF:
         os.environ[SWITCH] = "off"
     if is_off():
@@ -89,7 +89,7 @@ def read_as_doitw_does() -> None:
     try:
         same = understood(words, is_plain=True)
     except UsageError as error:
-        raise InvalidDodoFile(str(error)) from None
+        refuse(error)
     if same != words:
         sys.argv[1:] = same
         sys.modules.pop("dodo", None)  # it is being imported; the next run does it anew
@@ -194,7 +194,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         """Before any work: what is selected must know its model."""
         for name in selected_tasks:
             if (tasks[name].meta or {}).get("lacks_model"):
-                raise InvalidDodoFile(f"{name}: no model given; pass model=… (try model=demo)")
+                refuse(f"{name}: no model given; pass model=… (try model=demo)")
 
     def complete_run(self) -> None:
         """Failures were printed when they happened."""
@@ -209,6 +209,12 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self.write(f"error: {name}: {message}\n" if name else f"error: {message}\n")
 
 
+def refuse(error: object) -> NoReturn:
+    """End the run for wrong usage; doit would print the same as its own error."""
+    log.info(f"error: {error}")
+    raise SystemExit(WRONG_USAGE)
+
+
 def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
     """The action as doit wants it: errors as messages, an interruption as a clean end."""
 
@@ -216,8 +222,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
         try:
             action()
         except UsageError as error:
-            log.info(f"error: {error}")
-            raise SystemExit(WRONG_USAGE) from None
+            refuse(error)
         except PipelineError as error:
             return TaskFailed(str(error))
         except BrokenPipeError:  # whoever read our output has enough

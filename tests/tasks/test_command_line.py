@@ -64,8 +64,8 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("serv model=demo", "serv: there is no such task; did you mean serve\\?"),
         ("pull demo", "here it is prepare"),
         ("check", "no such task"),  # what is private is not offered
-        ("serve --porrt 1", "--porrt: there is no such option; did you mean port\\?"),
-        ("serve --gguf_pat 1", "did you mean gguf-path\\?"),
+        ("serve --porrt 1", "--porrt: there is no such option; did you mean --port\\?"),
+        ("serve --gguf_pat 1", "did you mean --gguf-path\\?"),
         ("serve -c 4096", "here it is --ctx-size"),
         ("serve --max-model-len 4096", "here it is --ctx-size"),
         ("serve --quantization q8_0", "here it is --quant"),
@@ -166,8 +166,8 @@ def test_plain_doit_understands_the_same() -> None:
     assert "hint: doit list shows all tasks" in wrong.stderr
     refused = doit("plan", "--model", "demo", "--port", "99999999")
     assert refused.returncode == 3 and "port=99999999: must be a whole number" in refused.stderr
-    assert doit("-n", "2", "plan", "modle=x").stderr.startswith("ERROR: modle: there is no such")
-    assert doit("info", "nosuch").stderr.startswith("ERROR: nosuch: there is no such task")
+    assert doit("-n", "2", "plan", "modle=x").stderr.startswith("error: modle: there is no such")
+    assert doit("info", "nosuch").stderr.startswith("error: nosuch: there is no such task")
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
