@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def test_what_is_written_is_there_before(tmp_path: Path) -> None:
     made = tmp_path / "made.gguf"
     assert tools.sandbox(tmp_path / "x-cpu" / "p", read=[], write=[made]).write == [made]
     assert made.read_bytes() == b""
+    os.utime(tmp_path, (0, 0))
+    tools.sandbox(tmp_path / "x-cpu" / "p", read=[], write=[made, tmp_path])
+    assert tmp_path.stat().st_mtime == 0, "what is there is left alone"
 
 
 @pytest.mark.parametrize("step", ["header", "convert", "quantize"])
