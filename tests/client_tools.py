@@ -44,7 +44,6 @@ def clients(
     built: Path, gguf: Path, demo: Doit, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """A chat model, an embedder, and their gateway, which knows Anthropic's names too."""
-    demo("prepare", "model=demo-embed", "quant=q8_0")
     minilm = next((demo.home / "models").rglob("*.q8_0.gguf"))
     program = next(built.glob("*/llama-server*"))
     with site(tmp_path_factory.mktemp("clients")) as one:

@@ -254,12 +254,22 @@ def bare(tmp_path: Path) -> Doit:
 
 @pytest.fixture(scope="session")
 def demo(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Doit:
-    """doit on a home in which the demonstration model was fetched. For reading only."""
+    """doit on a home in which the embedding model of the demonstration was prepared as Q8_0 and
+    Q4_K_M. For reading only."""
 
     def make(folder: Path) -> None:
-        with_programs(built, folder / "hôme")("fetch", "model=demo-embed")
+        doit = with_programs(built, folder / "hôme")
+        for quant in ("q8_0", "q4_k_m"):
+            doit("prepare", "model=demo-embed", f"quant={quant}")
 
     return Doit(shared(tmp_path_factory, "demo", make) / "hôme")
+
+
+@pytest.fixture
+def embedder(demo: Doit, doit: Doit) -> Doit:
+    """doit on a home with copies of these, and of what they were made from."""
+    shutil.copytree(demo.home / "models", doit.home / "models")
+    return doit
 
 
 @pytest.fixture(scope="session")
@@ -282,6 +292,33 @@ def gguf(
 
     made = shared(tmp_path_factory, "gguf", make)
     return next((made / "hôme" / "models").rglob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    built: Path, gguf: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The `models` of a home in which `tiny` was prepared as Q8_0 and Q4_K_M. For reading only."""
+
+    def make(folder: Path) -> None:
+        doit = with_programs(built, folder / "hôme")
+        shutil.copytree(models_of(gguf), doit.home / "models")
+        doit("prepare", f"model={tiny}")
+
+    return shared(tmp_path_factory, "prepared", make) / "hôme" / "models"
+
+
+@pytest.fixture
+def ready(prepared: Path, doit: Doit) -> Doit:
+    """doit on a home in which `tiny` was prepared as Q8_0 and Q4_K_M: for tests of what comes
+    after a conversion."""
+    shutil.copytree(prepared, doit.home / "models")
+    return doit
+
+
+def models_of(file: Path) -> Path:
+    """The `models` of the home that a prepared file lies in."""
+    return next(folder for folder in file.parents if folder.name == "models")
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def reference(demo: Doit, converter: Path) -> list[list[float]]:
 
 @pytest.mark.parametrize(("quant", "least"), [("f16", 0.9999), ("q8_0", 0.999), ("q4_k_m", 0.985)])
 def test_the_demo_embeds_as_pytorch_does(
-    demo: Doit, reference: list[list[float]], quant: str, least: float
+    embedder: Doit, reference: list[list[float]], quant: str, least: float
 ) -> None:
-    with demo.serving("model=demo-embed", f"quant={quant}") as url:
+    with embedder.serving("model=demo-embed", f"quant={quant}") as url:
         answer = post(f"{url}/v1/embeddings", {"input": SENTENCES})
     found = [item["embedding"] for item in answer["data"]]
     assert len(found) == len(SENTENCES)
@@ -71,10 +71,10 @@ def test_the_demo_talks(doit: Doit) -> None:
     assert "is Q4_1: quantizing it again (quant=q8_0) would cost quality" in wrong.err
 
 
-def test_a_chat_model_answers_whole_and_streaming(doit: Doit, tiny: Path, converter: Path) -> None:
+def test_a_chat_model_answers_whole_and_streaming(ready: Doit, tiny: Path) -> None:
     import openai
 
-    with doit.serving(f"model={tiny}", "ctx_size=2048", "alias=tiny") as url:
+    with ready.serving(f"model={tiny}", "ctx_size=2048", "alias=tiny") as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         messages = [{"role": "user", "content": "hello there"}]
         whole = client.chat.completions.create(
@@ -92,11 +92,8 @@ def test_a_chat_model_answers_whole_and_streaming(doit: Doit, tiny: Path, conver
         client.close()
 
 
-def test_a_gguf_is_used_in_place_whole_and_split(
-    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
-) -> None:
-    doit("prepare", f"model={tiny}", "quant=f16")
-    whole = shutil.copy2(next((doit.home / "models" / "gguf").rglob("*.f16.gguf")), tmp_path)
+def test_a_gguf_is_used_in_place_whole_and_split(doit: Doit, gguf: Path, tmp_path: Path) -> None:
+    whole = shutil.copy2(gguf, tmp_path)
     split = next((doit.home / "bins").glob("*-cpu")) / "llama-gguf-split"
     parts = tmp_path / "pärts"
     parts.mkdir()
@@ -119,17 +116,13 @@ def test_a_gguf_is_used_in_place_whole_and_split(
     assert str(first) in wrong.err and "part 2" in wrong.err
 
 
-def test_a_gguf_repository_through_the_hub(
-    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
-) -> None:
+def test_a_gguf_repository_through_the_hub(doit: Doit, gguf: Path, tmp_path: Path) -> None:
     from fakes import hub
 
-    doit("prepare", f"model={tiny}", "quant=q8_0")
     repository = tmp_path / "hub" / "org" / "tiny-GGUF"
     repository.mkdir(parents=True)
-    made = next((doit.home / "models" / "gguf").rglob("*.q8_0.gguf"))
-    shutil.copy(made, repository / "tiny-Q8_0.gguf")
-    shutil.copy(made, repository / "tiny-Q4_K_M.gguf")
+    shutil.copy(gguf, repository / "tiny-Q8_0.gguf")
+    shutil.copy(gguf, repository / "tiny-Q4_K_M.gguf")
     with hub.start(tmp_path / "hub") as server:
         doit.env |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1"}
         doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -144,33 +137,30 @@ def test_a_gguf_repository_through_the_hub(
         assert "tiny-Q4_K_M.gguf" in unknown.err and "tiny-Q8_0.gguf" in unknown.err
 
 
-def test_the_summary_and_the_log(doit: Doit, tiny: Path, converter: Path) -> None:
-    doit("prepare", f"model={tiny}")
-    with doit.serving(f"model={tiny}", "server.flash_attn=on") as url:
-        file = doit.home / "logs" / f"serve-{url.rpartition(':')[2]}.log"
+def test_the_summary_and_the_log(ready: Doit, tiny: Path) -> None:
+    with ready.serving(f"model={tiny}", "server.flash_attn=on") as url:
+        file = ready.home / "logs" / f"serve-{url.rpartition(':')[2]}.log"
         wait_for(lambda: "model loaded" in file.read_text())  # it answers before we have read it
         log = file.read_text()
         properties = get(f"{url}/props")
         assert properties["default_generation_settings"]["n_ctx"] == 16384, "the trained context"
         threads = re.search(r"n_threads = (\d+)", log)
         assert threads
-        told = doit.summary
+        told = ready.summary
         assert told["threads"] == int(threads[1]) and told["quant"] == "Q4_K_M"
         assert told["context"] == "16384 tokens, as trained" and told["log"].startswith(
-            str(doit.home)
+            str(ready.home)
         )
-    planned = doit("plan", f"model={tiny}", "format=json").json()
+    planned = ready("plan", f"model={tiny}", "format=json").json()
     assert {step["state"] for step in planned["steps"]} == {"up to date"}
     assert planned["download_bytes"] == 0
     assert planned["memory"]["fits"] is True
     assert "--model" in planned["cmd"]
 
 
-def test_inherited_settings_do_not_change_a_launch(
-    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
-) -> None:
-    doit.env |= {"LLAMA_ARG_CTX_SIZE": "64", "LLAMA_ARG_ALIAS": "stranger"}
-    with doit.serving(f"model={tiny}", "ctx_size=1024") as url:
+def test_inherited_settings_do_not_change_a_launch(ready: Doit, tiny: Path) -> None:
+    ready.env |= {"LLAMA_ARG_CTX_SIZE": "64", "LLAMA_ARG_ALIAS": "stranger"}
+    with ready.serving(f"model={tiny}", "ctx_size=1024") as url:
         assert get(f"{url}/v1/models")["data"][0]["id"] == "tiny-llama-é"
         assert get(f"{url}/props")["default_generation_settings"]["n_ctx"] == 1024
 

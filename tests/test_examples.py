@@ -46,7 +46,8 @@ def user(doit: Doit, example: Path, gguf: Path, tmp_path: Path) -> Iterator[Doit
         doit("down", status=None)
 
 
-def test_it_runs(user: Doit, example: Path, converter: Path) -> None:
+@pytest.mark.usefixtures("embedder")
+def test_it_runs(user: Doit, example: Path) -> None:
     user("up", f"config={example}")
     rows = user("ps", "format=json").json()
     assert rows and {row["state"] for row in rows} == {"ready"}

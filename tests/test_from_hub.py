@@ -51,9 +51,9 @@ def parts(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory
     folder = top / "tiny"
     tiny_llama.make(folder, shards=2)
     doit = with_programs(built, top / "hôme")
-    made = {}
-    for quant, source in (("q8_0", folder), ("f16", folder), ("q4_k_m", None)):
-        doit("prepare", f"model={source or made['f16']}", f"quant={quant}")
+    made: dict[str, Path] = {}
+    for quant in ("f16", "q8_0", "q4_k_m"):
+        doit("prepare", f"model={made.get('f16', folder)}", f"quant={quant}")
         made[quant] = next((doit.home / "models" / "gguf").rglob(f"*.{quant}.gguf"))
     shards = top / "shards"
     shards.mkdir()

@@ -56,10 +56,9 @@ def test_a_model_with_a_chat_template_is_not_warned_of(
 
 
 def test_an_embedding_model_is_not_started_as_a_chat_model(
-    doit: Doit, converter: Path, tmp_path: Path
+    doit: Doit, demo: Doit, tmp_path: Path
 ) -> None:
-    doit("prepare", "model=demo-embed", "quant=q8_0")
-    made = next(doit.home.rglob("*.q8_0.gguf"))
+    made = next(demo.home.rglob("*.q8_0.gguf"))
     encoder = tmp_path / "encoder.gguf"
     encoder.write_bytes(made.read_bytes().replace(b"bert.pooling_type", b"bert.xpooling_typ"))
     told = doit("plan", f"model={encoder}").out

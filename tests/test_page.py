@@ -52,9 +52,9 @@ def test_a_message_in_the_page_is_answered(with_page: Doit, browser: Chrome) -> 
         wait_for(lambda: log.read_text().count("stop processing") == 2)
 
 
-def test_the_page_is_what_was_built(with_page: Doit, tiny: Path, converter: Path) -> None:
+def test_the_page_is_what_was_built(with_page: Doit, gguf: Path) -> None:
     built = with_page.home / "bins" / ".ui" / "page"
-    with with_page.serving(f"model={tiny}", "ctx_size=512") as url:
+    with with_page.serving(f"model={gguf}", "ctx_size=512") as url:
         for name in ("index.html", "sw.js", "_app/version.json"):
             request = urllib.request.Request(f"{url}/{name}", headers={"Accept-Encoding": "gzip"})
             with urllib.request.urlopen(request, timeout=60) as reply:

@@ -61,10 +61,11 @@ def words(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def own(made: Doit, tmp_path: Path) -> Doit:
-    """A copy of the home that a test may change."""
-    shutil.copytree(made.home, tmp_path / "hôme ü", symlinks=True)
-    return Doit(tmp_path / "hôme ü")
+def own(made: Doit, built: Path, tmp_path: Path) -> Doit:
+    """A home with copies of the models that a test may change."""
+    doit = with_programs(built, tmp_path / "hôme ü")
+    shutil.copytree(made.home / "models", doit.home / "models")
+    return doit
 
 
 def named(doit: Doit) -> list[str]:

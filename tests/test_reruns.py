@@ -14,32 +14,74 @@ from conftest import Doit, with_programs
 pytestmark = pytest.mark.build
 
 
-@pytest.fixture(scope="session")
-def prepared(
+DIRECT = ("f16", "f32", "q8_0", "bf16")  # what the converter itself writes
+
+
+class Kept:
+    """A home and a model of the user's own, which is known by its path: each test has them at the
+    same places, as they were kept aside."""
+
+    def __init__(self, built: Path, tiny: Path, top: Path) -> None:
+        self.built, self.top = built, top
+        self.home, self.model = top / "mein häus", top / "tiny ü"
+        shutil.copytree(tiny, self.model)
+        shutil.copytree(tiny, top / "kept" / "model")
+
+    def keep(self, name: str) -> None:
+        """Keep what is made by now."""
+        for part in ("models", "run"):
+            shutil.copytree(self.home / part, self.top / "kept" / name / part)
+
+    def restored(self, name: str) -> Doit:
+        """doit on a home with what was kept under this name."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        doit = with_programs(self.built, self.home)
+        for part in ("models", "run"):
+            shutil.copytree(self.top / "kept" / name / part, self.home / part)
+        return doit
+
+    def restored_model(self) -> Path:
+        shutil.rmtree(self.model)
+        return Path(shutil.copytree(self.top / "kept" / "model", self.model))
+
+
+@pytest.fixture(scope="module")
+def kept(
     built: Path, tiny: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A folder with a home and a copy of the tiny model, prepared in it as q4_k_m. A model of the
-    user's own is known by its path, so each test has them here, as they were kept aside."""
-    top = tmp_path_factory.mktemp("prepared ü")
-    doit, model = with_programs(built, top / "mein häus"), shutil.copytree(tiny, top / "tiny ü")
-    assert doit("prepare", f"model={model}").steps == ["resolve", "convert", "quantize"]
-    for path in (doit.home, model):
-        shutil.copytree(path, top / "kept" / path.name, symlinks=True)
-    return top
-
-
-@pytest.fixture
-def own_tiny(prepared: Path) -> Path:
-    shutil.rmtree(prepared / "tiny ü")
-    return Path(shutil.copytree(prepared / "kept" / "tiny ü", prepared / "tiny ü"))
-
-
-@pytest.fixture
-def made(prepared: Path, own_tiny: Path) -> Doit:
+) -> Kept:
     """The tiny model, prepared as q4_k_m."""
-    home = prepared / "mein häus"
-    shutil.rmtree(home)
-    return Doit(Path(shutil.copytree(prepared / "kept" / home.name, home, symlinks=True)))
+    made = Kept(built, tiny, tmp_path_factory.mktemp("kept ü"))
+    doit = with_programs(built, made.home)
+    assert doit("prepare", f"model={made.model}").steps == ["resolve", "convert", "quantize"]
+    made.keep("q4_k_m")
+    return made
+
+
+@pytest.fixture(scope="module")
+def direct(kept: Kept) -> dict[str, list[str]]:
+    """The same, as all that the converter itself writes too: which steps that took."""
+    kept.restored_model()
+    doit = kept.restored("q4_k_m")
+    steps = {q: doit("prepare", f"model={kept.model}", f"quant={q}").steps for q in DIRECT}
+    kept.keep("direct")
+    return steps
+
+
+@pytest.fixture
+def own_tiny(kept: Kept) -> Path:
+    return kept.restored_model()
+
+
+@pytest.fixture
+def made(kept: Kept, own_tiny: Path) -> Doit:
+    """The tiny model, prepared as q4_k_m."""
+    return kept.restored("q4_k_m")
+
+
+@pytest.fixture
+def all_made(kept: Kept, direct: dict[str, list[str]], own_tiny: Path) -> Doit:
+    """The tiny model, prepared as q4_k_m and as all that the converter itself writes."""
+    return kept.restored("direct")
 
 
 def ggufs(doit: Doit) -> list[str]:
@@ -68,20 +110,23 @@ def test_a_kept_intermediate_is_used_for_another_quant(made: Doit, own_tiny: Pat
     next(made.home.rglob("*.q6_k.gguf")).unlink()
     assert made("prepare", f"model={own_tiny}", "quant=q6_k").steps == ["quantize"]
     assert "model.bf16.gguf" in ggufs(made), "what was once kept stays"
+    again = made("prepare", f"model={own_tiny}", "quant=q6_k", "force=1")
+    assert again.steps == ["convert", "quantize"]
+    assert "model.bf16.gguf" in ggufs(made)
 
 
-def test_what_somebody_asked_for_is_no_intermediate(made: Doit, own_tiny: Path) -> None:
-    assert made("prepare", f"model={own_tiny}", "quant=bf16").steps == ["convert"]
-    assert made("prepare", f"model={own_tiny}", "quant=q2_k").steps == ["quantize"]
-    assert ggufs(made) == ["model.bf16.gguf", "model.q2_k.gguf", "model.q4_k_m.gguf"]
+def test_what_somebody_asked_for_is_no_intermediate(all_made: Doit, own_tiny: Path) -> None:
+    before = ggufs(all_made)
+    assert "model.bf16.gguf" in before
+    assert all_made("prepare", f"model={own_tiny}", "quant=q2_k").steps == ["quantize"]
+    assert ggufs(all_made) == sorted([*before, "model.q2_k.gguf"])
 
 
-@pytest.mark.parametrize("quant", ["f16", "f32", "q8_0"])
 def test_direct_types_write_no_intermediate(
-    doit: Doit, own_tiny: Path, converter: Path, quant: str
+    direct: dict[str, list[str]], all_made: Doit, own_tiny: Path
 ) -> None:
-    assert doit("prepare", f"model={own_tiny}", f"quant={quant}").steps == ["resolve", "convert"]
-    assert ggufs(doit) == [f"model.{quant}.gguf"]
+    assert direct == dict.fromkeys(DIRECT, ["convert"])
+    assert ggufs(all_made) == sorted(f"model.{quant}.gguf" for quant in ("q4_k_m", *DIRECT))
 
 
 def test_an_edited_byte_makes_it_all_again(made: Doit, own_tiny: Path) -> None:
@@ -105,19 +150,19 @@ def test_a_touched_source_is_hashed_and_nothing_is_made(made: Doit, own_tiny: Pa
 
 
 def test_models_copied_away_and_back_are_hashed_once(
-    made: Doit, own_tiny: Path, tmp_path: Path
+    all_made: Doit, own_tiny: Path, tmp_path: Path
 ) -> None:
-    made("prepare", f"model={own_tiny}", "quant=q8_0")
-    shutil.copytree(made.home / "models", tmp_path / "away", copy_function=shutil.copyfile)
-    shutil.rmtree(made.home / "models")
-    shutil.copytree(tmp_path / "away", made.home / "models", copy_function=shutil.copyfile)
-    before = {p: p.stat().st_mtime_ns for p in made.home.rglob("*.gguf")}
+    models = all_made.home / "models"
+    shutil.copytree(models, tmp_path / "away", copy_function=shutil.copyfile)
+    shutil.rmtree(models)
+    shutil.copytree(tmp_path / "away", models, copy_function=shutil.copyfile)
+    before = {p: p.stat().st_mtime_ns for p in models.rglob("*.gguf")}
     for quant in ("q4_k_m", "q8_0"):
-        again = made("prepare", f"model={own_tiny}", f"quant={quant}")
+        again = all_made("prepare", f"model={own_tiny}", f"quant={quant}")
         assert again.err.count("rehashing to verify") == 1
         assert "+ " not in again.err, "no program was run"
-        assert made("prepare", f"model={own_tiny}", f"quant={quant}").steps == []
-    assert {p: p.stat().st_mtime_ns for p in made.home.rglob("*.gguf")} == before
+        assert all_made("prepare", f"model={own_tiny}", f"quant={quant}").steps == []
+    assert {p: p.stat().st_mtime_ns for p in models.rglob("*.gguf")} == before
 
 
 def test_a_damaged_copy_is_made_again(made: Doit, own_tiny: Path) -> None:
@@ -158,8 +203,8 @@ def test_garbage_receipts_are_reported_and_treated_as_absent(made: Doit, own_tin
     assert made("prepare", f"model={own_tiny}").steps == []
 
 
-def test_a_gguf_can_be_quantized_once(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
-    made("prepare", f"model={own_tiny}", "quant=f16")
+def test_a_gguf_can_be_quantized_once(all_made: Doit, tmp_path: Path) -> None:
+    made = all_made
     own = shutil.copy(next(made.home.rglob("*.f16.gguf")), tmp_path / "mine.gguf")
     assert made("prepare", f"model={own}", "quant=q5_k_m").steps == ["quantize"]
     assert made("prepare", f"model={own}", "quant=q5_k_m").steps == []
@@ -169,10 +214,8 @@ def test_a_gguf_can_be_quantized_once(made: Doit, own_tiny: Path, tmp_path: Path
     assert "would cost quality" in refused.err
 
 
-def test_all_parts_of_a_split_gguf_are_its_input(
-    made: Doit, own_tiny: Path, tmp_path: Path
-) -> None:
-    made("prepare", f"model={own_tiny}", "quant=bf16")
+def test_all_parts_of_a_split_gguf_are_its_input(all_made: Doit, tmp_path: Path) -> None:
+    made = all_made
     program = next((made.home / "bins").glob("*-cpu")) / "llama-gguf-split"
     whole = next(made.home.rglob("*.bf16.gguf"))
     parts = ["--split", "--split-max-tensors", "8", whole, tmp_path / "tiny"]
@@ -186,18 +229,11 @@ def test_all_parts_of_a_split_gguf_are_its_input(
     assert made("prepare", f"model={first}", "quant=q4_0").steps == ["quantize"]
 
 
-def test_what_was_kept_stays_kept(made: Doit, own_tiny: Path) -> None:
-    made("prepare", f"model={own_tiny}", "quant=q6_k", "keep_f16=1")
-    made("prepare", f"model={own_tiny}", "quant=q6_k", "force=1")
-    assert "model.bf16.gguf" in ggufs(made)
-
-
-def test_force_fetches_what_it_needs_again(doit: Doit, demo: Doit) -> None:
-    doit("prepare", "model=demo-embed", "quant=q8_0")
-    shutil.rmtree(doit.home / "models" / "source")
-    assert doit("prepare", "model=demo-embed", "quant=q8_0").steps == [], "the GGUF is all there"
-    again = doit("prepare", "model=demo-embed", "quant=q8_0", "force=1")
-    assert again.steps == ["fetch", "convert"]
+def test_force_fetches_what_it_needs_again(embedder: Doit) -> None:
+    words = ("model=demo-embed", "quant=q8_0")
+    shutil.rmtree(embedder.home / "models" / "source")
+    assert embedder("prepare", *words).steps == [], "the GGUF is all there"
+    assert embedder("prepare", *words, "force=1").steps == ["fetch", "convert"]
 
 
 def damage(path: Path) -> None:
@@ -208,18 +244,15 @@ def damage(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_force_mends_what_no_stamp_tells(doit: Doit, demo: Doit) -> None:
-    doit("prepare", "model=demo-embed", "quant=q8_0")
-    source = next((doit.home / "models" / "source").rglob("model.safetensors"))
+def test_force_mends_what_no_stamp_tells(embedder: Doit) -> None:
+    words = ("model=demo-embed", "quant=q8_0")
+    source = next((embedder.home / "models" / "source").rglob("model.safetensors"))
     whole = source.read_bytes()
     damage(source)
-    assert doit("prepare", "model=demo-embed", "quant=q8_0").steps == []
-    assert doit("prepare", "model=demo-embed", "quant=q8_0", "force=1").steps == [
-        "fetch",
-        "convert",
-    ]
+    assert embedder("prepare", *words).steps == []
+    assert embedder("prepare", *words, "force=1").steps == ["fetch", "convert"]
     assert source.read_bytes() == whole
-    doit("verify", "model=demo-embed")
+    embedder("verify", *words)
 
 
 def test_force_hashes_a_folder_of_the_users_own_again(made: Doit, own_tiny: Path) -> None:
@@ -276,9 +309,9 @@ def test_the_users_own_files_are_never_written_to(
     assert {path.name: path.stat().st_mtime_ns for path in own_tiny.iterdir()} == before
 
 
-def test_a_leftover_that_is_wanted_now_is_kept(made: Doit, own_tiny: Path) -> None:
+def test_a_leftover_that_is_wanted_now_is_kept(all_made: Doit, own_tiny: Path) -> None:
     """A killed run leaves the step on the way; who asks for it then owns it."""
-    made("prepare", f"model={own_tiny}", "quant=bf16")
+    made = all_made
     receipts = next((made.home / "models" / "gguf").rglob(".state.json"))
     data = json.loads(receipts.read_text(encoding="utf-8"))
     data["artifacts"]["model.bf16.gguf"]["keep"] = False  # as such a run leaves it
@@ -289,9 +322,9 @@ def test_a_leftover_that_is_wanted_now_is_kept(made: Doit, own_tiny: Path) -> No
 
 
 def test_a_restored_intermediate_needs_no_converter(
-    made: Doit, own_tiny: Path, tmp_path: Path
+    all_made: Doit, own_tiny: Path, tmp_path: Path
 ) -> None:
-    made("prepare", f"model={own_tiny}", "quant=bf16")
+    made = all_made
     os.utime(next(made.home.rglob("*.bf16.gguf")))
     made.env |= {"LLAMA_PIPELINE_CACHE": str(tmp_path / "empty"), "PIP_NO_INDEX": "1"}
     again = made("prepare", f"model={own_tiny}", "quant=q5_0", "offline=1")

@@ -96,7 +96,8 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_servers_behind_one_address(servers: Servers, gguf: Path, converter: Path) -> None:
+@pytest.mark.usefixtures("embedder")
+def test_servers_behind_one_address(servers: Servers, gguf: Path) -> None:
     """Two chat servers and an embedder, asked with the clients that people use; one is killed,
     one is broken; then nothing is left."""
     import anthropic

@@ -23,12 +23,12 @@ def test_two_prepares_make_the_model_once(doit: Doit, tiny: Path, converter: Pat
     assert any("waiting for it" in err for _, err in told)
 
 
-def test_everything_works_beside_a_running_server(doit: Doit, tiny: Path, converter: Path) -> None:
-    with doit.serving(f"model={tiny}", "ctx_size=512"):
-        assert "serve" in doit("list").out
-        assert doit("build_bins").steps == []
-        assert doit("plan", f"model={tiny}").status == 0
-        with doit.serving(f"model={tiny}", "ctx_size=512"):
+def test_everything_works_beside_a_running_server(ready: Doit, tiny: Path) -> None:
+    with ready.serving(f"model={tiny}", "ctx_size=512"):
+        assert "serve" in ready("list").out
+        assert ready("build_bins").steps == []
+        assert ready("plan", f"model={tiny}").status == 0
+        with ready.serving(f"model={tiny}", "ctx_size=512"):
             pass
 
 
@@ -37,9 +37,9 @@ def llama_servers(of: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_requested_stop_ends_well(doit: Doit, tiny: Path, converter: Path, name: str) -> None:
+def test_a_requested_stop_ends_well(ready: Doit, tiny: Path, name: str) -> None:
     port = free_port()
-    with doit.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
+    with ready.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("url")
         server = llama_servers(psutil.Process(process.pid))[0]
@@ -49,9 +49,9 @@ def test_a_requested_stop_ends_well(doit: Doit, tiny: Path, converter: Path, nam
         assert not server.is_running()
 
 
-def test_a_killed_doit_leaves_no_server(doit: Doit, tiny: Path, converter: Path) -> None:
+def test_a_killed_doit_leaves_no_server(ready: Doit, tiny: Path) -> None:
     port = free_port()
-    with doit.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
+    with ready.start("serve", f"model={tiny}", f"port={port}", "ctx_size=512") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("url")
         server = llama_servers(psutil.Process(process.pid))[0]
@@ -62,14 +62,11 @@ def test_a_killed_doit_leaves_no_server(doit: Doit, tiny: Path, converter: Path)
         process.stderr.close()
 
 
-def test_a_server_that_cannot_start_says_why(
-    doit: Doit, tiny: Path, converter: Path, tmp_path: Path
-) -> None:
-    doit("prepare", f"model={tiny}")
+def test_a_server_that_cannot_start_says_why(ready: Doit, tiny: Path, tmp_path: Path) -> None:
     template = tmp_path / "cut.jinja"
     template.write_text("{% if")
     words = (f"model={tiny}", f"port={free_port()}", f"server.chat_template_file={template}")
-    wrong = doit("serve", *words, status=1)
+    wrong = ready("serve", *words, status=1)
     assert "ended before it was ready, exit status 1" in wrong.err
     last = wrong.err.rpartition("ended before it was ready")[2]
     assert "chat template is not supported" in last, "its last lines are shown"

@@ -133,9 +133,8 @@ def test_json_with_a_byte_order_mark_is_converted(
 
 
 @pytest.mark.build
-def test_ggufs_that_are_none(doit: Doit, tiny: Path, converter: Path, tmp_path: Path) -> None:
-    doit("prepare", f"model={tiny}", "quant=q8_0")
-    whole = next(doit.home.rglob("*.gguf")).read_bytes()
+def test_ggufs_that_are_none(doit: Doit, gguf: Path, tmp_path: Path) -> None:
+    whole = gguf.read_bytes()
     for name, data, says in (
         ("text.gguf", b"this is a page, not a model", "does not start with GGUF"),
         ("short.gguf", whole[: len(whole) // 2], "is cut short"),
@@ -327,10 +326,9 @@ def test_closed_output_ends_quietly(bare: Doit) -> None:
 
 @pytest.mark.build
 def test_what_cannot_be_meant_is_said_before_a_build(
-    doit: Doit, bare: Doit, tiny: Path, converter: Path, tmp_path: Path
+    bare: Doit, gguf: Path, tmp_path: Path
 ) -> None:
-    doit("prepare", f"model={tiny}", "quant=q8_0")
-    own = shutil.copy(next(doit.home.rglob("*.gguf")), tmp_path / "own.gguf")
+    own = shutil.copy(gguf, tmp_path / "own.gguf")
     for words, says in (
         (["quant=q5_0"], "quantizing it again"),
         (["quant=q8_0", "keep_f16=1"], "keep_f16: not used: the GGUF is served as it is"),

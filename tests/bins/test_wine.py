@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import debian
+import kept
 import pytest
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.release.prebuilt import Prebuilt
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import part, publish_folder, recover_folder, remove
 
 DEBIANS = Path("/usr/lib/wine")  # where it has the programs themselves
 
@@ -35,31 +38,51 @@ pytestmark = [
 ]
 
 
+def call(prefix: Path, name: str | None, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run it with this folder as wine's drives and registry."""
+    env = {**os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all"}
+    env.pop("DISPLAY", None)
+    return subprocess.run(
+        [str(name), *words], env=env, capture_output=True, timeout=300, check=False
+    )
+
+
+def server() -> str:
+    return program("wineserver64", "wineserver") or "wineserver"
+
+
 @pytest.fixture
-def env(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A wine of the test's own, and nothing of it left running."""
+def prefix() -> Iterator[Path]:
+    """Wine's drives and registry, which take half a minute to make and are kept for later runs;
+    nothing of it is left running."""
     if not wine():
         debian.require("wine64")
-    env = {**os.environ, "WINEPREFIX": str(tmp_path / "prefix"), "WINEDEBUG": "-all"}
-    env.pop("DISPLAY", None)
-    subprocess.run(
-        [wine(), "wineboot", "-u"], env=env, capture_output=True, timeout=300, check=True
-    )
-    yield env
-    server = program("wineserver64", "wineserver")
-    if server:
-        subprocess.run([server, "-k"], env=env, capture_output=True, timeout=60, check=False)
+    version = call(Path(), wine(), "--version").stdout.decode()
+    folder = kept.FOLDER / "wine" / kept.key_of([version, os.getuid()])
+    with only_one(folder):
+        recover_folder(folder)
+        if not folder.is_dir():
+            made = part(folder)
+            remove(made)
+            made.mkdir(parents=True)
+            assert call(made, wine(), "wineboot", "-u").returncode == 0
+            call(made, server(), "-w")  # it writes the registry when all has ended
+            publish_folder(made, folder)
+            kept.drop_old(folder.parent, 1)
+        os.utime(folder)
+        try:
+            yield folder
+        finally:
+            call(folder, server(), "-k")
 
 
-def test_the_pinned_programs_run(tmp_path: Path, env: dict[str, str]) -> None:
+def test_the_pinned_programs_run(tmp_path: Path, prefix: Path) -> None:
     home, release = Home(tmp_path / "mein häus"), pins().prebuilt.release
     plan = Prebuilt(platform="windows-x64", backend="cpu", release=release, home=home)
     plan.make()
     # llama-server --version does not end under wine.
     for name in ("llama-quantize", "llama-gguf-split"):
         file = plan.target / program_file(name, windows=True)
-        done = subprocess.run(
-            [wine(), file, "--help"], env=env, capture_output=True, timeout=120, check=False
-        )
+        done = call(prefix, wine(), file, "--help")
         assert b"usage: " in (done.stdout + done.stderr).lower()
         assert file.name.encode() in done.stdout + done.stderr

@@ -50,13 +50,13 @@ def asked(line: str) -> None:
     assert told and "error" not in told, f"{line}\n{told}"
 
 
-def test_the_lines_of_the_readme(demo: Doit) -> None:
+def test_the_lines_of_the_readme(doit: Doit) -> None:
     """`serve model=demo`, then curl in another terminal."""
     lines = curls(README)
     assert len(lines) > 1
     port = free_port()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with demo.start("serve", "model=demo", f"port={port}", **quiet) as server:
+    with doit.start("serve", "model=demo", f"port={port}", **quiet) as server:
         try:
 
             def ready() -> bool:
@@ -76,7 +76,6 @@ def shown(
     built: Path, gguf: Path, demo: Doit, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """What docs/clients.md asks: `chat` and `embed` behind one port, no key."""
-    demo("prepare", "model=demo-embed", "quant=q8_0")
     minilm = next((demo.home / "models").rglob("*.q8_0.gguf"))
     program = next(built.glob("*/llama-server*"))
     with site(tmp_path_factory.mktemp("shown")) as one:

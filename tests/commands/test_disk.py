@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Doit, free_port, with_programs
+from conftest import REPOSITORY, Doit, free_port
 from disks import disk as small_disk
 from disks import locks_that_do_not_work as locks_that_do_not_work
 from msgspec.structs import replace
+from workers import shared
 
 from pipeline.core.store import active, artifacts, receipts
 
@@ -25,19 +26,15 @@ SLUG = "demo__all-MiniLM-L6-v2__b9a0018dff09"
 QUANT, BETWEEN = "model.q4_k_m.gguf", "model.f32.gguf"
 
 
-def is_there(models: Path) -> bool:
-    return (models / "gguf" / SLUG / QUANT).exists()
-
-
 @pytest.fixture(scope="session")
-def kept(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models of a home in which demo-embed was prepared. For reading only."""
-    here = REPOSITORY / "models"
-    if is_there(here):
-        return here
-    home = tmp_path_factory.mktemp("kept") / "hôme"
-    with_programs(built, home)("prepare", "model=demo-embed")
-    return home / "models"
+def kept(demo: Doit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models of a home in which demo-embed was prepared as Q4_K_M. For reading only."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(demo.home / "models", folder / "hôme" / "models")
+        Doit(folder / "hôme")("remove", "model=demo-embed", "quant=q8_0", "yes=1")
+
+    return shared(tmp_path_factory, "kept", make) / "hôme" / "models"
 
 
 @pytest.fixture

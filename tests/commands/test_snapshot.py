@@ -40,7 +40,8 @@ sys.exit(main())
 def test_plan_reads_each_receipt_once_and_makes_one_chain(demo: Doit) -> None:
     bins = next((demo.home / "bins").glob("*-cpu/.state.json"))
     model = next((demo.home / "models").glob("source/demo__*/.state.json"))
-    newest = max(file.stat().st_mtime for file in (bins, model))
+    receipts = (bins, *demo.home.glob("models/*/*/.state.json"))
+    newest = max(file.stat().st_mtime for file in receipts)
     wait_for(lambda: time.time() > newest + 3)  # a file that was just written is read each time
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, "plan", "model=demo-embed", "format=json"],

@@ -259,5 +259,8 @@ def unload(parts: Parts, top: Path) -> Iterator[World]:
 
 
 Command = Callable[[Parts, Path], AbstractContextManager[World]]
-QUICK: tuple[Command, ...] = (install_package, prepare, fetch, prune)  # of each try some run always
-SLOW: tuple[Command, ...] = (remove, upgrade, chat, servers, down, load, unload)
+ALWAYS: tuple[Command, ...] = (fetch,)  # of which some cuts are tried in each run of the tests
+ALL: tuple[Command, ...] = (
+    *(install_package, prepare, fetch, prune, remove, upgrade, chat),
+    *(servers, down, load, unload),
+)

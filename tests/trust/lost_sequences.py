@@ -290,7 +290,7 @@ DOWNLOAD = Sequence(
     after=after_download,
 )
 
-QUICK = {
+ALL = {
     "a file": FILE,
     "a folder": folder_sequence(True),
     "a folder with one receipt": folder_sequence(False),
@@ -301,8 +301,6 @@ QUICK = {
     "saved slots": SLOTS,
     "taken away": TAKEN_AWAY,
     "copied": COPIED,
-}
-LONG = {
     "a file, first": FIRST_FILE,
     "receipts": RECEIPTS,
     "a folder, first": folder_sequence(True, first=True),
@@ -315,4 +313,4 @@ LONG = {
     "the converter's environment": CONVERTER,
     "the project's environment": ENVIRONMENT,
 }
-ALL = QUICK | LONG
+ALWAYS = ("a file", "a folder with one receipt", "saved slots")  # in each run of the tests

@@ -43,8 +43,14 @@ receipts.publish_text = try_to_publish
 
 @pytest.mark.parametrize(
     ("command", "patch", "message"),
-    [(fetch, IN_PLACE, "neither the old one nor the new one"), (fetch, LEFT, "left behind")],
-    ids=["in place", "left"],
+    [
+        pytest.param(
+            *(fetch, IN_PLACE, "neither the old one nor the new one"),
+            marks=pytest.mark.trust,
+            id="in place",
+        ),
+        pytest.param(fetch, LEFT, "left behind", id="left"),
+    ],
 )
 def test_a_kill_is_noticed(
     command: Command, patch: str, message: str, parts: Parts, tmp_path: Path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import traced
-from cut_commands import QUICK, SLOW, Command, Parts
+from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
 from cut_worlds import Whole, World
 from figures import Figure
@@ -86,13 +86,13 @@ def fail_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, c
     figure("bytes lost", 0)  # else an assertion has failed
 
 
-@pytest.mark.parametrize("command", QUICK, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", ALWAYS, ids=lambda command: command.__name__)
 def test_some_calls_fail(command: Command, parts: Parts, tmp_path: Path, figure: Figure) -> None:
     fail_at_some(command, parts, tmp_path, figure, 3)
 
 
 @pytest.mark.trust
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [*QUICK, *SLOW], ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.__name__)
 def test_any_call_fails(command: Command, parts: Parts, tmp_path: Path, figure: Figure) -> None:
     fail_at_some(command, parts, tmp_path, figure, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import traced
-from cut_commands import QUICK, SLOW, Command, Parts
+from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
 from cut_worlds import Whole, World
 from figures import Figure
@@ -31,7 +31,7 @@ def kill(world: World, whole: Whole, number: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("command", QUICK, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", ALWAYS, ids=lambda command: command.__name__)
 def test_killed_at_some_call(
     command: Command, parts: Parts, tmp_path: Path, figure: Figure
 ) -> None:
@@ -40,7 +40,7 @@ def test_killed_at_some_call(
 
 @pytest.mark.trust
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [*QUICK, *SLOW], ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.__name__)
 def test_killed_at_every_call(
     command: Command, parts: Parts, tmp_path: Path, figure: Figure
 ) -> None:

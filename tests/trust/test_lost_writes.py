@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import lost_sequences
 import pytest
 from figures import Figure
-from lost_sequences import ALL, NEW, QUICK
+from lost_sequences import ALL, ALWAYS, NEW
 from lost_writes import Recording, states
 
 from pipeline.bins.compile import cmake, source
@@ -78,7 +78,7 @@ def cut(
     return verdicts
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ALWAYS)
 def test_nothing_torn_is_taken_for_good(top: Path, name: str, figure: Figure) -> None:
     verdicts = cut(top, name, bound=16, samples=4)
     assert verdicts[NEW] and verdicts.total() > verdicts[NEW]

@@ -78,7 +78,7 @@ def crowd(doit: Doit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def test_for_some_seconds(crowd: Make, figure: Figure) -> None:
     here = crowd(models=DEMO)
-    report = here.run(seeded(PROCESSES, here.plan), 10)
+    report = here.run(seeded(PROCESSES, here.plan), 4)
     assert not report.wrong, "\n\n".join(report.wrong)
     here.settled()
     figure("commands of many processes at once", report.commands)
