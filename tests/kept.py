@@ -2,10 +2,10 @@
 
 Compiled programs, for what no compiler cache saves, such as minutes of Vulkan's shaders,
 llama.cpp's page, which npm builds, large models that the official converter made, how large
-llama-quantize made what, and wine's drives. Each lies under a key that changes whenever it would be made
-otherwise, and is put into a home with its receipts: doit itself says whether anything is to be
-done, and what it made anew, or otherwise, is kept in its place. What compiles is tested without
-it, each time that a clean checkout builds for the CPU.
+llama-quantize made what, and wine's drives. Each lies under a key that changes whenever it would
+be made otherwise, and is put into a home with its receipts: doit itself says whether anything is
+to be done, and what it made anew, or otherwise, is kept in its place. What compiles is tested
+without it, each time that a clean checkout builds for the CPU.
 """
 
 from __future__ import annotations

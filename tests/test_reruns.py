@@ -125,7 +125,7 @@ def test_what_somebody_asked_for_is_no_intermediate(all_made: Doit, own_tiny: Pa
 def test_direct_types_write_no_intermediate(
     direct: dict[str, list[str]], all_made: Doit, own_tiny: Path
 ) -> None:
-    assert direct == dict.fromkeys(DIRECT, ["convert"])
+    assert direct == {quant: ["convert"] for quant in DIRECT}
     assert ggufs(all_made) == sorted(f"model.{quant}.gguf" for quant in ("q4_k_m", *DIRECT))
 
 
@@ -333,7 +333,7 @@ def test_a_restored_intermediate_needs_no_converter(
 
 def test_an_importance_matrix_from_a_text(made: Doit, own_tiny: Path, tmp_path: Path) -> None:
     text = tmp_path / "some text ü.txt"
-    text.write_text("A kettle sings, a window rattles, and rain writes on the roof. " * 300)
+    text.write_text("A kettle sings, a window rattles, and rain writes on the roof. " * 100)
     words = (f"model={own_tiny}", "quant=iq2_xxs", f"imatrix={text}", "keep_f16=1")
     first = made("prepare", *words)
     assert first.steps == ["convert", "quantize"] and "llama-imatrix" in first.err

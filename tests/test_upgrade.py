@@ -40,11 +40,8 @@ class Upgrades:
         self.site.add(tag, {})
         return self.site.commit(llama_tree.make(self.folder / tag, self.built, **tree), tag)
 
-    def __call__(self, *words: str, status: int = 0, **more: Any) -> Run:
-        with self.doit.start("upgrade", *words, stdin=DEVNULL, **more) as process:
-            out, err = process.communicate(timeout=120)
-        assert process.returncode == status, f"{words}: {process.returncode}\n{out}\n{err}"
-        return Run(process.returncode, out, err)
+    def __call__(self, *words: str, status: int = 0) -> Run:
+        return self.doit("upgrade", *words, status=status, timeout=120)
 
     @property
     def active(self) -> str:

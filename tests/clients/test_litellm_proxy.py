@@ -62,7 +62,9 @@ def programs() -> Path:
 KEYS = {"given": 'api_key_file = "gateway.key"', "made": "", "none": 'api_key = "none"'}
 
 
-@pytest.fixture(params=KEYS)
+@pytest.fixture(
+    params=["given", *(pytest.param(name, marks=pytest.mark.long) for name in ("made", "none"))]
+)
 def proxy(
     request: pytest.FixtureRequest, doit: Doit, gguf: Path, programs: Path, tmp_path: Path
 ) -> Iterator[tuple[str, str]]:
