@@ -138,7 +138,7 @@ def test_loading_by_name(site: Site) -> None:
     assert site.running() == ["one"]
     answer = httpx2.post(f"{site.url}/models/load", json={"model": "two"}, timeout=30)
     assert answer.json() == {"success": True}
-    wait_for(lambda: {row["model"]: row for row in running(site)}["two"]["state"] == "ready", 60)
+    wait_for(lambda: ("two", "ready") in [(row["model"], row["state"]) for row in running(site)])
     assert "unloaded one" in site("unload", "name=one")
     listed = httpx2.get(f"{site.url}/v1/models", timeout=30).json()["data"]
     states = {model["id"]: model["status"]["value"] for model in listed}
