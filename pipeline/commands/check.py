@@ -137,6 +137,11 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
         installed=installed_vllm(servers),
         note=note,
     )
+    for spec in configuration.enabled:
+        least, most = spec.control.replicas
+        if (least, most) != (1, 1):
+            text = most if least == most else f'"{least}-{most}"'
+            note(f"{spec.at('control.replicas')} = {text}: for a cluster; one server runs here")
     for spec in configuration.enabled if cards is None else ():
         if spec.control.gpu_ids not in (None, "all", "none"):
             note(f"{spec.at('control.gpu_ids')}: cannot be checked: there is no NVIDIA driver here")

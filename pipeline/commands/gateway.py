@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from pipeline.bins.build_options import BuildOptions
 from pipeline.core import environment, log, process
-from pipeline.core.errors import PipelineError, doitw
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.paths import absolute
 from pipeline.core.store.publish import publish_text
 from pipeline.core.variables import variables
 from pipeline.serve.keys import first_key, is_loopback
@@ -18,12 +21,14 @@ from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, stay
 
 from . import check, launch
-from .servers import Servers
+from .servers import GATEWAY_OPTIONS, Servers
 from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
     from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import GatewaySettings
+
+    from .session import Session
 
 STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 
@@ -91,8 +96,28 @@ def instance(servers: Servers) -> Server:
     return as_instance(servers.at, settings(servers)[0])
 
 
-def run(servers: Servers) -> None:
+def run(session: Session) -> None:
     """Serve in the foreground until asked to stop. Raises PipelineError."""
+    if session.request.servers.remote:
+        run_remote(session)
+    else:
+        run_local(session.require_servers())
+
+
+def run_remote(session: Session) -> None:
+    """The gateway of servers that run elsewhere. Raises PipelineError."""
+    from pipeline.serve.gateway import app, remote
+
+    typed = session.variables
+    if others := [name for name in ("config", "profile", "engine") if name in typed]:
+        raise UsageError(f"servers= and {others[0]}= contradict each other", "leave one out")
+    chosen, view = remote.read(absolute(session.request.servers.remote))
+    own = {name: getattr(session.request, name) for name in GATEWAY_OPTIONS if name in typed}
+    app.run(view, replace(chosen, **own))
+
+
+def run_local(servers: Servers) -> None:
+    """The gateway of this machine's servers, or another program for them. Raises PipelineError."""
     from pipeline.serve.supervisor import liveness
 
     check.check_servers(servers)
@@ -108,8 +133,9 @@ def run(servers: Servers) -> None:
         litellm(servers, chosen)
     else:
         from pipeline.serve.gateway import app
+        from pipeline.serve.gateway.servers import View
 
-        app.run(servers.at, chosen)
+        app.run(View(servers.at), chosen)
 
 
 def litellm(servers: Servers, chosen: GatewaySettings) -> None:

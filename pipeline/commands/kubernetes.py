@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,8 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import folder, manifests, workload
-from pipeline.deploy.kubernetes.options import Options, options, require_images
+from pipeline.deploy.kubernetes.gateway import SECRET, Gateway
+from pipeline.deploy.kubernetes.options import HPA, KEDA, NAME, Options, options, require_images
 from pipeline.deploy.kubernetes.workload import (
     DATA,
     KEY,
@@ -25,9 +27,11 @@ from pipeline.deploy.kubernetes.workload import (
 )
 from pipeline.models import gguf
 from pipeline.serve.config import checks, instances, vllm
+from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
+from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor.state import require_known
 
@@ -48,9 +52,10 @@ def write(servers: Servers) -> None:
     chosen = chosen.replace(vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
+    before = gateway(configuration, made, chosen)
     target = out(servers, chosen)
-    is_new = folder.write(folder.files(made, chosen), target)
-    report(made, chosen, target, is_new, as_json=servers.request.json)
+    is_new = folder.write(folder.files(made, chosen, before), target)
+    report(made, before, chosen, target, is_new, as_json=servers.request.json)
 
 
 def out(servers: Servers, options: Options) -> Path:
@@ -89,10 +94,63 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
         is_there=workload.is_available,
     )
     engines = {spec.engine for spec in chosen}
-    require_images(options, {x: variable for x, variable in IMAGES.items() if x in engines})
+    images = {x: variable for x, variable in IMAGES.items() if x in engines}
     if configuration.gateway.enable:
-        log.info("the gateway is left out: it routes to the servers of one machine")
+        images["the gateway"] = "image"
+    require_images(options, images)
     return configuration
+
+
+def gateway(
+    configuration: Configuration, made: Sequence[Workload], options: Options
+) -> Gateway | None:
+    """The gateway before the workloads, where the file enables it. Raises UsageError for what needs
+    one."""
+    table = configuration.gateway
+    by_keda = [item.instance.name for item in made if item.uses_keda]
+    needs = [f"{name}: KEDA asks the gateway for its requests" for name in by_keda]
+    needs += [f"route={options.route}: leads to the gateway"] if options.route else []
+    if needs and not table.enable:
+        raise UsageError("\n".join(needs), "write [gateway] enable = true into the file")
+    if bool(options.route) != bool(options.route_parent):
+        raise UsageError("route= and route_parent= belong together", "pass both, or none")
+    if by_keda and not options.namespace:
+        raise UsageError(
+            f"{by_keda[0]}: KEDA runs in another namespace, and has to know the gateway's",
+            "pass namespace=…",
+        )
+    if not table.enable:
+        return None
+    if table.pull:
+        log.info(f"not used: {configuration.at_gateway('pull')} (pods have their models prepared)")
+    if by_keda and table.api_key_file and not holds_one_key(Path(table.api_key_file)):
+        raise UsageError(
+            f"{configuration.at_gateway('api_key_file')}: KEDA sends all of the file as the key",
+            "leave one key in it, and no comment",
+        )
+    is_open = split(table.api_key) == [NONE]
+    if is_open and options.route:
+        log.info(f"warning: route={options.route}: leads to a gateway without a key")
+    settings = GatewaySettings(
+        port=table.port,
+        models=table.models,
+        hold_timeout=table.hold_timeout,
+        origins=tuple(table.origins),
+        hosts=tuple(table.hosts),
+        inspect=table.inspect,
+    )
+    return Gateway(
+        settings=settings,
+        workloads=tuple(made),
+        part_of=made[0].part_of,
+        has_key=not is_open,
+        key_here=table.api_key_file or "",
+    )
+
+
+def holds_one_key(file: Path) -> bool:
+    """Whether a file, which was checked, is one line with a key."""
+    return len(file.read_text("utf-8").splitlines()) == 1
 
 
 def clashes(chosen: Sequence[InstanceSpec]) -> list[str]:
@@ -124,15 +182,16 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
         xdg=servers.home.run / "xdg",
         environ=os.environ,
     )
-    if errors := [
-        x for server in planned for x in workload.conflicts(server, scales=options.scales)
-    ]:
-        raise UsageError("\n".join(errors))
     part = part_of(servers)
-    return [
+    made = [
         _workload(server, adapted[server.name], models.get(server.name), part, options)
         for server in planned
     ]
+    if errors := [x for item in made for x in workload.conflicts(item)]:
+        raise UsageError("\n".join(errors))
+    for item in made:
+        _report_models(item, adapted[item.instance.name], models.get(item.instance.name))
+    return made
 
 
 def _workload(
@@ -144,12 +203,17 @@ def _workload(
     slots = resolved.text("parallel", "np") if is_llama else resolved.text("max-num-seqs")
     threads = resolved.text("threads") if is_llama else ""
     default_slots = workload.SLOTS if is_llama else workload.SEQUENCES
-    weights = [*adapted.weights, *(prepared.weights if prepared else ())]
-    size = sum(disk_size(file) for file in weights)
+    size = sum(disk_size(file) for file in _weights(adapted, prepared))
+    replicas = options.replicas or adapted.spec.control.replicas
+    image = options.model_image.replace(NAME, kubernetes_name(server.name))
     made = Workload(
         instance=server,
         part_of=part,
-        prepare=prepared.variables if prepared else {},
+        replicas=replicas,
+        uses_keda=replicas[0] < replicas[1] and (options.autoscaler or _scaler(replicas)) == KEDA,
+        idle_seconds=math.ceil(adapted.spec.control.idle_timeout),
+        model_image=image,
+        prepare=prepared.variables if prepared and not image else {},
         converts=bool(prepared and prepared.converts),
         texts=adapted.texts,
         env=adapted.spec.control.env,
@@ -160,12 +224,29 @@ def _workload(
         disk=prepared.disk if prepared and prepared.variables else size,
         key_here=adapted.key_here,
     )
-    place = adapted.spec.place
-    for line in (*adapted.notes, *([f"{place}: {note}"] if note else [])):
+    for line in (*adapted.notes, *([f"{adapted.spec.place}: {note}"] if note else [])):
         log.info(line)
-    for file in weights:
-        log.info(f"{place}: copy {file} to {MODELS}/{file.name} on the claim {made.claim}")
     return made
+
+
+def _scaler(replicas: tuple[int, int]) -> str:
+    """The autoscaler that fits: Kubernetes' own keeps at least one pod."""
+    return HPA if replicas[0] else KEDA
+
+
+def _weights(adapted: AdaptedSpec, prepared: PodModel | None) -> list[Path]:
+    """Files of this machine that the pod needs."""
+    return [*adapted.weights, *(prepared.weights if prepared else ())]
+
+
+def _report_models(made: Workload, adapted: AdaptedSpec, prepared: PodModel | None) -> None:
+    """What the user has to bring to the pod."""
+    place = adapted.spec.place
+    if made.model_image:
+        log.info(f"{place}: {made.model_image} has to hold {', '.join(made.model_files)}")
+        return
+    for file in _weights(adapted, prepared):
+        log.info(f"{place}: copy {file} to {MODELS}/{file.name} on the claim {made.claim}")
 
 
 def disk_size(path: Path) -> int:
@@ -175,12 +256,25 @@ def disk_size(path: Path) -> int:
 
 
 def report(
-    made: Sequence[Workload], options: Options, target: Path, is_new: bool, *, as_json: bool
+    made: Sequence[Workload],
+    before: Gateway | None,
+    options: Options,
+    target: Path,
+    is_new: bool,
+    *,
+    as_json: bool,
 ) -> None:
     """Print what was written, and what else the cluster needs."""
     namespace = f" -n {options.namespace}" if options.namespace else ""
-    secrets = [secret(item, namespace) for item in made if item.has_key]
-    unknown = [item for item in made if not (options.storage or item.disk)]
+    secrets = [
+        secret(item.secret + namespace, item.key_here, is_read_whole=not item.is_llama)
+        for item in made
+        if item.has_key
+    ]
+    if before and before.has_key:
+        name = SECRET + namespace
+        secrets.append(secret(name, before.key_here, is_read_whole=before.has_keda))
+    unknown = [item for item in made if item.has_claim and not (options.storage or item.disk)]
     for item in unknown:
         size = manifests.storage(item, options)
         log.info(f"{item.claim}: {size}, as the model's size is unknown; set it: storage=…")
@@ -192,18 +286,20 @@ def report(
     print(f"{'wrote' if is_new else 'nothing to do: up to date in'} {target}")
     if options.namespace:
         print(f"kubectl create namespace {options.namespace}")
+    if before and before.has_keda:
+        print(f"kubectl label namespace {KEDA} {'='.join(*manifests.CLIENT.items())}")
     print("\n".join([*secrets, f"kubectl apply -k {shown([str(target)])}"]))
 
 
-def secret(item: Workload, namespace: str) -> str:
-    """The command that creates the Secret with its key."""
-    create = f"kubectl create secret generic {item.secret}{namespace} --from-file={KEY}="
-    if not item.key_here:
+def secret(name: str, key_here: str, *, is_read_whole: bool = False) -> str:
+    """The command that creates the Secret of this name, with options of kubectl behind it. vLLM and
+    KEDA take the whole file as the key, its line's end included."""
+    create = f"kubectl create secret generic {name} --from-file={KEY}="
+    if not key_here:
         return f"openssl rand -hex 32 | {NO_NEWLINE} | {create}/dev/stdin"
-    if item.is_llama:
-        return create + shown([item.key_here])
-    # vLLM takes the whole file as the key
-    return f"{NO_NEWLINE} < {shown([item.key_here])} | {create}/dev/stdin"
+    if not is_read_whole:
+        return create + shown([key_here])
+    return f"{NO_NEWLINE} < {shown([key_here])} | {create}/dev/stdin"
 
 
 class PodModel:

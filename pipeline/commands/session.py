@@ -22,6 +22,7 @@ class Session:
 
     def __init__(self, request: Request, variables: Mapping[str, str]) -> None:
         self.request = request
+        self.variables = variables  # as typed
         self.home = paths.home()
         self.programs = Programs(request, self.home)
         self.model = Model(request, self.programs)

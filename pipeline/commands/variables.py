@@ -309,6 +309,13 @@ class FileVariables(Group):
     )
     follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
     lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
+    remote: str = variable(
+        path,
+        "a [file of servers that run elsewhere](gateway.md#servers-that-run-elsewhere)",
+        "",
+        of=("gateway",),
+        name="servers",
+    )
     url: str = variable(text, "a server or gateway that is in no file", "", of=("claude", "chat"))
     start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
 

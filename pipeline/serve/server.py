@@ -23,6 +23,18 @@ BOOT, DEMAND = "boot", "demand"  # when a server is loaded: at `up`, or when a r
 SERVICE = ("SERVICE_NAME", "SERVICE_VERSION")  # the name that a deployment gives its server
 
 
+REPLICAS = re.compile(r"(0|[1-9][0-9]{0,3})(?:-([1-9][0-9]{0,3}))?")
+
+
+def replicas(value: str) -> tuple[int, int]:
+    """The least and the most pods of a server on a cluster: `2`, or `0-4`. Raises ValueError."""
+    match = REPLICAS.fullmatch(value.strip())
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= most >= least:
+        raise ValueError("a number of pods, 2, or the least and the most of them, 0-4")
+    return least, most
+
+
 class Keeping(Struct, frozen=True, kw_only=True):
     """When a server runs, and how it is restarted and stopped. Times in seconds."""
 
@@ -52,6 +64,7 @@ class Control(Keeping, frozen=True, kw_only=True):
     guard: bool | None = None  # None: of a llama-server that the pipeline made
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    replicas: tuple[int, int] = (1, 1)  # the least and the most pods on a cluster
     probe_timeout: float | None = None  # for one token; None: 60, or 0 where it may sleep
 
 

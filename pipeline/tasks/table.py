@@ -266,7 +266,7 @@ STEPS = (
     Step(
         "gateway",
         "serve one address for all servers of config=, in the foreground",
-        run=lambda session: do.gateway.run(session.require_servers()),
+        run=lambda session: do.gateway.run(session),
         after=lambda session: before_start(session) if is_router(session) else [],
         reads=("file", "programs", "host", "port", "api_key_file"),
         also="serve",

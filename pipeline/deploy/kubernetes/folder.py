@@ -11,7 +11,9 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import require_writable
 from pipeline.core.store import artifacts
 
+from . import gateway as gateways
 from . import manifests
+from .gateway import Gateway
 from .options import Options
 from .workload import Workload
 
@@ -20,14 +22,22 @@ LAST = "kustomization.yaml"
 AMBIGUOUS = re.compile(r"[+-]?[.]?\d|[yn]$", re.IGNORECASE)
 
 
-def files(workloads: Sequence[Workload], options: Options) -> dict[str, str]:
+def files(
+    workloads: Sequence[Workload], options: Options, gateway: Gateway | None = None
+) -> dict[str, str]:
     """The text of each file, by its name."""
     texts: dict[str, str] = {}
     if any(workload.prepare for workload in workloads):
         texts["settings.yaml"] = text([manifests.settings()])
     for workload in workloads:
         documents = manifests.objects(workload, options)
-        texts[f"{workload.name}.server.yaml"] = text(documents, comments(workload, options))
+        if gateway and workload.uses_keda:
+            documents.append(gateways.scaled_object(workload, gateway, options))
+        texts[f"{workload.name}.server.yaml"] = text(documents, comments(workload))
+    if gateway:
+        lines = [f"The key is in the Secret {gateways.SECRET}, which is not written here."]
+        documents = gateways.objects(gateway, options)
+        texts["gateway.yaml"] = text(documents, lines if gateway.has_key else ())
     return {**texts, LAST: text([manifests.kustomization([*texts], options.namespace)])}
 
 
@@ -54,12 +64,15 @@ def text(documents: Sequence[dict[str, Any]], comments: Sequence[str] = ()) -> s
     )
 
 
-def comments(workload: Workload, options: Options) -> list[str]:
+def comments(workload: Workload) -> list[str]:
     """Explanations for the reader of the file."""
     lines = []
-    if options.replicas[1] > 1:
-        lines.append("ReadWriteMany: several pods on several nodes read one claim.")
+    if workload.may_be_several:
+        if workload.has_claim:
+            lines.append("ReadWriteMany: several pods on several nodes read one claim.")
         lines.append("maxSurge 0: a new pod would need a GPU and memory beside those in use.")
+    elif not workload.has_claim:
+        lines.append("Recreate: no second GPU may be free.")
     else:
         lines.append("Recreate: the claim is ReadWriteOnce, and no second GPU may be free.")
     if workload.has_key:

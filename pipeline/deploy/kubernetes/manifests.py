@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .options import Options
-from .workload import DATA, KEY, KEYS, TEXTS, Workload
+from .workload import DATA, KEY, KEYS, MODELS, TEXTS, Workload
 
 USER = 10001  # the image's own; any that is not root will do
 SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
@@ -19,6 +19,8 @@ TOKEN = {"name": "huggingface", "key": "token", "optional": True}  # of a Secret
 PERIOD = 5  # seconds between two probes of a server that starts or is ready
 DRAIN = 5  # seconds until no Service routes to a pod that ends
 DOWNLOADING = 3600  # seconds that a model's download may take
+# A pod keeps answering until no Service routes to it any more.
+DRAINED = {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}}
 GIB = 1024**3
 BESIDE = GIB // 2  # of memory, for the server itself
 WITH_GPU = 4 * GIB  # of memory: the weights only pass through the page cache
@@ -26,6 +28,18 @@ UNKNOWN_MEMORY = 8 * GIB
 UNKNOWN_DISK = 100 * GIB
 PREPARING, CONVERTING = GIB, 4 * GIB
 
+UNPRIVILEGED = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+ISOLATED = {
+    "automountServiceAccountToken": False,
+    "enableServiceLinks": False,  # their variables would look like llama-server's
+}
 CONFINED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -45,17 +59,19 @@ SPARE = 1.1  # of disk
 LLAMA_METRICS = ("llamacpp_requests_processing", "llamacpp_requests_deferred")
 VLLM_METRICS = ("vllm_num_requests_running", "vllm_num_requests_waiting")
 SCALE_DOWN_SECONDS = 600  # of less work before a pod is removed: a new one has to load first
+SLOWLY = {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_SECONDS}}
 PULLING = 600  # seconds for pulling the image, before a rollout counts as stuck
 
 
 def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
     """Its objects, in the order in which they are needed."""
-    documents = [_claim(workload, options)]
+    documents = [_claim(workload, options)] if workload.has_claim else []
     if workload.texts:
         document = _object(workload, "ConfigMap", workload.files)
         documents.append({**document, "data": dict(workload.texts)})
     documents += [_deployment(workload, options), _service(workload), _policy(workload)]
-    return [*documents, _autoscaler(workload, options)] if options.scales else documents
+    own = workload.scales and not workload.uses_keda
+    return [*documents, _autoscaler(workload)] if own else documents
 
 
 def settings() -> dict[str, Any]:
@@ -86,7 +102,7 @@ def _object(workload: Workload, kind: str, name: str, api: str = "v1") -> dict[s
 
 
 def _claim(workload: Workload, options: Options) -> dict[str, Any]:
-    several = options.replicas[1] > 1
+    several = workload.may_be_several
     named = {"storageClassName": options.storage_class} if options.storage_class else {}
     return {
         **_object(workload, "PersistentVolumeClaim", workload.claim),
@@ -99,7 +115,6 @@ def _claim(workload: Workload, options: Options) -> dict[str, Any]:
 
 
 def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
-    least, most = options.replicas
     rolling = {"maxSurge": 0, "maxUnavailable": 1}
     several = {"type": "RollingUpdate", "rollingUpdate": rolling}
     loading = math.ceil(workload.instance.ready_timeout)
@@ -109,10 +124,10 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
         **_object(workload, "Deployment", workload.name, "apps/v1"),
         "spec": {
             # The autoscaler sets the number: if written here, each apply would reset it.
-            **({} if options.scales else {"replicas": least}),
+            **({} if workload.scales else {"replicas": workload.replicas[0]}),
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": loading + DOWNLOADING + PULLING,
-            "strategy": several if most > 1 else {"type": "Recreate"},
+            "strategy": several if workload.may_be_several else {"type": "Recreate"},
             "selector": {"matchLabels": workload.labels},
             "template": _pod(workload, options, checksum),
         },
@@ -128,29 +143,31 @@ def _service(workload: Workload) -> dict[str, Any]:
 
 
 def _policy(workload: Workload) -> dict[str, Any]:
+    document = _object(workload, "NetworkPolicy", workload.name, "networking.k8s.io/v1")
+    return {**document, "spec": clients_only(workload.labels)}
+
+
+def clients_only(labels: Mapping[str, str]) -> dict[str, Any]:
     """Only labelled pods, and the pods of labelled namespaces, can reach the port."""
     allowed = [
         {"podSelector": {"matchLabels": CLIENT}},
         {"namespaceSelector": {"matchLabels": CLIENT}},
     ]
     return {
-        **_object(workload, "NetworkPolicy", workload.name, "networking.k8s.io/v1"),
-        "spec": {
-            "podSelector": {"matchLabels": workload.labels},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
-        },
+        "podSelector": {"matchLabels": labels},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
     }
 
 
-def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
+def _autoscaler(workload: Workload) -> dict[str, Any]:
     """More pods when three quarters of the slots are busy, or a request waits in each pod.
 
     The larger of the two numbers of pods counts: waiting requests tell of too few pods, busy slots
     of too many.
     """
     busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
-    least, most = options.replicas
+    least, most = workload.replicas
     return {
         **_object(workload, "HorizontalPodAutoscaler", workload.name, "autoscaling/v2"),
         "spec": {
@@ -162,12 +179,17 @@ def _autoscaler(workload: Workload, options: Options) -> dict[str, Any]:
             "minReplicas": least,
             "maxReplicas": most,
             "metrics": [
-                _each_pod(busy, max(1, workload.slots * 3 // 4)),
+                _each_pod(busy, busy_slots(workload)),
                 _each_pod(waiting, 1),
             ],
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_SECONDS}},
+            "behavior": SLOWLY,
         },
     }
+
+
+def busy_slots(workload: Workload) -> int:
+    """The requests of a pod from which another one is started."""
+    return max(1, workload.slots * 3 // 4)
 
 
 def _each_pod(metric: str, value: int) -> dict[str, Any]:
@@ -193,16 +215,8 @@ def _pod(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
             },
         },
         "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,  # their variables would look like llama-server's
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            **ISOLATED,
+            "securityContext": UNPRIVILEGED,
             "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
             **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
             "containers": [_server(workload, options)],
@@ -211,7 +225,7 @@ def _pod(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
     }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text escaped: in a manifest, `$(NAME)` would be expanded."""
     return text.replace("$", "$$")
 
@@ -222,12 +236,12 @@ def _prepare(workload: Workload, options: Options) -> dict[str, Any]:
         "name": "prepare",
         "image": options.image,
         "command": [PIPELINE],
-        "args": ["prepare", *(_plain(f"{n}={v}") for n, v in workload.prepare.items())],
+        "args": ["prepare", *(plain(f"{n}={v}") for n, v in workload.prepare.items())],
         "envFrom": [{"configMapRef": {"name": SETTINGS}}],
-        "env": [_variable("HOME", HOME), _variable("HF_TOKEN", TOKEN)],
-        "resources": _resources(CONVERTING if workload.converts else PREPARING, cpu=1),
+        "env": [environment_variable("HOME", HOME), environment_variable("HF_TOKEN", TOKEN)],
+        "resources": resources(CONVERTING if workload.converts else PREPARING, cpu=1),
         "securityContext": CONFINED,
-        "volumeMounts": [_mount(name, path) for name, path, *_ in _volumes(workload)[:2]],
+        "volumeMounts": [mount(name, path) for name, path, *_ in _volumes(workload)[:2]],
     }
 
 
@@ -241,16 +255,15 @@ def _server(workload: Workload, options: Options) -> dict[str, Any]:
         "name": "server",
         "image": image,
         "command": [program],
-        "args": [_plain(word) for word in args],
+        "args": [plain(word) for word in args],
         "env": _environment(workload),
         "ports": [{"name": "http", "containerPort": instance.port, "protocol": "TCP"}],
-        "resources": _resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
+        "resources": resources(memory(workload), cpu=workload.threads or 1, gpus=workload.gpus),
         "securityContext": CONFINED,
         **probes(workload),
-        # A pod keeps answering until no Service routes to it any more.
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}},
+        "lifecycle": DRAINED,
         "volumeMounts": [
-            _mount(name, path, read_only) for name, path, read_only, _ in _volumes(workload)
+            mount(name, path, read_only) for name, path, read_only, _ in _volumes(workload)
         ],
     }
 
@@ -287,11 +300,11 @@ def in_gib(count: float) -> str:
     return f"{max(1, math.ceil(count / GIB))}Gi"
 
 
-def _resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
+def resources(memory: int, *, cpu: int, gpus: int = 0) -> dict[str, Any]:
     """No limits but for GPUs, which are never shared: on some nodes a memory limit would kill the
     server for the page cache of its own weights, and a CPU limit only slows it down."""
-    resources: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
-    return {**resources, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else resources
+    requested: dict[str, Any] = {"requests": {"cpu": str(cpu), "memory": in_gib(memory)}}
+    return {**requested, "limits": {"nvidia.com/gpu": str(gpus)}} if gpus else requested
 
 
 def _environment(workload: Workload) -> list[dict[str, Any]]:
@@ -308,19 +321,19 @@ def _environment(workload: Workload) -> list[dict[str, Any]]:
             env["VLLM_API_KEY"] = {"name": workload.secret, "key": KEY}
     if not workload.gpus:  # a node whose default runtime is NVIDIA's exposes every GPU
         env |= {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
-    own = {name: _plain(value) for name, value in workload.env.items()}
+    own = {name: plain(value) for name, value in workload.env.items()}
     kept = {name: value for name, value in env.items() if name not in own}
-    return [_variable(name, value) for name, value in {**kept, **own}.items()]
+    return [environment_variable(name, value) for name, value in {**kept, **own}.items()]
 
 
-def _variable(name: str, value: str | dict[str, Any]) -> dict[str, Any]:
+def environment_variable(name: str, value: str | dict[str, Any]) -> dict[str, Any]:
     """A variable of a container: a text, or a key of a Secret."""
     if isinstance(value, dict):
         return {"name": name, "valueFrom": {"secretKeyRef": value}}
     return {"name": name, "value": value}
 
 
-def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
+def mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
     return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
 
 
@@ -328,10 +341,14 @@ def _volumes(workload: Workload) -> list[tuple[str, str, bool, dict[str, Any]]]:
     """Of each volume its name, where it is mounted, whether read-only, and what it is; first those
     of every container."""
     is_llama = workload.is_llama
-    volumes: list[tuple[str, str, bool, dict[str, Any]]] = [
-        ("data", DATA, is_llama, {"persistentVolumeClaim": {"claimName": workload.claim}}),
-        ("tmp", "/tmp", False, {"emptyDir": {}}),  # noqa: S108
-    ]
+    volumes: list[tuple[str, str, bool, dict[str, Any]]] = []
+    if workload.has_claim:
+        claim = {"persistentVolumeClaim": {"claimName": workload.claim}}
+        volumes.append(("data", DATA, is_llama, claim))
+    volumes.append(("tmp", "/tmp", False, {"emptyDir": {}}))  # noqa: S108
+    if workload.model_image:
+        image = {"reference": workload.model_image, "pullPolicy": "IfNotPresent"}
+        volumes.append(("models", MODELS, True, {"image": image}))
     if is_llama and workload.has_key:
         # The kubelet makes it readable for fsGroup, too.
         secret = {"secretName": workload.secret, "defaultMode": 0o400}

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from pipeline.core.errors import UsageError
-from pipeline.core.variables import Group, fill, integer, path, read, variable, variables
+from pipeline.core.variables import Group, choice, fill, integer, path, read, variable, variables
+from pipeline.serve.server import replicas
 
 # Patterns of ASCII, compiled when they are used: every command reads this table.
 IMAGE = (
@@ -14,7 +15,10 @@ IMAGE = (
 )
 LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123
 QUANTITY = r"[1-9]\d*(Mi|Gi|Ti|M|G|T)"
-REPLICAS = r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?"
+HOST = r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+PARENT = r"([-a-z0-9]+/)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?(:[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?"
+NAME = "{name}"  # in model_image: the instance's
+HPA, KEDA = "hpa", "keda"
 
 
 def matching(pattern: str, allowed: str) -> Callable[[str], str]:
@@ -28,13 +32,12 @@ def matching(pattern: str, allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def replicas(value: str) -> tuple[int, int]:
-    """The least and the most pods: `2`, or `1-4`."""
-    match = re.fullmatch(REPLICAS, value.strip(), re.ASCII)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if most < least:
-        raise ValueError("a number of pods, 2, or the least and the most of them, 1-4")
-    return least, most
+def model_image(value: str) -> str:
+    """An image, with NAME for that of the instance."""
+    matching(IMAGE, "an image, such as registry.example/models/{name}:1.0")(
+        value.replace(NAME, "x")
+    )
+    return value.strip()
 
 
 class Options(Group):
@@ -59,11 +62,36 @@ class Options(Group):
         "",
         shown="the one of `kubectl`",
     )
-    replicas: tuple[int, int] = variable(
+    replicas: tuple[int, int] | None = variable(
         replicas,
-        "pods of each instance, `2`; or the least and the most, `1-4`, and an autoscaler",
-        (1, 1),
-        shown="1",
+        "pods of each instance, `2`; or the least and the most, `0-4`, and an autoscaler",
+        shown="as the file says, else 1",
+    )
+    autoscaler: str = variable(
+        choice(HPA, KEDA),
+        "`hpa`, Kubernetes' own, by the servers' metrics; `keda`, by the gateway's requests",
+        "",
+        shown="`keda` for pods from 0, else `hpa`",
+    )
+    gateway_replicas: int = variable(integer(1, 100), "pods of the gateway", 2)
+    model_image: str = variable(
+        model_image,
+        "an image with the models, mounted in the place of a claim; `{name}` in it is the "
+        "instance's",
+        "",
+        shown="none: a claim",
+    )
+    route: str = variable(
+        matching(HOST, "a host name, such as chat.example.com"),
+        "the host name of an HTTPRoute to the gateway",
+        "",
+        shown="none: no route",
+    )
+    route_parent: str = variable(
+        matching(PARENT, "[NAMESPACE/]NAME[:LISTENER] of a Gateway"),
+        "the Gateway of that route: `[NAMESPACE/]NAME[:LISTENER]`",
+        "",
+        shown="required with `route`",
     )
     storage: str = variable(
         matching(QUANTITY, "a size, such as 50Gi"),
@@ -88,10 +116,6 @@ class Options(Group):
         "",
         shown="`deploy/<configuration>` in the home; beside the file",
     )
-
-    @property
-    def scales(self) -> bool:
-        return self.replicas[0] < self.replicas[1]
 
 
 def options(words: Mapping[str, str]) -> Options:

@@ -58,6 +58,30 @@ class Workload(Struct, frozen=True, kw_only=True):
     memory: int = 0  # of the model and its context
     disk: int = 0  # of the claim, at the peak
     key_here: str = ""  # the file of this machine that holds the key, where the user named one
+    replicas: tuple[int, int] = (1, 1)  # the least and the most; equal: no autoscaler
+    uses_keda: bool = False  # as the autoscaler, in the place of Kubernetes' own
+    idle_seconds: int = 0  # without a request until no pod is left; 0: not set
+    model_image: str = ""  # with the model; empty: it is on the claim
+
+    @property
+    def scales(self) -> bool:
+        return self.replicas[0] < self.replicas[1]
+
+    @property
+    def may_be_several(self) -> bool:
+        return self.replicas[1] > 1
+
+    @property
+    def has_claim(self) -> bool:
+        """vLLM keeps caches there, too."""
+        return not (self.model_image and self.is_llama)
+
+    @property
+    def model_files(self) -> list[str]:
+        """The files and folders of models that its options name, relative to their folder."""
+        words = [part for word in self.instance.cmd for part in word.split(",")]
+        start = f"{MODELS}/"
+        return list(dict.fromkeys(w.removeprefix(start) for w in words if w.startswith(start)))
 
     @property
     def name(self) -> str:
@@ -243,10 +267,16 @@ def _added(spec: InstanceSpec) -> dict[str, Value]:
     return {"host": EVERYWHERE, **key, "metrics": True, "cors-origins": "localhost"}
 
 
-def conflicts(instance: Server, *, scales: bool) -> Iterator[str]:
-    """What conflicts with the pod: extra_args, which come last and win, and an autoscaler without
-    metrics."""
-    if scales and instance.engine == LLAMA_CPP and "--metrics" not in instance.cmd:
+def conflicts(workload: Workload) -> Iterator[str]:
+    """What conflicts with the pod: extra_args, which come last and win, an autoscaler that cannot
+    do what it should, and an image that holds nothing."""
+    instance, least = workload.instance, workload.replicas[0]
+    by_metrics = workload.scales and not workload.uses_keda
+    if not least and not workload.uses_keda:
+        yield f"{instance.name}: replicas from 0: an HPA keeps one pod; use autoscaler=keda"
+    if workload.model_image and not workload.model_files:
+        yield f"{instance.name}: model_image=: no option names a file in /models"
+    if by_metrics and least and instance.engine == LLAMA_CPP and "--metrics" not in instance.cmd:
         yield f"{instance.name}: metrics = false: the autoscaler of replicas= needs them"
     if instance.host != EVERYWHERE:
         yield f"{instance.name}: --host {instance.host}: no Service could reach it; leave it out"

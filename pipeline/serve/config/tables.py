@@ -19,7 +19,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from pipeline.serve import address, placing
+from pipeline.serve import address, placing, server
 
 MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
@@ -100,6 +100,16 @@ def _memory(value: Any, _: object) -> Any:
     return value
 
 
+def _replicas(value: Any) -> tuple[int, int]:
+    """The least and the most pods."""
+    if isinstance(value, str) or type(value) is int:
+        try:
+            return server.replicas(str(value))
+        except ValueError:
+            pass
+    raise ValueError('must be a number of pods, or the least and the most, such as "0-4"')
+
+
 def _size(value: str) -> str:
     """A size in bytes."""
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value, re.A):
@@ -111,6 +121,18 @@ Option = Annotated[str | int | float | bool | list[Scalar], WrapValidator(_optio
 Word = Annotated[str, BeforeValidator(_word), WithJsonSchema({"type": ["string", "number"]})]
 Amount = Annotated[str | dict[str, str], WrapValidator(_memory)]
 Size = Annotated[str, AfterValidator(_size)]
+Replicas = Annotated[
+    tuple[int, int],
+    BeforeValidator(_replicas),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 9999},
+                {"type": "string", "pattern": f"^{server.REPLICAS.pattern}$"},
+            ]
+        }
+    ),
+]
 Variables = Annotated[dict[str, Word], AfterValidator(_variables)]
 Host = Annotated[str, Field(min_length=1), _allowed_by(address.host)]
 GpuIds = Annotated[str, AfterValidator(gpu_ids)]
@@ -202,6 +224,8 @@ class ControlTable(Table):
     """Seconds that it gets to stop."""
     probe_timeout: Seconds = 60.0
     """Seconds for one token, once it is healthy; 0 turns this probe off."""
+    replicas: Replicas = Field(default_factory=lambda: (1, 1))
+    """Pods on a cluster, or the least and the most of them, 0-4; one machine runs one server."""
     start: Literal["boot", "demand"] = "boot"
     """boot: loaded by `up`; demand: loaded when a request at the gateway names it."""
     idle_timeout: Seconds = 0.0

@@ -43,8 +43,9 @@ def main() -> int:
     settings = msgspec.json.decode(options.pop("settings"), type=GatewaySettings)
     try:
         from .app import run
+        from .servers import View
 
-        run(at, replace(settings, **options))
+        run(View(at), replace(settings, **options))
     except PipelineError as error:
         log.info(str(error))
         return 3 if isinstance(error, UsageError) else 1

@@ -20,7 +20,6 @@ from pipeline.core.process import allow_many_files
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.health import require_free
 from pipeline.serve.stopping import asked_to_stop
-from pipeline.serve.supervisor.state import Folder
 
 from . import answers, counters
 from .connection import Connection
@@ -30,11 +29,11 @@ from .loading import Loading
 from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import CLIENT_GONE, Proxy
+from .remote import RemoteView
 from .servers import ANY, PATHS, View, find
 from .settings import GatewaySettings, as_instance, check
 from .upstream import Engines, Keys
 
-GRACE_SECONDS = 0.5  # for answers in flight at a stop
 KEEP_ALIVE_SECONDS = 65  # longer than clients keep idle connections, so that they close them
 
 
@@ -86,12 +85,12 @@ class OwnEndpoints:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-def app(at: Folder, settings: GatewaySettings) -> Starlette:
-    """The gateway of the configuration in `at`."""
-    proxy = Proxy(View(at), Keys(), counters.Counters(), settings)
+def app(view: View, settings: GatewaySettings) -> Starlette:
+    """The gateway of these servers."""
+    proxy = Proxy(view, Keys(), counters.Counters(), settings)
     page, loading = Page(proxy), Loading(proxy)
     engines = Engines(proxy.view, proxy.keys)
-    board = Dashboard(at, proxy, engines)
+    board = Dashboard(proxy, engines)
     own = OwnEndpoints(proxy, page, engines, board)
 
     @asynccontextmanager
@@ -99,6 +98,8 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
         async with anyio.create_task_group() as group:
             group.start_soon(proxy.demand.report)
             group.start_soon(board.sampling)
+            if isinstance(view, RemoteView):
+                group.start_soon(view.watch)
             yield
             group.cancel_scope.cancel()
 
@@ -124,6 +125,7 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
             Route("/metrics", own.metrics),
             Route("/upstream/{server}/{path:path}", proxy),
             Route("/running", loading.running),
+            Route("/scaling/{server}", loading.scaling),
             Route("/models/load", loading.load, methods=["POST"]),
             Route("/models/unload", loading.unload, methods=["POST"]),
             Route("/unload", loading.unload_all, methods=["GET", "POST"]),
@@ -160,13 +162,13 @@ def app(at: Folder, settings: GatewaySettings) -> Starlette:
     return made
 
 
-def run(at: Folder, settings: GatewaySettings) -> None:
+def run(view: View, settings: GatewaySettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError or PipelineError where it cannot start."""
     check(settings)
     allow_many_files()  # a client's connection takes one, a request two
     require_free(settings.host, settings.port)
     config = uvicorn.Config(
-        app(at, settings),
+        app(view, settings),
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -176,9 +178,9 @@ def run(at: Folder, settings: GatewaySettings) -> None:
         http=Connection,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=settings.stop_timeout,  # type: ignore[arg-type]
     )
-    log.info(f"gateway on {as_instance(at, settings).url}")
+    log.info(f"gateway on {as_instance(view.at, settings).url}")
     # uvicorn raises the signal that stopped it again; a requested stop ends with status 0
     with asked_to_stop("SIGINT", "SIGTERM", "SIGBREAK"):
         uvicorn.Server(config).run()

@@ -15,10 +15,10 @@ from starlette.routing import Route
 from pipeline.core.text import printable
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.supervisor import memory, status
-from pipeline.serve.supervisor.state import Folder
 
 from .counters import INTERVAL, SAMPLES
 from .proxy import Proxy
+from .servers import Target
 from .upstream import Engines
 
 FILES = Path(__file__).parent / "dashboard_page"
@@ -37,8 +37,8 @@ LOG_BYTES = 16 * 1024
 class Dashboard:
     """The page's endpoints. `sampling` must run as long as the gateway does."""
 
-    def __init__(self, at: Folder, proxy: Proxy, engines: Engines) -> None:
-        self._at, self._proxy, self._engines = at, proxy, engines
+    def __init__(self, proxy: Proxy, engines: Engines) -> None:
+        self._proxy, self._engines = proxy, engines
         self._lock = anyio.Lock()
         self._rows: tuple[float, list[status.Row], list[memory.DeviceMemory]] | None = None
 
@@ -86,17 +86,47 @@ class Dashboard:
         file = next((x.instance.log_file for x in targets if x.name == name), None)
         if file is None:
             raise Refused(404, f"there is no instance {name}")
+        if not file:
+            raise Refused(404, f"the log of {name} is kept where it runs")
         text = await run_sync(_end, Path(file))
         return PlainTextResponse(text, headers={"x-content-type-options": "nosniff"})
+
+    def _look(self) -> tuple[list[status.Row], list[memory.DeviceMemory]]:
+        view = self._proxy.view
+        if view.is_supervised:
+            return status.ps(view.at), memory.devices()
+        return [_remote_row(target) for target in view.now().targets], []
 
     async def processes(self) -> tuple[list[status.Row], list[memory.DeviceMemory]]:
         """All servers as `ps` shows them, and the devices' memory; for ROWS_SECONDS the same."""
         async with self._lock:
             if self._rows is None or time.monotonic() - self._rows[0] > ROWS_SECONDS:
-                rows = await run_sync(status.ps, self._at)
-                devices = await run_sync(memory.devices)
+                rows, devices = await run_sync(self._look)
                 self._rows = (time.monotonic(), rows, devices)
             return self._rows[1:]
+
+
+def _remote_row(target: Target) -> status.Row:
+    """A server of which no process is here."""
+    server = target.instance
+    return status.Row(
+        name=server.name,
+        engine=server.engine,
+        model=server.model_name,
+        state=target.state,
+        start=server.start,
+        reason=target.reason,
+        ready_since=target.ready_at,
+        pid=None,
+        port=server.port,
+        url=server.url,
+        restarts=0,
+        memory=None,
+        gpu_memory=None,
+        tokens_per_second=None,
+        drafts_accepted=None,
+        log_file=server.log_file,
+    )
 
 
 def is_open(path: str) -> bool:

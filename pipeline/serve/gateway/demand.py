@@ -17,6 +17,7 @@ from pipeline.serve.supervisor.usage import ServerUse, Usage
 from .servers import Target, Targets, View
 
 REPORT_SECONDS = 0.05  # between two reports
+ORDER_SECONDS = 120.0  # that an order to load counts where no supervisor carries it out
 LAST_AWAITED = (ASLEEP, UNLOADING, STOPPING)  # of servers with one name, after those that load
 
 
@@ -36,6 +37,7 @@ class Demand:
         self._waiting: dict[Hashable, tuple[str, float]] = {}  # by request: the server, since when
         self._last: dict[str, float] = {}
         self._keep: dict[str, float] = {}
+        self._ordered: dict[str, float] = {}  # by server, until when a client's order counts
         self._reported: Usage | None = None
         self._news = anyio.Event()
         self.changed = anyio.Event()  # set at the next change of any server's state
@@ -48,6 +50,18 @@ class Demand:
 
     def waits_no_more(self, request: Hashable) -> None:
         self._waiting.pop(request, None)
+
+    def order(self, target: Target) -> None:
+        """A client wants a server loaded, with no request for it yet."""
+        self._ordered[target.name] = time.monotonic() + ORDER_SECONDS
+
+    def requests(self, target: Target) -> int:
+        """How many requests this gateway has for a server, those that wait included. An order
+        counts as a request."""
+        name = target.name
+        waiting = sum(name == server for server, _ in self._waiting.values())
+        ordered = self._ordered.get(name, 0.0) > time.monotonic()
+        return self._in_flight[name] + waiting + ordered
 
     def used(self, target: Target, keep: float | None = None) -> None:
         """A request has begun or ended. `keep`: the seconds for which it wants the server to stay
@@ -73,7 +87,7 @@ class Demand:
                     self.changed.set()
                     self.changed = anyio.Event()
                 is_needed = self._reported or servers.unloads or self._waiting
-                if is_needed:
+                if is_needed and self._view.is_supervised:
                     uses = {target.name: self._use(target) for target in servers.targets}
                     self._write(Usage(pid=pid, started=started, servers=uses))
                 await anyio.sleep(REPORT_SECONDS / 5)

@@ -18,7 +18,7 @@ from pipeline.serve.supervisor.state import ASLEEP, FAILED
 from .demand import awaited
 from .proxy import Proxy
 from .request_body import parse_body, read_body
-from .servers import ANY, Target, Targets, find
+from .servers import ANY, Target, Targets, find, find_server
 
 OWN_PAGES = ("none", "same-origin", "same-site")  # of Sec-Fetch-Site, which browsers send
 
@@ -28,6 +28,12 @@ class Loading:
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
+
+    async def scaling(self, request: Request) -> Response:
+        """How many requests this gateway has for a server: what an autoscaler asks. Raises
+        Refused."""
+        (target, *_) = find_server(self._proxy.view.now(), request.path_params["server"])
+        return JSONResponse({"requests": self._proxy.demand.requests(target)})
 
     async def running(self, request: Request) -> Response:
         """What is loaded, or is being loaded or unloaded."""
@@ -80,6 +86,13 @@ async def order(proxy: Proxy, targets: Sequence[Target], *, loads: bool) -> None
     """Have the supervisor load or unload these servers; returns at once. Raises Refused."""
     names = [target.name for target in targets]
     if not names:
+        return
+    if not proxy.view.is_supervised:
+        if not loads:
+            why = "it runs elsewhere, and is unloaded there after a time without requests"
+            raise Refused(400, f"{', '.join(names)}: {why}")
+        for target in targets:
+            proxy.demand.order(target)
         return
     try:
         await to_thread.run_sync(lambda: control.order(proxy.view.at, names, loads=loads))

@@ -116,7 +116,11 @@ def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
     targets = tuple(
         _target(instance, statuses.get(instance.name), request) for instance in instances
     )
-    unloads = wanted is not None and wanted.unloads
+    return of_targets(targets, unloads=wanted is not None and wanted.unloads)
+
+
+def of_targets(targets: Targets, *, unloads: bool = False) -> ServerList:
+    """These servers, and who shares a name or an alias."""
     return ServerList(targets, _named(targets, str), _named(targets, str.casefold), unloads)
 
 
@@ -148,6 +152,8 @@ def _named(targets: Targets, fold: Callable[[str], str]) -> dict[str, Targets]:
 
 class View:
     """The servers, read again when the supervisor's files change."""
+
+    is_supervised = True  # by a supervisor, which reads and writes the files in `at`
 
     def __init__(self, at: Folder) -> None:
         self.at = at

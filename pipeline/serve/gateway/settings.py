@@ -16,7 +16,7 @@ from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor.state import Folder
 
 
-class GatewaySettings(Struct, frozen=True, kw_only=True):
+class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """They hold no key, only the absolute path of its file. `models` maps patterns of model names
     (`claude-*`) to names of instances. `hold_timeout` is the longest wait for a server that loads,
     in seconds; None: that server's own ready_timeout."""
@@ -28,6 +28,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     hold_timeout: float | None = None
     origins: tuple[str, ...] = ()  # beside those of this machine; `*` stands for any text
     hosts: tuple[str, ...] = ()
+    stop_timeout: float = 0.5  # seconds that answers under way have at a stop
     comment_seconds: float = 10.0  # between two signs of life in a stream that waits for its server
     inspect: bool = False  # keep the contents of the last requests, for the dashboard
     pull: bool = False  # clients may have models prepared
