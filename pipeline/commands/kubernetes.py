@@ -205,7 +205,9 @@ def _workload(
     default_slots = workload.SLOTS if is_llama else workload.SEQUENCES
     size = sum(disk_size(file) for file in _weights(adapted, prepared))
     replicas = options.replicas or adapted.spec.control.replicas
-    image = options.model_image.replace(NAME, kubernetes_name(server.name))
+    image = options.model_image.replace(NAME, kubernetes_name(server.name)) if is_llama else ""
+    if options.model_image and not is_llama:
+        log.info(f"{adapted.spec.place}: not used: model_image (vLLM downloads its model itself)")
     made = Workload(
         instance=server,
         part_of=part,

@@ -15,11 +15,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from cluster_tools import (
+    CHAT,
+    IMAGE,
+    VERSIONS,
+    Writer,
+    documents,
+    every,
+    kubectl,
+    of,
+    page,
+    require_sound,
+    server_of,
+)
 from conftest import REPOSITORY, Doit, free_port, wait_for
 from fakes import hub
 
@@ -31,110 +43,6 @@ EXAMPLES = (
     *("mixed-engines", "vllm-pixi"),
 )
 WITH_DEMO = ("chat-embed-rerank", "mixed-engines")
-IMAGE = "image=registry.example:5000/team/llama:1.0"
-VERSIONS = kubernetes_validate.utils.all_versions()
-Documents = list[dict[str, Any]]
-
-
-# What holds for every folder of manifests
-
-
-def documents(at: Path) -> Documents:
-    """All that `kubectl apply -k` would send."""
-    listed = yaml.safe_load((at / "kustomization.yaml").read_text("utf-8"))["resources"]
-    texts = [(at / name).read_text("utf-8") for name in listed]
-    return [one for text in texts for one in yaml.safe_load_all(text)]
-
-
-def of(found: Documents, kind: str, name: str) -> dict[str, Any]:
-    (one,) = [x for x in found if x["kind"] == kind and x["metadata"]["name"] == name]
-    return one
-
-
-def every(value: Any) -> Iterator[Any]:
-    """Each value inside of a document."""
-    yield value
-    for one in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        yield from every(one)
-
-
-def require_sound(at: Path) -> Documents:
-    """Hold a folder against the schemas, and its objects against each other."""
-    found = documents(at)
-    for one in found:
-        for version in (VERSIONS[0], VERSIONS[-1]):
-            kubernetes_validate.validate(one, version, strict=True)
-        assert re.fullmatch(LABEL, one["metadata"]["name"])
-        for label in one["metadata"].get("labels", {}).values():
-            assert re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", label)
-    keys = [(one["kind"], one["metadata"]["name"]) for one in found]
-    assert len(keys) == len(set(keys))
-    assert "Secret" not in dict(keys), "no key is written"
-    for deployment in (one for one in found if one["kind"] == "Deployment"):
-        require_fitting(found, deployment)
-    return found
-
-
-def require_fitting(found: Documents, deployment: dict[str, Any]) -> None:
-    """A Deployment, and all that speaks of its pods."""
-    name, spec = deployment["metadata"]["name"], deployment["spec"]
-    template = spec["template"]
-    labels, inside = template["metadata"]["labels"], template["spec"]
-    (server,) = inside["containers"]
-    (port,) = server["ports"]
-    for selector in (
-        spec["selector"]["matchLabels"],
-        (service := of(found, "Service", name))["spec"]["selector"],
-        (policy := of(found, "NetworkPolicy", name))["spec"]["podSelector"]["matchLabels"],
-    ):
-        assert selector.items() <= labels.items()
-    others = [x for x in found if x["kind"] == "Deployment" and x is not deployment]
-    for other in others:
-        theirs = other["spec"]["template"]["metadata"]["labels"]
-        assert not spec["selector"]["matchLabels"].items() <= theirs.items()
-    # one port, everywhere
-    words = server["args"]
-    assert words[words.index("--port") + 1] == str(port["containerPort"])
-    assert words[words.index("--host") + 1] == "0.0.0.0"
-    (opened,) = service["spec"]["ports"]
-    assert opened["targetPort"] == port["name"] and opened["port"] == port["containerPort"]
-    (rule,) = policy["spec"]["ingress"]
-    assert [one["port"] for one in rule["ports"]] == [port["name"]] and len(rule["from"]) == 2
-    annotations = template["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(port["containerPort"])
-    # what is mounted is there
-    volumes = {one["name"]: one for one in inside["volumes"]}
-    claim = volumes["data"]["persistentVolumeClaim"]["claimName"]
-    (mode,) = of(found, "PersistentVolumeClaim", claim)["spec"]["accessModes"]
-    for container in (server, *inside.get("initContainers", ())):
-        assert {one["name"] for one in container["volumeMounts"]} <= volumes.keys()
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        for source in container.get("envFrom", ()):
-            of(found, "ConfigMap", source["configMapRef"]["name"])
-    if "texts" in volumes:
-        of(found, "ConfigMap", volumes["texts"]["configMap"]["name"])
-    assert inside["securityContext"]["runAsNonRoot"] and inside["securityContext"]["runAsUser"] > 0
-    # several pods
-    scaler = [x for x in found if x["kind"] == "HorizontalPodAutoscaler"]
-    several = bool(scaler) or spec["replicas"] > 1
-    assert mode == ("ReadWriteMany" if several else "ReadWriteOnce")
-    assert spec["strategy"]["type"] == ("RollingUpdate" if several else "Recreate")
-    assert ("replicas" in spec) != bool(scaler)
-    # time
-    start, ready, live = (server[f"{x}Probe"] for x in ("startup", "readiness", "liveness"))
-    assert start["httpGet"] == ready["httpGet"] == live["httpGet"]
-    assert start["httpGet"]["port"] == port["name"]
-    assert spec["progressDeadlineSeconds"] > start["periodSeconds"] * start["failureThreshold"]
-    assert live["periodSeconds"] * live["failureThreshold"] >= 300
-    assert live["timeoutSeconds"] <= live["periodSeconds"]
-    drain = int(server["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert inside["terminationGracePeriodSeconds"] > drain
 
 
 # The examples
@@ -301,12 +209,6 @@ def test_a_reference_to_a_file_of_this_machine(write: Writer, gguf: Path) -> Non
     assert "would cost quality" in refused
 
 
-def page() -> Documents:
-    """The examples of the page."""
-    text = (REPOSITORY / "docs" / "kubernetes.md").read_text("utf-8")
-    return [yaml.safe_load(one) for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)]
-
-
 def test_the_page_holds_what_a_cluster_takes() -> None:
     found = page()
     assert [one.get("kind") for one in found] == ["Kustomization", "PodMonitor", None, "Pod"]
@@ -328,41 +230,11 @@ def test_the_page_holds_what_a_cluster_takes() -> None:
 # What the command line and the file can say
 
 
-class Writer:
-    """doit kubernetes on a file of its own, with nothing built and no network."""
-
-    def __init__(self, doit: Doit, at: Path) -> None:
-        self.doit, self.folder, self.out = doit, at, at / "out ü"
-
-    def __call__(self, text: str, *more: str, status: int = 0) -> str:
-        """What was said; the manifests are in `out`."""
-        file = self.folder / "my servers.toml"
-        file.write_text(text, encoding="utf-8")
-        image = [] if any(word.startswith("image=") for word in more) else [IMAGE]
-        words = ("kubernetes", f"config={file}", f"out={self.out}", *image, *more)
-        run = self.doit(*words, status=status)
-        return run.out + run.err
-
-    def found(self) -> Documents:
-        return require_sound(self.out)
-
-    def text(self) -> str:
-        return "".join(path.read_text("utf-8") for path in sorted(self.out.iterdir()))
-
-
 @pytest.fixture
 def write(bare: Doit, tmp_path: Path) -> Writer:
     at = tmp_path / "a folder"
     at.mkdir()
     return Writer(bare, at)
-
-
-CHAT = '[instance.chat.server]\nmodel = "/models/chat.gguf"\n'
-
-
-def server_of(found: Documents, name: str = "chat") -> dict[str, Any]:
-    inside = of(found, "Deployment", name)["spec"]["template"]["spec"]
-    return inside["containers"][0]  # type: ignore[no-any-return]
 
 
 def test_a_model_that_is_on_the_volume_needs_no_preparing(write: Writer) -> None:
@@ -536,6 +408,10 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
         (CHAT, ["namespace=Not_One"], "namespace=Not_One: must be"),
         (CHAT, ["replicas=4-2"], "replicas=4-2: must be"),
         (CHAT, ["replicas=0"], "replicas=0: must be"),
+        (CHAT, ["replicas=0-2", "autoscaler=hpa"], "an HPA keeps one pod"),
+        (CHAT, ["replicas=0-2"], "write [gateway] enable = true"),
+        (CHAT, ["route=a.example", "route_parent=p"], "leads to the gateway"),
+        (CHAT, ["model_image=Not One"], "model_image=Not One: must be"),
         (CHAT, ["storage=lots"], "storage=lots: must be"),
         (CHAT, ["gpus=-1"], "gpus=-1: must be"),
         (CHAT, ["name=other"], "there is no such instance"),
@@ -649,13 +525,12 @@ def test_two_at_once(write: Writer) -> None:
 @pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
 @pytest.mark.parametrize("own", [False, True])
 def test_the_command_that_makes_a_secret(write: Writer, engine: str, own: bool) -> None:
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not here")
     (write.folder / "my key").write_text("mine\n")
     text = CHAT if engine == "llama.cpp" else '[instance.chat.server]\nmodel = "org/model"\n'
     more = 'api_key_file = "my key"\n' if own else ""
     said = write(text + more, f"engine={engine}", "namespace=llm", "format=json")
     (command,) = json.loads(said[said.index("{") : said.rindex("}") + 1])["secrets"]
+    command = command.replace("kubectl", shlex.quote(kubectl()), 1)
     words = ["bash", "-o", "pipefail", "-c", f"{command} --dry-run=client -o json"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     made = json.loads(done.stdout)
@@ -672,15 +547,13 @@ def test_the_command_that_makes_a_secret(write: Writer, engine: str, own: bool) 
 
 def test_kustomize_takes_it(write: Writer) -> None:
     """With the overlay of the page, and a prefix."""
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not here: it has kustomize in it")
     write.out = write.folder / "one-chat"
     write(CHAT, "image=registry.example/llama-pipeline:1.0", "replicas=1-2")
     overlay = write.folder / "production"
     overlay.mkdir()
     told = {**page()[0], "namePrefix": "staging-"}
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
-    words = ["kubectl", "kustomize", str(overlay)]
+    words = [kubectl(), "kustomize", str(overlay)]
     done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     found = list(yaml.safe_load_all(done.stdout))
@@ -720,8 +593,8 @@ def test_gpus(ids: str | None, asked: int | None, count: int, is_said: bool) -> 
 
 def test_options_of_the_command_line() -> None:
     assert options({}) == Options()
-    read = options({"replicas": "2-4", "gpus": "0", "port": "1", "out": "x"})
-    assert read.replicas == (2, 4) and read.scales and read.gpus == 0
+    read = options({"replicas": "0-4", "gpus": "0", "port": "1", "out": "x"})
+    assert read.replicas == (0, 4) and read.gpus == 0
 
 
 def test_sizes_are_rounded_up() -> None:

@@ -61,7 +61,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     replicas: tuple[int, int] = (1, 1)  # the least and the most; equal: no autoscaler
     uses_keda: bool = False  # as the autoscaler, in the place of Kubernetes' own
     idle_seconds: int = 0  # without a request until no pod is left; 0: not set
-    model_image: str = ""  # with the model; empty: it is on the claim
+    model_image: str = ""  # with llama-server's model; empty: it is on the claim
 
     @property
     def scales(self) -> bool:
@@ -73,8 +73,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     @property
     def has_claim(self) -> bool:
-        """vLLM keeps caches there, too."""
-        return not (self.model_image and self.is_llama)
+        return not self.model_image
 
     @property
     def model_files(self) -> list[str]:

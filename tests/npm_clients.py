@@ -1,4 +1,4 @@
-"""The npm packages of this folder's lock file, installed once for all checkouts."""
+"""The npm packages of a lock file in the tests, installed once for all checkouts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from filelock import FileLock
 
 from pipeline.core.paths import Home, cache
 
-HERE = Path(__file__).parent
-FILES = ("package.json", "package-lock.json")
+HERE = Path(__file__).parent / "clients"
+FILES = ("package.json", "package-lock.json", ".npmrc")  # the last may be missing
 WORDS = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
 
 
-def installed() -> Path:
-    """The folder that holds `node_modules`. The test is skipped where npm is not here."""
+def installed(here: Path = HERE) -> Path:
+    """The folder that holds `node_modules` for the lock file `here`. The test is skipped where npm
+    is not here."""
     npm = shutil.which("npm")
     if not (npm and shutil.which("node")):
         pytest.skip("needs Node.js with npm")
-    content = b"".join((HERE / name).read_bytes() for name in FILES)
-    folder = cache(Home(REPOSITORY)) / "clients" / hashlib.sha256(content).hexdigest()[:16]
+    files = [here / name for name in FILES if (here / name).exists()]
+    content = b"".join(file.read_bytes() for file in files)
+    folder = cache(Home(REPOSITORY)) / here.name / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "done").exists():
-            for name in FILES:
-                shutil.copy(HERE / name, folder)
+            for file in files:
+                shutil.copy(file, folder)
             done = subprocess.run([npm, *WORDS], cwd=folder, capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"npm could not install the clients: {done.stderr.strip()[-300:]}")
+                why = done.stderr.strip()[-300:]
+                pytest.skip(f"npm could not install the packages of {here.name}: {why}")
             (folder / "done").touch()
     return folder
 
