@@ -72,8 +72,8 @@ def require_valid_crds(documents: Documents) -> None:
 
 
 def keys_of(value: Any) -> Iterator[str]:
-    """Every key inside of a value but those that the types leave open: a trigger's metadata, and the
-    behaviour of an autoscaler, which Kubernetes' own schema describes."""
+    """Every key inside of a value but those that the types leave open: a trigger's metadata, and
+    the behaviour of an autoscaler, which Kubernetes' own schema describes."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key

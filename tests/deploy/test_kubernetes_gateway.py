@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,9 @@ class Keda:
     """Does what KEDA does with a ScaledObject from 0 to 1 replica: asks every gateway, adds up the
     answers, and runs the server while the sum is above the activation, and for the cooldown."""
 
-    def __init__(self, spec: dict[str, Any], gateways: list[str], token: str, server: list[str]):
+    def __init__(
+        self, spec: dict[str, Any], gateways: list[str], token: str, server: Callable[[], Any]
+    ) -> None:
         (trigger,) = spec["triggers"]
         self.metadata = trigger["metadata"]
         assert self.metadata["aggregateFromKubeServiceEndpoints"] == "true"
@@ -302,9 +304,7 @@ class Keda:
             if self.value() > float(self.metadata["activationTargetValue"]):
                 active_at = time.monotonic()
                 if self.process is None:
-                    null = os.open(os.devnull, os.O_WRONLY)
-                    self.process = forked.start(self.server, null, null, os.environ)
-                    os.close(null)
+                    self.process = self.server()
                     self.starts += 1
             elif self.process and time.monotonic() - active_at > self.cooldown:
                 self._stop()
@@ -334,55 +334,103 @@ def started() -> Iterator[list[Any]]:
         process.wait()
 
 
-def test_from_zero_and_back(write: Writer, started: list[Any], tmp_path: Path) -> None:
-    """Two gateways as their pods start them, and a server that a stand-in for KEDA starts for a
-    request that waits, and stops after the cooldown."""
-    write(GATEWAY + SCALED + "idle_timeout = 2\n" + CHAT, "namespace=llm")
-    found = write.found()
-    port, keys, key = free_port(), tmp_path / "keys", "of-the-clients"
-    keys.mkdir()
-    (keys / "gateway").write_text(key)
-    (keys / "chat").write_text("of-the-server")
-    (container,) = of(found, "Deployment", "gateway")["spec"]["template"]["spec"]["containers"]
-    text = of(found, "ConfigMap", "gateway")["data"]["servers.toml"]
-    text = text.replace("http://chat:8080", f"http://127.0.0.1:{port}")
-    text = text.replace("/etc/llama/keys", keys.as_posix()).replace("0.0.0.0", "127.0.0.1")
-    file = tmp_path / "servers.toml"
-    file.write_text(text, encoding="utf-8")
-    urls = []
-    for number in range(2):
-        listening = free_port()
-        pod = Doit(tmp_path / f"home {number}")
-        pod.home.mkdir()
-        words = [word.replace("/etc/llama/gateway", str(tmp_path)) for word in container["args"]]
-        command = pod.command(*words, f"port={listening}")
-        with (tmp_path / f"gateway{number}").open("wb") as out:
-            env = {**os.environ, **pod.env}
-            started.append(forked.start(command[1:], out.fileno(), out.fileno(), env))
-        urls.append(f"http://127.0.0.1:{listening}")
-    wait_for(
-        lambda: all(
-            reached(f"{url}{container['readinessProbe']['httpGet']['path']}") for url in urls
-        )
-    )
-    record = tmp_path / "record"
-    server = [str(UPSTREAM), "--port", str(port), "--name", "chat", "--record", str(record)]
-    scaled = of(found, "ScaledObject", "chat")["spec"]
+class Cluster:
+    """Two gateways as their pods start them, and the address and keys of one server."""
 
-    def ask(url: str, do: dict[str, Any]) -> httpx2.Response:
-        body = {"model": "chat", "messages": [], "do": do}
-        headers = {"authorization": f"Bearer {key}"}
-        path = f"{url}/v1/chat/completions"
+    def __init__(self, write: Writer, folder: Path, started: list[Any]) -> None:
+        self.folder, self.started = folder, started
+        self.found = write.found()
+        self.port, self.key = free_port(), "of-the-clients"
+        keys = folder / "keys"
+        keys.mkdir()
+        (keys / "gateway").write_text(self.key)
+        (keys / "chat").write_text("of-the-server")
+        text = of(self.found, "ConfigMap", "gateway")["data"]["servers.toml"]
+        text = text.replace("http://chat:8080", f"http://127.0.0.1:{self.port}")
+        text = text.replace("/etc/llama/keys", keys.as_posix()).replace("0.0.0.0", "127.0.0.1")
+        (folder / "servers.toml").write_text(text, encoding="utf-8")
+        self.urls = [self._gateway(), self._gateway()]
+
+    def _gateway(self) -> str:
+        (container,) = of(self.found, "Deployment", "gateway")["spec"]["template"]["spec"][
+            "containers"
+        ]
+        port = free_port()
+        pod = Doit(self.folder / f"home {port}")
+        words = [word.replace("/etc/llama/gateway", str(self.folder)) for word in container["args"]]
+        command = pod.command(*words, f"port={port}")
+        with (self.folder / f"gateway.{port}").open("wb") as out:
+            env = {**os.environ, **pod.env}
+            self.started.append(forked.start(command[1:], out.fileno(), out.fileno(), env))
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: reached(url + container["readinessProbe"]["httpGet"]["path"]))
+        return url
+
+    def keda(self, server: Callable[[], Any]) -> Keda:
+        spec = of(self.found, "ScaledObject", "chat")["spec"]
+        return Keda(spec, self.urls, self.key, server)
+
+    def ask(self, gateway: int, **more: Any) -> httpx2.Response:
+        body = {"model": "chat", "messages": [{"role": "user", "content": "x"}], **more}
+        headers = {"authorization": f"Bearer {self.key}"}
+        path = f"{self.urls[gateway]}/v1/chat/completions"
         return httpx2.post(path, json=body, headers=headers, timeout=60, verify=NO_TLS)
 
-    with Keda(scaled, urls, key, server) as keda:
-        assert not reached(f"http://127.0.0.1:{port}/health"), "no replica"
-        assert ask(urls[1], {}).json()["name"] == "chat", "held until there is one"
+
+def test_from_zero_and_back(write: Writer, started: list[Any], tmp_path: Path) -> None:
+    """A server that a stand-in for KEDA starts for a request that waits, and stops after the
+    cooldown."""
+    write(GATEWAY + SCALED + "idle_timeout = 2\n" + CHAT, "namespace=llm")
+    cluster = Cluster(write, tmp_path, started)
+    record = tmp_path / "record"
+    words = [str(UPSTREAM), "--port", str(cluster.port), "--name", "chat", "--record", str(record)]
+
+    def server() -> Any:
+        with Path(os.devnull).open("wb") as null:
+            return forked.start(words, null.fileno(), null.fileno(), os.environ)
+
+    with cluster.keda(server) as keda:
+        assert not reached(f"http://127.0.0.1:{cluster.port}/health"), "no replica"
+        assert cluster.ask(1).json()["name"] == "chat", "held until there is one"
         assert keda.starts == 1
-        assert ask(urls[0], {"slow": 3}).status_code == 200, "longer than the cooldown"
+        assert cluster.ask(0, do={"slow": 3}).status_code == 200, "longer than the cooldown"
         assert keda.starts == 1, "not stopped under a request"
         wait_for(lambda: keda.process is None, 30)
-        assert ask(urls[0], {}).status_code == 200
+        assert cluster.ask(0).status_code == 200
         assert keda.starts == 2
     (line, *_) = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
     assert line["headers"]["authorization"] == "Bearer of-the-server"
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_a_real_server_from_zero(
+    write: Writer, started: list[Any], built: Path, gguf: Path, tmp_path: Path
+) -> None:
+    """llama-server with the arguments of its pod, for clients of two APIs."""
+    write(GATEWAY + SCALED + "idle_timeout = 2\n" + CHAT, "namespace=llm", "gpus=0")
+    cluster = Cluster(write, tmp_path, started)
+    key_file = tmp_path / "keys" / "chat"
+    here = {
+        "0.0.0.0": "127.0.0.1",
+        "8080": str(cluster.port),
+        "/data/models/chat.gguf": str(gguf),
+        "/etc/llama/key/api-key": str(key_file),
+    }
+    words = [here.get(word, word) for word in server_of(cluster.found)["args"]]
+    program = next(built.glob("*/llama-server*"))
+
+    def server() -> Any:
+        with (tmp_path / "server.log").open("ab") as log:
+            return subprocess.Popen([program, *words], stdout=log, stderr=log)
+
+    with cluster.keda(server) as keda:
+        answer = cluster.ask(0, max_tokens=3)
+        assert answer.json()["usage"]["completion_tokens"] > 0
+        wait_for(lambda: keda.process is None, 30)
+        body = {"model": "chat", "messages": [], "stream": False, "options": {"num_predict": 3}}
+        body["messages"] = [{"role": "user", "content": "x"}]
+        headers = {"authorization": f"Bearer {cluster.key}"}
+        url = f"{cluster.urls[1]}/api/chat"
+        answer = httpx2.post(url, json=body, headers=headers, timeout=60, verify=NO_TLS)
+        assert answer.json()["done"] and keda.starts == 2

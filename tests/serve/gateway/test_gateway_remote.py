@@ -97,6 +97,7 @@ def test_names_aliases_patterns_and_kinds(remote: Remote) -> None:
     for model, name in (("large", "big ü"), ("BIG Ü", "big ü"), ("claude-x", "little")):
         assert remote.chat(model).json()["name"] == name
     assert remote.post("/v1/embeddings", {"input": "x"}).json()["name"] == "search"
+    assert remote.requests("big ü") == 0
     refused = remote.chat("litle")
     assert refused.status_code == 404 and "did you mean little?" in refused.text
     listed = {each["id"] for each in remote.get("/v1/models").json()["data"]}
