@@ -52,10 +52,10 @@ def write(servers: Servers) -> None:
     chosen = chosen.replace(vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
-    before = gateway(configuration, made, chosen)
+    gateway = gateway_of(configuration, made, chosen)
     target = out(servers, chosen)
-    is_new = folder.write(folder.files(made, chosen, before), target)
-    report(made, before, chosen, target, is_new, as_json=servers.request.json)
+    is_new = folder.write(folder.files(made, chosen, gateway), target)
+    report(made, gateway, chosen, target, is_new, as_json=servers.request.json)
 
 
 def out(servers: Servers, options: Options) -> Path:
@@ -101,7 +101,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
     return configuration
 
 
-def gateway(
+def gateway_of(
     configuration: Configuration, made: Sequence[Workload], options: Options
 ) -> Gateway | None:
     """The gateway before the workloads, where the file enables it. Raises UsageError for what needs
@@ -111,7 +111,7 @@ def gateway(
     needs = [f"{name}: KEDA asks the gateway for its requests" for name in by_keda]
     needs += [f"route={options.route}: leads to the gateway"] if options.route else []
     if needs and not table.enable:
-        raise UsageError("\n".join(needs), "write [gateway] enable = true into the file")
+        raise UsageError("\n".join(needs), "write [gateway] enable = true into a file of instances")
     if bool(options.route) != bool(options.route_parent):
         raise UsageError("route= and route_parent= belong together", "pass both, or none")
     if by_keda and not options.namespace:
@@ -259,7 +259,7 @@ def disk_size(path: Path) -> int:
 
 def report(
     made: Sequence[Workload],
-    before: Gateway | None,
+    gateway: Gateway | None,
     options: Options,
     target: Path,
     is_new: bool,
@@ -273,9 +273,9 @@ def report(
         for item in made
         if item.has_key
     ]
-    if before and before.has_key:
+    if gateway and gateway.has_key:
         name = SECRET + namespace
-        secrets.append(secret(name, before.key_here, is_read_whole=before.has_keda))
+        secrets.append(secret(name, gateway.key_here, is_read_whole=gateway.has_keda))
     unknown = [item for item in made if item.has_claim and not (options.storage or item.disk)]
     for item in unknown:
         size = manifests.storage(item, options)
@@ -288,7 +288,7 @@ def report(
     print(f"{'wrote' if is_new else 'nothing to do: up to date in'} {target}")
     if options.namespace:
         print(f"kubectl create namespace {options.namespace}")
-    if before and before.has_keda:
+    if gateway and gateway.has_keda:
         print(f"kubectl label namespace {KEDA} {'='.join(*manifests.CLIENT.items())}")
     print("\n".join([*secrets, f"kubectl apply -k {shown([str(target)])}"]))
 

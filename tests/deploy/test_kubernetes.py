@@ -409,7 +409,7 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
         (CHAT, ["replicas=4-2"], "replicas=4-2: must be"),
         (CHAT, ["replicas=0"], "replicas=0: must be"),
         (CHAT, ["replicas=0-2", "autoscaler=hpa"], "an HPA keeps one pod"),
-        (CHAT, ["replicas=0-2"], "write [gateway] enable = true"),
+        (CHAT, ["replicas=0-2"], "KEDA asks the gateway for its requests"),
         (CHAT, ["route=a.example", "route_parent=p"], "leads to the gateway"),
         (CHAT, ["model_image=Not One"], "model_image=Not One: must be"),
         (CHAT, ["storage=lots"], "storage=lots: must be"),

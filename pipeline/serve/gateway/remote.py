@@ -7,7 +7,6 @@ those that do not answer yet, and says how many requests each has: an autoscaler
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from time import time
 from urllib.parse import urlsplit
@@ -48,6 +47,7 @@ class RemoteServer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         url = urlsplit(self.url)
         if url.scheme != "http" or not url.hostname or url.query or url.fragment:
             raise ValueError("must be such as http://chat:8080")
+        url.hostname.encode("idna")
         return Server(
             name=name,
             engine=self.engine,
@@ -118,7 +118,7 @@ class RemoteView(View):
         """Look at every server, for ever."""
         async with anyio.create_task_group() as group:
             for name in self._targets:
-                group.start_soon(partial(self._watch, name))
+                group.start_soon(self._watch, name)
 
     async def _watch(self, name: str) -> None:
         while True:

@@ -217,6 +217,7 @@ def test_an_answer_under_way_ends_before_the_gateway(remote: Remote) -> None:
         ("[gateway]\nprot = 1\n[servers]\n", "unknown field `prot`"),
         ('[servers.a]\nurl = "https://a"\n', "servers.a.url = https://a: must be such as"),
         ('[servers.a]\nurl = "http://a:port"\n', "servers.a.url = http://a:port: "),
+        ('[servers.a]\nurl = "http://a..b"\n', "servers.a.url = http://a..b: "),
         ('[servers.a]\nurl = "http://a"\nport = 1\n', "unknown field `port`"),
         ("[gateway]\npull = true\n[servers]\n", "gateway.pull"),
         ("[gateway\n", "servers.toml: "),
