@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home, absolute
+from pipeline.core.pins import pins
 from pipeline.core.process import WINDOWS, indented, outcome
 from pipeline.core.store import json_file, receipts, stat_cache
 from pipeline.core.store.publish import remove
@@ -27,6 +28,10 @@ PROGRAMS = (
     "llama-bench",
     "llama-fit-params",
 )
+# ggml's functions that quantize, for models that are quantized as they are converted: built for
+# that, or the library that programs which share one are linked with.
+QUANTIZER = "libggml-quantizer.so"
+QUANTIZERS = (QUANTIZER, "libggml-base.so.*")
 
 # How --list-devices names their devices, before the number: CUDA0, Vulkan1.
 DEVICES = {
@@ -77,6 +82,11 @@ class ProgramSource(Struct, frozen=True):
         """Bytes to download for it, as far as that is known."""
         return 0
 
+    @property
+    def has_quantizer(self) -> bool:
+        """Whether `Binaries.quantizer` will be among them."""
+        return False
+
     def recipe(self) -> Recipe:
         """Everything that they depend on."""
         raise NotImplementedError
@@ -125,6 +135,15 @@ class Binaries(Struct, frozen=True, kw_only=True):
         """Whether there is such a program."""
         return (self.folder / program_file(name)).exists()
 
+    @property
+    def quantizer(self) -> Path | None:
+        """The library with ggml's functions that quantize; None where there is none, or programs of
+        another llama.cpp than the pinned one lie there: its llama-quantize may go another way."""
+        if (self.commit or packed_commit(self.folder)) != pins().llama_cpp_commit:
+            return None
+        found = (path for name in QUANTIZERS for path in sorted(self.folder.glob(name)))
+        return next(found, None)
+
     def sha256(self, name: str) -> str:
         """SHA-256 of a program, from its receipt or hashed once."""
         return program_sha256(self.program(name), self.home)
@@ -143,6 +162,12 @@ def packed_backend(folder: Path) -> str:
     """The backend that the manifest of a package names for its programs in `folder`; empty where
     there is none."""
     return json_file.read(folder.parent / "manifest.json", lambda data: str(data["backend"])) or ""
+
+
+def packed_commit(folder: Path) -> str:
+    """The commit of llama.cpp that the manifest of a package names for its programs in `folder`;
+    empty where there is none."""
+    return json_file.read(folder.parent / "manifest.json", lambda data: str(data["commit"])) or ""
 
 
 def is_ours(program: Path) -> bool:

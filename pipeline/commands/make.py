@@ -20,7 +20,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, gguf
+from pipeline.models import converter, gguf, one_pass
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
@@ -123,13 +123,17 @@ def make_converter(home: Home, request: Request) -> None:
     converter.make(home, force=request.again, offline=request.offline)
 
 
-def convert(model: Model) -> None:
+def convert(model: Model, *, is_named: bool = False) -> None:
+    """Convert the model, unless `quantize` does that in the same pass; `is_named`: the command line
+    names this step, so that its result is wanted."""
     chain, force = model.require_chain(), model.request.force
     if made := chain.conversion:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target):
-            needs = model.needs()
-            if needs is None or needs.convert:
+            needs, why = model.needs(), model.two_steps()
+            if why:
+                log.info(f"{made.title} is converted first and then quantized: {why}")
+            if (needs is None or needs.convert) and (why != "" or is_named):
                 check = fits(model, model.base) if model.base else estimate.loads(model)
                 conversions.make(made, model.home, force=force, check=check)
     if chain.projector:
@@ -167,7 +171,15 @@ def quantize(model: Model) -> None:
             lock.enter_context(only_one(between.target))
             done = chains.final_status(chain, home, tool) is Status.CURRENT
             if (force or not done) and not between.target.exists():
-                conversions.make(between, home, check=estimate.loads(model))
+                check, library = estimate.loads(model), model.binaries.quantizer
+                is_one_pass = not one_pass.obstacle(made, has_library=library is not None)
+                if (
+                    library
+                    and is_one_pass
+                    and one_pass.make(made, home, program, library, tool, force=force, check=check)
+                ):
+                    return
+                conversions.make(between, home, check=check)
         quantizations.make(made, home, program, tool, imatrix_program=matrix, force=force)
         if between and chains.leftover(chain):
             artifacts.discard(between.target)

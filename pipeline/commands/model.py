@@ -246,6 +246,15 @@ class Model:
             return False
         return not getattr(needs, step)
 
+    def two_steps(self) -> str | None:
+        """Why the model is converted first and then quantized: empty where one pass does both, None
+        where not both are to be done."""
+        chain, needs = self.chain(), self.needs()
+        if not (chain and needs and chain.quantization and needs.convert and needs.quantize):
+            return None
+        has_library = self.programs.have_quantizer
+        return models.one_pass.obstacle(chain.quantization, has_library=has_library)
+
     def converter_is_done(self) -> bool:
         """Made; or not needed, because the model is not converted."""
         if self.is_done("convert"):

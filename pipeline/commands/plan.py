@@ -157,8 +157,12 @@ def planned_steps(model: Model, chain: Chain, bytes_: int) -> Iterator[PlannedSt
         sizes = (converter.DOWNLOAD_BYTES, converter.INSTALLED_BYTES)  # as if none were cached
         what = str(converter.folder(home))
         yield PlannedStep("converter", model.converter_is_done(), what, *sizes)
-        is_done = not (needs and needs.convert)
-        yield PlannedStep("convert", is_done, str(made.target), disk=made.need)
+        is_done, why = not (needs and needs.convert), model.two_steps()
+        if why == "":
+            yield PlannedStep("convert", is_done, "in one pass with quantize")
+        else:
+            what = f"{made.target}, in a step of its own: {why}" if why else str(made.target)
+            yield PlannedStep("convert", is_done, what, disk=made.need)
     if made := chain.projector:
         is_done = not (needs and needs.projector)
         yield PlannedStep("convert:mmproj", is_done, str(made.target), disk=made.need)

@@ -101,6 +101,13 @@ class Programs:
         program = self.binaries
         return program.recipe("llama-quantize") if program.has("llama-quantize") else None
 
+    @property
+    def have_quantizer(self) -> bool:
+        """Whether models can be quantized while they are converted, once the programs are made."""
+        if self.are_compiled and not self.are_done():
+            return self.source.has_quantizer
+        return self.binaries.quantizer is not None
+
     # What goes into a build
 
     @property

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import gguf as gguf
     from . import hub_access as hub_access
     from . import lockfile as lockfile
+    from . import one_pass as one_pass
     from . import projector as projector
     from . import quantize as quantize
     from . import reference as reference

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
-from pipeline.core.progress import bar
+from pipeline.core.progress import Update, bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import mark_used
@@ -105,30 +106,10 @@ def make(
             staging.workspace(made, slug(resolved.name)) as (folder, scratch),
             bar(f"converting {conversion.title} to {conversion.outtype}") as update,
         ):
-
-            def watch(line: str) -> None:
-                percent = re.match(r"Writing:\s+(\d+)%", line)
-                if percent:
-                    update(int(percent[1]), 100)
-
-            python = converter.python(home)
-            mark_used(converter.folder(home))
-            inputs = {file.name: resolved.folder / file.name for file in resolved.files}
-            staging.stage(inputs, folder)
-            if base := resolved.base:
-                config = {file.name: base.folder / file.name for file in base.files}
-                staging.stage_config(config, folder / BASE)
-                adapter.scale_by_root(folder / adapter.CONFIG)
-                inputs |= config
-            status = run(
-                argv(conversion, python, folder, made),
-                log=log,
-                env=converter.environment(python, scratch),
-                on_line=watch,
-                timeout=tools.seconds("convert", resolved.bytes),
-                sandbox=converter.sandbox(
-                    python, conversion.script, folder, inputs.values(), made, scratch
-                ),
+            words = argv(conversion, converter.python(home), folder, made)
+            watch = progress(update)
+            status = run_converter(
+                conversion, home, words, folder, made, scratch, log=log, on_line=watch
             )
         if status:
             require_whole_converter(home, log)
@@ -154,6 +135,53 @@ def make(
         keep=conversion.keep,
         force=force,
         sandbox=strength().name,
+    )
+
+
+def progress(update: Update) -> Callable[[str], None]:
+    """A function that reads how far the converter is from a line of its output."""
+
+    def watch(line: str) -> None:
+        if percent := re.match(r"Writing:\s+(\d+)%", line):
+            update(int(percent[1]), 100)
+
+    return watch
+
+
+def run_converter(
+    conversion: Conversion,
+    home: Home,
+    words: Sequence[str],
+    folder: Path,
+    made: Path,
+    scratch: Path,
+    *,
+    log: Path,
+    on_line: Callable[[str], None],
+    read: Iterable[Path] = (),
+    timeout: float = 0,
+) -> int:
+    """Lay out the converter's input in `folder` and run the command line `words`, which may write
+    `made` and below `scratch`, and beside its input may read `read`. `timeout` are seconds beyond
+    those of a conversion. Returns the exit status. Raises PipelineError."""
+    resolved = conversion.resolved
+    python = converter.python(home)
+    mark_used(converter.folder(home))
+    inputs = {file.name: resolved.folder / file.name for file in resolved.files}
+    staging.stage(inputs, folder)
+    if base := resolved.base:
+        config = {file.name: base.folder / file.name for file in base.files}
+        staging.stage_config(config, folder / BASE)
+        adapter.scale_by_root(folder / adapter.CONFIG)
+        inputs |= config
+    policy = converter.sandbox(python, conversion.script, folder, inputs.values(), made, scratch)
+    return run(
+        words,
+        log=log,
+        env=converter.environment(python, scratch),
+        on_line=on_line,
+        timeout=tools.seconds("convert", resolved.bytes) + timeout,
+        sandbox=replace(policy, read=[*policy.read, *read]),
     )
 
 

@@ -30,7 +30,7 @@ from .resolve import Resolved
 # `[   1/ 291] token_embd.weight - [ 4096, 32000, 1, 1], type = bf16, size = … MiB (q4_K)`:
 # the type in brackets is there where it changes.
 TENSOR = re.compile(
-    r"^\[ *\d+/ *\d+\] .* - \[([\d, ]+)\], type = +(\w+), size = .*?(?:\((\w+)\))? *$", re.M
+    r"^\[ *\d+/ *\d+\] +(.*?) +- \[([\d, ]+)\], type = +(\w+), size = .*?(?:\((\w+)\))? *$", re.M
 )
 VERSION = "general.quantization_version"
 ADDED = 45  # bytes, where it has to be added
@@ -106,24 +106,33 @@ def quant_sizes(
         matrix = Path(folder) / "imatrix.dat"
         matrix.write_bytes(MATRIX)
         for quant in quants:
-            options = ["--imatrix", str(matrix)] if imatrix or quant in NEED_IMATRIX else []
-            status, out, err = outcome(
-                [program, *options, "--dry-run", skeleton, quant],
-                timeout=120,
-                env=tools.env(),
-                sandbox=tools.sandbox(program, read=[*gguf.shards(skeleton), matrix]),
-            )
-            tensors = tensor_bytes(out + err)
-            if status == 0 and tensors is not None:
+            is_weighed = imatrix or quant in NEED_IMATRIX
+            output = dry_run(program, skeleton, quant, matrix if is_weighed else None)
+            tensors = tensor_bytes(output)
+            if tensors is not None:
                 sizes[quant] = padded(start) + tensors  # it keeps no other alignment
     return sizes
+
+
+def dry_run(program: Path, model: Path, quant: str, matrix: Path | None) -> str:
+    """What llama-quantize prints of each tensor of `model`, whole or a skeleton; empty where it
+    refuses."""
+    status, out, err = outcome(
+        [program, *(["--imatrix", str(matrix)] if matrix else []), "--dry-run", model, quant],
+        timeout=120,
+        env=tools.env(),
+        sandbox=tools.sandbox(
+            program, read=[*gguf.shards(model), *([matrix] if matrix else [])]
+        ),
+    )
+    return "" if status else out + err
 
 
 def tensor_bytes(output: str) -> int | None:
     """The size of the tensors by the output of a dry run; None where it has none, or a type that is
     not known here."""
     total = 0
-    for shape, before, after in TENSOR.findall(output):
+    for _, shape, before, after in TENSOR.findall(output):
         kind = TENSOR_TYPES.get((after or before).lower())
         if kind is None:
             return None

@@ -1,6 +1,8 @@
-"""Run the official converter, with less to load; after HEADER only its result's header is written.
+"""Run the official converter, with less to load; after HEADER only its result's header is written,
+after ONE_PASS the tensors are quantized at once, by run_quantizer.py.
 
-Started with the converter's own Python: this file, HEADER or not, the converter's path, its words.
+Started with the converter's own Python: this file, one of these or not (ONE_PASS is followed by a
+folder), the converter's path, its words.
 The converter's tensors are lazy: for a header, what is not written is mostly not read or computed
 either. Some models are repacked at once all the same (NVFP4 checkpoints, the experts of DeepSeek
 V4): there the memory is bounded, and the exit status is TOO_MUCH.
@@ -17,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEADER = "--header"  # a word of this program's own
+HEADER, ONE_PASS = "--header", "--one-pass"  # words of this program's own
+QUANTIZER = Path(__file__).with_name("run_quantizer.py")
 TOO_MUCH = 75  # EX_TEMPFAIL of sysexits.h
 MOST_MEMORY = 2 * 1024**3  # bytes; a model of 70 billion weights takes 0.4
 
@@ -64,8 +67,8 @@ def bound_memory() -> None:
 
 
 def main(words: list[str]) -> None:
-    is_header = words[0] == HEADER
-    script, *rest = words[is_header:]
+    is_header, is_one_pass = words[0] == HEADER, words[0] == ONE_PASS
+    script, *rest = words[is_header + 2 * is_one_pass :]
     # As Python itself and the converter have it: the gguf package of the same tree.
     folder = Path(script).parent
     sys.path[0] = str(folder)
@@ -73,6 +76,9 @@ def main(words: list[str]) -> None:
     if is_header:
         bound_memory()
         importlib.import_module("gguf").GGUFWriter.write_tensors_to_file = write_no_tensors
+    if is_one_pass:
+        write = runpy.run_path(str(QUANTIZER))["writer_of"](Path(words[1]))
+        importlib.import_module("gguf").GGUFWriter.write_tensors_to_file = write
     load_torch()
     sys.argv = [script, *rest]
     try:

@@ -91,8 +91,12 @@ def before_build(session: Session) -> list[str]:
 def beside_build() -> list[str]:
     """The build, which fetches the model beside it: unless `fetch` is asked for by itself, which
     needs no programs."""
-    is_asked_for = any(word.partition(":")[0] == "fetch" for word in sys.argv[1:])
-    return [] if is_asked_for else ["build_bins"]
+    return [] if is_named("fetch") else ["build_bins"]
+
+
+def is_named(step: str) -> bool:
+    """Whether the command line names a step, or the sub-task of a model."""
+    return any(word.partition(":")[0] == step for word in sys.argv[1:])
 
 
 def has_flags(subject: Model | Session) -> bool:

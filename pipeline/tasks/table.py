@@ -26,6 +26,7 @@ from .step import (
     before_talk,
     beside_build,
     has_flags,
+    is_named,
     is_router,
 )
 
@@ -174,7 +175,7 @@ STEPS = (
     making(
         "convert",
         "convert safetensors to GGUF",
-        run=lambda model: do.make.convert(model),
+        run=lambda model: do.make.convert(model, is_named=is_named("convert")),
         after=PREPARATION[:-2],
     ),
     making(

@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import platform
-from pipeline.bins.binaries import PROGRAMS, ProgramSource, program_file, try_out
+from pipeline.bins.binaries import (
+    PROGRAMS,
+    QUANTIZER,
+    ProgramSource,
+    program_file,
+    try_out,
+)
 from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
 from pipeline.core.packages import installed
 from pipeline.core.parallel import Background
 from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 from pipeline.core.process import capture
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.hashing import sha256
@@ -57,6 +64,8 @@ SHARED_OPTIONS = (
 )
 STATIC_OPTIONS = ("-DBUILD_SHARED_LIBS=OFF",)
 UNITED = Path(__file__).with_name("united.cmake")  # what makes a cold build cheaper
+QUANTIZER_NAME = "ggml-quantizer"  # CMake's
+QUANTIZER_TARGET = Path(__file__).with_name("quantizer.cmake")
 # Every variant of the CPU's code, the best one loaded at run time.
 PORTABLE_OPTIONS = (
     *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
@@ -120,6 +129,20 @@ class Build(ProgramSource, frozen=True, kw_only=True):
         return sys.platform == "linux" and self.source.fetched
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether the source is the pinned one, file for file."""
+        return not self.source.local and self.source.tree == pins().llama_cpp_tree
+
+    @property
+    def has_own_quantizer(self) -> bool:
+        """Whether QUANTIZER is built: where the programs share no library that has the same."""
+        return sys.platform == "linux" and self.is_pinned and not self.is_shared
+
+    @property
+    def has_quantizer(self) -> bool:
+        return self.has_own_quantizer or (self.is_pinned and self.is_shared)
+
+    @property
     def bytes(self) -> int:
         return BUILD_BYTES if self.backend.name == "cpu" else GPU_BUILD_BYTES
 
@@ -132,6 +155,7 @@ class Build(ProgramSource, frozen=True, kw_only=True):
             "backend": self.backend.name,
             "options": list(options(self)),
             "united": sha256(UNITED) if self.is_united else None,
+            "quantizer": sha256(QUANTIZER_TARGET) if self.has_own_quantizer else None,
             # Without a compiler nothing can be built again, and what is there is taken as it is.
             "compiler": compiler.version if compiler else _recorded(self, "compiler"),
             "environment": {
@@ -147,7 +171,7 @@ class Build(ProgramSource, frozen=True, kw_only=True):
         }
 
     def required(self) -> list[str]:
-        return list(map(program_file, PROGRAMS))
+        return [*map(program_file, PROGRAMS), *[QUANTIZER] * self.has_own_quantizer]
 
     def make(self, *, force: bool = False, offline: bool = False, refresh: bool = False) -> None:
         """Compile and publish, unless already done. Raises PipelineError."""
@@ -203,13 +227,14 @@ def _recorded(build: Build, key: str) -> Any:
 def work(build: Build, *, without_page: bool = False) -> cmake.Work:
     """What to compile, and with what; `without_page` compiles first what needs none."""
     recipe = build.recipe()
-    united = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={UNITED}"] if build.is_united else []
+    lists = [UNITED] * build.is_united + [QUANTIZER_TARGET] * build.has_own_quantizer
+    hook = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={';'.join(map(str, lists))}"] if lists else []
     made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]
     return cmake.Work(
         source=build.source.folder,
         folder=build.work_folder,
-        options=(*options(build), *build.backend.places, *united),
-        targets=PROGRAMS,
+        options=(*options(build), *build.backend.places, *hook),
+        targets=(*PROGRAMS, *[QUANTIZER_NAME] * build.has_own_quantizer),
         made_with=[*made_with, build.backend.places, *map(os.environ.get, TOOL_PLACES)],
         backend=build.backend.name,
         root=build.home.root,
@@ -223,7 +248,7 @@ def work(build: Build, *, without_page: bool = False) -> cmake.Work:
 def made_files(build: Build) -> Mapping[str, Path]:
     """What was made and belongs together, by the name that it is published under."""
     folder = build.work_folder / "bin"
-    files = {name: folder / name for name in map(program_file, PROGRAMS)}
+    files = {name: folder / name for name in build.required()}
     if not build.is_shared:
         return files
     if build.portable:
