@@ -172,13 +172,13 @@ def quantize(model: Model) -> None:
             done = chains.final_status(chain, home, tool) is Status.CURRENT
             if (force or not done) and not between.target.exists():
                 check, library = estimate.loads(model), model.binaries.quantizer
-                is_one_pass = not one_pass.obstacle(made, has_library=library is not None)
-                if (
-                    library
-                    and is_one_pass
-                    and one_pass.make(made, home, program, library, tool, force=force, check=check)
-                ):
-                    return
+                why = one_pass.obstacle(made, has_library=library is not None)
+                if library and not why:
+                    done = one_pass.make(
+                        made, between, home, program, library, tool, force=force, check=check
+                    )
+                    if done:
+                        return
                 conversions.make(between, home, check=check)
         quantizations.make(made, home, program, tool, imatrix_program=matrix, force=force)
         if between and chains.leftover(chain):

@@ -23,11 +23,13 @@ from pipeline.core.store.receipts import Entry
 
 from . import contents, convert, converter, gguf, kinds, quantize, quants, skeleton, staging, tools
 from .gguf_format import MAGIC, padded
+from .convert import Conversion
 from .quantize import Quantization
 from .quants import TENSOR_TYPES
 from .resolve import slug
 from .run_converter import ONE_PASS, QUANTIZER
 from .run_quantizer import DECLINED, HEADER, PLAN, READY, RESULT
+
 
 class Declined(Exception):
     """It has to be done in two steps; the text says why."""
@@ -55,6 +57,7 @@ def obstacle(quantization: Quantization, *, has_library: bool) -> str:
 
 def make(
     quantization: Quantization,
+    conversion: Conversion,
     home: Home,
     program: Path,
     library: Path,
@@ -66,8 +69,6 @@ def make(
     """Make the quantized GGUF from safetensors unless it is current. `program` is llama-quantize;
     `check` looks at the header before any tensor is converted. False: the model takes two steps
     after all, which was said. Hold the lock of the unquantized GGUF. Raises PipelineError."""
-    conversion = quantization.conversion
-    assert conversion
     resolved, matrix = conversion.resolved, quantization.imatrix
     title = f"{resolved.name} to {quantization.quant}"
     log_file = home.logs / f"quantize-{resolved.slug}-{quantization.quant.lower()}.log"

@@ -121,9 +121,7 @@ def dry_run(program: Path, model: Path, quant: str, matrix: Path | None) -> str:
         [program, *(["--imatrix", str(matrix)] if matrix else []), "--dry-run", model, quant],
         timeout=120,
         env=tools.env(),
-        sandbox=tools.sandbox(
-            program, read=[*gguf.shards(model), *([matrix] if matrix else [])]
-        ),
+        sandbox=tools.sandbox(program, read=[*gguf.shards(model), *([matrix] if matrix else [])]),
     )
     return "" if status else out + err
 

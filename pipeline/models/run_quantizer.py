@@ -48,6 +48,7 @@ FUNCTIONS = {
     **{"gguf_find_tensor": "lps", "gguf_get_tensor_offset": "zpl", "gguf_get_tensor_size": "zpl"},
     **{"ggml_get_tensor": "pps", "ggml_row_size": "zil", "ggml_validate_row_data": "bipz"},
     **{"ggml_fp16_to_fp32_row": "-ppl", "ggml_bf16_to_fp32_row": "-ppl"},
+    "ggml_fp32_to_bf16_row_ref": "-ppl",
     "ggml_quantize_chunk": "zipplllp",
 }
 
@@ -67,9 +68,9 @@ TYPES = {
 def load(path: str) -> ctypes.CDLL:
     """ggml's library, with the signatures of what is called."""
     library = ctypes.CDLL(path)
-    for name, (result, *arguments) in FUNCTIONS.items():
+    for name, kinds in FUNCTIONS.items():
         function = getattr(library, name)
-        function.restype, function.argtypes = TYPES[result], [TYPES[kind] for kind in arguments]
+        function.restype, *function.argtypes = (TYPES[kind] for kind in kinds)
     return library
 
 
@@ -293,11 +294,26 @@ def writer_of(folder: Path) -> Callable[..., None]:
     return write_tensors
 
 
+def round_faster(library: Any) -> None:
+    """Have the converter round to BF16 by the C function that its own was copied from: numpy takes
+    ten passes over the numbers, and as long as all the rest."""
+    numpy, quants = importlib.import_module("numpy"), importlib.import_module("gguf.quants")
+
+    def blocks(cls: Any, numbers: Any) -> Any:
+        numbers = numpy.ascontiguousarray(numbers, "float32")
+        made = numpy.empty(numbers.shape, "uint16")
+        library.ggml_fp32_to_bf16_row_ref(numbers.ctypes.data, made.ctypes.data, made.size)
+        return made.view("uint8")
+
+    quants.BF16.quantize_blocks = classmethod(blocks)
+
+
 def quantize_all(
     infos: Mapping[str, Any], head: bytes, header: Path, plan: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the final file; returns the hash and the size of what is not written, its input."""
     library = load(plan["library"])
+    round_faster(library)
     matrix = read_matrix(plan["matrix"]) if plan["matrix"] else None
     out = new_header(library, header, plan, matrix)
     kinds = dict(plan["types"])
@@ -310,7 +326,7 @@ def quantize_all(
     library.gguf_get_meta_data(out, new_head)
     numpy, gguf = importlib.import_module("numpy"), importlib.import_module("gguf")
     total, done = sum(info.nbytes for info in infos.values()), 0
-    with open(plan["out"], "r+b") as file:
+    with Path(plan["out"]).open("r+b") as file:
         quantizer = Quantizer(library, file, len(new_head), plan["threads"])
         try:
             quantizer.hash(head)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,10 +11,7 @@ from typing import Any
 import gguf as gguf_py
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
-from pipeline.bins.binaries import QUANTIZER
-from pipeline.core.paths import Home
 from pipeline.models import gguf, one_pass, quants, run_quantizer, skeleton
 from pipeline.models.gguf_format import padded
 from pipeline.models.quantize import Quantization
@@ -134,7 +129,9 @@ class Both:
         made.write_padding(made.fout[0], made.fout[0].tell())
         made.flush()
         head = header.read_bytes()
-        assert skeleton.extend_by_hole(header, padded(gguf.parse(local(header), is_whole=False).size))
+        assert skeleton.extend_by_hole(
+            header, padded(gguf.parse(local(header), is_whole=False).size)
+        )
         plan = one_pass.planned(quantization(self.folder, quant, matrix), self.program, header)
         plan |= {"library": str(self.library), "out": str(out), "threads": threads}
         out.write_bytes(b"")
@@ -159,7 +156,14 @@ def digest(path: Path) -> str:
 
 def quantization(folder: Path, quant: str, matrix: Path | None) -> Quantization:
     resolved = Resolved(
-        kind="safetensors", name="m", slug="m", folder=folder, local=True, source={}, files=(), precision="BF16",
+        kind="safetensors",
+        name="m",
+        slug="m",
+        folder=folder,
+        local=True,
+        source={},
+        files=(),
+        precision="BF16",
     )
     return Quantization(
         resolved=resolved,

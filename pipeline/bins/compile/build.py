@@ -65,7 +65,7 @@ SHARED_OPTIONS = (
 STATIC_OPTIONS = ("-DBUILD_SHARED_LIBS=OFF",)
 UNITED = Path(__file__).with_name("united.cmake")  # what makes a cold build cheaper
 QUANTIZER_NAME = "ggml-quantizer"  # CMake's
-QUANTIZER_TARGET = Path(__file__).with_name("quantizer.cmake")
+QUANTIZER_FILES = [Path(__file__).with_name(f"quantizer.{end}") for end in ("cmake", "h")]
 # Every variant of the CPU's code, the best one loaded at run time.
 PORTABLE_OPTIONS = (
     *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
@@ -135,8 +135,9 @@ class Build(ProgramSource, frozen=True, kw_only=True):
 
     @property
     def has_own_quantizer(self) -> bool:
-        """Whether QUANTIZER is built: where the programs share no library that has the same."""
-        return sys.platform == "linux" and self.is_pinned and not self.is_shared
+        """Whether QUANTIZER is built, for this processor; what is portable shares ggml's library,
+        which has the same functions, not as fast."""
+        return sys.platform == "linux" and self.is_pinned and not self.portable
 
     @property
     def has_quantizer(self) -> bool:
@@ -155,7 +156,7 @@ class Build(ProgramSource, frozen=True, kw_only=True):
             "backend": self.backend.name,
             "options": list(options(self)),
             "united": sha256(UNITED) if self.is_united else None,
-            "quantizer": sha256(QUANTIZER_TARGET) if self.has_own_quantizer else None,
+            "quantizer": [*map(sha256, QUANTIZER_FILES)] if self.has_own_quantizer else None,
             # Without a compiler nothing can be built again, and what is there is taken as it is.
             "compiler": compiler.version if compiler else _recorded(self, "compiler"),
             "environment": {
@@ -227,7 +228,7 @@ def _recorded(build: Build, key: str) -> Any:
 def work(build: Build, *, without_page: bool = False) -> cmake.Work:
     """What to compile, and with what; `without_page` compiles first what needs none."""
     recipe = build.recipe()
-    lists = [UNITED] * build.is_united + [QUANTIZER_TARGET] * build.has_own_quantizer
+    lists = [UNITED] * build.is_united + QUANTIZER_FILES[:1] * build.has_own_quantizer
     hook = [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={';'.join(map(str, lists))}"] if lists else []
     made_with = [recipe[key] for key in ("compiler", "environment", "tools", "cpu")]
     return cmake.Work(

@@ -1,7 +1,34 @@
 # ggml's base library once more, as a shared one: for models that are quantized while they are
-# converted. The programs keep it inside.
+# converted. The programs keep it inside. On x86-64 some types take several blocks at a time, with
+# quantizer.h. For the pinned tree alone, whose text is known.
 
 set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON) # what it is linked with is known everywhere
+
+# Write FILE with what the calls of the functions that take most of the time become.
+function(write_quants original file)
+  file(READ "${original}" text)
+  set(bound "#define GROUP_MAX_EPS 1e-15f")
+  string(REPLACE "${bound}\n" "${bound}\n#include \"quantizer.h\"\n" text "${text}")
+  string(REPLACE
+    "scales[j] = make_qkx2_quants(32, 15, x + 32*j, weights, L + 32*j, &mins[j], Laux, -1.f, 0.1f, 20, false);"
+    "if (j == 0) lanes_qkx2(x, 15, L, scales, mins, -1.f, 0.1f, 20);"
+    text "${text}")
+  string(REPLACE
+    "scales[j] = make_qkx2_quants(32, 31, x + 32*j, weights, L + 32*j, &mins[j], Laux, -0.5f, 0.1f, 15, false);"
+    "if (j == 0) lanes_qkx2(x, 31, L, scales, mins, -0.5f, 0.1f, 15);"
+    text "${text}")
+  string(REPLACE
+    "const float scale = make_qx_quants(16, 32, x + 16*ib, L + 16*ib, 1, NULL);"
+    "if (ib % 8 == 0) lanes_qx(x + 16*ib, 32, L + 16*ib, scales + ib, GROUP_MAX_EPS);
+            const float scale = scales[ib];"
+    text "${text}")
+  if(EXISTS "${file}")
+    file(READ "${file}" before)
+  endif()
+  if(NOT "${text}" STREQUAL "${before}")
+    file(WRITE "${file}" "${text}")
+  endif()
+endfunction()
 
 function(add_quantizer)
   get_target_property(folder ggml-base SOURCE_DIR)
@@ -9,10 +36,23 @@ function(add_quantizer)
   get_target_property(libraries ggml-base LINK_LIBRARIES)
   list(FILTER sources INCLUDE REGEX "\\.(c|cpp)$")
   list(TRANSFORM sources PREPEND "${folder}/")
+  execute_process(
+    COMMAND ${CMAKE_C_COMPILER} -march=native -dM -E -x c /dev/null
+    OUTPUT_VARIABLE macros ERROR_QUIET)
+  if("${macros}" MATCHES "__AVX2__")
+    set(quants "${CMAKE_BINARY_DIR}/quantizer/ggml-quants.c")
+    write_quants("${folder}/ggml-quants.c" "${quants}")
+    list(REMOVE_ITEM sources "${folder}/ggml-quants.c")
+    list(APPEND sources "${quants}")
+    # The programs have no fused operations, which round otherwise.
+    set_source_files_properties(
+      "${quants}" PROPERTIES COMPILE_OPTIONS "-mavx2;-ffp-contract=off;-fno-math-errno")
+  endif()
   add_library(ggml-quantizer SHARED ${sources})
   target_compile_features(ggml-quantizer PRIVATE c_std_11 cxx_std_17)
   target_include_directories(
-    ggml-quantizer PRIVATE $<TARGET_PROPERTY:ggml-base,INCLUDE_DIRECTORIES>)
+    ggml-quantizer PRIVATE
+    $<TARGET_PROPERTY:ggml-base,INCLUDE_DIRECTORIES> "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
   target_compile_definitions(
     ggml-quantizer PRIVATE $<TARGET_PROPERTY:ggml-base,COMPILE_DEFINITIONS>)
   target_compile_options(ggml-quantizer PRIVATE $<TARGET_PROPERTY:ggml-base,COMPILE_OPTIONS>)
