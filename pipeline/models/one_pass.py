@@ -22,8 +22,8 @@ from pipeline.core.store.publish import publish_text, require_space
 from pipeline.core.store.receipts import Entry
 
 from . import contents, convert, converter, gguf, kinds, quantize, quants, skeleton, staging, tools
-from .gguf_format import MAGIC, padded
 from .convert import Conversion
+from .gguf_format import MAGIC, padded
 from .quantize import Quantization
 from .quants import TENSOR_TYPES
 from .resolve import slug

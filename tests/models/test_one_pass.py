@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,15 @@ from typing import Any
 import gguf as gguf_py
 import numpy as np
 import pytest
+from conftest import Doit
+from fakes import large_llama
+from msgspec.structs import replace
 
-from pipeline.models import gguf, one_pass, quants, run_quantizer, skeleton
+from pipeline.bins.binaries import QUANTIZER, Binaries
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+from pipeline.models import contents, gguf, one_pass, quants, run_quantizer, skeleton
+from pipeline.models.convert import Conversion
 from pipeline.models.gguf_format import padded
 from pipeline.models.quantize import Quantization
 from pipeline.models.resolve import Resolved
@@ -144,8 +152,6 @@ class Both:
 
 
 def local(path: Path) -> Any:
-    from pipeline.models import contents
-
     return contents.local(path, path.name)
 
 
@@ -229,6 +235,29 @@ def test_the_number_of_threads_does_not_matter(
 
 
 @pytest.mark.build
+def test_blocks_of_all_kinds_give_the_bytes_of_two_steps(both: Callable[..., Both]) -> None:
+    """Side by side are blocks of zeros, of one value, without a sign, and of sizes that nearly
+    leave the range of a float."""
+    model = both(precision="f32")
+    random = np.random.default_rng(SEED)
+    for name, array in model.arrays.items():
+        if array.ndim == 2 and "norm" not in name:
+            blocks = array.reshape(-1, 16)
+            blocks[::7] = 0
+            blocks[1::7] = blocks[1::7, :1]
+            blocks[2::7] = abs(blocks[2::7])
+            blocks[3::7] = -abs(blocks[3::7])
+            blocks[4::7] *= 10.0 ** random.integers(-30, 4, (len(blocks[4::7]), 1))
+            blocks[5::7, 1:] = 0
+            blocks[6::7] = np.round(blocks[6::7])
+    made = model.write(model.input)
+    made.write_tensors_to_file()
+    made.close()
+    for quant in ("Q4_K_M", "Q5_K_M", "Q6_K"):
+        assert model.one_pass(quant) == model.two_steps(quant), quant
+
+
+@pytest.mark.build
 def test_no_more_waits_than_is_allowed(
     both: Callable[..., Both], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +286,15 @@ def test_values_that_are_no_numbers_end_it(both: Callable[..., Both]) -> None:
 
 
 @pytest.mark.build
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_ends_it(both: Callable[..., Both]) -> None:
+    model = both()
+    (model.folder / "one.gguf").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        model.one_pass("Q4_K_M")
+
+
+@pytest.mark.build
 def test_a_matrix_without_the_figures_that_a_type_needs_is_left_to_llama_quantize(
     both: Callable[..., Both], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,3 +306,109 @@ def test_a_matrix_without_the_figures_that_a_type_needs_is_left_to_llama_quantiz
     assert end.value.code == run_quantizer.DECLINED
     assert "has no figures that fit blk.0.ffn_up.weight" in capsys.readouterr().out
     assert model.one_pass("Q4_K_M", matrix) == model.two_steps("Q4_K_M", matrix)
+
+
+# Which it is
+
+
+@pytest.fixture
+def due(tmp_path: Path) -> Quantization:
+    """Of safetensors, with nothing made yet."""
+    made = quantization(tmp_path, "Q4_K_M", None)
+    between = Conversion(
+        resolved=made.resolved,
+        target=tmp_path / "model.bf16.gguf",
+        outtype="BF16",
+        script=Path("/src/convert_hf_to_gguf.py"),
+        llama_cpp={},
+        keep=False,
+    )
+    return replace(made, conversion=between)
+
+
+def test_one_pass_unless_there_is_a_reason(due: Quantization, tmp_path: Path) -> None:
+    assert one_pass.obstacle(due, has_library=True) == ""
+    assert "without the library" in one_pass.obstacle(due, has_library=False)
+    kept = replace(due, conversion=replace(due.conversion, keep=True))
+    assert "keep_f16=1" in one_pass.obstacle(kept, has_library=True)
+    for content, why in ((b"A text.\n", "is a text"), (b"\x01\0\0\0", "older"), (b"GGUF", "")):
+        matrix = tmp_path / "matrix"
+        matrix.write_bytes(content + b"\0" * (content != b"A text.\n"))
+        found = one_pass.obstacle(replace(due, imatrix=matrix), has_library=True)
+        assert why in found and bool(why) == bool(found)
+    due.conversion.target.touch()
+    assert "is there" in one_pass.obstacle(due, has_library=True)
+
+
+def test_only_programs_of_the_pinned_llama_cpp_bring_the_library(tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    pinned = pins().llama_cpp_commit
+    ours = Binaries(folder=folder, commit=pinned, home=Home(tmp_path))
+    assert ours.quantizer is None
+    library = folder / "libggml-base.so.0"
+    library.touch()
+    assert ours.quantizer == library, "of programs that share one"
+    (folder / QUANTIZER).touch()
+    assert ours.quantizer == folder / QUANTIZER
+    assert replace(ours, commit="another").quantizer is None
+    installed = replace(ours, commit="")
+    assert installed.quantizer is None
+    (tmp_path / "manifest.json").write_text(json.dumps({"commit": pinned}))
+    assert installed.quantizer == folder / QUANTIZER, "an installed package"
+
+
+# With the real converter
+
+
+def entries(home: Path) -> dict[str, dict[str, Any]]:
+    (file,) = (home / "models" / "gguf").glob("*/.state.json")
+    varying = ("made_at", "seconds", "mtime_ns", "keep")
+    artifacts = json.loads(file.read_text())["artifacts"]
+    return {
+        name: {key: value for key, value in entry.items() if key not in varying}
+        for name, entry in artifacts.items()
+    }
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_a_model_is_made_in_one_pass_and_is_current_for_both(doit: Doit, tiny: Path) -> None:
+    words = (f"model={tiny}", "quant=q4_k_m")
+    planned = doit("plan", *words, "format=json").json()
+    steps = {step["name"]: step["what"] for step in planned["steps"]}
+    assert steps["convert"] == "in one pass with quantize"
+    run = doit("prepare", *words)
+    assert "converting and quantizing tiny" in run.err and "llama-quantize" not in run.err
+    (folder,) = (doit.home / "models" / "gguf").iterdir()
+    shown = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    assert shown == ["model.q4_k_m.gguf"]
+    assert doit("prepare", *words).steps == []
+    one = entries(doit.home)
+    forced = doit("prepare", *words, "keep_f16=1", "force=1")
+    assert "is converted first and then quantized: keep_f16=1" in forced.err
+    assert entries(doit.home) == one, "the receipts and hashes of two steps"
+
+
+ARCHITECTURES = ("tiny", "experts", "demo-embed")
+
+
+@pytest.mark.build
+@pytest.mark.long
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_each_architecture_gives_the_bytes_of_two_steps(
+    doit: Doit, tiny: Path, tmp_path: Path, model: str
+) -> None:
+    named = {"tiny": str(tiny), "experts": str(tmp_path / "experts")}.get(model, model)
+    if model == "experts":
+        size = large_llama.Size(
+            layers=2, hidden=256, feed_forward=512, heads=4, kv_heads=2, experts=4, vocabulary=512
+        )
+        large_llama.make(tmp_path / "experts", size)
+    for quant in ("q4_k_m", "q3_k_m"):
+        words = (f"model={named}", f"quant={quant}")
+        assert "converting and quantizing" in doit("prepare", *words).err
+    one = entries(doit.home)
+    for quant in ("q4_k_m", "q3_k_m"):
+        doit("prepare", f"model={named}", f"quant={quant}", "keep_f16=1", "force=1")
+    assert entries(doit.home) == one
