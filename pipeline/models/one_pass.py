@@ -44,7 +44,9 @@ def obstacle(quantization: Quantization, *, has_library: bool) -> str:
     if conversion.keep:
         return "keep_f16=1 keeps the unquantized GGUF"
     if not has_library:
-        return "these programs come without the library for one pass"
+        return "there is no libggml-quantizer of the pinned llama.cpp beside llama-quantize"
+    if quantization.quant not in quants.TYPES:
+        return "a mix is chosen with the unquantized GGUF"
     if matrix:
         with matrix.open("rb") as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC

@@ -80,7 +80,7 @@ def decline(why: str) -> None:
     sys.exit(DECLINED)
 
 
-class Tensor:
+class OutTensor:
     """A tensor of the final file: its types, row lengths and place."""
 
     def __init__(self, library: Any, out: int, name: str, info: Any, kind: int) -> None:
@@ -123,7 +123,7 @@ class Quantizer:
         self.hashed += len(data)
         return self.hasher.submit(self.digest.update, data)
 
-    def add(self, tensor: Tensor, array: Any, matrix: Any) -> None:
+    def add(self, tensor: OutTensor, array: Any, matrix: Any) -> None:
         """Quantize a tensor in the background. `array` is what the converter would have written,
         `matrix` the figures of each column, for each expert; None without."""
         data = memoryview(array).cast("B")
@@ -145,15 +145,15 @@ class Quantizer:
             for future in self.waiting.popleft()[1]:
                 future.result()
 
-    def require_finite(self, tensor: Tensor, kind: int, address: int, count: int) -> None:
+    def require_finite(self, tensor: OutTensor, kind: int, address: int, count: int) -> None:
         if not self.library.ggml_validate_row_data(kind, address, count):
             raise ValueError(f"tensor {tensor.name!r} has values that are no finite numbers")
 
-    def copy(self, tensor: Tensor, array: Any, data: memoryview) -> None:
+    def copy(self, tensor: OutTensor, array: Any, data: memoryview) -> None:
         self.require_finite(tensor, tensor.kind, array.ctypes.data, len(data))
         self.write(tensor.offset, data)
 
-    def quantize(self, tensor: Tensor, array: Any, matrix: Any, first: int, count: int) -> None:
+    def quantize(self, tensor: OutTensor, array: Any, matrix: Any, first: int, count: int) -> None:
         """The rows from `first`, all of one expert."""
         library, numbers = self.library, count * tensor.row
         source = array.ctypes.data + first * tensor.source_row_bytes
@@ -181,7 +181,7 @@ class Quantizer:
             self.out.flush()
 
 
-def pieces(tensor: Tensor) -> Iterator[tuple[int, int]]:
+def pieces(tensor: OutTensor) -> Iterator[tuple[int, int]]:
     """The first row and the number of rows of each piece; none holds rows of two experts, since
     each has figures of its own."""
     step = max(1, PIECE // tensor.row)
@@ -221,7 +221,7 @@ class Matrix:
         values.append(("entries_count", len(self.figures)))
         return values + [("chunks_count", self.chunks)] * (self.chunks > 0)
 
-    def of(self, tensor: Tensor) -> Any:
+    def of(self, tensor: OutTensor) -> Any:
         """The figures of a tensor; None where it has none, or they are for another shape."""
         figures = self.figures.get(tensor.name)
         if figures is not None and len(figures) == tensor.row * tensor.experts:
@@ -317,7 +317,7 @@ def quantize_all(
     matrix = read_matrix(plan["matrix"]) if plan["matrix"] else None
     out = new_header(library, header, plan, matrix)
     kinds = dict(plan["types"])
-    tensors = {n: Tensor(library, out, n, info, kinds[n]) for n, info in infos.items()}
+    tensors = {n: OutTensor(library, out, n, info, kinds[n]) for n, info in infos.items()}
     figures = {
         name: matrix.of(tensor) if matrix and tensor.kind != tensor.source else None
         for name, tensor in tensors.items()

@@ -39,17 +39,24 @@ static inline int lanes_any(lanes_i mask) {
     return any;
 }
 
-// make_qkx2_quants for eight blocks of 32, with the weights of Q4_K and Q5_K, squared errors.
-static void lanes_qkx2(const float * x, int nmax, uint8_t * L, float * scales, float * mins,
-        float rmin, float rdelta, int nstep) {
+// make_qkx2_quants and make_qkx3_quants for eight blocks of 32, with squared errors. Without weights
+// they are those of quantize_row_q4_K_ref and quantize_row_q5_K_ref.
+static void lanes_qkx(const float * x, const float * weights, int nmax, uint8_t * L, float * scales,
+        float * mins, float rmin, float rdelta, int nstep) {
     lanes_f v[32], w[32], level[32], best[32];
     for (int i = 0; i < 32; ++i) {
         for (int j = 0; j < LANES; ++j) v[i][j] = x[32*j + i];
     }
-    lanes_f sum_x2 = lanes_set(0), av_x;
-    for (int i = 0; i < 32; ++i) sum_x2 += v[i] * v[i];
-    for (int j = 0; j < LANES; ++j) av_x[j] = sqrtf(sum_x2[j]/32);
-    for (int i = 0; i < 32; ++i) w[i] = av_x + lanes_abs(v[i]);
+    if (weights) {
+        for (int i = 0; i < 32; ++i) {
+            for (int j = 0; j < LANES; ++j) w[i][j] = weights[32*j + i];
+        }
+    } else {
+        lanes_f sum_x2 = lanes_set(0), av_x;
+        for (int i = 0; i < 32; ++i) sum_x2 += v[i] * v[i];
+        for (int j = 0; j < LANES; ++j) av_x[j] = sqrtf(sum_x2[j]/32);
+        for (int i = 0; i < 32; ++i) w[i] = av_x + lanes_abs(v[i]);
+    }
 
     lanes_f min = v[0], max = v[0], sum_w = w[0], sum_x = w[0] * v[0];
     for (int i = 1; i < 32; ++i) {
@@ -102,8 +109,8 @@ static void lanes_qkx2(const float * x, int nmax, uint8_t * L, float * scales, f
     }
 }
 
-// make_qx_quants(16, nmax, x, L, 1, NULL) for eight blocks of 16.
-static void lanes_qx(const float * x, int nmax, int8_t * L, float * scales, float least) {
+// make_qx_quants(16, nmax, x, L, 1, qw) for eight blocks of 16; qw may be NULL.
+static void lanes_qx(const float * x, const float * qw, int nmax, int8_t * L, float * scales, float least) {
     lanes_f v[16], w[16], max = lanes_set(0), amax = lanes_set(0);
     for (int i = 0; i < 16; ++i) {
         for (int j = 0; j < LANES; ++j) v[i][j] = x[16*j + i];
@@ -112,6 +119,7 @@ static void lanes_qx(const float * x, int nmax, int8_t * L, float * scales, floa
         amax = lanes_select(larger, ax, amax);
         max = lanes_select(larger, v[i], max);
         w[i] = v[i] * v[i];
+        for (int j = 0; qw && j < LANES; ++j) w[i][j] = qw[16*j + i];
     }
     lanes_f best_iscale = (float) -nmax / max, scale = lanes_set(0), best = lanes_set(0);
     for (int is = -10; is <= 9; ++is) { // the first one is that without a step
