@@ -24,28 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from warm_start import REPOSITORY
 
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-WINDOW = 1 << 24  # numbers that are made at once
 LOOK = 0.1  # seconds
-
-
-def fill(file: Path) -> None:
-    """Write random weights into the hole of a safetensors file."""
-    from fakes import tiny_llama
-
-    rng = np.random.default_rng(0)
-    with file.open("r+b") as out:
-        length = int.from_bytes(out.read(8), "little")
-        end = out.seek(0, 2)
-        for start in range(8 + length, end, 2 * WINDOW):
-            count = min(WINDOW, (end - start) // 2)
-            values = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
-            out.seek(start)
-            tiny_llama.to_bf16(values).tofile(out)
 
 
 def allocated(folder: Path) -> int:
@@ -108,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "llama")
         count = large_llama.make(model, size)
-        fill(model / "model.safetensors")
+        large_llama.fill(model)
         homes = {}
         for kind in ("two steps", "one pass"):
             homes[kind] = Path(folder, kind)

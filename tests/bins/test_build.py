@@ -12,13 +12,14 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.bins import platform
-from pipeline.bins.binaries import PROGRAMS, program_file
+from pipeline.bins.binaries import PROGRAMS, QUANTIZER, program_file
 from pipeline.bins.compile import build, cmake
 from pipeline.bins.compile.backends import Backend
 from pipeline.bins.compile.build import Build
 from pipeline.bins.compile.source import Source
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 from pipeline.core.store import receipts
 from pipeline.core.store.hashing import sha256
 from pipeline.core.store.publish import part
@@ -138,6 +139,20 @@ def test_only_what_is_not_edited_is_compiled_together(plan: Build) -> None:
     hook = build.work(fetched).options[-1]
     assert hook == f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={build.UNITED}"
     assert fetched.recipe()["united"] == sha256(build.UNITED)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library is made on Linux alone")
+def test_the_pinned_source_gives_the_library_that_quantizes(plan: Build) -> None:
+    assert QUANTIZER not in plan.required() and plan.recipe()["quantizer"] is None
+    source = replace(plan.source, tree=pins().llama_cpp_tree, local=False)
+    pinned = replace(plan, source=source)
+    assert QUANTIZER in pinned.required() and QUANTIZER in build.made_files(pinned)
+    work = build.work(pinned)
+    assert work.targets[-1] == "ggml-quantizer"
+    assert work.options[-1] == f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={build.QUANTIZER_FILES[0]}"
+    assert pinned.recipe()["quantizer"] == [sha256(file) for file in build.QUANTIZER_FILES]
+    portable = replace(pinned, portable=True)  # whose programs share ggml's library
+    assert portable.has_quantizer and QUANTIZER not in portable.required()
 
 
 def test_where_things_lie_is_no_part_of_the_recipe(plan: Build, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from fakes import tiny_llama
+
+WINDOW = 1 << 24  # numbers that are made at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +102,16 @@ def make(folder: Path, size: Size) -> int:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + begin)
     return elements
+
+
+def fill(folder: Path) -> None:
+    """Write random weights in BF16 into the hole, some at a time."""
+    random = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("r+b") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        end = file.seek(0, 2)
+        for start in range(8 + length, end, 2 * WINDOW):
+            count = min(WINDOW, (end - start) // 2)
+            values = random.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+            file.seek(start)
+            file.write(tiny_llama.to_bf16(values).tobytes())

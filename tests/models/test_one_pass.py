@@ -406,6 +406,7 @@ def test_each_architecture_gives_the_bytes_of_two_steps(
             layers=2, hidden=256, feed_forward=512, heads=4, kv_heads=2, experts=4, vocabulary=512
         )
         large_llama.make(tmp_path / "experts", size)
+        large_llama.fill(tmp_path / "experts")
     for quant in ("q4_k_m", "q3_k_m"):
         words = (f"model={named}", f"quant={quant}")
         assert "converting and quantizing" in doit("prepare", *words).err
