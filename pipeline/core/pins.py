@@ -64,6 +64,7 @@ class Pins(Struct, frozen=True, kw_only=True):
     llama_cpp_commit: str
     llama_cpp_tree: str
     llama_cpp_archive: Archive
+    llama_cpp_texts: Mapping[str, Mapping[str, str]]  # by use: the documents with their sha256
     demos: Mapping[str, PinnedModel]  # by what model= says
     torch: str
     torch_index: str
