@@ -2,8 +2,8 @@
 to measure quality on.
 
 Which documents is pinned by their sha256, so that a figure can be compared with one that was
-measured elsewhere. They are split by whole documents: a quant that was tuned on one text is measured
-on another.
+measured elsewhere. They are split by whole documents: a quant that was tuned on one text is
+measured on another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pipeline.core.store import publish
 
 Use = Literal["calibration", "test"]
 NAMES = {"calibration": "llama.cpp-calibration.txt", "test": "llama.cpp-test.txt"}
+ORIGIN = "prose of llama.cpp's documents and comments, pinned by sha256"
+VERSION = 1  # of how prose is told from the rest
 LEAST_WORDS = 12  # of a paragraph: less is a heading, or an item of a list
 PLAIN = 0.9  # of a paragraph: letters, blanks and commas; less is code or a table
 COMMENT = re.compile(r"/\*(.*?)\*/", re.S)
@@ -28,7 +30,9 @@ COMMENT = re.compile(r"/\*(.*?)\*/", re.S)
 def prose(document: str, *, is_code: bool = False) -> list[str]:
     """The paragraphs of a document in Markdown, or of the comments in C, each on one line."""
     blocks = COMMENT.findall(document) if is_code else [document]
-    paragraphs = (" ".join(part.split()) for block in blocks for part in re.split(r"\n\s*\n", block))
+    paragraphs = (
+        " ".join(part.split()) for block in blocks for part in re.split(r"\n\s*\n", block)
+    )
     return [paragraph for paragraph in paragraphs if _is_prose(paragraph)]
 
 
@@ -50,7 +54,8 @@ def read(tree: Path, use: Use) -> str:
             data = (tree / name).read_bytes().replace(b"\r\n", b"\n")  # as git may check it out
         except OSError as error:
             raise PipelineError(
-                f"{tree / name}: cannot be read: {error.strerror}", "pass text=PATH, a text of yours"
+                f"{tree / name}: cannot be read: {error.strerror}",
+                "pass text=PATH, a text of yours",
             ) from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise PipelineError(
