@@ -34,6 +34,7 @@ pytest_plugins = [
     "figures",
     "images",
     "parallel",
+    "quality_tools",
     "twins",
     "vulkan_sdk",
 ]

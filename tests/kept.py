@@ -105,6 +105,23 @@ def converted(made: Conversion, home: Home) -> None:
         drop_old(kept.parent, MOST_CONVERTED)
 
 
+def trained(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills with a model that is trained for a test, which takes minutes.
+    For reading only."""
+    kept = FOLDER / "trained" / f"{kind}-{key_of(key)}"
+    with only_one(kept):
+        recover_folder(kept)
+        if kept.is_dir():
+            os.utime(kept)
+            return kept
+        remove(part(kept))
+        part(kept).mkdir(parents=True)
+        make(part(kept))
+        publish_folder(part(kept), kept)
+        drop_old(kept.parent, MOST)
+        return kept
+
+
 def link_or_copy(file: Path, to: Path) -> None:
     try:
         os.link(file, to)

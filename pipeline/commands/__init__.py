@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from . import provenance as provenance
     from . import prune as prune
     from . import ps as ps
+    from . import quality as quality
     from . import remove as remove
     from . import resolve as resolve
     from . import serve as serve

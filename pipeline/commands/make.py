@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from pipeline.models import converter, gguf, one_pass
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
+from pipeline.models.chain import Chain
 
-from . import beside, estimate, resolve
+from . import beside, estimate, quality_gate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -129,15 +130,61 @@ def convert(model: Model, *, is_named: bool = False) -> None:
     chain, force = model.require_chain(), model.request.force
     if made := chain.conversion:
         # Whoever held the lock before may have made the file, used it and removed it.
-        with only_one(made.target):
+        with only_one(made.target), ExitStack() as lock:
             needs, why = model.needs(), model.two_steps()
             if why:
                 log.info(f"{made.title} is converted first and then quantized: {why}")
             if (needs is None or needs.convert) and (why != "" or is_named):
                 check = fits(model, model.base) if model.base else estimate.loads(model)
-                conversions.make(made, model.home, force=force, check=check)
+                if chain.quantization is None and quality_gate.limit(model.request):
+                    require = _within_limit(model, lock.enter_context(unquantized(model, chain)))
+                    conversions.make(made, model.home, force=force, check=_both(check, require))
+                    require(made.target)  # where it was published without a limit
+                else:
+                    conversions.make(made, model.home, force=force, check=check)
     if chain.projector:
         conversions.make(chain.projector, model.home, force=force)
+
+
+def convert_or_quantize(model: Model) -> None:
+    """Make the quant of a model whose files are here, whichever step makes it."""
+    if not model.is_done("convert"):
+        convert(model)
+    if not model.is_done("quantize"):
+        quantize(model)
+
+
+def _both(*checks: Callable[[Path], None] | None) -> Callable[[Path], None]:
+    def check(made: Path) -> None:
+        for each in filter(None, checks):
+            each(made)
+
+    return check
+
+
+def _within_limit(model: Model, base: Path) -> Callable[[Path], None]:
+    """A function that raises PipelineError where a quant is not to be published; `base` is the
+    unquantized GGUF."""
+    from . import quality_check  # loads what starts a server
+
+    return quality_check.check(model, model.require_chain(), base) or (lambda made: None)
+
+
+@contextmanager
+def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
+    """The GGUF that the quant of the chain is compared with, for as long as the block runs: made
+    where it is not there, and removed after the block where it is an intermediate file. Raises
+    PipelineError."""
+    of = quality_gate.reference(chain, keep=model.request.wanted.keep_f16)
+    if of.conversion is None:
+        yield of.path
+        return
+    with only_one(of.path):
+        conversions.make(of.conversion, model.home, check=estimate.loads(model))
+        yield of.path
+        entry = receipts.load(of.path.parent).get(of.path.name)
+        if entry and not entry.keep:
+            artifacts.discard(of.path)
 
 
 def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
@@ -164,15 +211,18 @@ def quantize(model: Model) -> None:
     tool = model.binaries.recipe("llama-quantize")
     text = made.imatrix is not None and quantizations.is_text(made.imatrix)
     matrix = model.binaries.program("llama-imatrix") if text else None
+    passed = quality_gate.is_passed(model.request, model.programs, chain)
     with ExitStack() as lock:
         if between:
             # Another run that makes another quant of the model removes the input when it is done
             # with it: hold it while it is read, and make it once more where it was just removed.
             lock.enter_context(only_one(between.target))
-            done = chains.final_status(chain, home, tool) is Status.CURRENT
+            done = passed and chains.final_status(chain, home, tool) is Status.CURRENT
             if (force or not done) and not between.target.exists():
                 check, library = estimate.loads(model), model.binaries.quantizer
-                why = one_pass.obstacle(made, has_library=library is not None)
+                why = one_pass.obstacle(
+                    made, has_library=library is not None, has_limit=model.request.has_limit
+                )
                 if library and not why:
                     done = one_pass.make(
                         made, between, home, program, library, tool, force=force, check=check
@@ -180,6 +230,12 @@ def quantize(model: Model) -> None:
                     if done:
                         return
                 conversions.make(between, home, check=check)
-        quantizations.make(made, home, program, tool, imatrix_program=matrix, force=force)
+        limited = quality_gate.limit(model.request) and (force or not passed)
+        check = _within_limit(model, made.input) if limited else None
+        quantizations.make(
+            made, home, program, tool, imatrix_program=matrix, force=force, check=check
+        )
+        if check:
+            check(made.target)  # where it was published without a limit
         if between and chains.leftover(chain):
             artifacts.discard(between.target)

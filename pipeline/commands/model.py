@@ -150,7 +150,12 @@ class Model:
         if (chain := self.chain()) is None:
             return None
         force = self.request.force
-        return models.chain.needs(chain, self.home, self.programs.tool, force=force)
+        due = models.chain.needs(chain, self.home, self.programs.tool, force=force)
+        if not self.request.has_limit:
+            return due
+        from . import quality_gate
+
+        return quality_gate.needs(self.request, self.programs, chain, due)
 
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
@@ -253,7 +258,9 @@ class Model:
         if not (chain and needs and chain.quantization and needs.convert and needs.quantize):
             return None
         has_library = self.programs.have_quantizer
-        return models.one_pass.obstacle(chain.quantization, has_library=has_library)
+        return models.one_pass.obstacle(
+            chain.quantization, has_library=has_library, has_limit=self.request.has_limit
+        )
 
     def converter_is_done(self) -> bool:
         """Made; or not needed, because the model is not converted."""

@@ -42,6 +42,7 @@ from .variables import (
     ModelVariables,
     PackageVariables,
     ProvenanceVariables,
+    QualityVariables,
     RunVariables,
     ServerVariables,
     ServingVariables,
@@ -64,6 +65,7 @@ class Request(
     ServingVariables,
     ChatVariables,
     UpgradeVariables,
+    QualityVariables,
 ):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
@@ -77,6 +79,7 @@ class Request(
     adapters: tuple[Request, ...] = ()  # each with its scale
     scale: float | None = None  # of an adapter; None: it is a model
     wanted: QuantRequest = QuantRequest()
+    sample_text: Path | None = None  # the user's own, to measure quality on
     server: Mapping[str, str] = {}  # other options of llama-server, as `server.NAME` says
     bins: BuildOptions = BuildOptions()
     pkg: Path | None = None  # an archive to install
@@ -92,6 +95,11 @@ class Request(
     @property
     def json(self) -> bool:
         return self.format == "json"
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a quant is published only if it lost little."""
+        return self.max_kld is not None or self.min_cosine is not None
 
     @property
     def again(self) -> bool:
@@ -179,6 +187,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         spec_type=spec_type,
         adapters=adapters,
         wanted=wanted,
+        sample_text=_file("text", str(values.get("text", ""))),
         device=device,
         api_key_file=str(key_file) if key_file else "",
         server=server,

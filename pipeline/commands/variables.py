@@ -43,6 +43,18 @@ def tokens(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A number above `low`, and at most `high`."""
+
+    def parse(value: str) -> float:
+        with suppress(ValueError):
+            if low < float(value) <= high:
+                return float(value)
+        raise ValueError(f"a number above {low:g}, at most {high:g}, such as {high / 50:g}")
+
+    return parse
+
+
 def uri(value: str) -> str:
     """An address, or another URI."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", value.strip()):
@@ -130,6 +142,39 @@ class ModelVariables(Group):
         shown="none",
     )
     keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
+
+
+class QualityVariables(Group):
+    """What a quant lost against the unquantized model: see [quality](quality.md)."""
+
+    quants: tuple[str, ...] = variable(
+        listed(quant),
+        "the quants to measure, with commas between them",
+        (),
+        shown="`q4_k_m,q5_k_m,q6_k,q8_0`",
+        of=("quality",),
+    )
+    max_kld: float | None = variable(
+        number(0, 100),
+        "of a language model: publish the quant only if its KL divergence is not larger, in nats "
+        "a token",
+        shown="any",
+    )
+    min_cosine: float | None = variable(
+        number(0, 1),
+        "of an embedding model: publish the quant only if the cosine similarity of its embeddings "
+        "is not smaller",
+        shown="any",
+    )
+    text: str = variable(
+        path, "the text to measure on", "", shown="prose from llama.cpp's documents"
+    )
+    chunks: int = variable(
+        integer(8, 100_000),
+        "how many pieces of the text are measured: chunks of 512 tokens (`ctx_size`), passages, or "
+        "queries of a reranker; a limit is decided with four times as many at most",
+        32,
+    )
 
 
 class PackageVariables(Group):
@@ -360,6 +405,7 @@ class RunVariables(Group):
 
 GROUPS: dict[str, type[Group]] = {
     "model": ModelVariables,
+    "quality": QualityVariables,
     "programs": BuildOptions,
     "package": PackageVariables,
     "signing": ProvenanceVariables,

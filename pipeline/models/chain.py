@@ -166,7 +166,7 @@ def final_status(chain: Chain, home: Home, tool: Recipe | None) -> Status:
         return receipts.status(chain.final, chain.quantization.recipe(home, tool, digest))
     if chain.conversion:
         return chain.conversion.status
-    return Status.DIRTY if _unfetched(chain.resolved) else Status.CURRENT
+    return Status.DIRTY if unfetched(chain.resolved) else Status.CURRENT
 
 
 def needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool = False) -> Needs:
@@ -177,14 +177,14 @@ def needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool = False)
     status = chain.projector.status
     if status is Status.CURRENT and not force:
         return needs
-    fetch = needs.fetch or _unfetched(chain.resolved)
+    fetch = needs.fetch or unfetched(chain.resolved)
     return replace(needs, fetch=fetch, projector=Status.FORCED.value if force else status.value)
 
 
 def _model_needs(chain: Chain, home: Home, tool: Recipe | None, *, force: bool) -> Needs:
     """What the steps that end in the model itself have to do."""
     final = Status.FORCED if force else final_status(chain, home, tool)
-    fetch = final.value if force and chain.resolved.fetched else _unfetched(chain.resolved)
+    fetch = final.value if force and chain.resolved.fetched else unfetched(chain.resolved)
     if not chain.conversion:
         quantize = final.value if chain.quantization and final is not Status.CURRENT else ""
         return Needs(fetch=fetch, quantize=quantize)
@@ -230,7 +230,7 @@ def _is_intermediate(conversion: Conversion) -> bool:
     return entry is not None and not entry.keep and conversion.target.exists()
 
 
-def _unfetched(resolved: Resolved) -> str:
+def unfetched(resolved: Resolved) -> str:
     """Why the model's files are incomplete; empty where they are complete."""
     for each in resolved.fetched:
         for file in each.files:

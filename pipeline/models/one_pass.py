@@ -35,14 +35,17 @@ class Declined(Exception):
     """It has to be done in two steps; the text says why."""
 
 
-def obstacle(quantization: Quantization, *, has_library: bool) -> str:
+def obstacle(quantization: Quantization, *, has_library: bool, has_limit: bool = False) -> str:
     """Why a conversion and a quantization take two steps; empty where one pass does both.
-    `has_library`: ggml's functions are there as a library, beside llama-quantize."""
+    `has_library`: ggml's functions are there as a library, beside llama-quantize; `has_limit`: the
+    quant is compared with the unquantized GGUF."""
     conversion, matrix = quantization.conversion, quantization.imatrix
     if conversion is None or conversion.target.exists():
         return "the unquantized GGUF is there"
     if conversion.keep:
         return "keep_f16=1 keeps the unquantized GGUF"
+    if has_limit:
+        return "max_kld= and min_cosine= compare the quant with the unquantized GGUF"
     if not has_library:
         return "there is no libggml-quantizer of the pinned llama.cpp beside llama-quantize"
     if quantization.quant not in quants.TYPES:

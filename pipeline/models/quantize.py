@@ -7,7 +7,7 @@ import math
 import re
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,11 @@ def make(
     *,
     imatrix_program: Path | None = None,
     force: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Make the quantized GGUF unless it is current. `imatrix_program` computes the matrix where a
-    text is given instead. Raises PipelineError."""
+    text is given instead; `check` looks at the result before it is published. Raises
+    PipelineError."""
     digest = quantization.input_identity(home, hashing=True)
     if digest is None:
         raise PipelineError(
@@ -212,6 +214,8 @@ def make(
                 f"the whole log is {log}",
             )
         gguf.read(made)  # the program does not notice a full disk, this does
+        if check:
+            check(made)
 
     artifacts.make(
         quantization.target,

@@ -17,6 +17,7 @@ from pipeline.models import converter
 from .checks import CHECKS
 from .step import (
     PREPARATION,
+    PREPARED_FOR,
     ModelStep,
     Step,
     after_resolve,
@@ -38,10 +39,11 @@ OWN = ("force", "offline")  # of llama.cpp's own steps
 RUN = ("force", "refresh", "frozen", "offline")
 KNOWN = ("frozen", "offline")  # of steps that make nothing anew
 MODEL = ("model", "config", "profile", *RUN)
-MAKING = (*MODEL, "programs")
+GATE = ("max_kld", "min_cosine", "text", "chunks")  # whether a quant is published
+MAKING = (*MODEL, *GATE, "programs")
 OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
 SERVER = ("programs", "address", "server", "serving")
-SERVING = ("model", *SERVER, "config", "profile", "engine", *RUN, "format")
+SERVING = ("model", *GATE, *SERVER, "config", "profile", "engine", *RUN, "format")
 
 
 def making(
@@ -219,6 +221,17 @@ STEPS = (
         reads=(
             *("prompt", "system", "url", "name", "api_key_file", "model", "programs", "server"),
             *("serving", "config", "profile", "engine", *RUN),
+        ),
+    ),
+    Step(
+        "quality",
+        "measure what quants= lost against the unquantized model, with error bars",
+        run=lambda session: do.quality.quality(session),
+        after=PREPARED_FOR,
+        needs_model=True,
+        reads=(
+            *("model", "quants", "text", "chunks", "programs", "ctx_size", "threads"),
+            *("gpu_layers", "device", "refresh", "offline", "format"),
         ),
     ),
     # many servers

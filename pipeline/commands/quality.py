@@ -1,0 +1,273 @@
+"""`quality`: what quants lost against the unquantized model, with error bars."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
+
+from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.store import receipts
+from pipeline.core.store.receipts import Status
+from pipeline.core.text import size, table
+from pipeline.models import chain as chains
+from pipeline.models import gguf
+from pipeline.models import quants as types
+from pipeline.models.reference import NO_PROJECTOR
+from pipeline.report import quality as measuring
+from pipeline.report.figures import Estimate, Quality
+from pipeline.report.quality import Measured, Sample, Setup
+
+from . import make, quality_check, quality_gate, quality_setup, resolve
+from .model import Model
+from .session import Session
+
+DEFAULT = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+PROBE = "Q8_0"  # a quant of which it is known what it is compared with
+HINT = (
+    "pass the model that it was made from: model=org/model with safetensors, or an F16, BF16 or "
+    "F32 .gguf"
+)
+HEAD = ("quant", "size", "bits a weight")
+COLUMNS = {
+    "kld": "KL divergence",
+    "ppl_ratio": "perplexity ratio",
+    "same_top": "same top token",
+    "cosine": "cosine similarity",
+    "rank": "rank correlation",
+}
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What was measured: each quant, the file that all were compared with, and how to repeat it."""
+
+    qualities: list[Quality]
+    reference: Path
+    setup: Setup
+
+
+def quality(session: Session) -> None:
+    """Print a table, or JSON."""
+    model = session.model
+    report = reported(model, requested(model))
+    rows = [to_builtins(each) for each in report.qualities]
+    commands = repeating(model, report)
+    if session.request.json:
+        document = {
+            "model": model.require_resolved().name,
+            "reference": report.reference.name,
+            "text": report.setup.text_name,
+            "quants": _plain(rows),
+            "commands": commands,
+        }
+        print(json.dumps(document, indent=1))
+        return
+    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    lines = [(*HEAD, *(COLUMNS[name] for name in columns))]
+    lines += [
+        (
+            each.quant,
+            size(each.bytes),
+            f"{each.bits_per_weight:.2f}",
+            *(_shown(getattr(each, name)) for name in columns),
+        )
+        for each in report.qualities
+    ]
+    print(table(lines))
+    first = report.qualities[0]
+    of = "tokens" if report.setup.kind == "language" else "texts"
+    print(
+        f"\nagainst {report.reference.name}, over {first.samples} {of} of {report.setup.text_name}"
+    )
+    print("To repeat it by hand:", *commands, sep="\n  ")
+
+
+def _shown(figure: Estimate | None) -> str:
+    return measuring.shown(figure) if figure else ""
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def requested(model: Model) -> tuple[str, ...]:
+    """The quants to measure. Raises UsageError."""
+    request = model.request
+    for name, value in (("draft", request.draft), ("lora", request.adapters)):
+        if value:
+            raise UsageError(f"{name}: is not measured", "leave it out")
+    if request.quants and request.wanted.quant:
+        raise UsageError("quant= and quants= contradict each other", "leave quant= out")
+    one = (request.wanted.quant,) if request.wanted.quant else ()
+    listed = tuple(dict.fromkeys(map(types.canonical, request.quants or one or DEFAULT)))
+    for quant in listed:
+        if quant in (types.AUTO, types.ALL):
+            raise UsageError(
+                f"quants={quant.lower()}: is no quant", "name quants: quants=q4_k_m,q8_0"
+            )
+    return listed
+
+
+def measure(model: Model, quants: Sequence[str]) -> list[Quality]:
+    """The quality of these quants of a model, each made or downloaded where it is not there.
+    Raises PipelineError."""
+    return reported(model, quants).qualities
+
+
+def reported(model: Model, quants: Sequence[str]) -> Report:
+    """The same, with what they were compared with. Raises PipelineError."""
+    resolved = model.require_resolved()
+    if resolved.kind == "gguf" and resolved.source["type"] == "hf":
+        return _of_repository(model, quants)
+    if resolved.kind == "gguf" and resolved.precision not in types.UNQUANTIZED:
+        raise UsageError(
+            f"{resolved.name}: is {resolved.precision or 'of unknown type'}, and quality is "
+            "measured against the unquantized model",
+            HINT,
+        )
+    models = {quant: with_quant(model, quant) for quant in quants}
+    for each in models.values():
+        types.require_makeable(each.request.wanted)
+    return _known(model, models) or _made(model, models)
+
+
+def with_quant(model: Model, quant: str) -> Model:
+    """The same model with another quant. What is made of it leaves the unquantized GGUF where it
+    is, since it is compared with that."""
+    request, resolved = model.request, model.require_resolved()
+    is_of_repository = resolved.kind == "gguf" and resolved.source["type"] == "hf"
+    wanted = replace(request.wanted, quant=quant)
+    if quant in types.DIRECT:
+        wanted = replace(wanted, keep_f16=False, imatrix=None)
+    elif not is_of_repository:
+        wanted = replace(wanted, keep_f16=True)
+    files = replace(request.file_filter, quant=quant, mmproj=NO_PROJECTOR)
+    other = Model(request.replace(wanted=wanted, file_filter=files), model.programs)
+    other.resolved = None if is_of_repository else resolved
+    return other
+
+
+def _reference(model: Model) -> quality_gate.Reference:
+    """The unquantized GGUF that the quants of the model are made from."""
+    chain = with_quant(model, PROBE).require_chain()
+    return quality_gate.reference(chain, keep=model.request.wanted.keep_f16)
+
+
+def _known(model: Model, models: Mapping[str, Model]) -> Report | None:
+    """The report where all of it was measured before; nothing is made or read but receipts."""
+    of, tool = _reference(model), model.programs.tool
+    digest = quality_gate.reference_digest(model.home, of)
+    files = {}
+    for quant, each in models.items():
+        chain = each.require_chain()
+        if not digest or chains.final_status(chain, each.home, tool) is not Status.CURRENT:
+            return None
+        files[quant] = chain.final
+    measured = {quant: _measured(path) for quant, path in files.items()}
+    header = gguf.read_cached(next(iter(files.values())), model.home.run / "gguf.json")
+    setup = _setup(model, header)
+    wants = measuring.report_wants(model.request.chunks)
+    samples = {quant: setup.known(digest, each.digest) for quant, each in measured.items()}
+    if any(map(wants, samples.values())):
+        return None
+    return _report(setup, of.path, measured, samples)
+
+
+def _made(model: Model, models: Mapping[str, Model]) -> Report:
+    """The report once all are made and measured. The unquantized GGUF is there meanwhile."""
+    home, request = model.home, model.request
+    probe = with_quant(model, PROBE)
+    if not probe.is_done("fetch"):
+        make.fetch(probe)
+    if probe.require_chain().conversion:
+        make.make_converter(home, request)
+    with make.unquantized(model, probe.require_chain()) as base:
+        for each in models.values():
+            make.convert_or_quantize(each)
+        measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
+        setup = _setup(model, gguf.read(base))
+        digest = quality_gate.reference_digest(home, _reference(model), hashing=True)
+        reference = Measured(path=base, digest=digest)
+        wants = measuring.report_wants(request.chunks)
+        samples = measuring.measure(setup, reference, measured, wants)
+        return _report(setup, base, measured, samples)
+
+
+def _of_repository(model: Model, quants: Sequence[str]) -> Report:
+    """The report on GGUF files that a repository has, against an unquantized one of the same."""
+    reference, why = None, None
+    for precision in ("BF16", "F16", "F32"):
+        other = with_quant(model, precision)
+        try:
+            if not other.resolve_is_done():
+                resolve.resolve(other)
+            if other.require_resolved().precision == precision:
+                reference = other
+                break
+        except PipelineError as error:
+            why = why or error
+    if reference is None:
+        name = model.require_resolved().name
+        raise PipelineError(f"{name}: its repository has no unquantized GGUF", HINT) from why
+    models = {quant: with_quant(model, quant) for quant in quants}
+    for each in (reference, *models.values()):
+        if not each.resolve_is_done():
+            resolve.resolve(each)
+        if not each.is_done("fetch"):
+            make.fetch(each)
+    base = reference.require_chain().final
+    measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
+    setup = _setup(model, gguf.read(base))
+    wants = measuring.report_wants(model.request.chunks)
+    return _report(
+        setup, base, measured, measuring.measure(setup, _measured(base), measured, wants)
+    )
+
+
+def _setup(model: Model, header: gguf.Header) -> Setup:
+    return quality_setup.setup(
+        model.request,
+        model.programs,
+        header,
+        ctx_size=model.request.ctx_size,
+        serving=lambda path: quality_check.serving(model, path),
+    )
+
+
+def _measured(path: Path) -> Measured:
+    """A GGUF of ours, with the digest of its receipts."""
+    return Measured(path=path, digest="+".join(map(receipts.known_sha256, gguf.shards(path))))
+
+
+def _report(
+    setup: Setup, base: Path, measured: Mapping[str, Measured], samples: Mapping[str, Sample]
+) -> Report:
+    qualities = []
+    for quant, each in measured.items():
+        shapes: dict[str, list[int]] = {}
+        headers = [gguf.read(path, shapes) for path in gguf.shards(each.path)]
+        weights = sum(map(math.prod, shapes.values()))
+        bits = 8 * sum(header.size - header.data for header in headers) / weights
+        total = sum(path.stat().st_size for path in gguf.shards(each.path))
+        qualities.append(measuring.quality(setup, samples[quant], quant, total, bits))
+    return Report(qualities=qualities, reference=base, setup=setup)
+
+
+def repeating(model: Model, report: Report) -> list[str]:
+    """The commands that measure the same again, as they can be typed."""
+    named, quants = model.request.named, ",".join(each.quant.lower() for each in report.qualities)
+    own = model.request.sample_text
+    words = [f"model={named}", f"quants={quants}", *([f"text={own}"] if own else [])]
+    words.append(f"chunks={model.request.chunks}")
+    return [doitw(f"quality {shlex.join(words)}")]

@@ -1,0 +1,111 @@
+"""max_kld= and min_cosine=: a quant is published only if it keeps to a limit against the
+unquantized model.
+
+The quant is measured under its temporary name. What was measured is kept, so that a run that finds
+the file made and measured has nothing to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.store import receipts, stat_cache
+from pipeline.models import chain as chains
+from pipeline.models import gguf, quants
+from pipeline.models.chain import Chain, Needs
+from pipeline.models.convert import Conversion
+from pipeline.report.quality import Limit
+from pipeline.report.quality_statistics import Verdict
+
+from . import quality_setup
+from .programs import Programs
+from .request import Request
+
+
+def limit(request: Request) -> Limit | None:
+    """The limit of the request. Raises UsageError where there are two."""
+    if request.max_kld is not None and request.min_cosine is not None:
+        raise UsageError(
+            "max_kld= and min_cosine= contradict each other",
+            "max_kld= is for language models, min_cosine= for embedding models",
+        )
+    if request.max_kld is not None:
+        return Limit("max_kld", request.max_kld, "kld")
+    if request.min_cosine is not None:
+        return Limit("min_cosine", request.min_cosine, "cosine")
+    return None
+
+
+class Reference(Struct, frozen=True, kw_only=True):
+    """The unquantized GGUF: the user's own file, or what `conversion` makes."""
+
+    path: Path
+    conversion: Conversion | None = None
+
+
+def reference(chain: Chain, *, keep: bool = False) -> Reference:
+    """What the quant of the chain is compared with; `keep`: it is to stay. Raises UsageError where
+    nothing is quantized."""
+    if made := chain.quantization:
+        return Reference(path=made.input, conversion=made.conversion)
+    resolved, direct = chain.resolved, chain.conversion
+    if direct is None or direct.outtype in quants.UNQUANTIZED:
+        raise UsageError(
+            f"{resolved.name}: nothing is quantized here, so there is no loss to limit",
+            "leave max_kld= or min_cosine= out, or name a quant and a model in safetensors",
+        )
+    precision = resolved.precision
+    path = direct.target.with_name(f"model.{precision.lower()}.gguf")
+    return Reference(
+        path=path, conversion=replace(direct, target=path, outtype=precision, keep=keep)
+    )
+
+
+def reference_digest(home: Home, of: Reference, *, hashing: bool = False) -> str:
+    """The digest of the unquantized GGUF, whether or not it still exists; empty where it is not
+    known. The user's own files are hashed only with `hashing`."""
+    if of.conversion is None:
+        cache = home.run / "sha256.json"
+        lookup = stat_cache.identity if hashing else stat_cache.recall
+        digests = [lookup(cache, path) for path in gguf.shards(of.path)]
+        return "" if None in digests else "+".join(map(str, digests))
+    entry = receipts.load(of.path.parent).get(of.path.name)
+    return entry.sha256 if entry and entry.recipe == of.conversion.recipe else ""
+
+
+def is_passed(request: Request, programs: Programs, chain: Chain) -> bool:
+    """Whether the finished quant was measured, and keeps to the limit: by receipts alone."""
+    bound, home = limit(request), programs.home
+    if bound is None:
+        return True
+    base = reference_digest(home, reference(chain))
+    quant = receipts.known_sha256(chain.final)
+    if not (base and quant):
+        return False
+    setup = quality_setup.setup(
+        request, programs, gguf.read_cached(chain.final, home.run / "gguf.json")
+    )
+    return bound.verdict(setup.known(base, quant)) is Verdict.PASSED
+
+
+def needs(request: Request, programs: Programs, chain: Chain, due: Needs) -> Needs:
+    """What the steps have to do where a quant that is made was not measured: the unquantized model
+    is needed once more."""
+    if due.quantize or due.convert or is_passed(request, programs, chain):
+        return due
+    why = "its quality is not measured"
+    conversion = reference(chain).conversion
+    if conversion is None:
+        return replace(due, quantize=why)
+    fetch = chains.unfetched(chain.resolved)
+    if chain.quantization is None:
+        return replace(due, fetch=fetch, convert=why)
+    is_there = conversion.status is receipts.Status.CURRENT
+    return replace(
+        due, fetch="" if is_there else fetch, convert="" if is_there else why, quantize=why
+    )

@@ -1,0 +1,98 @@
+"""How the quality of a model's quants is measured: with which program, on which text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline.bins.compile import source
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.pins import pins
+from pipeline.core.store import stat_cache
+from pipeline.core.text import decoded
+from pipeline.models import texts
+from pipeline.models.gguf import Header
+from pipeline.report import quality, quality_divergence
+from pipeline.report.quality import Setup
+from pipeline.report.quality_similarity import Serving
+
+from .programs import Programs
+from .request import Request
+
+PROGRAMS: dict[quality.Kind, str] = {
+    "language": "llama-perplexity",
+    "embedding": "llama-server",
+    "rerank": "llama-server",
+}
+
+
+def setup(
+    request: Request,
+    programs: Programs,
+    header: Header,
+    *,
+    ctx_size: int | None = None,
+    serving: Serving | None = None,
+) -> Setup:
+    """How a model with this header is measured. `ctx_size` are the tokens of a chunk, `serving`
+    starts a llama-server: both are for measuring, not for what was measured before. Raises
+    PipelineError where the program is missing."""
+    kind = quality.kind_of(header)
+    name, binaries = PROGRAMS[kind], programs.binaries
+    program, perplexity = binaries.program(name), None
+    if kind == "language":
+        wanted = {"--threads": request.threads, "--gpu-layers": request.gpu_layers}
+        wanted["--device"] = request.device
+        size = ctx_size or quality_divergence.CTX_SIZE
+        perplexity = quality_divergence.Perplexity(
+            program=program,
+            home=programs.home,
+            ctx_size=min(size, header.context_length or size),
+            options=tuple(
+                word for option, value in wanted.items() if value for word in (option, str(value))
+            ),
+        )
+    return Setup(
+        home=programs.home,
+        kind=kind,
+        program_digest=binaries.sha256(name),
+        text=lambda: text(request, programs.home),
+        text_digest=text_digest(request, programs.home),
+        text_name=text_name(request),
+        perplexity=perplexity,
+        serving=serving,
+    )
+
+
+def text(request: Request, home: Home) -> str:
+    """The user's text, or the one that llama.cpp's pinned tree brings, which is fetched where it is
+    not on disk. Raises PipelineError."""
+    if own := request.sample_text:
+        try:
+            return decoded(own.read_bytes())
+        except (ValueError, OSError) as error:
+            raise UsageError(f"text={own}: {error}", "pass a text in UTF-8") from None
+    return texts.read(tree(home, offline=request.offline), "test")
+
+
+def tree(home: Home, *, offline: bool) -> Path:
+    """llama.cpp's pinned tree. Raises PipelineError."""
+    pinned = source.pinned(home)
+    source.fetch(pinned, home, offline=offline)
+    return pinned.folder
+
+
+def text_digest(request: Request, home: Home) -> str:
+    """The identity of the text, which need not be on disk where it is not the user's."""
+    if own := request.sample_text:
+        return stat_cache.identity(home.run / "sha256.json", own)
+    documents = json.dumps([texts.VERSION, pins().llama_cpp_texts["test"]])
+    return hashlib.sha256(documents.encode()).hexdigest()
+
+
+def text_name(request: Request) -> str:
+    """The text, for messages."""
+    own = request.sample_text
+    return f"text={own}" if own else f"{texts.NAMES['test']} ({texts.ORIGIN})"

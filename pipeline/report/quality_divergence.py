@@ -1,0 +1,245 @@
+"""How far a quant's predictions are from those of the unquantized model, by llama-perplexity.
+
+The unquantized model writes the probabilities of every token of its vocabulary, for each token of
+the second half of a chunk: 134 MB a chunk of 512 tokens for 262,144 tokens. So the text is read in
+groups of chunks: once all quants have read a group's file, it is removed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import Home
+from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.store.publish import disk_errors, remove, require_space
+from pipeline.models import gguf, tools
+
+CTX_SIZE = 512  # tokens in a chunk, as in most published figures
+BATCH = 2048  # tokens that are evaluated at once, llama-perplexity's own default
+GROUP_BYTES = 2 * 1024**3  # of a group's file
+MOST_CHUNKS = 32  # in a group: what is printed for each chunk is a mean so far, with five digits
+LETTERS = 5  # of a token, at most in the mean; what is too much of a text is not used
+COPIES = 2  # of the weights: as read, and repacked for the processor
+SILENCE = 3600  # seconds; a line is printed for each chunk
+
+NUMBER = r"([-+.\w]+)"
+PLUS_MINUS = rf"{NUMBER} ± +{NUMBER}"
+# One line a chunk: perplexity, log of its ratio, divergence, difference of probabilities, same top.
+CHUNK = re.compile(
+    rf"^ *(\d+) +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} % +{PLUS_MINUS} %"
+)
+TOTALS = {  # the last means with more digits
+    "log_ratio": re.compile(rf"^Mean ln\(PPL\(Q\)/PPL\(base\)\) *: +{PLUS_MINUS}", re.M),
+    "kld": re.compile(rf"^Mean +KLD: +{PLUS_MINUS}", re.M),
+    "same_top": re.compile(rf"^Same top p: +{PLUS_MINUS} %", re.M),
+}
+FIGURES = ("log_ratio", "kld", "same_top")
+SCALE = {"same_top": 0.01}  # of what is printed in percent
+TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
+
+
+class Piece(Struct, frozen=True):
+    """The figures of one piece of text, such as a chunk, by their names; and the error of each as
+    the program has it."""
+
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+
+
+class Perplexity(Struct, frozen=True, kw_only=True):
+    """The program, and how it is run. `options` are llama.cpp's own, for threads and GPUs."""
+
+    program: Path
+    home: Home
+    ctx_size: int = CTX_SIZE
+    options: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> int:
+        """The tokens of a chunk that are compared: those that half a chunk stands before."""
+        return self.ctx_size - 1 - self.ctx_size // 2
+
+    @property
+    def sequences(self) -> int:
+        """How many chunks are evaluated at once."""
+        return max(1, BATCH // self.ctx_size)
+
+    def words(self, model: Path, base: Path) -> list[str]:
+        """The part of the command line that both runs share."""
+        return [
+            *(str(self.program), "--model", str(model), "--ctx-size", str(self.ctx_size)),
+            *("--batch-size", str(self.sequences * self.ctx_size)),
+            *("--kl-divergence-base", str(base), *self.options),
+        ]
+
+
+def chunk_bytes(vocabulary: int, ctx_size: int) -> int:
+    """What a chunk takes in the file of the unquantized model: 16 bits for each token of the
+    vocabulary, a scale and a minimum, for each token that is compared."""
+    row = 2 * ((vocabulary + 1) // 2) + 4
+    return (ctx_size - 1 - ctx_size // 2) * row * 2
+
+
+def group_size(vocabulary: int, ctx_size: int) -> int:
+    """How many chunks are measured before the file of the unquantized model is removed."""
+    return max(2, min(MOST_CHUNKS, GROUP_BYTES // chunk_bytes(vocabulary, ctx_size)))
+
+
+def part_of(text: str, offset: int, tokens: int) -> str:
+    """As much of the text from `offset` as surely has so many tokens, up to a blank."""
+    end = offset + tokens * LETTERS
+    blank = text.find(" ", end)
+    return text[offset : blank if blank >= 0 else len(text)] if end < len(text) else text[offset:]
+
+
+class Group(Struct):
+    """A group of chunks of the text, whose file lies in the folder of the runs."""
+
+    base: Path
+    text: Path
+    chunks: int = 0
+
+
+def write_base(tool: Perplexity, model: Path, group: Group, text: str, most: int) -> None:
+    """Have the unquantized model write its probabilities for the text, at most `most` chunks of it,
+    and set how many there are. Raises PipelineError, UsageError where the text is too short."""
+    vocabulary = gguf.read(model).vocabulary
+    one = chunk_bytes(vocabulary, tool.ctx_size)
+    with disk_errors(group.base.parent):
+        require_space(group.base.parent, one * most)
+        group.text.write_text(text, encoding="utf-8", newline="")
+    words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
+    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=True)
+    if short := TOO_SHORT.search(output):
+        raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
+    counts = re.findall(r"calculating perplexity over (\d+) chunks", output)
+    group.chunks = int(counts[-1]) if counts else 0
+    head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
+    expected = head + group.chunks * one
+    if not group.chunks or group.base.stat().st_size != expected:
+        # llama-perplexity prints nothing where the disk is full
+        raise PipelineError(
+            f"{model.name}: llama-perplexity wrote {group.base.stat().st_size} bytes of "
+            f"probabilities, {expected} were expected:\n{last_lines(_log(tool, model), 5)}",
+            f"see whether the disk of {group.base.parent} is full; the whole log is "
+            f"{_log(tool, model)}",
+        )
+
+
+def compare(tool: Perplexity, model: Path, group: Group) -> list[Piece]:
+    """What `model` makes of the chunks of the group. Raises PipelineError."""
+    words = [*tool.words(model, group.base), "--kl-divergence"]
+    output = _run(tool, words, model, group, r"^ *(\d+) +\S+ ±", group.chunks)
+    pieces = parse(output)
+    if len(pieces) != group.chunks:
+        raise PipelineError(
+            f"{model.name}: llama-perplexity measured {len(pieces)} of {group.chunks} chunks:\n"
+            f"{last_lines(_log(tool, model), 5)}",
+            f"the whole log is {_log(tool, model)}",
+        )
+    return pieces
+
+
+def discard(group: Group) -> None:
+    """Remove the files of a group."""
+    remove(group.base)
+    remove(group.text)
+
+
+def parse(output: str) -> list[Piece]:
+    """The means over each chunk, from the means so far that are printed after each.
+
+    The logarithm of the perplexity's ratio and the divergence in nats, the same most probable token
+    as a fraction. What is no number is infinite.
+    """
+    rows = [line for line in map(CHUNK.match, output.splitlines()) if line]
+    so_far = {
+        name: [_number(row[group]) * SCALE.get(name, 1) for row in rows]
+        for name, group in (("log_ratio", 4), ("kld", 6), ("same_top", 10))
+    }
+    errors = dict.fromkeys(FIGURES, 0.0)
+    for name, pattern in TOTALS.items():
+        if rows and (total := pattern.search(output)):
+            so_far[name][-1] = _number(total[1]) * SCALE.get(name, 1)
+            # That of one chunk, of which the group's is the mean.
+            errors[name] = _number(total[2]) * SCALE.get(name, 1) * math.sqrt(len(rows))
+    alone = {name: _differences(means) for name, means in so_far.items()}
+    return [
+        Piece({name: alone[name][number] for name in FIGURES}, errors)
+        for number in range(len(rows))
+    ]
+
+
+def _differences(means: Sequence[float]) -> list[float]:
+    """The single values whose means so far these are."""
+    sums = [mean * count for count, mean in enumerate(means, start=1)]
+    values = [after - before for before, after in zip([0.0, *sums], sums, strict=False)]
+    return [value if math.isfinite(value) else math.inf for value in values]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return math.inf if math.isnan(value) else value
+
+
+def _log(tool: Perplexity, model: Path) -> Path:
+    return tool.home.logs / f"quality-{model.parent.name}-{model.name.strip('.')}.log"
+
+
+def _run(
+    tool: Perplexity,
+    words: Sequence[str],
+    model: Path,
+    group: Group,
+    counter: str,
+    total: int,
+    *,
+    writes: bool = False,
+) -> str:
+    """Run llama-perplexity; returns what it printed. Raises PipelineError."""
+    lines: list[str] = []
+    files = gguf.shards(model)
+    weights = sum(path.stat().st_size for path in files)
+    header = gguf.read(files[0])
+    logits = 4 * header.vocabulary * tool.sequences * tool.ctx_size
+    read = [*files, group.text] if writes else [*files, group.base]
+    sandbox = tools.sandbox(
+        tool.program,
+        read=read,
+        write=[group.base] if writes else [],
+        weights=weights,
+        copies=COPIES,
+        memory=tools.HEADER_MEMORY + 2 * logits,
+    )
+    sandbox = replace(sandbox, file_bytes=2 * GROUP_BYTES)
+    with bar(f"measuring {model.name.strip('.').removesuffix('.part')}") as update:
+
+        def watch(line: str) -> None:
+            lines.append(line)
+            if done := re.findall(counter, line):
+                update(int(done[-1]), total)
+
+        status = run(
+            words,
+            log=_log(tool, model),
+            env=tools.env(),
+            on_line=watch,
+            patience=SILENCE,
+            sandbox=sandbox,
+        )
+    output = "\n".join(lines)
+    if status and not TOO_SHORT.search(output):
+        raise PipelineError(
+            f"{model.name}: llama-perplexity failed (status {status}):\n"
+            f"{last_lines(_log(tool, model), 5)}",
+            f"the whole log is {_log(tool, model)}",
+        )
+    return output

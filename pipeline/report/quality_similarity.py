@@ -1,0 +1,103 @@
+"""How far a quant's embeddings, or a reranker's scores, are from those of the unquantized model, by
+llama-server's endpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.progress import bar
+from pipeline.models import texts
+from pipeline.serve import health
+from pipeline.serve.server import Server
+
+from .quality_divergence import Piece
+from .quality_statistics import cosine, spearman
+
+LETTERS = 600  # of a text: the smallest models read 512 tokens, a query and a document together
+QUERY_WORDS = 10
+DOCUMENTS = 16  # that are ranked for a query
+TIMEOUT = 600.0  # seconds for an answer
+
+Serving = Callable[[Path], AbstractContextManager[Server]]
+
+
+def passages(text: str) -> list[str]:
+    """The texts to compare: the beginnings of the paragraphs."""
+    return [paragraph[:LETTERS] for paragraph in texts.prose(text)]
+
+
+def embeddings(serving: Serving, model: Path, inputs: Sequence[str]) -> list[list[float]]:
+    """A vector for each text. Raises PipelineError."""
+    vectors = []
+    with serving(model) as server, bar(f"measuring {_name(model)}") as update:
+        for number, text in enumerate(inputs, start=1):
+            answer = _post(server, "/v1/embeddings", {"input": text})
+            vectors.append(_numbers(answer["data"][0]["embedding"]))
+            update(number, len(inputs))
+    return vectors
+
+
+def scores(serving: Serving, model: Path, groups: Sequence[Sequence[str]]) -> list[list[float]]:
+    """For each group of documents the score of each, for a query that the first one begins with.
+    Raises PipelineError."""
+    rows = []
+    with serving(model) as server, bar(f"measuring {_name(model)}") as update:
+        for number, documents in enumerate(groups, start=1):
+            query = " ".join(documents[0].split()[:QUERY_WORDS])
+            answer = _post(server, "/v1/rerank", {"query": query, "documents": list(documents)})
+            by_index = {row["index"]: row["relevance_score"] for row in answer["results"]}
+            rows.append(_numbers([by_index.get(index) for index in range(len(documents))]))
+            update(number, len(groups))
+    return rows
+
+
+def compare_embeddings(
+    one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+) -> list[Piece]:
+    """The cosine similarity of each pair of vectors."""
+    pairs = zip(one, other, strict=True)
+    return [Piece({"cosine": _finite(cosine(a, b))}, {}) for a, b in pairs]
+
+
+def compare_scores(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[Piece]:
+    """The rank correlation of each pair of rows."""
+    pairs = zip(one, other, strict=True)
+    return [
+        Piece({"rank": spearman(a, b) if all(map(math.isfinite, [*a, *b])) else math.inf}, {})
+        for a, b in pairs
+    ]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """JSON has no NaN: llama-server writes null."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _name(model: Path) -> str:
+    return model.name.strip(".").removesuffix(".part")
+
+
+def _post(server: Server, path: str, body: dict[str, object]) -> dict[str, Any]:
+    try:
+        status, content = health.ask(server, path, body, timeout=TIMEOUT)
+        answer = json.loads(content) if status == 200 else None
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"{server.name}: {path}: {error}", f"its log is {server.log_file}"
+        ) from None
+    if not isinstance(answer, dict):
+        raise PipelineError(
+            f"{server.name}: {path} answers {status}: {content[:200]}",
+            f"its log is {server.log_file}",
+        )
+    return answer
