@@ -19,6 +19,8 @@ from pipeline.core.pins import pins
 from pipeline.models import converter as converters
 from pipeline.models import gguf, texts
 
+RANK = 4  # enum llama_pooling_type
+
 
 @pytest.fixture(scope="session")
 def prose(built: Path) -> str:
@@ -43,6 +45,53 @@ def trained(
     key = [pins().torch, converters.requirements_sha256(), prose[:1000], str(len(prose))]
     key += kept.code_of(trained_llama, tiny_llama)
     return kept.trained("llama", key, make) / "model.f16.gguf"
+
+
+@pytest.fixture(scope="session")
+def embedder(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layer of all-MiniLM-L6-v2 as an F32 GGUF, which still embeds. For reading only."""
+
+    def make(folder: Path) -> None:
+        doit = with_programs(built, tmp_path_factory.mktemp("minilm") / "home")
+        doit("prepare", "model=demo-embed", "quant=f32")
+        (made,) = (doit.home / "models").rglob("model.f32.gguf")
+        shorten(made, folder / "model.f32.gguf")
+
+    key = [pins().torch, converters.requirements_sha256(), pins().llama_cpp_commit]
+    return kept.trained("minilm", key, make) / "model.f32.gguf"
+
+
+def shorten(model: Path, target: Path, pooling: int = 1) -> None:
+    """The first layer of a bert as a model of its own; with a pooling of 4 (rank) it gets a
+    classifier, and is a reranker."""
+    from gguf import GGUFReader, GGUFWriter
+
+    reader = GGUFReader(model)
+    writer = GGUFWriter(target, "bert")
+    own = {"bert.block_count": 1, "bert.pooling_type": pooling}
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        value = own.get(field.name, field.contents())
+        inner = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(field.name, value, field.types[0], inner)
+    for tensor in reader.tensors:
+        if not tensor.name.startswith("blk.") or tensor.name.startswith("blk.0."):
+            data = tensor.data
+            if pooling == RANK and tensor.name == "blk.0.attn_output.weight":
+                data = data * np.float32(10)  # else the first token hardly depends on the others
+            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+    if pooling == RANK:
+        rng = np.random.default_rng(0)
+        width = next(x.shape[0] for x in reader.tensors if x.name == "token_embd.weight")
+        for name, shape in (("cls", (width, width)), ("cls.output", (1, width))):
+            values = rng.standard_normal(shape, dtype=np.float32) * np.float32(width**-0.5)
+            writer.add_tensor(f"{name}.weight", values)
+            writer.add_tensor(f"{name}.bias", np.zeros(shape[0], dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 Quantize = Callable[[Path, str, str], Path]

@@ -4,6 +4,7 @@ there, and the file of servers has no errors."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,12 +19,13 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
 
-from . import beside, leftovers, lock, resolve, watch
+from . import beside, leftovers, lock, quality_gate, resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
     from pipeline.serve.config.vllm import VllmOptions
 
+    from .request import Request
     from .servers import Servers
     from .session import Session
 
@@ -59,6 +61,14 @@ def check_session(session: Session) -> None:
             resolve.listing(model)
 
 
+def check_limit(request: Request) -> None:
+    """Raise UsageError where limits of quality contradict each other, or a text is not used."""
+    if request.has_limit:
+        quality_gate.limit(request)
+    elif request.sample_text and "quality" not in sys.argv[1:]:
+        raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
+
+
 def check_request(model: Model) -> None:
     """As `check_session`, of one model, for runs that make nothing."""
     request, home, source = model.request, model.home, model.programs.llama_cpp
@@ -89,6 +99,7 @@ def check_request(model: Model) -> None:
     elif reference and reference.path:
         models.resolve.check_folder(reference.path, model.architectures())
     model.chain()  # raises what is wrong with it now
+    check_limit(request)
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
 

@@ -136,7 +136,7 @@ def convert(model: Model, *, is_named: bool = False) -> None:
                 log.info(f"{made.title} is converted first and then quantized: {why}")
             if (needs is None or needs.convert) and (why != "" or is_named):
                 check = fits(model, model.base) if model.base else estimate.loads(model)
-                if chain.quantization is None and quality_gate.limit(model.request):
+                if chain.quantization is None and model.request.has_limit:
                     require = _within_limit(model, lock.enter_context(unquantized(model, chain)))
                     conversions.make(made, model.home, force=force, check=_both(check, require))
                     require(made.target)  # where it was published without a limit
@@ -211,13 +211,15 @@ def quantize(model: Model) -> None:
     tool = model.binaries.recipe("llama-quantize")
     text = made.imatrix is not None and quantizations.is_text(made.imatrix)
     matrix = model.binaries.program("llama-imatrix") if text else None
-    passed = quality_gate.is_passed(model.request, model.programs, chain)
+    limited = model.request.has_limit and (
+        force or not quality_gate.is_passed(model.request, model.programs, chain)
+    )
     with ExitStack() as lock:
         if between:
             # Another run that makes another quant of the model removes the input when it is done
             # with it: hold it while it is read, and make it once more where it was just removed.
             lock.enter_context(only_one(between.target))
-            done = passed and chains.final_status(chain, home, tool) is Status.CURRENT
+            done = not limited and chains.final_status(chain, home, tool) is Status.CURRENT
             if (force or not done) and not between.target.exists():
                 check, library = estimate.loads(model), model.binaries.quantizer
                 why = one_pass.obstacle(
@@ -230,7 +232,6 @@ def quantize(model: Model) -> None:
                     if done:
                         return
                 conversions.make(between, home, check=check)
-        limited = quality_gate.limit(model.request) and (force or not passed)
         check = _within_limit(model, made.input) if limited else None
         quantizations.make(
             made, home, program, tool, imatrix_program=matrix, force=force, check=check

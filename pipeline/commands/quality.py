@@ -270,4 +270,5 @@ def repeating(model: Model, report: Report) -> list[str]:
     own = model.request.sample_text
     words = [f"model={named}", f"quants={quants}", *([f"text={own}"] if own else [])]
     words.append(f"chunks={model.request.chunks}")
+    words += [f"ctx_size={model.request.ctx_size}"] if model.request.ctx_size else []
     return [doitw(f"quality {shlex.join(words)}")]

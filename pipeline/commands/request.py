@@ -98,7 +98,7 @@ class Request(
 
     @property
     def has_limit(self) -> bool:
-        """Whether a quant is published only if it lost little."""
+        """Whether a quant is published only if it is good enough."""
         return self.max_kld is not None or self.min_cosine is not None
 
     @property

@@ -315,5 +315,5 @@ def shown(figure: Estimate) -> str:
         return "not a number"
     digits = 4
     if 0 < figure.error < math.inf:
-        digits = min(6, max(2, 1 - math.floor(math.log10(figure.error))))
+        digits = min(6, max(2, -math.floor(math.log10(figure.error))))
     return f"{figure.value:.{digits}f} ± {figure.error:.{digits}f}"

@@ -1,0 +1,125 @@
+"""The quality of quants, measured with the real programs on models that were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from quality_tools import Quantize, spoiled, varied
+
+from pipeline.core.errors import UsageError
+from pipeline.core.paths import Home
+from pipeline.core.store.hashing import sha256
+from pipeline.report import quality
+from pipeline.report.quality import Limit, Measured, Setup
+from pipeline.report.quality_divergence import Perplexity
+from pipeline.report.quality_statistics import Verdict
+
+pytestmark = pytest.mark.build
+LIMIT = Limit("max_kld", 0.02, "kld")
+SPOILS = ("noise", "scale", "swap", "Q2_K")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "hôme ü")
+
+
+@pytest.fixture
+def setup(home: Home, program: Callable[[str], Path], prose: str) -> Setup:
+    file = program("llama-perplexity")
+    return Setup(
+        home=home,
+        kind="language",
+        program_digest=sha256(file),
+        text=lambda: prose,
+        text_digest="prose",
+        text_name="the text of the tests",
+        perplexity=Perplexity(program=file, home=home, ctx_size=256, options=("--threads", "2")),
+    )
+
+
+def measured(path: Path) -> Measured:
+    return Measured(path=path, digest=sha256(path))
+
+
+def verdict(setup: Setup, base: Path, quant: Path) -> Verdict:
+    """Of one quant, with as many chunks as it takes."""
+    wants = quality.verdict_wants(LIMIT, 32)
+    samples = quality.measure(setup, measured(base), {"it": measured(quant)}, wants)
+    return LIMIT.verdict(samples["it"])
+
+
+def test_a_larger_quant_loses_less_and_nothing_is_measured_twice(
+    setup: Setup, trained: Path, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quants = {quant: measured(quantize(trained, quant, quant)) for quant in ("Q8_0", "Q2_K")}
+    base = measured(trained)
+    samples = quality.measure(setup, base, quants, quality.report_wants(8))
+    small, large = (samples[quant].figure("kld") for quant in ("Q2_K", "Q8_0"))
+    assert small and large
+    assert 0 < large.value < 0.01 < small.value
+    assert 0 < large.error < large.value and 0 < small.error < small.value
+    same = [samples[quant].figure("same_top") for quant in ("Q2_K", "Q8_0")]
+    assert same[0] and same[1] and same[0].value < same[1].value <= 1
+    row = quality.quality(setup, samples["Q8_0"], "Q8_0", 1, 8.5)
+    assert row.ppl_ratio and abs(row.ppl_ratio.value - 1) < 0.01
+    assert row.samples == 127 * samples["Q8_0"].count, "tokens"
+    folder = setup.home.run / "quality"
+    assert not [*folder.glob("*.logits"), *folder.glob("*.txt")], "the large files are removed"
+
+    logs = {path: path.stat().st_mtime_ns for path in setup.home.logs.iterdir()}
+    again = quality.measure(setup, base, quants, quality.report_wants(8))
+    assert again == samples
+    assert logs == {path: path.stat().st_mtime_ns for path in setup.home.logs.iterdir()}
+
+    more = quality.measure(setup, base, quants, quality.report_wants(16))["Q8_0"]
+    assert more.count > samples["Q8_0"].count, "a larger sample goes on where that one ended"
+    assert more.pieces[: samples["Q8_0"].count] == samples["Q8_0"].pieces
+
+
+def test_a_text_that_is_too_short_is_refused(
+    setup: Setup, trained: Path, quantize: Quantize
+) -> None:
+    from msgspec.structs import replace
+
+    short = replace(setup, text=lambda: "A few words of prose. " * 10)
+    quants = {"Q8_0": measured(quantize(trained, "Q8_0", "q"))}
+    with pytest.raises(UsageError, match=r"has \d+ tokens, and 512 are needed") as error:
+        quality.measure(short, measured(trained), quants, quality.report_wants(8))
+    assert "the text of the tests" in error.value.message and "text=PATH" in error.value.hint
+
+
+def pairs(
+    trained: Path, quantize: Quantize, folder: Path, seed: int
+) -> Iterator[tuple[Path, Path, bool]]:
+    """Unquantized models, each with a quant of it, and whether that is good."""
+    own = varied(trained, folder / f"own-{seed}.gguf", seed)
+    for quant in ("Q8_0", "Q6_K"):
+        yield own, quantize(own, quant, f"good-{seed}-{quant}"), True
+    for number in range(2):
+        way = SPOILS[(2 * seed + number) % len(SPOILS)]
+        bad, quant = own, way
+        if way in SPOILS[:3]:
+            bad, quant = spoiled(own, folder / f"spoiled-{seed}.gguf", way, seed), "Q8_0"
+        yield own, quantize(bad, quant, f"bad-{seed}-{way}"), False
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(1), pytest.param(range(10), marks=pytest.mark.long)], ids=["2+2", "20+20"]
+)
+def test_good_quants_pass_and_bad_ones_fail(
+    setup: Setup, trained: Path, quantize: Quantize, tmp_path: Path, seeds: range
+) -> None:
+    (tmp_path / "models").mkdir()
+    results = []
+    for seed in seeds:
+        for base, quant, is_good in pairs(trained, quantize, tmp_path / "models", seed):
+            results.append((quant.stem, is_good, verdict(setup, base, quant)))
+            quant.unlink()
+    print(*results, sep="\n")
+    wrong = [row for row in results if row[2] is (Verdict.FAILED if row[1] else Verdict.PASSED)]
+    assert wrong == []
+    decided = [row for row in results if row[2] is not Verdict.UNDECIDED]
+    assert len(decided) >= 0.9 * len(results) == 0.9 * 4 * len(seeds)
