@@ -30,7 +30,7 @@ def test_the_page_of_variables_is_the_generated_one() -> None:
 
 # The files that the pages speak of are not here.
 MISSING = ("model=~", "model=model.", "lora=style.", "pkg=", "key=", "public_key=", "provenance=")
-MISSING += ("attestation=bundle",)
+MISSING += ("attestation=bundle", "text=domain.")
 
 
 def workflow() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
 
-from . import beside, leftovers, lock, quality_gate, resolve, watch
+from . import beside, leftovers, lock, quality_gate, quality_setup, resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def check_limit(request: Request) -> None:
         quality_gate.limit(request)
     elif request.sample_text and "quality" not in sys.argv[1:]:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
+    if own := request.sample_text:
+        quality_setup.require_text(own)
 
 
 def check_request(model: Model) -> None:

@@ -14,6 +14,7 @@ from pipeline.core.store import stat_cache
 from pipeline.core.text import decoded
 from pipeline.models import texts
 from pipeline.models.gguf import Header
+from pipeline.models.quantize import is_text
 from pipeline.report import quality, quality_divergence
 from pipeline.report.quality import Setup
 from pipeline.report.quality_similarity import Serving
@@ -75,6 +76,12 @@ def text(request: Request, home: Home) -> str:
         except (ValueError, OSError) as error:
             raise UsageError(f"text={own}: {error}", "pass a text in UTF-8") from None
     return texts.read(tree(home, offline=request.offline), "test")
+
+
+def require_text(path: Path) -> None:
+    """Raise UsageError where a file does not begin as a text does."""
+    if not is_text(path) or not path.stat().st_size:
+        raise UsageError(f"text={path}: is no text", "pass a text in UTF-8")
 
 
 def tree(home: Home, *, offline: bool) -> Path:

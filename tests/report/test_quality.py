@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Doit
 from quality_tools import Quantize, spoiled, varied
 
 from pipeline.core.errors import UsageError
@@ -123,3 +124,104 @@ def test_good_quants_pass_and_bad_ones_fail(
     assert wrong == []
     decided = [row for row in results if row[2] is not Verdict.UNDECIDED]
     assert len(decided) >= 0.9 * len(results) == 0.9 * 4 * len(seeds)
+
+
+# The command
+
+
+def ran(err: str) -> list[str]:
+    """The programs that were started."""
+    return [line for line in err.splitlines() if line.startswith("+ ")]
+
+
+def test_the_second_run_prints_at_once(doit: Doit, trained: Path) -> None:
+    words = ("quality", f"model={trained}", "quants=q8_0,q4_k_m", "chunks=8", "ctx_size=256")
+    first = doit(*words, "format=json")
+    document = first.json()
+    rows = {row["quant"]: row for row in document["quants"]}
+    assert list(rows) == ["Q8_0", "Q4_K_M"]
+    assert rows["Q8_0"]["kld"]["value"] < rows["Q4_K_M"]["kld"]["value"]
+    assert 8 < rows["Q8_0"]["bits_per_weight"] < 9
+    assert document["reference"] == trained.name and "llama.cpp" in document["text"]
+    assert len(ran(first.err)) == 2 + 3, "two quants are made, three models run"
+    again = doit(*words)
+    assert ran(again.err) == []
+    assert "KL divergence" in again.out and "Q4_K_M" in again.out
+    assert not (doit.home / "run" / "quality").joinpath("base.logits").exists()
+    (command,) = document["commands"]
+    assert f"model={trained}" in command.replace("'", "") and "ctx_size=256" in command
+
+
+def test_a_quant_that_lost_too_much_is_not_published(doit: Doit, trained: Path) -> None:
+    words = ("prepare", f"model={trained}", "max_kld=0.02", "chunks=8")
+    refused = doit(*words, "quant=q2_k", status=1)
+    assert "as Q2_K: kld 0." in refused.err and "allowed is at most 0.02 (max_kld)" in refused.err
+    assert "such as quant=q3_k_m" in refused.err
+    assert [*(doit.home / "models").rglob("*q2_k*")] == [], "nor what is unfinished"
+    doit(*words, "quant=q8_0")
+    (made,) = (doit.home / "models").rglob("model.q8_0.gguf")
+    assert doit(*words, "quant=q8_0").steps == [], "its verdict is known"
+    stricter = doit("prepare", f"model={trained}", "quant=q8_0", "max_kld=1e-7", status=1)
+    assert "allowed is at most 1e-07" in stricter.err
+    assert made.exists(), "it was published when no limit forbade it"
+
+
+WRONG = {
+    "quants=q9_z": ["quants=q9_z", "must be"],
+    "quants=auto": ["quants=auto: is no quant"],
+    "quant=q8_0 quants=q4_0": ["contradict each other"],
+    "chunks=1": ["chunks=1", "from 8 to"],
+    "text=nowhere.txt": ["nowhere.txt is no file"],
+    "max_kld=0.1": ["max_kld=0.1: not a variable of quality"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_words_are_answered(doit: Doit, trained: Path, words: str) -> None:
+    run = doit("quality", f"model={trained}", *words.split(), status=3)
+    for text in WRONG[words]:
+        assert text in run.err
+    assert ran(run.err) == [], "before any work"
+
+
+WRONG_LIMITS = {
+    "max_kld=-1": ["max_kld=-1: must be a number above 0"],
+    "max_kld=nan": ["max_kld=nan: must be a number"],
+    "min_cosine=1.5": ["min_cosine=1.5: must be a number above 0, at most 1"],
+    "max_kld=0.1 min_cosine=0.9": ["contradict each other"],
+    "max_kld=0.1 quant=f16": ["nothing is quantized"],
+    "max_kld=0.1 quant=q8_0 text={binary}": ["is no text"],
+    "quant=q8_0 text={prose}": ["text=: not used without max_kld="],
+}
+
+
+@pytest.mark.parametrize("words", WRONG_LIMITS)
+def test_wrong_limits_are_answered(doit: Doit, trained: Path, tmp_path: Path, words: str) -> None:
+    (tmp_path / "binary").write_bytes(bytes(100))
+    (tmp_path / "prose").write_text("Some words.", encoding="utf-8")
+    texts = {name: tmp_path / name for name in ("binary", "prose")}
+    run = doit("prepare", f"model={trained}", *words.format(**texts).split(), status=3)
+    for text in WRONG_LIMITS[words]:
+        assert text in run.err
+    assert ran(run.err) == [], "before any work"
+
+
+def test_a_model_that_is_quantized_already_cannot_be_measured(doit: Doit) -> None:
+    run = doit("quality", "model=demo", status=3)
+    assert "is Q4_1" in run.err and "F16, BF16 or F32" in run.err
+
+
+# Embedding models and rerankers
+
+
+def test_embeddings_are_compared_by_their_cosine(doit: Doit, embedder: Path) -> None:
+    words = ("quality", f"model={embedder}", "quants=q8_0,q4_0", "chunks=16", "format=json")
+    small, large = (row["cosine"] for row in reversed(doit(*words).json()["quants"]))
+    assert 0.98 < small["value"] < large["value"] - 3 * large["error"] < 1
+    assert ran(doit(*words).err) == []
+    words = ("prepare", f"model={embedder}")
+    wrong = doit(*words, "quant=q8_0", "max_kld=0.1", status=3)
+    assert "is an embedding model (bert)" in wrong.err and "min_cosine=" in wrong.err
+    refused = doit(*words, "quant=q4_0", "min_cosine=0.9999", status=1)
+    assert "as Q4_0: cosine 0.99" in refused.err
+    doit(*words, "quant=q8_0", "min_cosine=0.999")

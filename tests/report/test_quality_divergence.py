@@ -1,4 +1,4 @@
-"""What llama-perplexity prints is read chunk by chunk; texts are cut into groups that fit the disk."""
+"""llama-perplexity's lines are read chunk by chunk, and the text in groups that fit the disk."""
 
 from __future__ import annotations
 
