@@ -61,14 +61,14 @@ def embedder(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFact
     return kept.trained("minilm", key, make) / "model.f32.gguf"
 
 
-def shorten(model: Path, target: Path, pooling: int = 1) -> None:
-    """The first layer of a bert as a model of its own; with a pooling of 4 (rank) it gets a
+def shorten(model: Path, target: Path, layers: int = 1, pooling: int = 1) -> None:
+    """The first layers of a bert as a model of its own; with a pooling of 4 (rank) it gets a
     classifier, and is a reranker."""
     from gguf import GGUFReader, GGUFWriter
 
     reader = GGUFReader(model)
     writer = GGUFWriter(target, "bert")
-    own = {"bert.block_count": 1, "bert.pooling_type": pooling}
+    own = {"bert.block_count": layers, "bert.pooling_type": pooling}
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
@@ -76,11 +76,9 @@ def shorten(model: Path, target: Path, pooling: int = 1) -> None:
         inner = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(field.name, value, field.types[0], inner)
     for tensor in reader.tensors:
-        if not tensor.name.startswith("blk.") or tensor.name.startswith("blk.0."):
-            data = tensor.data
-            if pooling == RANK and tensor.name == "blk.0.attn_output.weight":
-                data = data * np.float32(10)  # else the first token hardly depends on the others
-            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+        kind, number = tensor.name.split(".")[:2]
+        if kind != "blk" or int(number) < layers:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     if pooling == RANK:
         rng = np.random.default_rng(0)
         width = next(x.shape[0] for x in reader.tensors if x.name == "token_embd.weight")

@@ -15,6 +15,7 @@ from typing import Literal
 
 from msgspec import Struct, convert, to_builtins
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import json_file, publish
@@ -294,13 +295,14 @@ def quality(setup: Setup, sample: Sample, quant: str, size: int, bits_per_weight
 
 
 def require(limit: Limit, sample: Sample, name: str, next_step: str) -> None:
-    """Raise PipelineError, with what was measured, where a quant does not keep to the limit."""
+    """Print what was measured. Raises PipelineError where a quant does not keep to the limit."""
     result, figure = limit.verdict(sample), sample.figure(limit.figure)
-    if result is Verdict.PASSED:
-        return
     bound = "at most" if limit.is_upper else "at least"
-    measured = shown(figure) if figure else "nothing"
+    measured = shown(figure) if figure else "not measured"
     words = f"{name}: {limit.figure} {measured}, allowed is {bound} {limit.value:g}"
+    if result is Verdict.PASSED:
+        log.info(words)
+        return
     if result is Verdict.FAILED:
         raise PipelineError(f"{words} ({limit.name})", next_step)
     raise PipelineError(

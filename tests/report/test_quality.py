@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Doit
-from quality_tools import Quantize, spoiled, varied
+from quality_tools import RANK, Quantize, shorten, spoiled, varied
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
@@ -225,3 +225,17 @@ def test_embeddings_are_compared_by_their_cosine(doit: Doit, embedder: Path) -> 
     refused = doit(*words, "quant=q4_0", "min_cosine=0.9999", status=1)
     assert "as Q4_0: cosine 0.99" in refused.err
     doit(*words, "quant=q8_0", "min_cosine=0.999")
+
+
+@pytest.mark.long
+def test_rerankers_are_compared_by_the_order_of_their_answers(doit: Doit, tmp_path: Path) -> None:
+    doit("prepare", "model=demo-embed", "quant=f32")
+    (made,) = (doit.home / "models").rglob("model.f32.gguf")
+    reranker = tmp_path / "reranker.gguf"
+    shorten(made, reranker, layers=6, pooling=RANK)
+    words = ("quality", f"model={reranker}", "quants=q8_0,q2_k", "chunks=8", "format=json")
+    large, small = (row["rank"] for row in doit(*words).json()["quants"])
+    assert small["value"] + 2 * small["error"] < large["value"] <= 1
+    assert large["value"] > 0.9
+    wrong = doit("prepare", f"model={reranker}", "quant=q8_0", "min_cosine=0.9", status=3)
+    assert "is a reranker" in wrong.err
