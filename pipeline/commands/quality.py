@@ -44,7 +44,7 @@ COLUMNS = {
 }
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class QualityReport(Struct, frozen=True, kw_only=True):
     """What was measured: each quant, the file that all were compared with, and how to repeat it."""
 
     qualities: list[Quality]
@@ -125,7 +125,7 @@ def measure(model: Model, quants: Sequence[str]) -> list[Quality]:
     return reported(model, quants).qualities
 
 
-def reported(model: Model, quants: Sequence[str]) -> Report:
+def reported(model: Model, quants: Sequence[str]) -> QualityReport:
     """The same, with what they were compared with. Raises PipelineError."""
     resolved = model.require_resolved()
     if resolved.kind == "gguf" and resolved.source["type"] == "hf":
@@ -158,13 +158,13 @@ def with_quant(model: Model, quant: str) -> Model:
     return other
 
 
-def _reference(model: Model) -> quality_gate.Reference:
+def _reference(model: Model) -> quality_gate.Unquantized:
     """The unquantized GGUF that the quants of the model are made from."""
     chain = with_quant(model, PROBE).require_chain()
     return quality_gate.reference(chain, keep=model.request.wanted.keep_f16)
 
 
-def _known(model: Model, models: Mapping[str, Model]) -> Report | None:
+def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
     """The report where all of it was measured before; nothing is made or read but receipts."""
     of, tool = _reference(model), model.programs.tool
     digest = quality_gate.reference_digest(model.home, of)
@@ -184,7 +184,7 @@ def _known(model: Model, models: Mapping[str, Model]) -> Report | None:
     return _report(setup, of.path, measured, samples)
 
 
-def _made(model: Model, models: Mapping[str, Model]) -> Report:
+def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
     """The report once all are made and measured. The unquantized GGUF is there meanwhile."""
     home, request = model.home, model.request
     probe = with_quant(model, PROBE)
@@ -204,7 +204,7 @@ def _made(model: Model, models: Mapping[str, Model]) -> Report:
         return _report(setup, base, measured, samples)
 
 
-def _of_repository(model: Model, quants: Sequence[str]) -> Report:
+def _of_repository(model: Model, quants: Sequence[str]) -> QualityReport:
     """The report on GGUF files that a repository has, against an unquantized one of the same."""
     reference, why = None, None
     for precision in ("BF16", "F16", "F32"):
@@ -252,7 +252,7 @@ def _measured(path: Path) -> Measured:
 
 def _report(
     setup: Setup, base: Path, measured: Mapping[str, Measured], samples: Mapping[str, Sample]
-) -> Report:
+) -> QualityReport:
     qualities = []
     for quant, each in measured.items():
         shapes: dict[str, list[int]] = {}
@@ -261,10 +261,10 @@ def _report(
         bits = 8 * sum(header.size - header.data for header in headers) / weights
         total = sum(path.stat().st_size for path in gguf.shards(each.path))
         qualities.append(measuring.quality(setup, samples[quant], quant, total, bits))
-    return Report(qualities=qualities, reference=base, setup=setup)
+    return QualityReport(qualities=qualities, reference=base, setup=setup)
 
 
-def repeating(model: Model, report: Report) -> list[str]:
+def repeating(model: Model, report: QualityReport) -> list[str]:
     """The commands that measure the same again, as they can be typed."""
     named, quants = model.request.named, ",".join(each.quant.lower() for each in report.qualities)
     own = model.request.sample_text

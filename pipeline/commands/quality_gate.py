@@ -41,18 +41,18 @@ def limit(request: Request) -> Limit | None:
     return None
 
 
-class Reference(Struct, frozen=True, kw_only=True):
+class Unquantized(Struct, frozen=True, kw_only=True):
     """The unquantized GGUF: the user's own file, or what `conversion` makes."""
 
     path: Path
     conversion: Conversion | None = None
 
 
-def reference(chain: Chain, *, keep: bool = False) -> Reference:
+def reference(chain: Chain, *, keep: bool = False) -> Unquantized:
     """What the quant of the chain is compared with; `keep`: it is to stay. Raises UsageError where
     nothing is quantized."""
     if made := chain.quantization:
-        return Reference(path=made.input, conversion=made.conversion)
+        return Unquantized(path=made.input, conversion=made.conversion)
     resolved, direct = chain.resolved, chain.conversion
     if direct is None or direct.outtype in quants.UNQUANTIZED:
         raise UsageError(
@@ -61,12 +61,12 @@ def reference(chain: Chain, *, keep: bool = False) -> Reference:
         )
     precision = resolved.precision
     path = direct.target.with_name(f"model.{precision.lower()}.gguf")
-    return Reference(
+    return Unquantized(
         path=path, conversion=replace(direct, target=path, outtype=precision, keep=keep)
     )
 
 
-def reference_digest(home: Home, of: Reference, *, hashing: bool = False) -> str:
+def reference_digest(home: Home, of: Unquantized, *, hashing: bool = False) -> str:
     """The digest of the unquantized GGUF, whether or not it still exists; empty where it is not
     known. The user's own files are hashed only with `hashing`."""
     if of.conversion is None:

@@ -228,7 +228,7 @@ def _chunks(
     count = max(2, min(start.count, most))
     part = divergence.part_of(text, start.offset, count * tool.ctx_size)
     end = start.offset + len(part)
-    group = divergence.Group(base=place.with_suffix(".logits"), text=place.with_suffix(".txt"))
+    group = divergence.ChunkGroup(base=place.with_suffix(".logits"), text=place.with_suffix(".txt"))
     try:
         divergence.write_base(tool, base, group, part, count)
         pieces = {name: divergence.compare(tool, path, group) for name, path in quants.items()}

@@ -100,7 +100,7 @@ def part_of(text: str, offset: int, tokens: int) -> str:
     return text[offset : blank if blank >= 0 else len(text)] if end < len(text) else text[offset:]
 
 
-class Group(Struct):
+class ChunkGroup(Struct):
     """A group of chunks of the text, whose file lies in the folder of the runs."""
 
     base: Path
@@ -108,7 +108,7 @@ class Group(Struct):
     chunks: int = 0
 
 
-def write_base(tool: Perplexity, model: Path, group: Group, text: str, most: int) -> None:
+def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most: int) -> None:
     """Have the unquantized model write its probabilities for the text, at most `most` chunks of it,
     and set how many there are. Raises PipelineError, UsageError where the text is too short."""
     vocabulary = gguf.read(model).vocabulary
@@ -117,7 +117,7 @@ def write_base(tool: Perplexity, model: Path, group: Group, text: str, most: int
         require_space(group.base.parent, one * most)
         group.text.write_text(text, encoding="utf-8", newline="")
     words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
-    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=True)
+    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=one * most)
     if short := TOO_SHORT.search(output):
         raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
     counts = re.findall(r"calculating perplexity over (\d+) chunks", output)
@@ -134,7 +134,7 @@ def write_base(tool: Perplexity, model: Path, group: Group, text: str, most: int
         )
 
 
-def compare(tool: Perplexity, model: Path, group: Group) -> list[Piece]:
+def compare(tool: Perplexity, model: Path, group: ChunkGroup) -> list[Piece]:
     """What `model` makes of the chunks of the group. Raises PipelineError."""
     words = [*tool.words(model, group.base), "--kl-divergence"]
     output = _run(tool, words, model, group, r"^ *(\d+) +\S+ ±", group.chunks)
@@ -148,7 +148,7 @@ def compare(tool: Perplexity, model: Path, group: Group) -> list[Piece]:
     return pieces
 
 
-def discard(group: Group) -> None:
+def discard(group: ChunkGroup) -> None:
     """Remove the files of a group."""
     remove(group.base)
     remove(group.text)
@@ -186,7 +186,11 @@ def _differences(means: Sequence[float]) -> list[float]:
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    """A number; infinite for what is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.inf
     return math.inf if math.isnan(value) else value
 
 
@@ -198,13 +202,14 @@ def _run(
     tool: Perplexity,
     words: Sequence[str],
     model: Path,
-    group: Group,
+    group: ChunkGroup,
     counter: str,
     total: int,
     *,
-    writes: bool = False,
+    writes: int = 0,
 ) -> str:
-    """Run llama-perplexity; returns what it printed. Raises PipelineError."""
+    """Run llama-perplexity, which may write so many bytes; returns what it printed. Raises
+    PipelineError."""
     lines: list[str] = []
     files = gguf.shards(model)
     weights = sum(path.stat().st_size for path in files)
@@ -219,7 +224,7 @@ def _run(
         copies=COPIES,
         memory=tools.HEADER_MEMORY + 2 * logits,
     )
-    sandbox = replace(sandbox, file_bytes=2 * GROUP_BYTES)
+    sandbox = replace(sandbox, file_bytes=tools.GIB + writes)
     with bar(f"measuring {model.name.strip('.').removesuffix('.part')}") as update:
 
         def watch(line: str) -> None:

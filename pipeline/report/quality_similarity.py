@@ -3,12 +3,13 @@ llama-server's endpoints."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
+
+from msgspec import DecodeError, Meta, Struct, json
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import bar
@@ -24,6 +25,29 @@ QUERY_WORDS = 10
 DOCUMENTS = 16  # that are ranked for a query
 TIMEOUT = 600.0  # seconds for an answer
 
+
+class Embedding(Struct):
+    embedding: list[float | None]
+
+
+class EmbeddingAnswer(Struct):
+    """The answer of /v1/embeddings."""
+
+    data: Annotated[list[Embedding], Meta(min_length=1)]
+
+
+class Score(Struct):
+    index: int
+    relevance_score: float | None
+
+
+class RankingAnswer(Struct):
+    """The answer of /v1/rerank."""
+
+    results: list[Score]
+
+
+Answer = TypeVar("Answer", EmbeddingAnswer, RankingAnswer)
 Serving = Callable[[Path], AbstractContextManager[Server]]
 
 
@@ -37,8 +61,8 @@ def embeddings(serving: Serving, model: Path, inputs: Sequence[str]) -> list[lis
     vectors = []
     with serving(model) as server, bar(f"measuring {_name(model)}") as update:
         for number, text in enumerate(inputs, start=1):
-            answer = _post(server, "/v1/embeddings", {"input": text})
-            vectors.append(_numbers(answer["data"][0]["embedding"]))
+            answer = _post(server, "/v1/embeddings", {"input": text}, EmbeddingAnswer)
+            vectors.append(_numbers(answer.data[0].embedding))
             update(number, len(inputs))
     return vectors
 
@@ -50,8 +74,9 @@ def scores(serving: Serving, model: Path, groups: Sequence[Sequence[str]]) -> li
     with serving(model) as server, bar(f"measuring {_name(model)}") as update:
         for number, documents in enumerate(groups, start=1):
             query = " ".join(documents[0].split()[:QUERY_WORDS])
-            answer = _post(server, "/v1/rerank", {"query": query, "documents": list(documents)})
-            by_index = {row["index"]: row["relevance_score"] for row in answer["results"]}
+            body = {"query": query, "documents": list(documents)}
+            answer = _post(server, "/v1/rerank", body, RankingAnswer)
+            by_index = {row.index: row.relevance_score for row in answer.results}
             rows.append(_numbers([by_index.get(index) for index in range(len(documents))]))
             update(number, len(groups))
     return rows
@@ -87,17 +112,13 @@ def _name(model: Path) -> str:
     return model.name.strip(".").removesuffix(".part")
 
 
-def _post(server: Server, path: str, body: dict[str, object]) -> dict[str, Any]:
+def _post(server: Server, path: str, body: Mapping[str, object], kind: type[Answer]) -> Answer:
+    """The answer of the server. Raises PipelineError."""
     try:
         status, content = health.ask(server, path, body, timeout=TIMEOUT)
-        answer = json.loads(content) if status == 200 else None
-    except (OSError, ValueError) as error:
-        raise PipelineError(
-            f"{server.name}: {path}: {error}", f"its log is {server.log_file}"
-        ) from None
-    if not isinstance(answer, dict):
-        raise PipelineError(
-            f"{server.name}: {path} answers {status}: {content[:200]}",
-            f"its log is {server.log_file}",
-        )
-    return answer
+        if status == 200:
+            return json.decode(content, type=kind)
+        why = f"answers {status}: {content[:200]}"
+    except (OSError, DecodeError) as error:
+        why = str(error)
+    raise PipelineError(f"{server.name}: {path}: {why}", f"its log is {server.log_file}")
