@@ -135,11 +135,11 @@ def spoiled(model: Path, target: Path, way: str, seed: int) -> Path:
     own = tensors(target)
     layers = sorted({name.split(".")[1] for name in own if name.startswith("blk.")})
     layer, other = rng.permutation(layers)[:2]
-    part = str(rng.choice(["ffn_up", "ffn_down", "ffn_gate", "attn_q"]))
+    part = str(rng.choice(["ffn_up", "ffn_down", "ffn_gate"]))
     values = own[f"blk.{layer}.{part}.weight"]
     if way == "noise":
         noise = rng.standard_normal(values.shape, dtype=np.float32)
-        values += (0.5 * values.astype(np.float32).std() * noise).astype(np.float16)
+        values += (values.astype(np.float32).std() * noise).astype(np.float16)
     elif way == "scale":
         values *= np.float16(1.5)
     elif way == "swap":

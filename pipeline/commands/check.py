@@ -25,7 +25,6 @@ from .model import Model
 if TYPE_CHECKING:
     from pipeline.serve.config.vllm import VllmOptions
 
-    from .request import Request
     from .servers import Servers
     from .session import Session
 
@@ -61,10 +60,14 @@ def check_session(session: Session) -> None:
             resolve.listing(model)
 
 
-def check_limit(request: Request) -> None:
-    """Raise UsageError where limits of quality contradict each other, or a text is not used."""
+def check_limit(model: Model) -> None:
+    """Raise UsageError where limits of quality contradict each other or limit nothing, or a text is
+    not used."""
+    request, chain = model.request, model.chain()
     if request.has_limit:
         quality_gate.limit(request)
+        if chain:
+            quality_gate.reference(chain)
     elif request.sample_text and "quality" not in sys.argv[1:]:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
     if own := request.sample_text:
@@ -100,8 +103,7 @@ def check_request(model: Model) -> None:
         models.adapter.check_folder(reference.path)
     elif reference and reference.path:
         models.resolve.check_folder(reference.path, model.architectures())
-    model.chain()  # raises what is wrong with it now
-    check_limit(request)
+    check_limit(model)  # its chain raises what is wrong with it now
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
 

@@ -100,7 +100,10 @@ def fetch(model: Model) -> None:
 
 
 def _fetch(model: Model) -> None:
-    resolved = model.require_chain().resolved
+    chain = model.require_chain()
+    if model.request.has_limit:
+        quality_gate.reference(chain)  # a limit of nothing is refused before anything is fetched
+    resolved = chain.resolved
     offline, force = model.request.offline, model.request.force
     for each in resolved.fetched:
         if each.source["type"] == "package":
@@ -138,8 +141,10 @@ def convert(model: Model, *, is_named: bool = False) -> None:
                 check = fits(model, model.base) if model.base else estimate.loads(model)
                 if chain.quantization is None and model.request.has_limit:
                     require = _within_limit(model, lock.enter_context(unquantized(model, chain)))
+                    published = receipts.known_sha256(made.target)
                     conversions.make(made, model.home, force=force, check=_both(check, require))
-                    require(made.target)  # where it was published without a limit
+                    if receipts.known_sha256(made.target) == published and not force:
+                        require(made.target)  # it was published without this limit
                 else:
                     conversions.make(made, model.home, force=force, check=check)
     if chain.projector:
@@ -233,10 +238,11 @@ def quantize(model: Model) -> None:
                         return
                 conversions.make(between, home, check=check)
         check = _within_limit(model, made.input) if limited else None
+        published = receipts.known_sha256(made.target)
         quantizations.make(
             made, home, program, tool, imatrix_program=matrix, force=force, check=check
         )
-        if check:
-            check(made.target)  # where it was published without a limit
+        if check and receipts.known_sha256(made.target) == published and not force:
+            check(made.target)  # it was published without this limit
         if between and chains.leftover(chain):
             artifacts.discard(between.target)

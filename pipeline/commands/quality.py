@@ -138,7 +138,11 @@ def reported(model: Model, quants: Sequence[str]) -> QualityReport:
         )
     models = {quant: with_quant(model, quant) for quant in quants}
     for each in models.values():
-        types.require_makeable(each.request.wanted)
+        try:
+            types.require_makeable(each.request.wanted)
+        except UsageError as error:
+            named = error.message.removeprefix("quant=")
+            raise UsageError(f"quants={named}", error.hint) from None
     return _known(model, models) or _made(model, models)
 
 

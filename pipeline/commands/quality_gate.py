@@ -41,6 +41,12 @@ def limit(request: Request) -> Limit | None:
     return None
 
 
+def is_quantized(chain: Chain) -> bool:
+    """Whether the chain makes a quant, with llama-quantize or as the converter's output."""
+    direct = chain.conversion
+    return bool(chain.quantization or (direct and direct.outtype not in quants.UNQUANTIZED))
+
+
 class Unquantized(Struct, frozen=True, kw_only=True):
     """The unquantized GGUF: the user's own file, or what `conversion` makes."""
 
@@ -51,14 +57,16 @@ class Unquantized(Struct, frozen=True, kw_only=True):
 def reference(chain: Chain, *, keep: bool = False) -> Unquantized:
     """What the quant of the chain is compared with; `keep`: it is to stay. Raises UsageError where
     nothing is quantized."""
+    if not is_quantized(chain):
+        raise UsageError(
+            f"{chain.resolved.name}: nothing is quantized here, so there is no loss to limit",
+            "leave max_kld= or min_cosine= out, or name a quant of an unquantized model",
+        )
     if made := chain.quantization:
         return Unquantized(path=made.input, conversion=made.conversion)
     resolved, direct = chain.resolved, chain.conversion
-    if direct is None or direct.outtype in quants.UNQUANTIZED:
-        raise UsageError(
-            f"{resolved.name}: nothing is quantized here, so there is no loss to limit",
-            "leave max_kld= or min_cosine= out, or name a quant and a model in safetensors",
-        )
+    if direct is None:
+        raise ValueError("a quant is made of something")
     precision = resolved.precision
     path = direct.target.with_name(f"model.{precision.lower()}.gguf")
     return Unquantized(
@@ -96,7 +104,9 @@ def is_passed(request: Request, programs: Programs, chain: Chain) -> bool:
 def needs(request: Request, programs: Programs, chain: Chain, due: Needs) -> Needs:
     """What the steps have to do where a quant that is made was not measured: the unquantized model
     is needed once more."""
-    if due.quantize or due.convert or is_passed(request, programs, chain):
+    if due.quantize or due.convert or not is_quantized(chain):
+        return due
+    if is_passed(request, programs, chain):
         return due
     why = "its quality is not measured"
     conversion = reference(chain).conversion

@@ -23,11 +23,14 @@ from pipeline.core.store.publish import disk_errors, remove, require_space
 from pipeline.models import gguf, tools
 
 CTX_SIZE = 512  # tokens in a chunk, as in most published figures
-BATCH = 2048  # tokens that are evaluated at once, llama-perplexity's own default
 GROUP_BYTES = 2 * 1024**3  # of a group's file
 MOST_CHUNKS = 32  # in a group: what is printed for each chunk is a mean so far, with five digits
 LETTERS = 5  # of a token, at most in the mean; what is too much of a text is not used
 COPIES = 2  # of the weights: as read, and repacked for the processor
+# llama-perplexity ends without waiting for the thread that prints: on a busy machine the last lines
+# may be missing.
+TRIES = 2
+LEAST_LINES = 0.75  # of the chunks, after that
 SILENCE = 3600  # seconds; a line is printed for each chunk
 
 NUMBER = r"([-+.\w]+)"
@@ -41,7 +44,8 @@ TOTALS = {  # the last means with more digits
     "kld": re.compile(rf"^Mean +KLD: +{PLUS_MINUS}", re.M),
     "same_top": re.compile(rf"^Same top p: +{PLUS_MINUS} %", re.M),
 }
-FIGURES = ("log_ratio", "kld", "same_top")
+COLUMNS = {"log_ratio": 4, "kld": 6, "same_top": 10}  # groups of CHUNK; the error comes next
+FIGURES = tuple(COLUMNS)
 SCALE = {"same_top": 0.01}  # of what is printed in percent
 TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 
@@ -67,16 +71,12 @@ class Perplexity(Struct, frozen=True, kw_only=True):
         """The tokens of a chunk that are compared: those that half a chunk stands before."""
         return self.ctx_size - 1 - self.ctx_size // 2
 
-    @property
-    def sequences(self) -> int:
-        """How many chunks are evaluated at once."""
-        return max(1, BATCH // self.ctx_size)
-
     def words(self, model: Path, base: Path) -> list[str]:
         """The part of the command line that both runs share."""
         return [
             *(str(self.program), "--model", str(model), "--ctx-size", str(self.ctx_size)),
-            *("--batch-size", str(self.sequences * self.ctx_size)),
+            # one chunk after the other, so that each is printed while the next one is computed
+            *("--batch-size", str(self.ctx_size)),
             *("--kl-divergence-base", str(base), *self.options),
         ]
 
@@ -135,15 +135,21 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
 
 
 def compare(tool: Perplexity, model: Path, group: ChunkGroup) -> list[Piece]:
-    """What `model` makes of the chunks of the group. Raises PipelineError."""
+    """What `model` makes of the chunks of the group, of which the last may be missing. Raises
+    PipelineError."""
     words = [*tool.words(model, group.base), "--kl-divergence"]
-    output = _run(tool, words, model, group, r"^ *(\d+) +\S+ ±", group.chunks)
-    pieces = parse(output)
-    if len(pieces) != group.chunks:
+    pieces: list[Piece] = []
+    for _ in range(TRIES):
+        output = _run(tool, words, model, group, r"^ *(\d+) +\S+ ±", group.chunks)
+        pieces = max(pieces, parse(output), key=len)
+        if len(pieces) == group.chunks:
+            return pieces
+    if len(pieces) < LEAST_LINES * group.chunks:
         raise PipelineError(
             f"{model.name}: llama-perplexity measured {len(pieces)} of {group.chunks} chunks:\n"
             f"{last_lines(_log(tool, model), 5)}",
-            f"the whole log is {_log(tool, model)}",
+            "run the same command again, when the machine is less busy; the whole log is "
+            f"{_log(tool, model)}",
         )
     return pieces
 
@@ -161,16 +167,19 @@ def parse(output: str) -> list[Piece]:
     as a fraction. What is no number is infinite.
     """
     rows = [line for line in map(CHUNK.match, output.splitlines()) if line]
+    if not rows:
+        return []
     so_far = {
         name: [_number(row[group]) * SCALE.get(name, 1) for row in rows]
-        for name, group in (("log_ratio", 4), ("kld", 6), ("same_top", 10))
+        for name, group in COLUMNS.items()
     }
-    errors = dict.fromkeys(FIGURES, 0.0)
+    # That of one chunk, of which the group's is the mean.
+    scale = {name: SCALE.get(name, 1) * math.sqrt(len(rows)) for name in FIGURES}
+    errors = {name: _number(rows[-1][group + 1]) * scale[name] for name, group in COLUMNS.items()}
     for name, pattern in TOTALS.items():
-        if rows and (total := pattern.search(output)):
+        if total := pattern.search(output):
             so_far[name][-1] = _number(total[1]) * SCALE.get(name, 1)
-            # That of one chunk, of which the group's is the mean.
-            errors[name] = _number(total[2]) * SCALE.get(name, 1) * math.sqrt(len(rows))
+            errors[name] = _number(total[2]) * scale[name]
     alone = {name: _differences(means) for name, means in so_far.items()}
     return [
         Piece({name: alone[name][number] for name in FIGURES}, errors)
@@ -214,7 +223,7 @@ def _run(
     files = gguf.shards(model)
     weights = sum(path.stat().st_size for path in files)
     header = gguf.read(files[0])
-    logits = 4 * header.vocabulary * tool.sequences * tool.ctx_size
+    logits = 4 * header.vocabulary * tool.ctx_size
     read = [*files, group.text] if writes else [*files, group.base]
     sandbox = tools.sandbox(
         tool.program,

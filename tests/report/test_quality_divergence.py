@@ -44,6 +44,13 @@ def test_nonsense_is_infinite(word: str) -> None:
     assert math.isinf(parse(text.replace("0.030001", word))[1].values["kld"])
 
 
+def test_where_the_totals_are_missing_the_last_line_counts() -> None:
+    pieces = parse(printed([(0.01, 0.02, 95.0), (0.02, 0.03, 90.0)], totals=""))
+    assert pieces[1].values["kld"] == pytest.approx(0.04)
+    assert pieces[1].errors["kld"] == pytest.approx(0.0002 * math.sqrt(2))
+    assert pieces[1].errors["same_top"] == pytest.approx(0.001 * math.sqrt(2))
+
+
 def test_without_rows_there_is_nothing() -> None:
     assert parse("llama_model_load: error loading model\n") == []
 
