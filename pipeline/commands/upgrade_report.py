@@ -13,7 +13,8 @@ from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.receipts import Entry
 from pipeline.core.text import plural, table
-from pipeline.models import converter, gguf, kinds, memory, tools
+from pipeline.models import converter, gguf, kinds, memory
+from pipeline.report import bench
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.flags import Flag
@@ -27,6 +28,7 @@ from .session import Session
 DEFAULT = re.compile(r"\(default:\s*'?([^'),;]*)")
 SHOWN = 12  # names in a line
 ROUNDS = 3
+PROMPT, GENERATED = 256, 32  # tokens that are read and written to measure
 
 
 class Speed(Struct, frozen=True, kw_only=True):
@@ -67,7 +69,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     program = tool(after, "llama-bench")
     smallest = min(filter(fits, loading), key=estimate.bytes_of, default=None)
     # A model that loads need not run.
-    if program and smallest and (why := tools.trial(program, smallest)):
+    if program and smallest and (why := bench.trial(program, smallest)):
         failing[str(smallest)] = why
         loading.remove(smallest)
     return Comparison(
@@ -242,11 +244,17 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
         log.info("bench=1: there is no model to measure with; make one first")
         return []
     log.info(f"measuring with {path.name}, {ROUNDS} rounds each")
-    rounds: list[list[dict[str, float]]] = [[], []]
+    rounds: list[list[bench.Samples]] = [[], []]
     for _ in range(ROUNDS):  # in turns, since a machine is never quite at rest
         for results, program in zip(rounds, filter(None, pair), strict=True):
-            results.append(tools.speed(program, path))
-    old, new = ({what: max(r[what] for r in each) for what in each[0]} for each in rounds)
+            results += bench.samples(
+                program, path, prompt=PROMPT, generated=GENERATED, repetitions=1
+            )
+    old, new = (
+        {"reading": max(each.prompt[0] for each in results)}
+        | ({"writing": max(each.decode[0] for each in results)} if results[0].decode else {})
+        for results in rounds
+    )
     return [Speed(what=f"{path.name}, {what}", before=old[what], after=new[what]) for what in old]
 
 

@@ -1,5 +1,4 @@
 """llama.cpp's programs run in the sandbox: they get the model's files and their output, no more.
-Among them llama-bench: how fast a model runs, and whether it runs at all.
 
 A model is untrusted and may exploit a program that reads it. The limits on memory and time follow
 from the size of the weights.
@@ -7,18 +6,13 @@ from the size of the weights.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from pipeline.core import environment, log
-from pipeline.core.errors import PipelineError
-from pipeline.core.process import outcome
 from pipeline.core.sandbox import Sandbox, is_off, strength
-
-from . import gguf
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # for reading a header and computing from it
@@ -30,9 +24,6 @@ SLOWEST = {
     "convert": (600, 5_000_000),
     "quantize": (600, 100_000),
 }
-PROMPT, GENERATED = 256, 32  # tokens that llama-bench reads and writes
-BENCH_COPIES = 2  # of the weights: as read, and repacked for the processor
-BENCH_SECONDS = 600
 
 
 def sandbox(
@@ -86,44 +77,3 @@ def seconds(step: str, weights: int) -> float:
 def env() -> dict[str, str]:
     """The environment of a program that only reads and writes files."""
     return environment.tools(os.environ)
-
-
-# llama-bench
-
-
-def speed(
-    program: Path, model: Path, prompt: int = PROMPT, generated: int = GENERATED
-) -> dict[str, float]:
-    """Tokens per second of `reading` a prompt and, unless the model only embeds, of `writing`.
-
-    Raises PipelineError where it does not run.
-    """
-    generated = 0 if gguf.read(model).is_encoder else generated
-    files = gguf.shards(model)
-    weights = sum(path.stat().st_size for path in files)
-    words = [str(program), "-m", str(model), "-p", str(prompt), "-n", str(generated)]
-    status, out, err = outcome(
-        [*words, "-r", "1", "-o", "json"],
-        timeout=BENCH_SECONDS,
-        env=env(),
-        sandbox=sandbox(program, read=files, weights=weights, copies=BENCH_COPIES),
-    )
-    try:
-        rows = json.loads(out) if status == 0 else []
-        speeds = {"writing" if row["n_gen"] else "reading": float(row["avg_ts"]) for row in rows}
-    except (ValueError, KeyError, TypeError):
-        speeds = {}
-    if not speeds:
-        last = (err.strip() or out.strip()).splitlines()[-1:]
-        reason = f": {last[0]}" if last else ""
-        raise PipelineError(f"{model.name}: {program.name} ends with status {status}{reason}")
-    return speeds
-
-
-def trial(program: Path, model: Path) -> str:
-    """Run a token or two; why that fails, empty where it does not."""
-    try:
-        speed(program, model, prompt=1, generated=1)
-    except PipelineError as error:
-        return error.message
-    return ""

@@ -31,4 +31,4 @@ class Speed(Struct, frozen=True, kw_only=True):
     """How fast a model runs here, in tokens a second."""
 
     prompt: Estimate
-    decode: Estimate
+    decode: Estimate | None = None  # None: the model only embeds

@@ -1,0 +1,157 @@
+"""llama-bench: how fast a model runs here, and whether it runs at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import outcome
+from pipeline.models import gguf, tools
+
+from .figures import Estimate, Speed
+
+PROMPT, GENERATED, REPETITIONS = 512, 128, 5  # llama-bench's own defaults
+COPIES = 2  # of the weights in memory: as read, and repacked for the processor
+SECONDS = 600.0
+OUT_OF_MEMORY = 9  # the signal with which Linux ends a process when memory runs out
+
+
+class Samples(Struct, frozen=True, kw_only=True):
+    """Tokens a second, one figure a repetition, with `depth` tokens already in the cache and so
+    many `threads`. `decode` is empty for a model that only embeds."""
+
+    prompt: tuple[float, ...]
+    decode: tuple[float, ...]
+    depth: int = 0
+    threads: int = 0
+
+    @property
+    def speed(self) -> Speed:
+        """Means with their standard errors."""
+        return Speed(
+            prompt=estimate(self.prompt), decode=estimate(self.decode) if self.decode else None
+        )
+
+
+def speeds(
+    program: Path,
+    model: Path,
+    options: Sequence[str] = (),
+    *,
+    prompt: int = PROMPT,
+    generated: int = GENERATED,
+    repetitions: int = REPETITIONS,
+    depths: Sequence[int] = (0,),
+    timeout: float = SECONDS,
+) -> list[Speed]:
+    """The speed of `model` for each of `depths`, in their order: see `samples`."""
+    measured = samples(
+        program,
+        model,
+        options,
+        prompt=prompt,
+        generated=generated,
+        repetitions=repetitions,
+        depths=depths,
+        timeout=timeout,
+    )
+    return [each.speed for each in measured]
+
+
+def samples(
+    program: Path,
+    model: Path,
+    options: Sequence[str] = (),
+    *,
+    prompt: int = PROMPT,
+    generated: int = GENERATED,
+    repetitions: int = REPETITIONS,
+    depths: Sequence[int] = (0,),
+    timeout: float = SECONDS,
+) -> list[Samples]:
+    """Run the llama-bench `program` once with `options`: it reads a prompt of `prompt` tokens, and
+    writes `generated` ones unless the model only embeds, each `repetitions` times after a warm-up,
+    for each of `depths`: tokens that are in the cache before. 0 tokens: that is not measured.
+
+    `timeout` is in seconds. Raises PipelineError where it fails, hangs or prints something else.
+    """
+    files = gguf.shards(model)
+    weights = sum(path.stat().st_size for path in files)
+    generated = 0 if gguf.read(model).is_encoder else generated
+    words = [
+        *(str(program), "-m", str(model), "-o", "json"),
+        *("-p", str(prompt), "-n", str(generated)),
+        *("-d", ",".join(map(str, depths)), "-r", str(repetitions)),
+        *options,
+    ]
+    status, out, err = outcome(
+        words,
+        timeout=timeout,
+        env=tools.env(),
+        sandbox=tools.sandbox(program, read=files, weights=weights, copies=COPIES),
+    )
+    if status:
+        raise PipelineError(f"{model.name}: {program.name} {_reason(status, out, err, timeout)}")
+    try:
+        rows = json.loads(out)
+        return [_of_depth(rows, depth, prompt > 0, generated > 0) for depth in depths]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PipelineError(f"{model.name}: {program.name} printed no speeds") from None
+
+
+def trial(program: Path, model: Path) -> str:
+    """Run a token or two; why that fails, empty where it does not."""
+    try:
+        samples(program, model, prompt=1, generated=1, repetitions=1)
+    except PipelineError as error:
+        return error.message
+    return ""
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of `values` and its standard error; one value has none."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Estimate(statistics.fmean(values), spread / math.sqrt(len(values)))
+
+
+def _of_depth(
+    rows: Iterable[Mapping[str, Any]], depth: int, has_prompt: bool, has_decode: bool
+) -> Samples:
+    """The samples of one depth. Raises ValueError, KeyError or TypeError for unexpected rows."""
+    own = {bool(row["n_gen"]): row for row in rows if row["n_depth"] == depth}
+    prompt = _speeds(own[False]) if has_prompt else ()
+    decode = _speeds(own[True]) if has_decode else ()
+    threads = int(own[not has_prompt].get("n_threads", 0))
+    return Samples(prompt=prompt, decode=decode, depth=depth, threads=threads)
+
+
+def _speeds(row: Mapping[str, Any]) -> tuple[float, ...]:
+    values = tuple(map(_positive, row["samples_ts"]))
+    if not values:
+        raise ValueError("no samples")
+    return values
+
+
+def _positive(value: Any) -> float:
+    """Raises ValueError where it is no speed."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{value} is no speed")
+    return float(value)
+
+
+def _reason(status: int, out: str, err: str, timeout: float) -> str:
+    """Why a run ended with `status`, as the end of a sentence."""
+    if status == -1 and "timed out" in err:
+        return f"did not finish within {timeout:.0f} s"
+    if status < 0:
+        memory = ", probably because memory ran out" if -status == OUT_OF_MEMORY else ""
+        return f"was killed by signal {-status}{memory}"
+    last = (err.strip() or out.strip()).splitlines()[-1:]
+    return f"ended with status {status}{f': {last[0].strip()}' if last else ''}"
