@@ -1,0 +1,138 @@
+"""The search for the fastest setting with llama-bench."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from pipeline.core import log
+
+from . import bench, tuning, tuning_axes
+from .tuned import Runs
+from .tuning import DECODE, PROMPT, Axis, Found, Setting
+from .tuning_axes import UBATCH
+
+REQUEST = {PROMPT: 512, DECODE: 128}  # tokens of the request whose time counts
+FIRST = {PROMPT: 64, DECODE: 8}  # of the first run, which shows how fast the model is
+SECONDS = {PROMPT: 1.5, DECODE: 0.75}  # that a repetition takes, roughly
+LEAST = {PROMPT: 128, DECODE: 16}  # tokens of a repetition
+REPETITIONS = 3
+SLOW = 6.0  # seconds of a repetition, above which it is not repeated
+PATIENCE = 10.0  # times as long as the default may a run take
+LEAST_PATIENCE = 120.0  # seconds
+
+
+class First(Struct, frozen=True):
+    """What the first run of the default shows: its number of threads, and tokens a second."""
+
+    threads: int
+    prompt: float
+    decode: float  # 0 for a model that only embeds
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The shares of the phases in the time of a request."""
+        times = {PROMPT: REQUEST[PROMPT] / self.prompt}
+        if self.decode:
+            times[DECODE] = REQUEST[DECODE] / self.decode
+        return {phase: each / sum(times.values()) for phase, each in times.items()}
+
+
+class Bench:
+    """llama-bench with one model: what it measures is kept in `runs`.
+
+    `given` are the user's options of llama-server. With `cards` the layers that fit lie on them
+    beside a context of `ctx_size` tokens, of which the model was `trained` for so many.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        model: Path,
+        runs: Runs,
+        *,
+        given: Mapping[str, str],
+        cards: int = 0,
+        ctx_size: int = 0,
+        trained: int = 0,
+    ) -> None:
+        self.program, self.model, self.runs, self.given = program, model, runs, given
+        self.cards, self.ctx_size = cards, ctx_size
+        self._most = min(REQUEST[PROMPT], trained or REQUEST[PROMPT])  # tokens of a prompt
+        self.speeds: dict[tuple[str, str], list[float]] = {}  # medians, by setting and phase
+        self._slowest = 0.0  # seconds of a run of the default
+        self.first = self._first()
+        self.sizes = {PROMPT: self._size(PROMPT, self.first.prompt)}
+        if self.first.decode:
+            self.sizes[DECODE] = self._size(DECODE, self.first.decode)
+
+    def _first(self) -> First:
+        """From a short run. Raises PipelineError where the default does not run."""
+        kept = self.runs.take({}, "first")
+        if kept is None:
+            words = tuning_axes.bench_words(
+                {}, DECODE, self.given, cards=self.cards, ctx_size=self.ctx_size
+            )
+            (samples,) = bench.samples(
+                self.program,
+                self.model,
+                words,
+                prompt=min(FIRST[PROMPT], self._most),
+                generated=FIRST[DECODE],
+                repetitions=1,
+            )
+            kept = (float(samples.threads), samples.prompt[0], *samples.decode[:1], 0.0)[:3]
+            self.runs.add({}, "first", kept)
+        return First(int(kept[0]), kept[1], kept[2])
+
+    def _size(self, phase: str, speed: float) -> int:
+        """The tokens of a repetition: as many as take a moment, within what the model is for."""
+        most = self._most if phase == PROMPT else REQUEST[DECODE]
+        return max(min(LEAST[phase], most), min(most, round(speed * SECONDS[phase])))
+
+    def measure(self, setting: Setting, phase: str) -> Sequence[float]:
+        """A run of llama-bench: tokens a second of each repetition. Raises PipelineError."""
+        samples = self.runs.take(setting, phase)
+        if samples is None:
+            samples = self._run(setting, phase)
+            self.runs.add(setting, phase, samples)
+        median = statistics.median(samples)
+        self.speeds.setdefault((tuning.shown(setting), phase), []).append(median)
+        return samples
+
+    def _run(self, setting: Setting, phase: str) -> Sequence[float]:
+        size = self.sizes[phase]
+        if phase == PROMPT:
+            size = max(size, min(self._most, int(setting.get(UBATCH, 0))))
+        speed = self.first.prompt if phase == PROMPT else self.first.decode
+        began = time.monotonic()
+        (samples,) = bench.samples(
+            self.program,
+            self.model,
+            tuning_axes.bench_words(
+                setting, phase, self.given, cards=self.cards, ctx_size=self.ctx_size
+            ),
+            prompt=size if phase == PROMPT else 0,
+            generated=size if phase == DECODE else 0,
+            repetitions=1 if size / speed > SLOW else REPETITIONS,
+            timeout=max(LEAST_PATIENCE, PATIENCE * self._slowest),
+        )
+        if not setting:
+            self._slowest = max(self._slowest, time.monotonic() - began)
+        measured = samples.prompt if phase == PROMPT else samples.decode
+        log.info(f"{phase} {statistics.median(measured):8.1f} tokens/s  {tuning.shown(setting)}")
+        return measured
+
+    def speed(self, setting: Setting, phase: str) -> float:
+        """The median of all runs of a setting, in tokens a second; 0 where it was not measured."""
+        return statistics.median(self.speeds.get((tuning.shown(setting), phase), [0.0]))
+
+
+def search(bench: Bench, axes: Sequence[Axis], has_time: Callable[[float], bool]) -> Found:
+    """The fastest setting of `axes`, a request being as long as REQUEST says. Raises
+    PipelineError."""
+    return tuning.search(axes, bench.measure, bench.first.weights, has_time=has_time)
