@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from . import resolve as resolve
     from . import serve as serve
     from . import test as test
+    from . import tune as tune
     from . import up as up
     from . import upgrade as upgrade
     from . import verify as verify

@@ -46,6 +46,7 @@ from .variables import (
     RunVariables,
     ServerVariables,
     ServingVariables,
+    TuneVariables,
     UpgradeVariables,
 )
 
@@ -66,6 +67,7 @@ class Request(
     ChatVariables,
     UpgradeVariables,
     QualityVariables,
+    TuneVariables,
 ):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
@@ -90,6 +92,7 @@ class Request(
     provenance: Path | None = None  # a statement of it
     builder: str = ""  # a URI
     out: str = ""  # where a statement is written; - is stdout
+    anew: bool = False  # measure again what `tune` has kept
     servers: ServersRequest = ServersRequest()
 
     @property

@@ -28,7 +28,7 @@ from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import state
 
-from . import beside, estimate, leftovers, server_options, summary
+from . import beside, estimate, leftovers, server_options, summary, tuned
 from .estimate import MemoryEstimate
 from .model import Model
 from .programs import Programs
@@ -133,7 +133,15 @@ def prepared_model(
         pooling=ahead.header.pooling if ahead.header else "none",
         ctx_size=ahead.trained,
         fitted=ctx_size,
+        tuned=tuned_options(model, chain.final),
     )
+
+
+def tuned_options(model: Model, file: Path) -> Mapping[str, str]:
+    """llama-server's options that `tune` found for the GGUF `file`; none where it never ran."""
+    if not (model.request.tuned and (model.home.run / "tuned").is_dir()):
+        return {}
+    return tuned.options(model, file)
 
 
 def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:

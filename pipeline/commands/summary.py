@@ -74,14 +74,28 @@ def _model(
         or ("CPU" if ours or packed else "llama-server's choice"),
         "sandbox": sandbox.shown(server),
         "guard": port.shown(server),
-        "threads": server.argument("--threads")
+        "threads": tuned_threads(server)
+        or server.argument("--threads")
         or (int(threads[1]) if threads else "llama-server's default"),
         "context": context(
             int(ctx_size), header.context_length if header else 0, is_named=names_context
         )
         if ctx_size.isdecimal()
         else "llama-server's choice",
+        **others_tuned(server),
     }
+
+
+def others_tuned(server: Server) -> dict[str, str]:
+    """The other options that `tune` found, in one row."""
+    others = [name for name in server.tuned if name != "threads"]
+    rows = ", ".join(f"{name} {server.argument(f'--{name}')}" for name in others)
+    return {"tuned": rows} if rows else {}
+
+
+def tuned_threads(server: Server) -> str:
+    """The number of threads that `tune` found; empty where it comes from elsewhere."""
+    return f"{server.argument('--threads')} (tuned)" if "threads" in server.tuned else ""
 
 
 def drafting(server: Server, output: str, header: Header | None) -> str:

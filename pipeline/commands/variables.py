@@ -70,6 +70,19 @@ def gpu_layers(value: str) -> str:
     return word
 
 
+def duration(low: int, high: int) -> Callable[[str], int]:
+    """Seconds, or minutes behind an `m`: `90`, `90s`, `5m`."""
+
+    def parse(value: str) -> int:
+        number = re.fullmatch(r"(\d{1,9})\s*(s|m)?", value.strip().lower())
+        seconds = int(number[1]) * (60 if number[2] == "m" else 1) if number else low - 1
+        if not low <= seconds <= high:
+            raise ValueError(f"seconds from {low} to {high}, or minutes: 90, 5m")
+        return seconds
+
+    return parse
+
+
 def names(value: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(filter(None, map(str.strip, text(value).split(","))))
@@ -377,6 +390,30 @@ class ChatVariables(Group):
     system: str = variable(text, "what the model is told before the conversation", "", shown="none")
 
 
+class TuneVariables(Group):
+    """The fastest settings: see [tuning](tuning.md)."""
+
+    budget: int = variable(
+        duration(30, 86400),
+        "how long `tune` may measure: seconds, or minutes such as `20m`",
+        600,
+        shown="`10m`",
+        of=("tune",),
+    )
+    lossy: bool = variable(
+        flag,
+        "`tune` may compress the cache too, which changes answers a little",
+        False,
+        of=("tune",),
+    )
+    tuned: bool = variable(
+        flag,
+        "serve with the settings that `tune` found for this model on this machine; `no` leaves "
+        "them out",
+        True,
+    )
+
+
 class RunVariables(Group):
     """How a run goes about it."""
 
@@ -416,6 +453,7 @@ GROUPS: dict[str, type[Group]] = {
     "file": FileVariables,
     "run": RunVariables,
     "chat": ChatVariables,
+    "tune": TuneVariables,
     "kubernetes": Options,
 }
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())

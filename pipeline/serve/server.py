@@ -81,6 +81,7 @@ class Server(Keeping, frozen=True, kw_only=True):
     env: Mapping[str, str] = field(default_factory=dict)  # over the inherited one
     downloads: bool = False  # it fetches what it serves itself: then it inherits more
     sandbox: str = "off"
+    tuned: tuple[str, ...] = ()  # options among them that `tune` has found
     folder: str  # where it runs: relative paths among its options start there
     log_file: str
 

@@ -43,7 +43,7 @@ GATE = ("max_kld", "min_cosine", "text", "chunks")  # whether a quant is publish
 MAKING = (*MODEL, *GATE, "programs")
 OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
 SERVER = ("programs", "address", "server", "serving")
-SERVING = ("model", *GATE, *SERVER, "config", "profile", "engine", *RUN, "format")
+SERVING = ("model", *GATE, *SERVER, "tuned", "config", "profile", "engine", *RUN, "format")
 
 
 def making(
@@ -220,7 +220,18 @@ STEPS = (
         ],
         reads=(
             *("prompt", "system", "url", "name", "api_key_file", "model", "programs", "server"),
-            *("serving", "config", "profile", "engine", *RUN),
+            *("serving", "tuned", "config", "profile", "engine", *RUN),
+        ),
+    ),
+    Step(
+        "tune",
+        "find the fastest settings of model= on this machine, for serve and up",
+        run=lambda session: do.tune.tune(session.model),
+        after=lambda session: [*(["_flags"] if has_flags(session) else []), "_frozen"],
+        needs_model=True,
+        reads=(
+            *("model", "programs", "server", "sandbox", "ready_timeout", "stop_timeout"),
+            *("budget", "lossy", *RUN, "format"),
         ),
     ),
     Step(
@@ -244,7 +255,7 @@ STEPS = (
             else do.up.up(session.require_servers())
         ),
         after=lambda session: [] if session.request.servers.dry_run else before_start(session),
-        reads=("file", "programs", *OF_SERVERS, *RUN, "format"),
+        reads=("file", "programs", *OF_SERVERS, "tuned", *RUN, "format"),
         also="serve",
     ),
     Step(

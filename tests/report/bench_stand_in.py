@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from fakes.raw_gguf import TEXT, raw, text
 
-SPEEDS = """\
-[
-  {"n_prompt": 512, "n_gen": 0, "n_depth": 0, "avg_ts": 100, "samples_ts": [ 90, 110 ]},
-  {"n_prompt": 0, "n_gen": 128, "n_depth": 0, "avg_ts": 10, "samples_ts": [ 9, 10, 11 ]}
-]
-"""
-SAME = f"echo '{SPEEDS}'"  # the sandbox lets it start no other program
+
+def speeds(prompt: float, decode: float, threads: int = 2) -> str:
+    """A script that prints these speeds, as three samples each. The sandbox lets it start no other
+    program."""
+    rows = [
+        {"n_prompt": 512, "n_gen": 0, "n_depth": 0, "n_threads": threads},
+        {"n_prompt": 0, "n_gen": 128, "n_depth": 0, "n_threads": threads},
+    ]
+    for row, speed in zip(rows, (prompt, decode), strict=True):
+        row["samples_ts"] = [speed * each for each in (0.9, 1, 1.1)]  # type: ignore[assignment]
+    return f"echo '{json.dumps(rows)}'"
+
+
+SAME = speeds(100, 10)
 
 
 def write(folder: Path, cases: Mapping[str, str], usual: str = SAME) -> Path:

@@ -191,6 +191,7 @@ def llama_server(
         origins=control.origins,
         hosts=control.hosts,
         kind=llama.kind(resolved, model),
+        tuned=tuple(llama.tuned(resolved, model)),
     )
     return replace(server, guard=guard and port.can_guard(server))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -26,6 +26,8 @@ AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
 LISTS = (*ADAPTERS, "control-vector", "control-vector-scaled")  # with commas
+# Without a number of its own it has that of the other option.
+FOLLOWS = {"threads-batch": ("threads",)}
 # These need not be there, or are checked elsewhere.
 WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
 
@@ -41,6 +43,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     pooling: str = "none"  # as in the GGUF's metadata; `none` for a chat model
     ctx_size: int = 0  # in tokens, as trained; 0: not known
     fitted: int = 0  # the context to serve it with, unless the options name one; 0: any
+    tuned: Mapping[str, str] = {}  # options that were measured to be fast here
 
 
 def command(
@@ -61,7 +64,17 @@ def command(
         added += ["--api-key-file", str(key)]
     if model:
         added += [*_of_model(resolved, model), *_adapters(model.adapters, folder)]
+        added += words({**tuned(resolved, model)})
     return (*arguments, *added, *resolved.spec.extra_args)
+
+
+def tuned(resolved: ResolvedOptions, model: PreparedModel | None) -> dict[str, str]:
+    """Of the options that were measured to be fast, those that the user leaves open."""
+    return {
+        name: value
+        for name, value in (model.tuned if model else {}).items()
+        if name in resolved.flags and not resolved.has(name, *FOLLOWS.get(name, ()))
+    }
 
 
 def kind(resolved: ResolvedOptions, model: PreparedModel | None) -> str:

@@ -1,0 +1,90 @@
+"""How long llama-server itself takes for requests that no search has seen."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.core.errors import PipelineError
+from pipeline.serve import health, supervise
+from pipeline.serve.server import Server
+
+SECONDS = 600.0  # for one request
+GENERATED = 48  # tokens
+
+PROMPTS = (
+    "Explain to a new colleague why a database keeps a log of the changes that it is about to make "
+    "before it makes them, what would be lost without it when the power fails, and how the log is "
+    "used when the machine starts again. Begin with an example of two accounts and a transfer.",
+    "def parse(line):\n    name, _, value = line.partition('=')\n    return name.strip(), "
+    "value.strip()\n\n\ndef parse_file(path):\n    with open(path, encoding='utf-8') as lines:\n"
+    "        return dict(parse(line) for line in lines if line.strip())\n\n\n# Write tests for "
+    "both functions: an empty file, a comment, a value with a second equals sign.\n",
+    "The ferry left the harbour at half past six, an hour late, with eleven passengers and a crate "
+    "of lemons that nobody had asked for. By noon the wind had turned, the captain had stopped "
+    "answering the radio, and the youngest of the passengers began to keep a list of everything "
+    "that the others said about the island. The list is all that is left of that day. It begins:",
+    "Summarize in three sentences: A heat pump moves heat instead of making it. A fluid evaporates "
+    "outside at a low pressure, takes up heat from the air, is compressed, gives the heat to the "
+    "water of the heating, and expands again. Each unit of electricity moves three to four units "
+    "of heat, fewer when it is cold outside, because the compressor then has to work against a "
+    "larger difference. Old radiators need hotter water, which costs efficiency; larger ones or "
+    "better insulation allow cooler water. Noise, the place of the outer unit and the electrical "
+    "connection are what installers ask about first.",
+)
+
+
+def seconds(server: Server, env: Mapping[str, str]) -> list[float]:
+    """Start `server`, and time one request after the other, once each is warm: seconds for each of
+    PROMPTS. Raises PipelineError where it does not start, or does not answer."""
+    with supervise.beside(server, env=env) as require_running:
+        ask(server, PROMPTS[0])
+        times = []
+        for prompt in PROMPTS:
+            require_running()
+            began = time.perf_counter()
+            ask(server, prompt)
+            times.append(time.perf_counter() - began)
+    return times
+
+
+def ask(server: Server, prompt: str) -> None:
+    """One request of the kind that the server is for. Raises PipelineError."""
+    path, body = request(server.kind, prompt)
+    try:
+        status, text = health.ask(server, path, body, timeout=SECONDS)
+    except OSError as error:
+        raise PipelineError(f"{server.url}{path}: {error}") from None
+    if status != 200:
+        raise PipelineError(f"{server.url}{path}: answers with {status}: {_error(text)}")
+
+
+def request(kind: str, prompt: str) -> tuple[str, dict[str, object]]:
+    """The path and the body of a request to a server of this kind."""
+    if kind == "embedding":
+        return "/v1/embeddings", {"input": prompt}
+    if kind == "rerank":
+        return "/v1/rerank", {"query": prompt[:80], "documents": [prompt]}
+    options = {"n_predict": GENERATED, "ignore_eos": True, "temperature": 0, "cache_prompt": False}
+    return "/completion", {"prompt": prompt, **options}
+
+
+def _error(text: str) -> str:
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:200]
+
+
+def ratio(measure: Callable[[bool], Sequence[float]]) -> float:
+    """How many times as fast a tuned server answers as the default one; `measure(is_tuned)` starts
+    one and returns the seconds of its requests. In turns, so that a drift favours neither."""
+    times: dict[bool, list[Sequence[float]]] = {True: [], False: []}
+    for is_tuned in (False, True, True, False):
+        times[is_tuned].append(measure(is_tuned))
+    best = {key: [min(pair) for pair in zip(*each, strict=True)] for key, each in times.items()}
+    logs = [math.log(a / b) for a, b in zip(best[False], best[True], strict=True)]
+    return math.exp(statistics.fmean(logs))

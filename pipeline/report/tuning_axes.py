@@ -1,0 +1,149 @@
+"""What `tune` may change: the values of each axis, as options of llama-server and llama-bench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from pipeline.serve.config.options import ResolvedOptions
+
+from .tuning import DECODE, PROMPT, Axis, Setting
+
+THREADS, THREADS_BATCH = "threads", "threads-batch"
+UBATCH, BATCH = "ubatch-size", "batch-size"
+PLACEMENT, CACHE = "placement", "cache-type"  # axes of several options
+FIT, ALL, EXPERTS = "fit", "all", "experts"  # values of PLACEMENT; the last with a number of layers
+SHARES = (0.25, 0.5, 0.75, 0.875, 1.0)  # of the processors, as numbers of threads
+FEW = 4  # processors on which one thread may be the best
+USUAL_UBATCH = 512  # llama-server's own default
+ALL_LAYERS = "999"  # more than any model has
+FIT_MARGIN = "1024"  # MiB a card keeps free, as llama-server's --fit leaves it
+
+# Options of llama-server, and what llama-bench calls them.
+PLACING = {
+    "gpu-layers": "-ngl",
+    "n-cpu-moe": "-ncmoe",
+    "device": "-dev",
+    "split-mode": "-sm",
+    "main-gpu": "-mg",
+    "tensor-split": "-ts",
+    "override-tensor": "-ot",
+}
+BENCH = {
+    THREADS: "-t",
+    UBATCH: "-ub",
+    BATCH: "-b",
+    "flash-attn": "-fa",
+    "load-mode": "-lm",
+    "cache-type-k": "-ctk",
+    "cache-type-v": "-ctv",
+    **PLACING,
+}
+
+
+class Subject(Struct, frozen=True, kw_only=True):
+    """What is tuned, and where. `threads` is llama-server's own default, `experts` the number of
+    layers with experts, `cards` that of graphics cards which its programs can use."""
+
+    processors: int
+    threads: int
+    cards: int = 0
+    experts: int = 0
+    pools: bool = False  # it is served for embeddings or reranking, a whole text in one batch
+    lossy: bool = False  # whether the answers may change a little
+
+
+def axes(subject: Subject, given: ResolvedOptions) -> list[Axis]:
+    """The axes, the most promising first: without those whose options the user has `given`, or this
+    llama-server does not have."""
+    return [
+        axis
+        for axis in _all(subject, given)
+        if len(axis.values) > 1
+        and all(name in given.flags and not given.has(name) for name in _options(axis))
+    ]
+
+
+def _all(subject: Subject, given: ResolvedOptions) -> Iterator[Axis]:
+    if subject.cards:
+        layers = subject.experts
+        experts = [f"{EXPERTS} {count}" for count in sorted({layers, layers // 2} - {0})]
+        yield Axis(PLACEMENT, (FIT, ALL, *experts))
+    counts = _threads(subject)
+    yield Axis(THREADS, counts, (DECODE,))
+    if not given.has(THREADS):  # which are those of both phases
+        yield Axis(THREADS_BATCH, counts, (PROMPT,))
+    yield Axis("flash-attn", ("auto", "off"))
+    if not subject.pools:
+        larger = ("1024", "2048") if subject.cards else ("1024",)
+        yield Axis(UBATCH, (str(USUAL_UBATCH), "256", "128", *larger), (PROMPT,))
+    if subject.lossy and not subject.pools:
+        yield Axis(CACHE, ("f16", "q8_0"))
+    mode = given.flags.get("load-mode")
+    others = [each for each in ("none", "mlock", "dio") if mode and each in mode.choices]
+    yield Axis("load-mode", ("auto", *others))
+    if not subject.pools:
+        yield Axis(BATCH, ("2048", "512"), (PROMPT,))
+
+
+def _threads(subject: Subject) -> tuple[str, ...]:
+    """The numbers of threads, llama-server's own first."""
+    count = subject.processors
+    others = {max(1, round(count * share)) for share in SHARES} | ({1} if count <= FEW else set())
+    return (str(subject.threads), *map(str, sorted(others - {subject.threads})))
+
+
+def _options(axis: Axis) -> tuple[str, ...]:
+    """The options that an axis sets."""
+    if axis.name == PLACEMENT:
+        return ("gpu-layers", "n-cpu-moe")
+    return ("cache-type-k", "cache-type-v") if axis.name == CACHE else (axis.name,)
+
+
+def server_options(setting: Setting, threads: int) -> dict[str, str]:
+    """The options of llama-server for a setting. `threads` is its own default: a changed number for
+    one phase would change that of the other too."""
+    options = _expanded(setting)
+    if THREADS in options or THREADS_BATCH in options:
+        for name in (THREADS, THREADS_BATCH):
+            options.setdefault(name, str(threads))
+    return options
+
+
+def bench_words(
+    setting: Setting, phase: str, given: Mapping[str, str], *, cards: int = 0, ctx_size: int = 0
+) -> list[str]:
+    """The options of llama-bench for one phase of a setting, beside what the user has `given` for
+    llama-server. With `cards` the layers that fit beside a context of `ctx_size` tokens lie on
+    them, as llama-server decides it, unless the setting says otherwise."""
+    options = {**given, **_expanded(setting)}
+    batch = options.pop(THREADS_BATCH, "")
+    if phase == PROMPT and (threads := batch or given.get(THREADS)):
+        options[THREADS] = threads
+    elif phase == PROMPT:
+        options.pop(THREADS, None)
+    if options.get("gpu-layers") == "auto":
+        del options["gpu-layers"]
+    words = ["-fitt", FIT_MARGIN, "-fitc", str(ctx_size)] if cards else []
+    if "gpu-layers" in options:
+        words = []
+    for name, value in options.items():
+        if name in BENCH:
+            words += [BENCH[name], ALL_LAYERS if (name, value) == ("gpu-layers", ALL) else value]
+    return words
+
+
+def _expanded(setting: Setting) -> dict[str, str]:
+    """The options of llama-server that a setting changes."""
+    options: dict[str, str] = {}
+    for name, value in setting.items():
+        if name == PLACEMENT:
+            options["gpu-layers"] = ALL
+            if value.startswith(EXPERTS):
+                options["n-cpu-moe"] = value.removeprefix(EXPERTS).strip()
+        elif name == CACHE:
+            options |= {"cache-type-k": value, "cache-type-v": value}
+        else:
+            options[name] = value
+    return options
