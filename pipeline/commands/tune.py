@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,26 @@ from pipeline.models.gguf import Header
 from pipeline.models.memory import MARGIN
 from pipeline.report import bandwidth, served_speed, tuning, tuning_axes, tuning_bench
 from pipeline.report.figures import Estimate
-from pipeline.report.tuned import Runs, Tuned, drop, load, runs_of, save
-from pipeline.report.tuning import DECODE, PROMPT, Axis, Found
+from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save
+from pipeline.report.tuning import DECODE, PROMPT, Axis, SearchResult
 from pipeline.report.tuning_axes import THREADS_BATCH, UBATCH
 from pipeline.report.tuning_bench import Bench
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import Server
 
-from . import chat, estimate, serve, summary, tuned
+from . import beside, chat, estimate, serve, summary, tuned
 from .model import Model
 
 FOR_SEARCH = 0.8  # of the budget; the rest is for llama-server itself
+N_MAX, DRAFTED = "spec-draft-n-max", ("1", "6", "12")  # tokens that are drafted at once
+DEFAULTS, TUNED, WITHOUT = "defaults", "tuned", "without drafts"  # variants of the server
+CLEARLY = 1.05  # times as fast has another number of drafted tokens to be
 SERVED_SLOWER = 0.98  # llama-server's own speed with the options, over without, that is accepted
 BUSY = 0.15  # share of the processors that other programs use, above which it is said
 
 
-class Subject(Struct, frozen=True, kw_only=True):
+class TuneTask(Struct, frozen=True, kw_only=True):
     """What is tuned: the model's file, and its server with the defaults. `path` is where the result
     is kept."""
 
@@ -59,27 +62,27 @@ class Subject(Struct, frozen=True, kw_only=True):
 def tune(model: Model) -> None:
     """Find the fastest settings, keep and print them; what is known already is printed at once.
     Raises PipelineError."""
-    subject = prepared(model)
-    require_writable(subject.path.parent)
+    task = prepared(model)
+    require_writable(task.path.parent)
     request = model.request
-    with only_one(subject.path):
-        kept = load(subject.path)
+    with only_one(task.path):
+        kept = load(task.path)
         if kept and not request.anew and kept.lossy == request.lossy:
             log.info(f"measured at {kept.at}; force=1 measures again")
         else:
             if request.anew:
-                drop(subject.path)
-            kept = measured(subject)
-    print(json.dumps(document(subject, kept)) if request.json else text(subject, kept))
+                drop(task.path)
+            kept = measured(task)
+    print(json.dumps(document(task, kept)) if request.json else text(task, kept))
 
 
-def prepared(original: Model) -> Subject:
+def prepared(original: Model) -> TuneTask:
     """What there is to tune. Raises PipelineError."""
     model, port = copy(original), chat.free_port()
     model.request = original.request.replace(tuned=False, host="127.0.0.1", port=port)
     server = serve.checked_server(model)
     file = model.require_chain().final
-    return Subject(
+    return TuneTask(
         model=model,
         file=file,
         header=gguf.read_cached(file, model.home.run / "gguf.json"),
@@ -90,54 +93,61 @@ def prepared(original: Model) -> Subject:
     )
 
 
-def measured(subject: Subject) -> Tuned:
+def measured(task: TuneTask) -> TuneResult:
     """Search, try the result with llama-server, and keep it. Raises PipelineError; what was
     measured until then is kept for the next run."""
-    notes = [*disturbances(subject.model)]
+    notes = [*disturbances(task.model)]
     for note in notes:
         log.info(f"warning: {note}")
-    began, budget = time.monotonic(), float(subject.model.request.budget)
-    runs = Runs(runs_of(subject.path))
+    began, budget = time.monotonic(), float(task.model.request.budget)
+    runs = Runs(runs_of(task.path))
     if runs.are_resumed:
         log.info("going on with what an earlier run has measured")
-    bench = bench_of(subject, runs)
-    axes = axes_of(subject, bench)
+    bench = bench_of(task, runs)
+    axes = axes_of(task, bench)
     found = tuning_bench.search(
         bench, axes, lambda share: time.monotonic() - began < share * FOR_SEARCH * budget
     )
-    require_quiet(subject, found)
+    require_quiet(task, found)
     if axes and len(found.untried) == len(axes):
         raise PipelineError(
             f"budget={budget:.0f} s is too short: no comparison was finished",
             "run it again, it goes on from there; or give it more: budget=30m",
         )
-    chosen, ratio, served = found.setting, found.ratio, None
-    if chosen:
-        served = served_ratio(subject, tuning_axes.server_options(chosen, bench.first.threads))
-        if served < SERVED_SLOWER:
-            notes.append(
-                f"{tuning.shown(chosen)}: {ratio.value:.2f} times as fast by llama-bench, but "
-                f"{served:.2f} times by llama-server, so it is not used"
-            )
-            chosen, ratio, served = {}, Estimate(1.0, ratio.error), None
+    chosen, ratio = found.setting, found.ratio
+    options = tuning_axes.server_options(chosen, bench.first.threads)
+    served = served_ratios(task, options)
+    if (own := served.get(TUNED)) and own < SERVED_SLOWER:
+        notes.append(
+            f"{tuning.shown(chosen)}: {ratio.value:.2f} times as fast by llama-bench, but "
+            f"{own:.2f} times by llama-server, so it is not used"
+        )
+        chosen, options, ratio = {}, {}, Estimate(1.0, ratio.error)
+    name = TUNED if chosen else DEFAULTS
+    count, without = fastest_draft(served, name)
+    if count:
+        options |= {N_MAX: count}
+        name = draft_name(count)
+    if without:
+        notes.append(f"without drafts it is {without:.2f} times as fast: leave draft= out")
     decode = bench.speed(chosen, DECODE)
-    result = Tuned(
-        key=tuned.key(subject.model, tuned.digest(subject.model, subject.file)),
-        options=tuning_axes.server_options(chosen, bench.first.threads),
+    result = TuneResult(
+        key=tuned.key(task.model, tuned.digest(task.model, task.file)),
+        options=options,
         ratio=ratio,
-        served=served,
+        served=served[name] if options else None,
         spread=found.spread,
         prompt=bench.speed(chosen, PROMPT),
         decode=decode,
-        **limit_of(subject, decode),
+        **limit_of(task, decode),
         left_out=dict(found.left_out),
         untried=found.untried,
         notes=tuple(notes),
-        lossy=subject.model.request.lossy,
+        lossy=task.model.request.lossy,
         seconds=round(time.monotonic() - began, 1),
         at=receipts.now(),
     )
-    save(subject.path, result)
+    save(task.path, result)
     return result
 
 
@@ -153,65 +163,65 @@ def disturbances(model: Model) -> Iterator[str]:
         yield f"other programs use {others:.0%} of the processors"
 
 
-def bench_of(subject: Subject, runs: Runs) -> Bench:
+def bench_of(task: TuneTask, runs: Runs) -> Bench:
     """llama-bench with the model. Raises PipelineError where that does not run."""
-    given = subject.options
+    given = task.options
     return Bench(
-        subject.model.binaries.program("llama-bench"),
-        subject.file,
+        task.model.binaries.program("llama-bench"),
+        task.file,
         runs,
         given={n: text for n in (*tuning_axes.BENCH, THREADS_BATCH) if (text := given.text(n))},
-        cards=subject.cards,
-        ctx_size=subject.ctx_size,
-        trained=subject.header.context_length,
+        cards=task.cards,
+        ctx_size=task.ctx_size,
+        trained=task.header.context_length,
     )
 
 
-def axes_of(subject: Subject, bench: Bench) -> list[Axis]:
+def axes_of(task: TuneTask, bench: Bench) -> list[Axis]:
     """What is tried: only what fits into the memory."""
-    header = subject.header
+    header = task.header
     experts = gguf.whole(header.values, f"{header.architecture}.expert_count", 0)
     layers = gguf.whole(header.values, f"{header.architecture}.block_count", 0)
     axes = tuning_axes.axes(
-        tuning_axes.Subject(
+        tuning_axes.Scope(
             processors=capacity.processors(),
             threads=bench.first.threads,
-            cards=subject.cards,
+            cards=task.cards,
             experts=layers if experts else 0,
             pools=header.pooling != "none",
-            lossy=subject.model.request.lossy,
+            lossy=task.model.request.lossy,
         ),
-        subject.options,
+        task.options,
     )
     return [
-        replace(axis, values=tuple(v for v in axis.values if fits(subject, int(v))))
+        replace(axis, values=tuple(v for v in axis.values if fits(task, int(v))))
         if axis.name == UBATCH
         else axis
         for axis in axes
     ]
 
 
-def fits(subject: Subject, ubatch: int) -> bool:
+def fits(task: TuneTask, ubatch: int) -> bool:
     """Whether the model can be served with so many tokens at once in the memory that is free: its
     compute buffers grow with them."""
     if ubatch <= tuning_axes.USUAL_UBATCH:
         return True
-    table = {**options.expanded(subject.options), UBATCH: ubatch}
+    table = {**options.expanded(task.options), UBATCH: ubatch}
     needed = estimate.measure(
-        subject.model.binaries,
-        subject.file,
+        task.model.binaries,
+        task.file,
         options.words(table),
-        subject.ctx_size,
+        task.ctx_size,
         ubatch=ubatch,
         pools=False,
     )
     return needed is None or needed.total + MARGIN <= capacity.memory()
 
 
-def require_quiet(subject: Subject, found: Found) -> None:
+def require_quiet(task: TuneTask, found: SearchResult) -> None:
     """Raise PipelineError where the default's speed varied so much that nothing can be told."""
     if found.is_busy:
-        drop(subject.path)
+        drop(task.path)
         raise PipelineError(
             f"the same settings were {found.spread:.0%} faster or slower from run to run: "
             "something else loads this machine, so nothing is kept",
@@ -219,31 +229,73 @@ def require_quiet(subject: Subject, found: Found) -> None:
         )
 
 
-def served_ratio(subject: Subject, changed: dict[str, str]) -> float:
-    """How many times as fast llama-server answers with the `changed` options, by requests that the
-    search has not seen. Raises PipelineError."""
+def served_ratios(task: TuneTask, options_found: dict[str, str]) -> dict[str, float]:
+    """How many times as fast llama-server answers with the options that were found, by requests
+    that the search has not seen; and with other numbers of drafted tokens, where it drafts. Nothing
+    where there is nothing to compare. Raises PipelineError."""
     from pipeline.serve.supervisor import state
     from pipeline.serve.supervisor.environment import environment
 
-    at = state.folder(subject.model.home, f"tune-{subject.server.port}")
+    at = state.folder(task.model.home, f"tune-{task.server.port}")
+    variants = {DEFAULTS: task.server}
+    if options_found:
+        variants[TUNED] = with_options(task.server, options_found)
+    if kind := task.server.argument("--spec-type"):
+        fastest = variants.get(TUNED, task.server)
+        variants[WITHOUT] = without_drafts(fastest)
+        if kind.startswith("draft") and not task.options.has(N_MAX) and N_MAX in task.options.flags:
+            for count in DRAFTED:
+                variants[draft_name(count)] = with_options(fastest, {N_MAX: count})
+    if len(variants) < 2:
+        return {}
     log.info("trying the result with llama-server")
 
-    def seconds(is_tuned: bool) -> list[float]:
-        words = options.words(changed) if is_tuned else []
-        server = replace(subject.server, cmd=(*subject.server.cmd, *words))
-        return served_speed.seconds(server, environment(server, at))
+    def seconds(name: str) -> list[float]:
+        return served_speed.seconds(variants[name], environment(variants[name], at))
 
-    ratio = served_speed.ratio(seconds)
-    Path(subject.server.log_file).unlink(missing_ok=True)  # of use only where something went wrong
-    return ratio
+    ratios = served_speed.ratios([*variants], seconds)
+    Path(task.server.log_file).unlink(missing_ok=True)  # of use only where something went wrong
+    return ratios
 
 
-def limit_of(subject: Subject, decode: float) -> dict[str, float]:
+def with_options(server: Server, added: Mapping[str, str]) -> Server:
+    """The server with more options, none of which it has."""
+    return replace(server, cmd=(*server.cmd, *options.words({**added})))
+
+
+def without_drafts(server: Server) -> Server:
+    """The server, as it would be without draft=."""
+    cmd = [*server.cmd]
+    for name in (*beside.DRAFT_OPTIONS, "--spec-type"):
+        if name in cmd:
+            at = cmd.index(name)
+            del cmd[at : at + 2]
+    return replace(server, cmd=tuple(cmd))
+
+
+def draft_name(count: str) -> str:
+    """The variant with so many drafted tokens."""
+    return f"{N_MAX} {count}"
+
+
+def fastest_draft(ratios: Mapping[str, float], name: str) -> tuple[str, float]:
+    """The number of drafted tokens that is clearly faster than the default, empty for none; and how
+    many times as fast it is without drafts, 0 where that is not clear."""
+    counts = {count: ratios[draft_name(count)] for count in DRAFTED if draft_name(count) in ratios}
+    best = max(counts, key=counts.__getitem__, default="")
+    if not best or counts[best] < CLEARLY * ratios[name]:
+        best = ""
+    reached = counts[best] if best else ratios.get(name, 1.0)
+    without = ratios.get(WITHOUT, 0.0) / reached
+    return best, without if without > CLEARLY else 0.0
+
+
+def limit_of(task: TuneTask, decode: float) -> dict[str, float]:
     """The memory's bandwidth in bytes a second, and the share of it that writing uses; nothing
     where cards hold the model."""
-    if subject.cards or not decode:
+    if task.cards or not decode:
         return {}
-    weights = bandwidth.read_per_token(subject.file)
+    weights = bandwidth.read_per_token(task.file)
     limit = bandwidth.measured(weights)
     if not limit:
         return {}
@@ -251,21 +303,21 @@ def limit_of(subject: Subject, decode: float) -> dict[str, float]:
     return {"bandwidth": limit, "bandwidth_share": weights * decode / max(limit, weights * decode)}
 
 
-def document(subject: Subject, kept: Tuned) -> dict[str, Any]:
+def document(task: TuneTask, kept: TuneResult) -> dict[str, Any]:
     """The result as plain values, with the command that serves with it."""
-    return {"model": subject.server.model_name, "file": str(subject.file), **to_builtins(kept)}
+    return {"model": task.server.model_name, "file": str(task.file), **to_builtins(kept)}
 
 
-def text(subject: Subject, kept: Tuned) -> str:
+def text(task: TuneTask, kept: TuneResult) -> str:
     """The result as people read it."""
     shown = ", ".join(f"{name} {value}" for name, value in kept.options.items())
-    rows: list[tuple[str, object]] = [("model", subject.server.model_name)]
+    rows: list[tuple[str, object]] = [("model", task.server.model_name)]
     rows.append(("settings", shown or "nothing to gain: the defaults are as fast as any"))
     if kept.options:
         error = f" ± {kept.ratio.error:.2f}" if kept.ratio.error >= 0.005 else ""
-        rows.append(("speed", f"{kept.ratio.value:.2f}{error} times that of the defaults"))
+        rows.append(("llama-bench", f"{kept.ratio.value:.2f}{error} times as fast as by default"))
         if kept.served:
-            rows.append(("llama-server", f"{kept.served:.2f} times, with other prompts"))
+            rows.append(("llama-server", f"{kept.served:.2f} times as fast, with other prompts"))
     rows.append(("reading", f"{kept.prompt:.1f} tokens/s"))
     if kept.decode:
         rows.append(("writing", f"{kept.decode:.1f} tokens/s"))

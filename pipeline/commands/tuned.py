@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.core.store import receipts, stat_cache
 from pipeline.report import host
-from pipeline.report.tuned import Key, load
+from pipeline.report.tuned import Conditions, load
 from pipeline.report.tuning_axes import PLACING
 from pipeline.serve.config.options import ResolvedOptions
 
@@ -33,17 +33,20 @@ def _digests(model: Model) -> Path:
     return model.home.run / "sha256.json"
 
 
-def key(model: Model, digest: str) -> Key:
+def key(model: Model, digest: str) -> Conditions:
     """What a result for the model with this sha256 is valid for."""
     given = ResolvedOptions(model.spec, {})
     placed = {name: text for name in (*PLACING, "cpu-moe") if (text := _text(given, name))}
-    cards = model.spec.control.gpu_ids
-    return Key(
+    cards, draft = model.spec.control.gpu_ids, model.request.draft
+    drafts = draft.reference.text if draft and draft.reference else model.request.spec_type
+    return Conditions(
         program=model.binaries.sha256("llama-server"),
         model=digest,
         host=host.describe(),
         ctx_size=given.number("ctx-size"),
-        placed=placed | ({"gpu_ids": cards} if cards else {}),
+        placed=placed
+        | ({"gpu_ids": cards} if cards else {})
+        | ({"draft": drafts} if drafts else {}),
     )
 
 

@@ -31,7 +31,7 @@ ROUNDS = 3
 PROMPT, GENERATED = 256, 32  # tokens that are read and written to measure
 
 
-class Speed(Struct, frozen=True, kw_only=True):
+class SpeedChange(Struct, frozen=True, kw_only=True):
     """Tokens per second of both, the best of some rounds each."""
 
     what: str
@@ -54,7 +54,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     models_loading: list[str] = field(default_factory=list)
     models_failing: dict[str, str] = field(default_factory=dict)  # and why
     made_again: list[str] = field(default_factory=list)
-    speed: list[Speed] = field(default_factory=list)
+    speed: list[SpeedChange] = field(default_factory=list)
 
 
 def compare(session: Session, before: Programs, after: Programs) -> Comparison:
@@ -229,7 +229,9 @@ def made_again(session: Session, before: Programs) -> Iterator[str]:
 # Speed
 
 
-def speeds(session: Session, before: Programs, after: Programs, loading: list[Path]) -> list[Speed]:
+def speeds(
+    session: Session, before: Programs, after: Programs, loading: list[Path]
+) -> list[SpeedChange]:
     """The speed of both with the model of the command line, else with the largest that leaves half
     of the free memory."""
     pair = [tool(each, "llama-bench") for each in (before, after)]
@@ -255,7 +257,9 @@ def speeds(session: Session, before: Programs, after: Programs, loading: list[Pa
         | ({"writing": max(each.decode[0] for each in results)} if results[0].decode else {})
         for results in rounds
     )
-    return [Speed(what=f"{path.name}, {what}", before=old[what], after=new[what]) for what in old]
+    return [
+        SpeedChange(what=f"{path.name}, {what}", before=old[what], after=new[what]) for what in old
+    ]
 
 
 # As text

@@ -23,7 +23,7 @@ DISPLAY = "0x03"  # the class of a PCI device that is a graphics card begins wit
 FIRST_BYTES = 8192  # of /proc/cpuinfo: the first processor stands there
 
 
-class Host(Struct, frozen=True, kw_only=True):
+class Hardware(Struct, frozen=True, kw_only=True):
     """The machine: `memory` in GiB, each card by its vendor and device number, the driver of
     NVIDIA's cards by its version; empty where there is none, or it is not known."""
 
@@ -35,10 +35,10 @@ class Host(Struct, frozen=True, kw_only=True):
 
 
 @cache
-def describe() -> Host:
+def describe() -> Hardware:
     """This machine."""
     cards, driver = _cards()
-    return Host(
+    return Hardware(
         processor=_processor(),
         processors=capacity.processors(),
         memory=round(_memory() / GIB),

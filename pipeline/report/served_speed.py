@@ -79,12 +79,16 @@ def _error(text: str) -> str:
         return text[:200]
 
 
-def ratio(measure: Callable[[bool], Sequence[float]]) -> float:
-    """How many times as fast a tuned server answers as the default one; `measure(is_tuned)` starts
-    one and returns the seconds of its requests. In turns, so that a drift favours neither."""
-    times: dict[bool, list[Sequence[float]]] = {True: [], False: []}
-    for is_tuned in (False, True, True, False):
-        times[is_tuned].append(measure(is_tuned))
-    best = {key: [min(pair) for pair in zip(*each, strict=True)] for key, each in times.items()}
-    logs = [math.log(a / b) for a, b in zip(best[False], best[True], strict=True)]
-    return math.exp(statistics.fmean(logs))
+def ratios(names: Sequence[str], measure: Callable[[str], Sequence[float]]) -> dict[str, float]:
+    """How many times as fast each server answers as the first one; `measure(name)` starts one and
+    returns the seconds of its requests. Each is started early and late, so that a drift favours
+    none of them."""
+    times: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    for name in (*names, *reversed(names)):
+        times[name].append(measure(name))
+    best = {name: [min(pair) for pair in zip(*each, strict=True)] for name, each in times.items()}
+    first = best[names[0]]
+    return {
+        name: math.exp(statistics.fmean(math.log(a / b) for a, b in zip(first, own, strict=True)))
+        for name, own in best.items()
+    }

@@ -17,21 +17,21 @@ from pipeline.core.store import json_file
 from pipeline.core.store.publish import remove
 
 from .figures import Estimate
-from .host import Host
+from .host import Hardware
 from .tuning import Setting
 
 SCHEMA = 1
 FOLDER = "tuned"
 
 
-class Key(Struct, frozen=True, kw_only=True):
+class Conditions(Struct, frozen=True, kw_only=True):
     """What a result is valid for. `program` and `model` are sha256 in hex; `ctx_size` is the
     context that the user named, in tokens, 0: the one that fits; `placed` are the user's options
-    that decide on which device the model lies."""
+    that decide on which device the model lies, and what drafts for it."""
 
     program: str
     model: str
-    host: Host
+    host: Hardware
     ctx_size: int = 0
     placed: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,12 +41,12 @@ class Key(Struct, frozen=True, kw_only=True):
         return run / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
-class Tuned(Struct, frozen=True, kw_only=True):
+class TuneResult(Struct, frozen=True, kw_only=True):
     """A result. `options` are llama-server's without dashes, empty where nothing is faster than the
     defaults; `ratio` is the speed with them to that without, over a whole request, by llama-bench,
     `served` by llama-server itself, None where it was not asked."""
 
-    key: Key
+    key: Conditions
     options: dict[str, str]
     ratio: Estimate
     served: float | None = None
@@ -63,18 +63,18 @@ class Tuned(Struct, frozen=True, kw_only=True):
     at: str = ""  # as receipts write a time
 
 
-def load(path: Path) -> Tuned | None:
+def load(path: Path) -> TuneResult | None:
     """The result at `path`; None where there is none, or none that can be read."""
     return json_file.read(path, _parse)
 
 
-def _parse(data: Any) -> Tuned:
+def _parse(data: Any) -> TuneResult:
     if data["schema"] != SCHEMA:
         raise ValueError("another version's")
-    return convert(data["tuned"], Tuned)
+    return convert(data["tuned"], TuneResult)
 
 
-def save(path: Path, tuned: Tuned) -> None:
+def save(path: Path, tuned: TuneResult) -> None:
     """Keep a result, and drop the runs that led to it. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     json_file.write(path, {"schema": SCHEMA, "tuned": to_builtins(tuned)}, indent=1)

@@ -50,7 +50,7 @@ class Axis(Struct, frozen=True):
 Measure = Callable[[Setting, str], Sequence[float]]
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class SearchResult(Struct, frozen=True, kw_only=True):
     """What a search found. `setting` is empty where nothing is faster than the default."""
 
     setting: Setting
@@ -75,7 +75,7 @@ def search(
     weights: Mapping[str, float],
     *,
     has_time: Callable[[float], bool],
-) -> Found:
+) -> SearchResult:
     """The fastest setting. `weights` are the shares that the phases have in the time of a request
     with the default, together 1; `has_time(share)` says whether less than this share of the time
     has passed. Raises PipelineError where the default itself cannot be measured."""
@@ -102,7 +102,7 @@ class _Search:
         self.default_runs: dict[str, list[float]] = {}
         self.runs: dict[tuple[str, str], list[float]] = {}  # logarithms, by setting and phase
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         best: Setting = {}
         untried = {axis.name for axis in self.axes}
         try:
@@ -123,7 +123,7 @@ class _Search:
                 self.left_out[shown(best)] = error.message
             if ratio.value - CLEAR * ratio.error <= 1:
                 best, ratio = {}, Estimate(1.0, ratio.error)
-        return Found(
+        return SearchResult(
             setting=best,
             ratio=ratio,
             spread=self.spread(),
@@ -149,7 +149,7 @@ class _Search:
                 break
             if not self._has_time(SEARCH):
                 raise OutOfTime
-            times = self._round(settings, running[:: 1 if turn % 2 == 0 else -1], phases)
+            times = self._round(axis, settings, running[:: 1 if turn % 2 == 0 else -1], phases)
             running = [value for value in running if value in times]
             if own not in times:
                 break
@@ -167,7 +167,11 @@ class _Search:
         return settings[fastest] if top > WORTH else best
 
     def _round(
-        self, settings: Mapping[str, Setting], order: Sequence[str], phases: Sequence[str]
+        self,
+        axis: Axis,
+        settings: Mapping[str, Setting],
+        order: Sequence[str],
+        phases: Sequence[str],
     ) -> dict[str, float]:
         """The relative time of a request with each value that can be measured."""
         times: dict[str, float] = {}
@@ -175,7 +179,7 @@ class _Search:
             try:
                 times[value] = self._time(settings[value], phases)
             except PipelineError as error:
-                self.left_out[shown(settings[value])] = error.message
+                self.left_out[f"{axis.name} {value}"] = error.message
         return times
 
     def _fastest(
@@ -198,7 +202,7 @@ class _Search:
         behind = {value: top - max(means[value], max(gains[value]) - error) for value in kept}
         kept = [value for value in kept if behind[value] <= error]
         kept = [value for value in kept if value == own or means[value] + error >= NOTHING]
-        return kept if own in kept or (kept and top > error) else [own, *kept]
+        return kept if own in kept or (len(kept) == 1 and top > error) else [own, *kept]
 
     def _noise(self, phases: Sequence[str]) -> float:
         """The relative standard deviation of the time of a request, by all runs that were made more

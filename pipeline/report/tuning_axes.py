@@ -42,7 +42,7 @@ BENCH = {
 }
 
 
-class Subject(Struct, frozen=True, kw_only=True):
+class Scope(Struct, frozen=True, kw_only=True):
     """What is tuned, and where. `threads` is llama-server's own default, `experts` the number of
     layers with experts, `cards` that of graphics cards which its programs can use."""
 
@@ -54,44 +54,44 @@ class Subject(Struct, frozen=True, kw_only=True):
     lossy: bool = False  # whether the answers may change a little
 
 
-def axes(subject: Subject, given: ResolvedOptions) -> list[Axis]:
+def axes(scope: Scope, given: ResolvedOptions) -> list[Axis]:
     """The axes, the most promising first: without those whose options the user has `given`, or this
     llama-server does not have."""
     return [
         axis
-        for axis in _all(subject, given)
+        for axis in _all(scope, given)
         if len(axis.values) > 1
         and all(name in given.flags and not given.has(name) for name in _options(axis))
     ]
 
 
-def _all(subject: Subject, given: ResolvedOptions) -> Iterator[Axis]:
-    if subject.cards:
-        layers = subject.experts
+def _all(scope: Scope, given: ResolvedOptions) -> Iterator[Axis]:
+    if scope.cards:
+        layers = scope.experts
         experts = [f"{EXPERTS} {count}" for count in sorted({layers, layers // 2} - {0})]
         yield Axis(PLACEMENT, (FIT, ALL, *experts))
-    counts = _threads(subject)
+    counts = _threads(scope)
     yield Axis(THREADS, counts, (DECODE,))
     if not given.has(THREADS):  # which are those of both phases
         yield Axis(THREADS_BATCH, counts, (PROMPT,))
     yield Axis("flash-attn", ("auto", "off"))
-    if not subject.pools:
-        larger = ("1024", "2048") if subject.cards else ("1024",)
+    if not scope.pools:
+        larger = ("1024", "2048") if scope.cards else ("1024",)
         yield Axis(UBATCH, (str(USUAL_UBATCH), "256", "128", *larger), (PROMPT,))
-    if subject.lossy and not subject.pools:
+    if scope.lossy and not scope.pools:
         yield Axis(CACHE, ("f16", "q8_0"))
     mode = given.flags.get("load-mode")
     others = [each for each in ("none", "mlock", "dio") if mode and each in mode.choices]
     yield Axis("load-mode", ("auto", *others))
-    if not subject.pools:
+    if not scope.pools:
         yield Axis(BATCH, ("2048", "512"), (PROMPT,))
 
 
-def _threads(subject: Subject) -> tuple[str, ...]:
+def _threads(scope: Scope) -> tuple[str, ...]:
     """The numbers of threads, llama-server's own first."""
-    count = subject.processors
+    count = scope.processors
     others = {max(1, round(count * share)) for share in SHARES} | ({1} if count <= FEW else set())
-    return (str(subject.threads), *map(str, sorted(others - {subject.threads})))
+    return (str(scope.threads), *map(str, sorted(others - {scope.threads})))
 
 
 def _options(axis: Axis) -> tuple[str, ...]:

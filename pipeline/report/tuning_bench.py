@@ -13,7 +13,7 @@ from pipeline.core import log
 
 from . import bench, tuning, tuning_axes
 from .tuned import Runs
-from .tuning import DECODE, PROMPT, Axis, Found, Setting
+from .tuning import DECODE, PROMPT, Axis, SearchResult, Setting
 from .tuning_axes import UBATCH
 
 REQUEST = {PROMPT: 512, DECODE: 128}  # tokens of the request whose time counts
@@ -26,7 +26,7 @@ PATIENCE = 10.0  # times as long as the default may a run take
 LEAST_PATIENCE = 120.0  # seconds
 
 
-class First(Struct, frozen=True):
+class FirstRun(Struct, frozen=True):
     """What the first run of the default shows: its number of threads, and tokens a second."""
 
     threads: int
@@ -70,7 +70,7 @@ class Bench:
         if self.first.decode:
             self.sizes[DECODE] = self._size(DECODE, self.first.decode)
 
-    def _first(self) -> First:
+    def _first(self) -> FirstRun:
         """From a short run. Raises PipelineError where the default does not run."""
         kept = self.runs.take({}, "first")
         if kept is None:
@@ -87,7 +87,7 @@ class Bench:
             )
             kept = (float(samples.threads), samples.prompt[0], *samples.decode[:1], 0.0)[:3]
             self.runs.add({}, "first", kept)
-        return First(int(kept[0]), kept[1], kept[2])
+        return FirstRun(int(kept[0]), kept[1], kept[2])
 
     def _size(self, phase: str, speed: float) -> int:
         """The tokens of a repetition: as many as take a moment, within what the model is for."""
@@ -132,7 +132,7 @@ class Bench:
         return statistics.median(self.speeds.get((tuning.shown(setting), phase), [0.0]))
 
 
-def search(bench: Bench, axes: Sequence[Axis], has_time: Callable[[float], bool]) -> Found:
+def search(bench: Bench, axes: Sequence[Axis], has_time: Callable[[float], bool]) -> SearchResult:
     """The fastest setting of `axes`, a request being as long as REQUEST says. Raises
     PipelineError."""
     return tuning.search(axes, bench.measure, bench.first.weights, has_time=has_time)

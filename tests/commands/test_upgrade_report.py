@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.commands.upgrade_report import Comparison, Speed, listed, lost, moved, text
+from pipeline.commands.upgrade_report import Comparison, SpeedChange, listed, lost, moved, text
 from pipeline.serve.flags import parse_help
 
 OLD = """\
@@ -46,7 +46,7 @@ def test_as_text() -> None:
             refused=["a.toml: instance.x.server.gone: llama-server has no --gone"],
             defaults={"port": ("8080", "9931")},
             models_failing={"/m.gguf": "unknown architecture"},
-            speed=[Speed(what="m.gguf, reading", before=100, after=90)],
+            speed=[SpeedChange(what="m.gguf, reading", before=100, after=90)],
         )
     )
     for line in (

@@ -9,7 +9,7 @@ from report.surfaces import Machine
 
 from pipeline.core.errors import PipelineError
 from pipeline.report import tuning
-from pipeline.report.tuning import DECODE, PROMPT, Axis, Found, Setting
+from pipeline.report.tuning import DECODE, PROMPT, Axis, SearchResult, Setting
 
 BUDGET = 0.18  # of the time of an exhaustive search; a comparison that has begun is finished
 WEIGHTS = {PROMPT: 0.5, DECODE: 0.5}
@@ -48,7 +48,7 @@ def test_it_is_never_slower_and_nearly_the_best_in_a_fifth_of_the_time(
     assert len(short) <= 0.05 * seeds
 
 
-def search(axes: Sequence[Axis], speed: dict[str, float]) -> tuple[Found, list[str]]:
+def search(axes: Sequence[Axis], speed: dict[str, float]) -> tuple[SearchResult, list[str]]:
     """On a machine without noise, where only the settings in `speed` differ from 10 tokens a
     second, and those of 0 fail; and all settings that were measured."""
     measured = []

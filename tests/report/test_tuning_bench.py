@@ -12,9 +12,9 @@ from report import bench_stand_in as stand_in
 from pipeline.core import capacity
 from pipeline.report import bandwidth, host, tuned, tuning_bench
 from pipeline.report.figures import Estimate
-from pipeline.report.tuned import Key, Runs, Tuned
+from pipeline.report.tuned import Conditions, Runs, TuneResult
 from pipeline.report.tuning import DECODE, PROMPT
-from pipeline.report.tuning_axes import Subject, axes, bench_words, server_options
+from pipeline.report.tuning_axes import Scope, axes, bench_words, server_options
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import parse_help
@@ -47,34 +47,34 @@ def given(**server: str) -> ResolvedOptions:
     )
 
 
-def values(subject: Subject, **server: str) -> dict[str, tuple[str, ...]]:
-    return {axis.name: axis.values for axis in axes(subject, given(**server))}
+def values(scope: Scope, **server: str) -> dict[str, tuple[str, ...]]:
+    return {axis.name: axis.values for axis in axes(scope, given(**server))}
 
 
 def test_the_axes_of_a_processor() -> None:
-    tried = values(Subject(processors=8, threads=4))
+    tried = values(Scope(processors=8, threads=4))
     assert tried["threads"] == tried["threads-batch"] == ("4", "2", "6", "7", "8")
     assert tried["ubatch-size"] == ("512", "256", "128", "1024")
     assert not {"placement", "cache-type"} & tried.keys()
-    assert values(Subject(processors=2, threads=2))["threads"] == ("2", "1")
-    assert "cache-type" in values(Subject(processors=8, threads=4, lossy=True))
+    assert values(Scope(processors=2, threads=2))["threads"] == ("2", "1")
+    assert "cache-type" in values(Scope(processors=8, threads=4, lossy=True))
 
 
 def test_a_card_adds_where_the_layers_lie() -> None:
-    tried = values(Subject(processors=8, threads=4, cards=1, experts=48))
+    tried = values(Scope(processors=8, threads=4, cards=1, experts=48))
     assert tried["placement"] == ("fit", "all", "experts 24", "experts 48")
     assert "2048" in tried["ubatch-size"]
-    assert "placement" not in values(Subject(processors=8, threads=4, cards=1), gpu_layers="7")
+    assert "placement" not in values(Scope(processors=8, threads=4, cards=1), gpu_layers="7")
 
 
 def test_what_the_user_gives_is_not_tried() -> None:
-    tried = values(Subject(processors=8, threads=4), threads="3", ubatch_size="64")
+    tried = values(Scope(processors=8, threads=4), threads="3", ubatch_size="64")
     assert not {"threads", "threads-batch", "ubatch-size"} & tried.keys()
-    assert "threads" in values(Subject(processors=8, threads=4), threads_batch="3")
+    assert "threads" in values(Scope(processors=8, threads=4), threads_batch="3")
 
 
 def test_a_model_that_pools_keeps_its_batches() -> None:
-    tried = values(Subject(processors=8, threads=4, pools=True, lossy=True))
+    tried = values(Scope(processors=8, threads=4, pools=True, lossy=True))
     assert not {"ubatch-size", "batch-size", "cache-type"} & tried.keys()
 
 
@@ -117,9 +117,9 @@ def test_the_search_leaves_out_what_fails_and_goes_on_where_it_was_stopped(tmp_p
     }
     program = stand_in.write(tmp_path / "x-cpu", cases)
     model, kept = stand_in.model(tmp_path / "m.gguf"), tmp_path / "tuned" / "x.runs"
-    tried = axes(Subject(processors=2, threads=2), given(load_mode="none", batch_size="512"))
+    tried = axes(Scope(processors=2, threads=2), given(load_mode="none", batch_size="512"))
 
-    def search() -> tuning_bench.Found:
+    def search() -> tuning_bench.SearchResult:
         bench = tuning_bench.Bench(program, model, Runs(kept), given={})
         assert bench.first.threads == 2
         return tuning_bench.search(bench, tried, lambda share: True)
@@ -127,10 +127,9 @@ def test_the_search_leaves_out_what_fails_and_goes_on_where_it_was_stopped(tmp_p
     found = search()
     assert found.setting == {"threads": "1", "threads-batch": "1"}
     assert found.ratio.value == pytest.approx((5.12 + 12.8) / (512 / 150 + 6.4), rel=0.01)
-    reasons = {setting.split()[-1]: why for setting, why in found.left_out.items()}
-    assert reasons["off"].endswith("was killed by signal 11")
-    assert reasons["128"].endswith("printed no speeds")
-    assert reasons["1024"].endswith("ended with status 1: out of memory")
+    assert found.left_out["flash-attn off"].endswith("was killed by signal 11")
+    assert found.left_out["ubatch-size 128"].endswith("printed no speeds")
+    assert found.left_out["ubatch-size 1024"].endswith("ended with status 1: out of memory")
     program.write_text("#!/bin/sh\nexit 9\n")  # all that is needed was kept, but for what failed
     assert search().setting == found.setting
 
@@ -144,9 +143,9 @@ def test_a_default_that_does_not_run_is_an_error(tmp_path: Path) -> None:
         )
 
 
-def result(run: Path) -> Tuned:
-    key = Key(program="1", model="2", host=host.describe())
-    made = Tuned(key=key, options={"threads": "1"}, ratio=Estimate(1.5, 0.1))
+def result(run: Path) -> TuneResult:
+    key = Conditions(program="1", model="2", host=host.describe())
+    made = TuneResult(key=key, options={"threads": "1"}, ratio=Estimate(1.5, 0.1))
     tuned.save(key.place(run), made)
     return made
 
@@ -154,7 +153,7 @@ def result(run: Path) -> Tuned:
 def test_a_result_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     made = result(tmp_path)
     assert tuned.load(made.key.place(tmp_path)) == made
-    other = Key(program="1", model="2", host=host.describe(), ctx_size=4096)
+    other = Conditions(program="1", model="2", host=host.describe(), ctx_size=4096)
     assert tuned.load(other.place(tmp_path)) is None
 
 
