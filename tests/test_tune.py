@@ -97,16 +97,18 @@ def test_what_was_measured_survives_an_interruption(built: Path, bare: Doit, ggu
     program = programs(built, bare.home, {"-fa off": "exec sleep 60"})
     bare.env["LLAMA_SERVER_BINS_DIR"] = str(program)
     words = ("tune", f"model={gguf}", "ctx_size=512", *NOT_TRIED)
-    process = bare.start(*words)
+    log = bare.home / "err"
 
-    def runs() -> list[Any]:
-        files = [*(bare.home / "run" / "tuned").glob("*.runs")]
-        return json.loads(files[0].read_text()) if files else []
+    def is_under_way() -> bool:
+        assert process.poll() is None, log.read_text()
+        return log.read_text().count("tokens/s") > 8
 
-    wait_for(lambda: len(runs()) > 8)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    with log.open("w") as err, bare.start(*words, stderr=err) as process:
+        try:
+            wait_for(is_under_way)
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, log.read_text()
     (program / "llama-bench").unlink()
     stand_in.write(program, {})
     run = bare(*words)

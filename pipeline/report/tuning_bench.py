@@ -23,7 +23,7 @@ LEAST = {PROMPT: 128, DECODE: 16}  # tokens of a repetition
 REPETITIONS = 3
 SLOW = 6.0  # seconds of a repetition, above which it is not repeated
 PATIENCE = 10.0  # times as long as the default may a run take
-LEAST_PATIENCE = 120.0  # seconds
+LEAST_PATIENCE = 30.0  # seconds
 
 
 class FirstRun(Struct, frozen=True):
