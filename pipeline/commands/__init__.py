@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import clean as clean
     from . import doctor as doctor
     from . import gateway as gateway
+    from . import graph as graph
     from . import kubernetes as kubernetes
     from . import launch as launch
     from . import lock as lock

@@ -32,6 +32,7 @@ class AnyStep(Struct, Generic[Subject], frozen=True):
     help: str
     run: Callable[[Subject], None] = lambda subject: None
     done: Callable[[Subject], bool] | None = None
+    due: str = ""  # what `graph` says of it while it is not done
     after: Sequence[str] | Callable[[Subject], Sequence[str]] = ()
     setup: Sequence[str] | Callable[[Subject], Sequence[str]] = ()  # run before it, if it has to
     clean: Callable[[Subject], None] | None = None

@@ -33,6 +33,7 @@ from .step import (
 
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
+    from pipeline.commands.session import Session
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
@@ -59,6 +60,7 @@ def making(
         help,
         run=run,
         done=lambda model: model.is_done(name),
+        due="known once the model is resolved",
         after=after,
         clean=lambda model: do.clean.clean(model, name),
         forget=lambda model: do.clean.forget(model, name),
@@ -67,13 +69,20 @@ def making(
     )
 
 
-STEPS = (
+def draw_graph(session: Session) -> None:
+    from .nodes import nodes  # of no use to any other step
+
+    do.graph.graph(session, nodes(STEPS, session))
+
+
+STEPS: tuple[Step | ModelStep, ...] = (
     # llama.cpp's programs
     Step(
         "source",
         "get llama.cpp's source: the submodule if checked out, else the pinned archive",
         run=lambda session: do.make.get_source(session.programs),
         done=lambda session: session.all_models(lambda model: model.source_is_done()),
+        due="not on disk as it was checked",
         after=lambda session: ["_check", *after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),
         forget=lambda session: source.forget(session.programs.llama_cpp),
@@ -85,6 +94,7 @@ STEPS = (
         "build llama-server's own page with npm",
         run=lambda session: session.programs.make_page(),
         done=lambda session: session.programs.page_is_done(),
+        due="not built of this source with this Node.js",
         after=["_check", "_compiler", "source"],
         clean=lambda session: web_ui.clean(session.home),
         forget=lambda session: web_ui.forget(session.home),
@@ -96,6 +106,7 @@ STEPS = (
         "get NVIDIA's compiler where CUDA is built and no toolkit is installed",
         run=lambda session: session.programs.make_toolkit(),
         done=lambda session: session.programs.toolkit_is_done(),
+        due="not installed",
         after=["_check", "_compiler"],
         clean=lambda session: do.clean.clean_toolkit(session.programs),
         forget=lambda session: do.clean.forget_toolkit(session.programs),
@@ -107,6 +118,7 @@ STEPS = (
         "compile llama-server and its tools for this machine",
         run=lambda session: do.make.build_bins(session),
         done=lambda session: session.programs.are_done(),
+        due="not built of this source, with these options, for this processor",
         after=lambda session: ["_check", "_compiler", *before_build(session)],
         setup=lambda session: ["source", "cuda_toolkit"] if session.programs.are_compiled else [],
         clean=lambda session: do.clean.clean_bins(session.programs),
@@ -147,6 +159,7 @@ STEPS = (
         "find out which files model= means",
         run=lambda model: do.resolve.resolve(model),
         done=lambda model: model.resolve_is_done(),
+        due="not resolved yet",
         after=lambda model: ["_check", *before_resolve(model)],
         clean=lambda model: do.clean.clean_resolve(model),
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
@@ -168,6 +181,7 @@ STEPS = (
         "make the environment of llama.cpp's converter",
         run=lambda session: do.make.make_converter(session.home, session.request),
         done=lambda session: session.all_models(lambda model: model.converter_is_done()),
+        due="not installed, or changed since then",
         after=lambda session: ["_settle", "fetch"] if after_resolve(session, "converter") else [],
         clean=lambda session: do.clean.clean_converter(session.home),
         forget=lambda session: converter.forget(session.home),
@@ -337,6 +351,13 @@ STEPS = (
         ),
         needs_model=True,
         reads=(*SERVING, "target"),
+        also="serve",
+    ),
+    Step(
+        "graph",
+        "draw the steps that model= takes, and which of them have something to do",
+        run=draw_graph,
+        reads=("model", "config", "profile", "engine", "programs", *RUN, "format", "out"),
         also="serve",
     ),
     Step(

@@ -112,9 +112,10 @@ class Options(Group):
     )
     out: str = variable(
         path,
-        "the folder that `kubernetes` writes; the file that `provenance` writes, `-` prints it",
+        "the folder that `kubernetes` writes; the file that `provenance` writes, `-` prints it; "
+        "the `.svg`, `.html` or `.dot` that `graph` writes",
         "",
-        shown="`deploy/<configuration>` in the home; beside the file",
+        shown="`deploy/<configuration>` in the home; beside the file; `graph` prints text",
     )
 
 
