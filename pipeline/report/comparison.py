@@ -1,0 +1,115 @@
+"""The page that compares the quants of a model, and its pictures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from pipeline.core.text import size
+
+from . import bars, page, scatter
+from .candidates import Candidate, Metric, frontier, metric, with_error
+from .figures import Estimate
+from .svg import Picture, element
+
+PAGE = "compare.html"
+INTERVAL = "Error bars span 1.96 standard errors on each side: 95 % where errors are normal."
+
+
+class QuantReport(Struct, frozen=True, kw_only=True):
+    """All that the page says. `ctx_size` is in tokens, `room` is the machine's memory in bytes;
+    `machine` and `commands` say where it was measured, and how to repeat it; `notes` what is
+    missing, and why."""
+
+    model: str
+    ctx_size: int
+    room: int
+    candidates: tuple[Candidate, ...]
+    machine: tuple[tuple[str, str], ...] = ()
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def files(report: QuantReport) -> dict[str, str]:
+    """The page and the pictures, by the names of their files."""
+    pictures = {f"{each.name}.svg": each.file() for each, _, _ in drawn(report)}
+    return {**pictures, PAGE: whole(report)}
+
+
+def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
+    """The pictures for which there are figures: wide, narrow, and what is said below them."""
+    model, rows = report.model, report.candidates
+    fits = "A square that is not filled does not fit the memory of this machine. "
+    shown = fits if any(each.does_not_fit for each in rows) else ""
+    captions = (
+        "Size against quality. On the line, the frontier, every quant loses less than all that are "
+        f"no larger; those are in bold. {shown}{INTERVAL}",
+        f"Speed on this machine; more is better. {INTERVAL}",
+        "Memory that is needed to serve it, and what this machine has.",
+    )
+    for caption, sizes in zip(
+        captions,
+        (
+            [scatter.size_and_quality(model, rows, each) for each in (page.WIDE, page.NARROW)],
+            [bars.speed(model, rows, each) for each in (page.WIDE, page.NARROW)],
+            [
+                bars.memory(model, rows, report.ctx_size, report.room, each)
+                for each in (page.WIDE, page.NARROW)
+            ],
+        ),
+        strict=True,
+    ):
+        wide, narrow = sizes
+        if wide and narrow:
+            yield wide, narrow, caption
+
+
+def whole(report: QuantReport) -> str:
+    """The page."""
+    heads, rows = table(report)
+    parts = [
+        *(element("p", text=note) for note in report.notes),
+        *(page.figure(wide, narrow, caption) for wide, narrow, caption in drawn(report)),
+        element("h2", text="All figures"),
+        page.table("± is one standard error", heads, rows, frozenset()),
+    ]
+    if report.commands:
+        parts += [element("h2", text="To repeat it"), page.code(report.commands)]
+    if report.machine:
+        parts += [element("h2", text="Measured on"), page.terms(report.machine)]
+    return page.page(f"Quants of {report.model}", *parts)
+
+
+def table(report: QuantReport) -> tuple[list[str], list[list[str]]]:
+    """All figures as text: the heads of the columns, and a row a quant. A column without any
+    figure is left out."""
+    measured, best = metric(report.candidates), frontier(report.candidates)
+    rows = [dict(cells(each, measured, report.ctx_size)) for each in report.candidates]
+    for row, each in zip(rows, report.candidates, strict=True):
+        if measured and measured.of(each):
+            row["frontier"] = "yes" if each in best else "no"
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    kept = [name for name in heads if any(row.get(name) for row in rows)]
+    return kept, [[row.get(name) or "–" for name in kept] for row in rows]
+
+
+def cells(each: Candidate, measured: Metric | None, ctx_size: int) -> Iterator[tuple[str, str]]:
+    """The figures of a quant, by the heads of their columns; empty where one is missing."""
+    quality, speed, memory = each.quality, each.speed, each.memory
+    yield "quant", each.quant
+    yield "file", size(each.bytes)
+    yield "bits per weight", f"{quality.bits_per_weight:.2f}" if quality else ""
+    if measured:
+        loss = measured.loss(quality) if quality else None
+        yield f"{measured.name}, {measured.unit}", shown(loss)
+    yield "perplexity ratio", shown(quality.ppl_ratio if quality else None)
+    yield "same top token", shown(quality.same_top if quality else None)
+    yield "prompt, tokens/s", shown(speed.prompt if speed else None)
+    yield "decode, tokens/s", shown(speed.decode if speed else None)
+    yield f"memory at {ctx_size}", size(memory.total) if memory else ""
+    yield "fits here", ("yes" if memory.fits else "no") if memory else ""
+
+
+def shown(estimate: Estimate | None) -> str:
+    return with_error(estimate) if estimate else ""
