@@ -10,6 +10,7 @@ A map, in reading order (each folder imports only those above it):
     serve/    flags, the launch, the foreground server; many servers: config/ reads their files,
               supervisor/ keeps them running, gateway/ is one address for all
     chat/     a conversation in the terminal
+    report/   what is measured of a model, the search for its fastest settings, and pictures
     deploy/   containers, manifests for Kubernetes, Claude Code
     commands/ what users type, and what the commands share: the request, programs, models, servers
     tasks/    turns the commands into doit tasks; `dodo.py` is their table of contents

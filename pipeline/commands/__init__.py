@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import check as check
     from . import claude as claude
     from . import clean as clean
+    from . import compare as compare
     from . import doctor as doctor
     from . import gateway as gateway
     from . import graph as graph

@@ -68,7 +68,7 @@ def check_limit(model: Model) -> None:
         quality_gate.limit(request)
         if chain:
             quality_gate.reference(chain)
-    elif request.sample_text and "quality" not in sys.argv[1:]:
+    elif request.sample_text and not {"quality", "compare"} & {*sys.argv[1:]}:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
     if own := request.sample_text:
         quality_setup.require_text(own)

@@ -60,7 +60,7 @@ def write(path: Path, text: str) -> None:
     """Write a picture, and print where it is. Raises PipelineError."""
     if path.is_dir():
         raise UsageError(f"out={path}: is a folder", "name a file in it")
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, "out="):
         path.parent.mkdir(parents=True, exist_ok=True)
         publish_beside(path, text.encode())
     log.info(f"written: {path}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
+from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
@@ -42,6 +44,10 @@ COLUMNS = {
     "cosine": "cosine similarity",
     "rank": "rank correlation",
 }
+
+
+class NoReference(PipelineError):
+    """There is no unquantized model to compare with."""
 
 
 class QualityReport(Struct, frozen=True, kw_only=True):
@@ -143,7 +149,10 @@ def reported(model: Model, quants: Sequence[str]) -> QualityReport:
         except UsageError as error:
             named = error.message.removeprefix("quant=")
             raise UsageError(f"quants={named}", error.hint) from None
-    return _known(model, models) or _made(model, models)
+    if known := _known(model, models):
+        log.info(f"kept from an earlier run: the quality of {', '.join(models)}")
+        return known
+    return _made(model, models)
 
 
 def with_quant(model: Model, quant: str) -> Model:
@@ -191,12 +200,7 @@ def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
 def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
     """The report once all are made and measured. The unquantized GGUF is there meanwhile."""
     home, request = model.home, model.request
-    probe = with_quant(model, PROBE)
-    if not probe.is_done("fetch"):
-        make.fetch(probe)
-    if probe.require_chain().conversion:
-        make.make_converter(home, request)
-    with make.unquantized(model, probe.require_chain()) as base:
+    with unquantized(model) as base:
         for each in models.values():
             make.convert_or_quantize(each)
         measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
@@ -206,6 +210,28 @@ def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
         wants = measuring.report_wants(request.chunks)
         samples = measuring.measure(setup, reference, measured, wants)
         return _report(setup, base, measured, samples)
+
+
+def fetch(model: Model) -> None:
+    """Resolve and download a GGUF of a repository, where that is not done. Raises
+    PipelineError."""
+    if not model.resolve_is_done():
+        resolve.resolve(model)
+    if not model.is_done("fetch"):
+        make.fetch(model)
+
+
+@contextmanager
+def unquantized(model: Model) -> Iterator[Path]:
+    """The unquantized GGUF that the quants are made from, while the block runs. Raises
+    PipelineError."""
+    probe = with_quant(model, PROBE)
+    if not probe.is_done("fetch"):
+        make.fetch(probe)
+    if probe.require_chain().conversion:
+        make.make_converter(model.home, model.request)
+    with make.unquantized(model, probe.require_chain()) as base:
+        yield base
 
 
 def _of_repository(model: Model, quants: Sequence[str]) -> QualityReport:
@@ -223,13 +249,10 @@ def _of_repository(model: Model, quants: Sequence[str]) -> QualityReport:
             why = why or error
     if reference is None:
         name = model.require_resolved().name
-        raise PipelineError(f"{name}: its repository has no unquantized GGUF", HINT) from why
+        raise NoReference(f"{name}: its repository has no unquantized GGUF", HINT) from why
     models = {quant: with_quant(model, quant) for quant in quants}
     for each in (reference, *models.values()):
-        if not each.resolve_is_done():
-            resolve.resolve(each)
-        if not each.is_done("fetch"):
-            make.fetch(each)
+        fetch(each)
     base = reference.require_chain().final
     measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
     setup = _setup(model, gguf.read(base))

@@ -39,6 +39,7 @@ from .variables import (
     TABLE,
     AddressVariables,
     ChatVariables,
+    CompareVariables,
     ModelVariables,
     PackageVariables,
     ProvenanceVariables,
@@ -68,6 +69,7 @@ class Request(
     UpgradeVariables,
     QualityVariables,
     TuneVariables,
+    CompareVariables,
 ):
     """What the command line asks for, checked as far as it can be without looking inside."""
 

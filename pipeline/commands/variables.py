@@ -23,6 +23,7 @@ SERVER = "server."  # any other option of llama-server
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
 HERE, CONTAINER = "here", "container"  # where what is planned will run
 LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
+QUALITY, SPEED = "quality", "speed"  # what `compare` measures
 LLAMA_SERVERS = "llama-server's"  # own default
 
 
@@ -165,7 +166,7 @@ class QualityVariables(Group):
         "the quants to measure, with commas between them",
         (),
         shown="`q4_k_m,q5_k_m,q6_k,q8_0`",
-        of=("quality",),
+        of=("quality", "compare"),
     )
     max_kld: float | None = variable(
         number(0, 100),
@@ -187,6 +188,17 @@ class QualityVariables(Group):
         "how many pieces of the text are measured: chunks of 512 tokens (`ctx_size`), passages, or "
         "queries of a reranker; a limit is decided with four times as many at most",
         32,
+    )
+
+
+class CompareVariables(Group):
+    """The quants of a model side by side: see [compare](compare.md)."""
+
+    measure: tuple[str, ...] = variable(
+        listed(choice(QUALITY, SPEED)),
+        "what is measured: `quality`, `speed`, or both with a comma between them",
+        (QUALITY, SPEED),
+        shown="`quality,speed`",
     )
 
 
@@ -443,6 +455,7 @@ class RunVariables(Group):
 GROUPS: dict[str, type[Group]] = {
     "model": ModelVariables,
     "quality": QualityVariables,
+    "compare": CompareVariables,
     "programs": BuildOptions,
     "package": PackageVariables,
     "signing": ProvenanceVariables,

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from .figures import Estimate, Quality, Speed
 
+MOST_DIGITS = 7  # behind the point
 NORMAL_95 = 1.96  # standard errors on each side of a mean, where 95 % of a normal distribution lie
 
 
@@ -116,5 +117,7 @@ def with_error(estimate: Estimate) -> str:
     if not 0 < error < math.inf:
         shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
         return f"{shown} ± ?" if error else shown
-    digits = min(9, max(0, 1 - math.floor(math.log10(error))))
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > MOST_DIGITS:
+        return f"{value:.2e} ± {error:.1e}".replace("e-0", "e-")
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"

@@ -14,6 +14,8 @@ from .figures import Estimate
 from .svg import Picture, element
 
 PAGE = "compare.html"
+NAMES = ("size-and-quality.svg", "speed.svg", "memory.svg", PAGE)  # the page comes last
+MARK = "<!-- written by llama-pipeline compare -->\n"  # in each of them
 INTERVAL = "Error bars span 1.96 standard errors on each side: 95 % where errors are normal."
 
 
@@ -34,7 +36,7 @@ class QuantReport(Struct, frozen=True, kw_only=True):
 def files(report: QuantReport) -> dict[str, str]:
     """The page and the pictures, by the names of their files."""
     pictures = {f"{each.name}.svg": each.file() for each, _, _ in drawn(report)}
-    return {**pictures, PAGE: whole(report)}
+    return {name: text + MARK for name, text in {**pictures, PAGE: whole(report)}.items()}
 
 
 def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
@@ -45,7 +47,7 @@ def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
     captions = (
         "Size against quality. On the line, the frontier, every quant loses less than all that are "
         f"no larger; those are in bold. {shown}{INTERVAL}",
-        f"Speed on this machine; more is better. {INTERVAL}",
+        f"Speed on this machine, by llama-bench with its own settings; more is better. {INTERVAL}",
         "Memory that is needed to serve it, and what this machine has.",
     )
     for caption, sizes in zip(
@@ -72,7 +74,7 @@ def whole(report: QuantReport) -> str:
         *(element("p", text=note) for note in report.notes),
         *(page.figure(wide, narrow, caption) for wide, narrow, caption in drawn(report)),
         element("h2", text="All figures"),
-        page.table("± is one standard error", heads, rows, frozenset()),
+        page.table("Figures of each quant; ± is one standard error", heads, rows, frozenset()),
     ]
     if report.commands:
         parts += [element("h2", text="To repeat it"), page.code(report.commands)]

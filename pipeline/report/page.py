@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from .svg import DARK, LIGHT, STYLE, Picture, element, escaped
 
 WIDE, NARROW = 760, 360  # pixels; of the two sizes in which a picture is drawn
-BREAKPOINT = 800  # pixels; on a narrower screen the narrow picture is shown
+BREAKPOINT = 600  # pixels; on a narrower screen the narrow picture is shown
 PAGE_STYLE = f"""
 :root{{color-scheme:light dark;{LIGHT}}}
 @media (prefers-color-scheme:dark){{:root{{{DARK}}}}}

@@ -110,7 +110,7 @@ def _frame(model: str, measured: Metric, plot: Plot) -> Iterator[str]:
     for value in log_ticks(plot.floor, plot.ceiling):
         y = plot.y(value)
         yield line(area.x, y, right, y, "grid")
-        yield write(area.x - 8, y + 4, f"{value:g}", "soft", "end")
+        yield write(area.x - 8, y + 4, f"{value:g}".replace("e-0", "e-"), "soft", "end")
     for value in ticks(*plot.sizes, count=max(4, int(area.width / 110))):
         x = plot.x(value)
         yield line(x, bottom, x, bottom + 5, "axis")

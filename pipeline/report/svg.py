@@ -21,14 +21,15 @@ LINE = 18  # pixels from one line of text to the next
 LETTER = 0.6  # of the font's height: the width of most letters of most fonts, with some to spare
 NO_XML = re.compile("[\ufffe\uffff]")  # letters that XML has not, beside those that nobody prints
 
-# Blue and orange are told apart by nearly everybody, and on grey paper one is darker.
+# Blue and orange are told apart by nearly everybody. The three colours of a bar's parts differ in
+# lightness too, as on grey paper.
 LIGHT = (
     "--ink:#1b1b1b;--soft:#595959;--line:#dcdcdc;--ground:#fff;--main:#0067a3;--main-soft:#cfe3f1;"
-    "--other:#a64b00;--third:#7a7a7a"
+    "--other:#a64b00;--second:#eb9a3c;--third:#d6d6d6"
 )
 DARK = (
     "--ink:#ececec;--soft:#b0b0b0;--line:#3d3d3d;--ground:#161616;--main:#6cb8ee;"
-    "--main-soft:#1d3d54;--other:#f0a35e;--third:#8f8f8f"
+    "--main-soft:#1d3d54;--other:#f0a35e;--second:#a85f1b;--third:#4d4d4d"
 )
 STYLE = f"""
 .chart{{{LIGHT};font:{FONT}px system-ui,sans-serif}}
@@ -47,7 +48,7 @@ STYLE = f"""
 .chart .point{{fill:var(--main);stroke:var(--ground);stroke-width:1}}
 .chart .hollow{{fill:var(--ground);stroke:var(--other);stroke-width:2}}
 .chart .bar{{fill:var(--main)}}
-.chart .bar2{{fill:var(--other)}}
+.chart .bar2{{fill:var(--second)}}
 .chart .bar3{{fill:var(--third)}}
 .chart .done{{fill:var(--ground);stroke:var(--soft);stroke-width:1}}
 .chart .todo{{fill:var(--main-soft);stroke:var(--main);stroke-width:2}}

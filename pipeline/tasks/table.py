@@ -259,6 +259,17 @@ STEPS: tuple[Step | ModelStep, ...] = (
             *("gpu_layers", "device", "refresh", "offline", "format"),
         ),
     ),
+    Step(
+        "compare",
+        "compare quants= of a model by size, quality, speed and memory, on a page with pictures",
+        run=lambda session: do.compare.compare(session),
+        after=PREPARED_FOR,
+        needs_model=True,
+        reads=(
+            *("model", "quants", "text", "chunks", "compare", "programs", "ctx_size", "threads"),
+            *("gpu_layers", "device", "force", "refresh", "offline", "out", "format"),
+        ),
+    ),
     # many servers
     Step(
         "up",

@@ -248,6 +248,7 @@ def test_a_logarithmic_axis_has_a_few_rising_ticks(low: float, high: float) -> N
         (Estimate(0.0313), "0.0313"),
         (Estimate(0, 0.00002), "0.000000 ± 0.000020"),
         (Estimate(12345), "12,345"),
+        (Estimate(2.91e-7, 1.2e-8), "2.91e-7 ± 1.2e-8"),
         (Estimate(0.5, inf), "0.5 ± ?"),
         (Estimate(inf, inf), "not finite"),
     ],

@@ -112,10 +112,11 @@ class Options(Group):
     )
     out: str = variable(
         path,
-        "the folder that `kubernetes` writes; the file that `provenance` writes, `-` prints it; "
-        "the `.svg`, `.html` or `.dot` that `graph` writes",
+        "the folder that `kubernetes` or `compare` writes; the file that `provenance` writes, `-` "
+        "prints it; the `.svg`, `.html` or `.dot` that `graph` writes",
         "",
-        shown="`deploy/<configuration>` in the home; beside the file; `graph` prints text",
+        shown="`deploy/<configuration>` or `reports/<model>` in the home; beside the file; `graph` "
+        "prints text",
     )
 
 

@@ -1,0 +1,117 @@
+"""`compare`, with real parts: what is measured, kept, written, and refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from conftest import Doit
+from fakes import hub
+
+from pipeline.report.comparison import MARK, NAMES, PAGE
+
+
+def rows(document: Any) -> dict[str, Any]:
+    return {row["quant"]: row for row in document["report"]["candidates"]}
+
+
+@pytest.mark.build
+@pytest.mark.slow
+def test_a_model_is_compared_and_the_second_run_measures_nothing(
+    doit: Doit, trained: Path, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "my <b>modél.f16.gguf", tmp_path / "neü" / "page"
+    model.symlink_to(trained)
+    words = (f"model={model}", "quants=q8_0,q4_0", "chunks=8", f"out={out}")
+    document = doit("compare", *words, "format=json").json()
+    shown = rows(document)
+    assert [*shown] == ["Q4_0", "Q8_0"], "smallest first"
+    for row in shown.values():
+        assert row["quality"]["kld"]["value"] > 0 and row["quality"]["kld"]["error"] > 0
+        assert row["speed"]["prompt"]["value"] > 0 and row["speed"]["decode"]["value"] > 0
+        assert row["memory"]["fits"]
+    assert shown["Q4_0"]["quality"]["kld"]["value"] > shown["Q8_0"]["quality"]["kld"]["value"]
+    assert document["files"] == [str(out / name) for name in NAMES]
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert files.keys() == {*NAMES}
+    for name in NAMES[:-1]:
+        ElementTree.fromstring(files[name])
+    page = files[PAGE].decode()
+    assert str(doit.home) not in page and "$LLAMA_PIPELINE_HOME" in page
+    assert "my &lt;b&gt;modél" in page and "<b>" not in page
+
+    log = doit.home / "logs"
+    before = {path: path.stat().st_mtime_ns for path in log.iterdir()}
+    again = doit("compare", *words)
+    for what in ("quality", "speed"):
+        assert f"kept from an earlier run: the {what} of Q8_0, Q4_0" in again.err
+    assert {path: path.stat().st_mtime_ns for path in log.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    assert str(out / PAGE) in again.out and "Q4_0" in again.out
+
+    only = doit("compare", *words, "measure=quality", "ctx_size=256")
+    assert "The speed is not measured" in only.out and "memory at 256" in only.out
+    assert "measure=quality ctx_size=256" in (out / PAGE).read_text("utf-8")
+    assert not (out / "speed.svg").exists(), "a picture without figures does not stay"
+
+
+@pytest.mark.build
+def test_a_quantized_file_is_shown_without_quality(doit: Doit, gguf: Path) -> None:
+    document = doit("compare", f"model={gguf}", "measure=quality", "format=json").json()
+    (row,) = rows(document).values()
+    assert row["quant"] == "Q8_0" and row["quality"] is None and row["speed"] is None
+    assert "there is no unquantized model" in document["report"]["notes"][0]
+    page = Path(document["files"][-1])
+    assert page.parent.parent == doit.home / "reports" and page.name == PAGE
+    assert "quants=: " in doit("compare", f"model={gguf}", "quants=q4_0", status=3).err
+
+
+@pytest.mark.build
+def test_a_repository_without_an_unquantized_file_has_all_but_the_quality(
+    doit: Doit, gguf: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hub" / "org" / "only-GGUF"
+    folder.mkdir(parents=True)
+    shutil.copyfile(gguf, folder / "tiny.Q8_0.gguf")
+    with hub.start(tmp_path / "hub") as server:
+        doit.env |= {"HF_ENDPOINT": server.endpoint, "NO_PROXY": "127.0.0.1,localhost"}
+        doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        words = ("model=org/only-GGUF", "quants=q8_0", "chunks=8")
+        document = doit("compare", *words, "format=json").json()
+    (row,) = rows(document).values()
+    assert row["quality"] is None and row["speed"] and row["memory"]
+    (note,) = document["report"]["notes"]  # a name loses its -GGUF
+    assert note == "The quality is not measured: only: its repository has no unquantized GGUF."
+    assert any(word.startswith("revision=") for word in document["report"]["commands"][0].split())
+
+
+@pytest.mark.build
+def test_files_of_others_are_not_replaced(doit: Doit, gguf: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "speed.svg"
+    mine.write_text("<svg/>", "utf-8")
+    words = (f"model={gguf}", "measure=quality")
+    run = doit("compare", *words, f"out={tmp_path}", status=3)
+    assert f"{mine}: was not written by compare" in run.err and mine.read_text("utf-8") == "<svg/>"
+    assert "is a file" in doit("compare", *words, f"out={mine}", status=3).err
+    mine.write_text(MARK, "utf-8")
+    doit("compare", *words, f"out={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("measure=size",), "measure=size: must be one of quality, speed"),
+        (("measure=",), "measure=: must be"),
+        (("quants=what",), "quants=what: must be"),
+        (("port=1",), "port=1: not a variable of compare"),
+    ],
+)
+def test_wrong_words_are_answered(bare: Doit, words: tuple[str, ...], said: str) -> None:
+    assert said in bare("compare", "model=demo", *words, status=3).err
+
+
+def test_a_model_is_needed(bare: Doit) -> None:
+    assert "compare: no model given" in bare("compare", status=3).err
