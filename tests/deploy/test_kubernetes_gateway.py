@@ -112,7 +112,10 @@ def test_the_gateway_and_what_asks_it(write: Writer) -> None:
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (0, 4)
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["url"] == "http://gateway.llm.svc:9000/scaling/chat"
-    assert trigger["metadata"]["aggregationType"] == "sum", "there are two gateways"
+    (peers,) = content["gateway"]["peers"]
+    assert peers == "http://gateway-pods:9000"
+    pods = of(found, "Service", "gateway-pods")["spec"]
+    assert pods["clusterIP"] == "None" and pods["selector"] == service["selector"]
     authentication = of(found, "TriggerAuthentication", trigger["authenticationRef"]["name"])
     (token,) = authentication["spec"]["secretTargetRef"]
     assert token == {"parameter": "token", "name": "gateway-api-key", "key": "api-key"}
@@ -163,7 +166,6 @@ def test_autoscalers(write: Writer) -> None:
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["targetValue"] == "6", "three quarters of the slots"
     assert "authMode" not in trigger["metadata"] and "authenticationRef" not in trigger
-    assert "aggregationType" not in trigger["metadata"]
     assert not [one for one in found if one["kind"] == "TriggerAuthentication"]
     assert file_of(found)["gateway"]["without_key"]
     write(GATEWAY + "[instance.chat.control]\nreplicas = 3\n" + CHAT)
@@ -265,24 +267,23 @@ def test_kustomize_and_kubectl_take_it(write: Writer) -> None:
     require_valid(made)
     require_valid_crds(made)
     listed = run("label", "--local", "-f", str(write.out / "gateway.yaml"), "a=b", "-o", "name")
-    assert len(listed.split()) == 7, "kubectl itself decodes every object"
+    assert len(listed.split()) == 8, "kubectl itself decodes every object"
 
 
 # What runs
 
 
 class Keda:
-    """Does what KEDA does with a ScaledObject from 0 to 1 replica: asks every gateway, adds up the
-    answers, and runs the server while the sum is above the activation, and for the cooldown."""
+    """Does what KEDA does with a ScaledObject from 0 to 1 replica: asks the gateways' address, and
+    runs the server while the answer is above the activation, and for the cooldown after it."""
 
     def __init__(
-        self, spec: dict[str, Any], gateways: list[str], token: str, server: Callable[[], Any]
+        self, spec: dict[str, Any], gateway: str, token: str, server: Callable[[], Any]
     ) -> None:
         (trigger,) = spec["triggers"]
         self.metadata = trigger["metadata"]
-        assert self.metadata["aggregateFromKubeServiceEndpoints"] == "true"
-        self.path = re.sub(r"^http://[^/]+", "", self.metadata["url"])
-        self.gateways, self.headers = gateways, {"authorization": f"Bearer {token}"}
+        self.url = re.sub(r"^http://[^/]+", gateway, self.metadata["url"])
+        self.headers = {"authorization": f"Bearer {token}"}
         self.server, self.cooldown = server, spec["cooldownPeriod"]
         self.process: Any = None
         self.starts = 0
@@ -290,13 +291,8 @@ class Keda:
         self.thread = threading.Thread(target=self._poll, daemon=True)
 
     def value(self) -> float:
-        answers = [
-            httpx2.get(url + self.path, headers=self.headers, verify=NO_TLS, timeout=5)
-            for url in self.gateways
-        ]
-        return sum(
-            float(a.raise_for_status().json()[self.metadata["valueLocation"]]) for a in answers
-        )
+        answer = httpx2.get(self.url, headers=self.headers, verify=NO_TLS, timeout=3)
+        return float(answer.raise_for_status().json()[self.metadata["valueLocation"]])
 
     def _poll(self) -> None:
         active_at = float("-inf")
@@ -347,15 +343,19 @@ class Cluster:
         (keys / "chat").write_text("of-the-server")
         text = of(self.found, "ConfigMap", "gateway")["data"]["servers.toml"]
         text = text.replace("http://chat:8080", f"http://127.0.0.1:{self.port}")
+        ports = [free_port(), free_port()]
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        assert "http://gateway-pods:9000" in text
+        text = text.replace('"http://gateway-pods:9000"', json.dumps(self.urls)[1:-1])
         text = text.replace("/etc/llama/keys", keys.as_posix()).replace("0.0.0.0", "127.0.0.1")
         (folder / "servers.toml").write_text(text, encoding="utf-8")
-        self.urls = [self._gateway(), self._gateway()]
+        for port in ports:
+            self._gateway(port)
 
-    def _gateway(self) -> str:
+    def _gateway(self, port: int) -> None:
         (container,) = of(self.found, "Deployment", "gateway")["spec"]["template"]["spec"][
             "containers"
         ]
-        port = free_port()
         pod = Doit(self.folder / f"home {port}")
         words = [word.replace("/etc/llama/gateway", str(self.folder)) for word in container["args"]]
         command = pod.command(*words, f"port={port}")
@@ -364,11 +364,10 @@ class Cluster:
             self.started.append(forked.start(command[1:], out.fileno(), out.fileno(), env))
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: reached(url + container["readinessProbe"]["httpGet"]["path"]))
-        return url
 
     def keda(self, server: Callable[[], Any]) -> Keda:
         spec = of(self.found, "ScaledObject", "chat")["spec"]
-        return Keda(spec, self.urls, self.key, server)
+        return Keda(spec, self.urls[0], self.key, server)
 
     def ask(self, gateway: int, **more: Any) -> httpx2.Response:
         body = {"model": "chat", "messages": [{"role": "user", "content": "x"}], **more}

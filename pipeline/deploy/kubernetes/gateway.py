@@ -43,6 +43,7 @@ KEY_FOLDER = "/etc/llama/keys"  # of the gateway's own key, and of one for each 
 STOP_SECONDS = 300.0  # that answers under way have at a stop
 MEMORY, CPU = "256Mi", "250m"
 LABELS = {"app.kubernetes.io/name": "llama-gateway", "app.kubernetes.io/instance": GATEWAY}
+PODS = f"{GATEWAY}-pods"  # the Service whose name has the address of each
 SECRET = f"{GATEWAY}-api-key"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 UNLIMITED = "0s"  # as Gateway API has it: streams last
@@ -80,6 +81,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
             "hosts": list(self.settings.hosts),
             "inspect": self.settings.inspect,
             "stop_timeout": STOP_SECONDS,
+            "peers": [f"http://{PODS}:{self.settings.port}"] if self.has_keda else [],
         }
         tables: dict[tuple[str, ...], Mapping[str, Any]] = {("gateway",): own}
         if self.settings.models:
@@ -133,6 +135,7 @@ def objects(gateway: Gateway, options: Options) -> list[dict[str, Any]]:
         document,
         _deployment(gateway, options),
         _service(gateway),
+        *([_pods_service(gateway)] if gateway.has_keda else []),
         {**_object(gateway, "PodDisruptionBudget", "policy/v1"), "spec": budget},
         {**_object(gateway, "NetworkPolicy", "networking.k8s.io/v1"), "spec": clients_only(LABELS)},
     ]
@@ -177,6 +180,23 @@ def _service(gateway: Gateway) -> dict[str, Any]:
     return {
         **_object(gateway, "Service"),
         "spec": {"type": "ClusterIP", "selector": LABELS, "ports": [port]},
+    }
+
+
+def _pods_service(gateway: Gateway) -> dict[str, Any]:
+    """By it the gateways find each other, also one that ends, which still has requests."""
+    document = _object(gateway, "Service")
+    port = {"name": "http", "port": gateway.settings.port, "targetPort": "http", "protocol": "TCP"}
+    return {
+        **document,
+        "metadata": {**document["metadata"], "name": PODS},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": LABELS,
+            "ports": [port],
+        },
     }
 
 
@@ -281,8 +301,6 @@ def scaled_object(workload: Workload, gateway: Gateway, options: Options) -> dic
         "targetValue": str(busy_slots(workload)),
         "activationTargetValue": "0",
     }
-    if options.gateway_replicas > 1:  # each knows its own requests
-        metadata |= {"aggregateFromKubeServiceEndpoints": "true", "aggregationType": "sum"}
     trigger: dict[str, Any] = {
         "type": "metrics-api",
         "metricType": "AverageValue",

@@ -5,6 +5,7 @@ app           the routes, what the gateway answers itself, and its process
 settings      its settings, and the gateway as one more instance of the supervisor
 servers       the servers and their states, and which of them a request is meant for
 remote        the same for servers that run elsewhere, which a file lists
+peers         what several gateways of the same servers count together
 guard         who may ask: keys, origins, host names
 connection    a client's connection
 request_body  the model that a request names

@@ -16,6 +16,7 @@ from pipeline.serve.supervisor import control
 from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .demand import awaited
+from .peers import ONLY, Peers
 from .proxy import Proxy
 from .request_body import parse_body, read_body
 from .servers import ANY, Target, Targets, find, find_server
@@ -28,12 +29,16 @@ class Loading:
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
+        self._peers = Peers(proxy.settings, proxy.keys)
 
     async def scaling(self, request: Request) -> Response:
-        """How many requests this gateway has for a server: what an autoscaler asks. Raises
+        """How many requests the gateways have for a server: what an autoscaler asks. Raises
         Refused."""
         (target, *_) = find_server(self._proxy.view.now(), request.path_params["server"])
-        return JSONResponse({"requests": self._proxy.demand.requests(target)})
+        requests = self._proxy.demand.requests(target)
+        if ONLY not in request.query_params:
+            requests = await self._peers.total(target.name, requests)
+        return JSONResponse({"requests": requests, "gateway": self._peers.id})
 
     async def running(self, request: Request) -> Response:
         """What is loaded, or is being loaded or unloaded."""

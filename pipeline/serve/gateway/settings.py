@@ -29,6 +29,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     origins: tuple[str, ...] = ()  # beside those of this machine; `*` stands for any text
     hosts: tuple[str, ...] = ()
     stop_timeout: float = 0.5  # seconds that answers under way have at a stop
+    peers: tuple[str, ...] = ()  # URLs of all gateways of the same servers, which count together
     comment_seconds: float = 10.0  # between two signs of life in a stream that waits for its server
     inspect: bool = False  # keep the contents of the last requests, for the dashboard
     pull: bool = False  # clients may have models prepared

@@ -37,10 +37,10 @@ class Remote(Site):
         ]
         self.text += "\n".join([*table, *lines, ""])
 
-    def listen(self, name: str = "gateway") -> str:
+    def listen(self, name: str = "gateway", port: int = 0) -> str:
         """The address of a gateway that was started."""
         self.file.write_text(self.text, encoding="utf-8")
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         words = self.doit.command("gateway", f"servers={self.file}", f"port={self.port}")
         env = {**os.environ, **self.doit.env}
@@ -154,16 +154,21 @@ def test_one_that_stays_away_ends_the_wait(remote: Remote) -> None:
 
 
 def test_two_gateways_on_one_file(remote: Remote) -> None:
-    """Each counts its own: an autoscaler adds them."""
+    """Each answers for both, and for itself where it is asked for that."""
+    ports = [free_port(), free_port()]
+    peers = [f"http://localhost:{port}" for port in ports]
+    remote.text += f"peers = {json.dumps(peers)}\n"
     remote.server("chat", 'start = "demand"')
-    first, second = remote.listen("first"), remote.listen("second")
+    first, second = remote.listen("first", ports[0]), remote.listen("second", ports[1])
     wait_for(lambda: remote.state("chat") == "asleep")
     answer = remote.later(lambda: remote.chat("chat"))  # through the second
     wait_for(lambda: remote.requests("chat", second) == 1)
-    assert remote.requests("chat", first) == 0
+    assert remote.requests("chat", first) == 1
+    assert remote.requests("chat?only=1", first) == 0
     remote.run("chat")
     assert answer().status_code == 200
     remote.kill("second")
+    assert remote.requests("chat", first) == 0, "one that is gone has no requests"
     remote.url = first
     assert remote.chat("chat").status_code == 200
 
