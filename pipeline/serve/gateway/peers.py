@@ -38,7 +38,7 @@ class Peers:
         self.id = secrets.token_hex(8)
 
     async def total(self, name: str, own: int) -> int:
-        """The requests for a server at all gateways, of which this one has `own`. One that cannot be
+        """The requests for a server at all gateways; this one has `own` of them. One that cannot be
         reached is gone, and its requests with it. Raises Refused where none can be found."""
         counts = {self.id: own}
         path = f"/scaling/{quote(name, safe=PATH_SAFE)}?{ONLY}=1"

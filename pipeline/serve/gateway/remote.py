@@ -87,6 +87,11 @@ def read(file: Path) -> tuple[GatewaySettings, RemoteView]:
             servers.append(remote.server(name, file.parent))
         except ValueError as error:
             raise UsageError(f"{file}: servers.{name}.url = {remote.url}: {error}") from None
+    for url in content.gateway.peers:
+        try:
+            RemoteServer(url=url).server("peer", file.parent)
+        except ValueError as error:
+            raise UsageError(f"{file}: gateway.peers: {url}: {error}") from None
     if content.gateway.pull:
         raise UsageError(f"{file}: gateway.pull: the servers run elsewhere; leave it out")
     key_file = _inside(file.parent, content.gateway.api_key_file)

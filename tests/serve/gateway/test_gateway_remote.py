@@ -224,6 +224,7 @@ def test_an_answer_under_way_ends_before_the_gateway(remote: Remote) -> None:
         ('[servers.a]\nurl = "http://a:port"\n', "servers.a.url = http://a:port: "),
         ('[servers.a]\nurl = "http://a..b"\n', "servers.a.url = http://a..b: "),
         ('[servers.a]\nurl = "http://a"\nport = 1\n', "unknown field `port`"),
+        ('[gateway]\npeers = ["https://a"]\n[servers]\n', "gateway.peers: https://a: must be"),
         ("[gateway]\npull = true\n[servers]\n", "gateway.pull"),
         ("[gateway\n", "servers.toml: "),
         ('[gateway]\nhost = "0.0.0.0"\n[servers]\n', "there is no API key"),
