@@ -23,7 +23,7 @@ ANSWER_SECONDS = 2.0  # less than KEDA waits for an answer
 ONLY = "only"  # in the query: what this gateway counts, without its peers
 
 
-class Count(Struct, frozen=True):
+class GatewayRequests(Struct, frozen=True):
     """The requests of one gateway, which `gateway` tells from its peers."""
 
     requests: int
@@ -47,7 +47,7 @@ class Peers:
         async def add(peer: Target) -> None:
             try:
                 answer = await ask(peer, path, headers, ANSWER_SECONDS)
-                count = msgspec.json.decode(answer.kept, type=Count)
+                count = msgspec.json.decode(answer.kept, type=GatewayRequests)
             except (NoAnswer, msgspec.DecodeError):
                 return
             counts.setdefault(count.gateway, count.requests)
