@@ -68,8 +68,8 @@ def prefix() -> Iterator[Path]:
             assert call(made, wine(), "wineboot", "-u").returncode == 0
             call(made, server(), "-w")  # it writes the registry when all has ended
             publish_folder(made, folder)
-            kept.drop_old(folder.parent, 1)
         os.utime(folder)
+        kept.drop_old(folder.parent, 1)
         try:
             yield folder
         finally:
