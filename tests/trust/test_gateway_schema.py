@@ -5,28 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import hypothesis
 import pytest
-import schemathesis
 from figures import Figure
 from gateway_schema import SCHEMA
 from gateway_tools import Site, site
 from hypothesis import HealthCheck
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
-CHECKS = [
-    *(not_a_server_error, status_code_conformance, content_type_conformance),
-    response_schema_conformance,
-]
 FEW, MANY = 6, 50
-DESCRIBED = schemathesis.openapi.from_dict(SCHEMA)
 OPERATIONS = [(path, method) for path, item in SCHEMA["paths"].items() for method in item]
 operations = pytest.mark.parametrize(
     ("path", "method"), OPERATIONS, ids=[f"{method} {path}" for path, method in OPERATIONS]
@@ -42,11 +31,30 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
+@cache
+def described() -> Any:
+    """The description; schemathesis takes half a second to load, which no other worker needs."""
+    import schemathesis
+
+    return schemathesis.openapi.from_dict(SCHEMA)
+
+
 def hold(here: Site, operation: Any, count: int, seed: int | None = None) -> None:
     """Send so many requests for an operation. Raises what an answer is wrong in."""
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [
+        *(not_a_server_error, status_code_conformance, content_type_conformance),
+        response_schema_conformance,
+    ]
 
     def check(case: Any) -> None:
-        case.call_and_validate(base_url=here.url, checks=CHECKS, timeout=60)
+        case.call_and_validate(base_url=here.url, checks=checks, timeout=60)
 
     test = hypothesis.given(operation.as_strategy())(check)
     if seed is not None:
@@ -62,7 +70,7 @@ def hold(here: Site, operation: Any, count: int, seed: int | None = None) -> Non
 
 @operations
 def test_answers_are_as_described(here: Site, path: str, method: str) -> None:
-    hold(here, DESCRIBED[path][method.upper()], FEW)
+    hold(here, described()[path][method.upper()], FEW)
     assert "Traceback" not in here.output()
 
 
@@ -71,16 +79,18 @@ def test_answers_are_as_described(here: Site, path: str, method: str) -> None:
 def test_many_answers_are_as_described(here: Site, path: str, method: str, figure: Figure) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print("seed", seed)
-    hold(here, DESCRIBED[path][method.upper()], MANY, seed)
+    hold(here, described()[path][method.upper()], MANY, seed)
     assert "Traceback" not in here.output()
     figure("requests held against the description", MANY)
 
 
 def test_an_answer_that_is_not_as_described_is_noticed(here: Site) -> None:
     """A server's error passes through the gateway, and the description has none."""
+    import schemathesis
+
     broken = {"type": "object", "properties": {"model": {"const": "broken"}}, "required": ["model"]}
     body = {"content": {"application/json": {"schema": broken}}, "required": True}
     item = {"post": {"requestBody": body, "responses": {"200": {"description": "done"}}}}
-    described = schemathesis.openapi.from_dict({**SCHEMA, "paths": {"/tokenize": item}})
+    wrong = schemathesis.openapi.from_dict({**SCHEMA, "paths": {"/tokenize": item}})
     with pytest.raises(schemathesis.core.failures.FailureGroup, match="Server error"):
-        hold(here, described["/tokenize"]["POST"], FEW)
+        hold(here, wrong["/tokenize"]["POST"], FEW)
