@@ -17,7 +17,6 @@ from conftest import REPOSITORY, Doit, free_port
 from disks import disk as small_disk
 from disks import locks_that_do_not_work as locks_that_do_not_work
 from msgspec.structs import replace
-from workers import shared
 
 from pipeline.core.store import active, artifacts, receipts
 
@@ -26,25 +25,15 @@ SLUG = "demo__all-MiniLM-L6-v2__b9a0018dff09"
 QUANT, BETWEEN = "model.q4_k_m.gguf", "model.f32.gguf"
 
 
-@pytest.fixture(scope="session")
-def kept(demo: Doit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models of a home in which demo-embed was prepared as Q4_K_M. For reading only."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree(demo.home / "models", folder / "hôme" / "models")
-        Doit(folder / "hôme")("remove", "model=demo-embed", "quant=q8_0", "yes=1")
-
-    return shared(tmp_path_factory, "kept", make) / "hôme" / "models"
-
-
 @pytest.fixture
-def disk(kept: Path, doit: Doit, tmp_path: Path) -> Doit:
+def disk(demo: Doit, doit: Doit, tmp_path: Path) -> Doit:
     """doit on a home with a copy of its Q4_K_M and what that was made from, and an empty cache."""
-    made, models = doit.home / "models" / "gguf" / SLUG, doit.home / "models"
+    kept, models = demo.home / "models", doit.home / "models"
+    made = models / "gguf" / SLUG
     shutil.copytree(kept / "source" / SLUG, models / "source" / SLUG)
     shutil.copytree(kept / "gguf" / SLUG, made, ignore=shutil.ignore_patterns("*.gguf"))
     shutil.copy2(kept / "gguf" / SLUG / QUANT, made)
-    for name, entry in receipts.load(made).items():  # a checkout may have other quants
+    for name, entry in receipts.load(made).items():  # it has other quants
         if name != QUANT:
             gone = replace(entry, mtime_ns=None, keep=False) if name == BETWEEN else None
             receipts.change(made / name, gone)
