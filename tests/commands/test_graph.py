@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import Doit
 
+OTHER = ("model=demo-embed", "quant=q5_k_m")  # which is not there
 STATES = {"U": "up to date", "R": "to do"}
 
 
@@ -16,7 +17,7 @@ def states(doit: Doit, *words: str) -> dict[str, str]:
 
 
 @pytest.mark.build
-@pytest.mark.parametrize("words", [(), ("model=demo-embed",)])
+@pytest.mark.parametrize("words", [(), ("model=demo-embed",), OTHER])
 def test_the_states_are_those_of_the_list(demo: Doit, words: tuple[str, ...]) -> None:
     listed = dict(
         reversed(line.split()[:2]) for line in demo("list", "--status", *words).out.splitlines()
@@ -32,12 +33,12 @@ def test_the_states_are_those_of_the_list(demo: Doit, words: tuple[str, ...]) ->
 
 @pytest.mark.build
 def test_a_model_shows_what_serve_takes_and_why(demo: Doit) -> None:
-    nodes = {n["name"]: n for n in demo("graph", "model=demo-embed", "format=json").json()}
+    nodes = {n["name"]: n for n in demo("graph", *OTHER, "format=json").json()}
     assert "package" not in nodes and nodes["serve"]["state"] == "always runs"
     assert nodes["fetch"]["state"] == "up to date" and nodes["fetch"]["why"] == ""
     assert (nodes["quantize"]["state"], nodes["quantize"]["why"]) == ("to do", "missing")
     assert nodes["quantize"]["after"] == ["convert"]
-    text = demo("graph", "model=demo-embed").out
+    text = demo("graph", *OTHER).out
     assert text.splitlines()[0].split() == ["serve", "always", "runs"]
     assert "quantize" in text and "missing" in text
 
