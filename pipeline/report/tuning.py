@@ -24,7 +24,7 @@ from .figures import Estimate
 
 PROMPT, DECODE = "prompt", "decode"  # the phases of a request
 BUSY = 0.2  # relative spread of the default above which something else disturbs
-ROUNDS = 8  # of a race, at most
+ROUNDS = 6  # of a race, at most
 BLOCKS = 3, 12  # of the final comparison, at least and at most
 SEARCH = 0.6  # the share of the time after which only the comparison is left
 CLEAR = 2.0  # standard errors
@@ -39,11 +39,13 @@ Setting = Mapping[str, str]  # the value of each axis that differs from its defa
 
 class Axis(Struct, frozen=True):
     """Options that are changed together. The first of `values` is the default; `phases` are those
-    whose speed they change."""
+    whose speed they change. `is_named`: while its values are compared, a setting names the default
+    too, since what measures them has to know."""
 
     name: str
     values: tuple[str, ...]
     phases: tuple[str, ...] = (PROMPT, DECODE)
+    is_named: bool = False
 
 
 # Tokens a second of one phase with a setting, one figure a repetition. Raises PipelineError.
@@ -99,7 +101,8 @@ class _Search:
         self._measure, self._has_time = measure, has_time
         self.left_out: dict[str, str] = {}
         self.deficits: dict[tuple[str, str], float] = {}  # of values, in their last race
-        self.default_runs: dict[str, list[float]] = {}
+        self.defaults = {axis.name: axis.values[0] for axis in axes}
+        self.default_runs: dict[str, dict[str, list[float]]] = {}  # by phase and setting
         self.runs: dict[tuple[str, str], list[float]] = {}  # logarithms, by setting and phase
 
     def run(self) -> SearchResult:
@@ -133,7 +136,8 @@ class _Search:
 
     def spread(self) -> float:
         """Of the runs of the default, in the phase where it is larger."""
-        return max((robust_spread(values) for values in self.default_runs.values()), default=0.0)
+        runs = [values for each in self.default_runs.values() for values in each.values()]
+        return max(map(robust_spread, runs), default=0.0)
 
     # One axis
 
@@ -141,7 +145,7 @@ class _Search:
         """The best setting, with the value of `axis` that wins. Raises OutOfTime."""
         phases = [phase for phase in axis.phases if phase in self.weights]
         own = best.get(axis.name, axis.values[0])
-        settings = {value: changed(best, axis, value) for value in values}
+        settings = {value: named(best, axis, value) for value in values}
         running = [own, *(value for value in values if value != own)]
         gains: dict[str, list[float]] = {value: [] for value in running}
         for turn in range(ROUNDS):
@@ -164,7 +168,7 @@ class _Search:
         for value, each in gains.items():
             if each:
                 self.deficits[axis.name, value] = top - max(each)
-        return settings[fastest] if top > WORTH else best
+        return changed(best, axis, fastest) if top > WORTH else best
 
     def _round(
         self,
@@ -230,17 +234,18 @@ class _Search:
         are not measured take as long as with the default."""
         time = 1.0
         for phase in phases:
-            reference = self.default_runs.get(phase, [0.0])[0]
             speed = self._run(setting, phase)
-            time += self.weights[phase] * ((reference or speed) / speed - 1)
+            reference = self.default_runs[phase][shown({})][0]
+            time += self.weights[phase] * (reference / speed - 1)
         return time
 
     def _run(self, setting: Setting, phase: str) -> float:
         """The median speed of one run."""
         speed = statistics.median(self._measure(setting, phase))
         self.runs.setdefault((shown(setting), phase), []).append(math.log(speed))
-        if not setting:
-            self.default_runs.setdefault(phase, []).append(speed)
+        if all(self.defaults[name] == value for name, value in setting.items()):
+            runs = self.default_runs.setdefault(phase, {})
+            runs.setdefault(shown(setting), []).append(speed)
         return speed
 
     # The best against the default
@@ -249,12 +254,14 @@ class _Search:
         """How many times as fast as the default a setting is, with the standard error."""
         gains: list[float] = []
         least, most = BLOCKS
+        named_axes = [axis for axis in self.axes if axis.is_named and axis.name in best]
+        default = {axis.name: axis.values[0] for axis in named_axes}
         mean = error = 0.0
         for block in count(1):
             times: dict[bool, list[float]] = {True: [], False: []}
             order = (True, False, False, True) if block % 2 else (False, True, True, False)
             for is_best in order:
-                setting = best if is_best else {}
+                setting = best if is_best else default
                 times[is_best].append(self._time(setting, [*self.weights]))
             gains.append(math.log(statistics.fmean(times[False]) / statistics.fmean(times[True])))
             if block < least:
@@ -273,6 +280,11 @@ def changed(setting: Setting, axis: Axis, value: str) -> Setting:
     """The setting with another value of an axis; defaults are left out."""
     rest = {name: each for name, each in setting.items() if name != axis.name}
     return rest if value == axis.values[0] else {**rest, axis.name: value}
+
+
+def named(setting: Setting, axis: Axis, value: str) -> Setting:
+    """The same for a comparison of the values of an axis."""
+    return {**setting, axis.name: value} if axis.is_named else changed(setting, axis, value)
 
 
 def robust_spread(values: Sequence[float]) -> float:

@@ -76,15 +76,16 @@ def _all(scope: Scope, given: ResolvedOptions) -> Iterator[Axis]:
         yield Axis(THREADS_BATCH, counts, (PROMPT,))
     yield Axis("flash-attn", ("auto", "off"))
     if not scope.pools:
-        larger = ("1024", "2048") if scope.cards else ("1024",)
-        yield Axis(UBATCH, (str(USUAL_UBATCH), "256", "128", *larger), (PROMPT,))
+        larger = ("1024", "2048") if scope.cards else ()
+        yield Axis(UBATCH, (str(USUAL_UBATCH), "256", "128", *larger), (PROMPT,), True)
     if scope.lossy and not scope.pools:
         yield Axis(CACHE, ("f16", "q8_0"))
     mode = given.flags.get("load-mode")
     others = [each for each in ("none", "mlock", "dio") if mode and each in mode.choices]
-    yield Axis("load-mode", ("auto", *others))
-    if not scope.pools:
-        yield Axis(BATCH, ("2048", "512"), (PROMPT,))
+    # Where the weights lie counts most where each is read for one token.
+    yield Axis("load-mode", ("auto", *others), (PROMPT if scope.pools else DECODE,))
+    if scope.cards and not scope.pools:
+        yield Axis(BATCH, ("2048", "1024"), (PROMPT,), True)
 
 
 def _threads(scope: Scope) -> tuple[str, ...]:

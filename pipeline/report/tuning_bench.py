@@ -14,16 +14,17 @@ from pipeline.core import log
 from . import bench, tuning, tuning_axes
 from .tuned import Runs
 from .tuning import DECODE, PROMPT, Axis, SearchResult, Setting
-from .tuning_axes import UBATCH
 
+BATCHES = {tuning_axes.BATCH, tuning_axes.UBATCH}
 REQUEST = {PROMPT: 512, DECODE: 128}  # tokens of the request whose time counts
 FIRST = {PROMPT: 64, DECODE: 8}  # of the first run, which shows how fast the model is
+LONG_PROMPT = 2048  # tokens read at once where cards take larger batches
 SECONDS = {PROMPT: 1.5, DECODE: 0.75}  # that a repetition takes, roughly
 LEAST = {PROMPT: 128, DECODE: 16}  # tokens of a repetition
-REPETITIONS = 3
+REPETITIONS = {PROMPT: 2, DECODE: 3}
 SLOW = 6.0  # seconds of a repetition, above which it is not repeated
 PATIENCE = 10.0  # times as long as the default may a run take
-LEAST_PATIENCE = 30.0  # seconds
+LEAST_PATIENCE = 60.0  # seconds
 
 
 class FirstRun(Struct, frozen=True):
@@ -40,6 +41,20 @@ class FirstRun(Struct, frozen=True):
         if self.decode:
             times[DECODE] = REQUEST[DECODE] / self.decode
         return {phase: each / sum(times.values()) for phase, each in times.items()}
+
+
+def tokens_of(setting: Setting, phase: str, speed: float, longest: int) -> int:
+    """The tokens of a repetition, at so many a second: as many as take a moment. Sizes of batches
+    are compared with the `longest` prompt."""
+    if phase == PROMPT and BATCHES & setting.keys():
+        return longest
+    most = longest if phase == PROMPT else REQUEST[DECODE]
+    return min(most, max(LEAST[phase], round(speed * SECONDS[phase])))
+
+
+def repeated(phase: str, tokens: int, speed: float) -> int:
+    """How often a run repeats so many tokens, at so many a second."""
+    return 1 if tokens / speed > SLOW else REPETITIONS[phase]
 
 
 class Bench:
@@ -62,13 +77,11 @@ class Bench:
     ) -> None:
         self.program, self.model, self.runs, self.given = program, model, runs, given
         self.cards, self.ctx_size = cards, ctx_size
-        self._most = min(REQUEST[PROMPT], trained or REQUEST[PROMPT])  # tokens of a prompt
+        longest = LONG_PROMPT if cards else REQUEST[PROMPT]
+        self._prompt = min(longest, trained or longest)
         self.speeds: dict[tuple[str, str], list[float]] = {}  # medians, by setting and phase
         self._slowest = 0.0  # seconds of a run of the default
         self.first = self._first()
-        self.sizes = {PROMPT: self._size(PROMPT, self.first.prompt)}
-        if self.first.decode:
-            self.sizes[DECODE] = self._size(DECODE, self.first.decode)
 
     def _first(self) -> FirstRun:
         """From a short run. Raises PipelineError where the default does not run."""
@@ -81,18 +94,13 @@ class Bench:
                 self.program,
                 self.model,
                 words,
-                prompt=min(FIRST[PROMPT], self._most),
+                prompt=min(FIRST[PROMPT], self._prompt),
                 generated=FIRST[DECODE],
                 repetitions=1,
             )
             kept = (float(samples.threads), samples.prompt[0], *samples.decode[:1], 0.0)[:3]
             self.runs.add({}, "first", kept)
         return FirstRun(int(kept[0]), kept[1], kept[2])
-
-    def _size(self, phase: str, speed: float) -> int:
-        """The tokens of a repetition: as many as take a moment, within what the model is for."""
-        most = self._most if phase == PROMPT else REQUEST[DECODE]
-        return max(min(LEAST[phase], most), min(most, round(speed * SECONDS[phase])))
 
     def measure(self, setting: Setting, phase: str) -> Sequence[float]:
         """A run of llama-bench: tokens a second of each repetition. Raises PipelineError."""
@@ -105,10 +113,10 @@ class Bench:
         return samples
 
     def _run(self, setting: Setting, phase: str) -> Sequence[float]:
-        size = self.sizes[phase]
-        if phase == PROMPT:
-            size = max(size, min(self._most, int(setting.get(UBATCH, 0))))
         speed = self.first.prompt if phase == PROMPT else self.first.decode
+        size = tokens_of(setting, phase, speed, self._prompt)
+        repetitions = repeated(phase, size, speed)
+        expected = max(self._slowest, (repetitions + 1) * size / speed)
         began = time.monotonic()
         (samples,) = bench.samples(
             self.program,
@@ -118,8 +126,8 @@ class Bench:
             ),
             prompt=size if phase == PROMPT else 0,
             generated=size if phase == DECODE else 0,
-            repetitions=1 if size / speed > SLOW else REPETITIONS,
-            timeout=max(LEAST_PATIENCE, PATIENCE * self._slowest),
+            repetitions=repetitions,
+            timeout=max(LEAST_PATIENCE, PATIENCE * expected),
         )
         if not setting:
             self._slowest = max(self._slowest, time.monotonic() - began)

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from pipeline.report.tuning import DECODE, PROMPT, Axis, Setting, changed
-from pipeline.report.tuning_bench import LEAST, SECONDS
-from pipeline.report.tuning_bench import REPETITIONS as SEARCHED
 from pipeline.report.tuning_bench import REQUEST as TOKENS
+from pipeline.report.tuning_bench import repeated, tokens_of
 
 REPETITIONS = 5  # of llama-bench by default
 LOAD = 2.0  # seconds until a program has loaded the model
@@ -35,18 +34,16 @@ class Machine:
             Axis("threads", threads, (DECODE,)),
             Axis("threads-batch", threads, (PROMPT,)),
             Axis("flash-attn", ("auto", "off")),
-            Axis("ubatch-size", ("512", "256", "128", "1024"), (PROMPT,)),
-            Axis("load-mode", ("auto", "none")),
-            Axis("batch-size", ("2048", "512"), (PROMPT,)),
+            Axis("ubatch-size", ("512", "256", "128"), (PROMPT,), True),
+            Axis("load-mode", ("auto", "none", "mlock", "dio"), (DECODE,)),
         )
         self._peak = {phase: self.random.choice(counts) for phase in TOKENS}
         self._fall = {phase: draw(0.1, 1.0) for phase in TOKENS}
         self._base = {PROMPT: draw(80, 300), DECODE: draw(10, 40)}
         self._off = {phase: draw(0.75, 1.15) for phase in TOKENS}
         self._none = draw(0.97, 1.06)
-        self._ubatch = {"512": 1.0, **{each: draw(0.85, 1.12) for each in ("256", "128", "1024")}}
+        self._ubatch = {"512": 1.0, **{each: draw(0.85, 1.12) for each in ("256", "128")}}
         self._together = draw(-0.1, 0.1)  # of threads and ubatch
-        self._batch = draw(0.9, 1.02)
 
     def speed(self, setting: Setting, phase: str) -> float:
         """Tokens a second, without any noise."""
@@ -62,7 +59,6 @@ class Machine:
             doublings = math.log2(int(values["ubatch-size"]) / 512)
             speed *= self._ubatch[values["ubatch-size"]]
             speed *= 1 + self._together * doublings * (ratio - 1)
-            speed *= self._batch if values["batch-size"] == "512" else 1.0
         return speed
 
     def time(self, setting: Setting) -> float:
@@ -77,9 +73,10 @@ class Machine:
         """As llama-bench would; the time passes."""
         run = math.exp(self.random.gauss(0, self.noise / 2))
         samples = []
-        tokens = max(LEAST[phase], min(TOKENS[phase], self.speed({}, phase) * SECONDS[phase]))
+        usual = self.speed({}, phase)
+        tokens = tokens_of(setting, phase, usual, TOKENS[PROMPT])
         self.seconds += LOAD + (tokens / self.speed(setting, phase)) * (phase == PROMPT)
-        for _ in range(SEARCHED):
+        for _ in range(repeated(phase, tokens, usual)):
             drift = 1 + self.drift * math.sin(self.seconds / self.period * 2 * math.pi)
             sample = self.speed(setting, phase) * drift * run
             sample *= math.exp(self.random.gauss(0, self.noise))
