@@ -137,9 +137,10 @@ def spoiled(model: Path, target: Path, way: str, seed: int) -> Path:
     layer, other = rng.permutation(layers)[:2]
     part = str(rng.choice(["ffn_up", "ffn_down", "ffn_gate"]))
     values = own[f"blk.{layer}.{part}.weight"]
-    if way == "noise":
+    if way == "noise":  # where it matters: one layer of this model can do with much
+        values = own[str(rng.choice(["token_embd", "output"])) + ".weight"]
         noise = rng.standard_normal(values.shape, dtype=np.float32)
-        values += (values.astype(np.float32).std() * noise).astype(np.float16)
+        values += (0.5 * values.astype(np.float32).std() * noise).astype(np.float16)
     elif way == "scale":
         values *= np.float16(1.5)
     elif way == "swap":
