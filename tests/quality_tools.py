@@ -48,7 +48,7 @@ def trained(
 
 
 @pytest.fixture(scope="session")
-def embedder(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_minilm(built: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first layer of all-MiniLM-L6-v2 as an F32 GGUF, which still embeds. For reading only."""
 
     def make(folder: Path) -> None:

@@ -245,12 +245,12 @@ def test_a_repository_is_measured_against_its_own_unquantized_file(
 # Embedding models and rerankers
 
 
-def test_embeddings_are_compared_by_their_cosine(doit: Doit, embedder: Path) -> None:
-    words = ("quality", f"model={embedder}", "quants=q8_0,q4_0", "chunks=16", "format=json")
+def test_embeddings_are_compared_by_their_cosine(doit: Doit, short_minilm: Path) -> None:
+    words = ("quality", f"model={short_minilm}", "quants=q8_0,q4_0", "chunks=16", "format=json")
     small, large = (row["cosine"] for row in reversed(doit(*words).json()["quants"]))
     assert 0.98 < small["value"] < large["value"] - 3 * large["error"] < 1
     assert ran(doit(*words).err) == []
-    words = ("prepare", f"model={embedder}")
+    words = ("prepare", f"model={short_minilm}")
     wrong = doit(*words, "quant=q8_0", "max_kld=0.1", status=3)
     assert "is an embedding model (bert)" in wrong.err and "min_cosine=" in wrong.err
     refused = doit(*words, "quant=q4_0", "min_cosine=0.9999", status=1)
