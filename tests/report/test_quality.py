@@ -59,6 +59,9 @@ def test_a_larger_quant_loses_less_and_nothing_is_measured_twice(
 ) -> None:
     quants = {quant: measured(quantize(trained, quant, quant)) for quant in ("Q8_0", "Q2_K")}
     base = measured(trained)
+    folder = setup.home.run / "quality"
+    folder.mkdir(parents=True)
+    (folder / "base-0123.logits").write_bytes(b"of a run that was killed")
     samples = quality.measure(setup, base, quants, quality.report_wants(8))
     small, large = (samples[quant].figure("kld") for quant in ("Q2_K", "Q8_0"))
     assert small and large
@@ -69,7 +72,6 @@ def test_a_larger_quant_loses_less_and_nothing_is_measured_twice(
     row = quality.quality(setup, samples["Q8_0"], "Q8_0", 1, 8.5)
     assert row.ppl_ratio and abs(row.ppl_ratio.value - 1) < 0.01
     assert row.samples == 127 * samples["Q8_0"].count, "tokens"
-    folder = setup.home.run / "quality"
     assert not [*folder.glob("*.logits"), *folder.glob("*.txt")], "the large files are removed"
 
     logs = {path: path.stat().st_mtime_ns for path in setup.home.logs.iterdir()}
