@@ -159,11 +159,12 @@ def run_converter(
     log: Path,
     on_line: Callable[[str], None],
     read: Iterable[Path] = (),
+    write: Sequence[Path] = (),
     timeout: float = 0,
 ) -> int:
     """Lay out the converter's input in `folder` and run the command line `words`, which may write
-    `made` and below `scratch`, and beside its input may read `read`. `timeout` are seconds beyond
-    those of a conversion. Returns the exit status. Raises PipelineError."""
+    `made`, `write` and below `scratch`, and beside its input may read `read`. `timeout` are seconds
+    beyond those of a conversion. Returns the exit status. Raises PipelineError."""
     resolved = conversion.resolved
     python = converter.python(home)
     mark_used(converter.folder(home))
@@ -174,6 +175,8 @@ def run_converter(
         staging.stage_config(config, folder / BASE)
         adapter.scale_by_root(folder / adapter.CONFIG)
         inputs |= config
+    for path in write:
+        path.touch()  # the program may not
     policy = converter.sandbox(python, conversion.script, folder, inputs.values(), made, scratch)
     return run(
         words,
@@ -181,7 +184,7 @@ def run_converter(
         env=converter.environment(python, scratch),
         on_line=on_line,
         timeout=tools.seconds("convert", resolved.bytes) + timeout,
-        sandbox=replace(policy, read=[*policy.read, *read]),
+        sandbox=replace(policy, read=[*policy.read, *read], write=[*policy.write, *write]),
     )
 
 

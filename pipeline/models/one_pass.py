@@ -18,7 +18,7 @@ from pipeline.core.paths import Home
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts
-from pipeline.core.store.publish import publish_text, require_space
+from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Entry
 
 from . import contents, convert, converter, gguf, kinds, quantize, quants, skeleton, staging, tools
@@ -86,7 +86,11 @@ def make(
             staging.workspace(made, slug(resolved.name)) as (folder, scratch),
             bar(f"converting and quantizing {title}") as update,
         ):
-            header = scratch / HEADER
+            # Not in `scratch`, where a hostile model could put a link in the place of a file.
+            exchange = scratch.with_name(".exchange")
+            exchange.mkdir()
+            header, plan_file, result_file = (exchange / n for n in (HEADER, PLAN, RESULT))
+            plan_file.touch()
             watch = convert.progress(update)
             words = convert.argv(conversion, converter.python(home), folder, header)
             declined = ""
@@ -101,18 +105,19 @@ def make(
                     require_space(made.parent, plan.pop("bytes"))
                     threads = capacity.processors()
                     plan |= {"library": str(library), "out": str(made), "threads": threads}
-                    publish_text(scratch / PLAN, json.dumps(plan))
+                    plan_file.write_text(json.dumps(plan) + "\n", encoding="utf-8")
 
             status = convert.run_converter(
                 conversion,
                 home,
-                [*words[:2], ONE_PASS, str(scratch), *words[2:]],
+                [*words[:2], ONE_PASS, str(exchange), *words[2:]],
                 folder,
                 made,
                 scratch,
                 log=log_file,
                 on_line=on_line,
-                read=[QUANTIZER, library.parent, *([matrix] if matrix else [])],
+                read=[QUANTIZER, library.parent, plan_file, *([matrix] if matrix else [])],
+                write=[header, result_file],
                 timeout=tools.seconds("quantize", resolved.bytes),
             )
             if status == DECLINED:
@@ -120,7 +125,7 @@ def make(
             if status:
                 convert.require_whole_converter(home, log_file)
                 raise convert.failed(conversion, status, log_file)
-            result = json.loads((scratch / RESULT).read_text(encoding="utf-8"))
+            result = json.loads(result_file.read_text(encoding="utf-8"))
         gguf.read(made)
         recipe["input"] = f"sha256:{result['sha256']}"
         receipts.change(

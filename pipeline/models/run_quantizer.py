@@ -268,8 +268,8 @@ def new_header(library: Any, header: Path, plan: Mapping[str, Any], matrix: Matr
 
 
 def writer_of(folder: Path) -> Callable[..., None]:
-    """A function in the place of GGUFWriter.write_tensors_to_file; `folder` is where this process
-    and the one that started it leave files for each other."""
+    """A function in the place of GGUFWriter.write_tensors_to_file; `folder` has the files in which
+    this process and the one that started it leave word for each other."""
 
     def write_tensors(writer: Any, *, progress: bool = False) -> None:
         if Path(writer.path) != folder / HEADER:
@@ -285,9 +285,9 @@ def writer_of(folder: Path) -> Callable[..., None]:
             decline(f"its alignment is {writer.data_alignment}")
         head = (folder / HEADER).read_bytes()
         print(READY, flush=True)
-        while not (folder / PLAN).exists():
+        while not (text := (folder / PLAN).read_text(encoding="utf-8")).endswith("\n"):
             time.sleep(WAIT)
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        plan = json.loads(text)
         result = quantize_all(infos, head, folder / HEADER, plan)
         (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
 
