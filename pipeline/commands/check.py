@@ -41,7 +41,7 @@ def check_session(session: Session) -> None:
     require_writable(session.home)
     leftovers.begin(session.home)
     for model in session.models.values() or (session.model,):
-        is_auto = model.request.wanted.quant == quants.AUTO
+        is_decided = model.request.wanted.quant in quants.DECIDED
         if model.request.wanted.quant == quants.ALL:
             raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
         check_request(model)
@@ -53,9 +53,9 @@ def check_session(session: Session) -> None:
             else:
                 resolve.look(model, reference.path)
         lock.require(model, before=True)
-        # A repository that is not there should not cost a build, though quant=auto is decided
-        # after it.
-        asks = is_auto and not model.request.frozen and not model.resolve_is_done()
+        # A repository that is not there should not cost a build, though quant=auto or fit is
+        # decided after it.
+        asks = is_decided and not model.request.frozen and not model.resolve_is_done()
         if asks and reference and reference.kind == "hub":
             resolve.listing(model)
 
@@ -84,7 +84,8 @@ def check_request(model: Model) -> None:
     is_converted = reference is not None and reference.is_safetensors
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
-    if external and wanted.imatrix and models.quantize.is_text(wanted.imatrix):
+    of_text = wanted.imatrix and models.quantize.is_text(wanted.imatrix)
+    if external and (of_text or (quants.is_mix(quant) and not wanted.imatrix)):
         external.program("llama-imatrix")
     if reference and reference.note:
         log.info(reference.note)

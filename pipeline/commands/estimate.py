@@ -32,6 +32,7 @@ from pipeline.models import (
     gguf,
     hub,
     memory,
+    mix,
     quantize,
     safetensors,
     skeleton,
@@ -268,6 +269,18 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
         return MemoryEstimate(bytes=size, trained=header.context_length, at=at, header=header)
 
     return of
+
+
+def mix_limits(model: Model, chain: Chain) -> tuple[float, float]:
+    """The bits per weight of the smallest and the largest mix. Raises PipelineError."""
+    source = _unquantized_gguf(model, chain)
+    if source is None or not model.binaries.has("llama-quantize"):
+        raise PipelineError(
+            "quant=fit: the headers of this model cannot be read yet",
+            "name a size, such as quant=4.8bpw",
+        )
+    weights = mix.look(model.binaries.program("llama-quantize"), source)
+    return mix.bit_limits(weights, mix.weighed(gguf.read(source)))
 
 
 def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:

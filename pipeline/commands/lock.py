@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .model import Model
 
 if TYPE_CHECKING:
     from pipeline.models.lockfile import LockedModel
+    from pipeline.models.quantize import Quantization
     from pipeline.models.resolve import ModelFile, Resolved
 
 
@@ -76,12 +77,21 @@ def entry(model: Model) -> LockedModel:
     if chain.conversion:
         locked["converter"] = {"requirements_sha256": converter.requirements_sha256()}
     locked["quantization"] = {"type": chain.quant}
+    if chain.quantization and chain.quantization.budget:
+        types = _types(model, chain.quantization)
+        locked["quantization"] |= {"types": dict(types)} if types else {}
     if chain.quantization and chain.quantization.imatrix:
         locked["quantization"]["imatrix_sha256"] = _sha256(model, chain.quantization.imatrix)
     if chains.final_status(chain, model.home, model.programs.tool) is Status.CURRENT:
         made = receipts.load(chain.final.parent)[chain.final.name]
         locked["result"] = {"name": chain.final.name, "sha256": made.sha256}
     return locked
+
+
+def _types(model: Model, made: Quantization) -> Mapping[str, str] | None:
+    """The types of a mix by tensor, once they are chosen."""
+    tool, digest = model.programs.tool, made.input_identity(model.home)
+    return made.chosen(model.home, tool, digest) if tool and digest else None
 
 
 def _origin(model: Model, resolved: Resolved) -> dict[str, Any]:

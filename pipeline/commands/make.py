@@ -17,10 +17,10 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.receipts import Status
+from pipeline.core.store.receipts import Recipe, Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, gguf, one_pass
+from pipeline.models import converter, gguf, mix_choice, one_pass
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
@@ -207,6 +207,25 @@ def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
     return check
 
 
+def _chosen_mix(model: Model, chain: Chain, tool: Recipe) -> Path | None:
+    """Have the types of a mix chosen, unless the mix is made; the matrix to make it with."""
+    made, force = chain.quantization, model.request.force
+    if not made or (not force and chains.final_status(chain, model.home, tool) is Status.CURRENT):
+        return None
+    programs = mix_choice.MixPrograms(
+        quantize=model.binaries.program("llama-quantize"),
+        imatrix=_program(model, "llama-imatrix"),
+        perplexity=_program(model, "llama-perplexity"),
+        tool=tool,
+    )
+    tree = model.programs.llama_cpp.folder
+    return mix_choice.prepare(made, model.home, programs, tree, force=force)
+
+
+def _program(model: Model, name: str) -> Path | None:
+    return model.binaries.program(name) if model.binaries.has(name) else None
+
+
 def quantize(model: Model) -> None:
     chain, home, force = model.require_chain(), model.home, model.request.force
     made, between = chain.quantization, chain.conversion
@@ -215,7 +234,7 @@ def quantize(model: Model) -> None:
     program = model.binaries.program("llama-quantize")
     tool = model.binaries.recipe("llama-quantize")
     text = made.imatrix is not None and quantizations.is_text(made.imatrix)
-    matrix = model.binaries.program("llama-imatrix") if text else None
+    imatrix = model.binaries.program("llama-imatrix") if text else None
     limited = model.request.has_limit and (
         force or not quality_gate.is_passed(model.request, model.programs, chain)
     )
@@ -237,10 +256,18 @@ def quantize(model: Model) -> None:
                     if done:
                         return
                 conversions.make(between, home, check=check)
+        matrix = _chosen_mix(model, chain, tool) if made.budget else None
         check = _within_limit(model, made.input) if limited else None
         published = receipts.known_sha256(made.target)
         quantizations.make(
-            made, home, program, tool, imatrix_program=matrix, force=force, check=check
+            made,
+            home,
+            program,
+            tool,
+            imatrix_program=imatrix,
+            matrix_made=matrix,
+            force=force,
+            check=check,
         )
         if check and receipts.known_sha256(made.target) == published and not force:
             check(made.target)  # it was published without this limit

@@ -47,7 +47,7 @@ class Model:
         self.home = programs.home
         self.listing: hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
-        self.auto_quant = ""  # what quant=auto means for it
+        self.auto_quant = ""  # what quant=auto or fit means for it
         self.draft = Model(request.draft, programs) if request.draft else None
         self.adapters = [Model(each, programs, self) for each in request.adapters]
         self._made_chain: tuple[Resolved, QuantRequest, bool, Chain] | None = None
@@ -91,20 +91,23 @@ class Model:
         return self.resolved
 
     def decides_quant(self) -> bool:
-        """Whether quant=auto has to be decided here: a repository's GGUF is chosen with it."""
+        """Whether quant=auto or fit has to be decided here: with auto a repository's GGUF is
+        chosen."""
         resolved = self.known()
-        if self.request.wanted.quant != quants.AUTO or resolved is None:
+        if self.request.wanted.quant not in quants.DECIDED or resolved is None:
             return False
         ours = resolved.kind == "safetensors" or resolved.local
         return ours and resolved.precision in quants.UNQUANTIZED
 
     def wanted(self) -> QuantRequest | None:
-        """What is wanted of the known model; None while quant=auto is not decided."""
+        """What is wanted of the known model; None while quant=auto or fit is not decided."""
         wanted, resolved = self.request.wanted, self.known()
-        if wanted.quant != quants.AUTO or resolved is None:
+        if self.request.frozen and quants.is_mix(wanted.quant):
+            wanted = replace(wanted, types=models.lockfile.types(self.require_locked()))
+        if wanted.quant not in quants.DECIDED or resolved is None:
             return wanted
         if not self.decides_quant():
-            return replace(wanted, quant="")
+            return replace(wanted, quant="") if wanted.quant == quants.AUTO else wanted
         if self.request.frozen:
             self.auto_quant = str(self.require_locked().get("quantization", {}).get("type", ""))
         if not self.auto_quant and not self.request.refresh:
@@ -229,7 +232,7 @@ class Model:
         return path
 
     def decision_path(self, resolved: Resolved) -> Path:
-        """Where it is kept what quant=auto means for a model that is made here."""
+        """Where it is kept what quant=auto or fit means for a model that is made here."""
         ctx_size = self.request.ctx_size
         return models.resolve.decision_path(resolved, self.request.wanted, ctx_size, self.home)
 
@@ -238,9 +241,15 @@ class Model:
     def source_is_done(self) -> bool:
         """On disk; or not needed, because neither a build nor a conversion will read it."""
         is_built = self.programs.are_compiled and not self.programs.are_done()
-        if not is_built and self.is_done("convert"):
+        if not (is_built or self.reads_text()) and self.is_done("convert"):
             return True
         return source.is_current(self.programs.llama_cpp)
+
+    def reads_text(self) -> bool:
+        """Whether a text of llama.cpp's source is still needed, to choose a mix with."""
+        chain = self.chain()
+        made = chain and chain.quantization
+        return bool(made and made.budget and not made.imatrix and not self.is_done("quantize"))
 
     def resolve_is_done(self) -> bool:
         return not self.request.refresh and self.chain() is not None
@@ -319,7 +328,9 @@ class Model:
         self.require_resolved()
         chain = self.chain()
         if chain is None:
-            raise PipelineError("quant=auto is not decided yet", f"run {self.command('resolve')}")
+            quant = self.request.wanted.quant.lower()
+            hint = f"run {self.command('resolve')}"
+            raise PipelineError(f"quant={quant} is not decided yet", hint)
         return chain
 
     def architectures(self) -> frozenset[str]:

@@ -173,7 +173,7 @@ def remove(session: Session) -> None:
     if not session.request.named:
         hint = "pass model=…, as it was typed to serve, or as `models` prints it"
         raise UsageError("no model given", hint)
-    if files.quant in (quants.AUTO, quants.ALL):
+    if files.quant in (*quants.DECIDED, quants.ALL):
         raise UsageError(
             f"quant={files.quant.lower()}: names no file", "name a quant, or leave quant out"
         )

@@ -23,6 +23,7 @@ from pipeline.models import (
     lockfile,
     memory,
     projector,
+    quants,
     repository,
     safetensors,
     skeleton,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.models.resolve import ModelFile, Resolved
     from pipeline.models.safetensors import Head
 
+MOST_BITS = 850  # hundredths of a mix that is decided here: as Q8_0; more makes hardly a difference
 BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
 
 
@@ -298,8 +300,38 @@ def _unknown_base(resolved: Resolved) -> str:
 
 
 def _decide_quant(model: Model, *, store: bool) -> None:
-    """quant=auto of a model that is made here: the best that fits the memory."""
+    """quant=auto or fit of a model that is made here: the best that fits the memory."""
     resolved, room = model.require_resolved(), capacity.memory()
+    if model.request.wanted.quant == quants.FIT:
+        quant, why = _largest_mix(model, room)
+    else:
+        quant, why = _best_quant(model, room)
+    log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
+    model.auto_quant = quant
+    if store:
+        stored.write(model.decision_path(resolved), {"quant": quant, "why": why})
+
+
+def _largest_mix(model: Model, room: int) -> tuple[str, str]:
+    """The size of the largest mix that fits, in bits per weight, and why it is this one."""
+    chain = model.chain_with(quants.DEFAULT)
+    least, most = estimate.mix_limits(model, chain)
+    of, low = estimate.unquantized(model, chain), round(100 * least)
+
+    def fits(hundredths: int) -> bool:
+        return estimate.least(model, of(f"{hundredths / 100:.2f}BPW"), room).fits
+
+    high = max(low, min(round(100 * most), MOST_BITS))
+    if not fits(low):
+        return quants.parse(f"{low / 100:.2f}bpw"), "no mix fits the memory: the smallest there is"
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return quants.parse(f"{low / 100:.2f}bpw"), "the largest mix that fits the memory"
+
+
+def _best_quant(model: Model, room: int) -> tuple[str, str]:
+    """The best plain quant that fits, and why it is this one."""
     candidates = stored.auto_candidates(model.request.wanted)
     of = estimate.unquantized(model, model.chain_with(candidates[-1]))
     quant, why = candidates[-1], "none fits the memory: the smallest there is"
@@ -308,7 +340,4 @@ def _decide_quant(model: Model, *, store: bool) -> None:
         if ahead.bytes and estimate.least(model, ahead, room).fits:
             quant, why = candidate, "the best that fits the memory"
             break
-    log.info(f"{resolved.name}: quant {quant.lower()}, {why}")
-    model.auto_quant = quant
-    if store:
-        stored.write(model.decision_path(resolved), {"quant": quant, "why": why})
+    return quant, why

@@ -180,6 +180,8 @@ def _gguf(file: Path, entry: Entry, home: Home) -> tuple[BuildDefinition, list[D
                 for name, each in known.items()
                 if inputs.items() <= each.recipe.items()
             ]
+        if types := recipe.get("mix"):
+            dependencies.append(_digested("mix", types))
         between = [
             (name, each)
             for name, each in known.items()

@@ -28,7 +28,7 @@ LLAMA_SERVERS = "llama-server's"  # own default
 
 
 def quant(value: str) -> str:
-    """A quant, or auto, or all."""
+    """A quant, or auto, fit or all."""
     word = value.strip().upper()
     return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
 
@@ -108,7 +108,8 @@ class ModelVariables(Group):
     safetensors_dir: str = variable(path, "a model folder, named explicitly", "")
     quant: str = variable(
         quant,
-        "a quant in any letter case, `auto` (the best that fits the memory), or for `plan` `all`",
+        "a quant in any letter case; `4.8bpw` or `3GiB`, [the best mix](models.md#mixes) of that "
+        "size; `auto` or `fit`, the best quant or mix that fits the memory; for `plan` also `all`",
         "",
         shown="`q4_k_m`; for a repository of GGUF files [an order](models.md); for a `.gguf`, the "
         "file as it is",
@@ -433,7 +434,9 @@ class RunVariables(Group):
         flag, "download and make again; without a model: llama.cpp itself, with its page", False
     )
     refresh: bool = variable(
-        flag, "ask the hub again what the reference means; decide `quant=auto` again", False
+        flag,
+        "ask the hub again what the reference means; decide `quant=auto` and `fit` again",
+        False,
     )
     frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse", False)
     offline: bool = variable(

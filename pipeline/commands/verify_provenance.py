@@ -67,7 +67,7 @@ def _misfits(session: Session, given: Statement, files: Sequence[Path]) -> Itera
     if request.builder and given.predicate.run_details.builder.id != request.builder:
         yield f"its builder is {given.predicate.run_details.builder.id}, not {request.builder}"
     quant, said = request.file_filter.quant, build.external_parameters.get("quant", "")
-    is_named = quant not in ("", quants.AUTO, quants.ALL)
+    is_named = quant not in ("", *quants.DECIDED, quants.ALL)
     if is_named and said and quants.canonical(quant.upper()) != quants.canonical(str(said).upper()):
         yield f"externalParameters.quant is {said}, not {quant.upper()}"
     if not all(trace.has_receipt(file, session.home) for file in files):

@@ -103,6 +103,12 @@ def _model_chain(
         require_makeable(requested)
     else:
         require_makeable(requested)
+        if quant == quants.FIT:
+            precision = resolved.precision or "of unknown type"
+            raise UsageError(
+                f"quant=fit: {resolved.name} is {precision}: a mix is made of an unquantized model",
+                "pass quant=auto, or the unquantized model",
+            )
         is_direct = quant in quants.DIRECT
         if is_direct:
             _require_no_options(requested, f" for quant={quant.lower()}: it is converted directly")
@@ -125,6 +131,7 @@ def _model_chain(
         conversion=conversion,
         quant=quant,
         imatrix=requested.imatrix,
+        types=requested.types,
     )
     return Chain(resolved=resolved, final=target, conversion=conversion, quantization=quantization)
 

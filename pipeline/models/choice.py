@@ -159,13 +159,17 @@ def choose(
     matching = narrow(options, file_filter, reference)
     if file_filter.quant not in ("", quants.AUTO):
         with_quant = by_quant(matching, file_filter.quant)
-        if not with_quant and file_filter.filename and not matching[0].label:
+        is_mix = quants.is_mix(file_filter.quant)
+        if not with_quant and file_filter.filename and not matching[0].label and not is_mix:
             with_quant = matching  # a name without a quant contradicts none
         if not with_quant:
             raise UsageError(
                 f"{reference}: has no GGUF with the quant {file_filter.quant}; there are:\n"
                 f"{listing(matching)}",
-                "pick one of them: quant=…",
+                "a mix is made from an unquantized model; of a repository of GGUF files, "
+                "pick one: quant=…"
+                if is_mix
+                else "pick one of them: quant=…",
             )
         option = only_option(with_quant, file_filter.quant, reference)
         return option, f"{option.label or 'it'} was asked for"

@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from . import quants
 from .gguf import Header
 from .gguf_format import padded
 from .memory import STEP, UNKNOWN, Device, Memory
@@ -145,6 +146,8 @@ def of_config(config: Mapping[str, Any], elements: int, quant: str) -> Shape:
 
 def weight_bytes(elements: int, tables: int, quant: str) -> int:
     """Bytes of `elements` weights, of which `tables` belong to the vocabulary."""
+    if size := quants.budget(quant):
+        return size.bytes or int(elements * size.bits / 8)
     layers, words = BITS[quant]
     tables = min(elements, tables)
     return int(((elements - tables) * layers + tables * words) / 8)

@@ -20,6 +20,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import publish_text
 from pipeline.core.text import decoded, require_short_keys
 
+from .quants import TENSOR_TYPES
 from .reference import HUB
 from .repository import SHA1, of_files
 from .resolve import ModelFile, Resolved
@@ -123,6 +124,21 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{FILE}: an entry cannot be read: {error!r}", "lock again") from None
     return replace(model, name=entry["name"])
+
+
+def types(entry: LockedModel) -> dict[str, str] | None:
+    """The types of a mix by tensor, that an entry pins; None where it pins none. Raises
+    UsageError."""
+    pinned = entry.get("quantization", {}).get("types")
+    if pinned is None:
+        return None
+    kinds = pinned.values() if isinstance(pinned, dict) else [None]
+    if not all(isinstance(kind, str) and kind in TENSOR_TYPES for kind in kinds):
+        raise UsageError(
+            f"{FILE}: quantization.types of an entry does not name a type of ggml for each tensor",
+            "lock again",
+        )
+    return dict(pinned)
 
 
 def base(entry: LockedModel, home: Home) -> Resolved | None:

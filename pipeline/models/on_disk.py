@@ -31,7 +31,7 @@ from .converter import requirements_sha256
 from .gguf import SHARD
 from .reference import PROJECTOR, FileFilter, Reference
 
-Kind = Literal["model", "adapter", "projector", "intermediate", "imatrix", "source"]
+Kind = Literal["model", "adapter", "projector", "intermediate", "imatrix", "mix", "source"]
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
@@ -152,8 +152,8 @@ def _ggufs(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
         key = {"quantize": "type", "convert": "outtype"}.get(step, "")
         quant = str(recipe.get(key) or label(paths[0].name))
         kind: Kind = "model" if known[paths[0]].keep else "intermediate"
-        if step == "imatrix":
-            kind, quant = "imatrix", ""
+        if step in ("imatrix", "mix"):
+            kind, quant = ("imatrix", "") if step == "imatrix" else ("mix", str(recipe["type"]))
         elif step == "fetch" and PROJECTOR.search(paths[0].name):
             kind = "projector"
         elif recipe.get("adapter") or recipe.get("use") == "adapter":

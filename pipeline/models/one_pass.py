@@ -21,7 +21,19 @@ from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Entry
 
-from . import contents, convert, converter, gguf, kinds, quantize, quants, skeleton, staging, tools
+from . import (
+    contents,
+    convert,
+    converter,
+    gguf,
+    kinds,
+    mix,
+    quantize,
+    quants,
+    skeleton,
+    staging,
+    tools,
+)
 from .convert import Conversion
 from .gguf_format import MAGIC, padded
 from .quantize import Quantization
@@ -171,8 +183,8 @@ def planned(quantization: Quantization, program: Path, header: Path) -> dict[str
     """What becomes of each tensor, in the order of the final file, and its `bytes`. Raises
     Declined."""
     matrix, quant = quantization.imatrix, quantization.quant
-    output = quantize.dry_run(program, header, quant, matrix)
-    rows = quantize.TENSOR.findall(output)
+    output = mix.dry_run(program, header, quant, matrix)
+    rows = mix.TENSOR.findall(output)
     types = [(name, TENSOR_TYPES.get((new or old).lower())) for name, _, old, new in rows]
     if not rows or len(rows) != gguf.read(header).tensors or None in dict(types).values():
         raise Declined("llama-quantize's dry run does not say what becomes of each tensor")

@@ -3,11 +3,13 @@ the importance matrix, which says which weights matter in use."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,25 @@ from msgspec import Struct
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, require_writable
-from pipeline.core.process import last_lines, outcome, run
+from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
-from pipeline.core.store import artifacts, receipts, stat_cache
+from pipeline.core.store import artifacts, json_file, receipts, stat_cache
 from pipeline.core.store.receipts import Recipe
 
-from . import contents, gguf, tools
+from . import contents, gguf, mix, quants, tensor_errors, texts, tools
 from .convert import Conversion
 from .gguf_format import MAGIC, padded
-from .quants import NEED_IMATRIX, TENSOR_TYPES, row_bytes
+from .mix import TENSOR, dry_run
+from .quants import NEED_IMATRIX, TENSOR_TYPES, Budget, row_bytes
 from .resolve import Resolved
 
-# `[   1/ 291] token_embd.weight - [ 4096, 32000, 1, 1], type = bf16, size = … MiB (q4_K)`:
-# the type in brackets is there where it changes.
-TENSOR = re.compile(
-    r"^\[ *\d+/ *\d+\] +(.*?) +- \[([\d, ]+)\], type = +(\w+), size = .*?(?:\((\w+)\))? *$", re.M
-)
 VERSION = "general.quantization_version"
 ADDED = 45  # bytes, where it has to be added
 # With an importance matrix llama-quantize chooses some types differently. A dry run does not use
 # its values: one entry, `x`, with one value, in the older format.
 MATRIX = struct.pack("<ii1siif", 1, 1, b"x", 1, 1, 1.0)
+MIX_METHOD = 1  # of choosing a mix; another number makes every mix anew
 COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
 IMATRIX_COPIES = 2  # the same, of llama-imatrix: repacked for the processor, and buffers
 IMATRIX_SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
@@ -51,6 +50,30 @@ class Quantization(Struct, frozen=True, kw_only=True):
     conversion: Conversion | None
     quant: str
     imatrix: Path | None
+    types: Mapping[str, str] | None = None  # those of a mix that a lock file pins
+
+    @property
+    def budget(self) -> Budget | None:
+        """The size of a mix; None for any other quant."""
+        return quants.budget(self.quant)
+
+    @property
+    def mix(self) -> Path:
+        """The file with the types of a mix, tensor by tensor."""
+        return self.target.with_name(f"mix.{self.quant.lower()}.json")
+
+    def mix_recipe(self, home: Home, tool: Mapping[str, Any], input: str) -> Recipe:
+        """What the choice of the types depends on; as `recipe`."""
+        return {"step": "mix", "method": MIX_METHOD, **self._origin(home, tool, input)}
+
+    def chosen(self, home: Home, tool: Mapping[str, Any], input: str) -> Mapping[str, str] | None:
+        """The types of a mix by tensor, as pinned or as chosen before; None: not chosen yet."""
+        if self.types is not None:
+            return self.types
+        status = receipts.status(self.mix, self.mix_recipe(home, tool, input))
+        if status is not receipts.Status.CURRENT:
+            return None
+        return json_file.read(self.mix, types_in)
 
     def input_identity(self, home: Home, *, hashing: bool = False) -> str | None:
         """The digest of the input, whether or not it still exists; None where it is not known.
@@ -69,30 +92,54 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
     def recipe(self, home: Home, tool: Mapping[str, Any], input: str) -> Recipe:
         """What the result depends on; `input` is the input's digest."""
+        recipe = {"step": "quantize", **self._origin(home, tool, input)}
+        if self.budget:
+            types = self.chosen(home, tool, input)
+            listed = tensor_errors.type_list(types) if types else ""
+            recipe["mix"] = f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
+        return recipe
+
+    def _origin(self, home: Home, tool: Mapping[str, Any], input: str) -> dict[str, Any]:
         matrix = self.imatrix and stat_cache.identity(home.run / "sha256.json", self.imatrix)
-        return {
-            "step": "quantize",
+        origin = {
             "input": input,
             "type": self.quant,
             "imatrix": matrix and f"sha256:{matrix}",
             "tool": dict(tool),
         }
+        if self.budget and not matrix:
+            origin["text"] = texts.identity("calibration")
+        return origin
+
+
+def types_in(mix: Mapping[str, Any]) -> dict[str, str]:
+    """The types by tensor in the file of a mix."""
+    return {str(name): str(kind) for name, kind in mix["types"].items()}
 
 
 def argv(
-    quantization: Quantization, program: Path, made: Path, matrix: Path | None = None
+    quantization: Quantization,
+    program: Path,
+    made: Path,
+    matrix: Path | None = None,
+    types: Path | None = None,
+    quant: str = "",
 ) -> list[str]:
     """llama-quantize's command line, for the folder of the matrix: options first, then input,
     output and type. The name of the matrix becomes a part of the GGUF, where a path would tell of
-    this machine, and make other bytes on each."""
+    this machine, and make other bytes on each. `types` is a list of a mix's types by tensor, and
+    `quant` what the file is called then."""
     options = ["--imatrix", f"./{matrix.name}"] if matrix else []
-    return [str(program), *options, str(quantization.input), str(made), quantization.quant]
+    options += ["--tensor-type-file", str(types)] if types else []
+    quant = quant or quantization.quant
+    return [str(program), *options, str(quantization.input), str(made), quant]
 
 
 def quant_sizes(
-    program: Path, skeleton: Path, quants: Iterable[str], *, imatrix: bool = False
+    program: Path, skeleton: Path, requested: Iterable[str], *, imatrix: bool = False
 ) -> dict[str, int]:
-    """The file size in bytes of each quant made from `skeleton`, split or not, as one file.
+    """The file size in bytes of each requested quant made from `skeleton`, split or not, as one
+    file; of a mix the most that it may have. Raises UsageError where there is no such mix.
 
     `imatrix`: as made with an importance matrix; types that need one always are. A type that
     llama-quantize refuses for this model is left out.
@@ -105,25 +152,18 @@ def quant_sizes(
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "imatrix.dat"
         matrix.write_bytes(MATRIX)
-        for quant in quants:
+        for quant in requested:
+            if size := quants.budget(quant):
+                weights = mix.look(program, skeleton)
+                room = mix.require_possible(size, weights, mix.weighed(first))
+                sizes[quant] = weights.file_bytes(room)
+                continue
             is_weighed = imatrix or quant in NEED_IMATRIX
             output = dry_run(program, skeleton, quant, matrix if is_weighed else None)
             tensors = tensor_bytes(output)
             if tensors is not None:
                 sizes[quant] = padded(start) + tensors  # it keeps no other alignment
     return sizes
-
-
-def dry_run(program: Path, model: Path, quant: str, matrix: Path | None) -> str:
-    """What llama-quantize prints of each tensor of `model`, whole or a skeleton; empty where it
-    refuses."""
-    status, out, err = outcome(
-        [program, *(["--imatrix", str(matrix)] if matrix else []), "--dry-run", model, quant],
-        timeout=120,
-        env=tools.env(),
-        sandbox=tools.sandbox(program, read=[*gguf.shards(model), *([matrix] if matrix else [])]),
-    )
-    return "" if status else out + err
 
 
 def tensor_bytes(output: str) -> int | None:
@@ -146,18 +186,20 @@ def make(
     tool: Mapping[str, Any],
     *,
     imatrix_program: Path | None = None,
+    matrix_made: Path | None = None,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Make the quantized GGUF unless it is current. `imatrix_program` computes the matrix where a
-    text is given instead; `check` looks at the result before it is published. Raises
-    PipelineError."""
+    text is given instead; a mix takes `matrix_made`, and has been chosen. `check` looks at the
+    result before it is published. Raises PipelineError."""
     digest = quantization.input_identity(home, hashing=True)
     if digest is None:
         raise PipelineError(
             f"{quantization.input}: has no matching receipt", "run the same command again"
         )
     recipe = quantization.recipe(home, tool, digest)
+    types = quantization.chosen(home, tool, digest) if quantization.budget else None
     need = 0
     if quantization.input.exists():
         sizes = quant_sizes(
@@ -170,8 +212,8 @@ def make(
         quant = quantization.quant.lower()
         log = home.logs / f"quantize-{quantization.resolved.slug}-{quant}.log"
 
-        matrix = quantization.imatrix
-        if matrix and imatrix_program:
+        matrix = matrix_made or quantization.imatrix
+        if matrix and imatrix_program and not matrix_made:
             text, digest = matrix, recipe["imatrix"]
             matrix = quantization.target.with_name(f"imatrix-{digest.partition(':')[2][:12]}.gguf")
             make_imatrix(
@@ -183,7 +225,7 @@ def make(
                 home=home,
             )
 
-        with bar(f"quantizing {name}") as update:
+        with bar(f"quantizing {name}") as update, _listed(types) as listed:
 
             def watch(line: str) -> None:
                 counter = re.match(r"\[\s*(\d+)/\s*(\d+)\]", line)
@@ -193,7 +235,7 @@ def make(
             inputs = gguf.shards(quantization.input)
             weights = sum(path.stat().st_size for path in inputs)
             status = run(
-                argv(quantization, program, made, matrix),
+                argv(quantization, program, made, matrix, listed, mix.file_type(types or {})),
                 log=log,
                 env=tools.env(),
                 cwd=matrix and matrix.parent,
@@ -201,7 +243,7 @@ def make(
                 timeout=tools.seconds("quantize", weights),
                 sandbox=tools.sandbox(
                     program,
-                    read=[*inputs, *([matrix] if matrix else [])],
+                    read=[*inputs, *filter(None, (matrix, listed))],
                     write=[made],
                     weights=weights,
                     copies=COPIES,
@@ -226,6 +268,18 @@ def make(
         force=force,
         sandbox=strength().name,
     )
+
+
+@contextmanager
+def _listed(types: Mapping[str, str] | None) -> Iterator[Path | None]:
+    """A file with the types of a mix, as llama-quantize reads it."""
+    if not types:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "types.txt"
+        file.write_text(tensor_errors.type_list(types), "ascii")
+        yield file
 
 
 # Importance matrices
@@ -264,9 +318,10 @@ def make_imatrix(
     inputs: Mapping[str, Any],
     program: Path,
     home: Home,
+    options: Sequence[str] = (),
 ) -> None:
-    """Make the matrix of `model` for `text`; the recipe names both by `inputs`. Raises
-    PipelineError."""
+    """Make the matrix of `model` for `text`; the recipe names both by `inputs`. `options` are more
+    of llama-imatrix's. Raises PipelineError."""
 
     def maker(made: Path) -> None:
         log = home.logs / f"{target.parent.name}-{target.stem}.log"
@@ -286,6 +341,7 @@ def make_imatrix(
                     # a name alone, for it becomes a part of the matrix, and of what it is used for
                     *(str(program), "--model", str(model), "--file", f"./{text.name}"),
                     *("--output", str(made), "--output-format", "gguf"),
+                    *options,
                 ],
                 log=log,
                 env=tools.env(),

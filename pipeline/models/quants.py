@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -32,6 +33,10 @@ LABEL = re.compile(
 )
 DEFAULT = "Q4_K_M"
 AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)
+FIT = "FIT"  # the best mix that fits
+DECIDED = (AUTO, FIT)  # by the memory of the machine
+MIX = re.compile(r"(?P<number>\d{1,6}(?:\.\d{1,3})?)(?P<unit>BPW|MIB|GIB)")
+MIX_UNITS = {"BPW": ("bpw", 0), "MIB": ("MiB", 1 << 20), "GIB": ("GiB", 1 << 30)}
 
 # The converter writes these itself, so that no intermediate file is needed.
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
@@ -60,16 +65,57 @@ TENSOR_TYPES = {
 TENSOR_BLOCKS = {number: (block, width) for number, block, width in TENSOR_TYPES.values()}
 
 
-def parse(value: str) -> str:
-    """A type of llama-quantize, or another quant that repositories have, in capitals.
+class Budget(Struct, frozen=True):
+    """The size of a mix, as `text` has it: so many bits for each weight, as llama-quantize prints
+    them (all tensors, without the metadata), or so many bytes of the file; the other is 0."""
 
-    Raises ValueError for anything else.
+    text: str
+    bits: float = 0.0
+    bytes: int = 0
+
+
+def budget(quant: str) -> Budget | None:
+    """The size of a mix; None for any other quant."""
+    match = MIX.fullmatch(quant)
+    if match is None:
+        return None
+    number, (unit, bytes_) = float(match["number"]), MIX_UNITS[match["unit"]]
+    return Budget(match["number"] + unit, 0.0 if bytes_ else number, int(number * bytes_))
+
+
+def is_mix(quant: str) -> bool:
+    """Whether a quant is the size of a mix, decided or not."""
+    return quant == FIT or budget(quant) is not None
+
+
+def parse(value: str) -> str:
+    """A type of llama-quantize, the size of a mix, or another quant that repositories have, in
+    capitals. Raises ValueError for anything else.
     """
     word = capitals(value.strip())
+    if word == FIT:
+        return word
+    if match := MIX.fullmatch(word):
+        number = f"{float(match['number']):.3f}".rstrip("0").rstrip(".")
+        return number + match["unit"]
+    if word[:1].isdigit():
+        raise ValueError(f"a size such as 4.8bpw, 500MiB or 3GiB{_near_size(word)}")
     if word not in TYPES and word not in ALIASES and not LABEL.fullmatch(word):
         near = did_you_mean(word, TYPES)
-        raise ValueError(f"auto, or a type of llama-quantize{near or ': ' + ', '.join(TYPES)}")
+        raise ValueError(
+            f"auto, fit, a size such as 4.8bpw or 3GiB, or a type of llama-quantize"
+            f"{near or ': ' + ', '.join(TYPES)}"
+        )
     return word
+
+
+def _near_size(word: str) -> str:
+    """`; did you mean 4.8bpw?` where a size is spelled in another way."""
+    plain = re.sub(r"\s", "", word).replace(",", ".")
+    plain = re.sub(r"(?:BPW|BITS?(?:PERWEIGHT|/WEIGHT)?|B)?$", "BPW", plain, count=1)
+    plain = re.sub(r"([MG])I?BPW$", r"\1IB", plain)
+    found = budget(plain)
+    return f"; did you mean {found.text}?" if found else ""
 
 
 def capitals(quant: str) -> str:
@@ -94,11 +140,13 @@ class QuantRequest(Struct, frozen=True, kw_only=True):
     quant: str = ""
     keep_f16: bool = False
     imatrix: Path | None = None
+    types: Mapping[str, str] | None = None  # those of a mix, by tensor, that a lock file pins
 
 
 def require_makeable(requested: QuantRequest) -> None:
     """Raise UsageError where llama-quantize cannot make what is requested."""
-    if requested.quant and requested.quant not in (*TYPES, AUTO, ALL):
+    is_known = requested.quant in ("", *TYPES, AUTO, ALL) or is_mix(requested.quant)
+    if not is_known:
         raise UsageError(
             f"quant={requested.quant.lower()}: llama-quantize has no such type"
             f"{did_you_mean(requested.quant, TYPES)}",

@@ -138,10 +138,10 @@ def takes_gguf(
         or file_filter.quant in ("", quants.AUTO)
     ):
         return True
-    return (
-        bool(choice.by_quant(options, file_filter.quant))
-        or quants.canonical(file_filter.quant) not in quants.TYPES
+    is_made = quants.canonical(file_filter.quant) in quants.TYPES or quants.is_mix(
+        file_filter.quant
     )
+    return not is_made or bool(choice.by_quant(options, file_filter.quant))
 
 
 def of_files(

@@ -347,13 +347,14 @@ def auto_candidates(requested: QuantRequest) -> tuple[str, ...]:
 def decision_path(
     resolved: Resolved, requested: QuantRequest, ctx_size: int | None, home: Home
 ) -> Path:
-    """Where the decision for quant=auto is stored until refresh=1. With less free memory another
-    quant would be chosen, and a second run must find the same file."""
-    key = f"{ctx_size or 'smallest'}-{auto_candidates(requested)[0].lower()}"
+    """Where the decision for quant=auto or fit is stored until refresh=1. With less free memory
+    another quant would be chosen, and a second run must find the same file."""
+    kind = quants.FIT if requested.quant == quants.FIT else auto_candidates(requested)[0]
+    key = f"{ctx_size or 'smallest'}-{kind.lower()}"
     return home.models / "resolved" / f"{resolved.slug}__auto-{key}.json"
 
 
 def decided(path: Path) -> str:
     """The stored decision; empty where there is none that can be used."""
     quant = json_file.read(path, lambda decision: str(decision["quant"]))
-    return quant if quant in quants.TYPES else ""
+    return quant if quant and (quant in quants.TYPES or quants.budget(quant)) else ""

@@ -9,6 +9,7 @@ measured on another.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -75,3 +76,9 @@ def save(tree: Path, use: Use, home: Home) -> Path:
         if not (target.is_file() and target.read_bytes() == data):
             publish.publish_beside(target, data)
     return target
+
+
+def identity(use: Use) -> str:
+    """A hash that changes whenever the text for this use does; the documents need not be here."""
+    pinned = json.dumps(pins().llama_cpp_texts[use], sort_keys=True)
+    return f"sha256:{hashlib.sha256(pinned.encode()).hexdigest()}"

@@ -60,7 +60,7 @@ def values(each: Variable, value: str, typed: Mapping[str, str]) -> list[str]:
     if each.parse is path:
         return files(value)
     if each.parse is variables.quant:
-        every = (quants.AUTO, quants.ALL, *quants.TYPES)
+        every = (*quants.DECIDED, quants.ALL, *quants.TYPES)
         return matching(value.lower(), (quant.lower() for quant in every))
     if each.name in variables.MODEL_NAMES:
         demos = pins().demos if each.name == "model" else ()

@@ -59,14 +59,14 @@ class ModelStep(AnyStep["Model"], Struct, frozen=True):
 
 
 def before_resolve(model: Model) -> list[str]:
-    """Of a folder the source knows the architectures, and quant=auto asks the programs and the
-    converter. All else is resolved before any of it."""
+    """Of a folder the source knows the architectures, and quant=auto and fit ask the programs and
+    the converter. All else is resolved before any of it."""
     from pipeline.models import quants
 
     reference = model.request.reference
     if reference is None or model.base:
         return []
-    if model.request.wanted.quant == quants.AUTO:
+    if model.request.wanted.quant in quants.DECIDED:
         return ["source", "build_bins", *(["converter"] if reference.is_safetensors else [])]
     return ["source"] if reference.kind == "folder" else []
 

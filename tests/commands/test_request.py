@@ -167,7 +167,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     )
     for part in (
         "port=0: must be a whole number",
-        "quant=q44_k_m: must be auto, or a type of llama-quantize; did you mean Q4_K_M?",
+        "quant=q44_k_m: must be auto, fit, a size such as 4.8bpw or 3GiB, or a type of "
+        "llama-quantize; did you mean Q4_K_M?",
         "backend=cuda13: must be one of auto, cuda",
         "force=maybe: must be 1 or 0",
         "format=xml: must be one of text, json",

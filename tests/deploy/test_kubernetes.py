@@ -429,6 +429,7 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
         (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as text"),
         (CHAT.replace("/models/chat", "nowhere/chat"), [], "is no file"),
         ('[instance.a.model]\nref = "o/m"\nquant = "auto"\n', [], "name a quant"),
+        ('[instance.a.model]\nref = "o/m"\nquant = "fit"\n', [], "fit: depends on one machine's"),
         ('[instance.a.model]\nref = "o/m"\nimatrix = "zeros"\n', [], "no pod has it"),
         ('[instance.a.model]\nref = "o/m"\nlora = "o/l:2"\n', [], "no pod prepares an adapter"),
     ],

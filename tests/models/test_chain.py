@@ -434,3 +434,9 @@ def test_quantizing_twice_is_refused(world: World, precision: str) -> None:
         a_gguf(world, precision, local=True).chain("Q5_K_M")
     assert (precision or "unknown type") in str(caught.value)
     assert "leave quant out" in caught.value.hint
+
+
+def test_no_mix_that_fits_is_made_of_what_is_quantized(world: World) -> None:
+    quantized = World(world.home, replace(world.resolved, precision="FP8"))
+    with pytest.raises(UsageError, match=r"quant=fit: .* is FP8: a mix is made of an unquantized"):
+        quantized.chain("FIT")

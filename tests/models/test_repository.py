@@ -140,6 +140,7 @@ def test_the_name_explains_where_it_tells_no_quant() -> None:
         *(({"filename": "M-Q8_0.gguf"}, "gguf"), ({"pattern": "*Q8*"}, "gguf")),
         *(({"quant": "Q6_K"}, "safetensors"), ({"quant": "F16"}, "safetensors")),
         *(({"quant": "Q5_K"}, "safetensors"), ({"quant": "Q4_K"}, "gguf")),
+        *(({"quant": "4.8BPW"}, "safetensors"), ({"quant": "FIT"}, "safetensors")),
     ],
 )
 def test_both_kinds_gguf_where_the_quant_is_there(filters: dict[str, str], kind: str) -> None:
@@ -155,6 +156,15 @@ def test_a_quant_that_nothing_makes_is_not_converted_to() -> None:
         error = refused(*GGUF, *TENSORS, kind=UsageError, quant=quant)
         assert f"no GGUF with the quant {quant}" in error
         assert all(name in error for name in GGUF)
+
+
+def test_no_mix_is_made_of_files_that_are_quantized() -> None:
+    for quant in ("4.8BPW", "3GIB", "FIT"):
+        error = refused(*GGUF, kind=UsageError, quant=quant)
+        assert f"no GGUF with the quant {quant}" in error
+        assert all(name in error for name in GGUF)
+    # One that is named is not taken for a mix, though its name tells no quant.
+    refused("model.gguf", kind=UsageError, quant="4.8BPW", filename="model.gguf")
 
 
 def test_a_name_that_is_not_there_is_not_converted_either() -> None:

@@ -292,8 +292,8 @@ def conflicts(workload: Workload) -> Iterator[str]:
 
 def unpreparable(model: Mapping[str, str], at: Callable[[str], str]) -> Iterator[str]:
     """What no pod can prepare in a table `model`. `at` is the place of a key in the file."""
-    if model.get("quant", "").lower() == "auto":
-        yield f"{at('model.quant')} = auto: depends on one machine's memory; name a quant"
+    if (quant := model.get("quant", "").lower()) in ("auto", "fit"):
+        yield f"{at('model.quant')} = {quant}: depends on one machine's memory; name a quant"
     if model.get("draft", "none") != "none":
         why = "no pod prepares a draft; without a model: spec_type in the table server"
         yield f"{at('model.draft')} = {model['draft']}: {why}"

@@ -318,7 +318,8 @@ def test_what_adds_up_is_not_said_to_be_the_last_one(tmp_path: Path, text: str) 
         ("ref = 'nonsense'", "ref = nonsense: not a valid reference"),
         (
             "ref = 'demo'\nquant = 'q44'",
-            'quant = "q44": must be auto, or a type of llama-quantize',
+            'quant = "q44": must be auto, fit, a size such as 4.8bpw or 3GiB, or a type of '
+            "llama-quantize",
         ),
         ("ref = 'demo'\nimatrix = 'gone'", "imatrix: {}/gone is no file"),
     ],

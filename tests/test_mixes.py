@@ -1,0 +1,164 @@
+"""quant= as a size, as users type it: the file, the second run, the lock file, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import Doit, Run, post, with_programs
+from fakes.tiny_llama import TEXT
+from twins import Twin
+
+pytestmark = pytest.mark.build
+
+
+@pytest.fixture(scope="module")
+def original(
+    tiny: Path, twin: Callable[[Path, str], Twin], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An unquantized GGUF of the user's own, and beside it a text of some thousand tokens."""
+    folder = tmp_path_factory.mktemp("own") / "mödel s"
+    folder.mkdir()
+    shutil.copyfile(twin(tiny, "F16").real, folder / "tiny.gguf")
+    (folder / "text.txt").write_text(TEXT * 3, "utf-8")
+    return folder / "tiny.gguf"
+
+
+def without_perplexity(built: Path, folder: Path) -> Path:
+    if not folder.exists():
+        programs = next(path.parent for path in built.glob("*/llama-quantize*"))
+        every = shutil.ignore_patterns("llama-perplexity*", ".*")
+        shutil.copytree(programs, folder, copy_function=os.link, ignore=every)
+    return folder
+
+
+def run(doit: Doit, task: str, model: Path, quant: str, *words: str, status: int = 0) -> Run:
+    text = model.with_name("text.txt")
+    words = (f"model={model}", f"quant={quant}", f"imatrix={text}", *words)
+    return doit(task, *words, status=status)
+
+
+@pytest.mark.parametrize("measures", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_made_once_and_the_same_again_from_the_lock_file(
+    built: Path, original: Path, tmp_path: Path, measures: bool
+) -> None:
+    """Without llama-perplexity, which would run some twenty times, all tensors count the same."""
+    doit, other = (with_programs(built, tmp_path / name) for name in ("hôme", "öther"))
+    for each in (doit, other):
+        each.env["LLAMA_PIPELINE_CWD"] = str(tmp_path)
+        if not measures:
+            each.env["LLAMA_SERVER_BINS_DIR"] = str(without_perplexity(built, tmp_path / "bins"))
+    planned = run(doit, "plan", original, "4.8bpw", "format=json").json()
+    made = Path(planned["file"])
+    assert made.name == "model.4.8bpw.gguf"
+    output = run(doit, "prepare", original, "4.80BPW").err
+    assert "4.80 bits per weight" in output or "4.79 bits per weight" in output
+    reader = gguf.GGUFReader(made)
+    bits = sum(t.n_bytes for t in reader.tensors) * 8 / sum(t.n_elements for t in reader.tensors)
+    assert 4.7 < bits <= 4.8
+    assert 0 <= planned["file_bytes"] - made.stat().st_size < planned["file_bytes"] / 50
+    chosen = json.loads(made.with_name("mix.4.8bpw.json").read_text("utf-8"))
+    types = {
+        t.name: t.tensor_type.name.lower() for t in reader.tensors if t.name in chosen["types"]
+    }
+    assert types == chosen["types"]
+    assert len(set(chosen["types"].values())) > 1
+    if measures:
+        assert chosen["divergence"] <= chosen["plain_divergence"]
+    else:
+        assert "an error counts the same in every tensor" in output
+        assert chosen["divergence"] is None
+    assert run(doit, "prepare", original, "4.8bpw").steps == []
+    entries = doit("models", "format=json").json()
+    assert {(each["kind"], each["quant"]) for each in entries["models"]} >= {
+        ("model", "4.8BPW"),
+        ("mix", "4.8BPW"),
+    }
+
+    run(doit, "lock", original, "4.8bpw")
+    frozen = run(other, "prepare", original, "4.8bpw", "frozen=1")
+    assert "llama-perplexity" not in frozen.err, "the types are pinned"
+    again = other.home / made.relative_to(doit.home)
+    assert again.read_bytes() == made.read_bytes()
+    assert run(other, "prepare", original, "4.8bpw", "frozen=1").steps == []
+    assert run(other, "prepare", original, "4.8bpw").steps == []
+
+    (tmp_path / "pipeline.lock").unlink()  # which uses it
+    run(other, "remove", original, "4.8bpw", "yes=1")
+    assert not again.exists()
+    assert not again.with_name("mix.4.8bpw.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("quant", "message"),
+    [
+        ("1bpw", r"quant=1bpw: a mix of this model has from "),
+        ("0.1MiB", r"quant=0.1MiB: a mix of this model has from "),
+        ("4,8bpw", r"did you mean 4.8bpw?"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_any_work(
+    built: Path, original: Path, tmp_path: Path, quant: str, message: str
+) -> None:
+    doit = with_programs(built, tmp_path / "home")
+    refused = run(doit, "prepare", original, quant, status=3)
+    assert message in refused.err
+    assert not [*doit.home.rglob("*.gguf")]
+
+
+def test_no_mix_of_a_file_that_is_quantized(built: Path, gguf: Path, tmp_path: Path) -> None:
+    doit = with_programs(built, tmp_path / "home")
+    for quant in ("4.8bpw", "fit"):
+        refused = doit("prepare", f"model={gguf}", f"quant={quant}", status=3)
+        assert f"quantizing it again (quant={quant}) would cost quality" in refused.err
+
+
+def test_fit_is_the_largest_mix_that_the_memory_holds(
+    built: Path, original: Path, tmp_path: Path
+) -> None:
+    doit = with_programs(built, tmp_path / "home")
+    resolved = run(doit, "resolve", original, "fit")
+    assert "quant 8.5bpw, the largest mix that fits the memory" in resolved.err
+    assert (
+        run(doit, "plan", original, "fit", "format=json")
+        .json()["file"]
+        .endswith("model.8.5bpw.gguf")
+    )
+
+
+@pytest.mark.long
+def test_embeddings_of_a_mix_turn_less_than_those_of_the_plain_quant(
+    demo: Doit, built: Path, tmp_path: Path
+) -> None:
+    """all-MiniLM-L6-v2, which nobody quantized before, at no more bytes than Q4_K_M."""
+    doit = with_programs(built, tmp_path / "home")
+    (doit.home / "models").mkdir()
+    shutil.copytree(demo.home / "models", doit.home / "models", dirs_exist_ok=True)
+    asked = [line for line in TEXT.splitlines() if line]
+    files, embedded = {}, {}
+    for quant in ("f32", "q4_k_m", ""):
+        if not quant:
+            mib = math.floor(files["q4_k_m"].stat().st_size * 1000 / (1 << 20)) / 1000
+            quant = f"{mib:.3f}MiB"
+        words = ("model=demo-embed", f"quant={quant}")
+        files[quant] = Path(doit("plan", *words, "format=json").json()["file"])
+        with doit.serving(*words) as url:
+            answer = post(f"{url}/v1/embeddings", {"input": asked})
+        embedded[quant] = [each["embedding"] for each in answer["data"]]
+    exact, plain, mixed = embedded.values()
+    assert [*files.values()][2].stat().st_size <= files["q4_k_m"].stat().st_size
+    assert mean_cosine(exact, plain) < 0.995
+    assert mean_cosine(exact, mixed) >= 0.997
+
+
+def mean_cosine(some: list[list[float]], others: list[list[float]]) -> float:
+    a, b = np.array(some), np.array(others)
+    products = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(products.mean())
