@@ -12,9 +12,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import Doit, Run, post, with_programs
+from conftest import REPOSITORY, Doit, Run, post, with_programs
 from fakes.tiny_llama import TEXT
 from twins import Twin
+
+from pipeline.bins.compile import source
+from pipeline.core.paths import Home
+from pipeline.models import divergence, texts
 
 pytestmark = pytest.mark.build
 
@@ -134,6 +138,40 @@ def test_fit_is_the_largest_mix_that_the_memory_holds(
 
 
 @pytest.mark.long
+def test_a_mix_loses_at_most_seven_tenths_of_what_the_plain_quant_loses(
+    built: Path, trained: Path, program: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A Llama that was trained, at no more bytes than Q4_K_M, on another text than the mix was
+    chosen with."""
+    doit = with_programs(built, tmp_path / "home")
+    model = shutil.copyfile(trained, tmp_path / "llama.gguf")
+
+    def prepared(quant: str) -> Path:
+        doit("prepare", f"model={model}", f"quant={quant}")
+        return Path(doit("plan", f"model={model}", f"quant={quant}", "format=json").json()["file"])
+
+    plain = prepared("q4_k_m")
+    mixed = prepared(no_larger_than(plain))
+    assert mixed.stat().st_size <= plain.stat().st_size
+    reference = divergence.ReferenceRun(
+        program=program("llama-perplexity"),
+        model=model,
+        answers=tmp_path / "answers",
+        log=tmp_path / "log",
+        seconds=1200,
+    )
+    tree = source.find(Home(REPOSITORY)).folder
+    divergence.answer(reference, texts.save(tree, "test", Home(doit.home)), 24)
+    lost = [divergence.measure(reference, quant) for quant in (plain, mixed)]
+    assert 0 < lost[1] <= 0.7 * lost[0]
+
+
+def no_larger_than(file: Path) -> str:
+    """The size of a mix that has no more bytes."""
+    return f"{math.floor(file.stat().st_size * 1000 / (1 << 20)) / 1000:.3f}MiB"
+
+
+@pytest.mark.long
 def test_embeddings_of_a_mix_turn_less_than_those_of_the_plain_quant(
     demo: Doit, built: Path, tmp_path: Path
 ) -> None:
@@ -144,9 +182,7 @@ def test_embeddings_of_a_mix_turn_less_than_those_of_the_plain_quant(
     asked = [line for line in TEXT.splitlines() if line]
     files, embedded = {}, {}
     for quant in ("f32", "q4_k_m", ""):
-        if not quant:
-            mib = math.floor(files["q4_k_m"].stat().st_size * 1000 / (1 << 20)) / 1000
-            quant = f"{mib:.3f}MiB"
+        quant = quant or no_larger_than(files["q4_k_m"])
         words = ("model=demo-embed", f"quant={quant}")
         files[quant] = Path(doit("plan", *words, "format=json").json()["file"])
         with doit.serving(*words) as url:
