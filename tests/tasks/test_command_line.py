@@ -213,5 +213,6 @@ def test_help_lists_the_variables_of_a_step() -> None:
     assert "  lines    how many lines from the end [50]" in output
     assert "dry_run" not in output, "that is of up"
     assert "docs/instances.md" in output and "](" not in output and "`" not in output
-    assert "read by: upgrade, serve, chat, tune, quality, compare, plan" in doitw("help", "ctx_size").stdout
+    readers = "read by: upgrade, serve, chat, tune, quality, compare, plan"
+    assert readers in doitw("help", "ctx_size").stdout
     assert "doitw clean" in doitw("help").stdout

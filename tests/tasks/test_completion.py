@@ -65,7 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("build", ["build_ui", "build_bins"]),
         ("help inst", ["install_package"]),
         ("clean quantize mo", ["model="]),
-        ("comp", ["completion"]),
+        ("compl", ["completion"]),
         ("serve por", ["portable=", "port="]),
         ("serve port=1 backend=c", ["backend=cuda", "backend=cpu"]),
         ("port=1 serve model=demo bac", ["backend="]),
