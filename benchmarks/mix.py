@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,15 +62,10 @@ def prepared(home: Home, model: Path, quant: str) -> Path:
 
 def diverged(home: Home, model: Path, text: Path, quants: list[Path]) -> list[float]:
     """The KL divergence of each quant, in nats a token."""
-    reference = divergence.ReferenceRun(
-        program=program("llama-perplexity"),
-        model=model,
-        answers=home.root / "answers",
-        log=home.root / "log",
-        seconds=3600,
-    )
-    divergence.answer(reference, text, CHUNKS)
-    return [divergence.measure(reference, quant) for quant in quants]
+    tool = divergence.Perplexity(program=program("llama-perplexity"), logs=home.root)
+    group = divergence.ChunkGroup(base=home.root / "answers", text=home.root / "text.txt")
+    divergence.write_base(tool, model, group, text.read_text("utf-8"), CHUNKS)
+    return [divergence.mean(tool, quant, group) for quant in quants]
 
 
 def turned(home: Home, model: Path, text: Path, quants: list[Path]) -> list[float]:
@@ -85,7 +81,7 @@ def turned(home: Home, model: Path, text: Path, quants: list[Path]) -> list[floa
 def embedded(home: Home, model: Path, asked: list[str]) -> list[list[float]]:
     """The embeddings of texts by llama-server."""
     env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home.root)}
-    command = [*DOIT, "serve", f"model={model}", "port=18431", "format=json"]
+    command = [*DOIT, "serve", f"model={model}", f"port={free_port()}", "format=json"]
     with subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout
@@ -98,6 +94,12 @@ def embedded(home: Home, model: Path, asked: list[str]) -> list[list[float]]:
             return [each["embedding"] for each in sorted(found, key=lambda each: each["index"])]
         finally:
             server.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def cosine(a: list[float], b: list[float]) -> float:

@@ -153,16 +153,12 @@ def test_a_mix_loses_at_most_seven_tenths_of_what_the_plain_quant_loses(
     plain = prepared("q4_k_m")
     mixed = prepared(no_larger_than(plain))
     assert mixed.stat().st_size <= plain.stat().st_size
-    reference = divergence.ReferenceRun(
-        program=program("llama-perplexity"),
-        model=model,
-        answers=tmp_path / "answers",
-        log=tmp_path / "log",
-        seconds=1200,
-    )
+    tool = divergence.Perplexity(program=program("llama-perplexity"), logs=tmp_path)
+    group = divergence.ChunkGroup(base=tmp_path / "answers", text=tmp_path / "text.txt")
     tree = source.find(Home(REPOSITORY)).folder
-    divergence.answer(reference, texts.save(tree, "test", Home(doit.home)), 24)
-    lost = [divergence.measure(reference, quant) for quant in (plain, mixed)]
+    text = texts.save(tree, "test", Home(doit.home)).read_text("utf-8")
+    divergence.write_base(tool, model, group, text, 24)
+    lost = [divergence.mean(tool, quant, group) for quant in (plain, mixed)]
     assert 0 < lost[1] <= 0.7 * lost[0]
 
 

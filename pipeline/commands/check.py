@@ -105,6 +105,10 @@ def check_request(model: Model) -> None:
     elif reference and reference.path:
         models.resolve.check_folder(reference.path, model.architectures())
     check_limit(model)  # its chain raises what is wrong with it now
+    if request.quants:
+        from . import quality
+
+        quality.check_quants(model)
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
 

@@ -125,6 +125,23 @@ def requested(model: Model) -> tuple[str, ...]:
     return listed
 
 
+def check_quants(model: Model) -> None:
+    """Raise UsageError where the quants cannot be measured, as far as that is known before a
+    repository is looked at, which may have others than llama-quantize makes."""
+    quants, reference = requested(model), model.request.reference
+    if reference and reference.kind != "hub":
+        _require_makeable(model, quants)
+
+
+def _require_makeable(model: Model, quants: Sequence[str]) -> None:
+    for quant in quants:
+        try:
+            types.require_makeable(replace(model.request.wanted, quant=quant))
+        except UsageError as error:
+            named = error.message.removeprefix("quant=")
+            raise UsageError(f"quants={named}", error.hint) from None
+
+
 def measure(model: Model, quants: Sequence[str]) -> list[Quality]:
     """The quality of these quants of a model, each made or downloaded where it is not there.
     Raises PipelineError."""
@@ -142,13 +159,8 @@ def reported(model: Model, quants: Sequence[str]) -> QualityReport:
             "measured against the unquantized model",
             HINT,
         )
+    _require_makeable(model, quants)
     models = {quant: with_quant(model, quant) for quant in quants}
-    for each in models.values():
-        try:
-            types.require_makeable(each.request.wanted)
-        except UsageError as error:
-            named = error.message.removeprefix("quant=")
-            raise UsageError(f"quants={named}", error.hint) from None
     if known := _known(model, models):
         log.info(f"kept from an earlier run: the quality of {', '.join(models)}")
         return known

@@ -12,10 +12,10 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import stat_cache
 from pipeline.core.text import decoded
-from pipeline.models import texts
+from pipeline.models import divergence, texts
 from pipeline.models.gguf import Header
 from pipeline.models.quantize import is_text
-from pipeline.report import quality, quality_divergence
+from pipeline.report import quality
 from pipeline.report.quality import Setup
 from pipeline.report.quality_similarity import Serving
 
@@ -46,10 +46,10 @@ def setup(
     if kind == "language":
         wanted = {"--threads": request.threads, "--gpu-layers": request.gpu_layers}
         wanted["--device"] = request.device
-        size = ctx_size or quality_divergence.CTX_SIZE
-        perplexity = quality_divergence.Perplexity(
+        size = ctx_size or divergence.CTX_SIZE
+        perplexity = divergence.Perplexity(
             program=program,
-            home=programs.home,
+            logs=programs.home.logs,
             ctx_size=min(size, header.context_length or size),
             options=tuple(
                 word for option, value in wanted.items() if value for word in (option, str(value))

@@ -1,107 +1,276 @@
-"""How far a quant's answers are from those of the unquantized model: the Kullback-Leibler
-divergence of the next token's probabilities, as llama-perplexity measures it."""
+"""How far a quant's predictions are from those of the unquantized model, by llama-perplexity.
+
+The unquantized model writes the probabilities of every token of its vocabulary, for each token of
+the second half of a chunk: 134 MB a chunk of 512 tokens for 262,144 tokens. So the text is read in
+groups of chunks: once all quants have read a group's file, it is removed.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.store.publish import disk_errors, remove, require_space
 
 from . import gguf, tools
 
-CONTEXT = 512  # tokens of a chunk, of whose second half the answers are compared
-COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
-ANSWER_BYTES = 2  # for each word of the vocabulary and each token that is compared
-# The last line of these may be missing: on a busy machine llama.cpp's log loses what was not yet
-# printed when the program ends (common/log.cpp).
-TRIES = 3
+CTX_SIZE = 512  # tokens in a chunk, as in most published figures
+GROUP_BYTES = 2 * 1024**3  # of a group's file
+MOST_CHUNKS = 32  # in a group: what is printed for each chunk is a mean so far, with five digits
+LETTERS = 5  # of a token, at most in the mean; what is too much of a text is not used
+COPIES = 2  # of the weights: as read, and repacked for the processor
+# llama-perplexity ends without waiting for the thread that prints: on a busy machine the last lines
+# may be missing.
+TRIES = 2
+LEAST_LINES = 0.75  # of the chunks, after that
+SILENCE = 3600  # seconds; a line is printed for each chunk
+
 NUMBER = r"([-+.\w]+)"
-MEAN = re.compile(rf"^Mean +KLD: +{NUMBER}")
-CHUNK = re.compile(rf"^ *\d+ +\S+ ± +\S+ +\S+ ± +\S+ +{NUMBER} ±")
+PLUS_MINUS = rf"{NUMBER} ± +{NUMBER}"
+# One line a chunk: perplexity, log of its ratio, divergence, difference of probabilities, same top.
+CHUNK = re.compile(
+    rf"^ *(\d+) +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} % +{PLUS_MINUS} %"
+)
+TOTALS = {  # the last means with more digits
+    "log_ratio": re.compile(rf"^Mean ln\(PPL\(Q\)/PPL\(base\)\) *: +{PLUS_MINUS}", re.M),
+    "kld": re.compile(rf"^Mean +KLD: +{PLUS_MINUS}", re.M),
+    "same_top": re.compile(rf"^Same top p: +{PLUS_MINUS} %", re.M),
+}
+COLUMNS = {"log_ratio": 4, "kld": 6, "same_top": 10}  # groups of CHUNK; the error comes next
+FIGURES = tuple(COLUMNS)
+SCALE = {"same_top": 0.01}  # of what is printed in percent
+TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 
 
-class ReferenceRun(Struct, frozen=True, kw_only=True):
-    """What the unquantized `model` answers to a text: `answers` is the file that llama-perplexity
-    writes and reads, `seconds` how long a run may take."""
+class Piece(Struct, frozen=True):
+    """The figures of one piece of text, such as a chunk, by their names; and the error of each as
+    the program has it."""
+
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+
+
+class Perplexity(Struct, frozen=True, kw_only=True):
+    """The program, and how it is run. `options` are llama.cpp's own, for threads and GPUs; a run
+    takes `seconds` at most. Logs go to the folder `logs`."""
 
     program: Path
-    model: Path
-    answers: Path
-    log: Path
-    seconds: float
+    logs: Path
+    ctx_size: int = CTX_SIZE
+    options: tuple[str, ...] = ()
+    seconds: float | None = None
+    shows_progress: bool = True
+
+    @property
+    def scored(self) -> int:
+        """The tokens of a chunk that are compared: those that half a chunk stands before."""
+        return self.ctx_size - 1 - self.ctx_size // 2
+
+    def words(self, model: Path, base: Path) -> list[str]:
+        """The part of the command line that both runs share."""
+        return [
+            *(str(self.program), "--model", str(model), "--ctx-size", str(self.ctx_size)),
+            # one chunk after the other, so that each is printed while the next one is computed
+            *("--batch-size", str(self.ctx_size)),
+            *("--kl-divergence-base", str(base), *self.options),
+        ]
 
 
-def answer_bytes(vocabulary: int, chunks: int) -> int:
-    """How large the file of the answers becomes."""
-    return ANSWER_BYTES * (vocabulary + 4) * CONTEXT // 2 * chunks
+def chunk_bytes(vocabulary: int, ctx_size: int) -> int:
+    """What a chunk takes in the file of the unquantized model: 16 bits for each token of the
+    vocabulary, a scale and a minimum, for each token that is compared."""
+    row = 2 * ((vocabulary + 1) // 2) + 4
+    return (ctx_size - 1 - ctx_size // 2) * row * 2
 
 
-def answer(reference: ReferenceRun, text: Path, chunks: int) -> None:
-    """Write what the unquantized model answers to so many chunks of a text. Raises PipelineError,
-    also where it takes too long."""
-    answers = reference.answers
-    words = ["-f", str(text), "--chunks", str(chunks), "--kl-divergence-base", str(answers)]
-    _run(reference, reference.model, words, read=[text], write=[answers])
-    if not answers.stat().st_size:
+def group_size(vocabulary: int, ctx_size: int) -> int:
+    """How many chunks are measured before the file of the unquantized model is removed."""
+    return max(2, min(MOST_CHUNKS, GROUP_BYTES // chunk_bytes(vocabulary, ctx_size)))
+
+
+def part_of(text: str, offset: int, tokens: int) -> str:
+    """As much of the text from `offset` as surely has so many tokens, up to a blank."""
+    end = offset + tokens * LETTERS
+    blank = text.find(" ", end)
+    return text[offset : blank if blank >= 0 else len(text)] if end < len(text) else text[offset:]
+
+
+class ChunkGroup(Struct):
+    """A group of chunks of the text, whose file lies in the folder of the runs."""
+
+    base: Path
+    text: Path
+    chunks: int = 0
+
+
+def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most: int) -> None:
+    """Have the unquantized model write its probabilities for the text, at most `most` chunks of it,
+    and set how many there are. Raises PipelineError, UsageError where the text is too short."""
+    vocabulary = gguf.read(model).vocabulary
+    one = chunk_bytes(vocabulary, tool.ctx_size)
+    with disk_errors(group.base.parent):
+        require_space(group.base.parent, one * most)
+        group.text.write_text(text, encoding="utf-8", newline="")
+    words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
+    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=one * most)
+    if short := TOO_SHORT.search(output):
+        raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
+    counts = re.findall(r"calculating perplexity over (\d+) chunks", output)
+    group.chunks = int(counts[-1]) if counts else 0
+    head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
+    expected = head + group.chunks * one
+    if not group.chunks or group.base.stat().st_size != expected:
+        # llama-perplexity prints nothing where the disk is full
         raise PipelineError(
-            f"{text}: is too short to measure on", f"it must have {2 * CONTEXT} tokens at least"
+            f"{model.name}: llama-perplexity wrote {group.base.stat().st_size} bytes of "
+            f"probabilities, {expected} were expected:\n{last_lines(_log(tool, model), 5)}",
+            f"see whether the disk of {group.base.parent} is full; the whole log is "
+            f"{_log(tool, model)}",
         )
 
 
-def measure(reference: ReferenceRun, model: Path) -> float:
-    """The mean divergence of a quant, in nats a token. Raises PipelineError."""
-    words = ["--kl-divergence-base", str(reference.answers), "--kl-divergence"]
-    found: re.Match[str] | None = None
+def compare(tool: Perplexity, model: Path, group: ChunkGroup) -> list[Piece]:
+    """What `model` makes of the chunks of the group, of which the last may be missing. Raises
+    PipelineError."""
+    words = [*tool.words(model, group.base), "--kl-divergence"]
+    pieces: list[Piece] = []
     for _ in range(TRIES):
-        lines = _run(reference, model, words, read=[reference.answers])
-        if found := next(filter(None, map(MEAN.match, lines)), None):
-            break
-        # It is the mean so far.
-        found = next(filter(None, map(CHUNK.match, reversed(lines))), None)
-    if found is None or not math.isfinite(float(found[1])):
+        output = _run(tool, words, model, group, r"^ *(\d+) +\S+ ±", group.chunks)
+        pieces = max(pieces, parse(output), key=len)
+        if len(pieces) == group.chunks:
+            return pieces
+    if len(pieces) < LEAST_LINES * group.chunks:
         raise PipelineError(
-            f"{model.name}: llama-perplexity measured no divergence",
-            f"the whole log is {reference.log}",
+            f"{model.name}: llama-perplexity measured {len(pieces)} of {group.chunks} chunks:\n"
+            f"{last_lines(_log(tool, model), 5)}",
+            "run the same command again, when the machine is less busy; the whole log is "
+            f"{_log(tool, model)}",
         )
-    return max(0.0, float(found[1]))
+    return pieces
+
+
+def mean(tool: Perplexity, model: Path, group: ChunkGroup) -> float:
+    """The mean divergence of `model` on the group, in nats a token. Raises PipelineError."""
+    pieces = compare(tool, model, group)
+    value = sum(piece.values["kld"] for piece in pieces) / len(pieces)
+    if not math.isfinite(value):
+        raise PipelineError(
+            f"{model.name}: its divergence is no number", f"the whole log is {_log(tool, model)}"
+        )
+    return max(0.0, value)
+
+
+def discard(group: ChunkGroup) -> None:
+    """Remove the files of a group."""
+    remove(group.base)
+    remove(group.text)
+
+
+def parse(output: str) -> list[Piece]:
+    """The means over each chunk, from the means so far that are printed after each.
+
+    The logarithm of the perplexity's ratio and the divergence in nats, the same most probable token
+    as a fraction. What is no number is infinite.
+    """
+    rows = [line for line in map(CHUNK.match, output.splitlines()) if line]
+    if not rows:
+        return []
+    so_far = {
+        name: [_number(row[group]) * SCALE.get(name, 1) for row in rows]
+        for name, group in COLUMNS.items()
+    }
+    # That of one chunk, of which the group's is the mean.
+    scale = {name: SCALE.get(name, 1) * math.sqrt(len(rows)) for name in FIGURES}
+    errors = {name: _number(rows[-1][group + 1]) * scale[name] for name, group in COLUMNS.items()}
+    for name, pattern in TOTALS.items():
+        if total := pattern.search(output):
+            so_far[name][-1] = _number(total[1]) * SCALE.get(name, 1)
+            errors[name] = _number(total[2]) * scale[name]
+    alone = {name: _differences(means) for name, means in so_far.items()}
+    return [
+        Piece({name: alone[name][number] for name in FIGURES}, errors)
+        for number in range(len(rows))
+    ]
+
+
+def _differences(means: Sequence[float]) -> list[float]:
+    """The single values whose means so far these are."""
+    sums = [mean * count for count, mean in enumerate(means, start=1)]
+    values = [after - before for before, after in zip([0.0, *sums], sums, strict=False)]
+    return [value if math.isfinite(value) else math.inf for value in values]
+
+
+def _number(text: str) -> float:
+    """A number; infinite for what is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(value) else value
+
+
+def _log(tool: Perplexity, model: Path) -> Path:
+    return tool.logs / f"perplexity-{model.parent.name}-{model.name.strip('.')}.log"
 
 
 def _run(
-    reference: ReferenceRun,
-    model: Path,
+    tool: Perplexity,
     words: Sequence[str],
+    model: Path,
+    group: ChunkGroup,
+    counter: str,
+    total: int,
     *,
-    read: Sequence[Path],
-    write: Sequence[Path] = (),
-) -> list[str]:
-    """Run llama-perplexity: its output."""
-    program, files, lines = reference.program, gguf.shards(model), list[str]()
-    context = min(CONTEXT, gguf.read(files[0]).context_length or CONTEXT)
-    status = run(
-        [str(program), "-m", str(model), "-c", str(context), *words],
-        log=reference.log,
-        append=True,
-        env=tools.env(),
-        on_line=lines.append,
-        timeout=reference.seconds,
-        sandbox=tools.sandbox(
-            program,
-            read=[*files, *read],
-            write=write,
-            weights=sum(path.stat().st_size for path in files),
-            copies=COPIES,
-        ),
+    writes: int = 0,
+) -> str:
+    """Run llama-perplexity, which may write so many bytes; returns what it printed. Raises
+    PipelineError."""
+    lines: list[str] = []
+    files = gguf.shards(model)
+    weights = sum(path.stat().st_size for path in files)
+    header = gguf.read(files[0])
+    logits = 4 * header.vocabulary * tool.ctx_size
+    read = [*files, group.text] if writes else [*files, group.base]
+    sandbox = tools.sandbox(
+        tool.program,
+        read=read,
+        write=[group.base] if writes else [],
+        weights=weights,
+        copies=COPIES,
+        memory=tools.HEADER_MEMORY + 2 * logits,
     )
-    if status:
-        raise PipelineError(
-            f"{model.name}: llama-perplexity ended with status {status}:\n"
-            f"{last_lines(reference.log, 5)}",
-            f"the whole log is {reference.log}",
+    sandbox = replace(sandbox, file_bytes=tools.GIB + writes)
+    title = f"measuring {model.name.strip('.').removesuffix('.part')}"
+    with bar(title) if tool.shows_progress else nullcontext() as update:
+
+        def watch(line: str) -> None:
+            lines.append(line)
+            if update and (done := re.findall(counter, line)):
+                update(int(done[-1]), total)
+
+        status = run(
+            words,
+            log=_log(tool, model),
+            env=tools.env(),
+            on_line=watch,
+            patience=SILENCE,
+            timeout=tool.seconds,
+            sandbox=sandbox,
         )
-    return lines
+    output = "\n".join(lines)
+    if status and not TOO_SHORT.search(output):
+        raise PipelineError(
+            f"{model.name}: llama-perplexity failed (status {status}):\n"
+            f"{last_lines(_log(tool, model), 5)}",
+            f"the whole log is {_log(tool, model)}",
+        )
+    return output

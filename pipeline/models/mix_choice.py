@@ -34,7 +34,7 @@ from pipeline.core.store import artifacts, json_file, stat_cache
 from pipeline.core.store.publish import remove, require_space
 
 from . import divergence, gguf, knapsack, tensor_errors, texts, tools
-from .divergence import ReferenceRun
+from .divergence import ChunkGroup, Perplexity
 from .mix import TENSOR, MixTensor, Weights, dry_run, look, require_possible, weighed
 from .quantize import Quantization, is_text, make_imatrix, types_in
 from .quants import TENSOR_TYPES, Budget
@@ -52,8 +52,7 @@ PLAIN = (
     *("Q6_K", "Q8_0"),
 )
 UNMEASURED = "an error counts the same in every tensor"
-CHUNKS = 8  # of 512 tokens, whose answers are compared
-MOST_ANSWERS = 1 << 30  # bytes; fewer chunks where the vocabulary is large
+CHUNKS = 8  # whose answers are compared; fewer where the vocabulary is large
 SECONDS = 900  # for what errors cost: the layers are divided as finely as this allows
 DIVISIONS = (1 << 30, 8, 4, 2, 1)  # from each layer by itself to all in one
 LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
@@ -285,38 +284,49 @@ def _errors(
         )
 
 
-def _reference(work: MixWork, keep: Callable[..., None]) -> ReferenceRun | None:
+class MixReference(Struct, frozen=True):
+    """What the unquantized model answers to some chunks of the text."""
+
+    tool: Perplexity
+    group: ChunkGroup
+
+    def divergence(self, model: Path) -> float:
+        """That of a quant, in nats a token. Raises PipelineError."""
+        return divergence.mean(self.tool, model, self.group)
+
+
+def _reference(work: MixWork, keep: Callable[..., None]) -> MixReference | None:
     """The answers of the unquantized model; None where they cannot be had in time."""
     if work.llama_perplexity is None or work.text is None:
         log.info(f"{work.name}: what errors cost is not measured: {UNMEASURED}")
         return None
     header = gguf.read(gguf.shards(work.model)[0])
-    chunks = CHUNKS
-    while chunks > 1 and divergence.answer_bytes(header.vocabulary, chunks) > MOST_ANSWERS:
-        chunks -= 1
-    require_space(work.folder, divergence.answer_bytes(header.vocabulary, chunks))
-    reference = ReferenceRun(
+    size = min(divergence.CTX_SIZE, header.context_length or divergence.CTX_SIZE)
+    chunks = min(CHUNKS, divergence.group_size(header.vocabulary, size))
+    tool = Perplexity(
         program=work.llama_perplexity,
-        model=work.model,
-        answers=work.folder / "answers",
-        log=work.log,
+        logs=work.log.parent,
+        ctx_size=size,
         seconds=SECONDS / 4,
+        shows_progress=False,
     )
+    group = ChunkGroup(base=work.folder / "answers", text=work.folder / "text.txt")
+    text = divergence.part_of(work.text.read_text("utf-8"), 0, chunks * size)
     start = time.monotonic()
     try:
-        divergence.answer(reference, work.text, chunks)
+        divergence.write_base(tool, work.model, group, text, chunks)
     except PipelineError as error:
         log.info(f"warning: {error.message}\nwhat errors cost is not measured: {UNMEASURED}")
         return None
     keep(seconds=time.monotonic() - start)
-    return reference
+    return MixReference(tool, group)
 
 
 def _sensitivities(
     work: MixWork,
     tensors: Sequence[MixTensor],
     errors: Mapping[str, Mapping[str, float]],
-    reference: ReferenceRun | None,
+    reference: MixReference | None,
     results: Mapping[str, Any],
     keep: Callable[..., None],
 ) -> dict[str, float]:
@@ -335,7 +345,7 @@ def _sensitivities(
             if group not in results["costs"]:
                 made = work.folder / "worse.gguf"
                 quantize(work, worse, made, members[0].kind)
-                cost = divergence.measure(reference, made)
+                cost = reference.divergence(made)
                 keep(costs={**results["costs"], group: cost})
             wrong = sum(errors[name][kind] for name, kind in worse.items())
             cost = max(results["costs"][group], LEAST_COST)
@@ -358,17 +368,17 @@ def groups(tensors: Iterable[MixTensor], parts: int) -> dict[str, list[MixTensor
 
 
 def _confirmed(
-    work: MixWork, mixed: ChosenTypes, weights: Weights, room: int, reference: ReferenceRun
+    work: MixWork, mixed: ChosenTypes, weights: Weights, room: int, reference: MixReference
 ) -> ChosenTypes:
     """The mix, or the types of the plain quant of that size where these lose less."""
     made = work.folder / "confirmed.gguf"
     quantize(work, mixed.types, made)
-    mixed = replace(mixed, divergence=divergence.measure(reference, made))
+    mixed = replace(mixed, divergence=reference.divergence(made))
     plain, types = plain_types(work, weights, room)
     if not plain:
         return mixed
     quantize(work, types, made)
-    other = divergence.measure(reference, made)
+    other = reference.divergence(made)
     mixed = replace(mixed, plain=plain, plain_divergence=other)
     if mixed.divergence is not None and mixed.divergence <= other:
         return mixed

@@ -21,13 +21,12 @@ from pipeline.core.paths import Home
 from pipeline.core.store import json_file, publish
 from pipeline.core.store.locks import is_held, only_one
 from pipeline.core.text import plural
-from pipeline.models import gguf
+from pipeline.models import divergence, gguf
+from pipeline.models.divergence import Piece
 from pipeline.models.gguf import Header
 
-from . import quality_divergence as divergence
 from . import quality_similarity as similarity
 from .figures import Estimate, Quality
-from .quality_divergence import Piece
 from .quality_similarity import Serving
 from .quality_statistics import Verdict, estimate, verdict
 

@@ -14,10 +14,10 @@ from msgspec import DecodeError, Meta, Struct, json
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import bar
 from pipeline.models import texts
+from pipeline.models.divergence import Piece
 from pipeline.serve import health
 from pipeline.serve.server import Server
 
-from .quality_divergence import Piece
 from .quality_statistics import cosine, spearman
 
 LETTERS = 600  # of a text: the smallest models read 512 tokens, a query and a document together

@@ -14,9 +14,9 @@ from quality_tools import RANK, Quantize, shorten, spoiled, varied
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store.hashing import sha256
+from pipeline.models.divergence import Perplexity
 from pipeline.report import quality
 from pipeline.report.quality import Limit, Measured, Setup
-from pipeline.report.quality_divergence import Perplexity
 from pipeline.report.quality_statistics import Verdict
 
 pytestmark = pytest.mark.build
@@ -39,7 +39,9 @@ def setup(home: Home, program: Callable[[str], Path], prose: str) -> Setup:
         text=lambda: prose,
         text_digest="prose",
         text_name="the text of the tests",
-        perplexity=Perplexity(program=file, home=home, ctx_size=256, options=("--threads", "1")),
+        perplexity=Perplexity(
+            program=file, logs=home.logs, ctx_size=256, options=("--threads", "1")
+        ),
     )
 
 
@@ -175,6 +177,7 @@ WRONG = {
     "quants=q9_z": ["quants=q9_z: llama-quantize has no such type"],
     "quants=auto": ["quants=auto: is no quant"],
     "quant=q8_0 quants=q4_0": ["contradict each other"],
+    "quants=q8_0,q4_9": ["quants=q4_9", "did you mean Q4_1?"],
     "chunks=1": ["chunks=1", "from 8 to"],
     "text=nowhere.txt": ["nowhere.txt is no file"],
     "max_kld=0.1": ["max_kld=0.1: not a variable of quality"],

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from pipeline.core.errors import PipelineError
+from pipeline.models.divergence import Piece
 from pipeline.report.figures import Estimate
 from pipeline.report.quality import (
     Limit,
@@ -17,7 +18,6 @@ from pipeline.report.quality import (
     shown,
     verdict_wants,
 )
-from pipeline.report.quality_divergence import Piece
 from pipeline.report.quality_statistics import Verdict
 
 LIMIT = Limit("max_kld", 0.05, "kld")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.report.quality_divergence import chunk_bytes, group_size, parse, part_of
+from pipeline.models.divergence import chunk_bytes, group_size, parse, part_of
 
 HEAD = "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence   …"
 ROW = "{:4d}    {:9.4f} ±    0.1000    {:10.5f} ±    0.00300    {:10.5f} ±    0.00020    {:6.3f} ±"
