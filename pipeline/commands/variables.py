@@ -5,19 +5,14 @@ The table of steps says which groups, or single variables, a step reads.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from contextlib import suppress
-
 from pipeline.bins.build_options import BuildOptions, revision_name
-from pipeline.core.text import is_digits
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
-from pipeline.models import quants
 from pipeline.serve.address import host, host_pattern, origin
-from pipeline.serve.config.values import whole
 from pipeline.serve.server import AUTO as SANDBOX_AUTO
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
+
+from .parsers import duration, gpu_layers, listed, names, number, quant, tokens, uri
 
 SERVER = "server."  # any other option of llama-server
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
@@ -25,73 +20,6 @@ HERE, CONTAINER = "here", "container"  # where what is planned will run
 LITELLM, ROUTER = "litellm", "router"  # other programs for the gateway
 QUALITY, SPEED = "quality", "speed"  # what `compare` measures
 LLAMA_SERVERS = "llama-server's"  # own default
-
-
-def quant(value: str) -> str:
-    """A quant, or auto, fit or all."""
-    word = value.strip().upper()
-    return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
-
-
-def tokens(low: int, high: int) -> Callable[[str], int]:
-    """A whole number of tokens: `32k` is 32768."""
-
-    def parse(value: str) -> int:
-        with suppress(ValueError):
-            value = str(whole(value))
-        return integer(low, high)(value)
-
-    return parse
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """A number above `low`, and at most `high`."""
-
-    def parse(value: str) -> float:
-        with suppress(ValueError):
-            if low < float(value) <= high:
-                return float(value)
-        raise ValueError(f"a number above {low:g}, at most {high:g}, such as {high / 50:g}")
-
-    return parse
-
-
-def uri(value: str) -> str:
-    """An address, or another URI."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", value.strip()):
-        raise ValueError("a URI, such as https://ci.example/llama-pipeline")
-    return value.strip()
-
-
-def gpu_layers(value: str) -> str:
-    """llama-server's own: a number, auto or all."""
-    word = value.strip().lower()
-    if word not in ("auto", "all") and not is_digits(word):
-        raise ValueError("a whole number, auto or all")
-    return word
-
-
-def duration(low: int, high: int) -> Callable[[str], int]:
-    """Seconds, or minutes behind an `m`: `90`, `90s`, `5m`."""
-
-    def parse(value: str) -> int:
-        number = re.fullmatch(r"(\d{1,9})\s*(s|m)?", value.strip().lower())
-        seconds = int(number[1]) * (60 if number[2] == "m" else 1) if number else low - 1
-        if not low <= seconds <= high:
-            raise ValueError(f"seconds from {low} to {high}, or minutes: 90, 5m")
-        return seconds
-
-    return parse
-
-
-def names(value: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(filter(None, map(str.strip, text(value).split(","))))
-
-
-def listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
-    """Values with commas between them."""
-    return lambda value: tuple(map(parse, names(value)))
 
 
 class ModelVariables(Group):

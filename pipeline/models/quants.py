@@ -35,7 +35,7 @@ DEFAULT = "Q4_K_M"
 AUTO, ALL = "AUTO", "ALL"  # the best that fits; each of them (for plan)
 FIT = "FIT"  # the best mix that fits
 DECIDED = (AUTO, FIT)  # by the memory of the machine
-MIX = re.compile(r"(?P<number>\d{1,6}(?:\.\d{1,3})?)(?P<unit>BPW|MIB|GIB)")
+MIX = re.compile(r"(?P<number>\d{1,6}(?:\.\d{1,3})?)(?P<unit>BPW|MIB|GIB)", re.A)
 MIX_UNITS = {"BPW": ("bpw", 0), "MIB": ("MiB", 1 << 20), "GIB": ("GiB", 1 << 30)}
 
 # The converter writes these itself, so that no intermediate file is needed.

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from pipeline.commands import variables
+from pipeline.commands import parsers, variables
 from pipeline.commands.variables import SERVER, TABLE
 from pipeline.core import paths
 from pipeline.core.errors import doitw
@@ -59,14 +59,14 @@ def values(each: Variable, value: str, typed: Mapping[str, str]) -> list[str]:
         return matching(value, ("1", "0"))
     if each.parse is path:
         return files(value)
-    if each.parse is variables.quant:
+    if each.parse is parsers.quant:
         every = (*quants.DECIDED, quants.ALL, *quants.TYPES)
         return matching(value.lower(), (quant.lower() for quant in every))
     if each.name in variables.MODEL_NAMES:
         demos = pins().demos if each.name == "model" else ()
         references = matching(value, [*demos, *repositories()])
         return [*references, *files(value, ".gguf")]
-    if each.parse is variables.names:
+    if each.parse is parsers.names:
         earlier, comma, last = value.rpartition(",")
         is_lora = each.name == "lora"
         names = files(last, ".gguf") if is_lora else matching(last, instances(typed))

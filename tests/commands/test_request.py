@@ -151,6 +151,8 @@ def test_gpu_layers_that_mean_nothing(wrong: str) -> None:
         *(("port", "8080"), ("threads", "4"), ("ctx_size", "32k"), ("ctx_size", "4096")),
         *(("gpu_layers", "3"), ("lines", "5"), ("jobs", "2"), ("cuda_architectures", "89")),
         *(("gpus", "1"), ("replicas", "1-4"), ("storage", "50Gi"), ("quant", "tq2")),
+        *(("quant", "4.8bpw"), ("quant", "3GiB"), ("budget", "90"), ("budget", "5m")),
+        *(("chunks", "32"), ("max_kld", "0.1"), ("min_cosine", ".9")),
     ],
 )
 def test_numbers_are_written_in_ascii(name: str, value: str) -> None:
