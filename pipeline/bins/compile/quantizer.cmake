@@ -10,31 +10,31 @@ function(write_quants original file)
   set(bound "#define GROUP_MAX_EPS 1e-15f")
   string(REPLACE "${bound}\n" "${bound}\n#include \"quantizer.h\"\n" text "${text}")
   # The loop that follows needs the results of all blocks from its first turn on ...
-  string(REPLACE
-    "scales[j] = make_qkx2_quants(32, 15, x + 32*j, weights, L + 32*j, &mins[j], Laux, -1.f, 0.1f, 20, false);"
+  string(REGEX REPLACE
+    "scales.j. = make_qkx2_quants.32, 15,[^;]*;"
     "if (j == 0) lanes_qkx(x, NULL, 15, L, scales, mins, -1.f, 0.1f, 20);"
     text "${text}")
-  string(REPLACE
-    "scales[j] = make_qkx2_quants(32, 31, x + 32*j, weights, L + 32*j, &mins[j], Laux, -0.5f, 0.1f, 15, false);"
+  string(REGEX REPLACE
+    "scales.j. = make_qkx2_quants.32, 31,[^;]*;"
     "if (j == 0) lanes_qkx(x, NULL, 31, L, scales, mins, -0.5f, 0.1f, 15);"
     text "${text}")
   # ... or, with an importance matrix, after its last, when the weights of all are there.
   foreach(most IN ITEMS 15 31)
-    string(REPLACE
-      "scales[j] = make_qkx3_quants(32, ${most}, x + 32*j, weights, L + 32*j, &mins[j], Laux, -0.9f, 0.05f, 36, false);"
+    string(REGEX REPLACE
+      "scales.j. = make_qkx3_quants.32, ${most},[^;]*;"
       "static __thread float all[QK_K];
             memcpy(all + 32*j, weights, sizeof(weights));
             if (j == QK_K/32 - 1) lanes_qkx(x, all, ${most}, L, scales, mins, -0.9f, 0.05f, 36);"
       text "${text}")
   endforeach()
-  string(REPLACE
-    "const float scale = make_qx_quants(16, 32, x + 16*ib, L + 16*ib, 1, NULL);"
+  string(REGEX REPLACE
+    "const float scale = make_qx_quants.16, 32,[^;]*NULL.;"
     "if (ib % 8 == 0) lanes_qx(x + 16*ib, NULL, 32, L + 16*ib, scales + ib, GROUP_MAX_EPS);
             const float scale = scales[ib];"
     text "${text}")
-  string(REPLACE
-    "scale = make_qx_quants(16, 32, x + 16*ib, L + 16*ib, 1, qw);"
-    "if (ib % 8 == 0) lanes_qx(x + 16*ib, qw, 32, L + 16*ib, scales + ib, GROUP_MAX_EPS);
+  string(REGEX REPLACE
+    " scale = make_qx_quants.16, 32,[^;]*qw.;"
+    " if (ib % 8 == 0) lanes_qx(x + 16*ib, qw, 32, L + 16*ib, scales + ib, GROUP_MAX_EPS);
                 scale = scales[ib];"
     text "${text}")
   if(EXISTS "${file}")

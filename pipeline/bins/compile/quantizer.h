@@ -1,6 +1,7 @@
-// Eight blocks of weights side by side, in the lanes of a vector: what ggml-quants.c does with one
-// after the other. Each lane does the very same operations in the same order, none of them fused, so
-// that the bytes are the same. Included by ggml-quants.c, for x86-64; see quantizer.cmake.
+// make_qkx2_quants, make_qkx3_quants and make_qx_quants of ggml-quants.c (ggml, MIT licence) for eight
+// blocks of weights at once, each in a lane of a vector. A lane does the same operations in the same
+// order, none of them fused, so that the bytes are the same. Included by ggml-quants.c, for x86-64;
+// see quantizer.cmake.
 
 #include <math.h>
 #include <stdint.h>

@@ -1,0 +1,79 @@
+"""Parsers of variables, beside those that all variables share. Each takes a text and raises
+ValueError with what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+
+from pipeline.core.text import is_digits
+from pipeline.core.variables import integer, text
+from pipeline.models import quants
+from pipeline.serve.config.values import DECIMAL, whole
+
+
+def quant(value: str) -> str:
+    """A quant, or auto, fit or all."""
+    word = value.strip().upper()
+    return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
+
+
+def tokens(low: int, high: int) -> Callable[[str], int]:
+    """A whole number of tokens: `32k` is 32768."""
+
+    def parse(value: str) -> int:
+        with suppress(ValueError):
+            value = str(whole(value))
+        return integer(low, high)(value)
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A number above `low`, and at most `high`."""
+
+    def parse(value: str) -> float:
+        if DECIMAL.fullmatch(value.strip()) and low < float(value) <= high:
+            return float(value)
+        raise ValueError(f"a number above {low:g}, at most {high:g}, such as {high / 50:g}")
+
+    return parse
+
+
+def uri(value: str) -> str:
+    """An address, or another URI."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", value.strip()):
+        raise ValueError("a URI, such as https://ci.example/llama-pipeline")
+    return value.strip()
+
+
+def gpu_layers(value: str) -> str:
+    """llama-server's own: a number, auto or all."""
+    word = value.strip().lower()
+    if word not in ("auto", "all") and not is_digits(word):
+        raise ValueError("a whole number, auto or all")
+    return word
+
+
+def duration(low: int, high: int) -> Callable[[str], int]:
+    """Seconds, or minutes behind an `m`: `90`, `90s`, `5m`."""
+
+    def parse(value: str) -> int:
+        number = re.fullmatch(r"(\d{1,9})\s*(s|m)?", value.strip().lower(), re.ASCII)
+        seconds = int(number[1]) * (60 if number[2] == "m" else 1) if number else low - 1
+        if not low <= seconds <= high:
+            raise ValueError(f"seconds from {low} to {high}, or minutes: 90, 5m")
+        return seconds
+
+    return parse
+
+
+def names(value: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(filter(None, map(str.strip, text(value).split(","))))
+
+
+def listed(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Values with commas between them."""
+    return lambda value: tuple(map(parse, names(value)))
