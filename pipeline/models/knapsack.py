@@ -60,7 +60,9 @@ def solve(items: Sequence[Sequence[Variant]], budget: int) -> list[int]:
         promising = [
             state
             for state in longer
-            if state.bytes <= budget and state.loss + price * state.bytes < most
+            if state.bytes <= budget
+            and state.loss < limit  # else one of few bytes would pass for better
+            and state.loss + price * state.bytes < most
         ]
         found = _undominated(sorted(promising, key=BY_SIZE))
         if len(found) > MOST_PARTIAL:

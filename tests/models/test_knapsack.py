@@ -24,6 +24,16 @@ def test_it_is_exact() -> None:
         assert lost(items, chosen) == pytest.approx(best(items, budget), rel=1e-9, abs=1e-300)
 
 
+def test_a_solution_of_fewer_bytes_is_not_taken_for_a_better_one() -> None:
+    items = [
+        [Variant(256, 1.2), Variant(192, 11.0), Variant(128, 43.0)],
+        [Variant(384, 1.9), Variant(512, 0.1), Variant(192, 51.0)],
+        [Variant(288, 0.1), Variant(192, 0.6)],
+    ]
+    chosen = solve(items, 640)
+    assert lost(items, chosen) == best(items, 640)
+
+
 def some_items(rng: random.Random) -> list[list[Variant]]:
     items = []
     for _ in range(rng.randint(1, 6)):
