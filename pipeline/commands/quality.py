@@ -36,7 +36,7 @@ HINT = (
     "pass the model that it was made from: model=org/model with safetensors, or an F16, BF16 or "
     "F32 .gguf"
 )
-HEAD = ("quant", "size", "bits a weight")
+HEAD = ("quant", "size", "bits per weight")
 COLUMNS = {
     "kld": "KL divergence",
     "ppl_ratio": "perplexity ratio",
