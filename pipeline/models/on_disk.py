@@ -22,7 +22,7 @@ from pipeline.core.paths import Home, absolute
 from pipeline.core.pins import pins
 from pipeline.core.statement import companions
 from pipeline.core.store import json_file, receipts
-from pipeline.core.store.artifacts import OWN, UNFINISHED
+from pipeline.core.store.artifacts import OWN, UNFINISHED, is_empty
 from pipeline.core.store.receipts import Entry, Recipe, Status
 
 from . import quants, resolve
@@ -107,7 +107,7 @@ def empty(home: Home) -> Iterator[Path]:
     """The folders of models in which nothing is but receipts of what is gone, and locks."""
     for kind in ("gguf", "source"):
         for folder in _children(home.models / kind):
-            if folder.is_dir() and all(OWN.fullmatch(path.name) for path in _leaves(folder)):
+            if folder.is_dir() and is_empty(folder):
                 yield folder
 
 

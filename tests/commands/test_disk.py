@@ -343,6 +343,13 @@ def test_what_a_killed_removal_left_is_removed(disk: Doit) -> None:
     assert not folder.exists()
 
 
+def test_a_folder_that_a_killed_removal_has_emptied_is_removed_with_the_rest(disk: Doit) -> None:
+    folder = disk.home / "models" / "source" / SLUG
+    (folder / "1_Pooling" / "config.json").unlink()
+    disk("remove", "model=demo-embed", "yes=1")
+    assert not folder.exists()
+
+
 def test_killed_at_any_instant(disk: Doit) -> None:
     for seconds in (0.15, 0.3, 0.45):
         with disk.start("remove", "model=demo-embed", "yes=1") as process:

@@ -202,13 +202,22 @@ def finish(unfinished: Path) -> None:
 
 
 def remove_empty(folder: Path, top: Path) -> None:
-    """Remove `folder` and the folders above it, below `top`, that hold nothing but receipts of
-    what is gone and locks."""
-    while folder != top and folder.is_relative_to(top) and folder.is_dir():
-        if any(not OWN.fullmatch(path.name) for path in folder.iterdir()):
-            return
+    """Remove `folder` and the folders above it, below `top`, that are empty."""
+    while folder != top and folder.is_relative_to(top) and folder.is_dir() and is_empty(folder):
         remove(folder)
         folder = folder.parent
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but receipts of what is gone, locks, and empty folders, which
+    a killed run may have left."""
+
+    def counts_as_nothing(path: Path) -> bool:
+        if path.is_symlink() or not path.is_dir() or UNFINISHED.fullmatch(path.name):
+            return OWN.fullmatch(path.name) is not None
+        return is_empty(path)
+
+    return all(map(counts_as_nothing, folder.iterdir()))
 
 
 def allocated(paths: Iterable[Path]) -> int:
