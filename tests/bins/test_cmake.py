@@ -17,6 +17,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, wait_for
 from msgspec.structs import replace
+from supervisor_tools import lives
 
 from pipeline.bins.compile import cmake
 from pipeline.bins.compile.cmake import GIB, Done, Watch, Work, compile_all, forecast, record_speed
@@ -354,4 +355,4 @@ def test_no_compiler_is_left_behind(
         wait_for(lambda: seen.exists() and seen.read_text().endswith("\n"))
         building.send_signal(end)
     pid = int(seen.read_text())
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+    wait_for(lambda: not lives(pid))
