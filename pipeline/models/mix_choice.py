@@ -76,9 +76,8 @@ def prepare(
     *,
     force: bool = False,
 ) -> Path:
-    """Have the types of a mix chosen, and recorded beside it. Returns the matrix that it is made
-    with. `tree` is llama.cpp's source, for the text
-    to compute and to measure with where there is no other.
+    """Choose the types of a mix, and record them beside it. Returns the matrix that it is made
+    with. `tree` is llama.cpp's source, whose text is used where the user has given none.
 
     Raises PipelineError.
     """

@@ -40,31 +40,6 @@ class Samples(Struct, frozen=True, kw_only=True):
         )
 
 
-def speeds(
-    program: Path,
-    model: Path,
-    options: Sequence[str] = (),
-    *,
-    prompt: int = PROMPT,
-    generated: int = GENERATED,
-    repetitions: int = REPETITIONS,
-    depths: Sequence[int] = (0,),
-    timeout: float = SECONDS,
-) -> list[Speed]:
-    """The speed of `model` for each of `depths`, in their order: see `samples`."""
-    measured = samples(
-        program,
-        model,
-        options,
-        prompt=prompt,
-        generated=generated,
-        repetitions=repetitions,
-        depths=depths,
-        timeout=timeout,
-    )
-    return [each.speed for each in measured]
-
-
 def samples(
     program: Path,
     model: Path,

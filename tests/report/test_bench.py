@@ -32,15 +32,15 @@ GARBAGE = {
 def test_means_come_with_their_errors(tmp_path: Path) -> None:
     folder = tmp_path / "mein bench ü-cpu"
     program = stand_in.write(folder, {})
-    (speed,) = bench.speeds(program, stand_in.model(tmp_path / "a b ü.gguf"))
-    assert speed.prompt == Estimate(pytest.approx(100), pytest.approx(10 / 3**0.5))
-    assert speed.decode == Estimate(pytest.approx(10), pytest.approx(1 / 3**0.5))
+    (made,) = bench.samples(program, stand_in.model(tmp_path / "a b ü.gguf"))
+    assert made.speed.prompt == Estimate(pytest.approx(100), pytest.approx(10 / 3**0.5))
+    assert made.speed.decode == Estimate(pytest.approx(10), pytest.approx(1 / 3**0.5))
 
 
 def test_an_embedding_model_writes_nothing(tmp_path: Path) -> None:
     program = stand_in.write(tmp_path / "x-cpu", {"-n 0": stand_in.SAME}, "exit 1")
-    (speed,) = bench.speeds(program, stand_in.model(tmp_path / "m.gguf", "bert"))
-    assert speed.prompt.value == pytest.approx(100) and speed.decode is None
+    (made,) = bench.samples(program, stand_in.model(tmp_path / "m.gguf", "bert"))
+    assert made.speed.prompt.value == pytest.approx(100) and made.speed.decode is None
 
 
 def test_one_sample_has_no_error() -> None:
@@ -51,7 +51,7 @@ def test_one_sample_has_no_error() -> None:
 def test_what_is_no_figure_is_refused(tmp_path: Path, script: str) -> None:
     program = stand_in.write(tmp_path / "x-cpu", {}, script)
     with pytest.raises(PipelineError, match=r"^m\.gguf: llama-bench printed no speeds$"):
-        bench.speeds(program, stand_in.model(tmp_path / "m.gguf"))
+        bench.samples(program, stand_in.model(tmp_path / "m.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_no_figure_is_refused(tmp_path: Path, script: str) -> None:
 def test_a_run_that_fails_names_its_reason(tmp_path: Path, script: str, reason: str) -> None:
     program = stand_in.write(tmp_path / "x-cpu", {}, script)
     with pytest.raises(PipelineError, match=reason):
-        bench.speeds(program, stand_in.model(tmp_path / "m.gguf"), timeout=1)
+        bench.samples(program, stand_in.model(tmp_path / "m.gguf"), timeout=1)
 
 
 @pytest.mark.build
