@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
@@ -301,19 +301,16 @@ def _wait_until_settled(
     reported: dict[str, ServerStatus] = {}
     names = servers_of(wanted)
     supervisor: Process | None = None
-    starts, last_progress, watched = 0, time.monotonic(), 0
+    starts, watched = 0, 0
+    last_progress = last_check = time.monotonic()
     while True:
         state, latest = living(at), read_wanted(at)
         if latest and latest.asked < wanted.asked:  # of an `up` at the same time, without locks
             write_wanted(at, wanted)
         statuses = statuses_of(state)
-        for server in wanted.instances:
-            now = statuses.get(server.name)
-            if latest and server.name not in servers_of(latest):
-                now = ServerStatus(name=server.name, state=STOPPED, asked=wanted.asked)
-            if now and now.asked >= wanted.asked and reported.get(server.name) != now:
-                reported[server.name] = now
-                report(server, now)
+        for server, now in _news(wanted, latest, statuses, reported):
+            reported[server.name] = now
+            report(server, now)
         stopping = any(x.state != STOPPED for name, x in statuses.items() if name not in names)
         settled = all(name in reported and reported[name].state in SETTLED for name in names)
         if settled and not stopping:
@@ -335,9 +332,27 @@ def _wait_until_settled(
                 raise PipelineError(f"the supervisor ended by itself:\n{lines}", f"see {at.log}")
             starts, last_progress = starts + 1, time.monotonic()
             supervisor = _start_supervisor(at, timing)
+        if time.monotonic() > last_check + REACTION_SECONDS:
+            require_writable(at.path)  # else the supervisor cannot write that a server is ready
+            last_check = time.monotonic()
         time.sleep(POLL_SECONDS)
     results = [(server, reported[server.name]) for server in wanted.instances]
     return [(server, status) for server, status in results if not _is_well(server, status)]
+
+
+def _news(
+    wanted: DesiredState,
+    latest: DesiredState | None,
+    statuses: Mapping[str, ServerStatus],
+    reported: Mapping[str, ServerStatus],
+) -> Iterator[tuple[Server, ServerStatus]]:
+    """What has changed of the wanted servers since it was reported."""
+    for server in wanted.instances:
+        now = statuses.get(server.name)
+        if latest and server.name not in servers_of(latest):
+            now = ServerStatus(name=server.name, state=STOPPED, asked=wanted.asked)
+        if now and now.asked >= wanted.asked and reported.get(server.name) != now:
+            yield server, now
 
 
 def _hangs(at: Folder) -> PipelineError:

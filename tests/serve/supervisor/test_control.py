@@ -444,6 +444,33 @@ def test_a_step_that_goes_wrong(servers: Servers, tmp_path: Path) -> None:
     assert servers.pids()["b"] == before["b"]
 
 
+def test_a_disk_that_fills_up_while_a_server_loads(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor cannot write that it is ready: `up` does not wait for that for ever."""
+    if sys.platform != "linux":
+        pytest.skip("limits of another process")
+    a = stand_in(tmp_path, "a", "--ready-after", "1")
+    limits = psutil.RLIMIT_FSIZE
+
+    def full(folder: Path) -> None:
+        raise PipelineError(f"{folder}: cannot be written to: No space left on device")
+
+    def report(server: Server, now: state.ServerStatus) -> None:
+        servers.supervisor().rlimit(limits, (0, most[1]))
+
+    most = psutil.Process().rlimit(limits)
+    monkeypatch.setattr(servers, "report", report)
+    monkeypatch.setattr(control, "REACTION_SECONDS", 2.0)
+    monkeypatch.setattr(control, "require_writable", full)
+    with pytest.raises(PipelineError, match="No space left"):
+        servers.up(a)
+    servers.supervisor().rlimit(limits, most)
+    monkeypatch.undo()
+    pid = servers.pids()["a"]
+    assert servers.up(a) == {} and servers.pids()["a"] == pid
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', "\0" * 100])
 def test_damaged_files(servers: Servers, tmp_path: Path, text: str) -> None:
     a = stand_in(tmp_path, "a")
