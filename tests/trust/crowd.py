@@ -225,8 +225,10 @@ class Crowd:
 
     def published(self) -> Iterator[Path]:
         """The models under their final names."""
-        for path in (self.doit.home / "models").rglob("*"):
-            if path.suffix in (".gguf", ".safetensors") and not path.name.startswith("."):
+        models = self.doit.home / "models"
+        for path in models.rglob("*"):
+            names = path.relative_to(models).parts  # what begins with a dot is being made
+            if path.suffix in (".gguf", ".safetensors") and not any(n[0] == "." for n in names):
                 yield path
 
     def look(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import Run, free_port
 from cut_worlds import World
 from fakes import hub, llama_tree, releases
 
@@ -152,8 +152,7 @@ def fetch(parts: Parts, top: Path) -> Iterator[World]:
 def prune(parts: Parts, top: Path) -> Iterator[World]:
     """A model that stays, and around it what nothing uses any more."""
     with prepare(parts, top) as world:
-        prepared = world.words
-        world.doit(*prepared)
+        prepared = world.doit(*world.words)
         home = world.home
         (folder,) = (home / "models" / "gguf").iterdir()
         between = folder / "model.f16.gguf"
@@ -172,6 +171,7 @@ def prune(parts: Parts, top: Path) -> Iterator[World]:
         receipts.save(old, {"llama-server": entry})
         for path in home.rglob("*"):
             os.utime(path, (time.time() - 100 * 86400,) * 2) if path.suffix == ".log" else None
+        empty_converter(world, prepared)
         world.words = ("prune", "yes=1")
         yield world
 
@@ -180,9 +180,18 @@ def prune(parts: Parts, top: Path) -> Iterator[World]:
 def remove(parts: Parts, top: Path) -> Iterator[World]:
     """A model that was made, taken away: once it is gone there is no such model."""
     with prepare(parts, top) as world:
-        world.doit(*world.words)
+        empty_converter(world, world.doit(*world.words))
         world.words, world.ends = ("remove", world.words[1], "yes=1"), (0, 3)
         yield world
+
+
+def empty_converter(world: World, run: Run) -> None:
+    """Take the packages out of the converter's environment, which each try would copy: nothing
+    converts any more."""
+    assert "pip --python" not in run.out + run.err, run.out + run.err
+    for packages in world.cache.glob("converter-*/lib/python*/site-packages"):
+        shutil.rmtree(packages)
+        packages.mkdir()
 
 
 # Another llama.cpp

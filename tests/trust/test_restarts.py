@@ -129,9 +129,9 @@ def test_a_reaper_killed_over_and_over(servers: Servers, tmp_path: Path, times: 
 
     counts = []
     for _ in range(times):
-        wait_for(reaper).kill()
-        wait_for(lambda: reaper() is None)
-        wait_for(reaper)
+        killed = wait_for(reaper)
+        killed.kill()
+        wait_for(lambda killed=killed: reaper() not in (None, killed))
         counts.append(held(supervisor)[0])
     assert counts[-1] <= counts[0], counts
     assert servers.state()["a"].restarts == 0
