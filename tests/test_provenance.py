@@ -330,7 +330,7 @@ def test_a_folder_is_signed_as_a_whole(bare: Doit, own_tiny: Path, tmp_path: Pat
     assert {path.name for path in own_tiny.iterdir()} == before | {"model.sig"}
     theirs = [sys.executable, "-m", "model_signing", "verify", "key", own_tiny]
     theirs += ["--signature", own_tiny / "model.sig", "--public_key", public]
-    env = {**bare.env, "PYTHONPATH": str(signing.place(Home(bare.home)))}
+    env = {**bare.env, "PYTHONPATH": str(signing.folder(Home(bare.home)).path)}
     done = subprocess.run(theirs, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"model-signing's own program: {done.stderr}"
     assert "signed already" in bare("sign", words[0], f"key={private}").err

@@ -32,13 +32,14 @@ def clean_bins(programs: Programs) -> None:
 
 def clean_toolkit(programs: Programs) -> None:
     if release := programs.release:
-        with only_one(cuda_toolkit.place(programs.home, release)):
-            cuda_toolkit.clean(programs.home, release)
+        toolkit = cuda_toolkit.folder(programs.home, release)
+        with only_one(toolkit.path):
+            toolkit.clean()
 
 
 def forget_toolkit(programs: Programs) -> None:
     if release := programs.release:
-        cuda_toolkit.forget(programs.home, release)
+        cuda_toolkit.folder(programs.home, release).forget()
 
 
 def clean_converter(home: Home) -> None:

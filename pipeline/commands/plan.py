@@ -131,7 +131,7 @@ def planned_steps(model: Model, chain: Chain, bytes_: int) -> Iterator[PlannedSt
     )
     if programs.are_compiled and programs.page:
         used = programs.page.node
-        is_missing = used == node.packaged(home) and not node.is_current(home)
+        is_missing = used == node.packaged(home) and not node.folder(home).is_current()
         sizes = (node.DOWNLOAD_BYTES, node.INSTALLED_BYTES) if is_missing else (0, 0)
         what = f"llama-server's page, with Node.js {used.version}"
         yield PlannedStep("build_ui", programs.page_is_done(), what, *sizes)

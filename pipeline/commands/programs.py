@@ -161,7 +161,8 @@ class Programs:
         """Up to date, or not needed."""
         if self.release is None or self.are_done():
             return True
-        return not self.request.again and cuda_toolkit.is_current(self.home, self.release)
+        is_current = cuda_toolkit.folder(self.home, self.release).is_current()
+        return not self.request.again and is_current
 
     def page_is_done(self) -> bool:
         """Up to date, or not needed."""
@@ -202,7 +203,7 @@ class Programs:
     def make(self) -> None:
         self._are_done = None
         if self.release:
-            mark_used(cuda_toolkit.place(self.home, self.release))
+            mark_used(cuda_toolkit.folder(self.home, self.release).path)
         self.source.make(
             force=self.request.again, offline=self.request.offline, refresh=self.request.refresh
         )

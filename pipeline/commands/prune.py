@@ -163,8 +163,8 @@ def of_cache(home: Home, days: int) -> Iterator[Removable]:
     use next stays: its converter, CUDA toolkit, Node.js and model-signing."""
     cache = paths.cache(home)
     present = (
-        *(converter.folder(home), cuda_toolkit.place(home, CUDA_13), node.place(home)),
-        signing.place(home),
+        *(converter.folder(home), cuda_toolkit.folder(home, CUDA_13).path),
+        *(node.folder(home).path, signing.folder(home).path),
     )
     yield from killed_runs(cache, *_entries(cache / "archives"))
     for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):

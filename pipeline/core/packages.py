@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
 
 from . import environment, network, paths
 from .errors import PipelineError
 from .log import info
 from .pins import Archive
 from .process import last_lines, run
-from .store import hashing
+from .store import artifacts, hashing, receipts
 from .store.locks import only_one
 from .store.publish import (
     disk_error_in,
@@ -23,6 +27,7 @@ from .store.publish import (
     remove,
     require_space,
 )
+from .store.receipts import Recipe
 from .text import size
 
 LONGEST = 7200.0  # seconds for pip or npm; CUDA's wheels, 800 MB, at 1 Mbit/s
@@ -58,31 +63,112 @@ def download_argv(archive: Archive, folder: Path) -> list[str]:
     ]
 
 
-def install(requirements: Path, folder: Path, name: str, log: Path) -> None:
-    """Unpack packages into an empty folder: those of a file of requirements with their hashes,
-    without what they depend on. Raises PipelineError."""
-    temporary = folder / "tmp"
-    temporary.mkdir(parents=True)
-    # pip unpacks into the temporary folder before it moves: the system's may be small.
-    env = pip_environment() | {"TMPDIR": str(temporary)}
-    if status := run(install_argv(requirements, folder), log=log, env=env, timeout=LONGEST):
-        if full := disk_error_in(last_lines(log), folder):
-            raise full
-        raise PipelineError(
-            f"{name} could not be installed (pip ended with {status}):\n{last_lines(log, 5)}",
-            "check the network, pip's settings (pip config list) and the free space in "
-            f"{folder.parent}; the log is {log}{network.settings()}",
-        )
-    remove(temporary)
+def _pip(argv: list[str], folder: Path, log: Path, **variables: str) -> int:
+    """The exit status of a pip command that writes into `folder`. Raises PipelineError where the
+    disk is full or fails."""
+    status = run(argv, log=log, env=pip_environment() | variables, timeout=LONGEST)
+    if status and (full := disk_error_in(last_lines(log), folder)):
+        raise full
+    return status
 
 
-def install_argv(requirements: Path, folder: Path) -> list[str]:
-    """Its pip command; a target excludes `user = true` in pip's settings."""
-    return [
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-user", "--no-deps"),
-        *("--no-compile", "--only-binary", ":all:", "--require-hashes"),
-        *("--target", str(folder), "--requirement", str(requirements)),
-    ]
+class PackageFolder(Struct, frozen=True, kw_only=True):
+    """Packages in a folder of the cache, which all checkouts share, for programs that run from
+    there. The folder is complete, or it is not there.
+
+    It depends on `requirements`, a file with hashes, and `depends`. `stamp` is the name of the file
+    that is written last; without `program`, a path in the folder, it is not complete either. Sizes
+    in bytes.
+    """
+
+    home: paths.Home
+    title: str
+    name: str
+    version: str = ""
+    requirements: Path
+    depends: Mapping[str, Any]
+    stamp: str
+    program: str = ""
+    download: int
+    installed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        return {**self.depends, "requirements": hashing.sha256(self.requirements)}
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is, or would be."""
+        digest = hashlib.sha256(repr(sorted(self.recipe.items())).encode()).hexdigest()[:12]
+        return paths.cache(self.home) / "-".join(filter(None, (self.name, self.version, digest)))
+
+    def is_current(self) -> bool:
+        """Whether the folder is complete."""
+        entry = receipts.load(self.path).get(self.stamp)
+        is_made = entry is not None and entry.recipe == self.recipe
+        return is_made and (self.path / self.program).exists()
+
+    def make(
+        self,
+        log: Path,
+        finish: Callable[[Path], None],
+        *,
+        use: str = "",
+        instead: str = "",
+        offline: bool = False,
+        force: bool = False,
+    ) -> None:
+        """Install the packages, unless that is done; `finish` adds what the folder lacks, and tries
+        it out. `use` and `instead`, in messages, are for what, and what does without. Raises
+        PipelineError."""
+        paths.require_writable(self.path.parent)
+        with artifacts.locked_folder(self.path):
+            if self.is_current() and not force:
+                return
+            label = f"{self.title} {self.version}".rstrip()
+            if offline:
+                raise PipelineError(
+                    f"{label} is not in {self.path}, and offline=1 forbids downloading it",
+                    "run once without offline=1",
+                )
+            with artifacts.new_folder(self.path, need=self.download + self.installed) as made:
+                info(f"fetching {label} ({size(self.download)}, once){use}")
+                try:
+                    self._unpack(made, label, log)
+                except PipelineError as error:
+                    raise PipelineError(error.message, error.hint + instead) from None
+                finish(made)
+                stamp = made / self.stamp
+                stamp.write_text(f"{self.version or 'complete'}\n", encoding="utf-8")
+                entry = receipts.stamp(stamp, self.recipe, seconds=0)
+                receipts.save(made, {self.stamp: entry})
+
+    def _unpack(self, folder: Path, label: str, log: Path) -> None:
+        """Unpack the packages into an empty folder, and nothing that they depend on."""
+        temporary = folder / "tmp"
+        temporary.mkdir(parents=True)
+        argv = [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"),
+            "--no-user",  # a target excludes `user = true` in pip's settings
+            *("--only-binary", ":all:", "--require-hashes"),
+            *("--target", str(folder), "--requirement", str(self.requirements)),
+        ]
+        # pip unpacks into the temporary folder before it moves: the system's may be small.
+        if status := _pip(argv, folder, log, TMPDIR=str(temporary)):
+            raise PipelineError(
+                f"{label} could not be installed (pip ended with {status}):\n{last_lines(log, 5)}",
+                "check the network, pip's settings (pip config list) and the free space in "
+                f"{folder.parent}; the log is {log}{network.settings()}",
+            )
+        remove(temporary)
+
+    def clean(self) -> None:
+        """Remove the folder. Killed halfway, what is left of it does not pass for the whole."""
+        artifacts.take_away(self.path)
+
+    def forget(self) -> None:
+        """Drop its receipt."""
+        receipts.invalidate(self.path / self.stamp)
 
 
 def cached(archive: Archive, home: paths.Home) -> Path:
@@ -124,12 +210,8 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
         pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
         (folder / "pinned.txt").write_text(pin, encoding="utf-8")
         try:
-            status = run(
-                download_argv(archive, folder), log=log, env=pip_environment(), timeout=LONGEST
-            )
+            status = _pip(download_argv(archive, folder), folder, log)
             got = folder / archive.file
-            if status and (full := disk_error_in(last_lines(log), folder)):
-                raise full
             if status or not got.exists():
                 raise PipelineError(
                     f"{archive.package} {archive.version} could not be downloaded "

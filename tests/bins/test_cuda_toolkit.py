@@ -123,13 +123,13 @@ def test_every_requirement_is_pinned_for_both_processors() -> None:
 
 
 def test_its_place_follows_what_it_is_made_of(tmp_path: Path, home: Home) -> None:
-    place = cuda_toolkit.place(home, CUDA_13)
+    place = cuda_toolkit.folder(home, CUDA_13).path
     assert place.parent == tmp_path / "cäche of all"
-    assert place == cuda_toolkit.place(Home(tmp_path / "another"), CUDA_13)
+    assert place == cuda_toolkit.folder(Home(tmp_path / "another"), CUDA_13).path
     other = tmp_path / "other.txt"
     other.write_text("nvidia-cuda-nvcc==13.5.37\n")
     others = [replace(CUDA_13, requirements=other), replace(CUDA_13, version="13.5")]
-    assert len({place, *(cuda_toolkit.place(home, release) for release in others)}) == 3
+    assert len({place, *(cuda_toolkit.folder(home, release).path for release in others)}) == 3
     assert cuda_toolkit.toolkit(home, CUDA_13).nvcc == place / "nvidia/cu13/bin/nvcc"
 
 
@@ -187,11 +187,11 @@ def test_the_drivers_library_is_there_or_none_is_named() -> None:
 @posix
 def test_made_once(tmp_path: Path, home: Home, capfd: pytest.CaptureFixture[str]) -> None:
     release = wheel(tmp_path)
-    assert not cuda_toolkit.is_current(home, release)
+    assert not cuda_toolkit.folder(home, release).is_current()
     kit = cuda_toolkit.make(release, home)
     assert capfd.readouterr().err.count("+ ") == 1
-    assert cuda_toolkit.is_current(home, release)
-    assert in_cache(tmp_path) == [cuda_toolkit.place(home, release).name]
+    assert cuda_toolkit.folder(home, release).is_current()
+    assert in_cache(tmp_path) == [cuda_toolkit.folder(home, release).path.name]
     assert (kit.version, kit.major) == ("13.4", 13)
     assert subprocess.check_output([kit.nvcc], text=True) == "release 13.4, V13.4.92\n"
     for name in LIBRARIES:
@@ -199,7 +199,7 @@ def test_made_once(tmp_path: Path, home: Home, capfd: pytest.CaptureFixture[str]
             link = kit.root / folder / name.removesuffix(".13")
             assert link.read_text() == name
             assert not link.readlink().is_absolute()
-    assert not (cuda_toolkit.place(home, release) / "tmp").exists()
+    assert not (cuda_toolkit.folder(home, release).path / "tmp").exists()
 
     assert cuda_toolkit.make(release, home, offline=True) == kit
     assert capfd.readouterr().err == ""
@@ -210,12 +210,12 @@ def test_made_once(tmp_path: Path, home: Home, capfd: pytest.CaptureFixture[str]
     after = kit.nvcc.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert not (kit.root / "bin" / "stray").exists()
-    assert cuda_toolkit.is_current(home, release)
+    assert cuda_toolkit.folder(home, release).is_current()
 
-    cuda_toolkit.forget(home, release)
-    assert not cuda_toolkit.is_current(home, release)
-    cuda_toolkit.clean(home, release)
-    cuda_toolkit.clean(home, release)
+    cuda_toolkit.folder(home, release).forget()
+    assert not cuda_toolkit.folder(home, release).is_current()
+    cuda_toolkit.folder(home, release).clean()
+    cuda_toolkit.folder(home, release).clean()
     assert in_cache(tmp_path) == []
 
 
@@ -223,15 +223,15 @@ def test_made_once(tmp_path: Path, home: Home, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("left", ["part", "no receipt", "no compiler"])
 def test_what_a_cut_run_left_is_mended(tmp_path: Path, home: Home, left: str) -> None:
     release = wheel(tmp_path)
-    target = cuda_toolkit.place(home, release)
+    target = cuda_toolkit.folder(home, release).path
     if left == "part":
         (publish.part(target) / "nvidia").mkdir(parents=True)
     else:
         kit = cuda_toolkit.make(release, home)
         shutil.rmtree(kit.root) if left == "no compiler" else (target / receipts.FILE).unlink()
-    assert not cuda_toolkit.is_current(home, release)
+    assert not cuda_toolkit.folder(home, release).is_current()
     cuda_toolkit.make(release, home)
-    assert cuda_toolkit.is_current(home, release)
+    assert cuda_toolkit.folder(home, release).is_current()
     assert in_cache(tmp_path) == [target.name]
 
 
@@ -253,7 +253,7 @@ def test_a_full_disk_is_told_beforehand(
     monkeypatch.setattr(cuda_toolkit, "INSTALLED_BYTES", 10**18)
     with pytest.raises(PipelineError, match="are needed there"):
         cuda_toolkit.make(release, home, force=force)
-    assert cuda_toolkit.is_current(home, release) == force
+    assert cuda_toolkit.folder(home, release).is_current() == force
 
 
 @posix
@@ -270,8 +270,8 @@ def test_what_cannot_be_installed_replaces_nothing(tmp_path: Path, home: Home, f
     with pytest.raises(PipelineError, match="could not be installed") as caught:
         cuda_toolkit.make(release, home, force=True)
     assert str(home.logs) in caught.value.hint
-    assert kit.nvcc.exists() and cuda_toolkit.is_current(home, release)
-    assert in_cache(tmp_path) == [cuda_toolkit.place(home, release).name]
+    assert kit.nvcc.exists() and cuda_toolkit.folder(home, release).is_current()
+    assert in_cache(tmp_path) == [cuda_toolkit.folder(home, release).path.name]
 
 
 @posix
@@ -290,16 +290,16 @@ def test_a_clean_that_was_cut_leaves_no_toolkit(
     nvcc = cuda_toolkit.toolkit(home, CUDA_13).nvcc
     nvcc.parent.mkdir(parents=True)
     nvcc.touch()
-    stamp = cuda_toolkit.place(home, CUDA_13) / cuda_toolkit.STAMP
+    stamp = cuda_toolkit.folder(home, CUDA_13).path / "toolkit"
     stamp.touch()
-    entry = receipts.stamp(stamp, cuda_toolkit.recipe(CUDA_13), seconds=0)
+    entry = receipts.stamp(stamp, cuda_toolkit.folder(home, CUDA_13).recipe, seconds=0)
     receipts.save(stamp.parent, {stamp.name: entry})
-    assert cuda_toolkit.is_current(home, CUDA_13)
+    assert cuda_toolkit.folder(home, CUDA_13).is_current()
 
     def cut(folder: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", cut)
     with pytest.raises(KeyboardInterrupt):
-        cuda_toolkit.clean(home, CUDA_13)
-    assert not cuda_toolkit.is_current(home, CUDA_13)
+        cuda_toolkit.folder(home, CUDA_13).clean()
+    assert not cuda_toolkit.folder(home, CUDA_13).is_current()

