@@ -35,56 +35,44 @@ def only_one(target: Path) -> Iterator[None]:
 
     The holder may take it again: `is_singleton` makes it one lock within this process.
     """
-    from filelock import Timeout
-
     target.parent.mkdir(parents=True, exist_ok=True)
     if trouble(target.parent):
         _remove_left(target)
         yield
         return
     lock = file_lock(lock_of(target), is_singleton=True)
-    with _errors_of(lock_of(target)):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info(f"another run is making {target.name}; waiting for it")
-            lock.acquire()
-    try:
+    with _held(lock, f"another run is making {target.name}; waiting for it"):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def alone_with(file: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock of a file for as long as it takes to read and write it; log `waiting` once
     while another run holds it."""
-    from filelock import Timeout
-
     if trouble(file.parent):
         yield
         return
-    lock = file_lock(file)
-    with _errors_of(file):
+    with _held(file_lock(file), waiting):
+        yield
+
+
+@contextmanager
+def _held(lock: BaseFileLock, waiting: str) -> Iterator[None]:
+    from filelock import Timeout
+
+    try:
         try:
             lock.acquire(timeout=0 if waiting else -1)
         except Timeout:
             log.info(waiting)
             lock.acquire()
+    except OSError as error:
+        error.filename = error.filename or lock.lock_file  # the system names no file
+        raise
     try:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _errors_of(lock: Path) -> Iterator[None]:
-    """Have an error of locking name the lock: the system names no file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(lock)
-        raise
 
 
 def mark_used(target: Path) -> None:
@@ -96,19 +84,13 @@ def mark_used(target: Path) -> None:
 def is_held(target: Path) -> bool:
     """Whether another run holds the lock of `target`, or may: where locks do not work, or nothing
     can be written, that is unknown. The lock file keeps its time."""
-    from filelock import Timeout
-
     path = lock_of(target)
     try:
-        if trouble(path.parent):
-            return True
-        if not path.exists():
+        if not trouble(path.parent) and not path.exists():
             return False
-        stat = path.stat()
-        with file_lock(path).acquire(timeout=0):
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        return False
-    except (OSError, Timeout):
+        with locked_if_free(target) as is_free:
+            return not is_free
+    except OSError:
         return True
 
 
