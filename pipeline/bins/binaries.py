@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -139,7 +139,7 @@ class Binaries(Struct, frozen=True, kw_only=True):
     def quantizer(self) -> Path | None:
         """The library with ggml's functions that quantize; None where there is none, or programs of
         another llama.cpp than the pinned one lie there: its llama-quantize may go another way."""
-        if (self.commit or packed_commit(self.folder)) != pins().llama_cpp_commit:
+        if (self.commit or packed(self.folder, "commit")) != pins().llama_cpp_commit:
             return None
         found = (path for name in QUANTIZERS for path in sorted(self.folder.glob(name)))
         return next(found, None)
@@ -158,23 +158,17 @@ def program_sha256(path: Path, home: Home) -> str:
     return receipts.known_sha256(path) or stat_cache.identity(home.run / "programs.json", path)
 
 
-def packed_backend(folder: Path) -> str:
-    """The backend that the manifest of a package names for its programs in `folder`; empty where
-    there is none."""
-    return json_file.read(folder.parent / "manifest.json", lambda data: str(data["backend"])) or ""
-
-
-def packed_commit(folder: Path) -> str:
-    """The commit of llama.cpp that the manifest of a package names for its programs in `folder`;
-    empty where there is none."""
-    return json_file.read(folder.parent / "manifest.json", lambda data: str(data["commit"])) or ""
+def packed(folder: Path, key: Literal["backend", "commit"]) -> str:
+    """What the manifest of a package says of its programs in `folder`; empty where there is
+    none."""
+    return json_file.read(folder.parent / "manifest.json", lambda data: str(data[key])) or ""
 
 
 def is_ours(program: Path) -> bool:
     """Whether the pipeline made, fetched or packed a program, or will make it. Any other may be of
     any version, or a script that starts one."""
     folder = program.resolve().parent
-    return not program.is_file() or bool(packed_backend(folder) or receipts.load(folder))
+    return not program.is_file() or bool(packed(folder, "backend") or receipts.load(folder))
 
 
 def chosen_folder() -> str:

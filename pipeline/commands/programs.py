@@ -136,7 +136,7 @@ class Programs:
         """The backend of the programs; empty where it is unknown."""
         if self.are_chosen:
             return self.selection.backend
-        return binaries.packed_backend(self.binaries.folder) if self.are_external else ""
+        return binaries.packed(self.binaries.folder, "backend") if self.are_external else ""
 
     @property
     def are_chosen(self) -> bool:

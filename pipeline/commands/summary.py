@@ -64,7 +64,7 @@ def _model(
     if draft := drafting(server, output, header):
         rows["draft"] = draft
     ours = is_ours(programs, server)
-    packed = "" if ours else binaries.packed_backend(Path(server.executable).parent)
+    packed = "" if ours else binaries.packed(Path(server.executable).parent, "backend")
     devices = seen_devices(programs, server) if ours or packed else []
     threads = re.search(r"n_threads = (\d+)", output)
     return rows | {

@@ -80,7 +80,7 @@ def shown(server: Server) -> str:
 def _is_for_cpu(server: Server) -> bool:
     """Whether its programs were built or packed for the CPU alone: a driver may need anything."""
     folder = Path(server.command[0]).resolve().parent
-    return folder.name.endswith("-cpu") or binaries.packed_backend(folder) == "cpu"
+    return folder.name.endswith("-cpu") or binaries.packed(folder, "backend") == "cpu"
 
 
 def _readable(server: Server) -> Iterator[Path]:

@@ -98,7 +98,7 @@ def test_the_backend_that_a_package_names(
 ) -> None:
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    assert binaries.packed_backend(tmp_path / "bin") == backend
+    assert binaries.packed(tmp_path / "bin", "backend") == backend
 
 
 def test_programs_of_our_own(tmp_path: Path) -> None:
