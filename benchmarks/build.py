@@ -20,12 +20,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+from common import DOIT, REPOSITORY
 
-from pipeline.bins.compile import source  # noqa: E402
-from pipeline.bins.compile.cmake import own_tools  # noqa: E402
-from pipeline.core import capacity, paths  # noqa: E402
+from pipeline.bins.compile import source
+from pipeline.bins.compile.cmake import own_tools
+from pipeline.core import capacity, paths
 
 JOBS = capacity.processors()
 LIMIT = 0.55  # of upstream's CPU-seconds
@@ -59,16 +58,15 @@ def measure(commands: list[list[str]], env: dict[str, str], count: str) -> Cost:
 def ours(top: Path, name: str) -> Cost:
     """Ours, in a home of its own; the source is unpacked before the clock runs."""
     env = {"LLAMA_PIPELINE_HOME": str(top / name), "CCACHE_DIR": str(top / "ccache")}
-    doit = [sys.executable, "-m", "doit"]
     words = ["backend=cpu", "ui=off", f"jobs={JOBS}"]
     subprocess.run(
-        [*doit, "source"],
+        [*DOIT, "source"],
         cwd=REPOSITORY,
         env={**os.environ, **env},
         check=True,
         capture_output=True,
     )
-    return measure([[*doit, "build_bins", *words]], env, r": (\d+) steps in ")
+    return measure([[*DOIT, "build_bins", *words]], env, r": (\d+) steps in ")
 
 
 def upstream(top: Path) -> Cost:

@@ -37,20 +37,17 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+import psutil
+from common import REPOSITORY, doit, free_port, plan, running
+from fakes import tiny_llama
+from msgspec import convert
 
-import psutil  # noqa: E402
-from fakes import tiny_llama  # noqa: E402
-from gateway import free_port, running  # noqa: E402
-from msgspec import convert  # noqa: E402
-
-from pipeline.core.paths import Home  # noqa: E402
-from pipeline.serve.gateway.other_engines import router_arguments, router_preset  # noqa: E402
-from pipeline.serve.gateway.settings import GatewaySettings  # noqa: E402
-from pipeline.serve.server import BOOT, GATEWAY, Server  # noqa: E402
-from pipeline.serve.supervisor import books  # noqa: E402
-from pipeline.serve.supervisor import state as files  # noqa: E402
+from pipeline.core.paths import Home
+from pipeline.serve.gateway.other_engines import router_arguments, router_preset
+from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.server import BOOT, GATEWAY, Server
+from pipeline.serve.supervisor import books
+from pipeline.serve.supervisor import state as files
 
 CLIENTS = 8
 AT_ONCE = 2  # models that the router keeps
@@ -230,15 +227,6 @@ def show(name: str, results: Sequence[Result], loads: int, fewest: int, watch: W
     )
 
 
-def doit(home: Path, *words: str) -> str:
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home)}
-    command = [sys.executable, "-m", "doit", *words]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, check=False, capture_output=True)
-    if done.returncode:
-        sys.exit((done.stdout + done.stderr).decode(errors="replace"))
-    return done.stdout.decode()
-
-
 def write(
     file: Path, models: Mapping[str, Path], memory: int | None, port: int, min_loaded: str = "0"
 ) -> None:
@@ -255,9 +243,9 @@ def write(
 
 def prepared(words: Sequence[str]) -> Path:
     """The GGUF of a model."""
-    doit(REPOSITORY, "prepare", *words)
-    plan = json.loads(doit(REPOSITORY, "plan", *words, "format=json"))
-    return Path(plan["cmd"][plan["cmd"].index("--model") + 1])
+    doit("prepare", *words)
+    command = plan(*words)["cmd"]
+    return Path(command[command.index("--model") + 1])
 
 
 @dataclass(frozen=True)
@@ -284,9 +272,9 @@ def bench(folder: Path, seconds: float, seed: int) -> Bench:
     clients = [requests_of(client, seconds, seed) for client in range(CLIENTS)]
     file = folder / "needs.toml"
     write(file, models, None, free_port())
-    doit(REPOSITORY, "up", f"config={file}")  # only to learn what each takes
+    doit("up", f"config={file}")  # only to learn what each takes
     entries = books.read(files.folder(Home(REPOSITORY), str(file)))
-    doit(REPOSITORY, "down", f"config={file}")
+    doit("down", f"config={file}")
     need = {name: entries[name].need["ram"] for name in models}
     budget = need["a"] + need["b"] + max(need["d"], need["e"])
     return Bench(folder, models, clients, need, budget)
@@ -296,7 +284,7 @@ def ours(given: Bench, min_loaded: str) -> None:
     port, file = free_port(), given.folder / f"demand-{min_loaded}.toml"
     at = files.folder(Home(REPOSITORY), str(file))
     write(file, given.models, given.budget, port, min_loaded)
-    doit(REPOSITORY, "up", f"config={file}")
+    doit("up", f"config={file}")
     try:
         with given.watched() as watch:
             results = asyncio.run(replay(port, given.clients))
@@ -305,7 +293,7 @@ def ours(given: Bench, min_loaded: str) -> None:
         if min_loaded == "0":
             compare_starts(at, file)
     finally:
-        doit(REPOSITORY, "down", f"config={file}")
+        doit("down", f"config={file}")
 
 
 def loads(at: files.Folder) -> int:
@@ -322,17 +310,16 @@ def compare_starts(at: files.Folder, file: Path) -> None:
         taken, bare = [], []
         for _ in range(STARTS):
             for other in servers:
-                doit(REPOSITORY, "unload", f"config={file}", f"name={other}")
-            doit(REPOSITORY, "load", f"config={file}", f"name={name}")
+                doit("unload", f"config={file}", f"name={other}")
+            doit("load", f"config={file}", f"name={name}")
             taken.append(books.read(at)[name].load_seconds)
         for other in servers:
-            doit(REPOSITORY, "unload", f"config={file}", f"name={other}")
+            doit("unload", f"config={file}", f"name={other}")
         for _ in range(STARTS):
             port = free_port()
             words = [str(port) if word == str(server.port) else word for word in server.command]
-            began = time.perf_counter()
-            with running(words, port, dict(os.environ)):
-                bare.append(time.perf_counter() - began)
+            with running(words, port) as seconds:
+                bare.append(seconds)
         load, start = statistics.median(taken), statistics.median(bare)
         print(f"{name:>8} loads in {load:.2f} s, bare {start:.2f} s, ratio {load / start:.2f}")
 
@@ -342,10 +329,9 @@ def router(given: Bench) -> None:
     port, folder = free_port(), given.folder
     file, log = folder / "router.toml", folder / "router.log"
     write(file, given.models, None, port)
-    planned = json.loads(doit(REPOSITORY, "plan", f"config={file}", "format=json"))
     servers = [
         convert({**server, "start": BOOT}, Server)
-        for server in planned
+        for server in plan(f"config={file}")
         if server["engine"] != GATEWAY
     ]
     preset = folder / "preset.ini"
@@ -354,7 +340,7 @@ def router(given: Bench) -> None:
     words = [servers[0].executable]
     words += router_arguments(preset, AT_ONCE, GatewaySettings(port=port))
     words += ["--log-file", str(log)]
-    with running(words, port, dict(os.environ)), given.watched() as watch:
+    with running(words, port), given.watched() as watch:
         results = asyncio.run(replay(port, given.clients))
     spawned = log.read_text("utf-8", "replace") if log.exists() else ""
     count = len(re.findall(r"spawning server instance", spawned))

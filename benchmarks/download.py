@@ -22,7 +22,8 @@ import threading
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from common import REPOSITORY, environment
+
 STEP = 256 * 1024  # bytes sent at once under a limit
 
 OURS = """
@@ -100,14 +101,12 @@ def start_server(path: Path, limit: float) -> tuple[subprocess.Popen[str], str]:
 
 def seconds(*commands: list[str]) -> tuple[float, str]:
     """The time of commands in a row, and what the last one printed."""
-    # Users' Python keeps its compiled modules; an inherited setting may forbid that.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     for command in commands:
         done = subprocess.run(
             command,
             cwd=REPOSITORY,
-            env={**env, "PYTHONPATH": str(REPOSITORY)},
+            env={**environment(), "PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
             check=False,
@@ -130,12 +129,12 @@ def compare(
     peak = 0
     for number in range(rounds + 1):
         for name, commands in {"ours": [ours], **others}.items():
-            spent, told = seconds(*commands)
+            spent, output = seconds(*commands)
             made.unlink()
             if number:  # the first round warms the disk cache
                 times[name].append(spent)
             if name == "ours":
-                peak = max(peak, int(told) * 1024)
+                peak = max(peak, int(output) * 1024)
     mine = statistics.median(times["ours"])
     print(f"  {'ours':32} {mine:6.2f} s, at most {peak / 1e6:.0f} MB of memory")
     for name in others:

@@ -9,19 +9,17 @@ hour on two cores, and the network's time.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from common import REPOSITORY, free_port, post
+
 CACHES = ("LLAMA_PIPELINE_CACHE", "CCACHE_DIR", "PIP_CACHE_DIR", "npm_config_cache")
 PATIENCE = 3 * 3600.0
 
@@ -50,9 +48,7 @@ class Clone:
 
     def serve(self, model: str) -> float:
         """Seconds from the start to the first answer."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         start = time.monotonic()
         command = ["./doitw", "serve", model, f"port={port}"]
         with self.log.open("ab") as log:
@@ -71,14 +67,8 @@ class Clone:
 def answers(url: str) -> bool:
     """Whether a chat message is answered there."""
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return bool(json.load(reply)["choices"])
+        return bool(post(f"{url}/v1/chat/completions", body)["choices"])
     except OSError:
         return False
 

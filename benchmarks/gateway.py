@@ -15,29 +15,21 @@ import asyncio
 import json
 import os
 import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+from common import DOIT, REPOSITORY, doit, free_port, plan, running
+from fakes import tiny_llama
 
-from fakes import tiny_llama  # noqa: E402
-
-from pipeline.serve.gateway.other_engines import router_arguments, router_preset  # noqa: E402
-from pipeline.serve.gateway.settings import GatewaySettings  # noqa: E402
-from pipeline.serve.server import Server  # noqa: E402
-from pipeline.serve.supervisor import state as files  # noqa: E402
+from pipeline.serve.gateway.other_engines import router_arguments, router_preset
+from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.server import Server
+from pipeline.serve.supervisor import state as files
 
 TOKENS = 128
 CLIENTS = (1, 16)
@@ -60,38 +52,6 @@ class Stream:
     first: float
     seconds: float
     tokens: int
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running(command: list[str], port: int, env: dict[str, str]) -> Iterator[None]:
-    """A server, from the moment that its /health answers 200."""
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=log) as process,
-    ):
-        try:
-            while not is_ready(port):
-                if process.poll() is not None:
-                    log.seek(0)
-                    sys.exit(log.read().decode(errors="replace"))
-                time.sleep(0.02)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 async def ask(port: int) -> Stream:
@@ -124,27 +84,17 @@ async def ask_all(port: int, clients: int) -> tuple[float, float]:
     return statistics.median(stream.first for stream in streams), tokens / seconds
 
 
-DOIT = [sys.executable, "-m", "doit"]
-
-
 def variables(model: str, port: int) -> list[str]:
     """Those of the server that is asked."""
     return [f"model={model}", f"port={port}", "parallel=16", "alias=bench", "server.metrics=1"]
 
 
-def planned(model: str, port: int) -> list[str]:
+def server_command(model: str, port: int) -> list[str]:
     """The command of a server for `model`, which is prepared first."""
     words = variables(model, port)
-    subprocess.run([*DOIT, "prepare", *words], cwd=REPOSITORY, check=True)
-    told = subprocess.run(
-        [*DOIT, "plan", *words, "format=json"],
-        cwd=REPOSITORY,
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    plan = json.loads(told.stdout)
-    return [plan["executable"], *plan["cmd"]]
+    doit("prepare", *words)
+    planned = plan(*words)
+    return [planned["executable"], *planned["cmd"]]
 
 
 def measure(ports: dict[str, int], rounds: int) -> None:
@@ -210,7 +160,7 @@ def main() -> None:
                 tiny_llama.make(Path(model))
         ports = {name: free_port() for name in ("direct", "guard", "gateway", "router", "nginx")}
         direct = ports["direct"]
-        server = planned(model, direct)
+        server = server_command(model, direct)
         at = files.Folder(folder)
         instance = Server(name="bench", executable="", cmd=(), folder="", log_file="", port=direct)
         files.write_wanted(at, files.DesiredState(config="bench", instances=(instance,)))
@@ -227,7 +177,7 @@ def main() -> None:
         with ExitStack() as started:
             for name, command in commands.items():
                 if command:
-                    started.enter_context(running(command, ports[name], dict(os.environ)))
+                    started.enter_context(running(command, ports[name]))
                 else:
                     del ports[name]
             measure(ports, rounds)

@@ -22,23 +22,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+from common import REPOSITORY
+from conftest import free_port, with_programs
+from engines import Buildah, Docker, choose
+from fakes import tiny_llama
+from images import Machine, Running, build, checkout
 
-from conftest import free_port, with_programs  # noqa: E402
-from engines import Buildah, Docker, choose  # noqa: E402
-from fakes import tiny_llama  # noqa: E402
-from images import Machine, Running, build, checkout  # noqa: E402
-
-from pipeline.core.text import size, table  # noqa: E402
-from pipeline.serve import health  # noqa: E402
-from pipeline.serve.server import Server  # noqa: E402
+from pipeline.core.text import size, table
+from pipeline.serve import health
+from pipeline.serve.server import Server
 
 TAG = "localhost/llama-pipeline:measured"
 
 
 def main() -> None:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    named = dict(word.split("=", 1) for word in sys.argv[1:])
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)
         gguf, archive = make(folder)
@@ -48,7 +46,7 @@ def main() -> None:
             packed = context / "bins" / "packages" / archive.name
             build(engine, context, packed, "runtime", TAG, folder)
             print(layers(engine, folder))
-            measure(engine, gguf, folder, int(given.get("rounds", 5)))
+            measure(engine, gguf, folder, int(named.get("rounds", 5)))
         finally:
             engine("rmi", TAG, check=False)
             engine.close()
@@ -70,8 +68,8 @@ def make(folder: Path) -> tuple[Path, Path]:
 def layers(engine: Docker | Buildah, folder: Path) -> str:
     """Each step of the Dockerfile that adds something, and the whole, unpacked."""
     if isinstance(engine, Docker):
-        told = engine("history", "--no-trunc", "--human=false", "--format", "{{json .}}", TAG)
-        steps = [json.loads(line) for line in reversed(told.splitlines())]
+        output = engine("history", "--no-trunc", "--human=false", "--format", "{{json .}}", TAG)
+        steps = [json.loads(line) for line in reversed(output.splitlines())]
         sized = [(int(step["Size"]), step["CreatedBy"]) for step in steps if int(step["Size"])]
     else:
         sized = _pushed(engine, folder / "pushed")
@@ -82,8 +80,8 @@ def layers(engine: Docker | Buildah, folder: Path) -> str:
 def _pushed(engine: Buildah, pushed: Path) -> list[tuple[int, str]]:
     engine("push", "--quiet", "--disable-compression", TAG, f"dir:{pushed}")
     manifest = json.loads((pushed / "manifest.json").read_text())
-    told = json.loads((pushed / manifest["config"]["digest"].partition(":")[2]).read_text())
-    steps = [x.get("created_by", "") for x in told["history"] if not x.get("empty_layer")]
+    config = json.loads((pushed / manifest["config"]["digest"].partition(":")[2]).read_text())
+    steps = [x.get("created_by", "") for x in config["history"] if not x.get("empty_layer")]
     return [(layer["size"], x) for layer, x in zip(manifest["layers"], steps, strict=True)]
 
 
@@ -97,8 +95,8 @@ def measure(engine: Docker | Buildah, gguf: Path, folder: Path, rounds: int) -> 
     """Start the same server both ways in turn; print the medians and their ratio."""
     port = free_port()
     registry = gguf.with_name("profiles.yaml")
-    told = f"gguf_path: {gguf}, port: {port}, ctx_size: 256"
-    registry.write_text(f"profiles:\n  tiny:\n    llamacpp: {{{told}}}\n")
+    profile = f"gguf_path: {gguf}, port: {port}, ctx_size: 256"
+    registry.write_text(f"profiles:\n  tiny:\n    llamacpp: {{{profile}}}\n")
     env = {"LLM_PROFILE_NAME": "tiny", "LLM_PROFILES_CONFIG_PATH": str(registry)}
     ways: dict[str, list[float]] = {"entry point": [], "llama-server": []}
     for number in range(rounds + 1):

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
-from typing import Any
+
+from common import DOIT, REPOSITORY, doit, environment, free_port, plan, post
 
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
 from pipeline.models import divergence, gguf, texts
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DOIT = [sys.executable, "-m", "pipeline"]  # as ./doitw does
 CHUNKS = 24  # of 512 tokens
 TEXTS = 64
 MIB = 1 << 20
@@ -52,12 +48,9 @@ def main() -> None:
 
 def prepared(home: Home, model: Path, quant: str) -> Path:
     """The quant of the model, made."""
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home.root)}
-    words = [f"model={model}", f"quant={quant}"]
-    subprocess.run([*DOIT, "prepare", *words], cwd=REPOSITORY, env=env, check=True)
-    command = [*DOIT, "plan", *words, "format=json"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, check=True, stdout=subprocess.PIPE)
-    return Path(json.loads(done.stdout)["file"])
+    words = (f"model={model}", f"quant={quant}")
+    doit("prepare", *words, home=home.root)
+    return Path(plan(*words, home=home.root)["file"])
 
 
 def diverged(home: Home, model: Path, text: Path, quants: list[Path]) -> list[float]:
@@ -71,35 +64,25 @@ def diverged(home: Home, model: Path, text: Path, quants: list[Path]) -> list[fl
 def turned(home: Home, model: Path, text: Path, quants: list[Path]) -> list[float]:
     """1 - the mean cosine between the embeddings of each quant and of the model."""
     parts = [part for part in text.read_text("utf-8").split("\n\n") if 40 < len(part) < 400]
-    asked = parts[:: max(1, len(parts) // TEXTS)][:TEXTS]
-    exact = embedded(home, model, asked)
+    inputs = parts[:: max(1, len(parts) // TEXTS)][:TEXTS]
+    exact = embedded(home, model, inputs)
     return [
-        1 - sum(map(cosine, exact, embedded(home, quant, asked))) / len(asked) for quant in quants
+        1 - sum(map(cosine, exact, embedded(home, quant, inputs))) / len(inputs) for quant in quants
     ]
 
 
-def embedded(home: Home, model: Path, asked: list[str]) -> list[list[float]]:
+def embedded(home: Home, model: Path, inputs: list[str]) -> list[list[float]]:
     """The embeddings of texts by llama-server."""
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home.root)}
+    env = environment(home.root)
     command = [*DOIT, "serve", f"model={model}", f"port={free_port()}", "format=json"]
     with subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout
             url = json.loads(server.stdout.readline())["url"]
-            body = json.dumps({"input": asked}).encode()
-            headers = {"Content-Type": "application/json"}
-            request = urllib.request.Request(f"{url}/v1/embeddings", body, headers)
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                found: list[dict[str, Any]] = json.load(answer)["data"]
-            return [each["embedding"] for each in sorted(found, key=lambda each: each["index"])]
+            rows = post(f"{url}/v1/embeddings", {"input": inputs})["data"]
+            return [row["embedding"] for row in sorted(rows, key=lambda row: row["index"])]
         finally:
             server.terminate()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cosine(a: list[float], b: list[float]) -> float:

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from warm_start import REPOSITORY
+from common import DOIT, REPOSITORY, environment
+from conftest import with_programs
+from fakes import large_llama
 
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 LOOK = 0.1  # seconds
 
 
@@ -45,8 +46,7 @@ def allocated(folder: Path) -> int:
 def prepare(home: Path, *words: str) -> dict[str, float]:
     """Make the GGUF anew; what that took."""
     shutil.rmtree(home / "models" / "gguf", ignore_errors=True)
-    command = [sys.executable, "-m", "doit", "prepare", *words]
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home)}
+    command, env = [*DOIT, "prepare", *words], environment(home)
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
@@ -76,9 +76,6 @@ def prepare(home: Path, *words: str) -> dict[str, float]:
 
 
 def main() -> None:
-    from conftest import with_programs
-    from fakes import large_llama
-
     words = sys.argv[1:]
     millions = int(words[0]) if words else 1000
     rounds = int(words[1]) if len(words) > 1 else 3

@@ -7,17 +7,14 @@ The programs are built first. Both are started in turn, with the same Python.
 
 from __future__ import annotations
 
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DOIT = [sys.executable, "-m", "doit"]
-OURS = [sys.executable, "-m", "pipeline", "build_bins"]  # as ./doitw does
+from common import DOIT, REPOSITORY, doit, environment, medians
+
 LIMIT = 0.1  # seconds over doit's own
 NOTHING = """
 def task_nothing():
@@ -27,9 +24,7 @@ def task_nothing():
 
 def seconds(command: list[str], folder: Path) -> float:
     """Of one run, which must find everything up to date."""
-    # Users' Python keeps its compiled modules; an inherited setting may forbid that.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    start = time.perf_counter()
+    env, start = environment(), time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True)
     taken = time.perf_counter() - start
     if any(line.startswith(".  ") for line in (done.stdout + done.stderr).splitlines()):
@@ -39,16 +34,15 @@ def seconds(command: list[str], folder: Path) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    subprocess.run(OURS, cwd=REPOSITORY, check=True)
-    ours, bare = [], []
+    ours, doits = [*DOIT, "build_bins"], [sys.executable, "-m", "doit", "nothing"]
+    doit("build_bins")
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "dodo.py").write_text(NOTHING, encoding="utf-8")
-        for number in range(rounds + 1):
-            pair = seconds(OURS, REPOSITORY), seconds([*DOIT, "nothing"], Path(folder))
-            if number:  # the first round warms the disk cache
-                ours.append(pair[0])
-                bare.append(pair[1])
-    one, other = statistics.median(ours), statistics.median(bare)
+        Path(folder, "dodo.py").write_text(NOTHING, encoding="utf-8")
+        one, other = medians(
+            rounds,
+            ours=lambda: seconds(ours, REPOSITORY),
+            doits=lambda: seconds(doits, Path(folder)),
+        )
     print(f"doit build_bins  {one * 1000:.0f} ms (median of {rounds}, alternating)")
     print(f"doit's own no-op {other * 1000:.0f} ms")
     print(f"difference       {(one - other) * 1000:.0f} ms, ratio {one / other:.2f}")

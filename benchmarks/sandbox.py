@@ -10,30 +10,19 @@ quartiles of the ratios of neighbours.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from warm_start import REPOSITORY, free_port
+from common import DOIT, REPOSITORY, doit, environment, free_port, post
+from conftest import with_programs
+from fakes import tiny_llama
 
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-DOIT = [sys.executable, "-m", "doit"]
 REQUESTS = 20  # in one round of a server
-
-
-def doit(home: Path, *words: str, sandbox: str) -> None:
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home)}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [*DOIT, *words, f"sandbox={sandbox}"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr.decode())
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -59,13 +48,8 @@ def compare(what: str, rounds: int, work: Callable[[str], object]) -> None:
 
 
 def embed(url: str) -> None:
-    body = json.dumps({"input": "the rain and the train " * 60}).encode()
-    request = urllib.request.Request(
-        f"{url}/v1/embeddings", body, {"Content-Type": "application/json"}
-    )
     for _ in range(REQUESTS):
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answer.read()
+        post(f"{url}/v1/embeddings", {"input": "the rain and the train " * 60})
 
 
 def serve(home: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
@@ -73,7 +57,7 @@ def serve(home: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [*DOIT, *words],
         cwd=REPOSITORY,
-        env={**os.environ, "LLAMA_PIPELINE_HOME": str(home)},
+        env=environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -83,11 +67,8 @@ def serve(home: Path, mode: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def main() -> None:
-    from conftest import with_programs
-    from fakes import tiny_llama
-
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    doit(REPOSITORY, "build_bins", sandbox="auto")
+    doit("build_bins")
     with tempfile.TemporaryDirectory() as folder:
         home, tiny = Path(folder, "home"), Path(folder, "tiny")
         with_programs(REPOSITORY / "bins", home)
@@ -95,11 +76,12 @@ def main() -> None:
         for name, model in (("MiniLM", "demo-embed"), ("tiny Llama", str(tiny))):
 
             def make(mode: str, quant: str, model: str = model) -> None:
-                doit(home, "prepare", f"model={model}", f"quant={quant}", "force=1", sandbox=mode)
+                words = (f"model={model}", f"quant={quant}", "force=1", f"sandbox={mode}")
+                doit("prepare", *words, home=home)
 
             compare(f"convert {name} to f16", rounds, lambda mode: make(mode, "f16"))
         compare("and quantize to q4_k_m", rounds, lambda mode: make(mode, "q4_k_m"))
-        doit(home, "prepare", "model=demo-embed", sandbox="auto")
+        doit("prepare", "model=demo-embed", home=home)
         servers = {mode: serve(home, mode) for mode in ("auto", "off")}
         try:
             compare(f"{REQUESTS} requests", rounds, lambda mode: embed(servers[mode][1]))

@@ -10,9 +10,7 @@ same conversation of about so many tokens, are unloaded and loaded by name, and 
 from __future__ import annotations
 
 import json
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DOIT = [sys.executable, "-m", "pipeline"]  # as ./doitw does
+from common import doit, free_port, request
+
 FILE = """
 [master]
 saved_slots = "{size}"
@@ -38,36 +36,20 @@ ctx_size = 8192
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def doit(*words: str) -> None:
-    done = subprocess.run([*DOIT, *words], cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)}:\n{done.stderr}")
-
-
 def first_token(port: int, messages: list[Any]) -> tuple[float, int]:
     """Seconds until the first one, and the tokens of the prompt that were computed."""
     body = {"model": "chat", "messages": messages, "max_tokens": 4, "stream": True}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    question = request(f"http://127.0.0.1:{port}/v1/chat/completions", body)
     start, seconds, computed = time.perf_counter(), 0.0, 0
-    with urllib.request.urlopen(request, timeout=3600) as reply:
+    with urllib.request.urlopen(question, timeout=3600) as reply:
         for line in reply:
             event = line.removeprefix(b"data: ").strip()
             if not event.startswith(b"{"):
                 continue
-            told = json.loads(event)
-            if not seconds and told["choices"] and told["choices"][0]["delta"].get("content"):
+            chunk = json.loads(event)
+            if not seconds and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 seconds = time.perf_counter() - start
-            computed = told.get("timings", {}).get("prompt_n", computed)
+            computed = chunk.get("timings", {}).get("prompt_n", computed)
     return seconds, computed
 
 
@@ -77,14 +59,14 @@ def measure(folder: Path, size: str, tokens: int) -> tuple[float, int]:
     file = folder / f"slots {size}.toml"
     file.write_text(FILE.format(size=size, gateway=gateway, port=free_port()), encoding="utf-8")
     words = " ".join(f"number {n}" for n in range(tokens // 4))  # four tokens each
-    said = [{"role": "user", "content": words}]
+    conversation = [{"role": "user", "content": words}]
     doit("up", f"config={file}")
     try:
-        first_token(gateway, said)
+        first_token(gateway, conversation)
         doit("unload", f"config={file}", "name=chat")
         doit("load", f"config={file}", "name=chat")
         more = [{"role": "assistant", "content": "Go on."}, {"role": "user", "content": "And?"}]
-        return first_token(gateway, said + more)
+        return first_token(gateway, conversation + more)
     finally:
         doit("down", f"config={file}")
 

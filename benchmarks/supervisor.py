@@ -13,20 +13,18 @@ import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+import common  # noqa: F401 - makes what follows importable
+from supervisor_tools import servers_at, stand_in
 
-from supervisor_tools import servers_at, stand_in  # noqa: E402
-
-from pipeline.serve.supervisor import marker  # noqa: E402
-from pipeline.serve.supervisor.policy import Timing  # noqa: E402
+from pipeline.serve.supervisor import marker
+from pipeline.serve.supervisor.policy import Timing
 
 MOST_BYTES, MOST_SHARE = 60_000_000, 0.01
 
 
 def main() -> None:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    count, seconds = int(given.get("instances", 50)), float(given.get("seconds", 60))
+    named = dict(word.split("=", 1) for word in sys.argv[1:])
+    count, seconds = int(named.get("instances", 50)), float(named.get("seconds", 60))
     with tempfile.TemporaryDirectory() as top, servers_at(Path(top) / "run") as servers:
         servers.timing = Timing()
         names = [f"s{number:03}" for number in range(count)]
@@ -37,11 +35,11 @@ def main() -> None:
         time.sleep(2)
         supervisor = servers.supervisor()
         processes = marker.marked(servers.at)[servers.at.marker]
-        before = [sum(one.cpu_times()[:2]) for one in processes]
+        before = [sum(each.cpu_times()[:2]) for each in processes]
         time.sleep(seconds)
-        after = [sum(one.cpu_times()[:2]) for one in processes]
+        after = [sum(each.cpu_times()[:2]) for each in processes]
         share = (sum(after) - sum(before)) / seconds
-        held = sum(one.memory_info().rss for one in processes)
+        held = sum(each.memory_info().rss for each in processes)
         threads = supervisor.num_threads()
         print(f"memory, with its reaper     {held / 1e6:8.1f} MB, {threads} threads")
         print(f"share of a core while idle  {share:8.2%}")

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
+from common import REPOSITORY
+
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.hashing import sha256
@@ -33,7 +35,6 @@ from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.options import ResolvedOptions, words
 from pipeline.serve.server import Control, Server
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ENOUGH, SHARE = 0.95, 0.2  # what the search has to reach: of the best, in this share of the time
 ROUNDS = 8
 

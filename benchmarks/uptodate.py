@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DOIT = [sys.executable, "-m", "doit", "prepare", "model=demo-embed", "quant=q8_0"]
+from common import REPOSITORY, doit, medians
+
+PREPARE = ("prepare", "model=demo-embed", "quant=q8_0")
 SMALL, LARGE = 4 * 1000**2, 40 * 1000**3
 
 
@@ -36,9 +35,8 @@ def inflate(home: Path, size: int) -> None:
 
 def check(home: Path) -> float:
     """Seconds of one run, which must find everything up to date."""
-    env = {**os.environ, "LLAMA_PIPELINE_HOME": str(home)}
     start = time.perf_counter()
-    done = subprocess.run(DOIT, cwd=REPOSITORY, env=env, check=True, capture_output=True, text=True)
+    done = doit(*PREPARE, home=home)
     seconds = time.perf_counter() - start
     if "\n.  " in "\n" + done.stderr:
         sys.exit(f"something was made:\n{done.stderr}")
@@ -47,27 +45,22 @@ def check(home: Path) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    subprocess.run(DOIT, cwd=REPOSITORY, check=True)
-    origin = Path(os.environ.get("LLAMA_PIPELINE_HOME") or REPOSITORY)
+    doit(*PREPARE)
     with tempfile.TemporaryDirectory() as top:
         homes = []
         for name, size in (("small", SMALL), ("large", LARGE)):
             home = Path(top) / name
             (home / "bins").mkdir(parents=True)
-            for folder in (origin / "bins").iterdir():
+            for folder in (REPOSITORY / "bins").iterdir():
                 if not folder.name.startswith("."):
                     shutil.copytree(folder, home / "bins" / folder.name)
-            (made,) = (origin / "models" / "gguf").glob("demo__*")  # of your models no other one
+            (made,) = (REPOSITORY / "models" / "gguf").glob("demo__*")  # of your models no other one
             shutil.copytree(made, home / "models" / "gguf" / made.name)
             inflate(home, size)
             homes.append(home)
-        seconds: list[list[float]] = [[], []]
-        for number in range(rounds + 1):
-            for index, home in enumerate(homes):
-                found = check(home)
-                if number:
-                    seconds[index].append(found)
-    small, large = (statistics.median(found) for found in seconds)
+        small, large = medians(
+            rounds, small=lambda: check(homes[0]), large=lambda: check(homes[1])
+        )
     print(f" 4 MB   {small * 1000:.0f} ms to find nothing to do (median of {rounds}, alternating)")
     print(f"40 GB   {large * 1000:.0f} ms, ratio {large / small:.2f}")
 
