@@ -21,7 +21,6 @@ LONGEST_LINE = 1024 * 1024  # bytes of a streamed event
 LONGEST_ERROR = 16 * 1024  # bytes of an error that are read
 ERROR_SECONDS = 10.0  # for these
 MOST_TEXT = 16 * 1024 * 1024  # characters of an answer; a million tokens are some 4 million
-# characters of an answer; a context of a million tokens holds 4 million
 SHOWN = 300  # characters of a server's message
 DONE = b"[DONE]"
 FULL = ("exceed_context_size_error", "maximum context length")  # llama-server's, vLLM's

@@ -28,14 +28,12 @@ def memory(*, with_files: bool = False) -> int:
     use, such as the weights of models; the system drops them where it has to."""
     free = _available()
     for limit, used, stat, cached in MEMORY:
-        try:
+        with suppress(OSError, ValueError):  # another version's, or no limit: "max"
             lines = dict(line.split() for line in _read(stat).splitlines())
             room = int(_read(limit)) - int(_read(used)) + int(lines.get(cached, 0))
             if with_files:
                 room += int(lines.get(cached.replace("inactive", "active"), 0))
-        except (OSError, ValueError):  # another version's, or no limit: "max"
-            continue
-        return max(0, min(free, room))
+            return max(0, min(free, room))
     return free
 
 
@@ -45,10 +43,8 @@ def total() -> int:
 
     total = int(psutil.virtual_memory().total)
     for limit, *_ in MEMORY:
-        try:
+        with suppress(OSError, ValueError):  # another version's, or no limit: "max"
             return min(total, int(_read(limit)))
-        except (OSError, ValueError):  # another version's, or no limit: "max"
-            continue
     return total
 
 

@@ -309,18 +309,14 @@ def needed_libraries(
 
 
 def needed(file: Path) -> list[str]:
-    """The names of the libraries that a program or library is linked with."""
-    return [tag.needed for tag in dynamic_entries(file, "DT_NEEDED")]
-
-
-def dynamic_entries(file: Path, kind: str) -> list[Any]:
-    """The entries of a kind in an ELF file's dynamic section; none in what is no such file."""
+    """The names of the libraries that an ELF file is linked with; none for any other file."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     with file.open("rb") as stream:
         try:
             section: Any = ELFFile(stream).get_section_by_name(".dynamic")
-            return list(section.iter_tags(kind)) if section else []
+            tags = section.iter_tags("DT_NEEDED") if section else ()
+            return [tag.needed for tag in tags]
         except ELFError:
             return []

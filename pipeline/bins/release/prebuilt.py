@@ -30,10 +30,6 @@ from .releases import Driver, Release
 UNPACKED_BYTES = 200_000_000  # about, without the archive
 
 
-def _unknown() -> tuple[int, int] | None:
-    return None
-
-
 class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     """A release's programs for a platform and a backend.
 
@@ -46,7 +42,7 @@ class Prebuilt(ProgramSource, frozen=True, kw_only=True):
     backend: str
     release: str
     home: Home
-    driver_cuda: Driver = _unknown
+    driver_cuda: Driver = lambda: None
     attestation: str = AUTO
 
     def __post_init__(self) -> None:
