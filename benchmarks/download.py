@@ -117,11 +117,7 @@ def seconds(*commands: list[str]) -> tuple[float, str]:
 
 
 def compare(
-    title: str,
-    rounds: int,
-    ours: list[str],
-    others: dict[str, list[list[str]]],
-    made: Path,
+    title: str, rounds: int, ours: list[str], others: dict[str, list[list[str]]], made: Path
 ) -> None:
     """Run all in turn and print the ratio of our median to each other one's."""
     print(title)

@@ -58,9 +58,7 @@ def main() -> None:
             shutil.copytree(made, home / "models" / "gguf" / made.name)
             inflate(home, size)
             homes.append(home)
-        small, large = medians(
-            rounds, small=lambda: check(homes[0]), large=lambda: check(homes[1])
-        )
+        small, large = medians(rounds, small=lambda: check(homes[0]), large=lambda: check(homes[1]))
     print(f" 4 MB   {small * 1000:.0f} ms to find nothing to do (median of {rounds}, alternating)")
     print(f"40 GB   {large * 1000:.0f} ms, ratio {large / small:.2f}")
 

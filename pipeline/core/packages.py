@@ -19,14 +19,7 @@ from .pins import Archive
 from .process import last_lines, run
 from .store import artifacts, hashing, receipts
 from .store.locks import only_one
-from .store.publish import (
-    disk_error_in,
-    disk_errors,
-    part,
-    publish_file,
-    remove,
-    require_space,
-)
+from .store.publish import disk_error_in, disk_errors, part, publish_file, remove, require_space
 from .store.receipts import Recipe
 from .text import size
 

@@ -56,9 +56,7 @@ class Component(Struct, frozen=True, kw_only=True):
 
 
 def text(
-    subject: Component,
-    components: Iterable[Component],
-    others: Iterable[Mapping[str, Any]] = (),
+    subject: Component, components: Iterable[Component], others: Iterable[Mapping[str, Any]] = ()
 ) -> str:
     """The bill of `subject`, which is made of `components`, and of `others` that another bill
     lists. It does not claim to be complete."""

@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import platform
-from pipeline.bins.binaries import (
-    PROGRAMS,
-    QUANTIZER,
-    ProgramSource,
-    program_file,
-    try_out,
-)
+from pipeline.bins.binaries import PROGRAMS, QUANTIZER, ProgramSource, program_file, try_out
 from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
 from pipeline.core.packages import installed

@@ -20,13 +20,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar, duration
 from pipeline.core.store import json_file
-from pipeline.core.store.publish import (
-    disk_error_in,
-    flush,
-    flush_folder,
-    publish_text,
-    remove,
-)
+from pipeline.core.store.publish import disk_error_in, flush, flush_folder, publish_text, remove
 from pipeline.core.text import size
 
 FIRST_ERRORS = 5

@@ -186,10 +186,7 @@ def _try_out(archive: Path, server: Path) -> str:
             f"does not run ({server.name} --version: status {status})" if status else "says nothing"
         )
     shown = "".join(f"\n  | {line[:200]}" for line in lines[-LAST_LINES:])
-    raise PipelineError(
-        f"{archive.name}: its llama-server {why}{shown}",
-        hint,
-    )
+    raise PipelineError(f"{archive.name}: its llama-server {why}{shown}", hint)
 
 
 class Packaged(ProgramSource, frozen=True):

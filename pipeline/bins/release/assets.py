@@ -135,10 +135,7 @@ def kind(asset: Asset) -> AssetKind | None:
 
 
 def matching(
-    assets: Sequence[Asset],
-    platform: str,
-    backend: str,
-    driver_cuda: tuple[int, int] | None,
+    assets: Sequence[Asset], platform: str, backend: str, driver_cuda: tuple[int, int] | None
 ) -> Choice:
     """The archives for a platform (`linux-x64`) and a backend.
 

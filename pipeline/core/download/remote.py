@@ -218,13 +218,7 @@ class Remote:
 
 
 def read_range(
-    client: httpx2.Client,
-    name: str,
-    locate: Locate,
-    start: int,
-    stop: int,
-    *,
-    timeout: float,
+    client: httpx2.Client, name: str, locate: Locate, start: int, stop: int, *, timeout: float
 ) -> bytes:
     """The bytes from `start` to before `stop`, fewer where the file ends. Raises PipelineError."""
     remote = Remote(client, name, locate, size=None, timeout=timeout, streamed=True)
