@@ -96,12 +96,12 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def medians(rounds: int, **works: Callable[[], float]) -> list[float]:
+def medians(rounds: int, *works: Callable[[], float]) -> list[float]:
     """The median of the seconds that each work returns; they alternate, and the first round, which
     warms caches, does not count."""
     seconds: list[list[float]] = [[] for _ in works]
     for number in range(rounds + 1):
-        for each, work in zip(seconds, works.values(), strict=True):
+        for each, work in zip(seconds, works, strict=True):
             taken = work()
             if number:
                 each.append(taken)

@@ -39,9 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "dodo.py").write_text(NOTHING, encoding="utf-8")
         one, other = medians(
-            rounds,
-            ours=lambda: seconds(ours, REPOSITORY),
-            doits=lambda: seconds(doits, Path(folder)),
+            rounds, lambda: seconds(ours, REPOSITORY), lambda: seconds(doits, Path(folder))
         )
     print(f"doit build_bins  {one * 1000:.0f} ms (median of {rounds}, alternating)")
     print(f"doit's own no-op {other * 1000:.0f} ms")

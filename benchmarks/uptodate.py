@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from common import REPOSITORY, doit, medians
@@ -54,11 +55,13 @@ def main() -> None:
             for folder in (REPOSITORY / "bins").iterdir():
                 if not folder.name.startswith("."):
                     shutil.copytree(folder, home / "bins" / folder.name)
-            (made,) = (REPOSITORY / "models" / "gguf").glob("demo__*")  # of your models no other one
+            (made,) = (REPOSITORY / "models" / "gguf").glob(
+                "demo__*"
+            )  # of your models no other one
             shutil.copytree(made, home / "models" / "gguf" / made.name)
             inflate(home, size)
             homes.append(home)
-        small, large = medians(rounds, small=lambda: check(homes[0]), large=lambda: check(homes[1]))
+        small, large = medians(rounds, *(partial(check, home) for home in homes))
     print(f" 4 MB   {small * 1000:.0f} ms to find nothing to do (median of {rounds}, alternating)")
     print(f"40 GB   {large * 1000:.0f} ms, ratio {large / small:.2f}")
 

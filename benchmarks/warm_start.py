@@ -32,7 +32,7 @@ def main() -> None:
         planned = plan(model, f"port={port}")
         return seconds_to_ready([planned["executable"], *planned["cmd"]], port)
 
-    one, other = medians(rounds, ours=ours, by_hand=by_hand)
+    one, other = medians(rounds, ours, by_hand)
     print(f"doit serve    {one:.3f} s to ready (median of {rounds}, alternating)")
     print(f"llama-server  {other:.3f} s")
     print(f"difference    {one - other:.3f} s, ratio {one / other:.2f}")
