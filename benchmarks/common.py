@@ -24,7 +24,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 
 def environment(home: Path = REPOSITORY) -> dict[str, str]:
-    """That of a user, for whom Python keeps its compiled modules; `home` is LLAMA_PIPELINE_HOME."""
+    """A user's environment: Python keeps its compiled modules, and `home` is the home."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return env | {"LLAMA_PIPELINE_HOME": str(home)}
 

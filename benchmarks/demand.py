@@ -91,7 +91,7 @@ class Result:
 
 
 def requests_of(client: int, seconds: float, seed: int) -> list[Request]:
-    """Those of one client: bursts of one to four for one model."""
+    """The requests of one client: bursts of one to four for one model."""
     chance, at, requests = random.Random(f"{seed} {client}"), 0.0, list[Request]()
     while True:
         shares = [model.share for model in MODELS.values()]

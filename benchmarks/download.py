@@ -139,7 +139,7 @@ def compare(
 
 
 def present(programs: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
-    """Those whose programs are installed; the others are named."""
+    """The commands whose programs are installed; what is skipped is printed."""
     found = {}
     for name, commands in programs.items():
         missing = [command[0] for command in commands if not shutil.which(command[0])]

@@ -85,7 +85,7 @@ async def ask_all(port: int, clients: int) -> tuple[float, float]:
 
 
 def variables(model: str, port: int) -> list[str]:
-    """Those of the server that is asked."""
+    """What `serve` and `plan` are run with."""
     return [f"model={model}", f"port={port}", "parallel=16", "alias=bench", "server.metrics=1"]
 
 
@@ -131,7 +131,7 @@ http {{
 
 
 def nginx(folder: Path, port: int, direct: int) -> list[str] | None:
-    """Its command; None where it is not installed."""
+    """The command of nginx; None where it is not installed."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         return None

@@ -54,7 +54,7 @@ def first_token(port: int, messages: list[Any]) -> tuple[float, int]:
 
 
 def measure(folder: Path, size: str, tokens: int) -> tuple[float, int]:
-    """The same of a conversation that comes back."""
+    """`first_token` of a conversation that comes back."""
     gateway = free_port()
     file = folder / f"slots {size}.toml"
     file.write_text(FILE.format(size=size, gateway=gateway, port=free_port()), encoding="utf-8")

@@ -34,7 +34,7 @@ class Bound(Struct, frozen=True, kw_only=True):
 
 
 def client(made: httpx2.Client) -> httpx2.Client:
-    """The same client, which follows few redirects, and reads no bodies of theirs."""
+    """Have a client follow few redirects, and read none of their bodies; returns it."""
     made.max_redirects = MOST_REDIRECTS
     hooks = made.event_hooks["response"]
     if _drop_body_of_redirect not in hooks:

@@ -72,7 +72,7 @@ def absolute(text: str | Path) -> Path:
 
 
 def one_path(text: str | Path) -> Path:
-    """The same without `..`. Links are kept, since they may later lead elsewhere.
+    """`text` as an absolute path without `..`. Links are kept: they may later lead elsewhere.
 
     Raises UsageError where there is no such user.
     """

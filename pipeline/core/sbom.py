@@ -37,7 +37,7 @@ class Component(Struct, frozen=True, kw_only=True):
         return self.purl or f"{self.kind}:{self.name}"
 
     def document(self) -> dict[str, Any]:
-        """As CycloneDX has it."""
+        """The component as an object of CycloneDX."""
         known = {
             "type": self.kind,
             "bom-ref": self.ref,

@@ -78,7 +78,7 @@ class Group:
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def replace(self, **values: object) -> Self:
-        """The same with other values."""
+        """A copy of the group with other values."""
         return type(self)(**{**vars(self), **values})
 
 
@@ -143,7 +143,7 @@ def choice(*words: str) -> OneOf:
 
 
 def path(value: str) -> str:
-    """As `text`: shells complete it with files."""
+    """Any text that is not blank; shells complete it with files."""
     return text(value)
 
 

@@ -187,7 +187,7 @@ class Watch:
 
     @property
     def steps(self) -> int:
-        """Those that are done."""
+        """How many steps of all runs are done."""
         return self.before + self.done
 
     def again(self) -> None:

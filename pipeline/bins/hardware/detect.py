@@ -219,7 +219,7 @@ def amd(text: str) -> tuple[str, ...]:
 
 
 def kfd(nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """The same from the kernel: 90010 is gfx90a, 110000 is gfx1100; 0 is the processor."""
+    """AMD's cards by the kernel's numbers: 90010 is gfx90a, 110000 gfx1100; 0 is the processor."""
     names = []
     for text in nodes:
         version = re.search(r"^gfx_target_version (\d+)", text, re.M)

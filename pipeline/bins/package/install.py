@@ -76,7 +76,7 @@ def is_current(target: Path, recipe: Recipe | None = None) -> bool:
 
 
 def revalidate(target: Path, recipe: Recipe | None = None) -> bool:
-    """The same, by the hashes of the files that were copied or restored."""
+    """As `is_current`, but files that were copied or restored are hashed."""
     return _has_all_receipts(target) and receipts.revalidate_folder(target / "bin", recipe)
 
 

@@ -48,7 +48,7 @@ def require(archive: Path, wanted: str, *, offline: bool = False) -> None:
 
 
 def argv(gh: str, archive: Path, bundle: str) -> list[str]:
-    """Its command line."""
+    """The command line of gh."""
     more = ["--bundle", bundle] if bundle else []
     return [gh, "attestation", "verify", str(archive), "--repo", UPSTREAM, *more]
 

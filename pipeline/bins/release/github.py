@@ -129,7 +129,7 @@ def _errors_explained(what: str) -> Iterator[None]:
 
 
 def _instead(what: str) -> str:
-    """What does without it."""
+    """How to do without `what`, for a hint."""
     return "; or build it: bins=build" if what == RELEASES else ""
 
 

@@ -219,7 +219,7 @@ def private(path: str, flags: int) -> int:
 def lines_of(
     process: subprocess.Popen[bytes], is_over: Callable[[], bool] | None = None
 ) -> Iterator[str]:
-    """Its output line by line; a carriage return (a progress bar's) ends a line too, at once.
+    """The output of a process by line; a carriage return (a progress bar's) ends a line too.
 
     Ends with the pipe, or when nothing comes any more and the process has ended, or `is_over` says
     so: a grandchild may hold the pipe forever.

@@ -89,7 +89,7 @@ def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> Pipe
 
 
 def disk_error_in(output: str, folder: Path) -> PipelineError | None:
-    """The same for what a program has printed that could not write into `folder`."""
+    """As `disk_error`, from the output of a program that could not write into `folder`."""
     errors = (OSError(number, os.strerror(number)) for number in (*FULL, errno.EIO, errno.EROFS))
     printed = (error for error in errors if error.strerror and error.strerror in output)
     return next((disk_error(error, folder) for error in printed), None)

@@ -245,8 +245,8 @@ def folder_is_current(
 def revalidate_folder(
     folder: Path, recipe: Recipe | None = None, names: Iterable[str] = ()
 ) -> bool:
-    """The same, by the hashes of the files that were copied or restored. No receipt is dropped, so
-    that a file that was changed is not taken for a stranger's."""
+    """As `folder_is_current`, but files that were copied or restored are hashed. No receipt is
+    dropped, so that a file that was changed is not taken for a stranger's."""
     states = _states(folder, recipe, names)
     if not states or not {*states.values()} <= {Status.CURRENT, Status.MOVED}:
         return False
