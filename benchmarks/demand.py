@@ -53,6 +53,7 @@ EVERY = 6.0  # seconds between two requests of a client, on average
 MOST_SECONDS = 300.0  # for one answer
 SAMPLE_SECONDS = 0.1
 STARTS = 3  # of which the median counts
+PHASE = 120.0  # seconds that popularity stays, where it changes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ MODELS = {
     "e": Model(("model=demo-embed", "quant=f32"), 512, 4, embeds=True),
     "f": Model(("model=run/tiny-llama",), 2048, 2),
 }
+SHARES = [model.share for model in MODELS.values()]
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,14 @@ class Result:
     error: str
 
 
-def requests_of(client: int, seconds: float, seed: int) -> list[Request]:
-    """The requests of one client: bursts of one to four for one model."""
+def requests_of(
+    client: int, seconds: float, seed: int, phases: Sequence[Sequence[float]] = (SHARES,)
+) -> list[Request]:
+    """The requests of one client: bursts of one to four for one model. `phases` are the models'
+    shares, each for PHASE seconds."""
     chance, at, requests = random.Random(f"{seed} {client}"), 0.0, list[Request]()
     while True:
-        shares = [model.share for model in MODELS.values()]
-        name = chance.choices(list(MODELS), shares)[0]
+        name = chance.choices(list(MODELS), phases[int(at // PHASE) % len(phases)])[0]
         for _ in range(chance.randint(1, 4)):
             at += chance.expovariate(1 / EVERY)
             if at >= seconds:

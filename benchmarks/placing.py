@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from demand import CLIENTS, EVERY, MODELS, oracle
+from demand import CLIENTS, MODELS, PHASE, SHARES, Request, oracle, requests_of
 from msgspec.structs import replace
 
 from pipeline.serve import placing
@@ -36,13 +36,11 @@ NEED = {"a": 227, "b": 375, "c": 276, "d": 96, "e": 163, "f": 75}  # MB
 LOAD = {"a": 0.8, "b": 0.9, "c": 0.8, "d": 0.4, "e": 0.4, "f": 0.3}  # seconds, while others work
 BUDGET = NEED["a"] + NEED["b"] + NEED["e"]
 STOP, FIRST, TOKEN = 0.2, 0.1, 0.02  # seconds: to stop a server, to begin an answer, for a token
-PHASE, PHASES = 120.0, 40  # seconds that popularity stays, in the mix where it changes
+PHASES = 40  # in the mix where popularity changes
 MINUTES = 120.0
 NAMED = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
 SLOWER = float(NAMED.get("slower", "1"))
 LEAVING = ("unloading", "stopping")
-
-Arrival = tuple[float, str, int]  # at the earliest, the model, tokens
 
 
 @dataclass
@@ -78,23 +76,10 @@ def shares(mix: str, seed: int) -> list[list[float]]:
     """The weights of all models, for each phase."""
     chance, exponent = random.Random(f"{mix} {seed}"), {"uniform": 0.0, "zipf": 1.0, "phases": 1.5}
     if mix == "benchmark":
-        return [[model.share for model in MODELS.values()]]
+        return [SHARES]
     weights = [1 / (rank + 1) ** exponent[mix] for rank in range(len(MODELS))]
     count = PHASES if mix == "phases" else 1
     return [chance.sample(weights, len(weights)) for _ in range(count)]
-
-
-def arrivals(client: int, seconds: float, seed: int, mix: str) -> list[Arrival]:
-    """As demand.requests_of, for any mix."""
-    chance, at, made = random.Random(f"{seed} {client}"), 0.0, list[Arrival]()
-    phases = shares(mix, seed)
-    while True:
-        name = chance.choices(list(MODELS), phases[int(at // PHASE) % len(phases)])[0]
-        for _ in range(chance.randint(1, 4)):
-            at += chance.expovariate(1 / EVERY)
-            if at >= seconds:
-                return made
-            made.append((at, name, chance.randint(4, 24)))
 
 
 class Simulation:
@@ -102,7 +87,7 @@ class Simulation:
 
     def __init__(
         self,
-        clients: Sequence[Sequence[Arrival]],
+        clients: Sequence[Sequence[Request]],
         phases: Sequence[Sequence[float]],
         value: Value,
         waits: bool,
@@ -133,11 +118,12 @@ class Simulation:
 
     def _send(self) -> None:
         for client in sorted(self._idle):
-            if self._left[client] and self._left[client][0][0] <= self.now:
-                _, name, tokens = self._left[client].pop(0)
+            if self._left[client] and self._left[client][0].at <= self.now:
+                request = self._left[client].pop(0)
                 self._idle.remove(client)
-                self.models[name].uses.append(self.now)
-                self.models[name].waiting.append((self.now, client, tokens))
+                model = self.models[request.model]
+                model.uses.append(self.now)
+                model.waiting.append((self.now, client, request.tokens))
 
     def _move(self) -> None:
         for model in self.models.values():
@@ -203,8 +189,9 @@ def compare(mix: str, seconds: float, seeds: Sequence[int]) -> None:
     for order, (value, waits) in ORDERS.items():
         loads, fewest, times = 0, 0, list[float]()
         for seed in seeds:
-            clients = [arrivals(client, seconds, seed, mix) for client in range(CLIENTS)]
-            run = Simulation(clients, shares(mix, seed), value, waits)
+            phases = shares(mix, seed)
+            clients = [requests_of(client, seconds, seed, phases) for client in range(CLIENTS)]
+            run = Simulation(clients, phases, value, waits)
             loads += run.loads
             fewest += oracle([name for _, name, _ in run.results], NEED, BUDGET)
             times += [taken for _, _, taken in run.results]
