@@ -123,7 +123,7 @@ def test_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.capture(TALK) is None
     assert process.capture(python("import sys; print(sys.stdin.read())"), timeout=30) == os.linesep
     env = {**os.environ, "WHO": "me"}
-    assert process.capture(python("import os; print(os.environ['WHO'], end='')"), env=env) == "me"
+    assert process.outcome(python("import os; print(os.environ['WHO'])"), env=env)[1] == "me\n"
 
 
 @posix

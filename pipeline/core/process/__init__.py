@@ -111,15 +111,9 @@ def outcome(
     return process.returncode, stdout, stderr
 
 
-def capture(
-    argv: Argv,
-    *,
-    timeout: float = 20,
-    env: Mapping[str, str] | None = None,
-    sandbox: Sandbox | None = None,
-) -> str | None:
+def capture(argv: Argv, *, timeout: float = 20) -> str | None:
     """What a short program prints on both channels; None where it is missing, fails or hangs."""
-    status, out, err = outcome(argv, timeout=timeout, env=env, sandbox=sandbox)
+    status, out, err = outcome(argv, timeout=timeout)
     return out + err if status == 0 else None
 
 
