@@ -49,12 +49,14 @@ EVERYWHERE: Mapping[str, tuple[str, ...]] = {
     "sycl-ls": ("sycl-ls",),
     "vulkaninfo": ("vulkaninfo", "--summary"),
 }
-MACOS = {
-    "xcode-select": ("xcode-select", "-p"),
-    "sysctl": ("sysctl", "machdep.cpu", "hw.optional", "sysctl.proc_translated"),
-    "system_profiler": ("system_profiler", "SPDisplaysDataType"),
+OF_SYSTEM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "macos": {
+        "xcode-select": ("xcode-select", "-p"),
+        "sysctl": ("sysctl", "machdep.cpu", "hw.optional", "sysctl.proc_translated"),
+        "system_profiler": ("system_profiler", "SPDisplaysDataType"),
+    },
+    "windows": {"cl": ("cl",)},
 }
-WINDOWS = {"cl": ("cl",)}
 FILES = {
     "cpuinfo": "/proc/cpuinfo",
     "kernel": "/proc/sys/kernel/osrelease",
@@ -161,26 +163,17 @@ def probe(home: Home, cuda: str = "") -> Facts:
 def tool_commands(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
     """The commands to run on this system, by name."""
     own = {"CXX": (*cxx.split(), *VERSION)} if cxx else {}
-    return {
-        **EVERYWHERE,
-        **own,
-        **(MACOS if system == "macos" else {}),
-        **(WINDOWS if system == "windows" else {}),
-    }
+    return {**EVERYWHERE, **own, **OF_SYSTEM.get(system, {})}
 
 
 def find_programs(commands: Mapping[str, tuple[str, ...]], cuda: str = "") -> dict[str, str]:
     """The paths of the installed programs: in `cuda`, on PATH, or in the usual folders."""
-    places = [f"{cuda}/bin"] if cuda else []
-    sdk = os.environ.get("VULKAN_SDK")
-    places += [f"{sdk}/bin"] if sdk else []  # where CMake looks for glslc before PATH
-    places.append(os.environ.get("PATH", os.defpath))
-    places += [
-        str(Path(os.environ[name]) / "bin")
-        for name in ("CUDA_PATH", "CUDA_HOME", "ROCM_PATH")
-        if os.environ.get(name)
-    ]
-    search = os.pathsep.join([*places, *BESIDE_PATH])
+    env = os.environ
+    sdk = env.get("VULKAN_SDK")  # where CMake looks for glslc before PATH
+    before = [f"{top}/bin" for top in (cuda, sdk) if top]
+    tops = map(env.get, ("CUDA_PATH", "CUDA_HOME", "ROCM_PATH"))
+    after = [str(Path(top, "bin")) for top in tops if top]
+    search = os.pathsep.join([*before, env.get("PATH", os.defpath), *after, *BESIDE_PATH])
     return {
         n: path for n, words in commands.items() if (path := shutil.which(words[0], path=search))
     }
