@@ -91,11 +91,8 @@ def forget(home: Home) -> None:
 
 def load(cache: Path, machine: str) -> dict[str, Any]:
     """The cached choices, if they were made on the machine as it is now."""
-
-    def parse(data: Any) -> dict[str, Any]:
-        return dict(data["choices"]) if data["machine"] == machine else {}
-
-    return json_file.read(cache, parse) or {}
+    stored = json_file.read(cache, lambda data: (data["machine"], dict(data["choices"])))
+    return stored[1] if stored and stored[0] == machine else {}
 
 
 def save(cache: Path, machine: str, choices: Mapping[str, Any]) -> None:
@@ -137,10 +134,8 @@ def choose(machine: detect.Host, options: BuildOptions) -> Selection:
 def describe(machine: detect.Host, options: BuildOptions, report: requirements.Report) -> Selection:
     """The selection of this backend, with what it is missing here."""
     name, toolkit, notes = report.backend, "", list(report.notes)
-    device, build = (
-        list(report.of(requirements.DEVICE)),
-        list(report.of(requirements.TOOL, requirements.TOOLKIT)),
-    )
+    device = list(report.of(requirements.DEVICE))
+    build = list(report.of(requirements.TOOL, requirements.TOOLKIT))
     tools = {t: machine.tools[t] for t in TOOLCHAINS.get(name, ()) if t in machine.tools}
     versions = {t: (tool.path, tool.version) for t, tool in tools.items()}
     if name == "vulkan":
