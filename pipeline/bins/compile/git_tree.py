@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,16 @@ def files(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def folder_hash(folder: Path) -> str:
     """git's tree hash of all files below `folder`. Reads every byte."""
-    return tree_hash(dict(_blobs(folder, files(folder))))
-
-
-def _blobs(folder: Path, entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, Blob]]:
-    for entry in entries:
-        path = Path(entry.path).relative_to(folder).as_posix()
+    blobs: dict[str, Blob] = {}
+    for entry in files(folder):
+        path = Path(entry.path)
         if entry.is_symlink():
-            yield path, (LINK, blob(os.fsencode(Path(entry.path).readlink())))
+            each = LINK, blob(os.fsencode(path.readlink()))
         else:
-            executable = entry.stat().st_mode & 0o100
-            yield path, (PROGRAM if executable else FILE, blob(Path(entry.path).read_bytes()))
+            mode = PROGRAM if entry.stat().st_mode & 0o100 else FILE
+            each = mode, blob(path.read_bytes())
+        blobs[path.relative_to(folder).as_posix()] = each
+    return tree_hash(blobs)
 
 
 def stamp(folder: Path) -> str:
