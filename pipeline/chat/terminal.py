@@ -163,7 +163,7 @@ class Terminal:
                     self.note("Ctrl-D or /exit leaves.")
                 except PipelineError as error:
                     self.require_running()
-                    self.complain(error)
+                    self.console.print(Text(printable(f"error: {error}"), "red"))
 
     def handle(self, text: str) -> bool:
         """Run a command or ask a question; returns whether to go on."""
@@ -225,9 +225,6 @@ class Terminal:
 
     def note(self, text: str) -> None:
         self.console.print(Text(printable(text), "dim"))
-
-    def complain(self, error: PipelineError) -> None:
-        self.console.print(Text(printable(f"error: {error}"), "red"))
 
 
 def converse(

@@ -269,20 +269,16 @@ def _of_builds(here: BuildDefinition, given: BuildDefinition, unknown: set[str])
         elif name not in ours:
             yield f"{name}: the statement names this dependency, the receipts do not"
         else:
-            yield from _of_descriptors(name, ours[name], theirs[name])
-
-
-def _of_descriptors(name: str, ours: Descriptor, theirs: Descriptor) -> Iterator[str]:
-    yield from _values(f"{name}: digest", ours.digest, theirs.digest)
-    yield from _values(f"{name}: annotations", ours.annotations, theirs.annotations)
-    if ours.uri != theirs.uri:
-        yield from _values(name, {"uri": ours.uri}, {"uri": theirs.uri})
+            our, their = ours[name], theirs[name]
+            yield from _values(f"{name}: digest", our.digest, their.digest)
+            yield from _values(f"{name}: annotations", our.annotations, their.annotations)
+            yield from _values(name, {"uri": our.uri}, {"uri": their.uri})
 
 
 def _values(where: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     for name, value in ours.items():
         if theirs.get(name) != value:
             place = f"{where}.{name}" if name else where
-            said = json.dumps(theirs.get(name), ensure_ascii=False)[:200]
-            ours_said = json.dumps(value, ensure_ascii=False)[:200]
-            yield f"{place}: the statement says {said}, the receipts say {ours_said}"
+            given = json.dumps(theirs.get(name), ensure_ascii=False)[:200]
+            known = json.dumps(value, ensure_ascii=False)[:200]
+            yield f"{place}: the statement says {given}, the receipts say {known}"
