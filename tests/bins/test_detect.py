@@ -150,7 +150,7 @@ def test_everything_for_cuda_is_here() -> None:
 
 def toolkit_lacks(host: Host) -> list[str]:
     """What of the toolkit is missing; NVIDIA's wheels stand in for it, which a note says."""
-    missing = [lack.what for lack in requirements.missing_toolkit(host, [])]
+    missing = [lack.what for lack in requirements.missing_toolkit(host)[0]]
     report = of(host, "cuda")
     assert report.state == USABLE
     assert report.notes[-1].startswith(f"without {' and '.join(missing)} NVIDIA's wheels of CUDA")

@@ -112,9 +112,8 @@ def cpu(host: Host) -> Finding:
 def cuda(host: Host) -> Finding:
     if not has_nvidia_card(host) and "nvcc" not in host.tools:
         return missing_nvidia_card(host), []  # where there is no card, no toolkit is missed
-    notes: list[str] = []
-    missing, release = missing_toolkit(host, notes), wheels(host)
-    if missing and release:
+    missing, notes = missing_toolkit(host)
+    if missing and (release := wheels(host)):
         parts = " and ".join(item.what for item in missing)
         fetched = f"{size(cuda_versions.DOWNLOAD_BYTES)}, once"
         notes.append(
@@ -128,7 +127,7 @@ def wheels(host: Host) -> CudaRelease | None:
     """The release of NVIDIA's wheels for this system, its driver and its cards."""
     release = cuda_versions.CUDA_13
     unavailable = cuda_versions.unavailable_reason(driver(host), f"{host.system}-{host.machine}")
-    if host.jetson or unavailable or missing_for_version(host, numbers(release.version), []):
+    if host.jetson or unavailable or missing_for_version(host, numbers(release.version))[0]:
         return None
     return release
 
@@ -264,30 +263,30 @@ def missing_nvidia_card(host: Host) -> list[Missing]:
     return [Missing("an NVIDIA card with its driver", "", DEVICE)]
 
 
-def missing_toolkit(host: Host, notes: list[str]) -> list[Missing]:
+def missing_toolkit(host: Host) -> Finding:
     """nvcc and the parts of its toolkit, which are packages of their own."""
     nvcc = host.tools.get("nvcc")
     if nvcc is None:
-        return [Missing("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)]
+        return [Missing("the CUDA toolkit (nvcc)", "cuda", TOOLKIT)], []
     missing = []
     if "cublas" not in host.parts:
         missing.append(Missing(f"cuBLAS for CUDA {nvcc.version}", "cublas", TOOLKIT))
     if "libcuda" not in host.parts:
         missing.append(Missing(f"the libcuda stub of CUDA {nvcc.version}", "libcuda", TOOLKIT))
-    if host.slices:
-        notes.append(f"MIG slices: {', '.join(host.slices)}")
-    missing += missing_for_version(host, (*numbers(nvcc.version), 0)[:2], notes)
+    notes = [f"MIG slices: {', '.join(host.slices)}"] if host.slices else []
+    unsupported, left_out = missing_for_version(host, (*numbers(nvcc.version), 0)[:2])
+    notes += left_out
     different = {numbers(card.capability) for card in host.nvidia if card.capability}
     if len(different) > 1:
         each = ", ".join(map(dotted, sorted(different)))
         notes.append(f"cards of different compute capability: {each}")
-    return missing
+    return [*missing, *unsupported], notes
 
 
-def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) -> list[Missing]:
+def missing_for_version(host: Host, version: tuple[int, ...]) -> Finding:
     """What keeps a toolkit of this version from compiling for the cards, or the driver from running
     the result."""
-    missing = []
+    missing, notes = [], []
     lowest = LOWEST_CAPABILITY.get(version[0], (0, 0))
     cards = {
         f"{card.name} ({card.capability})": numbers(card.capability)
@@ -311,4 +310,4 @@ def missing_for_version(host: Host, version: tuple[int, ...], notes: list[str]) 
         if driver[:1].isdecimal() and numbers(driver)[0] < lowest_driver:  # L4T counts otherwise
             newer = f"driver {lowest_driver} or newer for CUDA {version[0]}; {driver} is here"
             missing.append(Missing(newer, "nvidia driver", TOOLKIT))
-    return missing
+    return missing, notes

@@ -148,7 +148,7 @@ def describe(machine: detect.Host, options: BuildOptions, report: requirements.R
             versions = {"nvcc": ("", cuda_versions.CUDA_13.version)}
         build, notes = [*missing, *requirements.compiler(machine)], []
         if options.source == "build" and (version := cuda_versions.numbers(nvcc(versions))):
-            unsupported = requirements.missing_for_version(machine, version, notes)
+            unsupported, notes = requirements.missing_for_version(machine, version)
             device += unsupported if options.is_for_elsewhere else []
     return Selection(
         backend=name,
@@ -168,7 +168,7 @@ def cuda_toolkit(
     machine: detect.Host, options: BuildOptions
 ) -> tuple[str, list[requirements.Missing]]:
     """Which toolkit is taken, and what of it is missing. The report skips it where no card is."""
-    missing = requirements.missing_toolkit(machine, [])
+    missing, _ = requirements.missing_toolkit(machine)
     if not missing or options.toolkit != AUTO:
         return SYSTEM, missing
     if requirements.wheels(machine):
