@@ -3,6 +3,7 @@ importable."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +68,36 @@ def post(url: str, body: Mapping[str, object]) -> Any:
     """The JSON that answers a POST of JSON. Raises OSError."""
     with urllib.request.urlopen(request(url, body), timeout=600) as answer:
         return json.load(answer)
+
+
+async def send(port: int, path: str, data: bytes) -> tuple[StreamReader, StreamWriter]:
+    """POST JSON over a bare socket, which costs less than any client. Raises OSError."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    writer.write(head.encode() + data)
+    return reader, writer
+
+
+@contextmanager
+def sampling(seconds: float, sample: Callable[[], None]) -> Iterator[None]:
+    """Call `sample` on a thread, again and again, for as long as the block runs."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            sample()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

@@ -26,7 +26,6 @@ import re
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from itertools import combinations
 from pathlib import Path
 
 import psutil
-from common import REPOSITORY, doit, free_port, plan, running
+from common import REPOSITORY, doit, free_port, plan, running, sampling, send
 from fakes import tiny_llama
 from msgspec import convert
 
@@ -136,14 +135,7 @@ async def ask(port: int, request: Request) -> str:
         body |= {"messages": messages, "max_tokens": request.tokens, "temperature": 0}
     try:
         async with asyncio.timeout(MOST_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            data = json.dumps(body).encode()
-            writer.write(
-                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-                "Connection: close\r\n\r\n".encode()
-            )
-            writer.write(data)
+            reader, writer = await send(port, path, json.dumps(body).encode())
             answer = await reader.read()
             writer.close()
     except (OSError, TimeoutError) as error:
@@ -170,13 +162,14 @@ async def replay(port: int, clients: Sequence[Sequence[Request]]) -> list[Result
 
 
 class Watch:
-    """The memory of all servers, sampled: the most in bytes, and how often it was too much."""
+    """The memory of the servers of some files: the most in bytes, and how often it was too much."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget, self.most, self.over, self.samples = budget, 0, 0, 0
+    def __init__(self, budget: int, models: set[str]) -> None:
+        self.budget, self.models = budget, models
+        self.most = self.over = self.samples = 0
 
-    def sample(self, models: set[str]) -> None:
-        used = sum(resident(process) for process in llama_servers(models))
+    def sample(self) -> None:
+        used = sum(map(resident, llama_servers(self.models)))
         self.most = max(self.most, used)
         self.over += used > self.budget
         self.samples += 1
@@ -184,19 +177,9 @@ class Watch:
 
 @contextmanager
 def watched(budget: int, models: set[str]) -> Iterator[Watch]:
-    watch, over = Watch(budget), threading.Event()
-
-    def run() -> None:
-        while not over.wait(SAMPLE_SECONDS):
-            watch.sample(models)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    watch = Watch(budget, models)
+    with sampling(SAMPLE_SECONDS, watch.sample):
         yield watch
-    finally:
-        over.set()
-        thread.join()
 
 
 def llama_servers(models: set[str]) -> list[psutil.Process]:

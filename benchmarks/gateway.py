@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import DOIT, REPOSITORY, doit, free_port, plan, running
+from common import DOIT, REPOSITORY, doit, free_port, plan, running, send
 from fakes import tiny_llama
 
 from pipeline.serve.gateway.other_engines import router_arguments, router_preset
@@ -55,15 +55,9 @@ class Stream:
 
 
 async def ask(port: int) -> Stream:
-    """One stream, read from a bare socket."""
+    """One stream."""
     begin = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    writer.write(head.encode() + BODY)
+    reader, writer = await send(port, "/v1/chat/completions", BODY)
     first, tokens = 0.0, 0
     while line := await reader.readline():
         if line.startswith(b"data: {") and b'"content":"' in line:

@@ -19,13 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from common import DOIT, REPOSITORY, environment
+from common import DOIT, REPOSITORY, environment, sampling
 from conftest import with_programs
 from fakes import large_llama
 
@@ -51,24 +51,16 @@ def prepare(home: Path, *words: str) -> dict[str, float]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
         most: dict[str, float] = {"disk": 0, "memory": 0}
-        over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(LOOK):
-                most["disk"] = max(most["disk"], allocated(home / "models"))
-                try:
-                    family = psutil.Process(process.pid).children(recursive=True)
-                    memory = [each.memory_info().rss for each in family]
-                except psutil.Error:
-                    continue
-                most["memory"] = max([most["memory"], *memory])
+            most["disk"] = max(most["disk"], allocated(home / "models"))
+            with suppress(psutil.Error):
+                family = psutil.Process(process.pid).children(recursive=True)
+                most["memory"] = max([most["memory"], *(x.memory_info().rss for x in family)])
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        status = process.wait()
-        took = time.perf_counter() - start
-        over.set()
-        thread.join()
+        with sampling(LOOK, watch):
+            status = process.wait()
+            took = time.perf_counter() - start
         if status:
             log.seek(0)
             sys.exit(log.read().decode())
