@@ -159,7 +159,7 @@ def main() -> None:
         instance = Server(name="bench", executable="", cmd=(), folder="", log_file="", port=direct)
         files.write_wanted(at, files.DesiredState(config="bench", instances=(instance,)))
         seen = files.ServerStatus(name="bench", state=files.READY)
-        files.write_state(at, files.State(pid=0, started=0.0, asked=0, instances=(seen,)))
+        files.write_state(at, files.State(pid=1, started=0.0, asked=0, instances=(seen,)))
         gateway = [sys.executable, "-m", "pipeline.serve.gateway", temporary]
         commands = {
             "direct": server,
