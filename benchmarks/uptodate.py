@@ -17,9 +17,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from common import REPOSITORY, doit, medians
+from common import REPOSITORY, doit, medians, plan
 
-PREPARE = ("prepare", "model=demo-embed", "quant=q8_0")
+MODEL = ("model=demo-embed", "quant=q8_0")
 SMALL, LARGE = 4 * 1000**2, 40 * 1000**3
 
 
@@ -37,7 +37,7 @@ def inflate(home: Path, size: int) -> None:
 def check(home: Path) -> float:
     """Seconds of one run, which must find everything up to date."""
     start = time.perf_counter()
-    done = doit(*PREPARE, home=home)
+    done = doit("prepare", *MODEL, home=home)
     seconds = time.perf_counter() - start
     if "\n.  " in "\n" + done.stderr:
         sys.exit(f"something was made:\n{done.stderr}")
@@ -46,7 +46,8 @@ def check(home: Path) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    doit(*PREPARE)
+    doit("prepare", *MODEL)
+    made = Path(plan(*MODEL)["file"]).parent
     with tempfile.TemporaryDirectory() as top:
         homes = []
         for name, size in (("small", SMALL), ("large", LARGE)):
@@ -55,9 +56,6 @@ def main() -> None:
             for folder in (REPOSITORY / "bins").iterdir():
                 if not folder.name.startswith("."):
                     shutil.copytree(folder, home / "bins" / folder.name)
-            (made,) = (REPOSITORY / "models" / "gguf").glob(
-                "demo__*"
-            )  # of your models no other one
             shutil.copytree(made, home / "models" / "gguf" / made.name)
             inflate(home, size)
             homes.append(home)
