@@ -103,7 +103,7 @@ def parse(text: str) -> Reference:
         note = f"{text}: taken for the path {path}, which exists" if match else ""
         return existing(text, path, note)
     if pasted := parse_address(plain):
-        return _of_address(text, pasted)
+        return replace(pasted, text=text)
     looks_like_path = (
         text.startswith((".", "/", "~", "\\"))
         or "\\" in text
@@ -134,20 +134,6 @@ def _of_match(text: str, match: re.Match[str]) -> Reference:
         repo=match["repo"],
         revision=match["revision"] or "",
         quant=match["quant"] or match["late"] or "",
-    )
-
-
-def _of_address(text: str, pasted: HubAddress) -> Reference:
-    """The reference that an address means. Raises UsageError."""
-    match = HUB.fullmatch(pasted.reference)
-    if match is None or (match["revision"] and pasted.revision):
-        raise UsageError(f"model={text}: not a valid address", HINT)
-    return replace(
-        _of_match(text, match),
-        revision=match["revision"] or pasted.revision,
-        filename=pasted.filename,
-        pattern=pasted.pattern,
-        note=pasted.note,
     )
 
 
@@ -182,19 +168,6 @@ def existing(text: str, path: Path, note: str = "") -> Reference:
 # Addresses of the hub
 
 
-class HubAddress(Struct, frozen=True):
-    """What an address names: a repository, in it a revision, and a file or a folder's files.
-
-    `reference` is org/model, with a quant and a revision where it ends in them.
-    """
-
-    reference: str
-    revision: str = ""
-    filename: str = ""
-    pattern: str = ""
-    note: str = ""  # says what was ignored
-
-
 def is_address(text: str) -> bool:
     """Whether `text` is an address, of a model or of something else."""
     try:
@@ -203,9 +176,9 @@ def is_address(text: str) -> bool:
         return True
 
 
-def parse_address(text: str) -> HubAddress | None:
-    """Parse an address of the hub; None where `text` is none. Raises UsageError for an address that
-    names no model."""
+def parse_address(text: str) -> Reference | None:
+    """The repository, and the file or folder in it, that an address of the hub names; None where
+    `text` is no address. Raises UsageError for an address that names no model."""
     scheme = SCHEME.match(text)
     address = text if scheme else f"//{text}"
     if text.lower().startswith("git@"):  # git@hf.co:org/model
@@ -225,7 +198,17 @@ def parse_address(text: str) -> HubAddress | None:
                 text, "is not an address of the hub; download the file and pass its path"
             )
         return None
-    return _address_of(text, [unquote(part) for part in path.split("/") if part], parts.query)
+    return _of_path(text, [unquote(part) for part in path.split("/") if part], parts.query)
+
+
+def _at(text: str, repo: str, revision: str) -> Reference:
+    """The repository, which may be spelled with a quant, or with a revision where the address has
+    none of its own. Raises UsageError."""
+    match = HUB.fullmatch(repo)
+    if match is None or (match["revision"] and revision):
+        raise UsageError(f"model={text}: not a valid address", HINT)
+    reference = _of_match(text, match)
+    return replace(reference, revision=reference.revision or revision)
 
 
 def _own_host() -> str:
@@ -236,8 +219,8 @@ def _own_host() -> str:
         return ""
 
 
-def _address_of(text: str, parts: list[str], query: str) -> HubAddress:
-    """The address with these parts of a path and this query. Raises UsageError."""
+def _of_path(text: str, parts: list[str], query: str) -> Reference:
+    """What an address with these parts of a path and this query names. Raises UsageError."""
     if parts[:2] == ["api", "models"]:
         parts = parts[2:]
     elif parts[:1] == ["models"] and len(parts) > 2:  # hf://models/org/model
@@ -254,17 +237,16 @@ def _address_of(text: str, parts: list[str], query: str) -> HubAddress:
         file = "/".join(parts[2:]) if parts[-1].lower().endswith(".gguf") else ""
     else:  # the page about a file
         file = parse_qs(query).get("show_file_info", [""])[0].strip("/")
-    reference = f"{parts[0]}/{parts[1].removesuffix('.git')}"
-    revision = "" if revision == "main" else revision
-    name = PurePosixPath(file)
+    repo, name = f"{parts[0]}/{parts[1].removesuffix('.git')}", PurePosixPath(file)
+    reference = _at(text, repo, "" if revision == "main" else revision)
     if not file:
-        return HubAddress(reference, revision)
+        return reference
     if name.suffix.lower() == ".gguf":
-        return HubAddress(reference, revision, filename=file)
+        return replace(reference, filename=file)
     if kind == "tree":
-        return HubAddress(reference, revision, pattern=f"{file}/*")
+        return replace(reference, pattern=f"{file}/*")
     if name.suffix.lower() in FILES or name.name in FILES:
-        return HubAddress(reference, revision, note=f"{file}: taken for the repository it is in")
+        return replace(reference, note=f"{file}: taken for the repository it is in")
     raise _address_error(text, f"{file} is no GGUF, and no file of a model in safetensors")
 
 
