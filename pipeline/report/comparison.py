@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from msgspec import Struct
 
@@ -42,27 +43,25 @@ def files(report: QuantReport) -> dict[str, str]:
 def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
     """The pictures for which there are figures: wide, narrow, and what is said below them."""
     model, rows = report.model, report.candidates
-    fits = "A square that is not filled does not fit the memory of this machine. "
-    shown = fits if any(each.does_not_fit for each in rows) else ""
-    captions = (
-        "Size against quality. On the line, the frontier, every quant loses less than all that are "
-        f"no larger; those are in bold. {shown}{INTERVAL}",
-        f"Speed on this machine, by llama-bench with its own settings; more is better. {INTERVAL}",
-        "Memory that is needed to serve it, and what this machine has.",
-    )
-    for caption, sizes in zip(
-        captions,
+    unfilled = "A square that is not filled does not fit the memory of this machine. "
+    shown = unfilled if any(each.does_not_fit for each in rows) else ""
+    for draw, caption in (
         (
-            [scatter.size_and_quality(model, rows, each) for each in (page.WIDE, page.NARROW)],
-            [bars.speed(model, rows, each) for each in (page.WIDE, page.NARROW)],
-            [
-                bars.memory(model, rows, report.ctx_size, report.room, each)
-                for each in (page.WIDE, page.NARROW)
-            ],
+            partial(scatter.size_and_quality, model, rows),
+            "Size against quality. On the line, the frontier, every quant loses less than all that "
+            f"are no larger; those are in bold. {shown}{INTERVAL}",
         ),
-        strict=True,
+        (
+            partial(bars.speed, model, rows),
+            "Speed on this machine, by llama-bench with its own settings; more is better. "
+            f"{INTERVAL}",
+        ),
+        (
+            partial(bars.memory, model, rows, report.ctx_size, report.room),
+            "Memory that is needed to serve it, and what this machine has.",
+        ),
     ):
-        wide, narrow = sizes
+        wide, narrow = draw(page.WIDE), draw(page.NARROW)
         if wide and narrow:
             yield wide, narrow, caption
 

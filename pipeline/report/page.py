@@ -57,8 +57,8 @@ def figure(wide: Picture, narrow: Picture, caption: str) -> str:
     """A picture in two sizes, of which a screen shows what it has room for."""
     return element(
         "figure",
-        wide.svg("-wide").replace('class="chart"', 'class="chart wide"', 1),
-        narrow.svg("-narrow").replace('class="chart"', 'class="chart narrow"', 1),
+        wide.svg("wide"),
+        narrow.svg("narrow"),
         element("figcaption", text=caption),
     )
 

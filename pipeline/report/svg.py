@@ -120,10 +120,10 @@ class Picture(Struct, frozen=True, kw_only=True):
     text: str
     body: tuple[str, ...]
 
-    def svg(self, mark: str = "") -> str:
-        """The element for a page, whose style is `STYLE`; `mark` tells it from the same picture in
-        another size."""
-        name = f"{self.name}{mark}"
+    def svg(self, form: str = "") -> str:
+        """The element for a page, whose style is `STYLE`; `form` is a class of it, and tells it
+        from the same picture in another size."""
+        name = f"{self.name}-{form}" if form else self.name
         return element(
             "svg",
             element("title", text=self.title, id=f"{name}-title"),
@@ -131,7 +131,7 @@ class Picture(Struct, frozen=True, kw_only=True):
             element("rect", class_="ground", width=self.width, height=self.height),
             *self.body,
             xmlns="http://www.w3.org/2000/svg",
-            class_="chart",
+            class_=f"chart {form}".strip(),
             viewBox=f"0 0 {number(self.width)} {number(self.height)}",
             width=self.width,
             height=self.height,
