@@ -52,7 +52,7 @@ def resolve(
     source = {"type": "hf", "ref": listing.repo, "revision": listing.commit}
     options = choice.options(listing.files)
     safetensors = [n for n in listing.files if fnmatch(n, "*.safetensors") and "/" not in n]
-    if takes_gguf(options, safetensors, file_filter, reference):
+    if takes_gguf(options, safetensors, file_filter):
         option, why = choice.choose(options, file_filter, reference, fits)
         files = list(option.files)
         projector, projector_why = pair(
@@ -126,22 +126,16 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def takes_gguf(
-    options: Sequence[Option], safetensors: Sequence[str], file_filter: FileFilter, reference: str
+    options: Sequence[Option], safetensors: Sequence[str], file_filter: FileFilter
 ) -> bool:
     """Whether to take a GGUF: beside safetensors only one with the requested quant."""
-    if not options:
-        return False
-    if (
-        not safetensors
-        or file_filter.filename
-        or file_filter.pattern
-        or file_filter.quant in ("", quants.AUTO)
-    ):
+    if not (options and safetensors):
+        return bool(options)
+    quant = file_filter.quant
+    if file_filter.filename or file_filter.pattern or quant in ("", quants.AUTO):
         return True
-    is_made = quants.canonical(file_filter.quant) in quants.TYPES or quants.is_mix(
-        file_filter.quant
-    )
-    return not is_made or bool(choice.by_quant(options, file_filter.quant))
+    is_made = quants.canonical(quant) in quants.TYPES or quants.is_mix(quant)
+    return not is_made or bool(choice.by_quant(options, quant))
 
 
 def of_files(

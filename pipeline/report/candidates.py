@@ -45,7 +45,6 @@ class Metric(Struct, frozen=True, kw_only=True):
 
     name: str
     unit: str
-    meaning: str
     loss: Callable[[Quality], Estimate | None]
 
     def of(self, candidate: Candidate) -> Estimate | None:
@@ -63,19 +62,16 @@ METRICS = (
     Metric(
         name="KL divergence",
         unit="nats per token",
-        meaning="how far the next token's probabilities are from the unquantized model's",
         loss=lambda quality: quality.kld,
     ),
     Metric(
         name="cosine distance",
         unit="1 − cosine similarity",
-        meaning="how far embeddings are from the unquantized model's",
         loss=lambda quality: distance(quality.cosine),
     ),
     Metric(
         name="rank distance",
         unit="1 − Spearman's ρ",
-        meaning="how far the order of scores is from the unquantized model's",
         loss=lambda quality: distance(quality.rank),
     ),
 )

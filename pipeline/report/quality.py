@@ -37,8 +37,6 @@ GROWTH = 4  # times the pieces that a report takes: the most for a verdict
 ENOUGH = 0.75  # of the pieces that were asked for: how many a text has is known once it is read
 
 Kind = Literal["language", "embedding", "rerank"]
-FIGURE: dict[Kind, str] = {"language": "kld", "embedding": "cosine", "rerank": "rank"}
-PIECES: dict[Kind, str] = {"language": "chunk", "embedding": "text", "rerank": "query"}
 
 
 class Measured(Struct, frozen=True, kw_only=True):
