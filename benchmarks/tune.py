@@ -54,9 +54,7 @@ def measured(found: Bench, setting: Setting, repetitions: int) -> dict[str, floa
         given = tuning_axes.bench_words(setting, phase, {})
         sizes = {"prompt": 0, "generated": 0}
         sizes["prompt" if phase == PROMPT else "generated"] = REQUEST[phase]
-        (samples,) = bench.samples(
-            found.program, found.model, given, repetitions=repetitions, **sizes
-        )
+        samples = bench.samples(found.program, found.model, given, repetitions=repetitions, **sizes)
         speeds = samples.prompt if phase == PROMPT else samples.decode
         times[phase] = REQUEST[phase] / statistics.median(speeds)
     return times
@@ -76,7 +74,7 @@ def exhaustive(found: Bench, axes: list[Axis], repetitions: int) -> tuple[Settin
         shared = {n: v for n, v in setting.items() if n in ("flash-attn", "load-mode")}
         given = tuning_axes.bench_words(setting, DECODE, {})
         try:
-            (samples,) = bench.samples(
+            samples = bench.samples(
                 found.program,
                 found.model,
                 given,

@@ -78,7 +78,7 @@ def command(model: Model, path: Path) -> list[str]:
 
 def measure(model: Model, path: Path) -> Samples:
     """One pass. Raises PipelineError."""
-    (samples,) = bench.samples(
+    return bench.samples(
         model.binaries.program(BENCH),
         path,
         options(model),
@@ -87,7 +87,6 @@ def measure(model: Model, path: Path) -> Samples:
         repetitions=REPETITIONS,
         timeout=SECONDS,
     )
-    return samples
 
 
 def machine(model: Model) -> list[tuple[str, str]]:
@@ -123,23 +122,19 @@ def kept(model: Model, path: Path) -> Speed | None:
     known = stat_cache.recall(book(model), path) or {}
     row = known.get(question(model)) if isinstance(known, dict) else None
     try:
-        return speed_of(row["prompt"], row["decode"]) if row else None
+        return Samples(prompt=row["prompt"], decode=row["decode"]).speed if row else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def keep(model: Model, path: Path, passes: Sequence[Samples], stamp: list[int]) -> Speed:
     """The speed of all passes together, which is kept."""
-    row = {
-        "prompt": [each for samples in passes for each in samples.prompt],
-        "decode": [each for samples in passes for each in samples.decode],
-    }
+    together = Samples(
+        prompt=[each for samples in passes for each in samples.prompt],
+        decode=[each for samples in passes for each in samples.decode],
+    )
+    row = {"prompt": together.prompt, "decode": together.decode}
     known = stat_cache.recall(book(model), path)
     rows = (known if isinstance(known, dict) else {}) | {question(model): row}
     stat_cache.remember(book(model), path, rows, stamp)
-    return speed_of(row["prompt"], row["decode"])
-
-
-def speed_of(prompt: Sequence[float], decode: Sequence[float]) -> Speed:
-    """Means with their errors; a model that only embeds has no `decode`."""
-    return Speed(prompt=bench.estimate(prompt), decode=bench.estimate(decode) if decode else None)
+    return together.speed

@@ -249,8 +249,8 @@ def speeds(
     rounds: list[list[bench.Samples]] = [[], []]
     for _ in range(ROUNDS):  # in turns, since a machine is never quite at rest
         for results, program in zip(rounds, filter(None, pair), strict=True):
-            results += bench.samples(
-                program, path, prompt=PROMPT, generated=GENERATED, repetitions=1
+            results.append(
+                bench.samples(program, path, prompt=PROMPT, generated=GENERATED, repetitions=1)
             )
     old, new = (
         {"reading": max(each.prompt[0] for each in results)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ OUT_OF_MEMORY = 9  # the signal with which Linux ends a process when memory runs
 
 
 class Samples(Struct, frozen=True, kw_only=True):
-    """Tokens a second, one figure a repetition, with `depth` tokens already in the cache and so
-    many `threads`. `decode` is empty for a model that only embeds."""
+    """Tokens a second, one figure a repetition, with so many `threads`. `decode` is empty for a
+    model that only embeds."""
 
-    prompt: tuple[float, ...]
-    decode: tuple[float, ...]
-    depth: int = 0
+    prompt: Sequence[float]
+    decode: Sequence[float]
     threads: int = 0
 
     @property
@@ -48,12 +47,11 @@ def samples(
     prompt: int = PROMPT,
     generated: int = GENERATED,
     repetitions: int = REPETITIONS,
-    depths: Sequence[int] = (0,),
     timeout: float = SECONDS,
-) -> list[Samples]:
+) -> Samples:
     """Run the llama-bench `program` once with `options`: it reads a prompt of `prompt` tokens, and
-    writes `generated` ones unless the model only embeds, each `repetitions` times after a warm-up,
-    for each of `depths`: tokens that are in the cache before. 0 tokens: that is not measured.
+    writes `generated` ones unless the model only embeds, each `repetitions` times after a warm-up.
+    0 tokens: that is not measured.
 
     `timeout` is in seconds. Raises PipelineError where it fails, hangs or prints something else.
     """
@@ -62,8 +60,7 @@ def samples(
     generated = 0 if gguf.read(model).is_encoder else generated
     words = [
         *(str(program), "-m", str(model), "-o", "json"),
-        *("-p", str(prompt), "-n", str(generated)),
-        *("-d", ",".join(map(str, depths)), "-r", str(repetitions)),
+        *("-p", str(prompt), "-n", str(generated), "-r", str(repetitions)),
         *options,
     ]
     status, out, err = outcome(
@@ -75,8 +72,12 @@ def samples(
     if status:
         raise PipelineError(f"{model.name}: {program.name} {_reason(status, out, err, timeout)}")
     try:
-        rows = json.loads(out)
-        return [_of_depth(rows, depth, prompt > 0, generated > 0) for depth in depths]
+        rows = {bool(row["n_gen"]): row for row in json.loads(out)}
+        return Samples(
+            prompt=_speeds(rows[False]) if prompt else (),
+            decode=_speeds(rows[True]) if generated else (),
+            threads=int(rows[not prompt].get("n_threads", 0)),
+        )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise PipelineError(f"{model.name}: {program.name} printed no speeds") from None
 
@@ -96,18 +97,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), spread / math.sqrt(len(values)))
 
 
-def _of_depth(
-    rows: Iterable[Mapping[str, Any]], depth: int, has_prompt: bool, has_decode: bool
-) -> Samples:
-    """The samples of one depth. Raises ValueError, KeyError or TypeError for unexpected rows."""
-    own = {bool(row["n_gen"]): row for row in rows if row["n_depth"] == depth}
-    prompt = _speeds(own[False]) if has_prompt else ()
-    decode = _speeds(own[True]) if has_decode else ()
-    threads = int(own[not has_prompt].get("n_threads", 0))
-    return Samples(prompt=prompt, decode=decode, depth=depth, threads=threads)
-
-
 def _speeds(row: Mapping[str, Any]) -> tuple[float, ...]:
+    """Raises ValueError, KeyError or TypeError where a row holds something else."""
     values = tuple(map(_positive, row["samples_ts"]))
     if not values:
         raise ValueError("no samples")

@@ -90,7 +90,7 @@ class Bench:
             words = tuning_axes.bench_words(
                 {}, DECODE, self.given, cards=self.cards, ctx_size=self.ctx_size
             )
-            (samples,) = bench.samples(
+            samples = bench.samples(
                 self.program,
                 self.model,
                 words,
@@ -118,7 +118,7 @@ class Bench:
         repetitions = repeated(phase, size, speed)
         expected = max(self._slowest, (repetitions + 1) * size / speed)
         began = time.monotonic()
-        (samples,) = bench.samples(
+        samples = bench.samples(
             self.program,
             self.model,
             tuning_axes.bench_words(

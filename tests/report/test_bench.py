@@ -32,14 +32,14 @@ GARBAGE = {
 def test_means_come_with_their_errors(tmp_path: Path) -> None:
     folder = tmp_path / "mein bench ü-cpu"
     program = stand_in.write(folder, {})
-    (made,) = bench.samples(program, stand_in.model(tmp_path / "a b ü.gguf"))
+    made = bench.samples(program, stand_in.model(tmp_path / "a b ü.gguf"))
     assert made.speed.prompt == Estimate(pytest.approx(100), pytest.approx(10 / 3**0.5))
     assert made.speed.decode == Estimate(pytest.approx(10), pytest.approx(1 / 3**0.5))
 
 
 def test_an_embedding_model_writes_nothing(tmp_path: Path) -> None:
     program = stand_in.write(tmp_path / "x-cpu", {"-n 0": stand_in.SAME}, "exit 1")
-    (made,) = bench.samples(program, stand_in.model(tmp_path / "m.gguf", "bert"))
+    made = bench.samples(program, stand_in.model(tmp_path / "m.gguf", "bert"))
     assert made.speed.prompt.value == pytest.approx(100) and made.speed.decode is None
 
 
@@ -70,12 +70,9 @@ def test_a_run_that_fails_names_its_reason(tmp_path: Path, script: str, reason: 
 
 
 @pytest.mark.build
-def test_the_real_one_measures_each_depth(built: Path, gguf: Path) -> None:
+def test_the_real_one_measures_both_phases(built: Path, gguf: Path) -> None:
     program = next(built.glob("*-cpu/llama-bench"))
-    measured = bench.samples(
-        program, gguf, ["-t", "1"], prompt=16, generated=4, repetitions=2, depths=(0, 8)
-    )
-    assert [each.depth for each in measured] == [0, 8]
-    for each in measured:
-        assert len(each.prompt) == len(each.decode) == 2
-        assert min(each.prompt + each.decode) > 0
+    measured = bench.samples(program, gguf, ["-t", "1"], prompt=16, generated=4, repetitions=2)
+    assert len(measured.prompt) == len(measured.decode) == 2
+    assert min(measured.prompt + measured.decode) > 0
+    assert measured.threads == 1
