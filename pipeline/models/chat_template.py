@@ -18,8 +18,8 @@ from pipeline.core.process import outcome
 from pipeline.core.store import stat_cache
 
 from . import gguf, tools
+from .gguf_format import TEMPLATE
 
-KEY = "tokenizer.chat_template"  # and KEY.NAME, for others such as the one for tools
 NEEDED = ("chat-template-file", "completion-bash")  # options of the llama-server that tries it
 OVERRIDES = ("--chat-template", "--chat-template-file")  # with these the model's own is not used
 SECONDS = 10.0  # for a conversation; a usual template takes 0.02
@@ -70,8 +70,8 @@ def is_overridden(arguments: Sequence[str]) -> bool:
 def templates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each template of a GGUF's metadata with what to call it."""
     for key, text in values.items():
-        if key.startswith(KEY) and isinstance(text, str) and text:
-            name = key.removeprefix(KEY).lstrip(".")
+        if key.startswith(TEMPLATE) and isinstance(text, str) and text:
+            name = key.removeprefix(TEMPLATE).lstrip(".")
             yield f"chat template {name}" if name else "chat template", text
 
 

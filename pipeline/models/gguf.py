@@ -17,7 +17,7 @@ from pipeline.core.text import size as shown_size
 
 from . import contents, gguf_format
 from .contents import Readable
-from .gguf_format import MAX_ARRAY, Broken, Newer, padded
+from .gguf_format import MAX_ARRAY, TEMPLATE, Broken, Newer, padded
 from .quants import FILE_TYPES
 
 MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
@@ -107,7 +107,7 @@ class Header(Struct, frozen=True, kw_only=True):
 
     @property
     def has_chat_template(self) -> bool:
-        return "tokenizer.chat_template" in self.values
+        return TEMPLATE in self.values
 
     @property
     def shards(self) -> int:
@@ -188,7 +188,7 @@ def read_cached(path: Path, cache: Path) -> Header:
     header = read(path)
     values = dict(header.values)
     if header.has_chat_template:
-        values["tokenizer.chat_template"] = ""  # only whether there is one matters
+        values[TEMPLATE] = ""  # only whether there is one matters
     header = replace(header, values=values)
     stat_cache.remember(cache, path, to_builtins(header), stamp)
     return header

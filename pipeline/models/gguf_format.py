@@ -51,7 +51,7 @@ SCALARS[12] = "d"
 UINT32, STRING, ARRAY = 4, 8, 9
 
 TOKENS = "tokenizer.ggml.tokens"
-TEMPLATE = "tokenizer.chat_template"  # and TEMPLATE.NAME
+TEMPLATE = "tokenizer.chat_template"  # and TEMPLATE.NAME for others, such as one for tools
 # Counts at which llama.cpp aborts (src/llama-hparams.h), or makes a list of that length.
 RANGES = {"block_count": (1, 512), "expert_count": (0, 1024), "vocab_size": (0, MAX_TEXTS)}
 

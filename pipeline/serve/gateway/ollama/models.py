@@ -17,8 +17,8 @@ from msgspec import Struct, field
 from pipeline.core.errors import PipelineError
 from pipeline.core.store import receipts
 from pipeline.models import gguf
-from pipeline.models.chat_template import KEY as TEMPLATE
 from pipeline.models.chat_template import OVERRIDES
+from pipeline.models.gguf_format import TEMPLATE
 from pipeline.serve.gateway.answers import utc
 from pipeline.serve.gateway.servers import CHAT, EMBEDDING, Target
 from pipeline.serve.gateway.upstream import context_of
