@@ -22,9 +22,7 @@ from . import contents
 from .contents import Readable, shown
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
-MAX_VALUES = (
-    2_000_000  # of JSON, which bounds the memory they take; 100,000 tensors have 1.4 million
-)
+MAX_VALUES = 2_000_000  # of JSON, which bounds its memory; 100,000 tensors have 1.4 million
 
 # Bits of an element, by type.
 BITS = {
