@@ -40,14 +40,13 @@ PLUS_MINUS = rf"{NUMBER} ± +{NUMBER}"
 CHUNK = re.compile(
     rf"^ *(\d+) +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} % +{PLUS_MINUS} %"
 )
-TOTALS = {  # the last means with more digits
-    "log_ratio": re.compile(rf"^Mean ln\(PPL\(Q\)/PPL\(base\)\) *: +{PLUS_MINUS}", re.M),
-    "kld": re.compile(rf"^Mean +KLD: +{PLUS_MINUS}", re.M),
-    "same_top": re.compile(rf"^Same top p: +{PLUS_MINUS} %", re.M),
+# Each figure's group in CHUNK, which that of its error follows; the line that has its last mean with
+# more digits; and what is multiplied into it.
+FIGURES = {
+    "log_ratio": (4, rf"^Mean ln\(PPL\(Q\)/PPL\(base\)\) *: +{PLUS_MINUS}", 1.0),
+    "kld": (6, rf"^Mean +KLD: +{PLUS_MINUS}", 1.0),
+    "same_top": (10, rf"^Same top p: +{PLUS_MINUS} %", 0.01),  # is printed in percent
 }
-COLUMNS = {"log_ratio": 4, "kld": 6, "same_top": 10}  # groups of CHUNK; the error comes next
-FIGURES = tuple(COLUMNS)
-SCALE = {"same_top": 0.01}  # of what is printed in percent
 TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 
 
@@ -184,22 +183,17 @@ def parse(output: str) -> list[Piece]:
     rows = [line for line in map(CHUNK.match, output.splitlines()) if line]
     if not rows:
         return []
-    so_far = {
-        name: [_number(row[group]) * SCALE.get(name, 1) for row in rows]
-        for name, group in COLUMNS.items()
-    }
-    # That of one chunk, of which the group's is the mean.
-    scale = {name: SCALE.get(name, 1) * math.sqrt(len(rows)) for name in FIGURES}
-    errors = {name: _number(rows[-1][group + 1]) * scale[name] for name, group in COLUMNS.items()}
-    for name, pattern in TOTALS.items():
-        if total := pattern.search(output):
-            so_far[name][-1] = _number(total[1]) * SCALE.get(name, 1)
-            errors[name] = _number(total[2]) * scale[name]
-    alone = {name: _differences(means) for name, means in so_far.items()}
-    return [
-        Piece({name: alone[name][number] for name in FIGURES}, errors)
-        for number in range(len(rows))
-    ]
+    values: dict[str, list[float]] = {}
+    errors: dict[str, float] = {}
+    for name, (group, total, scale) in FIGURES.items():
+        means, error = [_number(row[group]) * scale for row in rows], rows[-1][group + 1]
+        if precise := re.search(total, output, re.M):
+            means[-1], error = _number(precise[1]) * scale, precise[2]
+        values[name] = _differences(means)
+        # of a single chunk: the printed one is that of the mean
+        errors[name] = _number(error) * (scale * math.sqrt(len(rows)))
+    chunks = zip(*values.values(), strict=True)
+    return [Piece(dict(zip(values, chunk, strict=True)), errors) for chunk in chunks]
 
 
 def _differences(means: Sequence[float]) -> list[float]:
