@@ -63,10 +63,7 @@ def chain(
     projector: bool = False,
 ) -> Chain:
     """The steps that `requested` takes. `script` is the converter, `llama_cpp` the recipe of its
-    tree; `projector`: the model's projector is converted too.
-
-    Raises UsageError.
-    """
+    tree; `projector`: the model's projector is converted too. Raises UsageError."""
     made = _model_chain(resolved, requested, home, script, llama_cpp)
     if not (projector and made.conversion):
         return made

@@ -159,10 +159,8 @@ def weight_files(
     sizes: Mapping[str, int], read_index: Callable[[], bytes], where: str
 ) -> list[str]:
     """The weights among the files of a folder, whose sizes in bytes are `sizes`: those that the
-    index names, without copies in another layout. The converter reads the same.
-
-    Raises PipelineError that names what else there is.
-    """
+    index names, without copies in another layout. The converter reads the same. Raises
+    PipelineError that names what else there is."""
     names = sizes.keys()
     top = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
     if DIFFUSION in names or not (top or INDEX in names):

@@ -32,10 +32,8 @@ FILES_AT_ONCE = 4
 
 def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> None:
     """Get all missing files, with `force` all of them again, each checked before it is published.
-    Offline, `force` hashes what is here.
-
-    Raises PipelineError; Changed where the hub does not have them any more.
-    """
+    Offline, `force` hashes what is here. Raises PipelineError; Changed where the hub does not have
+    them any more."""
     with ExitStack() as locks, disk_errors(resolved.folder):
         for file in sorted(resolved.files, key=lambda file: file.name):
             # Always in the same order, so that two runs never wait for each other.

@@ -37,9 +37,7 @@ def utf8(name: str, data: bytes) -> bytes:
 
 def without(name: str, data: bytes) -> bytes:
     """The JSON file `name` without the keys that name code; the same bytes where there are none.
-
-    Raises PipelineError where it is nested too deep to be searched.
-    """
+    Raises PipelineError where it is nested too deep to be searched."""
     with _depth_is_an_error(name):
         code: list[Any] = []
         rest = _split(_parsed(data) if may_name(name) else None, code)

@@ -125,10 +125,8 @@ def parse(
     file: Readable, shapes: dict[str, list[int]] | None = None, *, is_whole: bool = True
 ) -> Header:
     """The header of a GGUF, of which no more is read. Adds each tensor's shape to `shapes`, with
-    the length of a row first. `is_whole`: the file must be as long as its header says.
-
-    Raises PipelineError.
-    """
+    the length of a row first. `is_whole`: the file must be as long as its header says. Raises
+    PipelineError."""
     reader = gguf_format.Reader(file)
     widths, blocks, end = set[int](), set[int](), 0
     try:

@@ -121,10 +121,8 @@ def measure(
     program: Path, build: str, model: Path, options: list[str], ctx_size: int, cache: Path
 ) -> Memory | None:
     """What `model` takes at this context; llama-fit-params is run once, its answer cached. None
-    where it gives none.
-
-    Raises UsageError where this llama.cpp cannot load the model, as its server could not either.
-    """
+    where it gives none. Raises UsageError where this llama.cpp cannot load the model, as its server
+    could not either."""
     question = json.dumps([build, ctx_size, *options])
     stamp = stat_cache.stamp(model)
     known = stat_cache.recall(cache, model) or {}

@@ -90,8 +90,7 @@ def is_mix(quant: str) -> bool:
 
 def parse(value: str) -> str:
     """A type of llama-quantize, the size of a mix, or another quant that repositories have, in
-    capitals. Raises ValueError for anything else.
-    """
+    capitals. Raises ValueError for anything else."""
     word = capitals(value.strip())
     if word == FIT:
         return word

@@ -152,8 +152,7 @@ def _publish(target: Path, start: bytes, size: int) -> bool:
 
 def extend_by_hole(path: Path, size: int) -> bool:
     """Make the file `path` `size` bytes long without writing more. False where the file system has
-    no sparse files; then the file is of no use, and little was written.
-    """
+    no sparse files; then the file is of no use, and little was written."""
     try:
         with path.open("r+b") as file:
             start = file.seek(0, 2)

@@ -83,10 +83,8 @@ def stage_config(files: Mapping[str, Path], into: Path) -> None:
 
 
 def beside(name: str, data: bytes, weights: int) -> bytes:
-    """A file as the converter may read it, beside so many bytes of weights.
-
-    Raises PipelineError.
-    """
+    """A file as the converter may read it, beside so many bytes of weights. Raises
+    PipelineError."""
     if not name.endswith(".json"):
         return data
     data = foreign_code.utf8(name, data)

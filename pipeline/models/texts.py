@@ -46,9 +46,7 @@ def _is_prose(paragraph: str) -> bool:
 
 def read(tree: Path, use: Use) -> str:
     """The text for this use from llama.cpp's source in `tree`, a blank line between paragraphs.
-
-    Raises PipelineError where a document is missing or is not the pinned one.
-    """
+    Raises PipelineError where a document is missing or is not the pinned one."""
     paragraphs: dict[str, None] = {}  # without those that a document repeats
     for name, digest in pins().llama_cpp_texts[use].items():
         try:
