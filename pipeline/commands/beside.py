@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
-from pipeline.models import checkpoint, gguf, resolve, safetensors, skeleton, vocabulary
+from pipeline.models import checkpoint, gguf, resolve, safetensors, vocabulary
 from pipeline.models.adapter import BASE_CONFIG, CONFIG, base_misfit, file_misfit, peft_misfit
 from pipeline.models.gguf import Header
 from pipeline.serve.server import Server
@@ -101,7 +101,7 @@ def vocabulary_of(model: Model) -> vocabulary.Vocabulary | None:
         files = estimate.readables(model, chain.resolved, named)
     except PipelineError:
         return None  # not here, and not to be had piece by piece
-    return vocabulary.of_tokenizer(skeleton.whole(files[0])) if files else None
+    return vocabulary.of_tokenizer(files[0].whole()) if files else None
 
 
 def draft_estimate(model: Model) -> MemoryEstimate | None:
@@ -157,7 +157,7 @@ def misfit(adapter: Model, model: Model) -> str:
         if resolved.kind == "safetensors":
             return peft_misfit(shapes(adapter), shapes(model))
         (config,) = [file for file in base.files if file.name == BASE_CONFIG]
-        data = skeleton.whole(estimate.readables(adapter, base, [config])[0])
+        data = estimate.readables(adapter, base, [config])[0].whole()
     except PipelineError:
         return ""  # not here, and not to be had piece by piece: the start compares what was made
     header = estimate.header_file(model, of_model)

@@ -61,7 +61,7 @@ class RepoFiles:
 
     def read(self, file: ModelFile) -> bytes:
         """A small file, whole. Raises PipelineError for a large one."""
-        return skeleton.whole(self._readable(file))
+        return self._readable(file).whole()
 
     def read_header(self, files: Sequence[ModelFile]) -> Header:
         """The header of a GGUF's first file."""
@@ -196,7 +196,7 @@ class RepoFiles:
 
     def _document(self, name: str) -> dict[str, Any]:
         """A JSON file. Raises PipelineError where it is too large, or none."""
-        data = skeleton.whole(self._readable(self.listing.files[name]))
+        data = self._readable(self.listing.files[name]).whole()
         return checkpoint.document(data, f"{self.listing.repo}: {name}")
 
     def _readable(self, file: ModelFile) -> Readable:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
-from . import checkpoint, contents, gguf, kinds, resolve, safetensors, staging
+from . import checkpoint, contents, gguf, kinds, resolve, safetensors
 from .gguf import Header, whole
 from .resolve import Resolved
 from .safetensors import Head
@@ -87,9 +87,7 @@ def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
     """As `check`, of a folder. Raises PipelineError."""
 
     def read(name: str) -> dict[str, Any]:
-        file = path / name
-        staging.require_small(str(file), file.stat().st_size)
-        return checkpoint.document(file.read_bytes(), str(file))
+        return checkpoint.document(contents.local(path / name).whole(), str(path / name))
 
     def read_head(name: str) -> Head:
         contents.require_finished(path / name)

@@ -132,7 +132,7 @@ def named_architecture(config: object) -> str:
 def document(data: bytes, where: str) -> dict[str, Any]:
     """A JSON document of a model, which is a table. Raises PipelineError."""
     contents.require_no_placeholder(data, where)
-    staging.require_small(where, len(data), MAX_DOCUMENT)
+    contents.require_small(where, len(data), MAX_DOCUMENT)
     try:
         content = json.loads(data)
         if not isinstance(content, dict):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import printable
+from pipeline.core.text import size as shown_size
 
 START = 1024  # bytes that tell what a file is
+MAX_SIDE_FILE = 256 * 1024 * 1024  # bytes; the largest known tokenizer.json has some 30 MB
 
 LFS = "run `git lfs install` and `git lfs pull` in its folder, or download the file itself"
 PAGE = "download the file itself: on the hub its address has /resolve/ in it, not /blob/"
@@ -98,6 +101,12 @@ def require_real(path: Path) -> None:
         require_no_placeholder(start, str(path))
 
 
+def require_small(name: str, size: int, most: int = MAX_SIDE_FILE) -> None:
+    """Raise PipelineError where a file beside the weights is too large to be read."""
+    if size > most:
+        raise PipelineError(f"{name}: has {shown_size(size)}, which is too large for such a file")
+
+
 class Readable(Struct, frozen=True, kw_only=True):
     """A file of `size` bytes that may be anywhere; `read(start, stop)` gets the bytes between."""
 
@@ -115,16 +124,30 @@ class Readable(Struct, frozen=True, kw_only=True):
             )
         return data
 
+    def whole(self) -> bytes:
+        """All of a small file. Raises PipelineError for a large one."""
+        require_small(self.name, self.size)
+        return self.get(0, self.size)
 
-def local(path: Path, name: str) -> Readable:
-    """A file on this machine."""
+
+def local(path: Path, name: str = "") -> Readable:
+    """A file on this machine; its name is the path by default. Raises PipelineError where it cannot
+    be read."""
+
+    @contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
 
     def read(start: int, stop: int) -> bytes:
-        with path.open("rb") as file:
+        with explained(), path.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
-    return Readable(name=name, size=path.stat().st_size, read=read)
+    with explained():
+        return Readable(name=name or str(path), size=path.stat().st_size, read=read)
 
 
 def shown(value: object) -> str:

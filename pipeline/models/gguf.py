@@ -166,15 +166,12 @@ def parse(
 
 def read(path: Path, shapes: dict[str, list[int]] | None = None) -> Header:
     """As `parse`, of the file `path`. Raises PipelineError."""
-    try:
-        return parse(contents.local(path, str(path)), shapes)
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse(contents.local(path), shapes)
 
 
 def tokens(path: Path, header: Header) -> Iterator[bytes]:
     """The texts of all tokens of the file `path`, whose header was just read."""
-    reader = gguf_format.Reader(contents.local(path, str(path)), header.tokens_at)
+    reader = gguf_format.Reader(contents.local(path), header.tokens_at)
     return (reader.text() for _ in range(header.vocabulary))
 
 

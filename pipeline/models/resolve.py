@@ -19,7 +19,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, kinds, quants, safetensors, staging
+from . import checkpoint, contents, gguf, kinds, quants, safetensors
 from .gguf import SHARD
 from .quants import QuantRequest
 from .reference import Reference
@@ -198,11 +198,7 @@ def check_folder(
     """
 
     def read(name: str) -> bytes:
-        staging.require_small(str(folder / name), sizes[name])
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise PipelineError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        return contents.local(folder / name).whole()
 
     def read_heads(names: list[str]) -> list[safetensors.Head]:
         for name in names:

@@ -142,10 +142,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read(path: Path) -> Head:
     """The header of one file, which must be complete. Raises PipelineError."""
-    try:
-        return head(contents.local(path, str(path)))
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from None
+    return head(contents.local(path))
 
 
 def own_precision(dtypes: Counter[str]) -> str:

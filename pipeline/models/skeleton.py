@@ -121,21 +121,15 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
     if target.suffix == ".safetensors":
         target.write_bytes(file.get(0, safetensors.head(file).length))
         return extend_by_hole(target, file.size)
-    target.write_bytes(staging.beside(file.name, whole(file), weights))
+    target.write_bytes(staging.beside(file.name, file.whole(), weights))
     return True
 
 
 def code_of(files: Iterable[Readable]) -> list[str]:
     """The classes that a model's files name. Raises PipelineError."""
     return foreign_code.classes(
-        (file.name, whole(file)) for file in files if foreign_code.may_name(file.name)
+        (file.name, file.whole()) for file in files if foreign_code.may_name(file.name)
     )
-
-
-def whole(file: Readable) -> bytes:
-    """The content of a small file. Raises PipelineError for a large one."""
-    staging.require_small(file.name, file.size)
-    return file.get(0, file.size)
 
 
 def _publish(target: Path, start: bytes, size: int) -> bool:

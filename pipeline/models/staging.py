@@ -20,10 +20,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.store.publish import remove
 from pipeline.core.text import size as shown_size
 
-from . import foreign_code
+from . import contents, foreign_code
 
 SCRATCH = ".scratch"  # a name that no model's folder has
-MAX_SIDE_FILE = 256 * 1024 * 1024  # bytes; the largest known tokenizer.json has some 30 MB
 
 # The converter makes lists of these lengths, or loops over them.
 COUNTS = (
@@ -62,8 +61,7 @@ def stage(files: Mapping[str, Path], into: Path, weights: int | None = None) -> 
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".json"):
-            require_small(name, file.stat().st_size)
-            data = file.read_bytes()
+            data = contents.local(file, name).whole()
             allowed = beside(name, data, weights)
             if allowed != data:
                 target.write_bytes(allowed)
@@ -91,12 +89,6 @@ def beside(name: str, data: bytes, weights: int) -> bytes:
     if name == "config.json":
         require_plausible(data, weights, name)
     return foreign_code.without(name, data)
-
-
-def require_small(name: str, size: int, most: int = MAX_SIDE_FILE) -> None:
-    """Raise PipelineError where a file beside the weights is too large to be read."""
-    if size > most:
-        raise PipelineError(f"{name}: has {shown_size(size)}, which is too large for such a file")
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:

@@ -50,7 +50,7 @@ class TensorTable(Struct, frozen=True, kw_only=True):
 
 def read(file: Path) -> TensorTable:
     """The table of tensors of a GGUF, or of one part of a split one. Raises PipelineError."""
-    readable = contents.local(file, str(file))
+    readable = contents.local(file)
     reader = gguf_format.Reader(readable)
     pairs = []
     try:

@@ -30,7 +30,7 @@ def read_per_token(model: Path) -> int:
     values: dict[str, object] = {}
     has_output = False
     for part in gguf.shards(model):
-        reader = gguf_format.Reader(contents.local(part, str(part)))
+        reader = gguf_format.Reader(contents.local(part))
         count = gguf_format.start(reader)
         metadata = gguf_format.metadata(reader)
         values = values or dict(metadata.values)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.models import staging
+from pipeline.models import contents, staging
 
 GIB = 1024**3
 
@@ -117,7 +117,7 @@ def test_a_config_that_lies_is_not_laid_out(model: Path, tmp_path: Path) -> None
 
 
 def test_a_file_beside_the_weights_is_small(model: Path, tmp_path: Path) -> None:
-    os.truncate(model / "vocab.json", staging.MAX_SIDE_FILE + 1)
+    os.truncate(model / "vocab.json", contents.MAX_SIDE_FILE + 1)
     with pytest.raises(PipelineError, match=r"vocab.json: has .*, which is too large"):
         staging.stage({name: model / name for name in CHOSEN}, tmp_path / "in")
 
