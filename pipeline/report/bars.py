@@ -19,7 +19,8 @@ PARTS = (("weights", "bar"), ("cache", "bar2"), ("compute", "bar3"))  # of the m
 def speed(model: str, candidates: Sequence[Candidate], wide: float) -> Picture | None:
     """How fast each candidate reads and writes; None where no speed was measured. `wide`: the
     picture's width in pixels."""
-    if not any(each.speed for each in candidates):
+    known = [(each.quant, each.speed.main) for each in candidates if each.speed]
+    if not known:
         return None
     panels = [_speeds("Prompt, tokens per second", candidates, lambda speed: speed.prompt)]
     if any(each.speed and each.speed.decode for each in candidates):
@@ -33,8 +34,7 @@ def speed(model: str, candidates: Sequence[Candidate], wide: float) -> Picture |
         for at, panel in enumerate(panels):
             drawn, end = bars([panel], 14 + at * (half + 7), 40, half - 7)
             body += drawn
-    known = [each for each in candidates if each.speed]
-    fastest = max(known, key=lambda each: _first(each.speed).value)
+    quant, fastest = max(known, key=lambda each: each[1].value)
     what = "decodes" if len(panels) > 1 else "reads"
     return Picture(
         name="speed",
@@ -42,14 +42,9 @@ def speed(model: str, candidates: Sequence[Candidate], wide: float) -> Picture |
         height=end,
         title=f"Speed of {model}",
         text=f"Tokens per second of {plural(len(known), 'quant')}, read and written. "
-        f"{fastest.quant} {what} fastest: {with_error(_first(fastest.speed))}.",
+        f"{quant} {what} fastest: {with_error(fastest)}.",
         body=tuple(body),
     )
-
-
-def _first(speed: Speed | None) -> Estimate:
-    """The speed that matters most."""
-    return (speed.decode or speed.prompt) if speed else Estimate(0)
 
 
 def _speeds(
@@ -71,7 +66,7 @@ def memory(
 ) -> Picture | None:
     """What each candidate takes at a context of `ctx_size` tokens, against the `room` bytes of this
     machine; None where that is not known of any. `wide`: the picture's width in pixels."""
-    known = [each for each in candidates if each.memory]
+    known = [each.memory for each in candidates if each.memory]
     if not known:
         return None
     rows = []
@@ -82,9 +77,8 @@ def memory(
             rows.append(Bar(label=each.quant, parts=parts, text=text))
         else:
             rows.append(Bar(label=each.quant, text="not known"))
-    largest = max(each.memory.total for each in known if each.memory)
     # a machine with far more than is needed would leave no room for the bars
-    limit = room if room <= 2 * largest else 0
+    limit = room if room <= 2 * max(use.total for use in known) else 0
     panel = Panel(
         title=f"At a context of {ctx_size} tokens",
         bars=tuple(rows),
@@ -99,12 +93,9 @@ def memory(
         x += width(name) + 36
     drawn, end = bars([panel], 14, 58, wide - 28)
     body += drawn
-    if limit:
-        body.append(line(14, end, 38, end, "limit"))
-        body.append(write(46, end + 4, f"{size(room)} on this machine", "soft"))
-    else:
-        body.append(write(14, end + 4, f"{size(room)} on this machine", "soft"))
-    fit = [each.quant for each in known if not each.does_not_fit]
+    body += [line(14, end, 38, end, "limit")] if limit else []
+    body.append(write(46 if limit else 14, end + 4, f"{size(room)} on this machine", "soft"))
+    fit = [each.quant for each in candidates if each.memory and each.memory.fits]
     return Picture(
         name="memory",
         width=wide,

@@ -105,8 +105,11 @@ def interval(estimate: Estimate) -> tuple[float, float]:
     return estimate.value - half, estimate.value + half
 
 
-def with_error(estimate: Estimate) -> str:
-    """`0.0313 ± 0.0006`: a mean and its standard error, to two digits of the error."""
+def with_error(estimate: Estimate | None) -> str:
+    """`0.0313 ± 0.0006`: a mean and its standard error, to two digits of the error; empty for
+    None."""
+    if estimate is None:
+        return ""
     value, error = estimate.value, estimate.error
     if not math.isfinite(value):
         return "not finite"

@@ -11,7 +11,6 @@ from pipeline.core.text import size
 
 from . import bars, page, scatter
 from .candidates import Candidate, Metric, frontier, metric, with_error
-from .figures import Estimate
 from .svg import Picture, element
 
 PAGE = "compare.html"
@@ -43,13 +42,13 @@ def files(report: QuantReport) -> dict[str, str]:
 def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
     """The pictures for which there are figures: wide, narrow, and what is said below them."""
     model, rows = report.model, report.candidates
-    unfilled = "A square that is not filled does not fit the memory of this machine. "
-    shown = unfilled if any(each.does_not_fit for each in rows) else ""
+    square = "A square that is not filled does not fit the memory of this machine. "
+    squares = square if any(each.does_not_fit for each in rows) else ""
     for draw, caption in (
         (
             partial(scatter.size_and_quality, model, rows),
             "Size against quality. On the line, the frontier, every quant loses less than all that "
-            f"are no larger; those are in bold. {shown}{INTERVAL}",
+            f"are no larger; those are in bold. {squares}{INTERVAL}",
         ),
         (
             partial(bars.speed, model, rows),
@@ -103,14 +102,10 @@ def cells(each: Candidate, measured: Metric | None, ctx_size: int) -> Iterator[t
     yield "bits per weight", f"{quality.bits_per_weight:.2f}" if quality else ""
     if measured:
         loss = measured.loss(quality) if quality else None
-        yield f"{measured.name}, {measured.unit}", shown(loss)
-    yield "perplexity ratio", shown(quality.ppl_ratio if quality else None)
-    yield "same top token", shown(quality.same_top if quality else None)
-    yield "prompt, tokens/s", shown(speed.prompt if speed else None)
-    yield "decode, tokens/s", shown(speed.decode if speed else None)
+        yield f"{measured.name}, {measured.unit}", with_error(loss)
+    yield "perplexity ratio", with_error(quality.ppl_ratio if quality else None)
+    yield "same top token", with_error(quality.same_top if quality else None)
+    yield "prompt, tokens/s", with_error(speed.prompt if speed else None)
+    yield "decode, tokens/s", with_error(speed.decode if speed else None)
     yield f"memory at {ctx_size}", size(memory.total) if memory else ""
     yield "fits here", ("yes" if memory.fits else "no") if memory else ""
-
-
-def shown(estimate: Estimate | None) -> str:
-    return with_error(estimate) if estimate else ""

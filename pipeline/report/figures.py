@@ -32,3 +32,8 @@ class Speed(Struct, frozen=True, kw_only=True):
 
     prompt: Estimate
     decode: Estimate | None = None  # None: the model only embeds
+
+    @property
+    def main(self) -> Estimate:
+        """The one that a user waits for."""
+        return self.decode or self.prompt
