@@ -48,8 +48,8 @@ def read_per_token(model: Path) -> int:
 def _share(values: dict[str, object]) -> float:
     """The share of the experts that a token uses."""
     architecture = values.get("general.architecture")
-    counts = [values.get(f"{architecture}.expert{name}_count") for name in ("_used", "")]
-    used, count = (each if isinstance(each, int) else 0 for each in counts)
+    used = gguf.whole(values, f"{architecture}.expert_used_count", 0)
+    count = gguf.whole(values, f"{architecture}.expert_count", 0)
     return used / count if 0 < used < count else 1.0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +88,6 @@ def ratios(names: Sequence[str], measure: Callable[[str], Sequence[float]]) -> d
     best = {name: [min(pair) for pair in zip(*each, strict=True)] for name, each in times.items()}
     first = best[names[0]]
     return {
-        name: math.exp(statistics.fmean(math.log(a / b) for a, b in zip(first, own, strict=True)))
+        name: statistics.geometric_mean(a / b for a, b in zip(first, own, strict=True))
         for name, own in best.items()
     }
