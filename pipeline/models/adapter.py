@@ -60,7 +60,6 @@ SIZES = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
 
 def gguf_path(path: Path, home: Home) -> Resolved:
     """An adapter in GGUF that is used in place. Raises PipelineError where it is none."""
-    contents.require_finished(path)
     kinds.require_adapter(gguf.read_cached(path, home.run / "gguf.json"), str(path))
     return resolve.in_place([path], "")
 
@@ -89,15 +88,11 @@ def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
     def read(name: str) -> dict[str, Any]:
         return checkpoint.document(contents.local(path / name).whole(), str(path / name))
 
-    def read_head(name: str) -> Head:
-        contents.require_finished(path / name)
-        return safetensors.read(path / name)
-
     names = [file.name for file in path.iterdir() if file.is_file()]
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if ggufs and {CONFIG, WEIGHTS}.isdisjoint(names):
         raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
-    return check(names, read, read_head, str(path))
+    return check(names, read, lambda name: safetensors.read(path / name), str(path))
 
 
 def folder_is_known(path: Path, home: Home) -> bool:

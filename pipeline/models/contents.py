@@ -83,7 +83,7 @@ def _first(table: Sequence[tuple[bytes, str, str]], start: bytes) -> tuple[str, 
     return next(((what, hint) for form, what, hint in table if re.match(form, start)), None)
 
 
-def require_finished(path: Path) -> None:
+def _require_finished(path: Path) -> None:
     """Raise PipelineError where aria2 has not finished a file, which has its full size at once."""
     control = path.with_name(f"{path.name}.aria2")
     if control.exists():
@@ -132,7 +132,8 @@ class Readable(Struct, frozen=True, kw_only=True):
 
 def local(path: Path, name: str = "") -> Readable:
     """A file on this machine; its name is the path by default. Raises PipelineError where it cannot
-    be read."""
+    be read, or aria2 has not finished it."""
+    _require_finished(path)
 
     @contextmanager
     def explained() -> Iterator[None]:

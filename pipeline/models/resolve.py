@@ -161,8 +161,6 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     """
     cache = home.run / "gguf.json"
     paths = gguf.shards(path)
-    for part in paths:
-        contents.require_finished(part)
     headers = [gguf.read_cached(part, cache) for part in paths]
     if headers[0].shards != len(paths):
         raise PipelineError(
@@ -201,8 +199,6 @@ def check_folder(
         return contents.local(folder / name).whole()
 
     def read_heads(names: list[str]) -> list[safetensors.Head]:
-        for name in names:
-            contents.require_finished(folder / name)
         heads = [safetensors.read(folder / name) for name in names]
         tensors = [name for head in heads for name in head.shapes]
         if tensors and checkpoint.INDEX in sizes:
