@@ -316,7 +316,7 @@ def foreign_code(model: Model, chain: Chain) -> list[str]:
         files = readables(model, chain.resolved, named)
     except PipelineError:
         return []  # not here, and not to be had piece by piece: the conversion looks again
-    return skeleton.code_of(files)
+    return foreign.classes(files)
 
 
 def require_convertible(model: Model, chain: Chain) -> None:

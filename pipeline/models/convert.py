@@ -20,7 +20,7 @@ from pipeline.core.store.locks import mark_used
 from pipeline.core.store.publish import disk_error_in
 from pipeline.core.store.receipts import Recipe, Status
 
-from . import adapter, converter, foreign_code, gguf, kinds, staging, tools
+from . import adapter, contents, converter, foreign_code, gguf, kinds, staging, tools
 from .resolve import Resolved, slug
 
 OUT_OF_MEMORY = r"MemoryError|allocate memory|std::bad_alloc"
@@ -212,7 +212,7 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
         hint = WITHOUT_PROJECTOR
     else:
         hint = f"the whole log is {log}"
-    names = [file.name for file in resolved.files if foreign_code.may_name(file.name)]
-    code = foreign_code.classes((name, (resolved.folder / name).read_bytes()) for name in names)
+    files = (contents.local(resolved.folder / file.name, file.name) for file in resolved.files)
+    code = foreign_code.classes(files)
     message = f"{conversion.title} could not be converted (status {status}):\n{last_lines(log)}"
     return PipelineError(*foreign_code.explained(resolved.name, code, message, hint))

@@ -16,6 +16,8 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError
 
+from .contents import Readable
+
 # Keys that make transformers, or its caller, import code that is not its own.
 KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
@@ -44,14 +46,14 @@ def without(name: str, data: bytes) -> bytes:
         return json.dumps(rest, indent=1).encode() if code else data
 
 
-def classes(files: Iterable[tuple[str, bytes]]) -> list[str]:
-    """The classes that these JSON files name, as `FILE names CLASS for USE`. Raises
-    PipelineError."""
+def classes(files: Iterable[Readable]) -> list[str]:
+    """The classes that a model's files name: `FILE names CLASS for USE`. Raises PipelineError."""
     texts = []
-    for name, data in files:
-        code: list[Any] = []
-        with _depth_is_an_error(name):
-            _split(_parsed(utf8(name, data)), code)
+    for file in files:
+        name, code = file.name, list[Any]()
+        if may_name(name):
+            with _depth_is_an_error(name):
+                _split(_parsed(utf8(name, file.whole())), code)
         for auto_map in code:
             if isinstance(auto_map, list):  # before 2022 it was a list, for the tokenizer
                 auto_map = {"AutoTokenizer": auto_map}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -100,7 +100,8 @@ def safetensors_skeleton(
             if status:
                 output = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
                 message = f"{name}: the converter refuses its headers (status {status}):\n{output}"
-                raise PipelineError(*foreign_code.explained(name, code_of(files), message))
+                code = foreign_code.classes(files)
+                raise PipelineError(*foreign_code.explained(name, code, message))
             header = gguf.parse(contents.local(made, name), is_whole=False)
             # The converter pads the last tensor too.
             if not extend_by_hole(made, padded(header.size)):
@@ -123,13 +124,6 @@ def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
         return extend_by_hole(target, file.size)
     target.write_bytes(staging.beside(file.name, file.whole(), weights))
     return True
-
-
-def code_of(files: Iterable[Readable]) -> list[str]:
-    """The classes that a model's files name. Raises PipelineError."""
-    return foreign_code.classes(
-        (file.name, file.whole()) for file in files if foreign_code.may_name(file.name)
-    )
 
 
 def _publish(target: Path, start: bytes, size: int) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.core.errors import PipelineError
 from pipeline.models import foreign_code
+from pipeline.models.contents import Readable
 
 EVIL = "org/evil--tok.Evil"
 NAMES_ONE = {"auto_map": {"AutoTokenizer": [EVIL, None]}}
@@ -17,6 +18,10 @@ DEEP = 100_000
 
 def text(value: Any) -> bytes:
     return json.dumps(value).encode()
+
+
+def file(name: str, data: bytes) -> Readable:
+    return Readable(name=name, size=len(data), read=lambda start, stop: data[start:stop])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_what_is_nested_without_end_is_an_error(depth: int, inside: str) -> None
     data = f'{{"auto_map": 1, "b": {nested}}}'.encode()
     for do in (
         lambda: foreign_code.without("a.json", data),
-        lambda: foreign_code.classes([("a.json", data)]),
+        lambda: foreign_code.classes([file("a.json", data)]),
     ):
         try:
             assert b"auto_map" not in (do() or b"")
@@ -117,13 +122,13 @@ def test_what_is_nested_without_end_is_an_error(depth: int, inside: str) -> None
 )
 def test_the_classes_that_are_named(auto_map: Any, named: list[tuple[str, str]]) -> None:
     for document in ({"auto_map": auto_map}, {"text_config": [{"auto_map": auto_map}]}):
-        code = foreign_code.classes([("config.json", text(document))])
+        code = foreign_code.classes([file("config.json", text(document))])
         assert code == [f"config.json names {name} for {use}" for use, name in named]
 
 
 def test_files_are_told_apart() -> None:
-    files = [("a.json", text(NAMES_ONE)), ("b.json", b"{}"), ("c.json", text(NAMES_ONE))]
-    assert foreign_code.classes(files) == [
+    named = {"a.json": NAMES_ONE, "b.json": {}, "c.json": NAMES_ONE, "vocab.json": NAMES_ONE}
+    assert foreign_code.classes(file(name, text(value)) for name, value in named.items()) == [
         f"{name} names {EVIL} for AutoTokenizer" for name in ("a.json", "c.json")
     ]
 
