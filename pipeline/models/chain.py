@@ -217,7 +217,7 @@ def moved(chain: Chain, home: Home, tool: Recipe | None) -> Path | None:
 
 
 def needs_keep_mark(chain: Chain) -> bool:
-    """Whether the converted file is to be kept, and recorded as an intermediate one."""
+    """Whether the converted file must be kept, although its receipt says that it need not be."""
     conversion = chain.conversion
     return bool(conversion and conversion.keep and _is_intermediate(conversion))
 

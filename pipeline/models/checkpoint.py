@@ -130,7 +130,7 @@ def named_architecture(config: object) -> str:
 
 
 def document(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON document of a model, which is a table. Raises PipelineError."""
+    """Parse a model's JSON file, which must hold an object. Raises PipelineError."""
     contents.require_no_placeholder(data, where)
     contents.require_small(where, len(data), MAX_DOCUMENT)
     try:
@@ -143,7 +143,8 @@ def document(data: bytes, where: str) -> dict[str, Any]:
 
 
 def require_known(name: str, known: frozenset[str], where: str) -> None:
-    """Raise UsageError where the converter does not know an architecture; none known: not yet."""
+    """Raise UsageError where `name` is none of the architectures that the converter knows; any will
+    do where `known` is empty, for these are not known yet."""
     if known and name not in known:
         raise UsageError(
             f"{where}: the architecture {name} is not known to this llama.cpp"

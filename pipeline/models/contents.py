@@ -152,5 +152,5 @@ def local(path: Path, name: str = "") -> Readable:
 
 
 def shown(value: object) -> str:
-    """What a file says, for a message: short, and without what a terminal would interpret."""
+    """A value from a file, for a message: short, and without what a terminal would interpret."""
     return printable(str(value)[:80])

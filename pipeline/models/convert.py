@@ -79,7 +79,7 @@ class Conversion(Struct, frozen=True, kw_only=True):
 
 
 def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list[str]:
-    """The converter's command line. With the model's name, so that the folder's does not matter."""
+    """The converter's command line, with the model's name: that of the folder does not matter."""
     words = [str(python), str(converter.DRIVER), str(conversion.script), str(folder)]
     words += ["--outfile", str(made), "--outtype", conversion.outtype.lower()]
     if conversion.resolved.base:  # an adapter's

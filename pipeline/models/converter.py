@@ -57,7 +57,7 @@ def recipe() -> Recipe:
 
 
 def folder(home: Home) -> Path:
-    """Where it is, or would be."""
+    """The environment's folder, which may not exist yet."""
     digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
     return paths.cache(home) / f"converter-{digest}"
 
@@ -73,7 +73,7 @@ def is_current(home: Home) -> bool:
 
 
 def has_receipt(home: Home) -> bool:
-    """Whether it was finished, with what it depends on now."""
+    """Whether the environment was finished, by the recipe of today."""
     entry = receipts.load(folder(home)).get("environment")
     return entry is not None and entry.recipe == recipe() and python(home).exists()
 
@@ -121,7 +121,7 @@ def required() -> set[str]:
 
 
 def _digest(path: Path) -> str:
-    """A file's hash as packages write it."""
+    """A file's hash as the RECORD of a package has it."""
     digest = base64.urlsafe_b64encode(bytes.fromhex(hashing.sha256(path)))
     return f"sha256={digest.decode().rstrip('=')}"
 
@@ -196,7 +196,8 @@ def forget(home: Home) -> None:
 
 
 def environment(python: Path, scratch: Path) -> dict[str, str]:
-    """The converter's variables: of the user's only locale, threads and libraries.
+    """The converter's environment: of the user's variables only those for locale, threads and
+    libraries.
 
     Everything that transformers looks for lies below `scratch`, an empty folder: in the user's own
     caches it would find code, and run it.

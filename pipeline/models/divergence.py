@@ -40,8 +40,8 @@ PLUS_MINUS = rf"{NUMBER} ± +{NUMBER}"
 CHUNK = re.compile(
     rf"^ *(\d+) +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} +{PLUS_MINUS} % +{PLUS_MINUS} %"
 )
-# Each figure's group in CHUNK, which that of its error follows; the line that has its last mean with
-# more digits; and what is multiplied into it.
+# Each figure's group in CHUNK, which that of its error follows; the line that has its last mean
+# with more digits; and the factor by which both are multiplied.
 FIGURES = {
     "log_ratio": (4, rf"^Mean ln\(PPL\(Q\)/PPL\(base\)\) *: +{PLUS_MINUS}", 1.0),
     "kld": (6, rf"^Mean +KLD: +{PLUS_MINUS}", 1.0),
@@ -71,7 +71,7 @@ class Perplexity(Struct, frozen=True, kw_only=True):
 
     @property
     def scored(self) -> int:
-        """The tokens of a chunk that are compared: those that half a chunk stands before."""
+        """How many tokens of a chunk are compared: those of its second half."""
         return self.ctx_size - 1 - self.ctx_size // 2
 
     def words(self, model: Path, base: Path) -> list[str]:
@@ -97,7 +97,7 @@ def group_size(vocabulary: int, ctx_size: int) -> int:
 
 
 def part_of(text: str, offset: int, tokens: int) -> str:
-    """As much of the text from `offset` as surely has so many tokens, up to a blank."""
+    """The text from `offset` up to a blank, long enough to hold so many tokens."""
     end = offset + tokens * LETTERS
     blank = text.find(" ", end)
     return text[offset : blank if blank >= 0 else len(text)] if end < len(text) else text[offset:]
@@ -138,8 +138,8 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
 
 
 def compare(tool: Perplexity, model: Path, group: ChunkGroup) -> list[Piece]:
-    """What `model` makes of the chunks of the group, of which the last may be missing. Raises
-    PipelineError."""
+    """Compare `model` with the unquantized one on each chunk of the group; the last ones may be
+    missing. Raises PipelineError."""
     words = [*tool.words(model, group.base), "--kl-divergence"]
     pieces: list[Piece] = []
     for _ in range(TRIES):
@@ -175,7 +175,7 @@ def discard(group: ChunkGroup) -> None:
 
 
 def parse(output: str) -> list[Piece]:
-    """The means over each chunk, from the means so far that are printed after each.
+    """The mean of each chunk, from the running means that are printed.
 
     The logarithm of the perplexity's ratio and the divergence in nats, the same most probable token
     as a fraction. What is no number is infinite.
@@ -197,7 +197,7 @@ def parse(output: str) -> list[Piece]:
 
 
 def _differences(means: Sequence[float]) -> list[float]:
-    """The single values whose means so far these are."""
+    """The values of which these are the running means."""
     sums = [mean * count for count, mean in enumerate(means, start=1)]
     values = [after - before for before, after in zip([0.0, *sums], sums, strict=False)]
     return [value if math.isfinite(value) else math.inf for value in values]

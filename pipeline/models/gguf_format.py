@@ -222,7 +222,7 @@ TENSOR_RULES: tuple[tuple[Callable[[TensorInfo], bool], str], ...] = (
 
 
 def start(reader: Reader) -> int:
-    """Read up to the metadata: how many tensors there are."""
+    """Read what comes before the key-value pairs; returns the number of tensors."""
     if reader.take(4) != MAGIC:
         raise Broken("it does not start with GGUF")
     version = reader.scalar("I")

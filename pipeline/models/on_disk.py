@@ -51,7 +51,7 @@ class StoredModel(Struct, frozen=True, kw_only=True):
 
     @property
     def reference(self) -> str:
-        """What `model=` is to make it again."""
+        """The value of `model=` that makes it again."""
         ref = str(self.source.get("ref", ""))
         for text, pinned in pins().demos.items():
             if ref == f"{pinned.archive.package}=={pinned.archive.version}":
@@ -104,7 +104,7 @@ def look(home: Home) -> OnDisk:
 
 
 def empty(home: Home) -> Iterator[Path]:
-    """The folders of models in which nothing is but receipts of what is gone, and locks."""
+    """The folders of models that hold only locks, and receipts of files that are gone."""
     for kind in ("gguf", "source"):
         for folder in _children(home.models / kind):
             if folder.is_dir() and is_empty(folder):
@@ -135,7 +135,7 @@ def _leaves(path: Path) -> Iterator[Path]:
 
 
 def _receipt(path: Path) -> Entry | None:
-    """The receipt of a file that is as it says, or was copied or restored."""
+    """The receipt of a file that matches it, or that was copied or restored; else None."""
     is_ours = receipts.status(path) in (Status.CURRENT, Status.MOVED)
     return receipts.load(path.parent).get(path.name) if is_ours else None
 
@@ -211,7 +211,7 @@ def fits(files: FileFilter, model: StoredModel) -> bool:
 
 
 def slug_of(home: Home, path: Path) -> str:
-    """Of a path in a model's folder the model's slug, else nothing."""
+    """The slug of the model in whose folder `path` lies; empty for any other path."""
     inside = path.relative_to(home.models).parts if path.is_relative_to(home.models) else ()
     return inside[1] if len(inside) > 1 else ""
 

@@ -113,7 +113,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
 
 def types_in(mix: Mapping[str, Any]) -> dict[str, str]:
-    """The types by tensor in the file of a mix."""
+    """The type of each tensor, from the file of a mix."""
     return {str(name): str(kind) for name, kind in mix["types"].items()}
 
 

@@ -84,7 +84,7 @@ def budget(quant: str) -> Budget | None:
 
 
 def is_mix(quant: str) -> bool:
-    """Whether a quant is the size of a mix, decided or not."""
+    """Whether a quant is a mix: of a given size, or of the one that fits."""
     return quant == FIT or budget(quant) is not None
 
 

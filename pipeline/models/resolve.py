@@ -58,7 +58,7 @@ class ModelFile(Struct, frozen=True):
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
-    """A reference with nothing left open.
+    """A model whose files are known by name, size and hash.
 
     `slug` names its folders; `folder` holds its files, now or after `fetch`; `local` says that
     they are the user's own and stay in their place. `precision` is the source's own type.
@@ -88,11 +88,11 @@ class Resolved(Struct, frozen=True, kw_only=True):
 
     @property
     def fetched(self) -> list[Resolved]:
-        """What of it is downloaded: itself, and the config files of its base."""
+        """The models whose files are downloaded: this one, and its base."""
         return [each for each in (self, self.base) if each and not each.local]
 
     def recipe(self) -> dict[str, str]:
-        """These inputs in a recipe."""
+        """The files by name and identity, as an input of a recipe."""
         return {file.name: file.identity for file in self.files}
 
     def fetch_recipe(self, file: ModelFile) -> dict[str, Any]:

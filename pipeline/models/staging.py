@@ -133,7 +133,7 @@ def _counts(value: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _whole(value: Any) -> int:
-    """1e9 is a count too."""
+    """A count as an int; the converter takes 1e9 for one, too."""
     if isinstance(value, float):
         return int(value) if math.isfinite(value) else 0
     return value if isinstance(value, int) else 0

@@ -66,7 +66,7 @@ def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
 
 
 def whole(report: QuantReport) -> str:
-    """The page."""
+    """The page as HTML."""
     heads, rows = table(report)
     parts = [
         *(element("p", text=note) for note in report.notes),

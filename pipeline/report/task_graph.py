@@ -117,7 +117,7 @@ def document(nodes: Sequence[StepNode]) -> str:
 
 
 def dot(nodes: Sequence[StepNode]) -> str:
-    """For Graphviz."""
+    """The graph in the DOT language of Graphviz."""
     styles = {DONE: "solid", TODO: "bold", ALWAYS: "dashed"}
     lines = ["digraph steps {", '  node [shape=box, fontname="sans-serif"];']
     for node in nodes:
