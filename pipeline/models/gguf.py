@@ -63,12 +63,6 @@ class Header(Struct, frozen=True, kw_only=True):
         return str(self.values.get("general.architecture", ""))
 
     @property
-    def name(self) -> str:
-        """The model's own name, printable characters only."""
-        name = str(self.values.get("general.name", ""))
-        return "".join(letter for letter in name if letter.isprintable()).strip()
-
-    @property
     def quant(self) -> str:
         """The file's type in llama-quantize's spelling; empty where it does not say."""
         return FILE_TYPES.get(whole(self.values, "general.file_type", -1), "")

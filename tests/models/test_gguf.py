@@ -106,7 +106,8 @@ def test_every_value_type_is_read_and_arrays_of_texts_are_skipped(full: Path) ->
     header = gguf.read(full)
     got = {k[5:]: v for k, v in header.values.items() if k.startswith("test.")}
     assert got == {**SCALARS, "ints": [1, 2, 3]}
-    assert (header.architecture, header.name, header.quant) == ("llama", "Tiny", "Q4_K_M")
+    assert (header.architecture, header.quant) == ("llama", "Q4_K_M")
+    assert header.values["general.name"] == "Tiny"
     assert (header.context_length, header.pooling, header.shards) == (8192, "none", 1)
     assert header.has_chat_template
     assert header.values["tokenizer.chat_template"] == TEMPLATE
@@ -115,7 +116,7 @@ def test_every_value_type_is_read_and_arrays_of_texts_are_skipped(full: Path) ->
 
 def test_a_header_that_says_nothing_has_plain_defaults(tmp_path: Path) -> None:
     header = gguf.read(write(tmp_path / "a.gguf", lambda writer: None, tensors=False))
-    assert (header.name, header.quant, header.context_length) == ("", "", 0)
+    assert (header.quant, header.context_length) == ("", 0)
     assert (header.shards, header.tensors, header.has_chat_template) == (1, 0, False)
 
 
@@ -200,7 +201,7 @@ def test_a_big_vocabulary_is_skipped_to_what_follows(tmp_path: Path) -> None:
         writer.add_name("after")
 
     header = gguf.read(write(tmp_path / "a.gguf", fill))
-    assert header.name == "after"
+    assert header.values["general.name"] == "after"
     assert not any("tokens" in key for key in header.values)
 
 
@@ -323,7 +324,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def test_a_header_is_remembered_while_the_stamp_stays(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "run" / "gguf.json"
     first = gguf.read_cached(full, book)
-    assert (first.name, first.has_chat_template) == ("Tiny", True)
+    assert (first.values["general.name"], first.has_chat_template) == ("Tiny", True)
     assert TEMPLATE not in book.read_text("utf-8")
     stat = full.stat()
     full.write_bytes(bytes(stat.st_size))  # same size, same time: the notes answer
@@ -338,7 +339,7 @@ def test_unreadable_notes_are_no_harm(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "gguf.json"
     for garbage in ("", "{", "[]", "\0"):
         book.write_text(garbage)
-        assert gguf.read_cached(full, book).name == "Tiny"
+        assert gguf.read_cached(full, book).values["general.name"] == "Tiny"
 
 
 def parts(folder: Path, numbers: list[int], count: int, end: str = "gguf") -> list[Path]:
