@@ -124,9 +124,8 @@ def parse(
     reader = gguf_format.Reader(file)
     widths, blocks, end = set[int](), set[int](), 0
     try:
-        tensors = gguf_format.start(reader)
         metadata = gguf_format.metadata(reader)
-        for tensor in gguf_format.tensors(reader, tensors, metadata.alignment):
+        for tensor in gguf_format.tensors(reader, metadata):
             end = tensor.stop
             if block := BLOCK.match(tensor.name):
                 blocks.add(int(block[1]))
@@ -139,7 +138,7 @@ def parse(
         hint = NEWER if isinstance(error, Newer) else AGAIN
         what, hint = contents.foreign(start) or (f"is not a usable GGUF: {error}", hint)
         raise contents.ForeignFile(f"{file.name}: {what}", hint) from None
-    data = padded(reader.at, metadata.alignment) if tensors else reader.at
+    data = padded(reader.at, metadata.alignment) if metadata.tensors else reader.at
     if is_whole and file.size < data + end:
         raise PipelineError(
             f"{file.name}: is cut short: it has {shown_size(file.size)} ({file.size} bytes), its "
@@ -147,7 +146,7 @@ def parse(
             "download or copy it again",
         )
     return Header(
-        tensors=tensors,
+        tensors=metadata.tensors,
         size=data + end,
         data=data,
         vocabulary=metadata.vocabulary,

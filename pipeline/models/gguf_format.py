@@ -166,9 +166,10 @@ class Reader:
 
 
 class Metadata(Struct, frozen=True, kw_only=True):
-    """The plain values and short arrays of numbers, how many tokens there are, and where the first
-    begins."""
+    """How many tensors there are, the plain values and short arrays of numbers, how many tokens
+    there are, and where the first begins."""
 
+    tensors: int
     values: Mapping[str, Any]
     vocabulary: int
     tokens_at: int
@@ -232,7 +233,8 @@ def start(reader: Reader) -> int:
 
 
 def metadata(reader: Reader) -> Metadata:
-    """Read the key-value pairs."""
+    """Read from the start of the file to the table of tensors."""
+    tensors = start(reader)
     values: dict[str, Any] = {}
     keys: set[bytes] = set()
     vocabulary = tokens_at = 0
@@ -259,7 +261,7 @@ def metadata(reader: Reader) -> Metadata:
         else:
             raise Broken(f"its value {shown(key)} has value type {kind}, which is not known")
     require_usable(values)
-    return Metadata(values=values, vocabulary=vocabulary, tokens_at=tokens_at)
+    return Metadata(tensors=tensors, values=values, vocabulary=vocabulary, tokens_at=tokens_at)
 
 
 def unique(name: bytes, names: set[bytes], what: str) -> str:
@@ -320,11 +322,11 @@ def require_shallow(template: str, key: str) -> None:
             raise Broken(f"its {shown(key)} is nested too deep")
 
 
-def tensors(reader: Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
-    """Read the table of tensors."""
+def tensors(reader: Reader, metadata: Metadata) -> Iterator[TensorInfo]:
+    """Read the table of tensors, which follows the `metadata`."""
     names: set[bytes] = set()
     due = 0
-    for _ in range(count):
+    for _ in range(metadata.tensors):
         name = unique(reader.text(MAX_NAME, "bytes in a tensor's name"), names, "tensor")
         dimensions = reader.scalar("I")
         if dimensions > MAX_DIMENSIONS:
@@ -337,5 +339,5 @@ def tensors(reader: Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
                 is_newer = problem == UNKNOWN_TYPE and 0 < kind - NEWEST_TYPE <= MOST_NEWER
                 error = Newer if is_newer else Broken
                 raise error(f"its tensor {shown(name)} {problem.format(t=tensor)}")
-        due = padded(tensor.stop, alignment)
+        due = padded(tensor.stop, metadata.alignment)
         yield tensor

@@ -54,10 +54,9 @@ def read(file: Path) -> TensorTable:
     reader = gguf_format.Reader(readable)
     pairs = []
     try:
-        count = gguf_format.start(reader)
-        alignment = gguf_format.metadata(reader).alignment
-        tensors = {each.name: each for each in gguf_format.tensors(reader, count, alignment)}
-        data = padded(reader.at, alignment)
+        metadata = gguf_format.metadata(reader)
+        tensors = {each.name: each for each in gguf_format.tensors(reader, metadata)}
+        data = padded(reader.at, metadata.alignment)
         reader = gguf_format.Reader(readable)
         gguf_format.start(reader)
         for _ in range(reader.scalar("Q")):

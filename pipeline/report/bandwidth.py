@@ -31,11 +31,10 @@ def read_per_token(model: Path) -> int:
     has_output = False
     for part in gguf.shards(model):
         reader = gguf_format.Reader(contents.local(part))
-        count = gguf_format.start(reader)
         metadata = gguf_format.metadata(reader)
         values = values or dict(metadata.values)
         share = _share(values)
-        for tensor in gguf_format.tensors(reader, count, metadata.alignment):
+        for tensor in gguf_format.tensors(reader, metadata):
             size = tensor.stop - tensor.offset
             has_output = has_output or tensor.name == OUTPUT
             if tensor.name == EMBEDDING:
