@@ -15,9 +15,8 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, is_windows_device
-from pipeline.core.text import size
 
-from . import checkpoint, choice, quants
+from . import checkpoint, choice, contents, quants
 from .choice import Option
 from .gguf import Header
 from .hub import Listing
@@ -26,7 +25,6 @@ from .reference import NO_PROJECTOR, FileFilter
 from .resolve import SIDE_FILES, ModelFile, Resolved, short_name, slug
 from .safetensors import Head, own_precision
 
-MAX_JSON = 64 * 1024 * 1024  # bytes; the index of a 1,000-tensor model has 100 thousand
 OTHER = "use another revision=…, or another repository"
 HIDDEN = re.compile(r"(?:^|/)\.[^./]")  # not `..`, which is refused
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
@@ -72,12 +70,9 @@ def resolve(
         raise PipelineError(f"{listing.repo}: is empty at {listing.commit[:12]}", OTHER)
 
     def read_json(name: str) -> bytes:
-        if listing.files[name].size > MAX_JSON:
-            raise PipelineError(
-                f"{listing.repo}: {name} is too large: it may have {size(MAX_JSON)} at most",
-                "use another revision=…",
-            )
-        return read(listing.files[name])
+        file = listing.files[name]
+        contents.require_small(f"{listing.repo}: {name}", file.size, checkpoint.MAX_DOCUMENT)
+        return read(file)
 
     model = checkpoint.check(
         listing.repo,

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.models import repository
+from pipeline.models import checkpoint, repository
 from pipeline.models.checkpoint import INDEX
 from pipeline.models.choice import Option
 from pipeline.models.gguf import Header
@@ -288,9 +288,9 @@ def test_an_index_that_is_none(indexed: bytes) -> None:
 
 
 def test_an_index_too_large_to_be_read() -> None:
-    large = file(INDEX, repository.MAX_JSON + 1)
+    large = file(INDEX, checkpoint.MAX_DOCUMENT + 1)
     assert "too large" in refused(listing("model.safetensors", files=[large]))
-    limit = file(INDEX, repository.MAX_JSON)
+    limit = file(INDEX, checkpoint.MAX_DOCUMENT)
     there = listing("config.json", "model.safetensors", files=[limit])
     resolved = resolve(there, index("model.safetensors"))
     assert names(resolved) == ["config.json", "model.safetensors", INDEX]
