@@ -213,21 +213,18 @@ def largest(
     return only_option(same_label, label, reference), why
 
 
-def ambiguous(options: Sequence[Option], reference: str) -> UsageError:
-    """The error where the request leaves several models."""
+def ambiguous(options: Sequence[Option], reference: str, criterion: str = "") -> UsageError:
+    """The error where the request, or one criterion of it, leaves several models."""
+    what = f"{len(options)} GGUF models match {criterion}" if criterion else "several models match"
     return UsageError(
-        f"{reference}: several models match:\n{listing(options)}",
-        "pick one: filename=… or pattern=…",
+        f"{reference}: {what}:\n{listing(options)}", "pick one: filename=… or pattern=…"
     )
 
 
 def only_option(options: Sequence[Option], criterion: str, reference: str) -> Option:
     """The only option. Raises UsageError where there are several, or parts of it are missing."""
     if len(options) > 1:
-        raise UsageError(
-            f"{reference}: {len(options)} GGUF models match {criterion}:\n{listing(options)}",
-            "pick one: filename=… or pattern=…",
-        )
+        raise ambiguous(options, reference, criterion)
     return require_complete(options[0], reference)
 
 
