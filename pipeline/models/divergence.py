@@ -98,9 +98,8 @@ def group_size(vocabulary: int, ctx_size: int) -> int:
 
 def part_of(text: str, offset: int, tokens: int) -> str:
     """The text from `offset` up to a blank, long enough to hold so many tokens."""
-    end = offset + tokens * LETTERS
-    blank = text.find(" ", end)
-    return text[offset : blank if blank >= 0 else len(text)] if end < len(text) else text[offset:]
+    blank = text.find(" ", offset + tokens * LETTERS)
+    return text[offset:blank] if blank >= 0 else text[offset:]
 
 
 class ChunkGroup(Struct):
