@@ -67,8 +67,8 @@ def size_and_quality(model: str, candidates: Sequence[Candidate], wide: float) -
         parts += _point(plot, each, loss, is_best=each in best)
     labels = [(plot.x(each.bytes), plot.y(loss.value), each.quant) for each, loss in shown]
     points = [Box(x - MARKER - 1, y - MARKER - 1, *[2 * MARKER + 2] * 2) for x, y, _ in labels]
-    lines = [_bar(plot, each, loss) for each, loss in shown]
-    lines += [_along(start, end) for start, end in pairwise(stairs)]
+    lines = [_interval_box(plot, each, loss) for each, loss in shown]
+    lines += [_line_box(start, end) for start, end in pairwise(stairs)]
     for label, box in zip(labels, placed(labels, area, points, lines), strict=True):
         is_best = any(label[2] == each.quant for each in best)
         parts += _label(*label, box, is_best=is_best) if box else ()
@@ -156,14 +156,14 @@ def _point(plot: Plot, each: Candidate, loss: Estimate, *, is_best: bool) -> Ite
     yield element("g", element("title", text=said), *parts)
 
 
-def _along(start: tuple[float, float], end: tuple[float, float]) -> Box:
-    """What a level or upright line covers."""
+def _line_box(start: tuple[float, float], end: tuple[float, float]) -> Box:
+    """The box around a level or upright line."""
     (x1, y1), (x2, y2) = start, end
     return Box(min(x1, x2) - 1, min(y1, y2) - 1, abs(x1 - x2) + 2, abs(y1 - y2) + 2)
 
 
-def _bar(plot: Plot, each: Candidate, loss: Estimate) -> Box:
-    """What the interval of a candidate covers."""
+def _interval_box(plot: Plot, each: Candidate, loss: Estimate) -> Box:
+    """The box around the interval of a candidate."""
     low, high = (plot.y(end) for end in interval(loss))
     return Box(plot.x(each.bytes) - 4, high, 8, low - high)
 
