@@ -241,8 +241,8 @@ def is_plain(name: str) -> bool:
 
 def _no_weights(sizes: Mapping[str, int], where: str) -> PipelineError:
     """The error for a folder or a repository without weights that can be used: it names what there
-    is. `sizes` are those of its files by name, in bytes."""
-    names = sorted(n for n in sizes if not PurePosixPath(n).name.startswith("."))
+    is. `sizes` are those of its visible files by name, in bytes."""
+    names = sorted(sizes)
     if kind := _first(KINDS, names, where):
         return kind
     if any(PROJECTOR.search(name) for name in names if name.endswith(".gguf")):
