@@ -114,18 +114,18 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
     """Have the unquantized model write its probabilities for the text, at most `most` chunks of it,
     and set how many there are. Raises PipelineError, UsageError where the text is too short."""
     vocabulary = gguf.read(model).vocabulary
-    one = chunk_bytes(vocabulary, tool.ctx_size)
+    chunk_size = chunk_bytes(vocabulary, tool.ctx_size)
     with disk_errors(group.base.parent):
-        require_space(group.base.parent, one * most)
+        require_space(group.base.parent, chunk_size * most)
         group.text.write_text(text, encoding="utf-8", newline="")
     words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
-    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=one * most)
+    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
     if short := TOO_SHORT.search(output):
         raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
     counts = re.findall(r"calculating perplexity over (\d+) chunks", output)
     group.chunks = int(counts[-1]) if counts else 0
     head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
-    expected = head + group.chunks * one
+    expected = head + group.chunks * chunk_size
     if not group.chunks or group.base.stat().st_size != expected:
         # llama-perplexity prints nothing where the disk is full
         raise PipelineError(

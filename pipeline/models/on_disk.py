@@ -111,9 +111,9 @@ def empty(home: Home) -> Iterator[Path]:
                 yield folder
 
 
-def by_name(there: OnDisk) -> dict[str, StoredModel]:
+def by_name(stored: OnDisk) -> dict[str, StoredModel]:
     """The models that can be served, by a name for each: with the quant where there are several."""
-    models = [model for model in there.models if model.kind == "model"]
+    models = [model for model in stored.models if model.kind == "model"]
     often = Counter(model.name for model in models)
     return {
         model.name if often[model.name] == 1 else f"{model.name}-{model.quant}": model

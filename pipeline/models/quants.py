@@ -113,8 +113,8 @@ def _near_size(word: str) -> str:
     plain = re.sub(r"\s", "", word).replace(",", ".")
     plain = re.sub(r"(?:BPW|BITS?(?:PERWEIGHT|/WEIGHT)?|B)?$", "BPW", plain, count=1)
     plain = re.sub(r"([MG])I?BPW$", r"\1IB", plain)
-    found = budget(plain)
-    return f"; did you mean {found.text}?" if found else ""
+    near = budget(plain)
+    return f"; did you mean {near.text}?" if near else ""
 
 
 def capitals(quant: str) -> str:

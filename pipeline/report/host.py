@@ -67,8 +67,8 @@ def _cards() -> tuple[tuple[str, ...], str]:
     if sys.platform == "win32":
         from pipeline.bins.hardware import nvidia
 
-        found = nvidia.find()
-        return tuple(card.name for card in found), found[0].driver if found else ""
+        gpus = nvidia.find()
+        return tuple(gpu.name for gpu in gpus), gpus[0].driver if gpus else ""
     cards = []
     with suppress(OSError):
         for device in sorted(PCI.iterdir()):

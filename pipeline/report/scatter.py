@@ -151,9 +151,9 @@ def _point(plot: Plot, each: Candidate, loss: Estimate, *, is_best: bool) -> Ite
         parts.append(element("rect", x=x - r, y=y - r, width=2 * r, height=2 * r, class_=class_))
     else:
         parts.append(element("circle", cx=x, cy=y, r=r, class_=class_))
-    said = f"{each.quant}: {size(each.bytes)}, {with_error(loss)}"
-    said += ", does not fit" if each.does_not_fit else ""
-    yield element("g", element("title", text=said), *parts)
+    tooltip = f"{each.quant}: {size(each.bytes)}, {with_error(loss)}"
+    tooltip += ", does not fit" if each.does_not_fit else ""
+    yield element("g", element("title", text=tooltip), *parts)
 
 
 def _line_box(start: tuple[float, float], end: tuple[float, float]) -> Box:

@@ -212,10 +212,10 @@ def _line(points: Sequence[Place]) -> str:
 
 def _box(node: StepNode, place: Place, wide: float) -> Iterator[str]:
     x, y = place
-    said = f"{node.name}: {node.help}" + (f" ({node.why})" if node.why else "")
+    tooltip = f"{node.name}: {node.help}" + (f" ({node.why})" if node.why else "")
     yield element(
         "g",
-        element("title", text=said),
+        element("title", text=tooltip),
         element(
             "rect", x=x - wide / 2, y=y, width=wide, height=HIGH, rx=6, class_=CLASSES[node.state]
         ),
