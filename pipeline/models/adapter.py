@@ -22,9 +22,6 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
 from . import checkpoint, contents, gguf, kinds, resolve, safetensors
-from .gguf import Header, whole
-from .resolve import Resolved
-from .safetensors import Head
 
 Shapes = Mapping[str, list[int]]
 
@@ -58,7 +55,7 @@ SIZES = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
 # The files of an adapter
 
 
-def gguf_path(path: Path, home: Home) -> Resolved:
+def gguf_path(path: Path, home: Home) -> resolve.Resolved:
     """An adapter in GGUF that is used in place. Raises PipelineError where it is none."""
     kinds.require_adapter(gguf.read_cached(path, home.run / "gguf.json"), str(path))
     return resolve.in_place([path], "")
@@ -67,9 +64,9 @@ def gguf_path(path: Path, home: Home) -> Resolved:
 def check(
     names: Collection[str],
     read: Callable[[str], dict[str, Any]],
-    read_head: Callable[[str], Head],
+    read_head: Callable[[str], safetensors.Head],
     where: str,
-) -> tuple[list[str], dict[str, Any], Head]:
+) -> tuple[list[str], dict[str, Any], safetensors.Head]:
     """The files of an adapter that PEFT saved among `names`, its config and the header of its
     weights. `read` reads a JSON file, `read_head` the header of a safetensors file. Raises
     PipelineError where it cannot be converted."""
@@ -82,7 +79,7 @@ def check(
     return files, config, head
 
 
-def check_folder(path: Path) -> tuple[list[str], dict[str, Any], Head]:
+def check_folder(path: Path) -> tuple[list[str], dict[str, Any], safetensors.Head]:
     """As `check`, of a folder. Raises PipelineError."""
 
     def read(name: str) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def folder_is_known(path: Path, home: Home) -> bool:
     return resolve.are_hashed((file for file in files if file.is_file()), home)
 
 
-def folder(path: Path, home: Home) -> Resolved:
+def folder(path: Path, home: Home) -> resolve.Resolved:
     """An adapter that PEFT saved, without its base. A file is hashed again when it has changed.
     Raises PipelineError where it cannot be converted."""
     names, config, head = check_folder(path)
@@ -137,7 +134,7 @@ def peft_files(names: Collection[str], where: str) -> list[str]:
 # The config.json that it is converted with
 
 
-def config_of(model: Resolved) -> Resolved | None:
+def config_of(model: resolve.Resolved) -> resolve.Resolved | None:
     """What the converter reads of an adapter's base: the files beside the weights of a model, or of
     an adapter that brings its model's config.json. None where there is no config.json."""
     others = (CONFIG, ".safetensors", checkpoint.INDEX, ".gguf")
@@ -231,13 +228,13 @@ def _in_layer(name: str) -> str:
     return re.sub(r"^.*?(?=\b\d+\.)", "", name)
 
 
-def base_misfit(config: Mapping[str, Any], model: Header) -> str:
+def base_misfit(config: Mapping[str, Any], model: gguf.Header) -> str:
     """Why `config`, the config.json of the model that an adapter was trained for, is not that of
     a GGUF; empty where it may be."""
     table = config.get("text_config")
     table = table if isinstance(table, dict) else config
     for key, name in SIZES.items():
-        theirs, own = table.get(key), whole(model.values, f"{model.architecture}.{name}", 0)
+        theirs, own = table.get(key), gguf.whole(model.values, f"{model.architecture}.{name}", 0)
         # a GGUF counts a head that drafts among its layers
         if isinstance(theirs, int) and own and theirs not in (own, own - model.heads):
             return f"was trained for a model with {key} {theirs}, the model has {own}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,12 +16,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Recipe, Status
 
 from . import convert, quantize, quants
-from .quants import QuantRequest, require_makeable
 from .resolve import Resolved, slug
-
-if TYPE_CHECKING:
-    from .convert import Conversion
-    from .quantize import Quantization
 
 PROJECTOR_TYPE = "F16"  # an encoder loses little, and not every backend has BF16
 
@@ -32,9 +26,9 @@ class Chain(Struct, frozen=True, kw_only=True):
 
     resolved: Resolved
     final: Path
-    conversion: Conversion | None = None
-    quantization: Quantization | None = None
-    projector: Conversion | None = None
+    conversion: convert.Conversion | None = None
+    quantization: quantize.Quantization | None = None
+    projector: convert.Conversion | None = None
 
     @property
     def quant(self) -> str:
@@ -55,7 +49,7 @@ class Needs(Struct, frozen=True, kw_only=True):
 
 def chain(
     resolved: Resolved,
-    requested: QuantRequest,
+    requested: quants.QuantRequest,
     home: Home,
     script: Path,
     llama_cpp: Recipe,
@@ -78,7 +72,7 @@ def chain(
 
 
 def _model_chain(
-    resolved: Resolved, requested: QuantRequest, home: Home, script: Path, llama_cpp: Recipe
+    resolved: Resolved, requested: quants.QuantRequest, home: Home, script: Path, llama_cpp: Recipe
 ) -> Chain:
     """The steps that end in the model itself. Raises UsageError."""
     folder = home.models / "gguf" / resolved.slug
@@ -97,9 +91,9 @@ def _model_chain(
                 f"(quant={quant.lower()}) would cost quality",
                 "leave quant out to serve the file as it is, or pass the unquantized model",
             )
-        require_makeable(requested)
+        quants.require_makeable(requested)
     else:
-        require_makeable(requested)
+        quants.require_makeable(requested)
         if quant == quants.FIT:
             precision = resolved.precision or "of unknown type"
             raise UsageError(
@@ -133,7 +127,7 @@ def _model_chain(
     return Chain(resolved=resolved, final=target, conversion=conversion, quantization=quantization)
 
 
-def _require_no_options(requested: QuantRequest, why: str) -> None:
+def _require_no_options(requested: quants.QuantRequest, why: str) -> None:
     """Raise UsageError for options of a quantization where there is none."""
     for name, value in (("imatrix", requested.imatrix), ("keep_f16", requested.keep_f16)):
         if value:
@@ -228,7 +222,7 @@ def leftover(chain: Chain) -> bool:
     return bool(conversion and not conversion.keep and _is_intermediate(conversion))
 
 
-def _is_intermediate(conversion: Conversion) -> bool:
+def _is_intermediate(conversion: convert.Conversion) -> bool:
     """Whether the converted file exists and is recorded as one that need not be kept."""
     entry = receipts.load(conversion.target.parent).get(conversion.target.name)
     return entry is not None and not entry.keep and conversion.target.exists()

@@ -16,7 +16,6 @@ from pipeline.core.store import stat_cache
 from pipeline.core.text import size as shown_size
 
 from . import contents, gguf_format
-from .contents import Readable
 from .gguf_format import MAX_ARRAY, TEMPLATE, Broken, Newer, padded
 from .quants import FILE_TYPES
 
@@ -116,7 +115,7 @@ def whole(values: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def parse(
-    file: Readable, shapes: dict[str, list[int]] | None = None, *, is_whole: bool = True
+    file: contents.Readable, shapes: dict[str, list[int]] | None = None, *, is_whole: bool = True
 ) -> Header:
     """The header of a GGUF, of which no more is read. Adds each tensor's shape to `shapes`, with
     the length of a row first. `is_whole`: the file must be as long as its header says. Raises

@@ -17,7 +17,6 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home, is_windows_device
 
 from . import checkpoint, choice, contents, quants
-from .choice import Option
 from .gguf import Header
 from .hub import Listing
 from .projector import pair
@@ -40,7 +39,7 @@ def resolve(
     reference: str,
     home: Home,
     *,
-    fits: Callable[[Option], bool],
+    fits: Callable[[choice.Option], bool],
     read: Read,
     read_header: ReadHeader,
     read_head: ReadHead,
@@ -121,7 +120,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def takes_gguf(
-    options: Sequence[Option], safetensors: Sequence[str], file_filter: FileFilter
+    options: Sequence[choice.Option], safetensors: Sequence[str], file_filter: FileFilter
 ) -> bool:
     """Whether to take a GGUF: beside safetensors only one with the requested quant."""
     if not (options and safetensors):

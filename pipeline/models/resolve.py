@@ -20,8 +20,6 @@ from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
 from . import checkpoint, contents, gguf, kinds, quants, safetensors
-from .gguf import SHARD
-from .quants import QuantRequest
 from .reference import Reference
 
 # What the converter reads beside the weights. No program code is ever among it.
@@ -104,7 +102,7 @@ def short_name(*names: str) -> str:
     """A model's name in the API: that of its repository or file, without its quant and what
     conversions add, in letters that need no quotes. Of several the first that leaves something."""
     for text in names:
-        shard = SHARD.fullmatch(text)
+        shard = gguf.SHARD.fullmatch(text)
         name = quants.LABEL.sub("", shard["stem"] if shard else text.removesuffix(".gguf"))
         name = re.sub(r"[^\w.-]+", "-", name)
         name = re.sub(r"(?<=[-_.])[-_.]+", "", name).strip("-_.")
@@ -328,7 +326,7 @@ def stored_path(reference: Reference, question: Sequence[object], home: Home) ->
     return home.models / "resolved" / f"{slug(reference.repo)}__{digest}.json"
 
 
-def auto_candidates(requested: QuantRequest) -> tuple[str, ...]:
+def auto_candidates(requested: quants.QuantRequest) -> tuple[str, ...]:
     """The quants of which quant=auto chooses one that is made here: what the converter writes
     itself has no use for an importance matrix or keep_f16."""
     if requested.imatrix or requested.keep_f16:
@@ -337,7 +335,7 @@ def auto_candidates(requested: QuantRequest) -> tuple[str, ...]:
 
 
 def decision_path(
-    resolved: Resolved, requested: QuantRequest, ctx_size: int | None, home: Home
+    resolved: Resolved, requested: quants.QuantRequest, ctx_size: int | None, home: Home
 ) -> Path:
     """Where the decision for quant=auto or fit is stored until refresh=1. With less free memory
     another quant would be chosen, and a second run must find the same file."""

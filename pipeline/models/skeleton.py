@@ -19,9 +19,6 @@ from pipeline.core.store.publish import disk_errors, part, publish_file, remove
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .checkpoint import is_plain
-from .contents import Readable
-from .convert import Conversion
-from .gguf import Header
 from .gguf_format import padded
 from .resolve import slug
 from .run_converter import HEADER, TOO_MUCH
@@ -30,7 +27,7 @@ FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 
 PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
 
 
-def prefix(file: Readable) -> tuple[bytes, Header]:
+def prefix(file: contents.Readable) -> tuple[bytes, gguf.Header]:
     """A GGUF's header with all the bytes before its tensors. Raises PipelineError."""
     data = b""
 
@@ -42,11 +39,11 @@ def prefix(file: Readable) -> tuple[bytes, Header]:
             data += file.get(len(data), to)
         return data[start:stop]
 
-    header = gguf.parse(Readable(name=file.name, size=file.size, read=read))
+    header = gguf.parse(contents.Readable(name=file.name, size=file.size, read=read))
     return read(0, header.data), header
 
 
-def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
+def gguf_skeleton(files: Sequence[contents.Readable], folder: Path) -> Path | None:
     """The skeleton of a GGUF, whole or split, in `folder`: its (first) file.
 
     Files that exist are used: name the folder after the files' identity. None where the file
@@ -68,7 +65,7 @@ def gguf_skeleton(files: Sequence[Readable], folder: Path) -> Path | None:
 
 
 def safetensors_skeleton(
-    conversion: Conversion, files: Sequence[Readable], target: Path, python: Path
+    conversion: convert.Conversion, files: Sequence[contents.Readable], target: Path, python: Path
 ) -> Path | None:
     """The skeleton of what `conversion` will make from `files`, by the converter itself, run with
     `python`. A file that exists is used.
@@ -112,7 +109,7 @@ def safetensors_skeleton(
             remove(made)
 
 
-def _lay_out(file: Readable, folder: Path, weights: int) -> bool:
+def _lay_out(file: contents.Readable, folder: Path, weights: int) -> bool:
     """Put a file of the model into `folder`: of weights only the header, others as they are."""
     names = PurePosixPath(file.name).parts
     if not names or not all(is_plain(name) for name in names):
