@@ -104,11 +104,7 @@ def tree(nodes: Sequence[StepNode], *, is_ascii: bool = False) -> str:
         if node.name not in first:
             add(node.name, "", "")
     text = table(rows)
-    return (
-        text.translate({ord(a): b for a, b in zip("├└│─", "|`|-", strict=True)})
-        if is_ascii
-        else text
-    )
+    return text.translate(str.maketrans("├└│─", "|`|-")) if is_ascii else text
 
 
 def document(nodes: Sequence[StepNode]) -> str:
