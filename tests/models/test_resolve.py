@@ -210,8 +210,11 @@ def test_a_pointer_in_place_of_any_file(model: Path, name: str) -> None:
 
 
 def test_a_download_that_aria2_has_not_finished(model: Path, home: Home, tmp_path: Path) -> None:
-    (model / "model-00002-of-00002.safetensors.aria2").touch()
-    assert "aria2 has not finished it" in refusal(model)
+    for name in ("model-00002-of-00002.safetensors", "config.json"):
+        control = model / f"{name}.aria2"
+        control.touch()
+        assert f"{name}: aria2 has not finished it" in refusal(model)
+        control.unlink()
     path = a_gguf(tmp_path / "m.gguf")
     (tmp_path / "m.gguf.aria2").touch()
     with pytest.raises(PipelineError, match="aria2 has not finished it"):
