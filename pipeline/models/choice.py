@@ -158,20 +158,7 @@ def choose(
     """
     matching = narrow(options, file_filter, reference)
     if file_filter.quant not in ("", quants.AUTO):
-        with_quant = by_quant(matching, file_filter.quant)
-        is_mix = quants.is_mix(file_filter.quant)
-        if not with_quant and file_filter.filename and not matching[0].label and not is_mix:
-            with_quant = matching  # a name without a quant contradicts none
-        if not with_quant:
-            raise UsageError(
-                f"{reference}: has no GGUF with the quant {file_filter.quant}; there are:\n"
-                f"{listing(matching)}",
-                "a mix is made from an unquantized model; of a repository of GGUF files, "
-                "pick one: quant=…"
-                if is_mix
-                else "pick one of them: quant=…",
-            )
-        option = only_option(with_quant, file_filter.quant, reference)
+        option = _with_quant(matching, file_filter, reference)
         return option, f"{option.label or 'it'} was asked for"
     if file_filter.filename or len(matching) == 1:
         is_named = file_filter.filename or file_filter.pattern
@@ -193,6 +180,22 @@ def choose(
             option = only_option(same_label, best.label, reference)
             return option, f"{why}: the first of the order of preference that fits"
     return largest(complete, reference, fits)
+
+
+def _with_quant(options: Sequence[Option], file_filter: FileFilter, reference: str) -> Option:
+    """The option with the requested quant. Raises UsageError."""
+    quant = file_filter.quant
+    matching, hint = by_quant(options, quant), "pick one of them: quant=…"
+    if quants.is_mix(quant):
+        hint = "a mix is made from an unquantized model; of a repository of GGUF files, "
+        hint += "pick one: quant=…"
+    elif not matching and file_filter.filename and not options[0].label:
+        matching = [*options]  # a name without a quant contradicts none
+    if not matching:
+        raise UsageError(
+            f"{reference}: has no GGUF with the quant {quant}; there are:\n{listing(options)}", hint
+        )
+    return only_option(matching, quant, reference)
 
 
 def largest(
