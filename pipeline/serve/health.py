@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.text import size
@@ -19,11 +17,9 @@ from pipeline.core.text import size
 from .keys import keys_of
 from .server import GATEWAY, Server
 
-if TYPE_CHECKING:
-    import http.client
-
 BACKLOG = 1024  # connections that wait to be taken
 MOST_BYTES = 16 * 1024 * 1024  # of an answer; the metrics of vLLM take some 100 kB
+FIRST_FINAL = 200  # statuses below come before the answer
 
 
 def require_free(host: str, port: int) -> None:
@@ -106,126 +102,89 @@ def ask(
 ) -> tuple[int, str]:
     """The status and text of a server's answer to a GET, or with `body` to a POST. Raises OSError,
     also where the exchange takes longer than `timeout` seconds, or the answer is endless."""
-    from http.client import HTTPException  # slow to load, and not needed to plan a server
-
-    headers = {"Content-Type": "application/json", **_authorization(server)}
-    connection = _connection(server, timeout)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request("POST" if data else "GET", server.prefix + path, data, headers)
-        answer = connection.getresponse()
-        content = answer.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise OSError(f"{path}: the answer has more than {size(MOST_BYTES)}")
-        return answer.status, content.decode("utf-8", "replace")
-    except (HTTPException, ValueError) as error:
-        raise OSError(str(error)) from None
-    finally:
-        connection.close()
-
-
-def _authorization(server: Server) -> dict[str, str]:
-    """The header with its key, if it has one. Raises OSError."""
-    token = key(server)
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _connection(server: Server, timeout: float) -> http.client.HTTPConnection:
-    import http.client
-
     deadline = time.monotonic() + timeout
-
-    def response(sock: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
-        answer = http.client.HTTPResponse(sock, *args, **options)
-        answer.fp = io.BufferedReader(_UntilDeadline(answer.fp.detach(), sock, deadline))
-        return answer
-
-    connection = http.client.HTTPConnection(server.address, server.port, timeout=timeout)
-    if server.tls:
-        import ssl
-
-        # On this machine, with a certificate that names it as others see it.
-        context = ssl._create_unverified_context()  # noqa: S323
-        connection = http.client.HTTPSConnection(
-            server.address, server.port, timeout=timeout, context=context
-        )
-    connection.response_class = response  # type: ignore[assignment]
-    return connection
+    with _connected(server, timeout) as connection:
+        connection.sendall(_request(server, path, body))
+        answer, received = _Answer(), 0
+        while not answer.is_over:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError("timed out")
+            connection.settimeout(left)
+            block = connection.recv(65536)
+            received += len(block)
+            if received > MOST_BYTES:
+                raise OSError(f"{path}: the answer has more than {size(MOST_BYTES)}")
+            answer.feed(block)
+    return answer.status, b"".join(answer.blocks).decode("utf-8", "replace")
 
 
-class _UntilDeadline(io.RawIOBase):
-    """Reads from a socket until a deadline: its own timeout begins again with each byte."""
+def _connected(server: Server, timeout: float) -> socket.socket:
+    connection = socket.create_connection((server.address, server.port), timeout)
+    if not server.tls:
+        return connection
+    import ssl
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
-        self._raw, self._sock, self._deadline = raw, sock, deadline
+    # On this machine, with a certificate that names it as others see it.
+    context = ssl._create_unverified_context()  # noqa: S323
+    return context.wrap_socket(connection, server_hostname=server.address)
 
-    def readable(self) -> bool:
-        return True
 
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
+def _request(server: Server, path: str, body: Mapping[str, object] | None) -> bytes:
+    """The bytes of a request, with the server's key if it has one: given an --api-prefix,
+    llama-server requires it for /health too. Raises OSError."""
+    data = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{'POST' if data else 'GET'} {server.prefix}{path} HTTP/1.1"]
+    lines += ["Host: localhost", "Connection: close"]
+    if token := key(server):
+        lines.append(f"Authorization: Bearer {token}")
+    if data:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + data
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+
+class _Answer:
+    """The part of an answer that has come. http.client takes a while to load, which a server that
+    starts need not wait for."""
+
+    status = 0
+    is_over = _has_length = False
+
+    def __init__(self) -> None:
+        from httptools import HttpResponseParser
+
+        self._parser, self.blocks = HttpResponseParser(self), list[bytes]()
+
+    def feed(self, block: bytes) -> None:
+        """Parse what was received; nothing is the end of the connection. Raises OSError."""
+        from httptools import HttpParserError, HttpParserUpgrade
+
+        if not block:
+            if self._has_length or self.status < FIRST_FINAL:
+                raise OSError("the answer is cut short")
+            self.is_over = True
+            return
+        try:
+            self._parser.feed_data(block)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            raise OSError(str(error)) from None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._has_length |= name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        self.blocks.append(body)
+
+    def on_message_complete(self) -> None:
+        self.is_over = self.status >= FIRST_FINAL
 
 
 def is_ready(server: Server, timeout: float = 2) -> bool:
     """Whether a server answers that its model is loaded. A gateway is ready once it answers at all:
     its /health is about the others."""
     with contextlib.suppress(OSError):
-        # with the key: given an --api-prefix, llama-server requires it here too
-        if server.tls:
-            status, _ = ask(server, "/health", timeout=timeout)
-        else:
-            status = _status(server, "/health", timeout)
+        status, _ = ask(server, "/health", timeout=timeout)
         return status == 200 or server.engine == GATEWAY
     return False
-
-
-def _status(server: Server, path: str, timeout: float) -> int:
-    """The status of its answer, as `ask` gets it. http.client takes a while to load, which a server
-    that starts need not wait for. Raises OSError."""
-    from httptools import HttpParserError, HttpResponseParser
-
-    headers = {"Host": "localhost", "Connection": "close", **_authorization(server)}
-    lines = [f"GET {server.prefix}{path} HTTP/1.1", *(f"{n}: {v}" for n, v in headers.items())]
-    deadline, size = time.monotonic() + timeout, 0
-    answer = _Answer()
-    parser = HttpResponseParser(answer)
-    with socket.create_connection((server.address, server.port), timeout) as connection:
-        connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        while not answer.is_over:
-            if (left := deadline - time.monotonic()) <= 0 or size > MOST_BYTES:
-                raise TimeoutError("the answer is endless")
-            connection.settimeout(left)
-            block = connection.recv(65536)
-            if not block and (answer.has_length or not answer.has_head):
-                raise OSError("the answer is cut short")
-            if not block:
-                break
-            size += len(block)
-            try:
-                parser.feed_data(block)
-            except HttpParserError as error:
-                raise OSError(str(error)) from None
-    return int(parser.get_status_code())
-
-
-class _Answer:
-    """How far an answer has come, as its parser tells it."""
-
-    has_head = has_length = is_over = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.has_length |= name.lower() in (b"content-length", b"transfer-encoding")
-
-    def on_headers_complete(self) -> None:
-        self.has_head = True
-
-    def on_message_complete(self) -> None:
-        self.is_over = True
