@@ -43,8 +43,8 @@ from pipeline.models.contents import Readable
 from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
-from pipeline.serve import flags, launch
-from pipeline.serve.config import options
+from pipeline.serve import flags
+from pipeline.serve.config import llama, options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import Flag
 
@@ -127,7 +127,7 @@ def _measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory 
     """What a GGUF of `model` takes with the options that it will be served with."""
     resolved = ResolvedOptions(model.spec, {})
     table = {n: v for n, v in options.expanded(resolved).items() if n not in MEASURED_OTHERWISE}
-    batch = launch.batch_options(header.pooling, ctx_size, resolved.number("batch-size") or None)
+    batch = llama.batch_options(header.pooling, ctx_size, resolved.number("batch-size") or None)
     return measure(
         model.binaries,
         file,

@@ -87,6 +87,11 @@ def vllm(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, st
     return servers(environ) | _listed(environ, VLLM, *more, trusted=HUB if downloads else "")
 
 
+def launch_settings(environ: Mapping[str, str]) -> list[str]:
+    """The names of the variables that would silently change a launch."""
+    return sorted(name for name in environ if name.startswith(INHERITED) and name != BINS)
+
+
 def tools(environ: Mapping[str, str]) -> dict[str, str]:
     """What a program gets that only reads and writes files."""
     return _listed(environ, SYSTEM, COMPUTE)

@@ -27,11 +27,10 @@ from doit.reporter import ConsoleReporter
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
 from pipeline.core import log, paths
-from pipeline.core.environment import FOREIGN_MODULES
+from pipeline.core.environment import FOREIGN_MODULES, launch_settings
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.core.store import publish
-from pipeline.serve import launch
 from pipeline.serve.server import OFF
 
 from .command_line import require_read, understood
@@ -52,7 +51,7 @@ def session() -> Session:
     drop_foreign_modules()
     if is_plain_doit():
         read_as_doitw_does()
-    inherited = launch.inherited(os.environ)
+    inherited = launch_settings(os.environ)
     for name in inherited:
         del os.environ[name]
     if inherited:

@@ -22,7 +22,7 @@ from twins import DENSE, GROUPED, Twin
 
 from pipeline.models import formula, gguf, memory, quantize
 from pipeline.models.memory import Memory
-from pipeline.serve.launch import batch_options, endpoint_options
+from pipeline.serve.config.llama import batch_options, endpoint_options
 
 pytestmark = [
     pytest.mark.build,

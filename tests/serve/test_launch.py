@@ -11,9 +11,13 @@ from pipeline.commands import server_options
 from pipeline.commands.request import Request
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, instances, messages
-from pipeline.serve.config.llama import PreparedModel
+from pipeline.serve.config.llama import (
+    PreparedModel,
+    batch_options,
+    downloads,
+    endpoint_options,
+)
 from pipeline.serve.flags import Flag
-from pipeline.serve.launch import batch_options, downloads, endpoint_options
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor.environment import environment
 from pipeline.serve.supervisor.state import Folder

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError, UsageError, doitw
-from pipeline.serve import launch
 from pipeline.serve.flags import Flag
 from pipeline.serve.guard import port
 from pipeline.serve.keys import is_loopback
@@ -186,7 +185,7 @@ def llama_server(
         executable=str(executable),
         cmd=cmd,
         env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
-        downloads=launch.downloads(cmd),
+        downloads=llama.downloads(cmd),
         sandbox=control.sandbox,
         origins=control.origins,
         hosts=control.hosts,

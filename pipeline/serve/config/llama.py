@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -12,7 +13,6 @@ from msgspec import Struct
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import quants, reference
 from pipeline.models.gguf import shards
-from pipeline.serve import launch
 
 from .configuration import InstanceSpec, beside
 from .messages import shown
@@ -30,6 +30,15 @@ LISTS = (*ADAPTERS, "control-vector", "control-vector-scaled")  # with commas
 FOLLOWS = {"threads-batch": ("threads",)}
 # These need not be there, or are checked elsewhere.
 WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
+
+# Options for which llama-server needs the network (common/arg.cpp of the pinned llama.cpp): models
+# by repository or address, and its own presets. With a projector it also fetches images that a
+# request names by address.
+MODEL = {"-m", "--model"}
+DOWNLOADS = re.compile(
+    r"-hf\w*|-mu|-mmu|-mm|-dr|--hf-(repo|file)(-draft)?|--spec-draft-hf|--docker-repo|--mmproj"
+    r"|--(model|mmproj|lora)-url|--models-preset|--(embd|fim|gpt-oss|vision)-[\w.-]+"
+)
 
 
 class PreparedModel(Struct, frozen=True, kw_only=True):
@@ -75,6 +84,13 @@ def tuned(resolved: ResolvedOptions, model: PreparedModel | None) -> dict[str, s
         for name, value in (model.tuned if model else {}).items()
         if name in resolved.flags and not resolved.has(name, *FOLLOWS.get(name, ()))
     }
+
+
+def downloads(arguments: Iterable[str]) -> bool:
+    """Whether llama-server may need the network when started with these arguments. Without a model
+    it is a router, which fetches models on request."""
+    options = {word.replace("_", "-") for word in arguments}
+    return not options & MODEL or any(map(DOWNLOADS.fullmatch, options))
 
 
 def kind(resolved: ResolvedOptions, model: PreparedModel | None) -> str:
@@ -178,15 +194,30 @@ def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
         # without it llama-server loads a draft model, and does not use it
         arguments += ["--spec-type", model.spec_type]
     if not resolved.has("embeddings", "embedding", "reranking", "rerank", "pooling"):
-        arguments += launch.endpoint_options(model.pooling)
+        arguments += endpoint_options(model.pooling)
     if model.fitted and not resolved.has("ctx-size"):
         arguments += ["--ctx-size", str(model.fitted)]
     if model.pooling != "none" and not resolved.has("ubatch-size"):
         ctx_size = resolved.number("ctx-size") or model.fitted or model.ctx_size
         batch = resolved.number("batch-size")
-        words = launch.batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
+        words = batch_options(model.pooling, ctx_size, batch) if batch or ctx_size else []
         arguments += words[2:] if resolved.has("batch-size") else words
     return arguments
+
+
+def endpoint_options(pooling: str) -> list[str]:
+    """Embedding models and rerankers get their endpoint, as their own metadata asks for it."""
+    if pooling == "none":
+        return []
+    return ["--reranking" if pooling == "rank" else "--embeddings", "--pooling", pooling]
+
+
+def batch_options(pooling: str, ctx_size: int, batch_size: int | None) -> list[str]:
+    """Models that pool read a whole text in one batch, so it is as long as the context."""
+    if pooling == "none":
+        return ["--batch-size", str(batch_size)] if batch_size else []
+    batch = str(batch_size or ctx_size)
+    return ["--batch-size", batch, "--ubatch-size", batch]
 
 
 def _adapters(adapters: Sequence[tuple[PurePath, float]], folder: Path) -> list[str]:
