@@ -48,7 +48,7 @@ NO_NEWLINE = "tr -d '\\n'"
 def write(servers: Servers) -> None:
     """Write the manifests, and print how to apply them. Raises PipelineError."""
     chosen = options(servers.variables)
-    image = chosen.vllm_image or f"vllm/vllm-openai:v{vllm.version()}"
+    image = chosen.vllm_image or f"vllm/vllm-openai:v{vllm.listed().version}"
     chosen = chosen.replace(vllm_image=image)
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)

@@ -106,13 +106,12 @@ def resolve(
     flags: Mapping[str, Flag] | None,
     installed: vllm.VllmOptions | None = None,
 ) -> ResolvedOptions:
-    """What an instance says of its program's options: vLLM's are those of the one that is
-    installed, where it was asked, else those of the version that is listed here."""
+    """The options of an instance, as its program takes them. Those of vLLM are looked up in
+    `installed` where that is known, else in the version listed here."""
     if spec.engine == LLAMA_CPP:
         return options.resolve(spec, flags or {})
-    if installed:
-        return options.resolve(spec, installed.flags, program=f"vLLM {installed.version}")
-    return options.resolve(spec, vllm.flags(), program=f"vLLM {vllm.version()}", others=flags or {})
+    known, others = installed or vllm.listed(), None if installed else flags or {}
+    return options.resolve(spec, known.flags, program=f"vLLM {known.version}", others=others)
 
 
 def aliases(resolved: ResolvedOptions) -> list[str]:

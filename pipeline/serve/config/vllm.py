@@ -44,15 +44,11 @@ class VllmOptions(Struct, frozen=True, kw_only=True):
 
 
 @cache
-def flags() -> dict[str, Flag]:
-    """The options of vLLM's server, of the version that the list names."""
-    return help_texts.parse_help(LISTED.read_text(encoding="utf-8")) | OURS
-
-
-@cache
-def version() -> str:
-    """The version whose options are listed."""
-    return LISTED.read_text(encoding="utf-8").splitlines()[0].removeprefix("vLLM ")
+def listed() -> VllmOptions:
+    """The version whose options are listed here."""
+    text = LISTED.read_text(encoding="utf-8")
+    version = text.partition("\n")[0].removeprefix("vLLM ")
+    return VllmOptions(version=version, flags=help_texts.parse_help(text) | OURS)
 
 
 def installed(
@@ -65,10 +61,10 @@ def installed(
     match = re.search(r"^vllm (\S+)$", out, re.M) if status == 0 else None
     if match is None:
         return None
-    found = match[1]
-    if found == version():
-        return VllmOptions(version=found, flags=flags())
-    known = folder / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', found)}.json"
+    version = match[1]
+    if version == listed().version:
+        return listed()
+    known = folder / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', version)}.json"
     options = help_texts.stored(known)
     if options is None:
         module = configuration.master.api_server_module
@@ -77,7 +73,7 @@ def installed(
             return None
         with contextlib.suppress(OSError):  # asked again next time
             help_texts.store(known, options)
-    return VllmOptions(version=found, flags=options | OURS)
+    return VllmOptions(version=version, flags=options | OURS)
 
 
 def parse(text: str) -> dict[str, Flag]:
@@ -95,9 +91,9 @@ def parse(text: str) -> dict[str, Flag]:
 
 def _with_kind(name: str, flag: Flag) -> Flag:
     """argparse shows choices, but not what is a number: that is as in the version listed here."""
-    listed = flags().get(name, flag)
-    is_number = flag.value and not flag.choices and listed.value in NUMBERS
-    return replace(flag, value=listed.value) if is_number else flag
+    kind = listed().flags.get(name, flag).value
+    is_number = flag.value and not flag.choices and kind in NUMBERS
+    return replace(flag, value=kind) if is_number else flag
 
 
 def executable(configuration: Configuration, environ: Mapping[str, str]) -> str:

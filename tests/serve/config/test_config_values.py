@@ -262,7 +262,7 @@ def test_the_kinds_of_the_real_program(built: Path) -> None:
     (server,) = built.glob("linux-*-cpu/llama-server")
     flags: dict[str, Flag] = parse_help(capture([server, "--help"]) or "")
     assert {*values.DECIMALS, *values.TOKENS} <= flags.keys()
-    assert values.RANGES.keys() <= {*flags, *vllm.flags()}
+    assert values.RANGES.keys() <= {*flags, *vllm.listed().flags}
     for name, flag in flags.items():
         default = re.search(r"default: ([\w.+-]+)(?=[,)\s])", flag.help)
         if default and flag.value and re.fullmatch(r"[\d.-]+", default[1]):

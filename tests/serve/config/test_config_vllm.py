@@ -216,7 +216,7 @@ class TestListedArguments:
     def test_their_version_is_the_one_of_the_page(self) -> None:
         root = Path(__file__).parents[3]
         page = (root / "docs" / "vllm.md").read_text(encoding="utf-8")
-        assert f"vLLM {vllm.version()}" in page
+        assert f"vLLM {vllm.listed().version}" in page
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -233,13 +233,13 @@ class TestListedArguments:
         ],
     )
     def test_some_of_them(self, name: str, value: str) -> None:
-        assert vllm.flags()[name].value == value
+        assert vllm.listed().flags[name].value == value
 
     @pytest.mark.network
     def test_they_are_those_of_the_wheel(self, tmp_path: Path) -> None:
         words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
         platform = ["--only-binary=:all:", "--platform", "manylinux_2_28_x86_64"]
-        subprocess.run([*words, *platform, f"vllm=={vllm.version()}"], check=True)
+        subprocess.run([*words, *platform, f"vllm=={vllm.listed().version}"], check=True)
         (wheel,) = tmp_path.glob("*.whl")
         assert vllm_arguments.listed(wheel) == vllm.LISTED.read_text(encoding="utf-8")
 
