@@ -49,8 +49,9 @@ def check(
     errors += _clashes(configuration, enabled)
     messages.require_none(errors, HINT)
     notes = [*configuration.notes, *chain.from_iterable(map(warnings, enabled))]
-    for resolved in enabled if VLLM in engines else ():
-        notes += vllm.sleep_warnings(resolved, environ)
+    for resolved in enabled:
+        if resolved.spec.engine == VLLM:
+            notes += vllm.sleep_warnings(resolved, environ)
     if VLLM in engines:
         notes += vllm.warnings(configuration, environ)
     for warning in notes:

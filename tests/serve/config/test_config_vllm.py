@@ -211,6 +211,21 @@ class TestMistakes:
         assert len(about) == bool(line)
         assert not line or about[0].startswith(f"models.toml: instance.chat.{line}")
 
+    def test_sleep_mode_of_a_llama_server_beside_it(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        text = f"{CHAT}[instance.other.control]\nengine = 'llama.cpp'\n"
+        text += "[instance.other.server]\nhost = '0.0.0.0'\nport = 8081\n"
+        program = tmp_path / "llama-server"
+        program.touch(0o700)
+        checks.check(
+            read(tmp_path, text),
+            server=program,
+            flags=None,
+            environ={"PATH": os.environ["PATH"], "VLLM_SERVER_DEV_MODE": "1"},
+            note=said.append,
+        )
+        assert not any("SERVER_DEV_MODE" in each for each in said)
+
 
 class TestListedArguments:
     def test_their_version_is_the_one_of_the_page(self) -> None:
