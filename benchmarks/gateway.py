@@ -164,7 +164,7 @@ def main() -> None:
         commands = {
             "direct": server,
             "guard": [*DOIT, "serve", *variables(model, ports["guard"])],
-            "gateway": [*gateway, "--port", str(ports["gateway"])],
+            "gateway": [*gateway, json.dumps({"port": ports["gateway"]})],
             "router": router(folder, ports["router"], server),
             "nginx": nginx(folder, ports["nginx"], direct),
         }

@@ -253,10 +253,9 @@ print(json.dumps({
 def test_litellm(clients: Site, programs: Path, tmp_path: Path) -> None:
     # with embeddings it sends no key
     port = free_port()
-    folder = str(clients.at.path)
-    clients.start(
-        "open", [sys.executable, "-m", "pipeline.serve.gateway", folder, f"--port={port}"]
-    )
+    settings = json.dumps({"port": port})
+    words = ["-m", "pipeline.serve.gateway", str(clients.at.path), settings]
+    clients.start("open", [sys.executable, *words])
     open_url = f"http://127.0.0.1:{port}"
     wait_for(lambda: reached(f"{open_url}/health"))
     words = [str(next(programs.glob("python*"))), "-c", LITELLM, clients.url, KEY, open_url]

@@ -81,11 +81,8 @@ def test_body_and_headers_pass_untouched(here: Site) -> None:
     assert here.metric('llama_gateway_sent_bytes_total{instance="chat"}') == len(answer.content)
 
 
-def test_options_are_settings_typed_by_hand(here: Site) -> None:
-    here.write()
-    words = [str(here.at.path), "--port", str(here.port), "--hosts", '["named.example"]']
-    here.start("gateway", [sys.executable, "-m", "pipeline.serve.gateway", *words])
-    wait_for(lambda: reached(f"{here.url}/health"))
+def test_a_name_among_the_settings_is_answered_to(here: Site) -> None:
+    here.gateway(hosts=["named.example"])
     statuses = {
         host: here.get("/v1/models", headers={"Host": host}).status_code
         for host in ("named.example", "other.example")
