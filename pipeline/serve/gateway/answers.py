@@ -21,16 +21,12 @@ TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for A
 Details = Mapping[str, Mapping[str, Any]]
 
 
-def is_ollama(path: str) -> bool:
-    """Whether a request is for Ollama's API."""
-    return path.startswith("/api/") and not path.startswith(TELEMETRY)
-
-
 def error(refused: Refused, request: Request) -> Response:
     """The answer to a request that was refused."""
-    anthropic = is_anthropic(request.scope["path"], request.headers)
+    path = request.scope["path"]
+    anthropic = is_anthropic(path, request.headers)
     body = error_body(refused.status, refused.message, refused.code, anthropic=anthropic)
-    if is_ollama(request.scope["path"]):
+    if path.startswith("/api/") and not path.startswith(TELEMETRY):  # Ollama's API
         body = {"error": refused.message}
     retry_after = str(refused.retry_after or RETRY_AFTER)
     headers = {"retry-after": retry_after} if refused.status == 503 else {}

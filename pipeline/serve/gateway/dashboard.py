@@ -117,21 +117,10 @@ def _remote_row(target: Target) -> status.Row:
         start=server.start,
         reason=target.reason,
         ready_since=target.ready_at,
-        pid=None,
         port=server.port,
         url=server.url,
-        restarts=0,
-        memory=None,
-        gpu_memory=None,
-        tokens_per_second=None,
-        drafts_accepted=None,
         log_file=server.log_file,
     )
-
-
-def is_open(path: str) -> bool:
-    """Whether a path is of the page itself, which needs no key."""
-    return path in OPEN
 
 
 async def _file(request: Request) -> Response:

@@ -62,8 +62,8 @@ class Guard:
         if scope["type"] == "http":
             request = Request(scope)
             scope["allowed"] = self._file is None or self._keys.allow(self._file, request.headers)
-            is_page = is_open(scope) or dashboard.is_open(scope["path"])
-            if not (scope["allowed"] or scope["path"] in OPEN or is_page):
+            is_public = scope["path"] in (*OPEN, *dashboard.OPEN) or is_open(scope)
+            if not (scope["allowed"] or is_public):
                 await answers.error(NO_KEY, request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -47,14 +47,14 @@ class Row(Struct, frozen=True, kw_only=True):
     start: str  # when it is loaded: boot or demand
     reason: str
     ready_since: float | None
-    pid: int | None
+    pid: int | None = None
     port: int
     url: str
-    restarts: int
-    memory: int | None  # bytes, of all its processes
-    gpu_memory: int | None  # bytes
-    tokens_per_second: float | None  # its own figure, over its life or its last requests
-    drafts_accepted: float | None  # the share of drafted tokens, over its life
+    restarts: int = 0
+    memory: int | None = None  # bytes, of all its processes
+    gpu_memory: int | None = None  # bytes
+    tokens_per_second: float | None = None  # its own figure, over its life or its last requests
+    drafts_accepted: float | None = None  # the share of drafted tokens, over its life
     log_file: str
     need: Mapping[str, int] = {}  # bytes by device that it is counted with; empty: not counted
     last_use: float | None = None  # when a request last began or ended at a gateway
