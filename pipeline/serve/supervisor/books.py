@@ -30,6 +30,9 @@ class Account(Struct, frozen=True, kw_only=True):
     load_seconds: float = 0.0  # that its last load took
 
 
+NO_ACCOUNT = Account(command="", need={})  # of a server that is not counted
+
+
 def read(at: Folder) -> dict[str, Account]:
     """The entries by server, as the supervisor last wrote them."""
     return json_file.read(at.books, lambda data: convert(data, dict[str, Account])) or {}
@@ -58,29 +61,27 @@ class Books:
 
     def _entry(self, server: Server) -> Account:
         command, computed = digest(server), self._computed.get(server.name, {})
-        before = self.entries.get(server.name)
-        if before is None or before.command != command:
+        before = self.entries.get(server.name, NO_ACCOUNT)
+        if before.command != command:
             return Account(command=command, need=computed)
         return replace(before, need=most(computed, before.measured))
 
     def need(self, name: str) -> Bytes:
         """The memory that a server is counted with, loaded or not."""
-        entry = self.entries.get(name)
-        return entry.need if entry else {}
+        return self.entries.get(name, NO_ACCOUNT).need
 
     def held_asleep(self, server: Server) -> Bytes:
         """The memory that its process keeps while it sleeps; before that was measured, the most
         that it can be."""
-        entry = self.entries.get(server.name)
-        if entry is None or entry.asleep:
-            return entry.asleep if entry else {}
+        entry = self.entries.get(server.name, NO_ACCOUNT)
+        if entry.asleep or not entry.need:
+            return entry.asleep
         on_cards = sum(count for device, count in entry.need.items() if device != "ram")
         weights = min(on_cards, sleep.weights(server) or on_cards)
         return {"ram": entry.need.get("ram", 0) + weights}
 
     def load_seconds(self, name: str) -> float:
-        entry = self.entries.get(name)
-        return entry.load_seconds if entry else 0.0
+        return self.entries.get(name, NO_ACCOUNT).load_seconds
 
     def loaded(self, server: Server, status: ServerStatus) -> None:
         """Enter how long a load took, once for each, and measure what it takes."""
@@ -109,10 +110,12 @@ class Books:
             return
         while self._measured:
             name, command, used, is_asleep = self._measured.pop()
-            entry = self.entries.get(name)
-            if entry and entry.command == command and is_asleep:
+            entry = self.entries.get(name, NO_ACCOUNT)
+            if entry.command != command:
+                continue
+            if is_asleep:
                 self.entries[name] = replace(entry, asleep=used)
-            elif entry and entry.command == command:
+            else:
                 seen = most(entry.measured, used)
                 self.entries[name] = replace(entry, measured=seen, need=most(entry.need, seen))
         self._write()

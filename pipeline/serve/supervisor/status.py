@@ -73,7 +73,7 @@ def ps(at: Folder) -> list[Row]:
     gateways.read()
 
     def add(instance: Server) -> None:
-        entry = entries.get(instance.name)
+        entry = entries.get(instance.name, books.NO_ACCOUNT)
         status = statuses.get(instance.name) or ServerStatus(name=instance.name, state=STOPPED)
         state = status.state
         alive = marker.find(status.pid, status.started, marker.server(at.marker, status.name))
@@ -94,9 +94,6 @@ def ps(at: Folder) -> list[Row]:
             reason = f"the supervisor is gone, and left {pids} running; {doitw('down')} ends that"
         used = memory.used(own, on_gpus)
         ram = used.pop("ram", None)
-        need = entry.need if entry else {}
-        if entry and state == ASLEEP and alive:
-            need = entry.asleep
         rows.append(
             Row(
                 name=instance.name,
@@ -115,9 +112,9 @@ def ps(at: Folder) -> list[Row]:
                 tokens_per_second=first(counters, SPEEDS),
                 drafts_accepted=drafts_accepted(counters),
                 log_file=instance.log_file,
-                need=need,
+                need=entry.asleep if state == ASLEEP and alive else entry.need,
                 last_use=last_use and usage.since_1970(last_use),
-                load_seconds=(entry.load_seconds or None) if entry else None,
+                load_seconds=entry.load_seconds or None,
             )
         )
 
