@@ -16,7 +16,6 @@ from pipeline.serve.server import Server
 
 from . import marker
 from .state import (
-    ASLEEP,
     ENDED,
     Folder,
     State,
@@ -155,14 +154,6 @@ def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:
                 message = f"port {other.port} is taken by {other.name} of {config}, which is up"
                 raise PipelineError(message) from None
         raise
-
-
-def kept_port(port: OwnPort | None, state: str) -> OwnPort | None:
-    """The port, or None once it was closed: a server in this state neither runs nor restarts."""
-    if port is None or state not in (*ENDED, ASLEEP):
-        return port
-    port.close()
-    return None
 
 
 def has_open(pid: int, path: Path) -> bool:

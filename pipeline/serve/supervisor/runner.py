@@ -24,7 +24,7 @@ from pipeline.serve.server import GATEWAY, Server
 
 from . import client
 from .child import Child
-from .liveness import kept_port, port_for
+from .liveness import port_for
 from .policy import End, Timing, decide
 from .state import (
     ASLEEP,
@@ -68,6 +68,10 @@ class Runner:
     @property
     def is_over(self) -> bool:
         return self.status.state in ENDED
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.status.state in (UNLOADING, STOPPING)
 
     def request_again(self, asked: int) -> None:
         """Take over a newer request: a running server fulfils it, a pause ends at once."""
@@ -174,6 +178,8 @@ class Runner:
             self.child.ask_to_stop()
 
     def amend(self, **more: Any) -> None:
-        """Change its status."""
+        """Change its status. A server that neither runs nor restarts has no port."""
         self.status = replace(self.status, **more)
-        self.port = kept_port(self.port, self.status.state)
+        if self.port and self.status.state in (*ENDED, ASLEEP):
+            self.port.close()
+            self.port = None
