@@ -137,10 +137,8 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def write(key: Key) -> bool:
-    """Write the key's file, unless it is there already. Returns whether it was written.
-
-    Raises PipelineError.
-    """
+    """Write the key's file, readable by its owner alone, unless it is there already. Returns
+    whether it was written. Raises PipelineError."""
     if key.path is None or not (key.is_made or key.text):
         return False
     try:
@@ -149,19 +147,14 @@ def write(key: Key) -> bool:
             there = _read(key.path)
             if there and (key.is_made or there == key.text):
                 return False
-            _publish(key.path, key.text or f"{secrets.token_urlsafe(BYTES)}\n")
+            made = part(key.path)
+            made.unlink(missing_ok=True)
+            with open(made, "x", encoding="utf-8", newline="\n", opener=private) as file:
+                file.write(key.text or f"{secrets.token_urlsafe(BYTES)}\n")
+            publish_file(made, key.path)
     except OSError as error:
         raise PipelineError(f"{key.path}: cannot be written: {error.strerror}") from None
     return True
-
-
-def _publish(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    made = part(path)
-    made.unlink(missing_ok=True)
-    with open(made, "x", encoding="utf-8", newline="\n", opener=private) as file:
-        file.write(text)
-    publish_file(made, path)
 
 
 def _given_file(keys: Path, name: str, text: str) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -102,11 +103,9 @@ def _memory(value: Any, _: object) -> Any:
 
 def _replicas(value: Any) -> tuple[int, int]:
     """The least and the most pods."""
-    if isinstance(value, str) or type(value) is int:
-        try:
+    with suppress(ValueError):
+        if isinstance(value, str) or type(value) is int:
             return server.replicas(str(value))
-        except ValueError:
-            pass
     raise ValueError('must be a number of pods, or the least and the most, such as "0-4"')
 
 
@@ -153,9 +152,7 @@ OPEN = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstri
 class Table(BaseModel):
     """A table with fixed keys: any other one is a mistake."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = {**OPEN, "extra": "forbid"}
 
 
 class Master(Table):

@@ -41,6 +41,11 @@ class LiteLLM(Struct, frozen=True, kw_only=True):
 
 def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> LiteLLM:
     """Every name and alias as a model. Raises UsageError where LiteLLM lacks a kind of pattern."""
+    if unsupported := [pattern for pattern in settings.models if set("?[") & set(pattern)]:
+        raise UsageError(
+            f"gateway.models: LiteLLM does not support ? and [ in {', '.join(unsupported)}",
+            "use * alone, or our own gateway",
+        )
     key_files: dict[str, str] = {}
     models = []
     instances = [instance for instance in instances if instance.engine != GATEWAY]
@@ -48,7 +53,8 @@ def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> Li
         if instance.api_key_file:
             key_files[_variable(instance)] = instance.api_key_file
         names = dict.fromkeys((instance.name, *instance.aliases))
-        names |= dict.fromkeys(_patterns_for(names, settings.models))
+        folded = {name.casefold() for name in names}
+        names |= {p: None for p, name in settings.models.items() if name.casefold() in folded}
         models += [_model(name, instance) for name in names]
     config: dict[str, Any] = {
         "model_list": models,
@@ -64,25 +70,12 @@ def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> Li
     return LiteLLM(config=config, key_files=key_files)
 
 
-def _patterns_for(names: Iterable[str], patterns: Mapping[str, str]) -> list[str]:
-    """The patterns that map to one of `names`."""
-    unsupported = [pattern for pattern in patterns if set("?[") & set(pattern)]
-    if unsupported:
-        raise UsageError(
-            f"gateway.models: LiteLLM does not support ? and [ in {', '.join(unsupported)}",
-            "use * alone, or our own gateway",
-        )
-    folded = {name.casefold() for name in names}
-    return [pattern for pattern, name in patterns.items() if name.casefold() in folded]
-
-
 def _model(name: str, instance: Server) -> dict[str, Any]:
-    served = next(iter(instance.aliases), instance.name)
     key = f"os.environ/{_variable(instance)}" if instance.api_key_file else "none"
     return {
         "model_name": name,
         "litellm_params": {
-            "model": f"{PROVIDERS.get(instance.kind, 'openai')}/{served}",
+            "model": f"{PROVIDERS.get(instance.kind, 'openai')}/{instance.model_name}",
             "api_base": f"{instance.url}/v1",
             "api_key": key,
         },

@@ -197,16 +197,15 @@ class Ollama:
         pulled = requests.decoded(await _body(request), requests.Streamed)
         if not pulled.model_name:
             raise Refused(400, 'the request names no "model"')
-        settings, is_here = self._proxy.settings, True
+        settings = self._proxy.settings
         try:
             await self._find(pulled, ANY)
         except Refused as why:
             if not settings.pull:
                 text = f"{why.message}; the gateway downloads no models: add an instance to {FILE}"
                 raise Refused(403, f"{text}, or set pull = true in [gateway]") from None
-            is_here = False
-        if is_here:
-            kind = JSON if not pulled.streams else LINES
+        else:
+            kind = LINES if pulled.streams else JSON
             return Response('{"status":"success"}\n', media_type=kind)
         pull = self._pulls.begin(reference(pulled.model_name).text)
         progress = pull.progress(settings.comment_seconds)

@@ -45,20 +45,13 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """What a model's files say. `size` in bytes; `values` are its header's."""
 
     size: int = 0
-    modified: float = 0.0
+    modified_at: Mapping[str, str] = {}  # the field of that name, where it is known
     digest: str = ""  # sha256
     architecture: str = ""
     quant: str = ""
     parameters: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
     inserts: bool = False
-
-    @property
-    def modified_at(self) -> dict[str, str]:
-        """The field of that name, where it is known."""
-        if not self.modified:
-            return {}
-        return {"modified_at": utc(self.modified)}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -166,12 +159,10 @@ def model_file(instance: Server) -> ModelFacts:
     """What the model's files say; next to nothing where they are no GGUF, or cannot be read."""
     name = instance.argument("--model") or instance.argument("-m")
     path = Path(instance.folder, name)
-    try:
+    with suppress(OSError, PipelineError):
         stat = path.stat()
         if name and instance.engine == LLAMA_CPP:
             return _read(path, stat.st_size, stat.st_mtime_ns)
-    except (OSError, PipelineError):
-        pass
     return ModelFacts(digest=_digest(instance.engine, name or instance.name))
 
 
@@ -192,7 +183,7 @@ def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
     inserts = any(key in header.values for key in INSERT_IDS)
     return ModelFacts(
         size=sum(part.stat().st_size for part in parts),
-        modified=mtime_ns / 1e9,
+        modified_at={"modified_at": utc(mtime_ns / 1e9)},
         digest=_known_digest(path) or _digest(path, size, mtime_ns),
         architecture=header.architecture,
         quant=header.quant,
@@ -216,11 +207,8 @@ def _digest(*identity: object) -> str:
 
 def _sees(instance: Server) -> bool:
     """Whether an instance has a projector for images."""
-    name = instance.argument("--mmproj")
-    if not name:
-        return False
-    try:
-        values = gguf.read(Path(instance.folder, name)).values
-    except PipelineError:
-        return False
-    return bool(values.get("clip.has_vision_encoder", True))
+    with suppress(PipelineError):
+        if name := instance.argument("--mmproj"):
+            values = gguf.read(Path(instance.folder, name)).values
+            return bool(values.get("clip.has_vision_encoder", True))
+    return False

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 import anyio
 import msgspec
@@ -52,11 +53,9 @@ def reference(text: str) -> Reference:
     name = text.removesuffix(":latest")
     if name in pins().demos:
         return parse(name)
-    try:
+    with suppress(UsageError):
         if len(name) <= LONGEST and name.isprintable():
             return parse(f"hf:{name.removeprefix('hf:')}")  # what begins so is never a path
-    except UsageError:
-        pass
     raise Refused(
         400,
         f"{text[:LONGEST]!r} cannot be pulled: pass org/model, org/model:QUANT, an address of "
@@ -86,8 +85,8 @@ class Pull:
         self._changed = anyio.Event()
 
     async def progress(self, seconds: float) -> AsyncIterator[Object]:
-        """The progress in Ollama's form: an object at each change, and the last one again where
-        nothing has changed for so many seconds. It ends with `success` or an error."""
+        """The progress in Ollama's form: an object at each change, and the last one again after
+        `seconds` without a change. It ends with `success` or an error."""
         yield MANIFEST
         while not self.is_over:
             changed = self._changed
