@@ -70,10 +70,8 @@ def instances(
 def write_keys(
     configuration: Configuration, flags: Mapping[str, Flag] | None, keys: Path
 ) -> list[str]:
-    """Write the API keys that the instances need; what was made, to be said.
-
-    Raises PipelineError.
-    """
+    """Write the API keys that the instances need. Returns a message for each key that was made.
+    Raises PipelineError."""
     made = []
     for spec in configuration.enabled:
         resolved = resolve(spec, flags)

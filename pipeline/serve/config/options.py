@@ -194,8 +194,8 @@ def normalized(word: str) -> str:
 
 
 def errors(resolved: ResolvedOptions) -> Iterator[str]:
-    """What the program would refuse among the options of the table; extra_args are taken as they
-    are. Without flags, which then are not known, only what is wrong with any program's."""
+    """What the program would refuse among the options of the table; extra_args are not checked.
+    Without flags (not known yet) only values that no program takes are found."""
     spec, flags = resolved.spec, resolved.flags
     if resolved.port == 0:
         why = f" = {shown(resolved.value('port'))}: must be a whole number from 1 to 65535"

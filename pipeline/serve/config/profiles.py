@@ -25,7 +25,7 @@ from .tables import GatewayTable, Master, gpu_ids
 from .toml_form import option
 
 WHOLE = re.compile(r"-?[1-9][0-9]{0,10}|0")  # what stays the same text as a number
-# Variables that choose a file of a repository. With one of them the profile's own is not meant.
+# Variables that choose a file of a repository, instead of the profile's own.
 OF_MODEL = ("filename", "pattern", "quant", "revision", "mmproj", "draft", "lora")
 SAME = {"gpu-layers": "n-gpu-layers"}  # two names of one option
 LLAMA_TUNING = {"max_concurrent_requests": "parallel", "max_batch_tokens": "batch-size"}

@@ -22,7 +22,7 @@ from . import client
 if TYPE_CHECKING:
     from .child import Child
 
-Act = Callable[[Server, float], None]  # it gets so many seconds
+Act = Callable[[Server, float], None]  # with a limit in seconds
 
 
 class SleepCall:

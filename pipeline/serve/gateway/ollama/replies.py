@@ -254,7 +254,7 @@ def shortened(vector: Raw, dimensions: int) -> list[float]:
 
 
 def joined(objects: Sequence[Object]) -> Object:
-    """A stream's objects as one: an error, where one of them is an error."""
+    """The objects of a stream joined into one; the error, where the stream ended with one."""
     last = dict(objects[-1])
     if "error" in last:
         return last
