@@ -24,8 +24,7 @@ NAME = re.compile(rf"(?!(.*\.)?\d+$)({LABEL}\.)*{LABEL}", re.A)  # all digits at
 
 
 def host(text: str) -> str:
-    """A host name or an address, without the brackets of a URL. Raises ValueError with what is
-    allowed."""
+    """A host name or a bare address. Raises ValueError with what is allowed."""
     bare = text.strip()
     address = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
     try:
@@ -41,8 +40,7 @@ def host(text: str) -> str:
 
 
 def origin(text: str) -> str:
-    """A pattern of origins, as browsers send them; `*` stands for any text. Raises ValueError with
-    what is allowed."""
+    """A pattern of origins; `*` stands for any text. Raises ValueError with what is allowed."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", text, re.IGNORECASE):
         raise ValueError(
             "as browsers send it, such as https://chat.example, http://192.168.1.5:* "

@@ -28,8 +28,7 @@ def require_free(host: str, port: int) -> None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; connections wait in it. Raises PipelineError as
-    `require_free`."""
+    """A socket that listens there; connections wait in it. Raises as `require_free` does."""
     bound = _bound(host, port)
     try:
         bound.listen(BACKLOG)
@@ -182,8 +181,8 @@ class _Answer:
 
 
 def is_ready(server: Server, timeout: float = 2) -> bool:
-    """Whether a server answers that its model is loaded. A gateway is ready once it answers at all:
-    its /health is about the others."""
+    """Whether a server says that its model is loaded. A gateway only has to answer: its /health is
+    about the others."""
     with contextlib.suppress(OSError):
         status, _ = ask(server, "/health", timeout=timeout)
         return status == 200 or server.engine == GATEWAY

@@ -14,8 +14,7 @@ from .server import Server
 
 
 def record(run: Path, server: Server) -> None:
-    """Record that `server` is ready, in the home's `run`. A record that cannot be written is
-    skipped."""
+    """Record that `server` is ready, in the home's `run`, unless that cannot be written."""
     file = server.argument("--model")
     if file:
         path = os.path.realpath(Path(server.folder, file))

@@ -89,8 +89,7 @@ class _Started:
         self._is_up = False
 
     def until_ready(self) -> None:
-        """Return once it is ready, or is to stop. Raises PipelineError where it ends, or is not
-        ready in time."""
+        """Return once it is ready or to stop. Raises PipelineError where it ends, or is late."""
         deadline = time.monotonic() + self._server.ready_timeout
         while not (self._stops or health.is_ready(self._server)):
             self.require_running()
@@ -136,8 +135,7 @@ class _Started:
 def _started(
     server: Server, env: Mapping[str, str], show: Callable[[str], None], stops: list[int]
 ) -> Iterator[_Started]:
-    """The server, each line of which goes to its log and to `show`. After the block nothing is left
-    of it."""
+    """The server, whose output goes to its log and to `show`. It ends with the block."""
     log_file = Path(server.log_file)
     with ExitStack() as stack:
         port = stack.enter_context(contextlib.closing(taken(server)))

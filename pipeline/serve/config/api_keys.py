@@ -102,8 +102,7 @@ def gateway_errors(configuration: Configuration) -> Iterator[str]:
 
 
 def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
-    """Why a literal key cannot be used; `file` is the place where a key file is named beside it,
-    or empty."""
+    """Why a literal key cannot be used; `file` is where a key file is named too, or empty."""
     keys = split(literal)
     if literal not in (None, False) and not keys:
         yield 'must be a key, or "none"'

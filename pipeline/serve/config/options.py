@@ -181,8 +181,7 @@ class ResolvedOptions(Struct, frozen=True):
 
 
 def missing(resolved: ResolvedOptions, alias: str) -> list[str]:
-    """Host (vLLM's own default is every interface), port and name, where they are not given;
-    `alias` is the option for the name."""
+    """Host (vLLM's default is every interface), port and, as `alias`, name where not given."""
     at = resolved.address
     options: dict[str, Value] = {"host": at.host, "port": at.port, alias: resolved.spec.name}
     return words({name: value for name, value in options.items() if not resolved.text(name)})
@@ -231,8 +230,7 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
 
 
 def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
-    """Whether an unknown option may belong to another version of vLLM than the listed one: it is
-    no misspelling, and not llama-server's."""
+    """Whether an unknown option may be another vLLM version's: no typo, and not llama-server's."""
     name = name.partition(".")[0]
     flags, others = resolved.flags, resolved.others
     if others is None or name in flags or name in others:

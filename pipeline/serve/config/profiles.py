@@ -156,8 +156,7 @@ class ProfileReader(Struct, kw_only=True):
         return f"; did you mean {self.profile.backend}.{meant.replace('-', '_')}?" if meant else ""
 
     def spec(self, environ: Mapping[str, str], variables: Mapping[str, str]) -> InstanceSpec:
-        """The instance that the profile means, with what the environment and `variables`, those
-        of the command line, change."""
+        """The profile's instance, with what the environment and the command line change."""
         extra_args = self._put_table()
         self._put_overrides(environ)
         chosen = self._put_variables(variables)

@@ -102,9 +102,8 @@ def overrides(text: str, where: str) -> dict[str, Any]:
 
 
 def bounded(tables: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same tables. Raises UsageError where they are nested deeper than anything needs, as a
-    dotted key does it, or hold a number that would be too long to show, or a text that nothing can
-    be given."""
+    """The same tables. Raises UsageError where they are nested too deeply, or hold a number that is
+    too long to show, or a text that no program can be given."""
     level: list[tuple[Keys, Any]] = [((), tables)]
     for _ in range(DEEPEST):
         items = [((*path, key), item) for path, each in level for key, item in _items(each)]
@@ -140,8 +139,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def unused_nulls(
     under: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Each null of `over` that takes nothing away, since `under` lacks its key, and the keys that
-    are there instead."""
+    """Each null of `over` whose key `under` lacks, and the keys that are there instead."""
     for key, value in over.items():
         below = under.get(key)
         if value is None and key not in under:

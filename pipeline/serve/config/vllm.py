@@ -138,8 +138,7 @@ def kind(resolved: ResolvedOptions) -> str:
 
 
 def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
-    """Whether it loads from the network: a model, tokenizer or adapter is no path; relative ones
-    start at `folder`."""
+    """Whether it loads from the network: a model, tokenizer or adapter is no path in `folder`."""
     named = [resolved.text(name) for name in LOADED]
     adapters = resolved.value("lora-modules")
     for text in map(str, adapters if isinstance(adapters, list) else [adapters or ""]):

@@ -60,8 +60,7 @@ def router_status(targets: Targets) -> str:
 
 
 def model(name: str, targets: Targets, details: Details) -> dict[str, Any]:
-    """One entry of the list of models, with the fields of either API, and of `details`, what each
-    server says of its model."""
+    """An entry of the list of models for either API; `details`: what servers say of theirs."""
     since = int(min((target.ready_at for target in targets if target.ready_at), default=0))
     return {
         "id": name,

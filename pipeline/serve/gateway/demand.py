@@ -29,8 +29,7 @@ def awaited(targets: Targets) -> Target | None:
 
 
 class Demand:
-    """The requests of this gateway, by server. Where no server is ever unloaded, nothing is
-    written."""
+    """The requests of this gateway, by server. Written only where servers are unloaded."""
 
     def __init__(self, at: Folder, view: View, in_flight: Counter[str]) -> None:
         self._at, self._view, self._in_flight = at, view, in_flight
@@ -56,8 +55,7 @@ class Demand:
         self._ordered[target.name] = time.monotonic() + ORDER_SECONDS
 
     def requests(self, target: Target) -> int:
-        """How many requests this gateway has for a server, those that wait included. An order
-        counts as a request."""
+        """How many requests, waiting ones included, and orders this gateway has for a server."""
         name = target.name
         waiting = sum(name == server for server, _ in self._waiting.values())
         ordered = self._ordered.get(name, 0.0) > time.monotonic()

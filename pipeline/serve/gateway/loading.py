@@ -32,8 +32,7 @@ class Loading:
         self._peers = Peers(proxy.settings, proxy.keys)
 
     async def scaling(self, request: Request) -> Response:
-        """How many requests the gateways have for a server: what an autoscaler asks. Raises
-        Refused."""
+        """The requests that the gateways have for a server, for autoscalers. Raises Refused."""
         (target, *_) = find_server(self._proxy.view.now(), request.path_params["server"])
         requests = self._proxy.demand.requests(target)
         if ONLY not in request.query_params:

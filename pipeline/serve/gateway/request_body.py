@@ -53,8 +53,8 @@ class RequestBody(Struct, frozen=True):
 
 
 async def read_body(request: Request, limit: int = MAX_BYTES) -> bytes:
-    """The whole body. Raises Refused beyond `limit` bytes or where it stops coming,
-    ClientDisconnect where it is cut."""
+    """The whole body. Raises Refused beyond `limit` bytes or once it stalls, or
+    ClientDisconnect."""
     too_long = Refused(413, f"the request is longer than {limit:,} bytes", closes=True)
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_long

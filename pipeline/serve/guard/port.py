@@ -55,9 +55,8 @@ class OwnPort:
 
 
 class GuardedPort(OwnPort):
-    """A port that is listened on in the server's place. It is taken at once, kept while the server
-    is started again, and answers once `serve` was called: that the server is loading, or what it
-    says."""
+    """A port that is listened on in the server's place: taken at once, kept while the server is
+    started again, and answered on from `serve` on, with 503 while the server loads."""
 
     def __init__(self, server: Server) -> None:
         """Raises PipelineError where the port is taken, or there is no place for a socket."""
@@ -138,8 +137,7 @@ class GuardedPort(OwnPort):
 
 
 def taken(server: Server) -> OwnPort:
-    """The port of `server`, found free, or taken where it is guarded. Raises PipelineError where it
-    is in use."""
+    """The port of `server`: taken where guarded, else free. Raises PipelineError where in use."""
     return GuardedPort(server) if server.guard else OwnPort(server)
 
 

@@ -39,8 +39,7 @@ def read(at: Folder) -> dict[str, Account]:
 
 
 class Books:
-    """The entries of all servers. What is measured comes from a thread of its own: drivers are
-    slow to answer."""
+    """The entries of all servers. A thread measures: drivers are slow to answer."""
 
     def __init__(self, at: Folder, news: Event) -> None:
         self._at, self._news = at, news
@@ -71,8 +70,7 @@ class Books:
         return self.entries.get(name, NO_ACCOUNT).need
 
     def held_asleep(self, server: Server) -> Bytes:
-        """The memory that its process keeps while it sleeps; before that was measured, the most
-        that it can be."""
+        """The memory that its process keeps asleep; until that is measured, the most it can be."""
         entry = self.entries.get(server.name, NO_ACCOUNT)
         if entry.asleep or not entry.need:
             return entry.asleep

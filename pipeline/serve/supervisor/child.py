@@ -22,8 +22,7 @@ from .state import Folder
 
 
 class Child:
-    """A server that was started. `observed` becomes READY, and STUCK should it hang; `news` is set
-    then, from another thread."""
+    """A server that was started. A thread sets `observed` to READY, or STUCK, and then `news`."""
 
     def __init__(self, port: OwnPort, at: Folder, timing: Timing, news: Event) -> None:
         """Raises PipelineError or OSError where it cannot be started."""

@@ -165,9 +165,7 @@ def order(at: Folder, names: Sequence[str], *, loads: bool) -> int:
 
 def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, ServerStatus]]:
     """Load or unload these servers, and wait until it is done; return those that were not loaded.
-
-    Raises PipelineError where the supervisor ends meanwhile, or does not react.
-    """
+    Raises PipelineError where the supervisor ends meanwhile, or does not react."""
     number, done = order(at, names, loads=loads), dict[str, ServerStatus]()
     deadline = time.monotonic() + REACTION_SECONDS
     while len(done) < len(names):

@@ -76,8 +76,8 @@ def only_supervisor(at: Folder) -> Iterator[bool]:
 
 
 def is_replaced(at: Folder, lock: int) -> bool:
-    """Whether the folder was removed, and with it the file `lock`, an inode, that its supervisor
-    holds: another supervisor may start."""
+    """Whether the folder was removed, and with it the supervisor's lock, of the inode `lock`:
+    another supervisor may start."""
     try:
         return at.lock.stat().st_ino != lock
     except FileNotFoundError:
@@ -125,8 +125,7 @@ def is_left(at: Folder) -> bool:
 
 
 def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
-    """The servers of the other configurations in this home that have not ended, each with its
-    configuration."""
+    """The servers of other configurations that have not ended, each with its configuration."""
     for path in sorted(at.path.parent.glob("*/wanted.json")):
         other = Folder(path.parent)
         wanted = read_wanted(other)
@@ -139,9 +138,9 @@ def running_elsewhere(at: Folder) -> Iterator[tuple[Server, str]]:
 
 
 def port_for(instance: Server, at: Folder, before: OwnPort | None) -> OwnPort:
-    """The port for a start; a guarded one is kept from the start `before`. Raises
-    PipelineError where its folder is missing or the port is in use; the message names a server of
-    another configuration that has it, which will keep it."""
+    """The port for a start; a guarded one is kept from the start `before`. Raises PipelineError
+    where its folder is missing or the port is in use, perhaps by a server of another
+    configuration."""
     if not Path(instance.folder).is_dir():
         raise PipelineError(f"{instance.folder}: there is no such folder")
     if before and instance.guard:

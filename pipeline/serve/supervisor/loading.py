@@ -44,8 +44,7 @@ Runners = Mapping[str, Runner]
 
 
 class Scheduler:
-    """Loads and unloads the servers of one supervisor. Times are those of time.monotonic(), which
-    the gateways' agree with."""
+    """Loads and unloads the servers of one supervisor. Times are those of time.monotonic()."""
 
     def __init__(self, at: Folder, timing: Timing, news: Event) -> None:
         self._timing = timing

@@ -22,8 +22,7 @@ Processes = dict[str, list[psutil.Process]]  # by the variable's value
 
 
 def server(marker: str, name: str) -> str:
-    """The variable's value in the processes of the server `name`; in the supervisor and its reaper
-    it is `marker` alone."""
+    """The variable's value in the processes of a server; the supervisor's is `marker` alone."""
     return f"{marker}/{name}"
 
 
@@ -55,9 +54,7 @@ def marked(at: Folder) -> Processes:
 
 def end(at: Folder, which: Callable[[str], bool], spare: Iterable[int] = ()) -> int:
     """Kill every process for whose value of the variable `which` is true, until none is left.
-
-    Returns how many there were.
-    """
+    Returns how many there were."""
     ended: set[int] = set()
     deadline, kept = time.monotonic() + PATIENCE, set(spare)
     while time.monotonic() < deadline:
@@ -75,9 +72,7 @@ def end(at: Folder, which: Callable[[str], bool], spare: Iterable[int] = ()) -> 
 
 def end_all(at: Folder, *, supervisor_too: bool = False, spare: Iterable[int] = ()) -> int:
     """Kill every server of a configuration; with `supervisor_too` its supervisor and reaper too.
-
-    Returns how many there were.
-    """
+    Returns how many processes there were."""
     count = end(at, lambda value: supervisor_too or "/" in value, spare)
     traces.forget(at)
     return count

@@ -46,8 +46,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
 
 def decide(instance: Server, end: End, failures: int, timing: Timing, output: str = "") -> Decision:
-    """The next state; `output` are the last lines. Each further restart in a row waits twice as
-    long, up to a limit."""
+    """The next state, where `output` are the last lines. Each restart in a row waits longer."""
     failures, retry_after = 0 if end.was_steady else failures, None
     reason, succeeded = describe(end), not end.why and end.was_ready and end.status == 0
     if succeeded and instance.restart != "always":

@@ -31,8 +31,8 @@ INDIFFERENT = ("--host", "--port", "--alias", "--api-key-file", "--log-file", "-
 
 
 def saving(server: Server, at: Folder) -> Server:
-    """The server with a folder for its slots, if it is one that is unloaded and loaded again and
-    has conversations. One with a projector cannot save any."""
+    """The server with a folder for its slots, if it is for chat and unloaded at times. One with a
+    projector cannot save any."""
     comes_back = server.start == DEMAND or server.idle_timeout
     is_chat = server.engine == LLAMA_CPP and server.kind == "chat"
     if not (comes_back and is_chat) or {OPTION, "--mmproj"}.intersection(server.cmd):
@@ -71,10 +71,9 @@ class Slots:
 
 
 def save(server: Server, limit: int) -> int:
-    """Write each slot that holds something into the server's folder, in place of what was there
-    before; with what other servers have beside it at most `limit` bytes stay, the latest. Returns
-    how many slots were saved: none where the server cannot (one with a projector), or the disk is
-    full."""
+    """Replace the files in the server's folder by its slots that hold something; of all servers
+    together the latest `limit` bytes stay. Returns how many slots were saved: none where the server
+    cannot (one with a projector), or the disk is full."""
     folder, own = Path(server.argument(OPTION)), key(server)
     saved = []
     for slot in _filled(server):
@@ -108,8 +107,7 @@ def forget(at: Folder) -> None:
 
 
 def key(server: Server) -> str:
-    """What has to be the same for a slot to mean the same: the program, the model's files and the
-    options."""
+    """A digest of all that a slot depends on: the program, the model's files and the options."""
     options = [
         word
         for before, word in pairwise(["", *server.cmd])

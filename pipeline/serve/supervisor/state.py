@@ -141,8 +141,7 @@ class Folder(Struct, frozen=True):
 
 
 def folder(home: Home, config: str) -> Folder:
-    """The folder of the configuration named by `config`: the absolute path of a file, or
-    `profile:NAME`."""
+    """The folder of a configuration: of the absolute path of a file, or `profile:NAME`."""
     short = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40]
     name = f"{short}-{hashlib.sha256(os.fsencode(config)).hexdigest()[:8]}"
     return Folder(home.run / "instances" / name)

@@ -111,8 +111,7 @@ class Supervisor:
         return not done
 
     def end_leftovers(self) -> None:
-        """End what a killed supervisor left behind, sparing this process and its launcher; remove
-        what was written halfway."""
+        """End what a killed supervisor left behind, except this process and its launcher."""
         spared = [os.getpid()]
         with contextlib.suppress(psutil.Error, OSError):
             spared += [parent.pid for parent in psutil.Process().parents()]
@@ -159,8 +158,7 @@ class Supervisor:
                 self.runners[name] = Runner(instance, request, self.at, self.timing, self.news)
 
     def advance(self, now: float) -> None:
-        """Clean up after what has ended, with all that it left behind; start those whose turn it
-        is."""
+        """Clean up after servers that have ended; start those whose turn it is."""
         ends = {name: end for name, runner in self.runners.items() if (end := runner.poll(now))}
         if ends:
             values = {marker.server(self.at.marker, name) for name in ends}

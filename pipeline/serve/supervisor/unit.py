@@ -38,9 +38,7 @@ def systemd_unit(
     stop_timeout: float,
 ) -> str:
     """The text of a user service that runs `command` in `folder`, in the foreground.
-
-    `stop_timeout` is the longest of its servers', in seconds.
-    """
+    `stop_timeout` is the longest of its servers', in seconds."""
     return UNIT.format(
         config=_plain(config),
         folder=_plain(str(folder)),

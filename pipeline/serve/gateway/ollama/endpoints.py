@@ -50,9 +50,8 @@ log_once = lru_cache(maxsize=256)(log.info)
 
 
 class ForwardedPath(Struct, frozen=True):
-    """A path that an instance answers: the kind of instance, the type of the request, its
-    translation for the instance, and the reader of the answer, which gets the client's name of the
-    model."""
+    """A path that an instance of `kind` answers. `reply` makes the reader of the answer, from the
+    request and the client's name of the model."""
 
     kind: str
     request: type[AnyRequest]
@@ -130,8 +129,8 @@ class Ollama:
         return read() if len(body) <= INLINE_BYTES else await to_thread.run_sync(read)
 
     async def _find(self, request: AnyRequest, kind: str) -> tuple[str, Targets]:
-        """The name by which the gateway knows a request's model, and its servers: Ollama's names
-        have a tag, which ours need not have. Raises Refused."""
+        """The gateway's name for a request's model, and its servers: Ollama's names have a tag,
+        ours need not. Raises Refused."""
         servers, patterns = self._proxy.view.now(), self._proxy.settings.models
         name = request.model_name
         if name is None:

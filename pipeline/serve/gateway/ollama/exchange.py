@@ -34,8 +34,7 @@ LOAD = "/health"  # answered by every instance once it is ready
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """What an instance is asked by the name `model`, and what reads its answer. Without a path it
-    only has to be loaded."""
+    """A request for the instance `model`. Without a path it only has to be loaded."""
 
     path: str
     model: str

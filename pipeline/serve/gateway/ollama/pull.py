@@ -149,8 +149,8 @@ class Pulls:
             del self._running[model]
 
     async def _start_new(self, pull: Pull, name: str) -> None:
-        """Have the supervisor take up what is on disk by now, where the file of instances wants
-        every model there; nothing else of the file is touched."""
+        """Have the supervisor take up new models, where the file of instances wants every model on
+        disk; nothing else of the file is touched."""
         if not (self._settings.config and liveness.is_running(self._at)):
             return
         stored = on_disk.by_name(await to_thread.run_sync(on_disk.look, paths.home()))

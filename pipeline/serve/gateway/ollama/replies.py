@@ -82,8 +82,7 @@ class _Vectors(Struct):
 
 
 class OllamaReply:
-    """The answer to one request, and the times that it took. `load_seconds`: how long it waited
-    for an instance."""
+    """The answer to one request, which waited `load_seconds` for an instance."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -218,8 +217,7 @@ class Text(OllamaReply):
 
 
 class Vectors(OllamaReply):
-    """An answer with vectors, which comes as one document. `dimensions`: how many numbers of each
-    are wanted; None: all."""
+    """One document with vectors, each cut to `dimensions` numbers; None: whole."""
 
     def __init__(
         self, model: str, *, dimensions: int | None = None, is_single: bool = False
