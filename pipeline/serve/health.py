@@ -101,19 +101,23 @@ def ask(
 ) -> tuple[int, str]:
     """The status and text of a server's answer to a GET, or with `body` to a POST. Raises OSError,
     also where the exchange takes longer than `timeout` seconds, or the answer is endless."""
-    deadline = time.monotonic() + timeout
-    with _connected(server, timeout) as connection:
-        connection.sendall(_request(server, path, body))
-        answer, received = _Answer(), 0
-        while not answer.is_over:
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TimeoutError("timed out")
-            connection.settimeout(left)
-            block = connection.recv(65536)
-            received += len(block)
-            if received > MOST_BYTES:
-                raise OSError(f"{path}: the answer has more than {size(MOST_BYTES)}")
-            answer.feed(block)
+    from httptools import HttpParserError, HttpParserUpgrade  # not needed to plan a server
+
+    deadline, answer, received = time.monotonic() + timeout, _Answer(), 0
+    try:
+        with _connected(server, timeout) as connection:
+            connection.sendall(_request(server, path, body))
+            while not answer.is_over:
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise TimeoutError("timed out")
+                connection.settimeout(left)
+                block = connection.recv(65536)
+                received += len(block)
+                if received > MOST_BYTES:
+                    raise OSError(f"{path}: the answer has more than {size(MOST_BYTES)}")
+                answer.feed(block)
+    except (HttpParserError, HttpParserUpgrade, ValueError) as error:
+        raise OSError(str(error)) from None
     return answer.status, b"".join(answer.blocks).decode("utf-8", "replace")
 
 
@@ -154,18 +158,14 @@ class _Answer:
         self._parser, self.blocks = HttpResponseParser(self), list[bytes]()
 
     def feed(self, block: bytes) -> None:
-        """Parse what was received; nothing is the end of the connection. Raises OSError."""
-        from httptools import HttpParserError, HttpParserUpgrade
-
-        if not block:
-            if self._has_length or self.status < FIRST_FINAL:
-                raise OSError("the answer is cut short")
-            self.is_over = True
-            return
-        try:
+        """Parse what was received; nothing is the end of the connection. Raises OSError where it
+        came too early, HttpParserError or HttpParserUpgrade."""
+        if block:
             self._parser.feed_data(block)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            raise OSError(str(error)) from None
+        elif self._has_length or self.status < FIRST_FINAL:
+            raise OSError("the answer is cut short")
+        else:
+            self.is_over = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._has_length |= name.lower() in (b"content-length", b"transfer-encoding")

@@ -162,6 +162,7 @@ def test_to_ask_it_loads_no_client() -> None:
 
 def test_no_answer_is_not_ready() -> None:
     assert not is_ready(free_port())
+    assert not health.is_ready(stand_in(Path(), "a", host="a" * 64)), "is no name of a host"
 
 
 def test_a_server_that_accepts_and_stays_silent_is_not_ready() -> None:
