@@ -97,7 +97,7 @@ def restore(server: Server) -> int:
         if _do(server, file.stem.rpartition("-")[2], "restore", file.name):
             restored += 1
         else:
-            file.unlink(missing_ok=True)
+            _remove([file])
     return restored
 
 

@@ -123,6 +123,8 @@ def test_what_cannot_be_saved_or_read_is_no_trouble(server: Server) -> None:
     assert slots.restore(server) == 0 and kept(server) == []
     gone = replace(server, port=1)
     assert slots.save(gone, 1000) == 0 and slots.restore(gone) == 0
+    (Slots.folder / f"{slots.key(gone)}-9.slot").mkdir()
+    assert slots.restore(gone) == 0, "what cannot be removed does not keep it from being ready"
 
 
 def test_who_saves_any(server: Server) -> None:
