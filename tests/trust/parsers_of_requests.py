@@ -22,7 +22,7 @@ from pipeline.serve.gateway.ollama import requests as ollama
 from pipeline.serve.gateway.request_body import parse_body, seconds
 from pipeline.serve.guard import request as guard_request
 from pipeline.serve.guard.refusal import Refused
-from pipeline.serve.guard.relay import Clients, ClientSide
+from pipeline.serve.guard.relay import ClientSide
 from pipeline.serve.guard.rules import Rules
 from pipeline.serve.supervisor import usage
 from pipeline.serve.supervisor.state import Folder
@@ -71,7 +71,7 @@ def passed_on(blocks: Sequence[bytes]) -> tuple[bytes, bool]:
     nothing = dict.fromkeys(("write_eof", "abort", "pause_reading", "resume_reading"), lambda: None)
     sides = SimpleNamespace(write=out.append, is_closing=lambda: False, **nothing)
     rules = Rules("0.0.0.0", [], [], who="it", place="{key}")  # any name
-    client = ClientSide(Clients(rules, lambda: ""))
+    client = ClientSide(rules, lambda: "", set())
     client.transport = client._server = sides  # type: ignore[assignment]
     for block in blocks:
         client.data_received(block)

@@ -119,20 +119,23 @@ class GuardedPort(OwnPort):
     async def _relay(self) -> None:
         import asyncio
 
-        from .relay import Clients
+        from .relay import ClientSide
 
-        clients = Clients(rules(self.server), lambda: self.socket)
+        connections, allowed = set[ClientSide](), rules(self.server)
         loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         listener = await loop.create_server(
-            clients.connection, sock=self._listener, backlog=health.BACKLOG
+            lambda: ClientSide(allowed, lambda: self.socket, connections),
+            sock=self._listener,
+            backlog=health.BACKLOG,
         )
         self._loop = loop
         self._is_up.set()
         await self._end.wait()
         listener.close()
-        clients.close()
+        for connection in connections:
+            connection.transport.close()  # once what was written is sent
         deadline = time.monotonic() + FLUSH_SECONDS
-        while clients.connections and time.monotonic() < deadline:
+        while connections and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
 

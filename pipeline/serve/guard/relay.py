@@ -28,30 +28,14 @@ INTERIM = b"HTTP/1.1 1"  # an answer that another one follows
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 
 
-class Clients:
-    """The clients of one server. `path` returns the path of its socket."""
-
-    def __init__(self, rules: Rules, path: Callable[[], str]) -> None:
-        self.rules, self.path = rules, path
-        self.connections: set[ClientSide] = set()
-
-    def connection(self) -> ClientSide:
-        """A protocol for a new connection, as asyncio asks for it."""
-        return ClientSide(self)
-
-    def close(self) -> None:
-        """Close all, once what was written to them is sent."""
-        for connection in self.connections:
-            connection.transport.close()
-
-
 class ClientSide(asyncio.Protocol):
-    """A connection from a client."""
+    """A connection from a client, among `connections` while it is open, passed on to the server
+    whose socket is at `path()`."""
 
     transport: asyncio.Transport
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
+    def __init__(self, rules: Rules, path: Callable[[], str], connections: set[ClientSide]) -> None:
+        self._rules, self._path, self._connections = rules, path, connections
         self._server: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: list[bytes] = []  # until there is a connection to the server
@@ -67,7 +51,7 @@ class ClientSide(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self._clients.connections.add(self)
+        self._connections.add(self)
         self._set_timer(HEAD_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -96,7 +80,7 @@ class ClientSide(asyncio.Protocol):
             self._server.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._clients.connections.discard(self)
+        self._connections.discard(self)
         self._is_over = True
         self._set_timer(0, None)
         if self._connecting:
@@ -136,7 +120,7 @@ class ClientSide(asyncio.Protocol):
             return b""
         self._set_timer(0, None)
         request = read_head(head + end)
-        if refused := self._clients.rules.refusal(request.method, request.headers):
+        if refused := self._rules.refusal(request.method, request.headers):
             self._refuse(refused, request)
             return b""
         self._left, self._chunks = request.length, Chunks() if request.is_chunked else None
@@ -158,7 +142,7 @@ class ClientSide(asyncio.Protocol):
 
     async def _connect(self) -> None:
         try:
-            await connect(lambda: ServerSide(self), self._clients.path)
+            await connect(lambda: ServerSide(self), self._path)
         except OSError:
             self._connecting = None
             self.end_with(_answer(503, LOADING))
