@@ -75,17 +75,11 @@ def _holder(port: int) -> str:
     """`name (pid N)` of the process that listens on `port`, where the system tells."""
     import psutil
 
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if (
-                connection.status == psutil.CONN_LISTEN
-                and connection.laddr
-                and connection.laddr[1] == port
-                and connection.pid
-            ):
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    except (psutil.Error, OSError):
-        pass  # another user's process, or a system that needs more rights to tell
+    with contextlib.suppress(psutil.Error, OSError):  # of another user, or rights are missing
+        for each in psutil.net_connections("tcp"):
+            is_holder = each.status == psutil.CONN_LISTEN and each.laddr[1:] == (port,)
+            if is_holder and each.pid:
+                return f"{psutil.Process(each.pid).name()} (pid {each.pid})"
     return ""
 
 
