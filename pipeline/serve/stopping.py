@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 from pipeline.core.process import WINDOWS, Process
 
@@ -33,14 +32,10 @@ def asked_to_stop(*names: str) -> Iterator[list[int]]:
     """A list that grows by one with each signal that asks to stop, while the block runs; `names`
     are those of the signals, by default STOP_SIGNALS."""
     stops: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stops.append(number)
-
     numbers = [getattr(signal, name) for name in names or STOP_SIGNALS if hasattr(signal, name)]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers = [number for number in numbers if number != signal.SIGHUP]  # how nohup works
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {x: signal.signal(x, lambda number, _: stops.append(number)) for x in numbers}
     try:
         yield stops
     finally:
