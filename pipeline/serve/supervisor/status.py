@@ -68,7 +68,7 @@ def ps(at: Folder) -> list[Row]:
     is_supervised = living(at) is not None
     processes = marker.marked(at)
     on_gpus = nvidia.used() if statuses else {}
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     entries, gateways = books.read(at) if wanted and wanted.unloads else {}, Gateways(at)
     gateways.read()
 
@@ -94,33 +94,30 @@ def ps(at: Folder) -> list[Row]:
             reason = f"the supervisor is gone, and left {pids} running; {doitw('down')} ends that"
         used = memory.used(own, on_gpus)
         ram = used.pop("ram", None)
-        rows.append(
-            Row(
-                name=instance.name,
-                engine=instance.engine,
-                model=instance.model_name,
-                state=state,
-                start=instance.start,
-                reason=reason,
-                ready_since=status.ready_at if state == READY else None,
-                pid=status.pid if alive else None,
-                port=instance.port,
-                url=instance.url,
-                restarts=status.restarts,
-                memory=ram,
-                gpu_memory=sum(used.values()) if used else None,
-                tokens_per_second=first(counters, SPEEDS),
-                drafts_accepted=drafts_accepted(counters),
-                log_file=instance.log_file,
-                need=entry.asleep if state == ASLEEP and alive else entry.need,
-                last_use=last_use and usage.since_1970(last_use),
-                load_seconds=entry.load_seconds or None,
-            )
+        rows[instance.name] = Row(
+            name=instance.name,
+            engine=instance.engine,
+            model=instance.model_name,
+            state=state,
+            start=instance.start,
+            reason=reason,
+            ready_since=status.ready_at if state == READY else None,
+            pid=status.pid if alive else None,
+            port=instance.port,
+            url=instance.url,
+            restarts=status.restarts,
+            memory=ram,
+            gpu_memory=sum(used.values()) if used else None,
+            tokens_per_second=first(counters, SPEEDS),
+            drafts_accepted=drafts_accepted(counters),
+            log_file=instance.log_file,
+            need=entry.asleep if state == ASLEEP and alive else entry.need,
+            last_use=last_use and usage.since_1970(last_use),
+            load_seconds=entry.load_seconds or None,
         )
 
     for_each(add, instances.values(), AT_ONCE)
-    order = list(instances)
-    return sorted(rows, key=lambda row: order.index(row.name))
+    return [rows[name] for name in instances]
 
 
 def first(counters: Mapping[str, float], names: Iterable[str]) -> float | None:
