@@ -101,8 +101,6 @@ class Gateways:
     def have_left(self, name: str, ready_at: float | None, seconds: float) -> bool:
         """Whether no gateway sends requests to the server that was ready at `ready_at` and has been
         unloading for `seconds`, and all that it got are answered."""
-        for usage in self.usages:
-            use = usage.servers.get(name, ServerUse())
-            if use.in_flight or (use.closed != ready_at and seconds < SILENT_SECONDS):
-                return False
-        return True
+        uses = [usage.servers.get(name, ServerUse()) for usage in self.usages]
+        is_late = seconds >= SILENT_SECONDS
+        return all(not use.in_flight and (use.closed == ready_at or is_late) for use in uses)
