@@ -123,7 +123,8 @@ class ClientSide(asyncio.Protocol):
         if refused := self._rules.refusal(request.method, request.headers):
             self._refuse(refused, request)
             return b""
-        self._left, self._chunks = request.length, Chunks() if request.is_chunked else None
+        self._left = int(request.headers.get("content-length", "0"))
+        self._chunks = Chunks() if "transfer-encoding" in request.headers else None
         self._is_unanswered = not (self._left or self._chunks)
         self._send(request.raw)
         return rest

@@ -38,15 +38,6 @@ class RequestHead(Struct, frozen=True):
     headers: Mapping[str, str]  # names in lower case; the first of several
     raw: bytes
 
-    @property
-    def length(self) -> int:
-        """Bytes of the body that follows, unless it comes in chunks."""
-        return int(self.headers.get("content-length", "0"))
-
-    @property
-    def is_chunked(self) -> bool:
-        return "transfer-encoding" in self.headers
-
 
 class _HeadLines:
     """Callbacks of httptools that collect the lines of a head."""
