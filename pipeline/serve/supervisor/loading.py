@@ -29,6 +29,7 @@ from .state import (
     FAILED,
     LOADING,
     READY,
+    STOPPING,
     UNLOADING,
     WAITING,
     DesiredState,
@@ -136,7 +137,7 @@ class Scheduler:
         runner.claim.ends = ends or state == LOADING or (state == UNLOADING and runner.claim.ends)
         if state == ASLEEP and runner.child:
             runner.ask_to_stop(time.monotonic())
-        if runner.is_over or runner.is_leaving or state == ASLEEP:
+        if runner.is_over or _is_leaving(runner) or state == ASLEEP:
             return
         self._books.measure(runner.instance, runner.status)
         runner.claim.unloading_since = now
@@ -175,7 +176,7 @@ class Scheduler:
         staying = [Resident(name, held, 0, is_busy=True)]
         free = _without(self._machine.free(), held)
         for other, each in runners.items():
-            if each.is_leaving:
+            if _is_leaving(each):
                 free = _with(free, self._books.need(other))
             elif self._is_loaded(each):
                 staying.append(self._resident(each))
@@ -214,7 +215,7 @@ class Scheduler:
         """Load who is next, or make room for it."""
         budget = wanted.memory
         residents = [self._resident(each) for each in runners.values() if self._is_loaded(each)]
-        staying = [each for each in residents if not runners[each.name].is_leaving]
+        staying = [each for each in residents if not _is_leaving(runners[each.name])]
         excess = placing.place("", {}, staying, budget)  # a server took more than was computed
         for name in excess.unload:
             self._unload(runners[name], now)
@@ -226,7 +227,7 @@ class Scheduler:
         self._making_room = {
             name: still
             for name, leaving in self._making_room.items()
-            if name in waiting and (still := [x for x in leaving if runners[x].is_leaving])
+            if name in waiting and (still := [x for x in leaving if _is_leaving(runners[x])])
         }
         for each in placing.order(list(waiting.values()), now, self._timing.patience):
             name, need = each.name, self._books.need(each.name)
@@ -317,15 +318,15 @@ class Scheduler:
         return self._books.held_asleep(runner.instance) if sleeps else {}
 
     def _resident(self, runner: Runner) -> Resident:
-        instance = runner.instance
+        instance, is_leaving = runner.instance, _is_leaving(runner)
         return Resident(
             name=instance.name,
             need=self._held(runner) or self._books.need(instance.name),
             last_use=self._last_use(runner),
             load_seconds=self._books.load_seconds(instance.name),
             priority=instance.priority,
-            is_pinned=instance.pinned and not runner.is_leaving,
-            is_busy=runner.is_leaving or (runner.status.state != ASLEEP and self._is_busy(runner)),
+            is_pinned=instance.pinned and not is_leaving,
+            is_busy=is_leaving or (runner.status.state != ASLEEP and self._is_busy(runner)),
         )
 
     def _free(self, wanted: DesiredState, runners: Runners) -> Bytes:
@@ -356,3 +357,7 @@ def _without(free: Bytes, taken: Bytes) -> dict[str, int]:
 def _is_new(runner: Runner, wanted: DesiredState, now: float) -> bool:
     """Whether it was loaded so recently that it stays."""
     return runner.status.state == READY and now - runner.ready_since < wanted.min_loaded
+
+
+def _is_leaving(runner: Runner) -> bool:
+    return runner.status.state in (UNLOADING, STOPPING)

@@ -69,10 +69,6 @@ class Runner:
     def is_over(self) -> bool:
         return self.status.state in ENDED
 
-    @property
-    def is_leaving(self) -> bool:
-        return self.status.state in (UNLOADING, STOPPING)
-
     def request_again(self, asked: int) -> None:
         """Take over a newer request: a running server fulfils it, a pause ends at once."""
         if self.unwanted or self.is_over:
