@@ -20,9 +20,10 @@ from .servers import View
 from .settings import GatewaySettings
 
 
-def main(folder: str, settings: str) -> int:
+def main() -> int:
     """Exit status: 0 after a requested stop, 1 on failure, 3 for wrong usage."""
     log.guard_streams()
+    folder, settings = sys.argv[1:]
     try:
         run(View(Folder(Path(folder))), msgspec.json.decode(settings, type=GatewaySettings))
     except PipelineError as error:
@@ -32,4 +33,4 @@ def main(folder: str, settings: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -55,7 +55,7 @@ sys.exit(main())
 
 def test_certificates_are_loaded_for_servers_with_tls_alone(here: Site) -> None:
     here.upstream("chat")
-    words = [str(here.at.path), f"--port={here.port}"]
+    words = [str(here.at.path), json.dumps({"port": here.port})]
     here.start("gateway", [sys.executable, "-c", WITHOUT_TLS, *words])
     wait_for(lambda: reached(f"{here.url}/health"))
     assert here.chat("chat").status_code == 200
