@@ -20,10 +20,10 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
 from pipeline.core.paths import CHOSEN_BY
-from pipeline.core.process import Process, shown, start
+from pipeline.core.process import Process, shown
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
-from . import health, sandbox
+from . import health
 from .guard.port import taken
 from .logfile import Log, pumped, quoted, set_aside, trouble
 from .server import Server
@@ -148,18 +148,7 @@ def _started(
             )
         set_aside(log_file)
         log = stack.enter_context(contextlib.closing(Log(log_file)))
-        process = stack.enter_context(
-            running(
-                lambda: start(
-                    command,
-                    env=env,
-                    cwd=Path(server.folder),
-                    own_group=True,
-                    killed_with_us=True,
-                    sandbox=sandbox.policy(server, port.folder),
-                )
-            )
-        )
+        process = stack.enter_context(running(lambda: port.start(command, env)))
         started = _Started(server, process, log, show, stops)
         stack.callback(started.end)
         port.serve()

@@ -8,14 +8,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bins import binaries
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import WINDOWS, allow_many_files
-from pipeline.serve import health
+from pipeline.core.process import WINDOWS, Process, allow_many_files, start
+from pipeline.serve import health, sandbox
 from pipeline.serve.server import LLAMA_CPP, Server
 
 from .rules import Rules
@@ -46,6 +46,19 @@ class OwnPort:
     def command(self) -> list[str]:
         """The server's command line for its next start."""
         return self.server.command
+
+    def start(self, command: list[str], env: Mapping[str, str], **more: Any) -> Process:
+        """Start the server by `command`, in its sandbox; it ends with this process. `more` as for
+        `process.start`. Raises PipelineError."""
+        return start(
+            command,
+            env=env,
+            cwd=Path(self.server.folder),
+            own_group=True,
+            killed_with_us=True,
+            sandbox=sandbox.policy(self.server, self.folder),
+            **more,
+        )
 
     def serve(self) -> None:
         """The server was started."""

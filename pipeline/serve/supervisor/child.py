@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 
-from pipeline.core.process import LAST_LINES, shown, start
+from pipeline.core.process import LAST_LINES, shown
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
-from pipeline.serve import sandbox
 from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import Log, pumped, quoted
 
@@ -35,15 +34,7 @@ class Child:
         # Programs that set a process title overwrite their environment unless SPT_NOENV is set.
         mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
         with traces.left_on(at, instance.name) as more:
-            self.process = start(
-                command,
-                env=environment(instance, at) | mark,
-                cwd=Path(instance.folder),
-                own_group=True,
-                killed_with_us=True,
-                sandbox=sandbox.policy(instance, port.folder),
-                **more,
-            )
+            self.process = port.start(command, environment(instance, at) | mark, **more)
         try:
             self.started = marker.start_time(self.process.pid)
             self._last: deque[str] = deque(maxlen=LAST_LINES)
