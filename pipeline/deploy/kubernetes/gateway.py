@@ -29,10 +29,14 @@ from .manifests import (
     SCALE_DOWN_SECONDS,
     SLOWLY,
     UNPRIVILEGED,
+    Volumes,
     busy_slots,
     clients_only,
+    document,
     environment_variable,
     mount,
+    probe,
+    service_port,
 )
 from .options import Options
 from .workload import EVERYWHERE, KEY, Workload
@@ -46,6 +50,7 @@ LABELS = {"app.kubernetes.io/name": "llama-gateway", "app.kubernetes.io/instance
 PODS = f"{GATEWAY}-pods"  # the Service whose name has the address of each
 SECRET = f"{GATEWAY}-api-key"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+KEDA_API = "keda.sh/v1alpha1"
 UNLIMITED = "0s"  # as Gateway API has it: streams last
 
 
@@ -127,77 +132,55 @@ def _json(value: object) -> str:
 def objects(gateway: Gateway, options: Options) -> list[dict[str, Any]]:
     """Its objects, in the order in which they are needed."""
     budget = {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}
-    document = {
-        **_object(gateway, "ConfigMap"),
-        "data": {FILE: gateway.file},
-    }
+    policy = clients_only(LABELS)
     documents = [
-        document,
+        _document(gateway, "ConfigMap", data={FILE: gateway.file}),
         _deployment(gateway, options),
         _service(gateway),
         *([_pods_service(gateway)] if gateway.has_keda else []),
-        {**_object(gateway, "PodDisruptionBudget", "policy/v1"), "spec": budget},
-        {**_object(gateway, "NetworkPolicy", "networking.k8s.io/v1"), "spec": clients_only(LABELS)},
+        _document(gateway, "PodDisruptionBudget", "policy/v1", spec=budget),
+        _document(gateway, "NetworkPolicy", "networking.k8s.io/v1", spec=policy),
     ]
     if gateway.has_key and gateway.has_keda:
-        token = {"parameter": "token", "name": SECRET, "key": KEY}
-        authentication = _object(gateway, "TriggerAuthentication", "keda.sh/v1alpha1")
-        documents.append({**authentication, "spec": {"secretTargetRef": [token]}})
+        spec = {"secretTargetRef": [{"parameter": "token", "name": SECRET, "key": KEY}]}
+        documents.append(_document(gateway, "TriggerAuthentication", KEDA_API, spec=spec))
     if options.route:
         documents.append(_route(gateway, options))
     return documents
 
 
-def _object(gateway: Gateway, kind: str, api: str = "v1") -> dict[str, Any]:
-    metadata = {"name": GATEWAY, "labels": gateway.labels}
-    return {"apiVersion": api, "kind": kind, "metadata": metadata}
+def _document(gateway: Gateway, kind: str, api: str = "v1", **content: Any) -> dict[str, Any]:
+    return document(kind, GATEWAY, gateway.labels, api, **content)
 
 
 def _deployment(gateway: Gateway, options: Options) -> dict[str, Any]:
-    return {
-        **_object(gateway, "Deployment", "apps/v1"),
-        "spec": {
-            "replicas": options.gateway_replicas,
-            "revisionHistoryLimit": 3,
-            "strategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
-            },
-            "selector": {"matchLabels": LABELS},
-            "template": _pod(gateway, options),
-        },
+    rolling = {"maxSurge": 1, "maxUnavailable": 0}
+    spec = {
+        "replicas": options.gateway_replicas,
+        "revisionHistoryLimit": 3,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
+        "selector": {"matchLabels": LABELS},
+        "template": _pod(gateway, options),
     }
+    return _document(gateway, "Deployment", "apps/v1", spec=spec)
 
 
 def _service(gateway: Gateway) -> dict[str, Any]:
-    port = {
-        "name": "http",
-        "port": gateway.settings.port,
-        "targetPort": "http",
-        "protocol": "TCP",
-        "appProtocol": "http",
-    }
-    return {
-        **_object(gateway, "Service"),
-        "spec": {"type": "ClusterIP", "selector": LABELS, "ports": [port]},
-    }
+    port = {**service_port(gateway.settings.port), "appProtocol": "http"}
+    spec = {"type": "ClusterIP", "selector": LABELS, "ports": [port]}
+    return _document(gateway, "Service", spec=spec)
 
 
 def _pods_service(gateway: Gateway) -> dict[str, Any]:
     """By it the gateways find each other, also one that ends, which still has requests."""
-    document = _object(gateway, "Service")
-    port = {"name": "http", "port": gateway.settings.port, "targetPort": "http", "protocol": "TCP"}
-    return {
-        **document,
-        "metadata": {**document["metadata"], "name": PODS},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": "None",
-            "publishNotReadyAddresses": True,
-            "selector": LABELS,
-            "ports": [port],
-        },
+    spec = {
+        "type": "ClusterIP",
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": LABELS,
+        "ports": [service_port(gateway.settings.port)],
     }
+    return document("Service", PODS, gateway.labels, spec=spec)
 
 
 def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
@@ -208,19 +191,13 @@ def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
     sources = [
         {"secret": {"name": secret, "items": [{"key": KEY, "path": name}]}} for secret, name in keys
     ]
-    volumes: list[tuple[str, str, bool, dict[str, Any]]] = [
+    volumes: Volumes = [
         ("config", CONFIG, True, {"configMap": {"name": GATEWAY}}),
         ("tmp", HOME, False, {"emptyDir": {}}),
     ]
     if sources:
         projected = {"sources": sources, "defaultMode": 0o400}
         volumes.append(("keys", KEY_FOLDER, True, {"projected": projected}))
-    health = {"path": "/health", "port": "http"}
-
-    def probe(period: int, failures: int) -> dict[str, Any]:
-        times = {"periodSeconds": period, "timeoutSeconds": PERIOD, "failureThreshold": failures}
-        return {"httpGet": health, **times}
-
     port = gateway.settings.port
     container = {
         "name": "gateway",
@@ -235,9 +212,9 @@ def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": port, "protocol": "TCP"}],
         "resources": {"requests": {"cpu": CPU, "memory": MEMORY}},
         "securityContext": CONFINED,
-        "startupProbe": probe(PERIOD, failures=60),
-        "readinessProbe": probe(PERIOD, failures=3),
-        "livenessProbe": probe(30, failures=10),
+        "startupProbe": probe("/health", failures=60),
+        "readinessProbe": probe("/health", failures=3),
+        "livenessProbe": probe("/health", period=30, failures=10),
         "lifecycle": DRAINED,
         "volumeMounts": [mount(name, path, read_only) for name, path, read_only, _ in volumes],
     }
@@ -283,10 +260,8 @@ def _route(gateway: Gateway, options: Options) -> dict[str, Any]:
         "timeouts": {"request": UNLIMITED, "backendRequest": UNLIMITED},
         "backendRefs": [{"name": GATEWAY, "port": gateway.settings.port}],
     }
-    return {
-        **_object(gateway, "HTTPRoute", "gateway.networking.k8s.io/v1"),
-        "spec": {"parentRefs": [reference], "hostnames": [options.route], "rules": [rule]},
-    }
+    spec = {"parentRefs": [reference], "hostnames": [options.route], "rules": [rule]}
+    return _document(gateway, "HTTPRoute", "gateway.networking.k8s.io/v1", spec=spec)
 
 
 def scaled_object(workload: Workload, gateway: Gateway, options: Options) -> dict[str, Any]:
@@ -309,17 +284,13 @@ def scaled_object(workload: Workload, gateway: Gateway, options: Options) -> dic
     if gateway.has_key:
         metadata["authMode"] = "bearer"
         trigger["authenticationRef"] = {"name": GATEWAY}
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": workload.name, "labels": workload.all_labels},
-        "spec": {
-            "scaleTargetRef": {"name": workload.name},
-            "pollingInterval": PERIOD,
-            "cooldownPeriod": workload.idle_seconds or SCALE_DOWN_SECONDS,
-            "minReplicaCount": least,
-            "maxReplicaCount": most,
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": SLOWLY}},
-            "triggers": [trigger],
-        },
+    spec = {
+        "scaleTargetRef": {"name": workload.name},
+        "pollingInterval": PERIOD,
+        "cooldownPeriod": workload.idle_seconds or SCALE_DOWN_SECONDS,
+        "minReplicaCount": least,
+        "maxReplicaCount": most,
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": SLOWLY}},
+        "triggers": [trigger],
     }
+    return document("ScaledObject", workload.name, workload.all_labels, KEDA_API, spec=spec)

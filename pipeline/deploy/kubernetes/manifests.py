@@ -11,6 +11,9 @@ from typing import Any
 from .options import Options
 from .workload import DATA, KEY, KEYS, MODELS, TEXTS, Workload
 
+# Of each volume its name, where it is mounted, whether read-only, and what it is.
+Volumes = list[tuple[str, str, bool, dict[str, Any]]]
+
 USER = 10001  # the image's own; any that is not root will do
 SERVER, PIPELINE, PYTHON = "llama-server", "doit", "python3"  # on PATH, in the images
 SETTINGS = "llama-pipeline"  # the ConfigMap of what prepares models
@@ -65,20 +68,27 @@ PULLING = 600  # seconds for pulling the image, before a rollout counts as stuck
 
 def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
     """Its objects, in the order in which they are needed."""
+    name, labels = workload.name, workload.all_labels
     documents = [_claim(workload, options)] if workload.has_claim else []
     if workload.texts:
-        document = _object(workload, "ConfigMap", workload.files)
-        documents.append({**document, "data": dict(workload.texts)})
-    documents += [_deployment(workload, options), _service(workload), _policy(workload)]
+        data = dict(workload.texts)
+        documents.append(document("ConfigMap", workload.files, labels, data=data))
+    ports = [service_port(workload.instance.port)]
+    service = {"type": "ClusterIP", "selector": workload.labels, "ports": ports}
+    policy, api = clients_only(workload.labels), "networking.k8s.io/v1"
+    documents += [
+        _deployment(workload, options),
+        document("Service", name, labels, spec=service),
+        document("NetworkPolicy", name, labels, api, spec=policy),
+    ]
     own = workload.scales and not workload.uses_keda
     return [*documents, _autoscaler(workload)] if own else documents
 
 
 def settings() -> dict[str, Any]:
     """The environment of the containers that prepare models."""
-    metadata = {"name": SETTINGS, "labels": {"app.kubernetes.io/name": SETTINGS}}
-    kind = {"apiVersion": "v1", "kind": "ConfigMap"}
-    return {**kind, "metadata": metadata, "data": SETTINGS_OF_PREPARE}
+    labels = {"app.kubernetes.io/name": SETTINGS}
+    return document("ConfigMap", SETTINGS, labels, data=SETTINGS_OF_PREPARE)
 
 
 def kustomization(files: Sequence[str], namespace: str) -> dict[str, Any]:
@@ -96,22 +106,23 @@ def storage(workload: Workload, options: Options) -> str:
     return options.storage or in_gib(workload.disk * SPARE if workload.disk else UNKNOWN_DISK)
 
 
-def _object(workload: Workload, kind: str, name: str, api: str = "v1") -> dict[str, Any]:
-    metadata = {"name": name, "labels": workload.all_labels}
-    return {"apiVersion": api, "kind": kind, "metadata": metadata}
+def document(
+    kind: str, name: str, labels: Mapping[str, str], api: str = "v1", **content: Any
+) -> dict[str, Any]:
+    """An object of a cluster; `content` is its `spec` or `data`."""
+    metadata = {"name": name, "labels": labels}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
 
 
 def _claim(workload: Workload, options: Options) -> dict[str, Any]:
     several = workload.may_be_several
     named = {"storageClassName": options.storage_class} if options.storage_class else {}
-    return {
-        **_object(workload, "PersistentVolumeClaim", workload.claim),
-        "spec": {
-            "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
-            **named,
-            "resources": {"requests": {"storage": storage(workload, options)}},
-        },
+    spec = {
+        "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
+        **named,
+        "resources": {"requests": {"storage": storage(workload, options)}},
     }
+    return document("PersistentVolumeClaim", workload.claim, workload.all_labels, spec=spec)
 
 
 def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
@@ -120,31 +131,21 @@ def _deployment(workload: Workload, options: Options) -> dict[str, Any]:
     loading = math.ceil(workload.instance.ready_timeout)
     mounted = json.dumps([dict(workload.texts), SETTINGS_OF_PREPARE], sort_keys=True)
     checksum = hashlib.sha256(mounted.encode()).hexdigest()[:16]
-    return {
-        **_object(workload, "Deployment", workload.name, "apps/v1"),
-        "spec": {
-            # The autoscaler sets the number: if written here, each apply would reset it.
-            **({} if workload.scales else {"replicas": workload.replicas[0]}),
-            "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": loading + DOWNLOADING + PULLING,
-            "strategy": several if workload.may_be_several else {"type": "Recreate"},
-            "selector": {"matchLabels": workload.labels},
-            "template": _pod(workload, options, checksum),
-        },
+    spec = {
+        # The autoscaler sets the number: if written here, each apply would reset it.
+        **({} if workload.scales else {"replicas": workload.replicas[0]}),
+        "revisionHistoryLimit": 3,
+        "progressDeadlineSeconds": loading + DOWNLOADING + PULLING,
+        "strategy": several if workload.may_be_several else {"type": "Recreate"},
+        "selector": {"matchLabels": workload.labels},
+        "template": _pod(workload, options, checksum),
     }
+    return document("Deployment", workload.name, workload.all_labels, "apps/v1", spec=spec)
 
 
-def _service(workload: Workload) -> dict[str, Any]:
-    port = {"name": "http", "port": workload.instance.port, "targetPort": "http", "protocol": "TCP"}
-    return {
-        **_object(workload, "Service", workload.name),
-        "spec": {"type": "ClusterIP", "selector": workload.labels, "ports": [port]},
-    }
-
-
-def _policy(workload: Workload) -> dict[str, Any]:
-    document = _object(workload, "NetworkPolicy", workload.name, "networking.k8s.io/v1")
-    return {**document, "spec": clients_only(workload.labels)}
+def service_port(port: int) -> dict[str, Any]:
+    """A port of a Service, and of its pods under the name `http`."""
+    return {"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}
 
 
 def clients_only(labels: Mapping[str, str]) -> dict[str, Any]:
@@ -168,23 +169,15 @@ def _autoscaler(workload: Workload) -> dict[str, Any]:
     """
     busy, waiting = LLAMA_METRICS if workload.is_llama else VLLM_METRICS
     least, most = workload.replicas
-    return {
-        **_object(workload, "HorizontalPodAutoscaler", workload.name, "autoscaling/v2"),
-        "spec": {
-            "scaleTargetRef": {
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "name": workload.name,
-            },
-            "minReplicas": least,
-            "maxReplicas": most,
-            "metrics": [
-                _each_pod(busy, busy_slots(workload)),
-                _each_pod(waiting, 1),
-            ],
-            "behavior": SLOWLY,
-        },
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": workload.name},
+        "minReplicas": least,
+        "maxReplicas": most,
+        "metrics": [_each_pod(busy, busy_slots(workload)), _each_pod(waiting, 1)],
+        "behavior": SLOWLY,
     }
+    kind, api = "HorizontalPodAutoscaler", "autoscaling/v2"
+    return document(kind, workload.name, workload.all_labels, api, spec=spec)
 
 
 def busy_slots(workload: Workload) -> int:
@@ -274,18 +267,21 @@ def probes(workload: Workload) -> dict[str, Any]:
     A pod is restarted when loading takes longer than `ready_timeout` (plus an hour for vLLM's
     download), and later when it has not answered for five minutes.
     """
-    check = {"path": f"{workload.instance.prefix}/health", "port": "http"}
+    path = f"{workload.instance.prefix}/health"
     seconds = workload.instance.ready_timeout + (0 if workload.is_llama else DOWNLOADING)
-
-    def probe(period: int, timeout: int, failures: int) -> dict[str, Any]:
-        times = {"periodSeconds": period, "timeoutSeconds": timeout}
-        return {"httpGet": check, **times, "failureThreshold": failures}
-
     return {
-        "startupProbe": probe(PERIOD, PERIOD, max(1, math.ceil(seconds / PERIOD))),
-        "readinessProbe": probe(PERIOD, PERIOD, failures=3),
-        "livenessProbe": probe(30, timeout=20, failures=10),
+        "startupProbe": probe(path, failures=max(1, math.ceil(seconds / PERIOD))),
+        "readinessProbe": probe(path, failures=3),
+        "livenessProbe": probe(path, period=30, timeout=20, failures=10),
     }
+
+
+def probe(
+    path: str, *, failures: int, period: int = PERIOD, timeout: int = PERIOD
+) -> dict[str, Any]:
+    """A probe that fails after so many requests without an answer. Times in seconds."""
+    times = {"periodSeconds": period, "timeoutSeconds": timeout}
+    return {"httpGet": {"path": path, "port": "http"}, **times, "failureThreshold": failures}
 
 
 def memory(workload: Workload) -> int:
@@ -337,11 +333,10 @@ def mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
     return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
 
 
-def _volumes(workload: Workload) -> list[tuple[str, str, bool, dict[str, Any]]]:
-    """Of each volume its name, where it is mounted, whether read-only, and what it is; first those
-    of every container."""
+def _volumes(workload: Workload) -> Volumes:
+    """Its volumes, first those of every container."""
     is_llama = workload.is_llama
-    volumes: list[tuple[str, str, bool, dict[str, Any]]] = []
+    volumes: Volumes = []
     if workload.has_claim:
         claim = {"persistentVolumeClaim": {"claimName": workload.claim}}
         volumes.append(("data", DATA, is_llama, claim))
