@@ -53,16 +53,10 @@ def write(servers: Servers) -> None:
     configuration = check_configuration(servers, chosen)
     made = workloads(servers, configuration, chosen)
     gateway = gateway_of(configuration, made, chosen)
-    target = out(servers, chosen)
+    out, home = chosen.out, servers.home.root
+    target = absolute(out).resolve() if out else home / "deploy" / part_of(servers)
     is_new = folder.write(folder.files(made, chosen, gateway), target)
     report(made, gateway, chosen, target, is_new, as_json=servers.request.json)
-
-
-def out(servers: Servers, options: Options) -> Path:
-    """The folder to write."""
-    if options.out:
-        return absolute(options.out).resolve()
-    return servers.home.root / "deploy" / part_of(servers)
 
 
 def part_of(servers: Servers) -> str:
@@ -123,7 +117,8 @@ def gateway_of(
         return None
     if table.pull:
         log.info(f"not used: {configuration.at_gateway('pull')} (pods have their models prepared)")
-    if by_keda and table.api_key_file and not holds_one_key(Path(table.api_key_file)):
+    key_file = Path(table.api_key_file or "")
+    if by_keda and table.api_key_file and len(key_file.read_text("utf-8").splitlines()) != 1:
         raise UsageError(
             f"{configuration.at_gateway('api_key_file')}: KEDA sends all of the file as the key",
             "leave one key in it, and no comment",
@@ -146,11 +141,6 @@ def gateway_of(
         has_key=not is_open,
         key_here=table.api_key_file or "",
     )
-
-
-def holds_one_key(file: Path) -> bool:
-    """Whether a file, which was checked, is one line with a key."""
-    return len(file.read_text("utf-8").splitlines()) == 1
 
 
 def clashes(chosen: Sequence[InstanceSpec]) -> list[str]:
@@ -205,6 +195,8 @@ def _workload(
     default_slots = workload.SLOTS if is_llama else workload.SEQUENCES
     size = sum(disk_size(file) for file in _weights(adapted, prepared))
     replicas = options.replicas or adapted.spec.control.replicas
+    # Kubernetes' own keeps at least one pod.
+    autoscaler = options.autoscaler or (HPA if replicas[0] else KEDA)
     image = options.model_image.replace(NAME, kubernetes_name(server.name)) if is_llama else ""
     if options.model_image and not is_llama:
         log.info(f"{adapted.spec.place}: not used: model_image (vLLM downloads its model itself)")
@@ -212,7 +204,7 @@ def _workload(
         instance=server,
         part_of=part,
         replicas=replicas,
-        uses_keda=replicas[0] < replicas[1] and (options.autoscaler or _scaler(replicas)) == KEDA,
+        uses_keda=replicas[0] < replicas[1] and autoscaler == KEDA,
         idle_seconds=math.ceil(adapted.spec.control.idle_timeout),
         model_image=image,
         prepare=prepared.variables if prepared and not image else {},
@@ -229,11 +221,6 @@ def _workload(
     for line in (*adapted.notes, *([f"{adapted.spec.place}: {note}"] if note else [])):
         log.info(line)
     return made
-
-
-def _scaler(replicas: tuple[int, int]) -> str:
-    """The autoscaler that fits: Kubernetes' own keeps at least one pod."""
-    return HPA if replicas[0] else KEDA
 
 
 def _weights(adapted: AdaptedSpec, prepared: PodModel | None) -> list[Path]:
