@@ -59,7 +59,7 @@ def session() -> Session:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
-    words, steps = before_dashes(doit_cmd._CMDLINE_VARS or {}), task_words()
+    words, steps = typed()
     try:
         requested = request(words, by_name="remove" in steps)
         require_read(steps, words)
@@ -277,19 +277,13 @@ def interrupt_on_termination() -> None:
         signal.signal(signal.SIGHUP, interrupt)  # ignored already: that is how nohup works
 
 
-def task_words() -> list[str]:
-    """The words of the command line that are neither variables nor options."""
-    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    return [word for word in words if "=" not in word and not word.startswith("-")]
-
-
-def before_dashes(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables without those behind `--`: doit takes words of other programs for some, too."""
-    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else None
-    if words is None:
-        return dict(variables)
-    own = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
-    return {name: own[name] for name in variables if name in own}
+def typed() -> tuple[dict[str, str], list[str]]:
+    """The variables of the command line, and its other words but options. doit would take words
+    behind `--`, which are for another program, for variables, too."""
+    end = sys.argv.index("--") if "--" in sys.argv else None
+    words = [word for word in sys.argv[1:end] if not word.startswith("-")]
+    variables = dict(word.split("=", 1) for word in words if "=" in word)
+    return variables, [word for word in words if "=" not in word]
 
 
 def behind_dashes(words: Sequence[str]) -> list[str]:
