@@ -35,7 +35,7 @@ from pipeline.core.store import publish
 from pipeline.serve.server import OFF
 
 from .command_line import require_read, understood
-from .step import AnyStep, ModelStep, Step, Subject
+from .step import AnyStep, ModelStep, Step, Subject, step_models
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WRONG_USAGE = 3
@@ -106,13 +106,13 @@ def tasks(table: Iterable[Step | ModelStep], session: Session) -> Iterator[Task]
         lacks_model = step.needs_model and not has_model
         if isinstance(step, Step):
             yield {**_task_of_session(step, session, lacks_model=lacks_model), **named}
-        elif len(session.models) < 2 and session.servers is None:
-            yield {**_task(step, session.model, lacks_model=lacks_model), **named}
-        else:
-            yield {**named, "name": None}
-            for name, model in session.models.items():
-                task = _task(step, model, lacks_model=lacks_model)
-                yield {**task, "basename": step.name, "name": name}
+            continue
+        models = step_models(session)
+        if "" not in models:
+            yield {**named, "name": None}  # the group of those that follow
+        for name, model in models.items():
+            task = _task(step, model, lacks_model=lacks_model)
+            yield {**task, "basename": step.name, "name": name} if name else {**task, **named}
 
 
 def _task_of_session(step: Step, session: Session, *, lacks_model: bool) -> Task:
@@ -130,18 +130,17 @@ def _task_of_session(step: Step, session: Session, *, lacks_model: bool) -> Task
 
 def _task(step: AnyStep[Subject], subject: Subject, *, lacks_model: bool) -> Task:
     """A task that prints live, and whose `done` alone decides whether it runs."""
-    after, setup, done = step.after, step.setup, step.done
     clean, forget = step.clean, step.forget
     return {
         **LIVE,
-        "task_dep": list(after(subject) if callable(after) else after),
-        "setup": list(setup(subject) if callable(setup) else setup),
+        "task_dep": step.runs_after(subject),
+        "setup": list(step.setup(subject)),
         "meta": {
             "forget": (lambda: forget(subject)) if forget else None,
             "lacks_model": lacks_model,
         },
         "actions": [guarded(lambda: step.run(subject))],
-        "uptodate": [checked(lambda: done(subject)) if done else False],
+        "uptodate": [uninterrupted(lambda: step.is_done(subject)) if step.done else False],
         "clean": [guarded_clean(lambda: clean(subject))] if clean else [],
     }
 
@@ -225,14 +224,12 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
     return run
 
 
-def checked(question: Callable[[], bool]) -> Callable[[], bool]:
-    """A question as doit's `uptodate` wants it: the action reports what goes wrong in it."""
+def uninterrupted(question: Callable[[], bool]) -> Callable[[], bool]:
+    """A question as doit's `uptodate` wants it: an interruption is a clean end."""
 
     def ask() -> bool:
         try:
             return question()
-        except (PipelineError, OSError):
-            return False
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.report.task_graph import ALWAYS, DONE, TODO, StepNode
 
-from .step import AnyStep, ModelStep, Step, Subject
+from .step import AnyStep, ModelStep, Step, Subject, step_models
 
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
@@ -45,22 +45,12 @@ def before(step: Step | ModelStep, session: Session) -> list[str]:
     """The names of the steps that a step runs after, for any model."""
     if isinstance(step, Step):
         return _before(step, session)
-    return [name for model in models(session).values() for name in _before(step, model)]
+    return [name for model in step_models(session).values() for name in _before(step, model)]
 
 
 def _before(step: AnyStep[Subject], subject: Subject) -> list[str]:
-    after, setup = step.after, step.setup
-    names = [
-        *(after(subject) if callable(after) else after),
-        *(setup(subject) if callable(setup) else setup),
-    ]
+    names = (*step.runs_after(subject), *step.setup(subject))
     return [name.partition(":")[0] for name in names]
-
-
-def models(session: Session) -> dict[str, Model]:
-    """The models that a step of models has a task for, by the names of these tasks."""
-    alone = session.servers is None and len(session.models) < 2
-    return {"": session.model} if alone else dict(session.models)
 
 
 def state_of(step: Step | ModelStep, session: Session) -> tuple[str, str]:
@@ -68,21 +58,14 @@ def state_of(step: Step | ModelStep, session: Session) -> tuple[str, str]:
     if step.done is None:
         return ALWAYS, ""
     if isinstance(step, Step):
-        return (DONE, "") if _is_done(step, session) else (TODO, step.due)
+        return (DONE, "") if step.is_done(session) else (TODO, step.due)
     reasons = {
         name: reason(step, model)
-        for name, model in models(session).items()
-        if not _is_done(step, model)
+        for name, model in step_models(session).items()
+        if not step.is_done(model)
     }
     why = "; ".join(f"{name}: {text}" if name else text for name, text in reasons.items())
     return (TODO, why) if reasons else (DONE, "")
-
-
-def _is_done(step: AnyStep[Subject], subject: Subject) -> bool:
-    try:
-        return bool(step.done and step.done(subject))
-    except (PipelineError, OSError):  # the step itself says what is wrong
-        return False
 
 
 def reason(step: ModelStep, model: Model) -> str:

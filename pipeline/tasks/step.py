@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msgspec import Struct
 
+from pipeline.core.errors import PipelineError
+
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
     from pipeline.commands.session import Session
@@ -34,12 +36,24 @@ class AnyStep(Struct, Generic[Subject], frozen=True):
     done: Callable[[Subject], bool] | None = None
     due: str = ""  # what `graph` says of it while it is not done
     after: Sequence[str] | Callable[[Subject], Sequence[str]] = ()
-    setup: Sequence[str] | Callable[[Subject], Sequence[str]] = ()  # run before it, if it has to
+    setup: Callable[[Subject], Sequence[str]] = lambda subject: ()  # run before it, if it has to
     clean: Callable[[Subject], None] | None = None
     forget: Callable[[Subject], None] | None = None
     needs_model: bool = False  # or a file of servers: what the command line has to name
     reads: tuple[str, ...] = ()  # variables, or groups of them
     also: str = ""  # a step whose variables it takes too: the same words prepare what that one does
+
+    def runs_after(self, subject: Subject) -> list[str]:
+        """The names of the steps that run before it."""
+        return list(self.after(subject) if callable(self.after) else self.after)
+
+    def is_done(self, subject: Subject) -> bool:
+        """Whether it has nothing to do. Where that cannot be told, it runs, and says what is
+        wrong."""
+        try:
+            return self.done is not None and self.done(subject)
+        except (PipelineError, OSError):
+            return False
 
 
 class Step(AnyStep["Session"], Struct, frozen=True):
@@ -53,6 +67,13 @@ class ModelStep(AnyStep["Model"], Struct, frozen=True):
     """A step of one model: one sub-task for each model of a file of servers."""
 
     needs_model: bool = True
+
+
+def step_models(session: Session) -> dict[str, Model]:
+    """The models that a `ModelStep` has a task for, by the names of the tasks; the name is empty
+    where there is one task."""
+    alone = session.servers is None and len(session.models) < 2
+    return {"": session.model} if alone else dict(session.models)
 
 
 # What has to run before what, where that depends on the model or the servers that are named
