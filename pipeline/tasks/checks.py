@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pipeline import commands as do
 from pipeline.core import log, paths
+from pipeline.core.errors import doitw
 
 from .step import PREPARATION, PREPARED_FOR, ModelStep, Step, builds
 
-CHECKS = (
+HIDDEN = (
     Step(
         "_check",
         "refuse a wrong request before any work",
@@ -89,4 +90,18 @@ CHECKS = (
         run=lambda session: do.serve.check_flags(session.model),
         after=["build_bins"],
     ),
+    Step("_help", "what a bare doit prints", run=lambda session: print_help()),
 )
+
+
+def print_help() -> None:
+    print(
+        "Any model reference to a running llama.cpp server, doing only the work that is missing.\n"
+    )
+    for words, meaning in (
+        ("serve model=demo", "a real model, served"),
+        ("plan model=org/model", "what that would take"),
+        ("list", "the steps; --status: which have something to do"),
+        ("help serve", "a step and its variables"),
+    ):
+        print(f"    {doitw(words):<32} {meaning}")

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import commands as do
 from pipeline.bins.compile import source, web_ui
-from pipeline.core.errors import doitw
 from pipeline.models import converter
 
-from .checks import CHECKS
+from .checks import HIDDEN
 from .step import (
     PREPARATION,
     PREPARED_FOR,
@@ -421,19 +420,5 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "run the tests; arguments after it go to pytest",
         run_with=lambda session, words: do.test.run(words),
     ),
-    Step("_help", "what a bare doit prints", run=lambda steps: print_help()),
-    *CHECKS,
+    *HIDDEN,
 )
-
-
-def print_help() -> None:
-    print(
-        "Any model reference to a running llama.cpp server, doing only the work that is missing.\n"
-    )
-    for words, meaning in (
-        ("serve model=demo", "a real model, served"),
-        ("plan model=org/model", "what that would take"),
-        ("list", "the steps; --status: which have something to do"),
-        ("help serve", "a step and its variables"),
-    ):
-        print(f"    {doitw(words):<32} {meaning}")
