@@ -56,6 +56,7 @@ ADAPTER = (
     "org/repository; a scale is a number behind a colon: style.gguf:0.5"
 )
 RENAMED = {"ref": "model"}  # a key of files by the name of its variable
+FILES = ("pkg", "key", "public_key", "signature", "provenance")  # variables that name one each
 # Variables of programs that are compiled here.
 COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
 
@@ -70,6 +71,8 @@ class Request(
     QualityVariables,
     TuneVariables,
     CompareVariables,
+    PackageVariables,
+    ProvenanceVariables,
 ):
     """What the command line asks for, checked as far as it can be without looking inside."""
 
@@ -86,13 +89,6 @@ class Request(
     sample_text: Path | None = None  # the user's own, to measure quality on
     server: Mapping[str, str] = {}  # other options of llama-server, as `server.NAME` says
     bins: BuildOptions = BuildOptions()
-    pkg: Path | None = None  # an archive to install
-    into: Path | None = None  # and where
-    key: Path | None = None  # to sign with
-    public_key: Path | None = None  # to check signatures with
-    signature: Path | None = None
-    provenance: Path | None = None  # a statement of it
-    builder: str = ""  # a URI
     out: str = ""  # where a statement is written; - is stdout
     anew: bool = False  # measure again what `tune` has kept
     servers: ServersRequest = ServersRequest()
@@ -141,8 +137,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     values = read(rest, TABLE, elsewhere)
     _check_server(server, rest)
     model, own = fill(ModelVariables, values), fill(ServerVariables, values)
-    run, package = fill(RunVariables, values), fill(PackageVariables, values)
-    given = fill(ProvenanceVariables, values)
+    run = fill(RunVariables, values)
     key_file = _key_file(own.api_key_file)
 
     backend, device = str(values.get("backend", AUTO)), own.device
@@ -198,13 +193,8 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         server=server,
         bins=_build_options(values, backend),
         offline=run.offline or hub_access.is_offline(),
-        pkg=_file("pkg", package.pkg),
-        into=absolute(package.into) if package.into else None,
-        key=_file("key", given.key),
-        public_key=_file("public_key", given.public_key),
-        signature=_file("signature", given.signature),
-        provenance=_file("provenance", given.provenance),
-        builder=given.builder,
+        into=absolute(str(values["into"])) if "into" in values else None,
+        **{name: _file(name, str(values[name])) for name in FILES if name in values},
         out=str(values.get("out", "")),
         servers=servers_request(values, os.environ),
     )

@@ -5,6 +5,8 @@ The table of steps says which groups, or single variables, a step reads.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline.bins.build_options import BuildOptions, revision_name
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
@@ -134,27 +136,24 @@ class CompareVariables(Group):
 class PackageVariables(Group):
     """A package to install."""
 
-    pkg: str = variable(path, "the archive", "")
-    into: str = variable(path, "the folder", "", shown="`bins/package`")
+    pkg: Path | None = variable(path, "the archive")
+    into: Path | None = variable(path, "the folder", shown="`bins/package`")
 
 
 class ProvenanceVariables(Group):
     """Statements and signatures: see [provenance](provenance.md)."""
 
-    key: str = variable(
-        path, "a private key as PEM, to sign with", "", shown="none", of=("provenance", "sign")
+    key: Path | None = variable(
+        path, "a private key as PEM, to sign with", shown="none", of=("provenance", "sign")
     )
-    public_key: str = variable(
-        path, "a public key as PEM: signatures are checked, and must be there", "", shown="none"
+    public_key: Path | None = variable(
+        path, "a public key as PEM: signatures are checked, and must be there", shown="none"
     )
-    signature: str = variable(
-        path,
-        "the signature",
-        "",
-        shown="`FILE.sig`, in a folder `model.sig`",
+    signature: Path | None = variable(
+        path, "the signature", shown="`FILE.sig`, in a folder `model.sig`"
     )
-    provenance: str = variable(
-        path, "a statement of provenance", "", shown="the one beside the file, if there is one"
+    provenance: Path | None = variable(
+        path, "a statement of provenance", shown="the one beside the file, if there is one"
     )
     builder: str = variable(
         uri,
