@@ -13,7 +13,7 @@ from msgspec import Struct, ValidationError, convert
 
 from pipeline.bins.package.manifest import MANIFEST
 from pipeline.core.errors import PipelineError, doitw
-from pipeline.core.paths import REPOSITORY, Home
+from pipeline.core.paths import Home, project_version
 from pipeline.core.pins import pins
 from pipeline.core.statement import (
     BuildDefinition,
@@ -106,17 +106,10 @@ def of_file(file: Path, home: Home, builder: str = "") -> Statement:
     return statement(
         [_subject(part, entry) for part, entry in zip(parts, entries, strict=True)],
         build,
-        Builder(id=builder or OWN_MACHINE, version={"llama-pipeline": _version()}),
+        Builder(id=builder or OWN_MACHINE, version={"llama-pipeline": project_version()}),
         finished=max(entry.made_at for entry in entries),
         byproducts=byproducts,
     )
-
-
-def _version() -> str:
-    import tomllib
-
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    return str(project["project"]["version"])
 
 
 def _entry(file: Path) -> Entry:

@@ -103,6 +103,14 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
+def project_version() -> str:
+    """The version of this project."""
+    import tomllib
+
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    return str(tomllib.loads(text)["project"]["version"])
+
+
 def cache(home: Home) -> Path:
     """A folder that all checkouts share, for what can be downloaded or made again.
 

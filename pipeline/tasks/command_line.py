@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UsageError, did_you_mean, doitw
-from pipeline.core.paths import REPOSITORY
+from pipeline.core.paths import home, project_version
 from pipeline.core.variables import NO, YES, Variable, flag, variables
 
 from .table import STEPS
@@ -227,16 +227,13 @@ def require_read(words: Iterable[str], given: Mapping[str, str]) -> None:
 
 def versions() -> str:
     """This project's, llama.cpp's and doit's."""
-    import tomllib
     from importlib.metadata import version
 
     from pipeline.bins.compile import source
-    from pipeline.core.paths import home
 
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return "\n".join(
         [
-            f"{project['name']} {project['version']}",
+            f"llama-pipeline {project_version()}",
             f"llama.cpp {source.active_revision(home()).full}",
             f"doit {version('doit')}",
         ]
