@@ -131,9 +131,14 @@ class Binaries(Struct, frozen=True, kw_only=True):
             )
         return path
 
+    def find(self, name: str) -> Path | None:
+        """The path of a program; None where it is missing: upstream's archives lack some."""
+        path = self.folder / program_file(name)
+        return path if path.exists() else None
+
     def has(self, name: str) -> bool:
         """Whether there is such a program."""
-        return (self.folder / program_file(name)).exists()
+        return self.find(name) is not None
 
     @property
     def quantizer(self) -> Path | None:

@@ -91,8 +91,8 @@ def measure(
     run = programs.home.run
     header = gguf.read_cached(file, run / "gguf.json")
     shape, needed = formula.of_header(header, tensor_bytes(file, run)), None
-    if programs.has(FIT_PARAMS):
-        program, digest = programs.program(FIT_PARAMS), programs.sha256(FIT_PARAMS)
+    if program := programs.find(FIT_PARAMS):
+        digest = programs.sha256(FIT_PARAMS)
         # Options such as cache_type_k change what is needed; it knows those that do.
         known = known_words(words, flags.read(program, digest, run / "flags"))
         answers = run / "memory.json"
@@ -141,9 +141,9 @@ def _measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory 
 def loads(model: Model) -> Callable[[Path], None] | None:
     """A function that raises PipelineError where llama.cpp cannot load a GGUF of the model; None
     where its tool is not here."""
-    if not model.binaries.has(FIT_PARAMS):
+    if (program := model.binaries.find(FIT_PARAMS)) is None:
         return None
-    program, name = model.binaries.program(FIT_PARAMS), model.require_resolved().name
+    name = model.require_resolved().name
     return lambda made: memory.require_loads(program, made, name)
 
 

@@ -214,16 +214,12 @@ def _chosen_mix(model: Model, chain: Chain, tool: Recipe) -> Path | None:
         return None
     programs = mix_choice.MixPrograms(
         quantize=model.binaries.program("llama-quantize"),
-        imatrix=_program(model, "llama-imatrix"),
-        perplexity=_program(model, "llama-perplexity"),
+        imatrix=model.binaries.find("llama-imatrix"),
+        perplexity=model.binaries.find("llama-perplexity"),
         tool=tool,
     )
     tree = model.programs.llama_cpp.folder
     return mix_choice.prepare(made, model.home, programs, tree, force=force)
-
-
-def _program(model: Model, name: str) -> Path | None:
-    return model.binaries.program(name) if model.binaries.has(name) else None
 
 
 def quantize(model: Model) -> None:

@@ -66,7 +66,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     log.info(f"trying {plural(len(files), 'model')} with the new programs")
     failing = {str(path): why for path in files if (why := problem(path, before, after))}
     loading = [path for path in files if str(path) not in failing]
-    program = tool(after, "llama-bench")
+    program = after.binaries.find("llama-bench")
     smallest = min(filter(fits, loading), key=estimate.bytes_of, default=None)
     # A model that loads need not run.
     if program and smallest and (why := bench.trial(program, smallest)):
@@ -204,18 +204,13 @@ def problem(path: Path, before: Programs, after: Programs) -> str:
     """Why the new programs cannot load a model; empty where they can, as far as that is known."""
     try:
         gguf.read(path)
-        present, new = (tool(each, "llama-fit-params") for each in (before, after))
+        present, new = (each.binaries.find("llama-fit-params") for each in (before, after))
         why = memory.refusal(new, path) if new else ""
         if why and present and memory.refusal(present, path):
             why += " (nor can the present ones)"
         return why
     except PipelineError as error:
         return error.message
-
-
-def tool(programs: Programs, name: str) -> Path | None:
-    """One of the programs; upstream's archives may lack some."""
-    return programs.binaries.program(name) if programs.binaries.has(name) else None
 
 
 def made_again(session: Session, before: Programs) -> Iterator[str]:
@@ -234,7 +229,7 @@ def speeds(
 ) -> list[SpeedChange]:
     """The speed of both with the model of the command line, else with the largest that leaves half
     of the free memory."""
-    pair = [tool(each, "llama-bench") for each in (before, after)]
+    pair = [each.binaries.find("llama-bench") for each in (before, after)]
     if None in pair:
         log.info("bench=1: one of the two has no llama-bench")
         return []
