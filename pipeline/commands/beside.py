@@ -27,8 +27,7 @@ ADAPTER_HINT = "use one made for this model"
 
 
 def check(models: Iterable[Model]) -> None:
-    """Raise UsageError where a draft or an adapter does not fit its model, as far as that is known
-    before they are here."""
+    """Raise UsageError where a draft or an adapter is already known not to fit its model."""
     for model in models:
         if model.draft:
             theirs, own = vocabulary_of(model), vocabulary_of(model.draft)

@@ -184,8 +184,7 @@ Talk = tuple["ChatServer", Callable[[], None]]
 
 @contextmanager
 def talking(session: Session) -> Iterator[Talk]:
-    """Who answers while the block runs, and a function that raises PipelineError where it no longer
-    can. Raises PipelineError."""
+    """The server to talk with, and a function that raises PipelineError once it has ended."""
     request = session.request
     if request.reference:
         with served(session.model) as talk:
@@ -235,8 +234,7 @@ def chat_server(server: Server, larger: str) -> ChatServer:
 
 
 def at_url(session: Session) -> ChatServer:
-    """The server of url=, with the model that name= names, or its only one. Raises
-    PipelineError."""
+    """The server of url=, with the model of name=, or its only one. Raises PipelineError."""
     from pipeline.chat.completions import ChatServer
 
     request = session.request

@@ -61,8 +61,7 @@ def check_session(session: Session) -> None:
 
 
 def check_limit(model: Model) -> None:
-    """Raise UsageError where limits of quality contradict each other or limit nothing, or a text is
-    not used."""
+    """Raise UsageError for limits that contradict or limit nothing, or a text that is not used."""
     request, chain = model.request, model.chain()
     if request.has_limit:
         quality_gate.limit(request)

@@ -85,8 +85,7 @@ def targets(model: Model, step: str) -> list[Path]:
 
 
 def clean(model: Model, step: str) -> None:
-    """Remove what the step made, and what a cut download left. Raises PipelineError where a server
-    uses it."""
+    """Remove what the step made, or left half made. Raises PipelineError where a server uses it."""
     chain = model.require_chain()
     between = chain.conversion if chain.quantization else None
     files = targets(model, step)

@@ -38,8 +38,7 @@ def doctor(session: Session) -> None:
 
 
 def hider(home: Path) -> Callable[[str], str]:
-    """A function that removes from a text what identifies the machine: the two homes, the user's
-    names and the host's."""
+    """A function that hides in a text what identifies the machine: homes, users, the host."""
     node = platform.node()
     folders = {str(Path.home()): "~", str(home): "$LLAMA_PIPELINE_HOME"}
     names = dict.fromkeys(users(), "USER") | dict.fromkeys((node, node.partition(".")[0]), "HOST")

@@ -98,8 +98,7 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
 def gateway_of(
     configuration: Configuration, made: Sequence[Workload], options: Options
 ) -> Gateway | None:
-    """The gateway before the workloads, where the file enables it. Raises UsageError for what needs
-    one."""
+    """The gateway, where the file enables it. Raises UsageError where something needs one."""
     table = configuration.gateway
     by_keda = [item.instance.name for item in made if item.uses_keda]
     needs = [f"{name}: KEDA asks the gateway for its requests" for name in by_keda]

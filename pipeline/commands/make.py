@@ -83,8 +83,7 @@ def tell_recipe(programs: Programs) -> None:
 
 
 def settle(model: Model) -> None:
-    """Hash once what was copied or restored, and mark what is wanted now, before other steps
-    look."""
+    """Hash what was copied or restored, and mark what is to be kept, before other steps look."""
     chain = model.require_chain()
     while moved := chains.moved(chain, model.home, model.programs.tool):
         with only_one(moved):

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """Lazy: nothing is looked up before its first use. Where a request names no model, nothing is
-    known of it."""
+    """Lazy: looked up on first use. Where a request names no model, nothing is known of it."""
 
     def __init__(self, request: Request, programs: Programs, base: Model | None = None) -> None:
         """`base`: the model that it is an adapter of."""

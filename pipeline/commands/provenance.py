@@ -116,8 +116,7 @@ def parts(file: Path) -> list[Path]:
 
 
 def sign(session: Session) -> None:
-    """Sign what is named: a package, a folder, a `.gguf`, or the GGUF of a reference. Raises
-    PipelineError."""
+    """Sign a package, a folder, a `.gguf`, or the GGUF of a reference. Raises PipelineError."""
     request = session.request
     if not request.key:
         raise UsageError("no key given", f"pass key=PATH: {signing.KEY_HINT}")

@@ -151,8 +151,7 @@ def down(session: Session) -> None:
 
 
 def load(session: Session) -> None:
-    """Load the named instances, making room for them; return once they are ready. Raises
-    PipelineError."""
+    """Load the named instances, making room for them, and wait for them. Raises PipelineError."""
     from pipeline.serve.supervisor import control
 
     failed = [

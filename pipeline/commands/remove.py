@@ -148,8 +148,7 @@ def document(candidates: Candidates) -> dict[str, Any]:
 
 @contextmanager
 def no_other_run(home: Home) -> Iterator[None]:
-    """Remove files in the block, while no run begins. Raises PipelineError where one is under
-    way."""
+    """Remove files in the block, while no run begins. Raises PipelineError where one is active."""
     with disk_errors(home.root), active.removing(home.run):
         require_no_run([run.command for run in active.others(home.run) if run.files is None])
         yield
@@ -183,8 +182,7 @@ def remove(session: Session) -> None:
 
 
 def candidates(session: Session, users: Session) -> Candidates:
-    """What belongs to the model. Raises UsageError where there is none, PipelineError where
-    something uses it."""
+    """What belongs to the model. Raises UsageError for none, PipelineError for one in use."""
     home, request = session.home, session.request
     stored = on_disk.look(home)
     known = uses.find(users, stored)

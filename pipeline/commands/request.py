@@ -341,8 +341,7 @@ def _mmproj(reference: Reference | None, value: str) -> tuple[Path | None, str]:
 def _draft(
     reference: Reference | None, value: str, words: Mapping[str, str]
 ) -> tuple[Request | None, str]:
-    """What `draft=` asks for: another model, made as the first one with the same programs, or the
-    type of drafts without one."""
+    """What `draft=` names: another model, made with the same programs, or a way without a model."""
     if value and reference is None:
         raise UsageError("draft: is for a model", "pass model=… too")
     word = value.strip().lower()

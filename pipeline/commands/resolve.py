@@ -260,8 +260,7 @@ def resolve(model: Model, *, store: bool = True) -> None:
 
 
 def look(model: Model, path: Path, *, store: bool = True) -> None:
-    """Have the user's own file or folder known: what of it has changed is hashed. Raises
-    PipelineError."""
+    """Read the user's own file or folder, and hash what has changed. Raises PipelineError."""
     if model.base:
         model.resolved = _with_base(model, model.read_path(path), store=store)
     else:
@@ -270,8 +269,7 @@ def look(model: Model, path: Path, *, store: bool = True) -> None:
 
 
 def _with_base(model: Model, resolved: Resolved, *, store: bool) -> Resolved:
-    """An adapter with the config of its base, for which the hub is asked where nothing here has
-    it. Raises PipelineError."""
+    """An adapter with the config of its base, from the hub if need be. Raises PipelineError."""
     if model.base and model.base.known() is None:
         resolve(model.base, store=store)
     path = model.base_path(resolved)

@@ -58,8 +58,7 @@ def known_flags(programs: Programs) -> dict[str, Flag]:
 
 
 def check_start(programs: Programs) -> None:
-    """Raise PipelineError where the port is taken, or the backend's device is not here: then the
-    CPU would be used."""
+    """Raise PipelineError where the port is taken, or the backend has no device here."""
     if programs.are_chosen:
         programs.selection.require_device()
     health.require_free(programs.request.host, programs.request.port)

@@ -148,8 +148,7 @@ class Servers:
         return self.models[self._maker[spec.name]]
 
     def model_named_by(self, spec: InstanceSpec) -> Model:
-        """The model that an instance names, whether or not it is to be started. Raises
-        UsageError."""
+        """The model that an instance names, started or not. Raises UsageError."""
         if spec.name in self._maker:
             return self.model_of(spec)
         return Model(request({**self._common, **spec.model}), self.programs)
@@ -190,8 +189,7 @@ class Servers:
         return self.own or self.programs.binaries.folder / program_file("llama-server")
 
     def flags(self) -> Mapping[str, Flag] | None:
-        """The options that its --help lists; None where it is not there yet, or no program. Raises
-        PipelineError."""
+        """The options that its --help lists; None while it is not there. Raises PipelineError."""
         if self.own is None and not self.programs.are_done():
             return None
         server, run = self.server, self.home.run

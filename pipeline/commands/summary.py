@@ -99,8 +99,7 @@ def tuned_threads(server: Server) -> str:
 
 
 def drafting(server: Server, output: str, header: Header | None) -> str:
-    """How a server drafts; empty where it does not. `output` is what it has printed, `header` that
-    of its model."""
+    """How a server drafts; empty where it does not. `output`: its log; `header`: of its model."""
     kind, draft = server.argument("--spec-type"), beside.draft_file(server)
     if kind and "failed to initialize speculative" in output:
         return "not used: llama-server could not, as its log says"

@@ -43,8 +43,7 @@ PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR",
 
 
 def prepare(servers: Servers) -> DesiredState:
-    """What `up` starts, with its models and keys in place; with name= only these. Raises
-    PipelineError."""
+    """What `up` starts (of name= only these), models and keys in place. Raises PipelineError."""
     from pipeline.serve.config import instances
 
     configuration = servers.configuration

@@ -163,8 +163,7 @@ def wrong(spec: InstanceSpec, known: Mapping[str, Flag]) -> Iterator[str]:
 
 
 def models_here(session: Session) -> list[Path]:
-    """The GGUF models that were made here, and those that the user's files name; a split one by its
-    first part."""
+    """The GGUF models that were made here or that the user's files name, by their first parts."""
     own = session.request.reference
     named = [own.path] if own and own.path and own.kind == "gguf" else []
     named += [
@@ -214,8 +213,7 @@ def problem(path: Path, before: Programs, after: Programs) -> str:
 
 
 def made_again(session: Session, before: Programs) -> Iterator[str]:
-    """The models that are made again when they are next asked for, since their receipts name the
-    present llama.cpp."""
+    """The models whose receipts name the present llama.cpp: they are made again on next use."""
     for path, entry in made_here(session).items():
         if entry and before.llama_cpp.commit in json.dumps(entry.recipe):
             yield str(path)

@@ -88,8 +88,7 @@ def running(home: Home) -> Iterator[Use]:
 
 
 def _named(session: Session, stored: OnDisk) -> Iterator[Use]:
-    """What the file of `config=` or of the environment names, for instances that are not enabled
-    too. Raises UsageError."""
+    """What the file of servers names, for instances that are not enabled too. Raises UsageError."""
     if session.servers is None:
         return
     servers, configuration = session.servers, session.servers.configuration
@@ -118,8 +117,7 @@ def _named(session: Session, stored: OnDisk) -> Iterator[Use]:
 
 
 def _locked(session: Session, stored: OnDisk) -> Iterator[Use]:
-    """What a pipeline.lock pins: that of the folder where the command is typed, and the home's.
-    Raises UsageError."""
+    """What pipeline.lock pins, in the user's folder and in the home. Raises UsageError."""
     for path in dict.fromkeys((absolute(lockfile.FILE), session.home.root / lockfile.FILE)):
         for entry in lockfile.read(path):
             for model in stored.models:

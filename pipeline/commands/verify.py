@@ -28,8 +28,7 @@ from .session import Session
 
 
 def verify(session: Session) -> None:
-    """Check everything in the home, or only what belongs to `model=`, or the package `pkg=`. Raises
-    PipelineError."""
+    """Check the home, or what belongs to `model=`, or the package `pkg=`. Raises PipelineError."""
     model, request = session.model, session.request
     require_subject(session)
     results: list[dict[str, str]] = []
@@ -161,8 +160,7 @@ def require_subject(session: Session) -> None:
 
 
 def stated(session: Session, digests: Mapping[Path, str]) -> Iterator[tuple[Path, list[Path]]]:
-    """The statements to check, each with its files: the one of `provenance=`, else those that lie
-    beside what was checked."""
+    """The statements to check, each with its files: `provenance=`, else those beside the files."""
     if given := session.request.provenance:
         reference = session.request.reference
         is_file = reference is not None and reference.kind == "gguf"

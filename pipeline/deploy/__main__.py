@@ -55,8 +55,7 @@ def get_package(words: Sequence[str]) -> int:
 
 
 def check_and_run(engine: str) -> Callable[[Sequence[str]], int]:
-    """Start the servers of the file that the variable of `engine` names; other arguments go to
-    `doit up`."""
+    """Start the servers of the engine's file; other arguments go to `doit up`."""
 
     def run(words: Sequence[str]) -> int:
         source = boot.source(os.environ, engine)

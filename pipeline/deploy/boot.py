@@ -19,8 +19,7 @@ YES, NO = ("1", "true"), ("", "0", "false")
 
 
 class BootSource(Struct, frozen=True, kw_only=True):
-    """Servers to start: the arguments of `up` or `serve`, and the name of their folder (see
-    `state.folder`)."""
+    """Servers to start: arguments of `up` or `serve`, and their name in `state.folder`."""
 
     words: tuple[str, ...]
     name: str

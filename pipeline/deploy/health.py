@@ -72,8 +72,7 @@ def _named(name: str, **address: Any) -> Server:
 
 
 def of_profile(environ: Mapping[str, str]) -> Server:
-    """The server of the profile that the environment names, with its address. Raises
-    PipelineError."""
+    """The server of the profile that the environment names, by address. Raises PipelineError."""
     from pipeline.serve.config import instances
     from pipeline.serve.config.profiles import load_profile
 

@@ -52,8 +52,7 @@ def _without_links(place: Path) -> Iterator[None]:
 
 
 def _cached(archive: Path, folder: Path) -> Path:
-    """A copy of the archive, which remains when the archive is no longer mounted. Raises UsageError
-    where neither exists."""
+    """A copy of the archive, for when it is no longer mounted. Raises UsageError without either."""
     copy = folder / archive.name
     if not archive.is_file():
         if copy.is_file():

@@ -146,8 +146,7 @@ def _task(step: AnyStep[Subject], subject: Subject, *, lacks_model: bool) -> Tas
 
 
 class Nothing(JsonDB):  # type: ignore[misc]
-    """The database that doit wants: what is known of a step stands in receipts, so nothing of it
-    outlives the run."""
+    """The database that doit wants. Nothing outlives the run: receipts know what is done."""
 
     desc = "keeps nothing"
 

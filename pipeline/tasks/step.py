@@ -99,8 +99,7 @@ def after_resolve(session: Session, step: str) -> list[str]:
 
 
 def before_talk() -> list[str]:
-    """The step that refuses a model which cannot talk, where `chat` was typed: only then it has to
-    come before anything large."""
+    """The step that refuses a model which cannot chat, before anything large: only for `chat`."""
     return ["_talks"] if "chat" in sys.argv[1:] else []
 
 
@@ -111,8 +110,7 @@ def before_build(session: Session) -> list[str]:
 
 
 def beside_build() -> list[str]:
-    """The build, which fetches the model beside it: unless `fetch` is asked for by itself, which
-    needs no programs."""
+    """The build, which downloads the model meanwhile, unless `fetch` itself was typed."""
     return [] if is_named("fetch") else ["build_bins"]
 
 

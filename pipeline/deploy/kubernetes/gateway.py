@@ -55,8 +55,7 @@ UNLIMITED = "0s"  # as Gateway API has it: streams last
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
-    """The gateway of these workloads. `settings` are those of the file: host and key are the pod's
-    own here."""
+    """The gateway of these workloads. `settings` are of the file, without host and key."""
 
     settings: GatewaySettings
     workloads: tuple[Workload, ...]

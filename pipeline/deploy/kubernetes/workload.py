@@ -118,8 +118,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 def gpus(gpu_ids: str | None, default: int | None) -> tuple[int, str]:
-    """How many GPUs an instance gets, and a note for the user; `default` is for an instance whose
-    gpu_ids give no number."""
+    """The GPUs of an instance, and a note; `default` is for one whose gpu_ids give no number."""
     if gpu_ids == "none":
         return 0, ""
     if gpu_ids in (None, "all"):
@@ -231,8 +230,7 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
 
 
 def _with_paths(name: str, value: Value, change: Callable[[str, str], str]) -> Value:
-    """The value of an option with each path in it changed: in a list, between commas, before the
-    scale of an adapter."""
+    """The value with each path in it changed: in a list, between commas, before a scale."""
     if isinstance(value, list):
         return [str(_with_paths(name, item, change)) for item in value]
     if not isinstance(value, str):
