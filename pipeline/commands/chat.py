@@ -107,13 +107,9 @@ def check_model(model: Model) -> None:
         return
     # What is converted gets its template with the tokenizer, at the end.
     is_whole = chain.conversion is None or chain.final.is_file()
-    overridden = chat_template.is_overridden(_options(model))
+    typed = [f"--{name.replace('_', '-')}" for name in model.request.server]
+    overridden = chat_template.is_overridden(typed)
     require_chat(chain.resolved.name, header, has_template=overridden or not is_whole)
-
-
-def _options(model: Model) -> list[str]:
-    """The options that were typed, as llama-server takes them."""
-    return [f"--{name.replace('_', '-')}" for name in model.request.server]
 
 
 def require_chat(name: str, header: Header | None, *, has_template: bool) -> None:

@@ -163,8 +163,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield row("", system["jetson"])
     yield row(
         "cpu",
-        f"{cpu['model'] or 'unknown'}, {count(cpu['cores'])} cores, "
-        f"{count(cpu['threads'])} threads",
+        f"{cpu['model'] or 'unknown'}, {cpu['cores'] or 'unknown'} cores, "
+        f"{cpu['threads'] or 'unknown'} threads",
     )
     yield row("", " ".join(cpu["features"]) or "features unknown")
     yield row(
@@ -222,7 +222,3 @@ def block(title: str, texts: list[str]) -> Iterator[str]:
 
 def row(title: str, text: str) -> str:
     return f"{title:<{WIDTH}} {text}"
-
-
-def count(number: int | None) -> str:
-    return str(number) if number else "unknown"

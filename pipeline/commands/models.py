@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -69,14 +68,10 @@ def row(home: Home, model: StoredModel, known: Uses) -> dict[str, Any]:
         "revision": model.revision or None,
         "made_at": model.made_at,
         "served_at": max(times, default="") or None,
-        "used_by": _names(use.by for use in users if not use.is_running),
-        "running": _names(use.by for use in users if use.is_running),
+        "used_by": list(dict.fromkeys(use.by for use in users if not use.is_running)),
+        "running": list(dict.fromkeys(use.by for use in users if use.is_running)),
         "files": [str(file) for file in model.files],
     }
-
-
-def _names(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def text(row: dict[str, Any]) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.bins import platform
 from pipeline.bins.binaries import program_file
 from pipeline.bins.package import install
@@ -12,7 +10,6 @@ from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
 from pipeline.core.store import receipts
-from pipeline.core.store.receipts import Recipe
 
 from . import check
 from .programs import Programs
@@ -23,6 +20,7 @@ VARIANTS = "*ggml-cpu-*"  # libraries with the code of one kind of processor eac
 def planned(programs: Programs) -> Package:
     """What to pack."""
     source, llama_cpp, compiled = programs.source, programs.llama_cpp, programs.are_compiled
+    server = receipts.load(source.programs).get(program_file("llama-server"))
     terms = (llama_cpp.folder if compiled else source.target) / "LICENSE"
     return Package(
         folder=source.programs,
@@ -33,15 +31,9 @@ def planned(programs: Programs) -> Package:
         portable=bool(programs.options.portable) or any(source.programs.glob(VARIANTS)),
         home=programs.home,
         license=terms if compiled or terms.is_file() else None,
-        made_by=made_by(source.programs),
+        made_by=server.recipe if server else {},
         source=llama_cpp.folder if compiled else None,
     )
-
-
-def made_by(folder: Path) -> Recipe:
-    """The recipe of the programs in a folder; empty where there is none."""
-    entry = receipts.load(folder).get(program_file("llama-server"))
-    return entry.recipe if entry else {}
 
 
 def pack(programs: Programs) -> None:

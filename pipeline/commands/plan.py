@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -79,6 +78,8 @@ def collect(model: Model) -> dict[str, Any]:
     else:
         fit = serve.fit_context(model, ahead)
     disk = sum(step.disk for step in todo.values())
+    folder = model.home.models
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     is_named = model.request.ctx_size is not None
     return {
         "model": chain.resolved.name,
@@ -106,8 +107,8 @@ def collect(model: Model) -> dict[str, Any]:
         ],
         "download_bytes": sum(step.download for step in todo.values()),
         "disk_peak_bytes": disk + SPARE_BYTES if disk else 0,
-        "disk_free_bytes": shutil.disk_usage(existing(model.home.models)).free,
-        "disk_folder": str(model.home.models),
+        "disk_free_bytes": shutil.disk_usage(there).free,
+        "disk_folder": str(folder),
         "memory": memory_of(fit),
         "estimate_why": estimate_why(model, fit),
         "context": summary.context(fit.ctx_size, fit.trained, is_named=is_named),
@@ -348,10 +349,3 @@ def quants_text(rows: list[dict[str, Any]]) -> str:
     about = ", an estimate" if any(row["estimate"] for row in rows) else ""
     head = f"{'quant':<12} {'file':>9} {'memory':>9}  (at a context of {contexts}{about})"
     return "\n".join([head, *lines])
-
-
-def existing(folder: Path) -> Path:
-    """The nearest folder above that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder

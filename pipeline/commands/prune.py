@@ -196,8 +196,5 @@ def unused(days: int) -> str:
 
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, without links: somebody put them there."""
-    return (
-        sorted(path for path in folder.iterdir() if not path.is_symlink())
-        if folder.is_dir()
-        else []
-    )
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if not path.is_symlink())

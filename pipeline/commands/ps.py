@@ -73,7 +73,8 @@ def text(rows: Sequence[Row]) -> str:
         }
         if counted:
             columns |= {"needs": needs(row.need), "last request": at(row.last_use)}
-            columns["loaded in"] = seconds(row.load_seconds)
+            load = row.load_seconds
+            columns["loaded in"] = "" if load is None else f"{load:.1f} s"
         if drafting:
             columns["drafts accepted"] = "" if accepted is None else f"{accepted:.0%}"
         return columns
@@ -84,10 +85,6 @@ def text(rows: Sequence[Row]) -> str:
 def at(when: float | None) -> str:
     """A time as people read it; empty for none."""
     return time.strftime("%d %b %H:%M:%S", time.localtime(when)) if when else ""
-
-
-def seconds(count: float | None) -> str:
-    return "" if count is None else f"{count:.1f} s"
 
 
 def needs(need: Mapping[str, int]) -> str:

@@ -65,14 +65,16 @@ def _words(own: list[str], command: str) -> list[str]:
                 dashed += [word, rest.popleft()] if takes and rest else [word]
                 continue
             name, given, value = word.lstrip("-").partition("=")
-            if name.replace("-", "_") == DIAGNOSTICS:
+            plain = name.replace("-", "_")
+            if plain == DIAGNOSTICS:
                 named.append(DOCTOR)
                 others.insert(0, DOCTOR)
                 continue
-            parser = _parser(word, name.replace("-", "_"), command)
+            parser = _parser(word, plain, command)
             if not given:
                 value = _value(word, rest, is_flag=parser is flag)
-            others.append(f"{_key(name)}={value}")
+            key = name if name.startswith(SERVER) else plain  # a server's option keeps its dashes
+            others.append(f"{key}={value}")
         elif "=" in word:
             others.append(word)
         else:
@@ -145,11 +147,6 @@ def _option(word: str, known: Mapping[str, bool]) -> bool | None:
         if takes is None or takes:
             return None if takes is None else at == len(word)
     return False
-
-
-def _key(name: str) -> str:
-    """An option of the server keeps its own dashes."""
-    return name if name.startswith(SERVER) else name.replace("-", "_")
 
 
 def _parser(word: str, name: str, command: str) -> object:

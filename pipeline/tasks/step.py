@@ -119,11 +119,6 @@ def is_named(step: str) -> bool:
     return any(word.partition(":")[0] == step for word in sys.argv[1:])
 
 
-def has_flags(subject: Model | Session) -> bool:
-    """Whether options of the server are given."""
-    return bool(subject.request.server)
-
-
 def before_start(session: Session) -> list[str]:
     """What has to be there before a server of a file is started."""
     frozen = ["_frozen"] if session.models else []

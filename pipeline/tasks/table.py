@@ -25,7 +25,6 @@ from .step import (
     before_start,
     before_talk,
     beside_build,
-    has_flags,
     is_named,
     is_router,
 )
@@ -172,7 +171,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         # options of the server are checked first, where there are any
         after=lambda model: [
             *("resolve", "_fits", *before_talk()),
-            *(["_settle", "_flags"] if has_flags(model) else beside_build()),
+            *(["_settle", "_flags"] if model.request.server else beside_build()),
         ],
     ),
     Step(
@@ -218,7 +217,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         after=lambda session: (
             before_start(session)
             if session.servers
-            else ["_port", *(["_flags"] if has_flags(session) else []), "_frozen"]
+            else ["_port", *(["_flags"] if session.request.server else []), "_frozen"]
         ),
         needs_model=True,
         reads=SERVING,
@@ -240,7 +239,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "tune",
         "find the fastest settings of model= on this machine, for serve and up",
         run=lambda session: do.tune.tune(session.model),
-        after=lambda session: [*(["_flags"] if has_flags(session) else []), "_frozen"],
+        after=lambda session: [*(["_flags"] if session.request.server else []), "_frozen"],
         needs_model=True,
         reads=(
             *("model", "programs", "server", "sandbox", "ready_timeout", "stop_timeout"),
