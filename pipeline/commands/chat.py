@@ -25,6 +25,7 @@ from pipeline.models.gguf import Header
 from pipeline.serve import supervise
 from pipeline.serve.keys import first_key
 from pipeline.serve.server import Server
+from pipeline.serve.supervisor import environment, liveness, state
 from pipeline.serve.supervisor.state import READY, require_known
 
 from . import estimate, ps, serve
@@ -194,16 +195,13 @@ def talking(session: Session) -> Iterator[Talk]:
 @contextmanager
 def served(original: Model) -> Iterator[Talk]:
     """The prepared model on a free port of this machine, while the block runs."""
-    from pipeline.serve.supervisor import state
-    from pipeline.serve.supervisor.environment import environment
-
     model = copy(original)
     model.request = model.request.replace(port=free_port())
     file = model.home.logs / f"chat-{model.request.port}.log"
     server = replace(serve.checked_server(model), log_file=str(file))
     require_chat_server(model.home, server, model.require_resolved().name)
     at = state.folder(model.home, f"chat-{server.port}")
-    with supervise.beside(server, env=environment(server, at)) as require_running:
+    with supervise.beside(server, env=environment.environment(server, at)) as require_running:
         yield chat_server(server, "ctx_size=…, a larger one"), require_running
     file.unlink(missing_ok=True)  # of use only where something went wrong
 
@@ -248,8 +246,6 @@ def at_url(session: Session) -> ChatServer:
 
 def running(session: Session) -> ChatServer:
     """The server that name= names, or the only one that is up. Raises PipelineError."""
-    from pipeline.serve.supervisor import liveness, state
-
     places = ps.by_name(session)
     servers = {name: server for name, (_, server) in places.items()}
     chats = [name for name, server in servers.items() if server.kind == serve.CHAT]

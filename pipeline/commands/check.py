@@ -18,8 +18,10 @@ from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
+from pipeline.serve.config import checks, named, vllm
+from pipeline.serve.server import VLLM
 
-from . import beside, leftovers, lock, quality_gate, quality_setup, resolve, watch
+from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve, watch
 from .model import Model
 
 if TYPE_CHECKING:
@@ -105,8 +107,6 @@ def check_request(model: Model) -> None:
         models.resolve.check_folder(reference.path, model.architectures())
     check_limit(model)  # its chain raises what is wrong with it now
     if request.quants:
-        from . import quality
-
         quality.check_quants(model)
     if wanted.imatrix:
         models.quantize.require_imatrix(wanted.imatrix)
@@ -126,9 +126,6 @@ def require_known(models: Collection[Model]) -> None:
 def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:
     """Raise UsageError with all errors of the file that can be seen now, as far as its programs are
     here; `note` is given what is worth a line."""
-    from pipeline.serve.config import checks
-    from pipeline.serve.config.named import unknown_overrides
-
     from .servers import GATEWAY_OPTIONS
 
     configuration, requested = servers.configuration, servers.requested
@@ -139,7 +136,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     errors = [
         *servers.errors,
         *servers.misplaced(GATEWAY_OPTIONS),
-        *unknown_overrides(os.environ),
+        *named.unknown_overrides(os.environ),
     ]
     try:
         flags = servers.flags()
@@ -181,9 +178,6 @@ def wrong_logs(servers: Servers) -> list[str]:
 @cache
 def installed_vllm(servers: Servers) -> VllmOptions | None:
     """The options of an installed vLLM, by its own help: slow, the first time."""
-    from pipeline.serve.config import vllm
-    from pipeline.serve.server import VLLM
-
     configuration = servers.configuration
     if all(spec.engine != VLLM for spec in configuration.enabled):
         return None

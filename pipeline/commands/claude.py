@@ -14,8 +14,10 @@ from pipeline.core import log, process
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import user_folder
 from pipeline.deploy import claude
+from pipeline.serve.address import url
 from pipeline.serve.keys import first_key
 
+from . import gateway
 from .session import Session
 
 
@@ -60,8 +62,6 @@ def run(session: Session, words: Sequence[str]) -> None:
 
 def address(session: Session) -> Endpoint:
     """The gateway of the configuration, or what `url=` names. Raises PipelineError."""
-    from . import gateway
-
     request = session.request
     if request.servers.url:
         return Endpoint(
@@ -69,13 +69,11 @@ def address(session: Session) -> Endpoint:
             key_file=request.api_key_file or None,
             advice=f"start a server: {doitw('serve model=…')}",
         )
-    from pipeline.serve import address
-
     servers = session.require_servers()
     settings, _ = gateway.settings(servers)
     source = servers.requested.config or servers.requested.profile
     return Endpoint(
-        url=address.url(settings.host, settings.port),
+        url=url(settings.host, settings.port),
         key_file=settings.api_key_file,
         patterns=settings.models,
         advice=f"{doitw('up')} starts the servers of {source}, and the gateway if it has [gateway] "

@@ -16,16 +16,17 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.store.publish import publish_text
 from pipeline.core.variables import variables
+from pipeline.serve.config import api_keys, tables
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, stay
+from pipeline.serve.supervisor import liveness
 
 from . import check, launch
 from .servers import GATEWAY_OPTIONS, Servers
 from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
-    from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import GatewaySettings
 
     from .session import Session
@@ -36,7 +37,6 @@ STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
     """The gateway's settings in the file, overridden by the command line, and its key, which may
     still have to be written. Raises PipelineError."""
-    from pipeline.serve.config import api_keys
     from pipeline.serve.gateway import settings as gateways
 
     table, own = servers.configuration.gateway, servers.request
@@ -70,14 +70,11 @@ def _program_words(servers: Servers) -> tuple[str, ...]:
 
 def _takes_in_all(servers: Servers) -> bool:
     """Whether `up` of the file alone would start what is prepared later."""
-    from pipeline.serve.config.tables import MODELS
-
-    return servers.configuration.master.instances == MODELS and not servers.is_overridden
+    return servers.configuration.master.instances == tables.MODELS and not servers.is_overridden
 
 
 def ready(servers: Servers) -> GatewaySettings:
     """The settings, with the key written. Raises PipelineError."""
-    from pipeline.serve.config import api_keys
     from pipeline.serve.gateway.settings import check
 
     chosen, key = settings(servers)
@@ -118,8 +115,6 @@ def run_remote(session: Session) -> None:
 
 def run_local(servers: Servers) -> None:
     """The gateway of this machine's servers, or another program for them. Raises PipelineError."""
-    from pipeline.serve.supervisor import liveness
-
     check.check_servers(servers)
     chosen, engine = ready(servers), servers.requested.engine
     if engine == ROUTER:

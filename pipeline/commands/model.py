@@ -22,6 +22,7 @@ from pipeline.core.store.publish import remove
 from pipeline.models import quants
 from pipeline.models.reference import NO_PROJECTOR
 
+from . import quality_gate, server_options
 from .programs import Programs
 from .request import Request
 
@@ -57,8 +58,6 @@ class Model:
     @property
     def spec(self) -> InstanceSpec:
         """The options of the server that the model is for."""
-        from . import server_options  # loads what reads a file of servers: not for every step
-
         return self._spec or server_options.spec(self.request)
 
     def served_by(self, spec: InstanceSpec) -> Model:
@@ -155,8 +154,6 @@ class Model:
         due = models.chain.needs(chain, self.home, self.programs.tool, force=force)
         if not self.request.has_limit:
             return due
-        from . import quality_gate
-
         return quality_gate.needs(self.request, self.programs, chain, due)
 
     def _look(self) -> Resolved | None:

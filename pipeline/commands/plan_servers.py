@@ -22,7 +22,7 @@ from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server
-from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor import control, state
 from pipeline.serve.supervisor.state import DesiredState
 
 from . import beside, check, launch, ps, serve
@@ -126,8 +126,6 @@ def plan(servers: Servers) -> None:
 
 def changes(servers: Servers) -> None:
     """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
-    from pipeline.serve.supervisor import control
-
     at, names = servers.at, servers.requested.names
     rows = control.changes(at, control.merged(at, planned_here(servers), names))
     if servers.request.json:

@@ -11,6 +11,7 @@ from pipeline.bins.binaries import Binaries, ProgramSource
 from pipeline.bins.build_options import AUTO
 from pipeline.bins.compile import backends, build, cuda_toolkit, source, web_ui
 from pipeline.bins.hardware import cuda_versions, select
+from pipeline.bins.release import prebuilt
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -65,8 +66,6 @@ class Programs:
 
             return install.Packaged(install.default_target(self.home))
         if self.options.source == "prebuilt":
-            from pipeline.bins.release import prebuilt
-
             upgrade = self.llama_cpp.upgrade
             tag = upgrade.name if upgrade else ""
             return prebuilt.Prebuilt(

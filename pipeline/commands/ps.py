@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.text import size, table
 from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import GATEWAY, Server
-from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor import control, liveness, marker, state, status
 from pipeline.serve.supervisor.state import READY, Folder, require_known
 
 from .request import Request
@@ -33,8 +33,6 @@ def ps(session: Session) -> None:
 
 def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) -> None:
     """Print a table, or JSON."""
-    from pipeline.serve.supervisor import liveness, status
-
     names = request.servers.names
     for pid in filter(None, map(liveness.suspended, places)):
         log.info(
@@ -98,7 +96,6 @@ def needs(need: Mapping[str, int]) -> str:
 def logs(session: Session) -> None:
     """Print the last lines of the logs, and with follow=1 new ones. Raises PipelineError."""
     from pipeline.serve import logfile
-    from pipeline.serve.supervisor import liveness
 
     requested, paths = session.request.servers, log_files(session)
     if requested.follow and len(paths) > 1:
@@ -130,8 +127,6 @@ def log_files(session: Session) -> dict[str, tuple[Folder, Path]]:
 
 def down(session: Session) -> None:
     """Stop the named servers, or all of the configuration. Raises PipelineError."""
-    from pipeline.serve.supervisor import control
-
     names, places = session.request.servers.names, folders(session)
     if names and not places:
         require_known(names, [])
@@ -149,8 +144,6 @@ def down(session: Session) -> None:
 
 def load(session: Session) -> None:
     """Load the named instances, making room for them, and wait for them. Raises PipelineError."""
-    from pipeline.serve.supervisor import control
-
     failed = [
         f"{name} is {status.state}: {status.problem or status.reason}"
         for at, names in _named(session)
@@ -163,8 +156,6 @@ def load(session: Session) -> None:
 
 def unload(session: Session) -> None:
     """Unload the named instances once they have answered their requests. Raises PipelineError."""
-    from pipeline.serve.supervisor import control
-
     for at, names in _named(session):
         control.obey(at, names, loads=False)
     _report(session, "unloaded")
@@ -213,8 +204,6 @@ def folders(session: Session) -> list[Folder]:
         if session.servers and not at.wanted.exists():
             _ = session.servers.configuration  # never up: raises if the file cannot be read either
         return [at]
-    from pipeline.serve.supervisor import liveness, marker
-
     marked = marker.everywhere()
     return [
         at

@@ -26,7 +26,7 @@ from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
-from pipeline.serve.supervisor import state
+from pipeline.serve.supervisor import environment, state
 
 from . import beside, estimate, leftovers, server_options, summary, tuned
 from .estimate import MemoryEstimate
@@ -239,8 +239,6 @@ def run(
     programs: Programs, server: Server, names_context: bool, not_started: Sequence[str] = ()
 ) -> None:
     """One server in the foreground, with its summary once it is ready. Raises PipelineError."""
-    from pipeline.serve.supervisor.environment import environment
-
     run = programs.home.run
 
     def ready(seconds: float, output: str) -> None:
@@ -255,7 +253,7 @@ def run(
 
     leftovers.begin(programs.home, served.files(server))
     at = state.folder(programs.home, f"serve-{server.port}")
-    supervise.foreground(server, env=environment(server, at), ready=ready)
+    supervise.foreground(server, env=environment.environment(server, at), ready=ready)
 
 
 def memory_warnings(fit: Fit) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline.core.store import stat_cache
 from pipeline.core.variables import variables
 from pipeline.models import on_disk
 from pipeline.serve import flags
+from pipeline.serve.config import instances, profiles, toml_form
 from pipeline.serve.config.configuration import wrong_name
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
@@ -94,21 +95,15 @@ class Servers:
     def _read(self) -> Configuration:
         requested = self.requested
         if requested.config:
-            from pipeline.serve.config.toml_form import load
-
             engine = requested.engine if requested.engine in CONFIGS else ""
             variable = OVERRIDES[engine or LLAMA_CPP]
-            over = os.environ.get(variable, "")
-            file = Path(requested.config)
-            return load(
-                file,
+            return toml_form.load(
+                Path(requested.config),
                 engine=engine,
-                overrides=over,
+                overrides=os.environ.get(variable, ""),
                 where=variable,
                 stored=lambda written: stored_instances(self.home, self.at, written),
             )
-        from pipeline.serve.config.profiles import load_profile
-
         own = {
             name: value
             for name, value in self.variables.items()
@@ -116,7 +111,8 @@ class Servers:
         }
         if self.request.device is None:
             own.pop("device", None)  # it names a backend
-        return load_profile(Path(requested.registry), requested.profile, os.environ, variables=own)
+        registry, profile = Path(requested.registry), requested.profile
+        return profiles.load_profile(registry, profile, os.environ, variables=own)
 
     def _find_models(self) -> None:
         """Find each model that is to be prepared, by the name of the first instance with it."""
@@ -159,10 +155,8 @@ class Servers:
     def own(self) -> Path | None:
         """The llama-server that the file names, that of LLAMA_SERVER_BINS_DIR, that of an installed
         package, or, where none is in `bins/`, that on PATH. Raises UsageError."""
-        from pipeline.serve.config.instances import program
-
         programs, name = self.programs, program_file("llama-server")
-        if named := program(self.configuration, None):
+        if named := instances.program(self.configuration, None):
             return named
         if programs.are_external:
             return programs.binaries.program("llama-server")
@@ -220,18 +214,14 @@ class Servers:
 
     def names_context(self, name: str) -> bool:
         """Whether the file names the context of this server."""
-        from pipeline.serve.config import instances
-
         specs = [spec for spec in self.configuration.enabled if spec.name == name]
         return any(instances.resolve(spec, self.flags()).has("ctx-size") for spec in specs)
 
     def logs(self) -> dict[str, Path]:
         """The log of each server."""
-        from pipeline.serve.config.instances import log_file, log_folder
-
-        folder = log_folder(self.home.logs, os.environ)
+        folder = instances.log_folder(self.home.logs, os.environ)
         enabled = self.configuration.enabled
-        return {spec.name: log_file(self.configuration, spec, folder) for spec in enabled}
+        return {x.name: instances.log_file(self.configuration, x, folder) for x in enabled}
 
 
 def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,11 @@ from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.text import table
 from pipeline.serve import placing, served
+from pipeline.serve.config import instances as configured
+from pipeline.serve.config import options
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.supervisor import control, liveness, unit
 from pipeline.serve.supervisor.state import (
     ASLEEP,
     ENDED,
@@ -44,12 +47,10 @@ PATHS = ("LLAMA_PIPELINE_HOME", "LLAMA_PIPELINE_CACHE", "LLAMA_SERVER_BINS_DIR",
 
 def prepare(servers: Servers) -> DesiredState:
     """What `up` starts (of name= only these), models and keys in place. Raises PipelineError."""
-    from pipeline.serve.config import instances
-
     configuration = servers.configuration
     servers.require_placed()
     launch.install_models(servers)
-    for made in instances.write_keys(configuration, servers.flags(), servers.keys):
+    for made in configured.write_keys(configuration, servers.flags(), servers.keys):
         log.info(made)
     if configuration.gateway.enable:
         gateway.ready(servers)
@@ -94,8 +95,6 @@ def planned(servers: Servers) -> tuple[Server, ...]:
 
 def up(servers: Servers) -> None:
     """Start the servers that do not run yet. Raises PipelineError where one does not get ready."""
-    from pipeline.serve.supervisor import control
-
     if servers.requested.watch:
         watch.follow(servers)
         return
@@ -125,18 +124,15 @@ def up(servers: Servers) -> None:
 
 def require_own_places(servers: Servers, desired: DesiredState) -> None:
     """Raise UsageError where a server of another configuration has the same log or port."""
-    from pipeline.serve.config.options import Address
-    from pipeline.serve.supervisor import liveness
-
     others, errors = list(liveness.running_elsewhere(servers.at)), []
     for server in desired.instances:
-        at = Address(server.host, server.port)
+        at = options.Address(server.host, server.port)
         for theirs, config in others:
             if server.log_file == theirs.log_file:
                 errors.append(
                     f"{server.name}: {server.log_file} is written by a server of {config}"
                 )
-            if at.clashes(Address(theirs.host, theirs.port)):
+            if at.clashes(options.Address(theirs.host, theirs.port)):
                 errors.append(
                     f"{server.name}: {at.host}:{at.port} is taken by a server of {config}"
                 )
@@ -164,8 +160,6 @@ def serve(servers: Servers) -> None:
 
 def systemd(servers: Servers) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
-    from pipeline.serve.supervisor.unit import systemd_unit
-
     if servers.is_overridden:
         raise UsageError(
             f"{servers.is_overridden} is set: a unit cannot hold it",
@@ -177,7 +171,7 @@ def systemd(servers: Servers) -> None:
     env |= {name: os.environ[name] for name in kept if name in os.environ}
     times = [spec.control.stop_timeout for spec in servers.configuration.enabled]
     print(
-        systemd_unit(
+        unit.systemd_unit(
             servers.configuration.label,
             [str(REPOSITORY / "doitw"), "up", *(f"{n}={v}" for n, v in words.items())],
             folder=user_folder(),
@@ -214,8 +208,6 @@ def report(servers: Servers, server: Server, status: ServerStatus) -> None:
 
 def stay(at: Folder, instances: Sequence[Server]) -> None:
     """Wait for the end of those that are not for the background; Ctrl-C stops them."""
-    from pipeline.serve.supervisor import control, liveness
-
     if not instances:
         return
     names = [server.name for server in instances]

@@ -18,6 +18,7 @@ from pipeline.core.paths import Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors
 from pipeline.models import lockfile
+from pipeline.serve.supervisor import liveness, state
 
 from . import check, leftovers, make, upgrade_report
 from .programs import Programs
@@ -60,17 +61,17 @@ def find(session: Session) -> Source:
     if to == PINNED or is_of(to, source.pinned_revision()):
         return source.pinned(home)
     if to == PREVIOUS:
-        state = active.read(home)
-        if state is None:
+        known = active.read(home)
+        if known is None:
             raise UsageError("to=previous: there was no other llama.cpp before this one")
-        return source.upgraded(home, state.previous) if state.previous else source.pinned(home)
-    known = [revision for revision in source.unpacked(home) if is_of(to, revision)]
-    revision = next(iter(known), None) or upstream.in_submodule(to, source.submodule())
+        return source.upgraded(home, known.previous) if known.previous else source.pinned(home)
+    here = [revision for revision in source.unpacked(home) if is_of(to, revision)]
+    revision = next(iter(here), None) or upstream.in_submodule(to, source.submodule())
     if revision is None and session.request.offline:
-        here = ", ".join(map(str, source.unpacked(home))) or "only the pinned one"
+        names = ", ".join(map(str, source.unpacked(home))) or "only the pinned one"
         raise UsageError(
             f"to={to}: GitHub has to be asked which commit that is, and offline=1 forbids it",
-            f"run it without offline=1, or take what is here: {here}",
+            f"run it without offline=1, or take what is here: {names}",
         )
     revision = revision or upstream.find(to)
     if revision.commit == source.pinned_revision().commit:
@@ -173,16 +174,14 @@ def agreed(request: Request, target: Source) -> bool:
 def switch(home: Home, target: Source) -> None:
     """Make the target the active one, in one step. Raises PipelineError."""
     with disk_errors(home.bins), only_one(active.file(home)):
-        state = active.read(home) if not unreadable(home) else None
-        if state is None or state.active != target.upgrade:  # else another run was quicker
-            previous = state.active if state else None
+        known = active.read(home) if not unreadable(home) else None
+        if known is None or known.active != target.upgrade:  # else another run was quicker
+            previous = known.active if known else None
             active.write(home, Active(active=target.upgrade, previous=previous))
 
 
 def tell_running(home: Home) -> None:
     """Say which servers are up: they keep the programs that they were started with."""
-    from pipeline.serve.supervisor import liveness, state
-
     running = liveness.running_elsewhere(state.folder(home, ""))
     if names := sorted({server.name for server, _ in running}):
         log.info(

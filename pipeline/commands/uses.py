@@ -16,6 +16,7 @@ from pipeline.core.store import active
 from pipeline.models import lockfile, on_disk, resolve
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import served
+from pipeline.serve.supervisor import liveness, state
 
 from .model import Model
 from .session import Session
@@ -73,8 +74,6 @@ def find(session: Session, stored: OnDisk) -> Uses:
 
 def running(home: Home) -> Iterator[Use]:
     """The files of the servers that are up, and of those that are served in the foreground."""
-    from pipeline.serve.supervisor import liveness, state
-
     for run in active.others(home.run):
         for file in run.files or ():
             yield Use(by=run.command, file=_real(file), is_running=True)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import is_digits
-from pipeline.serve.config import named
+from pipeline.serve.config import instances, named, profiles
 from pipeline.serve.health import is_ready
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
@@ -73,11 +73,8 @@ def _named(name: str, **address: Any) -> Server:
 
 def of_profile(environ: Mapping[str, str]) -> Server:
     """The server of the profile that the environment names, by address. Raises PipelineError."""
-    from pipeline.serve.config import instances
-    from pipeline.serve.config.profiles import load_profile
-
     profile = environ[named.PROFILE].strip()
-    loaded = load_profile(Path(named.registry(environ)), profile, environ)
+    loaded = profiles.load_profile(Path(named.registry(environ)), profile, environ)
     return _named(profile, **instances.reached_at(instances.resolve(loaded.specs[0], None)))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bins.compile import source
+from pipeline.commands import request
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import home, project_version
 from pipeline.core.variables import NO, YES, Variable, flag, variables
@@ -156,9 +158,7 @@ def _parser(word: str, name: str, command: str) -> object:
     table = parsers()
     if name in table:
         return table[name]
-    from pipeline.commands.request import elsewhere
-
-    if meant := elsewhere(name):
+    if meant := request.elsewhere(name):
         raise UsageError(
             f"{word}: there is no such option", f"here it is --{meant.replace('_', '-')}"
         )
@@ -225,8 +225,6 @@ def require_read(words: Iterable[str], given: Mapping[str, str]) -> None:
 def versions() -> str:
     """This project's, llama.cpp's and doit's."""
     from importlib.metadata import version
-
-    from pipeline.bins.compile import source
 
     return "\n".join(
         [

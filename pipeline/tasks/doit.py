@@ -25,6 +25,7 @@ from doit.dependency import JsonDB
 from doit.exceptions import TaskFailed
 from doit.reporter import ConsoleReporter
 
+from pipeline.commands import remove
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
 from pipeline.core import log, paths
@@ -309,12 +310,10 @@ class Clean(DoitClean):  # type: ignore[misc]
 
     def clean_tasks(self, tasks: Iterable[Any], dryrun: bool, cleanforget: bool) -> None:
         """Clean each of them once; `cleanforget` changes nothing, the receipts always go."""
-        from pipeline.commands.remove import no_other_run
-
         makers = [task for task in {t.name: t for t in tasks}.values() if task.clean_actions]
 
         def clean() -> None:
-            with nullcontext() if dryrun or not makers else no_other_run(paths.home()):
+            with nullcontext() if dryrun or not makers else remove.no_other_run(paths.home()):
                 for task in makers:
                     task.clean(io.StringIO(), dryrun)
                     self.outstream.write(f"{'would clean' if dryrun else 'cleaned'} {task.name}\n")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msgspec import Struct
 
+from pipeline.commands import variables
 from pipeline.core.errors import PipelineError
+from pipeline.models import quants
 
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
@@ -82,8 +84,6 @@ def step_models(session: Session) -> dict[str, Model]:
 def before_resolve(model: Model) -> list[str]:
     """Of a folder the source knows the architectures, and quant=auto and fit ask the programs and
     the converter. All else is resolved before any of it."""
-    from pipeline.models import quants
-
     reference = model.request.reference
     if reference is None or model.base:
         return []
@@ -132,6 +132,4 @@ def builds(session: Session) -> list[str]:
 
 def is_router(session: Session) -> bool:
     """Whether llama-server's own router is the gateway, which starts the servers itself."""
-    from pipeline.commands.variables import ROUTER
-
-    return session.request.servers.engine == ROUTER
+    return session.request.servers.engine == variables.ROUTER
