@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from pipeline.chat import completions, terminal
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
@@ -31,9 +31,6 @@ from pipeline.serve.supervisor.state import READY, require_known
 from . import estimate, ps, serve
 from .model import Model
 from .session import Session
-
-if TYPE_CHECKING:
-    from pipeline.chat.completions import ChatServer
 
 
 def check(session: Session) -> None:
@@ -146,18 +143,15 @@ def chat(session: Session) -> None:
         if text := question(request.prompt):
             ask(server, request.system, text)
             return
-        from pipeline.chat.terminal import converse
+        history = session.home.run / "chat" / "history"
+        terminal.converse(server, request.system, history, require_running)
 
-        converse(server, request.system, session.home.run / "chat" / "history", require_running)
 
-
-def ask(server: ChatServer, system: str, text: str) -> None:
+def ask(server: completions.ChatServer, system: str, text: str) -> None:
     """Print the answer to one question, as it comes. Raises PipelineError."""
     import asyncio
 
-    from pipeline.chat.completions import Conversation, answer
-
-    conversation, last = Conversation(system), ""
+    conversation, last = completions.Conversation(system), ""
     conversation.ask(text)
 
     def show(text: str, reasoning: str) -> None:
@@ -166,7 +160,7 @@ def ask(server: ChatServer, system: str, text: str) -> None:
         print(text, end="", flush=True)
 
     try:
-        ending = asyncio.run(answer(server, conversation.messages, show))
+        ending = asyncio.run(completions.answer(server, conversation.messages, show))
     finally:
         if last and not last.endswith("\n"):
             print(flush=True)
@@ -176,7 +170,7 @@ def ask(server: ChatServer, system: str, text: str) -> None:
         log.info(f"warning: {ending.cut}")
 
 
-Talk = tuple["ChatServer", Callable[[], None]]
+Talk = tuple["completions.ChatServer", Callable[[], None]]
 
 
 @contextmanager
@@ -213,12 +207,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def chat_server(server: Server, larger: str) -> ChatServer:
+def chat_server(server: Server, larger: str) -> completions.ChatServer:
     """How a server that the pipeline started is reached."""
-    from pipeline.chat.completions import ChatServer
-
     key = first_key(Path(server.api_key_file)) if server.api_key_file else ""
-    return ChatServer(
+    return completions.ChatServer(
         url=server.url,
         model=server.model_name,
         key=key,
@@ -227,10 +219,8 @@ def chat_server(server: Server, larger: str) -> ChatServer:
     )
 
 
-def at_url(session: Session) -> ChatServer:
+def at_url(session: Session) -> completions.ChatServer:
     """The server of url=, with the model of name=, or its only one. Raises PipelineError."""
-    from pipeline.chat.completions import ChatServer
-
     request = session.request
     url = request.servers.url.rstrip("/").removesuffix("/v1")
     key = first_key(Path(request.api_key_file)) if request.api_key_file else ""
@@ -241,10 +231,10 @@ def at_url(session: Session) -> ChatServer:
     require_known(names, models)
     model = names[0] if names else models[0]
     context = claude.context_of(url, key, model)
-    return ChatServer(url=url, model=model, key=key, context=context)
+    return completions.ChatServer(url=url, model=model, key=key, context=context)
 
 
-def running(session: Session) -> ChatServer:
+def running(session: Session) -> completions.ChatServer:
     """The server that name= names, or the only one that is up. Raises PipelineError."""
     places = ps.by_name(session)
     servers = {name: server for name, (_, server) in places.items()}
