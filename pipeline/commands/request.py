@@ -251,11 +251,10 @@ def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
         raise UsageError(
             f"{compiled[0]}: is for what is compiled, not for bins={options.source}", "leave it out"
         )
-    if options.release and options.source != "prebuilt":
-        raise UsageError("release: is for bins=prebuilt", "add it, or leave release out")
+    for name in ("release", "attestation"):
+        if name in values and options.source != "prebuilt":
+            raise UsageError(f"{name}: is for bins=prebuilt", f"add it, or leave {name} out")
     attestation = options.attestation
-    if "attestation" in values and options.source != "prebuilt":
-        raise UsageError("attestation: is for bins=prebuilt", "add it, or leave attestation out")
     if attestation not in (AUTO, REQUIRED, OFF):
         attestation = str(
             _file("attestation", attestation, f"{AUTO}, {REQUIRED}, {OFF}, or a bundle's path")
@@ -381,8 +380,7 @@ def _adapters(
 def _beside(name: str, value: str, words: Mapping[str, str]) -> Request:
     """What the variable `name` asks for beside the model: made as that one, with the same
     programs. Raises UsageError."""
-    groups = (BuildOptions, RunVariables)
-    shared = {each.name for group in groups for each in variables(group).values()}
+    shared = {x.name for each in (BuildOptions, RunVariables) for x in variables(each).values()}
     kept = {name: words[name] for name in words.keys() & shared}
     try:
         return request({**kept, "model": value, "mmproj": NO_PROJECTOR})

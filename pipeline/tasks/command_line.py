@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bins.compile import source
@@ -182,7 +181,6 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
     return rest.popleft()
 
 
-@cache
 def parsers() -> Mapping[str, object]:
     """The parser of each variable, by its name: loaded only where an option is written."""
     from pipeline.commands.variables import TABLE

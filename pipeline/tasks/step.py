@@ -69,6 +69,7 @@ class ModelStep(AnyStep["Model"], Struct, frozen=True):
     """A step of one model: one sub-task for each model of a file of servers."""
 
     needs_model: bool = True
+    also: str = "serve"
 
 
 def step_models(session: Session) -> dict[str, Model]:

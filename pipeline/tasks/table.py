@@ -63,7 +63,6 @@ def making(
         clean=lambda model: do.clean.clean(model, name),
         forget=lambda model: do.clean.forget(model, name),
         reads=MAKING,
-        also="serve",
     )
 
 
@@ -162,7 +161,6 @@ STEPS: tuple[Step | ModelStep, ...] = (
         clean=lambda model: do.clean.clean_resolve(model),
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
         reads=MODEL,
-        also="serve",
     ),
     making(
         "fetch",
