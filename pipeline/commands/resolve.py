@@ -36,13 +36,8 @@ from .estimate import MemoryEstimate
 from .model import Model
 
 if TYPE_CHECKING:
-    from pipeline.models.choice import Option
-    from pipeline.models.contents import Readable
-    from pipeline.models.gguf import Header
-    from pipeline.models.hub import Listing
     from pipeline.models.reference import Reference
     from pipeline.models.resolve import ModelFile, Resolved
-    from pipeline.models.safetensors import Head
 
 MOST_BITS = 850  # hundredths of a mix that is decided here: as Q8_0; more makes hardly a difference
 BASE = "put it into the adapter's folder, or pass model= in safetensors, or the adapter as GGUF"
@@ -56,19 +51,19 @@ class RepoFiles:
         self.model = model
         self.listing = listing(model)
         self.room = capacity.memory()
-        self._readables: dict[ModelFile, Readable] = {}
-        self._measured: dict[str, tuple[Option, MemoryEstimate]] = {}
+        self._readables: dict[ModelFile, contents.Readable] = {}
+        self._measured: dict[str, tuple[choice.Option, MemoryEstimate]] = {}
 
     def read(self, file: ModelFile) -> bytes:
         """A small file, whole. Raises PipelineError for a large one."""
         return self._readable(file).whole()
 
-    def read_header(self, files: Sequence[ModelFile]) -> Header:
+    def read_header(self, files: Sequence[ModelFile]) -> gguf.Header:
         """The header of a GGUF's first file."""
         with self._owner_explained():
             return skeleton.prefix(self._readable(files[0]))[1]
 
-    def read_head(self, file: ModelFile) -> Head:
+    def read_head(self, file: ModelFile) -> safetensors.Head:
         """The header of a safetensors file."""
         with self._owner_explained():
             return safetensors.head(self._readable(file))
@@ -82,7 +77,7 @@ class RepoFiles:
             hint = "its owner uploaded it like this: use another file, revision or repository"
             raise PipelineError(f"{self.listing.repo}: {error.message}", hint) from None
 
-    def outlook(self, option: Option) -> MemoryEstimate:
+    def outlook(self, option: choice.Option) -> MemoryEstimate:
         """What an option takes. One header is read for all quants of a model: they differ by
         their weights."""
         stem = choice.stem(option)
@@ -100,7 +95,7 @@ class RepoFiles:
 
         return MemoryEstimate(bytes=option.bytes, trained=ahead.trained, at=at, header=ahead.header)
 
-    def fits(self, option: Option) -> bool:
+    def fits(self, option: choice.Option) -> bool:
         """Whether an option fits this host's memory, with the projector that it may get."""
         files, own = self.model.request.file_filter, self.model.request.mmproj
         beside = (
@@ -199,7 +194,7 @@ class RepoFiles:
         data = self._readable(self.listing.files[name]).whole()
         return checkpoint.document(data, f"{self.listing.repo}: {name}")
 
-    def _readable(self, file: ModelFile) -> Readable:
+    def _readable(self, file: ModelFile) -> contents.Readable:
         if file not in self._readables:
             repo = self.listing.repo
             self._readables[file] = (
@@ -216,7 +211,7 @@ def require_architecture(model: Model, resolved: Resolved) -> None:
         checkpoint.require_known(resolved.architecture, model.architectures(), resolved.name)
 
 
-def listing(model: Model) -> Listing:
+def listing(model: Model) -> hub.Listing:
     """The repository's files: one request a run. Raises PipelineError."""
     if model.listing is None:
         reference = model.require_reference()
@@ -224,7 +219,7 @@ def listing(model: Model) -> Listing:
     return model.listing
 
 
-def _cached(reference: Reference) -> Listing:
+def _cached(reference: Reference) -> hub.Listing:
     """The files that the user's Hugging Face cache holds. Raises PipelineError."""
     listing = hub.cached(reference)
     if listing is None:
