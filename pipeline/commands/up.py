@@ -17,8 +17,7 @@ from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import last_lines
 from pipeline.core.text import table
 from pipeline.serve import placing, served
-from pipeline.serve.config import instances as configured
-from pipeline.serve.config import options
+from pipeline.serve.config import instances, options
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
 from pipeline.serve.supervisor import control, liveness, unit
@@ -50,7 +49,7 @@ def prepare(servers: Servers) -> DesiredState:
     configuration = servers.configuration
     servers.require_placed()
     launch.install_models(servers)
-    for made in configured.write_keys(configuration, servers.flags(), servers.keys):
+    for made in instances.write_keys(configuration, servers.flags(), servers.keys):
         log.info(made)
     if configuration.gateway.enable:
         gateway.ready(servers)
