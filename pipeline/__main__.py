@@ -30,26 +30,25 @@ def main() -> None:
     from pipeline.core import log
     from pipeline.core.errors import UsageError
 
-    from .tasks import command_line
+    from .tasks import completion
+    from .tasks.command_line import PRINTING, understood, versions
 
     log.guard_streams()  # before doit is imported, which takes stdout as it is then
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
-        print(command_line.versions())
+        print(versions())
         return
     if words[:2] == ["completion", "words"] and words[2:]:
-        from .tasks import completion
-
         print(*completion.candidates(words[2].removeprefix("="), words[3:]), sep="\n")
         return
     if words[:1] in (["-h"], ["--help"]):
         words = ["help"]
     try:
-        words = command_line.understood(words)
+        words = understood(words)
     except UsageError as error:
         print(f"doitw: {error}", file=sys.stderr)
         sys.exit(3)
-    if words[:1] and words[0] in command_line.PRINTING and hasattr(signal, "SIGPIPE"):
+    if words[:1] and words[0] in PRINTING and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head`: no word about it
     sys.argv = ["doitw", *words]  # what doit tells its user to type; read when it is imported
     with imported_when_called(*UNUSED):

@@ -35,6 +35,7 @@ from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.core.store import publish
 from pipeline.serve.server import OFF
 
+from . import completion, reference
 from .command_line import require_read, understood
 from .step import AnyStep, ModelStep, Step, Subject, step_models
 
@@ -347,8 +348,6 @@ class Help(DoitHelp):  # type: ignore[misc]
     doc_usage = "[TASK] [VARIABLE] [COMMAND]"
 
     def execute(self, params: Any, args: list[str]) -> int:
-        from . import reference
-
         text = reference.help_of(args[0]) if len(args) == 1 and args[0] not in self.cmds else ""
         if text:
             print(text, end="")
@@ -369,8 +368,6 @@ class Completion(Command):  # type: ignore[misc]
     )
 
     def execute(self, params: Any, args: list[str]) -> int:
-        from . import completion
-
         shell = next(iter(args), params["shell"])
         if shell not in completion.SHELLS or len(args) > 1:
             known = ", ".join(completion.SHELLS)

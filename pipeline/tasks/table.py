@@ -13,30 +13,16 @@ from pipeline import commands as do
 from pipeline.bins.compile import source, web_ui
 from pipeline.models import converter
 
+from . import nodes, step
 from .checks import HIDDEN
-from .step import (
-    PREPARATION,
-    PREPARED_FOR,
-    ModelStep,
-    Step,
-    after_resolve,
-    before_build,
-    before_resolve,
-    before_start,
-    before_talk,
-    beside_build,
-    is_named,
-    is_router,
-)
+from .step import PREPARATION, PREPARED_FOR, ModelStep, Step
 
 if TYPE_CHECKING:
     from pipeline.commands.model import Model
-    from pipeline.commands.session import Session
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
 RUN = ("force", "refresh", "frozen", "offline")
-KNOWN = ("frozen", "offline")  # of steps that make nothing anew
 MODEL = ("model", "config", "profile", *RUN)
 GATE = ("max_kld", "min_cosine", "text", "chunks")  # whether a quant is published
 MAKING = (*MODEL, *GATE, "programs")
@@ -66,12 +52,6 @@ def making(
     )
 
 
-def draw_graph(session: Session) -> None:
-    from .nodes import nodes  # of no use to any other step
-
-    do.graph.graph(session, nodes(STEPS, session))
-
-
 STEPS: tuple[Step | ModelStep, ...] = (
     # llama.cpp's programs
     Step(
@@ -80,7 +60,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         run=lambda session: do.make.get_source(session.programs),
         done=lambda session: session.all_models(lambda model: model.source_is_done()),
         due="not on disk as it was checked",
-        after=lambda session: ["_check", *after_resolve(session, "source")],
+        after=lambda session: ["_check", *step.after_resolve(session, "source")],
         clean=lambda session: do.clean.clean_source(session.programs),
         forget=lambda session: source.forget(session.programs.llama_cpp),
         reads=OWN,
@@ -116,7 +96,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         run=lambda session: do.make.build_bins(session),
         done=lambda session: session.programs.are_done(),
         due="not built of this source, with these options, for this processor",
-        after=lambda session: ["_check", "_compiler", *before_build(session)],
+        after=lambda session: ["_check", "_compiler", *step.before_build(session)],
         setup=lambda session: ["source", "cuda_toolkit"] if session.programs.are_compiled else [],
         clean=lambda session: do.clean.clean_bins(session.programs),
         forget=lambda session: session.programs.forget(),
@@ -157,7 +137,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         run=lambda model: do.resolve.resolve(model),
         done=lambda model: model.resolve_is_done(),
         due="not resolved yet",
-        after=lambda model: ["_check", *before_resolve(model)],
+        after=lambda model: ["_check", *step.before_resolve(model)],
         clean=lambda model: do.clean.clean_resolve(model),
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
         reads=MODEL,
@@ -168,8 +148,8 @@ STEPS: tuple[Step | ModelStep, ...] = (
         run=lambda model: do.make.fetch(model),
         # options of the server are checked first, where there are any
         after=lambda model: [
-            *("resolve", "_fits", *before_talk()),
-            *(["_settle", "_flags"] if model.request.server else beside_build()),
+            *("resolve", "_fits", *step.before_talk()),
+            *(["_settle", "_flags"] if model.request.server else step.beside_build()),
         ],
     ),
     Step(
@@ -178,7 +158,9 @@ STEPS: tuple[Step | ModelStep, ...] = (
         run=lambda session: do.make.make_converter(session.home, session.request),
         done=lambda session: session.all_models(lambda model: model.converter_is_done()),
         due="not installed, or changed since then",
-        after=lambda session: ["_settle", "fetch"] if after_resolve(session, "converter") else [],
+        after=lambda session: (
+            ["_settle", "fetch"] if step.after_resolve(session, "converter") else []
+        ),
         clean=lambda session: do.clean.clean_converter(session.home),
         forget=lambda session: converter.forget(session.home),
         reads=OWN,
@@ -187,7 +169,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
     making(
         "convert",
         "convert safetensors to GGUF",
-        run=lambda model: do.make.convert(model, is_named=is_named("convert")),
+        run=lambda model: do.make.convert(model, is_named=step.is_named("convert")),
         after=PREPARATION[:-2],
     ),
     making(
@@ -200,7 +182,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "prepare",
         "do all that serve needs, and start nothing",
         run=lambda session: do.launch.install_models(session.servers) if session.servers else None,
-        after=lambda session: before_start(session) if session.servers else ["_frozen"],
+        after=lambda session: step.before_start(session) if session.servers else ["_frozen"],
         needs_model=True,
         is_group=lambda session: session.servers is None,
         reads=MAKING,
@@ -213,7 +195,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
             do.up.serve(session.servers) if session.servers else do.serve.serve(session.model)
         ),
         after=lambda session: (
-            before_start(session)
+            step.before_start(session)
             if session.servers
             else ["_port", *(["_flags"] if session.request.server else []), "_frozen"]
         ),
@@ -275,7 +257,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
             if session.request.servers.dry_run
             else do.up.up(session.require_servers())
         ),
-        after=lambda session: [] if session.request.servers.dry_run else before_start(session),
+        after=lambda session: [] if session.request.servers.dry_run else step.before_start(session),
         reads=("file", "programs", *OF_SERVERS, "tuned", *RUN, "format"),
         also="serve",
     ),
@@ -313,7 +295,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "gateway",
         "serve one address for all servers of config=, in the foreground",
         run=lambda session: do.gateway.run(session),
-        after=lambda session: before_start(session) if is_router(session) else [],
+        after=lambda session: step.before_start(session) if step.is_router(session) else [],
         reads=("file", "programs", "host", "port", "api_key_file"),
         also="serve",
     ),
@@ -363,7 +345,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
     Step(
         "graph",
         "draw the steps that model= takes, and which of them have something to do",
-        run=draw_graph,
+        run=lambda session: do.graph.graph(session, nodes.nodes(STEPS, session)),
         reads=("model", "config", "profile", "engine", "programs", *RUN, "format", "out"),
         also="serve",
     ),
@@ -371,13 +353,13 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "provenance",
         "write a statement of what the GGUF of model=, or the package pkg=, was made from",
         run=lambda session: do.provenance.provenance(session),
-        reads=("model", "pkg", "out", "key", "builder", "programs", *KNOWN, "format"),
+        reads=("model", "pkg", "out", "key", "builder", "programs", "frozen", "offline", "format"),
     ),
     Step(
         "sign",
         "sign the .gguf, folder or package of model= or pkg= with key=",
         run=lambda session: do.provenance.sign(session),
-        reads=("model", "pkg", "key", "programs", *KNOWN, "format"),
+        reads=("model", "pkg", "key", "programs", "frozen", "offline", "format"),
     ),
     Step(
         "verify",
