@@ -367,10 +367,7 @@ class RunVariables(Group):
     )
     frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse", False)
     offline: bool = variable(
-        flag,
-        "use no network",
-        False,
-        shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is",
+        flag, "use no network", False, shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is"
     )
     yes: bool = variable(flag, "go ahead without asking", False, of=("remove", "prune", "upgrade"))
     format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
