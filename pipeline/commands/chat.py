@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -22,14 +21,14 @@ from pipeline.core.text import decoded
 from pipeline.deploy import claude
 from pipeline.models import chat_template, gguf
 from pipeline.models.gguf import Header
-from pipeline.serve import supervise
 from pipeline.serve.keys import first_key
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import environment, liveness, state
+from pipeline.serve.supervisor import liveness, state
 from pipeline.serve.supervisor.state import READY, require_known
 
 from . import estimate, ps, serve
 from .model import Model
+from .serve import free_port
 from .session import Session
 
 
@@ -194,17 +193,8 @@ def served(original: Model) -> Iterator[Talk]:
     file = model.home.logs / f"chat-{model.request.port}.log"
     server = replace(serve.checked_server(model), log_file=str(file))
     require_chat_server(model.home, server, model.require_resolved().name)
-    at = state.folder(model.home, f"chat-{server.port}")
-    with supervise.beside(server, env=environment.environment(server, at)) as require_running:
+    with serve.temporary(model.home, server) as require_running:
         yield chat_server(server, "ctx_size=…, a larger one"), require_running
-    file.unlink(missing_ok=True)  # of use only where something went wrong
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def chat_server(server: Server, larger: str) -> completions.ChatServer:

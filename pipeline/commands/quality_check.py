@@ -14,15 +14,11 @@ from pipeline.models.chain import Chain
 from pipeline.models.formula import BITS
 from pipeline.report import quality
 from pipeline.report.quality import Measured
-from pipeline.serve import supervise
 from pipeline.serve.config import instances
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import state
-from pipeline.serve.supervisor.environment import environment
 
 from . import quality_gate, quality_setup, serve, server_options
-from .chat import free_port
 from .model import Model
 
 CTX_SIZE = 2048  # tokens that a server reads at once: several times what a passage has
@@ -79,7 +75,7 @@ def serving(model: Model, path: Path) -> Iterator[Server]:
     """A llama-server on a free port of this machine with the GGUF `path`, while the block runs.
     Raises PipelineError."""
     header = gguf.read(path)
-    ours: dict[str, Any] = {"port": free_port(), "host": "127.0.0.1"}
+    ours: dict[str, Any] = {"port": serve.free_port(), "host": "127.0.0.1"}
     # What the user's server gets has no part in what is measured.
     ours |= dict.fromkeys(("ctx_size", "parallel", "batch_size", "alias", "draft"))
     ours |= {"api_key_file": "", "adapters": (), "server": {}}
@@ -100,7 +96,5 @@ def serving(model: Model, path: Path) -> Iterator[Server]:
         log=log_file,
         xdg=model.home.run / "xdg",
     )
-    at = state.folder(model.home, f"quality-{server.port}")
-    with supervise.beside(server, env=environment(server, at)):
+    with serve.temporary(model.home, server):
         yield server
-    log_file.unlink(missing_ok=True)  # of use only where something went wrong

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -254,6 +256,24 @@ def run(
     leftovers.begin(programs.home, served.files(server))
     at = state.folder(programs.home, f"serve-{server.port}")
     supervise.foreground(server, env=environment.environment(server, at), ready=ready)
+
+
+@contextmanager
+def temporary(home: Home, server: Server) -> Iterator[Callable[[], None]]:
+    """A server of our own while the block runs, and a function that raises PipelineError once it
+    has ended. Its log stays where something went wrong."""
+    log_file = Path(server.log_file)
+    at = state.folder(home, log_file.stem)
+    with supervise.beside(server, env=environment.environment(server, at)) as require_running:
+        yield require_running
+    log_file.unlink(missing_ok=True)
+
+
+def free_port() -> int:
+    """A port of the loopback address that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def memory_warnings(fit: Fit) -> list[str]:

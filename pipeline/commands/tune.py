@@ -31,7 +31,7 @@ from pipeline.serve.config import instances, options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import Server
 
-from . import beside, chat, estimate, serve, summary, tuned
+from . import beside, estimate, serve, summary, tuned
 from .model import Model
 
 FOR_SEARCH = 0.8  # of the budget; the rest is for llama-server itself
@@ -78,7 +78,7 @@ def tune(model: Model) -> None:
 
 def prepared(original: Model) -> TuneTask:
     """What there is to tune. Raises PipelineError."""
-    model, port = copy(original), chat.free_port()
+    model, port = copy(original), serve.free_port()
     model.request = original.request.replace(tuned=False, host="127.0.0.1", port=port)
     server = serve.checked_server(model)
     file = model.require_chain().final
