@@ -33,7 +33,7 @@ from .session import Session
 
 
 def check(session: Session) -> None:
-    """Raise UsageError for what contradicts itself, or where there is nobody to ask."""
+    """Raise UsageError where variables contradict each other, or name nothing to talk with."""
     request = session.request
     typed = session.servers.variables.keys() if session.servers else set[str]()
     named = {

@@ -113,7 +113,7 @@ def check_request(model: Model) -> None:
 
 
 def require_known(models: Collection[Model]) -> None:
-    """Check models as a run would, and have them known for this run alone. Raises PipelineError."""
+    """Check models as a run would, and resolve them for this run alone. Raises PipelineError."""
     for model in models:
         check_request(model)
     for model in models:

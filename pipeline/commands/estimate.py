@@ -212,7 +212,7 @@ def headers(run: Path) -> Path:
 
 
 def folder_name(identity: str) -> str:
-    """Under what the headers of a GGUF are kept: by what its first file is."""
+    """The name of the folder with the headers of a GGUF, from the identity of its first file."""
     return identity.rpartition(":")[2][:24]
 
 
@@ -305,10 +305,8 @@ def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:
 
 
 def foreign_code(model: Model, chain: Chain) -> list[str]:
-    """The classes that a model's files name, where it is converted and they can be read already.
-
-    Raises PipelineError.
-    """
+    """The classes that the files of a model name that is converted, as far as they can be read.
+    Raises PipelineError."""
     if chain.conversion is None:
         return []
     named = [file for file in chain.resolved.files if foreign.may_name(file.name)]

@@ -38,8 +38,7 @@ def budget(file: Servers) -> dict[str, int]:
 
 
 def of_servers(file: Servers, servers: Iterable[Server]) -> dict[str, Bytes]:
-    """By server, the bytes that it takes of each device; less is known where a model is not here.
-    Raises PipelineError."""
+    """The bytes that each server takes of each device, by name. Raises PipelineError."""
     return {server.name: of_server(file, server) for server in servers if is_model(server)}
 
 

@@ -234,10 +234,8 @@ def _cached(reference: Reference) -> hub.Listing:
 
 
 def resolve(model: Model, *, store: bool = True) -> None:
-    """Have the model known, and what is wanted of it. `store=False` keeps it for this run only.
-
-    Raises PipelineError.
-    """
+    """Look the model up and decide its quant, with `store` for later runs too. Raises
+    PipelineError."""
     reference = model.require_reference()
     if reference.kind == "hub" and model.request.frozen:
         lockfile.resolved(model.require_locked(), model.home)  # says what is wrong with it

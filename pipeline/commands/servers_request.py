@@ -26,8 +26,7 @@ class ServersRequest(FileVariables):
 
 
 def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) -> ServersRequest:
-    """The file or profile that is named here, or else in the environment, unless a model is named.
-    Raises UsageError."""
+    """The file or profile of the command line, else of the environment. Raises UsageError."""
     typed = fill(FileVariables, values)
     config, profile, engine = typed.config, typed.profile, typed.engine
     named = [name for name in ("config", "profile", *MODEL_NAMES) if name in values]

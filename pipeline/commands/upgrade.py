@@ -56,7 +56,7 @@ def require_possible(session: Session) -> None:
 
 
 def find(session: Session) -> Source:
-    """The source that `to=` means. Only what is not here is asked for. Raises PipelineError."""
+    """The source that `to=` means; GitHub is asked last of all. Raises PipelineError."""
     to, home = session.request.to, session.home
     if to == PINNED or is_of(to, source.pinned_revision()):
         return source.pinned(home)

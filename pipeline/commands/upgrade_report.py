@@ -188,7 +188,7 @@ def fits(path: Path) -> bool:
 
 def is_model(path: Path) -> bool:
     """Whether it is the first file of a model, and no projector, adapter or matrix; what cannot be
-    read counts, since that is to be told."""
+    read counts, so that it is reported."""
     part = gguf.SHARD.fullmatch(path.name)
     if part and int(part["number"]) != 1:
         return False
@@ -225,8 +225,7 @@ def made_again(session: Session, before: Programs) -> Iterator[str]:
 def speeds(
     session: Session, before: Programs, after: Programs, loading: list[Path]
 ) -> list[SpeedChange]:
-    """The speed of both with the model of the command line, else with the largest that leaves half
-    of the free memory."""
+    """The speed of both with the requested model, else the largest of half the free memory."""
     pair = [each.binaries.find("llama-bench") for each in (before, after)]
     if None in pair:
         log.info("bench=1: one of the two has no llama-bench")

@@ -150,7 +150,7 @@ def check(path: Path, entry: Entry | None) -> str:
 
 
 def require_subject(session: Session) -> None:
-    """Raise UsageError where it is not said what a statement or a key is for."""
+    """Raise UsageError where a statement, a key or a signature is given without its file."""
     request = session.request
     if provenance.only_one_named(request) or request.reference:
         return

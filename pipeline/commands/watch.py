@@ -38,7 +38,7 @@ def check(servers: Servers) -> None:
 
 def follow(servers: Servers) -> None:
     """Run `up` now and after each change of the file, until Ctrl-C, which leaves the servers up.
-    What is wrong with a file is said, and its servers stay as they are."""
+    A wrong file is reported, and its servers stay as they are."""
     file = Path(servers.requested.config)
     words = [f"{name}={value}" for name, value in servers.words.items() if name != "watch"]
     command = [sys.executable, "-m", "doit", "up", *words]

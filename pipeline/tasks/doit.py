@@ -157,7 +157,7 @@ class Nothing(JsonDB):  # type: ignore[misc]
         self._db: dict[str, dict[str, Any]] = {}  # doit's own class looks for a file
 
     def dump(self) -> None:
-        """Nowhere."""
+        """Write nothing."""
 
 
 def sort_without_source() -> None:
