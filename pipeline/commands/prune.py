@@ -3,6 +3,8 @@ what it would take to serve it again."""
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -186,7 +188,8 @@ def is_older(path: Path, days: int) -> bool:
     of its lock, which whoever uses it takes."""
     times = [path, path.with_name(f".{path.name}.lock")]
     times += [*path.iterdir()] if path.is_dir() and not path.is_symlink() else []
-    newest = max(each.lstat().st_mtime for each in times if each.exists() or each.is_symlink())
+    written = (each.lstat().st_mtime for each in times if os.path.lexists(each))
+    newest = max(written, default=math.inf)  # gone meanwhile: another run has removed it
     return time.time() - newest >= days * DAY
 
 

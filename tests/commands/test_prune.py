@@ -38,3 +38,7 @@ def test_the_llama_cpp_before_this_one_stays(
         active.write(home, state)
     session = Session(request({}), {})
     assert [source.commit for source in prune.kept_sources(session)] == kept
+
+
+def test_what_another_run_has_just_removed_is_not_old(tmp_path: Path) -> None:
+    assert not prune.is_older(tmp_path / "gone", 0)
