@@ -33,8 +33,8 @@ def text(environ: Mapping[str, str]) -> str:
         notes={"llama-pipeline:requirements-sha256": sha256(LOCK)},
     )
     programs = Path(environ.get("LLAMA_SERVER_BINS_DIR") or os.devnull).parent
-    components = [*_distribution(), *_python(), *_llama_cpp(programs)]
-    return sbom.text(subject, components, _listed(programs))
+    llama_cpp, listed = _llama_cpp(programs)
+    return sbom.text(subject, [*_distribution(), *_python(), *llama_cpp], listed)
 
 
 def _distribution() -> Iterator[Component]:
@@ -79,19 +79,13 @@ def _python() -> Iterator[Component]:
     yield from (found[name] for name in sorted(found))
 
 
-def _llama_cpp(programs: Path) -> Iterator[Component]:
-    """llama.cpp, where its package has no bill of its own."""
-    manifest = programs / MANIFEST
-    if manifest.is_file() and not (programs / sbom.NAME).is_file():
-        commit = str(json.loads(manifest.read_text(encoding="utf-8"))["commit"])
-        purl = f"pkg:github/ggml-org/llama.cpp@{commit}"
-        yield Component(kind="application", name="llama.cpp", version=commit, purl=purl)
-
-
-def _listed(programs: Path) -> list[dict[str, object]]:
-    """What the bill of llama.cpp's package lists."""
-    bill = programs / sbom.NAME
-    if not bill.is_file():
-        return []
-    listed: list[dict[str, object]] = json.loads(bill.read_text(encoding="utf-8"))["components"]
-    return listed
+def _llama_cpp(programs: Path) -> tuple[list[Component], list[dict[str, object]]]:
+    """llama.cpp as a component, or what the bill of its package lists."""
+    manifest, bill = programs / MANIFEST, programs / sbom.NAME
+    if bill.is_file():
+        return [], json.loads(bill.read_text(encoding="utf-8"))["components"]
+    if not manifest.is_file():
+        return [], []
+    commit = str(json.loads(manifest.read_text(encoding="utf-8"))["commit"])
+    purl = f"pkg:github/ggml-org/llama.cpp@{commit}"
+    return [Component(kind="application", name="llama.cpp", version=commit, purl=purl)], []

@@ -130,13 +130,22 @@ def _json(value: object) -> str:
 
 def objects(gateway: Gateway, options: Options) -> list[dict[str, Any]]:
     """Its objects, in the order in which they are needed."""
-    budget = {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}
-    policy = clients_only(LABELS)
+    port = service_port(gateway.settings.port)
+    ports = [{**port, "appProtocol": "http"}]
+    service = {"type": "ClusterIP", "selector": LABELS, "ports": ports}
     documents = [
         _document(gateway, "ConfigMap", data={FILE: gateway.file}),
         _deployment(gateway, options),
-        _service(gateway),
-        *([_pods_service(gateway)] if gateway.has_keda else []),
+        _document(gateway, "Service", spec=service),
+    ]
+    if gateway.has_keda:
+        # By it the gateways find each other, also one that ends, which still has requests.
+        headless = {"clusterIP": "None", "publishNotReadyAddresses": True}
+        pods = {"type": "ClusterIP", **headless, "selector": LABELS, "ports": [port]}
+        documents.append(document("Service", PODS, gateway.labels, spec=pods))
+    budget = {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}
+    policy = clients_only(LABELS)
+    documents += [
         _document(gateway, "PodDisruptionBudget", "policy/v1", spec=budget),
         _document(gateway, "NetworkPolicy", "networking.k8s.io/v1", spec=policy),
     ]
@@ -162,24 +171,6 @@ def _deployment(gateway: Gateway, options: Options) -> dict[str, Any]:
         "template": _pod(gateway, options),
     }
     return _document(gateway, "Deployment", "apps/v1", spec=spec)
-
-
-def _service(gateway: Gateway) -> dict[str, Any]:
-    port = {**service_port(gateway.settings.port), "appProtocol": "http"}
-    spec = {"type": "ClusterIP", "selector": LABELS, "ports": [port]}
-    return _document(gateway, "Service", spec=spec)
-
-
-def _pods_service(gateway: Gateway) -> dict[str, Any]:
-    """By it the gateways find each other, also one that ends, which still has requests."""
-    spec = {
-        "type": "ClusterIP",
-        "clusterIP": "None",
-        "publishNotReadyAddresses": True,
-        "selector": LABELS,
-        "ports": [service_port(gateway.settings.port)],
-    }
-    return document("Service", PODS, gateway.labels, spec=spec)
 
 
 def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
