@@ -25,8 +25,6 @@ from . import beside, leftovers, lock, quality, quality_gate, quality_setup, res
 from .model import Model
 
 if TYPE_CHECKING:
-    from pipeline.serve.config.vllm import VllmOptions
-
     from .servers import Servers
     from .session import Session
 
@@ -176,7 +174,7 @@ def wrong_logs(servers: Servers) -> list[str]:
 
 
 @cache
-def installed_vllm(servers: Servers) -> VllmOptions | None:
+def installed_vllm(servers: Servers) -> vllm.VllmOptions | None:
     """The options of an installed vLLM, by its own help: slow, the first time."""
     configuration = servers.configuration
     if all(spec.engine != VLLM for spec in configuration.enabled):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.core import paths
+from pipeline.core import download, paths
 from pipeline.core.paths import Home
 from pipeline.core.store import active, artifacts, publish, receipts
 from pipeline.core.store.artifacts import UNFINISHED
@@ -72,10 +72,8 @@ def _remove(path: Path) -> None:
 
 def _is_download(path: Path) -> bool:
     """Whether the file, or the one that its name belongs to, can be downloaded further."""
-    from pipeline.core.download import journal  # seldom needed
-
-    made = path.with_suffix("") if journal(path.with_suffix("")) == path else path
-    return made.is_file() and journal(made).is_file()
+    made = path.with_suffix("") if download.journal(path.with_suffix("")) == path else path
+    return made.is_file() and download.journal(made).is_file()
 
 
 def _remove_records(home: Home) -> None:

@@ -18,7 +18,6 @@ from . import resolve
 from .model import Model
 
 if TYPE_CHECKING:
-    from pipeline.models.lockfile import LockedModel
     from pipeline.models.quantize import Quantization
     from pipeline.models.resolve import ModelFile, Resolved
 
@@ -52,13 +51,13 @@ def require(model: Model, *, before: bool = False) -> None:
         lockfile.require_same(model.lock_file, locked, here)
 
 
-def entry(model: Model) -> LockedModel:
+def entry(model: Model) -> lockfile.LockedModel:
     """All that the model is made of, and the result once it exists. Raises PipelineError."""
     chain = model.require_chain()
     resolved = chain.resolved
     origin = _origin(model, resolved)
     files = origin.pop("files")
-    locked: LockedModel = {
+    locked: lockfile.LockedModel = {
         "asked": model.request.model_words,
         **origin,
         "llama_cpp": llama_cpp(model),

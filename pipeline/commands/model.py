@@ -28,10 +28,7 @@ from .request import Request
 
 if TYPE_CHECKING:
     from pipeline.bins.binaries import Binaries
-    from pipeline.models import hub
     from pipeline.models.chain import Chain, Needs
-    from pipeline.models.quants import QuantRequest
-    from pipeline.models.reference import Reference
     from pipeline.models.resolve import Resolved
     from pipeline.serve.config.configuration import InstanceSpec
 
@@ -45,12 +42,12 @@ class Model:
         self.base = base
         self.programs = programs
         self.home = programs.home
-        self.listing: hub.Listing | None = None  # the hub's answer in this run
+        self.listing: models.hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
         self.auto_quant = ""  # what quant=auto or fit means for it
         self.draft = Model(request.draft, programs) if request.draft else None
         self.adapters = [Model(each, programs, self) for each in request.adapters]
-        self._made_chain: tuple[Resolved, QuantRequest, bool, Chain] | None = None
+        self._made_chain: tuple[Resolved, quants.QuantRequest, bool, Chain] | None = None
         self._spec: InstanceSpec | None = None
 
     # What there is to work with
@@ -97,7 +94,7 @@ class Model:
         ours = resolved.kind == "safetensors" or resolved.local
         return ours and resolved.precision in quants.UNQUANTIZED
 
-    def wanted(self) -> QuantRequest | None:
+    def wanted(self) -> quants.QuantRequest | None:
         """What is wanted of the known model; None while quant=auto or fit is not decided."""
         wanted, resolved = self.request.wanted, self.known()
         if self.request.frozen and quants.is_mix(wanted.quant):
@@ -123,7 +120,7 @@ class Model:
         """The chain of the known model with another quant. Raises PipelineError."""
         return self._chain(self.require_resolved(), replace(self.request.wanted, quant=quant))
 
-    def _chain(self, resolved: Resolved, wanted: QuantRequest) -> Chain:
+    def _chain(self, resolved: Resolved, wanted: quants.QuantRequest) -> Chain:
         sees = self.sees(resolved)
         if self._made_chain and self._made_chain[:3] == (resolved, wanted, sees):
             return self._made_chain[3]
@@ -297,7 +294,7 @@ class Model:
                 remove(base)
             raise
 
-    def require_reference(self) -> Reference:
+    def require_reference(self) -> models.reference.Reference:
         """The model that is named. Raises UsageError where none is."""
         if self.request.reference is None:
             raise UsageError("no model given", "pass model=… (try model=demo)")

@@ -21,8 +21,6 @@ from .request import Request
 
 if TYPE_CHECKING:
     from pipeline.bins.compile.source import Source
-    from pipeline.bins.compile.web_ui import Ui
-    from pipeline.bins.hardware.select import Selection
     from pipeline.core.parallel import Background
 
 
@@ -54,7 +52,7 @@ class Programs:
         return not self.are_external and self.options.source == "build"
 
     @cached_property
-    def selection(self) -> Selection:
+    def selection(self) -> select.Selection:
         """The backend, and why."""
         return select.select(self.options, self.home)
 
@@ -116,7 +114,7 @@ class Programs:
         return cuda_versions.CUDA_13 if is_fetched else None
 
     @property
-    def page(self) -> Ui | None:
+    def page(self) -> web_ui.Ui | None:
         """The page that is embedded; None where none is."""
         return self._page[0]
 
@@ -126,7 +124,7 @@ class Programs:
         return self._page[1]
 
     @cached_property
-    def _page(self) -> tuple[Ui | None, str]:
+    def _page(self) -> tuple[web_ui.Ui | None, str]:
         offline = self.request.offline
         return web_ui.choose(self.options.ui, self.llama_cpp, self.home, offline=offline)
 

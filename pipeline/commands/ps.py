@@ -145,9 +145,9 @@ def down(session: Session) -> None:
 def load(session: Session) -> None:
     """Load the named instances, making room for them, and wait for them. Raises PipelineError."""
     failed = [
-        f"{name} is {status.state}: {status.problem or status.reason}"
+        f"{name} is {failure.state}: {failure.problem or failure.reason}"
         for at, names in _named(session)
-        for name, status in control.obey(at, names, loads=True)
+        for name, failure in control.obey(at, names, loads=True)
     ]
     if failed:
         raise PipelineError("\n".join(failed), f"{doitw('ps')} shows what holds the memory")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pipeline.core import paths
 from pipeline.core.errors import UsageError
 
+from . import servers  # loaded where there is a file of them
 from .model import Model
 from .programs import Programs
 from .request import Request
-
-if TYPE_CHECKING:
-    from .servers import Servers
 
 
 class Session:
@@ -26,18 +23,16 @@ class Session:
         self.home = paths.home()
         self.programs = Programs(request, self.home)
         self.model = Model(request, self.programs)
-        self.servers: Servers | None = None
+        self.servers: servers.Servers | None = None
         # by name: the one model of a request, or those of its servers
         self.models: Mapping[str, Model] = {}
         if request.reference:
             self.models = {"model": self.model, **self.model.beside}
         if request.servers.source:
-            from .servers import Servers  # loads what reads such a file
-
-            self.servers = Servers(self.programs, variables)
+            self.servers = servers.Servers(self.programs, variables)
             self.models = self.servers.models
 
-    def require_servers(self) -> Servers:
+    def require_servers(self) -> servers.Servers:
         """The servers. Raises UsageError where no file of them is named."""
         if self.servers is None:
             raise UsageError("no servers given; pass config=… (configs/ has examples) or profile=…")
