@@ -13,7 +13,6 @@ from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
 from pipeline.models import checkpoint, gguf, resolve, safetensors, vocabulary
 from pipeline.models.adapter import BASE_CONFIG, CONFIG, base_misfit, file_misfit, peft_misfit
-from pipeline.models.gguf import Header
 from pipeline.serve.server import Server
 
 from . import estimate
@@ -120,7 +119,7 @@ def planned_draft(model: Model) -> dict[str, Any] | None:
     return {"type": SIMPLE, **named, "file_bytes": ahead.bytes}
 
 
-def draft_warnings(model: Model, header: Header | None) -> list[str]:
+def draft_warnings(model: Model, header: gguf.Header | None) -> list[str]:
     """What could draft for a model and does not: layers that its file brings for it."""
     if header and header.heads and not (model.draft or model.request.spec_type):
         return [f"the model has a head that drafts ({header.heads} layers): draft=mtp uses it"]

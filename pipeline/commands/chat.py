@@ -20,7 +20,6 @@ from pipeline.core.paths import Home
 from pipeline.core.text import decoded
 from pipeline.deploy import claude
 from pipeline.models import chat_template, gguf
-from pipeline.models.gguf import Header
 from pipeline.serve.keys import first_key
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor import liveness, state
@@ -109,7 +108,7 @@ def check_model(model: Model) -> None:
     require_chat(chain.resolved.name, header, has_template=overridden or not is_whole)
 
 
-def require_chat(name: str, header: Header | None, *, has_template: bool) -> None:
+def require_chat(name: str, header: gguf.Header | None, *, has_template: bool) -> None:
     """Raise UsageError where the header is that of a model that cannot chat; `has_template`: the
     template comes from elsewhere."""
     if header is None:

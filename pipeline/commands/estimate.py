@@ -40,7 +40,6 @@ from pipeline.models import (
 from pipeline.models import foreign_code as foreign
 from pipeline.models.chain import Chain
 from pipeline.models.contents import Readable
-from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.models.resolve import ModelFile, Resolved
 from pipeline.serve import flags
@@ -73,7 +72,7 @@ class MemoryEstimate(Struct, frozen=True, kw_only=True):
     bytes: int
     trained: int
     at: Callable[[int], Memory | None]
-    header: Header | None = None
+    header: gguf.Header | None = None
 
 
 def measure(
@@ -123,7 +122,7 @@ def known_words(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
     return kept
 
 
-def _measure(model: Model, file: Path, header: Header, ctx_size: int) -> Memory | None:
+def _measure(model: Model, file: Path, header: gguf.Header, ctx_size: int) -> Memory | None:
     """What a GGUF of `model` takes with the options that it will be served with."""
     resolved = ResolvedOptions(model.spec, {})
     table = {n: v for n, v in options.expanded(resolved).items() if n not in MEASURED_OTHERWISE}

@@ -18,7 +18,6 @@ from pipeline.core.text import size, table
 from pipeline.models import chat_template, contents, gguf, memory, resolve
 from pipeline.models import projector as projectors
 from pipeline.models.chain import Chain
-from pipeline.models.gguf import Header
 from pipeline.models.memory import Fit, Memory
 from pipeline.serve import flags, health, sandbox, served, supervise
 from pipeline.serve.config import checks, instances, messages
@@ -286,7 +285,7 @@ def memory_warnings(fit: Fit) -> list[str]:
     ]
 
 
-def model_warnings(header: Header | None, server: Server | None) -> list[str]:
+def model_warnings(header: gguf.Header | None, server: Server | None) -> list[str]:
     """Warnings about gaps in a model's metadata; `server`, where it is known, serves it."""
     if header is None:
         return []
