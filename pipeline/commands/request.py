@@ -55,10 +55,8 @@ ADAPTER = (
     "an adapter is a path of a .gguf or of a folder with adapter_config.json, without a comma, or "
     "org/repository; a scale is a number behind a colon: style.gguf:0.5"
 )
-RENAMED = {"ref": "model"}  # a key of files by the name of its variable
 FILES = ("pkg", "key", "public_key", "signature", "provenance")  # variables that name one each
-# Variables of programs that are compiled here.
-COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")
+COMPILED = ("cuda_architectures", "cuda_toolkit", "portable", "jobs", "ui")  # of builds alone
 
 
 class Request(
@@ -205,8 +203,8 @@ def elsewhere(name: str) -> str:
     name = name.replace("_", "-")
     known = {each.name for each in TABLE}
     key = synonyms.KEYS.get(name, "")
-    if RENAMED.get(key, key) in known:
-        return RENAMED.get(key, key)
+    if (own := "model" if key == "ref" else key) in known:  # files say ref
+        return own
     option = (synonyms.option(name, LLAMA_CPP) or "").replace("-", "_")
     return option if option in known else f"{SERVER}{option}" if option else ""
 
