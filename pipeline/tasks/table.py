@@ -365,10 +365,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "verify",
         "hash every artifact again; compare it with its receipt, statement and signature",
         run=lambda session: do.verify.verify(session),
-        reads=(
-            *("model", "pkg", "provenance", "public_key", "signature", "builder", "programs"),
-            *(*RUN, "format"),
-        ),
+        reads=("model", "pkg", "signing", "programs", *RUN, "format"),
     ),
     Step(
         "models",
