@@ -38,12 +38,6 @@ def entrypoint(words: Sequence[str]) -> int:
         return container.run(boot.Boot(command=tuple(words)), os.environ)
 
 
-def boot_only(words: Sequence[str]) -> int:
-    """Start what the variables name, and leave it running."""
-    _require_no_arguments(words)
-    return container.up(boot.boot(os.environ), os.environ)
-
-
 def get_package(words: Sequence[str]) -> int:
     """Install the package named here, or by the variable."""
     _require_no_arguments(words[1:])
@@ -71,7 +65,6 @@ def healthcheck(words: Sequence[str]) -> int:
     """Print which servers do not answer."""
     from . import health
 
-    _require_no_arguments(words)
     errors = health.errors(os.environ)
     for line in errors:
         log.info(line)
@@ -82,7 +75,6 @@ def print_bill(words: Sequence[str]) -> int:
     """Print the bill of materials of the image."""
     from . import bill
 
-    _require_no_arguments(words)
     print(bill.text(os.environ), end="")
     return 0
 
@@ -92,9 +84,10 @@ def _require_no_arguments(words: Sequence[str]) -> None:
         raise UsageError(f"{shown(words)}: unexpected arguments", "this command takes none")
 
 
+ALONE = ("boot", "healthcheck", "sbom")  # commands without arguments
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "entrypoint": entrypoint,
-    "boot": boot_only,
+    "boot": lambda words: container.up(boot.boot(os.environ), os.environ),
     "get-llama-cpp-pkg": get_package,
     "install-llama-cpp-pkg": get_package,
     "check-and-run-llama-cpp": check_and_run(LLAMA_CPP),
@@ -112,6 +105,8 @@ def main(words: Sequence[str]) -> int:
         if name not in COMMANDS:
             near = did_you_mean(name, list(COMMANDS))
             raise UsageError(f"{name}: there is no such command{near}", ", ".join(COMMANDS))
+        if name in ALONE:
+            _require_no_arguments(rest)
         return COMMANDS[name](rest)
     except PipelineError as error:
         log.info(f"error: {error}")
