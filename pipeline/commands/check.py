@@ -21,7 +21,7 @@ from pipeline.models import quants
 from pipeline.serve.config import checks, named, vllm
 from pipeline.serve.server import VLLM
 
-from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve, watch
+from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve
 from .model import Model
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     from .servers import GATEWAY_OPTIONS
 
     configuration, requested = servers.configuration, servers.requested
-    watch.check(servers)
+    require_watchable(servers)
     if requested.besides:
         here = configuration.label
         note(f"{requested.besides} names another file, which is not read; using {here}")
@@ -159,6 +159,23 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     for spec in configuration.enabled if cards is None else ():
         if spec.control.gpu_ids not in (None, "all", "none"):
             note(f"{spec.at('control.gpu_ids')}: cannot be checked: there is no NVIDIA driver here")
+
+
+def require_watchable(servers: Servers) -> None:
+    """Raise UsageError for what cannot be watched."""
+    requested = servers.requested
+    if not requested.watch:
+        return
+    if not requested.config:
+        raise UsageError("watch=1: follows a file of instances, and a profile has none", "leave it")
+    if requested.background is False or requested.dry_run:
+        other = "dry_run=1" if requested.dry_run else "background=0"
+        raise UsageError(f"watch=1 and {other} contradict each other", "leave one out")
+    if servers.is_overridden:
+        raise UsageError(
+            f"watch=1: {servers.is_overridden} is set, and only the file is followed",
+            "write it into the file",
+        )
 
 
 def wrong_logs(servers: Servers) -> list[str]:

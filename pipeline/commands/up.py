@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
-from pipeline.core.process import last_lines
+from pipeline.core.process import attached, last_lines
 from pipeline.core.text import table
 from pipeline.serve import placing, served
 from pipeline.serve.config import instances, options
@@ -30,14 +31,17 @@ from pipeline.serve.supervisor.state import (
     DesiredState,
     Folder,
     ServerStatus,
+    Stamp,
     require_known,
+    stamp,
 )
 
-from . import gateway, launch, leftovers, needs, ps, watch
+from . import gateway, launch, leftovers, needs, ps
 from . import serve as serving
 from .servers import Servers
 from .summary import summary
 
+TICK = 0.5  # seconds between two looks at the file that is watched
 LOG_LINES = 1000  # from the end of a server's log, which its summary is made of
 
 # What a service needs of the environment that it was written in: paths, and what a profile reads.
@@ -95,7 +99,7 @@ def planned(servers: Servers) -> tuple[Server, ...]:
 def up(servers: Servers) -> None:
     """Start the servers that do not run yet. Raises PipelineError where one does not get ready."""
     if servers.requested.watch:
-        watch.follow(servers)
+        watch(servers)
         return
     desired, names = prepare(servers), servers.requested.names
     require_own_places(servers, desired)
@@ -119,6 +123,35 @@ def up(servers: Servers) -> None:
             f"{doitw('up')} retries what has failed; {doitw('logs name=…')} shows more",
         )
     stay(servers.at, [server for server in desired.instances if not server.background])
+
+
+def watch(servers: Servers) -> None:
+    """Run `up` now and after each change of the file, until Ctrl-C, which leaves the servers up.
+    A wrong file is reported, and its servers stay as they are."""
+    file = Path(servers.requested.config)
+    words = [f"{name}={value}" for name, value in servers.words.items() if name != "watch"]
+    command = [sys.executable, "-m", "doit", "up", *words]
+    leftovers.begin(servers.home, [])  # it uses no model itself: others may be removed
+    env = {**os.environ, "LLAMA_PIPELINE_CWD": str(user_folder())}
+    try:
+        while True:
+            seen = _settled(file)
+            attached(command, cwd=REPOSITORY, env=env)
+            log.info(f"watching {file}; Ctrl-C ends that and leaves the servers up")
+            while stamp(file) == seen:
+                time.sleep(TICK)
+            log.info(f"{file.name} has changed")
+    except KeyboardInterrupt:
+        log.info(f"no longer watching; {doitw('down')} stops the servers")
+
+
+def _settled(file: Path) -> Stamp:
+    """Its stamp, once nobody writes to it; an editor may also replace it by another one."""
+    before, now = None, stamp(file)
+    while before != now or now is None:
+        time.sleep(TICK)
+        before, now = now, stamp(file)
+    return now
 
 
 def require_own_places(servers: Servers, desired: DesiredState) -> None:
