@@ -17,6 +17,9 @@ from pipeline.core.paths import absolute
 from pipeline.core.store.publish import publish_text
 from pipeline.core.variables import variables
 from pipeline.serve.config import api_keys, tables
+from pipeline.serve.gateway import app, other_engines, remote
+from pipeline.serve.gateway import servers as running
+from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
 from pipeline.serve.stopping import asked_to_stop, stay
@@ -27,18 +30,14 @@ from .servers import GATEWAY_OPTIONS, Servers
 from .variables import LITELLM, ROUTER
 
 if TYPE_CHECKING:
-    from pipeline.serve.gateway.settings import GatewaySettings
-
     from .session import Session
 
 STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 
 
-def settings(servers: Servers) -> tuple[GatewaySettings, api_keys.Key]:
+def settings(servers: Servers) -> tuple[gateways.GatewaySettings, api_keys.Key]:
     """The gateway's settings in the file, overridden by the command line, and its key, which may
     still have to be written. Raises PipelineError."""
-    from pipeline.serve.gateway import settings as gateways
-
     table, own = servers.configuration.gateway, servers.request
     host = own.host if "host" in servers.variables else table.host
     named = own.api_key_file or table.api_key_file
@@ -73,24 +72,20 @@ def _takes_in_all(servers: Servers) -> bool:
     return servers.configuration.master.instances == tables.MODELS and not servers.is_overridden
 
 
-def ready(servers: Servers) -> GatewaySettings:
+def ready(servers: Servers) -> gateways.GatewaySettings:
     """The settings, with the key written. Raises PipelineError."""
-    from pipeline.serve.gateway.settings import check
-
     chosen, key = settings(servers)
     if api_keys.write(key) and key.is_made:
         is_open = not is_loopback(chosen.host)
         reason = "others can reach it" if is_open else "LiteLLM does not start without a key"
         log.info(f"gateway: {reason}, so one was made: {key.path}")
-    check(chosen)
+    gateways.check(chosen)
     return chosen
 
 
 def instance(servers: Servers) -> Server:
     """The gateway as one more server of the supervisor. Raises PipelineError."""
-    from pipeline.serve.gateway.settings import as_instance
-
-    return as_instance(servers.at, settings(servers)[0])
+    return gateways.as_instance(servers.at, settings(servers)[0])
 
 
 def run(session: Session) -> None:
@@ -103,8 +98,6 @@ def run(session: Session) -> None:
 
 def run_remote(session: Session) -> None:
     """The gateway of servers that run elsewhere. Raises PipelineError."""
-    from pipeline.serve.gateway import app, remote
-
     typed = session.variables
     if others := [name for name in ("config", "profile", "engine") if name in typed]:
         raise UsageError(f"servers= and {others[0]}= contradict each other", "leave one out")
@@ -127,17 +120,12 @@ def run_local(servers: Servers) -> None:
     if engine == LITELLM:
         litellm(servers, chosen)
     else:
-        from pipeline.serve.gateway import app
-        from pipeline.serve.gateway.servers import View
-
-        app.run(View(servers.at), chosen)
+        app.run(running.View(servers.at), chosen)
 
 
-def litellm(servers: Servers, chosen: GatewaySettings) -> None:
+def litellm(servers: Servers, chosen: gateways.GatewaySettings) -> None:
     """LiteLLM's proxy for the servers. Raises PipelineError where it is not installed."""
     import yaml
-
-    from pipeline.serve.gateway.other_engines import litellm_config
 
     if chosen.hold_timeout is not None:
         log.info("warning: not used: gateway.hold_timeout (LiteLLM holds no requests)")
@@ -148,7 +136,7 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
     for spec in servers.configuration.enabled:
         if spec.control.start == DEMAND:
             log.info(f"warning: LiteLLM loads no model: {doitw(f'load name={spec.name}')} does")
-    made = litellm_config(launch.servers_of(servers), chosen)
+    made = other_engines.litellm_config(launch.servers_of(servers), chosen)
     file = _written(servers, "litellm.yaml", yaml.safe_dump(dict(made.config)))
     program = shutil.which("litellm")
     if program is None:
@@ -161,13 +149,11 @@ def litellm(servers: Servers, chosen: GatewaySettings) -> None:
     _stay([*words, "--telemetry", "False"], env)
 
 
-def router(servers: Servers, chosen: GatewaySettings) -> None:
+def router(servers: Servers, chosen: gateways.GatewaySettings) -> None:
     """llama-server's own router for the servers. Raises PipelineError if it cannot serve them."""
-    from pipeline.serve.gateway.other_engines import router_arguments, router_preset
-
     instances = launch.servers_of(servers)
-    file = _written(servers, "router.ini", router_preset(instances, chosen))
-    words = [str(servers.server), *router_arguments(file, len(instances), chosen)]
+    file = _written(servers, "router.ini", other_engines.router_preset(instances, chosen))
+    words = [str(servers.server), *other_engines.router_arguments(file, len(instances), chosen)]
     env = environment.servers(os.environ, downloads=any(server.downloads for server in instances))
     # the models' relative paths start in the configuration's folder
     _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))

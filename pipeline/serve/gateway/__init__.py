@@ -20,3 +20,7 @@ loading       what is loaded, and how clients change that
 page          llama.cpp's web page, and what it asks for
 other_engines the same servers behind LiteLLM's proxy, or llama-server's own router
 """
+
+from pipeline.core.lazy import load_modules_when_used
+
+load_modules_when_used(__name__)
