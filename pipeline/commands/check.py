@@ -124,8 +124,6 @@ def require_known(models: Collection[Model]) -> None:
 def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None) -> None:
     """Raise UsageError with all errors of the file that can be seen now, as far as its programs are
     here; `note` is given what is worth a line."""
-    from .servers import GATEWAY_OPTIONS
-
     configuration, requested = servers.configuration, servers.requested
     require_watchable(servers)
     if requested.besides:
@@ -133,7 +131,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
         note(f"{requested.besides} names another file, which is not read; using {here}")
     errors = [
         *servers.errors,
-        *servers.misplaced(GATEWAY_OPTIONS),
+        *servers.misplaced(has_gateway=True),
         *named.unknown_overrides(os.environ),
     ]
     try:

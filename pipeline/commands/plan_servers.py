@@ -27,7 +27,7 @@ from pipeline.serve.supervisor.state import DesiredState
 
 from . import beside, check, launch, ps, serve
 from . import plan as planning
-from .servers import BESIDE, GATEWAY_OPTIONS, Servers
+from .servers import BESIDE, Servers
 from .up import chosen, planned
 from .variables import CONTAINER
 
@@ -61,7 +61,7 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
             without_programs(configuration),
             specs=tuple(map(_without_files, configuration.specs)),
             gateway=gateway.model_copy(update={"api_key_file": None}),
-            errors=(*configuration.errors, *servers.misplaced(GATEWAY_OPTIONS)),
+            errors=(*configuration.errors, *servers.misplaced(has_gateway=True)),
         ),
         server=IMAGE_PROGRAM,
         flags=flags,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -198,9 +198,10 @@ class Servers:
         """The errors of the file and its model tables, as far as they were seen in reading."""
         return (*self.configuration.errors, *self._errors)
 
-    def misplaced(self, allowed: Sequence[str] = ()) -> list[str]:
-        """The errors of variables for one server or model, given beside a file of many."""
-        of_one = {*OPTIONS, *OF_A_MODEL} - {*allowed}
+    def misplaced(self, *, has_gateway: bool = False) -> list[str]:
+        """The errors of variables for one server or model, given beside a file of many;
+        `has_gateway`: the gateway may take them."""
+        of_one = {*OPTIONS, *OF_A_MODEL} - ({*GATEWAY_OPTIONS} if has_gateway else set())
         return [
             f"{name}=: is for one server; write it into the file"
             for name in self.variables
