@@ -260,18 +260,19 @@ def speeds(
 def text(comparison: Comparison) -> str:
     """As people read it."""
     c = comparison
-    rows: list[list[str]] = [["llama.cpp", f"{c.before} -> {c.after}"]]
-    rows += [["refused", line] for line in c.refused]
-    renamed = [f"--{old} -> --{new}" for old, new in c.renamed.items()]
-    rows.append(["options gone", listed([f"--{name}" for name in c.gone])])
-    rows.append(["renamed", listed(renamed)])
-    rows.append(["new", listed([f"--{name}" for name in c.added])])
-    rows.append(["defaults", listed([f"--{n} {a} -> {b}" for n, (a, b) in c.defaults.items()])])
-    rows.append(["converter lost", listed(c.architectures_lost)])
-    rows.append(["converter gained", listed(c.architectures_gained)])
-    rows.append(["models that load", str(len(c.models_loading))])
-    rows += [["does not load", f"{path}: {why}"] for path, why in c.models_failing.items()]
-    rows += [["made again on use", path] for path in c.made_again]
+    rows = [
+        ["llama.cpp", f"{c.before} -> {c.after}"],
+        *(["refused", line] for line in c.refused),
+        ["options gone", listed([f"--{name}" for name in c.gone])],
+        ["renamed", listed([f"--{old} -> --{new}" for old, new in c.renamed.items()])],
+        ["new", listed([f"--{name}" for name in c.added])],
+        ["defaults", listed([f"--{n} {a} -> {b}" for n, (a, b) in c.defaults.items()])],
+        ["converter lost", listed(c.architectures_lost)],
+        ["converter gained", listed(c.architectures_gained)],
+        ["models that load", str(len(c.models_loading))],
+        *(["does not load", f"{path}: {why}"] for path, why in c.models_failing.items()),
+        *(["made again on use", path] for path in c.made_again),
+    ]
     for speed in c.speed:
         change = 100 * (speed.after / speed.before - 1) if speed.before else 0.0
         numbers = f"{speed.before:.1f} -> {speed.after:.1f} tokens/s ({change:+.0f} %)"
