@@ -11,7 +11,7 @@ hide those of .venv.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 # These would silently change a launch: llama-server reads a variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
@@ -135,16 +135,17 @@ def is_credential(name: str, value: str) -> bool:
 
 def _listed(environ: Mapping[str, str], *lists: str, trusted: str = "") -> dict[str, str]:
     """The variables that `lists` name, without credentials that `trusted` does not name."""
+    is_listed, is_trusted = _names(" ".join(lists)), _names(trusted)
     return {
         name: value
         for name, value in environ.items()
-        if _names(name, " ".join(lists))
+        if is_listed(name)
         and name not in FOREIGN_MODULES
-        and (_names(name, trusted) or not is_credential(name, value))
+        and (is_trusted(name) or not is_credential(name, value))
     }
 
 
-def _names(name: str, listed: str) -> bool:
+def _names(listed: str) -> Callable[[str], bool]:
     words = listed.split()
     starts = tuple(word[:-1] for word in words if word.endswith("*"))
-    return name.upper() in words or name.upper().startswith(starts)
+    return lambda name: name.upper() in words or name.upper().startswith(starts)
