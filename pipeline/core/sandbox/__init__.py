@@ -31,9 +31,9 @@ class Strength(Struct, frozen=True):
     limits what is read and written, all connections, and the ports to listen on."""
 
     name: str
-    files: bool
-    network: bool
-    ports: bool
+    files: bool = False
+    network: bool = False
+    ports: bool = False
 
     @property
     def lacks(self) -> str:
@@ -49,13 +49,13 @@ def is_off() -> bool:
 
 def strength() -> Strength:
     """The strongest limit that this system has."""
-    return Strength("off", files=False, network=False, ports=False) if is_off() else _strongest()
+    return Strength("off") if is_off() else _strongest()
 
 
 @cache
 def _strongest() -> Strength:
     if sys.platform == "win32":
-        return Strength("job object", files=False, network=False, ports=False)
+        return Strength("job object")
     from . import bubblewrap, landlock, seatbelt, seccomp
 
     if seatbelt.is_here():
@@ -66,8 +66,8 @@ def _strongest() -> Strength:
         name = f"Landlock {abi}{', seccomp' * calls}"
         return Strength(name, files=True, network=calls, ports=ports)
     if bubblewrap.program():
-        return Strength("bubblewrap" + ", seccomp" * calls, files=True, network=True, ports=False)
-    return Strength("seccomp" if calls else "limits", files=False, network=calls, ports=False)
+        return Strength("bubblewrap" + ", seccomp" * calls, files=True, network=True)
+    return Strength("seccomp" if calls else "limits", network=calls)
 
 
 class Wrapper(Struct, frozen=True, kw_only=True):
