@@ -54,10 +54,6 @@ class RepoFiles:
         self._readables: dict[ModelFile, contents.Readable] = {}
         self._measured: dict[str, tuple[choice.Option, MemoryEstimate]] = {}
 
-    def read(self, file: ModelFile) -> bytes:
-        """A small file, whole. Raises PipelineError for a large one."""
-        return self._readable(file).whole()
-
     def read_header(self, files: Sequence[ModelFile]) -> gguf.Header:
         """The header of a GGUF's first file."""
         with self._owner_explained():
@@ -126,7 +122,7 @@ class RepoFiles:
                 reference.text,
                 self.model.home,
                 fits=self.fits,
-                read=self.read,
+                read=lambda file: self._readable(file).whole(),
                 read_header=self.read_header,
                 read_head=self.read_head,
             )
@@ -162,16 +158,17 @@ class RepoFiles:
             kinds.require_adapter(self.read_header(option.files), f"{repo}: {option.name}")
             why = f"{option.name}: {why}"
             return repository.of_files(source, "gguf", option.files, home, precision="", why=why)
-        names, config, head = adapter.check(
-            files, self._document, lambda name: self.read_head(files[name]), repo
-        )
+        with self._owner_explained():
+            names, precision, base_name = adapter.check(
+                files, lambda name: self._readable(files[name]), repo
+            )
         return repository.of_files(
             source,
             "safetensors",
             [files[name] for name in names],
             home,
-            precision=safetensors.own_precision(head.dtypes),
-            base_name=str(config.get("base_model_name_or_path") or ""),
+            precision=precision,
+            base_name=base_name,
         )
 
     def config_files(self) -> Resolved:

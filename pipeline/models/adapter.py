@@ -62,34 +62,32 @@ def gguf_path(path: Path, home: Home) -> resolve.Resolved:
 
 
 def check(
-    names: Collection[str],
-    read: Callable[[str], dict[str, Any]],
-    read_head: Callable[[str], safetensors.Head],
-    where: str,
-) -> tuple[list[str], dict[str, Any], safetensors.Head]:
-    """The files of an adapter that PEFT saved among `names`, its config and the header of its
-    weights. `read` reads a JSON file, `read_head` the header of a safetensors file. Raises
-    PipelineError where it cannot be converted."""
+    names: Collection[str], readable: Callable[[str], contents.Readable], where: str
+) -> tuple[list[str], str, str]:
+    """The files of an adapter that PEFT saved among `names`, the type of its weights, and how its
+    config names its model. `readable` opens a file. Raises PipelineError where the adapter cannot
+    be converted."""
+
+    def read(name: str) -> dict[str, Any]:
+        return checkpoint.document(readable(name).whole(), f"{where}: {name}")
+
     files = peft_files(names, where)
-    config, head = read(CONFIG), read_head(WEIGHTS)
+    config, head = read(CONFIG), safetensors.head(readable(WEIGHTS))
     require_convertible(config, head.shapes, where)
     # Of use is only one that names its model's architecture.
     if BASE_CONFIG in names and checkpoint.named_architecture(read(BASE_CONFIG)):
         files.append(BASE_CONFIG)
-    return files, config, head
+    base_name = str(config.get("base_model_name_or_path") or "")
+    return files, safetensors.own_precision(head.dtypes), base_name
 
 
-def check_folder(path: Path) -> tuple[list[str], dict[str, Any], safetensors.Head]:
+def check_folder(path: Path) -> tuple[list[str], str, str]:
     """As `check`, of a folder. Raises PipelineError."""
-
-    def read(name: str) -> dict[str, Any]:
-        return checkpoint.document(contents.local(path / name).whole(), str(path / name))
-
     names = [file.name for file in path.iterdir() if file.is_file()]
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if ggufs and {CONFIG, WEIGHTS}.isdisjoint(names):
         raise PipelineError(f"{path}: is a folder", f"pass the GGUF: lora={path / ggufs[0]}")
-    return check(names, read, lambda name: safetensors.read(path / name), str(path))
+    return check(names, lambda name: contents.local(path / name), str(path))
 
 
 def folder_is_known(path: Path, home: Home) -> bool:
@@ -101,14 +99,9 @@ def folder_is_known(path: Path, home: Home) -> bool:
 def folder(path: Path, home: Home) -> resolve.Resolved:
     """An adapter that PEFT saved, without its base. A file is hashed again when it has changed.
     Raises PipelineError where it cannot be converted."""
-    names, config, head = check_folder(path)
-    return resolve.of_folder(
-        path,
-        [path / name for name in names],
-        home,
-        precision=safetensors.own_precision(head.dtypes),
-        base_name=str(config.get("base_model_name_or_path") or ""),
-    )
+    names, precision, base_name = check_folder(path)
+    files = [path / name for name in names]
+    return resolve.of_folder(path, files, home, precision=precision, base_name=base_name)
 
 
 def peft_files(names: Collection[str], where: str) -> list[str]:
