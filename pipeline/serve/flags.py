@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct, convert, to_builtins
@@ -67,24 +67,24 @@ def parse_help(text: str) -> dict[str, Flag]:
 
 def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, cached by its sha256. Raises PipelineError."""
-    known = cache / f"{sha256}.json"
-    if flags := stored(known):
+
+    def ask() -> dict[str, Flag]:
+        return parse_help(capture([program, "--help"]) or "")
+
+    if flags := cached(cache / f"{sha256}.json", ask, "model"):
         return flags
-    text = capture([program, "--help"])
-    flags = parse_help(text or "")
-    if "model" not in flags:
-        raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+    raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+
+
+def cached(known: Path, ask: Callable[[], dict[str, Flag]], option: str) -> dict[str, Flag]:
+    """The options in the cache file `known`; where there are none, those that `ask` returns, which
+    are kept there. Empty where `option` is not among them: another program's help."""
+    if flags := json_file.read(known, lambda data: convert(data, dict[str, Flag])):
+        return flags
+    flags = ask()
+    if option not in flags:
+        return {}
     with contextlib.suppress(OSError):  # asked again next time
-        store(known, flags)
+        known.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write(known, to_builtins(flags))
     return flags
-
-
-def stored(known: Path) -> dict[str, Flag] | None:
-    """The options that `store` wrote; None where the file is missing or damaged."""
-    return json_file.read(known, lambda data: convert(data, dict[str, Flag]))
-
-
-def store(known: Path, flags: Mapping[str, Flag]) -> None:
-    """Write the options to a cache file. Raises OSError."""
-    known.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write(known, to_builtins(flags))

@@ -65,15 +65,13 @@ def installed(
     if version == listed().version:
         return listed()
     known = folder / f"vllm-{re.sub(r'[^A-Za-z0-9.+-]', '_', version)}.json"
-    options = help_texts.stored(known)
-    if options is None:
-        module = configuration.master.api_server_module
-        options = parse(capture([*python, "-m", module, "--help=all"], timeout=HELP_SECONDS) or "")
-        if "served-model-name" not in options:
-            return None
-        with contextlib.suppress(OSError):  # asked again next time
-            help_texts.store(known, options)
-    return VllmOptions(version=version, flags=options | OURS)
+
+    def ask() -> dict[str, Flag]:
+        words = ["-m", configuration.master.api_server_module, "--help=all"]
+        return parse(capture([*python, *words], timeout=HELP_SECONDS) or "")
+
+    options = help_texts.cached(known, ask, "served-model-name")
+    return VllmOptions(version=version, flags=options | OURS) if options else None
 
 
 def parse(text: str) -> dict[str, Flag]:
