@@ -51,7 +51,7 @@ def check_session(session: Session) -> None:
             if model.base:
                 model.resolved = None  # looked at again once its model is known
             else:
-                resolve.look(model, reference.path)
+                resolve.read_local(model, reference.path)
         lock.require(model, before=True)
         # A repository that is not there should not cost a build, though quant=auto or fit is
         # decided after it.

@@ -43,7 +43,7 @@ def require(model: Model, *, before: bool = False) -> None:
     if reference.kind == "hub" and resolved is None:
         raise UsageError(f"{model.lock_file}: an entry's source.type must be hf", "lock again")
     if before and reference.path and model.known() is None:
-        resolve.look(model, reference.path)
+        resolve.read_local(model, reference.path)
     if model.chain() is not None:
         here = entry(model)
         if before and model.request.force:

@@ -272,9 +272,9 @@ def rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{about}{size(needed['total_bytes'])}: "
             f"weights {weights}, cache {cache}, compute {compute}",
         )
-        yield "RAM", f"{verdict(needed['fits'])}: {size(needed['available_bytes'])} free"
+        yield "RAM", f"{fits_text(needed['fits'])}: {size(needed['available_bytes'])} free"
         for gpu in needed["gpus"]:
-            yield "GPU", f"{verdict(gpu['fits'])}: {gpu['name']}, {size(gpu['free_bytes'])} free"
+            yield "GPU", f"{fits_text(gpu['fits'])}: {gpu['name']}, {size(gpu['free_bytes'])} free"
         if needed["estimate"]:
             yield "", f"an estimate by a formula: {plan['estimate_why']}"
     else:
@@ -289,7 +289,7 @@ def with_reason(text: str, why: str) -> str:
     return f"{text}: {why}" if why else text
 
 
-def verdict(fits: bool) -> str:
+def fits_text(fits: bool) -> str:
     return "fits" if fits else "does not fit"
 
 
@@ -342,7 +342,7 @@ def quants_text(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{row['quant'] or '?':<12} {size(row['file_bytes']):>9} "
         f"{size(row['memory_bytes']) if row['memory_bytes'] else '?':>9}  "
-        f"{verdict(row['fits']):<12}  {row['name']}".rstrip()
+        f"{fits_text(row['fits']):<12}  {row['name']}".rstrip()
         for row in rows
     ]
     contexts = " or ".join(str(ctx) for ctx in sorted({row["ctx_size"] for row in rows}))

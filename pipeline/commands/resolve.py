@@ -243,13 +243,13 @@ def resolve(model: Model, *, store: bool = True) -> None:
         if model.base:
             model.resolved = _with_base(model, resolved, store=store)
     elif reference.path:
-        look(model, reference.path, store=store)
+        read_local(model, reference.path, store=store)
     if model.wanted() is None:
         _decide_quant(model, store=store)
     model.chain()  # raises what is wrong with it now
 
 
-def look(model: Model, path: Path, *, store: bool = True) -> None:
+def read_local(model: Model, path: Path, *, store: bool = True) -> None:
     """Read the user's own file or folder, and hash what has changed. Raises PipelineError."""
     if model.base:
         model.resolved = _with_base(model, model.read_path(path), store=store)
