@@ -204,11 +204,11 @@ def candidates(session: Session, users: Session) -> Candidates:
     times = [served.place(home.run, file) for model in meant for file in model.files]
     records += [path for path in times if path.exists()]
     by_hand = [path for path in stored.unknown if on_disk.slug_of(home, path) in slugs]
-    go = [*map(removable, meant)]
-    for path in cut:
-        go.append(unfinished(path, "unfinished"))
-    for path in records:
-        go.append(plain("record", path, "what is known of it"))
+    go = [
+        *map(removable, meant),
+        *(unfinished(path, "unfinished") for path in cut),
+        *(plain("record", path, "what is known of it") for path in records),
+    ]
     return Candidates(go=tuple(go), stay=tuple((path, BY_HAND) for path in by_hand))
 
 

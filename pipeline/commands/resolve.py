@@ -322,10 +322,8 @@ def _best_quant(model: Model, room: int) -> tuple[str, str]:
     """The best plain quant that fits, and why it is this one."""
     candidates = stored.auto_candidates(model.request.wanted)
     of = estimate.unquantized(model, model.chain_with(candidates[-1]))
-    quant, why = candidates[-1], "none fits the memory: the smallest there is"
     for candidate in candidates:
         ahead = of(candidate)
         if ahead.bytes and estimate.least(model, ahead, room).fits:
-            quant, why = candidate, "the best that fits the memory"
-            break
-    return quant, why
+            return candidate, "the best that fits the memory"
+    return candidates[-1], "none fits the memory: the smallest there is"

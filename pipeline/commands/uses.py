@@ -49,12 +49,9 @@ class Uses(Struct, frozen=True, kw_only=True):
 
     def of_slug(self, slug: str, home: Home) -> list[Use]:
         """The uses of anything that belongs to the model."""
-        folders = [_real(home.models / kind / slug) for kind in ("gguf", "source")]
-        return [
-            use
-            for use in self.uses
-            if use.slug == slug or any(use.file and use.file.is_relative_to(x) for x in folders)
-        ]
+        folders = (home.models / kind / slug for kind in ("gguf", "source"))
+        files = [use for folder in folders for use in self.below(folder)]
+        return [use for use in self.uses if use.slug == slug or use in files]
 
     def below(self, folder: Path) -> list[Use]:
         """The uses of files below a folder."""
