@@ -24,22 +24,29 @@ def load_modules_when_used(package: str) -> None:
     module.__getattr__ = find  # type: ignore[method-assign]
 
 
+def load(name: str) -> ModuleType:
+    """A module, whichever thread imports it."""
+    if name not in sys.modules:
+        __import__(name)  # as a statement does: `-X importtime` does not see the next line
+    return import_module(name)
+
+
 class _Lazy(ModuleType):
     """Stands for a module that is loaded when something in it is used, in whichever thread: the
     import system makes sure that no thread sees half a module."""
 
     def __getattr__(self, name: str) -> object:
-        return getattr(import_module(self.__name__), name)
+        return getattr(load(self.__name__), name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(import_module(self.__name__), name, value)
+        setattr(load(self.__name__), name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(import_module(self.__name__), name)
+        delattr(load(self.__name__), name)
 
     @property
     def __dict__(self) -> dict[str, object]:  # type: ignore[override]
-        return vars(import_module(self.__name__))
+        return vars(load(self.__name__))
 
 
 @contextmanager
@@ -75,6 +82,6 @@ class _Late(ModuleType):
             raise AttributeError(name)
 
         def call(*args: object, **options: object) -> object:
-            return getattr(import_module(self.__name__), name)(*args, **options)
+            return getattr(load(self.__name__), name)(*args, **options)
 
         return call

@@ -45,6 +45,11 @@ def test_a_command_that_only_prints_loads_nothing_slow(
     assert modules & SLOW == set()
 
 
+def test_a_module_that_is_loaded_on_use_counts(tmp_path: Path) -> None:
+    modules = loaded({**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path)}, "help", "serve")
+    assert "pipeline.tasks.reference" in modules
+
+
 def test_no_python_is_read_as_text(tmp_path: Path) -> None:
     """doit would tokenize dodo.py, only to sort its one function: see `sort_without_source`."""
     code = (
