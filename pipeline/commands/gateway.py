@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -27,10 +26,8 @@ from pipeline.serve.supervisor import liveness
 
 from . import check, launch
 from .servers import GATEWAY_OPTIONS, Servers
+from .session import Session
 from .variables import LITELLM, ROUTER
-
-if TYPE_CHECKING:
-    from .session import Session
 
 STOP_SECONDS = 30.0  # for LiteLLM or a router to finish its streams
 

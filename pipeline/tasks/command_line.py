@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.bins.compile import source
 from pipeline.commands import request
@@ -16,10 +16,8 @@ from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import home, project_version
 from pipeline.core.variables import NO, YES, Variable, flag, variables
 
+from .step import AnyStep, Step
 from .table import STEPS
-
-if TYPE_CHECKING:
-    from .step import AnyStep
 
 COMMANDS = (
     *("list", "help", "run", "clean", "forget", "info", "ignore", "dumpdb", "strace"),
@@ -27,7 +25,6 @@ COMMANDS = (
 )  # doit's, with options of their own
 PRINTING = ("list", "help", "info", "completion", "tabcompletion")
 OF_TASKS = ("list", "help", "run", "clean", "forget", "info", "ignore", "strace", "reset-dep")
-WITH_WORDS = ("test", "claude")  # tasks that take words of another program
 SERVER = "server."
 ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 
@@ -39,6 +36,7 @@ TASKS_ELSEWHERE = {
 DIAGNOSTICS = "print_diagnostics"  # an option elsewhere, a task here
 DOCTOR = "doctor"
 PUBLIC = tuple(step for step in STEPS if not step.name.startswith("_"))
+WITH_WORDS = {step.name for step in STEPS if isinstance(step, Step) and step.run_with}
 
 
 def understood(words: Sequence[str], *, is_plain: bool = False) -> list[str]:
@@ -93,7 +91,7 @@ def _is_free(word: str, command: str, named: list[str]) -> bool:
     """Whether a word means what it likes: for another program, or for doit alone."""
     if command and command not in OF_TASKS:
         return True
-    takes_words = command in ("", "run") and any(name in WITH_WORDS for name in named)
+    takes_words = command in ("", "run") and not WITH_WORDS.isdisjoint(named)
     return takes_words or (command in ("clean", "run", "list") and "*" in word)
 
 
