@@ -136,7 +136,10 @@ class World:
 
 CORE = ("__init__", "errors", "lazy", "log", "paths", "text", "variables")
 COMMAND_LINE = ("command_line", "step", "table")
-NAMED = ("bins/compile/source", "bins/compile/web_ui", "models/converter")
+NAMED = (
+    *("bins/compile/source", "bins/compile/web_ui", "commands/request", "commands/variables"),
+    *("models/converter", "models/quants", "tasks/completion", "tasks/nodes"),
+)
 # What doitw reads before it hands over to doit, and what that names without reading it.
 NEEDED = (
     *(f"pipeline/{name}.py" for name in ("bootstrap", "__main__", "__init__")),
