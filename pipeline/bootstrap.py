@@ -187,14 +187,13 @@ def site_packages() -> "Path | None":
 
 def make(lock: int) -> None:
     """An empty `.venv`, in the place of whatever is there."""
-    # First, so that a kill here leaves nothing that looks finished.
-    for receipt in VENV.glob("*.txt"):
-        receipt.unlink()
-    if VENV.is_dir():
-        flush(VENV)
     if VENV.is_symlink() or VENV.is_file():
-        VENV.unlink()
+        VENV.unlink()  # what it leads to may be in use elsewhere
     elif VENV.exists():
+        # First, so that a kill here leaves nothing that looks finished.
+        for receipt in VENV.glob("*.txt"):
+            receipt.unlink()
+        flush(VENV)
         shutil.rmtree(VENV)
     uv = shutil.which("uv")
     if uv:

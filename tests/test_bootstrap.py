@@ -441,6 +441,17 @@ def test_moved_checkout_and_removed_python(ready: Checkout, tmp_path: Path) -> N
     assert "its Python is gone" in done.err
 
 
+def test_a_link_to_the_environment_of_another_checkout(
+    ready: Checkout, world: World, tmp_path: Path
+) -> None:
+    other = world.checkout(tmp_path / "other")
+    other.root.joinpath(".venv").symlink_to(ready.root / ".venv")
+    done = other.doitw("list")
+    assert done.status == 0 and "it was made in" in done.err, done.err
+    assert not other.root.joinpath(".venv").is_symlink()
+    assert ready.doitw("list").steps == [], "that of the other one is as it was"
+
+
 def test_no_python(fresh: Checkout, world: World) -> None:
     done = fresh.doitw(env=fresh.env | {"PATH": str(world.tools)})
     assert (done.status, done.out) == (1, "")
