@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+
+import psutil
 
 
 class Kills:
@@ -30,3 +35,13 @@ class Kills:
 
     def wait(self) -> None:
         time.sleep(self.chance.uniform(0, self.seconds))
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill doit and all that it started, as a power cut does: nothing gets to tidy up."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)

@@ -19,8 +19,6 @@ from pipeline.core.pins import pins
 from pipeline.models import converter as converters
 from pipeline.models import gguf, texts
 
-RANK = 4  # enum llama_pooling_type
-
 
 @pytest.fixture(scope="session")
 def prose(built: Path) -> str:
@@ -61,14 +59,13 @@ def short_minilm(built: Path, converter: Path, tmp_path_factory: pytest.TempPath
     return kept.trained("minilm", key, make) / "model.f32.gguf"
 
 
-def shorten(model: Path, target: Path, layers: int = 1, pooling: int = 1) -> None:
-    """The first layers of a bert as a model of its own; with a pooling of 4 (rank) it gets a
-    classifier, and is a reranker."""
+def shorten(model: Path, target: Path) -> None:
+    """The first layer of a bert as a model of its own."""
     from gguf import GGUFReader, GGUFWriter
 
     reader = GGUFReader(model)
     writer = GGUFWriter(target, "bert")
-    own = {"bert.block_count": layers, "bert.pooling_type": pooling}
+    own = {"bert.block_count": 1}
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
@@ -77,15 +74,8 @@ def shorten(model: Path, target: Path, layers: int = 1, pooling: int = 1) -> Non
         writer.add_key_value(field.name, value, field.types[0], inner)
     for tensor in reader.tensors:
         kind, number = tensor.name.split(".")[:2]
-        if kind != "blk" or int(number) < layers:
+        if kind != "blk" or int(number) < 1:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    if pooling == RANK:
-        rng = np.random.default_rng(0)
-        width = next(x.shape[0] for x in reader.tensors if x.name == "token_embd.weight")
-        for name, shape in (("cls", (width, width)), ("cls.output", (1, width))):
-            values = rng.standard_normal(shape, dtype=np.float32) * np.float32(width**-0.5)
-            writer.add_tensor(f"{name}.weight", values)
-            writer.add_tensor(f"{name}.bias", np.zeros(shape[0], dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,18 +3,14 @@ ends right and repeats no finished step. `tests/trust` has every instant of smal
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import Doit
-from kills import Kills
+from kills import Kills, kill_all
 
 from pipeline.core.store.receipts import Status, status
 
@@ -30,13 +26,7 @@ def is_killed(kills: Kills, doit: Doit, *words: str) -> bool:
             kills.seconds = time.monotonic() - began  # the machine has less to do than before
             return False
         except subprocess.TimeoutExpired:
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            # As after a power cut: nothing gets to tidy up.
-            for child in children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
+            kill_all(process)
             return True
 
 

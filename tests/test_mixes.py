@@ -6,14 +6,17 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Doit, Run, post, with_programs
+from conftest import REPOSITORY, Doit, Run, post, wait_for, with_programs
+from fakes import hub
 from fakes.tiny_llama import TEXT
+from kills import kill_all
 from twins import Twin
 
 from pipeline.bins.compile import source
@@ -100,10 +103,40 @@ def test_made_once_and_the_same_again_from_the_lock_file(
     assert not again.with_name("mix.4.8bpw.json").exists()
 
 
+@pytest.mark.long
+def test_a_mix_that_the_lock_file_pins_is_made_in_one_pass(
+    built: Path, tiny: Path, original: Path, tmp_path: Path
+) -> None:
+    """From safetensors, with a matrix of the user's own."""
+    doit, other = (with_programs(built, tmp_path / name) for name in ("hôme", "öther"))
+    for each in (doit, other):
+        each.env["LLAMA_PIPELINE_CWD"] = str(tmp_path)
+        each.env["LLAMA_SERVER_BINS_DIR"] = str(without_perplexity(built, tmp_path / "bins"))
+    text = original.with_name("text.txt")
+    doit("prepare", f"model={tiny}", "quant=4.8bpw", f"imatrix={text}")
+    (matrix,) = (doit.home / "models").rglob("imatrix-*.gguf")
+    matrix = matrix.rename(tmp_path / "matrix.gguf")
+    words = (f"model={tiny}", "quant=4.8bpw", f"imatrix={matrix}")
+    chosen = doit("prepare", *words)
+    assert "a mix is chosen with the unquantized GGUF" in chosen.err
+    doit("lock", *words)
+    planned = other("plan", *words, "frozen=1", "format=json").json()
+    assert {step["what"] for step in planned["steps"] if step["name"] == "convert"} == {
+        "in one pass with quantize"
+    }
+    assert "converting and quantizing" in other("prepare", *words, "frozen=1").err
+    for name in ("model.4.8bpw.gguf", "mix.4.8bpw.json"):
+        (here,), (there,) = ([*(x.home / "models").rglob(name)] for x in (doit, other))
+        assert here.name.endswith(".json") or here.read_bytes() == there.read_bytes()
+    assert other("prepare", *words, "frozen=1").steps == []
+    assert other("prepare", *words).steps == []
+
+
 @pytest.mark.parametrize(
     ("quant", "message"),
     [
         ("1bpw", r"quant=1bpw: a mix of this model has from "),
+        ("17bpw", r"quant=17bpw: a mix of this model has from "),
         ("0.1MiB", r"quant=0.1MiB: a mix of this model has from "),
         ("4,8bpw", r"did you mean 4.8bpw?"),
     ],
@@ -115,6 +148,48 @@ def test_what_cannot_be_made_is_refused_before_any_work(
     refused = run(doit, "prepare", original, quant, status=3)
     assert message in refused.err
     assert not [*doit.home.rglob("*.gguf")]
+
+
+@pytest.mark.parametrize(
+    ("task", "reference", "words"),
+    [
+        ("prepare", "org/tiny", "quant=2.1bpw"),
+        ("quality", "folder", "quants=q8_0,2.1bpw"),
+        ("prepare", "folder", "quant=q8_0 min_cosine=0.9"),
+    ],
+)
+def test_what_the_header_rules_out_is_refused_before_weights_are_fetched_or_converted(
+    doit: Doit, tiny: Path, tmp_path: Path, task: str, reference: str, words: str
+) -> None:
+    if reference == "folder":
+        reference = str(tiny)
+    shutil.copytree(tiny, tmp_path / "hub" / "org" / "tiny")
+    with hub.start(tmp_path / "hub") as running:
+        doit.env |= {"HF_ENDPOINT": running.endpoint, "HF_HOME": str(tmp_path / "hf")}
+        refused = doit(task, f"model={reference}", *words.split(), status=3)
+    assert "bpw: a mix of this model has from" in refused.err or "a language model" in refused.err
+    suffixes = (".gguf", ".safetensors")
+    assert not [path for path in (doit.home / "models").rglob("*") if path.suffix in suffixes]
+
+
+def test_a_killed_choice_leaves_nothing(built: Path, original: Path, tmp_path: Path) -> None:
+    doit = with_programs(built, tmp_path / "home")
+    doit.env["LLAMA_SERVER_BINS_DIR"] = str(without_perplexity(built, tmp_path / "bins"))
+    text = original.with_name("text.txt")
+    words = ("prepare", f"model={original}", "quant=4.8bpw", f"imatrix={text}")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with doit.start(*words, **quiet) as process:
+        (folder,) = wait_for(lambda: [*(doit.home / "models").rglob("*.part.work")])
+        kill_all(process)
+    assert folder.exists()
+    again = doit(*words)
+    assert "importance matrix" not in again.err, "that was finished"
+    assert not [*(doit.home / "models").rglob(".*.part*")]
+    made = {folder.with_name("model.4.8bpw.gguf"), folder.with_name("mix.4.8bpw.json")}
+    assert made <= {*folder.parent.iterdir()} and [*(doit.home / "run" / "mix").glob("*.json")]
+    doit("clean", "quantize", *words[1:])
+    assert not made & {*folder.parent.iterdir()}
+    assert not [*(doit.home / "run" / "mix").glob("*.json")], "what was measured for it"
 
 
 def test_no_mix_of_a_file_that_is_quantized(built: Path, gguf: Path, tmp_path: Path) -> None:

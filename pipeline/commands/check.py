@@ -4,7 +4,6 @@ there, and the file of servers has no errors."""
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import TYPE_CHECKING
@@ -64,10 +63,12 @@ def check_limit(model: Model) -> None:
     """Raise UsageError for limits that contradict or limit nothing, or a text that is not used."""
     request, chain = model.request, model.chain()
     if request.has_limit:
-        quality_gate.limit(request)
-        if chain:
-            quality_gate.reference(chain)
-    elif request.sample_text and not {"quality", "compare"} & {*sys.argv[1:]}:
+        bound = quality_gate.limit(request)
+        of = chain and quality_gate.reference(chain)
+        if bound and chain and of and of.conversion is None:
+            header = models.gguf.read_cached(of.path, model.home.run / "gguf.json")
+            quality_gate.require_kind(bound, header, chain.resolved.name)
+    elif request.sample_text and not request.measures:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
     if own := request.sample_text:
         quality_setup.require_text(own)

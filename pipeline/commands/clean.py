@@ -12,7 +12,7 @@ from pipeline.core.statement import companions
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, remove
-from pipeline.models import converter, resolve
+from pipeline.models import converter, mix_file, resolve
 
 from . import estimate, uses
 from . import remove as removal
@@ -81,7 +81,8 @@ def targets(model: Model, step: str) -> list[Path]:
         resolved = chain.resolved
         return [] if resolved.local else [resolved.folder / file.name for file in resolved.files]
     made = [chain.conversion, chain.projector] if step == "convert" else [chain.quantization]
-    return [each.target for each in made if each]
+    mixes = [chain.quantization.mix] if chain.quantization and chain.quantization.budget else []
+    return [*(each.target for each in made if each), *(mixes if step == "quantize" else [])]
 
 
 def clean(model: Model, step: str) -> None:
@@ -95,6 +96,7 @@ def clean(model: Model, step: str) -> None:
     for target in files:
         with only_one(target):
             discard(part(target))
+            remove(mix_file.work_folder(part(target)))
             for path in companions(target):
                 remove(path)
             if between and target == between.target:
@@ -102,6 +104,12 @@ def clean(model: Model, step: str) -> None:
             else:
                 remove(target)
                 receipts.invalidate(target)
+    made = chain.quantization if step == "quantize" else None
+    if made and made.budget:
+        digest = made.input_identity(model.home)
+        for path, of in mix_file.results_of(model.home):
+            if of == digest:
+                remove(path)
 
 
 def forget(model: Model, step: str) -> None:

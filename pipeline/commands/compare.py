@@ -154,7 +154,7 @@ def prepared(model: Model, names: Sequence[str]) -> dict[str, Model]:
         for each in models.values():
             quality.fetch(each)
     elif not all(each.is_done("convert") and each.is_done("quantize") for each in models.values()):
-        with quality.unquantized(model):
+        with quality.unquantized(model, models.values()):
             for each in models.values():
                 make.convert_or_quantize(each)
     return models

@@ -169,7 +169,7 @@ def header_file(model: Model, chain: Chain) -> Path | None:
     if is_made(model, chain):
         return chain.final
     if chain.quant:
-        return _unquantized_gguf(model, chain)
+        return unquantized_gguf(model, chain)
     resolved = chain.resolved
     files = [file for file in resolved.files if file.name != resolved.mmproj]
     folder = headers(model.home.run) / folder_name(files[0].identity)
@@ -251,15 +251,18 @@ def of_gguf(model: Model, files: Sequence[Readable], key: str) -> MemoryEstimate
 
 def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     """For what is made here: a function from a quant to what it will take."""
-    source = _unquantized_gguf(model, chain)
+    source = unquantized_gguf(model, chain)
     if source is None or not model.binaries.has("llama-quantize"):
         return _by_formula(model, chain.resolved)
     header, before = gguf.read(source), tensor_bytes(source, model.home.run)
     program = model.binaries.program("llama-quantize")
-    matrix = chain.quantization is not None and chain.quantization.imatrix is not None
+    matrix = chain.quantization.imatrix if chain.quantization else None
 
     def of(quant: str) -> MemoryEstimate:
-        size = quantize.quant_sizes(program, source, [quant], imatrix=matrix).get(quant, 0)
+        sizes = quantize.quant_sizes(
+            program, source, [quant], imatrix=matrix is not None, own_matrix=matrix
+        )
+        size = sizes.get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
             needed = _measure(model, source, header, ctx_size)
@@ -272,17 +275,18 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
 
 def mix_limits(model: Model, chain: Chain) -> tuple[float, float]:
     """The bits per weight of the smallest and the largest mix. Raises PipelineError."""
-    source = _unquantized_gguf(model, chain)
+    source = unquantized_gguf(model, chain)
     if source is None or not model.binaries.has("llama-quantize"):
         raise PipelineError(
             "quant=fit: the headers of this model cannot be read yet",
             "name a size, such as quant=4.8bpw",
         )
     weights = mix.look(model.binaries.program("llama-quantize"), source)
-    return mix.bit_limits(weights, mix.weighed(gguf.read(source)))
+    matrix = chain.quantization.imatrix if chain.quantization else None
+    return mix.bit_limits(weights, quantize.weighed(matrix, source))
 
 
-def _unquantized_gguf(model: Model, chain: Chain) -> Path | None:
+def unquantized_gguf(model: Model, chain: Chain) -> Path | None:
     """The GGUF that is quantized, or its skeleton; None where neither can be had."""
     made = chain.conversion
     if made is None:
@@ -319,7 +323,7 @@ def foreign_code(model: Model, chain: Chain) -> list[str]:
 def require_convertible(model: Model, chain: Chain) -> None:
     """Raise PipelineError where the converter fails without the code that a model brings: it is
     tried on headers alone, before its weights are fetched. The converter must be here."""
-    _unquantized_gguf(model, chain)
+    unquantized_gguf(model, chain)
 
 
 def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstimate]:

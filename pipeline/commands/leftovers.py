@@ -35,6 +35,7 @@ def clear(home: Home) -> None:
         for path in _unfinished(folder):
             _remove(path)
     _remove_records(home)
+    _remove_answers(home)
     for record in records:  # last: where this run is killed before, the next one clears it all
         record.unlink(missing_ok=True)
 
@@ -74,6 +75,15 @@ def _is_download(path: Path) -> bool:
     """Whether the file, or the one that its name belongs to, can be downloaded further."""
     made = path.with_suffix("") if download.journal(path.with_suffix("")) == path else path
     return made.is_file() and download.journal(made).is_file()
+
+
+def _remove_answers(home: Home) -> None:
+    """What models answered while quants were compared: up to 2 GiB, each under its own lock."""
+    if (home.run / "quality").is_dir():
+        from pipeline.report import quality  # seldom needed
+
+        for path in quality.left_behind(home):
+            publish.remove(path)
 
 
 def _remove_records(home: Home) -> None:

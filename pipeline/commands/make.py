@@ -20,13 +20,13 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.receipts import Recipe, Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, gguf, mix_choice, one_pass
+from pipeline.models import converter, gguf, mix_file, one_pass
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
 from pipeline.models.chain import Chain
 
-from . import beside, estimate, quality_gate, resolve
+from . import beside, estimate, header_checks, quality_gate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -45,7 +45,7 @@ def fetch_ahead(session: Session) -> None:
     def work() -> None:
         for model in models:
             chain = model.chain()
-            if chain is None or chain.final.exists():
+            if chain is None or chain.final.exists() or header_checks.are_due(model):
                 continue
             try:
                 _fetch(model)
@@ -115,9 +115,12 @@ def _fetch(model: Model) -> None:
     resolve.require_architecture(model, resolved)  # the source may have come since then
     with model.asking_anew():
         is_new = model.base is None and not model.is_done("fetch")
-        if is_new and estimate.foreign_code(model, model.require_chain()):
+        # A mix or a limit that cannot be is refused once llama-quantize can read the header.
+        has_checks = model.binaries.has("llama-quantize") and header_checks.are_due(model)
+        if is_new and (has_checks or estimate.foreign_code(model, model.require_chain())):
             make_converter(model.home, model.request)
             estimate.require_convertible(model, model.require_chain())
+            header_checks.require(model)
         for each in of_hub:
             fetching.fetch(each, offline=offline, force=force)
 
@@ -134,6 +137,8 @@ def convert(model: Model, *, is_named: bool = False) -> None:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target), ExitStack() as lock:
             needs, why = model.needs(), model.two_steps()
+            if needs is None or needs.convert:
+                header_checks.require(model)
             if why:
                 log.info(f"{made.title} is converted first and then quantized: {why}")
             if (needs is None or needs.convert) and (why != "" or is_named):
@@ -211,14 +216,14 @@ def _chosen_mix(model: Model, chain: Chain, tool: Recipe) -> Path | None:
     made, force = chain.quantization, model.request.force
     if not made or (not force and chains.final_status(chain, model.home, tool) is Status.CURRENT):
         return None
-    programs = mix_choice.MixPrograms(
+    programs = mix_file.MixPrograms(
         quantize=model.binaries.program("llama-quantize"),
         imatrix=model.binaries.find("llama-imatrix"),
         perplexity=model.binaries.find("llama-perplexity"),
         tool=tool,
     )
     tree = model.programs.llama_cpp.folder
-    return mix_choice.prepare(made, model.home, programs, tree, force=force)
+    return mix_file.prepare(made, model.home, programs, tree, force=force)
 
 
 def quantize(model: Model) -> None:

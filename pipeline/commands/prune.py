@@ -21,8 +21,9 @@ from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.locks import is_held
-from pipeline.models import converter, on_disk
+from pipeline.models import converter, mix_file, on_disk
 from pipeline.models.on_disk import OnDisk
+from pipeline.report import quality
 
 from . import uses
 from .remove import BY_HAND, Candidates, Removable, carry_out, plain, require_no_run, unfinished
@@ -54,6 +55,7 @@ def candidates(session: Session) -> Candidates:
         *of_models(session, stored, known),
         *of_answers(home, stored),
         *of_bins(session, known, days),
+        *of_measurements(home, stored, days),
         *of_logs(home, known, days),
         *of_cache(home, days),
     ]
@@ -147,6 +149,23 @@ def kept_sources(session: Session) -> list[Source]:
     previous = source.upgraded(session.home, state.previous) if state and state.previous else None
     before = previous or source.pinned(session.home)
     return [session.programs.llama_cpp, *([before] if state else [])]
+
+
+def of_measurements(home: Home, stored: OnDisk, days: int) -> Iterator[Removable]:
+    """What was measured of quants and for mixes that are not here: it would be measured again only
+    if they were made again. And what a killed run left of it."""
+    for path in quality.left_behind(home):
+        yield unfinished(path, "left by a run that was killed")
+    present, inputs = set[str](), set[str]()
+    for model in stored.models:
+        present.add("+".join(map(receipts.known_sha256, model.files)))
+        if model.kind == "mix":
+            entry = receipts.load(model.files[0].parent)[model.files[0].name]
+            inputs.add(str(entry.recipe["input"]))
+    for of, known in ((quality.of_quants(home), present), (mix_file.results_of(home), inputs)):
+        for path, digest in of:
+            if digest not in known and is_older(path, days):
+                yield plain("measurement", path, "of a model that is not here")
 
 
 def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:

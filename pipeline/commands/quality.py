@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.report import quality as measuring
 from pipeline.report.figures import Estimate, Quality
 from pipeline.report.quality import Measured, Sample, Setup
 
-from . import make, quality_check, quality_gate, quality_setup, resolve
+from . import header_checks, make, quality_check, quality_gate, quality_setup, resolve
 from .model import Model
 from .session import Session
 
@@ -118,7 +118,7 @@ def requested(model: Model) -> tuple[str, ...]:
     one = (request.wanted.quant,) if request.wanted.quant else ()
     listed = tuple(dict.fromkeys(map(types.canonical, request.quants or one or DEFAULT)))
     for quant in listed:
-        if quant in (types.AUTO, types.ALL):
+        if quant in (*types.DECIDED, types.ALL):
             raise UsageError(
                 f"quants={quant.lower()}: is no quant", "name quants: quants=q4_k_m,q8_0"
             )
@@ -212,14 +212,15 @@ def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
 def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
     """The report once all are made and measured. The unquantized GGUF is there meanwhile."""
     home, request = model.home, model.request
-    with unquantized(model) as base:
+    with unquantized(model, models.values()) as base:
+        header = gguf.read(base)
+        setup, wants = _setup(model, header), measuring.report_wants(request.chunks)
+        measuring.require_room(setup, header, wants)
         for each in models.values():
             make.convert_or_quantize(each)
         measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
-        setup = _setup(model, gguf.read(base))
         digest = quality_gate.reference_digest(home, _reference(model), hashing=True)
         reference = Measured(path=base, digest=digest)
-        wants = measuring.report_wants(request.chunks)
         samples = measuring.measure(setup, reference, measured, wants)
         return _report(setup, base, measured, samples)
 
@@ -234,14 +235,17 @@ def fetch(model: Model) -> None:
 
 
 @contextmanager
-def unquantized(model: Model) -> Iterator[Path]:
-    """The unquantized GGUF that the quants are made from, while the block runs. Raises
+def unquantized(model: Model, made: Iterable[Model]) -> Iterator[Path]:
+    """The unquantized GGUF that the quants `made` are made from, while the block runs. Raises
     PipelineError."""
     probe = with_quant(model, PROBE)
-    if not probe.is_done("fetch"):
-        make.fetch(probe)
     if probe.require_chain().conversion:
         make.make_converter(model.home, model.request)
+    for each in made:  # before anything is downloaded
+        if not each.is_done("quantize"):
+            header_checks.require(each)
+    if not probe.is_done("fetch"):
+        make.fetch(probe)
     with make.unquantized(model, probe.require_chain()) as base:
         yield base
 

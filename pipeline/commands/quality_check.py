@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UsageError
 from pipeline.core.store import hashing, receipts
 from pipeline.models import gguf
 from pipeline.models.chain import Chain
@@ -24,8 +23,6 @@ from .model import Model
 CTX_SIZE = 2048  # tokens that a server reads at once: several times what a passage has
 # The next step of who is refused a quant.
 LARGER = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
-OF_KIND = {"max_kld": "language", "min_cosine": "embedding"}
-NAMES = {"language": "a language model", "embedding": "an embedding model", "rerank": "a reranker"}
 
 
 def check(model: Model, chain: Chain, base: Path) -> Callable[[Path], None] | None:
@@ -36,20 +33,14 @@ def check(model: Model, chain: Chain, base: Path) -> Callable[[Path], None] | No
     if bound is None:
         return None
     header, name = gguf.read(base), chain.resolved.name
-    kind = quality.kind_of(header)
-    if OF_KIND[bound.name] != kind:
-        other = next((each for each, of in OF_KIND.items() if of == kind), "")
-        raise UsageError(
-            f"{bound.name}={bound.value:g}: {name} is {NAMES[kind]} ({header.architecture})",
-            f"{bound.name}= is for {OF_KIND[bound.name]} models; "
-            + (f"pass {other}=" if other else "leave it out"),
-        )
+    quality_gate.require_kind(bound, header, name)
     setup = quality_setup.setup(
         model.request, model.programs, header, serving=lambda path: serving(model, path)
     )
     of = quality_gate.reference(chain)
     digest = quality_gate.reference_digest(model.home, of, hashing=True)
     wants = quality.verdict_wants(bound, model.request.chunks)
+    quality.require_room(setup, header, wants)
     quant = chain.quant
 
     def require(made: Path) -> None:

@@ -19,12 +19,16 @@ from pipeline.models import chain as chains
 from pipeline.models import gguf, quants
 from pipeline.models.chain import Chain, Needs
 from pipeline.models.convert import Conversion
-from pipeline.report.quality import Limit
+from pipeline.models.gguf import Header
+from pipeline.report.quality import Limit, kind_of
 from pipeline.report.quality_statistics import Verdict
 
 from . import quality_setup
 from .programs import Programs
 from .request import Request
+
+OF_KIND = {"max_kld": "language", "min_cosine": "embedding"}
+NAMES = {"language": "a language model", "embedding": "an embedding model", "rerank": "a reranker"}
 
 
 def limit(request: Request) -> Limit | None:
@@ -39,6 +43,18 @@ def limit(request: Request) -> Limit | None:
     if request.min_cosine is not None:
         return Limit("min_cosine", request.min_cosine, "cosine")
     return None
+
+
+def require_kind(bound: Limit, header: Header, name: str) -> None:
+    """Raise UsageError where the limit is for another kind of model than this one."""
+    kind = kind_of(header)
+    if OF_KIND[bound.name] != kind:
+        other = next((each for each, of in OF_KIND.items() if of == kind), "")
+        raise UsageError(
+            f"{bound.name}={bound.value:g}: {name} is {NAMES[kind]} ({header.architecture})",
+            f"{bound.name}= is for {OF_KIND[bound.name]} models; "
+            + (f"pass {other}=" if other else "leave it out"),
+        )
 
 
 def is_quantized(chain: Chain) -> bool:

@@ -39,7 +39,7 @@ def setup(
 ) -> Setup:
     """How a model with this header is measured. `ctx_size` are the tokens of a chunk, `serving`
     starts a llama-server: both are for measuring, not for what was measured before. Raises
-    PipelineError where the program is missing."""
+    PipelineError where the program is missing, or the user's text is too short."""
     kind = quality.kind_of(header)
     name, binaries = PROGRAMS[kind], programs.binaries
     program, perplexity = binaries.program(name), None
@@ -55,6 +55,12 @@ def setup(
                 word for option, value in wanted.items() if value for word in (option, str(value))
             ),
         )
+        own, needed = request.sample_text, 2 * perplexity.ctx_size
+        if own and (length := own.stat().st_size) < needed:  # a token has a byte at least
+            raise UsageError(
+                f"text={own}: has {length} bytes, and {needed} tokens are needed at least",
+                "pass a longer text=PATH",
+            )
     return Setup(
         home=programs.home,
         kind=kind,

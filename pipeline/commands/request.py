@@ -89,6 +89,7 @@ class Request(
     bins: BuildOptions = BuildOptions()
     out: str = ""  # where a statement is written; - is stdout
     anew: bool = False  # measure again what `tune` has kept
+    measures: bool = False  # `quality` or `compare` was typed, which measure without a limit
     servers: ServersRequest = ServersRequest()
 
     @property

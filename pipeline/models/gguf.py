@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +22,7 @@ from .quants import FILE_TYPES
 MAX_CONTEXT = 1 << 30  # tokens; the longest have some millions
 
 BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,4})\.")  # a layer's tensors
+CLASSIFIERS = ("cls.output.weight", "cls.weight")  # with one output: of a reranker
 PROJECTING = ("mm.", "resampler.", "adapter.")  # tensors, as llama.cpp's clip-impl.h names them
 # Architectures that only embed, whatever else their metadata says.
 ENCODERS = (
@@ -45,7 +46,8 @@ class Header(Struct, frozen=True, kw_only=True):
     `widths` are those of a projector's last part, whose output has one of them. `values` holds
     the plain values and short arrays of numbers; the tokenizer's are left out. `blocks` are the
     numbers of the layers that have tensors, None where they are not known. `tokens_at` is where the
-    first token's text starts, 0 where that is not known.
+    first token's text starts, 0 where that is not known. `scores`: it has a classifier with one
+    output.
     """
 
     tensors: int
@@ -56,6 +58,7 @@ class Header(Struct, frozen=True, kw_only=True):
     blocks: list[int] | None = None
     tokens_at: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
+    scores: bool = False
 
     @property
     def architecture(self) -> str:
@@ -74,8 +77,11 @@ class Header(Struct, frozen=True, kw_only=True):
 
     @property
     def pooling(self) -> str:
-        """How an embedding model pools, `none` for all others."""
-        return ASSUMED_POOLING if self.lacks_pooling else self._said_pooling
+        """How an embedding model pools, `none` for all others. The converter writes `rank` for the
+        rerankers of one architecture alone."""
+        if self.is_encoder and self._said_pooling == "none":
+            return "rank" if self.scores else ASSUMED_POOLING
+        return self._said_pooling
 
     @property
     def is_encoder(self) -> bool:
@@ -86,8 +92,8 @@ class Header(Struct, frozen=True, kw_only=True):
 
     @property
     def lacks_pooling(self) -> bool:
-        """Whether an encoder does not say how it pools."""
-        return self.is_encoder and self._said_pooling == "none"
+        """Whether it is not known how an encoder pools."""
+        return self.is_encoder and self._said_pooling == "none" and not self.scores
 
     @property
     def _said_pooling(self) -> str:
@@ -121,7 +127,7 @@ def parse(
     the length of a row first. `is_whole`: the file must be as long as its header says. Raises
     PipelineError."""
     reader = gguf_format.Reader(file)
-    widths, blocks, end = set[int](), set[int](), 0
+    widths, blocks, end, scores = set[int](), set[int](), 0, False
     try:
         metadata = gguf_format.metadata(reader)
         for tensor in gguf_format.tensors(reader, metadata):
@@ -130,6 +136,8 @@ def parse(
                 blocks.add(int(block[1]))
             if tensor.name.startswith(PROJECTING) and len(widths) < MAX_ARRAY:
                 widths.update(tensor.shape)
+            if tensor.name in CLASSIFIERS and math.prod(tensor.shape[1:]) == 1:
+                scores = True
             if shapes is not None:
                 shapes[tensor.name] = tensor.shape
     except Broken as error:
@@ -153,6 +161,7 @@ def parse(
         blocks=sorted(blocks),
         tokens_at=metadata.tokens_at,
         values=metadata.values,
+        scores=scores,
     )
 
 
@@ -169,8 +178,9 @@ def tokens(path: Path, header: Header) -> Iterator[bytes]:
 
 def read_cached(path: Path, cache: Path) -> Header:
     """As `read`, but from the file `cache` while the stamp of `path` stays the same."""
-    with contextlib.suppress(TypeError):  # no entry, or one of another version
-        return Header(**stat_cache.recall(cache, path))  # type: ignore[arg-type]
+    known = stat_cache.recall(cache, path)
+    if isinstance(known, dict) and known.keys() == {*Header.__struct_fields__}:
+        return Header(**known)
     stamp = stat_cache.stamp(path) if path.exists() else [0, 0]
     header = read(path)
     values = dict(header.values)

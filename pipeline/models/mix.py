@@ -133,15 +133,17 @@ def dry_run(
     quant: str,
     matrix: Path | None = None,
     options: Sequence[str] = (),
+    types: Path | None = None,
 ) -> str:
     """What llama-quantize prints of each tensor of `model`, whole or a skeleton; empty where it
-    refuses."""
+    refuses. `types` is a list of types by tensor."""
     options = [*options, *(["--imatrix", str(matrix)] if matrix else [])]
+    options += ["--tensor-type-file", str(types)] if types else []
     status, out, err = outcome(
         [program, *options, "--dry-run", model, quant],
         timeout=120,
         env=tools.env(),
-        sandbox=tools.sandbox(program, read=[*gguf.shards(model), *([matrix] if matrix else [])]),
+        sandbox=tools.sandbox(program, read=[*gguf.shards(model), *filter(None, (matrix, types))]),
     )
     return "" if status else out + err
 

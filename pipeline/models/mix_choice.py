@@ -12,8 +12,6 @@ on from there.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections import Counter
@@ -21,29 +19,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import Home, require_writable
+from pipeline.core.paths import require_writable
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.sandbox import strength
-from pipeline.core.store import artifacts, json_file, stat_cache
-from pipeline.core.store.publish import remove, require_space
+from pipeline.core.store import json_file
+from pipeline.core.store.publish import require_space
 
-from . import divergence, gguf, knapsack, tensor_errors, texts, tools
+from . import divergence, gguf, knapsack, mix, tensor_errors, tools
 from .divergence import ChunkGroup, Perplexity
-from .mix import TENSOR, MixTensor, Weights, dry_run, look, require_possible, weighed
-from .quantize import Quantization, is_text, make_imatrix, types_in
+from .mix import TENSOR, MixTensor, Weights, dry_run, look
 from .quants import TENSOR_TYPES, Budget
 
-MATRIX_OPTIONS = ["--process-output", "--chunks", "128"]  # of 512 tokens
-# An encoder reads a chunk at once, and has no words to predict; llama-imatrix refuses one that ends
-# texts with a token of its own.
-ENCODER_OPTIONS = ["--override-kv", "tokenizer.ggml.add_eos_token=bool:false", "--no-ppl"]
-ENCODER_OPTIONS += ["--batch-size", "512", "--ubatch-size", "512", "--chunks", "32"]
 WORSE = ("q3_k", "q4_0")  # what a tensor is made to find out what its errors cost
 LEAST_COST = 1e-5  # nats: the answers are kept in 16 bits, and less cannot be measured
 # What a mix is compared with, the smallest first.
@@ -59,141 +50,6 @@ LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
 COPIES = 4  # of the weights in memory, of llama-quantize
 
 
-class MixPrograms(Struct, frozen=True, kw_only=True):
-    """llama.cpp's programs, and llama-quantize's recipe. None: not here, or not needed."""
-
-    quantize: Path
-    imatrix: Path | None
-    perplexity: Path | None
-    tool: Mapping[str, Any]
-
-
-def prepare(
-    quantization: Quantization,
-    home: Home,
-    programs: MixPrograms,
-    tree: Path,
-    *,
-    force: bool = False,
-) -> Path:
-    """Choose the types of a mix, and record them beside it. Returns the matrix that it is made
-    with. `tree` is llama.cpp's source, whose text is used where the user has given none.
-
-    Raises PipelineError.
-    """
-    budget, digest = quantization.budget, quantization.input_identity(home, hashing=True)
-    if budget is None or digest is None:
-        raise PipelineError(
-            f"{quantization.input}: has no matching receipt", "run the same command again"
-        )
-    if quantization.types is None:  # before a matrix is computed
-        header = gguf.read(quantization.input)
-        require_possible(budget, look(programs.quantize, quantization.input), weighed(header))
-    matrix, text = _matrix_and_text(quantization, home, programs, tree, digest)
-    recipe = quantization.mix_recipe(home, programs.tool, digest)
-    known = stat_cache.identity(home.run / "sha256.json", matrix)
-    key = json.dumps([{**recipe, "type": ""}, known], sort_keys=True)
-    results = home.run / "mix" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if force:
-        remove(results)
-
-    def maker(made: Path) -> None:
-        if quantization.types is not None:
-            choice = ChosenTypes(types=quantization.types)
-        else:
-            folder = made.with_name(f"{made.name}.work")
-            remove(folder)
-            folder.mkdir()
-            work = MixWork(
-                name=quantization.resolved.name,
-                model=quantization.input,
-                matrix=matrix,
-                text=text,
-                llama_quantize=programs.quantize,
-                llama_perplexity=programs.perplexity,
-                results=results,
-                folder=folder,
-                log=home.logs / f"mix-{quantization.resolved.slug}-{budget.text.lower()}.log",
-            )
-            try:
-                choice = choose(work, budget)
-            finally:
-                remove(folder)
-            log.info(f"{work.name}: {shown(choice)}")
-        made.write_text(json.dumps(to_builtins(choice), indent=1) + "\n", "utf-8")
-
-    pinned = quantization.types
-    is_other = pinned is not None and json_file.read(quantization.mix, types_in) != pinned
-    artifacts.make(
-        quantization.mix,
-        recipe,
-        maker,
-        source=quantization.resolved.source,
-        force=force or is_other,
-        sandbox=strength().name,
-    )
-    return matrix
-
-
-def _matrix_and_text(
-    quantization: Quantization, home: Home, programs: MixPrograms, tree: Path, digest: str
-) -> tuple[Path, Path | None]:
-    """The importance matrix, and the text to measure on: the user's, else what llama.cpp's source
-    brings. There is no text for an encoder, which has no words to measure by."""
-    given, encodes = quantization.imatrix, gguf.read(quantization.input).is_encoder
-    if given and not is_text(given):
-        return given, None if encodes else _text_if_here(tree, home)
-    try:
-        text = given or texts.save(tree, "calibration", home)
-    except PipelineError as error:
-        error.hint = "pass imatrix=PATH, a matrix or a text"
-        raise
-    options = ENCODER_OPTIONS if encodes else MATRIX_OPTIONS
-    matrix = _matrix(quantization, home, programs, text, digest, options)
-    return matrix, None if encodes else text
-
-
-def _text_if_here(tree: Path, home: Home) -> Path | None:
-    try:
-        return texts.save(tree, "calibration", home)
-    except PipelineError as error:
-        log.info(f"warning: {error.message}\nwhat errors cost the model is not measured")
-        return None
-
-
-def _matrix(
-    quantization: Quantization,
-    home: Home,
-    programs: MixPrograms,
-    text: Path,
-    digest: str,
-    options: Sequence[str],
-) -> Path:
-    """The importance matrix of the model for a text, with what its last tensor is fed with."""
-    if programs.imatrix is None:
-        raise PipelineError(
-            "llama-imatrix is not here, to compute an importance matrix with",
-            "pass imatrix=PATH, a matrix that was computed elsewhere",
-        )
-    identity = stat_cache.identity(home.run / "sha256.json", text)
-    target = quantization.target.with_name(f"imatrix-{identity[:12]}-output.gguf")
-    make_imatrix(
-        target,
-        model=quantization.input,
-        text=text,
-        inputs={
-            "input": digest,
-            "text": f"sha256:{identity}",
-            "tool": dict(programs.tool),
-            "options": list(options),
-        },
-        program=programs.imatrix,
-        home=home,
-        options=options,
-    )
-    return target
-
-
 def shown(choice: ChosenTypes) -> str:
     """A choice in a line."""
     counts = Counter(choice.types.values())
@@ -206,12 +62,13 @@ def shown(choice: ChosenTypes) -> str:
 
 
 class MixWork(Struct, frozen=True, kw_only=True):
-    """What a mix is chosen with: the unquantized model, its matrix, a text to measure on (None: it
-    has no words to measure by), llama.cpp's programs (`llama_perplexity` None: not here), where
-    results are kept, a folder for large files, and the log."""
+    """What a mix is chosen with: the unquantized model and its digest, its matrix, a text to measure
+    on (None: it has no words to measure by), llama.cpp's programs (`llama_perplexity` None: not
+    here), where results are kept, a folder for large files, and the log."""
 
     name: str
     model: Path
+    digest: str
     matrix: Path
     text: Path | None
     llama_quantize: Path
@@ -236,8 +93,8 @@ def choose(work: MixWork, budget: Budget) -> ChosenTypes:
     """The types of a mix of this size. Raises PipelineError."""
     weights = look(work.llama_quantize, work.model)
     matrix = tensor_errors.weights(work.matrix)
-    room = require_possible(budget, weights, matrix.__contains__)
-    results = json_file.read(work.results, dict) or {}
+    room = mix.require_possible(budget, weights, matrix.__contains__)
+    results = json_file.read(work.results, dict) or {"input": work.digest}
 
     def keep(**values: object) -> None:
         results.update(values)
@@ -315,6 +172,7 @@ def _reference(work: MixWork, keep: Callable[..., None]) -> MixReference | None:
     try:
         divergence.write_base(tool, work.model, group, text, chunks)
     except PipelineError as error:
+        require_writable(work.folder)  # a full disk is no reason to choose worse types
         log.info(f"warning: {error.message}\nwhat errors cost is not measured: {UNMEASURED}")
         return None
     keep(seconds=time.monotonic() - start)

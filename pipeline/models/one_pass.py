@@ -28,6 +28,7 @@ from . import (
     gguf,
     kinds,
     mix,
+    mix_file,
     quantize,
     quants,
     skeleton,
@@ -60,8 +61,10 @@ def obstacle(quantization: Quantization, *, has_library: bool, has_limit: bool =
         return "max_kld= and min_cosine= compare the quant with the unquantized GGUF"
     if not has_library:
         return "there is no libggml-quantizer of the pinned llama.cpp beside llama-quantize"
-    if quantization.quant not in quants.TYPES:
+    if quantization.budget and quantization.types is None:
         return "a mix is chosen with the unquantized GGUF"
+    if quantization.budget and not matrix:
+        return "the importance matrix of a mix is computed with the unquantized GGUF"
     if matrix:
         with matrix.open("rb") as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
@@ -140,6 +143,8 @@ def make(
             result = json.loads(result_file.read_text(encoding="utf-8"))
         gguf.read(made)
         recipe["input"] = f"sha256:{result['sha256']}"
+        if quantization.types is not None:
+            mix_file.record(quantization, home, tool, recipe["input"], force=force)
         receipts.change(
             conversion.target,
             Entry(
@@ -182,8 +187,10 @@ def make(
 def planned(quantization: Quantization, program: Path, header: Path) -> dict[str, Any]:
     """What becomes of each tensor, in the order of the final file, and its `bytes`. Raises
     Declined."""
-    matrix, quant = quantization.imatrix, quantization.quant
-    output = mix.dry_run(program, header, quant, matrix)
+    matrix, pinned = quantization.imatrix, quantization.types
+    quant = mix.file_type(pinned) if pinned else quantization.quant
+    with quantize.listed(pinned) as listed:
+        output = mix.dry_run(program, header, quant, matrix, types=listed)
     rows = mix.TENSOR.findall(output)
     types = [(name, TENSOR_TYPES.get((new or old).lower())) for name, _, old, new in rows]
     if not rows or len(rows) != gguf.read(header).tensors or None in dict(types).values():

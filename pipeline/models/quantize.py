@@ -136,13 +136,19 @@ def argv(
 
 
 def quant_sizes(
-    program: Path, skeleton: Path, requested: Iterable[str], *, imatrix: bool = False
+    program: Path,
+    skeleton: Path,
+    requested: Iterable[str],
+    *,
+    imatrix: bool = False,
+    own_matrix: Path | None = None,
 ) -> dict[str, int]:
     """The file size in bytes of each requested quant made from `skeleton`, split or not, as one
     file; of a mix the most that it may have. Raises UsageError where there is no such mix.
 
-    `imatrix`: as made with an importance matrix; types that need one always are. A type that
-    llama-quantize refuses for this model is left out.
+    `imatrix`: as made with an importance matrix; types that need one always are. `own_matrix` is the
+    user's, which may not know all tensors of a mix, or a text. A type that llama-quantize refuses
+    for this model is left out.
     """
     first, *others = (gguf.read(path) for path in gguf.shards(skeleton))
     # The first part of a split one has the texts; the table of tensors is in all of them.
@@ -155,7 +161,7 @@ def quant_sizes(
         for quant in requested:
             if size := quants.budget(quant):
                 weights = mix.look(program, skeleton)
-                room = mix.require_possible(size, weights, mix.weighed(first))
+                room = mix.require_possible(size, weights, weighed(own_matrix, skeleton))
                 sizes[quant] = weights.file_bytes(room)
                 continue
             is_weighed = imatrix or quant in NEED_IMATRIX
@@ -164,6 +170,22 @@ def quant_sizes(
             if tensors is not None:
                 sizes[quant] = padded(start) + tensors  # it keeps no other alignment
     return sizes
+
+
+def require_possible(quantization: Quantization, source: Path, program: Path) -> None:
+    """Raise UsageError where a mix of that size cannot be made of the GGUF `source`, which may be a
+    skeleton, with the importance matrix that there is or will be. `program` is llama-quantize."""
+    if quantization.budget:
+        weights = mix.look(program, source)
+        mix.require_possible(quantization.budget, weights, weighed(quantization.imatrix, source))
+
+
+def weighed(matrix: Path | None, source: Path) -> Callable[[str], bool]:
+    """Whether the importance matrix for the GGUF `source` knows a tensor: the user's, or the one
+    that is computed."""
+    if matrix and not is_text(matrix):
+        return tensor_errors.weights(matrix).__contains__
+    return mix.weighed(gguf.read(source))
 
 
 def tensor_bytes(output: str) -> int | None:
@@ -203,7 +225,11 @@ def make(
     need = 0
     if quantization.input.exists():
         sizes = quant_sizes(
-            program, quantization.input, [quantization.quant], imatrix=bool(quantization.imatrix)
+            program,
+            quantization.input,
+            [quantization.quant],
+            imatrix=bool(quantization.imatrix),
+            own_matrix=quantization.imatrix,
         )
         need = sizes.get(quantization.quant, 0)
     name = f"{quantization.resolved.name} to {quantization.quant}"
@@ -225,7 +251,7 @@ def make(
                 home=home,
             )
 
-        with bar(f"quantizing {name}") as update, _listed(types) as listed:
+        with bar(f"quantizing {name}") as update, listed(types) as type_file:
 
             def watch(line: str) -> None:
                 counter = re.match(r"\[\s*(\d+)/\s*(\d+)\]", line)
@@ -235,7 +261,7 @@ def make(
             inputs = gguf.shards(quantization.input)
             weights = sum(path.stat().st_size for path in inputs)
             status = run(
-                argv(quantization, program, made, matrix, listed, mix.file_type(types or {})),
+                argv(quantization, program, made, matrix, type_file, mix.file_type(types or {})),
                 log=log,
                 env=tools.env(),
                 cwd=matrix and matrix.parent,
@@ -243,7 +269,7 @@ def make(
                 timeout=tools.seconds("quantize", weights),
                 sandbox=tools.sandbox(
                     program,
-                    read=[*inputs, *filter(None, (matrix, listed))],
+                    read=[*inputs, *filter(None, (matrix, type_file))],
                     write=[made],
                     weights=weights,
                     copies=COPIES,
@@ -271,8 +297,8 @@ def make(
 
 
 @contextmanager
-def _listed(types: Mapping[str, str] | None) -> Iterator[Path | None]:
-    """A file with the types of a mix, as llama-quantize reads it."""
+def listed(types: Mapping[str, str] | None) -> Iterator[Path | None]:
+    """A file with the types of a mix, as llama-quantize reads it; None without types."""
     if not types:
         yield None
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -153,13 +153,25 @@ def verdict_wants(limit: Limit, chunks: int) -> Wanted:
     return more
 
 
+def require_room(setup: Setup, header: Header, wants: Wanted) -> None:
+    """Raise PipelineError where the disk has no room for what an unquantized model with this header
+    answers to the first group of pieces: known before any quant is made."""
+    if setup.perplexity:
+        size = setup.perplexity.ctx_size
+        count = min(wants(Sample()), divergence.group_size(header.vocabulary, size))
+        folder = setup.home.run
+        with publish.disk_errors(folder):
+            publish.require_space(folder, count * divergence.chunk_bytes(header.vocabulary, size))
+
+
 def measure(
     setup: Setup, base: Measured, quants: Mapping[str, Measured], wants: Wanted
 ) -> dict[str, Sample]:
     """Measure each quant against `base` until `wants` needs no more. Raises PipelineError."""
     place = setup.home.run / "quality" / f"base-{base.digest.rpartition(':')[2][:16]}"
     with publish.disk_errors(setup.home.run), only_one(place):
-        remove_left(place)
+        for file in left_behind(setup.home, place):
+            publish.remove(file)
         samples = {name: setup.known(base.digest, each.digest) for name, each in quants.items()}
         text = ""
         while waiting := {name: more for name in quants if (more := wants(samples[name]))}:
@@ -175,8 +187,10 @@ def measure(
                     offset=reading.offset,
                     is_all=reading.is_all,
                 )
-                file = setup.file(base.digest, quants[name].digest)
-                json_file.write(file, to_builtins(samples[name]))
+                digest = quants[name].digest
+                # `of` is not read here: by it `prune` finds what no model on disk is of.
+                value = {"of": digest, **to_builtins(samples[name])}
+                json_file.write(setup.file(base.digest, digest), value)
         return samples
 
 
@@ -187,12 +201,20 @@ class Start(Struct, frozen=True):
     count: int
 
 
-def remove_left(place: Path) -> None:
-    """Remove what killed runs left beside `place`, whose lock is held."""
-    for file in (*place.parent.glob("base-*.logits"), *place.parent.glob("base-*.txt")):
+def left_behind(home: Home, own: Path | None = None) -> Iterator[Path]:
+    """What killed runs left of groups of chunks; `own` is the place whose lock is held here."""
+    folder = home.run / "quality"
+    for file in (*folder.glob("base-*.logits"), *folder.glob("base-*.txt")):
         owner = file.with_suffix("")
-        if owner == place or not is_held(owner):
-            publish.remove(file)
+        if owner == own or not is_held(owner):
+            yield file
+
+
+def of_quants(home: Home) -> Iterator[tuple[Path, str]]:
+    """The kept samples, each with the digest of the quant that it is of; empty where it does not
+    say."""
+    for path in sorted((home.run / "quality").glob("*.json")):
+        yield path, json_file.read(path, lambda data: str(data["of"])) or ""
 
 
 class Reading(Struct, frozen=True):

@@ -68,6 +68,7 @@ def session() -> Session:
         require_read(steps, words)
         if requested.force and "tune" in steps:  # it measures again, and makes nothing again
             requested = request({**words, "force": "0"}).replace(anew=True)
+        requested = requested.replace(measures=not {"quality", "compare"}.isdisjoint(steps))
     except PipelineError as error:
         refuse(error)
     if requested.sandbox == OFF:

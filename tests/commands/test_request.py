@@ -103,6 +103,7 @@ def test_unknown_names_name_the_nearest() -> None:
     [
         *(("max_model_len", "ctx_size"), ("quantization", "quant"), ("server_port", "port")),
         *(("n_gpu_layers", "gpu_layers"), ("hf_file", "filename"), ("flash_attn", "server.flash")),
+        *(("size", "quant"), ("bpw", "quant")),
     ],
 )
 def test_names_of_other_programs_lead_to_ours(name: str, meant: str) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.raw_gguf import array, raw, tensor, text, whole
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.store import stat_cache
 from pipeline.models import contents, gguf, gguf_format, quants
 from pipeline.models.contents import Readable
 
@@ -137,6 +139,32 @@ def test_an_encoder_that_does_not_say_how_it_pools(architecture: str, said: int 
     values |= {} if said is None else {f"{architecture}.pooling_type": said}
     header = gguf.Header(tensors=1, size=1, data=0, values=values)
     assert (header.is_encoder, header.lacks_pooling, header.pooling) == (True, True, "mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "pooling"),
+    [
+        ("cls.output.weight", (1, 64), "rank"),
+        ("cls.weight", (1, 64), "rank"),
+        ("cls.output.weight", (3, 64), "mean"),  # it tells moods apart, or languages
+        ("cls.weight", (64, 64), "mean"),
+    ],
+)
+def test_an_encoder_with_a_classifier_of_one_output_is_a_reranker(
+    tmp_path: Path, name: str, shape: tuple[int, int], pooling: str
+) -> None:
+    from gguf import GGUFWriter
+
+    path = tmp_path / "r.gguf"
+    writer = GGUFWriter(path, "bert")
+    writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header = gguf.read_cached(path, tmp_path / "cache.json")
+    assert (header.pooling, header.lacks_pooling) == (pooling, pooling == "mean")
+    assert gguf.read_cached(path, tmp_path / "cache.json") == header
 
 
 @pytest.mark.parametrize(
@@ -333,6 +361,14 @@ def test_a_header_is_remembered_while_the_stamp_stays(full: Path, tmp_path: Path
     os.utime(full, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(PipelineError, match="begins with zeros"):
         gguf.read_cached(full, book)
+
+
+def test_a_note_of_an_earlier_version_is_not_used(full: Path, tmp_path: Path) -> None:
+    book = tmp_path / "gguf.json"
+    note = to_builtins(gguf.read_cached(full, book))
+    del note["scores"]
+    stat_cache.remember(book, full, note | {"values": {}}, stat_cache.stamp(full))
+    assert gguf.read_cached(full, book).name == "Tiny"
 
 
 def test_unreadable_notes_are_no_harm(full: Path, tmp_path: Path) -> None:

@@ -161,6 +161,16 @@ def test_a_matrix_in_either_format(tmp_path: Path) -> None:
         tensor_errors.weights(tmp_path / "cut.dat")
 
 
+def test_a_matrix_of_the_users_own_says_which_types_there_are(tmp_path: Path) -> None:
+    """Those of others seldom know the last tensor, which ours do."""
+    matrix = tmp_path / "matrix.dat"
+    name = b"blk.0.ffn_up.weight"
+    start = struct.pack("<ii", 1, len(name)) + name
+    matrix.write_bytes(start + struct.pack("<iif", 1, 1, 2.0))
+    weighed = quantize.weighed(matrix, tmp_path / "model.gguf")
+    assert weighed(name.decode()) and not weighed(mix.OUTPUT)
+
+
 def test_the_layers_are_divided_as_finely_as_wanted() -> None:
     names = [f"blk.{layer}.{kind}.weight" for layer in range(10) for kind in ("q", "v")]
     tensors = [

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from msgspec.structs import replace
 from pipeline.bins.binaries import QUANTIZER, Binaries
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.models import contents, gguf, one_pass, quants, run_quantizer, skeleton
+from pipeline.models import (
+    contents,
+    gguf,
+    one_pass,
+    quants,
+    run_quantizer,
+    skeleton,
+    tensor_errors,
+)
 from pipeline.models.convert import Conversion
 from pipeline.models.gguf_format import padded
 from pipeline.models.quantize import Quantization
@@ -110,6 +119,7 @@ class Both:
         self.arrays = tensors(**kind)
         self.write = lambda path: writer(path, self.arrays, precision, kind.get("experts", 0))
         self.input = folder / "model.gguf"
+        self.types: dict[str, str] | None = None  # of a mix
         made = self.write(self.input)
         made.write_tensors_to_file()
         made.close()
@@ -121,6 +131,9 @@ class Both:
     def two_steps(self, quant: str, matrix: Path | None = None) -> str:
         out = self.folder / "two.gguf"
         options = ["--imatrix", f"./{matrix.name}"] if matrix else []
+        if self.types:
+            (self.folder / "types.txt").write_text(tensor_errors.type_list(self.types))
+            options += ["--tensor-type-file", "types.txt"]
         subprocess.run(
             [self.program, *options, self.input, out, quant],
             cwd=self.folder,
@@ -140,7 +153,8 @@ class Both:
         assert skeleton.extend_by_hole(
             header, padded(gguf.parse(local(header), is_whole=False).size)
         )
-        plan = one_pass.planned(quantization(self.folder, quant, matrix), self.program, header)
+        made_from = replace(quantization(self.folder, quant, matrix), types=self.types)
+        plan = one_pass.planned(made_from, self.program, header)
         plan |= {"library": str(self.library), "out": str(out), "threads": threads}
         out.write_bytes(b"")
         try:
@@ -153,6 +167,10 @@ class Both:
 
 def local(path: Path) -> Any:
     return contents.local(path, path.name)
+
+
+def tensors_of(path: Path) -> Any:
+    return gguf_py.GGUFReader(path).tensors
 
 
 def digest(path: Path) -> str:
@@ -212,6 +230,21 @@ def test_each_type_gives_the_bytes_of_two_steps(
     for quant in types:
         if weighed or quant not in quants.NEED_IMATRIX:
             assert model.one_pass(quant, matrix) == model.two_steps(quant, matrix), quant
+
+
+@pytest.mark.build
+def test_a_mix_that_a_lock_file_pins_gives_the_bytes_of_two_steps(
+    both: Callable[..., Both],
+) -> None:
+    model = both()
+    matrix = matrix_file(model.folder / "a matrix.gguf", model.arrays)
+    kinds = cycle(("q4_k", "iq2_xs", "q6_k", "q4_k", "q8_0", "bf16", "iq4_nl"))
+    names = (name for name, array in model.arrays.items() if array.ndim > 1)
+    model.types = dict(zip(names, kinds, strict=False))
+    model.types["token_embd.weight"] = "q5_k"
+    assert model.one_pass("4.8BPW", matrix) == model.two_steps("Q4_K_M", matrix)
+    types = {t.name: t.tensor_type.name.lower() for t in tensors_of(model.folder / "one.gguf")}
+    assert types | model.types == types
 
 
 @pytest.mark.build
@@ -337,6 +370,11 @@ def test_one_pass_unless_there_is_a_reason(due: Quantization, tmp_path: Path) ->
         matrix.write_bytes(content + b"\0" * (content != b"A text.\n"))
         found = one_pass.obstacle(replace(due, imatrix=matrix), has_library=True)
         assert why in found and bool(why) == bool(found)
+    mixed = replace(due, quant="4.8BPW")
+    assert "a mix is chosen" in one_pass.obstacle(mixed, has_library=True)
+    pinned = replace(mixed, types={"x": "q4_k"})
+    assert "the importance matrix of a mix" in one_pass.obstacle(pinned, has_library=True)
+    assert one_pass.obstacle(replace(pinned, imatrix=matrix), has_library=True) == ""
     due.conversion.target.touch()
     assert "is there" in one_pass.obstacle(due, has_library=True)
 

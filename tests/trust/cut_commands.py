@@ -19,6 +19,7 @@ import pytest
 from conftest import Run, free_port
 from cut_worlds import World
 from fakes import hub, llama_tree, releases
+from fakes.tiny_llama import TEXT
 
 from pipeline.bins import platform
 from pipeline.bins.binaries import PROGRAMS
@@ -148,6 +149,32 @@ def fetch(parts: Parts, top: Path) -> Iterator[World]:
         yield world
 
 
+def own_gguf(parts: Parts, top: Path, *words: str) -> World:
+    """An unquantized GGUF of the user's own, and beside it a text of some thousand tokens: `{text}` in
+    the words."""
+    top.mkdir(parents=True)
+    model, text = shutil.copyfile(parts.bf16, top / "tiny ü.gguf"), top / "text.txt"
+    text.write_text(TEXT * 5, "utf-8")
+    task, *others = (word.format(text=text) for word in words)
+    world = World(top, (task, f"model={model}", *others), most_kills=24, most_fails=24)
+    world.env["LLAMA_SERVER_BINS_DIR"] = str(parts.programs)
+    world.home.mkdir()
+    return world
+
+
+@contextmanager
+def mix(parts: Parts, top: Path) -> Iterator[World]:
+    """The types of a mix, chosen by measurement, and the GGUF made with them."""
+    yield own_gguf(parts, top, "prepare", "quant=4.8bpw", "imatrix={text}")
+
+
+@contextmanager
+def quality(parts: Parts, top: Path) -> Iterator[World]:
+    """Two quants, made and compared with the unquantized model."""
+    quants = "quants=q8_0,q4_k_m"
+    yield own_gguf(parts, top, "quality", quants, "text={text}", "chunks=8", "ctx_size=256")
+
+
 @contextmanager
 def prune(parts: Parts, top: Path) -> Iterator[World]:
     """A model that stays, and around it what nothing uses any more."""
@@ -270,6 +297,6 @@ def unload(parts: Parts, top: Path) -> Iterator[World]:
 Command = Callable[[Parts, Path], AbstractContextManager[World]]
 ALWAYS: tuple[Command, ...] = (fetch,)  # of which some cuts are tried in each run of the tests
 ALL: tuple[Command, ...] = (
-    *(install_package, prepare, fetch, prune, remove, upgrade, chat),
+    *(install_package, prepare, mix, quality, fetch, prune, remove, upgrade, chat),
     *(servers, down, load, unload),
 )

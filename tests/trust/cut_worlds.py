@@ -51,6 +51,7 @@ class World:
     ends: tuple[int, ...] = (0,)  # the statuses that the next run may have
     env: dict[str, str] = field(default_factory=dict)
     below: str = ""  # the folder of the home in which calls are counted, if not all
+    most_kills: int = 0  # of the calls before which a kill is tried some; 0: all
     most_fails: int = 0  # of the calls that may fail some, where a try may take long; 0: all
     between: frozenset[str] = frozenset()  # hashes of files that are there in the middle alone
     patch: str = ""  # Python that breaks what the harness is to notice

@@ -53,7 +53,7 @@ def kill_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, c
         whole = world.whole_run()
         chance = traced.dice()
         points = traced.kill_points(whole.calls, chance)
-        if count:
+        if count := count or world.most_kills:
             points = sorted(chance.sample(points, min(count, len(points))))
         killed = sum(kill(world, whole, number) for number in points)
         world.require_no_process()

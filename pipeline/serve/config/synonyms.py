@@ -88,7 +88,7 @@ hf-token hf-token hugging-face-hub-token
 # Keys of the other tables, which are variables too: no options of llama-server.
 KEY_ROWS = """
 quant quantization quantize q quant-type ftype outtype dtype torch-dtype precision load-in-4bit
-  load-in-8bit
+  load-in-8bit size target-size model-size bits bpw bits-per-weight target-bpw
 revision hf-revision branch commit
 filename hf-filename hf-file file
 ref hf-model hf-repo-id hf-repo repo-id repo hf model
