@@ -26,6 +26,8 @@ from .reference import Reference
 SIDE_FILES = (
     "*.json",
     "tokenizer.model",
+    "sentencepiece.bpe.model",  # of XLM-RoBERTa, as many rerankers are
+    "spiece.model",  # of T5
     "*.txt",
     "*.tiktoken",
     "*.jinja",

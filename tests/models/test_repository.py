@@ -188,6 +188,7 @@ def test_safetensors_with_what_the_converter_reads() -> None:
     wanted = (
         *("config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.json"),
         *("model.safetensors", "chat_template.jinja", "qwen.tiktoken", "1_Pooling/config.json"),
+        *("sentencepiece.bpe.model", "spiece.model"),
     )
     resolved = resolve(listing(*others, *wanted, parameters={"F32": 10, "BF16": 5}))
     assert names(resolved) == sorted(wanted)
