@@ -30,13 +30,13 @@ def tokens(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
-    """A number above `low`, and at most `high`."""
+def number(low: float, high: float, example: float) -> Callable[[str], float]:
+    """A number above `low`, and at most `high`; `example` is a usual one."""
 
     def parse(value: str) -> float:
         if DECIMAL.fullmatch(value.strip()) and low < float(value) <= high:
             return float(value)
-        raise ValueError(f"a number above {low:g}, at most {high:g}, such as {high / 50:g}")
+        raise ValueError(f"a number above {low:g}, at most {high:g}, such as {example:g}")
 
     return parse
 

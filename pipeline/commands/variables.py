@@ -100,13 +100,13 @@ class QualityVariables(Group):
         of=("quality", "compare"),
     )
     max_kld: float | None = variable(
-        number(0, 100),
+        number(0, 100, 0.05),
         "of a language model: publish the quant only if its KL divergence is not larger, in nats "
         "a token",
         shown="any",
     )
     min_cosine: float | None = variable(
-        number(0, 1),
+        number(0, 1, 0.99),
         "of an embedding model: publish the quant only if the cosine similarity of its embeddings "
         "is not smaller",
         shown="any",

@@ -255,9 +255,7 @@ def _chunks(
     except UsageError as error:
         if start.offset:  # what is left of the text is too short for a chunk
             return Reading({name: [] for name in quants}, end, True)
-        raise UsageError(
-            f"{setup.text_name}: {error.message}", "pass a longer text=PATH, or a smaller ctx_size="
-        ) from None
+        raise UsageError(f"{setup.text_name}: {error.message}", "pass a longer text=PATH") from None
     finally:
         divergence.discard(group)
 
@@ -324,9 +322,10 @@ def require(limit: Limit, sample: Sample, name: str, next_step: str) -> None:
         return
     if result is Verdict.FAILED:
         raise PipelineError(f"{words} ({limit.name})", next_step)
+    more = "a longer text=PATH" if sample.is_all else "more chunks="
     raise PipelineError(
         f"{words} ({limit.name}): undecided after {sample.count} pieces of the text",
-        f"pass a longer text=PATH or more chunks=, another {limit.name}=, or {next_step}",
+        f"pass {more}, another {limit.name}=, or {next_step}",
     )
 
 

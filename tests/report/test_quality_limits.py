@@ -53,7 +53,10 @@ def test_a_refusal_says_what_was_measured_and_the_next_step(capsys: pytest.Captu
     assert "at most 0.05 (max_kld)" in bad.value.message and bad.value.hint == "use a larger quant"
     with pytest.raises(PipelineError, match="undecided after 128 pieces") as edge:
         require(LIMIT, sample(128, 0.05), "m as Q4_0", "use a larger quant")
-    assert "chunks=" in edge.value.hint and "use a larger quant" in edge.value.hint
+    assert "more chunks=" in edge.value.hint and "use a larger quant" in edge.value.hint
+    with pytest.raises(PipelineError, match="undecided after 128 pieces") as short:
+        require(LIMIT, sample(128, 0.05, is_all=True), "m as Q4_0", "use a larger quant")
+    assert "longer text=PATH" in short.value.hint and "chunks=" not in short.value.hint
     require(LIMIT, sample(16, 0.01), "m as Q8_0", "use a larger quant")
     assert "m as Q8_0: kld 0.01" in capsys.readouterr().err
 

@@ -150,8 +150,8 @@ def fetch(parts: Parts, top: Path) -> Iterator[World]:
 
 
 def own_gguf(parts: Parts, top: Path, *words: str) -> World:
-    """An unquantized GGUF of the user's own, and beside it a text of some thousand tokens: `{text}` in
-    the words."""
+    """An unquantized GGUF of the user's own, and beside it a text of some thousand tokens, which is
+    `{text}` in the words."""
     top.mkdir(parents=True)
     model, text = shutil.copyfile(parts.bf16, top / "tiny ü.gguf"), top / "text.txt"
     text.write_text(TEXT * 5, "utf-8")
