@@ -21,8 +21,8 @@ def are_due(model: Model) -> bool:
 
 
 def require(model: Model) -> None:
-    """Raise PipelineError where the mix of the request cannot be made, or its limit not be measured.
-    Nothing is checked where the header cannot be read yet."""
+    """Raise PipelineError where the mix of the request cannot be made, or its limit cannot be
+    measured. Nothing is checked where the header cannot be read yet."""
     if not are_due(model):
         return
     chain, request, bound = model.require_chain(), model.request, quality_gate.limit(model.request)

@@ -62,9 +62,9 @@ def shown(choice: ChosenTypes) -> str:
 
 
 class MixWork(Struct, frozen=True, kw_only=True):
-    """What a mix is chosen with: the unquantized model and its digest, its matrix, a text to measure
-    on (None: it has no words to measure by), llama.cpp's programs (`llama_perplexity` None: not
-    here), where results are kept, a folder for large files, and the log."""
+    """What a mix is chosen with: the unquantized model and its digest, its matrix, a text to
+    measure on (None: it has no words to measure by), llama.cpp's programs (`llama_perplexity` None:
+    not here), where results are kept, a folder for large files, and the log."""
 
     name: str
     model: Path

@@ -146,9 +146,9 @@ def quant_sizes(
     """The file size in bytes of each requested quant made from `skeleton`, split or not, as one
     file; of a mix the most that it may have. Raises UsageError where there is no such mix.
 
-    `imatrix`: as made with an importance matrix; types that need one always are. `own_matrix` is the
-    user's, which may not know all tensors of a mix, or a text. A type that llama-quantize refuses
-    for this model is left out.
+    `imatrix`: as made with an importance matrix; types that need one always are. `own_matrix` is
+    the user's, which may not know all tensors of a mix, or a text. A type that llama-quantize
+    refuses for this model is left out.
     """
     first, *others = (gguf.read(path) for path in gguf.shards(skeleton))
     # The first part of a split one has the texts; the table of tensors is in all of them.

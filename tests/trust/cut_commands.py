@@ -156,7 +156,7 @@ def own_gguf(parts: Parts, top: Path, *words: str) -> World:
     model, text = shutil.copyfile(parts.bf16, top / "tiny ü.gguf"), top / "text.txt"
     text.write_text(TEXT * 5, "utf-8")
     task, *others = (word.format(text=text) for word in words)
-    world = World(top, (task, f"model={model}", *others), most_kills=24, most_fails=24)
+    world = World(top, (task, f"model={model}", *others), most_kills=12, most_fails=12)
     world.env["LLAMA_SERVER_BINS_DIR"] = str(parts.programs)
     world.home.mkdir()
     return world
