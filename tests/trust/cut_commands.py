@@ -164,8 +164,13 @@ def own_gguf(parts: Parts, top: Path, *words: str) -> World:
 
 @contextmanager
 def mix(parts: Parts, top: Path) -> Iterator[World]:
-    """The types of a mix, chosen by measurement, and the GGUF made with them."""
-    yield own_gguf(parts, top, "prepare", "quant=4.8bpw", "imatrix={text}")
+    """The types of a mix, chosen by the errors of its tensors, and the GGUF made with them. Without
+    llama-perplexity, of which a busy machine loses figures, each choice is the same."""
+    world = own_gguf(parts, top, "prepare", "quant=4.8bpw", "imatrix={text}")
+    programs, left_out = top.with_name("programs"), shutil.ignore_patterns("llama-perplexity", ".*")
+    shutil.copytree(parts.programs, programs, copy_function=os.link, ignore=left_out)
+    world.env["LLAMA_SERVER_BINS_DIR"] = str(programs)
+    yield world
 
 
 @contextmanager
