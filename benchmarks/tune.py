@@ -1,12 +1,16 @@
 """The search of `tune` against measuring every combination, and against llama-server's defaults.
 
-    .venv/bin/python benchmarks/tune.py MODEL.gguf [repetitions]
+    .venv/bin/python benchmarks/tune.py MODEL.gguf [repetitions] [options of another tuner …]
 
-llama-bench and llama-server come from bins/. Every combination is measured with 512 tokens to read
-and 128 to write, so many repetitions each (5, as llama-bench has it). At last the defaults, the
-best combination and what the search found alternate, with fresh figures: those are compared.
-llama-server is started with its defaults, with what was found, and with `--fit off`. The machine
-should be quiet.
+llama-bench and llama-server come from bins/. First every combination is measured with 512 tokens to
+read and 128 to write, so many repetitions each (5, as llama-bench has it), then the search gets a
+fifth of that time. The defaults, the best combination and what the search found then alternate, with
+fresh figures: only those are compared. At last llama-server itself answers requests with its
+defaults, with what was found, with `--fit off`, and with the options of another tuner where they are
+given, such as `--threads 2 --batch-size 256`; all of them in turns, too.
+
+The machine should be quiet: how much of it others use is printed. With SmolLM2-135M on two
+processors it takes 20 minutes, with 2 repetitions 11.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from common import REPOSITORY
+import psutil
 
+from pipeline.commands.chat import free_port
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.hashing import sha256
@@ -36,7 +41,8 @@ from pipeline.serve.config.options import ResolvedOptions, words
 from pipeline.serve.server import Control, Server
 
 ENOUGH, SHARE = 0.95, 0.2  # what the search has to reach: of the best, in this share of the time
-ROUNDS = 8
+BUDGET = 0.19  # of that time; the run that has begun is finished
+ROUNDS = 8  # of the comparison: even, so that each is early as often as late
 
 
 def seconds(speeds: bench.Samples) -> dict[str, float]:
@@ -47,17 +53,17 @@ def seconds(speeds: bench.Samples) -> dict[str, float]:
     return times
 
 
-def measured(found: Bench, setting: Setting, repetitions: int) -> dict[str, float]:
-    """Each phase with its own number of threads."""
-    times: dict[str, float] = {}
-    for phase in REQUEST:
-        given = tuning_axes.bench_words(setting, phase, {})
+def request_seconds(found: Bench, setting: Setting) -> float:
+    """Of a request with a setting: each phase with its own number of threads."""
+    total = 0.0
+    for phase in found.first.weights:
         sizes = {"prompt": 0, "generated": 0}
         sizes["prompt" if phase == PROMPT else "generated"] = REQUEST[phase]
-        samples = bench.samples(found.program, found.model, given, repetitions=repetitions, **sizes)
+        given = tuning_axes.bench_words(setting, phase, {})
+        (samples,) = bench.samples(found.program, found.model, given, repetitions=2, **sizes)
         speeds = samples.prompt if phase == PROMPT else samples.decode
-        times[phase] = REQUEST[phase] / statistics.median(speeds)
-    return times
+        total += REQUEST[phase] / statistics.median(speeds)
+    return total
 
 
 def exhaustive(found: Bench, axes: list[Axis], repetitions: int) -> tuple[Setting, float, int]:
@@ -74,14 +80,7 @@ def exhaustive(found: Bench, axes: list[Axis], repetitions: int) -> tuple[Settin
         shared = {n: v for n, v in setting.items() if n in ("flash-attn", "load-mode")}
         given = tuning_axes.bench_words(setting, DECODE, {})
         try:
-            samples = bench.samples(
-                found.program,
-                found.model,
-                given,
-                prompt=512,
-                generated=128,
-                repetitions=repetitions,
-            )
+            (samples,) = bench.samples(found.program, found.model, given, repetitions=repetitions)
         except PipelineError as error:
             print(f"left out: {error.message}")
             continue
@@ -90,84 +89,96 @@ def exhaustive(found: Bench, axes: list[Axis], repetitions: int) -> tuple[Settin
             if taken < phases.get(phase, (math.inf, {}))[0]:
                 phases[phase] = taken, setting
     fastest = min(best.values(), key=lambda phases: sum(taken for taken, _ in phases.values()))
-    setting = {
-        n: v for n, v in fastest[DECODE][1].items() if n not in ("ubatch-size", "batch-size")
-    }
     prompt = dict(fastest[PROMPT][1])
-    threads = prompt.pop("threads", None)
+    threads = prompt.pop(tuning_axes.THREADS, None)
+    batches = (tuning_axes.UBATCH, tuning_axes.BATCH)
+    decode = fastest.get(DECODE, fastest[PROMPT])[1]
+    setting = {name: value for name, value in decode.items() if name not in batches}
     setting |= prompt | ({tuning_axes.THREADS_BATCH: threads} if threads else {})
     return setting, time.monotonic() - began, len(combinations)
 
 
-def served(program: Path, model: Path, changed: Mapping[str, Mapping[str, str]]) -> None:
+def compared(found: Bench, settings: Mapping[str, Setting]) -> dict[str, list[float]]:
+    """The seconds of a request with each setting, measured in turns."""
+    times: dict[str, list[float]] = {name: [] for name in settings}
+    for number in range(ROUNDS):
+        for name in [*settings][:: 1 if number % 2 == 0 else -1]:
+            times[name].append(request_seconds(found, settings[name]))
+    return times
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float]:
+    """How many times as fast, round by round, and the standard error."""
+    logs = [math.log(a / b) for a, b in zip(slow, fast, strict=True)]
+    mean = math.exp(statistics.fmean(logs))
+    return mean, mean * statistics.stdev(logs) / math.sqrt(len(logs))
+
+
+def served(program: Path, model: Path, variants: Mapping[str, Sequence[str]]) -> None:
     """llama-server's own speed with these options, over its defaults."""
     with tempfile.TemporaryDirectory() as folder:
 
-        def run(options: Mapping[str, str]) -> list[float]:
+        def run(options: Sequence[str]) -> list[float]:
+            port = free_port()
+            place = ("--port", str(port), "--ctx-size", "2048")
             server = Server(
                 name="bench",
                 executable=str(program),
-                cmd=(
-                    "--model",
-                    str(model),
-                    "--port",
-                    "18480",
-                    "--ctx-size",
-                    "2048",
-                    *words({**options}),
-                ),
+                cmd=("--model", str(model), *place, *options),
                 folder=folder,
                 log_file=f"{folder}/log",
-                port=18480,
+                port=port,
+                kind="embedding" if gguf.read(model).pooling != "none" else "chat",
             )
             return served_speed.seconds(server, {"PATH": "/usr/bin:/bin"})
 
-        ratios = served_speed.ratios([*changed], lambda name: run(changed[name]))
-        for name, ratio in ratios.items():
-            print(f"llama-server, {name:<14} {ratio:.3f} times as fast as with its defaults")
+        ratios = served_speed.ratios([*variants], lambda name: run(variants[name]))
+        for name, times in ratios.items():
+            print(f"llama-server, {name:<14} {times:.3f} times as fast as with its defaults")
 
 
 def main() -> None:
     model = Path(sys.argv[1]).resolve()
     repetitions = int(sys.argv[2]) if len(sys.argv) > 2 else bench.REPETITIONS
+    others = psutil.cpu_percent(interval=1) / 100
+    print(f"other programs use {others:.0%} of {capacity.processors()} processors")
     bins = next((REPOSITORY / "bins").glob("*-cpu"))
     server = bins / "llama-server"
     known = flags.read(server, sha256(server), REPOSITORY / "run" / "flags")
-    began = time.monotonic()
-    found = Bench(bins / "llama-bench", model, Runs(Path(tempfile.mkdtemp()) / "runs"), given={})
-    header = gguf.read(model)
-    scope = tuning_axes.Scope(
-        processors=capacity.processors(),
-        threads=found.first.threads,
-        pools=header.pooling != "none",
-    )
-    spec = InstanceSpec(name="bench", control=Control(), server={}, place="bench")
-    axes = tuning_axes.axes(scope, ResolvedOptions(spec, known))
-    result = tuning_bench.search(found, axes, lambda share: True)
-    searched = time.monotonic() - began
+    with tempfile.TemporaryDirectory() as folder:
+        found = Bench(bins / "llama-bench", model, Runs(Path(folder) / "runs"), given={})
+        header = gguf.read(model)
+        scope = tuning_axes.Scope(
+            processors=capacity.processors(),
+            threads=found.first.threads,
+            pools=header.pooling != "none",
+        )
+        spec = InstanceSpec(name="bench", control=Control(), server={}, place="bench")
+        axes = tuning_axes.axes(scope, ResolvedOptions(spec, known))
+        best, whole, count = exhaustive(found, axes, repetitions)
+        print(f"exhaustive  {whole:7.1f} s  {tuning.shown(best)}  ({count} combinations)")
+        began = time.monotonic()
+        result = tuning_bench.search(
+            found, axes, lambda share: time.monotonic() - began < share * BUDGET * whole
+        )
+        searched = time.monotonic() - began
     print(
         f"search      {searched:7.1f} s  {tuning.shown(result.setting)}  "
         f"{result.ratio.value:.3f} ± {result.ratio.error:.3f}, spread {result.spread:.1%}"
     )
-    best, whole, count = exhaustive(found, axes, repetitions)
-    print(f"exhaustive  {whole:7.1f} s  {tuning.shown(best)}  ({count} combinations)")
-    times: dict[str, list[float]] = {"default": [], "search": [], "exhaustive": []}
-    settings: dict[str, Setting] = {"default": {}, "search": result.setting, "exhaustive": best}
-    for number in range(ROUNDS):
-        for name in [*settings][:: 1 if number % 2 == 0 else -1]:
-            times[name].append(sum(measured(found, settings[name], 2).values()))
-    typical = {name: statistics.median(each) for name, each in times.items()}
-    print(
-        f"over the defaults: search {typical['default'] / typical['search']:.3f}, exhaustive "
-        f"{typical['default'] / typical['exhaustive']:.3f}"
-    )
-    quality, share = typical["exhaustive"] / typical["search"], searched / whole
-    print(f"search over exhaustive: {quality:.3f} of the speed in {share:.3f} of the time")
+    times = compared(found, {"default": {}, "search": result.setting, "exhaustive": best})
+    for name in ("search", "exhaustive"):
+        value, error = ratio(times["default"], times[name])
+        print(f"{name:<11} {value:.3f} ± {error:.3f} times as fast as the defaults")
+    quality, error = ratio(times["exhaustive"], times["search"])
+    share = searched / whole
+    print(f"search over exhaustive: {quality:.3f} ± {error:.3f} of the speed in {share:.3f} of the time")
     options = tuning_axes.server_options(result.setting, found.first.threads)
-    served(
-        server, model, {"its defaults": {}, "what was found": options, "--fit off": {"fit": "off"}}
-    )
-    if quality < ENOUGH or share > SHARE:
+    variants = {"its defaults": [], "what was found": words({**options}), "--fit off": ["--fit", "off"]}
+    if sys.argv[3:]:
+        variants["another tuner"] = sys.argv[3:]
+    served(server, model, variants)
+    if quality + error < ENOUGH or share > SHARE:
         sys.exit(f"at least {ENOUGH} in at most {SHARE} is wanted")
 
 

@@ -75,8 +75,10 @@ def test_what_is_found_is_kept_and_served_with(built: Path, bare: Doit, gguf: Pa
     for word, expected in (("tuned=no", [None, None]), ("threads=2", ["2", None])):
         planned = bare("plan", *words, word, "format=json").json()["cmd"]
         assert [option(planned, name) for name in FOUND] == expected
-    planned = bare("plan", words[0], "format=json").json()["cmd"]
-    assert option(planned, "threads") is None, "it was measured for another context"
+    planned = bare("plan", words[0], "format=json").json()
+    assert option(planned["cmd"], "threads") is None, "it was measured for another context"
+    (warning,) = (each for each in planned["warnings"] if "tuned" in each)
+    assert "they were measured with ctx_size=512;" in warning
     with bare.serving(*words):
         assert bare.summary["threads"] == "1 (tuned)"
         assert bare.summary["tuned"] == "threads-batch 2"

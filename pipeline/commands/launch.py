@@ -124,7 +124,9 @@ def _weights(model: Model) -> int:
 
 def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
     """Warnings about gaps in the metadata of the models of `servers`."""
-    prepared = {s.name: file.model_of(s) for s in file.configuration.enabled if s.model}
+    prepared = {
+        s.name: file.model_of(s).served_by(s) for s in file.configuration.enabled if s.model
+    }
     lines = []
     for server in servers:
         path, header = serve.model_file(server), None
@@ -134,7 +136,10 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
             model = prepared[server.name]
             header = estimate.outlook(model, model.require_chain()).header
         named = prepared.get(server.name)
-        texts = beside.adapter_warnings(named) if named else []
+        texts = []
+        if named:
+            file_of = named.require_chain().final
+            texts = [*beside.adapter_warnings(named), *serve.tuned_warnings(named, file_of)]
         lines += [f"{server.name}: {x}" for x in (*texts, *serve.model_warnings(header, server))]
     return lines
 

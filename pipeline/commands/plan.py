@@ -103,6 +103,7 @@ def collect(model: Model) -> dict[str, Any]:
             ),
             *beside.draft_warnings(model, ahead.header),
             *beside.adapter_warnings(model),
+            *serve.tuned_warnings(model, chain.final),
             *serve.model_warnings(ahead.header, server),
         ],
         "download_bytes": sum(step.download for step in todo.values()),

@@ -144,6 +144,11 @@ def tuned_options(model: Model, file: Path) -> Mapping[str, str]:
     return tuned.options(model, file)
 
 
+def tuned_warnings(model: Model, file: Path) -> list[str]:
+    """Why settings that `tune` found for the GGUF `file` are not used."""
+    return tuned.warnings(model, file) if (model.home.run / "tuned").is_dir() else []
+
+
 def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
     """The server of the command line's model, which need not be there yet. Raises PipelineError."""
     home, port, key_file = model.home, model.request.port, model.request.api_key_file
@@ -225,7 +230,7 @@ def checked_server(model: Model) -> Server:
     plan = planned(model, chain, ahead)
     require_servable(model.home, plan.server, known_flags(model.programs))
     warnings = [*model.programs.warnings(), *plan.warnings, *memory_warnings(plan.fit)]
-    warnings += beside.adapter_warnings(model)
+    warnings += [*beside.adapter_warnings(model), *tuned_warnings(model, chain.final)]
     for warning in [*warnings, *model_warnings(ahead.header, plan.server)]:
         log.info(f"warning: {warning}")
     return plan.server

@@ -16,7 +16,7 @@ from pipeline.core import capacity, log
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.paths import require_writable
 from pipeline.core.store import receipts
-from pipeline.core.store.locks import only_one
+from pipeline.core.store.locks import alone_with, lock_of
 from pipeline.core.text import size, table
 from pipeline.models import gguf
 from pipeline.models.gguf import Header
@@ -55,6 +55,11 @@ class TuneTask(Struct, frozen=True, kw_only=True):
     path: Path
 
     @property
+    def given(self) -> dict[str, str]:
+        """The user's options that are not tried, and count for the speed."""
+        return tuned.given(self.model)
+
+    @property
     def ctx_size(self) -> int:
         return int(self.server.argument("--ctx-size") or 0)
 
@@ -65,9 +70,11 @@ def tune(model: Model) -> None:
     task = prepared(model)
     require_writable(task.path.parent)
     request = model.request
-    with only_one(task.path):
+    waiting = "another tune is measuring on this machine; waiting for it"
+    with alone_with(lock_of(task.path.parent / "tune"), waiting):
         kept = load(task.path)
-        if kept and not request.anew and kept.lossy == request.lossy:
+        fits = kept and (kept.lossy, kept.given) == (request.lossy, task.given)
+        if kept and fits and not request.anew:
             log.info(f"measured at {kept.at}; force=1 measures again")
         else:
             if request.anew:
@@ -100,7 +107,7 @@ def measured(task: TuneTask) -> TuneResult:
     for note in notes:
         log.info(f"warning: {note}")
     began, budget = time.monotonic(), float(task.model.request.budget)
-    runs = Runs(runs_of(task.path))
+    runs = Runs(runs_of(task.path), task.given)
     if runs.are_resumed:
         log.info("going on with what an earlier run has measured")
     bench = bench_of(task, runs)
@@ -130,14 +137,16 @@ def measured(task: TuneTask) -> TuneResult:
         name = draft_name(count)
     if without:
         notes.append(f"without drafts it is {without:.2f} times as fast: leave draft= out")
-    decode = bench.speed(chosen, DECODE)
+    speeds = found.speeds if chosen else found.default_speeds
+    decode = speeds.get(DECODE, 0.0)
     result = TuneResult(
         key=tuned.key(task.model, tuned.digest(task.model, task.file)),
         options=options,
+        given=task.given,
         ratio=ratio,
         served=served[name] if options else None,
         spread=found.spread,
-        prompt=bench.speed(chosen, PROMPT),
+        prompt=speeds[PROMPT],
         decode=decode,
         **limit_of(task, decode),
         left_out=dict(found.left_out),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.core.errors import doitw
 from pipeline.core.store import receipts, stat_cache
 from pipeline.report import host
-from pipeline.report.tuned import Conditions, load
-from pipeline.report.tuning_axes import PLACING
+from pipeline.report.tuned import FOLDER, Conditions, TuneResult, load
+from pipeline.report.tuning_axes import BENCH, PLACING, THREADS_BATCH
 from pipeline.serve.config.options import ResolvedOptions
 
 from .model import Model
@@ -16,12 +17,63 @@ from .model import Model
 
 def options(model: Model, file: Path) -> Mapping[str, str]:
     """llama-server's options for the GGUF `file` of `model`; none where it was not tuned here with
-    these programs. Nothing is hashed."""
+    these programs, and the options that were given then. Nothing is hashed."""
+    wanted = _wanted(model, file)
+    kept = load(wanted.place(model.home.run)) if wanted else None
+    return kept.options if kept and not _others(model, kept) else {}
+
+
+def warnings(model: Model, file: Path) -> list[str]:
+    """Why settings that `tune` found for the GGUF `file` are not used here."""
+    if not (model.request.tuned and (wanted := _wanted(model, file))):
+        return []
+    if kept := load(wanted.place(model.home.run)):
+        reasons = _others(model, kept) if kept.options else []
+    else:
+        results = [each for path in sorted((model.home.run / FOLDER).glob("*.json")) if (each := load(path))]
+        keys = [each.key for each in results if each.options and each.key.model == wanted.model]
+        reasons = min((differences(key, wanted) for key in keys), key=len, default=[])
+    if not reasons:
+        return []
+    return [
+        f"tuned settings are not used: they were measured with {', '.join(reasons)}; "
+        f"{doitw('tune')} measures again, tuned=no leaves them out"
+    ]
+
+
+def differences(key: Conditions, wanted: Conditions) -> list[str]:
+    """What a result is valid for, where it is not what is wanted."""
+    found = []
+    if key.program != wanted.program:
+        found.append("another llama-server")
+    if key.host != wanted.host:
+        found.append("another machine")
+    if key.ctx_size != wanted.ctx_size:
+        found.append(f"ctx_size={key.ctx_size}" if key.ctx_size else "no ctx_size given")
+    if key.placed != wanted.placed:
+        found.append("other options for devices or drafts")
+    return found
+
+
+def given(model: Model) -> dict[str, str]:
+    """The user's options that `tune` does not try then, though they count for the speed."""
+    resolved = ResolvedOptions(model.spec, {})
+    names = [name for name in (*BENCH, THREADS_BATCH) if name not in PLACING]
+    return {name: text for name in names if (text := _text(resolved, name))}
+
+
+def _wanted(model: Model, file: Path) -> Conditions | None:
+    """What a result for the GGUF `file` has to be valid for, where that is known without hashing."""
     if not (file.is_file() and model.binaries.has("llama-server")):
-        return {}
+        return None
     digest = receipts.known_sha256(file) or stat_cache.recall(_digests(model), file)
-    kept = load(key(model, str(digest)).place(model.home.run)) if digest else None
-    return kept.options if kept else {}
+    return key(model, str(digest)) if digest else None
+
+
+def _others(model: Model, kept: TuneResult) -> list[str]:
+    """The options that were given when a result was measured, and are not given now."""
+    now = given(model)
+    return [f"{name}={value}" for name, value in kept.given.items() if now.get(name) != value]
 
 
 def digest(model: Model, file: Path) -> str:

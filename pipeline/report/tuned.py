@@ -48,6 +48,7 @@ class TuneResult(Struct, frozen=True, kw_only=True):
 
     key: Conditions
     options: dict[str, str]
+    given: dict[str, str] = field(default_factory=dict)  # options of the user, with which it holds
     ratio: Estimate
     served: float | None = None
     spread: float = 0.0  # of the default, from run to run: a relative standard deviation
@@ -94,11 +95,12 @@ def runs_of(path: Path) -> Path:
 
 class Runs:
     """The runs of a search, one after the other for each setting and phase. Those that an earlier
-    search, which was stopped, has made are used first, in their order."""
+    search, which was stopped, has made with the same options of the user (`given`) are used first,
+    in their order."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._all: list[list[Any]] = json_file.read(path, _runs) or []
+    def __init__(self, path: Path, given: Mapping[str, str] | None = None) -> None:
+        self._path, self._given = path, dict(given or {})
+        self._all: list[list[Any]] = json_file.read(path, self._parse) or []
         self._kept: dict[str, deque[tuple[float, ...]]] = defaultdict(deque)
         for name, samples in self._all:
             self._kept[name].append(tuple(samples))
@@ -117,12 +119,12 @@ class Runs:
         """Keep a new run. One that cannot be written is measured again the next time."""
         self._all.append([_name(setting, phase), [*samples]])
         with suppress(OSError):
-            json_file.write_private(self._path, self._all)
+            json_file.write_private(self._path, {"given": self._given, "runs": self._all})
+
+    def _parse(self, data: Any) -> list[list[Any]]:
+        runs = data["runs"] if data["given"] == self._given else []
+        return [[str(name), [float(x) for x in samples]] for name, samples in runs if samples]
 
 
 def _name(setting: Setting, phase: str) -> str:
     return json.dumps([phase, *sorted(setting.items())])
-
-
-def _runs(data: Any) -> list[list[Any]]:
-    return [[str(name), [float(x) for x in samples]] for name, samples in data if samples]

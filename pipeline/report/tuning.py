@@ -1,38 +1,38 @@
 """The search for the fastest setting, whatever measures it. Nothing here has an effect of its own.
 
-Options are grouped in axes, each with the few values worth trying. From the default on, one axis
-after the other is raced: its values are measured in turns, forwards and backwards, and the slower
-half is dropped until one is left. A second pass sees what other axes have changed. The winner then
-meets the default once more, with fresh figures, until the difference is clear: it replaces the
-default only where it is faster beyond the noise.
-
-Only runs of the same round are compared, so a machine that slowly gets warmer favours nobody.
+Options are grouped in axes, each with the few values worth trying. First each value is measured
+alone, which shows what fails and what is hopeless. Then the values that may still win are measured
+in changing combinations, so that one run says something about several axes; what all runs say
+together is in `tuning_effects`. An axis is closed once no value of it can gain anything worth
+having. At last the best setting and the default alternate until the difference is clear: it
+replaces the default only where it is faster beyond the noise.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from msgspec import Struct, field
 
 from pipeline.core.errors import PipelineError
 
 from .figures import Estimate
+from .tuning_effects import MACHINE, Effects, Key, Row
 
 PROMPT, DECODE = "prompt", "decode"  # the phases of a request
-BUSY = 0.2  # relative spread of the default above which something else disturbs
-ROUNDS = 6  # of a race, at most
-BLOCKS = 3, 12  # of the final comparison, at least and at most
-SEARCH = 0.6  # the share of the time after which only the comparison is left
-CLEAR = 2.0  # standard errors
-WORTH = 0.01  # relative gain below which an axis keeps its value
-LEAST_NOISE = 0.01  # relative; a few runs that agree by chance prove no less
+BUSY = 0.2  # relative spread from run to run above which something else disturbs
+SEARCH = 0.7  # the share of the time after which only the comparison is left
+PAIRS = 2, 24  # of runs of the best and the default, at least and at most
+SWITCH = 0.01  # relative gain below which the comparison goes on with the setting that it has begun with
+TURNS = 500  # of the search, at most
+CLEAR = 2.0  # standard deviations
 NOTHING = 0.02  # relative gain below which the default may as well stay
-HOPELESS = 0.1  # relative loss of a value that the second pass does not try again
-NORMAL_MAD = 1.4826  # a standard deviation, in median absolute deviations
+WORTH = 0.005  # relative gain below which an axis keeps its default
+OPEN = 0.002  # relative gain to be expected of more runs, below which an axis is closed
+BASE, NAMED, PAIR = 0.3, 0.1, 0.03  # prior standard deviations: see `_Search._prior`
 
 Setting = Mapping[str, str]  # the value of each axis that differs from its default
 
@@ -40,12 +40,14 @@ Setting = Mapping[str, str]  # the value of each axis that differs from its defa
 class Axis(Struct, frozen=True):
     """Options that are changed together. The first of `values` is the default; `phases` are those
     whose speed they change. `is_named`: while its values are compared, a setting names the default
-    too, since what measures them has to know."""
+    too, since what measures them has to know. `effect`: by how much a value usually changes the
+    speed, as a relative standard deviation."""
 
     name: str
     values: tuple[str, ...]
     phases: tuple[str, ...] = (PROMPT, DECODE)
     is_named: bool = False
+    effect: float = 0.1
 
 
 # Tokens a second of one phase with a setting, one figure a repetition. Raises PipelineError.
@@ -57,7 +59,9 @@ class SearchResult(Struct, frozen=True, kw_only=True):
 
     setting: Setting
     ratio: Estimate  # of the speed of `setting` to the default's, over a whole request
-    spread: float  # of the default between runs: a relative standard deviation
+    spread: float  # of the same setting between runs: a relative standard deviation
+    speeds: Mapping[str, float] = field(default_factory=dict)  # tokens a second with it, by phase
+    default_speeds: Mapping[str, float] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)  # settings that failed, and why
     untried: tuple[str, ...] = ()  # axes for which no time was left
 
@@ -89,6 +93,12 @@ def shown(setting: Setting) -> str:
     return ", ".join(f"{name} {value}" for name, value in setting.items()) or "the default"
 
 
+def changed(setting: Setting, axis: Axis, value: str) -> Setting:
+    """The setting with another value of an axis; defaults are left out."""
+    rest = {name: each for name, each in setting.items() if name != axis.name}
+    return rest if value == axis.values[0] else {**rest, axis.name: value}
+
+
 class _Search:
     def __init__(
         self,
@@ -97,215 +107,237 @@ class _Search:
         weights: Mapping[str, float],
         has_time: Callable[[float], bool],
     ) -> None:
-        self.axes, self.weights = axes, weights
-        self._measure, self._has_time = measure, has_time
+        self.weights = weights
+        self.axes = {axis.name: axis for axis in axes if self._phases(axis)}
+        self.values = {name: [axis.values[0]] for name, axis in self.axes.items()}  # that run
         self.left_out: dict[str, str] = {}
-        self.deficits: dict[tuple[str, str], float] = {}  # of values, in their last race
-        self.defaults = {axis.name: axis.values[0] for axis in axes}
-        self.default_runs: dict[str, dict[str, list[float]]] = {}  # by phase and setting
-        self.runs: dict[tuple[str, str], list[float]] = {}  # logarithms, by setting and phase
+        self.best: Setting = {}
+        self._measure, self._has_time = measure, has_time
+        self._random = random.Random(0)  # the same runs lead to the same next one
+        self._effects = Effects(self._prior)
+        self._first: dict[str, float] = {}  # logarithms of the default's first speeds
+        self._runs: dict[tuple[str, str], list[float]] = {}  # medians, by phase and setting
+        self._failed: set[tuple[str, str]] = set()
+        self._compared: list[Setting] = []  # each time that one was compared with the default
 
     def run(self) -> SearchResult:
-        best: Setting = {}
-        untried = {axis.name for axis in self.axes}
+        untried = dict.fromkeys(self.axes)
         try:
-            for phase in self.weights:  # a default that fails ends the search
-                self._run({}, phase)
-            for axis in self.axes:
-                best = self._race(axis, axis.values, best)
-                untried.discard(axis.name)
-            for axis in self.axes:
-                best = self._race(axis, self._hopeful(axis), best)
+            self._measure_default()
+            for axis in self.axes.values():
+                self._screen(axis)
+                del untried[axis.name]
+            self._measure_default()
         except OutOfTime:
-            pass
-        ratio = Estimate(1.0)
-        if best:
-            try:
-                ratio = self._compare(best)
-            except PipelineError as error:
-                self.left_out[shown(best)] = error.message
-            if ratio.value - CLEAR * ratio.error <= 1:
-                best, ratio = {}, Estimate(1.0, ratio.error)
+            self.values |= {name: self.values[name][:1] for name in untried}
+        for turn in range(TURNS):
+            if not self._step(turn):
+                break
+        gains = [(self._gain(each, {}), each) for each in self._compared if self._pairs(each) >= PAIRS[0]]
+        clear = [pair for pair in gains if self._is_clear(pair[0])]
+        gain, self.best = max(clear, key=lambda pair: pair[0].value, default=(Estimate(0.0, self._gain(self.best, {}).error), {}))
         return SearchResult(
-            setting=best,
-            ratio=ratio,
-            spread=self.spread(),
+            setting=self.best,
+            ratio=Estimate(math.exp(gain.value), math.exp(gain.value) * gain.error),
+            spread=self._effects.noise,
+            speeds={phase: self._speed(self.best, phase) for phase in self.weights},
+            default_speeds={phase: self._speed({}, phase) for phase in self.weights},
             left_out=self.left_out,
-            untried=tuple(axis.name for axis in self.axes if axis.name in untried),
+            untried=tuple(untried),
         )
 
-    def spread(self) -> float:
-        """Of the runs of the default, in the phase where it is larger."""
-        runs = [values for each in self.default_runs.values() for values in each.values()]
-        return max(map(robust_spread, runs), default=0.0)
+    def _speed(self, setting: Setting, phase: str) -> float:
+        """The median of all runs of a setting that was compared, in tokens a second."""
+        return statistics.median(self._runs[phase, shown(self._part(setting, phase))])
 
-    # One axis
+    # What is measured next
 
-    def _race(self, axis: Axis, values: Sequence[str], best: Setting) -> Setting:
-        """The best setting, with the value of `axis` that wins. Raises OutOfTime."""
-        phases = [phase for phase in axis.phases if phase in self.weights]
-        own = best.get(axis.name, axis.values[0])
-        settings = {value: named(best, axis, value) for value in values}
-        running = [own, *(value for value in values if value != own)]
-        gains: dict[str, list[float]] = {value: [] for value in running}
-        for turn in range(ROUNDS):
-            if len(running) < 2 or not phases:
-                break
-            if not self._has_time(SEARCH):
-                raise OutOfTime
-            times = self._round(axis, settings, running[:: 1 if turn % 2 == 0 else -1], phases)
-            running = [value for value in running if value in times]
-            if own not in times:
-                break
-            for value in running:
-                gains[value].append(math.log(times[own] / times[value]))
-            if turn % 2:  # each has had its turn early and late
-                running = self._fastest(gains, running, own, phases)
-        noise = self._noise(phases)
-        means = {value: typical(gains[value], noise) for value in running if gains[value]}
-        fastest = max(means, key=means.__getitem__, default=own)
-        top = means.get(fastest, 0.0)
-        for value, each in gains.items():
-            if each:
-                self.deficits[axis.name, value] = top - max(each)
-        return changed(best, axis, fastest) if top > WORTH else best
+    def _measure_default(self) -> None:
+        for phase in self.weights:
+            self._run({}, phase)
 
-    def _round(
-        self,
-        axis: Axis,
-        settings: Mapping[str, Setting],
-        order: Sequence[str],
-        phases: Sequence[str],
-    ) -> dict[str, float]:
-        """The relative time of a request with each value that can be measured."""
-        times: dict[str, float] = {}
-        for value in order:
-            try:
-                times[value] = self._time(settings[value], phases)
-            except PipelineError as error:
-                self.left_out[f"{axis.name} {value}"] = error.message
-        return times
+    def _screen(self, axis: Axis) -> None:
+        """Each value of an axis alone. Raises OutOfTime."""
+        for value in axis.values[not axis.is_named :]:
+            for phase in self._phases(axis):
+                if not self._has_time(SEARCH):
+                    raise OutOfTime
+                try:
+                    self._run(changed({}, axis, value), phase, [axis])
+                except PipelineError as error:
+                    self.left_out[f"{axis.name} {value}"] = error.message
+                    break
+            else:
+                if value != axis.values[0]:
+                    self.values[axis.name].append(value)
 
-    def _fastest(
-        self,
-        gains: Mapping[str, list[float]],
-        running: Sequence[str],
-        own: str,
-        phases: Sequence[str],
-    ) -> list[str]:
-        """The values that stay in the race: none that is clearly slower, or gains next to nothing;
-        of the slower half only what is close. Beside them the present one, unless it is clearly
-        beaten."""
-        noise = self._noise(phases)
-        means = {value: typical(gains[value], noise) for value in running}
-        ranked = sorted(running, key=lambda value: -means[value])
-        error = CLEAR * noise * math.sqrt(2 / len(gains[own]))
-        top, half = means[ranked[0]], max(1, len(ranked) // 2)
-        kept = [*ranked[:half], *(v for v in ranked[half:] if top - means[v] <= error / 2)]
-        # A run that something disturbed is slow: the better ones count.
-        behind = {value: top - max(means[value], max(gains[value]) - error) for value in kept}
-        kept = [value for value in kept if behind[value] <= error]
-        kept = [value for value in kept if value == own or means[value] + error >= NOTHING]
-        return kept if own in kept or (len(kept) == 1 and top > error) else [own, *kept]
+    def _step(self, turn: int) -> bool:
+        """Make the next runs; False where there is nothing left to do."""
+        best = self._fastest()
+        if self._has_time(SEARCH) or not self._compared or self._gain(best, self._compared[-1]).value > SWITCH:
+            self.best = best
+        else:
+            self.best = self._compared[-1]
+        pairs, gain = self._pairs(self.best), self._gain(self.best, {})
+        is_settled = not self.best or (
+            pairs >= PAIRS[0] and (self._is_clear(gain) or gain.value + CLEAR * gain.error < NOTHING)
+        )
+        rivals = self._rivals()
+        if rivals and self._has_time(1.0 if is_settled else SEARCH):
+            self._explore(rivals, turn)
+        elif is_settled or pairs >= PAIRS[1] or not self._has_time(1.0):
+            return False
+        else:
+            self._compare(pairs)
+        return True
 
-    def _noise(self, phases: Sequence[str]) -> float:
-        """The relative standard deviation of the time of a request, by all runs that were made more
-        than once: what one phase adds to it where the others stay the same."""
-        variance = 0.0
-        for phase in phases:
-            deviations: list[float] = []
-            for (_, each), logs in self.runs.items():
-                if each == phase and len(logs) > 1:
-                    mean, widened = statistics.fmean(logs), math.sqrt(len(logs) / (len(logs) - 1))
-                    deviations += [widened * abs(log - mean) for log in logs]
-            if deviations:
-                variance += (self.weights[phase] * NORMAL_MAD * statistics.median(deviations)) ** 2
-        return max(LEAST_NOISE, math.sqrt(variance))
+    def _explore(self, rivals: Mapping[str, list[tuple[str, Estimate]]], turn: int) -> None:
+        """A run of a setting whose values may all be the best. What is likelier to be comes more
+        often; every other time a value takes part that more runs promise most of."""
+        setting = self.best
+        promising = max(rivals, key=lambda name: sum(expected(gain) for _, gain in rivals[name]))
+        for name, values in rivals.items():
+            drawn = {value: self._random.gauss(gain.value, gain.error) for value, gain in values}
+            value = max(drawn, key=drawn.__getitem__)
+            if drawn[value] > 0 or (turn % 2 == 0 and name == promising):
+                setting = changed(setting, self.axes[name], value)
+        axes = [self.axes[name] for name in rivals]
+        self._try(setting, {phase for axis in axes for phase in axis.phases}, axes)
 
-    def _hopeful(self, axis: Axis) -> list[str]:
-        """The values that were not far behind."""
-        known = self.deficits
-        return [v for v in axis.values if known.get((axis.name, v), math.inf) < HOPELESS]
+    def _compare(self, pairs: int) -> None:
+        """A run of the best setting and one of the default, in turns."""
+        best = self.best
+        self._compared.append(best)
+        phases = [phase for phase in self.weights if self._part(best, phase)]
+        named = [self.axes[name] for name in best]
+        for setting in (best, {}) if pairs % 2 else ({}, best):
+            self._try(setting, phases, named)
+
+    def _pairs(self, setting: Setting) -> int:
+        """How often a setting was compared with the default."""
+        return self._compared.count(setting)
 
     # Runs
 
-    def _time(self, setting: Setting, phases: Sequence[str]) -> float:
-        """The time of a request with a setting, that with the default being about 1. Phases that
-        are not measured take as long as with the default."""
-        time = 1.0
-        for phase in phases:
-            speed = self._run(setting, phase)
-            reference = self.default_runs[phase][shown({})][0]
-            time += self.weights[phase] * (reference / speed - 1)
-        return time
+    def _try(self, setting: Setting, phases: Container[str], named: Sequence[Axis]) -> None:
+        """A run of a setting in these phases, which is left out where it fails. Raises
+        PipelineError where the default fails."""
+        for phase in self.weights:
+            part = self._part(setting, phase)
+            if phase in phases and (phase, shown(part)) not in self._failed:
+                try:
+                    self._run(setting, phase, named)
+                except PipelineError as error:
+                    if not part:
+                        raise
+                    self._failed.add((phase, shown(part)))
+                    self.left_out[shown(part)] = error.message
 
-    def _run(self, setting: Setting, phase: str) -> float:
-        """The median speed of one run."""
-        speed = statistics.median(self._measure(setting, phase))
-        self.runs.setdefault((shown(setting), phase), []).append(math.log(speed))
-        if all(self.defaults[name] == value for name, value in setting.items()):
-            runs = self.default_runs.setdefault(phase, {})
-            runs.setdefault(shown(setting), []).append(speed)
-        return speed
+    def _run(self, setting: Setting, phase: str, named: Sequence[Axis] = ()) -> None:
+        """A run of what a setting changes in a phase. Raises PipelineError."""
+        part = self._part(setting, phase)
+        row = {**self._row(part, phase), (phase,): 1.0, MACHINE: 1.0}
+        for axis in named:
+            if axis.is_named and phase in axis.phases:
+                part = {**part, axis.name: part.get(axis.name, axis.values[0])}
+                row[phase, axis.name] = 1.0
+        samples = self._measure(part, phase)
+        logs = [math.log(each) for each in samples]
+        first = self._first.setdefault(phase, statistics.median(logs))
+        self._effects.add(row, [each - first for each in logs])
+        self._runs.setdefault((phase, shown(part)), []).append(statistics.median(samples))
 
-    # The best against the default
+    # What is known
 
-    def _compare(self, best: Setting) -> Estimate:
-        """How many times as fast as the default a setting is, with the standard error."""
-        gains: list[float] = []
-        least, most = BLOCKS
-        named_axes = [axis for axis in self.axes if axis.is_named and axis.name in best]
-        default = {axis.name: axis.values[0] for axis in named_axes}
-        mean = error = 0.0
-        for block in count(1):
-            times: dict[bool, list[float]] = {True: [], False: []}
-            order = (True, False, False, True) if block % 2 else (False, True, True, False)
-            for is_best in order:
-                setting = best if is_best else default
-                times[is_best].append(self._time(setting, [*self.weights]))
-            gains.append(math.log(statistics.fmean(times[False]) / statistics.fmean(times[True])))
-            if block < least:
-                continue
-            noise = self._noise([*self.weights])
-            kept = winsorized(gains, noise)
-            mean = statistics.fmean(kept)
-            error = min(noise, statistics.stdev(kept) * student(block)) / math.sqrt(block)
-            is_clear = mean - CLEAR * error > 0 or mean + CLEAR * error < math.log1p(NOTHING)
-            if is_clear or block == most or not self._has_time(1.0):
-                break
-        return Estimate(math.exp(mean), math.exp(mean) * error)
+    def _phases(self, axis: Axis) -> list[str]:
+        return [phase for phase in self.weights if phase in axis.phases]
+
+    def _part(self, setting: Setting, phase: str) -> Setting:
+        """What a setting changes in a phase, in the order of the axes."""
+        return {
+            name: setting[name]
+            for name, axis in self.axes.items()
+            if name in setting and phase in axis.phases
+        }
+
+    def _row(self, part: Setting, phase: str) -> Row:
+        """The effects of what is changed in a phase."""
+        values = [*part.items()]
+        row: dict[Key, float] = {(phase, *value): 1.0 for value in values}
+        for at, value in enumerate(values):
+            row |= {(phase, *value, *other): 1.0 for other in values[at + 1 :]}
+        return row
+
+    def _prior(self, key: Key) -> float:
+        """The standard deviation of an effect that nothing was measured of: of the machine, of a
+        phase, of naming an axis in a phase, of a value, of a pair of them."""
+        if len(key) == 3:
+            return self.axes[key[1]].effect
+        return {0: 0.02, 1: BASE, 2: NAMED}.get(len(key), PAIR)
+
+    def _time(self, setting: Setting) -> dict[str, float]:
+        """The time of a request in each phase, that with the default being 1 in all."""
+        known = self._effects.likeliest
+        return {
+            phase: weight * math.exp(-known.mean(self._row(self._part(setting, phase), phase)))
+            for phase, weight in self.weights.items()
+        }
+
+    def _gain(self, setting: Setting, other: Setting) -> Estimate:
+        """The logarithm of the speed with one setting over that with another."""
+        times = self._time(setting), self._time(other)
+        whole = [sum(each.values()) for each in times]
+        row: dict[Key, float] = {}
+        for phase in self.weights:
+            share = sum(each[phase] / total for each, total in zip(times, whole, strict=True)) / 2
+            for sign, each in ((share, setting), (-share, other)):
+                for key in self._row(self._part(each, phase), phase):
+                    row[key] = row.get(key, 0.0) + sign
+        row = {key: factor for key, factor in row.items() if factor}
+        return Estimate(math.log(whole[1] / whole[0]), self._effects.likeliest.deviation(row))
+
+    def _fastest(self) -> Setting:
+        """The setting that is fastest by all runs. A value that gains next to nothing is not worth
+        a change."""
+        best, least = self.best, math.inf
+        if self._has_failed(best):
+            best = {}
+        while True:
+            start = least
+            for axis in self.axes.values():
+                for value in self.values[axis.name]:
+                    setting = changed(best, axis, value)
+                    cost = math.log(sum(self._time(setting).values())) + WORTH * len(setting)
+                    if cost < least - 1e-9 and not self._has_failed(setting):
+                        best, least = setting, cost
+            if least >= start:
+                return {name: best[name] for name in self.axes if name in best}
+
+    def _has_failed(self, setting: Setting) -> bool:
+        return any((phase, shown(self._part(setting, phase))) in self._failed for phase in self.weights)
+
+    def _rivals(self) -> dict[str, list[tuple[str, Estimate]]]:
+        """The values of each axis that more runs may prove better than the best one's, with what
+        they gain."""
+        rivals: dict[str, list[tuple[str, Estimate]]] = {}
+        for name, axis in self.axes.items():
+            own = self.best.get(name, axis.values[0])
+            for value in self.values[name]:
+                setting = changed(self.best, axis, value)
+                if value != own and not self._has_failed(setting):
+                    gain = self._gain(setting, self.best)
+                    if expected(gain) > OPEN:
+                        rivals.setdefault(name, []).append((value, gain))
+        return rivals
+
+    def _is_clear(self, gain: Estimate) -> bool:
+        return gain.value - CLEAR * gain.error > 0
 
 
-def changed(setting: Setting, axis: Axis, value: str) -> Setting:
-    """The setting with another value of an axis; defaults are left out."""
-    rest = {name: each for name, each in setting.items() if name != axis.name}
-    return rest if value == axis.values[0] else {**rest, axis.name: value}
-
-
-def named(setting: Setting, axis: Axis, value: str) -> Setting:
-    """The same for a comparison of the values of an axis."""
-    return {**setting, axis.name: value} if axis.is_named else changed(setting, axis, value)
-
-
-def robust_spread(values: Sequence[float]) -> float:
-    """The relative standard deviation that the median of the deviations stands for."""
-    middle = statistics.median(values)
-    return NORMAL_MAD * statistics.median(abs(value - middle) for value in values) / middle
-
-
-def winsorized(values: Sequence[float], deviation: float) -> list[float]:
-    """Outliers are moved to where a normal distribution of this standard deviation would end."""
-    middle, reach = statistics.median(values), 3 * deviation
-    return [min(max(value, middle - reach), middle + reach) for value in values]
-
-
-def typical(values: Sequence[float], deviation: float) -> float:
-    """The mean of values with this standard deviation, without what outliers do to it."""
-    return statistics.fmean(winsorized(values, deviation))
-
-
-def student(size: int) -> float:
-    """By how much the standard error of so few values has to be widened (Student's t at 97.5 %,
-    over the 1.96 of the normal distribution)."""
-    freedom = size - 1
-    return 1 + 1.2 / freedom + 2.3 / freedom**2
+def expected(gain: Estimate) -> float:
+    """What is to be gained by knowing for sure whether a change is one for the better."""
+    if not gain.error:
+        return max(0.0, gain.value)
+    z = gain.value / gain.error
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return gain.error * density + gain.value * (1 + math.erf(z / math.sqrt(2))) / 2

@@ -19,6 +19,7 @@ FEW = 4  # processors on which one thread may be the best
 USUAL_UBATCH = 512  # llama-server's own default
 ALL_LAYERS = "999"  # more than any model has
 FIT_MARGIN = "1024"  # MiB a card keeps free, as llama-server's --fit leaves it
+LARGE, SMALL = 0.4, 0.04  # effects of values on the speed, as relative standard deviations
 
 # Options of llama-server, and what llama-bench calls them.
 PLACING = {
@@ -69,11 +70,11 @@ def _all(scope: Scope, given: ResolvedOptions) -> Iterator[Axis]:
     if scope.cards:
         layers = scope.experts
         experts = [f"{EXPERTS} {count}" for count in sorted({layers, layers // 2} - {0})]
-        yield Axis(PLACEMENT, (FIT, ALL, *experts))
+        yield Axis(PLACEMENT, (FIT, ALL, *experts), effect=LARGE)
     counts = _threads(scope)
-    yield Axis(THREADS, counts, (DECODE,))
+    yield Axis(THREADS, counts, (DECODE,), effect=LARGE)
     if not given.has(THREADS):  # which are those of both phases
-        yield Axis(THREADS_BATCH, counts, (PROMPT,))
+        yield Axis(THREADS_BATCH, counts, (PROMPT,), effect=LARGE)
     yield Axis("flash-attn", ("auto", "off"))
     if not scope.pools:
         larger = ("1024", "2048") if scope.cards else ()
@@ -83,7 +84,8 @@ def _all(scope: Scope, given: ResolvedOptions) -> Iterator[Axis]:
     mode = given.flags.get("load-mode")
     others = [each for each in ("none", "mlock", "dio") if mode and each in mode.choices]
     # Where the weights lie counts most where each is read for one token.
-    yield Axis("load-mode", ("auto", *others), (PROMPT if scope.pools else DECODE,))
+    phase = PROMPT if scope.pools else DECODE
+    yield Axis("load-mode", ("auto", *others), (phase,), effect=SMALL)
     if scope.cards and not scope.pools:
         yield Axis(BATCH, ("2048", "1024"), (PROMPT,), True)
 

@@ -79,7 +79,6 @@ class Bench:
         self.cards, self.ctx_size = cards, ctx_size
         longest = LONG_PROMPT if cards else REQUEST[PROMPT]
         self._prompt = min(longest, trained or longest)
-        self.speeds: dict[tuple[str, str], list[float]] = {}  # medians, by setting and phase
         self._slowest = 0.0  # seconds of a run of the default
         self.first = self._first()
 
@@ -108,8 +107,6 @@ class Bench:
         if samples is None:
             samples = self._run(setting, phase)
             self.runs.add(setting, phase, samples)
-        median = statistics.median(samples)
-        self.speeds.setdefault((tuning.shown(setting), phase), []).append(median)
         return samples
 
     def _run(self, setting: Setting, phase: str) -> Sequence[float]:
@@ -134,10 +131,6 @@ class Bench:
         measured = samples.prompt if phase == PROMPT else samples.decode
         log.info(f"{phase} {statistics.median(measured):8.1f} tokens/s  {tuning.shown(setting)}")
         return measured
-
-    def speed(self, setting: Setting, phase: str) -> float:
-        """The median of all runs of a setting, in tokens a second; 0 where it was not measured."""
-        return statistics.median(self.speeds.get((tuning.shown(setting), phase), [0.0]))
 
 
 def search(bench: Bench, axes: Sequence[Axis], has_time: Callable[[float], bool]) -> SearchResult:

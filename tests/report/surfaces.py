@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from pipeline.report.tuning import DECODE, PROMPT, Axis, Setting, changed
+from pipeline.report.tuning_axes import LARGE, SMALL
 from pipeline.report.tuning_bench import REQUEST as TOKENS
 from pipeline.report.tuning_bench import repeated, tokens_of
 
@@ -31,11 +32,11 @@ class Machine:
         usual = self.random.choice(counts)
         threads = (str(usual), *(str(each) for each in counts if each != usual))
         self.axes = (
-            Axis("threads", threads, (DECODE,)),
-            Axis("threads-batch", threads, (PROMPT,)),
+            Axis("threads", threads, (DECODE,), effect=LARGE),
+            Axis("threads-batch", threads, (PROMPT,), effect=LARGE),
             Axis("flash-attn", ("auto", "off")),
             Axis("ubatch-size", ("512", "256", "128"), (PROMPT,), True),
-            Axis("load-mode", ("auto", "none", "mlock", "dio"), (DECODE,)),
+            Axis("load-mode", ("auto", "none", "mlock", "dio"), (DECODE,), effect=SMALL),
         )
         self._peak = {phase: self.random.choice(counts) for phase in TOKENS}
         self._fall = {phase: draw(0.1, 1.0) for phase in TOKENS}

@@ -11,7 +11,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.report import tuning
 from pipeline.report.tuning import DECODE, PROMPT, Axis, SearchResult, Setting
 
-BUDGET = 0.16  # of the time of an exhaustive search; a comparison that has begun is finished
+BUDGET = 0.19  # of the time of an exhaustive search; a run that has begun is finished
 WEIGHTS = {PROMPT: 0.5, DECODE: 0.5}
 THREADS = Axis("threads", ("2", "1", "4"), (DECODE,))
 FLASH = Axis("flash-attn", ("auto", "off"))
@@ -36,16 +36,16 @@ class Outcome:
 
 
 @pytest.mark.parametrize("cores", [2, 16])
-@pytest.mark.parametrize("seeds", [25, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seeds", [10, pytest.param(500, marks=pytest.mark.long)])
 def test_it_is_never_slower_and_nearly_the_best_in_a_fifth_of_the_time(
     cores: int, seeds: int
 ) -> None:
     outcomes = {seed: Outcome(Machine(seed, cores=cores)) for seed in range(seeds)}
     assert {seed for seed, each in outcomes.items() if each.gain < 0.99} == set()
     assert {seed for seed, each in outcomes.items() if each.share > 0.2} == set()
-    # With so much noise, and few combinations to save time on, not every search gets there.
+    # Where the noise is as large as what there is to gain, not every search gets there.
     short = [each.quality for each in outcomes.values() if each.quality < 0.95]
-    assert len(short) <= (0.16 if cores == 2 else 0.04) * seeds and min(short, default=1) > 0.85
+    assert len(short) <= 0.03 * seeds and min(short, default=1) > 0.85
 
 
 def search(axes: Sequence[Axis], speed: dict[str, float]) -> tuple[SearchResult, list[str]]:
@@ -107,9 +107,9 @@ def test_axes_without_time_are_named() -> None:
         return [10.0]
 
     found = tuning.search(
-        [THREADS, FLASH], measure, WEIGHTS, has_time=lambda share: len(calls) < 16
+        [THREADS, FLASH], measure, WEIGHTS, has_time=lambda share: len(calls) < 4
     )
-    assert found.untried == ("flash-attn",)
+    assert found.untried == ("flash-attn",) and found.setting == {}
 
 
 def test_another_program_is_noticed_by_the_spread_of_the_default() -> None:
@@ -117,9 +117,25 @@ def test_another_program_is_noticed_by_the_spread_of_the_default() -> None:
     assert Outcome(Machine(1, noise=0.8)).found.is_busy
 
 
-def test_outliers_do_not_move_a_mean() -> None:
-    assert tuning.typical([0.0, 0.01, -0.01, 3.0], 0.01) == pytest.approx(0.00875)
-    assert tuning.robust_spread([100, 101, 99, 5]) == pytest.approx(0.015, rel=0.1)
+def test_a_combination_that_fails_is_left_out_alone() -> None:
+    speed = {"threads 4": 20, "flash-attn off": 15, "threads 4, flash-attn off": 0}
+    found, _ = search([THREADS, FLASH], speed)
+    assert found.left_out == {"threads 4, flash-attn off": "threads 4, flash-attn off crashes"}
+    assert found.setting == {"threads": "4"}
+
+
+def test_values_that_only_help_together_are_found_together() -> None:
+    axes = [THREADS, Axis("mode", ("a", "b"), (DECODE,))]
+    speed = {"threads 4": 11, "mode b": 11, "threads 4, mode b": 16}
+    found, _ = search(axes, speed)
+    assert found.setting == {"threads": "4", "mode": "b"}
+    assert found.ratio.value == pytest.approx(1 / (0.5 + 0.5 / 1.6), rel=0.02)
+    assert found.speeds == {PROMPT: 10, DECODE: 16} and found.default_speeds[DECODE] == 10
+
+
+def test_the_same_measurements_lead_to_the_same_search() -> None:
+    runs = [search([THREADS, FLASH], {"threads 4": 12, "flash-attn off": 9})[1] for _ in range(2)]
+    assert runs[0] == runs[1]
 
 
 def test_the_default_is_no_change() -> None:

@@ -172,6 +172,7 @@ def test_runs_that_cannot_be_read_are_made_again(tmp_path: Path) -> None:
     again = Runs(file)
     assert again.are_resumed
     assert [again.take({"threads": "1"}, DECODE) for _ in range(3)] == [(1.0, 2.0), (3.0,), None]
+    assert not Runs(file, {"threads": "2"}).are_resumed, "other options were given"
     file.write_text(json.dumps([["x"]]))
     assert not Runs(file).are_resumed
 
