@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import count
 
 from msgspec import Struct, field
 
@@ -27,12 +29,14 @@ BUSY = 0.2  # relative spread from run to run above which something else disturb
 SEARCH = 0.7  # the share of the time after which only the comparison is left
 PAIRS = 2, 24  # of runs of the best and the default, at least and at most
 SWITCH = 0.01  # relative gain below which the comparison goes on with the setting that it has begun with
-TURNS = 500  # of the search, at most
+LONE = 0.1  # standard deviation of a gain, at least, while a single run speaks for it
+TURNS = 200  # of the search, at most
 CLEAR = 2.0  # standard deviations
 NOTHING = 0.02  # relative gain below which the default may as well stay
 WORTH = 0.005  # relative gain below which an axis keeps its default
-OPEN = 0.002  # relative gain to be expected of more runs, below which an axis is closed
-BASE, NAMED, PAIR = 0.3, 0.1, 0.03  # prior standard deviations: see `_Search._prior`
+OPEN = 0.002  # relative gain to be expected of more runs, below which a value is closed
+ENOUGH = 0.008  # the same of all axes together, below which the search ends
+BASE, NAMED, PAIR = 0.3, 0.1, 0.06  # prior standard deviations: see `_Search._prior`
 
 Setting = Mapping[str, str]  # the value of each axis that differs from its default
 
@@ -118,6 +122,7 @@ class _Search:
         self._first: dict[str, float] = {}  # logarithms of the default's first speeds
         self._runs: dict[tuple[str, str], list[float]] = {}  # medians, by phase and setting
         self._failed: set[tuple[str, str]] = set()
+        self._counts: Counter[Key] = Counter()  # of runs, by phase and value
         self._compared: list[Setting] = []  # each time that one was compared with the default
 
     def run(self) -> SearchResult:
@@ -130,7 +135,7 @@ class _Search:
             self._measure_default()
         except OutOfTime:
             self.values |= {name: self.values[name][:1] for name in untried}
-        for turn in range(TURNS):
+        for turn in count():
             if not self._step(turn):
                 break
         gains = [(self._gain(each, {}), each) for each in self._compared if self._pairs(each) >= PAIRS[0]]
@@ -183,7 +188,7 @@ class _Search:
             pairs >= PAIRS[0] and (self._is_clear(gain) or gain.value + CLEAR * gain.error < NOTHING)
         )
         rivals = self._rivals()
-        if rivals and self._has_time(1.0 if is_settled else SEARCH):
+        if rivals and turn < TURNS and self._has_time(1.0 if is_settled else SEARCH):
             self._explore(rivals, turn)
         elif is_settled or pairs >= PAIRS[1] or not self._has_time(1.0):
             return False
@@ -242,6 +247,7 @@ class _Search:
                 part = {**part, axis.name: part.get(axis.name, axis.values[0])}
                 row[phase, axis.name] = 1.0
         samples = self._measure(part, phase)
+        self._counts.update((phase, *item) for item in part.items())
         logs = [math.log(each) for each in samples]
         first = self._first.setdefault(phase, statistics.median(logs))
         self._effects.add(row, [each - first for each in logs])
@@ -326,9 +332,12 @@ class _Search:
                 setting = changed(self.best, axis, value)
                 if value != own and not self._has_failed(setting):
                     gain = self._gain(setting, self.best)
+                    if any(self._counts[phase, name, value] < 2 for phase in self._phases(axis)):
+                        gain = Estimate(gain.value, max(gain.error, LONE))
                     if expected(gain) > OPEN:
                         rivals.setdefault(name, []).append((value, gain))
-        return rivals
+        left = sum(max(expected(gain) for _, gain in values) for values in rivals.values())
+        return rivals if left > ENOUGH else {}
 
     def _is_clear(self, gain: Estimate) -> bool:
         return gain.value - CLEAR * gain.error > 0
