@@ -3,14 +3,13 @@
     .venv/bin/python benchmarks/tune.py MODEL.gguf [repetitions] [options of another tuner …]
 
 llama-bench and llama-server come from bins/. First every combination is measured with 512 tokens to
-read and 128 to write, so many repetitions each (5, as llama-bench has it), then the search gets a
-fifth of that time. The defaults, the best combination and what the search found then alternate, with
-fresh figures: only those are compared. At last llama-server itself answers requests with its
-defaults, with what was found, with `--fit off`, and with the options of another tuner where they are
-given, such as `--threads 2 --batch-size 256`; all of them in turns, too.
+read and 128 to write, so many repetitions each (5, as llama-bench has it); then the search gets a
+fifth of that time. The defaults, the best combination and what the search found alternate at last,
+with fresh figures: only those are compared. So do llama-servers with their defaults, with what was
+found, with `--fit off`, and with the options of another tuner where they are given, such as
+`--threads 2 --batch-size 256`.
 
-The machine should be quiet: how much of it others use is printed. With SmolLM2-135M on two
-processors it takes 20 minutes, with 2 repetitions 11.
+The machine should be quiet: how much of it others use is printed first.
 """
 
 from __future__ import annotations
@@ -172,9 +171,15 @@ def main() -> None:
         print(f"{name:<11} {value:.3f} ± {error:.3f} times as fast as the defaults")
     quality, error = ratio(times["exhaustive"], times["search"])
     share = searched / whole
-    print(f"search over exhaustive: {quality:.3f} ± {error:.3f} of the speed in {share:.3f} of the time")
+    print(
+        f"search over exhaustive: {quality:.3f} ± {error:.3f} of the speed, {share:.3f} of the time"
+    )
     options = tuning_axes.server_options(result.setting, found.first.threads)
-    variants = {"its defaults": [], "what was found": words({**options}), "--fit off": ["--fit", "off"]}
+    variants = {
+        "its defaults": [],
+        "what was found": words({**options}),
+        "--fit off": ["--fit", "off"],
+    }
     if sys.argv[3:]:
         variants["another tuner"] = sys.argv[3:]
     served(server, model, variants)

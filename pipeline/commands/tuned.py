@@ -30,7 +30,11 @@ def warnings(model: Model, file: Path) -> list[str]:
     if kept := load(wanted.place(model.home.run)):
         reasons = _others(model, kept) if kept.options else []
     else:
-        results = [each for path in sorted((model.home.run / FOLDER).glob("*.json")) if (each := load(path))]
+        results = [
+            each
+            for path in sorted((model.home.run / FOLDER).glob("*.json"))
+            if (each := load(path))
+        ]
         keys = [each.key for each in results if each.options and each.key.model == wanted.model]
         reasons = min((differences(key, wanted) for key in keys), key=len, default=[])
     if not reasons:
@@ -63,7 +67,7 @@ def given(model: Model) -> dict[str, str]:
 
 
 def _wanted(model: Model, file: Path) -> Conditions | None:
-    """What a result for the GGUF `file` has to be valid for, where that is known without hashing."""
+    """What a result for the GGUF `file` has to be valid for; None where that takes hashing it."""
     if not (file.is_file() and model.binaries.has("llama-server")):
         return None
     digest = receipts.known_sha256(file) or stat_cache.recall(_digests(model), file)

@@ -27,16 +27,16 @@ from .tuning_effects import MACHINE, Effects, Key, Row
 PROMPT, DECODE = "prompt", "decode"  # the phases of a request
 BUSY = 0.2  # relative spread from run to run above which something else disturbs
 SEARCH = 0.7  # the share of the time after which only the comparison is left
-PAIRS = 2, 24  # of runs of the best and the default, at least and at most
-SWITCH = 0.01  # relative gain below which the comparison goes on with the setting that it has begun with
-LONE = 0.1  # standard deviation of a gain, at least, while a single run speaks for it
 TURNS = 200  # of the search, at most
+PAIRS = 2, 24  # of runs of the best and the default, at least and at most
 CLEAR = 2.0  # standard deviations
 NOTHING = 0.02  # relative gain below which the default may as well stay
 WORTH = 0.005  # relative gain below which an axis keeps its default
+SWITCH = 0.01  # relative gain that interrupts a comparison for another setting
 OPEN = 0.002  # relative gain to be expected of more runs, below which a value is closed
 ENOUGH = 0.008  # the same of all axes together, below which the search ends
-BASE, NAMED, PAIR = 0.3, 0.1, 0.06  # prior standard deviations: see `_Search._prior`
+LONE = 0.1  # standard deviation of a gain, at least, while a single run speaks for it
+BASE, NAMED, PAIR, DRIFT = 0.3, 0.1, 0.06, 0.02  # prior standard deviations: see `_Search._prior`
 
 Setting = Mapping[str, str]  # the value of each axis that differs from its default
 
@@ -117,7 +117,7 @@ class _Search:
         self.left_out: dict[str, str] = {}
         self.best: Setting = {}
         self._measure, self._has_time = measure, has_time
-        self._random = random.Random(0)  # the same runs lead to the same next one
+        self._random = random.Random(0)  # noqa: S311 - to repeat a search
         self._effects = Effects(self._prior)
         self._first: dict[str, float] = {}  # logarithms of the default's first speeds
         self._runs: dict[tuple[str, str], list[float]] = {}  # medians, by phase and setting
@@ -138,9 +138,7 @@ class _Search:
         for turn in count():
             if not self._step(turn):
                 break
-        gains = [(self._gain(each, {}), each) for each in self._compared if self._pairs(each) >= PAIRS[0]]
-        clear = [pair for pair in gains if self._is_clear(pair[0])]
-        gain, self.best = max(clear, key=lambda pair: pair[0].value, default=(Estimate(0.0, self._gain(self.best, {}).error), {}))
+        self.best, gain = self._proven()
         return SearchResult(
             setting=self.best,
             ratio=Estimate(math.exp(gain.value), math.exp(gain.value) * gain.error),
@@ -150,6 +148,17 @@ class _Search:
             left_out=self.left_out,
             untried=tuple(untried),
         )
+
+    def _proven(self) -> tuple[Setting, Estimate]:
+        """The fastest setting that is clearly faster than the default, and its gain."""
+        proven: Setting = {}
+        best = Estimate(0.0, self._gain(self.best, {}).error)
+        for setting in self._compared:
+            gain = self._gain(setting, {})
+            is_proven = self._pairs(setting) >= PAIRS[0] and is_clear(gain)
+            if is_proven and gain.value > best.value and not self._has_failed(setting):
+                proven, best = setting, gain
+        return proven, best
 
     def _speed(self, setting: Setting, phase: str) -> float:
         """The median of all runs of a setting that was compared, in tokens a second."""
@@ -178,23 +187,28 @@ class _Search:
 
     def _step(self, turn: int) -> bool:
         """Make the next runs; False where there is nothing left to do."""
-        best = self._fastest()
-        if self._has_time(SEARCH) or not self._compared or self._gain(best, self._compared[-1]).value > SWITCH:
-            self.best = best
-        else:
-            self.best = self._compared[-1]
+        self.best = self._leader()
         pairs, gain = self._pairs(self.best), self._gain(self.best, {})
-        is_settled = not self.best or (
-            pairs >= PAIRS[0] and (self._is_clear(gain) or gain.value + CLEAR * gain.error < NOTHING)
-        )
-        rivals = self._rivals()
-        if rivals and turn < TURNS and self._has_time(1.0 if is_settled else SEARCH):
+        is_known = is_clear(gain) or gain.value + CLEAR * gain.error < NOTHING
+        is_settled = not self.best or (pairs >= PAIRS[0] and is_known)
+        rivals = self._rivals() if turn < TURNS else {}
+        if rivals and self._has_time(1.0 if is_settled else SEARCH):
             self._explore(rivals, turn)
         elif is_settled or pairs >= PAIRS[1] or not self._has_time(1.0):
             return False
         else:
             self._compare(pairs)
         return True
+
+    def _leader(self) -> Setting:
+        """The fastest setting; once the search is over, the one whose comparison has begun, unless
+        it is clearly behind."""
+        best = self._fastest()
+        if self._has_time(SEARCH) or not self._compared:
+            return best
+        last = self._compared[-1]
+        is_behind = self._has_failed(last) or self._gain(best, last).value > SWITCH
+        return best if is_behind else last
 
     def _explore(self, rivals: Mapping[str, list[tuple[str, Estimate]]], turn: int) -> None:
         """A run of a setting whose values may all be the best. What is likelier to be comes more
@@ -229,6 +243,8 @@ class _Search:
         PipelineError where the default fails."""
         for phase in self.weights:
             part = self._part(setting, phase)
+            if not self._has_time(1.0):
+                return
             if phase in phases and (phase, shown(part)) not in self._failed:
                 try:
                     self._run(setting, phase, named)
@@ -279,7 +295,7 @@ class _Search:
         phase, of naming an axis in a phase, of a value, of a pair of them."""
         if len(key) == 3:
             return self.axes[key[1]].effect
-        return {0: 0.02, 1: BASE, 2: NAMED}.get(len(key), PAIR)
+        return {0: DRIFT, 1: BASE, 2: NAMED}.get(len(key), PAIR)
 
     def _time(self, setting: Setting) -> dict[str, float]:
         """The time of a request in each phase, that with the default being 1 in all."""
@@ -320,7 +336,8 @@ class _Search:
                 return {name: best[name] for name in self.axes if name in best}
 
     def _has_failed(self, setting: Setting) -> bool:
-        return any((phase, shown(self._part(setting, phase))) in self._failed for phase in self.weights)
+        parts = ((phase, shown(self._part(setting, phase))) for phase in self.weights)
+        return not self._failed.isdisjoint(parts)
 
     def _rivals(self) -> dict[str, list[tuple[str, Estimate]]]:
         """The values of each axis that more runs may prove better than the best one's, with what
@@ -339,8 +356,10 @@ class _Search:
         left = sum(max(expected(gain) for _, gain in values) for values in rivals.values())
         return rivals if left > ENOUGH else {}
 
-    def _is_clear(self, gain: Estimate) -> bool:
-        return gain.value - CLEAR * gain.error > 0
+
+def is_clear(gain: Estimate) -> bool:
+    """Whether a gain is one beyond the noise."""
+    return gain.value - CLEAR * gain.error > 0
 
 
 def expected(gain: Estimate) -> float:

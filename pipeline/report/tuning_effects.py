@@ -13,9 +13,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 NOISES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of a run: relative standard deviations
-DRIFT = 0.005  # standard deviation by which the machine's speed changes from run to run
+DRIFT = 0.007  # standard deviation by which the machine's speed changes from run to run
 FAR = 2.5  # standard deviations; a run that is further off moves the effects no more than this
 
+HOPELESS = 20.0  # by how much the logarithm of a likelihood may lie behind the best
 UNUSUAL = 4.0  # times the usual variance
 
 Key = tuple[str, ...]  # the name of an effect
@@ -52,9 +53,7 @@ class Filter:
             if gain:
                 self._means[i] += gain / deviation * inside
                 share, own = gain / variance, self._covariances[i]
-                self._covariances[i] = [
-                    a - share * b for a, b in zip(own, gains, strict=True)
-                ]
+                self._covariances[i] = [a - share * b for a, b in zip(own, gains, strict=True)]
 
     def mean(self, row: Row) -> float:
         return sum(
@@ -95,6 +94,8 @@ class Effects:
         self._within.append(within)
         for each in self._filters:
             each.add(row, statistics.median(samples), within)
+        least = max(each.likelihood for each in self._filters) - HOPELESS
+        self._filters = [each for each in self._filters if each.likelihood > least]
 
     @property
     def likeliest(self) -> Filter:

@@ -45,7 +45,7 @@ def test_it_is_never_slower_and_nearly_the_best_in_a_fifth_of_the_time(
     assert {seed for seed, each in outcomes.items() if each.share > 0.2} == set()
     # Where the noise is as large as what there is to gain, not every search gets there.
     short = [each.quality for each in outcomes.values() if each.quality < 0.95]
-    assert len(short) <= 0.03 * seeds and min(short, default=1) > 0.85
+    assert len(short) <= max(1, 0.03 * seeds) and min(short, default=1) > 0.85
 
 
 def search(axes: Sequence[Axis], speed: dict[str, float]) -> tuple[SearchResult, list[str]]:
@@ -106,9 +106,7 @@ def test_axes_without_time_are_named() -> None:
         calls.append(phase)
         return [10.0]
 
-    found = tuning.search(
-        [THREADS, FLASH], measure, WEIGHTS, has_time=lambda share: len(calls) < 4
-    )
+    found = tuning.search([THREADS, FLASH], measure, WEIGHTS, has_time=lambda share: len(calls) < 4)
     assert found.untried == ("flash-attn",) and found.setting == {}
 
 
