@@ -6,9 +6,9 @@ the same page at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from shlex import join
+from shlex import quote
 
 import msgspec
 
@@ -31,6 +31,7 @@ from .model import Model
 from .session import Session
 from .variables import QUALITY, SPEED
 
+HOME = "$LLAMA_PIPELINE_HOME"  # as `doctor.hider` writes it
 CPU = "cpu"  # the backend that uses no cards
 NO_QUALITY = "The quality is not measured"
 NO_SPEED = "The speed is not measured"
@@ -120,7 +121,7 @@ def measured(model: Model, names: Sequence[str], *, again: bool = False) -> Quan
         room=room,
         candidates=tuple(sorted(rows, key=lambda row: (row.bytes, row.quant))),
         machine=tuple((title, hide(text)) for title, text in compare_speed.machine(model)),
-        commands=tuple(map(hide, commands(model, files))),
+        commands=tuple(commands(model, files, hide)),
         notes=tuple(map(hide, notes)),
     )
 
@@ -175,8 +176,9 @@ def memory_room(model: Model) -> int:
     return sum(card.total for card in cards) or capacity.total()
 
 
-def commands(model: Model, files: Mapping[str, Path]) -> list[str]:
-    """The commands that measure the same again, as they can be typed."""
+def commands(model: Model, files: Mapping[str, Path], hide: Callable[[str], str]) -> list[str]:
+    """The commands that measure the same again, as they can be typed; `hide` removes from a word
+    what identifies the machine."""
     request, resolved = model.request, model.require_resolved()
     words = [f"model={request.named}"]
     if resolved.source["type"] == "hf" and not resolved.local:
@@ -189,10 +191,21 @@ def commands(model: Model, files: Mapping[str, Path]) -> list[str]:
     given = (("backend", request.bins.backend), ("device", request.device))
     numbers = ((name, getattr(request, name)) for name in ("ctx_size", "threads", "gpu_layers"))
     words += [f"{name}={value}" for name, value in (*given, *numbers) if value not in (None, AUTO)]
-    lines = [doitw(join(["compare", *words]))]
+    lines = [doitw(typed(["compare", *words], hide))]
     if SPEED in request.measure:
-        lines += [join(compare_speed.command(model, path)) for path in files.values()]
+        lines += [typed(compare_speed.command(model, path), hide) for path in files.values()]
     return lines
+
+
+def typed(words: Sequence[str], hide: Callable[[str], str]) -> str:
+    """Words as they are typed into a shell, which puts in the homes."""
+
+    def quoted(part: str) -> str:
+        home, rest = ("~/", part[2:]) if part.startswith("~/") else ("", part)
+        return home + (rest and quote(rest))
+
+    parts = (hide(word).split(HOME) for word in words)
+    return " ".join(f'"{HOME}"'.join(map(quoted, each)) for each in parts)
 
 
 # The files

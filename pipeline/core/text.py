@@ -61,13 +61,22 @@ def require_short_keys(text: str) -> None:
         raise ValueError(f"has a dotted key of more than {MOST_PARTS} parts")
 
 
-def size(count: float) -> str:
+def size(count: float, digits: int = 1) -> str:
     """Bytes as people read them: `4.9 GB` (powers of 1000, as file sizes are shown)."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < (1000 if unit == "B" else 999.95):
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.{digits}f} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{count:.{digits}f} TB"
+
+
+def sizes(counts: Sequence[float]) -> list[str]:
+    """Several sizes, with as many digits as tell them apart, at most 3."""
+    for digits in (1, 2):
+        texts = [size(count, digits) for count in counts]
+        if len({*texts}) == len({*counts}):
+            return texts
+    return [size(count, 3) for count in counts]
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from pipeline.core.text import size
+from pipeline.core.text import size, sizes
 
 from . import bars, page, scatter
 from .candidates import Candidate, Metric, frontier, metric, with_error
@@ -42,9 +42,16 @@ def files(report: QuantReport) -> dict[str, str]:
 def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
     """The pictures for which there are figures: wide, narrow, and what is said below them."""
     model, rows = report.model, report.candidates
-    square = "A square that is not filled does not fit the memory of this machine. "
-    squares = square if any(each.does_not_fit for each in rows) else ""
-    for draw, caption in (
+    fits = "A square that is not filled does not fit the memory of this machine. "
+    shown = fits if any(each.does_not_fit for each in rows) else ""
+    captions = (
+        "Size against quality. On the line, the frontier, every quant loses less than all that are "
+        f"no larger; those are in bold. {shown}{INTERVAL}",
+        f"Speed on this machine, by llama-bench with its own settings; more is better. {INTERVAL}",
+        "Memory that is needed to serve it, and what this machine has.",
+    )
+    for caption, pictures in zip(
+        captions,
         (
             partial(scatter.size_and_quality, model, rows),
             "Size against quality. On the line, the frontier, every quant loses less than all that "
@@ -60,7 +67,7 @@ def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
             "Memory that is needed to serve it, and what this machine has.",
         ),
     ):
-        wide, narrow = draw(page.WIDE), draw(page.NARROW)
+        wide, narrow = pictures
         if wide and narrow:
             yield wide, narrow, caption
 
@@ -86,7 +93,9 @@ def table(report: QuantReport) -> tuple[list[str], list[list[str]]]:
     figure is left out."""
     measured, best = metric(report.candidates), frontier(report.candidates)
     rows = [dict(cells(each, measured, report.ctx_size)) for each in report.candidates]
-    for row, each in zip(rows, report.candidates, strict=True):
+    files = sizes([each.bytes for each in report.candidates])
+    for row, each, file in zip(rows, report.candidates, files, strict=True):
+        row["file"] = file
         if measured and measured.of(each):
             row["frontier"] = "yes" if each in best else "no"
     heads = list(dict.fromkeys(name for row in rows for name in row))
@@ -98,7 +107,7 @@ def cells(each: Candidate, measured: Metric | None, ctx_size: int) -> Iterator[t
     """The figures of a quant, by the heads of their columns; empty where one is missing."""
     quality, speed, memory = each.quality, each.speed, each.memory
     yield "quant", each.quant
-    yield "file", size(each.bytes)
+    yield "file", ""  # to so many digits as tell all files apart
     yield "bits per weight", f"{quality.bits_per_weight:.2f}" if quality else ""
     if measured:
         loss = measured.loss(quality) if quality else None

@@ -21,18 +21,22 @@ svg.chart{{display:block;max-width:100%;height:auto}}
 svg.narrow{{display:none}}
 .scroll{{overflow-x:auto}}
 .scroll:focus-visible{{outline:2px solid var(--main)}}
-table{{border-collapse:collapse;font-size:.85rem;overflow-wrap:normal}}
+.scroll svg.chart{{max-width:none}}
+table{{border-collapse:collapse;font-size:.85rem;overflow-wrap:normal;min-width:20rem}}
 caption{{text-align:left;color:var(--soft);padding-bottom:.5rem}}
 th,td{{padding:.3rem .5rem .3rem 0;text-align:right;border-bottom:1px solid var(--line);
 white-space:nowrap;vertical-align:top}}
 th[scope=col]{{white-space:normal;vertical-align:bottom}}
 th:first-child,.words{{text-align:left}}
 td.words{{white-space:normal;min-width:5rem}}
+td.words:last-child{{min-width:14rem}}
 pre{{padding:.8rem;border:1px solid var(--line);overflow-x:auto;white-space:pre-wrap}}
+pre span{{display:block;padding-left:2rem;text-indent:-2rem}}
 dt{{color:var(--soft);font-size:.9rem}}
 dd{{margin:0 0 .5rem}}
 @media (max-width:{BREAKPOINT}px){{svg.wide{{display:none}}svg.narrow{{display:block}}}}
 @media print{{:root{{{LIGHT}}}figure,tr{{break-inside:avoid}}.scroll{{overflow:visible}}
+.scroll svg.chart{{max-width:100%}}
 svg.wide{{display:block}}svg.narrow{{display:none}}}}
 """.strip()
 
@@ -67,7 +71,7 @@ def table(
     caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], words: frozenset[int]
 ) -> str:
     """A table whose first column names its rows; the columns `words` hold text, and are set to the
-    left. It scrolls by itself where it is wider than the screen, by keyboard too."""
+    left."""
 
     def cell(kind: str, text: str, number: int, **more: str) -> str:
         looks = {"class_": "words"} if number in words else {}
@@ -84,7 +88,12 @@ def table(
         element("thead", element("tr", *head)),
         element("tbody", *body),
     )
-    return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
+    return scrolling(caption, whole)
+
+
+def scrolling(label: str, inner: str) -> str:
+    """What scrolls by itself where it is wider than the screen, by keyboard too."""
+    return element("div", inner, class_="scroll", role="region", tabindex="0", aria_label=label)
 
 
 def terms(pairs: Iterable[tuple[str, str]]) -> str:
@@ -93,5 +102,7 @@ def terms(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def code(lines: Iterable[str]) -> str:
-    """Lines as they are typed."""
-    return element("pre", element("code", "\n".join(map(escaped, lines))), tabindex="0")
+    """Lines as they are typed, each with what does not fit into it further in."""
+    return element(
+        "pre", element("code", *(element("span", text=text) for text in lines)), tabindex="0"
+    )

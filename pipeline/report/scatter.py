@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from pipeline.core.text import plural, size
+from pipeline.core.text import plural, size, sizes
 
 from .candidates import Candidate, Metric, frontier, interval, metric, with_error
 from .figures import Estimate
@@ -111,10 +111,11 @@ def _frame(model: str, measured: Metric, plot: Plot) -> Iterator[str]:
         y = plot.y(value)
         yield line(area.x, y, right, y, "grid")
         yield write(area.x - 8, y + 4, f"{value:g}".replace("e-0", "e-"), "soft", "end")
-    for value in ticks(*plot.sizes, count=max(4, int(area.width / 110))):
+    values = ticks(*plot.sizes, count=max(4, int(area.width / 110)))
+    for value, text in zip(values, sizes(values), strict=True):
         x = plot.x(value)
         yield line(x, bottom, x, bottom + 5, "axis")
-        yield write(x, bottom + 20, size(value), "soft", "middle")
+        yield write(x, bottom + 20, text, "soft", "middle")
     yield line(area.x, bottom, right, bottom, "axis")
     yield write(area.x + area.width / 2, bottom + 40, "file size", "soft", "middle")
 

@@ -161,7 +161,7 @@ def picture(nodes: Sequence[StepNode], title: str) -> Picture:
     wide = max([LEAST, *(width(node.name) + 40 for node in nodes)])
     room = {name: wide if name in known else BETWEEN for level in levels for name in level}
     widths = [sum(room[name] + BETWEEN for name in level) - BETWEEN for level in levels]
-    legend = "   ".join(f"{MARKS[state]} {state}" for state in CLASSES)
+    legend = " · ".join(f"{MARKS[state]} {state}" for state in CLASSES)
     total = max([width(legend), *widths])
     places: dict[str, list[Place]] = {}  # of a node one, of a line one for each row
     for at, (level, taken) in enumerate(zip(levels, widths, strict=True)):
@@ -230,6 +230,6 @@ def html(nodes: Sequence[StepNode], title: str) -> str:
     heads = ("step", "state", "why", "runs after", "what it does")
     return page.page(
         title,
-        element("figure", drawn.svg()),
+        element("figure", page.scrolling(title, drawn.svg())),
         page.table("Steps in the order in which they run", heads, rows, frozenset({1, 2, 3, 4})),
     )

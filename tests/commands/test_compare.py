@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +13,7 @@ import pytest
 from conftest import Doit
 from fakes import hub
 
+from pipeline.commands.compare import typed
 from pipeline.report.comparison import MARK, NAMES, PAGE
 
 
@@ -117,6 +120,18 @@ def test_files_of_others_are_not_replaced(doit: Doit, gguf: Path, tmp_path: Path
 )
 def test_wrong_words_are_answered(bare: Doit, words: tuple[str, ...], said: str) -> None:
     assert said in bare("compare", "model=demo", *words, status=3).err
+
+
+def test_commands_are_typed_as_a_shell_reads_them() -> None:
+    def hide(word: str) -> str:
+        return word.replace("/srv/my home", "$LLAMA_PIPELINE_HOME").replace("/home/me", "~")
+
+    words = ["/srv/my home/bins/llama-bench", "-m", "/srv/my home/modél.gguf", "/home/me/a b.gguf"]
+    line = typed(words, hide)
+    script = f"printf '%s\n' {line}"
+    env = {"LLAMA_PIPELINE_HOME": "/srv/my home", "HOME": "/home/me", "PATH": os.defpath}
+    run = subprocess.run(["sh", "-c", script], env=env, stdout=subprocess.PIPE, check=True)
+    assert run.stdout.decode().splitlines() == words
 
 
 def test_a_model_is_needed(bare: Doit) -> None:

@@ -201,10 +201,18 @@ def test_every_figure_stands_in_the_table() -> None:
     heads, rows = comparison.table(report(EIGHT))
     assert heads[:4] == ["quant", "file", "bits per weight", "KL divergence, nats per token"]
     row = dict(zip(heads, rows[3], strict=True))
-    assert row["quant"] == "Q4_K_M" and row["file"] == "4.9 GB"
+    assert row["quant"] == "Q4_K_M" and row["file"] == "4.92 GB"
     assert row["KL divergence, nats per token"] == "0.0313 ± 0.0016"
     assert row["memory at 4096"] == "5.7 GB" and row["frontier"] == "yes"
     assert "perplexity ratio" not in heads, "a column without figures is left out"
+
+
+def test_files_of_nearly_one_size_are_told_apart() -> None:
+    rows = [candidate("4.83bpw", 4.912, 0.02), candidate("Q4_K_M", 4.92, 0.0313)]
+    assert [row[1] for row in comparison.table(report(rows))[1]] == ["4.91 GB", "4.92 GB"]
+    picture = scatter.size_and_quality("m", rows, 760)
+    labels = re.findall(r">(4\.9\d* GB)<", picture.file() if picture else "")
+    assert len(labels) == len({*labels}) > 2
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
