@@ -42,10 +42,10 @@ def tuned(doit: Doit) -> Path:
     return file
 
 
-def rewritten(doit: Doit, options: Mapping[str, str]) -> None:
+def rewritten(doit: Doit, options: Mapping[str, str], **given: str) -> None:
     """Have the result say something else."""
     data = json.loads(tuned(doit).read_text())
-    data["tuned"]["options"] = options
+    data["tuned"] |= {"options": options, "given": given}
     tuned(doit).write_text(json.dumps(data))
 
 
@@ -79,6 +79,13 @@ def test_what_is_found_is_kept_and_served_with(built: Path, bare: Doit, gguf: Pa
     assert option(planned["cmd"], "threads") is None, "it was measured for another context"
     (warning,) = (each for each in planned["warnings"] if "tuned" in each)
     assert "they were measured with ctx_size=512;" in warning
+    rewritten(bare, FOUND, threads="3")
+    planned = bare("plan", *words, "format=json").json()
+    assert option(planned["cmd"], "threads-batch") is None
+    assert any("measured with threads=3;" in each for each in planned["warnings"])
+    planned = bare("plan", *words, "server.t=3", "format=json").json()
+    assert option(planned["cmd"], "threads-batch") == "2" and not planned["warnings"]
+    rewritten(bare, FOUND)
     with bare.serving(*words):
         assert bare.summary["threads"] == "1 (tuned)"
         assert bare.summary["tuned"] == "threads-batch 2"

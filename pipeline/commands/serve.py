@@ -139,14 +139,27 @@ def prepared_model(
 
 def tuned_options(model: Model, file: Path) -> Mapping[str, str]:
     """llama-server's options that `tune` found for the GGUF `file`; none where it never ran."""
-    if not (model.request.tuned and (model.home.run / "tuned").is_dir()):
+    if not may_be_tuned(model):
         return {}
-    return tuned.options(model, file)
+    return tuned.options(model, file, typed_options(model))
 
 
 def tuned_warnings(model: Model, file: Path) -> list[str]:
     """Why settings that `tune` found for the GGUF `file` are not used."""
-    return tuned.warnings(model, file) if (model.home.run / "tuned").is_dir() else []
+    if not may_be_tuned(model):
+        return []
+    return tuned.warnings(model, file, typed_options(model))
+
+
+def may_be_tuned(model: Model) -> bool:
+    """Whether results of `tune` are here, and wanted."""
+    is_wanted = model.request.tuned and (model.home.run / "tuned").is_dir()
+    return is_wanted and model.binaries.has("llama-server")
+
+
+def typed_options(model: Model) -> ResolvedOptions:
+    """The user's options for the server of a model, under any of their names."""
+    return instances.resolve(model.spec, known_flags(model.programs))
 
 
 def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:

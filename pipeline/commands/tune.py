@@ -57,7 +57,7 @@ class TuneTask(Struct, frozen=True, kw_only=True):
     @property
     def given(self) -> dict[str, str]:
         """The user's options that are not tried, and count for the speed."""
-        return tuned.given(self.model)
+        return tuned.given(self.options)
 
     @property
     def ctx_size(self) -> int:
@@ -89,14 +89,15 @@ def prepared(original: Model) -> TuneTask:
     model.request = original.request.replace(tuned=False, host="127.0.0.1", port=port)
     server = serve.checked_server(model)
     file = model.require_chain().final
+    typed = instances.resolve(model.spec, serve.known_flags(model.programs))
     return TuneTask(
         model=model,
         file=file,
         header=gguf.read_cached(file, model.home.run / "gguf.json"),
         server=replace(server, log_file=str(model.home.logs / f"tune-{port}.log"), guard=False),
-        options=instances.resolve(model.spec, serve.known_flags(model.programs)),
+        options=typed,
         cards=len(summary.seen_devices(model.programs, server)),
-        path=tuned.key(model, tuned.digest(model, file)).place(model.home.run),
+        path=tuned.key(model, tuned.digest(model, file), typed).place(model.home.run),
     )
 
 
@@ -140,7 +141,7 @@ def measured(task: TuneTask) -> TuneResult:
     speeds = found.speeds if chosen else found.default_speeds
     decode = speeds.get(DECODE, 0.0)
     result = TuneResult(
-        key=tuned.key(task.model, tuned.digest(task.model, task.file)),
+        key=tuned.key(task.model, tuned.digest(task.model, task.file), task.options),
         options=options,
         given=task.given,
         ratio=ratio,

@@ -15,20 +15,21 @@ from pipeline.serve.config.options import ResolvedOptions
 from .model import Model
 
 
-def options(model: Model, file: Path) -> Mapping[str, str]:
+def options(model: Model, file: Path, typed: ResolvedOptions) -> Mapping[str, str]:
     """llama-server's options for the GGUF `file` of `model`; none where it was not tuned here with
-    these programs, and the options that were given then. Nothing is hashed."""
-    wanted = _wanted(model, file)
+    these programs, and the options that were given then. `typed` are the user's options. Nothing is
+    hashed."""
+    wanted = _wanted(model, file, typed)
     kept = load(wanted.place(model.home.run)) if wanted else None
-    return kept.options if kept and not _others(model, kept) else {}
+    return kept.options if kept and not _others(typed, kept) else {}
 
 
-def warnings(model: Model, file: Path) -> list[str]:
+def warnings(model: Model, file: Path, typed: ResolvedOptions) -> list[str]:
     """Why settings that `tune` found for the GGUF `file` are not used here."""
-    if not (model.request.tuned and (wanted := _wanted(model, file))):
+    if (wanted := _wanted(model, file, typed)) is None:
         return []
     if kept := load(wanted.place(model.home.run)):
-        reasons = _others(model, kept) if kept.options else []
+        reasons = _others(typed, kept) if kept.options else []
     else:
         results = [
             each
@@ -59,24 +60,23 @@ def differences(key: Conditions, wanted: Conditions) -> list[str]:
     return found
 
 
-def given(model: Model) -> dict[str, str]:
+def given(typed: ResolvedOptions) -> dict[str, str]:
     """The user's options that `tune` does not try then, though they count for the speed."""
-    resolved = ResolvedOptions(model.spec, {})
     names = [name for name in (*BENCH, THREADS_BATCH) if name not in PLACING]
-    return {name: text for name in names if (text := _text(resolved, name))}
+    return {name: text for name in names if (text := _text(typed, name))}
 
 
-def _wanted(model: Model, file: Path) -> Conditions | None:
+def _wanted(model: Model, file: Path, typed: ResolvedOptions) -> Conditions | None:
     """What a result for the GGUF `file` has to be valid for; None where that takes hashing it."""
-    if not (file.is_file() and model.binaries.has("llama-server")):
+    if not file.is_file():
         return None
     digest = receipts.known_sha256(file) or stat_cache.recall(_digests(model), file)
-    return key(model, str(digest)) if digest else None
+    return key(model, str(digest), typed) if digest else None
 
 
-def _others(model: Model, kept: TuneResult) -> list[str]:
+def _others(typed: ResolvedOptions, kept: TuneResult) -> list[str]:
     """The options that were given when a result was measured, and are not given now."""
-    now = given(model)
+    now = given(typed)
     return [f"{name}={value}" for name, value in kept.given.items() if now.get(name) != value]
 
 
@@ -89,23 +89,22 @@ def _digests(model: Model) -> Path:
     return model.home.run / "sha256.json"
 
 
-def key(model: Model, digest: str) -> Conditions:
+def key(model: Model, digest: str, typed: ResolvedOptions) -> Conditions:
     """What a result for the model with this sha256 is valid for."""
-    given = ResolvedOptions(model.spec, {})
-    placed = {name: text for name in (*PLACING, "cpu-moe") if (text := _text(given, name))}
+    placed = {name: text for name in (*PLACING, "cpu-moe") if (text := _text(typed, name))}
     cards, draft = model.spec.control.gpu_ids, model.request.draft
     drafts = draft.reference.text if draft and draft.reference else model.request.spec_type
     return Conditions(
         program=model.binaries.sha256("llama-server"),
         model=digest,
         host=host.describe(),
-        ctx_size=given.number("ctx-size"),
+        ctx_size=typed.number("ctx-size"),
         placed=placed
         | ({"gpu_ids": cards} if cards else {})
         | ({"draft": drafts} if drafts else {}),
     )
 
 
-def _text(given: ResolvedOptions, name: str) -> str:
-    value = given.value(name)
+def _text(typed: ResolvedOptions, name: str) -> str:
+    value = typed.value(name)
     return "" if value is None else str(value)
