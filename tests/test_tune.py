@@ -79,11 +79,11 @@ def test_what_is_found_is_kept_and_served_with(built: Path, bare: Doit, gguf: Pa
     assert option(planned["cmd"], "threads") is None, "it was measured for another context"
     (warning,) = (each for each in planned["warnings"] if "tuned" in each)
     assert "they were measured with ctx_size=512;" in warning
-    rewritten(bare, FOUND, threads="3")
+    rewritten(bare, FOUND, **{"flash-attn": "off"})
     planned = bare("plan", *words, "format=json").json()
     assert option(planned["cmd"], "threads-batch") is None
-    assert any("measured with threads=3;" in each for each in planned["warnings"])
-    planned = bare("plan", *words, "server.t=3", "format=json").json()
+    assert any("measured with flash-attn=off;" in each for each in planned["warnings"])
+    planned = bare("plan", *words, "server.flash_attn=off", "format=json").json()
     assert option(planned["cmd"], "threads-batch") == "2" and not planned["warnings"]
     rewritten(bare, FOUND)
     with bare.serving(*words):
