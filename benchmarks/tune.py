@@ -24,8 +24,8 @@ from itertools import product
 from pathlib import Path
 
 import psutil
+from common import REPOSITORY, free_port
 
-from pipeline.commands.chat import free_port
 from pipeline.core import capacity
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.hashing import sha256
@@ -59,7 +59,7 @@ def request_seconds(found: Bench, setting: Setting) -> float:
         sizes = {"prompt": 0, "generated": 0}
         sizes["prompt" if phase == PROMPT else "generated"] = REQUEST[phase]
         given = tuning_axes.bench_words(setting, phase, {})
-        (samples,) = bench.samples(found.program, found.model, given, repetitions=2, **sizes)
+        samples = bench.samples(found.program, found.model, given, repetitions=2, **sizes)
         speeds = samples.prompt if phase == PROMPT else samples.decode
         total += REQUEST[phase] / statistics.median(speeds)
     return total
@@ -79,7 +79,7 @@ def exhaustive(found: Bench, axes: list[Axis], repetitions: int) -> tuple[Settin
         shared = {n: v for n, v in setting.items() if n in ("flash-attn", "load-mode")}
         given = tuning_axes.bench_words(setting, DECODE, {})
         try:
-            (samples,) = bench.samples(found.program, found.model, given, repetitions=repetitions)
+            samples = bench.samples(found.program, found.model, given, repetitions=repetitions)
         except PipelineError as error:
             print(f"left out: {error.message}")
             continue

@@ -138,8 +138,8 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
         named = prepared.get(server.name)
         texts = []
         if named:
-            file_of = named.require_chain().final
-            texts = [*beside.adapter_warnings(named), *serve.tuned_warnings(named, file_of)]
+            final = named.require_chain().final
+            texts = [*beside.adapter_warnings(named), *serve.tuned_warnings(named, final)]
         lines += [f"{server.name}: {x}" for x in (*texts, *serve.model_warnings(header, server))]
     return lines
 

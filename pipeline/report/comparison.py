@@ -42,16 +42,9 @@ def files(report: QuantReport) -> dict[str, str]:
 def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
     """The pictures for which there are figures: wide, narrow, and what is said below them."""
     model, rows = report.model, report.candidates
-    fits = "A square that is not filled does not fit the memory of this machine. "
-    shown = fits if any(each.does_not_fit for each in rows) else ""
-    captions = (
-        "Size against quality. On the line, the frontier, every quant loses less than all that are "
-        f"no larger; those are in bold. {shown}{INTERVAL}",
-        f"Speed on this machine, by llama-bench with its own settings; more is better. {INTERVAL}",
-        "Memory that is needed to serve it, and what this machine has.",
-    )
-    for caption, pictures in zip(
-        captions,
+    square = "A square that is not filled does not fit the memory of this machine. "
+    squares = square if any(each.does_not_fit for each in rows) else ""
+    for draw, caption in (
         (
             partial(scatter.size_and_quality, model, rows),
             "Size against quality. On the line, the frontier, every quant loses less than all that "
@@ -67,7 +60,7 @@ def drawn(report: QuantReport) -> Iterator[tuple[Picture, Picture, str]]:
             "Memory that is needed to serve it, and what this machine has.",
         ),
     ):
-        wide, narrow = pictures
+        wide, narrow = draw(page.WIDE), draw(page.NARROW)
         if wide and narrow:
             yield wide, narrow, caption
 
