@@ -16,6 +16,8 @@ import pytest
 from conftest import Doit, free_port, wait_for
 from report import bench_stand_in as stand_in
 
+from pipeline.core.store.locks import alone_with, lock_of
+
 pytestmark = [
     pytest.mark.build,
     pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script"),
@@ -125,6 +127,21 @@ def test_what_was_measured_survives_an_interruption(built: Path, bare: Doit, ggu
     assert "nothing to gain" in run.out and not [*(bare.home / "run" / "tuned").glob("*.runs")]
     again = bare(*words, "force=1")
     assert "force=1" not in again.err and "tokens/s  threads 1" in again.err
+
+
+def test_one_tune_waits_for_another(built: Path, bare: Doit, gguf: Path) -> None:
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(programs(built, bare.home, {}))
+    held, log = bare.home / "run" / "tuned" / "tune", bare.home / "err"
+    held.parent.mkdir(parents=True)
+    words = ("tune", f"model={gguf}", "ctx_size=512")
+    with alone_with(lock_of(held)), log.open("w") as err:
+        with bare.start(*words, stderr=err) as process:
+            try:
+                wait_for(lambda: "another tune is measuring" in log.read_text())
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130, log.read_text()
+    assert "tokens/s" not in log.read_text()
 
 
 @pytest.mark.parametrize(
