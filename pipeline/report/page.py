@@ -36,7 +36,7 @@ dt{{color:var(--soft);font-size:.9rem}}
 dd{{margin:0 0 .5rem}}
 @media (max-width:{BREAKPOINT}px){{svg.wide{{display:none}}svg.narrow{{display:block}}}}
 @media print{{:root{{{LIGHT}}}figure,tr{{break-inside:avoid}}.scroll{{overflow:visible}}
-.scroll svg.chart{{max-width:100%}}
+.scroll svg.chart{{max-width:100%}}table{{font-size:.7rem}}
 svg.wide{{display:block}}svg.narrow{{display:none}}}}
 """.strip()
 
