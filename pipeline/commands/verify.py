@@ -51,9 +51,9 @@ def verify(session: Session) -> None:
     if request.public_key:
         for path, problem in check_signatures(session, request.public_key).items():
             report(path, problem)
-    if not (request.reference or request.pkg) and converter.has_receipt(model.home):
-        path, problem = converter.folder(model.home), converter.damage(model.home, hashes=True)
-        report(path, problem)
+    environment = converter.installed(model.home)
+    if not (request.reference or request.pkg) and environment.has_receipt():
+        report(environment.folder, environment.damage(hashes=True))
     if model.request.json:
         print(json.dumps(results, indent=1))
     wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]

@@ -192,8 +192,9 @@ def require_whole_converter(home: Home, log: Path) -> None:
     """Raise PipelineError where Python could not read the converter's own environment, which the
     next run makes again."""
     output = log.read_text(encoding="utf-8", errors="replace")
-    if re.search(UNREADABLE_CODE, output) and (why := converter.damage(home, hashes=True)):
-        converter.forget(home)
+    environment = converter.installed(home)
+    if re.search(UNREADABLE_CODE, output) and (why := environment.damage(hashes=True)):
+        environment.forget()
         raise PipelineError(
             f"the converter's environment is damaged: {why}",
             "run the same command again: it makes the environment anew",

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import ast
-import base64
-import csv
 import hashlib
-import platform
 import re
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pipeline.core import network, paths
+from pipeline.core import python_environment
 from pipeline.core.errors import PipelineError
-from pipeline.core.log import info
-from pipeline.core.packages import LONGEST, pip_environment
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
-from pipeline.core.process import WINDOWS, capture, last_lines, run
+from pipeline.core.process import capture
+from pipeline.core.python_environment import INTO, WITH_HASHES, PythonEnvironment
 from pipeline.core.sandbox import Sandbox
-from pipeline.core.store import artifacts, hashing, receipts
-from pipeline.core.store.publish import disk_error_in
 from pipeline.core.store.receipts import Recipe
-from pipeline.core.text import size
 
 from . import tools
 
 DRIVER = Path(__file__).with_name("run_converter.py")
-PYTHON = Path("Scripts/python.exe" if WINDOWS else "bin/python")
 COPIES = 4  # of the weights: as read, as 32-bit numbers, and stacked with others of their kind
 REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
 INSTALLED_BYTES = 1_300_000_000
 DOWNLOAD_BYTES = 270_000_000
-
-_whole: set[Path] = set()  # the environments in which this process found no damage
-
 
 @cache
 def requirements_sha256() -> str:
@@ -48,127 +36,47 @@ def requirements_sha256() -> str:
 
 def recipe() -> Recipe:
     """What the environment depends on."""
-    return {
-        "step": "converter",
-        "requirements": requirements_sha256(),
-        "python": sys.version.split()[0],  # platform.python_version(), which takes a millisecond
-        "platform": f"{sys.platform}-{platform.machine()}",
-    }
+    return python_environment.recipe("converter", requirements_sha256())
+
+
+def installed(home: Home) -> PythonEnvironment:
+    """The environment, whether or not it is there."""
+    return PythonEnvironment(
+        home=home,
+        name="converter",
+        title="the converter",
+        recipe=recipe(),
+        packages=required,
+        pip_calls=pip_arguments,
+        check=_require_cpu_torch,
+        download_bytes=DOWNLOAD_BYTES,
+        installed_bytes=INSTALLED_BYTES,
+    )
 
 
 def folder(home: Home) -> Path:
     """The environment's folder, which may not exist yet."""
-    digest = hashlib.sha256(repr(sorted(recipe().items())).encode()).hexdigest()[:12]
-    return paths.cache(home) / f"converter-{digest}"
+    return installed(home).folder
 
 
 def python(home: Home) -> Path:
     """The environment's Python."""
-    return folder(home) / PYTHON
+    return installed(home).python
 
 
 def is_current(home: Home) -> bool:
     """Whether the environment is complete, and as it was installed."""
-    return has_receipt(home) and not damage(home)
-
-
-def has_receipt(home: Home) -> bool:
-    """Whether the environment was finished, by the recipe of today."""
-    entry = receipts.load(folder(home)).get("environment")
-    return entry is not None and entry.recipe == recipe() and python(home).exists()
-
-
-def damage(home: Home, *, hashes: bool = False) -> str:
-    """What differs from the packages that were installed; empty for nothing. Compares the sizes of
-    their files, once a process since it takes half a second, or their hashes."""
-    from packaging.utils import canonicalize_name
-
-    top = folder(home)
-    if top in _whole and not hashes:
-        return ""
-    try:
-        (site,) = top.glob("Lib/site-packages" if WINDOWS else "lib/*/site-packages")
-        infos = list(site.glob("*.dist-info"))
-        names = {canonicalize_name(info.name.partition("-")[0]) for info in infos}
-        if missing := ", ".join(sorted(required() - names)):
-            return f"{missing} is not there"
-        for path in (top / "pyvenv.cfg", *(info / "RECORD" for info in infos)):
-            if not path.stat().st_size:
-                return f"{path} is empty"
-        for info in infos:
-            lines = (info / "RECORD").read_text(encoding="utf-8").splitlines()
-            for name, digest, size in csv.reader(lines):
-                path = site / name
-                if size and path.stat().st_size != int(size):
-                    return f"{path} has {path.stat().st_size} bytes instead of {size}"
-                if hashes and digest and _digest(path) != digest:
-                    return f"{path} is not what was installed"
-    except (OSError, ValueError) as error:
-        return str(error)
-    _whole.add(top)
-    return ""
+    return installed(home).is_current()
 
 
 def required() -> set[str]:
     """The names of the packages that this platform needs."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    lines = re.findall(r"^(\w.*?) *\\?$", REQUIREMENTS.read_text(encoding="utf-8"), re.M)
-    packages = [Requirement(line) for line in (*lines, "torch")]
-    needed = [package for package in packages if not package.marker or package.marker.evaluate()]
-    return {canonicalize_name(package.name) for package in needed}
-
-
-def _digest(path: Path) -> str:
-    """A file's hash as the RECORD of a package has it."""
-    digest = base64.urlsafe_b64encode(bytes.fromhex(hashing.sha256(path)))
-    return f"sha256={digest.decode().rstrip('=')}"
+    return python_environment.required(REQUIREMENTS, "torch")
 
 
 def make(home: Home, *, force: bool = False, offline: bool = False) -> None:
     """Make the environment unless it is current; its receipt comes last. Raises PipelineError."""
-    target = folder(home)
-    paths.require_writable(target.parent)
-    with artifacts.locked_folder(target):
-        why = damage(home) if has_receipt(home) else "it is not there"
-        if not why and not force:
-            return
-        if offline:
-            raise PipelineError(
-                f"the converter's environment is to be made ({why or 'force=1'}), and offline=1 "
-                "forbids downloading it",
-                "run once without offline=1",
-            )
-        if has_receipt(home) and why:
-            info(f"the converter's environment is damaged, and is made again: {why}")
-        _whole.discard(target)
-        info(
-            f"making the converter's environment, once for all models: {size(DOWNLOAD_BYTES)} to "
-            f"download, {size(INSTALLED_BYTES)} on disk"
-        )
-        with artifacts.new_folder(target, need=INSTALLED_BYTES) as made:
-            _fill(made, home.logs / "converter.log")
-
-
-def _fill(made: Path, log: Path) -> None:
-    """Make the environment. It can be renamed: only its Python is started, by its path."""
-    import venv  # slow to load
-
-    venv.create(made, with_pip=False, symlinks=not WINDOWS)
-    for arguments in pip_arguments(made / PYTHON):
-        command = [sys.executable, "-m", "pip", *arguments]
-        if run(command, log=log, env=pip_environment(), timeout=LONGEST):
-            if full := disk_error_in(last_lines(log), made):
-                raise full
-            raise PipelineError(
-                f"the converter's environment could not be made:\n{last_lines(log, 5)}",
-                f"check the network and pip's settings{network.settings()}; the log is {log}",
-            )
-    _require_cpu_torch(made / PYTHON)
-    stamp = made / "environment"
-    stamp.write_text(requirements_sha256() + "\n", encoding="utf-8")
-    receipts.save(made, {stamp.name: receipts.stamp(stamp, recipe(), seconds=0)})
+    installed(home).make(why="once for all models", force=force, offline=offline)
 
 
 def pip_arguments(python: Path) -> list[list[str]]:
@@ -177,7 +85,7 @@ def pip_arguments(python: Path) -> list[list[str]]:
     torch comes alone, without its dependencies and from PyTorch's index of CPU builds: a plain
     install of it brings several GB of CUDA on Linux.
     """
-    into = ["--python", str(python), "install", "--quiet", "--no-deps"]
+    into = ["--python", str(python), *INTO]
     return [
         # Except on macOS the CPU build is marked; the mark keeps out the CUDA builds of a mirror,
         # should PyTorch's index not answer.
@@ -186,13 +94,8 @@ def pip_arguments(python: Path) -> list[list[str]]:
             f"torch=={pins().torch}+cpu; sys_platform != 'darwin'",
             f"torch=={pins().torch}; sys_platform == 'darwin'",
         ],
-        [*into, "--require-hashes", "--requirement", str(REQUIREMENTS)],
+        [*into, *WITH_HASHES, str(REQUIREMENTS)],
     ]
-
-
-def forget(home: Home) -> None:
-    """Drop the environment's receipt."""
-    receipts.invalidate(folder(home) / "environment")
 
 
 def environment(python: Path, scratch: Path) -> dict[str, str]:

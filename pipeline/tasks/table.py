@@ -162,7 +162,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
             ["_settle", "fetch"] if step.after_resolve(session, "converter") else []
         ),
         clean=lambda session: do.clean.clean_converter(session.home),
-        forget=lambda session: converter.forget(session.home),
+        forget=lambda session: converter.installed(session.home).forget(),
         reads=OWN,
         also="serve",
     ),

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from packaging.requirements import Requirement
 
 from pipeline.bins.compile import source
+from pipeline.core import python_environment
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
@@ -163,7 +164,7 @@ def test_everything_but_torch_is_pinned_by_hash() -> None:
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """The converter's environment as pip leaves it, with a file of each package."""
     monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(converter, "_whole", set())
+    monkeypatch.setattr(python_environment, "_whole", set())
     home = Home(tmp_path / "home")
     python = converter.python(home)
     python.parent.mkdir(parents=True)
@@ -195,7 +196,7 @@ def test_the_environment_is_current_only_with_a_receipt(environment: Home) -> No
     assert not converter.is_current(environment)  # as a cut run leaves it
     with_receipt(environment)
     assert converter.is_current(environment)
-    converter.forget(environment)
+    converter.installed(environment).forget()
     assert (converter.folder(environment) / "environment").exists()
     assert not converter.is_current(environment)
 
@@ -223,7 +224,7 @@ def test_a_power_cut_that_emptied_files_is_seen(
         shutil.rmtree(damaged)
     else:
         damaged.unlink()
-    assert why in converter.damage(environment)
+    assert why in converter.installed(environment).damage()
     assert not converter.is_current(environment)
     with pytest.raises(PipelineError, match="is to be made"):
         converter.make(environment, offline=True)

@@ -15,6 +15,7 @@ from types import ModuleType
 from conftest import REPOSITORY, SHEBANG
 from lost_store import AGAIN, NEW, OLD, Sequence, content
 
+from pipeline.core import python_environment
 from pipeline.core.paths import Home
 from pipeline.models import converter
 
@@ -50,7 +51,7 @@ def before_converter(top: Path) -> None:
 
 def after_converter(top: Path) -> str:
     home = with_small_converter(top)
-    converter._whole.clear()
+    python_environment._whole.clear()
     if not converter.is_current(home):
         return AGAIN
     modules = converter.folder(home).glob("lib/*/site-packages/extra/__init__.py")
