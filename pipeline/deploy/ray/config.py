@@ -1,0 +1,181 @@
+"""Ray Serve's configuration: an application for each server of a file, and one for the gateway.
+
+A change of an application's `args` restarts all of its replicas and no others, so each server is an
+application of its own. What the gateway knows of them is its `user_config`, which changes in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct, field, to_builtins
+
+from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.server import BOOT, DEMAND, GATEWAY, LLAMA_CPP, Server
+
+OURS = "pipeline.deploy.ray.app:"  # begins the import path of every application of ours
+SERVER_APP, GATEWAY_APP = f"{OURS}server", f"{OURS}gateway"
+REPLICA, INGRESS = "Replica", "Ingress"  # their deployments
+
+DRAIN_SECONDS = 300.0  # that answers under way have when a replica is to stop
+HEALTH_PERIOD = 10.0  # seconds
+HEALTH_MARGIN = 10.0  # seconds for a check, beside the probe's own
+UPSCALE_SECONDS = 5.0  # of more work before a replica is added
+LOOK_BACK_SECONDS = 10.0  # over which Serve averages the requests under way
+DOWNSCALE_SECONDS = 600.0  # of less work before one is removed: a new one has to load first
+INGRESS_CPUS = 0.25  # as docs/cluster.md computes it
+INGRESS_REQUESTS = 1000  # that one replica of the gateway has under way
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    """What a replica needs of a node. `memory` in bytes; `custom` by name, such as
+    `backend:vulkan`."""
+
+    cpus: float = 1.0
+    gpus: int = 0
+    memory: int = 0
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def actor_options(self) -> dict[str, Any]:
+        """As Ray names them."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "memory": self.memory,
+            **({"resources": dict(self.custom)} if self.custom else {}),
+        }
+
+
+class ServedOnCluster(Struct, frozen=True, kw_only=True):
+    """What the gateway knows of a server; its application has the same name."""
+
+    engine: str = LLAMA_CPP
+    kind: str = "chat"
+    aliases: tuple[str, ...] = ()
+    slots: int = 1  # requests that one replica answers at a time
+    start: str = BOOT  # demand: there may be no replica until a request needs one
+    ready_timeout: float = 600.0
+
+
+class IngressConfig(Struct, frozen=True, kw_only=True):
+    """The `user_config` of the gateway's deployment. `configuration` names the file of servers:
+    one cluster serves one."""
+
+    configuration: str
+    settings: GatewaySettings
+    servers: Mapping[str, ServedOnCluster]
+
+
+class ClusterServer(Struct, frozen=True, kw_only=True):
+    """A server of the file as a cluster runs it. `text` is the file with this server alone, `lock`
+    the entries of pipeline.lock for its models."""
+
+    server: Server
+    slots: int
+    replicas: tuple[int, int]  # the least and the most; equal: no autoscaling
+    resources: Resources
+    text: str
+    lock: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+    @property
+    def served(self) -> ServedOnCluster:
+        """What the gateway knows of it."""
+        return ServedOnCluster(
+            engine=self.server.engine,
+            kind=self.server.kind,
+            aliases=self.server.aliases,
+            slots=self.slots,
+            start=BOOT if self.replicas[0] else DEMAND,
+            ready_timeout=self.server.ready_timeout,
+        )
+
+
+def serve_config(
+    servers: Sequence[ClusterServer],
+    settings: GatewaySettings,
+    *,
+    configuration: str,
+    ingresses: int,
+) -> dict[str, Any]:
+    """What Serve deploys: the body of `PUT /api/serve/applications/`. Serve's proxies listen where
+    `settings` says, on every node that has a replica; `ingresses` is the number of gateways."""
+    known = IngressConfig(
+        configuration=configuration,
+        settings=settings,
+        servers={server.name: server.served for server in servers},
+    )
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": settings.host, "port": settings.port},
+        "applications": [
+            *map(application, servers),
+            {
+                "name": GATEWAY,
+                "route_prefix": "/",
+                "import_path": GATEWAY_APP,
+                "deployments": [
+                    {
+                        "name": INGRESS,
+                        "num_replicas": ingresses,
+                        "max_ongoing_requests": INGRESS_REQUESTS,
+                        "user_config": to_builtins(known),
+                        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+                        "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+                    }
+                ],
+            },
+        ],
+    }
+
+
+def application(server: ClusterServer) -> dict[str, Any]:
+    """The application of one server. Only the gateway reaches it: it has no route."""
+    probe = server.server.probe_timeout
+    return {
+        "name": server.name,
+        "route_prefix": None,
+        "import_path": SERVER_APP,
+        "args": {"name": server.name, "configuration": server.text, "lock": server.lock},
+        "deployments": [
+            {
+                "name": REPLICA,
+                **replicas(server),
+                "max_ongoing_requests": server.slots,
+                "health_check_period_s": HEALTH_PERIOD,
+                "health_check_timeout_s": probe + HEALTH_MARGIN,
+                "graceful_shutdown_timeout_s": DRAIN_SECONDS + server.server.stop_timeout,
+                "ray_actor_options": server.resources.actor_options,
+            }
+        ],
+    }
+
+
+def replicas(server: ClusterServer) -> dict[str, Any]:
+    """How many replicas: a number, or the autoscaler's bounds. One is added when three quarters of
+    the slots are busy."""
+    least, most = server.replicas
+    if least == most:
+        return {"num_replicas": least}
+    idle = server.server.idle_timeout or DOWNSCALE_SECONDS
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": max(1, server.slots * 3 // 4),
+            "upscale_delay_s": UPSCALE_SECONDS,
+            "look_back_period_s": LOOK_BACK_SECONDS,
+            "downscale_delay_s": idle,
+        }
+    }
+
+
+def in_gib(count: float) -> float:
+    """Bytes in GiB, rounded up to a tenth."""
+    return math.ceil(count / 1024**3 * 10) / 10
